@@ -7,6 +7,8 @@
   const [queryImage, queryThumbnail, queryName] = [element("query-image"), ...element("query-image").children];
   const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
   const [examples, heading] = [element("examples"), document.querySelector("h1").textContent];
+  // Only for an index with the words of captions and file names.
+  const hybrid = element("hybrid");
   const sample = JSON.parse(results.dataset.sample);
   const uploads = [];
   const instructions = status.textContent;
@@ -19,7 +21,7 @@
     const upload = uploads[history.state?.upload];
     if (upload) return { upload };
     if (address.has("row")) return { row: address.get("row") };
-    return address.get("q")?.trim() ? { text: address.get("q") } : {};
+    return address.get("q")?.trim() ? { text: address.get("q"), ...(address.has("hybrid") ? { hybrid: true } : {}) } : {};
   }
 
   function go(address, state = null) {
@@ -33,8 +35,8 @@
     status.classList.toggle("wrong", isWrong);
   }
 
-  function request({ text, row, upload }, signal) {
-    if (!upload) return fetch(`search?${new URLSearchParams({ ...(text === undefined ? { row } : { text }), k })}`, { signal });
+  function request({ upload, ...query }, signal) {
+    if (!upload) return fetch(`search?${new URLSearchParams({ ...query, k })}`, { signal });
     const body = new FormData();
     body.append("image", upload);
     return fetch(`search?k=${k}`, { method: "POST", body, signal });
@@ -66,7 +68,8 @@
     }
   }
 
-  function showQuery({ text, row, upload }) {
+  function showQuery({ text, row, upload, hybrid: isHybrid }) {
+    if (hybrid && text !== undefined) hybrid.checked = Boolean(isHybrid);
     if (queryThumbnail.src.startsWith("blob:")) URL.revokeObjectURL(queryThumbnail.src);
     if (document.activeElement !== words || text !== undefined) words.value = text ?? "";
     queryImage.hidden = text !== undefined || (row === undefined && !upload);
@@ -102,7 +105,7 @@
   }
 
   // An image of the sample has no score.
-  function card({ row, name, score, reranked }, share) {
+  function card({ row, name, score, reranked, bm25 }, share) {
     const item = document.createElement("li");
     const link = add(item, "a", "image");
     link.href = `?row=${row}`;
@@ -117,7 +120,9 @@
     label.dir = "auto";
     const original = add(label, "a");
     Object.assign(original, { href: `image/${row}?size=original`, target: "_blank", rel: "noopener", title: name, textContent: shortened(name) });
-    if (score !== undefined) add(item, "p", "numbers").textContent = reranked === null ? score.toFixed(3) : `${reranked.toFixed(2)} re-ranked, ${score.toFixed(3)}`;
+    const numbers = score === undefined ? [] : [...(reranked === null ? [] : [`${reranked.toFixed(2)} re-ranked`]), score.toFixed(3)];
+    if (bm25) numbers.push(`words ${bm25.toFixed(2)}`);
+    if (numbers.length) add(item, "p", "numbers").textContent = numbers.join(", ");
     return item;
   }
 
@@ -139,8 +144,9 @@
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (words.value.trim()) go(`?${new URLSearchParams({ q: words.value })}`);
+    if (words.value.trim()) go(`?${new URLSearchParams({ q: words.value, ...(hybrid?.checked ? { hybrid: true } : {}) })}`);
   });
+  hybrid?.addEventListener("change", () => form.requestSubmit());
   file.addEventListener("change", () => {
     searchByImage(file.files[0]);
     file.value = "";

@@ -26,7 +26,7 @@ from dcdctl.cli.app import app
 from dcdctl.cli.views import images as terminal_images
 from dcdctl.cli.views import search_session, terminal
 from dcdctl.cli.views.search import View, show_answer
-from dcdctl.core.search import Changes, Index, Searcher
+from dcdctl.core.search import Changes, Index, Searcher, index_facts, summarize_index
 from dcdctl.core.search.build import update
 
 TEXT = CAPTIONS[0]
@@ -95,7 +95,11 @@ def hybrid(noise_index, tmp_path_factory):
     return folder
 
 
-def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid):
+def word_bytes(index):
+    return sum(path.stat().st_size for path in (index / "keywords").iterdir())
+
+
+def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid, tmp_path):
     result = run_cli(hybrid, "brackets", "red", "--hybrid", *CPU)
     assert result.exit_code == 0, result.stderr
     head, first, second, *_ = result.stdout.splitlines()
@@ -107,6 +111,12 @@ def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid):
     document = json.loads(run_cli(hybrid, "brackets", "--hybrid", "--json", *CPU).stdout)["hits"]
     assert [hit["bm25"] is None for hit in document] == [hit["name"] != "[red]brackets[.png" for hit in document]
     assert [hit["fused"] for hit in document] == sorted((hit["fused"] for hit in document), reverse=True)
+    page = tmp_path / "found.html"
+    run_cli(hybrid, "brackets", "--hybrid", "--k", 2, "--html", page, *CPU)
+    assert page.read_text().count("BM25 ") == 1
+    assert ("search", f"exact for 12 vectors; by words with --hybrid, {word_bytes(hybrid):,} bytes") in index_facts(
+        summarize_index(Index.open(hybrid))
+    )
     lines = run_cli(hybrid, "--hybrid", "--k", 1, *CPU, stdin="brackets red\ngnp\n")
     assert lines.stdout == "brackets red\t[red]brackets[.png\ngnp\t\\u202egnp.png\n"
 

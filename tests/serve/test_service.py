@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 import shutil
@@ -21,7 +22,7 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import Searcher, build
+from dcdctl.core.search import Answer, Searcher, build
 from dcdctl.core.search.searcher import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
@@ -97,6 +98,44 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
     assert changing.get("/health").json()["kind"] == kind
     for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
         assert changing.get("/search", params=params).json()["results"] == client.get("/search", params=params).json()["results"]
+
+
+@pytest.fixture(scope="module")
+def worded(made, tmp_path_factory) -> Searcher:
+    """A searcher of the same index with the words of its file names."""
+    folder = shutil.copytree(made.index, tmp_path_factory.mktemp("worded") / "index")
+    build.update(folder, build.Changes(sets=("keywords=true",)))
+    return Searcher.open(folder, device=served.CPU)
+
+
+def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
+    client = client_of(worded)
+    for text, hybrid in (("photo", True), ("photo", False), ("two dogs 05", True)):
+        found = client.get("/search", params={"text": text, "k": 3, "hybrid": hybrid}).json()
+        hits = worded.by_text(text, 3, hybrid=hybrid).hits
+        assert [(one["row"], one["bm25"], one["fused"]) for one in found["results"]] == [(hit.row, hit.bm25, hit.fused) for hit in hits]
+        assert not (hybrid and found["weak"])
+    assert client.get("/search", params={"text": "photo", "hybrid": True}).json()["results"][0]["name"] == served.LARGE
+    assert 'id="hybrid"' in client.get("/").text
+
+
+@pytest.mark.parametrize("params", [{"text": "a bus"}, {"row": 0}])
+def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params):
+    found = client.get("/search", params={**params, "hybrid": True})
+    expected = "hybrid search is for a text, and for an index with words; add them with `dcdctl index INDEX --keywords`"
+    assert (found.status_code, found.json()) == (422, {"error": expected})
+    assert 'id="hybrid"' not in client.get("/").text
+
+
+def test_texts_that_are_searched_in_other_ways_are_not_answered_together(worded):
+    service = app.Service.of(worded, replace(CONFIG, search_workers=1))
+    wanted = [("photo", 2, True), ("photo", 2, False), ("photo", 5, True), ("two dogs", 2, True), ("two dogs", 4, False)]
+
+    async def answers() -> list[Answer]:
+        return await asyncio.gather(*(service.texts.answer(text, k, hybrid=hybrid) for text, k, hybrid in wanted))
+
+    for (text, k, hybrid), answer in zip(wanted, asyncio.run(answers()), strict=True):
+        assert answer.hits == worded.by_text(text, k, hybrid=hybrid).hits
 
 
 def test_names_are_returned_unchanged(client):
@@ -339,7 +378,7 @@ def test_health_reports_what_is_searched(client, searcher):
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")])
 def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, monkeypatch, error, caplog):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(Searcher, "by_texts", fail)

@@ -71,11 +71,11 @@ class HeldSearcher(Searcher):
     def of(searcher: Searcher) -> HeldSearcher:
         return HeldSearcher(searcher.index, searcher.model, searcher.device)
 
-    def by_texts(self, texts: list[str], k: int = 10) -> list[Answer]:
+    def by_texts(self, texts: list[str], k: int = 10, **options: object) -> list[Answer]:
         self.batches.append(list(texts))
         self.begun.set()
         self.may_end.wait()
-        return super().by_texts(texts, k)
+        return super().by_texts(texts, k, **options)
 
 
 @contextmanager

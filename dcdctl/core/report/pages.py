@@ -135,5 +135,6 @@ def _hit_cards(index: ImageIndex, answer: Answer, advance: Advance) -> Iterator[
 
 
 def _scores(hit: Hit) -> str:
-    cosine = f"cosine {hit.score:.4f}"
-    return cosine if hit.reranked is None else f"logit {hit.reranked:.3f} \N{MIDDLE DOT} {cosine}"
+    logit = [] if hit.reranked is None else [f"logit {hit.reranked:.3f}"]
+    bm25 = [] if hit.bm25 is None else [f"BM25 {hit.bm25:.3f}"]
+    return " \N{MIDDLE DOT} ".join([*logit, f"cosine {hit.score:.4f}", *bm25])

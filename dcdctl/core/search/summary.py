@@ -8,7 +8,7 @@ from typing import Any
 from dcdctl.core.search.columns import ColumnSummary
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.query import cut, plain, shown
-from dcdctl.core.search.storage import ImageSource
+from dcdctl.core.search.storage import ImageSource, words_of
 
 HALF_BYTES = 2
 NUM_SHOWN = 4
@@ -43,6 +43,8 @@ class IndexSummary:
     """The files of vectors, with the names of the images."""
     segment_bytes: int
     """Codes, graphs or inverted lists."""
+    word_bytes: int
+    """The words of captions and file names; 0 for an index without."""
     model: str
     """The fingerprint of the dual encoder that made the vectors."""
     precision: str
@@ -58,6 +60,7 @@ def summarize_index(index: Index) -> IndexSummary:
         removed = 0 if index.is_removed is None else int(index.is_removed[first : first + part.rows].sum())
         images[part.source] += part.rows - removed
         first += part.rows
+    words = words_of(document)
     in_segments = index.segments[-1].stop if index.segments else 0
     return IndexSummary(
         images=index.num_images,
@@ -70,6 +73,7 @@ def summarize_index(index: Index) -> IndexSummary:
         exact_rows=index.num_rows - in_segments,
         vector_bytes=sum(part.bytes for part in index.parts),
         segment_bytes=sum(segment.bytes for segment in index.segments),
+        word_bytes=0 if words is None else sum(file.bytes for file in words.files),
         model=index.fingerprint,
         precision=document["precision"],
         settings=document["settings"],
@@ -102,6 +106,8 @@ def index_facts(summary: IndexSummary) -> list[tuple[str, str]]:
         searches.append(f"{summary.kind} in {summary.segments:,} segments of {summary.segment_rows:,} vectors, {per_vector}")
     if summary.exact_rows:
         searches.append(f"exact for {summary.exact_rows:,} vectors")
+    if summary.word_bytes:
+        searches.append(f"by words with --hybrid, {summary.word_bytes:,} bytes")
     counts = [f"{count:,} {name}" for count, name in ((summary.removed, "removed"), (summary.skipped, "files left out")) if count]
     return [
         ("images", ", ".join([f"{summary.images:,}", *counts])),

@@ -54,7 +54,9 @@ class SearchResponse:
         stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
         encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
         bars = [] if background is None else [round(background.share(score, is_text=is_text), 4) for score in scores]
-        weak = is_text and background is not None and bool(scores) and background.is_weak(max(scores))
+        # A file that is found by its name is no weak match, whatever its cosine.
+        is_hybrid = any(hit.fused is not None for hit in answer.hits)
+        weak = is_text and not is_hybrid and background is not None and bool(scores) and background.is_weak(max(scores))
         return SearchResponse(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 
 
@@ -173,9 +175,14 @@ def _search_routes(service: Service) -> APIRouter:
         text: str | None = Query(None, max_length=config.max_text_chars, description="What the image shows."),
         row: int | None = Query(None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."),
         k: int = number,
+        hybrid: bool = Query(False, description="Rank by the words of captions and file names too."),
     ) -> SearchResponse:
+        if hybrid and (text is None or not service.searcher.now().index.has_keywords):
+            raise InputError(
+                "hybrid search is for a text, and for an index with words", hint="add them with `dcdctl index INDEX --keywords`"
+            )
         if text is not None and row is None:
-            return await _response(service, await service.texts.answer(text, k), is_text=True)
+            return await _response(service, await service.texts.answer(text, k, hybrid=hybrid), is_text=True)
         if row is None or text is not None:
             raise InputError("the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus")
         answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k)

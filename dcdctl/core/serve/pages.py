@@ -49,6 +49,7 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
         sample=[{"row": row, "name": index.name(row)} for row in rows],
         examples=list(dict.fromkeys(captions_of(index, rows)))[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
+        has_keywords=index.has_keywords,
     )
 
 

@@ -147,8 +147,14 @@ class Workers:
 class _WaitingText:
     text: str
     k: int
+    hybrid: bool = False
     answer: Future[Answer] = field(default_factory=Future)
     queued: float = field(default_factory=time.monotonic)
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Equal for texts that may be answered together. A hybrid search of more images fuses more ranks, so its first hits may differ."""
+        return self.hybrid, self.k if self.hybrid else None
 
 
 class _Batch:
@@ -160,9 +166,9 @@ class _Batch:
         self._lock = threading.Lock()
 
     def add(self, text: _WaitingText) -> bool:
-        """Add a text; False if the batch has started or is full."""
+        """Add a text; False if the batch has started or is full, or if its texts are of another group."""
         with self._lock:
-            if self._has_started or len(self._texts) >= self._max_size:
+            if self._has_started or len(self._texts) >= self._max_size or any(text.group != one.group for one in self._texts[:1]):
                 return False
             self._texts.append(text)
             return True
@@ -184,10 +190,10 @@ class TextBatcher:
         # Full from the start, so the first text opens a batch of its own.
         self._open = _Batch(0)
 
-    async def answer(self, text: str, k: int) -> Answer:
-        """The k images nearest to a text. BusyError like `Workers.run`, and the errors of the searcher."""
+    async def answer(self, text: str, k: int, *, hybrid: bool = False) -> Answer:
+        """The k images nearest to a text, with `hybrid` by words too. BusyError like `Workers.run`, and the errors of the searcher."""
         with self._workers.slot():
-            waiting = _WaitingText(text, k)
+            waiting = _WaitingText(text, k, hybrid)
             if not self._open.add(waiting):
                 self._open = _Batch(self._max_size)
                 self._open.add(waiting)
@@ -222,7 +228,7 @@ class TextBatcher:
         if not texts:
             return
         try:
-            answers = self._searcher.now().by_texts([text.text for text in texts], max(text.k for text in texts))
+            answers = self._searcher.now().by_texts([text.text for text in texts], max(text.k for text in texts), hybrid=texts[0].hybrid)
         except Exception as error:  # any error is raised in the request of its text
             if len(texts) == 1:
                 texts[0].answer.set_exception(error)
