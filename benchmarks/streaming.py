@@ -33,6 +33,7 @@ from PIL import Image
 
 from dcdctl.core import devices, models
 from dcdctl.core.data import ShardStream, StreamConfig, open_shards
+from dcdctl.core.machine import num_cores
 from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -68,7 +69,7 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    return {**devices.versions(), "cpu": devices.cpu_name(), "cores": devices.num_cores(), "system": platform.platform()}
+    return {**devices.versions(), "cpu": devices.cpu_name(), "cores": num_cores(), "system": platform.platform()}
 
 
 def write_shards(folder: Path, form: str, num_pairs: int) -> int:

@@ -116,7 +116,7 @@ class Searcher:
         self.index = index if isinstance(index, search.Index) else Index.open(index)
         self._searcher = search.Searcher.for_index(
             self.index,
-            device=devices.choose(device),
+            device=device,
             rerank=None if rerank is None else os.fspath(rerank),
             depth=depth,
             rerank_set=assignments(rerank_overrides),

@@ -145,6 +145,8 @@ def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
 
 
 def _show(change: IndexChange, uploaded: Upload | None) -> None:
+    from dcdctl.core import search
+
     index, skipped = change.index, change.skipped
     for file in skipped[:NUM_SKIPPED_SHOWN]:
         note(f"left out: {file['path']!r}: {file['reason']}")
@@ -152,6 +154,8 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
         note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {index.folder / index.document['skipped']['file']}")
     for text in change.notes:
         note(f"note: {printable(text)}")
+    if reason := search.text_side_note(index.document):
+        note(f"note: {reason}")
     counts = "".join(f", {count:,} {action}" for action, count in (("added", change.added), ("removed", change.removed)) if count)
     words = " and by words" if index.has_keywords else ""
     columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""

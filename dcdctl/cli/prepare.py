@@ -73,7 +73,7 @@ def prepare(
     show_list: List = False,
 ) -> None:
     """Turn captioned images into a corpus. They are downloaded, checked, sharded and fingerprinted."""
-    from dcdctl.core import data, devices, models
+    from dcdctl.core import data, machine, models
     from dcdctl.core.config import build, to_table
     from dcdctl.core.data import SourceOptions
 
@@ -82,7 +82,7 @@ def prepare(
     settings = data.FileSettings(name=data_name, folder=out, hold_out=hold_out, encoding=encoding)
     manifest = data.choose_manifest(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or (), settings=settings)
     rows = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "max_images": max_images, "on_error": on_error}
-    options = build(data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or devices.num_cores()})
+    options = build(data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or machine.num_cores()})
     sources = SourceOptions(source=source, placed=placed, offline=offline)
     summary = data.prepare_corpus(manifest, out or Path("data") / manifest.name, options=options, source_options=sources, track=bar)
     return show_json(to_table(summary)) if json else show(str(summary))

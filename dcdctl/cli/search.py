@@ -112,11 +112,9 @@ def _open(
     condition = None if where is None else parse_where(where, index.columns)
     if hybrid:
         check_hybrid(index)
-    from dcdctl.core import devices
     from dcdctl.core.search import Searcher
 
-    devices.use_threads(threads)
-    return Searcher.for_index(index, device=devices.choose(device), **reranking), condition
+    return Searcher.for_index(index, device=device, threads=threads, **reranking), condition
 
 
 def _write_page(path: Path, index: ImageIndex, question: str | Path, answer: Answer) -> None:

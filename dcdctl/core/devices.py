@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import platform
-import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +14,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dcdctl import __version__
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, machine
 from dcdctl.core.errors import ConfigError, DcdError, InputError
 
 T = TypeVar("T")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
-"""Options of mallopt, from glibc's malloc.h."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
 
@@ -51,20 +47,18 @@ class Compute:
 ON_CPU = Compute()
 
 
-def choose(name: str, *, keep_memory: bool = True) -> torch.device:
+def choose(name: str) -> torch.device:
     """The torch device of a name; `auto` is the GPU if there is one, else the CPU. ConfigError if this machine lacks the device.
 
-    Choosing the CPU makes the process keep the memory that it frees, for speed, or return it to the system.
+    Choosing the CPU makes the process keep the memory that it frees, for speed (`machine.keep_freed_memory`).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         # Each process of a torchrun job has its own GPU.
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if not keep_memory:
-        _return_freed_memory()
-    elif name == "cpu":
-        _keep_freed_memory()
+    if name == "cpu":
+        machine.keep_freed_memory()
     hint = "try --device cpu or --device auto"
     try:
         device = torch.device(name)
@@ -85,31 +79,6 @@ def use_threads(count: int | None) -> None:
         if count < 1:
             raise ConfigError(f"threads must be at least 1, got {count}")
         torch.set_num_threads(count)
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep large blocks of memory that are freed; does nothing with another C library.
-
-    By default glibc returns each block to the system, which hands it out again page by page. That took a third to a half of the time of a
-    training step.
-    """
-    # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by 64 MiB at a time.
-    _set_malloc((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
-
-
-def _return_freed_memory() -> None:
-    """Make glibc return large blocks of memory that are freed; does nothing with another C library.
-
-    By default its threshold rises to the size of freed blocks, up to 32 MiB, and the memory of one decoded image is kept for good.
-    """
-    # Pillow decodes into blocks of 16 MiB.
-    _set_malloc((M_MMAP_THRESHOLD, 2**22))
-
-
-def _set_malloc(*options: tuple[int, int]) -> None:
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        for option, value in options:
-            mallopt(option, value)
 
 
 def read_ahead(
@@ -229,9 +198,3 @@ def cpu_name() -> str:
     # On ARM there is no such line.
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    # os.cpu_count counts all cores of the machine, also those that taskset or a container withholds.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -223,7 +223,7 @@ def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
     try:
-        assert run_cli(index, "red", "--threads", before + 1, *CPU).exit_code == 0
+        assert run_cli(index, "--image", index.parent / "images" / "plain.png", "--threads", before + 1, *CPU).exit_code == 0
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from damage import NAMED, Artifact, as_new_process, count_outcomes, damages, replaced
 from damaged_runs import RUN_KINDS
 from encoders import make_pair
@@ -119,13 +119,24 @@ def index_kind(folder: Path) -> Artifact:
 
 
 def model_of_index_kind(folder: Path) -> Artifact:
-    """The model of an index, read by a search."""
+    """The model of an index, read for the images of a search."""
     index, other = make_index(folder / "made"), make_index(folder / "other")
 
     def read(path: Path) -> Any:
-        return [(hit.name, hit.score) for hit in Searcher.open(path, device=torch.device("cpu")).by_text(CAPTIONS[0]).hits]
+        searcher = Searcher.open(path, device="cpu")
+        return [(hit.name, hit.score) for hit in replace(searcher, texts=searcher.own.load()).by_text(CAPTIONS[0]).hits]
 
     return Artifact(index, other, read, is_part=lambda path: path.parent.name == "model")
+
+
+def text_side_of_index_kind(folder: Path) -> Artifact:
+    """The text side of the model of an index, read by a search."""
+    index, other = make_index(folder / "made"), make_index(folder / "other")
+
+    def read(path: Path) -> Any:
+        return [(hit.name, hit.score) for hit in Searcher.open(path, device="cpu").by_text(CAPTIONS[0]).hits]
+
+    return Artifact(index, other, read, is_part=lambda path: path.parent.name == "text")
 
 
 def negatives_kind(folder: Path) -> Artifact:
@@ -142,6 +153,7 @@ KINDS: dict[str, Callable[[Path], Artifact]] = {
     "features": features_kind,
     "image index": index_kind,
     "model of an image index": model_of_index_kind,
+    "text side of an image index": text_side_of_index_kind,
     "mined negatives": negatives_kind,
     **RUN_KINDS,
 }

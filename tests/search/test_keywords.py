@@ -305,7 +305,7 @@ def test_words_that_do_not_fit_together_are_refused(photos, tmp_path, kind, chan
     path = index.folder / "keywords" / getattr(files, kind).file
     with np.errstate(divide="ignore"):
         np.save(path, change(np.load(path)))
-    entry = storage.WordFile(file=path.name, bytes=path.stat().st_size, sha256=artifacts.sha256_of(path))
+    entry = storage.SealedFile(file=path.name, bytes=path.stat().st_size, sha256=artifacts.sha256_of(path))
     with pytest.raises(StaleError, match="it does not fit the words and the rows of the index"):
         keywords.open_keywords(index.folder, storage.WordFiles(**{**vars(files), kind: entry}))
 

@@ -129,7 +129,7 @@ def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]
 @pytest.mark.parametrize("batch", [16, 3])
 def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking, batch, monkeypatch):
     # Five candidates: the last batch of three is not full.
-    monkeypatch.setattr("dcdctl.core.search.searcher.IMAGE_BATCH", batch)
+    monkeypatch.setattr("dcdctl.core.search.reranker.IMAGE_BATCH", batch)
     first = [hit.name for hit in searcher.by_text(TEXT, 7).hits]
     logits = logits_by_name(index, first[:5], TEXT)
     hits = reranking.by_text(TEXT, 7).hits
@@ -187,8 +187,8 @@ def test_query_vectors_and_logits_that_are_not_finite_are_refused(searcher, rera
     monkeypatch.setattr(reranking.reranker.scorer, "score_pairs", lambda *_: torch.tensor([1.0, torch.nan]))
     with pytest.raises(ModelError, match="fusion gives scores that are NaN or infinite"):
         reranking.by_text(TEXT, 2)
-    for name in ("embed_texts", "embed_images"):
-        monkeypatch.setattr(searcher.model, name, lambda _: torch.full((1, searcher.index.dim), bad))
+    monkeypatch.setattr(searcher.texts, "vectors", lambda _: np.full((1, searcher.index.dim), bad, dtype=np.float32))
+    monkeypatch.setattr(searcher.model, "embed_images", lambda _: torch.full((1, searcher.index.dim), bad))
     for ask in (lambda: searcher.by_text(TEXT), lambda: searcher.by_image(picture_at(index, "plain.png"))):
         with pytest.raises(ModelError, match="vectors of queries that are zero, NaN or infinite; its training diverged"):
             ask()
@@ -203,8 +203,11 @@ def test_an_index_without_its_model_or_with_another_model_is_refused(index, tmp_
     other = models.load_dual(index / "model")
     other.network.logit_scale.data.add_(1)
     models.save(other, copy / "model")
+    # Texts are read by the text side, which is that of the index; images need the model.
     with pytest.raises(StaleError):
-        Searcher.open(copy, device=CPU)
+        Searcher.open(copy, device=CPU).by_image(picture_at(index, "plain.png"))
+    with pytest.raises(StaleError):
+        Searcher.open(copy, device=CPU, rerank=str(index.parent / "fusion"))
 
 
 def test_a_moved_index_gives_the_same_answers(index, searcher, tmp_path):

@@ -69,7 +69,7 @@ class HeldSearcher(Searcher):
 
     @staticmethod
     def of(searcher: Searcher) -> HeldSearcher:
-        return HeldSearcher(searcher.index, searcher.model, searcher.device)
+        return HeldSearcher(searcher.index, searcher.texts, searcher.own)
 
     def by_texts(self, texts: list[str], k: int = 10, **options: object) -> list[Answer]:
         self.batches.append(list(texts))

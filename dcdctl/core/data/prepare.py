@@ -30,8 +30,8 @@ from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SkippedRow, SourceRow, empty_split_hint
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
-from dcdctl.core.devices import num_cores
 from dcdctl.core.errors import InputError
+from dcdctl.core.machine import num_cores
 from dcdctl.core.progress import Advance, Track, silent
 
 

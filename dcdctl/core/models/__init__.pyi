@@ -32,6 +32,7 @@ from .onnx import (
     Towers,
     check_onnx,
     export_onnx,
+    export_text_tower,
     onnxruntime_version,
     quantize_dynamic,
     require_onnx,
@@ -42,6 +43,7 @@ from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, Model, P
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source
 from .references.published import list_published
+from .text_tower import TextEncoder, TextTower, TokenizedTexts
 
 __all__ = [
     "MODULE_CONFIG_FILE",
@@ -69,6 +71,9 @@ __all__ = [
     "RawPreprocess",
     "States",
     "TextBatch",
+    "TextEncoder",
+    "TextTower",
+    "TokenizedTexts",
     "Towers",
     "TrainedParts",
     "ViltScorer",
@@ -82,6 +87,7 @@ __all__ = [
     "dual_student",
     "every_other",
     "export_onnx",
+    "export_text_tower",
     "find_damages",
     "hub_errors",
     "hub_source",

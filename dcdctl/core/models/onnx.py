@@ -12,11 +12,14 @@ images x 2, where the number of patches may vary.
 Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models cannot be exported.
 Their computation depends on the data (which pairs share an image, the length of the longest caption), and an ONNX file is one fixed graph.
 
+`export_text_tower` writes the text side alone, with its tokenizer, for `text_tower.TextTower`, which needs neither torch nor transformers.
+
 Shape letters: I images, T texts, D length of the vectors.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -31,18 +34,51 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcdctl.core import files
-from dcdctl.core.errors import MissingError, ModelError, require_extra
+from dcdctl.core import artifacts, config, files
+from dcdctl.core.errors import MissingError, ModelError, is_installed, require_extra
+from dcdctl.core.models import text_tower
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.protocols import DualEncoder, Model, Preprocessor
+from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
-ONNX_OUTPUT = "vectors"
+ONNX_OUTPUT = text_tower.GRAPH_OUTPUT
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
+PROBES = (
+    *("a", ".", "?!", "a b c", "\u00a0", "dog", "A DOG in the Snow", "two dogs run on a beach", "a red circle left of a blue square"),
+    *(
+        "caf\u00e9",
+        "cafe\u0301",
+        "\u72d7\u5728\u96ea\u5730\u91cc",
+        "\u0641\u064a \u0627\u0644\u062b\u0644\u062c",
+        "\U0001f415 \u2744\ufe0f",
+        "\ufb01re",
+        "na\u00efve \u0130stanbul stra\u00dfe",
+    ),
+    *("qzxv wkrjh", "antidisestablishmentarianism", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "x" * 300, "12,345.67 % of 3/4", "it's the dog's"),
+    *(
+        "tabs\tand\nlines",
+        "  spaces   inside  ",
+        "[SEP] [UNK] [PAD]",
+        "<s> </s> <pad> <unk>",
+        "<|endoftext|> <|startoftext|>",
+        "&amp; <b>bold</b>",
+    ),
+    *(
+        "a, b; c: d.",
+        "don\u2019t \u201cquote\u201d \u2014 dash",
+        "under_score-and-hyphen",
+        "e-mail@example.org",
+        "#hashtag @name",
+        "\u200bzero\u200dwidth",
+    ),
+    *(" ".join(["a small dog and a large cat"] * count) for count in (2, 8, 40)),
+)
+"""Texts that show whether the text side is equal: short, long, in other scripts, with words and signs that tokenizers treat differently."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +196,99 @@ def export_onnx(model: Model, folder: Path) -> Towers:
     return Towers.of(folder)
 
 
+def export_text_tower(model: DualEncoder, folder: Path) -> float:
+    """Write the text side of a dual encoder as `text_tower` describes, atomically; the largest difference from torch on `PROBES`.
+
+    ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a vector by more than
+    `LARGEST_DIFFERENCE`, is another than the model's. MissingError without ONNX Runtime.
+    """
+    require_extra("index", *text_tower.PACKAGES, needed_by="the text side for ONNX Runtime")
+    if reason := model.export_spec().refusals.get("onnx"):
+        raise ModelError(f"its text side does not export to ONNX: {reason}")
+    settings = _text_settings(model)
+    # A copy, because a tokenizer keeps how it cut and padded its last texts, and would be saved with that.
+    preprocess = copy.deepcopy(model.preprocess)
+    was_training = model.training
+    try:
+        model.eval()
+        with files.atomic_folder(folder) as partial:
+            preprocess.tokenizer.backend_tokenizer.save(str(partial / text_tower.TOKENIZER_FILE))
+            difference = _export_text_graph(model, preprocess, partial, settings)
+            names = sorted(path.name for path in partial.iterdir())
+            document = {
+                "format": text_tower.FORMAT,
+                "model": model.digest,
+                "settings": config.to_table(settings),
+                "difference": difference,
+                artifacts.FILES: artifacts.list_files(partial, names),
+            }
+            artifacts.write_document(partial / text_tower.TEXT_FILE, document)
+    finally:
+        model.train(was_training)
+    return difference
+
+
+def _text_settings(model: DualEncoder) -> TextSettings:
+    """How a model's texts become tokens; ModelError if anything but a tokenizer of the library tokenizers takes part."""
+    tokenizer = model.preprocess.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"its tokenizer, {type(tokenizer).__name__}, is Python code, and no file of the library tokenizers holds it")
+    return TextSettings(
+        max_text_len=model.preprocess.max_text_len,
+        truncation_side=tokenizer.truncation_side,
+        padding=Padding(
+            id=tokenizer.pad_token_id,
+            token=tokenizer.pad_token,
+            type_id=tokenizer.pad_token_type_id,
+            side=tokenizer.padding_side,
+            to_maximum=model.export_spec().padded_length is not None,
+        ),
+        splits_special_tokens=bool(tokenizer.split_special_tokens),
+        special_ids=tuple(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})),
+        unknown_id=tokenizer.unk_token_id,
+    )
+
+
+def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Path, settings: TextSettings) -> float:
+    """Write the graph of the text side; the largest difference from torch."""
+    texts = preprocess.texts(PROBES[-2:]).to(next(iter(model.parameters())).device)
+    inputs = {"input_ids": texts.input_ids}
+    if not settings.padding.to_maximum:
+        inputs["attention_mask"] = texts.attention_mask
+    free = {name: {0: "texts"} if settings.padding.to_maximum else {0: "texts", 1: "tokens"} for name in inputs}
+    graph, refusal = folder / text_tower.GRAPH_FILE, ModelError("no exporter")
+    # Tracing takes a tenth of a second where the newer exporter takes three, and needs no further package. It writes constants where the
+    # computation depends on sizes, which the comparison on texts of many lengths finds.
+    for write in (_trace, *([_write] if all(map(is_installed, PACKAGES)) else [])):
+        for path in folder.glob(f"{graph.name}*"):
+            path.unlink()
+        try:
+            # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had before.
+            write(_TextTower(model).eval(), inputs, free, graph)
+            return _compare_texts(TextTower(folder, settings), model, preprocess)
+        except ModelError as error:
+            refusal = error
+        except Exception as error:  # those of ONNX Runtime have no class of their own
+            refusal = ModelError(f"ONNX Runtime does not run its text side: {str(error).splitlines()[0][:200]}")
+    raise refusal
+
+
+def _compare_texts(tower: TextTower, model: DualEncoder, preprocess: Preprocessor) -> float:
+    """The largest difference of a coordinate from torch's vectors over `PROBES`, each alone and together; ModelError if it is too large."""
+    device, difference = next(iter(model.parameters())).device, 0.0
+    for texts in (*([text] for text in PROBES), PROBES):
+        tokens, batch = tower.tokenize(texts), preprocess.texts(texts)
+        whole = [len(preprocess.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        if tokens.batch["input_ids"].tolist() != batch.input_ids.tolist() or list(map(tower.num_tokens, texts)) != whole:
+            raise ModelError(f"the library tokenizers alone reads {texts[0][:40]!r} as other tokens than the model's preprocessing")
+        with torch.no_grad():
+            expected = model.embed_texts(batch.to(device)).cpu()
+        difference = max(difference, largest_difference(torch.from_numpy(tower.vectors(tokens)), expected))
+    if not difference <= LARGEST_DIFFERENCE:  # NaN fails too
+        raise ModelError(f"ONNX Runtime's vectors of texts differ from torch's by {difference:.1e}, more than {LARGEST_DIFFERENCE:.0e}")
+    return difference
+
+
 def _metadata(model: DualEncoder) -> dict[str, str]:
     """What makes a logit of a cosine."""
     bias = model.logit_bias
@@ -248,6 +377,17 @@ def _image_inputs(images: ImageBatch) -> dict[str, Tensor]:
     return {"pixel_values": images.pixel_values, "pixel_attention_mask": images.pixel_mask.int(), "spatial_shapes": images.grid}
 
 
+def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
+    """Write one file by following the computation of an example."""
+    names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
+    try:
+        with _quietly(), _without_value_checks():
+            axes = {**free, ONNX_OUTPUT: {0: "texts"}}
+            torch.onnx.export(tower, tuple(example.values()), str(path), dynamo=False, dynamic_axes=axes, **names)
+    except Exception as error:  # as in `_write`
+        raise _export_error(error, path) from error
+
+
 def _write(tower: _ImageTower | _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
     """Write one file; `free` names the dimensions of each input that may vary."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
@@ -261,5 +401,9 @@ def _write(tower: _ImageTower | _TextTower, example: Mapping[str, Tensor], free:
             program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:
-        reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
-        raise ModelError(f"torch cannot export this model's {path.stem} side to ONNX: {reason}") from error
+        raise _export_error(error, path) from error
+
+
+def _export_error(error: Exception, path: Path) -> ModelError:
+    reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
+    return ModelError(f"torch cannot export this model's {'image' if path.stem == 'image' else 'text'} side to ONNX: {reason}")

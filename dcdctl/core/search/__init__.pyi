@@ -5,12 +5,13 @@ from .exact import Floats, Half, Rows, cosines, unit
 from .index import Index
 from .keywords import check_hybrid
 from .metadata import ColumnChanges
-from .protocol import Hit, ImageIndex
+from .protocol import Hit, ImageIndex, text_side_beside
 from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image
 from .searcher import Searcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, SourceImage, check_vectors, files_of, read_document
 from .summary import index_document, index_facts, summarize_index
+from .text_side import text_side_note
 from .where import TYPES, All, AnyOf, Compare, Condition, IsNull, Like, OneOf, Value, parse_where
 
 __all__ = [
@@ -59,5 +60,7 @@ __all__ = [
     "read_image",
     "run_index_job",
     "summarize_index",
+    "text_side_beside",
+    "text_side_note",
     "unit",
 ]

@@ -20,7 +20,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, embed, keywords, storage
+from dcdctl.core.search import ann, commit, embed, keywords, storage, text_side
 from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
@@ -254,6 +254,7 @@ def _embed_and_commit(folder: Path, document: Document, model: models.DualEncode
         raise InputError(f"none of {len(skipped_now):,} files in {task.source.path} is an image that can be read: {first}")
     before = commit.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != plan["source"]] + [{**file, "source": plan["source"]} for file in skipped_now]
+    document = text_side.added(folder, document, model)
     planned = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
     # Nothing is new, so the index keeps its generation and its sources.
     if not parts and skipped == before:
@@ -277,7 +278,7 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     with distributed.main_first():
         if distributed.is_main():
             Build(folder, plan, INDEX).begin(restart=True, kept=kept)
-    changed = {**document, "generation": document["generation"] + 1, "settings": settings}
+    changed = {**text_side.added(folder, document), "generation": document["generation"] + 1, "settings": settings}
     if not config.builds_as(before):
         changed["segments"] = []
     return commit.commit(folder, changed, removed=removed, track=track)

@@ -185,6 +185,7 @@ def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, An
         "parts": document["parts"],
         "segments": [asdict(segment) for segment in segments],
         **({"columns": document["columns"]} if "columns" in document else {}),
+        **({"text": document["text"]} if "text" in document else {}),
     }
 
 

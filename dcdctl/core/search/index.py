@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.models import TextTower
 from dcdctl.core.search import ann, exact, keywords, storage
 from dcdctl.core.search.ann import OpenSegment
 from dcdctl.core.search.columns import Columns, ColumnSummary, summarize_column
@@ -140,6 +141,15 @@ class Index:
             hint = f"copy it to {folder}, or index again"
             raise MissingError(f"the index {self.folder} lacks its model {self.fingerprint[:8]}", hint=hint)
         return folder
+
+    @property
+    def text_side(self) -> Path | None:
+        """The folder of the text side of the model for ONNX Runtime; None if the index has none. StaleError if it is not the index's."""
+        entries = {entry["file"]: entry for entry in (self.document.get("text") or {"files": []})["files"]}
+        if not entries:
+            return None
+        # It holds the checksums of the other files, which are compared when they are read.
+        return INDEX.checked(self.folder / storage.TEXT / TextTower.FILE, entries[TextTower.FILE]["sha256"]).parent
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> Nearest:
         """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.

@@ -29,7 +29,7 @@ from dcdctl.core.data import tokens_of
 from dcdctl.core.errors import MissingError, require_extra
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.protocol import ImageIndex
-from dcdctl.core.search.storage import INDEX, WordFile, WordFiles
+from dcdctl.core.search.storage import INDEX, SealedFile, WordFiles
 
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""
@@ -164,7 +164,7 @@ def write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_r
             np.save(file, array)
     kinds = {"words": "parquet", "vocabulary": "txt", **dict.fromkeys(arrays, "npy")}
     entries: dict[str, Any] = {
-        kind: WordFile(file=name(kind, suffix), **seal_of(folder / "keywords" / name(kind, suffix))) for kind, suffix in kinds.items()
+        kind: SealedFile(file=name(kind, suffix), **seal_of(folder / "keywords" / name(kind, suffix))) for kind, suffix in kinds.items()
     }
     return WordFiles(num_rows=len(words_R), removed=num_removed, **entries)
 
@@ -189,7 +189,7 @@ def open_keywords(folder: Path, files: WordFiles) -> Keywords:
     return Keywords(files.num_rows, {word: number for number, word in enumerate(words)}, starts_W, rows_W, scores_W)
 
 
-def _checked(folder: Path, file: WordFile) -> Path:
+def _checked(folder: Path, file: SealedFile) -> Path:
     return INDEX.checked(folder / "keywords" / file.file, file.sha256)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dcdctl.core.models import TextTower
 from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.where import Condition, Value
 
@@ -60,6 +61,10 @@ class ImageIndex(Protocol):
     def check(self) -> None:
         """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search waits for it."""
 
+    @property
+    def text_side(self) -> Path | None:
+        """The folder of the text side of that model for ONNX Runtime (`models.TextTower`); None if there is none."""
+
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the vectors."""
 
@@ -98,3 +103,9 @@ class ImageIndex(Protocol):
 
     def captions(self, row: int) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
+
+
+def text_side_beside(model: Path) -> Path | None:
+    """The folder of the text side of an index, beside that of its model; None if there is none."""
+    folder = model.parent / "text"
+    return folder if (folder / TextTower.FILE).is_file() else None

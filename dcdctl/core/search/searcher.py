@@ -1,5 +1,8 @@
 """Search by text or by image: the nearest images of an index, optionally re-ranked by another model.
 
+Importing this module imports no torch: texts are read by the text side that an index holds for ONNX Runtime (`models.TextTower`), and torch
+and transformers, which take seconds to import, come with the first image or the re-ranker.
+
 Shape letters: Q queries, K answers per query, D width of the vectors.
 """
 
@@ -8,88 +11,68 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
-from dcdctl.core.models import States
+from dcdctl.core.models import TextEncoder, TextTower
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.keywords import check_hybrid
 from dcdctl.core.search.protocol import Hit, ImageIndex
-from dcdctl.core.search.query import Answer, checked_text, image_of, query_image
+from dcdctl.core.search.query import Answer, checked_text, query_image
 from dcdctl.core.search.where import Condition
 
+if TYPE_CHECKING:
+    import torch
+
+    from dcdctl.core.search.dual_vectors import DualVectors
+    from dcdctl.core.search.reranker import Reranker
+
 NUM_ANSWERS = 10
-DEPTH = 50
-"""Candidates per query that are re-ranked."""
 TEXT_BATCH = 64
 """Texts encoded together."""
-IMAGE_BATCH = 16
-"""Images decoded and encoded together for the re-ranker: a photo of 12 megapixels takes 36 MB until it is resized."""
 
 
-@dataclass(frozen=True)
-class Reranker:
-    """A fusion scorer, or a dual encoder as one, that re-ranks the first hits of a search."""
+class IndexModel:
+    """The dual encoder of an index, loaded when it is first needed. Thread-safe."""
 
-    ref: str
-    scorer: models.FusionScorer
-    depth: int
-    device: torch.device
+    def __init__(self, index: ImageIndex, device: str | torch.device, threads: int | None = None) -> None:
+        """MissingError if the index lacks its model. `device` is a name for `devices.choose`, or a device; `threads` are those of torch."""
+        self._index, self._folder, self._device, self._threads = index, index.model, device, threads
+        self._loaded: DualVectors | None = None
+        self._loading = threading.Lock()
 
-    @staticmethod
-    def open(ref: str, *, depth: int | None, device: torch.device, settings: Sequence[str] = ()) -> Reranker:
-        """The model that `models.load` knows by this name, with settings such as "dtype=bfloat16"; ConfigError for a depth below 1."""
-        depth = DEPTH if depth is None else depth
-        if depth < 1:
-            raise ConfigError(f"a depth of {depth} re-ranks nothing, it must be at least 1")
-        return Reranker(ref, models.load_scorer(ref, models.parse_overrides(settings, "rerank-set")).to(device).eval(), depth, device)
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `load` returns at once."""
+        return self._loaded is not None
 
-    def apply(self, text: str, answer: Answer, index: ImageIndex) -> Answer:
-        """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
+    def load(self) -> DualVectors:
+        """The model on its device. StaleError if another model made the vectors, ModelError if it cannot be loaded."""
+        with self._loading:
+            if self._loaded is None:
+                from dcdctl.core.search.dual_vectors import DualVectors  # torch, which takes seconds to import
 
-        Hits whose image is gone or damaged follow, then the hits beyond the depth, both in their old order.
-        """
-        started = time.perf_counter()
-        first, rest = answer.hits[: self.depth], answer.hits[self.depth :]
-        logits = self._logits(text, first, index)
-        scored = [replace(hit, reranked=logits[hit.row]) for hit in first if hit.row in logits]
-        scored.sort(key=lambda hit: -logits[hit.row])
-        unscored = [hit for hit in first if hit.row not in logits]
-        notes = [f"{len(unscored)} of {len(first)} candidates are not re-ranked: their images are gone or damaged"] if unscored else []
-        return replace(
-            answer,
-            hits=(*scored, *unscored, *rest),
-            rerank_seconds=time.perf_counter() - started,
-            notes=(*answer.notes, *notes),
-        )
+                device = self.device()
+                model = models.load_dual(self._folder).to(device).eval()
+                self._index.expect(model.digest)
+                self._loaded = DualVectors(model, device)
+            return self._loaded
 
-    @torch.inference_mode()
-    def _logits(self, text: str, hits: Sequence[Hit], index: ImageIndex) -> dict[int, float]:
-        """Logits by row; hits whose image cannot be read have none."""
-        texts = self.scorer.encode_texts(self.scorer.preprocess.texts([text]).to(self.device))
-        logits: dict[int, float] = {}
-        for start in range(0, len(hits), IMAGE_BATCH):
-            images = {hit.row: image for hit in hits[start : start + IMAGE_BATCH] if (image := image_of(index, hit.row))}
-            if images:
-                states = self.scorer.encode_images(self.scorer.preprocess.images(list(images.values())).to(self.device))
-                logits |= zip(images, self._score(states, texts), strict=True)
-        return logits
+    def device(self) -> torch.device:
+        """The device of a name; ConfigError if this machine lacks it."""
+        if isinstance(self._device, str):
+            from dcdctl.core import devices
 
-    def _score(self, images: States, texts: States) -> list[float]:
-        image_ix = torch.arange(len(images), device=self.device)
-        logits = self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float()
-        if not bool(logits.isfinite().all()):
-            raise ModelError(f"{self.ref} gives scores that are NaN or infinite", hint="its training diverged: re-rank with another model")
-        return logits.tolist()
+            devices.use_threads(self._threads)
+            self._device = devices.choose(self._device)
+        return self._device
 
 
 @dataclass(frozen=True)
@@ -118,25 +101,33 @@ class Searcher:
     """An index and the models that search it; safe to call from several threads."""
 
     index: ImageIndex
-    model: models.DualEncoder
-    device: torch.device
+    texts: TextEncoder
+    own: IndexModel
+    """The dual encoder of the index; texts need it only if the index has no text side for ONNX Runtime."""
     reranker: Reranker | None = None
-    # A tokenizer changes its state while it works, so two threads must not use it at once.
-    _tokenizing: Any = field(default_factory=threading.Lock, repr=False)
 
     @staticmethod
-    def open(folder: Path, *, device: torch.device, rerank: str | None = None, depth: int | None = None) -> Searcher:
+    def open(folder: Path, *, device: str | torch.device, rerank: str | None = None, depth: int | None = None) -> Searcher:
         """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `Index.open`."""
         return Searcher.for_index(Index.open(folder), device=device, rerank=rerank, depth=depth)
 
     @staticmethod
     def for_index(
-        index: ImageIndex, *, device: torch.device, rerank: str | None = None, depth: int | None = None, rerank_set: Sequence[str] = ()
+        index: ImageIndex,
+        *,
+        device: str | torch.device,
+        threads: int | None = None,
+        rerank: str | None = None,
+        depth: int | None = None,
+        rerank_set: Sequence[str] = (),
     ) -> Searcher:
         """A searcher with the dual encoder of an index.
 
+        On the CPU, and on a device `auto`, ONNX Runtime encodes texts on the CPU if the index has a text side, and the dual encoder is
+        loaded for the first image. Otherwise, and with a re-ranker, it is loaded now.
+
         `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings (`Reranker.open`). It
-        orders the first `depth` candidates, `DEPTH` if None.
+        orders the first `depth` candidates, `DEPTH` if None. `threads` is the number of CPU threads, None for torch's default.
 
         MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model cannot be loaded.
         """
@@ -145,10 +136,20 @@ class Searcher:
             models.check_ref(rerank, overrides)
         elif overrides:
             raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
-        model = models.load_dual(index.model).to(device).eval()
-        index.expect(model.digest)
-        reranker = None if rerank is None else Reranker.open(rerank, depth=depth, device=device, settings=rerank_set)
-        return Searcher(index, model, device, reranker)
+        own, tower = IndexModel(index, device, threads), None
+        if rerank is None and str(device) in ("auto", "cpu") and TextTower.is_available() and index.text_side is not None:
+            tower = TextTower.open(index.text_side, index.fingerprint, threads)
+        searcher = Searcher(index, tower or own.load(), own)
+        if rerank is None:
+            return searcher
+        from dcdctl.core.search.reranker import Reranker
+
+        return replace(searcher, reranker=Reranker.open(rerank, depth=depth, device=own.device(), settings=rerank_set))
+
+    @property
+    def model(self) -> models.DualEncoder:
+        """The dual encoder of the index, which is loaded if it was not needed before."""
+        return self.own.load().model
 
     def ask(
         self, question: str | Path | Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
@@ -177,32 +178,24 @@ class Searcher:
             answers += self._answer_texts(checked[start : start + TEXT_BATCH], k, where, hybrid)
         return answers
 
-    @torch.inference_mode()
     def text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(Q, D): the vectors of texts, as they are compared with those of the index."""
-        with self._tokenizing:
-            batch = self.model.preprocess.texts(texts)
-        return _on_cpu(self.model.embed_texts(batch.to(self.device)))[:, : self.index.dim]
+        return self.texts.vectors(self.texts.tokenize(texts))[:, : self.index.dim]
 
-    @torch.inference_mode()
     def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts only."""
         if self.reranker is not None:
             reason = f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image"
             raise ConfigError(reason, hint="leave --rerank out, or search by a text")
+        loaded = self.own.load()
         started = time.perf_counter()
-        vectors_QD = self.model.embed_images(self.model.preprocess.images([image]).to(self.device))
-        return self._nearest(_on_cpu(vectors_QD), Wanted(k, where), started, [()])[0]
+        return self._nearest(loaded.of_image(image), Wanted(k, where), started, [()])[0]
 
-    @torch.inference_mode()
     def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[Answer]:
         started = time.perf_counter()
-        with self._tokenizing:
-            batch = self.model.preprocess.texts(texts)
-            notes = [
-                self._notes(text, ids[mask.bool()]) for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True)
-            ]
-        vectors_QD = _on_cpu(self.model.embed_texts(batch.to(self.device)))
+        tokens = self.texts.tokenize(texts)
+        notes = [self._notes(text, ids) for text, ids in zip(texts, tokens.ids, strict=True)]
+        vectors_QD = self.texts.vectors(tokens)
         words = texts if hybrid else None
         if self.reranker is None:
             return self._nearest(vectors_QD, Wanted(k, where, words), started, notes)
@@ -224,23 +217,15 @@ class Searcher:
         encode_s, find_s = ((end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter())))
         return [Answer(hits, encode_s, find_s, notes=(*note, *wanted.notes(hits))) for hits, note in zip(hits_Q, notes, strict=True)]
 
-    def _notes(self, text: str, ids: Tensor) -> tuple[str, ...]:
+    def _notes(self, text: str, ids: Sequence[int]) -> tuple[str, ...]:
         """Notes on the tokens of a text; InputError if it has none."""
-        tokenizer, limit = self.model.preprocess.tokenizer, self.model.preprocess.max_text_len
-        # The unknown token is a special one for transformers, but it stands for a word of the text.
-        words = set(ids.tolist()) - (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+        limit = self.texts.max_text_len
+        words = set(ids) - self.texts.special_ids
         if not words:
             raise InputError(f"the model reads nothing in {text!r}", hint="search in words")
         notes = []
-        if words == {tokenizer.unk_token_id}:
+        if words == {self.texts.unknown_id}:
             notes.append("the model knows none of these words: the hits are random")
-        # verbose=False, because transformers would warn about the same length.
-        if len(ids) == limit and (length := len(tokenizer(text, verbose=False)["input_ids"])) > limit:
+        if len(ids) == limit and (length := self.texts.num_tokens(text)) > limit:
             notes.append(f"the text has {length:,} tokens, and the model reads the first {limit}")
         return tuple(notes)
-
-
-def _on_cpu(vectors_QD: Tensor) -> NDArray[np.float32]:
-    # NumPy has no bfloat16.
-    array: NDArray[np.float32] = vectors_QD.float().cpu().numpy()
-    return array

@@ -2,6 +2,7 @@
 
     INDEX/index.json                       replaced atomically, last; files that it does not name are not part of the index
     INDEX/model/                           the dual encoder that made the vectors
+    INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it could be made
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
     INDEX/ann/...                          graphs or inverted lists over ranges of rows; none for small indices
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
@@ -34,13 +35,13 @@ from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import where
 from dcdctl.core.search.exact import Half
 
-INDEX_FILE, PLANNED = "index.json", "planned"
+INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
     name="index",
     format=3,
     seal_file=INDEX_FILE,
     keeps_plan=False,
-    files=("vectors/*", "ann/*", "keywords/*", "removed-*.npy", "skipped-*.json", "columns-*.parquet", PLANNED),
+    files=("vectors/*", "ann/*", "keywords/*", "removed-*.npy", "skipped-*.json", "columns-*.parquet", f"{TEXT}/*", PLANNED),
     make="make one with `dcdctl index RUN --images DIR --out INDEX`",
     make_again="run the same `dcdctl index` again",
 )
@@ -137,8 +138,8 @@ class Listed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordFile:
-    """The entry of a file of words in index.json."""
+class SealedFile:
+    """The entry of a file in index.json that has no facts of its own."""
 
     file: str
     bytes: int
@@ -152,14 +153,14 @@ class WordFiles:
     num_rows: int
     removed: int
     """Number of removed rows, which have no words."""
-    words: WordFile
-    vocabulary: WordFile
-    starts: WordFile
-    rows: WordFile
-    scores: WordFile
+    words: SealedFile
+    vocabulary: SealedFile
+    starts: SealedFile
+    rows: SealedFile
+    scores: SealedFile
 
     @property
-    def files(self) -> tuple[WordFile, ...]:
+    def files(self) -> tuple[SealedFile, ...]:
         return self.words, self.vocabulary, self.starts, self.rows, self.scores
 
 
@@ -192,6 +193,15 @@ COLUMN_TYPES = {str(type_): type_ for type_ in where.TYPES}
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextSide:
+    """The entry of the text side of the model in index.json; an index without the packages has none."""
+
+    files: tuple[SealedFile, ...] = ()
+    refused: str = ""
+    """Why the model has no text side for ONNX Runtime; empty if it has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Contents:
     """The content of index.json."""
 
@@ -210,6 +220,7 @@ class _Contents:
     segments: tuple[Segment, ...]
     keywords: WordFiles | None = None
     columns: ColumnsFile | None = None
+    text: TextSide | None = None
 
 
 IMAGE_COLUMNS = pa.schema(
@@ -444,4 +455,5 @@ def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
         entries |= {PurePosixPath("keywords", file.file).as_posix(): asdict(file) for file in words.files}
     if (columns := document.get("columns")) is not None:
         entries[columns["file"]] = columns
+    entries |= {PurePosixPath(TEXT, entry["file"]).as_posix(): entry for entry in (document.get("text") or {"files": []})["files"]}
     return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}

@@ -244,6 +244,9 @@ async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k
         answer = replace(searcher, reranker=None).by_image(read(searcher), k)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 
+    if not service.searcher.now().own.is_loaded:
+        # By a thread that reads images, so that searches by texts continue meanwhile.
+        await service.reading.run(lambda: service.searcher.now().own.load())
     answer = await service.searching.run(work)
     service.metrics.searched(answer)
     return answer

@@ -14,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from typing import Any
 
 import uvicorn
 
-from dcdctl.core import devices
+from dcdctl.core import machine
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import ImageIndex, Searcher
 from dcdctl.core.serve import logs
@@ -111,16 +112,17 @@ def signals_handled(server: uvicorn.Server, on_hangup: Callable[[], object]) -> 
 def _searcher_of(job: Job, index: ImageIndex) -> Searcher:
     models = job.models
     # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
-    device = devices.choose(models.device, keep_memory=False)
-    devices.use_threads(models.threads or _share_of_threads(job.config.processes))
-    return Searcher.for_index(index, device=device, rerank=models.rerank, depth=models.depth, rerank_set=models.rerank_set)
+    machine.return_freed_memory()
+    threads = models.threads or _share_of_threads(job.config.processes)
+    reranking: dict[str, Any] = {"rerank": models.rerank, "depth": models.depth, "rerank_set": models.rerank_set}
+    return Searcher.for_index(index, device=models.device, threads=threads, **reranking)
 
 
 def _share_of_threads(num_processes: int) -> int | None:
     """CPU threads for one of several processes, which would otherwise each start one per processor."""
     if num_processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return None
-    return max(1, devices.num_cores() // num_processes)
+    return max(1, machine.num_cores() // num_processes)
 
 
 def _obey(job: Job, searcher: LiveSearcher, server: uvicorn.Server, control: Connection) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import Condition, Floats, Half, Hit, Rows, SourceImage, SourceImages, check_hybrid, cosines, unit
+from dcdctl.core.search import Condition, Floats, Half, Hit, Rows, SourceImage, SourceImages, check_hybrid, cosines, text_side_beside, unit
 from dcdctl.core.stores.protocol import IMAGE_FIELDS, Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import FOR_A_QUESTION, repeated
 
@@ -71,6 +71,11 @@ class StoreIndex:
             found = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
             raise MissingError(found, hint="copy the folder `model` of the index to this machine, and name it with --model")
         return folder
+
+    @property
+    def text_side(self) -> Path | None:
+        """The folder `text` beside that of the model, as in an index; None if there is none."""
+        return text_side_beside(self.model)
 
     def check(self) -> None:
         """StaleError if the store has another number of images than it had when an upload ended."""

@@ -390,7 +390,8 @@ class Projections(nn.Module):
             return self._project(self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1))
 
     def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
-        normed = functional.layer_norm(features, features.shape[-1:])
+        # The width as a plain number: tracing (`onnx.export_text_tower`) would take that of the tensor as a variable.
+        normed = functional.layer_norm(features, (projection.in_features,))
         return functional.normalize(projection(self.dropout(normed)), dim=-1)
 
     def logits(self, image_PD: Tensor, text_PD: Tensor) -> Tensor:

@@ -1,0 +1,193 @@
+"""The text side of a dual encoder without torch and transformers: a graph for ONNX Runtime and a tokenizer, opened in tenths of a second.
+
+    TEXT/model.onnx       input_ids int64, texts x tokens, and attention_mask, the same, unless all texts are padded to one length
+                          -> vectors float32, texts x D, of length 1
+    TEXT/tokenizer.json   the tokenizer, by the library tokenizers
+    TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, and the size and SHA-256 of the other files
+
+`onnx.export_text_tower` writes such a folder, after it has compared tokens and vectors with those of the dual encoder.
+Shape letters: T texts, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core import artifacts, config, machine
+from dcdctl.core.errors import ConfigError, StaleError, is_installed
+
+GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE = "model.onnx", "tokenizer.json", "text.json"
+FORMAT = 1
+PACKAGES = ("onnxruntime", "tokenizers")
+"""Import names of the packages that such a folder needs."""
+GRAPH_OUTPUT = "vectors"
+HINT = "delete the index and make it again with `dcdctl index`"
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts as the encoder that made them reads them."""
+
+    batch: Any
+    """What `TextEncoder.vectors` takes."""
+    ids: list[list[int]]
+    """The tokens of each text, special ones included, without padding."""
+
+
+class TextEncoder(Protocol):
+    """Texts to vectors, and what the tokens of a text say about it. Safe to call from threads."""
+
+    @property
+    def max_text_len(self) -> int:
+        """Maximum number of tokens of a text, including special ones."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of tokens that stand for no text."""
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of words that the tokenizer does not know; None if it knows all."""
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Texts as tokens, cut to `max_text_len`."""
+
+    def num_tokens(self, text: str) -> int:
+        """The number of tokens of a whole text, special ones included."""
+
+    def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
+        """The vectors of texts, T x D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """How shorter texts of a batch are filled up."""
+
+    id: int
+    token: str
+    type_id: int
+    side: str
+    to_maximum: bool
+    """To the maximum number of tokens, whatever the batch, and without a mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """All that decides the tokens of a text besides tokenizer.json."""
+
+    max_text_len: int
+    truncation_side: str
+    padding: Padding
+    splits_special_tokens: bool
+    """Whether a special token that is written in a text is read as text."""
+    special_ids: tuple[int, ...]
+    unknown_id: int | None = None
+
+
+class TextTower:
+    """The text side of a dual encoder, run by ONNX Runtime on the CPU: a `TextEncoder`."""
+
+    FILE = TEXT_FILE
+    """The file of a folder that has the checksums of the others."""
+
+    def __init__(self, folder: Path, settings: TextSettings, threads: int | None = None) -> None:
+        """A folder whose files were compared with their checksums; `threads` as in `machine.num_threads`."""
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        self._settings = settings
+        self._tokenizer = Tokenizer.from_str((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        self._tokenizer.encode_special_tokens = settings.splits_special_tokens
+        self._cut()
+        padding = settings.padding
+        self._tokenizer.enable_padding(
+            length=settings.max_text_len if padding.to_maximum else None,
+            direction=padding.side,
+            pad_id=padding.id,
+            pad_token=padding.token,
+            pad_type_id=padding.type_id,
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = machine.num_threads(threads)
+        options.log_severity_level = 3  # errors
+        self._session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        # To count the tokens of a whole text, the tokenizer is changed for a moment.
+        self._tokenizing = threading.Lock()
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether the packages that it needs are installed."""
+        return all(map(is_installed, PACKAGES))
+
+    @staticmethod
+    def open(folder: Path, fingerprint: str, threads: int | None = None) -> TextTower:
+        """The text side in a folder. StaleError for a damaged file, and for the side of a dual encoder of another fingerprint."""
+        document = artifacts.read_document(folder / TEXT_FILE, FORMAT, hint=HINT)
+        listed = artifacts.listed_files(folder / TEXT_FILE, document, hint=HINT)
+        if (found := document.get("model")) != fingerprint:
+            problem = f"{folder} is the text side of the model {str(found)[:8]}, and the vectors are those of the model {fingerprint[:8]}"
+            raise StaleError(problem, hint=HINT)
+        artifacts.check_files(folder, listed, hint=HINT)
+        try:
+            settings = config.build(TextSettings, document["settings"])
+        except (KeyError, ConfigError) as error:
+            raise StaleError(f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl") from error
+        return TextTower(folder, settings, threads)
+
+    @property
+    def max_text_len(self) -> int:
+        """See `TextEncoder.max_text_len`."""
+        return self._settings.max_text_len
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """See `TextEncoder.special_ids`."""
+        return frozenset(self._settings.special_ids)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """See `TextEncoder.unknown_id`."""
+        return self._settings.unknown_id
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """See `TextEncoder.tokenize`."""
+        with self._tokenizing:
+            found = self._tokenizer.encode_batch(list(texts))
+        arrays = {
+            "input_ids": np.array([text.ids for text in found], dtype=np.int64),
+            "attention_mask": np.array([text.attention_mask for text in found], dtype=np.int64),
+        }
+        # A model that is trained with padding reads it, so it counts as read.
+        reads_all = self._settings.padding.to_maximum
+        ids = [text.ids if reads_all else _unmasked(text.ids, text.attention_mask) for text in found]
+        return TokenizedTexts({name: array for name, array in arrays.items() if name in self._inputs}, ids)
+
+    def num_tokens(self, text: str) -> int:
+        """See `TextEncoder.num_tokens`."""
+        with self._tokenizing:
+            self._tokenizer.no_truncation()
+            try:
+                found = self._tokenizer.encode(text)
+            finally:
+                self._cut()
+        return sum(found.attention_mask)
+
+    def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
+        """See `TextEncoder.vectors`."""
+        (vectors_TD,) = self._session.run([GRAPH_OUTPUT], texts.batch)
+        return vectors_TD
+
+    def _cut(self) -> None:
+        self._tokenizer.enable_truncation(self._settings.max_text_len, direction=self._settings.truncation_side)
+
+
+def _unmasked(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
+    return [token for token, is_read in zip(ids, mask, strict=True) if is_read]

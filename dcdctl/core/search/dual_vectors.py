@@ -1,0 +1,71 @@
+"""The vectors of texts and images by a dual encoder and torch.
+
+Shape letters: T texts, L tokens, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dcdctl.core import models
+from dcdctl.core.models import TokenizedTexts
+
+
+class DualVectors:
+    """A dual encoder on a device: a `models.TextEncoder` that also encodes images."""
+
+    def __init__(self, model: models.DualEncoder, device: torch.device) -> None:
+        self.model, self.device = model, device
+        # A tokenizer changes its state while it works, so two threads must not use it at once.
+        self._tokenizing = threading.Lock()
+
+    @property
+    def max_text_len(self) -> int:
+        """See `TextEncoder.max_text_len`."""
+        return self.model.preprocess.max_text_len
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """See `TextEncoder.special_ids`. The unknown token is a special one for transformers, but it stands for a word of the text."""
+        return frozenset(self.model.preprocess.tokenizer.all_special_ids) - {self.unknown_id}
+
+    @property
+    def unknown_id(self) -> int | None:
+        """See `TextEncoder.unknown_id`."""
+        return self.model.preprocess.tokenizer.unk_token_id
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """See `TextEncoder.tokenize`."""
+        with self._tokenizing:
+            batch = self.model.preprocess.texts(texts)
+        ids = [ids_L[mask_L.bool()].tolist() for ids_L, mask_L in zip(batch.input_ids, batch.attention_mask, strict=True)]
+        return TokenizedTexts(batch, ids)
+
+    def num_tokens(self, text: str) -> int:
+        """See `TextEncoder.num_tokens`."""
+        with self._tokenizing:
+            # verbose=False, because transformers would warn about the length.
+            return len(self.model.preprocess.tokenizer(text, verbose=False)["input_ids"])
+
+    @torch.inference_mode()
+    def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
+        """See `TextEncoder.vectors`."""
+        return _on_cpu(self.model.embed_texts(texts.batch.to(self.device)))
+
+    @torch.inference_mode()
+    def of_image(self, image: Image.Image) -> NDArray[np.float32]:
+        """The vector of an image, 1 x D."""
+        return _on_cpu(self.model.embed_images(self.model.preprocess.images([image]).to(self.device)))
+
+
+def _on_cpu(vectors_TD: Tensor) -> NDArray[np.float32]:
+    # NumPy has no bfloat16.
+    array: NDArray[np.float32] = vectors_TD.float().cpu().numpy()
+    return array

@@ -1,0 +1,122 @@
+"""The text side that an index holds: searches by texts without torch, the same answers, and old indices."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from noise_index import CAPTIONS
+from open_clips import save_open_clip
+from tiny import run_script
+
+from dcdctl.core import artifacts
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.models import TextTower, onnx
+from dcdctl.core.search import Changes, Index, Searcher, build, run_index_job
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.dual_vectors import DualVectors
+
+LONG = " ".join([CAPTIONS[0]] * 20)
+
+
+def without_text_side(index, folder):
+    """A copy of an index as an earlier version made it."""
+    shutil.copytree(index, folder)
+    shutil.rmtree(folder / "text")
+    document = artifacts.read_document(folder / "index.json")
+    del document["text"]
+    artifacts.write_document(folder / "index.json", document)
+    return folder
+
+
+def test_a_search_by_a_text_imports_no_torch_and_answers_as_torch_does(noise_index, tmp_path):
+    script = """
+import json, sys
+from dcdctl.cli.app import app
+for text in json.loads(sys.argv[2]):
+    try:
+        app(["search", sys.argv[1], text, "--json"])
+    except SystemExit as end:
+        assert not end.code
+    print("-----")
+print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "torchvision"} & set(sys.modules)))
+"""
+    texts = [*CAPTIONS, "\u72d7", LONG]
+    *answers, imported = run_script(script, noise_index, json.dumps(texts)).split("-----\n")
+    assert imported.strip() == "[]"
+    old = Searcher.open(without_text_side(noise_index, tmp_path / "old"), device="cpu")
+    assert isinstance(old.texts, DualVectors)
+    notes = set()
+    for text, printed in zip(texts, answers, strict=True):
+        expected, found = old.by_text(text), json.loads(printed)
+        assert [hit["row"] for hit in found["hits"]] == [hit.row for hit in expected.hits]
+        assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected.hits], abs=1e-5)
+        assert found["notes"] == list(expected.notes)
+        notes |= set(expected.notes)
+    assert len(notes) == 2  # unknown words, and a text that is cut
+
+
+def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_index):
+    searcher = Searcher.open(noise_index, device="auto")
+    assert isinstance(searcher.texts, TextTower)
+    assert not searcher.own.is_loaded
+    name = searcher.by_text(CAPTIONS[0], 1).hits[0].name
+    assert not searcher.own.is_loaded
+    assert searcher.ask(noise_index.parent / "images" / name, 1).hits[0].name == name
+    assert searcher.own.is_loaded
+    assert isinstance(Searcher.open(noise_index, device=torch.device("cpu")).texts, TextTower)
+    assert isinstance(Searcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors)
+    with pytest.raises(ConfigError, match="device nonsense is unknown"):
+        Searcher.open(noise_index, device="nonsense")
+
+
+def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path):
+    copy = tmp_path / "index"
+    shutil.copytree(noise_index, copy)
+    graph = copy / "text" / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    with pytest.raises(StaleError, match=r"model.onnx is damaged"):
+        Searcher.open(copy, device="cpu")
+    graph.unlink()
+    with pytest.raises(MissingError, match=r"model.onnx"):
+        Index.open(copy)
+
+
+def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(noise_index, tmp_path):
+    copy = tmp_path / "index"
+    shutil.copytree(noise_index, copy)
+    document = artifacts.read_document(copy / "text" / "text.json")
+    other = float(str(document["difference"])[:-1] + "9")  # such as 2e-09 for 2e-07, as many bytes
+    artifacts.write_document(copy / "text" / "text.json", document | {"difference": other})
+    with pytest.raises(StaleError, match=r"text.json is damaged: its SHA-256"):
+        Searcher.open(copy, device="cpu")
+
+
+def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(noise_index, tmp_path):
+    old = without_text_side(noise_index, tmp_path / "old")
+    assert Index.open(old).text_side is None
+    changed = run_index_job(str(old), Changes(remove=("plain.png",))).index
+    assert changed.text_side == old / "text"
+    assert isinstance(Searcher.open(old, device="cpu").texts, TextTower)
+
+
+def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index, monkeypatch):
+    ref = save_open_clip("open_clip ViT", CAPTIONS, tmp_path)
+    index = build.build(str(ref), noise_index.parent / "images", tmp_path / "index", IndexConfig())
+    assert index.document["text"]["files"] == []
+    assert "is Python code" in index.document["text"]["refused"]
+    assert not (index.folder / "text").exists()
+    assert isinstance(Searcher.for_index(index, device="cpu").texts, DualVectors)
+    monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
+    assert run_index_job(str(index.folder), Changes(remove=("plain.png",))).index.num_images == 11
+
+
+def test_without_onnx_runtime_an_index_is_made_and_searched_with_torch(noise_index, tmp_path, monkeypatch):
+    monkeypatch.setattr(TextTower, "is_available", staticmethod(lambda: False))
+    index = build.build(str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig())
+    assert "text" not in index.document
+    assert isinstance(Searcher.open(noise_index, device="cpu").texts, DualVectors)
