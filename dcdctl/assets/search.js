@@ -1,11 +1,12 @@
 "use strict";
-// The query is in the address (?q=words or ?row=12), so that a link shows what its sender saw. An uploaded image cannot be in the address; it is
-// kept as long as the page is open. All text is set as text, never as HTML.
+// The query is in the address (?q=words or ?row=12, and where=CONDITION for each filter), so that a link shows what its sender saw. An uploaded
+// image cannot be in the address; it is kept as long as the page is open. All text is set as text, never as HTML.
 (() => {
   const element = (id) => document.getElementById(id);
   const [form, words, file, status, results, more, drop] = ["search", "words", "file", "status", "results", "more", "drop"].map(element);
   const [queryImage, queryThumbnail, queryName] = [element("query-image"), ...element("query-image").children];
   const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
+  const facets = element("facets");
   const [examples, heading] = [element("examples"), document.querySelector("h1").textContent];
   // Only for an index with the words of captions and file names.
   const hybrid = element("hybrid");
@@ -24,9 +25,14 @@
     return address.get("q")?.trim() ? { text: address.get("q"), ...(address.has("hybrid") ? { hybrid: true } : {}) } : {};
   }
 
-  function go(address, state = null) {
+  const conditions = () => new URLSearchParams(location.search).getAll("where");
+
+  // Go to a query; the conditions stay unless others are given.
+  function go(query, state = null, where = conditions()) {
     k = limits.k;
-    history.pushState(state, "", address);
+    const address = new URLSearchParams(query);
+    where.forEach((condition) => address.append("where", condition));
+    history.pushState(state, "", `?${address}`);
     search();
   }
 
@@ -36,20 +42,23 @@
   }
 
   function request({ upload, ...query }, signal) {
-    if (!upload) return fetch(`search?${new URLSearchParams({ ...query, k })}`, { signal });
+    const address = new URLSearchParams({ ...query, k });
+    conditions().forEach((condition) => address.append("where", condition));
+    if (!upload) return fetch(`search?${address}`, { signal });
     const body = new FormData();
     body.append("image", upload);
-    return fetch(`search?k=${k}`, { method: "POST", body, signal });
+    return fetch(`search?${address}`, { method: "POST", body, signal });
   }
 
   async function search() {
     running.abort();
     const query = current();
     showQuery(query);
+    showConditions();
     more.hidden = true;
     if (!Object.keys(query).length) {
       results.replaceChildren(...sample.map((image) => card(image)));
-      return say(instructions);
+      return say(conditions().length ? "The filter applies to the next search. Type what an image shows, or drop an image here." : instructions);
     }
     const { signal } = (running = new AbortController());
     results.classList.add("stale");
@@ -84,9 +93,10 @@
     const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
     const parts = [`encoding ${ms(encode_ms)}`, `finding ${ms(find_ms)}`, ...(rerank_ms ? [`re-ranking ${ms(rerank_ms)}`] : [])];
     const count = hits.length === 1 ? "1 image" : `${hits.length} images`;
-    const summary = hits.length ? `${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})` : "This index has no images left.";
+    const empty = conditions().length ? [] : ["This index has no images left."];
+    const summary = hits.length ? [`${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})`] : empty;
     const verdict = weak ? ["Weak match: texts that these images do not show score as high"] : [];
-    say([...verdict, summary, ...notes].join("; "));
+    say([...verdict, ...summary, ...notes].join("; "));
     results.classList.toggle("weak", weak);
     results.classList.toggle("by-text", query.text !== undefined);
     results.replaceChildren(...hits.map((hit, position) => card(hit, bars[position])));
@@ -105,10 +115,11 @@
   }
 
   // An image of the sample has no score.
-  function card({ row, name, score, reranked, bm25 }, share) {
+  function card({ row, name, score, reranked, bm25, columns = {} }, share) {
     const item = document.createElement("li");
     const link = add(item, "a", "image");
-    link.href = `?row=${row}`;
+    link.href = `?${new URLSearchParams([["row", row], ...conditions().map((condition) => ["where", condition])])}`;
+    link.dataset.row = row;
     link.title = `Images like ${name}`;
     const image = add(link, "img");
     image.alt = name;
@@ -123,6 +134,12 @@
     const numbers = score === undefined ? [] : [...(reranked === null ? [] : [`${reranked.toFixed(2)} re-ranked`]), score.toFixed(3)];
     if (bm25) numbers.push(`words ${bm25.toFixed(2)}`);
     if (numbers.length) add(item, "p", "numbers").textContent = numbers.join(", ");
+    const values = Object.entries(columns).filter(([, value]) => value !== null);
+    if (values.length) {
+      const line = add(item, "p", "columns");
+      line.title = line.textContent = values.map(([column, value]) => `${column} ${shownValue(value)}`).join(", ");
+      line.dir = "auto";
+    }
     return item;
   }
 
@@ -132,6 +149,80 @@
     return node;
   }
 
+  function shownValue(value) {
+    if (typeof value === "boolean") return value ? "yes" : "no";
+    return typeof value === "string" ? value.replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:00$|.*)/, "$1 $2") : String(value);
+  }
+
+  // The server writes and quotes the condition of a choice. A range has a number or a date of the browser's own field, so nothing to quote.
+  const isDate = ({ type }) => type.startsWith("date");
+  const bound = (column, sign, text) => `${column.quoted} ${sign} ${isDate(column) ? `'${text}'` : text}`;
+  const endOfDay = ({ type }, text) => (type === "date and time" ? `${text}T23:59:59.999999` : text);
+
+  function addFacet(column) {
+    const label = add(facets, "label");
+    add(label, "span").textContent = column.name;
+    const fields = column.facet === "values" ? [add(label, "select")] : [add(label, "input"), add(label, "input")];
+    if (column.facet === "values") {
+      fields[0].append(new Option("any", ""));
+      column.values.forEach(({ value, images, condition }) => fields[0].append(new Option(`${shortened(shownValue(value))} (${images})`, condition)));
+    } else {
+      fields.forEach((field, end) => {
+        const limit = String([column.low, column.high][end]);
+        Object.assign(field, { type: isDate(column) ? "date" : "number", step: "any", placeholder: limit, title: `${["from", "to"][end]} ${limit}` });
+        field.setAttribute("aria-label", `${column.name} ${["from", "to"][end]}`);
+        field.dataset.start = bound(column, [">=", "<="][end], "").replace(/''$/, "'");
+        field.dataset.end = isDate(column) ? "'" : "";
+      });
+    }
+    fields.forEach((field, end) => {
+      field.condition = () => {
+        if (column.facet === "values" || !field.value) return field.value;
+        return field.dataset.start + (end ? endOfDay(column, field.value) : field.value) + field.dataset.end;
+      };
+      field.addEventListener("change", () => {
+        const others = conditions().filter((condition) => condition !== field.shown);
+        go(queryOf(), history.state, [...others, field.condition()].filter(Boolean));
+      });
+    });
+  }
+
+  function queryOf() {
+    const address = new URLSearchParams(location.search);
+    address.delete("where");
+    return address;
+  }
+
+  // The fields show the conditions of the address; others, such as those of a link, get a button that removes them.
+  function showConditions() {
+    const where = conditions();
+    const left = new Set(where);
+    facets.querySelectorAll("select, input").forEach((field) => {
+      const isShown = (condition) =>
+        field.tagName === "SELECT" ? [...field.options].some(({ value }) => value === condition) : condition.startsWith(field.dataset.start);
+      field.shown = where.find((condition) => condition && isShown(condition)) ?? "";
+      field.value = field.tagName === "SELECT" ? field.shown : field.shown.slice(field.dataset.start.length).replace(/(T.*)?'?$/, "");
+      left.delete(field.shown);
+    });
+    facets.querySelectorAll("button").forEach((button) => button.remove());
+    left.forEach((condition) => {
+      const button = add(facets, "button", "condition");
+      Object.assign(button, { type: "button", textContent: `${condition} \u00d7`, title: "Remove this condition" });
+      button.addEventListener("click", () => go(queryOf(), history.state, conditions().filter((other) => other !== condition)));
+    });
+    facets.hidden = !facets.children.length;
+  }
+
+  async function loadFacets() {
+    try {
+      const response = await fetch("columns");
+      if (response.ok) (await response.json()).filter(({ facet }) => facet).forEach(addFacet);
+    } catch {
+      return; // the search itself says that the server does not answer
+    }
+    showConditions();
+  }
+
   function searchByImage(image) {
     if (!image) return;
     if (image.type && !image.type.startsWith("image/")) return say(`${image.name} is not an image.`, true);
@@ -139,12 +230,12 @@
       const [size, limit] = [image.size, limits.maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed(1));
       return say(`${image.name} has ${size} MiB; at most ${limit} MiB can be sent.`, true);
     }
-    go(location.pathname, { upload: uploads.push(image) - 1 });
+    go({}, { upload: uploads.push(image) - 1 });
   }
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (words.value.trim()) go(`?${new URLSearchParams({ q: words.value, ...(hybrid?.checked ? { hybrid: true } : {}) })}`);
+    if (words.value.trim()) go({ q: words.value, ...(hybrid?.checked ? { hybrid: true } : {}) });
   });
   hybrid?.addEventListener("change", () => form.requestSubmit());
   file.addEventListener("change", () => {
@@ -158,7 +249,7 @@
     event.preventDefault();
     scrollTo(0, 0);
     isFocusPending = true;
-    go(link.getAttribute("href"));
+    go({ row: link.dataset.row });
   });
   more.addEventListener("click", () => {
     k = Math.min(2 * k, limits.maxK);
@@ -203,5 +294,6 @@
     search();
   });
   search();
+  loadFacets();
   if (!Object.keys(current()).length) words.focus();
 })();

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from dcdctl.core.data import MOMENT
 from dcdctl.core.errors import InputError
-from dcdctl.core.search.where import All, AnyOf, Compare, Like, OneOf, columns_of, matches, parse_where
+from dcdctl.core.search.where import (
+    All,
+    AnyOf,
+    Compare,
+    Like,
+    OneOf,
+    columns_of,
+    matches,
+    parse_all,
+    parse_where,
+    quoted_name,
+    quoted_value,
+)
 
 TABLE = pa.table(
     {
@@ -131,6 +143,36 @@ def test_without_columns_the_hint_says_so():
     with pytest.raises(InputError) as raised:
         parse_where("year = 2020", pa.schema([]))
     assert raised.value.hint == "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+
+
+@pytest.mark.parametrize("text", ["(" * 900 + "year = 1" + ")" * 900, "not " * 5000 + "starred", "year in (" * 900])
+def test_deep_nesting_is_an_error(text):
+    with pytest.raises(InputError):
+        parse_where(text, TABLE.schema)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.booleans(),
+        st.integers(-(2**63) + 1, 2**63 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.dates(),
+        st.datetimes(),
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_a_quoted_value_is_read_back_unchanged(value):
+    types = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), date: pa.date32(), datetime: MOMENT}
+    name = "a 'b' % \u72ac"
+    condition = parse_where(f"{quoted_name(name)} = {quoted_value(value)}", pa.schema([(name, types[type(value)])]))
+    assert condition == Compare(name, "=", value)
+
+
+def test_several_conditions_must_all_hold():
+    year, owner = parse_where("year = 1", TABLE.schema), parse_where("owner = 'x'", TABLE.schema)
+    assert parse_all(["year = 1", "owner = 'x'"], TABLE.schema) == All((year, owner))
+    assert (parse_all(["year = 1"], TABLE.schema), parse_all([], TABLE.schema)) == (year, None)
 
 
 def test_ids_and_paths_are_columns_of_every_index():

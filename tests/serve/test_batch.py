@@ -106,7 +106,7 @@ def test_a_batch_is_never_larger_than_the_queue(searcher):
 
 
 def test_a_failure_of_the_service_fails_the_batch(searcher, monkeypatch, caplog):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StaleError("/secret/folder is another")
 
     monkeypatch.setattr(Searcher, "by_texts", fail)

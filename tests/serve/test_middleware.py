@@ -123,6 +123,28 @@ def test_waiting_texts_are_answered_together_with_the_answers_of_each_alone(sear
             assert [one["row"] for one in answer.json()["results"]] == [hit.row for hit in searcher.by_text(text, k).hits]
 
 
+def test_only_texts_of_the_same_condition_are_answered_together(searcher):
+    held = served.HeldSearcher.of(searcher)
+    first, second = (f"image_id {sign} '{served.LARGE}'" for sign in ("=", "!="))
+
+    async def work(client: httpx2.AsyncClient) -> list[list[str]]:
+        asked = [asyncio.create_task(client.get("/search", params={"text": "a"}))]
+        await asyncio.to_thread(held.begun.wait)
+        params = [{"text": "b", "where": first}, {"text": "c", "where": second}, {"text": "d", "where": second}]
+        for count, one in enumerate(params, start=2):
+            asked.append(asyncio.create_task(client.get("/search", params=one)))
+            # One after the other: which texts share a batch depends on their order.
+            while f'dcdctl_under_way{{work="search"}} {count}.0' not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0)
+        held.may_end.set()
+        return [[hit["name"] for hit in (await one).json()["results"]] for one in asked]
+
+    _, *names = asking(serve_app.build(held, replace(CONFIG, max_waiting=10)), work)
+    assert held.batches == [["a"], ["b"], ["c", "d"]]
+    assert [served.LARGE in found for found in names] == [True, False, False]
+    assert names[0] == [served.LARGE]
+
+
 def test_a_cancelled_text_does_not_affect_others_in_its_batch(searcher):
     held = served.HeldSearcher.of(searcher)
 

@@ -9,8 +9,9 @@ import functools
 import json
 import re
 import shutil
+from datetime import date
 from html import unescape
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 from urllib.request import urlopen
 
 import numpy as np
@@ -29,8 +30,21 @@ OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions"
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
 
 NUM = len(served.NAMES)
+OWNERS = ["ann", "<b>'bob'</b>", None, *["ann"] * (NUM - 3)]
+DAYS = [date(2024, 1, 1 + number) for number in range(NUM)]
 DEEDS = """
+const choose = (field, value) => {
+  field.value = value;
+  field.dispatchEvent(new Event("change"));
+};
 const deeds = {
+  "#choose": () => choose(document.querySelector("#facets select"), document.querySelector("#facets select").options[2].value),
+  "#dates": async () => {
+    choose(document.querySelectorAll("#facets input")[0], "2024-01-03");
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    choose(document.querySelectorAll("#facets input")[1], "2024-01-05");
+  },
+  "#remove": () => document.querySelector("#facets .condition").click(),
   "#click": () => document.querySelector("#results a.image").click(),
   "#type": () => {
     document.getElementById("words").value = "two <b>dogs</b> & 犬";
@@ -70,7 +84,8 @@ def url(tmp_path_factory):
         with (folder / "assets" / "search.js").open("a", encoding="utf-8") as script:
             script.write(DEEDS)
         patch.setattr(pages, "ASSETS", folder / "assets")
-        app = serve_app.build(served.make(folder / "all").searcher, ServiceConfig(default_k=NUM, max_upload_bytes=100_000))
+        made = served.make(folder / "all").with_columns(owner=OWNERS, day=DAYS)
+        app = serve_app.build(made.searcher, ServiceConfig(default_k=NUM, max_upload_bytes=100_000))
     with served.serving(app) as url:
         yield url
 
@@ -175,3 +190,44 @@ def test_arrows_move_among_the_images(see):
     _, page = see("?q=a+red+bus#keys")
     titles = [one["title"] for one in page.all("a") if one.get("class") == "image"]
     assert page.all("body")[0]["data-focused"] == titles[1]
+
+
+def address(page: Page) -> dict[str, list[str]]:
+    return parse_qs(page.all("body")[0]["data-address"].removeprefix("?"))
+
+
+def alts(page: Page) -> set[str]:
+    return {one["alt"] for one in page.all("img") if one["alt"]}
+
+
+def test_a_choice_filters_and_its_value_cannot_become_markup(see):
+    html, page = see("?q=a+red+bus#choose")
+    assert address(page) == {"q": ["a red bus"], "where": ["\"owner\" = '<b>''bob''</b>'"]}
+    assert alts(page) == {served.NAMES[1]}
+    assert "&lt;b&gt;'bob'&lt;/b&gt; (1)</option>" in html
+    assert page.all("b") == []
+    assert "owner &lt;b&gt;'bob'&lt;/b&gt;, day 2024-01-02</p>" in html
+
+
+def test_a_range_filters_and_the_address_keeps_it(see):
+    _, page = see("?q=a+red+bus#dates")
+    assert address(page)["where"] == ["\"day\" >= '2024-01-03'", "\"day\" <= '2024-01-05'"]
+    assert alts(page) == set(served.NAMES[2:5])
+    # A link with the same conditions shows the same, in the fields and not as other conditions.
+    again = see(page.all("body")[0]["data-address"])[1]
+    assert alts(again) == alts(page)
+    assert [one for one in again.all("button") if one.get("class") == "condition"] == []
+
+
+def test_another_condition_of_a_link_can_be_removed(see):
+    query = f"?{urlencode({'q': 'a red bus', 'where': 'owner is null'})}"
+    html, page = see(query)
+    assert alts(page) == {served.NAMES[2]}
+    assert "owner is null \u00d7</button>" in html
+    _, page = see(f"{query}#remove")
+    assert (address(page), len(alts(page))) == ({"q": ["a red bus"]}, NUM)
+
+
+def test_a_condition_that_no_image_meets_says_so(see):
+    html, page = see(f"?{urlencode({'q': 'a red bus', 'where': 'day is null'})}")
+    assert (told(html), alts(page)) == ("no image meets the condition", set())

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from tiny import make_models
 
 from dcdctl.core import models
-from dcdctl.core.search import Answer, Index, Searcher, build
+from dcdctl.core.data import columns_of_table
+from dcdctl.core.search import Answer, ColumnChanges, Condition, Index, Searcher, build
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.metadata import change_columns
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import server as serve_server
 from dcdctl.core.serve.middleware import LimitsMiddleware
@@ -39,6 +42,11 @@ class Made:
     @property
     def searcher(self) -> Searcher:
         return Searcher.open(self.index, device=CPU)
+
+    def with_columns(self, **columns: Sequence[object]) -> Made:
+        """The same with these columns, whose values are in the order of `NAMES`."""
+        change_columns(self.index, ColumnChanges(), columns_of_table(pa.table({"image": NAMES, **columns}), "a table"))
+        return self
 
     def row(self, name: str) -> int:
         index = Index.open(self.index)
@@ -71,11 +79,11 @@ class HeldSearcher(Searcher):
     def of(searcher: Searcher) -> HeldSearcher:
         return HeldSearcher(searcher.index, searcher.texts, searcher.own)
 
-    def by_texts(self, texts: list[str], k: int = 10, **options: object) -> list[Answer]:
+    def by_texts(self, texts: list[str], k: int = 10, where: Condition | None = None, **options: object) -> list[Answer]:
         self.batches.append(list(texts))
         self.begun.set()
         self.may_end.wait()
-        return super().by_texts(texts, k, **options)
+        return super().by_texts(texts, k, where, **options)
 
 
 @contextmanager

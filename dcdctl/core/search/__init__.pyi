@@ -1,18 +1,33 @@
 from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
+from .columns import ColumnSummary
 from .config import IndexConfig
 from .exact import Floats, Half, Rows, cosines, unit
 from .index import Index
 from .keywords import check_hybrid
 from .metadata import ColumnChanges
 from .protocol import Hit, ImageIndex, text_side_beside
-from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image
+from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image, value_for_json
 from .searcher import Searcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, SourceImage, check_vectors, files_of, read_document
 from .summary import index_document, index_facts, summarize_index
 from .text_side import text_side_note
-from .where import TYPES, All, AnyOf, Compare, Condition, IsNull, Like, OneOf, Value, parse_where
+from .where import (
+    TYPES,
+    All,
+    AnyOf,
+    Compare,
+    Condition,
+    IsNull,
+    Like,
+    OneOf,
+    Value,
+    parse_all,
+    parse_where,
+    quoted_name,
+    quoted_value,
+)
 
 __all__ = [
     "INDEX",
@@ -24,6 +39,7 @@ __all__ = [
     "Background",
     "Changes",
     "ColumnChanges",
+    "ColumnSummary",
     "Compare",
     "Condition",
     "Floats",
@@ -55,7 +71,10 @@ __all__ = [
     "index_facts",
     "looks_like_a_path",
     "measure_background",
+    "parse_all",
     "parse_where",
+    "quoted_name",
+    "quoted_value",
     "read_document",
     "read_image",
     "run_index_job",
@@ -63,4 +82,5 @@ __all__ = [
     "text_side_beside",
     "text_side_note",
     "unit",
+    "value_for_json",
 ]

@@ -75,6 +75,7 @@ class Index:
         self._segment = lru_cache(maxsize=None)(self._open_segment)
         self._words = lru_cache(maxsize=1)(self._open_words)
         self._columns = Columns(folder, storage.columns_file(document), self.num_rows)
+        self._summaries = lru_cache(maxsize=1)(self._summarize_columns)
         self._matching = lru_cache(maxsize=CONDITIONS)(self._find_matching)
 
     @staticmethod
@@ -124,6 +125,9 @@ class Index:
 
     def summarize_columns(self) -> list[ColumnSummary]:
         """Each column with its type, the number of images without a value, and its most frequent values."""
+        return self._summaries()
+
+    def _summarize_columns(self) -> list[ColumnSummary]:
         return [summarize_column(name, self._columns.column(name), self.is_removed) for name in self.columns.names]
 
     def expect(self, fingerprint: str) -> None:

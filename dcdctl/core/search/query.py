@@ -122,7 +122,7 @@ def cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
-def plain(value: Value | None) -> Value | None:
+def value_for_json(value: Value) -> str | bool | int | float:
     """A value of a column for JSON: dates and times as texts of ISO 8601."""
     return value.isoformat() if isinstance(value, date) else value
 
@@ -155,5 +155,5 @@ def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> 
 def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
     table = {"place": rank, "row": hit.row, "image_id": hit.image_id, "name": hit.name, "score": hit.score, "reranked": hit.reranked}
     table |= {"bm25": hit.bm25, "fused": hit.fused}
-    columns = {name: plain(value) for name, value in hit.columns.items()}
+    columns = {name: None if value is None else value_for_json(value) for name, value in hit.columns.items()}
     return {**table, "columns": columns, "is_there": index.has_image(hit.row)}

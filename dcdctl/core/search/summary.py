@@ -7,7 +7,7 @@ from typing import Any
 
 from dcdctl.core.search.columns import ColumnSummary
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.query import cut, plain, shown
+from dcdctl.core.search.query import cut, shown, value_for_json
 from dcdctl.core.search.storage import ImageSource, words_of
 
 HALF_BYTES = 2
@@ -89,9 +89,9 @@ def index_document(summary: IndexSummary) -> dict[str, Any]:
     columns = [
         {
             **asdict(column),
-            "frequent": [{"value": plain(value), "images": count} for value, count in column.frequent],
-            "low": plain(column.low),
-            "high": plain(column.high),
+            "frequent": [{"value": value_for_json(value), "images": count} for value, count in column.frequent],
+            "low": None if column.low is None else value_for_json(column.low),
+            "high": None if column.high is None else value_for_json(column.high),
         }
         for column in summary.columns
     ]

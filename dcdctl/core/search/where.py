@@ -7,7 +7,7 @@ value does not hold, and neither does its opposite; only `IS NULL` finds missing
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Literal
@@ -131,11 +131,41 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
 
     try:
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
+        return _Reader(text, pa.schema([*columns, *BUILT_IN]), columns.names).condition(parsed)
     except errors.SqlglotError as error:
         found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
         raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
-    return _Reader(text, pa.schema([*columns, *BUILT_IN]), columns.names).condition(parsed)
+    except RecursionError as error:
+        raise InputError(f"the condition {text!r:.60} is nested too deeply", hint=EXAMPLE) from error
+
+
+def parse_all(texts: Sequence[str], columns: pa.Schema) -> Condition | None:
+    """The condition that all of several conditions hold; None for no text. InputError as for `parse_where`."""
+    parts = tuple(parse_where(text, columns) for text in texts)
+    return None if not parts else parts[0] if len(parts) == 1 else All(parts)
+
+
+def quoted_name(column: str) -> str:
+    """The name of a column as a condition writes it, whatever its letters are.
+
+    >>> quoted_name("owner name")
+    '"owner name"'
+    """
+    return '"{}"'.format(column.replace('"', '""'))
+
+
+def quoted_value(value: Value) -> str:
+    """A value as a condition writes it.
+
+    >>> quoted_value("o'neil"), quoted_value(True), quoted_value(date(2024, 5, 1))
+    ("'o''neil'", 'true', "'2024-05-01'")
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    return "'{}'".format((value if isinstance(value, str) else value.isoformat()).replace("'", "''"))
 
 
 def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:

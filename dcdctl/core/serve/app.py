@@ -18,10 +18,11 @@ from starlette.responses import JSONResponse
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Answer, Background, Hit, Searcher
+from dcdctl.core.search import Answer, Background, Condition, Hit, Searcher, parse_all
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import Batches, BatchQuery, in_words
 from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.facets import ColumnResponse, columns_of
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
 from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware, refusal
@@ -169,6 +170,7 @@ def _hosts(config: ServiceConfig, is_loopback: bool) -> list[str]:
 def _search_routes(service: Service) -> APIRouter:
     router, config = APIRouter(), service.config
     number = Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
+    condition = Query([], description="Only images whose columns meet this condition: year >= 2020. Several must all hold.")
 
     @router.get("/search", summary="Search by a text, or by an image of the index.")
     async def by_text(
@@ -176,16 +178,18 @@ def _search_routes(service: Service) -> APIRouter:
         row: int | None = Query(None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."),
         k: int = number,
         hybrid: bool = Query(False, description="Rank by the words of captions and file names too."),
+        where: list[str] = condition,
     ) -> SearchResponse:
         if hybrid and (text is None or not service.searcher.now().index.has_keywords):
             raise InputError(
                 "hybrid search is for a text, and for an index with words", hint="add them with `dcdctl index INDEX --keywords`"
             )
         if text is not None and row is None:
-            return await _response(service, await service.texts.answer(text, k, hybrid=hybrid), is_text=True)
+            answer = await service.texts.answer(text, k, _condition(service, where), hybrid=hybrid)
+            return await _response(service, answer, is_text=True)
         if row is None or text is not None:
             raise InputError("the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus")
-        answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k)
+        answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where))
         return await _response(service, answer, is_text=False)
 
     batches = Batches.of(config, service.searching.num_slots)
@@ -197,26 +201,37 @@ def _search_routes(service: Service) -> APIRouter:
         responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}},
         openapi_extra={"requestBody": {"content": {"application/json": {"schema": batches.schema()}}}},
     )
-    async def by_body(request: Request, image: UploadFile | None = None, k: int = number) -> SearchResponse | BatchResponse:
+    async def by_body(
+        request: Request, image: UploadFile | None = None, k: int = number, where: list[str] = condition
+    ) -> SearchResponse | BatchResponse:
         if image is not None:
-            data = await image.read()
-            answer = await _by_image(service, lambda _: images.uploaded(data, config), k)
+            data, met = await image.read(), _condition(service, where)
+            answer = await _by_image(service, lambda _: images.uploaded(data, config), k, met)
             return await _response(service, answer, is_text=False)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-            return await _by_texts(service, await batches.read(request))
+            return await _by_texts(service, await batches.read(request), where)
         raise InputError("image: Field required", hint="or send a batch of texts as application/json")
 
     return router
 
 
-async def _by_texts(service: Service, queries: Sequence[BatchQuery | str]) -> BatchResponse:
-    """The answers to a batch. A query that cannot be answered has an error in its place; a failure of the service fails the batch."""
-    valid = [query for query in queries if isinstance(query, BatchQuery)]
-    answers = iter(await service.texts.answer_all([(query.text, query.k) for query in valid]))
+async def _by_texts(service: Service, queries: Sequence[BatchQuery | str], where: Sequence[str]) -> BatchResponse:
+    """The answers to a batch whose queries must all meet the conditions `where`, and each its own.
+
+    A query that cannot be answered has an error in its place; a failure of the service fails the batch.
+    """
+    asked: list[tuple[str, int, Condition | None] | str | InputError] = []
+    for query in queries:
+        try:
+            own = [] if isinstance(query, str) or query.where is None else [query.where]
+            asked.append(query if isinstance(query, str) else (query.text, query.k, _condition(service, [*where, *own])))
+        except InputError as error:
+            asked.append(error)
+    answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, tuple)]))
     responses: list[SearchResponse | ErrorResponse] = []
     num_hits = 0
-    for query in queries:
-        answer = query if isinstance(query, str) else next(answers)
+    for one in asked:
+        answer = next(answers) if isinstance(one, tuple) else one
         if isinstance(answer, (str, InputError, ConfigError)):
             responses.append(ErrorResponse(str(answer)))
         elif isinstance(answer, BaseException):
@@ -236,12 +251,19 @@ async def _response(service: Service, answer: Answer, *, is_text: bool) -> Searc
     return SearchResponse.of(answer, background, is_text=is_text)
 
 
-async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k: int) -> Answer:
+def _condition(service: Service, texts: Sequence[str]) -> Condition | None:
+    """The condition of a request; InputError if it is too long or cannot be read."""
+    if (length := sum(map(len, texts))) > service.config.max_where_chars:
+        raise InputError(f"the conditions have {length:,} characters, at most {service.config.max_where_chars:,} are read")
+    return parse_all(texts, service.searcher.now().index.columns)
+
+
+async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k: int, where: Condition | None) -> Answer:
     def work() -> Answer:
         searcher = service.searcher.now()
         # A re-ranker compares images with texts only.
         # The image is decoded in the thread too: the event loop must stay free for other requests.
-        answer = replace(searcher, reranker=None).by_image(read(searcher), k)
+        answer = replace(searcher, reranker=None).by_image(read(searcher), k, where)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 
     if not service.searcher.now().own.is_loaded:
@@ -270,6 +292,10 @@ def _other_routes(service: Service) -> APIRouter:
             return images.respond(service.searcher.now().index, row, size, if_none_match, service.config)
 
         return await service.reading.run(work)
+
+    @router.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
+    async def columns() -> list[ColumnResponse]:
+        return await service.reading.run(lambda: columns_of(service.searcher.now().index))
 
     # /healthz is its name of earlier versions, which balancers may ask.
     @router.get("/healthz", include_in_schema=False)

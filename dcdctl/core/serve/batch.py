@@ -27,6 +27,7 @@ class BatchQuery(BaseModel):
 
     text: str
     k: int
+    where: str | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Batches:
         class Limited(BatchQuery):
             text: str = Field(max_length=config.max_text_chars, description="What the image shows.")
             k: int = Field(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
+            where: str | None = Field(None, description="Only images whose columns meet this condition: year >= 2020.")
 
         return Batches(Limited, min(config.max_queries, num_slots))
 

@@ -45,6 +45,8 @@ class ServiceConfig:
     """Maximum number of texts in a batch (POST /search with JSON); each counts as a waiting search."""
     max_text_chars: Count = 500
     """Maximum length of a text; models read about 40 tokens of it."""
+    max_where_chars: Count = 1000
+    """Maximum length of the conditions of a search together."""
     max_upload_bytes: Count = 16 * MiB
     """Maximum size of a request body; refused as soon as the limit is reached."""
     max_upload_s: Positive = 30.0

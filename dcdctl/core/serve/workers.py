@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import INDEX_FILE, Answer, Background, ImageIndex, Index, Searcher, measure_background
+from dcdctl.core.search import INDEX_FILE, Answer, Background, Condition, ImageIndex, Index, Searcher, measure_background
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
@@ -147,6 +147,7 @@ class Workers:
 class _WaitingText:
     text: str
     k: int
+    where: Condition | None = None
     hybrid: bool = False
     answer: Future[Answer] = field(default_factory=Future)
     queued: float = field(default_factory=time.monotonic)
@@ -154,11 +155,11 @@ class _WaitingText:
     @property
     def group(self) -> tuple[object, ...]:
         """Equal for texts that may be answered together. A hybrid search of more images fuses more ranks, so its first hits may differ."""
-        return self.hybrid, self.k if self.hybrid else None
+        return self.where, self.hybrid, self.k if self.hybrid else None
 
 
 class _Batch:
-    """Texts that are answered together; further texts may join until the batch starts or is full."""
+    """Texts of a group that are answered together; further texts may join until the batch starts or is full."""
 
     def __init__(self, max_size: int) -> None:
         self._texts: list[_WaitingText] = []
@@ -190,26 +191,34 @@ class TextBatcher:
         # Full from the start, so the first text opens a batch of its own.
         self._open = _Batch(0)
 
-    async def answer(self, text: str, k: int, *, hybrid: bool = False) -> Answer:
-        """The k images nearest to a text, with `hybrid` by words too. BusyError like `Workers.run`, and the errors of the searcher."""
+    async def answer(self, text: str, k: int, where: Condition | None = None, *, hybrid: bool = False) -> Answer:
+        """The k images nearest to a text, of those that meet a condition, with `hybrid` by words too.
+
+        BusyError like `Workers.run`, and the errors of the searcher.
+        """
         with self._workers.slot():
-            waiting = _WaitingText(text, k, hybrid)
+            waiting = _WaitingText(text, k, where, hybrid)
             if not self._open.add(waiting):
                 self._open = _Batch(self._max_size)
                 self._open.add(waiting)
                 self._workers.start(partial(self._answer_batch, self._open))
             return await asyncio.wrap_future(waiting.answer)
 
-    async def answer_all(self, texts: Sequence[tuple[str, int]]) -> list[Answer | BaseException]:
-        """For each text and its k the answer, or the error of the searcher; computed together. BusyError like `Workers.run`."""
+    async def answer_all(self, texts: Sequence[tuple[str, int, Condition | None]]) -> list[Answer | BaseException]:
+        """For each text with its k and its condition the answer, or the error of the searcher. BusyError like `Workers.run`.
+
+        Texts of the same condition are computed together.
+        """
         with self._workers.slot(len(texts)):
-            waiting = [_WaitingText(text, k) for text, k in texts]
-            for start in range(0, len(waiting), self._max_size):
-                # Filled before it starts; later texts of other requests may join the last one.
-                self._open = _Batch(self._max_size)
-                for text in waiting[start : start + self._max_size]:
-                    self._open.add(text)
-                self._workers.start(partial(self._answer_batch, self._open))
+            waiting = [_WaitingText(*text) for text in texts]
+            for group in dict.fromkeys(text.group for text in waiting):
+                together = [text for text in waiting if text.group == group]
+                for start in range(0, len(together), self._max_size):
+                    # Filled before it starts; later texts of other requests may join the last one.
+                    self._open = _Batch(self._max_size)
+                    for text in together[start : start + self._max_size]:
+                        self._open.add(text)
+                    self._workers.start(partial(self._answer_batch, self._open))
             answers = await asyncio.gather(*(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BusyError):
@@ -228,7 +237,8 @@ class TextBatcher:
         if not texts:
             return
         try:
-            answers = self._searcher.now().by_texts([text.text for text in texts], max(text.k for text in texts), hybrid=texts[0].hybrid)
+            first, k = texts[0], max(text.k for text in texts)
+            answers = self._searcher.now().by_texts([text.text for text in texts], k, first.where, hybrid=first.hybrid)
         except Exception as error:  # any error is raised in the request of its text
             if len(texts) == 1:
                 texts[0].answer.set_exception(error)

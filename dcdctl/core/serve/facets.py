@@ -1,0 +1,74 @@
+"""The columns of an index for programs and for the search page: which of them the page offers, and conditions with quoted values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dcdctl.core.search import ColumnSummary, ImageIndex, Index, quoted_name, quoted_value, value_for_json
+
+NUM_FACETS = 2
+"""Columns that the page offers: more would push the images out of a phone's screen."""
+MAX_CHOICES = 50
+"""Maximum number of values of a column that are offered as choices."""
+MOMENTS = ("date", "date and time")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value of a column."""
+
+    value: str | bool | int | float
+    images: int
+    condition: str
+    """The condition that images with the value meet."""
+
+
+@dataclass(frozen=True)
+class ColumnResponse:
+    """A column of the index."""
+
+    name: str
+    quoted: str
+    """The name as a condition writes it."""
+    type: str
+    missing: int
+    """Images without a value."""
+    distinct: int
+    """Number of different values."""
+    values: tuple[Choice, ...]
+    """The most frequent values."""
+    low: str | bool | int | float | None
+    high: str | bool | int | float | None
+    facet: Literal["values", "range"] | None
+    """How the search page offers the column, if it does."""
+
+
+def columns_of(index: ImageIndex) -> list[ColumnResponse]:
+    """The columns of an index; those of a store are not summarized, and none are returned."""
+    summaries = index.summarize_columns() if isinstance(index, Index) else []
+    facets = choose_facets(summaries)
+    return [_response(summary, facets.get(summary.name)) for summary in summaries]
+
+
+def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Literal["values", "range"]]:
+    """The columns that the page offers: those with the fewest values, from two on; dates and many numbers as a range."""
+    kinds: dict[str, Literal["values", "range"]] = {}
+    for summary in sorted(summaries, key=lambda summary: summary.distinct):
+        is_short = summary.distinct <= MAX_CHOICES and summary.type not in ("number", *MOMENTS)
+        if summary.distinct >= 2 and (is_short or summary.type in ("whole number", "number", *MOMENTS)) and len(kinds) < NUM_FACETS:
+            kinds[summary.name] = "values" if is_short else "range"
+    return kinds
+
+
+def _response(summary: ColumnSummary, facet: Literal["values", "range"] | None) -> ColumnResponse:
+    name = quoted_name(summary.name)
+    values = tuple(
+        Choice(value=value_for_json(value), images=count, condition=f"{name} = {quoted_value(value)}")
+        for value, count in summary.frequent[:MAX_CHOICES]
+    )
+    low, high = (None if end is None else value_for_json(end) for end in (summary.low, summary.high))
+    return ColumnResponse(
+        summary.name, name, summary.type, summary.missing, summary.distinct, values=values, low=low, high=high, facet=facet
+    )

@@ -1,0 +1,134 @@
+"""Conditions of requests, and the columns that the service offers."""
+
+from __future__ import annotations
+
+import io
+from datetime import date, datetime
+
+import pytest
+import served
+from PIL import Image
+from starlette.testclient import TestClient
+
+from dcdctl.core.search import ColumnChanges, ColumnSummary
+from dcdctl.core.search.metadata import change_columns
+from dcdctl.core.serve import ServiceConfig, app
+from dcdctl.core.serve.facets import choose_facets
+
+NUM = len(served.NAMES)
+YEARS = [2020 + place % 3 for place in range(NUM)]
+OWNERS = ["o'neil", None, *["ann"] * (NUM - 2)]
+DAYS = [date(2024, 1, 1 + place) for place in range(NUM)]
+CONFIG = ServiceConfig(default_k=NUM, max_where_chars=60)
+
+
+def client_of(made):
+    return TestClient(app.build(made.searcher, CONFIG), base_url="http://localhost", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    made = served.make(tmp_path_factory.mktemp("conditions") / "all")
+    return client_of(made.with_columns(year=YEARS, owner=OWNERS, day=DAYS, taken=[datetime(2024, 1, 1, 12)] * NUM))
+
+
+def png():
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def kept(condition):
+    return {name for name, *values in zip(served.NAMES, YEARS, OWNERS, strict=True) if condition(*values)}
+
+
+@pytest.mark.parametrize("by", ["text", "row", "file"])
+def test_each_kind_of_query_meets_its_conditions(client, by):
+    params = {"where": ["year >= 2021", "owner = 'ann'"]}
+    if by == "file":
+        response = client.post("/search", files={"image": ("a.png", png())}, params=params)
+    else:
+        response = client.get("/search", params=params | {by: "two dogs" if by == "text" else 0})
+    found = response.json()["results"]
+    assert {one["name"] for one in found} == kept(lambda year, owner: year >= 2021 and owner == "ann")
+    assert {one["columns"]["owner"] for one in found} == {"ann"}
+    assert {one["columns"]["taken"] for one in found} == {"2024-01-01T12:00:00"}
+
+
+def test_each_query_of_a_batch_has_its_own_condition(client):
+    queries = [
+        {"text": "a", "where": "year = 2020"},
+        {"text": "b"},
+        {"text": "c", "where": "yaer = 1"},
+        {"text": "d", "where": "year = 2020"},
+    ]
+    answers = client.post("/search", json={"queries": queries}, params={"where": "owner is not null"}).json()["answers"]
+    names = [{one["name"] for one in answer["results"]} if "results" in answer else answer["error"] for answer in answers]
+    with_owner, of_2020 = kept(lambda _, owner: owner), kept(lambda year, owner: owner and year == 2020)
+    assert [names[0], names[1], names[3]] == [of_2020, with_owner, of_2020]
+    assert "unknown column yaer" in names[2]
+
+
+def test_an_answer_without_images_is_no_error(client):
+    answer = client.get("/search", params={"text": "dogs", "where": "year = 1"}).json()
+    assert (answer["results"], answer["notes"], answer["weak"]) == ([], ["no image meets the condition"], False)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("yaer = 1", "the condition 'yaer = 1' has the unknown column yaer; did you mean year?"),
+        ("year = 'x'", "compares year, which is a whole number, with 'x'"),
+        ("1; drop table x", "cannot be read near 'drop'"),
+        ("x" * 61, "the conditions have 61 characters, at most 60 are read"),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_a_refused_condition_is_422_with_the_reason(client, where, message, method):
+    if method == "get":
+        response = client.get("/search", params={"text": "dogs", "where": where})
+    else:
+        response = client.post("/search", files={"image": ("a.png", png())}, params={"where": where})
+    assert response.status_code == 422
+    assert message in response.json()["error"]
+
+
+def test_columns_are_listed_with_conditions_that_are_read_back(client):
+    columns = {one["name"]: one for one in client.get("/columns").json()}
+    assert {name: (one["type"], one["facet"]) for name, one in columns.items()} == {
+        "year": ("whole number", "values"),
+        "owner": ("text", "values"),
+        "day": ("date", None),
+        "taken": ("date and time", None),
+    }
+    assert (columns["owner"]["missing"], columns["owner"]["distinct"], columns["day"]["low"]) == (1, 2, "2024-01-01")
+    assert columns["owner"]["values"] == [
+        {"value": "ann", "images": NUM - 2, "condition": "\"owner\" = 'ann'"},
+        {"value": "o'neil", "images": 1, "condition": "\"owner\" = 'o''neil'"},
+    ]
+    for column in columns.values():
+        for value in column["values"]:
+            found = client.get("/search", params={"text": "dogs", "where": value["condition"]}).json()["results"]
+            assert len(found) == value["images"]
+
+
+def test_the_page_offers_the_columns_with_the_fewest_values():
+    def summary(name, type_, distinct):
+        return ColumnSummary(name=name, type=type_, missing=0, distinct=distinct, frequent=(), low=None, high=None)
+
+    columns = [("same", "text", 1), ("many", "text", 51), ("owner", "text", 50), ("taken", "date and time", 12), ("f", "number", 3000)]
+    assert choose_facets([summary(*column) for column in columns]) == {"taken": "range", "owner": "values"}
+    assert choose_facets([summary("n", "whole number", 51), summary("flag", "true or false", 2)]) == {"flag": "values", "n": "range"}
+
+
+def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
+    made = served.make(tmp_path / "all")
+    client = client_of(made)
+    assert client.get("/columns").json() == []
+    refused = client.get("/search", params={"text": "dogs", "where": "year = 2020"})
+    assert "this index has no columns" in refused.json()["error"]
+    made.with_columns(year=YEARS)
+    found = client.get("/search", params={"text": "dogs", "where": "year = 2020"}).json()["results"]
+    assert {one["name"] for one in found} == kept(lambda year, owner: year == 2020)
+    change_columns(made.index, ColumnChanges(drop=("year",)))
+    assert client.get("/columns").json() == []
