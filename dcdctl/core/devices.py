@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ from dcdctl.core.errors import ConfigError, DcdError, InputError
 T = TypeVar("T")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
+_version_of = functools.cache(version)
+"""The version of a package. To find it takes milliseconds, and it stays."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,7 +168,7 @@ def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
 
 def versions() -> dict[str, str]:
     """Versions of the software that results depend on, and the machine type."""
-    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    packages = {name: _version_of(name) for name in ("torch", "transformers", "numpy", "pillow")}
     return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}
 
 

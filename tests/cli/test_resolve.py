@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import pkgutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -333,6 +335,15 @@ WEIGHT_READERS = (load_save.load, load_save.load_fusion, load_save.load_scorer, 
 """What opens weights, by whatever name a module has imported it."""
 
 
+@functools.cache
+def names_of_readers() -> list[tuple[ModuleType, str]]:
+    """Each module of the core, and a name that it has for one of `WEIGHT_READERS`."""
+    for name in models.__all__:
+        getattr(models, name)  # the room keeps a name from its first use on, and would keep what fails in a test
+    modules = [importlib.import_module(name) for _, name, _ in pkgutil.walk_packages(dcdctl.core.__path__, "dcdctl.core.")]
+    return [(module, name) for module in modules for name, value in vars(module).items() if any(value is one for one in WEIGHT_READERS)]
+
+
 @pytest.fixture(autouse=True)
 def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every function that opens weights fails."""
@@ -346,12 +357,8 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "load", fails("torch.load"))
     for kind in (transformers.PreTrainedModel, _BaseAutoModelClass):
         monkeypatch.setattr(kind, "from_pretrained", fails("from_pretrained"))
-    for name in models.__all__:
-        getattr(models, name)  # the room keeps a name from its first use on, and would keep what fails here
-    for module in [importlib.import_module(name) for _, name, _ in pkgutil.walk_packages(dcdctl.core.__path__, "dcdctl.core.")]:
-        for name, value in vars(module).copy().items():
-            if any(value is reader for reader in WEIGHT_READERS):
-                monkeypatch.setattr(module, name, fails(name))
+    for module, name in names_of_readers():
+        monkeypatch.setattr(module, name, fails(name))
 
 
 def line(words: Words, stage: Path) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import postgres
 import pytest
+import typer.testing
 from made_runs import write_run
 from noise_index import make_index
 from processes import make_once
@@ -18,6 +20,9 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
+
+# A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the tests.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture(scope="session")
