@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import postgres
@@ -13,6 +14,7 @@ from paths import DOCS
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
+from dcdctl.cli.views.terminal import printable
 
 PAGE = (DOCS / "stores.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```\n(createdb .*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0].splitlines()
@@ -22,6 +24,9 @@ def test_the_four_commands_of_the_page_search_in_postgresql(postgres_url, noise_
     monkeypatch.chdir(tmp_path)
     shutil.copytree(noise_index.parent / "dual", "runs/student")
     shutil.copytree(noise_index.parent / "images", "photos")
+    names = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.png"))
+    rows = [f'"{name}",{2018 + number % 4},{"ann" if number % 3 else "bob"}' for number, name in enumerate(names)]
+    Path("photos.csv").write_text("\n".join(["image,year,owner", *rows]), encoding="utf-8")
     # The reader's server is found by libpq itself.
     monkeypatch.setenv("PGHOST", parse_qs(urlsplit(postgres_url).query)["host"][0])
     monkeypatch.setenv("PGUSER", "tester")
@@ -32,5 +37,8 @@ def test_the_four_commands_of_the_page_search_in_postgresql(postgres_url, noise_
         assert command[0] == "dcdctl"
         result = CliRunner().invoke(app, command[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
-    assert "12 of 12 images" not in result.stderr
-    assert "10 of 12 images" in result.stderr
+    # In rows of four, the third and the fourth are of 2020 and 2021; each third image is bob's.
+    expected = {name for number, name in enumerate(names) if number % 4 >= 2 and number % 3}
+    assert "4 of 12 images" in result.stderr
+    found = [line.split(maxsplit=2)[2] for line in result.stdout.splitlines()[1:] if line.split()[0].isdecimal()]
+    assert set(found) == set(map(printable, expected))

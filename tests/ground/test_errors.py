@@ -175,6 +175,8 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
         "eccv",
         "hybrid",
         "postgres",
+        "lancedb",
+        "qdrant",
         "serve",
     }
 

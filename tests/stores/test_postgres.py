@@ -180,8 +180,11 @@ def test_a_store_that_is_refused_or_not_there_is_told_without_the_password(postg
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://host/photos", r"postgresql://host/photos names no table; such as postgresql://user@host/database\?table=photos"),
-        ("postgresql://me:secret@host?table=a", "postgresql://me@host names no database"),
+        (
+            "postgresql://host/photos",
+            r"postgresql://host/photos names no table, or several; such as postgresql://user@host/database\?table=photos",
+        ),
+        ("postgresql://me:secret@host?table=a", "postgresql://me@host names no place"),
         ("mysql://me:secret@host/photos", r"'mysql://host/photos' is not the URL of a store; write postgresql://"),
         (f"postgresql://host/photos?table={'x' * 70}", "is too long for PostgreSQL"),
     ],

@@ -66,7 +66,7 @@ def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("vector").type),
         "owner": column(TEXTS, pa.string()),
         "year": column([1999, 2020, 2021, -(2**62) - 1, 2**62 + 1], pa.int64()),
-        "score of judges": column([0.1, -2.5, 1e300, 3.0, float("inf")], pa.float64()),
+        "score of judges": column([0.1, -2.5, 1e300, 3.0, 7.25], pa.float64()),
         "is_public": column([True, False], pa.bool_()),
         "day": column([date(2020, 1, 31), date(1969, 7, 20), date(2024, 2, 29)], pa.date32()),
         "taken": column([datetime(2020, 1, 31, 12, 30, 15, 123456), datetime(1969, 7, 20), datetime(2024, 2, 29, 23, 59, 59)], MOMENT),

@@ -9,9 +9,10 @@ Passwords and keys come from the environment, or for PostgreSQL also from the UR
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from dcdctl.core import places
 from dcdctl.core.errors import InputError, require_extra
@@ -20,6 +21,7 @@ from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.store_index import StoreIndex
 
 FORMS = "write postgresql://user@host/database?table=NAME, lancedb:FOLDER?table=NAME or qdrant://host/NAME"
+QDRANT_PORT = 6333
 _PLACES = ("host", "port", "table")
 """The parameters of PostgreSQL that are shown: they say where, and are no secrets."""
 _SCHEME = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?:(.*)", re.DOTALL)
@@ -68,11 +70,9 @@ def _postgres(url: str) -> Store:
 
     parts = urlsplit(url)
     asked = parse_qsl(parts.query, keep_blank_values=True)
-    tables = [value for name, value in asked if name == "table" and value]
-    if len(tables) != 1 or not parts.path.strip("/"):
-        missing = "names no database" if not parts.path.strip("/") else "names no table" if not tables else "names two tables"
-        raise InputError(f"{_shown(url)} {missing}", hint="such as postgresql://user@host/database?table=photos")
-    schema, _, name = tables[0].rpartition(".")
+    is_complete = bool(parts.path.strip("/"))
+    table = _only(url, parts, "table", is_complete=is_complete, example="postgresql://user@host/database?table=photos")
+    schema, _, name = table.rpartition(".")
     others = urlencode([(key, value) for key, value in asked if key != "table"])
     # postgresql:///database, whose server is found by libpq, loses its slashes in urlunsplit.
     conninfo = f"postgresql://{parts.netloc}{parts.path}" + (f"?{others}" if others else "")
@@ -93,4 +93,38 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}:{slashes}{user}{host}{parts.path}"
 
 
-_OPENERS = {"postgresql": _postgres, "postgres": _postgres}
+def _lance(url: str) -> Store:
+    require_extra("lancedb", "lancedb", needed_by="a store in LanceDB")
+    from dcdctl.core.stores.lancedb import LanceStore
+
+    parts = urlsplit(url)
+    protocol = parts.scheme.partition("+")[2]
+    folder = f"{protocol}://{parts.netloc}{parts.path}" if protocol else str(Path(f"{parts.netloc}{parts.path}").expanduser())
+    name = _only(url, parts, "table", is_complete=bool(parts.netloc if protocol else parts.path), example="lancedb:FOLDER?table=photos")
+    return LanceStore(folder, name, f"{_shown(url)}?table={name}")
+
+
+def _qdrant(url: str) -> Store:
+    require_extra("qdrant", "qdrant_client", needed_by="a store in Qdrant")
+    from dcdctl.core.stores import qdrant
+
+    parts = urlsplit(url)
+    if not parts.netloc:
+        name = _only(url, parts, "collection", is_complete=bool(parts.path), example="qdrant:FOLDER?collection=photos")
+        return qdrant.QdrantStore(qdrant.open_folder(Path(parts.path)), name, f"{_shown(url)}?collection={name}", is_server=False)
+    name, protocol = parts.path.strip("/"), "https" if parts.scheme == "qdrants" else "http"
+    if not name or "/" in name:
+        raise InputError(f"{_shown(url)} names no collection", hint="such as qdrant://host:6333/photos")
+    server = f"{protocol}://{parts.hostname}:{parts.port or QDRANT_PORT}"
+    return qdrant.QdrantStore(qdrant.connect(server, os.environ.get("QDRANT_API_KEY")), name, _shown(url), is_server=True)
+
+
+def _only(url: str, parts: SplitResult, parameter: str, *, is_complete: bool, example: str) -> str:
+    """The value of the only parameter of this name; InputError with an example if there is none, or if the URL is not complete."""
+    found = [value for name, value in parse_qsl(parts.query, keep_blank_values=True) if name == parameter and value]
+    if is_complete and len(found) == 1:
+        return found[0]
+    raise InputError(f"{_shown(url)} names no {parameter if is_complete else 'place'}, or several", hint=f"such as {example}")
+
+
+_OPENERS = {"postgresql": _postgres, "postgres": _postgres, "lancedb": _lance, "qdrant": _qdrant, "qdrants": _qdrant}

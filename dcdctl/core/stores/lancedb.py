@@ -1,0 +1,226 @@
+"""A table of LanceDB, in a folder or in object storage: one row per image, its vector as float16, the facts as metadata of the column row.
+
+Each change is one commit of the table, and a search reads one version of it, so a table and its facts are never of two uploads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree, HnswSq
+
+from dcdctl.core.errors import InputError, MissingError
+from dcdctl.core.search import Condition, Floats, Rows, Value
+from dcdctl.core.stores.protocol import Found, StoreFacts
+from dcdctl.core.stores.retry import UnavailableError
+from dcdctl.core.stores.sql import Dialect, condition_sql
+
+EXACT_UP_TO = 50_000
+"""Vectors that are compared one by one; a larger table gets an index."""
+PROBES = 64
+"""Partitions of the index that a query reads; LanceDB's 20 miss more."""
+ROWS_PER_QUESTION = 10_000
+"""Rows that a condition lists."""
+FACTS = "dcdctl"
+_DRAFT = "__draft"
+_PASSING = re.compile(
+    r"tim(?:ed|e) ?out|connection|connect error|dispatch failure|reset by peer|conflict|try again|too many requests|\b(?:429|50[0234])\b",
+    re.I,
+)
+"""What LanceDB and the clients of object storage say of errors that may pass: its errors have no numbers."""
+
+
+class LanceStore:
+    """The images of one table."""
+
+    kind = "lancedb"
+    batch_rows = 8192  # each batch is a commit with files of its own
+
+    def __init__(self, uri: str, table: str, location: str) -> None:
+        self.location = location
+        self._uri, self._table = uri, table
+        with self._errors():
+            self._database = lancedb.connect(uri)
+
+    def close(self) -> None:
+        pass
+
+    def draft(self) -> LanceStore:
+        return LanceStore(self._uri, f"{self._table}{_DRAFT}", self.location)
+
+    def facts(self) -> StoreFacts | None:
+        table = self._find()
+        return None if table is None else self._facts_of(table)
+
+    def create(self, facts: StoreFacts) -> None:
+        if bad := next((name for name in facts.columns if "`" in name), None):
+            raise InputError(f"the column {bad!r} has a backtick, which LanceDB does not take", hint="rename it")
+        with self._errors():
+            self._database.create_table(self._table, schema=_schema(facts), mode="overwrite")
+
+    def describe(self, facts: StoreFacts) -> None:
+        with self._errors():
+            self._open().update_field_metadata({"path": "row", "metadata": {FACTS: facts.to_json()}})
+
+    def upsert(self, images: pa.Table) -> None:
+        with self._errors():
+            self._open().merge_insert("row").when_matched_update_all().when_not_matched_insert_all().execute(images)
+
+    def delete(self, rows: Rows) -> None:
+        for start in range(0, len(rows), ROWS_PER_QUESTION):
+            with self._errors():
+                self._open().delete(_one_of(rows[start : start + ROWS_PER_QUESTION]))
+
+    def rows_in(self, span: range) -> Rows:
+        with self._errors():
+            found = self._open().search().where(f"`row` >= {span.start} AND `row` < {span.stop}").select(["row"]).limit(max(len(span), 1))
+            return np.sort(found.to_arrow().column("row").to_numpy())
+
+    def count(self, where: Condition | None = None) -> int:
+        table = self._open()
+        with self._errors():
+            return table.count_rows(None if where is None else _sql(where, self._facts_of(table)))
+
+    def fetch(self, rows: Rows) -> pa.Table:
+        table = self._open()
+        schema = self._facts_of(table).image_schema
+        found = [schema.empty_table()]
+        for start in range(0, len(rows), ROWS_PER_QUESTION):
+            asked = rows[start : start + ROWS_PER_QUESTION]
+            with self._errors():
+                found.append(_cast(table.search().where(_one_of(asked)).limit(len(asked)).to_arrow(), schema))
+        return pa.concat_tables(found).sort_by("row").combine_chunks()
+
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+        # Opened for each search: all of it reads one version.
+        table = self._open()
+        facts = self._facts_of(table)
+        condition = None if where is None else _sql(where, facts)
+        with self._errors():
+            found = [_cast(_nearest(table, query_D, count, condition), facts.image_schema) for query_D in queries_QD]
+        return Found(found, facts.model)
+
+    def finish(self) -> None:
+        # A draft is copied when it is published, without its indexes.
+        if self._table.endswith(_DRAFT):
+            return
+        table = self._open()
+        with self._errors():
+            indexed = {column for index in table.list_indices() for column in index.columns}
+            if table.count_rows() > EXACT_UP_TO:
+                if "row" not in indexed:
+                    table.create_index("row", config=BTree())
+                if "vector" not in indexed:
+                    table.create_index("vector", config=HnswSq(distance_type="cosine"))
+            # Joins small files, and adds new rows to the indexes.
+            table.optimize()
+
+    def num_bytes(self) -> int | None:
+        table = self._open()
+        with self._errors():
+            return int(table.stats().total_bytes)
+
+    def publish(self) -> None:
+        table = self._open()
+        published = LanceStore(self._uri, self._table.removesuffix(_DRAFT), self.location)
+        with self._errors():
+            facts = self._facts_of(table)
+            batches = table.search().to_batches()
+            reader = pa.RecordBatchReader.from_batches(_schema(facts), (_batch(batch, _schema(facts)) for batch in batches))
+            # One commit: a search sees the old version or the new one.
+            self._database.create_table(published._table, data=reader, schema=_schema(facts), mode="overwrite")
+        published.finish()
+        self.drop()
+
+    def drop(self) -> None:
+        if self._find() is not None:
+            with self._errors():
+                self._database.drop_table(self._table)
+
+    def _find(self) -> Any:
+        """The newest version of the table; None if there is none."""
+        with self._errors():
+            try:
+                return self._database.open_table(self._table)
+            except ValueError as error:
+                if "was not found" in str(error):
+                    return None
+                raise
+
+    def _open(self) -> Any:
+        table = self._find()
+        if table is None:
+            raise MissingError(f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`")
+        return table
+
+    def _facts_of(self, table: Any) -> StoreFacts:
+        with self._errors():
+            schema = table.schema
+        metadata = (schema.field("row").metadata or {}) if "row" in schema.names else {}
+        return StoreFacts.of_json(metadata.get(FACTS.encode(), b"").decode(), self.location)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())[:500]
+            if _PASSING.search(text):
+                raise UnavailableError(f"{self.location} does not answer: {text}", hint="run the same command again") from error
+            raise InputError(f"{self.location} refuses: {text}", hint="check the URL, and the rights and credentials") from error
+
+
+def _nearest(table: Any, query_D: Floats, count: int, condition: str | None) -> pa.Table:
+    query = table.search(query_D).distance_type("cosine").nprobes(PROBES).ef(max(2 * count, 200)).limit(count)
+    found = (query if condition is None else query.where(condition, prefilter=True)).to_arrow()
+    if len(found) < count:
+        # An index looks into a few partitions, which may hold fewer images that meet a condition.
+        query = table.search(query_D).distance_type("cosine").bypass_vector_index().limit(count)
+        found = (query if condition is None else query.where(condition, prefilter=True)).to_arrow()
+    return found
+
+
+def _schema(facts: StoreFacts) -> pa.Schema:
+    """The columns of the table, with the facts."""
+    row, *others = facts.image_schema
+    return pa.schema([row.with_metadata({FACTS: facts.to_json()}), *others])
+
+
+def _cast(found: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of images; LanceDB names the numbers of a vector in another way, and adds the distance."""
+    return found.select(schema.names).cast(schema)
+
+
+def _batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    return pa.Table.from_batches([batch]).select(schema.names).cast(schema).combine_chunks().to_batches(max_chunksize=None)[0]
+
+
+def _one_of(rows: Rows) -> str:
+    return f"`row` IN ({', '.join(map(str, rows.tolist()))})" if len(rows) else "false"
+
+
+def _sql(condition: Condition, facts: StoreFacts) -> str:
+    return condition_sql(condition, facts.image_schema, Dialect(lambda name: f"`{name}`", _literal, _like))
+
+
+def _literal(value: Value, type_: pa.DataType) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"cast('{value}' as double)" if type_ == pa.float64() else str(value)
+    if isinstance(value, datetime):
+        return f"timestamp '{value.isoformat(sep=' ')}'"
+    return f"date '{value.isoformat()}'"
+
+
+def _like(column: str, pattern: str, ignore_case: bool) -> str:
+    return f"{column} {'ILIKE' if ignore_case else 'LIKE'} {pattern}"

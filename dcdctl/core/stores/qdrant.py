@@ -1,0 +1,354 @@
+"""A collection of Qdrant: one point per image, its vector as float16, and the facts as metadata of the collection.
+
+The name of a store is an alias. Each upload that fills a store as a whole makes a collection of another name, so a search never mixes two.
+Vectors are compared by their dot product, because Qdrant changes the numbers of vectors that it compares by cosine.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import pyarrow as pa
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from dcdctl.core.errors import DcdError, InputError, MissingError
+from dcdctl.core.search import All, AnyOf, Compare, Condition, Floats, IsNull, Like, OneOf, Rows, Value
+from dcdctl.core.stores.protocol import Found, StoreFacts, half_of
+from dcdctl.core.stores.retry import UnavailableError
+
+FACTS = "dcdctl"
+ROWS_PER_QUESTION = 1000
+TIMEOUT_S = 60
+LEAST_SEARCH_WIDTH = 128
+"""Candidates of Qdrant's graph; at least twice as many as are asked for."""
+EXACT_INTEGERS = 2**53
+"""Qdrant compares larger numbers as floating-point numbers."""
+_DRAFT = "__draft"
+_LOCAL: WeakValueDictionary[str, QdrantClient] = WeakValueDictionary()
+"""The clients of folders: Qdrant locks a folder for one client."""
+_INDEXES = {
+    pa.string(): models.PayloadSchemaType.KEYWORD,
+    pa.bool_(): models.PayloadSchemaType.BOOL,
+    pa.int64(): models.PayloadSchemaType.INTEGER,
+    pa.float64(): models.PayloadSchemaType.FLOAT,
+    pa.date32(): models.PayloadSchemaType.DATETIME,
+    pa.timestamp("us"): models.PayloadSchemaType.DATETIME,
+}
+_RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+
+
+def connect(url: str, key: str | None) -> QdrantClient:
+    """The client of a server; no request is made yet."""
+    return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False)
+
+
+def open_folder(folder: Path) -> QdrantClient:
+    """Qdrant's own imitation of a server over a folder: for trials, because it compares all vectors in Python."""
+    name = str(folder.expanduser().resolve())
+    client = _LOCAL.get(name)
+    if client is None:
+        try:
+            client = QdrantClient(path=name)
+        except RuntimeError as error:
+            raise InputError(f"{name} is used by another process", hint="wait until it ends, or start a Qdrant server") from error
+        _LOCAL[name] = client
+    return client
+
+
+class QdrantStore:
+    """The images of one collection."""
+
+    kind = "qdrant"
+    batch_rows = 500
+
+    def __init__(self, client: QdrantClient, name: str, location: str, *, is_server: bool) -> None:
+        self.location = location
+        self._client, self._name, self._is_server = client, name, is_server
+        self._behind: tuple[str, StoreFacts] | None = None
+
+    def close(self) -> None:
+        if self._is_server:
+            self._client.close()
+
+    def draft(self) -> QdrantStore:
+        return _Draft(self._client, f"{self._name}{_DRAFT}", self.location, is_server=self._is_server)
+
+    def facts(self) -> StoreFacts | None:
+        self._behind = None
+        with self._errors():
+            collection = self._resolve()
+            if collection is None:
+                return StoreFacts.of_json(None, self.location) if self._client.collection_exists(self._name) else None
+            metadata = self._client.get_collection(collection).config.metadata or {}
+        facts = StoreFacts.of_json(metadata.get(FACTS), self.location)
+        self._behind = collection, facts
+        return facts
+
+    def create(self, facts: StoreFacts) -> None:
+        if bad := next((name for name in facts.columns if '"' in name), None):
+            raise InputError(f"the column {bad!r} has a quotation mark, which Qdrant does not take", hint="rename it")
+        collection = f"{self._name.removesuffix(_DRAFT)}-{secrets.token_hex(4)}"
+        vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
+        with self._errors():
+            self._client.create_collection(collection, vectors_config=vectors, metadata={FACTS: facts.to_json()})
+            if self._is_server:
+                # Before the points, so that the graph gets edges for these columns.
+                for column in facts.schema:
+                    self._client.create_payload_index(collection, _key(column.name), _INDEXES[column.type], wait=True)
+            self._point(collection)
+
+    def describe(self, facts: StoreFacts) -> None:
+        collection, _ = self._known()
+        with self._errors():
+            self._client.update_collection(collection, metadata={FACTS: facts.to_json()})
+        self._behind = None
+
+    def upsert(self, images: pa.Table) -> None:
+        collection, _ = self._known()
+        payloads = [_payload(values) for values in images.drop_columns(["row", "vector"]).to_pylist()]
+        vectors = half_of(images.column("vector")).astype(np.float32).tolist()
+        points = models.Batch(ids=images.column("row").to_pylist(), vectors=vectors, payloads=payloads)
+        with self._errors():
+            self._client.upsert(collection, points=points, wait=True)
+
+    def delete(self, rows: Rows) -> None:
+        collection, _ = self._known()
+        with self._errors():
+            self._client.delete(collection, points_selector=models.PointIdsList(points=rows.tolist()), wait=True)
+
+    def rows_in(self, span: range) -> Rows:
+        collection, _ = self._known()
+        found: list[int] = []
+        offset: Any = span.start
+        with self._errors():
+            while offset is not None and offset < span.stop:
+                points, offset = self._client.scroll(collection, offset=offset, limit=ROWS_PER_QUESTION, with_payload=False)
+                found += [int(point.id) for point in points if int(point.id) < span.stop]
+        return np.array(found, dtype=np.int64)
+
+    def count(self, where: Condition | None = None) -> int:
+        collection, facts = self._known()
+        with self._errors():
+            return self._client.count(collection, count_filter=_filter(where, facts), exact=True).count
+
+    def fetch(self, rows: Rows) -> pa.Table:
+        collection, facts = self._known()
+        points: list[Any] = []
+        for start in range(0, len(rows), ROWS_PER_QUESTION):
+            asked = rows[start : start + ROWS_PER_QUESTION].tolist()
+            with self._errors():
+                points += self._client.retrieve(collection, asked, with_payload=True, with_vectors=True)
+        return _table(points, facts).sort_by("row").combine_chunks()
+
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+        collection, facts = self._known()
+        condition = _filter(where, facts)
+        # The imitation of a server compares all vectors anyway, and warns of settings.
+        width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count)) if self._is_server else None
+        with self._errors():
+            found = self._nearest(collection, queries_QD, count, condition, width)
+            if self._is_server and any(len(points) < count for points in found):
+                # All images that meet the condition, or a graph that did not reach them.
+                found = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
+        return Found([_table(points, facts) for points in found], facts.model)
+
+    def _nearest(self, collection: str, queries_QD: Floats, count: int, condition: Any, params: Any) -> list[list[Any]]:
+        asked = {"filter": condition, "limit": count, "params": params, "with_vector": True, "with_payload": True}
+        requests = [models.QueryRequest(query=query_D.tolist(), **asked) for query_D in queries_QD]
+        return [answer.points for answer in self._client.query_batch_points(collection, requests)]
+
+    def finish(self) -> None:
+        """Nothing: a server builds its graph by itself, beside the searches."""
+
+    def num_bytes(self) -> int | None:
+        return None
+
+    def publish(self) -> None:
+        raise AssertionError("only a draft is published")
+
+    def drop(self) -> None:
+        with self._errors():
+            if (collection := self._resolve()) is not None:
+                self._alias(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._name)))
+                self._client.delete_collection(collection)
+        self._behind = None
+
+    def _resolve(self, name: str | None = None) -> str | None:
+        """The collection that an alias stands for."""
+        name = name or self._name
+        return next((alias.collection_name for alias in self._client.get_aliases().aliases if alias.alias_name == name), None)
+
+    def _point(self, collection: str) -> None:
+        """Let the alias stand for another collection, and remove the one that it stood for."""
+        before = self._resolve()
+        self._alias(*_moves(self._name, collection, is_there=before is not None))
+        if before is not None:
+            self._client.delete_collection(before)
+        self._behind = None
+
+    def _alias(self, *operations: Any) -> None:
+        self._client.update_collection_aliases(list(operations))
+
+    def _known(self) -> tuple[str, StoreFacts]:
+        """The collection behind the alias and its facts, asked once, until the collection is gone."""
+        behind = self._behind
+        if behind is None:
+            self.facts()
+            behind = self._behind
+        if behind is None:
+            raise MissingError(f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`")
+        return behind
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (UnexpectedResponse, ResponseHandlingException, ResourceExhaustedResponse, ValueError) as error:
+            raise self._as_ours(error) from error
+
+    def _as_ours(self, error: Exception) -> DcdError:
+        text = " ".join(str(error).split())[:500]
+        status = error.status_code if isinstance(error, UnexpectedResponse) else None
+        is_gone = status == 404 or (isinstance(error, ValueError) and "not found" in text)
+        if is_gone:
+            # Replaced by an upload: the next try asks which collection has the alias now.
+            self._behind = None
+        is_passing = isinstance(error, ResponseHandlingException | ResourceExhaustedResponse) or status == 429 or (status or 0) >= 500
+        if is_gone or is_passing:
+            hint = "is the server running, and are host and port right?" if status is None else "run the same command again"
+            return UnavailableError(f"{self.location} does not answer: {text}", hint=hint)
+        return InputError(f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY")
+
+
+class _Draft(QdrantStore):
+    """A collection that takes the alias of the store when it is published."""
+
+    def publish(self) -> None:
+        name = self._name.removesuffix(_DRAFT)
+        with self._errors():
+            collection, before = self._resolve(), self._resolve(name)
+            assert collection is not None
+            # One request, which the server does as a whole.
+            own = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._name))
+            self._alias(*_moves(name, collection, is_there=before is not None), own)
+            if before is not None:
+                self._client.delete_collection(before)
+        self._behind = None
+
+    def close(self) -> None:
+        """Nothing: the store has the connection."""
+
+
+def _moves(alias: str, collection: str, *, is_there: bool) -> list[Any]:
+    """The operations that let an alias stand for a collection."""
+    delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+    create = models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))
+    return [delete, create] if is_there else [create]
+
+
+def _payload(values: dict[str, Any]) -> dict[str, Any]:
+    """What a point holds; a missing value is a missing entry."""
+    return {name: _as_json(name, value) for name, value in values.items() if value is not None}
+
+
+def _as_json(name: str, value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"the column {name} has the number {value}, which Qdrant does not keep", hint="leave the value out")
+    if isinstance(value, datetime):
+        return f"{value.isoformat()}Z"
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
+    """Points as a table of `StoreFacts.image_schema`."""
+    arrays = []
+    for column in facts.image_schema:
+        if column.name == "row":
+            values: Any = [int(point.id) for point in points]
+        elif column.name == "vector":
+            values = np.array([point.vector for point in points], dtype=np.float16)
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=column.type))
+            continue
+        else:
+            values = [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
+        arrays.append(pa.array(values, column.type))
+    return pa.Table.from_arrays(arrays, schema=facts.image_schema)
+
+
+def _of_json(value: Any, type_: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if type_ == pa.date32():
+        return date.fromisoformat(value)
+    return datetime.fromisoformat(value).replace(tzinfo=None) if pa.types.is_timestamp(type_) else value
+
+
+def _key(name: str) -> str:
+    """A column as a path of JSON, where a dot or a bracket outside quotation marks leads into a value."""
+    return name if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else f'"{name}"'
+
+
+def _filter(condition: Condition | None, facts: StoreFacts) -> Any:
+    if condition is None:
+        return None
+    found = _test(condition, facts.image_schema)
+    return found if isinstance(found, models.Filter) else models.Filter(must=[found])
+
+
+def _test(condition: Condition, columns: pa.Schema) -> Any:
+    """A condition of Qdrant that holds for the rows of `search.where.matches`."""
+    if isinstance(condition, All):
+        return models.Filter(must=[_test(part, columns) for part in condition.parts])
+    if isinstance(condition, AnyOf):
+        return models.Filter(should=[_test(part, columns) for part in condition.parts])
+    key, type_ = _key(condition.column), columns.field(condition.column).type
+    is_missing = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+    if isinstance(condition, IsNull):
+        return models.Filter(must_not=[is_missing]) if condition.negated else is_missing
+    if isinstance(condition, Like):
+        raise InputError(f"Qdrant has no LIKE, which the condition asks of {condition.column}", hint="use =, IN or another store")
+    if isinstance(condition, OneOf):
+        held = models.Filter(should=[_equal(key, value, type_) for value in condition.values])
+        is_opposite = condition.negated
+    elif condition.operator in ("=", "!="):
+        held, is_opposite = _equal(key, condition.value, type_), condition.operator == "!="
+    else:
+        return _range(key, condition, type_)
+    # The opposite does not hold for a missing value either.
+    return models.Filter(must_not=[held, is_missing]) if is_opposite else held
+
+
+def _equal(key: str, value: Value, type_: pa.DataType) -> Any:
+    if type_ == pa.float64():
+        return models.FieldCondition(key=key, range=models.Range(gte=float(value), lte=float(value)))  # type: ignore[arg-type]
+    if isinstance(value, date):
+        moment = _moment(value)
+        return models.FieldCondition(key=key, range=models.DatetimeRange(gte=moment, lte=moment))
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def _range(key: str, condition: Compare, type_: pa.DataType) -> Any:
+    value, end = condition.value, _RANGES[condition.operator]
+    if isinstance(value, str | bool):
+        raise InputError(f"Qdrant does not order texts, which the condition asks of {condition.column}", hint="use =, IN or another store")
+    if isinstance(value, date):
+        return models.FieldCondition(key=key, range=models.DatetimeRange(**{end: _moment(value)}))
+    if type_ == pa.int64() and abs(value) > EXACT_INTEGERS:
+        raise InputError(f"Qdrant does not order numbers as large as {value}", hint="use = or another store")
+    return models.FieldCondition(key=key, range=models.Range(**{end: value}))
+
+
+def _moment(value: date) -> datetime:
+    moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+    return moment.replace(tzinfo=UTC)

@@ -1,0 +1,82 @@
+"""What is special to LanceDB: the index of large tables, versions of a table, and places."""
+
+from __future__ import annotations
+
+import lancedb
+import numpy as np
+import pytest
+from made_index import exact, unit_vectors
+from made_store import COLUMNS, DIM, made_facts, made_images, vectors_of
+
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.search.where import matches, parse_where
+from dcdctl.core.stores import StoreIndex, location_of, open_store
+from dcdctl.core.stores import lancedb as lance_store
+
+MANY = 600
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(f"lancedb:{tmp_path}?table=photos")
+
+
+def test_a_large_table_is_searched_by_an_index_that_is_built_when_it_is_published(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(lance_store, "EXACT_UP_TO", 300)
+    images = made_images(MANY)
+    draft = store.draft()
+    draft.create(made_facts(rows=MANY, images=MANY))
+    draft.upsert(images)
+    draft.finish()
+    draft.publish()
+    table = lancedb.connect(tmp_path).open_table("photos")
+    assert {tuple(index.columns) for index in table.list_indices()} == {("row",), ("vector",)}
+    index, queries = StoreIndex.open(store), unit_vectors(5, DIM, seed=4)
+    for text in (None, "year >= 2020", "owner = 'ann' and year = 2021 and is_public"):
+        condition = None if text is None else parse_where(text, COLUMNS)
+        held = np.ones(MANY, dtype=bool) if condition is None else matches(condition, images)
+        num_found = 0
+        for query, hits in zip(queries, index.search(queries, 10, condition), strict=True):
+            expected = exact(vectors_of(images), query, 10, removed=np.flatnonzero(~held).tolist())
+            assert len(hits) == len(expected)
+            num_found += len({hit.row for hit in hits} & set(expected))
+        assert num_found >= 0.98 * len(queries) * len(expected)
+
+
+def test_a_table_keeps_the_bits_of_float16_and_is_one_that_other_programs_read(store, tmp_path):
+    images = made_images()
+    store.create(made_facts())
+    store.upsert(images)
+    found = lancedb.connect(tmp_path).open_table("photos").to_arrow().sort_by("row")
+    assert found.column_names == images.column_names
+    assert vectors_of(found).tobytes() == vectors_of(images).tobytes()
+
+
+def test_a_table_of_another_program_is_never_touched(store, tmp_path):
+    lancedb.connect(tmp_path).create_table("photos", [{"row": 1}])
+    with pytest.raises(StaleError, match=r"is there, and dcdctl did not make it; .*nothing was changed"):
+        store.facts()
+
+
+def test_names_that_lancedb_does_not_take_are_refused(store, tmp_path):
+    with pytest.raises(InputError, match=r"the column 'a`b' has a backtick"):
+        store.create(made_facts(columns={"a`b": "string"}))
+    with pytest.raises(InputError, match=r"refuses: .*photos/2020"):
+        open_store(f"lancedb:{tmp_path}?table=photos/2020").facts()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("lancedb:folder", r"lancedb:folder names no table, or several; such as lancedb:FOLDER\?table=photos"),
+        ("lancedb:?table=photos", "lancedb: names no place"),
+        ("lancedb+s3:?table=photos", r"lancedb\+s3: names no place"),
+    ],
+)
+def test_a_wrong_url_says_how_one_looks(url, message):
+    with pytest.raises(InputError, match=message):
+        open_store(url)
+
+
+def test_a_place_is_shown_without_what_may_be_a_secret(tmp_path):
+    assert location_of(f"lancedb:{tmp_path}?table=photos&key=secret") == f"lancedb:{tmp_path}?table=photos"

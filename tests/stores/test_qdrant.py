@@ -1,0 +1,125 @@
+"""What is special to Qdrant: aliases, refusals of a server, and what it does not keep or compare."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pyarrow as pa
+import pytest
+from made_store import COLUMNS, made_facts, made_images
+from qdrant_client import models
+
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.search.where import parse_where
+from dcdctl.core.stores import open_index, open_store, retry
+from dcdctl.core.stores.retry import UnavailableError
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(f"qdrant:{tmp_path}?collection=photos")
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """The waits between repeated calls, which do not happen."""
+    waited: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waited.append)
+    return waited
+
+
+@contextmanager
+def refusing(status):
+    """The address of a server that answers every request with this status, and the keys that it was sent."""
+    keys = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers["api-key"])
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"no")
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}", keys
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_name_of_a_store_is_an_alias_that_moves_to_the_published_draft(store):
+    store.create(made_facts())
+    store.upsert(made_images().slice(0, 5))
+    client = store._client
+    (before,) = client.get_aliases().aliases
+    assert before.alias_name == "photos"
+    draft = store.draft()
+    draft.create(made_facts(generation=2))
+    draft.publish()
+    (after,) = client.get_aliases().aliases
+    assert (after.alias_name, [found.name for found in client.get_collections().collections]) == ("photos", [after.collection_name])
+    assert after.collection_name != before.collection_name
+
+
+@pytest.mark.parametrize(("status", "num_waits"), [(503, 3), (429, 3), (401, 0), (400, 0)])
+def test_a_server_is_asked_again_if_that_may_help(status, num_waits, waits, monkeypatch):
+    with refusing(status) as (address, keys):
+        store = open_store(f"qdrant://{address}/photos")
+        kind, found = (UnavailableError, "does not answer") if num_waits else (InputError, "refuses")
+        with pytest.raises(kind, match=rf"qdrant://{address}/photos {found}: .*{status}"):
+            retry.repeated(store.facts, retry.FOR_A_QUESTION)
+        store.close()
+    assert (len(waits), keys) == (num_waits, [None] * (num_waits + 1))
+
+
+def test_a_server_that_is_not_there_is_told(waits):
+    with pytest.raises(UnavailableError, match=r"qdrant://127.0.0.1:1/photos does not answer: .*is the server running"):
+        open_index("qdrant://127.0.0.1:1/photos")
+    assert len(waits) == 3
+
+
+def test_a_collection_of_another_program_is_never_touched(store):
+    vectors = models.VectorParams(size=4, distance=models.Distance.COSINE)
+    store._client.create_collection("photos", vectors_config=vectors)
+    with pytest.raises(StaleError, match=r"is there, and dcdctl did not make it; .*nothing was changed"):
+        store.facts()
+
+
+def test_what_qdrant_does_not_keep_or_compare_is_refused(store):
+    store.create(made_facts())
+    images = made_images().slice(0, 3)
+    infinite = images.set_column(images.column_names.index("score of judges"), "score of judges", pa.array([float("inf")] * 3))
+    with pytest.raises(InputError, match="the column score of judges has the number inf, which Qdrant does not keep"):
+        store.upsert(infinite)
+    with pytest.raises(InputError, match="Qdrant does not order numbers as large as 9007199254740993"):
+        store.count(parse_where("year > 9007199254740993", COLUMNS))
+    with pytest.raises(InputError, match="has a quotation mark, which Qdrant does not take"):
+        store.create(made_facts(columns={'a"b': "string"}))
+
+
+def test_a_column_may_have_a_dot_or_a_bracket_in_its_name(store):
+    facts = made_facts(columns={"a.b[0] c": "string"})
+    store.create(facts)
+    images = made_images().slice(0, 9).select(["row", "source", "image_id", "path", "corpus_row", "vector", "owner"])
+    store.upsert(images.rename_columns(facts.image_schema.names))
+    assert store.count(parse_where('"a.b[0] c" is not null', facts.schema)) == 9 - images.column("owner").null_count
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("qdrant://host:6333", "qdrant://host:6333 names no collection; such as qdrant://host:6333/photos"),
+        ("qdrants://host/a/b", "qdrants://host/a/b names no collection"),
+        ("qdrant:folder", r"qdrant:folder names no collection, or several; such as qdrant:FOLDER\?collection=photos"),
+    ],
+)
+def test_a_wrong_url_says_how_one_looks(url, message):
+    with pytest.raises(InputError, match=message):
+        open_store(url)
