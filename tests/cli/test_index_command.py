@@ -111,11 +111,11 @@ def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
 @pytest.mark.slow
 def test_two_processes_with_workers_write_the_files_of_one_without(dual, images, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
-    settings = IndexConfig(flat_up_to=2, segment_rows=4)
+    settings = IndexConfig(flat_up_to=2, segment_rows=4, keywords=True)
     build.build(str(dual), images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
     (tmp_path / "script.py").write_text(SCRIPT)
     words = ["--images", images, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
-    more = ["--batch-size", "2", "--workers", "1", "--device", "cpu"]
+    more = ["--keywords", "--batch-size", "2", "--workers", "1", "--device", "cpu"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = processes.run(
         [sys.executable, *launch, str(tmp_path / "script.py"), "index", str(dual), *map(str, [*words, *more])],
@@ -125,6 +125,6 @@ def test_two_processes_with_workers_write_the_files_of_one_without(dual, images,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"8 images, 8 numbers each, search by hnsw -> {tmp_path / 'both'}\n"
+    assert done.stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {tmp_path / 'both'}\n"
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
     assert len(Index.open(tmp_path / "both").segments) == 2
