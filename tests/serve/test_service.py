@@ -115,7 +115,12 @@ def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
         hits = worded.by_text(text, 3, hybrid=hybrid).hits
         assert [(one["row"], one["bm25"], one["fused"]) for one in found["results"]] == [(hit.row, hit.bm25, hit.fused) for hit in hits]
         assert not (hybrid and found["weak"])
-    assert client.get("/search", params={"text": "photo", "hybrid": True}).json()["results"][0]["name"] == served.LARGE
+    alone = client.get("/search", params={"text": "photo", "hybrid": True}).json()["results"]
+    assert alone[0]["name"] == served.LARGE
+    queries = [{"text": "photo", "hybrid": flag, "k": k} for flag, k in ((True, CONFIG.default_k), (False, 2), (True, 1))]
+    batch = client.post("/search", json={"queries": queries}).json()["answers"]
+    assert [one["results"][0]["fused"] is None for one in batch] == [False, True, False]
+    assert batch[0]["results"] == alone
     assert 'id="hybrid"' in client.get("/").text
 
 
@@ -124,6 +129,8 @@ def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params)
     found = client.get("/search", params={**params, "hybrid": True})
     expected = "hybrid search is for a text, and for an index with words; add them with `dcdctl index INDEX --keywords`"
     assert (found.status_code, found.json()) == (422, {"error": expected})
+    batch = client.post("/search", json={"queries": [{"text": "a bus", "hybrid": True}, {"text": "a bus"}]}).json()["answers"]
+    assert (batch[0], len(batch[1]["results"])) == ({"error": expected}, CONFIG.default_k)
     assert 'id="hybrid"' not in client.get("/").text
 
 
@@ -338,7 +345,7 @@ def test_the_page_has_the_limits_of_the_service(client):
 def test_the_docs_page_has_every_route_of_the_openapi_document(client):
     schema = client.get("/openapi.json").json()
     page = client.get("/docs").text
-    assert set(schema["paths"]) == {"/search", "/image/{row}", "/health", "/live", "/metrics"}
+    assert set(schema["paths"]) == {"/search", "/columns", "/image/{row}", "/health", "/live", "/metrics"}
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             assert f"<code>{method.upper()} {path}</code>" in page

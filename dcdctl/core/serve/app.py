@@ -180,10 +180,8 @@ def _search_routes(service: Service) -> APIRouter:
         hybrid: bool = Query(False, description="Rank by the words of captions and file names too."),
         where: list[str] = condition,
     ) -> SearchResponse:
-        if hybrid and (text is None or not service.searcher.now().index.has_keywords):
-            raise InputError(
-                "hybrid search is for a text, and for an index with words", hint="add them with `dcdctl index INDEX --keywords`"
-            )
+        if hybrid:
+            _check_words(service, text)
         if text is not None and row is None:
             answer = await service.texts.answer(text, k, _condition(service, where), hybrid=hybrid)
             return await _response(service, answer, is_text=True)
@@ -220,11 +218,13 @@ async def _by_texts(service: Service, queries: Sequence[BatchQuery | str], where
 
     A query that cannot be answered has an error in its place; a failure of the service fails the batch.
     """
-    asked: list[tuple[str, int, Condition | None] | str | InputError] = []
+    asked: list[tuple[str, int, Condition | None, bool] | str | InputError] = []
     for query in queries:
         try:
+            if isinstance(query, BatchQuery) and query.hybrid:
+                _check_words(service)
             own = [] if isinstance(query, str) or query.where is None else [query.where]
-            asked.append(query if isinstance(query, str) else (query.text, query.k, _condition(service, [*where, *own])))
+            asked.append(query if isinstance(query, str) else (query.text, query.k, _condition(service, [*where, *own]), query.hybrid))
         except InputError as error:
             asked.append(error)
     answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, tuple)]))
@@ -249,6 +249,13 @@ async def _response(service: Service, answer: Answer, *, is_text: bool) -> Searc
     live = service.searcher
     background = live.background() if live.is_measured else await service.searching.run(live.background)
     return SearchResponse.of(answer, background, is_text=is_text)
+
+
+def _check_words(service: Service, text: str | None = "") -> None:
+    """InputError if a hybrid search has no text, or its index no words; without the path of the index."""
+    if text is None or not service.searcher.now().index.has_keywords:
+        reason = "hybrid search is for a text, and for an index with words"
+        raise InputError(reason, hint="add them with `dcdctl index INDEX --keywords`")
 
 
 def _condition(service: Service, texts: Sequence[str]) -> Condition | None:

@@ -28,6 +28,7 @@ class BatchQuery(BaseModel):
     text: str
     k: int
     where: str | None
+    hybrid: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Batches:
             text: str = Field(max_length=config.max_text_chars, description="What the image shows.")
             k: int = Field(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
             where: str | None = Field(None, description="Only images whose columns meet this condition: year >= 2020.")
+            hybrid: bool = Field(False, description="Rank by the words of captions and file names too.")
 
         return Batches(Limited, min(config.max_queries, num_slots))
 

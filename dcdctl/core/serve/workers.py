@@ -204,10 +204,10 @@ class TextBatcher:
                 self._workers.start(partial(self._answer_batch, self._open))
             return await asyncio.wrap_future(waiting.answer)
 
-    async def answer_all(self, texts: Sequence[tuple[str, int, Condition | None]]) -> list[Answer | BaseException]:
-        """For each text with its k and its condition the answer, or the error of the searcher. BusyError like `Workers.run`.
+    async def answer_all(self, texts: Sequence[tuple[str, int, Condition | None, bool]]) -> list[Answer | BaseException]:
+        """For each text with its k, its condition, and whether it is hybrid, the answer or the error of the searcher.
 
-        Texts of the same condition are computed together.
+        Texts of the same condition are computed together, those of hybrid searches of the same k. BusyError like `Workers.run`.
         """
         with self._workers.slot(len(texts)):
             waiting = [_WaitingText(*text) for text in texts]
