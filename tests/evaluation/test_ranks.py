@@ -105,6 +105,16 @@ def test_blocks_of_any_size_in_any_order_give_the_same_rankings(num_top):
             assert ranking.top_score_QK.tolist() == whole.top_score_QK.tolist()
 
 
+@pytest.mark.parametrize(("levels", "num_top"), [(1, 3), (2, 3), (4, 10), (1000, 10)])
+def test_the_first_images_of_a_large_block_are_its_highest_scores(levels, num_top):
+    # Few levels: most scores are equal, as with a constant model or binary vectors.
+    scores_IT = np.random.default_rng(levels).integers(levels, size=(90, 120)).astype(np.float32)
+    _, image = counted(scores_IT, (np.arange(120) * 90 // 120).tolist(), image_block=45, num_top=num_top)
+    assert image.top_score_QK.tolist() == (-np.sort(-scores_IT.T, axis=1))[:, :num_top].tolist()
+    assert np.take_along_axis(scores_IT.T, image.top_QK, axis=1).tolist() == image.top_score_QK.tolist()
+    assert all(len(set(images)) == num_top for images in image.top_QK.tolist())
+
+
 def test_candidates_of_many_blocks_are_sorted_in_as_they_come():
     # Rising scores are the worst case: every image of a block is better than all before it.
     scores_IT = (np.arange(400)[:, None] + np.random.default_rng(0).random((400, 30))).astype(np.float32)

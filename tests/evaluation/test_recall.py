@@ -59,6 +59,19 @@ def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block)
     assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_rankings_do_not_depend_on_the_number_of_threads(threads):
+    # Each image thrice: its copies have equal scores, and the same ones must be kept.
+    owner, image_ID, text_TD = np.arange(300) // 2, unit(0, 50, 6).repeat(3, 1), unit(1, 300, 6)
+    before, expected = torch.get_num_threads(), all_of(evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=40))
+    torch.set_num_threads(threads)
+    try:
+        assert all_of(evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=40)) == expected
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("num_images", [2, 33, 200])
 def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_images):
     owner = np.repeat(np.arange(num_images), 3)

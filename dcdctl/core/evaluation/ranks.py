@@ -13,8 +13,10 @@ depth of a cascade or the dimensions of a vector; B a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
 NUM_TOP = 10
@@ -34,6 +37,8 @@ COSINE_ROUNDING = 1e-6
 """Cosines of unit vectors this close are a tie: a matrix product rounds equal pairs differently, by their place in a block."""
 UINT8_ROWS = 255
 """Rows whose True entries a byte can count."""
+MOST_THREADS = 8
+"""Threads that count blocks; each has a block of scores in memory, 16 MiB."""
 RANKS_HINT = "`dcdctl eval ... --ranks FILE` writes such a table"
 
 
@@ -124,24 +129,47 @@ class RankCounter:
         self._threshold_IR[image_T, nth_T] = self._threshold_T[order_T]
         self._best_positive_I = positive_T[order_T[nth_T == 0]]
         self._above_IR, self._above_T = np.zeros(self._threshold_IR.shape, dtype=np.int64), np.zeros(len(positive_T), dtype=np.int64)
-        self._top_texts_I = _RowTops(len(counts_I), min(num_top, len(positive_T)))
-        self._top_images_T = _ColumnTops(len(positive_T), min(num_top, len(counts_I)))
+        self._top_texts_I = RowTops(len(counts_I), min(num_top, len(positive_T)))
+        self._top_images_T = ColumnTops(len(positive_T), min(num_top, len(counts_I)))
         self._num_counted = 0
 
     def add(self, scores_IT: NDArray[np.float32], first_image: int = 0, first_text: int = 0) -> None:
         """Count a block that starts at this image and caption; ModelError if a score is NaN or infinite."""
+        self.merge(self.count(scores_IT, first_image, first_text))
+
+    def count(
+        self, scores_IT: NDArray[np.float32], first_image: int, first_text: int, bar_T: NDArray[np.float32] | None = None
+    ) -> _Counted:
+        """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the same time.
+
+        `bar_T` is the `bar` of an earlier moment; None for now.
+        """
         scores_IT = _checked(scores_IT)
         images, texts = (slice(first, first + size) for first, size in zip((first_image, first_text), scores_IT.shape, strict=True))
+        above_IR = np.zeros((len(scores_IT), self._threshold_IR.shape[1]), dtype=np.int64)
         for score_T, threshold_R, above_R, num_positives in zip(
-            scores_IT, self._threshold_IR[images], self._above_IR[images], self._num_positives_I[images].tolist(), strict=True
+            scores_IT, self._threshold_IR[images], above_IR, self._num_positives_I[images].tolist(), strict=True
         ):
             for nth in range(num_positives):
-                above_R[nth] += np.count_nonzero(score_T >= threshold_R[nth])
-        self._above_T[texts] += _count_in_columns(scores_IT >= self._threshold_T[texts])
-        self._discount_positives(scores_IT, first_image, texts)
-        self._top_texts_I.add(scores_IT, images, first_text)
-        self._top_images_T.add(scores_IT, first_image, texts)
-        self._num_counted += scores_IT.size
+                above_R[nth] = np.count_nonzero(score_T >= threshold_R[nth])
+        above_T = _count_in_columns(scores_IT >= self._threshold_T[texts])
+        self._discount_positives(scores_IT, images, texts, above_IR, above_T)
+        score_IK, text_IK = top_k_of_rows(torch.from_numpy(scores_IT), self._top_texts_I.k)
+        best = self._top_images_T.candidates(scores_IT, first_image, texts, self.bar[texts] if bar_T is None else bar_T[texts])
+        return _Counted(images, texts, above_IR, above_T, score_IK, text_IK + first_text, best)
+
+    def merge(self, block: _Counted) -> None:
+        """Add a counted block. Among equal scores, candidates of the blocks that are merged first are kept."""
+        self._above_IR[block.images] += block.above_IR
+        self._above_T[block.texts] += block.above_T
+        self._top_texts_I.add(block.score_IK, block.text_IK, block.images)
+        self._top_images_T.add(block.best_images)
+        self._num_counted += len(block.above_IR) * len(block.above_T)
+
+    @property
+    def bar(self) -> NDArray[np.float32]:
+        """(T,): scores that an image must exceed to be among the first of a caption, so far; -inf without enough images."""
+        return self._top_images_T.bar
 
     def rankings(self) -> Rankings:
         """The rankings, once every pair has been counted; ValueError before that."""
@@ -159,73 +187,34 @@ class RankCounter:
             _ranking(self._above_T[:, None] + 1, self._positive_T, images_TK, image_scores_TK, is_positive_TK),
         )
 
-    def _discount_positives(self, scores_IT: NDArray[np.float32], first_image: int, texts: slice) -> None:
-        """Subtract the positives of a block from the counts: positives of a query are ordered among themselves, and none beats itself."""
-        row_T = self._image_T[texts] - first_image
+    def _discount_positives(
+        self, scores_IT: NDArray[np.float32], images: slice, texts: slice, above_IR: NDArray[np.int64], above_T: NDArray[np.int64]
+    ) -> None:
+        """Subtract the positives of a block from its counts: positives of a query are ordered among themselves, and none beats itself."""
+        row_T = self._image_T[texts] - images.start
         column = np.flatnonzero((row_T >= 0) & (row_T < len(scores_IT)))
         row = row_T[column]
         positive = scores_IT[row, column]
-        is_above = positive[:, None] >= self._threshold_IR[row + first_image]
+        is_above = positive[:, None] >= self._threshold_IR[row + images.start]
         # An image has several captions in a block, and `-=` would subtract only one of them.
-        np.subtract.at(self._above_IR, row + first_image, is_above.astype(np.int64))
-        self._above_T[column + texts.start] -= positive >= self._threshold_T[column + texts.start]
+        np.subtract.at(above_IR, row, is_above.astype(np.int64))
+        above_T[column] -= positive >= self._threshold_T[column + texts.start]
 
 
-class _RowTops:
-    """The first K candidates of each query, where queries are rows of a block."""
+@dataclass(frozen=True)
+class _Counted:
+    """What a block adds to the rankings."""
 
-    def __init__(self, num_queries: int, k: int) -> None:
-        self._score_QK = torch.full((num_queries, k), -torch.inf)
-        self._index_QK = torch.zeros(num_queries, k, dtype=torch.int64)
-
-    def add(self, scores_QG: NDArray[np.float32], queries: slice, first: int) -> None:
-        score, index = top_k_of_rows(torch.from_numpy(scores_QG), self._score_QK.shape[1])
-        score, index = torch.cat([self._score_QK[queries], score], dim=1), torch.cat([self._index_QK[queries], index + first], dim=1)
-        self._score_QK[queries], kept = score.topk(self._score_QK.shape[1], dim=1)
-        self._index_QK[queries] = index.gather(1, kept)
-
-    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Indices and scores, best first."""
-        return self._index_QK.numpy(), self._score_QK.numpy()
-
-
-class _ColumnTops:
-    """The first K candidates of each query, where queries are columns of a block.
-
-    A block has few scores above a query's K-th best so far. They wait in a list, and many are sorted in at once.
-    """
-
-    def __init__(self, num_queries: int, k: int) -> None:
-        self._score_QK = np.full((num_queries, k), -np.inf, dtype=np.float32)
-        self._index_QK = np.zeros((num_queries, k), dtype=np.int64)
-        self._waiting: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]] = []
-
-    def add(self, scores_GQ: NDArray[np.float32], first: int, queries: slice) -> None:
-        worst_Q = self._score_QK[queries, -1]
-        # The best, not the worst: a query that has fewer than K candidates yet must keep them.
-        if len(scores_GQ) >= self._score_QK.shape[1] and np.isinf(self._score_QK[queries, 0]).all():
-            # All scores of the first block would wait.
-            score_KQ, index_KQ = torch.from_numpy(scores_GQ).topk(self._score_QK.shape[1], dim=0)
-            self._score_QK[queries], self._index_QK[queries] = score_KQ.T.numpy(), index_KQ.T.numpy() + first
-            return
-        row, column = np.divmod(np.flatnonzero(scores_GQ > worst_Q), len(worst_Q))
-        self._waiting.append((column + queries.start, scores_GQ[row, column], row + first))
-        if sum(len(query) for query, _, _ in self._waiting) > self._score_QK.size:
-            self._sort_in()
-
-    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Indices and scores, best first."""
-        self._sort_in()
-        return self._index_QK, self._score_QK
-
-    def _sort_in(self) -> None:
-        num_queries, k = self._score_QK.shape
-        kept = (np.repeat(np.arange(num_queries), k), self._score_QK.ravel(), self._index_QK.ravel())
-        query, score, index = (np.concatenate(parts) for parts in zip(kept, *self._waiting, strict=True))
-        order = _by_query_and_score(query, score)
-        starts_Q = np.searchsorted(query[order], np.arange(num_queries))
-        first_QK = order[starts_Q[:, None] + np.arange(k)]
-        self._score_QK, self._index_QK, self._waiting = score[first_QK], index[first_QK], []
+    images: slice
+    texts: slice
+    above_IR: NDArray[np.int64]
+    """Candidates at or above each positive of the block's images, without other positives."""
+    above_T: NDArray[np.int64]
+    score_IK: Tensor
+    text_IK: Tensor
+    """The first captions of each image, in the block."""
+    best_images: Waiting
+    """Images that may be among the first of a caption."""
 
 
 def rank_matrix(scores_IT: Tensor, caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP) -> Rankings:
@@ -251,33 +240,42 @@ def rank_embeddings(
         [(image_ID[image_B] * text_BD).sum(dim=1) for image_B, text_BD in zip(image_T.split(block), text_TD.split(block), strict=True)]
     )
     counter = RankCounter(positive_T.cpu().numpy(), caption_image, num_top=num_top, margin=COSINE_ROUNDING)
-    for scores_IT, first_image, first_text in _score_blocks(image_ID, text_TD, block):
-        counter.add(scores_IT.cpu().numpy(), first_image, first_text)
+    _count_in_threads(counter, image_ID, text_TD, block)
     return counter.rankings()
 
 
-def _score_blocks(image_ID: Tensor, text_TD: Tensor, block: int) -> Iterator[tuple[Tensor, int, int]]:
-    """The score matrix in blocks, each with the indices of its first image and caption.
+def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, block: int) -> None:
+    """Count the score matrix in blocks, each computed and counted by one thread, and merged in order.
 
-    While one block is counted, a thread computes the next one into the memory of the one before.
+    Torch's own threads share the work of one product, and would have nothing to do while its scores are counted by NumPy.
     """
     texts_BD = text_TD.split(GALLERY_BLOCK)
     corners = [(image, number) for number in range(len(texts_BD)) for image in range(0, len(image_ID), block)]
-    memory = [image_ID.new_empty(min(block, len(image_ID)) * len(texts_BD[0])) for _ in range(2)]
+    num_threads = torch.get_num_threads()
+    num_ahead = min(num_threads, MOST_THREADS)
+    memory = threading.local()
 
-    def product(index: int) -> Tensor:
-        image, number = corners[index]
+    def counted(image: int, number: int, bar_T: NDArray[np.float32]) -> _Counted:
         images, texts = image_ID[image : image + block], texts_BD[number]
-        scores = memory[index % 2][: len(images) * len(texts)].view(len(images), len(texts))
-        return torch.mm(images, texts.T, out=scores)
+        if not hasattr(memory, "scores"):
+            memory.scores = image_ID.new_empty(min(block, len(image_ID)) * len(texts_BD[0]))
+        scores_IT = memory.scores[: len(images) * len(texts)].view(len(images), len(texts))
+        torch.mm(images, texts.T, out=scores_IT)
+        return counter.count(scores_IT.cpu().numpy(), image, number * GALLERY_BLOCK, bar_T)
 
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(product, 0)
-        for index, (image, number) in enumerate(corners):
-            scores_IT = coming.result()
-            if index + 1 < len(corners):
-                coming = pool.submit(product, index + 1)
-            yield scores_IT, image, number * GALLERY_BLOCK
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(num_ahead) as pool:
+            coming: deque[Future[_Counted]] = deque()
+            for corner in corners:
+                # The bar of now: that of when a thread gets to the block would depend on the speed of the others.
+                coming.append(pool.submit(counted, *corner, counter.bar))
+                if len(coming) > num_ahead:
+                    counter.merge(coming.popleft().result())
+            while coming:
+                counter.merge(coming.popleft().result())
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def rerank(
@@ -366,16 +364,6 @@ def _ranking(
         top_QK=np.take_along_axis(top_QK, order_QK, axis=1),
         top_score_QK=np.take_along_axis(score_QK, order_QK, axis=1),
     )
-
-
-def _by_query_and_score(query: NDArray[np.int64], score: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The order by ascending query and, within a query, descending score.
-
-    One sort of integers is far faster than two sorts: the bits of a float, with the lower ones flipped if it is negative, ascend with it.
-    """
-    bits = (-score).view(np.int32)
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return np.argsort((query << 32) + ascending)
 
 
 def _count_in_columns(is_above: NDArray[np.bool_]) -> NDArray[np.int64]:
