@@ -12,7 +12,7 @@ from PIL import Image
 
 from dcdctl.api import arguments, views
 from dcdctl.api.arguments import Overrides, Ref, assignments, path
-from dcdctl.core import config, devices, search
+from dcdctl.core import config, devices, search, stores
 from dcdctl.core.search import Changes, Hit, IndexChange, IndexConfig
 
 Query = str | os.PathLike[str] | Image.Image
@@ -56,6 +56,14 @@ class Index(search.Index):
         search.run_index_job(os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track)
         return Index.open(out)
 
+    def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
+        """Make a store hold these images (docs/stores.md); `replace` fills it again, in place of the images of another index."""
+        store = stores.open_store(url)
+        try:
+            return stores.upload_index(self, store, replace=replace, track=arguments.track(progress))
+        finally:
+            store.close()
+
     def add(
         self, images: Ref, *, split: str | None = None, workers: int = 0, batch_size: int = 32, device: str = "auto", progress: bool = False
     ) -> IndexChange:
@@ -78,7 +86,7 @@ class Answer(search.Answer):
     """The hits of a query, best first: a sequence of them, and in a notebook their images."""
 
     query: Query = field(kw_only=True)
-    index: search.Index = field(kw_only=True, compare=False)
+    index: search.ImageIndex = field(kw_only=True, compare=False)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -102,18 +110,23 @@ class Answer(search.Answer):
 
 
 class Searcher:
-    """An index with the models that search it; `rerank` names a model that orders the first `depth` candidates (50) of a text again."""
+    """An index, or the URL of a store, with the models that search it.
+
+    `rerank` names a model that orders the first `depth` candidates (50) of a text again. `model` is the folder of the dual encoder of a
+    store, if it is not where the store was filled.
+    """
 
     def __init__(
         self,
         index: Ref | search.Index,
         *,
+        model: Ref | None = None,
         rerank: Ref | None = None,
         depth: int | None = None,
         rerank_overrides: Overrides | None = None,
         device: str = "auto",
     ) -> None:
-        self.index = index if isinstance(index, search.Index) else Index.open(index)
+        self.index = _opened(index, model)
         self._searcher = search.Searcher.for_index(
             self.index,
             device=device,
@@ -141,3 +154,13 @@ class Searcher:
     def __repr__(self) -> str:
         reranker = self._searcher.reranker
         return f"Searcher({self.index!r}{'' if reranker is None else f', re-ranked by {reranker.ref}'})"
+
+
+def _opened(index: Ref | search.Index, model: Ref | None) -> search.ImageIndex:
+    """An index that is open, in a folder, or in a store, whose model may be in the folder `model`."""
+    if isinstance(index, search.Index):
+        return index
+    place = os.fspath(index)
+    if stores.is_store(place) or model is not None:
+        return stores.open_index(place, None if model is None else path(model))
+    return Index.open(index)

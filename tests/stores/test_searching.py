@@ -1,0 +1,88 @@
+"""Searches over stores of every kind: by the service, and in Python."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from noise_index import CAPTIONS
+from starlette.testclient import TestClient
+
+import dcdctl
+from dcdctl.core.search import Changes, ColumnChanges, Index, Searcher, run_index_job
+from dcdctl.core.serve import ServiceConfig, app
+from dcdctl.core.stores import StoreIndex, open_store, upload_index
+
+
+@pytest.fixture(scope="module")
+def index(noise_index, tmp_path_factory):
+    """The noise images, with the columns year and owner."""
+    folder = tmp_path_factory.mktemp("columns") / "index"
+    shutil.copytree(noise_index, folder)
+    names = sorted(path.relative_to(noise_index.parent / "images").as_posix() for path in (noise_index.parent / "images").rglob("*.png"))
+    rows = [f'"{name}",{2018 + number % 4},{"ann" if number % 3 else ""}' for number, name in enumerate(names)]
+    table = folder.parent / "photos.csv"
+    table.write_text("\n".join(["image,year,owner", *rows]), encoding="utf-8")
+    run_index_job(str(folder), Changes(columns=ColumnChanges(metadata=table)))
+    return Index.open(folder)
+
+
+@pytest.fixture(scope="module", params=["postgresql", "lancedb", "qdrant"])
+def url(request, index, tmp_path_factory):
+    """A store with these images."""
+    if request.param == "postgresql":
+        return f"{request.getfixturevalue('postgres_url')}&table=searched"
+    name = "table" if request.param == "lancedb" else "collection"
+    return f"{request.param}:{tmp_path_factory.mktemp('stores')}?{name}=photos"
+
+
+@pytest.fixture(scope="module")
+def store(url, index):
+    opened = open_store(url)
+    assert upload_index(index, opened).images == 12
+    yield opened
+    opened.close()
+
+
+def client_of(index):
+    searcher = Searcher.for_index(index, device="cpu")
+    return TestClient(app.build(searcher, ServiceConfig()), base_url="http://localhost", raise_server_exceptions=False)
+
+
+def test_the_service_answers_from_a_store_as_from_the_index(store, index):
+    with client_of(StoreIndex.open(store)) as ours, client_of(index) as theirs:
+        for query in (
+            {"text": CAPTIONS[0], "k": 12},
+            {"text": CAPTIONS[0], "k": 5, "where": "year >= 2020 and owner = 'ann'"},
+            {"text": CAPTIONS[1], "k": 5, "where": "owner is null"},
+            {"row": 3, "k": 4},
+        ):
+            found, expected = (client.get("/search", params=query).json() for client in (ours, theirs))
+            assert [found[key] for key in ("results", "bars", "weak")] == [expected[key] for key in ("results", "bars", "weak")]
+            assert found["results"]
+        assert ours.get("/image/3?size=original").content == theirs.get("/image/3?size=original").content
+        assert ours.get("/image/999").status_code == 404
+        assert ours.get("/search", params={"text": "a", "where": "yaer = 3"}).status_code == 422
+        assert (ours.get("/healthz").json()["images"], ours.get("/").status_code) == (12, 200)
+
+
+def test_changed_columns_are_found_after_the_next_upload(store, index, tmp_path):
+    folder = tmp_path / "index"
+    shutil.copytree(index.folder, folder)
+    run_index_job(str(folder), Changes(columns=ColumnChanges(drop=("owner",))))
+    changed = Index.open(folder)
+    assert upload_index(changed, store).is_new
+    assert StoreIndex.open(store).columns == changed.columns
+    assert upload_index(index, store).is_new
+    assert upload_index(index, store).sent == 0
+
+
+def test_python_uploads_an_index_and_searches_the_store_by_its_url(url, index, store):
+    opened = dcdctl.Index.open(index.folder)
+    assert opened.upload(url).sent == 0
+    found = dcdctl.Searcher(url, device="cpu").search(CAPTIONS[0], k=5)
+    expected = dcdctl.Searcher(opened, device="cpu").search(CAPTIONS[0], k=5)
+    assert list(found) == list(expected)
+    assert found.image().size == expected.image().size
+    moved = dcdctl.Searcher(url, model=index.folder / "model", device="cpu")
+    assert list(moved.search(CAPTIONS[0], k=5)) == list(expected)
