@@ -1,0 +1,82 @@
+"""The Dockerfile and compose.yaml, which no test builds: what they copy exists, and the commands that they run are commands of dcdctl."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from fnmatch import fnmatch
+
+import pytest
+from paths import ROOT
+from typed_commands import parse
+
+from dcdctl.core.serve import build_config
+from dcdctl.core.serve.keys import VARIABLE
+
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+VARIABLES = {"DATA": "/srv", "POSTGRES_PASSWORD": "database-password", "DCDCTL_API_KEY": "a-key-for-the-search-page", "TORCH_INDEX": ""}
+
+
+def lines_of(instruction: str) -> list[str]:
+    return re.findall(rf"^{instruction} +(.*)", DOCKERFILE, re.MULTILINE)
+
+
+def compose() -> dict:
+    """The file as compose reads it, with its variables filled in."""
+    return yaml.safe_load(re.sub(r"\$\{(\w+)(:[?-][^}]*)?\}", lambda match: VARIABLES[match[1]], COMPOSE))
+
+
+def test_everything_that_the_image_copies_exists_and_is_sent_to_the_builder():
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")]
+    copied = [name for line in lines_of("COPY") if not line.startswith("--from") for name in line.split()[:-1]]
+    assert "dcdctl" in copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert any(fnmatch(name, pattern) for pattern in sent), name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    build_needs = {
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+        *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
+    }
+    build_needs |= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"])
+    assert build_needs | {"pyproject.toml"} == set(copied)
+    extras = re.search(r"^ARG EXTRAS=(.*)", DOCKERFILE, re.MULTILINE)[1].split(",")
+    assert set(extras) <= set(project["project"]["optional-dependencies"])
+
+
+def test_the_commands_of_both_files_parse():
+    (entry,), (command,) = lines_of("ENTRYPOINT"), lines_of("CMD")
+    commands = [
+        json.loads(command),
+        *(service["command"] for service in compose()["services"].values() if service.get("image") == "dcdctl"),
+    ]
+    assert json.loads(entry) == ["dcdctl"]
+    assert len(commands) == 3
+    for words in commands:
+        parse(" ".join(["dcdctl", *(f"'{word}'" for word in words)]))
+
+
+def test_the_image_is_healthy_if_the_service_takes_requests():
+    (check,) = re.findall(r"^HEALTHCHECK .*? CMD (.*)", DOCKERFILE, re.MULTILINE)
+    path = re.search(r"http://127.0.0.1:(\d+)(/\w+)", json.loads(check)[-1])
+    assert (path[1], path[2]) == (lines_of("EXPOSE")[0], "/health")
+    compile(json.loads(check)[-1], "HEALTHCHECK", "exec")
+
+
+def test_the_composed_service_ends_after_its_requests_and_needs_a_key():
+    services = compose()["services"]
+    search, database = services["search"], services["database"]
+    settings = dict(word.split("=") for before, word in zip(search["command"], search["command"][1:], strict=False) if before == "--set")
+    config = build_config({name: float(value) for name, value in settings.items()})
+    assert float(search["stop_grace_period"].removesuffix("s")) > config.drain_s + config.shutdown_s
+    assert f"${{{VARIABLE}:?" in COMPOSE
+    assert "ports" not in database
+    assert all(port.startswith("127.0.0.1:") for port in search["ports"])
+    assert search["depends_on"] == {"database": {"condition": "service_healthy"}}
+    # The volume is mounted at the path that it has outside, because an index records where its images are.
+    assert search["volumes"] == ["/srv:/srv:ro"]
