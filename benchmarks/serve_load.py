@@ -1,13 +1,14 @@
 """Capacity of `dcdctl serve`: requests per second, latencies, errors and memory at saturation.
 
-    python benchmarks/serve_load.py INDEX [--minutes 10] [--texts FILE] [--image-share 0.1] [--set max_batch=1 ...] [--max-clients 128]
+    python benchmarks/serve_load.py INDEX [--minutes 10] [--processes 1] [--texts FILE] [--image-share 0.1] [--set KEY=VALUE] [--max-clients 128]
 
 Starts a server on a free port of 127.0.0.1, and clients in another process. Each client sends a request, reads the answer and sends the
 next one over the same connection; after a 503 it waits for the time of Retry-After. The number of clients doubles until the requests per
 second rise by less than 5 %. The smallest number of clients with 95 % of the maximum rate saturates the service. This number of clients
 then runs for --minutes. Most requests search by text, a share of them uploads an image of the index, and one client requests /health once
 per second. Finally --max-clients run at once, more than the queue has room for, to measure how many requests are refused. Memory is that of
-the server, sampled every second. Server and clients share the processors of the machine. Ends with one JSON line.
+the server and its processes, sampled every second: a page that several processes share counts once (proportional set size). Server and
+clients share the processors of the machine. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -130,13 +131,13 @@ class Watch:
     host: str
     port: int
     pid: int
-    rss_mib: list[float] = field(default_factory=list)
+    pss_mib: list[float] = field(default_factory=list)
     health_ms: list[float] = field(default_factory=list)
     ends: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         while not self.ends.is_set():
-            self.rss_mib.append(rss_mib(self.pid))
+            self.pss_mib.append(pss_mib(self.pid))
             started = time.monotonic()
             connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
             connection.request("GET", "/health")
@@ -150,10 +151,15 @@ def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def rss_mib(pid: int) -> float:
-    """Resident memory of a Linux process; 0 on other systems."""
-    path = Path(f"/proc/{pid}/status")
-    return int(re.findall(r"VmRSS:\s+(\d+)", path.read_text())[0]) / 1024 if path.exists() else 0.0
+def pss_mib(pid: int) -> float:
+    """Memory of a Linux process and its descendants, in which a shared page counts once; 0 on other systems."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        own = int(re.findall(r"^Pss:\s+(\d+)", (folder / "smaps_rollup").read_text(), re.MULTILINE)[0]) / 1024
+        children = (folder / "task" / str(pid) / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return own + sum(pss_mib(int(child)) for child in children)
 
 
 def quantiles(values: list[float]) -> dict[str, float | None]:
@@ -163,9 +169,9 @@ def quantiles(values: list[float]) -> dict[str, float | None]:
     }
 
 
-def slope_mib_per_minute(rss: list[float]) -> float:
+def slope_mib_per_minute(memory: list[float]) -> float:
     """Slope of a straight line through the second half, after caches have filled."""
-    half = rss[len(rss) // 2 :]
+    half = memory[len(memory) // 2 :]
     return float(60 * np.polyfit(np.arange(len(half)), half, 1)[0]) if len(half) > 2 else 0.0
 
 
@@ -220,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--texts", type=Path, help="file with one text per line; default: made-up texts")
     parser.add_argument("--image-share", type=float, default=0.1, help="share of requests that upload an image")
     parser.add_argument("--max-clients", type=int, default=128)
@@ -229,7 +236,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     texts = options.texts.read_text(encoding="utf-8").splitlines() if options.texts else TEXTS
-    arguments = ["--device", options.device, *(word for setting in options.sets for word in ("--set", setting))]
+    arguments = [
+        "--device",
+        options.device,
+        "--processes",
+        str(options.processes),
+        *(word for setting in options.sets for word in ("--set", setting)),
+    ]
     process, host, port = start(options.index, arguments)
     try:
         images = originals(host, port, 16) if options.image_share else []
@@ -262,15 +275,21 @@ def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]
         "health_ms": {**quantiles(watch.health_ms), "max": round(max(watch.health_ms), 2)},
         "errors": num_requests - counts.num_ok,
         "statuses": dict(counts.statuses),
-        "rss_mib": {
-            "first": round(watch.rss_mib[0], 1),
-            "median": round(statistics.median(watch.rss_mib), 1),
-            "last": round(watch.rss_mib[-1], 1),
+        "pss_mib": {
+            "first": round(watch.pss_mib[0], 1),
+            "median": round(statistics.median(watch.pss_mib), 1),
+            "last": round(watch.pss_mib[-1], 1),
         },
-        "rss_slope_mib_per_minute": round(slope_mib_per_minute(watch.rss_mib), 3),
+        "pss_slope_mib_per_minute": round(slope_mib_per_minute(watch.pss_mib), 3),
         "exit_status": status,
         "steps": steps,
-        "settings": {"index": options.index.name, "image_share": options.image_share, "sets": options.sets, "device": options.device},
+        "settings": {
+            "index": options.index.name,
+            "processes": options.processes,
+            "image_share": options.image_share,
+            "sets": options.sets,
+            "device": options.device,
+        },
         "machine": {"processors": os.cpu_count(), "load_average": os.getloadavg(), "platform": platform.platform()},
     }
     for name in (
@@ -280,8 +299,8 @@ def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]
         "image_ms",
         "health_ms",
         "statuses",
-        "rss_mib",
-        "rss_slope_mib_per_minute",
+        "pss_mib",
+        "pss_slope_mib_per_minute",
     ):
         say(f"{name}: {result[name]}")
     sys.stdout.write(json.dumps(result) + "\n")
