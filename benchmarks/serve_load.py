@@ -1,6 +1,6 @@
 """Capacity of `dcdctl serve`: requests per second, latencies, errors and memory at saturation.
 
-    python benchmarks/serve_load.py INDEX [--minutes 10] [--processes 1] [--texts FILE] [--image-share 0.1] [--set KEY=VALUE] [--max-clients 128]
+    python benchmarks/serve_load.py INDEX [--minutes 10] [--processes 1] [--texts FILE] [--image-share 0.1] [--max-clients 128]
 
 Starts a server on a free port of 127.0.0.1, and clients in another process. Each client sends a request, reads the answer and sends the
 next one over the same connection; after a 503 it waits for the time of Retry-After. The number of clients doubles until the requests per
@@ -133,6 +133,7 @@ class Watch:
     pid: int
     pss_mib: list[float] = field(default_factory=list)
     health_ms: list[float] = field(default_factory=list)
+    processor_s: float = 0.0
     ends: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -160,6 +161,14 @@ def pss_mib(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return own + sum(pss_mib(int(child)) for child in children)
+
+
+def processor_seconds(host: str, port: int) -> float:
+    """Processor time that the server and its processes have taken since their start."""
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    return sum(map(float, re.findall(r"^process_cpu_seconds_total\S* (\S+)", text, re.MULTILINE)))
 
 
 def quantiles(values: list[float]) -> dict[str, float | None]:
@@ -252,9 +261,11 @@ def main() -> None:
             watch = Watch(host, port, process.pid)
             watching = threading.Thread(target=watch.run)
             watching.start()
+            before_s = processor_seconds(host, port)
             counts = pool.apply(drive, (replace(load, clients=clients),))
             watch.ends.set()
             watching.join()
+            watch.processor_s = processor_seconds(host, port) - before_s
             overload = measure_step(load, pool, options.max_clients)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -270,6 +281,7 @@ def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]
         "clients_at_saturation": clients,
         "requests": num_requests,
         "requests_per_s": round(counts.num_ok / (60 * options.minutes), 1),
+        "processor_ms_per_request": round(1000 * watch.processor_s / max(1, num_requests), 2),
         "text_ms": quantiles(counts.text_ms),
         "image_ms": quantiles(counts.image_ms),
         "health_ms": {**quantiles(watch.health_ms), "max": round(max(watch.health_ms), 2)},
@@ -295,6 +307,7 @@ def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]
     for name in (
         "clients_at_saturation",
         "requests_per_s",
+        "processor_ms_per_request",
         "text_ms",
         "image_ms",
         "health_ms",

@@ -146,6 +146,8 @@ def build(
         # FastAPI's pages load scripts from another host; ours is made from the same OpenAPI document.
         docs_url=None,
         redoc_url=None,
+        # Its spans and logs would send the texts of searches, and keys in addresses, to a collector that the environment may name.
+        telemetry={"tracing": False, "logs": False},
         lifespan=lifespan,
         responses=errors,
     )
