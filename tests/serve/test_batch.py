@@ -15,7 +15,7 @@ from processes import TIMEOUT_S
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.search import Searcher
+from dcdctl.core.search import Searcher, build
 from dcdctl.core.serve import ServiceConfig, app
 
 CONFIG = ServiceConfig(default_k=4, max_k=9, max_text_chars=20, max_queries=5, max_waiting=5)
@@ -68,6 +68,30 @@ def test_a_wrong_query_has_its_error_in_its_place_and_the_others_their_answers(s
     only_wrong = client_of(searcher).post("/search", json={"queries": ["a", {"k": 1}, {"text": "a", "k": True}]})
     errors = [one["error"] for one in only_wrong.json()["answers"]]
     assert [error.partition(":")[0] for error in errors] == ["query", "text", "k"]
+
+
+def test_texts_of_a_batch_may_have_conditions_and_be_searched_by_words(tmp_path):
+    folder = served.make(tmp_path / "all").index
+    build.update(folder, build.Changes(sets=("keywords=true",)))
+    searcher = Searcher.open(folder, device=served.CPU)
+    client = client_of(searcher)
+    queries = [
+        {"text": "photo", "k": 3, "hybrid": True},
+        {"text": "photo", "k": 3},
+        {"text": "photo", "k": 5, "where": "path LIKE '0%'"},
+        {"text": "photo", "where": "nothing = 3"},
+    ]
+    answers = client.post("/search", json={"queries": queries}).json()["answers"]
+    assert rows(answers[0]) == rows(client.get("/search", params=queries[0]).json()) != rows(answers[1])
+    assert rows(answers[1]) == rows(client.get("/search", params=queries[1]).json())
+    assert [one["name"][0] for one in answers[2]["results"]] == 5 * ["0"]
+    assert "nothing" in answers[3]["error"]
+
+
+def test_words_that_an_index_lacks_are_an_error_of_their_query(searcher):
+    answers = client_of(searcher).post("/search", json={"queries": [{"text": "a", "hybrid": True}, {"text": "a"}]}).json()["answers"]
+    assert "an index with words" in answers[0]["error"]
+    assert len(rows(answers[1])) == 4
 
 
 @pytest.mark.parametrize(
