@@ -67,7 +67,8 @@ def load(
     job: Job, index: ImageIndex, listener: socket.socket, on_ready: Callable[[int], None] = lambda _: None, shared: Shared | None = None
 ) -> tuple[LiveSearcher, uvicorn.Server]:
     """The searcher of a job, and a server that answers with it; `on_ready` gets the number of images when it answers."""
-    searcher = LiveSearcher(_searcher_of(job, index))
+    # One of several processes has torch from its start, so the model costs little, and no image waits for it or finds that it is gone.
+    searcher = LiveSearcher(_searcher_of(job, index, with_images=shared is not None))
     # The index and the libraries have opened their files by now.
     config = fit_to_open_files(job.config)
     app = build(searcher, config, is_loopback=is_loopback(listener), keys=Keys.from_environment(), shared=shared)
@@ -77,7 +78,7 @@ def load(
 def reload(job: Job, searcher: LiveSearcher) -> str | None:
     """Open the index and the models again and answer from them; the error if that fails, and nothing changes then."""
     try:
-        searcher.swap(_searcher_of(job, job.index()))
+        searcher.swap(_searcher_of(job, job.index(), with_images=searcher.now().own.is_loaded))
     except Exception as error:  # such as too little memory for a second model: the service must continue
         logs.OWN.error("the index is not reloaded; the service continues with the previous one: %s", error)
         return str(error)
@@ -109,13 +110,17 @@ def signals_handled(server: uvicorn.Server, on_hangup: Callable[[], object]) -> 
             signal.signal(number, handler)
 
 
-def _searcher_of(job: Job, index: ImageIndex) -> Searcher:
+def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> Searcher:
+    """The searcher of an index; unless `with_images`, a searcher whose texts need no torch loads the model for the first image."""
     models = job.models
     # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
     machine.return_freed_memory()
     threads = models.threads or _share_of_threads(job.config.processes)
     reranking: dict[str, Any] = {"rerank": models.rerank, "depth": models.depth, "rerank_set": models.rerank_set}
-    return Searcher.for_index(index, device=models.device, threads=threads, **reranking)
+    searcher = Searcher.for_index(index, device=models.device, threads=threads, **reranking)
+    if with_images:
+        searcher.own.load()
+    return searcher
 
 
 def _share_of_threads(num_processes: int) -> int | None:
