@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import pyarrow as pa
 from PIL import Image
 
 from dcdctl.api import arguments, views
 from dcdctl.api.arguments import Overrides, Ref, assignments, path
 from dcdctl.core import config, devices, search, stores
-from dcdctl.core.search import Changes, Hit, IndexChange, IndexConfig
+from dcdctl.core.errors import InputError
+from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange, IndexConfig
 
 Query = str | os.PathLike[str] | Image.Image
 """A text, the path of an image file, or an image in memory."""
+Metadata: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Any
+"""Columns of images: a CSV, JSON lines or Parquet file, a table of pyarrow, a DataFrame of pandas, or a list of dicts."""
 
 
 Found = search.Answer
@@ -46,11 +50,19 @@ class Index(search.Index):
         batch_size: int = 32,
         device: str = "auto",
         precision: str = "fp32",
+        metadata: Metadata | None = None,
+        columns: Sequence[str] | None = None,
+        exif: bool = False,
+        exif_place: bool = False,
         progress: bool = False,
     ) -> Index:
-        """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in `out`."""
+        """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in `out`.
+
+        Columns are set as by `set_columns`.
+        """
         table = {} if settings is None else config.flatten(config.to_table(settings))
         changes = Changes(sets=assignments(table), split=split, precision=devices.precision(precision))
+        changes = replace(changes, columns=_column_changes(metadata, columns, exif, exif_place))
         compute = arguments.compute(device, batch_size=batch_size, workers=workers)
         track = arguments.track(progress)
         search.run_index_job(os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track)
@@ -75,10 +87,41 @@ class Index(search.Index):
         """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
         return self._change(Changes(remove=names, remove_gone=gone))
 
+    def set_columns(
+        self,
+        metadata: Metadata | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        exif: bool = False,
+        exif_place: bool = False,
+        drop: Sequence[str] = (),
+        progress: bool = False,
+    ) -> IndexChange:
+        """Set columns that conditions read, such as year and owner; nothing is embedded again. Its `notes` name images without values.
+
+        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`; `columns` chooses some of its columns.
+        `exif` reads the date and the camera from the image files, `exif_place` also the place, and `drop` removes columns.
+        """
+        changes = replace(_column_changes(metadata, columns, exif, exif_place), drop=tuple(drop))
+        return self._change(Changes(columns=changes), track=arguments.track(progress))
+
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
         change = search.run_index_job(str(self.folder), changes, **how)
         vars(self).update(vars(change.index))
         return change
+
+
+def _column_changes(metadata: Metadata | None, columns: Sequence[str] | None, exif: bool, exif_place: bool) -> ColumnChanges:
+    if isinstance(metadata, str | os.PathLike):
+        metadata = path(metadata)
+    elif metadata is not None and not isinstance(metadata, pa.Table):
+        try:
+            is_list = isinstance(metadata, Sequence)
+            metadata = pa.Table.from_pylist(metadata) if is_list else pa.Table.from_pandas(metadata, preserve_index=False)
+        except (pa.ArrowException, AttributeError, TypeError) as error:
+            found = f"the metadata cannot be read as a table: {error}"
+            raise InputError(found, hint="each column needs values of one type, and a column image that names the images") from error
+    return ColumnChanges(metadata=metadata, chosen=None if columns is None else tuple(columns), exif=exif, place=exif_place)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,18 +178,24 @@ class Searcher:
             rerank_set=assignments(rerank_overrides),
         )
 
-    def search(self, query: Query, k: int = 10, *, hybrid: bool = False) -> Answer:
+    def search(self, query: Query, k: int = 10, *, where: str | None = None, hybrid: bool = False) -> Answer:
         """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an empty text.
+
+        `where` is a condition on the columns of the images, such as "year >= 2020 and owner = 'x'"; InputError if it cannot be read.
 
         With `hybrid`, a text is searched by the words of captions and file names too; MissingError for an index without words.
         """
-        found = self._searcher.ask(Path(query) if isinstance(query, os.PathLike) else query, k, hybrid=hybrid)
+        question = Path(query) if isinstance(query, os.PathLike) else query
+        found = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
         return self._answer(query, found)
 
-    def search_all(self, texts: Sequence[str], k: int = 10, *, hybrid: bool = False) -> list[Answer]:
+    def search_all(self, texts: Sequence[str], k: int = 10, *, where: str | None = None, hybrid: bool = False) -> list[Answer]:
         """An answer for each text, computed together."""
-        found_by_text = self._searcher.by_texts(texts, k, hybrid=hybrid)
+        found_by_text = self._searcher.by_texts(texts, k, self._condition(where), hybrid=hybrid)
         return [self._answer(text, found) for text, found in zip(texts, found_by_text, strict=True)]
+
+    def _condition(self, where: str | None) -> Condition | None:
+        return None if where is None else search.parse_where(where, self.index.columns)
 
     def _answer(self, query: Query, found: Found) -> Answer:
         return Answer(**vars(found), query=query, index=self.index)

@@ -14,7 +14,7 @@ from dcdctl.core import data, report, templates
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import KS, ComparisonReport
-from dcdctl.core.search import Answer, ImageIndex
+from dcdctl.core.search import Answer, ImageIndex, columns_text
 
 THUMBNAIL_PX = 112
 NUM_SHOWN = 20
@@ -54,7 +54,12 @@ def answer_html(query: str | os.PathLike[str] | Image.Image, answer: Answer, ind
     """The images of an answer with their names and scores."""
     shown = answer.hits[:NUM_SHOWN]
     cards = [
-        {"image": _thumbnail(index, hit.row), "name": hit.name, "score": f"{hit.score if hit.reranked is None else hit.reranked:.3f}"}
+        {
+            "image": _thumbnail(index, hit.row),
+            "name": hit.name,
+            "score": f"{hit.score if hit.reranked is None else hit.reranked:.3f}",
+            "columns": columns_text(hit),
+        }
         for hit in shown
     ]
     rest = len(answer.hits) - len(shown)

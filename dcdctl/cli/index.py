@@ -65,6 +65,8 @@ Metadata = Annotated[
     ),
 ]
 Columns = Annotated[str | None, typer.Option("--columns", help="Take only these columns: year,owner.", show_default="all", metavar="NAMES")]
+Exif = Annotated[bool, typer.Option("--exif", help="Read columns from the image files: taken, year and camera.")]
+ExifPlace = Annotated[bool, typer.Option("--exif-place", help="The same, and latitude and longitude.")]
 DropColumn = Annotated[list[str] | None, typer.Option("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")]
 
 To = Annotated[
@@ -96,6 +98,8 @@ def index(
     keywords: Keywords = False,
     metadata: Metadata = None,
     columns: Columns = None,
+    exif: Exif = False,
+    exif_place: ExifPlace = False,
     drop_column: DropColumn = None,
     to: To = None,
     replace: ReplaceStore = False,
@@ -122,7 +126,7 @@ def index(
         add=add,
         split=split,
         precision=precision,
-        columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names),
+        columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names, exif=exif, place=exif_place),
     )
     change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
     uploaded = None if store is None else stores.upload_index(change.index, store, replace=replace, track=bar)

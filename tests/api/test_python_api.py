@@ -11,7 +11,9 @@ import re
 import shutil
 import sys
 
+import pandas as pd
 import processes
+import pyarrow as pa
 import pytest
 from paths import ROOT
 from PIL import Image
@@ -194,6 +196,29 @@ def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
     assert repr(own_index) == repr(dcdctl.Index.open(own_index))
     with pytest.raises(InputError, match="absent"):
         own_index.remove("absent.png")
+
+
+def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tmp_path):
+    rows = [{"image": "plain.png", "year": 2020, "owner": "<b>"}, {"image": "g.png", "year": 2021, "owner": "ann"}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tables = [pa.Table.from_pylist(rows), pd.DataFrame(rows), rows, str(tmp_path / "m.jsonl")]
+    for table in tables:
+        change = own_index.set_columns(table)
+        assert change.notes == ("5 images of the index are not in " + ("the table of metadata" if table is not tables[3] else tables[3]),)
+        assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
+        own_index.set_columns(drop=["year", "owner"])
+        assert own_index.columns.names == []
+    own_index.set_columns(rows, columns=["owner"], exif=True)
+    assert own_index.columns.names == ["owner", "taken", "year", "camera"]
+    searcher = dcdctl.Searcher(own_index)
+    answer = searcher.search("a red circle", where="owner = '<b>'")
+    assert [(hit.name, hit.columns["owner"]) for hit in answer] == [("plain.png", "<b>")]
+    assert "owner &lt;b&gt;" in answer._repr_html_()
+    assert [len(one) for one in searcher.search_all(["red", "blue"], where="owner is null")] == [5, 5]
+    with pytest.raises(InputError, match="unknown column yaer"):
+        searcher.search("red", where="yaer = 1")
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        own_index.set_columns([{"image": "g.png", "x": 1}, {"image": "g.png", "x": "y"}])
 
 
 def test_hybrid_search_is_that_of_the_searcher(noise_index, tmp_path):

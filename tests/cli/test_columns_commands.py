@@ -158,3 +158,18 @@ def test_images_that_are_added_later_have_no_values_until_they_get_some(noise_in
     (tmp_path / "n.csv").write_text(f"image,year\n{more / 'plain.png'},2021\n")
     assert run("index", index, "--metadata", tmp_path / "n.csv", *CPU).exit_code == 0
     assert sorted(Index.open(index).values("year").drop_null().to_pylist()) == [2020, 2021]
+
+
+def test_a_page_shows_columns_escaped(index, tmp_path):
+    (tmp_path / "m.csv").write_text("image,owner\nplain.png,<i>ann</i>\n")
+    copy = shutil.copytree(index, tmp_path / "index")
+    assert run("index", copy, "--metadata", tmp_path / "m.csv").exit_code == 0
+    assert run("search", copy, TEXT, "--where", "image_id = 'plain.png'", "--html", tmp_path / "page.html", *CPU).exit_code == 0
+    assert "owner &lt;i&gt;ann&lt;/i&gt;, day 2024-01-0" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_exif_columns_are_set_on_the_command_line(noise_index, tmp_path):
+    copy = shutil.copytree(noise_index, tmp_path / "index")
+    done = run("index", copy, "--exif-place", "--json")
+    assert json.loads(done.stdout)["columns"] == ["taken", "year", "camera", "latitude", "longitude"]
+    assert "  column camera: text, 12 missing" in run("inspect", copy).stdout

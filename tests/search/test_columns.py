@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from datetime import date, datetime
 
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from made_index import exact, unit_vectors, write_index
+from PIL import Image
+from PIL.ExifTags import Base
 
 from dcdctl.core.artifacts import sha256_of
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
@@ -322,3 +325,38 @@ def test_a_hybrid_search_meets_the_condition_in_both_lists(tmp_path):
     assert {hit.row for hit in hits} == {row for row in range(30) if row % 2} - {5}
     assert {hit.columns["parity"] for hit in hits} == {1}
     assert {hit.row for hit in hits if hit.bm25} == {9, 11}
+
+
+def exif_photo(path, **tags):
+    exif = Image.Exif()
+    exif.update({getattr(Base, name): value for name, value in tags.items()})
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path, exif=exif)
+
+
+def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
+    exif_photo(tmp_path / "photos" / "0.png", Model="EOS", DateTime="2019:05:01 12:00:00")
+    exif_photo(tmp_path / "photos" / "1.png", Model="D70", DateTime="2018:05:01 12:00:00")
+    exif_photo(tmp_path / "photos" / "4.png", Model="gone")
+    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1999]}), exif=True)
+    assert column(index, "year") == [1999, 2018, None, None, None, None]
+    assert column(index, "camera") == ["EOS", "D70", None, None, None, None]
+    assert column(index, "taken")[1] == datetime(2018, 5, 1, 12)
+    assert index.columns.types == [pa.int64(), MOMENT, pa.string()]
+    # Again: files that told nothing are read again, and the others are not.
+    opened = []
+    monkeypatch.setattr(Index, "open_image", lambda self, row: opened.append(row) or io.BytesIO())
+    assert set_columns(index, exif=True)[0].document == index.document
+    assert opened == [2, 3, 5]
+    opened.clear()
+    # Places were never read.
+    index, _ = set_columns(index, place=True)
+    assert sorted(opened) == [0, 1, 2, 3, 5]
+    assert index.values("latitude").null_count == 6
+
+
+def test_a_column_of_another_type_than_exif_data_is_named(made, tmp_path):
+    exif_photo(tmp_path / "photos" / "1.png", DateTime="2018:05:01 12:00:00")
+    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": ["last"]}))
+    with pytest.raises(InputError, match=r"column year of .* is a text, and in the image files it is a whole number"):
+        set_columns(index, exif=True)

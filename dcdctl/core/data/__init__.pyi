@@ -13,13 +13,16 @@ from .corpus_summary import (
 from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection, hub_requests
 from .images import (
+    CAMERA_COLUMNS,
     MAX_PIXELS,
+    PLACE_COLUMNS,
     FolderImageFile,
     ImageError,
     RowError,
     decode_image,
     difference_hash,
     media_type,
+    read_exif,
     thumbnail,
     upright_rgb,
 )
@@ -31,6 +34,7 @@ from .source_files import SourceOptions
 from .stream import ShardCount, ShardStream, StreamBatch, StreamConfig, is_stream, open_shards
 
 __all__ = [
+    "CAMERA_COLUMNS",
     "COLORS",
     "CORPUS",
     "CORPUS_FILE",
@@ -39,6 +43,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
     "MOMENT",
+    "PLACE_COLUMNS",
     "SHAPES",
     "SIZES",
     "TEXT_FIELDS",
@@ -88,6 +93,7 @@ __all__ = [
     "prepare_corpus",
     "read_columns",
     "read_corpus_json",
+    "read_exif",
     "share_split",
     "split_to_measure",
     "summarize_corpus",

@@ -11,7 +11,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import EmbeddedImage, Histogram
-from dcdctl.core.search import Answer, Hit, ImageIndex, as_text, image_of, read_image
+from dcdctl.core.search import Answer, Hit, ImageIndex, as_text, columns_text, image_of, read_image
 from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 NUM_IMAGES = 60
@@ -102,6 +102,7 @@ class _HitCard:
     """None if the image is gone."""
     name: str
     scores: str
+    columns: str
 
 
 def write_search_page(path: Path, index: ImageIndex, question: str | Path, answer: Answer, track: Track = silent) -> None:
@@ -130,7 +131,7 @@ def _hit_cards(index: ImageIndex, answer: Answer, advance: Advance) -> Iterator[
     for hit in answer.hits:
         image = image_of(index, hit.row)
         embedded = None if image is None else html.embed_image(image, SEARCH_IMAGE_PX)
-        yield _HitCard(embedded, as_text(hit.name), _scores(hit))
+        yield _HitCard(embedded, as_text(hit.name), _scores(hit), columns_text(hit))
         advance(1)
 
 

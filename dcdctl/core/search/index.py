@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -304,6 +304,10 @@ class Index:
         MissingError if the row was removed, or its file is gone or is a link out of its folder; StaleError if the corpus has changed.
         """
         return self.images.read(*self._image(row))
+
+    def open_image(self, row: int) -> BinaryIO:
+        """The image file of a row, opened in its source. Errors as for `image_bytes`."""
+        return self.images.open(*self._image(row))
 
     def captions(self, row: int) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""

@@ -1,10 +1,15 @@
-"""Columns of an existing index are set: from a table of metadata, from the corpora that were indexed, and dropped. Nothing is embedded."""
+"""Columns of an existing index: set from a table of metadata, from corpora and from EXIF data, or dropped. Nothing is embedded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +17,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core import distributed
-from dcdctl.core.data import MOMENT, ImageColumns, columns_of_table, read_columns
-from dcdctl.core.errors import InputError
+from dcdctl.core.data import CAMERA_COLUMNS, MOMENT, PLACE_COLUMNS, ImageColumns, columns_of_table, read_columns, read_exif
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import commit, storage
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.where import TYPES
 
+EXIF_CHUNK, EXIF_THREADS = 256, 4
+"""Images whose EXIF data a thread reads in one go, and threads: most of the time they wait for the disk."""
 WIDER = {frozenset((pa.int64(), pa.float64())): pa.float64(), frozenset((pa.date32(), MOMENT)): MOMENT}
 """The type that has the values of two types."""
 
@@ -34,6 +41,10 @@ class ColumnChanges:
     """A CSV, JSON lines or Parquet file, or a table, that names an image in each row. Its values replace those of the images it names."""
     chosen: tuple[str, ...] | None = None
     """The columns that are taken of it; None for all."""
+    exif: bool = False
+    """Read when and with what photos were taken from their files, where the columns have no value yet."""
+    place: bool = False
+    """Read where they were taken, too."""
 
     def read(self) -> ImageColumns | None:
         """The columns of the metadata; InputError if it is not as it must be."""
@@ -64,13 +75,13 @@ def change_columns(folder: Path, changes: ColumnChanges, read: ImageColumns | No
         with distributed.main_first():
             if distributed.is_main():
                 index = Index(folder, storage.read_document(folder))
-                table = _changed(index, changes, read, notes)
+                table = _changed(index, changes, read, notes, track)
                 if not (index.num_covered == index.num_rows and table.equals(index.column_table())):
                     commit.commit_columns(folder, index.document, table)
     return notes
 
 
-def _changed(index: Index, changes: ColumnChanges, read: ImageColumns | None, notes: list[str]) -> pa.Table:
+def _changed(index: Index, changes: ColumnChanges, read: ImageColumns | None, notes: list[str], track: Track) -> pa.Table:
     """The columns of all rows after the changes; adds to the notes."""
     columns = {name: index.values(name) for name in index.columns.names}
     for name in changes.drop:
@@ -81,6 +92,10 @@ def _changed(index: Index, changes: ColumnChanges, read: ImageColumns | None, no
     if read is not None:
         notes += read.notes
         for new in _of_metadata(index, read, notes):
+            _set(columns, new, index)
+    if changes.exif or changes.place:
+        types = CAMERA_COLUMNS | (PLACE_COLUMNS if changes.place else {})
+        for new in _of_exif(index, columns, types, track):
             _set(columns, new, index)
     return pa.table(columns) if columns else pa.table({})
 
@@ -125,6 +140,41 @@ def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator
     places = pa.array(rows_of_table, mask=~is_named)
     for name in read.table.column_names:
         yield _Values(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
+
+
+def _of_exif(index: Index, columns: Mapping[str, pa.Array], types: Mapping[str, pa.DataType], track: Track) -> Iterator[_Values]:
+    """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data fill has a value."""
+    told = [name for name in types if name != "year"]  # a table often has years
+    is_read = np.ones(index.num_rows, np.bool_) if index.is_removed is None else ~index.is_removed
+    if all(name in columns for name in types):
+        for name in told:
+            is_read &= columns[name].is_null().to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(is_read)
+    values: list[dict[str, Any]] = []
+    chunks = [rows[start : start + EXIF_CHUNK].tolist() for start in range(0, len(rows), EXIF_CHUNK)]
+    with track("read EXIF", total=len(rows), unit="images") as advance, warnings.catch_warnings(), ThreadPoolExecutor(EXIF_THREADS) as pool:
+        warnings.simplefilter("ignore")  # Pillow's about damaged data
+        for chunk in pool.map(partial(_read_chunk, index, place="latitude" in types), chunks):
+            values += chunk
+            advance(len(chunk))
+    for name, type_ in types.items():
+        read = np.full(index.num_rows, None, dtype=object)
+        read[rows] = [one[name] for one in values]
+        is_set = is_read & (True if name not in columns else columns[name].is_null().to_numpy(zero_copy_only=False))
+        yield _Values(name, pa.array(read, type_), is_set, "the image files")
+
+
+def _read_chunk(index: Index, rows: Sequence[int], *, place: bool) -> list[dict[str, Any]]:
+    """The EXIF data of some rows; of a file that is gone, those of an empty one."""
+    values = []
+    for row in rows:
+        try:
+            file = index.open_image(row)
+        except (MissingError, StaleError):
+            file = io.BytesIO()
+        with file:
+            values.append(read_exif(file, place=place))
+    return values
 
 
 def _rows_by_name(index: Index, names: Sequence[str]) -> Rows:

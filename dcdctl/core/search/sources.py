@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from dcdctl.core import files
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
@@ -32,6 +34,15 @@ class SourceImages:
             return FolderImageFile(folder, path).read()
         except RowError as error:
             raise MissingError(f"{folder / path} of the index {self.where}: {error}") from error
+
+    def open(self, source: int, image: SourceImage) -> BinaryIO:
+        """The image file, of which a folder reads no more than is asked for. Errors as for `read`."""
+        if image.corpus_row is not None:
+            return io.BytesIO(self.read(source, image))
+        try:
+            return FolderImageFile(Path(self.sources[source].path), self._path(image)).open()
+        except RowError as error:
+            raise MissingError(f"{image.path} of the index {self.where}: {error}") from error
 
     def exists(self, source: int, image: SourceImage) -> bool:
         """Whether `read` finds the image file, without reading it."""

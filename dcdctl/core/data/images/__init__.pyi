@@ -19,14 +19,17 @@ from .decode import (
     thumbnail,
     upright_rgb,
 )
+from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif
 from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile, refuse_inflation
 from .workers import CHUNK_IMAGES, CheckImages, image_pool
 
 __all__ = [
+    "CAMERA_COLUMNS",
     "CHUNK_IMAGES",
     "MAX_PIXELS",
     "PARQUET_BATCH_ROWS",
     "PARQUET_BUFFER_BYTES",
+    "PLACE_COLUMNS",
     "TAR_BLOCK_BYTES",
     "CheckImages",
     "CheckedImage",
@@ -42,6 +45,7 @@ __all__ = [
     "image_pool",
     "is_macos_metadata",
     "media_type",
+    "read_exif",
     "refuse_inflation",
     "reject_large_file",
     "thumbnail",

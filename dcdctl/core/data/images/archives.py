@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
@@ -60,6 +60,13 @@ class FolderImageFile:
     def read(self) -> bytes:
         try:
             return self._checked_path().read_bytes()
+        except OSError as error:
+            raise RowError(f"its image cannot be read ({error.strerror})") from error
+
+    def open(self) -> BinaryIO:
+        """The open file; RowError if it cannot be opened."""
+        try:
+            return self._checked_path().open("rb")
         except OSError as error:
             raise RowError(f"its image cannot be read ({error.strerror})") from error
 

@@ -38,7 +38,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow's decoders raise all of these on damaged files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 _HEAD_BYTES = 512
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame: its size and its kind of coding."""
@@ -95,7 +95,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         return _rotate_upright(_to_rgb(image), _orientation(image))
     except ImageError:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(f"it is damaged: {error}") from error
 
 
@@ -166,7 +166,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
             raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
         except UnidentifiedImageError as error:
             raise ImageError(f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}") from error
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             # Pillow raises a plain ValueError for this, with the name of its limit in the text.
             if "MAX_TEXT" in str(error):
                 raise ImageError("its text or color profile unpacks to too many bytes, it may be a decompression bomb") from error
@@ -268,7 +268,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if the EXIF block is missing, or damaged as in some COCO images."""
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1
     return value if value in _UPRIGHT else 1
 
