@@ -6,17 +6,18 @@ import dataclasses
 import functools
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from dcdctl import __version__
 from dcdctl.core import artifacts, machine
-from dcdctl.core.errors import ConfigError, DcdError, InputError
+from dcdctl.core.errors import ConfigError, DcdError, InputError, is_out_of_memory
 
 T = TypeVar("T")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -58,8 +59,8 @@ def choose(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        # Each process of a torchrun job has its own GPU.
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{own_gpu()}"
+    use_full_float32()
     if name == "cpu":
         machine.keep_freed_memory()
     hint = "try --device cpu or --device auto"
@@ -74,6 +75,25 @@ def choose(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name} cannot be used here: {reason}", hint=hint) from error
     return device
+
+
+def own_gpu() -> int:
+    """The number of this process's GPU among those that it sees: each process of a torchrun job takes its own.
+
+    A launcher that shows each process one GPU (CUDA_VISIBLE_DEVICES) numbers it 0 in all of them.
+    """
+    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+
+
+def use_full_float32() -> None:
+    """Compute float32 products and convolutions of GPUs in float32, not in TF32, which keeps 10 of its 23 bits.
+
+    torch sets TF32 for convolutions by default, so the patches of every ViT would differ from those of a CPU by 1e-3. A faster precision is
+    bf16, which a cache's plan, an evaluation and a run name.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def use_threads(count: int | None) -> None:
@@ -147,6 +167,53 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
+    """A function that gives the numbers of a vector; it waits for what the device was given before this call, not for what follows."""
+    if numbers.device.type != "cuda":
+        return numbers.detach().tolist
+    # A copy to the CPU that does not block goes into pinned memory; its numbers are there once the event has passed.
+    copied, copy_done = numbers.detach().to("cpu", non_blocking=True), torch.cuda.Event()
+    copy_done.record(torch.cuda.current_stream(numbers.device))
+
+    def read() -> list[float]:
+        copy_done.synchronize()
+        values: list[float] = copied.tolist()
+        return values
+
+    return read
+
+
+S = TypeVar("S", bound=Sequence[Any] | torch.Tensor | NDArray[Any])
+
+
+def in_fitting_parts(items: S, size: int, work: Callable[[S], T]) -> Iterator[tuple[S, T]]:
+    """The items in parts of at most `size`, in order, each with the result of the work.
+
+    Where memory runs out, the size is halved for this part and all that follow. The error of a single item is raised.
+    """
+    start = 0
+    while start < len(items):
+        part: Any = items[start : start + size]
+        try:
+            result = work(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+            size = len(part) // 2
+        else:
+            yield part, result
+            start += len(part)
+            continue
+        # After the block, which keeps the tensors of the failed part alive through the traceback.
+        free_cached_memory()
+
+
+def free_cached_memory() -> None:
+    """Return the memory that torch keeps of a GPU: blocks of one size do not serve another."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def on_device(batch: T, device: torch.device) -> T:
     """A copy of a dataclass with its tensors on another device; the copy to a GPU is asynchronous if they are in pinned memory."""
     return _with_fields(batch, "to", device, non_blocking=device.type == "cuda")
@@ -180,7 +247,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "tf32": bool(device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32),
+        "tf32": bool(device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         **versions(),
     }

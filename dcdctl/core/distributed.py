@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed
 from torch import Tensor, nn
 
-from dcdctl.core import locks
+from dcdctl.core import devices, locks
 from dcdctl.core.errors import ConfigError, DcdError
 
 TIMEOUT = timedelta(days=7)
@@ -154,7 +154,7 @@ def _connect() -> None:
         return
     has_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     if has_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(devices.own_gpu())
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=TIMEOUT)
     atexit.register(disconnect)
 

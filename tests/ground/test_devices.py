@@ -65,3 +65,49 @@ def test_a_started_worker_knows_the_checksums_of_its_parent(tmp_path, monkeypatc
     monkeypatch.setattr(artifacts.files, "sha256_of", lambda path: pytest.fail("hashed again"))
     pickle.loads(sent)
     assert artifacts.sha256_of(tmp_path / "part") == digest
+
+
+def test_float32_is_never_computed_in_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    torch.set_float32_matmul_precision("high")
+    try:
+        devices.choose("cpu")
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("local_rank", "num_visible", "expected"), [("0", 4, 0), ("3", 4, 3), ("3", 1, 0), ("1", 0, 0)])
+def test_a_process_takes_its_own_gpu_among_those_it_sees(monkeypatch, local_rank, num_visible, expected):
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
+    assert devices.own_gpu() == expected
+
+
+def test_parts_shrink_where_memory_runs_out_and_stay_small():
+    tried = []
+
+    def work(part):
+        tried.append(len(part))
+        if len(part) > 3:
+            raise MemoryError
+        return sum(part)
+
+    assert list(devices.in_fitting_parts(range(10), 8, work)) == [
+        *((range(0, 2), 1), (range(2, 4), 5), (range(4, 6), 9), (range(6, 8), 13), (range(8, 10), 17))
+    ]
+    assert tried == [8, 4, 2, 2, 2, 2, 2]
+
+
+def test_another_error_is_raised_at_once():
+    tried = []
+
+    def work(part):
+        tried.append(len(part))
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(devices.in_fitting_parts(range(10), 8, work))
+    assert tried == [8]

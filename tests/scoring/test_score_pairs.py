@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+from training_steps import WithoutAutocast
 
+from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
@@ -53,3 +58,72 @@ def test_precision_is_what_scores_are_computed_in(teacher, corpus, pairs):
     )
     difference = np.abs(full - half).max()
     assert 1e-5 < difference < 0.1 * np.abs(full).max()
+
+
+class Small:
+    """A device that has memory for a few items at a time: the methods of a scorer that fail for more, as torch does on a GPU."""
+
+    def __init__(self, scorer, **most: int) -> None:
+        self._scorer, self._most = scorer, most
+        self.refused: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str):
+        method = getattr(self._scorer, name)
+        if name not in self._most:
+            return method
+
+        def limited(*inputs):
+            if len(inputs[-1]) > self._most[name]:
+                self.refused.append((name, len(inputs[-1])))
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return method(*inputs)
+
+        return limited
+
+
+def test_a_batch_of_pairs_that_does_not_fit_is_halved_and_scores_are_those_of_the_half(teacher, corpus, pairs):
+    source = CorpusSource(corpus, teacher.preprocess)
+    small = Small(teacher, score_pairs=4)
+    scores = scoring_pairs.score_pairs(small, source, *pairs, compute=Compute(batch_size=8))
+    expected = scoring_pairs.score_pairs(teacher, source, *pairs, compute=Compute(batch_size=4))
+    assert scores.tobytes() == expected.tobytes()
+    # Once for all of the 60 pairs, not once per batch.
+    assert small.refused == [("score_pairs", 8)]
+
+
+def test_images_and_captions_that_do_not_fit_are_encoded_in_halves(teacher, corpus, pairs, monkeypatch):
+    source = CorpusSource(corpus, teacher.preprocess)
+    small = Small(teacher, encode_images=8, encode_texts=30)
+    expected = scoring_pairs.score_pairs(teacher, source, *pairs, compute=Compute(batch_size=8))
+    scores = scoring_pairs.score_pairs(small, source, *pairs, compute=Compute(batch_size=8))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert {name for name, _ in small.refused} == {"encode_images", "encode_texts"}
+
+
+def test_a_single_pair_that_does_not_fit_is_an_error(teacher, corpus, pairs):
+    with pytest.raises(torch.OutOfMemoryError):
+        scoring_pairs.score_pairs(Small(teacher, score_pairs=0), CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute())
+
+
+@pytest.mark.parametrize("chunk", [7, 160])
+def test_the_captions_of_a_fold_are_encoded_into_one_tensor(teacher, corpus, monkeypatch, chunk):
+    monkeypatch.setattr(scoring_pairs, "TEXT_CHUNK", chunk)
+    monkeypatch.setattr(models.States, "cat", lambda parts: pytest.fail("all captions twice in memory"))
+    texts = np.random.default_rng(0).permutation(160)
+    states = scoring_pairs.encode_texts(teacher, CorpusSource(corpus, teacher.preprocess), texts, Compute())
+    with torch.inference_mode():
+        expected = teacher.encode_texts(teacher.preprocess.texts([corpus.captions[text] for text in texts.tolist()]))
+    assert torch.equal(states.mask, expected.mask)
+    assert torch.equal(states.mask_on_cpu, expected.mask)
+    torch.testing.assert_close(states.tokens[states.mask], expected.tokens[expected.mask], rtol=0, atol=1e-6)
+
+
+def test_scoring_reads_nothing_back_from_the_device_until_all_pairs_are_scored(teacher, corpus, pairs, monkeypatch):
+    """On torch's meta device, which has shapes and no numbers, the only read is the one that fetches the scores."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    scored: list[int] = []
+    compute = WithoutAutocast(device=torch.device("meta"), batch_size=7)
+    moved = copy.deepcopy(teacher).to("meta")
+    with pytest.raises(NotImplementedError, match="no data"):
+        scoring_pairs.score_pairs(moved, CorpusSource(corpus, teacher.preprocess), *pairs, compute=compute, advance=scored.append)
+    assert sum(scored) == 60

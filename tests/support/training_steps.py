@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +23,7 @@ from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.recipe import Recipe
 
 BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
 FUSION = ["model.layers=[0, 2]", *BATCH]
@@ -63,7 +67,19 @@ def gradients_of(
     scale: float | None = None,
     starts: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The loss and the gradients of one step from the start; in several processes those of all of them.
+    """The loss and the gradients of one step from the start; in several processes those of all of them."""
+    model, recipe = make_student(inputs, kind, dropout=dropout, starts=starts)
+    if scale is not None:
+        model.network.logit_scale.data.fill_(math.log(scale))
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
+    values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
+    return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def make_student(inputs: Inputs, kind: str, *, dropout: str = "0.0", starts: Path | None = None) -> tuple[models.Model, Recipe]:
+    """The student of a kind in training mode, and its recipe.
 
     A kind of `STARTS` starts from the model in `starts`, whose CLIPs have no dropout.
     """
@@ -75,13 +91,29 @@ def gradients_of(
         if ".lora_B." in name:
             # It starts at 0, where the gradient of the other factor is 0.
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if scale is not None:
-        model.network.logit_scale.data.fill_(math.log(scale))
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
-    values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
-    return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return model, recipe
+
+
+def prepare_without_numbers(inputs: Inputs, kind: str, count: int, starts: Path | None) -> tuple[nn.Module, Callable[[], object]]:
+    """A student, and its first step in `count` micro-batches on torch's `meta` device, whose tensors have shapes and no numbers.
+
+    Every read of a number raises there: `tolist`, `item`, `cpu`, `nonzero`, `unique`, and an index that is a mask. So does the step, when
+    it reads its loss.
+    """
+    model, recipe = make_student(inputs, kind, starts=starts)
+    plan = MicroBatchPlan(count, range(count), by_side=model.kind == "dual")
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
+    compute = WithoutAutocast(device=torch.device("meta"))
+    options = StepCompute(compute=compute, scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
+    info = StepInfo(step=1, num_steps=4, seed=0)
+    return model, lambda: backward(model.to("meta"), PairObjective(recipe.loss), batch, info, options)
+
+
+class WithoutAutocast(Compute):
+    """Compute settings for devices that have no autocast."""
+
+    def autocast(self) -> Any:
+        return nullcontext()
 
 
 def save_shared_gradients(data: str, teacher: str, cache: str, starts: str, out: str) -> None:

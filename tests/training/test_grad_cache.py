@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from shards import rows_of, write_shards
 from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
-from training_steps import KINDS, STARTS, gradients_of, relative_differences
+from training_steps import KINDS, STARTS, gradients_of, prepare_without_numbers, relative_differences
+from transformers import masking_utils
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -547,3 +549,18 @@ def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"batch\.refresh_steps is for one process, and there are 2; start it without torchrun"):
         distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs", "dual lists", "CLIP", "SigLIP LoRA"])
+def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(inputs, starts, kind, count, monkeypatch):
+    # torch has no autocast for this device. The text towers of transformers ask once per pass whether there is padding.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    for name in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"):
+        monkeypatch.setattr(masking_utils, name, lambda *args, **options: False)
+    model, step = prepare_without_numbers(inputs, kind, count, starts if kind in STARTS else None)
+    with pytest.raises(RuntimeError, match="meta tensor") as raised:
+        step()
+    assert raised.traceback[-1].name == "read_values", str(raised.traceback[-1])
+    without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert [name for name in without if not name.startswith("calibration.")] == []  # for losses that compare logits with logits

@@ -201,6 +201,21 @@ def test_a_checkpoint_brings_back_weights_moments_and_loss_scale_and_two_are_kep
     assert all(torch.equal(trained, loaded) for trained, loaded in zip(model.parameters(), fresh.parameters(), strict=True))
 
 
+def test_a_checkpoint_of_a_gpu_loads_on_a_machine_without_one(tmp_path, monkeypatch):
+    run, model = start(tmp_path / "run"), Tied()
+    optimizer = optimizer_of(model)
+    step(model, optimizer)
+    # torch writes the device of each tensor into the file, and by default loads it to the device of that name.
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
+    runs.save_checkpoint(run, 1, model, optimizer)
+    fresh = Tied()
+    fresh_optimizer = optimizer_of(fresh)
+    assert runs.load_checkpoint(run, fresh, fresh_optimizer) == 1
+    moments = [[state["exp_avg"] for state in each.state.values()] for each in (optimizer, fresh_optimizer)]
+    assert moments[0]
+    assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
+
+
 def test_no_checkpoint_is_step_0_and_one_of_another_model_is_refused(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
     assert runs.load_checkpoint(run, model, optimizer_of(model)) == 0

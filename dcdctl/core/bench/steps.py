@@ -63,11 +63,12 @@ class TimedFusion:
         self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
 
     def score_matching(self, images: States, texts: States) -> Tensor:
-        index = torch.arange(len(texts), device=texts.mask.device)
+        index = torch.arange(len(texts))
         return self._model.score_pairs(images, texts, index, index)
 
     def gallery(self, images: States, count: int) -> tuple[States, Tensor]:
-        return images, torch.arange(count, device=images.mask.device) % len(images)
+        # On the CPU, as in `scoring`: reading positions from a GPU would wait for it.
+        return images, torch.arange(count) % len(images)
 
     def gallery_bytes(self, images: States, count: int) -> int:
         return torch.int64.itemsize * count
@@ -82,7 +83,7 @@ class TimedFusion:
         return torch.cat([self._model.score_pairs(images, text, chunk, torch.zeros_like(chunk)) for chunk in chunks])
 
     def block(self, gallery: tuple[States, Tensor], texts: States) -> Tensor:
-        index = torch.arange(len(texts), device=texts.mask.device)
+        index = torch.arange(len(texts))
         return self._model.score_pairs(gallery[0], texts, torch.zeros_like(index), index)
 
 

@@ -129,7 +129,7 @@ def query_ms(dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Co
     def score(query: Query, depth: int) -> object:
         with compute.autocast():
             texts = fusion.scorer.encode_texts(query[1])
-            batches = (torch.arange(depth, device=compute.device) % len(states)).split(fusion.batch_size)
+            batches = (torch.arange(depth) % len(states)).split(fusion.batch_size)
             return torch.cat([fusion.scorer.score_pairs(states, texts, batch, torch.zeros_like(batch)) for batch in batches]).argsort()
 
     steps: list[Callable[[Query], object]] = [find, *(partial(score, depth=min(depth, deepest)) for depth in depths if depth)]

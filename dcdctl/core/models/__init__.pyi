@@ -9,7 +9,7 @@ from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
-from .inputs import ImageBatch, Pairs, States, TextBatch
+from .inputs import ImageBatch, Pairs, States, TextBatch, with_copies
 from .load_save import (
     check_ref,
     convert,
@@ -118,5 +118,6 @@ __all__ = [
     "silence_transformers",
     "text_pooling",
     "vector_states",
+    "with_copies",
     "word_piece",
 ]

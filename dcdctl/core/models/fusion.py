@@ -126,7 +126,8 @@ class FusionModel(nn.Module, ABC):
 
     def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
         """The logits of the pairs, R x C, float32."""
-        logits_P = self(pairs.images, pairs.texts, pairs.image_ix_RC.flatten(), pairs.text_ix_RC.flatten())
+        image_ix_RC, text_ix_RC = pairs.indices_on_cpu
+        logits_P = self(pairs.images, pairs.texts, image_ix_RC.flatten(), text_ix_RC.flatten())
         return (logits_P.view(pairs.image_ix_RC.shape).float(),)
 
     def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, None]:

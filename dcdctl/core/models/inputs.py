@@ -1,5 +1,8 @@
 """The inputs of models: images and texts as tensors, states that were encoded once, and the pairs of a training step.
 
+Masks and positions decide the shapes of what is computed. A program that reads them from a GPU waits until the GPU has finished all earlier
+work, and the GPU then waits for the program. So each class keeps a copy of them on the CPU (`..._on_cpu`), made before they are moved.
+
 Shape letters as in `protocols`.
 """
 
@@ -7,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Device = torch.device | str | int
+T = TypeVar("T")
+Masked = TypeVar("Masked", "ImageBatch", "TextBatch", "States")
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,14 @@ class ImageBatch:
         """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    @cached_property
+    def mask_on_cpu(self) -> Tensor | None:
+        """`pixel_mask` on the CPU."""
+        return None if self.pixel_mask is None else self.pixel_mask.cpu()
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> ImageBatch:
         mask, grid = (None if tensor is None else change(tensor) for tensor in (self.pixel_mask, self.grid))
-        return ImageBatch(change(self.pixel_values), mask, grid)
+        return _with_copies_of(self, ImageBatch(change(self.pixel_values), mask, grid), self.pixel_values)
 
     @staticmethod
     def cat(parts: Sequence[ImageBatch]) -> ImageBatch:
@@ -64,20 +76,53 @@ class TextBatch:
 
     def to(self, device: Device, *, non_blocking: bool = False) -> TextBatch:
         """The same batch on another device."""
-        return TextBatch(self.input_ids.to(device, non_blocking=non_blocking), self.attention_mask.to(device, non_blocking=non_blocking))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TextBatch:
         """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
-        return TextBatch(self.input_ids.pin_memory(), self.attention_mask.pin_memory())
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    @cached_property
+    def mask_on_cpu(self) -> Tensor:
+        """`attention_mask` on the CPU."""
+        return self.attention_mask.cpu()
+
+    def states(self, tokens: Tensor) -> States:
+        """The states of these texts, from one token T x L x D for each of theirs."""
+        return with_copies(States(tokens, self.attention_mask.bool()), mask_on_cpu=self.mask_on_cpu.bool())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
+        return _with_copies_of(self, TextBatch(change(self.input_ids), change(self.attention_mask)), self.attention_mask)
+
+
+def with_copies(item: T, **copies: object) -> T:
+    """The item itself, with what its cached properties would copy from its device."""
+    vars(item).update(copies)
+    return item
+
+
+def _with_copies_of(source: Masked, item: Masked, on_device: Tensor) -> Masked:
+    """The item with the copy of the mask that its source has, or that costs the source nothing because it is on the CPU itself."""
+    has_copy = on_device.device.type == "cpu" or "mask_on_cpu" in vars(source)
+    return with_copies(item, mask_on_cpu=source.mask_on_cpu) if has_copy else item
+
+
+def distinct(index_P: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions without repeats, ascending, and where each of P positions is among them; both on the CPU.
+
+    Give positions on the CPU: reading them from a GPU waits for it.
+    """
+    used, at_P = index_P.cpu().unique(return_inverse=True)
+    return used, at_P
 
 
 def select_rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """The rows at these positions, which may repeat.
+    """The rows at these positions, which may repeat and may be on the CPU.
 
     Use this where gradients flow: on a CPU the gradient of `tensor[index]` is summed in the order of the threads, so a run is not
     repeatable; the gradient of `index_select` does not depend on it.
     """
-    return tensor.index_select(0, index)
+    return tensor.index_select(0, index.to(tensor.device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -96,11 +141,27 @@ class States:
 
     def take(self, index: Tensor) -> States:
         """The states at these positions, which may repeat, trimmed to the longest of them. Gradients flow back."""
-        mask = self.mask[index]
+        mask = self.mask_on_cpu[index.cpu()]
         used = mask.any(dim=0).nonzero()
         longest = int(used.max()) + 1 if len(used) else 1
+        index = index.to(self.tokens.device, non_blocking=True)
         vectors = None if self.vectors is None else select_rows(self.vectors, index)
-        return States(select_rows(self.tokens[:, :longest], index), mask[:, :longest], vectors)
+        taken = States(select_rows(self.tokens[:, :longest], index), self.mask[:, :longest][index], vectors)
+        return with_copies(taken, mask_on_cpu=mask[:, :longest])
+
+    @cached_property
+    def mask_on_cpu(self) -> Tensor:
+        """`mask` on the CPU."""
+        return self.mask.cpu()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every token is real."""
+        return bool(self.mask_on_cpu.all())
+
+    def with_tokens(self, tokens: Tensor, vectors: Tensor | None = None) -> States:
+        """States of the same mask."""
+        return _with_copies_of(self, States(tokens, self.mask, vectors), self.mask)
 
     def to(self, device: Device, *, non_blocking: bool = False) -> States:
         """The same states on another device."""
@@ -115,7 +176,24 @@ class States:
         return self._each(lambda tensor: tensor.detach())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> States:
-        return States(change(self.tokens), change(self.mask), None if self.vectors is None else change(self.vectors))
+        vectors = None if self.vectors is None else change(self.vectors)
+        return _with_copies_of(self, States(change(self.tokens), change(self.mask), vectors), self.mask)
+
+    def room_for(self, count: int, num_tokens: int) -> States:
+        """States of `count` items that are all padding, with the widths and types of these."""
+        vectors = None if self.vectors is None else self.vectors.new_zeros(count, self.vectors.shape[1])
+        tokens = self.tokens.new_zeros(count, num_tokens, self.tokens.shape[2])
+        room = States(tokens, self.mask.new_zeros(count, num_tokens), vectors)
+        return with_copies(room, mask_on_cpu=torch.zeros(count, num_tokens, dtype=torch.bool))
+
+    def put(self, start: int, part: States) -> None:
+        """Overwrite the states from `start` on, which must be padding as far as the part has fewer tokens."""
+        rows, width = slice(start, start + len(part)), part.tokens.shape[1]
+        self.tokens[rows, :width] = part.tokens
+        self.mask[rows, :width] = part.mask
+        self.mask_on_cpu[rows, :width] = part.mask_on_cpu
+        if self.vectors is not None and part.vectors is not None:
+            self.vectors[rows] = part.vectors
 
     @staticmethod
     def cat(parts: Sequence[States]) -> States:
@@ -127,7 +205,11 @@ class States:
         vectors = [part.vectors for part in parts if part.vectors is not None]
         if len(vectors) not in (0, len(parts)):
             raise ValueError("some parts have vectors and some have none")
-        return States(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
+        joined = States(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
+        if not all("mask_on_cpu" in vars(part) for part in parts):
+            return joined
+        copies = [functional.pad(part.mask_on_cpu, (0, count)) for part, count in zip(parts, missing, strict=True)]
+        return with_copies(joined, mask_on_cpu=torch.cat(copies))
 
 
 @dataclass(frozen=True)
@@ -140,3 +222,8 @@ class Pairs:
     image_ix_RC: Tensor
     """Position in `images` of each pair's image."""
     text_ix_RC: Tensor
+
+    @cached_property
+    def indices_on_cpu(self) -> tuple[Tensor, Tensor]:
+        """Both positions on the CPU."""
+        return self.image_ix_RC.cpu(), self.text_ix_RC.cpu()

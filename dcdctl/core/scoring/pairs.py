@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcdctl.core import devices
 from dcdctl.core.data import Index
-from dcdctl.core.devices import Compute
+from dcdctl.core.devices import CPU, Compute, in_fitting_parts
 from dcdctl.core.models import FusionScorer, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import Source
@@ -44,17 +45,47 @@ WARM_UP = 32
 @torch.inference_mode()
 def encode_images(scorer: FusionScorer, source: Source, image_ix: Index, compute: Compute) -> States:
     """The states of these images of a corpus, in the order given."""
-    chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
+
+    def encode(chunk: Index) -> States:
+        return scorer.encode_images(source.images(chunk).to(compute.device, non_blocking=True))
+
     with compute.autocast():
-        return States.cat([scorer.encode_images(source.images(chunk).to(compute.device)) for chunk in chunks])
+        return States.cat([states for _, states in in_fitting_parts(image_ix, IMAGE_CHUNK, encode)])
 
 
 @torch.inference_mode()
 def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: Compute) -> States:
     """The states of these captions of a corpus, in the order given."""
-    chunks = [text_ix[start : start + TEXT_CHUNK] for start in range(0, len(text_ix), TEXT_CHUNK)]
+
+    def encode(chunk: Index) -> States:
+        return scorer.encode_texts(source.texts(chunk).to(compute.device, non_blocking=True))
+
+    captions = source.corpus.captions
+    starts = range(0, len(text_ix), TEXT_CHUNK)
+    # The chunk with the longest caption first: its width is most often that of all, and the captions of a fold are in memory only once.
+    longest_first = sorted(starts, key=lambda start: -max(len(captions[text]) for text in text_ix[start : start + TEXT_CHUNK].tolist()))
+    room: States | None = None
     with compute.autocast():
-        return States.cat([scorer.encode_texts(source.texts(chunk).to(compute.device)) for chunk in chunks])
+        for start in longest_first:
+            at = start
+            for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode):
+                if len(part) == len(text_ix):
+                    return part
+                room = _with_room(room, part, len(text_ix))
+                room.put(at, part)
+                at += len(part)
+    assert room is not None
+    return room
+
+
+def _with_room(room: States | None, part: States, count: int) -> States:
+    """States of `count` items that have place for the tokens of a part: the ones given, or wider ones with the same content."""
+    if room is not None and room.tokens.shape[1] >= part.tokens.shape[1]:
+        return room
+    wider = part.room_for(count, part.tokens.shape[1])
+    if room is not None:
+        wider.put(0, room)
+    return wider
 
 
 @torch.inference_mode()
@@ -67,19 +98,37 @@ def score_block(
     compute: Compute,
     advance: Advance | None = None,
 ) -> Tensor:
-    """Logits of pairs of encoded images and captions, float32 on the CPU, in the order given."""
-    length_T = texts.mask.sum(dim=1)
-    image_ix_P, text_ix_P = image_ix_P.to(length_T.device), text_ix_P.to(length_T.device)
+    """Logits of pairs of encoded images and captions, float32 on the CPU, in the order given.
+
+    A batch that does not fit into memory is halved. Positions stay on the CPU and scores on the device until all are computed, so that the
+    program waits for a GPU once.
+    """
+    length_T = texts.mask_on_cpu.sum(dim=1)
+    image_ix_P, text_ix_P = image_ix_P.cpu(), text_ix_P.cpu()
     # Captions of one length share a batch, so that no pair is computed with more padding than it needs.
     order_P = torch.argsort(length_T[text_ix_P], stable=True)
     batch_size = pairs_per_batch(scorer, compute)
-    batches = _by_image(order_P, image_ix_P, batch_size) if scorer.groups_by_image else order_P.split(batch_size)
-    scores_P = torch.empty(len(order_P), dtype=torch.float32)
+    batches = _by_image(order_P, image_ix_P, batch_size) if scorer.groups_by_image else [order_P]
+    scored: list[Tensor] = []
+    ordered: list[Tensor] = []
+
+    def score(batch: Tensor) -> Tensor:
+        return scorer.score_pairs(images, texts, image_ix_P[batch], text_ix_P[batch]).float()
+
     with compute.autocast():
-        for batch in batches:
-            scores_P[batch.cpu()] = scorer.score_pairs(images, texts, image_ix_P[batch], text_ix_P[batch]).float().cpu()
-            if advance is not None:
-                advance(len(batch))
+        for group in batches:
+            first = len(ordered)
+            for batch, scores in in_fitting_parts(group, batch_size, score):
+                scored.append(scores)
+                ordered.append(batch)
+                if advance is not None:
+                    advance(len(batch))
+            # What did not fit once is not tried again.
+            if (largest := max(map(len, ordered[first:]), default=batch_size)) < len(group):
+                batch_size = min(batch_size, largest)
+    scores_P = torch.empty(len(order_P), dtype=torch.float32)
+    if scored:
+        scores_P[torch.cat(ordered)] = torch.cat(scored).cpu()
     return scores_P
 
 
@@ -198,15 +247,15 @@ class PairScorer:
         text_ix = rng.permutation(len(self.texts))[:TRIAL_TEXTS]
         zeros = torch.zeros(WARM_UP, dtype=torch.int64)
         score_block(self.scorer, self.encode_images(image_ix[:1]), self._encode_texts(text_ix[:1]), zeros, zeros, self.compute)
-        image_s, images = _timed(lambda: self.encode_images(image_ix))
-        text_s, texts = _timed(lambda: self._encode_texts(text_ix))
+        image_s, images = _timed(lambda: self.encode_images(image_ix), self.compute.device)
+        text_s, texts = _timed(lambda: self._encode_texts(text_ix), self.compute.device)
 
         def trial(scale: int) -> tuple[int, Callable[[], object]]:
             count = min(scale * self.batch_size, num_pairs)
             image_P, text_P = (torch.from_numpy(rng.integers(len(states), size=count)) for states in (images, texts))
             return count, partial(score_block, self.scorer, images, texts, image_P, text_P, self.compute)
 
-        rate = measure_rate(trial, num_pairs)
+        rate = measure_rate(trial, num_pairs, self.compute.device)
         encoding_s = num_images * image_s / len(images) + num_texts * text_s / len(texts)
         return Workload(num_pairs=num_pairs, pairs_per_s=rate, seconds=num_pairs / rate + encoding_s)
 
@@ -218,7 +267,7 @@ class PairScorer:
         return encode_texts(self.scorer, self.source, texts + self.texts.start, self.compute)
 
 
-def measure_rate(trial: Callable[[int], tuple[int, Callable[[], object]]], num_pairs: int) -> float:
+def measure_rate(trial: Callable[[int], tuple[int, Callable[[], object]]], num_pairs: int, device: torch.device = CPU) -> float:
     """Pairs per second of the last of several trials, each about four times as large as the one before.
 
     `trial(scale)` returns a number of pairs, about proportional to the scale, and the work that scores them. The trials end when one takes
@@ -227,12 +276,15 @@ def measure_rate(trial: Callable[[int], tuple[int, Callable[[], object]]], num_p
     scale, count, seconds = 1, 0, 0.0
     while seconds < TRIAL_S and count < num_pairs:
         count, work = trial(scale)
-        seconds, _ = _timed(work)
+        seconds, _ = _timed(work, device)
         scale *= 4
     return count / seconds
 
 
-def _timed(work: Callable[[], T]) -> tuple[float, T]:
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    # A GPU runs behind the program: without waiting, only the start of its work would be timed.
+    devices.synchronize(device)
     started = time.perf_counter()
     result = work()
+    devices.synchronize(device)
     return time.perf_counter() - started, result

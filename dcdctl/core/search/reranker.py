@@ -69,7 +69,7 @@ class Reranker:
         return logits
 
     def _score(self, images: States, texts: States) -> list[float]:
-        image_ix = torch.arange(len(images), device=self.device)
+        image_ix = torch.arange(len(images))
         logits = self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float()
         if not bool(logits.isfinite().all()):
             raise ModelError(f"{self.ref} gives scores that are NaN or infinite", hint="its training diverged: re-rank with another model")

@@ -73,7 +73,7 @@ def _trial(job: CacheJob, pairs: Pairs | None, num_to_score: int) -> float:
         chosen = np.isin(image_P, images[:num_images])
         return int(chosen.sum()), partial(score_pairs, job, image_P[chosen], text_P[chosen])
 
-    return measure_rate(score_first, len(todo))
+    return measure_rate(score_first, len(todo), job.compute.device)
 
 
 def check_verifiable(cache: TeacherCache) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dcdctl.core import distributed
+from dcdctl.core import devices, distributed
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Pairs
@@ -110,9 +110,9 @@ def backward(
             terms = objective.loss(model, objective.outputs(model, batch), batch, info.progress)
         else:
             terms = objective(model, batch)
-    loss, values = _finite_loss(terms, info.step)
+    loss, read_values = _loss_of(terms)
     options.scaler.scale(loss).backward()
-    return values
+    return _finite(read_values(), info.step)
 
 
 def _backward_in_micro_batches(
@@ -135,7 +135,7 @@ def _backward_in_micro_batches(
         batch_on_device = _taught(objective, model, batch_on_device, options)
     with options.compute.autocast():
         terms = objective.loss(model, leaves, batch_on_device, info.progress)
-    loss, values = _finite_loss(terms, info.step)
+    loss, read_values = _loss_of(terms)
     # Parameters that the loss itself reads, such as the logit scale, get their gradient from one process.
     options.scaler.scale(loss).backward(inputs=None if distributed.is_main() else leaves)
     _backprop_micro_batch(last_outputs, leaves, last[1].row_ranges)
@@ -144,7 +144,7 @@ def _backward_in_micro_batches(
         _backprop_micro_batch(outputs(number, micro_batch), leaves, micro_batch.row_ranges)
     # A sum, not the mean of DistributedDataParallel: the loss is already that of the whole batch.
     distributed.sum_gradients(model.parameters())
-    return values
+    return _finite(read_values(), info.step)
 
 
 @torch.no_grad()
@@ -183,13 +183,24 @@ def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], r
     torch.autograd.backward([output for output, _ in with_gradient], [gradient for _, gradient in with_gradient])
 
 
-def _finite_loss(terms: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-    """The loss, and its value and those of its terms; ConfigError if it is not finite."""
+def _loss_of(terms: dict[str, Tensor]) -> tuple[Tensor, Callable[[], dict[str, float]]]:
+    """The loss, and a function that reads its value and those of its terms, to be called after the backward pass.
+
+    A GPU computes the backward pass while the program waits for these numbers; read before it, they would leave the GPU without work.
+    """
     loss = torch.stack(list(terms.values())).sum()
-    # One transfer of all numbers, so that the device is waited for once.
-    values = dict(zip(["loss", *terms], torch.stack([loss, *terms.values()]).tolist(), strict=True))
+    read = devices.read_later(torch.stack([loss, *terms.values()]))
+
+    def read_values() -> dict[str, float]:
+        return dict(zip(["loss", *terms], read(), strict=True))
+
+    return loss, read_values
+
+
+def _finite(values: dict[str, float], step: int) -> dict[str, float]:
+    """The values themselves; ConfigError if the loss is not finite, and the gradient is not to be used."""
     if not math.isfinite(values["loss"]):
-        listed = ", ".join(f"{name} {values[name]}" for name in terms)
+        listed = ", ".join(f"{name} {value}" for name, value in values.items() if name != "loss")
         hint = "try a lower optimizer.lr or set optimizer.max_grad_norm"
         raise ConfigError(f"the loss of step {step} is {values['loss']} ({listed})", hint=hint)
-    return loss, values
+    return values

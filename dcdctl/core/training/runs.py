@@ -301,7 +301,8 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     check_best(run, seal)
     _load_weights(folder / WEIGHTS_FILE, model, hint)
     # weights_only, because unpickling a file must not run its code.
-    optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
+    # On the CPU first: a tensor that was saved on cuda:0 would come back on cuda:0, in every process and on a machine without it.
+    optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
     if scaler is not None and scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
         scaler.load_state_dict(files.read_json(folder / SCALER_FILE, error=StaleError, hint=hint))
     return step

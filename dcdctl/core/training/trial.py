@@ -111,8 +111,7 @@ def _out_of_memory(options: TrainingOptions, trial: Trial) -> InputError | None:
         found = memory_error(options, trial.batches.config.size)
     # After the block, which keeps the tensors of the failed step alive through the traceback.
     trial.model.zero_grad(set_to_none=True)
-    if options.compute.device.type == "cuda":
-        torch.cuda.empty_cache()
+    devices.free_cached_memory()
     return found
 
 

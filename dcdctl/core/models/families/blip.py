@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
-from dcdctl.core.models.inputs import States, TextBatch, select_rows
+from dcdctl.core.models.inputs import States, TextBatch, distinct, select_rows
 from dcdctl.core.models.networks.attention import Groups, recomputed
 
 
@@ -69,13 +69,14 @@ class BlipScorer(MatchingScorer):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
-        used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+        used_texts, text_at_P = distinct(text_ix_P)
+        used_images, image_at_P = distinct(image_ix_P)
         texts = texts.take(used_texts)
-        mask_TL = None if bool(texts.mask.all()) else texts.mask
-        mask_PL = None if mask_TL is None else mask_TL[text_at_P]
         groups = Groups.of(image_at_P, len(used_images))
         image_GMD = select_rows(images.tokens, used_images[groups.image_ix_G])
+        groups, text_at_P = groups.to(image_GMD.device), text_at_P.to(image_GMD.device, non_blocking=True)
+        mask_TL = None if texts.is_full else texts.mask
+        mask_PL = None if mask_TL is None else mask_TL[text_at_P]
         tokens_PLD = texts.tokens
 
         def run_layer(layer: Any, tokens_PLD: Tensor, image_GMD: Tensor, is_first: bool, num_queries: int | None) -> Tensor:

@@ -23,7 +23,7 @@ from transformers import BridgeTowerForImageAndTextRetrieval
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
-from dcdctl.core.models.inputs import States, TextBatch, select_rows
+from dcdctl.core.models.inputs import States, TextBatch, distinct, select_rows
 from dcdctl.core.models.networks.attention import attend_and_project, recomputed
 
 TEXT_ROW, IMAGE_ROW = 0, 1
@@ -96,17 +96,18 @@ class BridgeTowerScorer(MatchingScorer):
         """After the lower layers of the text encoder."""
         text_model, mask = self._body.text_model, texts.attention_mask.bool()
         tokens_TLD: Tensor = text_model.embeddings(input_ids=texts.input_ids)
-        mask_TL = None if bool(mask.all()) else mask
+        mask_TL = None if bool(texts.mask_on_cpu.all()) else mask
         for layer in text_model.encoder.layer[: self._split]:
             tokens_TLD = recomputed(self.network, _run_text_layer, layer, tokens_TLD, mask_TL)
         return tokens_TLD
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
-        used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+        used_texts, text_at_P = distinct(text_ix_P)
+        used_images, image_at_P = distinct(image_ix_P)
         texts = texts.take(used_texts)
-        mask_TL = None if bool(texts.mask.all()) else texts.mask
+        text_at_P, image_at_P = (index.to(texts.tokens.device, non_blocking=True) for index in (text_at_P, image_at_P))
+        mask_TL = None if texts.is_full else texts.mask
         mask_PL = None if mask_TL is None else mask_TL[text_at_P]
         levels = self._levels(texts.tokens, mask_TL, select_rows(images.tokens, used_images))
         streams = next(levels)

@@ -27,7 +27,7 @@ from transformers import AutoConfig
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models.inputs import States, select_rows
+from dcdctl.core.models.inputs import States, distinct, select_rows
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
 from dcdctl.core.models.networks.backbones import Projections, ProjectionSize
@@ -237,11 +237,12 @@ Streams = tuple[Tensor, Tensor]
 
 def score_pairs(network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
     """Logits of P pairs, given as positions in `images` and `texts`. All image tokens are real."""
-    used_images, image_at_P = image_ix_P.unique(return_inverse=True)
-    used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
+    used_images, image_at_P = distinct(image_ix_P)
+    used_texts, text_at_P = distinct(text_ix_P)
     texts = texts.take(used_texts)
+    text_at_P, image_at_P = (index.to(texts.tokens.device, non_blocking=True) for index in (text_at_P, image_at_P))
     image_IVD, text_TLD, mask_TL = select_rows(images.tokens, used_images), texts.tokens, texts.mask
-    mask_PL = None if bool(mask_TL.all()) else mask_TL[text_at_P]
+    mask_PL = None if texts.is_full else mask_TL[text_at_P]
     streams = select_rows(text_TLD, text_at_P), select_rows(image_IVD, image_at_P)
     for step, layers in enumerate(network.steps):
         # The ranking head reads only the first tokens of the last step.

@@ -110,14 +110,14 @@ class CoAttentionScorer(FusionModel):
         features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_images(features.tokens)
-        return States(self.network.image_stream(self._to_own_dtype(features.tokens)), features.mask, vectors)
+        return features.with_tokens(self.network.image_stream(self._to_own_dtype(features.tokens)), vectors)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The text stream before the fusion, T x L x D, of captions or of their features."""
         features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_texts(features.tokens, features.mask)
-        return States(self.network.text_stream(self._to_own_dtype(features.tokens)), features.mask, vectors)
+        return features.with_tokens(self.network.text_stream(self._to_own_dtype(features.tokens)), vectors)
 
     def _to_own_dtype(self, features: Tensor) -> Tensor:
         # Stored features are float16.

@@ -87,7 +87,7 @@ class MatchingScorer(FusionModel):
         """The part of scoring that depends on captions alone. ValueError for features."""
         if isinstance(texts, States):
             raise ValueError(f"a {self.family} has no text encoder whose features it could take")
-        return States(self._text_tokens(texts), texts.attention_mask.bool())
+        return texts.states(self._text_tokens(texts))
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`."""

@@ -24,7 +24,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, select_rows, with_copies
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -114,15 +114,17 @@ class ViltScorer(FusionModel):
         if isinstance(images, States):
             raise ValueError("a ViLT has no image encoder whose features it could take")
         embeddings = self.network.vilt.embeddings
-        pixel_mask = _mask_of(images.pixel_values) if images.pixel_mask is None else images.pixel_mask
+        # On the CPU, because the shapes that follow depend on it.
+        pixel_mask = _mask_of(images.pixel_values).cpu() if images.mask_on_cpu is None else images.mask_on_cpu
         patches_IDhw = embeddings.patch_embeddings(images.pixel_values)
         # To the nearest pixel, the default, as in the official code; interpolation takes no booleans.
         valid_Ihw = functional.interpolate(pixel_mask[:, None].float(), size=patches_IDhw.shape[2:])[:, 0].bool()
         tokens = patches_IDhw.flatten(2).transpose(1, 2) + self._patch_positions(valid_Ihw)
-        tokens, mask = _pack(tokens, valid_Ihw.flatten(1))
+        tokens, mask_on_cpu = _pack(tokens, valid_Ihw.flatten(1))
+        mask_on_cpu = functional.pad(mask_on_cpu, (1, 0), value=True)
         first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
         tokens = embeddings.dropout(torch.cat([first, tokens], dim=1)) + embeddings.token_type_embeddings.weight[IMAGE_ROW]
-        return States(tokens, functional.pad(mask, (1, 0), value=True))
+        return with_copies(States(tokens, mask_on_cpu.to(tokens.device, non_blocking=True)), mask_on_cpu=mask_on_cpu)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """Embedded captions, T x L x D. ValueError for features."""
@@ -133,10 +135,10 @@ class ViltScorer(FusionModel):
         if length > num_positions:
             raise ValueError(f"captions of {length} tokens, but the model has {num_positions} text positions")
         tokens = embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
-        return States(tokens, texts.attention_mask.bool())
+        return texts.states(tokens)
 
     def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
-        """Position vectors, I x (h w) x D: the table resized to each image's own grid, zero outside it."""
+        """Position vectors, I x (h w) x D: the table resized to each image's own grid, zero outside it. The mask is on the CPU."""
         config, table = self.network.config, self.network.vilt.embeddings.position_embeddings
         side = config.image_size // config.patch_size
         square = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
@@ -151,7 +153,7 @@ class ViltScorer(FusionModel):
             )
             for rows, columns in grids.tolist()
         ]
-        return torch.cat(resized).flatten(2).transpose(1, 2)[grid_ix_I]
+        return torch.cat(resized).flatten(2).transpose(1, 2)[grid_ix_I.to(table.device, non_blocking=True)]
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
@@ -168,11 +170,13 @@ class ViltScorer(FusionModel):
 
     def _run_layers(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None) -> Tensor:
         """The first `num_queries` tokens of P pairs after all layers; all tokens if None."""
-        used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
-        used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+        used_texts, text_at_P = distinct(text_ix_P)
+        used_images, image_at_P = distinct(image_ix_P)
         texts, images = texts.take(used_texts), images.take(used_images)
-        mask_PN = torch.cat([texts.mask[text_at_P], images.mask[image_at_P]], dim=1)
-        mask = None if bool(mask_PN.all()) else mask_PN
+        text_at_P, image_at_P = (index.to(texts.tokens.device, non_blocking=True) for index in (text_at_P, image_at_P))
+        # Every text and image that was taken is in a pair.
+        is_full = texts.is_full and images.is_full
+        mask = None if is_full else torch.cat([texts.mask[text_at_P], images.mask[image_at_P]], dim=1)
         tokens_PND = torch.cat([select_rows(texts.tokens, text_at_P), select_rows(images.tokens, image_at_P)], dim=1)
 
         def first_layer(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, num_queries: int | None) -> Tensor:
@@ -225,11 +229,15 @@ def _mask_of(pixel_values: Tensor) -> Tensor:
 
 
 def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens and their mask with the valid ones first, in their order, trimmed to the largest number that any image has."""
+    """The tokens and their mask with the valid ones first, in their order, trimmed to the largest number that any image has.
+
+    Both masks are on the CPU.
+    """
     if bool(valid_IN.all()):
         return tokens_IND, valid_IN
     order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
-    return tokens_IND.gather(1, order[..., None].expand(-1, -1, tokens_IND.shape[2])), valid_IN.gather(1, order)
+    packed = tokens_IND.gather(1, order.to(tokens_IND.device, non_blocking=True)[..., None].expand(-1, -1, tokens_IND.shape[2]))
+    return packed, valid_IN.gather(1, order)
 
 
 def run_block(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:

@@ -88,7 +88,10 @@ class Groups:
 
     @classmethod
     def of(cls, image_ix_P: Tensor, num_images: int) -> Groups:
-        """One group for each image; each pair is a group of its own where that would leave rows more than half empty on average."""
+        """One group for each image; each pair is a group of its own where that would leave rows more than half empty on average.
+
+        Give positions on the CPU: the number of rows depends on them.
+        """
         cells = torch.arange(len(image_ix_P), device=image_ix_P.device)
         counts_I = image_ix_P.bincount(minlength=num_images)
         width = int(counts_I.max()) if len(cells) else 1
@@ -101,6 +104,10 @@ class Groups:
         pair_ix = torch.zeros(num_images * width, dtype=cells.dtype, device=cells.device)
         pair_ix[cell_P] = cells
         return cls(torch.arange(num_images, device=cells.device), pair_ix.view(num_images, width), cell_P)
+
+    def to(self, device: torch.device) -> Groups:
+        """The same groups on another device."""
+        return Groups(*(index.to(device, non_blocking=True) for index in (self.image_ix_G, self.pair_ix_GR, self.cell_P)))
 
     def attend(self, heads: Heads, dense: nn.Linear, tokens_PSD: Tensor, image_GMD: Tensor) -> Tensor:
         """`attend_and_project` for the tokens of pairs and the images of their groups; all image tokens are real."""

@@ -342,7 +342,7 @@ class EncoderPair:
     def text_features(self, texts: TextBatch) -> States:
         """Features of T captions, T x L x W."""
         output = self.text(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
-        return States(output.last_hidden_state, texts.attention_mask.bool())
+        return texts.states(output.last_hidden_state)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.devices import in_pinned_memory, on_device
-from dcdctl.core.models import ImageBatch, Pairs, TextBatch
+from dcdctl.core.models import ImageBatch, Pairs, TextBatch, with_copies
 
 NO_IMAGES = ImageBatch(torch.empty(0, 3, 0, 0))
 NO_TEXTS = TextBatch(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64))
@@ -43,8 +43,8 @@ class MicroBatch(Pairs):
     """One per output of the model: the logits, or the vectors of the images and those of the captions."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same micro-batch on another device."""
-        return on_device(self, device)
+        """The same micro-batch on another device, with its positions on the CPU."""
+        return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)
 
     def pin_memory(self) -> MicroBatch:
         """The same micro-batch in pinned memory, which a GPU reads directly."""
@@ -112,8 +112,8 @@ class Batch(Pairs):
         return float((~self.teacher_RC[is_negative_RC].isnan()).float().mean())
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; its micro-batches stay, since each is moved when it is computed."""
-        return on_device(self, device)
+        """The same batch on another device, with its positions on the CPU; its micro-batches stay, each is moved when it is computed."""
+        return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory, which a GPU reads directly."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -222,8 +222,7 @@ class _BatchSource:
 
 def _parts(batch: Any) -> Iterator[Any]:
     """A batch of images or captions in parts of `TEACHER_ROWS`."""
-    size = len(next(value for value in vars(batch).values() if value is not None))
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    size = len(next(value for value in values.values() if value is not None))
     for start in range(0, size, TEACHER_ROWS):
-        yield replace(
-            batch, **{name: None if value is None else value[start : start + TEACHER_ROWS] for name, value in vars(batch).items()}
-        )
+        yield replace(batch, **{name: None if value is None else value[start : start + TEACHER_ROWS] for name, value in values.items()})
