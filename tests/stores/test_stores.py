@@ -11,7 +11,7 @@ from made_store import COLUMNS, COUNT, DIM, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.where import matches, parse_where
-from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, upload_index
+from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, store_facts, summarize_store, upload_index
 from dcdctl.core.stores.retry import UnavailableError
 
 KINDS = ["postgresql", "lancedb", "qdrant"]
@@ -146,6 +146,15 @@ def test_images_come_back_as_they_were_sent(read_only):
         assert hit.columns == {name: values[name] for name in COLUMNS.names}
     rows = np.array([5, 119, 5])
     assert index.vectors(rows).tobytes() == vectors_of(images)[rows].tobytes()
+
+
+def test_a_summary_counts_the_images_and_names_the_columns(read_only):
+    summary = summarize_store(read_only)
+    assert (summary.kind, summary.images, summary.expected, summary.dims) == (read_only.kind, COUNT, COUNT, DIM)
+    assert list(summary.columns) == COLUMNS.names
+    # Qdrant does not say; the numbers of the vectors alone take this much.
+    assert read_only.kind == "qdrant" if summary.bytes is None else summary.bytes > 2 * DIM * COUNT
+    assert ("images", f"{COUNT:,}") in store_facts(summary)
 
 
 def test_rows_that_are_sent_again_are_replaced_and_deleted_rows_are_gone(full):

@@ -63,7 +63,7 @@ class LanceStore:
         if bad := next((name for name in facts.columns if "`" in name), None):
             raise InputError(f"the column {bad!r} has a backtick, which LanceDB does not take", hint="rename it")
         with self._errors():
-            self._database.create_table(self._table, schema=_schema(facts), mode="overwrite")
+            self._database.create_table(self._table, schema=_schema(facts), mode=self._mode())
 
     def describe(self, facts: StoreFacts) -> None:
         with self._errors():
@@ -125,7 +125,7 @@ class LanceStore:
     def num_bytes(self) -> int | None:
         table = self._open()
         with self._errors():
-            return int(table.stats().total_bytes)
+            return int(table.stats()["total_bytes"])
 
     def publish(self) -> None:
         table = self._open()
@@ -135,7 +135,7 @@ class LanceStore:
             batches = table.search().to_batches()
             reader = pa.RecordBatchReader.from_batches(_schema(facts), (_batch(batch, _schema(facts)) for batch in batches))
             # One commit: a search sees the old version or the new one.
-            self._database.create_table(published._table, data=reader, schema=_schema(facts), mode="overwrite")
+            self._database.create_table(published._table, data=reader, schema=_schema(facts), mode=published._mode())
         published.finish()
         self.drop()
 
@@ -153,6 +153,10 @@ class LanceStore:
                 if "was not found" in str(error):
                     return None
                 raise
+
+    def _mode(self) -> str:
+        """How to write the whole table. LanceDB warns on stderr if there is nothing to overwrite."""
+        return "create" if self._find() is None else "overwrite"
 
     def _open(self) -> Any:
         table = self._find()
