@@ -183,7 +183,8 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
 
     monkeypatch.setattr(serve_command, "_show_start", stop)
     with pytest.raises(StoppedError, match=r"^2$"):
-        serve_command.serve(noise_index, port=0, threads=2, device="cpu", json=True)
+        # With a re-ranker torch is there from the start.
+        serve_command.serve(noise_index, port=0, threads=2, device="cpu", rerank=str(noise_index.parent / "dual"), json=True)
     printed = capsys.readouterr().out
     found = json.loads(printed)
     assert printed.count("\n") == 1

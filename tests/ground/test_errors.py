@@ -125,7 +125,7 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path):
     assert str(found) == f"{tmp_path}/link is a link to nowhere, which does not exist; mend the link"
 
 
-SERVE = "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26'"
+SERVE = "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' 'onnxruntime>=1.23'"
 
 
 def test_missing_packages_are_named_with_the_install_command(monkeypatch):
@@ -136,7 +136,8 @@ def test_missing_packages_are_named_with_the_install_command(monkeypatch):
     with pytest.raises(MissingError) as error:
         require_extra("index", "blocked", "no_such_package", needed_by="a graph", or_else="--set kind=flat")
     assert str(error.value) == (
-        "a graph needs blocked, no-such-package, which are not installed; pip install 'usearch>=2.21', or --set kind=flat"
+        "a graph needs blocked, no-such-package, which are not installed; "
+        "pip install 'usearch>=2.21' 'onnxruntime>=1.23', or --set kind=flat"
     )
 
 
@@ -174,6 +175,7 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
         "onnx",
         "eccv",
         "hybrid",
+        "index",
         "postgres",
         "lancedb",
         "qdrant",

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, models
 from dcdctl.core.config import Count, check_fields
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
@@ -26,7 +26,6 @@ from dcdctl.core.evaluation import ranks, recall
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.ranks import COSINE_ROUNDING, Rankings
 from dcdctl.core.evaluation.recall import Recalls
-from dcdctl.core.models import prefix_vectors
 from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 
 PAIRS_AT_A_TIME = 16_384
@@ -91,7 +90,7 @@ def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: NDArray[np.int64], 
     A positive that ties with the last of the N candidates that are scored again counts as not among them.
     """
     if form.dims is not None:
-        image_ID, text_TD = prefix_vectors(image_ID, form.dims), prefix_vectors(text_TD, form.dims)
+        image_ID, text_TD = models.prefix_vectors(image_ID, form.dims), models.prefix_vectors(text_TD, form.dims)
     if form.kind == "float32":
         return ranks.rank_embeddings(image_ID, text_TD, image_T, num_top=num_top)
     coded_ID, coded_TD = (torch.from_numpy(decoded(side.float().cpu().numpy(), form.kind)).to(side.device) for side in (image_ID, text_TD))

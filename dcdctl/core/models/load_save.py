@@ -4,6 +4,8 @@ A folder is loaded by the family of its model's type (`folders`), and so is the 
 `save` wrote also has dcdctl.json. It holds the settings that no other file holds, and the size and SHA-256 of every other file; `load`
 compares them before it reads anything.
 
+Importing this module does not import transformers: many commands only check a reference or list the families.
+
 A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in `FAMILIES`, and one
 in tests/support/families.py.
 """
@@ -12,20 +14,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import families, official
-from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
-from dcdctl.core.models.dual_scorer import DualScorer
-from dcdctl.core.models.families import python_function
-from dcdctl.core.models.official import meter as official_meter
-from dcdctl.core.models.official import vilt as official_vilt
+from dcdctl.core.models import families
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
-from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER, SETTINGS_FILE
@@ -104,13 +101,15 @@ def _load(ref: str | Path, overrides: Mapping[str, Any] | None, track: Track, ki
     if form in ("checkpoint", "published", "function") and kind == "dual":
         raise _wrong_kind(ref, "fusion")
     if form == "function":
-        return python_function.load(source, settings)
+        return _python_function().load(source, settings)
     is_official = form == "checkpoint"
     if form == "published":
         teacher = published.known()[source]
         is_official = not teacher.hub
         source, settings = published.locate(teacher, settings, track)
     model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings, kind)
+    from dcdctl.core.models.checkpoint import check_finite
+
     check_finite(model.state_dict(), source)
     return model
 
@@ -127,7 +126,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
         return None
     found: Kind = "fusion"  # official checkpoints, published teachers and Python functions
     if form == "function":
-        python_function.check(source)
+        _python_function().check(source)
     if form == "folder":
         found = _family(Path(source), ref).kind
     if kind not in (None, found):
@@ -141,7 +140,7 @@ def is_dual(ref: str | Path) -> bool:
         return folders.holds_model(folder) and _checked_type(folder) in DUAL_TYPES
     if not hub.is_id(str(ref)):
         return False
-    with hub_errors(str(ref), hint=ACCEPTED):
+    with _hub_errors(str(ref), hint=ACCEPTED):
         return folders.type_of(hub.fetch(str(ref))) in DUAL_TYPES
 
 
@@ -151,7 +150,7 @@ def text_pooling(ref: str | Path) -> folders.Pooling:
         return folders.text_pooling(folder)
     if not hub.is_id(str(ref)):  # an old model of the Hub without an owner, all of which are of transformers
         return "mean"
-    with hub_errors(str(ref), hint=ACCEPTED):
+    with _hub_errors(str(ref), hint=ACCEPTED):
         return folders.text_pooling(hub.fetch(str(ref)))
 
 
@@ -171,6 +170,8 @@ def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, tra
 
 def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """Any model as a fusion scorer: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
+    from dcdctl.core.models.dual_scorer import DualScorer
+
     model = load(ref, overrides, track)
     return model if model.kind == "fusion" else DualScorer(model)
 
@@ -247,7 +248,7 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
         return "checkpoint", str(path)
     if path.is_dir():
         return "folder", str(_model_folder(path))
-    if python_function.is_reference(str(ref)):
+    if _python_function().is_reference(str(ref)):
         return "function", str(ref)
     if published.find(str(ref)) is not None:
         return "published", str(ref)
@@ -279,6 +280,11 @@ def _model_folder(path: Path) -> Path:
 
 def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
     """The scorer of an official checkpoint of ViLT, METER or DCD. ModelError names what is missing."""
+    from dcdctl.core.models import official
+    from dcdctl.core.models.checkpoint import read_checkpoint
+    from dcdctl.core.models.official import meter as official_meter
+    from dcdctl.core.models.official import vilt as official_vilt
+
     overrides = read_overrides(table)
     state, hyper = official.unpack(read_checkpoint(path), path)
     if official_meter.is_meter(state):
@@ -292,7 +298,7 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     """The model of a folder or of a Hub id; ModelError for a model of another kind."""
     if Path(ref).is_dir():
         return _load_folder(Path(ref), _family(Path(ref), ref, kind), overrides)
-    with hub_errors(ref, hint=ACCEPTED):
+    with _hub_errors(ref, hint=ACCEPTED):
         folder = hub.fetch(ref)
         family = _family(folder, ref, kind)
         hub.fetch_more(ref, folder, lambda paths: _needed(folder, paths))
@@ -329,7 +335,7 @@ def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mappi
     if family is not FAMILIES[CROSS_ENCODER]:
         check_no_cross_encoder(read_overrides(overrides), folder)
     source = folder if family is FAMILIES[SENTENCE_TRANSFORMER] else folders.network_folder(folder)
-    with hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
+    with _hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
         return family.load(str(source), overrides, saved)
 
 
@@ -379,3 +385,15 @@ def _checked_type(folder: Path) -> str | None:
 def _wrong_kind(ref: str | Path, found: Kind) -> ModelError:
     expected: Kind = "dual" if found == "fusion" else "fusion"
     return ModelError(f"{ref} is {_KINDS[found]}, expected {_KINDS[expected]}")
+
+
+def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:
+    from dcdctl.core.models.preprocess import hub_errors
+
+    return hub_errors(ref, hint=hint)
+
+
+def _python_function() -> Any:
+    from dcdctl.core.models.families import python_function
+
+    return python_function

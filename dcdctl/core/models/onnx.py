@@ -202,7 +202,7 @@ def export_text_tower(model: DualEncoder, folder: Path) -> float:
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a vector by more than
     `LARGEST_DIFFERENCE`, is another than the model's. MissingError without ONNX Runtime.
     """
-    require_extra("index", *text_tower.PACKAGES, needed_by="the text side for ONNX Runtime")
+    require_extra("index", "onnxruntime", needed_by="the text side for ONNX Runtime")
     if reason := model.export_spec().refusals.get("onnx"):
         raise ModelError(f"its text side does not export to ONNX: {reason}")
     settings = _text_settings(model)
