@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers
+from dcdctl.cli.options import COLUMNS_HELP, DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers, names_in
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ Metadata = Annotated[
         metavar="FILE",
     ),
 ]
-Columns = Annotated[str | None, typer.Option("--columns", help="Take only these columns: year,owner.", show_default="all", metavar="NAMES")]
+Columns = Annotated[str | None, typer.Option("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES")]
 Exif = Annotated[bool, typer.Option("--exif", help="Read columns from the image files: taken, year and camera.")]
 ExifPlace = Annotated[bool, typer.Option("--exif-place", help="The same, and latitude and longitude.")]
 DropColumn = Annotated[list[str] | None, typer.Option("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")]
@@ -118,7 +118,6 @@ def index(
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
     settings = {"dims": dims, "kind": vectors, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
-    names = None if columns is None else tuple(name.strip() for name in columns.split(",") if name.strip())
     changes = Changes(
         sets=(*(sets or ()), *chosen),
         remove=tuple(remove or ()),
@@ -126,7 +125,7 @@ def index(
         add=add,
         split=split,
         precision=precision,
-        columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names, exif=exif, place=exif_place),
+        columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names_in(columns), exif=exif, place=exif_place),
     )
     change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
     uploaded = None if store is None else stores.upload_index(change.index, store, replace=replace, track=bar)

@@ -153,6 +153,7 @@ def announce_code(ref: str | None) -> str | None:
 
 # Texts of options that take a number in one command and a list in another
 DEPTH_HELP = "Number of candidates to re-rank per query."
+COLUMNS_HELP = "Take only these columns: year,owner."
 DIMS_HELP = "Use only the first N numbers of each vector."
 VECTORS_HELP = "Form in which vectors are compared; int8 and binary take less memory."
 
@@ -272,3 +273,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted ru
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps and their cost, then stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT")]
+
+
+def names_in(text: str | None) -> tuple[str, ...] | None:
+    """The names in a list such as "year,owner"; None for no list."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

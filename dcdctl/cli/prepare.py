@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.completion import complete_manifest
-from dcdctl.cli.options import Json
+from dcdctl.cli.options import COLUMNS_HELP, Json, names_in
 from dcdctl.cli.views.terminal import bar, show, show_json
 
 Name = Annotated[
@@ -30,6 +30,10 @@ HoldOut = Annotated[
 ]
 Encoding = Annotated[
     str | None, typer.Option("--encoding", help="Encoding of a CSV or JSON lines; by default it is recognized.", metavar="NAME")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; data/NAME by default.", metavar="DIR")]
 Placed = Annotated[Path | None, typer.Option("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR")]
@@ -60,6 +64,7 @@ def prepare(
     data_name: DataName = None,
     hold_out: HoldOut = None,
     encoding: Encoding = None,
+    columns: Columns = None,
     placed: Placed = None,
     source: SourceName = "",
     offline: Offline = False,
@@ -79,7 +84,7 @@ def prepare(
 
     if show_list:
         return _show_published(models.list_published(), json)
-    settings = data.FileSettings(name=data_name, folder=out, hold_out=hold_out, encoding=encoding)
+    settings = data.FileSettings(name=data_name, folder=out, hold_out=hold_out, encoding=encoding, columns=names_in(columns))
     manifest = data.choose_manifest(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or (), settings=settings)
     rows = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "max_images": max_images, "on_error": on_error}
     options = build(data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or machine.num_cores()})

@@ -165,6 +165,8 @@ def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
         return artifact
     for split, entry in index["splits"].items():
         shards = {shard["file"]: shard for shard in entry["shards"]}
+        columns = index.get("columns", {}).get(split)
+        shards |= {} if columns is None else {columns["file"]: columns}
         if artifact.compare(folder, shards, track) != set(shards):
             continue  # the rows of a damaged shard have no meaning
         with artifact.noting(), track(f"read {split}", total=entry["images"], unit="images") as advance:

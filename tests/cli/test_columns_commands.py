@@ -173,3 +173,24 @@ def test_exif_columns_are_set_on_the_command_line(noise_index, tmp_path):
     done = run("index", copy, "--exif-place", "--json")
     assert json.loads(done.stdout)["columns"] == ["taken", "year", "camera", "latitude", "longitude"]
     assert "  column camera: text, 12 missing" in run("inspect", copy).stdout
+
+
+def test_columns_of_a_corpus_travel_into_its_index(noise_index, tmp_path):
+    images = noise_index.parent / "images"
+    lines = ["image,caption,split,year,owner", "plain.png,red,train,2020,ann", "g.png,blue,train,2021,bob"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    words = ["prepare", "--csv", tmp_path / "pairs.csv", "--images", images, "--out", tmp_path / "corpus", "--workers", "1"]
+    assert "columns: year, owner" in run(*words).stdout
+    made = ["index", noise_index.parent / "dual", "--images", tmp_path / "corpus", *CPU]
+    assert json.loads(run(*made, "--out", tmp_path / "index", "--json").stdout)["columns"] == ["year", "owner"]
+    result = run("search", tmp_path / "index", TEXT, "--where", "year > 2020", "--json", *CPU)
+    assert [(hit["name"], hit["columns"]) for hit in json.loads(result.stdout)["hits"]] == [("g.png", {"year": 2021, "owner": "bob"})]
+    # Values that were set since stay, and a corpus that is added to another index brings its own.
+    (tmp_path / "m.csv").write_text("image,owner\ng.png,eve\n")
+    assert run("index", tmp_path / "index", "--metadata", tmp_path / "m.csv").exit_code == 0
+    assert run("index", tmp_path / "index", "--add", tmp_path / "corpus", *CPU).exit_code == 0
+    assert Index.open(tmp_path / "index").values("owner").to_pylist() == ["ann", "eve"]
+    other = shutil.copytree(noise_index, tmp_path / "other")
+    assert run("index", other, "--add", tmp_path / "corpus", "--columns", "year", *CPU).exit_code == 0
+    added = Index.open(other)
+    assert (added.columns.names, added.values("year").to_pylist()) == (["year"], [None] * 12 + [2020, 2021])

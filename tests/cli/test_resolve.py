@@ -222,6 +222,9 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("prepare", "--hold-out"): [
         Mistake("0.5", r"hold_out must lie in \[0, 0\.3\], got 0\.5", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
     ],
+    ("prepare", "--columns"): [
+        Mistake("yaer", r"PAIRS\.csv has no column 'yaer' to keep", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+    ],
     ("prepare", "--encoding"): [
         Mistake("klingon", r"unknown encoding 'klingon'; known: utf-8, ", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
     ],

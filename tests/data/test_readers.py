@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS, contents
 
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.verify import verify
 
 
 @pytest.fixture
@@ -295,3 +297,52 @@ def test_an_image_in_two_splits_is_an_error(folder):
     toml = 'format = "lavis"\nimages = "jpg"\nannotations = { train = "train.json", test = "train.json" }\n'
     with pytest.raises(InputError, match=r"its split is test, but train in train.json \[0\]"):
         made(folder, toml)
+
+
+def test_other_columns_of_a_table_become_those_of_the_corpus(folder):
+    lines = [
+        "image,caption,split,year,owner,score,id",
+        "a.jpg,a dog,train,2020,ann,1,7",
+        "b c.jpg,grass,train,,bob,2,8",
+        "a.jpg,a brown dog,train,2020,eve,3,9",
+        "ü.jpg,two birds,test,2019,,4,10",
+    ]
+    (folder / "m.csv").write_text("\n".join(lines), encoding="utf-8")
+    summary = prepared(folder, 'format = "csv"\npairs = "m.csv"\nimages = "jpg"\n')
+    train, both = Corpus.open(folder / "out", "train"), Corpus.open(folder / "out", "test+train")
+    assert train.image_ids == ["a.jpg", "b c.jpg"]
+    assert train.columns.to_pydict() == {"year": [2020, None], "owner": ["ann", "bob"], "id": [7, 8]}
+    assert both.columns.to_pydict() == {"year": [2019, 2020, None], "owner": [None, "ann", "bob"], "id": [10, 7, 8]}
+    assert train.subset(1).columns.num_rows == 1
+    assert summary.notes[-4:] == [
+        "columns: year, owner, id",
+        "column owner of m.csv has several values for 1 images: the first row of an image counts",
+        "column id of m.csv has several values for 1 images: the first row of an image counts",
+        "column score of m.csv is left out: it has a name that the index itself uses",
+    ]
+    assert verify(folder / "out").is_well
+    path = folder / "out" / "columns-train.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert not verify(folder / "out").is_well
+
+
+def test_columns_are_chosen_and_change_no_fingerprint(folder):
+    rows = [{"image": "a.jpg", "caption": "a dog", "year": 2020, "tags": ["x"]}, {"image": "ü.jpg", "caption": "birds", "split": "train"}]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(row | {"split": "train"}) for row in rows), encoding="utf-8")
+    toml = 'format = "jsonl"\npairs = "m.jsonl"\nimages = "jpg"\n'
+    prepared(folder, toml)
+    kept = Corpus.open(folder / "out", "train")
+    assert kept.columns.to_pydict() == {"year": [2020, None]}
+    shutil.rmtree(folder / "out")
+    prepared(folder, toml + "columns = []\n")
+    none = Corpus.open(folder / "out", "train")
+    assert (none.columns, none.fingerprint) == (None, kept.fingerprint)
+    assert not list((folder / "out").glob("columns-*"))
+    shutil.rmtree(folder / "out")
+    with pytest.raises(InputError, match=r"m\.jsonl has no column 'yaer' to keep"):
+        prepared(folder, toml + 'columns = ["yaer"]\n')
+
+
+def prepared(folder: Path, toml: str) -> Any:
+    (folder / "mine.toml").write_text(toml, encoding="utf-8")
+    return prepare_corpus(manifest.find_manifest(str(folder / "mine.toml")), folder / "out", options=PrepareOptions(workers=1))

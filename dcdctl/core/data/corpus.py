@@ -52,6 +52,15 @@ class ShardFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _ColumnsFile:
+    """The file of the columns of a split's images, as corpus.json names it."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Split:
     """A split, as corpus.json describes it."""
 
@@ -78,6 +87,8 @@ class _Contents:
     splits: Mapping[str, _Split]
     protocol: str = ""
     leakage: _Leakage | None = None
+    columns: Mapping[str, _ColumnsFile] = field(default_factory=dict)
+    """By split; none without columns. Not in the entry of the split, whose keys earlier versions know."""
 
 
 CORPUS = Kind(
@@ -86,7 +97,7 @@ CORPUS = Kind(
     seal_file=CORPUS_FILE,
     plan_file="prepare.json",
     keeps_plan=False,
-    files=("*-?????-of-?????.parquet",),
+    files=("*-?????-of-?????.parquet", "columns-*.parquet"),
     make="make one with `dcdctl prepare`",
     make_again="run the same `dcdctl prepare` again",
     error=CorpusError,
@@ -122,6 +133,11 @@ class Direction(StrEnum):
     def gallery(self) -> str:
         """What the candidates of a query are: each a "caption" or an "image"."""
         return "caption" if self == Direction.TEXT else "image"
+
+
+def columns_name(split: str) -> str:
+    """The file name of the columns of a split's images."""
+    return f"columns-{split}.parquet"
 
 
 def read_corpus_json(folder: Path) -> dict[str, Any]:
@@ -186,6 +202,7 @@ class Corpus:
         """The corpus whose first images these are; the corpus itself unless it is a `subset`."""
         self._shards = tuple(shards)
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
+        self._columns: list[dict[str, Any]] = []
         self._open = threading.local()
         self.is_remote = places.url_of(folder) is not None
         """Whether its folder is a URL."""
@@ -211,6 +228,9 @@ class Corpus:
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
         num_images = sum(entry["images"] for entry in entries)
         corpus = Corpus(folder, split, name=index["name"], fingerprint=fingerprint, shards=shards, num_images=num_images)
+        corpus._columns = [index["columns"][part] for part in split.split(JOIN) if part in index.get("columns", {})]
+        for entry in corpus._columns if not is_remote else ():
+            CORPUS.check_part(folder, entry["file"], entry["bytes"])
         return corpus if max_images is None else corpus.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,6 +247,18 @@ class Corpus:
     def image_ids(self) -> list[str]:
         """The id of each image."""
         return [image_id for column in self._column("image_id") for image_id in column.to_pylist()][: self.num_images]
+
+    @cached_property
+    def columns(self) -> pa.Table | None:
+        """The columns of the images, such as a year, one row per image; None for a corpus without, and for one at a URL."""
+        whole = self.whole
+        if not whole._columns or self.is_remote:
+            return None
+        paths = [CORPUS.checked(self.folder / entry["file"], entry["sha256"]) for entry in whole._columns]
+        table = pa.concat_tables([pq.read_table(path) for path in paths])
+        if len(table) != whole.num_images:
+            raise CORPUS.damaged(paths[0], f"its columns have {len(table):,} rows, and the corpus has {whole.num_images:,} images")
+        return table.slice(0, self.num_images)
 
     @cached_property
     def image_paths(self) -> list[str]:

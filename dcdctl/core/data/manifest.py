@@ -104,10 +104,12 @@ class FileSettings:
     """See `CsvSource.hold_out`."""
     encoding: str | None = None
     """See `CsvSource.encoding`."""
+    columns: tuple[str, ...] | None = None
+    """See `CsvSource.columns`."""
 
     def to_sets(self) -> list[str]:
         """The given fields as overrides of a manifest."""
-        fields = {"name": self.name, "hold_out": self.hold_out, "encoding": self.encoding}
+        fields = {"name": self.name, "hold_out": self.hold_out, "encoding": self.encoding, "columns": self.columns}
         return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None]
 
     def default_name(self, path: Path) -> str:

@@ -17,12 +17,15 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dcdctl.core import config, files
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.config import Count
 from dcdctl.core.data import images, near_duplicates, source_files
-from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, read_corpus_json, split_to_measure
+from dcdctl.core.data.columns import ImageColumns
+from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, columns_name, read_corpus_json, split_to_measure
 from dcdctl.core.data.images import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
@@ -146,8 +149,20 @@ def prepare_corpus(
         index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
         index |= {"licence": manifest.license, "citation": manifest.citation, "homepage": manifest.homepage}
         index |= {"skipped": config.to_table(skipped), "plan": digest}
-        build.seal(index, [shard.entry["file"] for shards in splits.values() for shard in shards])
-    return _summary(out, index, located.notes, already_there=False)
+        if (kept := listing.columns) is not None:
+            index["columns"] = {split: _write_columns(out / columns_name(split), kept, shards) for split, shards in splits.items()}
+        names = [entry["file"] for entry in index.get("columns", {}).values()]
+        build.seal(index, [*names, *(shard.entry["file"] for shards in splits.values() for shard in shards)])
+    notes = [] if kept is None else [f"columns: {', '.join(kept.table.column_names)}", *kept.notes]
+    return _summary(out, index, [*located.notes, *notes], already_there=False)
+
+
+def _write_columns(path: Path, columns: ImageColumns, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Write the columns of a split's images, in their order. Returns the entry in corpus.json."""
+    ids = pa.array([image_id for shard in shards for image_id in shard.image_ids], pa.string())
+    with files.atomic_path(path) as partial:
+        pq.write_table(columns.table.take(pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))), partial, compression="zstd")
+    return {"file": path.name, **seal_of(path)}
 
 
 def _already_there(out: Path, digest: str) -> CorpusSummary:

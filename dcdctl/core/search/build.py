@@ -25,7 +25,7 @@ from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.metadata import ColumnChanges, change_columns
+from dcdctl.core.search.metadata import ColumnChanges, change_columns, has_new_corpus_columns
 from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
 
 BYTES_PER_IMAGE = 200
@@ -327,7 +327,7 @@ def run_index_job(
         compute = replace(compute, precision=changes.precision or "float32")
         built = build(target, images, out.expanduser(), config, split=changes.split, compute=compute, track=track)
         change = IndexChange(built, skipped_of(built.folder, built.document))
-    if changes.columns == ColumnChanges():
+    if changes.columns == ColumnChanges() and not has_new_corpus_columns(change.index):
         return change
     notes = change_columns(change.index.folder, changes.columns, read, track)
     return replace(change, index=Index.open(change.index.folder), notes=tuple(notes))

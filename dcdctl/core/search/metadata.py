@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core import distributed
-from dcdctl.core.data import CAMERA_COLUMNS, MOMENT, PLACE_COLUMNS, ImageColumns, columns_of_table, read_columns, read_exif
+from dcdctl.core.data import CAMERA_COLUMNS, MOMENT, PLACE_COLUMNS, Corpus, ImageColumns, columns_of_table, read_columns, read_exif
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import commit, storage
@@ -76,7 +76,8 @@ def change_columns(folder: Path, changes: ColumnChanges, read: ImageColumns | No
             if distributed.is_main():
                 index = Index(folder, storage.read_document(folder))
                 table = _changed(index, changes, read, notes, track)
-                if not (index.num_covered == index.num_rows and table.equals(index.column_table())):
+                is_same = index.num_covered in (0, index.num_rows) and table.equals(index.column_table())
+                if not is_same:
                     commit.commit_columns(folder, index.document, table)
     return notes
 
@@ -89,6 +90,8 @@ def _changed(index: Index, changes: ColumnChanges, read: ImageColumns | None, no
             known = ", ".join(columns) or "none"
             raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
         del columns[name]
+    for new in _of_corpora(index, changes.chosen):
+        _set(columns, new, index)
     if read is not None:
         notes += read.notes
         for new in _of_metadata(index, read, notes):
@@ -119,6 +122,30 @@ def _widened(values: pa.Array, type_: pa.DataType) -> pa.Array:
     if type_ not in WIDER.values():
         raise pa.ArrowInvalid("of another type")
     return values.cast(type_)
+
+
+def has_new_corpus_columns(index: Index) -> bool:
+    """Whether rows without a chance to get values come from a corpus with columns."""
+    return any(True for _ in _of_corpora(index, None))
+
+
+def _of_corpora(index: Index, chosen: Sequence[str] | None) -> Iterator[_Values]:
+    """The columns of the corpora of rows that have not had a chance to get values, all of them or the chosen ones."""
+    ids, first = index.values("image_id"), 0
+    for part in index.parts:
+        source = index.document["sources"][part.source]
+        rows, first = range(max(first, index.num_covered), first + part.rows), first + part.rows
+        if source["kind"] != "corpus" or not rows:
+            continue
+        corpus = Corpus.open(Path(source["path"]), source["split"])
+        if corpus.columns is None:
+            continue
+        is_set = np.zeros(index.num_rows, np.bool_)
+        is_set[rows.start : rows.stop] = True
+        places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
+        for name in corpus.columns.column_names:
+            if chosen is None or name in chosen:
+                yield _Values(name, corpus.columns.column(name).combine_chunks().take(places), is_set, source["path"])
 
 
 def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator[_Values]:

@@ -13,11 +13,12 @@ import csv
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from dcdctl.core.config import Between, check_fields
+from dcdctl.core.data.columns import KEYS, ImageColumns, by_first_row, from_cells, from_json, problem_of_name
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
@@ -44,6 +45,7 @@ Rows = list[tuple[int, dict[str, Any]]]
 _IMAGE_COLUMNS = ("image", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
+_WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", "sentids", *KEYS}
 _JSONL_HINT = "--jsonl takes a file with one JSON object per line"
 _HELD_OUT_BY_DEFAULT = 0.1
 _EXAMPLE_LETTERS = 80
@@ -63,6 +65,8 @@ class CsvSource:
     """The share of images that is test, and as many are val, if the file has no split column; 0 for none, None for 0.1."""
     encoding: str | None = None
     """The encoding of the file; None to recognize it."""
+    columns: tuple[str, ...] | None = None
+    """The other columns that the corpus keeps, such as year; None for all."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -136,6 +140,9 @@ def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: Row
     provenance: dict[str, Any] = {"kind": source.format, "pairs": file_checksum(source.pairs)}
     if not is_utf8(encoding):
         provenance["encoding"] = {"name": encoding, "example": " ".join(example_of(_captions_of(rows)).split())[:_EXAMPLE_LETTERS]}
+    columns = _other_columns(source, rows)
+    if columns is not None:
+        provenance["columns"] = columns.table.column_names
     splits: Mapping[str, str] = {}
     if (share := _share_held_out(source, rows)) > 0:
         splits = divide(_paths_of(rows, store), share)
@@ -144,7 +151,34 @@ def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: Row
     elif source.split is not None:
         splits = dict.fromkeys(_paths_of(rows, store), source.split)
     entries = (TableEntry(f"{source.pairs.name} line {line}", cells, splits, store) for line, cells in rows)
-    return make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images)
+    return replace(make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images), columns=columns)
+
+
+def _other_columns(source: CsvSource, rows: Rows) -> ImageColumns | None:
+    """The columns without a role, by image; None if there are none. InputError for a column to keep that the table lacks."""
+    where, known = source.pairs.name, list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
+    for name in source.columns or ():
+        if name not in known:
+            raise InputError(
+                f"{where} has no column {name!r} to keep", hint=f"besides images and captions it has {', '.join(known) or 'none'}"
+            )
+        if problem := problem_of_name(name):
+            raise InputError(f"the column {name!r} of {where} {problem}", hint="rename it")
+    refused = [name for name in known if source.columns is None and problem_of_name(name)]
+    kept = [name for name in (known if source.columns is None else source.columns) if name not in refused]
+    make = from_cells if source.format == "csv" else from_json
+    empty = "" if source.format == "csv" else None
+    values = {name: make([cells.get("columns", {}).get(name, empty) for _, cells in rows]) for name in kept}
+    images = [_path_or_none(cells) for _, cells in rows]
+    columns = by_first_row(images, values, where)
+    notes = [f"column {name} of {where} is left out: it {problem_of_name(name)}" for name in refused]
+    return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
+
+
+def _path_or_none(cells: Mapping[str, Any]) -> str | None:
+    """The path of the image of a row; None for a row that is refused later."""
+    image = cells.get("image")
+    return str(PurePosixPath(image.strip())) if isinstance(image, str) and image.strip() else None
 
 
 def _share_held_out(source: CsvSource, rows: Rows) -> float:
@@ -196,7 +230,9 @@ def read_csv(path: Path, encoding: str) -> Rows:
     rows, line = [], 2
     for cells, values in zip(zip(*columns, strict=True), zip(*used, strict=True), strict=True):
         if any(cells):
-            rows.append((line, {role: _parse_cell(role, value) for role, value in zip(by_role, values, strict=True)}))
+            row = {role: _parse_cell(role, value) for role, value in zip(by_role, values, strict=True)}
+            others = {name: cell for name, cell in zip(table.columns, cells, strict=True) if name and name not in _WITH_A_ROLE}
+            rows.append((line, row | ({"columns": others} if others else {})))
         # A quoted cell may contain line breaks, so the number of a row is not its line.
         line += 1 + sum(cell.count("\n") for cell in cells)
     return rows
@@ -268,4 +304,6 @@ def _parse_object(path: Path, line: int, text: str) -> dict[str, Any]:
     cells = {key: value[key] for key in ("split", "sentids") if key in value}
     cells["image"] = next((value[key] for key in _IMAGE_COLUMNS if key in value), None)
     caption = next((value[key] for key in (*_CAPTION_COLUMNS, *_LIST_COLUMNS) if key in value), None)
+    others = {key: item for key, item in value.items() if key not in _WITH_A_ROLE}
+    cells |= {"columns": others} if others else {}
     return cells | {"captions" if isinstance(caption, list) else "caption": caption}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from dcdctl.core import files
+from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.images import ImageFile, RowError
 from dcdctl.core.errors import ConfigError, InputError
 
@@ -114,6 +115,8 @@ class Listing:
     provenance: Mapping[str, Any]
     """The format, and checksums of the source's files."""
     skipped: Sequence[SkippedRow] = ()
+    columns: ImageColumns | None = None
+    """Columns of the images by their ids, such as a year; None if there are none."""
 
 
 @dataclass(kw_only=True)
