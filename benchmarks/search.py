@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import config as config_module
 from dcdctl.core import devices
-from dcdctl.core.search import Index, storage
+from dcdctl.core.search import Index, parse_where, storage
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.storage import ROWS_PER_PART, SourceImage
@@ -142,6 +143,28 @@ def measure(folder: Path, queries_QD: NDArray[np.floating]) -> tuple[dict[str, A
     return numbers | {"searched_by": index.kind}, np.array(rows)
 
 
+def filtered_ms(folder: Path, queries_QD: NDArray[np.floating], share: float = 0.01) -> dict[str, float]:
+    """Milliseconds of single queries under a condition that this share of the rows meets: wall clock (median) and processor.
+
+    The index gets a column `number`, 0 to 9,999 in no order. The condition is met once before, as for a page that filters all searches.
+    """
+    index = Index.open(folder)
+    numbers = np.random.default_rng(7).permutation(index.num_rows) % 10_000
+    search_commit.commit_columns(folder, index.document, pa.table({"number": numbers}))
+    index = Index.open(folder)
+    condition = parse_where(f"number < {round(share * 10_000)}", index.columns)
+    started = time.perf_counter()
+    index.nearest(queries_QD[:1], K, condition)
+    first = 1000 * (time.perf_counter() - started)
+    wall, processor = [], time.process_time()
+    for query_D in queries_QD:
+        started = time.perf_counter()
+        index.nearest(query_D[None], K, condition)
+        wall.append(1000 * (time.perf_counter() - started))
+    used = 1000 * (time.process_time() - processor) / len(queries_QD)
+    return {"filtered_first_ms": first, "filtered_p50_ms": float(np.median(wall)), "filtered_processor_ms": used}
+
+
 def recall(found_QK: NDArray[np.int64], true_QK: NDArray[np.int64]) -> float:
     return float(
         np.mean([len(set(found) & set(true)) / len(true) for found, true in zip(found_QK.tolist(), true_QK.tolist(), strict=True)])
@@ -171,6 +194,8 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
         say(f"{num_images:,} images, {kind}: built in {built['build_seconds']:.1f} s")
         size = sum(path.stat().st_size for path in folder.glob("ann/*")) / num_images
         numbers, rows_QK = measure(folder, queries_QD)
+        if args.filtered:
+            numbers |= filtered_ms(folder, queries_QD)
         results.append(
             {**shared, "kind": kind, **built, "ann_bytes": size, "recall@10": recall(rows_QK[: len(true_QK)], true_QK), **numbers}
         )
@@ -218,6 +243,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--exact-queries", type=int, default=200, help="number of queries for recall; these are also searched exactly")
+    parser.add_argument("--filtered", action="store_true", help="also time queries under a condition that 1%% of the images meet")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
