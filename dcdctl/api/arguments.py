@@ -62,7 +62,7 @@ def _toml(value: Any) -> str:
 
 
 def compute(
-    device: str, *, precision: str = "fp32", batch_size: int | None = None, workers: int = 0, features: Ref | None = None
+    device: str, *, precision: str = "fp32", batch_size: int | None = None, workers: int | None = None, features: Ref | None = None
 ) -> Compute:
     """Where and how to run a model, by the names of the commands' options."""
     return Compute(

@@ -81,6 +81,7 @@ def evaluate(
     model_overrides: Overrides | None = None,
     rerank_overrides: Overrides | None = None,
     features: Ref | None = None,
+    workers: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -108,7 +109,7 @@ def evaluate(
         with_eccv=eccv,
         forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
     )
-    options = EvalOptions(compute=arguments.compute(device, precision=precision, batch_size=batch_size, features=features))
+    options = EvalOptions(compute=arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features))
     with arguments.threads(threads):
         outcome = evaluation.run_evaluation(job, options, out=optional_path(out), track=arguments.track(progress), say=say)
     return Evaluation(outcome.document, outcome.folder)

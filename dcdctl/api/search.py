@@ -46,7 +46,7 @@ class Index(search.Index):
         *,
         split: str | None = None,
         settings: IndexConfig | None = None,
-        workers: int = 0,
+        workers: int | None = None,
         batch_size: int = 32,
         device: str = "auto",
         precision: str = "fp32",
@@ -77,7 +77,14 @@ class Index(search.Index):
             store.close()
 
     def add(
-        self, images: Ref, *, split: str | None = None, workers: int = 0, batch_size: int = 32, device: str = "auto", progress: bool = False
+        self,
+        images: Ref,
+        *,
+        split: str | None = None,
+        workers: int | None = None,
+        batch_size: int = 32,
+        device: str = "auto",
+        progress: bool = False,
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
         compute = arguments.compute(device, batch_size=batch_size, workers=workers)

@@ -89,6 +89,7 @@ def cache_teacher(
     max_images: int | None = None,
     model_overrides: Overrides | None = None,
     features: Ref | None = None,
+    workers: int | None = None,
     extend: Ref | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -106,7 +107,7 @@ def cache_teacher(
         max_images=max_images,
         model_set=assignments(model_overrides),
         extend=optional_path(extend),
-        compute=arguments.compute(device, precision=precision, batch_size=batch_size, features=features),
+        compute=arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features),
     )
     with arguments.threads(threads):
         cache = cache_scores(job, track=arguments.track(progress))
@@ -129,7 +130,7 @@ def distill(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
     wandb: str | None = None,
@@ -167,7 +168,7 @@ def finetune_teacher(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
     wandb: str | None = None,
@@ -199,7 +200,7 @@ def study(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
     progress: bool = False,
@@ -234,7 +235,7 @@ def _recipe(recipe: Ref | Recipe) -> str | Recipe:
 def _options(
     device: str,
     precision: str,
-    workers: int,
+    workers: int | None,
     features: Ref | None,
     accumulate: int | None,
     checkpoint_activations: bool,

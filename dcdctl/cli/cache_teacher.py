@@ -26,6 +26,7 @@ from dcdctl.cli.options import (
     Sets,
     Split,
     Threads,
+    Workers,
     announce_code,
     check_overrides,
     check_recipe,
@@ -103,6 +104,7 @@ def cache_teacher(
     with_columns: With = None,
     scores: Scores = None,
     teacher_name: TeacherName = None,
+    workers: Workers = None,
     batch_size: PairBatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -111,7 +113,7 @@ def cache_teacher(
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
     own: dict[str, object] = {"--teacher": teacher, "--model-set": model_set, "--features": features, "--dry-run": dry_run or None}
-    own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size}
+    own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size, "--workers": workers}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
     from dcdctl.cli.views.terminal import show, show_json
@@ -132,7 +134,7 @@ def cache_teacher(
         cache_job = CacheJob(
             teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
             candidates=candidates, extend=extend,
-            compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
+            compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, workers=workers, features=features),
         )  # fmt: skip
         result = _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)
     next_step = result.next_step(recipe or "", sets or ())

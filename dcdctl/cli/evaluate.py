@@ -24,6 +24,7 @@ from dcdctl.cli.options import (
     RerankSet,
     Split,
     Threads,
+    Workers,
     check_output_file,
 )
 from dcdctl.cli.views.scoring import show_workload
@@ -69,6 +70,7 @@ def evaluate(
     rerank_set: RerankSet = None,
     depth: Depth = None,
     max_images: MaxImages = None,
+    workers: Workers = None,
     batch_size: PairBatchSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -97,7 +99,7 @@ def evaluate(
     )
     devices.use_threads(threads)
     numbers = devices.precision(precision)
-    compute = Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features)
+    compute = Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, workers=workers, features=features)
     options = EvalOptions(compute=compute)
     if vector_table:
         table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)

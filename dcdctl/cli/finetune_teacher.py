@@ -26,7 +26,7 @@ def finetune_teacher(
     device: options.Device = "auto",
     threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     accumulate: options.Accumulate = "auto",
     checkpoint_activations: options.CheckpointActivations = False,
     wandb: options.Wandb = None,

@@ -88,7 +88,7 @@ def index(
     remove_gone: RemoveGone = False,
     split: Split = None,
     sets: Settings = None,
-    workers: Workers = 2,
+    workers: Workers = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     threads: Threads = None,

@@ -248,7 +248,16 @@ PairBatchSize = Annotated[
         "--batch-size", help="Images, captions or pairs in one forward pass.", show_default="the model's, 256", min=1, metavar="N"
     ),
 ]
-Workers = Annotated[int, typer.Option("--workers", help="Processes that read and decode images ahead.", min=0, metavar="N")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Threads that read and decode images ahead; a training starts as many processes.",
+        show_default="one per core but one, at most 8; 0 processes",
+        min=0,
+        metavar="N",
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]
 Accumulate = Annotated[
     str,

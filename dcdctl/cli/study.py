@@ -65,7 +65,7 @@ def study(
     device: options.Device = "auto",
     threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
     accumulate: options.Accumulate = "auto",
     checkpoint_activations: options.CheckpointActivations = False,
     dry_run: options.DryRun = False,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import platform
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +23,9 @@ from dcdctl.core import artifacts, machine
 from dcdctl.core.errors import ConfigError, DcdError, InputError, is_out_of_memory
 
 T = TypeVar("T")
+K = TypeVar("K")
+MOST_READERS = 8
+"""Threads that read ahead by default; each has a batch of images in memory."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
 _version_of = functools.cache(version)
@@ -35,10 +41,16 @@ class Compute:
     """Torch name of the type to compute in: float32 without autocast, bfloat16 or float16 under autocast."""
     batch_size: int | None = None
     """Images, captions or pairs in one forward pass without gradients; None for the model's choice. A recipe sets that of training."""
-    workers: int = 0
-    """Processes that read and decode images ahead; 0 reads them in this process."""
+    workers: int | None = None
+    """Threads of a pass without gradients, or processes of a training, that read and decode images ahead; 0 reads them when they are
+    needed. None: as many threads as `default_readers`, no processes."""
     features: Path | None = None
     """Folder that stores the outputs of frozen encoders; None computes them each time."""
+
+    @property
+    def readers(self) -> int:
+        """Threads that read and decode images ahead in a pass without gradients."""
+        return default_readers() if self.workers is None else self.workers
 
     def autocast(self) -> torch.autocast:
         """A new autocast block for this device and precision; it does nothing in float32.
@@ -131,6 +143,29 @@ def read_ahead(
         raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 0") from error
 
 
+def read_in_threads(read: Callable[[K], T], keys: Iterable[K], readers: int) -> Iterator[T]:
+    """`read(key)` of each key, in order, at most `readers` + 1 of them ahead; without readers, each when it is needed.
+
+    Pillow decodes without Python's lock, so threads decode at the same time. Unlike processes they start at once, copy nothing, and end
+    with the program. An error is raised where its key stands in the order, as it would be without readers.
+    """
+    if not readers:
+        yield from map(read, keys)
+        return
+    remaining, coming = iter(keys), deque[Future[T]]()
+    pool = ThreadPoolExecutor(readers, "reader")
+    try:
+        while True:
+            while len(coming) <= readers and (key := list(itertools.islice(remaining, 1))):
+                coming.append(pool.submit(read, key[0]))
+            if not coming:
+                return
+            yield coming.popleft().result()
+    finally:
+        # Also when the consumer fails or is interrupted: what was not begun is dropped.
+        pool.shutdown(cancel_futures=True)
+
+
 class _ErrorsAsItems(Dataset[Any]):
     """A data set that returns errors that the user can fix: torch would add a worker's traceback to the message of a raised error."""
 
@@ -150,6 +185,12 @@ class _ErrorsAsItems(Dataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.items = state["items"]
         artifacts.know_digests(state["digests"])
+
+
+def default_readers() -> int:
+    """One thread for each core but one, which computes; at most 8. Processes of torchrun share the cores."""
+    num_own = machine.num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(MOST_READERS, num_own - 1))
 
 
 def precision(name: str) -> str:

@@ -71,8 +71,8 @@ def test_a_function_has_the_arguments_and_the_defaults_of_its_command(name):
     ours, theirs = (defaults(function) for function in (operator.attrgetter(name)(dcdctl), command))
     # Of Python only: a bar, objects in place of many options, and words that a command line has in the other number.
     assert set(ours) - {"progress", "config", "settings", "teachers", "evaluations", "self", "model"} <= set(theirs)
-    # A script cannot start worker processes without a main guard, seeds are numbers here, and None stands for auto and for float32.
-    different = {"workers": {0, 1}, "seeds": {(0, 1, 2)}, "accumulate": {None}, "precision": {"fp32", "auto"}}
+    # A script cannot start the processes of `prepare` without a main guard, seeds are numbers, and None stands for auto and float32.
+    different = {"workers": {1}, "seeds": {(0, 1, 2)}, "accumulate": {None}, "precision": {"fp32", "auto"}}
     for parameter in set(ours) & set(theirs):
         is_required = inspect.Parameter.empty in (ours[parameter], theirs[parameter])
         assert is_required or ours[parameter] == theirs[parameter] or ours[parameter] in {value or None for value in different[parameter]}

@@ -25,6 +25,8 @@ SEVERAL_MEANINGS = {
     "--precision": "training can choose; an index keeps its own",
     "--set": "what a command lets one override",
     "--teacher": "required or not, one or several",
+    "--to": "export names a format, index a store",
+    "--workers": "prepare starts processes, and at least one",
 }
 """Options whose text differs between commands, with the reason."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import shutil
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, Index, embed, storage
+from dcdctl.core.search import Changes, Index, storage
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
@@ -284,16 +283,12 @@ def test_vectors_that_are_not_finite_are_refused(dual, pictures, tmp_path):
         build(str(tmp_path / "broken"), pictures, tmp_path / "index", FLAT)
 
 
-def test_worker_processes_change_nothing(dual, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_that_read_ahead_change_nothing(dual, pictures, tmp_path, workers):
     put(pictures, {"bad.png": b"x"})
-    monkeypatch.setattr(embed, "CHUNKS_PER_WORKER", 1)
-    monkeypatch.setattr(embed, "START_METHOD", "fork")  # others start an interpreter, which takes seconds
-    alone = build(str(dual), pictures, tmp_path / "a", FLAT, compute=BATCHES)
-    helped = build(str(dual), pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=2))
+    alone = build(str(dual), pictures, tmp_path / "a", FLAT, compute=Compute(batch_size=2, workers=0))
+    helped = build(str(dual), pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=workers))
     assert contents(helped.folder) == contents(alone.folder)
-    source = embed.find_source(pictures, "test")
-    data = embed.ImageDataset(Build(tmp_path, {}, storage.INDEX), source, models.load_dual(dual).preprocess)
-    assert pickle.loads(pickle.dumps(data)).source == source  # as worker processes need it
 
 
 def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):

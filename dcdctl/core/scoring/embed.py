@@ -8,7 +8,7 @@ Shape letters: I images, T texts, D width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,7 +34,7 @@ from dcdctl.core.models import (
     num_text_positions,
 )
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.scoring.features import CorpusSource, Features, Source
+from dcdctl.core.scoring.features import CorpusSource, Features, Source, images_ahead
 
 DEFAULT_BATCH_SIZE = 256
 """Images or captions per forward pass, unless the user sets a batch size."""
@@ -85,7 +85,8 @@ def embed_all(
     corpus = source.corpus
     order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text])) if by_length else range(corpus.num_captions)
     with track("embed captions", total=corpus.num_captions, unit="captions") as advance:
-        sorted_TD = _embed_in_batches(embedder.texts, source.texts, order, compute, normalize, advance)
+        batches = _batches(order, compute)
+        sorted_TD = _embed_in_batches(embedder.texts, (source.texts(batch) for batch in batches), compute, normalize, advance)
     texts_TD = torch.empty_like(sorted_TD).index_copy_(0, torch.tensor(order, device=sorted_TD.device), sorted_TD)
     if embedder.images is None:
         image_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
@@ -93,27 +94,24 @@ def embed_all(
         sums_ID = texts_TD.new_zeros(corpus.num_images, texts_TD.shape[1]).index_add_(0, image_T, texts_TD)
         return Vectors(functional.normalize(sums_ID, dim=-1), texts_TD)
     with track("embed images", total=corpus.num_images, unit="images") as advance:
-        images_ID = _embed_in_batches(embedder.images, source.images, range(corpus.num_images), compute, normalize, advance)
+        reading = images_ahead(source, _batches(range(corpus.num_images), compute), compute)
+        images_ID = _embed_in_batches(embedder.images, reading, compute, normalize, advance)
     return Vectors(images_ID, texts_TD)
 
 
-def _embed_in_batches(
-    embed: Callable[[B], Tensor],
-    read: Callable[[Sequence[int]], B],
-    indices: Sequence[int],
-    compute: Compute,
-    normalize: bool,
-    advance: Advance,
-) -> Tensor:
+def _embed_in_batches(embed: Callable[[B], Tensor], batches: Iterable[B], compute: Compute, normalize: bool, advance: Advance) -> Tensor:
     """The vectors of these images or captions, in this order."""
-    batches = []
+    embedded = []
+    for batch in batches:
+        vectors = embed_batch(embed, batch, compute)
+        embedded.append(functional.normalize(vectors, dim=-1) if normalize else vectors)
+        advance(len(vectors))
+    return torch.cat(embedded)
+
+
+def _batches(indices: Sequence[int], compute: Compute) -> list[Sequence[int]]:
     size = compute.batch_size or DEFAULT_BATCH_SIZE
-    for start in range(0, len(indices), size):
-        batch_ix = indices[start : start + size]
-        vectors = embed_batch(embed, read(batch_ix), compute)
-        batches.append(functional.normalize(vectors, dim=-1) if normalize else vectors)
-        advance(len(batch_ix))
-    return torch.cat(batches)
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:

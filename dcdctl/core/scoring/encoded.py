@@ -5,7 +5,7 @@ Shape letters: I images, T texts, D width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import FusionScorer, States, vector_states
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring.features import Features, Source
+from dcdctl.core.scoring.features import Features, Source, images_ahead
 
 IMAGE_CHUNK, TEXT_CHUNK = 64, 512
 """Images and captions encoded in one forward pass."""
@@ -56,21 +56,22 @@ def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, tra
         # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
         source, text_order = replace(source, only_first=True), range(corpus.num_captions)
 
-    def encode_images(batch: Sequence[int]) -> States:
-        return scorer.encode_images(source.images(batch).to(compute.device))
+    def encode_images(batches: Iterable[Sequence[int]]) -> Iterator[States]:
+        return map(scorer.encode_images, images_ahead(source, batches, compute))
 
-    def encode_texts(batch: Sequence[int]) -> States:
-        return scorer.encode_texts(source.texts(batch).to(compute.device))
+    def encode_texts(batches: Iterable[Sequence[int]]) -> Iterator[States]:
+        return (scorer.encode_texts(source.texts(batch).to(compute.device)) for batch in batches)
 
-    def encode(noun: str, order: Sequence[int], step: int, states_of: Callable[[Sequence[int]], States]) -> Tensor:
+    def encode(noun: str, order: Sequence[int], step: int, states_of: Callable[[Iterable[Sequence[int]]], Iterator[States]]) -> Tensor:
         batches = [order[start : start + step] for start in range(0, len(order), step)]
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.autocast():
             # Every process needs the width of the vectors, also one without a batch of its own.
-            first_1D = _vectors(states_of(batches[0][:1]))
+            first_1D = _vectors(next(states_of([batches[0][:1]])))
             vectors_ND = first_1D.new_zeros(len(order), first_1D.shape[1])
-            for number in distributed.local_indices(len(batches)) if is_shared else range(len(batches)):
-                vectors_ND[torch.tensor(batches[number], device=vectors_ND.device)] = _vectors(states_of(batches[number]))
-                advance(len(batches[number]))
+            local = [batches[number] for number in (distributed.local_indices(len(batches)) if is_shared else range(len(batches)))]
+            for batch, states in zip(local, states_of(local), strict=True):
+                vectors_ND[torch.tensor(batch, device=vectors_ND.device)] = _vectors(states)
+                advance(len(batch))
         # Rows of other processes are zeros here.
         return distributed.all_sum(vectors_ND) if is_shared else vectors_ND
 

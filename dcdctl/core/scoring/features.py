@@ -32,7 +32,7 @@ from PIL import Image
 
 from dcdctl.core.artifacts import Build, Kind, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
-from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.devices import ON_CPU, Compute, read_in_threads
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
@@ -146,14 +146,27 @@ class Features:
         return starts - starts[np.searchsorted(parts, parts)]
 
 
+def read_images(source: Source, image_ix: Sequence[int] | Index, compute: Compute) -> ImageBatch | States:
+    """Images of a source as a reader leaves them: not on the device yet, but for CUDA in memory that it copies from by itself."""
+    images = source.images(image_ix)
+    is_copied = compute.device.type == "cuda" and isinstance(images, ImageBatch)
+    return images.pin_memory() if is_copied else images
+
+
+def images_ahead(source: Source, batches: Iterable[Sequence[int] | Index], compute: Compute) -> Iterator[ImageBatch | States]:
+    """Batches of images on the device, in order; images and stored features are read ahead by threads."""
+    for images in read_in_threads(lambda batch: read_images(source, batch, compute), batches, compute.readers):
+        yield images.to(compute.device, non_blocking=compute.device.type == "cuda")
+
+
 def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent) -> Source:
     """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and captions."""
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess)
-    return open_or_build(compute.features, corpus, model, device=compute.device, track=track)
+    return open_or_build(compute.features, corpus, model, compute, track=track)
 
 
-def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.device = CPU, track: Track = silent) -> Features:
+def open_or_build(root: Path, corpus: Corpus, model: Model, compute: Compute = ON_CPU, *, track: Track = silent) -> Features:
     """The features of a corpus, encoded and stored first if `root` lacks them.
 
     The progress label shows their size on disk. If another run is encoding them, this one waits for it and reads what it stored.
@@ -169,8 +182,8 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     if not build.is_sealed:
         with build.lock(wait=track):
             if not build.is_sealed:  # another run may have sealed it meanwhile
-                model.to(device).eval()
-                _build(build, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
+                model.to(compute.device).eval()
+                _build(build, CorpusSource(corpus, model.preprocess), model.encoders, compute, track)
     plan, seal = FEATURES.read_plan_and_seal(build.folder)
     build.expect(plan)
     parts = seal["files"]
@@ -254,10 +267,10 @@ def _link(stored: _Stored, name: str, build: Build) -> None:
 
 
 @torch.inference_mode()
-def _build(planned: Build, source: CorpusSource, encoders: Encoders, device: torch.device, track: Track) -> None:
+def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64) if encoders.pools_texts else _token_counts(source)
-    first_image = encoders.image_features(source.images([0]).to(device)).tokens
+    first_image = encoders.image_features(source.images([0]).to(compute.device)).tokens
     plan = {
         **planned.plan,
         "split": corpus.split,
@@ -285,12 +298,13 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, device: tor
     if num_images:
         size = f"{_gigabytes(size_in_bytes(plan))} in all"
         with track(f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images") as advance:
+            reading = images_ahead(source, (chunk for rows in images.values() for chunk in _chunks(rows)), compute)
             for part, rows in images.items():
-                _build_images(build, part, rows, _Encoding(source, encoders, device, advance))
+                _build_images(build, part, rows, reading, _Encoding(source, encoders, compute.device, advance))
     if num_texts:
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
             for part, rows in texts.items():
-                _build_texts(build, part, rows, lengths, _Encoding(source, encoders, device, advance))
+                _build_texts(build, part, rows, lengths, _Encoding(source, encoders, compute.device, advance))
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
 
@@ -305,12 +319,18 @@ class _Encoding:
     advance: Advance
 
 
-def _build_images(build: Build, part: int, images: Index, encoding: _Encoding) -> None:
-    """Encode the images of a part. Batches start again in each part: a resumed run encodes the same ones and writes the same bytes."""
+def _chunks(images: Index) -> list[Index]:
+    """The batches of a part. They start again in each part: a resumed run encodes the same ones and writes the same bytes."""
+    return [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
+
+
+def _build_images(build: Build, part: int, images: Index, reading: Iterator[ImageBatch | States], encoding: _Encoding) -> None:
+    """Encode the images of a part, whose batches come next from `reading`."""
     name, encoded = _name("images", part), []
-    for start in range(0, len(images), IMAGE_CHUNK):
-        chunk = images[start : start + IMAGE_CHUNK]
-        states = encoding.encoders.image_features(encoding.source.images(chunk).to(encoding.device))
+    for chunk in _chunks(images):
+        pixels = next(reading)
+        assert isinstance(pixels, ImageBatch)
+        states = encoding.encoders.image_features(pixels)
         encoded.append(_to_half(states, build.folder / name)[0])
         encoding.advance(len(chunk))
     _save(build, name, np.concatenate(encoded))

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from dcdctl.core import devices
 from dcdctl.core.data import Index
-from dcdctl.core.devices import CPU, Compute, in_fitting_parts
-from dcdctl.core.models import FusionScorer, States
+from dcdctl.core.devices import CPU, Compute, in_fitting_parts, read_in_threads
+from dcdctl.core.models import FusionScorer, ImageBatch, States
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import Source
+from dcdctl.core.scoring.features import Source, read_images
 
 T = TypeVar("T")
 IMAGE_CHUNK = 64
@@ -44,13 +44,23 @@ WARM_UP = 32
 
 @torch.inference_mode()
 def encode_images(scorer: FusionScorer, source: Source, image_ix: Index, compute: Compute) -> States:
-    """The states of these images of a corpus, in the order given."""
+    """The states of these images of a corpus, in the order given; chunks are read ahead."""
+    chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
+    reading = read_in_threads(lambda chunk: (chunk, read_images(source, chunk, compute)), chunks, compute.readers)
+    return States.cat([_encode_chunk(scorer, source, chunk, images, compute) for chunk, images in reading])
 
-    def encode(chunk: Index) -> States:
-        return scorer.encode_images(source.images(chunk).to(compute.device, non_blocking=True))
+
+@torch.inference_mode()
+def _encode_chunk(scorer: FusionScorer, source: Source, chunk: Index, images: ImageBatch | States, compute: Compute) -> States:
+    """The states of the images of a chunk, which were read ahead."""
+
+    def encode(part: Index) -> States:
+        # Parts of a chunk for which memory ran out are read again.
+        read = images if len(part) == len(chunk) else source.images(part)
+        return scorer.encode_images(read.to(compute.device, non_blocking=True))
 
     with compute.autocast():
-        return States.cat([states for _, states in in_fitting_parts(image_ix, IMAGE_CHUNK, encode)])
+        return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode)])
 
 
 @torch.inference_mode()
@@ -182,21 +192,47 @@ def _score_grouped(
 ) -> NDArray[np.float32]:
     """`score_pairs` with one chunk of images at a time, and all captions that they are paired with."""
 
-    def score_chunk(chunk: int, pairs: Index) -> Tensor:
-        (images, image_at_P), (texts, text_at_P) = (np.unique(ix_P[pairs], return_inverse=True) for ix_P in (image_P, text_P))
-        states = encode_images(scorer, source, images, compute), encode_texts(scorer, source, texts, compute)
-        return score_block(scorer, *states, torch.from_numpy(image_at_P), torch.from_numpy(text_at_P), compute, advance)
+    def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
+        texts, text_at_P = np.unique(text_P[pairs], return_inverse=True)
+        text_states = encode_texts(scorer, source, texts, compute)
+        return score_block(scorer, images, text_states, image_at_P, torch.from_numpy(text_at_P), compute, advance)
 
     # By rank among the images of these pairs: a cache may use few of the corpus.
-    return _score_by_chunk(np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK, score_chunk)
+    chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
+    return _score_by_images(scorer, source, image_P, chunk_P, score_chunk, compute)
 
 
 def _score_by_chunk(chunk_P: Index, score_chunk: Callable[[int, Index], Tensor]) -> NDArray[np.float32]:
-    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]`; one chunk of images or captions is in memory at a time."""
+    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]`; one chunk of captions is in memory at a time."""
     scores_P = np.empty(len(chunk_P), dtype=np.float32)
     for chunk in np.unique(chunk_P).tolist():
         pairs = np.flatnonzero(chunk_P == chunk)
         scores_P[pairs] = score_chunk(chunk, pairs).numpy()
+    return scores_P
+
+
+def _score_by_images(
+    scorer: FusionScorer,
+    source: Source,
+    image_P: Index,
+    chunk_P: Index,
+    score_chunk: Callable[[States, Tensor, Index], Tensor],
+    compute: Compute,
+) -> NDArray[np.float32]:
+    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]` of at most `IMAGE_CHUNK` images, which are read ahead.
+
+    `score_chunk` receives the states of a chunk's images, the position of each pair's image among them, and the pairs.
+    """
+    scores_P = np.empty(len(chunk_P), dtype=np.float32)
+
+    def read(pairs: Index) -> tuple[Index, Index, Tensor, ImageBatch | States]:
+        images, image_at_P = np.unique(image_P[pairs], return_inverse=True)
+        return pairs, images, torch.from_numpy(image_at_P), read_images(source, images, compute)
+
+    chunks = (np.flatnonzero(chunk_P == chunk) for chunk in np.unique(chunk_P).tolist())
+    for pairs, image_ix, image_at_P, images in read_in_threads(read, chunks, compute.readers):
+        states = _encode_chunk(scorer, source, image_ix, images, compute)
+        scores_P[pairs] = score_chunk(states, image_at_P, pairs).numpy()
     return scores_P
 
 
@@ -229,12 +265,12 @@ class PairScorer:
     def score(self, image_P: Index, text_P: Index, advance: Advance | None = None) -> NDArray[np.float32]:
         """Logits of the pairs, in the order given."""
 
-        def score_chunk(chunk: int, pairs: Index) -> Tensor:
-            images, image_at_P = np.unique(image_P[pairs], return_inverse=True)
-            ix = torch.from_numpy(image_at_P), torch.from_numpy(text_P[pairs])
-            return score_block(self.scorer, self.encode_images(images), self._text_states, *ix, self.compute, advance)
+        def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
+            ix = image_at_P, torch.from_numpy(text_P[pairs])
+            return score_block(self.scorer, images, self._text_states, *ix, self.compute, advance)
 
-        return _score_by_chunk(image_P // IMAGE_CHUNK, score_chunk)
+        shifted_P = image_P + self.images.start
+        return _score_by_images(self.scorer, self.source, shifted_P, image_P // IMAGE_CHUNK, score_chunk, self.compute)
 
     def encode_images(self, images: Index) -> States:
         """The states of images."""

@@ -1,4 +1,4 @@
-"""The images of a source, reading them ahead in worker processes, and embedding them.
+"""The images of a source, reading them ahead in threads, and embedding them.
 
 Shape letters: I images.
 """
@@ -6,11 +6,10 @@ Shape letters: I images.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from dcdctl.core import artifacts, data, distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
-from dcdctl.core.devices import Compute, read_ahead
+from dcdctl.core.devices import Compute, read_in_threads
 from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
 from dcdctl.core.progress import Advance, Track, silent
@@ -35,10 +33,6 @@ from dcdctl.core.search.storage import INDEX, ImageSource, SkippedFile, SourceIm
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take gigabytes."""
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""Start method of worker processes. Not fork: a forked copy of a process with threads may hang."""
-CHUNKS_PER_WORKER = 8
-"""Minimum number; fewer chunks are read in less time than a process takes to start."""
 DEFAULT_BATCH_SIZE = 32
 """Images per forward pass, unless the user sets a batch size."""
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
@@ -140,18 +134,18 @@ class ReadImages:
     skipped: list[SkippedFile]
 
 
-class ImageDataset(Dataset[ReadImages]):
-    """The planned parts of a source, read in chunks; small, because it is copied to every worker process."""
+class ChunkReader:
+    """Reads the images of chunks of a source; safe to call from threads."""
 
-    def __init__(self, build: Build, source: ImageSource, preprocess: Preprocessor) -> None:
-        self.build, self.source, self.preprocess = build, source, preprocess
-        self._part: tuple[int, list[SourceImage]] = (-1, [])
-        self._corpus: Corpus | None = None
+    def __init__(self, source: ImageSource, preprocess: Preprocessor) -> None:
+        self.source, self.preprocess = source, preprocess
+        self._corpus = Corpus.open(Path(source.path), str(source.split)) if source.kind == "corpus" else None
 
-    def __getitem__(self, chunk: ReadChunk) -> ReadImages:
+    def __call__(self, planned: tuple[ReadChunk, Sequence[SourceImage]]) -> ReadImages:
         """The images of a chunk. CorpusError for a damaged image of a corpus; a file of a folder is skipped."""
+        chunk, chunk_images = planned
         pixels, images, skipped = [], [], []
-        for image in self._images(chunk.part)[chunk.start : chunk.stop]:
+        for image in chunk_images:
             try:
                 decoded = self._decoded(image)
                 _refuse_strip(decoded)
@@ -162,22 +156,18 @@ class ImageDataset(Dataset[ReadImages]):
                 skipped.append(SkippedFile(path=image.path or image.image_id, reason=str(error)))
         return ReadImages(chunk, ImageBatch.cat(pixels) if pixels else None, images, skipped)
 
-    def _images(self, part: int) -> list[SourceImage]:
-        if self._part[0] != part:
-            self._part = part, storage.read_images(self.build.written(storage.planned_name(part)))
-        return self._part[1]
-
     def _decoded(self, image: SourceImage) -> Image.Image:
-        if image.corpus_row is None:
+        if self._corpus is None or image.corpus_row is None:
             return data.decode_image(FolderImageFile(Path(self.source.path), str(image.path)).read())
-        if self._corpus is None:
-            self._corpus = Corpus.open(Path(self.source.path), str(self.source.split))
         return self._corpus.image(image.corpus_row)
 
 
-def read_chunks(images: ImageDataset, chunks: Sequence[ReadChunk], workers: int) -> Iterator[ReadImages]:
-    """The chunks in order, read by worker processes, two chunks per worker ahead; few chunks are read in this process."""
-    return read_ahead(images, chunks, min(workers, len(chunks) // CHUNKS_PER_WORKER), start_method=START_METHOD)
+def _planned_chunks(build: Build, counts: Mapping[int, int], size: int) -> Iterator[tuple[ReadChunk, Sequence[SourceImage]]]:
+    """The chunks of planned parts of so many images, with their images; one part is in memory at a time."""
+    for part, count in counts.items():
+        images = storage.read_images(build.written(storage.planned_name(part)))
+        for start in range(0, count, size):
+            yield ReadChunk(part, start, min(start + size, count)), images[start : start + size]
 
 
 def _refuse_strip(image: Image.Image) -> None:
@@ -237,10 +227,10 @@ def embed(task: EmbeddingTask, track: Track = silent) -> None:
     # A part that was damaged since a killed run wrote it is written again.
     local = [part for part in mine if not task.build.is_written(task.name(part))]
     counts = {part: task.num_planned(part) for part in local}
-    chunks = [ReadChunk(part, start, min(start + size, count)) for part, count in counts.items() for start in range(0, count, size)]
     if not local:
         return distributed.barrier()
-    reading = read_chunks(ImageDataset(task.build, task.source, task.model.preprocess), chunks, task.compute.workers)
+    reader = ChunkReader(task.source, task.model.preprocess)
+    reading = read_in_threads(reader, _planned_chunks(task.build, counts, size), task.compute.readers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part in local:
             _embed_part(task, part, reading, advance)

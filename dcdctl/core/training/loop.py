@@ -181,8 +181,8 @@ def _read(batches: Dataset[Any] | StreamBatches, steps: range, compute: Compute)
     """The batches of these steps, read ahead by worker processes."""
     is_cuda = compute.device.type == "cuda"
     if isinstance(batches, StreamBatches):
-        return batches.read(steps, compute.workers, pin_memory=is_cuda)
-    return read_ahead(batches, steps, compute.workers, pin_memory=is_cuda)
+        return batches.read(steps, compute.workers or 0, pin_memory=is_cuda)
+    return read_ahead(batches, steps, compute.workers or 0, pin_memory=is_cuda)
 
 
 def _validate_start(model: nn.Module, validation: Validation | None) -> dict[str, float]:

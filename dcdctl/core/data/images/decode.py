@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -136,6 +137,36 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
     return CheckedImage(data=data, width=width, height=height, hash=hash_bits)
 
 
+class _PillowWarnings:
+    """In the block, the warning about a decompression bomb is an error, and others are ignored; for all threads, whose filters are one.
+
+    Threads that enter and leave in any order would restore each other's filters with `warnings.catch_warnings` alone: the first thread
+    that enters sets them, and the last one that leaves restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._num_inside = threading.Lock(), 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num_inside += 1
+            if self._num_inside == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_PILLOW_WARNINGS = _PillowWarnings()
+
+
 @contextmanager
 def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The image in a file, not yet decoded; in the block, Pillow's many errors become ImageError.
@@ -145,9 +176,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
     limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
     # A setting of the whole process: another library may have switched it on, and gray would then replace what is missing.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _PILLOW_WARNINGS:
         try:
             if not data:
                 raise ImageError("the image file is empty (0 bytes)")

@@ -1,0 +1,72 @@
+"""Reading ahead by threads: order, errors, limits, and ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+
+import pytest
+
+from dcdctl.core import machine
+from dcdctl.core.data import ImageError, decode_image
+from dcdctl.core.devices import Compute, read_in_threads
+from dcdctl.core.errors import CorpusError
+
+
+@pytest.mark.parametrize("readers", [0, 1, 3])
+def test_results_come_in_order_whatever_takes_longest(readers):
+    def read(number: int) -> int:
+        time.sleep(0.02 if number % 3 == 0 else 0)
+        return number**2
+
+    assert list(read_in_threads(read, range(20), readers)) == [number**2 for number in range(20)]
+
+
+@pytest.mark.parametrize("readers", [0, 1, 3])
+def test_an_error_comes_where_its_key_stands(readers):
+    def read(number: int) -> int:
+        if number == 4:
+            raise CorpusError("image 'x' cannot be decoded", hint="prepare again")
+        return number
+
+    reading = read_in_threads(read, range(9), readers)
+    assert [next(reading) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(CorpusError, match="image 'x' cannot be decoded; prepare again"):
+        next(reading)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_few_keys_are_read_ahead_and_none_after_the_end(readers):
+    begun: list[int] = []
+    reading = read_in_threads(lambda number: begun.append(number) or number, iter(range(100)), readers)
+    assert next(reading) == 0
+    time.sleep(0.05)
+    assert len(begun) <= readers + 1
+    reading.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_threads_decode_at_the_same_time():
+    met = threading.Barrier(2, timeout=10)
+    assert len(list(read_in_threads(lambda _: met.wait(), range(2), 2))) == 2
+
+
+@pytest.mark.parametrize(("cores", "processes", "readers"), [(1, "1", 0), (2, "1", 1), (64, "1", 8), (16, "8", 1), (4, "8", 0)])
+def test_readers_by_cores(monkeypatch, cores, processes, readers):
+    monkeypatch.setattr(machine, "num_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert Compute().readers == readers
+    assert Compute(workers=5).readers == 5
+
+
+def test_decoding_threads_leave_the_filters_of_warnings_as_they_were():
+    before = list(warnings.filters)
+
+    def read(_: int) -> str:
+        with pytest.raises(ImageError) as raised:
+            decode_image(b"GIF89a no image")
+        return str(raised.value)
+
+    assert len(set(read_in_threads(read, range(200), 4))) == 1
+    assert warnings.filters == before
