@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads
+from dcdctl.cli.options import BatchSize, Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads, precision_on
 from dcdctl.cli.views.bench import show_bench
 from dcdctl.cli.views.terminal import bar, show_json
 
@@ -70,13 +70,14 @@ def bench(
     from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
     from dcdctl.core.config import build
 
+    place = devices.choose(device)
     settings = {
         "num_images": num_images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
         "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
-        "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": devices.precision(precision),
+        "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": precision_on(precision, place),
     }  # fmt: skip
     pair = ModelPair(teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split)
-    result = compare_saved(pair, build(BenchConfig, settings), device=devices.choose(device), track=bar)
+    result = compare_saved(pair, build(BenchConfig, settings), device=place, track=bar)
     if json:
         return show_json(result.to_json())
     show_bench(result)

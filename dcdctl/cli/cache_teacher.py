@@ -30,6 +30,7 @@ from dcdctl.cli.options import (
     announce_code,
     check_overrides,
     check_recipe,
+    precision_on,
     refuse,
 )
 
@@ -130,11 +131,13 @@ def cache_teacher(
         )
         result = _plan(job, with_columns) if plan_only else _take(job, scores or [], teacher_name or "")
     else:
-        numbers = devices.precision(precision)
+        place = devices.choose(device)
         cache_job = CacheJob(
             teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
             candidates=candidates, extend=extend,
-            compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, workers=workers, features=features),
+            compute=Compute(
+                device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers, features=features
+            ),
         )  # fmt: skip
         result = _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)
     next_step = result.next_step(recipe or "", sets or ())

@@ -26,6 +26,7 @@ from dcdctl.cli.options import (
     Threads,
     Workers,
     check_output_file,
+    precision_on,
 )
 from dcdctl.cli.views.scoring import show_workload
 from dcdctl.cli.views.terminal import bar, note, show_json, show_table
@@ -98,8 +99,9 @@ def evaluate(
         model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, forms=forms, model_sets=sets, rerank_sets=rerank_sets
     )
     devices.use_threads(threads)
-    numbers = devices.precision(precision)
-    compute = Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, workers=workers, features=features)
+    place = devices.choose(device)
+    numbers = precision_on(precision, place)
+    compute = Compute(device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features)
     options = EvalOptions(compute=compute)
     if vector_table:
         table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import COLUMNS_HELP, DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers, names_in
+from dcdctl.cli.options import COLUMNS_HELP, DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers, names_in, precision_on
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def index(
 
     store = None if to is None else stores.open_store(to)  # a wrong URL is an error before any work
     devices.use_threads(threads)
-    precision = None if precision is None else devices.precision(precision)
+    precision = None if precision is None else precision_on(precision, devices.choose(device))
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
     settings = {"dims": dims, "kind": vectors, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]

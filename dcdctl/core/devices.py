@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import platform
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -198,6 +199,37 @@ def precision(name: str) -> str:
     if name not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {name}", hint="every device computes in fp32")
     return PRECISIONS[name]
+
+
+def slower_half(name: str, device: torch.device, seconds_in: Callable[[str], float] | None = None) -> str | None:
+    """A sentence that a half precision is slower than float32 on this processor; None if it is not, and on a GPU.
+
+    A trial of a tenth of a second decides: processors differ in their instructions, and not every library has a kernel for each.
+    """
+    precision_name = precision(name)
+    if precision_name == "float32" or device.type != "cpu":
+        return None
+    measure = seconds_in or _block_seconds
+    ratio = measure(precision_name) / measure("float32")
+    if ratio <= 1:
+        return None
+    return f"--precision {name} is slower than fp32 on this processor: a transformer block takes {ratio:.1f} times as long"
+
+
+@torch.inference_mode()
+def _block_seconds(precision_name: str) -> float:
+    """The shortest time of a block of a ViT-B on 64 tokens."""
+    # A fork, because a new block draws weights.
+    with torch.random.fork_rng(devices=[]):
+        block = torch.nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True).eval()
+        tokens = torch.randn(1, 64, 768)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        with Compute(precision=precision_name).autocast():
+            block(tokens)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
 
 
 def synchronize(device: torch.device) -> None:

@@ -111,3 +111,24 @@ def test_another_error_is_raised_at_once():
     with pytest.raises(RuntimeError, match="shapes"):
         list(devices.in_fitting_parts(range(10), 8, work))
     assert tried == [8]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "half_s", "expected"),
+    [
+        ("bf16", "cpu", 0.5, "--precision bf16 is slower than fp32 on this processor: a transformer block takes 2.0 times as long"),
+        ("fp16", "cpu", 0.25, None),
+        ("bf16", "cpu", 0.1, None),
+        ("bf16", "cuda", 0.5, None),
+        ("fp32", "cpu", 0.5, None),
+    ],
+)
+def test_a_half_precision_that_is_slower_here_is_said(name, device, half_s, expected):
+    seconds = {"float32": 0.25, "bfloat16": half_s, "float16": half_s}
+    assert devices.slower_half(name, torch.device(device), seconds.get) == expected
+
+
+def test_the_trial_of_precisions_leaves_the_random_state():
+    before = torch.get_rng_state()
+    devices.slower_half("bf16", torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
