@@ -1,6 +1,6 @@
 """What a GPU computes and how fast: one command for a machine with a GPU, which ends with one JSON file and one Markdown table.
 
-    python benchmarks/gpu.py --out DIR [--device auto] [--size full] [--parts parity memory cache distill resume processes eval bench]
+    python benchmarks/gpu.py --out DIR [--device auto] [--size full] [--parts parity memory cache ...]
 
 ViLT, METER and CLIP with random weights, of the sizes of the papers (`full`) or tiny (`toy`), on the built-in scenes. No download.
 
@@ -10,6 +10,7 @@ ViLT, METER and CLIP with random weights, of the sizes of the papers (`full`) or
 - distill: seconds per step, by precision.
 - resume: a run that is stopped at a checkpoint and resumed, against one that is not stopped.
 - processes: the loss of a step by two processes with NCCL, against one. Needs two GPUs, or --gloo.
+- compile: the image tower and the text tower of CLIP under torch.compile, against eager. Needs a GPU, or --compile.
 - eval, bench: seconds of an evaluation, and the speed-up per query that `dcdctl bench` reports.
 
 Writes DIR/gpu.json and DIR/gpu.md. Exit code 1 if a check fails.
@@ -27,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class Machine:
     device: torch.device
     size: Size
     uses_gloo: bool
+    compiles: bool
 
     @property
     def is_gpu(self) -> bool:
@@ -360,6 +362,39 @@ def processes(machine: Machine) -> Iterator[Row]:
     yield Row(part="processes", model="clip", what=what, value=error, unit="relative", holds=error <= 1e-3, note="at most 0.001")
 
 
+@torch.inference_mode()
+def compile_towers(machine: Machine) -> Iterator[Row]:
+    if not machine.is_gpu and not machine.compiles:
+        yield skipped("compile", "no GPU")
+        return
+    model = models.load_dual(machine.model("clip")).to(machine.device)
+    corpus = Corpus.open(machine.data, "train")
+    source = CorpusSource(corpus, model.preprocess)
+    batches = {"image": (model.embed_images, source.images(range(8))), "text": (model.embed_texts, source.texts(range(8)))}
+    for side, (embed, batch) in batches.items():
+        batch, compiled = batch.to(machine.device), torch.compile(embed)
+        started = time.perf_counter()
+        found = compiled(batch)
+        devices.synchronize(machine.device)
+        yield Row(part="compile", model="clip", what=f"{side} tower: first call", value=time.perf_counter() - started, unit="s")
+        error = float((found - embed(batch)).abs().max())
+        yield Row(part="compile", model="clip", what=f"{side} tower: largest difference", value=error, unit="", holds=error <= 1e-5)
+        plain_s, compiled_s = (median_seconds(partial(work, batch), machine.device) for work in (embed, compiled))
+        yield Row(part="compile", model="clip", what=f"{side} tower: speed-up", value=plain_s / compiled_s, unit="times")
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 20) -> float:
+    """The median time of work that was done before."""
+    times = []
+    for _ in range(repeats):
+        devices.synchronize(device)
+        started = time.perf_counter()
+        work()
+        devices.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
 def evaluate(machine: Machine) -> Iterator[Row]:
     for name in NAMES:
         for precision in machine.precisions:
@@ -385,6 +420,7 @@ PARTS: dict[str, Callable[[Machine], Iterator[Row]]] = {
     "distill": distill,
     "resume": resume,
     "processes": processes,
+    "compile": compile_towers,
     "eval": evaluate,
     "bench": bench,
 }
@@ -414,9 +450,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--gloo", action="store_true", help="run the part `processes` without GPUs")
+    parser.add_argument("--compile", action="store_true", help="run the part `compile` without a GPU; it needs a C++ compiler")
     options = parser.parse_args(words)
     options.out.mkdir(parents=True, exist_ok=True)
-    machine = Machine(options.out, devices.choose(options.device), SIZES[options.size], options.gloo)
+    machine = Machine(options.out, devices.choose(options.device), SIZES[options.size], options.gloo, options.compile)
     document: dict[str, Any] = {"machine": devices.describe(machine.device), "size": options.size, "rows": []}
     for part in options.parts:
         for row in PARTS[part](machine):
