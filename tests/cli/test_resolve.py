@@ -322,8 +322,7 @@ PACKAGES = [
     ("eval", {"--eccv": ""}, "eccv_caption", "eccv"),
     ("export", {"--to": "onnx"}, "onnxruntime", "onnx"),
     ("export", {"--to": "sentence-transformers"}, "sentence_transformers", "sentence-transformers"),
-    ("index", {"--set": "kind=hnsw"}, "usearch", "index"),
-    ("index", {"--set": "kind=ivf-pq"}, "faiss", "index-pq"),
+    ("index", {"--set": "flat_up_to=0"}, "usearch", "index"),
     ("index", {"--keywords": ""}, "bm25s", "hybrid"),
     ("serve", {}, "uvicorn", "serve"),
 ]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -104,6 +105,24 @@ def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_cor
     assert whole.document["sources"][0]["split"] == "train+val+test"
     with pytest.raises(InputError, match=r"has split train\+val\+test of .*, and split val was to be added; "):
         update(whole.folder, Changes(add=scenes_corpus_dir, split="val"))
+
+
+def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embeds(dual, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    few = IndexConfig(flat_up_to=7)
+    index = build(str(dual), pictures, tmp_path / "index", few)
+    assert (index.num_images, index.document["kind"], Index.open(tmp_path / "index").config.kind) == (7, "flat", "hnsw")
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "embed", lambda *_: pytest.fail("images are embedded"))
+        put(pictures, {"8.png": png(8)})
+        with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
+            build(str(dual), pictures, tmp_path / "other", few)
+        with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
+            update(tmp_path / "index", Changes(add=pictures))
+        with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
+            update(tmp_path / "index", Changes(sets=("flat_up_to=6",)))
+    assert names(Index.open(tmp_path / "index")) == names(index)
+    assert update(tmp_path / "index", Changes(sets=("kind=flat",), add=pictures)).num_images == 8
 
 
 def test_splits_with_equal_ids_are_refused_as_one_source(dual, tmp_path):

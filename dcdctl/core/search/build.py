@@ -6,8 +6,9 @@ the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, storage, text_side
@@ -71,7 +72,7 @@ def build(
     """
     folder, source = Path(folder), embed.find_source(Path(images), split)
     _refuse_inside(folder, source)
-    _check_packages(config)
+    _check_packages(config, lambda: sum(1 for _ in itertools.islice(embed.list_images(source, folder), config.flat_up_to + 1)))
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = models.load_dual(ref)
@@ -93,13 +94,6 @@ def build(
             empty = {**plan, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
             _embed_and_commit(folder, empty, model, compute, track)
     return Index.open(folder)
-
-
-def _check_packages(config: IndexConfig) -> None:
-    """MissingError if a package is not installed that the settings need."""
-    ann.packages(config.kind)
-    if config.keywords:
-        keywords.packages()
 
 
 def _stored_width(config: IndexConfig, model: models.DualEncoder) -> int:
@@ -244,6 +238,8 @@ def _expect(build: Build, document: Document) -> None:
 def _embed_and_commit(folder: Path, document: Document, model: models.DualEncoder, compute: Compute, track: Track) -> None:
     """Embed the planned images, and add them to the index that a document describes."""
     plan = INDEX.read_plan(folder)
+    num_rows = sum(part["rows"] for part in document["parts"]) + sum(plan["rows"])
+    _check_packages(configs.build(IndexConfig, plan["settings"]), lambda: num_rows)
     task = EmbeddingTask(folder, plan, model, replace(compute, precision=plan["precision"]))
     embed.embed(task, track)
     described = [storage.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts]
@@ -262,6 +258,17 @@ def _embed_and_commit(folder: Path, document: Document, model: models.DualEncode
     commit.commit(folder, {**document, **planned, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
 
 
+def _check_packages(config: IndexConfig, count_rows: Callable[[], int]) -> None:
+    """MissingError if a package is not installed that the settings need for so many rows; few rows are searched without a graph."""
+    if config.keywords:
+        keywords.packages()
+    try:
+        ann.packages(config.kind)
+    except MissingError:
+        if ann.segment_ranges(count_rows(), [], config):
+            raise
+
+
 def _changed(folder: Path, document: Document, changes: Changes, track: Track) -> Document:
     """index.json after the settings were changed and images removed."""
     table = configs.apply_sets(document["settings"], changes.sets)
@@ -270,7 +277,7 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     if config.dims != before.dims:
         message = f"the vectors of {folder} have {document['model']['dim']} numbers, and dims is fixed when an index is made"
         raise ConfigError(message, hint="make a new index with --dims")
-    _check_packages(config)
+    _check_packages(config, lambda: sum(part["rows"] for part in document["parts"]))
     removed = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
     settings, kept = configs.to_table(config), storage.files_of(document)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
