@@ -26,7 +26,7 @@ from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, Index, storage
+from dcdctl.core.search import Changes, Index, embed, storage
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
