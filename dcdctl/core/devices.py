@@ -9,14 +9,13 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from dcdctl import __version__
@@ -256,7 +255,15 @@ def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
     return read
 
 
-S = TypeVar("S", bound=Sequence[Any] | torch.Tensor | NDArray[Any])
+class Sliced(Protocol):
+    """A sequence, an array, a tensor or a batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+S = TypeVar("S", bound=Sliced)
 
 
 def in_fitting_parts(items: S, size: int, work: Callable[[S], T]) -> Iterator[tuple[S, T]]:

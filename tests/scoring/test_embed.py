@@ -94,3 +94,30 @@ def test_a_batch_is_embedded_in_the_precision_and_comes_back_in_float32():
     batch = TextBatch(torch.ones(1, 1), torch.ones(1, 1))
     assert embed_batch(embed, batch, Compute(precision="bfloat16")).dtype == torch.float32
     assert seen == [torch.bfloat16]
+
+
+def test_a_batch_of_images_or_captions_that_does_not_fit_is_embedded_in_halves(source):
+    dual, tried = make_dual(), []
+
+    def limited(embed):
+        def work(batch):
+            tried.append(len(batch))
+            if len(batch) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return embed(batch)
+
+        return work
+
+    embedder = Embedder(preprocess=source.preprocess, texts=limited(dual.embed_texts), images=limited(dual.embed_images), device=CPU)
+    vectors = embed_all(embedder, source, Compute(batch_size=8))
+    assert_close(vectors.texts_TD, dual.text_TD)
+    assert_close(vectors.images_ID, dual.image_ID)
+    assert tried[:5] == [8, 4, 2, 2, 2]
+
+
+def test_some_rows_of_a_batch_keep_their_mask():
+    batch = TextBatch(torch.arange(6).view(3, 2), torch.tensor([[1, 1], [1, 0], [1, 1]]))
+    assert batch.mask_on_cpu.shape == (3, 2)
+    part = batch[1:3]
+    assert part.input_ids.tolist() == [[2, 3], [4, 5]]
+    assert part.mask_on_cpu.tolist() == [[1, 0], [1, 1]]

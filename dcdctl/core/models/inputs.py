@@ -9,9 +9,9 @@ Shape letters as in `protocols`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.pixel_values)
+
+    def __getitem__(self, rows: slice) -> ImageBatch:
+        """Some of them."""
+        return _rows_of(self, rows)
 
     def to(self, device: Device, *, non_blocking: bool = False) -> ImageBatch:
         """The same batch on another device."""
@@ -74,6 +78,10 @@ class TextBatch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def __getitem__(self, rows: slice) -> TextBatch:
+        """Some of them."""
+        return _rows_of(self, rows)
+
     def to(self, device: Device, *, non_blocking: bool = False) -> TextBatch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -107,6 +115,15 @@ def _with_copies_of(source: Masked, item: Masked, on_device: Tensor) -> Masked:
     return with_copies(item, mask_on_cpu=source.mask_on_cpu) if has_copy else item
 
 
+def _rows_of(source: Masked, rows: slice) -> Masked:
+    values: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(source)}
+    cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+    part: Masked = replace(source, **cut)
+    if "mask_on_cpu" in vars(source) and source.mask_on_cpu is not None:
+        with_copies(part, mask_on_cpu=source.mask_on_cpu[rows])
+    return part
+
+
 def distinct(index_P: Tensor) -> tuple[Tensor, Tensor]:
     """The positions without repeats, ascending, and where each of P positions is among them; both on the CPU.
 
@@ -138,6 +155,10 @@ class States:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> States:
+        """Some of them."""
+        return _rows_of(self, rows)
 
     def take(self, index: Tensor) -> States:
         """The states at these positions, which may repeat, trimmed to the longest of them. Gradients flow back."""

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
+from dcdctl.core.devices import Compute, in_fitting_parts
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import (
     DualEncoder,
@@ -69,9 +69,13 @@ class Embedder:
 
 
 def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute) -> Tensor:
-    """Float32 vectors of one batch, on the device."""
-    with compute.autocast():
-        return embed(batch.to(compute.device)).float()
+    """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved."""
+
+    def work(part: B) -> Tensor:
+        with compute.autocast():
+            return embed(part.to(compute.device, non_blocking=True)).float()
+
+    return torch.cat([vectors for _, vectors in in_fitting_parts(batch, len(batch), work)])
 
 
 @torch.inference_mode()
