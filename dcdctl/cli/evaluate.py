@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.options import (
+    CODES_HELP,
     DEPTH_HELP,
     DIMS_HELP,
-    VECTORS_HELP,
     Data,
     Device,
     Features,
@@ -50,7 +50,7 @@ RanksFile = Annotated[
 Dims = Annotated[str | None, typer.Option("--dims", help=DIMS_HELP, metavar="N,...")]
 Vectors = Annotated[
     Literal["float32", "int8", "binary"],
-    typer.Option("--vectors", help=VECTORS_HELP, metavar="float32|int8|binary"),
+    typer.Option("--codes", help=CODES_HELP, metavar="float32|int8|binary"),
 ]
 Rescore = Annotated[
     int | None, typer.Option("--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N")

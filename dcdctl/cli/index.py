@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import COLUMNS_HELP, DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers, names_in, precision_on
+from dcdctl.cli.options import (
+    CODES_HELP,
+    COLUMNS_HELP,
+    DIMS_HELP,
+    BatchSize,
+    Device,
+    Json,
+    Threads,
+    Workers,
+    names_in,
+    precision_on,
+    refuse,
+)
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import IndexChange
+    from dcdctl.core.search import ImageList, IndexChange
     from dcdctl.core.stores import Upload
 
 Target = Annotated[
@@ -47,10 +59,20 @@ Precision = Annotated[
 ]
 
 Dims = Annotated[int | None, typer.Option("--dims", help=DIMS_HELP, min=1, metavar="N")]
+Codes = Annotated[Literal["int8", "binary"] | None, typer.Option("--codes", help=CODES_HELP, metavar="int8|binary")]
 Vectors = Annotated[
-    Literal["int8", "binary"] | None,
-    typer.Option("--vectors", help=VECTORS_HELP, metavar="int8|binary"),
+    list[str] | None,
+    typer.Option(
+        "--vectors",
+        help="Take the vectors of the images from Parquet files, in place of embedding; folder or pattern; repeatable.",
+        metavar="FILE",
+    ),
 ]
+Verify = Annotated[
+    int | None,
+    typer.Option("--verify", help="With --vectors: embed N images again and compare.", show_default="4", min=0, metavar="N"),
+]
+PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Write the list of images to the folder OUT, for another engine to embed.")]
 Keywords = Annotated[
     bool,
     typer.Option("--keywords", help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true."),
@@ -94,7 +116,10 @@ def index(
     threads: Threads = None,
     precision: Precision = None,
     dims: Dims = None,
+    codes: Codes = None,
     vectors: Vectors = None,
+    verify: Verify = None,
+    plan_only: PlanOnly = False,
     keywords: Keywords = False,
     metadata: Metadata = None,
     columns: Columns = None,
@@ -108,15 +133,25 @@ def index(
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
     if replace and to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
+    if not vectors:
+        refuse({"--verify": verify}, "compares given vectors: add --vectors")
     from dcdctl.core import devices, search, stores
     from dcdctl.core.devices import Compute
-    from dcdctl.core.search import Changes, ColumnChanges
+    from dcdctl.core.search import NUM_VERIFIED, Changes, ColumnChanges, VectorFiles
 
     store = None if to is None else stores.open_store(to)  # a wrong URL is an error before any work
+    if plan_only:
+        others: dict[str, object] = {"--add": add, "--remove": remove, "--vectors": vectors, "--metadata": metadata, "--to": to}
+        refuse(others, "and --plan-only are two steps: list the images first")
+        if images is None or out is None:
+            raise typer.BadParameter("needs --images DIR and --out FOLDER", param_hint="--plan-only")
+        listed = search.write_image_list(target, images, out.expanduser())
+        return show_json(_list_document(listed)) if json else show(_list_line(listed))
+    given = None if not vectors else VectorFiles(names=tuple(vectors), verify=NUM_VERIFIED if verify is None else verify)
     devices.use_threads(threads)
     precision = None if precision is None else precision_on(precision, devices.choose(device))
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
-    settings = {"dims": dims, "kind": vectors, "keywords": "true" if keywords else None}
+    settings = {"dims": dims, "kind": codes, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
     changes = Changes(
         sets=(*(sets or ()), *chosen),
@@ -125,11 +160,20 @@ def index(
         add=add,
         split=split,
         precision=precision,
+        vectors=given,
         columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names_in(columns), exif=exif, place=exif_place),
     )
     change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
     uploaded = None if store is None else stores.upload_index(change.index, store, replace=replace, track=bar)
     show_json(_document(change, uploaded)) if json else _show(change, uploaded)
+
+
+def _list_document(listed: ImageList) -> dict[str, Any]:
+    return {"list": str(listed.folder), "images": listed.num_images, "files": listed.num_files, "model": listed.model}
+
+
+def _list_line(listed: ImageList) -> str:
+    return f"{listed.num_images:,} files in {listed.num_files:,} Parquet files, model {listed.model[:8]} -> {listed.folder}"
 
 
 def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:

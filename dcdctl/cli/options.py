@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RENAMED = {
     ("bench", "--headline"): "--reference-gallery",
     ("bench", "--images"): "--num-images",
+    ("eval", "--vectors"): "--codes",
     ("inspect", "--num-images"): "--show-images",
     ("inspect", "--pictures"): "--show-images",
     ("report", "--csv"): "--to-csv",
@@ -167,7 +168,7 @@ def announce_code(ref: str | None) -> str | None:
 DEPTH_HELP = "Number of candidates to re-rank per query."
 COLUMNS_HELP = "Take only these columns: year,owner."
 DIMS_HELP = "Use only the first N numbers of each vector."
-VECTORS_HELP = "Form in which vectors are compared; int8 and binary take less memory."
+CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
 
 # What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]

@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 EXTRAS = {
@@ -85,6 +86,31 @@ class StaleError(DcdError):
 
 class MissingError(DcdError):
     """Something required is missing."""
+
+
+NUM_EXAMPLES = 3
+"""Of each fault that a message names."""
+
+
+@dataclass
+class Faults:
+    """What is wrong with the rows of a user's files, by kind: how many, and examples."""
+
+    what: str
+    """Begins the message, such as "the scores do not fit the plan"."""
+    found: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+
+    def add(self, kind: str, examples: Sequence[str], count: int) -> None:
+        """Count rows of a kind."""
+        if count:
+            num, named = self.found.get(kind, (0, []))
+            self.found[kind] = num + count, [*named, *examples][:NUM_EXAMPLES]
+
+    def check(self) -> None:
+        """InputError if a row has a fault."""
+        if self.found:
+            parts = [f"{count:,} {kind} ({'; '.join(named)})" for kind, (count, named) in self.found.items()]
+            raise InputError(f"{self.what}: {', '.join(parts)}", hint="nothing was stored; correct them and try again")
 
 
 _MAKE_ROOM = "make room and run the same command again: finished files are kept"

@@ -219,6 +219,31 @@ def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = Inp
     return value
 
 
+def find_named(names: Sequence[str], suffixes: Sequence[str], *, what: str, option: str) -> list[Path]:
+    """The files that are named, each once: files, folders with such files however deep, and patterns such as `out/*.csv`.
+
+    InputError for a name without a file, and for a file of another kind. Names in a folder that begin with `_` or `.` are left out, since
+    engines write markers and checksums under such names.
+    """
+    return list(dict.fromkeys(path for name in names for path in _expand(name, suffixes, what, option)))
+
+
+def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[Path]:
+    path, ending = Path(name).expanduser(), f"a {what} ends with {', '.join(suffixes)}"
+    if path.is_dir():
+        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes)
+        found = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
+        if not found:
+            raise InputError(f"{path} holds no {what}", hint=ending)
+        return found
+    matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  # a pattern may be absolute
+    if not matches:
+        raise InputError(f"{name} does not exist", hint=f"{option} takes a file, a folder or a pattern in quotes")
+    if other := next((match for match in matches if match.suffix.lower() not in suffixes), None):
+        raise InputError(f"{other} is no {what} by its name", hint=ending)
+    return matches
+
+
 def escapes_root(name: str) -> bool:
     """Whether a file name, read as a POSIX or as a Windows path, leads out of the folder in which it is looked up."""
     windows = PureWindowsPath(name)

@@ -80,7 +80,7 @@ def test_a_function_has_the_arguments_and_the_defaults_of_its_command(name):
 
 def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
     found = dcdctl.evaluate(dual_run, str(scenes_corpus_dir), batch_size=64, dims=4, vectors="int8", rescore=3)
-    line = [str(dual_run), "--data", str(scenes_corpus_dir), "--dims", "4", "--vectors", "int8", "--rescore", "3", "--json"]
+    line = [str(dual_run), "--data", str(scenes_corpus_dir), "--dims", "4", "--codes", "int8", "--rescore", "3", "--json"]
     by_command = json.loads(CliRunner().invoke(app, ["eval", *line]).stdout)
     assert {**found.document, "seconds": 0} == {**by_command, "seconds": 0}
     assert found.document["protocol"]["vectors"] == {"dims": 4, "kind": "int8", "rescore": 3}

@@ -22,10 +22,12 @@ SEVERAL_MEANINGS = {
     "--data": "the corpus to read; of pages, checks and names where it is optional; also shards in distill",
     "--images": "prepare also reads archives; index also reads a corpus",
     "--out": "what a command writes",
+    "--plan-only": "what another program gets: pairs to score, or images to embed",
     "--precision": "training can choose; an index keeps its own",
     "--set": "what a command lets one override",
     "--teacher": "required or not, one or several",
     "--to": "export names a format, index a store",
+    "--verify": "scores are computed again, or vectors",
     "--workers": "prepare starts processes, and at least one",
 }
 """Options whose text differs between commands, with the reason."""

@@ -265,12 +265,17 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("many", r"--dims must be a number.* got many; for example --dims 64,128"),
         Mistake("8,16", r"--dims 8,16 names several widths, .*; add --vector-table"),
     ],
-    ("eval", "--vectors"): [
+    ("eval", "--codes"): [
         Mistake("int4", r"'int4'", code=2),
-        Mistake("float32", r"--rescore 5 .* --vectors is float32; add --vectors int8", {"--rescore": "5"}),
-        Mistake("int8", r"--vector-table measures all kinds.*; leave --vectors", {"--vector-table": ""}),
+        Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", {"--rescore": "5"}),
+        Mistake("int8", r"--vector-table measures all kinds.*; leave --codes", {"--vector-table": ""}),
     ],
-    ("index", "--vectors"): [Mistake("int4", r"'int4'", code=2)],
+    ("index", "--codes"): [Mistake("int4", r"'int4'", code=2)],
+    ("index", "--vectors"): [
+        Mistake("absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"),
+        Mistake("int8", r"--vectors takes files of vectors, .*; codes are --codes int8"),
+        Mistake("FILE", r"FILE is no file of vectors by its name; "),
+    ],
     ("study", "--depth"): [],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],

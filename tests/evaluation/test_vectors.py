@@ -118,7 +118,7 @@ def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scen
     for words, key in (
         ((), (width, "float32", None)),
         (("--dims", "4"), (4, "float32", None)),
-        (("--dims", "4", "--vectors", "binary", "--rescore", "3"), (4, "binary", 3)),
+        (("--dims", "4", "--codes", "binary", "--rescore", "3"), (4, "binary", 3)),
     ):
         alone, row = evaluated(*words), rows[key]
         assert (alone["text_retrieval"], alone["image_retrieval"]) == (row["text_retrieval"], row["image_retrieval"])

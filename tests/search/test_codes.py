@@ -87,7 +87,7 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(6)})
     made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out"]
     run(*made, tmp_path / "full")
-    short = [*made, tmp_path / "short", "--dims", 3, "--vectors", "binary", "--set", "flat_up_to=2"]
+    short = [*made, tmp_path / "short", "--dims", 3, "--codes", "binary", "--set", "flat_up_to=2"]
     assert run(*short).startswith("6 images, 3 numbers each, search by binary")
     assert run(*short).startswith("6 images, 3 numbers each")  # done already
     full, index = Index.open(tmp_path / "full"), Index.open(tmp_path / "short")
@@ -175,8 +175,8 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
     models.save(make_models(corpus.captions)[1], tmp_path / "dual")
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(4)})
     made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out", tmp_path / "made", "--set", "flat_up_to=2"]
-    run(*made, "--vectors", "int8")
-    result = CliRunner().invoke(app, [*map(str, made), "--vectors", "binary"])
+    run(*made, "--codes", "int8")
+    result = CliRunner().invoke(app, [*map(str, made), "--codes", "binary"])
     assert result.exit_code == 1
     assert "another settings.kind (int8, not binary); change them with `dcdctl index" in result.stderr
     assert Index.open(tmp_path / "made").kind == "int8"

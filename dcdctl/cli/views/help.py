@@ -22,8 +22,8 @@ NAME_COLUMNS = 26
 PANELS = {
     "Input": (
         "--data --validation-data --train-split --split --splits --max-images --images --image --karpathy --csv --jsonl --from --source "
-        "--offline --list --cache --teacher --start --recipe --extend --scores --teacher-name --rerank --add --remove --remove-gone "
-        "--base --baseline --teacher-eval --evaluation"
+        "--offline --list --cache --teacher --start --recipe --extend --scores --vectors --teacher-name --rerank --add --remove "
+        "--remove-gone --base --baseline --teacher-eval --evaluation"
     ),
     "Compute": (
         "--device --precision --batch-size --workers --threads --accumulate --checkpoint-activations --features --budget --repeats "

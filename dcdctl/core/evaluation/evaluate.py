@@ -233,7 +233,7 @@ def run_vector_table(
     """
     if (job.forms.kind, job.rerank, job.with_eccv, out, ranks) != ("float32", None, False, None, None):
         message = "--vector-table measures all kinds of vectors of one model, and writes no file"
-        raise ConfigError(message, hint="leave --vectors, --rerank, --eccv, --out and --ranks out")
+        raise ConfigError(message, hint="leave --codes, --rerank, --eccv, --out and --ranks out")
     plan = resolve(replace(job, forms=FormChoice()), options)
     widths = job.forms.widths or vectors.trained_widths(job.model)
     corpus, protocol = _open_split(job, say)
@@ -256,9 +256,7 @@ def run_vector_table(
 
 
 def _no_vectors() -> ModelError:
-    return ModelError(
-        "forms of vectors are those of a dual encoder alone", hint="leave --dims, --vectors, --rescore and --vector-table out"
-    )
+    return ModelError("forms of vectors are those of a dual encoder alone", hint="leave --dims, --codes, --rescore and --vector-table out")
 
 
 def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:

@@ -50,8 +50,8 @@ class VectorForm:
         check_fields(self, "vectors")
         if self.rescore is not None and self.kind == "float32":
             raise ConfigError(
-                f"--rescore {self.rescore} scores candidates again by float32 vectors, and --vectors is float32",
-                hint="add --vectors int8 or --vectors binary, or leave --rescore out",
+                f"--rescore {self.rescore} scores candidates again by float32 vectors, and --codes is float32",
+                hint="add --codes int8 or --codes binary, or leave --rescore out",
             )
 
     def to_document(self) -> dict[str, Any]:

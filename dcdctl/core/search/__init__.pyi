@@ -13,6 +13,7 @@ from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, SourceImage, check_vectors, files_of, read_document
 from .summary import index_document, index_facts, summarize_index
 from .text_side import text_side_note
+from .vector_files import NUM_VERIFIED, ImageList, VectorFiles, write_image_list
 from .where import (
     TYPES,
     All,
@@ -32,6 +33,7 @@ from .where import (
 __all__ = [
     "INDEX",
     "INDEX_FILE",
+    "NUM_VERIFIED",
     "TYPES",
     "All",
     "Answer",
@@ -46,6 +48,7 @@ __all__ = [
     "Half",
     "Hit",
     "ImageIndex",
+    "ImageList",
     "ImageSource",
     "Index",
     "IndexChange",
@@ -58,6 +61,7 @@ __all__ = [
     "SourceImage",
     "SourceImages",
     "Value",
+    "VectorFiles",
     "answer_document",
     "as_text",
     "check_hybrid",
@@ -83,4 +87,5 @@ __all__ = [
     "text_side_note",
     "unit",
     "value_for_json",
+    "write_image_list",
 ]

@@ -21,13 +21,14 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, embed, keywords, storage, text_side
+from dcdctl.core.search import ann, commit, embed, keywords, storage, text_side, vector_files
 from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.metadata import ColumnChanges, change_columns, has_new_corpus_columns
 from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
+from dcdctl.core.search.vector_files import VectorFiles
 
 BYTES_PER_IMAGE = 200
 """On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
@@ -51,6 +52,8 @@ class Changes:
     """The split of a corpus to add, or several joined; None for all."""
     precision: str | None = None
     """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that of the index."""
+    vectors: VectorFiles | None = None
+    """The vectors of the images of a new index, or of those to add; None: the model embeds them."""
     columns: ColumnChanges = field(default_factory=ColumnChanges)
     """Made last, for a new index too."""
 
@@ -62,12 +65,13 @@ def build(
     config: IndexConfig,
     *,
     split: str | None = None,
+    given: VectorFiles | None = None,
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> Index:
     """Embed the images of a folder or a corpus with a dual encoder and make them searchable; resumes a killed run.
 
-    Without `split`, all splits of a corpus are read as one.
+    Without `split`, all splits of a corpus are read as one. `given` are vectors that another engine computed with this dual encoder.
     StaleError if the folder holds an index of other images, another model or other settings; InputError if there is no image.
     """
     folder, source = Path(folder), embed.find_source(Path(images), split)
@@ -83,6 +87,7 @@ def build(
         "sources": [asdict(source)],
         "precision": compute.precision,
         "settings": configs.to_table(config),
+        "vectors": _origin(given),
     }
     planned = Build(folder, plan, INDEX)
     with distributed.lock(folder):
@@ -92,8 +97,13 @@ def build(
         if not planned.is_sealed:
             nothing = asdict(Listed())
             empty = {**plan, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
-            _embed_and_commit(folder, empty, model, compute, track)
+            _fill(_Filling(folder, empty, model, given, compute), track)
     return Index.open(folder)
+
+
+def _origin(given: VectorFiles | None) -> str:
+    """What a plan says of its vectors, so that a killed run is not resumed with vectors from elsewhere."""
+    return "embedded" if given is None else "given"
 
 
 def _stored_width(config: IndexConfig, model: models.DualEncoder) -> int:
@@ -120,11 +130,11 @@ def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHE
             _refuse_inside(folder, source)
             with distributed.main_first():
                 if distributed.is_main():
-                    _begin_adding(folder, document, source)
+                    _begin_adding(folder, document, source, _origin(changes.vectors))
             index = Index(folder, document)
             model = models.load_dual(index.model)
             index.expect(model.digest)
-            _embed_and_commit(folder, document, model, compute, track)
+            _fill(_Filling(folder, document, model, changes.vectors, compute), track)
     return Index.open(folder)
 
 
@@ -155,7 +165,7 @@ def _begin(build: Build, model: models.DualEncoder) -> None:
     build.note(**notes)
 
 
-def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None:
+def _begin_adding(folder: Path, document: Document, source: ImageSource, origin: str) -> None:
     """Plan which images of a source are new, unless a killed run has."""
     sources = list(document["sources"])
     number = next((number for number, entry in enumerate(sources) if ImageSource(**entry).key == source.key), len(sources))
@@ -165,7 +175,7 @@ def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None
     elif sources[number] != asdict(source):
         raise StaleError(f"{source.path} holds another corpus than the one that was indexed", hint="make a new index")
     plan = {key: document[key] for key in ("format", "model", "precision", "settings")}
-    plan |= {"generation": document["generation"] + 1, "sources": sources, "source": number}
+    plan |= {"generation": document["generation"] + 1, "sources": sources, "source": number, "vectors": origin}
     build = Build(folder, plan, INDEX)
     kept = storage.files_of(document)
     if _is_planned(build, build.begin(restart=True, kept=kept), kept):
@@ -235,13 +245,25 @@ def _expect(build: Build, document: Document) -> None:
         artifacts.expect(build.folder, found, {key: build.plan[key] for key in keys}, hint=hint)
 
 
-def _embed_and_commit(folder: Path, document: Document, model: models.DualEncoder, compute: Compute, track: Track) -> None:
-    """Embed the planned images, and add them to the index that a document describes."""
+@dataclass(frozen=True)
+class _Filling:
+    """Planned images, and the index that a document describes, which they are added to."""
+
+    folder: Path
+    document: Document
+    model: models.DualEncoder
+    given: VectorFiles | None
+    compute: Compute
+
+
+def _fill(filling: _Filling, track: Track) -> None:
+    """Embed the planned images, or take their given vectors, and add them to the index."""
+    folder, document, model = filling.folder, filling.document, filling.model
     plan = INDEX.read_plan(folder)
     num_rows = sum(part["rows"] for part in document["parts"]) + sum(plan["rows"])
     _check_packages(configs.build(IndexConfig, plan["settings"]), lambda: num_rows)
-    task = EmbeddingTask(folder, plan, model, replace(compute, precision=plan["precision"]))
-    embed.embed(task, track)
+    task = EmbeddingTask(folder, plan, model, replace(filling.compute, precision=plan["precision"]))
+    embed.embed(task, track) if filling.given is None else vector_files.take(task, filling.given, track)
     described = [storage.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts]
     parts = [asdict(part) for part, _ in described if part.rows]
     skipped_now = [*plan["skipped"], *(asdict(file) for _, files_of_part in described for file in files_of_part)]
@@ -321,6 +343,8 @@ def run_index_job(
     ConfigError for a mix of both.
     """
     is_change = bool(changes.add or changes.remove or changes.remove_gone or changes.columns.drop)
+    if changes.vectors is not None:
+        vector_files.check_use(changes.vectors, embeds=changes.add is not None or images is not None)
     # Before anything is embedded, because a typing error in a table would come out hours later.
     read = changes.columns.read()
     if images is None and out is None:
@@ -332,7 +356,8 @@ def run_index_job(
     else:
         config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
         compute = replace(compute, precision=changes.precision or "float32")
-        built = build(target, images, out.expanduser(), config, split=changes.split, compute=compute, track=track)
+        how: dict[str, Any] = {"split": changes.split, "given": changes.vectors, "compute": compute, "track": track}
+        built = build(target, images, out.expanduser(), config, **how)
         change = IndexChange(built, skipped_of(built.folder, built.document))
     if changes.columns == ColumnChanges() and not has_new_corpus_columns(change.index):
         return change

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import artifacts, data, distributed
@@ -246,7 +247,7 @@ def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], a
     while done < task.num_planned(part):
         read = next(reading)
         if read.pixels is not None:
-            vectors.append(_vectors(task, read.pixels))
+            vectors.append(embed_stored(task, read.pixels))
         images += read.images
         skipped += read.skipped
         advance(read.chunk.stop - done)
@@ -255,9 +256,16 @@ def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], a
         storage.write_part(partial, images, np.concatenate(vectors), skipped)
 
 
-def _vectors(task: EmbeddingTask, images: ImageBatch) -> Half:
-    vectors_ID = prefix_vectors(functional.normalize(embed_batch(task.model.embed_images, images, task.compute), dim=-1), task.dim)
-    if not bool((vectors_ID.isfinite().all(dim=-1) & vectors_ID.any(dim=-1)).all()):
+def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Half:
+    """The vectors of images as an index stores them, I x D; ModelError if one is zero or not finite."""
+    stored_ID = stored(embed_batch(task.model.embed_images, images, task.compute), task.dim)
+    if not bool((np.isfinite(stored_ID).all(axis=1) & stored_ID.any(axis=1)).all()):
         hint = "try --precision fp32; if that does not help, its training diverged"
         raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)
-    return functional.normalize(vectors_ID, dim=-1).half().cpu().numpy()
+    return stored_ID
+
+
+def stored(vectors_ID: Tensor, dims: int) -> Half:
+    """The first `dims` numbers of vectors, of unit length before rounding, I x `dims`; zero or not finite where the vector is."""
+    first_ID = prefix_vectors(functional.normalize(vectors_ID, dim=-1), dims)
+    return functional.normalize(first_ID, dim=-1).half().cpu().numpy()

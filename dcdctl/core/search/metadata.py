@@ -215,17 +215,17 @@ def _rows_by_name(index: Index, names: Sequence[str]) -> Rows:
     for part in index.parts:
         here, source = slice(first, first + part.rows), index.document["sources"][part.source]
         root = PurePosixPath(source["path"]) if source["kind"] == "folder" else None
-        for given in _forms(names, root):
+        for given in name_forms(names, root):
             found = pc.index_in(ids.slice(first, part.rows), value_set=pa.array(given, pa.string())).fill_null(-1).to_numpy()
             rows[here] = np.where(rows[here] < 0, found, rows[here])
         first += part.rows
     return rows
 
 
-def _forms(names: Sequence[str], root: PurePosixPath | None) -> list[list[str | None]]:
+def name_forms(names: Sequence[str], root: PurePosixPath | None) -> list[list[str | None]]:
     """The names as image ids of a source, the most literal form first; None for a name without that form.
 
-    >>> _forms(["a.jpg", "./b.jpg", "/data/photos/c.jpg", "photos/d.jpg"], PurePosixPath("/data/photos"))[1:]
+    >>> name_forms(["a.jpg", "./b.jpg", "/data/photos/c.jpg", "photos/d.jpg"], PurePosixPath("/data/photos"))[1:]
     [['a.jpg', 'b.jpg', 'c.jpg', 'photos/d.jpg'], [None, None, None, 'd.jpg']]
     """
     if root is None:

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dcdctl.core import distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Index, offsets_of
 from dcdctl.core.devices import CPU
-from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, candidates, score_files
@@ -49,8 +49,6 @@ from dcdctl.core.teacher.work_list import Extra, WorkList, write_work_list
 
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
 """What a plan says of a teacher that dcdctl runs."""
-NUM_EXAMPLES = 3
-"""Of each fault that a message names."""
 NUM_SHARDS_NAMED = 10
 """Unfinished shards that a message names."""
 
@@ -156,25 +154,6 @@ def _check_name(job: ExternalJob, found: str | None, expected: str) -> None:
         raise StaleError(f"{where} has scores of {found!r}, not of {expected!r}", hint="name another folder with --out")
 
 
-@dataclass
-class _Faults:
-    """What is wrong with rows, by kind: how many, and examples."""
-
-    found: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
-
-    def add(self, kind: str, examples: Sequence[str], count: int) -> None:
-        """Count rows of a kind."""
-        if count:
-            num, named = self.found.get(kind, (0, []))
-            self.found[kind] = num + count, [*named, *examples][:NUM_EXAMPLES]
-
-    def check(self) -> None:
-        """InputError if a row has a fault."""
-        if self.found:
-            parts = [f"{count:,} {kind} ({'; '.join(named)})" for kind, (count, named) in self.found.items()]
-            raise InputError(f"the scores do not fit the plan: {', '.join(parts)}", hint="nothing was stored; correct them and try again")
-
-
 @dataclass(frozen=True)
 class _Ids:
     """The ids of a corpus and their indices."""
@@ -226,7 +205,7 @@ class _GivenScores:
     """The planned pairs of a cache, and the scores that are known of them."""
 
     def __init__(self, corpus: Corpus, planned: Build) -> None:
-        self.corpus, self.build, self.faults, self._ids = corpus, planned, _Faults(), _Ids(corpus)
+        self.corpus, self.build, self.faults, self._ids = corpus, planned, Faults("the scores do not fit the plan"), _Ids(corpus)
         self._is_whole = [not planned.missing([pairs_name(shard)]) for shard in range(len(shards_of(planned.plan)))]
         shards = [self._read(shard) for shard in range(len(self._is_whole))]
         self._first = offsets_of([len(pairs) for pairs in shards])

@@ -6,7 +6,6 @@ Columns: image_id, caption_id and score; image_index, caption_index and caption 
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import itertools
 import json
@@ -41,28 +40,8 @@ _ROWS_HINT = f"give a row per pair with {', '.join(REQUIRED)}"
 
 
 def find_files(names: Sequence[str]) -> list[Path]:
-    """The files of scores that are named, each once: files, folders with such files however deep, and patterns such as `out/*.csv`.
-
-    InputError for a name without a file, and for a file of another kind. Names in a folder that begin with `_` or `.` are left out, since
-    engines write markers and checksums under such names.
-    """
-    return list(dict.fromkeys(path for name in names for path in _expand(name)))
-
-
-def _expand(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
-        found = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
-        if not found:
-            raise InputError(f"{path} holds no file of scores", hint=f"a file of scores ends with {', '.join(SUFFIXES)}")
-        return found
-    matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207  # a pattern may be absolute
-    if not matches:
-        raise InputError(f"{name} does not exist", hint="--scores takes a file, a folder or a pattern in quotes")
-    if other := next((match for match in matches if match.suffix.lower() not in SUFFIXES), None):
-        raise InputError(f"{other} is no file of scores by its name", hint=f"a file of scores ends with {', '.join(SUFFIXES)}")
-    return matches
+    """The files of scores that are named, each once; see `files.find_named`."""
+    return files.find_named(names, SUFFIXES, what="file of scores", option="--scores")
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,338 @@
+"""Vectors that another engine computed, in place of embedding here: which images it must embed, and files of vectors that become an index.
+
+    LIST/images-00000.parquet ...          of `--plan-only`: `image_id`, `path` (absolute) and `model_digest` of each file of a folder
+    VECTORS/*.parquet                      of another engine: `image_id` or `path`, `vector`, and `model_digest` where it was kept
+
+A vector is stored with the bits that embedding here would give for the same numbers. The images must be there: they decide the order of
+rows, files that are no images are skipped as always, and a few are embedded again to compare.
+Shape letters: B rows of a batch, N planned images, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core import distributed, files, models
+from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, StaleError
+from dcdctl.core.models import ImageBatch
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.search import embed, storage
+from dcdctl.core.search.embed import ChunkReader, EmbeddingTask, ReadChunk
+from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.metadata import name_forms
+from dcdctl.core.search.storage import PLANNED, SkippedFile, SourceImage
+
+SUFFIXES = (".parquet", ".pq")
+NAMES = ("image_id", "path")
+VECTOR, MODEL = "vector", "model_digest"
+METADATA_KEY = b"dcdctl.model"
+"""The digest of the model in the metadata of a Parquet file; or in a column `MODEL`, which engines carry along."""
+ROWS_PER_BATCH = 8192
+NUM_VERIFIED = 4
+LEAST_COSINE = 0.99
+"""Between a given vector and that of the model here. Other number formats and decoders stay above, another model or preprocessing below."""
+_HINT = "give a row per image with image_id or path, and vector: a list of numbers"
+_FLOATS = (pa.float16(), pa.float32(), pa.float64())
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorFiles:
+    """Files of vectors, and how many images are embedded again to compare."""
+
+    names: tuple[str, ...]
+    """Files, folders or patterns."""
+    verify: int = NUM_VERIFIED
+
+    def find(self) -> list[Path]:
+        """The files; InputError for a name without one, and for a file without the columns."""
+        for name in self.names:
+            if name in ("int8", "binary") and not Path(name).exists():
+                hint = f"codes are --codes {name}"
+                raise InputError(f"--vectors takes files of vectors, and there is no file {name}", hint=hint)
+        paths = files.find_named(self.names, SUFFIXES, what="file of vectors", option="--vectors")
+        for path in paths:
+            _check_columns(path)
+        return paths
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """A written list of images for another engine."""
+
+    folder: Path
+    num_images: int
+    num_files: int
+    model: str
+    """The digest that the list has."""
+
+
+def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
+    """List the files of an image folder for another engine, with the digest of the dual encoder that is to embed them.
+
+    InputError for a corpus, which is such a list itself, and for a folder that holds something else.
+    """
+    source = embed.find_source(images)
+    if source.kind == "corpus":
+        found = f"{images} is a corpus, whose Parquet files already list the images with their bytes"
+        raise InputError(found, hint=f"let the engine read {source.path}/*.parquet: columns image_id and image")
+    models.check_ref(ref, kind="dual")
+    files.check_output_folder(folder)
+    if not files.is_vacant(folder):
+        raise InputError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
+    digest, found_files = models.load_dual(ref).digest, embed.list_images(source, folder)
+    listed = (item for item in found_files if not isinstance(item, SkippedFile))
+    num_images = num_files = 0
+    with files.atomic_folder(folder) as partial:
+        for num_files, part in enumerate(embed.in_parts(listed, storage.ROWS_PER_PART), 1):
+            paths = [str(PurePosixPath(source.path) / image.image_id) for image in part]
+            table = pa.table({"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)})
+            pq.write_table(table, partial / f"images-{num_files - 1:05d}.parquet", compression="zstd")
+            num_images += len(part)
+        if not num_images:
+            raise InputError(f"there is no image in {source.path}", hint="--images takes a folder of images")
+    return ImageList(folder, num_images, num_files, digest)
+
+
+def take(task: EmbeddingTask, given: VectorFiles, track: Track = silent) -> None:
+    """Write the planned parts with given vectors, in place of `embed`.
+
+    InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give; StaleError for vectors of
+    another model. Nothing is then written.
+    """
+    with distributed.main_first():
+        if distributed.is_main():
+            gathered = _Gathered.new(task)
+            gathered.read(given.find(), track)
+            skipped = gathered.check_missing()
+            gathered.verify(given.verify)
+            # All parts: some may have been written from other files before a kill.
+            for number, part in enumerate(task.parts):
+                _write(task, gathered, part, gathered.starts[number], skipped)
+    distributed.barrier()
+
+
+@dataclass
+class _Gathered:
+    """The given vectors by planned image, in a file that is mapped."""
+
+    task: EmbeddingTask
+    ids: pa.Array
+    """The id of each planned image."""
+    starts: list[int]
+    """The first image of each part, and the number of all."""
+    vectors_ND: NDArray[np.float16]
+    is_given: Flags
+    faults: Faults
+
+    @staticmethod
+    def new(task: EmbeddingTask) -> _Gathered:
+        tables = [pq.read_table(task.build.written(storage.planned_name(part)), columns=["image_id"]) for part in task.parts]
+        ids = pa.chunked_array([chunk for table in tables for chunk in table.column(0).chunks], pa.string()).combine_chunks()
+        starts = list(accumulate((len(table) for table in tables), initial=0))
+        # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the end.
+        path = task.folder / PLANNED / "vectors.f16"
+        shape = (max(len(ids), 1), task.dim)
+        vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
+        return _Gathered(task, ids, starts, vectors_ND, np.zeros(len(ids), dtype=np.bool_), Faults("the vectors cannot be used"))
+
+    def read(self, paths: Sequence[Path], track: Track) -> None:
+        """Take the vectors of files. All names are checked before the first vector is read."""
+        names = [_read_names(path) for path in paths]
+        rows = self._rows_of(pa.chunked_array(names, pa.string()).combine_chunks(), paths, [len(found) for found in names])
+        self.faults.check()
+        with track("read vectors", total=len(rows), unit="vectors") as advance:
+            first = 0
+            for path in paths:
+                for batch in _batches(path):
+                    self._expect_model(batch, path)
+                    self._take(batch.column(VECTOR), rows[first : first + len(batch)], path)
+                    first += len(batch)
+                    advance(len(batch))
+        self.faults.check()
+
+    def _rows_of(self, names: pa.Array, paths: Sequence[Path], counts: Sequence[int]) -> Rows:
+        """The planned image that each name means. Notes names of no image, and images that are named twice, as faults."""
+        rows = pc.index_in(names, value_set=self.ids).fill_null(-1).to_numpy().astype(np.int64)
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown) and self.task.source.kind == "folder":
+            # Only these: paths are taken apart one by one.
+            root = PurePosixPath(self.task.source.path)
+            for form in name_forms([str(name) for name in names.take(pa.array(unknown)).to_pylist()], root)[1:]:
+                found = pc.index_in(pa.array(form, pa.string()), value_set=self.ids).fill_null(-1).to_numpy()
+                rows[unknown] = np.where(rows[unknown] < 0, found, rows[unknown])
+        where = np.repeat([path.name for path in paths], counts)
+
+        def fault(kind: str, places: Rows) -> None:
+            examples = [f"{names[int(place)].as_py()!r} in {where[place]}" for place in places[:NUM_EXAMPLES]]
+            self.faults.add(kind, examples, len(places))
+
+        fault(f"rows of images that are not in {self.task.source.path} or are in the index already", np.flatnonzero(rows < 0))
+        known = np.flatnonzero(rows >= 0)
+        _, firsts = np.unique(rows[known], return_index=True)
+        fault("rows of images that another row has too", np.delete(known, firsts))
+        return rows
+
+    def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
+        """StaleError for the vectors of another model, if the file says of which they are."""
+        found = {(batch.schema.metadata or {}).get(METADATA_KEY, b"").decode(errors="replace") or None}
+        if MODEL in batch.schema.names:
+            found |= set(pc.unique(batch.column(MODEL)).to_pylist())
+        if other := found - {None, self.task.model.digest}:
+            message = f"the vectors of {path} are of the model {str(other.pop())[:8]}, and this is the model {self.task.model.digest[:8]}"
+            raise StaleError(message, hint="name the model that made them, or let the engine run this one")
+
+    def _take(self, column: pa.Array, row_B: Rows, path: Path) -> None:
+        """Take a batch of vectors; a null is an image without one."""
+        is_valid = column.is_valid().to_numpy(zero_copy_only=False)
+        row_B = row_B[is_valid]
+        widths = np.unique(pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False))
+        accepted = {self.task.model.embedding_dim, self.task.dim}
+        if len(row_B) == 0:
+            return
+        if len(widths) > 1 or int(widths[0]) not in accepted:
+            numbers = " or ".join(map(str, sorted(accepted)))
+            given = ", ".join(map(str, widths[:NUM_EXAMPLES]))
+            raise InputError(f"the vectors of {path} have {given} numbers, and those of the model have {numbers}", hint=_HINT)
+        values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+        vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
+        stored_BD = embed.stored(vectors_BD, self.task.dim)
+        for kind, is_wrong in (
+            ("vectors with numbers that are not finite", ~vectors_BD.isfinite().all(dim=1).numpy()),
+            ("vectors of zeros", ~(vectors_BD != 0).any(dim=1).numpy()),
+            # Such as numbers whose squares are too large, or a vector whose first numbers are zero.
+            ("vectors without a direction", ~(np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1))),
+        ):
+            rows = row_B[is_wrong & (row_B >= 0)]
+            self.faults.add(kind, [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in rows[:NUM_EXAMPLES]], len(rows))
+            row_B = np.where(is_wrong, -1, row_B)
+        here = row_B >= 0
+        self.vectors_ND[row_B[here]] = stored_BD[here]
+        self.is_given[row_B[here]] = True
+
+    def check_missing(self) -> dict[int, SkippedFile]:
+        """The files without a vector that are no images, by their place; InputError for an image without a vector."""
+        skipped: dict[int, SkippedFile] = {}
+        missing = np.flatnonzero(~self.is_given).tolist()
+        for row, read in self._read_images(missing):
+            if read.pixels is not None:
+                found = f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} is an image"
+                raise InputError(found, hint="give the files of all vectors; `--plan-only` lists the images")
+            skipped[row] = read.skipped[0]
+        return skipped
+
+    @torch.inference_mode()
+    def verify(self, count: int) -> None:
+        """Embed some images and compare; InputError if a vector is not that of the model."""
+        given = np.flatnonzero(self.is_given)
+        rows = given[np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))].tolist() if count else []
+        found = [(row, read.pixels) for row, read in self._read_images(rows) if read.pixels is not None]
+        if not found:
+            return
+        self.task.model.to(self.task.compute.device).eval()
+        own = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in found])).astype(np.float32)
+        theirs = self.vectors_ND[[row for row, _ in found]].astype(np.float32)
+        cosines = (own * theirs).sum(axis=1) / (np.linalg.norm(own, axis=1) * np.linalg.norm(theirs, axis=1))
+        if (least := float(cosines.min())) < LEAST_COSINE:
+            name = self.ids[found[int(cosines.argmin())][0]].as_py()
+            message = (
+                f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least {LEAST_COSINE} is expected"
+            )
+            raise InputError(message, hint="embed with this model and its image preprocessing; --verify 0 skips the comparison")
+
+    def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
+        """The planned images of some rows, one by one."""
+        reader, images, read_part = ChunkReader(self.task.source, self.task.model.preprocess), list[SourceImage](), -1
+        for row in rows:
+            number = int(np.searchsorted(self.starts, row, side="right")) - 1
+            if number != read_part:
+                images, read_part = storage.read_images(self.task.build.written(storage.planned_name(self.task.parts[number]))), number
+            start = row - self.starts[number]
+            yield row, reader((ReadChunk(self.task.parts[number], start, start + 1), images[start : start + 1]))
+
+
+def _write(task: EmbeddingTask, gathered: _Gathered, part: int, first: int, skipped: dict[int, SkippedFile]) -> None:
+    images = storage.read_images(task.build.written(storage.planned_name(part)))
+    here = range(first, first + len(images))
+    given = gathered.is_given[first : here.stop]
+    kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
+    vectors: Half = np.ascontiguousarray(gathered.vectors_ND[first : here.stop][given])
+    with task.build.write(task.name(part)) as partial:
+        storage.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
+
+
+def _check_columns(path: Path) -> None:
+    """InputError for a file without a name or a vector per row."""
+    with _readable(path), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+    if not set(NAMES) & set(schema.names) or VECTOR not in schema.names:
+        missing = VECTOR if VECTOR not in schema.names else "image_id and no path"
+        raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
+    if _number_type(schema.field(VECTOR).type) not in _FLOATS:
+        found = schema.field(VECTOR).type
+        raise InputError(f"the column {VECTOR} of {path} is {found}, lists of floating-point numbers are expected", hint=_HINT)
+
+
+def _number_type(type_: Any) -> Any:
+    """The type of the numbers of vectors; None for a column of something else."""
+    type_ = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    return type_.value_type if is_list else None
+
+
+def _name_column(path: Path) -> str:
+    names = pq.read_schema(path).names
+    return next(name for name in NAMES if name in names)
+
+
+def _read_names(path: Path) -> pa.Array:
+    """The name of each row; InputError for a row without one."""
+    name = _name_column(path)
+    with _readable(path):
+        column = pq.read_table(path, columns=[name]).column(0).cast(pa.string()).combine_chunks()
+    if column.null_count:
+        raise InputError(f"{column.null_count:,} rows of {path} have no {name}", hint=_HINT)
+    return column
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, with vectors as plain lists."""
+    with _readable(path), pq.ParquetFile(path) as file:
+        columns = [name for name in (VECTOR, MODEL) if name in file.schema_arrow.names]
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=columns):
+            place = batch.schema.get_field_index(VECTOR)
+            vectors = batch.column(place)
+            if isinstance(vectors.type, pa.BaseExtensionType):
+                vectors = vectors.storage
+            metadata = file.schema_arrow.metadata
+            yield batch.set_column(place, VECTOR, vectors).replace_schema_metadata(metadata)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """InputError for a file that is not Parquet or is damaged."""
+    try:
+        yield
+    except OSError as error:
+        raise files.unreadable(path, error) from error
+    except pa.ArrowException as error:
+        raise InputError(f"{path} cannot be read as vectors: {str(error).splitlines()[0]}", hint=_HINT) from error
+
+
+def check_use(given: VectorFiles, *, embeds: bool) -> None:
+    """ConfigError for files of vectors where nothing is to be embedded, InputError for files that cannot be used."""
+    if not embeds:
+        raise ConfigError("--vectors are the vectors of images that are new", hint="name the images with --images and --out, or with --add")
+    given.find()

@@ -1,0 +1,219 @@
+"""Vectors of another engine become an index: the bytes of embedding here, and every row that does not fit is an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from image_files import png, put
+from made_index import killed_before
+from tiny import contents, make_models
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core import models as models_models
+from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.search import Changes, VectorFiles, storage, vector_files, write_image_list
+from dcdctl.core.search.build import build, update
+from dcdctl.core.search.config import IndexConfig
+
+FLAT = IndexConfig(kind="flat")
+BATCHES = Compute(batch_size=2)
+NAMES = [f"{'sub/' if seed % 2 else ''}{seed}.png" for seed in range(7)]
+
+
+@pytest.fixture(scope="module")
+def dual(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "dual"
+    models.save(make_models(corpus.captions)[1], folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def model(dual, monkeypatch):
+    """The model is read from its file only once; parts are small."""
+    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(vector_files, "ROWS_PER_BATCH", 3)
+    loaded = models.load_dual(dual)
+    monkeypatch.setattr(models_models, "load_dual", lambda ref: loaded)
+    return loaded
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of seven images, and a file that is none."""
+    return put(tmp_path / "photos", {**{name: png(int(name[-5])) for name in NAMES}, "notes.txt": b"no image"})
+
+
+def outputs(model, photos):
+    """What the model gives for the images, before anything is normalized."""
+    images = [vector_files.embed.data.decode_image((photos / name).read_bytes()) for name in NAMES]
+    with torch.no_grad():
+        return model.embed_images(model.preprocess.images(images)).numpy()
+
+
+def write(path, names, vectors, *, column="image_id", metadata=None, **extra):
+    """A file of vectors as lists."""
+    table = pa.table({column: names, "vector": vectors if isinstance(vectors, pa.Array) else pa.array(list(vectors)), **extra})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def given(*paths, verify=2):
+    return VectorFiles(names=tuple(map(str, paths)), verify=verify)
+
+
+def comparable(folder):
+    """The files of an index by their content."""
+    found = contents(folder)
+    return {name: data for name, data in found.items() if name != "index.json"}, json.loads(found["index.json"])["parts"]
+
+
+@pytest.mark.parametrize("number", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("dims", [None, 4])
+def test_vectors_in_any_order_and_length_give_the_bytes_of_embedding(dual, model, photos, tmp_path, number, dims):
+    config = IndexConfig(kind="flat", dims=dims)
+    own = build(str(dual), photos, tmp_path / "own", config, compute=BATCHES)
+    order = [4, 0, 6, 2, 5, 1, 3]
+    vectors = pa.array([3.5 * row.astype(np.float64) for row in outputs(model, photos)[order]], pa.list_(number))
+    names = [[NAMES[i] for i in order[:3]], [str(photos / NAMES[i]) for i in order[3:]]]
+    write(tmp_path / "a.parquet", names[0], vectors[:3])
+    write(tmp_path / "b.parquet", names[1], vectors[3:], column="path")
+    taken = build(str(dual), photos, tmp_path / "taken", config, given=given(tmp_path / "*.parquet"), compute=BATCHES)
+    assert comparable(taken.folder) == comparable(own.folder)
+    assert taken.document["skipped"]["count"] == 1
+
+
+def test_the_files_of_an_index_are_files_of_vectors(dual, photos, tmp_path):
+    own = build(str(dual), photos, tmp_path / "own", FLAT, compute=BATCHES)
+    taken = build(str(dual), photos, tmp_path / "taken", FLAT, given=given(own.folder / "vectors"), compute=BATCHES)
+    assert comparable(taken.folder) == comparable(own.folder)
+
+
+def test_images_of_a_corpus_and_added_images_take_vectors_too(dual, model, photos, scenes_corpus_dir, tmp_path):
+    corpus = Corpus.open(scenes_corpus_dir, "val")
+    with torch.no_grad():
+        vectors = model.embed_images(model.preprocess.images(corpus.images(range(corpus.num_images)))).numpy()
+    write(tmp_path / "corpus.parquet", corpus.image_ids, vectors)
+    own = build(str(dual), scenes_corpus_dir, tmp_path / "own", FLAT, split="val", compute=BATCHES)
+    files = given(tmp_path / "corpus.parquet")
+    taken = build(str(dual), scenes_corpus_dir, tmp_path / "taken", FLAT, split="val", given=files, compute=BATCHES)
+    assert comparable(taken.folder) == comparable(own.folder)
+    write(tmp_path / "photos.parquet", NAMES, outputs(model, photos))
+    added = update(taken.folder, Changes(add=photos, vectors=given(tmp_path / "photos.parquet")), compute=BATCHES)
+    assert comparable(added.folder) == comparable(update(own.folder, Changes(add=photos), compute=BATCHES).folder)
+
+
+def test_rows_that_do_not_fit_are_counted_by_kind_and_nothing_is_stored(dual, model, photos, tmp_path):
+    good, out = outputs(model, photos), tmp_path / "index"
+
+    def error(names, vectors, **extra):
+        path = write(tmp_path / "bad.parquet", names, vectors, **extra)
+        with pytest.raises(InputError) as caught:
+            build(str(dual), photos, out, FLAT, given=given(path), compute=BATCHES)
+        assert not (out / "index.json").exists()
+        assert not list(out.glob("vectors/*"))
+        return str(caught.value)
+
+    assert re.search(r"1 rows of images that are not in .* \('x\.png' in bad\.parquet\)", error([*NAMES, "x.png"], [*good, good[0]]))
+    assert "1 rows of images that another row has too ('./0.png' in bad.parquet)" in error([*NAMES, "./0.png"], [*good, good[0]])
+    wrong = good.copy()
+    wrong[1, 2], wrong[2], wrong[3, 0] = np.nan, 0, np.inf
+    text = error(NAMES, wrong)
+    assert "2 vectors with numbers that are not finite ('sub/1.png' in bad.parquet; 'sub/3.png' in bad.parquet)" in text
+    assert "1 vectors of zeros ('2.png' in bad.parquet)" in text
+    assert re.search(r"2 of 8 files have no vector, and 'sub/5\.png' is an image", error(NAMES[:5] + NAMES[6:], good[[0, 1, 2, 3, 4, 6]]))
+    nulls = pa.array([None, *good[1:]])
+    assert re.search(r"2 of 8 files have no vector, and '0\.png' is an image", error(NAMES, nulls))
+    width = good.shape[1]
+    assert f"have {width - 1} numbers, and those of the model have {width};" in error(NAMES, good[:, :-1])
+    assert f"have {width - 1}, {width} numbers" in error(NAMES[:2], pa.array([good[0], good[1][:-1]]))
+    assert "has no column image_id and no path (it has name, vector)" in error(NAMES, good, column="name")
+    assert re.search(r" is list<.*int64>, lists of floating-point numbers are expected", error(NAMES, pa.array([[1, 2]] * 7)))
+    (tmp_path / "bad2.parquet").write_bytes(b"PAR1 damaged")
+    with pytest.raises(InputError, match=r"bad2\.parquet cannot be read as vectors: "):
+        build(str(dual), photos, out, FLAT, given=given(tmp_path / "bad2.parquet"), compute=BATCHES)
+
+
+def test_vectors_of_another_model_are_refused_by_their_digest_and_by_embedding_again(dual, model, photos, tmp_path):
+    good, out = outputs(model, photos), tmp_path / "index"
+    message = rf"are of the model {'f' * 8}, and this is the model {model.digest[:8]}"
+    for extra in ({"metadata": {"dcdctl.model": "f" * 64}}, {"model_digest": [model.digest] * 6 + ["f" * 64]}):
+        with pytest.raises(StaleError, match=message):
+            build(str(dual), photos, out, FLAT, given=given(write(tmp_path / "v.parquet", NAMES, good, **extra)), compute=BATCHES)
+    path = write(tmp_path / "v.parquet", NAMES, [*good[:5], -good[5], good[6]], metadata={"dcdctl.model": model.digest})
+    with pytest.raises(InputError, match=r"the vector of 'sub/5\.png' is not that of this model: the cosine is -1\.0000, .*--verify 0"):
+        build(str(dual), photos, out, FLAT, given=given(path), compute=BATCHES)  # compares the first row and the last, sub/5.png
+    assert build(str(dual), photos, out, FLAT, given=given(path, verify=0), compute=BATCHES).num_images == 7
+
+
+def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(dual, model, photos, tmp_path, monkeypatch):
+    own = build(str(dual), photos, tmp_path / "own", FLAT, compute=BATCHES)
+    path = write(tmp_path / "v.parquet", NAMES, outputs(model, photos))
+    out = tmp_path / "index"
+
+    def work():
+        return build(str(dual), photos, out, FLAT, given=given(path), compute=BATCHES)
+
+    write(path, NAMES, [-row for row in outputs(model, photos)])
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_files, "LEAST_COSINE", -2)
+        for number in range(24, 32):
+            shutil.rmtree(out, ignore_errors=True)
+            assert killed_before(patch, number, work)
+            if len(list(out.glob("vectors/part-*.parquet"))) == 2:
+                break
+    with pytest.raises(StaleError, match="vectors"):
+        build(str(dual), photos, out, FLAT, compute=BATCHES)
+    write(path, NAMES, outputs(model, photos))
+    assert comparable(work().folder) == comparable(own.folder)
+
+
+def test_the_list_of_images_goes_to_an_engine_and_its_vectors_come_back(dual, model, photos, scenes_corpus_dir, tmp_path):
+    listed = write_image_list(str(dual), photos, tmp_path / "list")
+    assert (listed.num_images, listed.num_files, listed.model) == (8, 3, model.digest)
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(listed.folder.glob("*.parquet")))
+    assert table.column_names == ["image_id", "path", "model_digest"]
+    vectors = dict(zip(NAMES, outputs(model, photos), strict=True))
+    # An engine that keeps the columns of a row, and gives null for a file that it cannot read.
+    table = table.append_column("vector", pa.array([vectors.get(name) for name in table.column("image_id").to_pylist()]))
+    (tmp_path / "vectors").mkdir()
+    pq.write_table(table, tmp_path / "vectors" / "0.parquet")
+    made = CliRunner().invoke(
+        app, list(map(str, ["index", dual, "--images", photos, "--out", tmp_path / "index", "--vectors", tmp_path / "vectors", "--json"]))
+    )
+    assert (made.exit_code, json.loads(made.stdout)["images"], json.loads(made.stdout)["left_out"]) == (0, 7, 1), made.output
+    with pytest.raises(InputError, match=r"is a corpus, whose Parquet files already list the images.*; let the engine read"):
+        write_image_list(str(dual), scenes_corpus_dir, tmp_path / "other")
+    with pytest.raises(InputError, match="is not empty"):
+        write_image_list(str(dual), photos, tmp_path / "list")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plan-only"], "needs --images DIR and --out FOLDER"),
+        (["--plan-only", "--images", "DIR", "--out", "new", "--vectors", "v.parquet"], "are two steps: list the images first"),
+        (["--images", "DIR", "--out", "new", "--verify", "3"], "compares given vectors: add --vectors"),
+    ],
+)
+def test_a_wrong_line_is_a_usage_error(dual, photos, words, message):
+    result = CliRunner().invoke(app, ["index", str(dual), *(str(photos) if word == "DIR" else word for word in words)])
+    assert result.exit_code == 2
+    assert message in " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
+
+
+def test_vectors_without_new_images_are_refused(dual, photos, tmp_path):
+    index = build(str(dual), photos, tmp_path / "own", FLAT, compute=BATCHES)
+    result = CliRunner().invoke(app, ["index", str(index.folder), "--vectors", str(index.folder / "vectors")])
+    assert (result.exit_code, "--images and --out, or with --add" in result.stderr) == (1, True)
