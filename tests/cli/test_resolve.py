@@ -165,7 +165,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--batch-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
     "--gallery-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
     "--budget": [Mistake("0", r"budget_s must be above 0, got 0")],
-    "--to": [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
     "--license": [Mistake("No Name", r"--license .*No Name.*; for example apache-2.0")],
     "--push-to-hub": [Mistake("absent", r"--push-to-hub .*absent.*OWNER/NAME")],
     "--thumbnails": [Mistake("absent", r"'absent'", code=2)],
@@ -270,6 +269,8 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", {"--rescore": "5"}),
         Mistake("int8", r"--vector-table measures all kinds.*; leave --codes", {"--vector-table": ""}),
     ],
+    ("export", "--to"): [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
+    ("index", "--to"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.*, lancedb:.* or qdrant://")],
     ("index", "--codes"): [Mistake("int4", r"'int4'", code=2)],
     ("index", "--vectors"): [
         Mistake("absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"),
