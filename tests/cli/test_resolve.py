@@ -48,7 +48,7 @@ VALID: dict[str, Words] = {
     "convert": {"checkpoint": "FUSION", "--out": "NEW"},
     "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
     "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--recipe": "tiny-student", "--out": "NEW"},
-    "inspect": {"folder": "CORPUS"},
+    "inspect": {"place": "CORPUS"},
     "distill": {"recipe": "demo-dual-alone", "--data": "CORPUS", "--out": "NEW"},
     "study": {
         "recipe": "demo-dual",
@@ -139,7 +139,9 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--extend": [CACHE],
     "--cache": [CACHE],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
-    "folder": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
+    "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
+    "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
+    "--log-format": [Mistake("absent", r"log_format .*text, json.*absent")],
     "systems": [EVALUATION],
     "runs": [EVALUATION],
     "--baseline": [EVALUATION],
@@ -214,6 +216,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
         Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with --scores", code=2),
     ],
+    ("index", "--to"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://")],
     ("prepare", "--csv"): [
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
     ],
@@ -231,7 +234,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("a/b", r"name 'a/b' is not the name of a folder; ", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
     ],
     ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"name": UNSET, "--csv": "PAIRS.csv"})],
-    ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"folder": "CACHE"})],
+    ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"place": "CACHE"})],
     ("verify", "path"): [
         Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
         Mistake("FILE", r"FILE is a file, a folder is expected; name a folder of artifacts"),

@@ -7,6 +7,7 @@ import time
 import warnings
 
 import pytest
+from processes import TIMEOUT_S
 
 from dcdctl.core import machine
 from dcdctl.core.data import ImageError, decode_image
@@ -48,7 +49,7 @@ def test_few_keys_are_read_ahead_and_none_after_the_end(readers):
 
 
 def test_threads_decode_at_the_same_time():
-    met = threading.Barrier(2, timeout=10)
+    met = threading.Barrier(2, timeout=TIMEOUT_S)
     assert len(list(read_in_threads(lambda _: met.wait(), range(2), 2))) == 2
 
 

@@ -32,7 +32,7 @@ def missing() -> str:
     binaries = find_binaries()
     if binaries is None:
         return "PostgreSQL is not installed: apt install postgresql postgresql-17-pgvector"
-    shared = subprocess.run([binaries / "pg_config", "--sharedir"], capture_output=True, text=True).stdout.strip()
+    shared = processes.run([binaries / "pg_config", "--sharedir"], capture_output=True, text=True).stdout.strip()
     if not (Path(shared) / "extension" / "vector.control").exists():
         return "pgvector is not installed: apt install postgresql-17-pgvector"
     return ""
@@ -94,7 +94,7 @@ def _account(folder: Path) -> dict[str, object]:
 def _wait(binaries: Path, folder: Path, running: subprocess.Popen[bytes]) -> None:
     ready = [binaries / "pg_isready", "-q", "-h", folder]
     deadline = time.monotonic() + processes.TIMEOUT_S
-    while subprocess.run(list(map(str, ready))).returncode:
+    while processes.run(ready).returncode:
         if running.poll() is not None or time.monotonic() > deadline:
             raise AssertionError((folder / "log").read_text(errors="replace"))
         time.sleep(0.05)
