@@ -216,7 +216,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
         Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with --scores", code=2),
     ],
-    ("index", "--to"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://")],
     ("prepare", "--csv"): [
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
     ],
