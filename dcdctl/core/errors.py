@@ -32,13 +32,13 @@ EXTRAS = {
     "open-clip": ("open_clip_torch>=3.3",),
     "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"),
     "eccv": ("eccv-caption>=0.1",),
-    "index": ("usearch>=2.21", "onnxruntime>=1.23"),
+    "index": ("usearch>=2.21", "onnx>=1.19", "onnxruntime>=1.23"),
     "index-pq": ("faiss-cpu>=1.11",),
     "hybrid": ("bm25s>=0.2.7",),
     "postgres": ("psycopg[binary]>=3.2",),
     "lancedb": ("lancedb>=0.30",),
     "qdrant": ("qdrant-client>=1.16",),
-    "serve": ("fastapi>=0.165", "uvicorn>=0.54", "python-multipart>=0.0.34", "prometheus-client>=0.26", "onnxruntime>=1.23"),
+    "serve": ("fastapi>=0.165", "uvicorn>=0.54", "python-multipart>=0.0.34", "prometheus-client>=0.26", "onnx>=1.19", "onnxruntime>=1.23"),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""
 # Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package either:

@@ -123,7 +123,7 @@ def test_the_extra_has_every_package_that_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert {re.split(r"[>=<]", package)[0] for package in extras["serve"]} == {
-        "onnxruntime",  # texts are read with torch without it
+        *("onnx", "onnxruntime"),  # an index is made without a text side, and its texts are read with torch, without them
         *(name.replace("_", "-") for name in server.PACKAGES),
     }
     (own,) = (package for package in extras["dev"] if package.startswith("dcdctl["))

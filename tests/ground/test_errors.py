@@ -125,7 +125,7 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path):
     assert str(found) == f"{tmp_path}/link is a link to nowhere, which does not exist; mend the link"
 
 
-SERVE = "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' 'onnxruntime>=1.23'"
+SERVE = "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' 'onnx>=1.19' 'onnxruntime>=1.23'"
 
 
 def test_missing_packages_are_named_with_the_install_command(monkeypatch):
@@ -137,7 +137,7 @@ def test_missing_packages_are_named_with_the_install_command(monkeypatch):
         require_extra("index", "blocked", "no_such_package", needed_by="a graph", or_else="--set kind=flat")
     assert str(error.value) == (
         "a graph needs blocked, no-such-package, which are not installed; "
-        "pip install 'usearch>=2.21' 'onnxruntime>=1.23', or --set kind=flat"
+        "pip install 'usearch>=2.21' 'onnx>=1.19' 'onnxruntime>=1.23', or --set kind=flat"
     )
 
 
@@ -156,7 +156,7 @@ def calls_of_require_extra() -> list[tuple[Path, ast.Call]]:
 def test_every_required_extra_lists_its_packages_in_pyproject():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     packages = {extra: {re.split(r"[>=<\[]", package)[0] for package in extras[extra]} for extra in extras}
-    constants = {"*PACKAGES": {"onnx.py": onnx.PACKAGES, "server.py": server.PACKAGES}}
+    constants = {"*PACKAGES": {"onnx.py": onnx.PACKAGES, "server.py": server.PACKAGES}, "*TEXT_PACKAGES": {"onnx.py": onnx.TEXT_PACKAGES}}
     renamed = {"open_clip": "open_clip_torch"}  # modules that are not named as their package
     required = set()
     for path, call in calls_of_require_extra():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dcdctl.core.models import TextTower, onnx
 from dcdctl.core.search import Changes, Index, Searcher, build, run_index_job
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
+from dcdctl.core.search.text_side import text_side_note
 
 LONG = " ".join([CAPTIONS[0]] * 20)
 
@@ -115,8 +117,19 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert run_index_job(str(index.folder), Changes(remove=("plain.png",))).index.num_images == 11
 
 
-def test_without_onnx_runtime_an_index_is_made_and_searched_with_torch(noise_index, tmp_path, monkeypatch):
-    monkeypatch.setattr(TextTower, "is_available", staticmethod(lambda: False))
-    index = build.build(str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig())
+@pytest.mark.parametrize("package", onnx.TEXT_PACKAGES)
+def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_later(noise_index, tmp_path, monkeypatch, package):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        index = build.build(str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig())
     assert "text" not in index.document
+    assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
+    assert isinstance(Searcher.open(index.folder, device="cpu").texts, DualVectors)
+    changed = run_index_job(str(index.folder), Changes(remove=("plain.png",))).index
+    assert text_side_note(changed.document) == ""
+    assert isinstance(Searcher.open(index.folder, device="cpu").texts, TextTower)
+
+
+def test_without_onnx_runtime_texts_are_searched_with_torch(noise_index, monkeypatch):
+    monkeypatch.setattr(TextTower, "is_available", staticmethod(lambda: False))
     assert isinstance(Searcher.open(noise_index, device="cpu").texts, DualVectors)

@@ -42,6 +42,8 @@ from dcdctl.core.models.protocols import DualEncoder, Model, Preprocessor
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+TEXT_PACKAGES = ("onnx", "onnxruntime")
+"""The packages that write and compare a text side. A search by it needs those of `TextTower` only."""
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
 ONNX_OUTPUT = text_tower.GRAPH_OUTPUT
@@ -196,13 +198,18 @@ def export_onnx(model: Model, folder: Path) -> Towers:
     return Towers.of(folder)
 
 
+def exports_text_towers() -> bool:
+    """Whether the packages are installed that `export_text_tower` needs."""
+    return all(map(is_installed, TEXT_PACKAGES))
+
+
 def export_text_tower(model: DualEncoder, folder: Path) -> float:
     """Write the text side of a dual encoder as `text_tower` describes, atomically; the largest difference from torch on `PROBES`.
 
     ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a vector by more than
-    `LARGEST_DIFFERENCE`, is another than the model's. MissingError without ONNX Runtime.
+    `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of `exports_text_towers`.
     """
-    require_extra("index", "onnxruntime", needed_by="the text side for ONNX Runtime")
+    require_extra("index", *TEXT_PACKAGES, needed_by="the text side for ONNX Runtime")
     if reason := model.export_spec().refusals.get("onnx"):
         raise ModelError(f"its text side does not export to ONNX: {reason}")
     settings = _text_settings(model)
@@ -257,7 +264,7 @@ def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Pat
         inputs["attention_mask"] = texts.attention_mask
     free = {name: {0: "texts"} if settings.padding.to_maximum else {0: "texts", 1: "tokens"} for name in inputs}
     graph, refusal = folder / text_tower.GRAPH_FILE, ModelError("no exporter")
-    # Tracing takes a tenth of a second where the newer exporter takes three, and needs no further package. It writes constants where the
+    # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes constants where the
     # computation depends on sizes, which the comparison on texts of many lengths finds.
     for write in (_trace, *([_write] if all(map(is_installed, PACKAGES)) else [])):
         for path in folder.glob(f"{graph.name}*"):

@@ -8,7 +8,6 @@ from typing import Any
 
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core.errors import DcdError, ModelError
-from dcdctl.core.models import TextTower
 from dcdctl.core.search.storage import TEXT
 
 
@@ -16,9 +15,9 @@ def added(folder: Path, document: dict[str, Any], model: models.DualEncoder | No
     """index.json with the text side of the model, which is written into the folder if the index has none. Only the main process does so.
 
     Without `model`, that of the index is loaded. Nothing changes if it is gone or damaged, because a removal of images does not need it,
-    and without the packages of `TextTower`. The index holds the reason why a model has no text side, so that it is not tried again.
+    and without the packages that export it. The index holds the reason why a model has no text side, so that it is not tried again.
     """
-    if document.get("text") is not None or not TextTower.is_available() or not distributed.is_main():
+    if document.get("text") is not None or not models.exports_text_towers() or not distributed.is_main():
         return document
     try:
         model = model or models.load_dual(folder / "model")
@@ -38,5 +37,5 @@ def added(folder: Path, document: dict[str, Any], model: models.DualEncoder | No
 def text_side_note(document: dict[str, Any]) -> str:
     """Why texts are searched with torch, for the user; empty if they are not."""
     if (side := document.get("text")) is None:
-        return "a search starts with torch, in seconds: the index was made without ONNX Runtime"
+        return "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the index was made"
     return f"a search starts with torch, in seconds: {side['refused']}" if side["refused"] else ""
