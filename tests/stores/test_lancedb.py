@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import lancedb
-import numpy as np
 import pytest
-from made_index import exact, unit_vectors
-from made_store import COLUMNS, DIM, made_facts, made_images, vectors_of
+from made_store import check_graph_search, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search.where import matches, parse_where
 from dcdctl.core.stores import StoreIndex, location_of, open_store
 from dcdctl.core.stores import lancedb as lance_store
 
@@ -31,16 +28,7 @@ def test_a_large_table_is_searched_by_an_index_that_is_built_when_it_is_publishe
     draft.publish()
     table = lancedb.connect(tmp_path).open_table("photos")
     assert {tuple(index.columns) for index in table.list_indices()} == {("row",), ("vector",)}
-    index, queries = StoreIndex.open(store), unit_vectors(5, DIM, seed=4)
-    for text in (None, "year >= 2020", "owner = 'ann' and year = 2021 and is_public"):
-        condition = None if text is None else parse_where(text, COLUMNS)
-        held = np.ones(MANY, dtype=bool) if condition is None else matches(condition, images)
-        num_found = 0
-        for query, hits in zip(queries, index.search(queries, 10, condition), strict=True):
-            expected = exact(vectors_of(images), query, 10, removed=np.flatnonzero(~held).tolist())
-            assert len(hits) == len(expected)
-            num_found += len({hit.row for hit in hits} & set(expected))
-        assert num_found >= 0.98 * len(queries) * len(expected)
+    check_graph_search(StoreIndex.open(store), images)
 
 
 def test_a_table_keeps_the_bits_of_float16_and_is_one_that_other_programs_read(store, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 import pytest
 from made_index import exact, unit_vectors
-from made_store import COLUMNS, DIM, made_facts, made_images, vectors_of
+from made_store import COLUMNS, DIM, check_graph_search, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.where import matches, parse_where
@@ -60,17 +60,7 @@ def test_a_large_table_is_searched_by_its_graph_and_under_conditions_finds_as_ma
     store, images = fill(make("many"), MANY), made_images(MANY)
     (method,) = sql.execute("SELECT amname FROM pg_am JOIN pg_class ON relam = pg_am.oid WHERE relname = 'many_vector_idx'").fetchone()
     assert method == "hnsw"
-    index, queries = StoreIndex.open(store), unit_vectors(5, DIM, seed=4)
-    # The second holds for a third of the images, the last for a handful, which are compared one by one.
-    for text in (None, "year >= 2020", "owner = 'ann' and year = 2021 and is_public"):
-        condition = None if text is None else parse_where(text, COLUMNS)
-        held = np.ones(MANY, dtype=bool) if condition is None else matches(condition, images)
-        num_found = 0
-        for query, hits in zip(queries, index.search(queries, 10, condition), strict=True):
-            expected = exact(vectors_of(images), query, 10, removed=np.flatnonzero(~held).tolist())
-            assert len(hits) == len(expected)
-            num_found += len({hit.row for hit in hits} & set(expected))
-        assert num_found >= 0.98 * len(queries) * len(expected)
+    check_graph_search(StoreIndex.open(store), images)
 
 
 def test_a_graph_that_gives_up_is_followed_by_an_exact_search(make, sql, monkeypatch):

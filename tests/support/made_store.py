@@ -6,12 +6,12 @@ from datetime import date, datetime
 
 import numpy as np
 import pyarrow as pa
-from made_index import unit_vectors
+from made_index import exact, unit_vectors
 from numpy.typing import NDArray
 
 from dcdctl.core.search import ImageSource
-from dcdctl.core.search.where import MOMENT
-from dcdctl.core.stores import StoreFacts
+from dcdctl.core.search.where import MOMENT, matches, parse_where
+from dcdctl.core.stores import StoreFacts, StoreIndex
 
 DIM = 16
 COUNT = 120
@@ -77,3 +77,19 @@ def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
 def vectors_of(images: pa.Table) -> NDArray[np.float16]:
     """The vectors of a table of images."""
     return np.stack([np.array(vector, dtype=np.float16) for vector in images.column("vector").to_pylist()])
+
+
+def check_graph_search(index: StoreIndex, images: pa.Table) -> None:
+    """Compare searches by a graph, with and without conditions, with an exact search: as many hits, and nearly all the same."""
+    queries = unit_vectors(5, DIM, seed=4)
+    # The second holds for a third of the images, the last for a handful.
+    for text in (None, "year >= 2020", "owner = 'ann' and year = 2021 and is_public"):
+        condition = None if text is None else parse_where(text, COLUMNS)
+        held = np.ones(len(images), dtype=bool) if condition is None else matches(condition, images)
+        num_found = num_expected = 0
+        for query, hits in zip(queries, index.search(queries, 10, condition), strict=True):
+            expected = exact(vectors_of(images), query, 10, removed=np.flatnonzero(~held).tolist())
+            assert len(hits) == len(expected) > 0
+            num_found += len({hit.row for hit in hits} & set(expected))
+            num_expected += len(expected)
+        assert num_found >= 0.98 * num_expected
