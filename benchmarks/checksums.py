@@ -31,9 +31,10 @@ from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus
 from dcdctl.core.data.shards import CorpusRow, shard_name, write_shard
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, commit, storage
+from dcdctl.core.search import Index, commit, part_files, storage
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.storage import ROWS_PER_PART, Listed, SourceImage
+from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
+from dcdctl.core.search.storage import Listed
 from dcdctl.core.teacher import cache_format, read_cache
 
 IMAGE_BYTES = 50_000
@@ -82,22 +83,22 @@ def compared() -> Iterator[None]:
     """A block in which no file is known yet."""
     artifacts._DIGESTS.clear()
     features._mapped.cache_clear()
-    storage._WELL_LAID.clear()
-    storage._FINITE.clear()
+    part_files._WELL_LAID.clear()
+    part_files._FINITE.clear()
     yield
 
 
 @contextmanager
 def not_compared() -> Iterator[None]:
     """A block in which neither checksums nor the layout and the numbers of an index are compared."""
-    kept = Kind.checked, storage._check_layout, storage._all_finite
+    kept = Kind.checked, part_files._check_layout, part_files._all_finite
     replaced: Any = lambda self, path, sha256: path, lambda *_: None, lambda _: True
-    Kind.checked, storage._check_layout, storage._all_finite = replaced  # type: ignore[method-assign]
+    Kind.checked, part_files._check_layout, part_files._all_finite = replaced  # type: ignore[method-assign]
     try:
         with compared():
             yield
     finally:
-        Kind.checked, storage._check_layout, storage._all_finite = kept  # type: ignore[method-assign]
+        Kind.checked, part_files._check_layout, part_files._all_finite = kept  # type: ignore[method-assign]
 
 
 def make_corpus(folder: Path, num_bytes: int) -> Corpus:
@@ -167,10 +168,10 @@ def make_index(folder: Path, num_rows: int, dim: int, *, has_graph: bool) -> tup
     for number, first in enumerate(range(0, num_rows, ROWS_PER_PART)):
         vectors = RNG.normal(size=(min(ROWS_PER_PART, num_rows - first), dim)).astype(np.float16)
         names = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
-        path = folder / "vectors" / storage.part_name(number)
+        path = folder / "vectors" / part_files.part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
-        parts.append(asdict(storage.describe_part(path, 0, dim)[0]))
+        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
+        parts.append(asdict(part_files.describe_part(path, 0, dim)[0]))
     settings = config.build(IndexConfig, {"kind": "hnsw", "hnsw": {"build_width": 8}} if has_graph else {"kind": "flat"})
     nothing = asdict(Listed())
     document = {"format": storage.INDEX.format, "generation": 1, "model": {"kind": "dual", "dim": dim, "fingerprint": "a" * 64}}

@@ -40,10 +40,10 @@ from numpy.typing import NDArray
 
 from dcdctl.core import config as config_module
 from dcdctl.core import devices
-from dcdctl.core.search import Hit, ImageIndex, Index, parse_where, storage
+from dcdctl.core.search import Hit, ImageIndex, Index, parse_where, part_files, storage
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.storage import ROWS_PER_PART, SourceImage
+from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
 from dcdctl.core.stores import location_of, open_index, open_store, upload_index
 
 K = 10
@@ -84,10 +84,10 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
     for number, first in enumerate(range(0, num_images, ROWS_PER_PART)):
         vectors = mixture.images(min(ROWS_PER_PART, num_images - first), number).astype(np.float16)
         paths = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
-        path = folder / "vectors" / storage.part_name(number)
+        path = folder / "vectors" / part_files.part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
-        parts.append(asdict(storage.describe_part(path, 0, mixture.dim)[0]))
+        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
+        parts.append(asdict(part_files.describe_part(path, 0, mixture.dim)[0]))
     return parts
 
 

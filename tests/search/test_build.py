@@ -26,7 +26,7 @@ from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, Index, embed, storage
+from dcdctl.core.search import Changes, Index, embed, part_files
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
@@ -45,8 +45,8 @@ def dual(corpus, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +355,8 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     assert written["vectors", "1"] == ["part-00001.parquet"]
     assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
     monkeypatch.undo()
-    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
-    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     build(str(dual), pictures, folder, GRAPHS)
     assert contents(folder) == contents(whole.folder)
 
@@ -588,18 +588,18 @@ def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, mon
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     first = put(tmp_path / "first", {f"a{seed}.png": png(30 + seed) for seed in range(4)})
     second = put(tmp_path / "second", {f"b{seed}.png": png(40 + seed) for seed in range(4)})
-    part = storage.write_part
+    part = part_files.write_part
 
     def write_one(path, *arguments):
         if path.name.startswith("part-00004.parquet"):
             raise Killed
         part(path, *arguments)
 
-    monkeypatch.setattr(storage, "write_part", write_one)
+    monkeypatch.setattr(part_files, "write_part", write_one)
     with pytest.raises(Killed):
         update(index.folder, Changes(add=first))
     monkeypatch.undo()
-    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     assert (index.folder / "vectors" / "part-00003.parquet").exists()
     assert names(Index.open(index.folder))[-1] == "sub/5.png"
     found = update(index.folder, Changes(add=second))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, commit, files_of, storage
+from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, commit, files_of, part_files
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
@@ -112,7 +112,7 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
 @pytest.mark.parametrize("label", ["embed", "build"])
 @pytest.mark.parametrize("kind", ["int8", "binary"])
 def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, label, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
     models.save(make_models(corpus.captions)[1], tmp_path / "dual")
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(7)})
     more = put(tmp_path / "more", {f"{seed}.png": png(seed) for seed in range(20, 26)})

@@ -20,7 +20,7 @@ from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import ColumnChanges, Index, parse_where
 from dcdctl.core.search import index as index_module
-from dcdctl.core.search.metadata import change_columns
+from dcdctl.core.search.columns.change import change_columns
 
 KINDS = {
     "flat": {"kind": "flat"},

@@ -13,7 +13,7 @@ from made_index import exact, unit_vectors, write_index
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import Index, storage
+from dcdctl.core.search import Index, part_files
 from dcdctl.core.search import index as search_index
 
 VECTORS = unit_vectors(60)
@@ -26,14 +26,14 @@ def folder(tmp_path_factory):
     """Three parts with row groups of five."""
     folder = tmp_path_factory.mktemp("index")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(storage, "ROWS_PER_GROUP", 5)
+        patched.setattr(part_files, "ROWS_PER_GROUP", 5)
         write_index(folder, PARTS)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch):
-    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 5)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 5)
 
 
 @pytest.mark.parametrize("k", [1, 10, 70])
@@ -145,8 +145,8 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
     index = write_index(tmp_path / "index", PARTS, images=tmp_path / "pictures")
     part = tmp_path / "index/vectors/part-00001.parquet"
     for path in ("../secret", str(tmp_path / "secret")):
-        storage.write_part(part, [storage.SourceImage(image_id="x", path=path)], VECTORS[:1])
-        index.document["parts"][1] = asdict(storage.describe_part(part, 0, 16)[0])
+        part_files.write_part(part, [part_files.SourceImage(image_id="x", path=path)], VECTORS[:1])
+        index.document["parts"][1] = asdict(part_files.describe_part(part, 0, 16)[0])
         index = Index(tmp_path / "index", index.document)
         with pytest.raises(MissingError, match="lies outside its folder"):
             index.image_bytes(17)

@@ -19,11 +19,12 @@ from tiny import make_models, make_splits
 from dcdctl.core import artifacts, config, models
 from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import Changes, Index, Searcher, commit, keywords, storage
+from dcdctl.core.search import Changes, Index, Searcher, commit, keywords, part_files, storage
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
-from dcdctl.core.search.storage import ImageSource, SourceImage
+from dcdctl.core.search.part_files import SourceImage
+from dcdctl.core.search.storage import ImageSource
 
 CAPTIONS = [
     ["A dog in the snow.", "The dog runs."],
@@ -37,7 +38,7 @@ WORDS = IndexConfig(kind="flat", keywords=True)
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
 
 
 @pytest.fixture
@@ -54,9 +55,9 @@ def captioned(folder: Path, corpus: Corpus, vectors_RD: np.ndarray, removed: tup
     entries = []
     (folder / "vectors").mkdir(parents=True)
     for number, first in enumerate(range(0, len(images), 2)):
-        path = folder / "vectors" / storage.part_name(number)
-        storage.write_part(path, images[first : first + 2], vectors_RD[first : first + 2])
-        entries.append(asdict(storage.describe_part(path, 0, vectors_RD.shape[1])[0]))
+        path = folder / "vectors" / part_files.part_name(number)
+        part_files.write_part(path, images[first : first + 2], vectors_RD[first : first + 2])
+        entries.append(asdict(part_files.describe_part(path, 0, vectors_RD.shape[1])[0]))
     nothing = asdict(storage.Listed())
     document = {
         "format": storage.INDEX.format,

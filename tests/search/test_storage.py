@@ -12,8 +12,8 @@ from made_index import unit_vectors
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import storage
-from dcdctl.core.search.storage import SkippedFile, SourceImage
+from dcdctl.core.search import part_files, storage
+from dcdctl.core.search.part_files import SkippedFile, SourceImage
 
 
 def write(path, count, dim=5, skipped=()):
@@ -22,7 +22,7 @@ def write(path, count, dim=5, skipped=()):
     places = [
         SourceImage(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None) for row in range(count)
     ]
-    storage.write_part(path, places, vectors, skipped)
+    part_files.write_part(path, places, vectors, skipped)
     return vectors, places
 
 
@@ -30,11 +30,11 @@ def write(path, count, dim=5, skipped=()):
 def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
     path = tmp_path / "vectors" / "part-00000.parquet"
     vectors, places = write(path, count, dim)
-    part, _ = storage.describe_part(path, 3, dim)
-    np.testing.assert_array_equal(np.concatenate(storage.mapped(tmp_path, part, dim)), vectors)
+    part, _ = part_files.describe_part(path, 3, dim)
+    np.testing.assert_array_equal(np.concatenate(part_files.mapped(tmp_path, part, dim)), vectors)
     table = pq.read_table(path)
     np.testing.assert_array_equal(np.stack(table.column("vector").to_numpy()), vectors)
-    assert storage.read_images(path) == places
+    assert part_files.read_images(path) == places
     assert (part.rows, part.source, part.bytes) == (count, 3, path.stat().st_size)
 
 
@@ -53,14 +53,14 @@ def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
 def test_a_part_with_other_rows_or_vectors_elsewhere_is_named(tmp_path, change):
     path = tmp_path / "vectors" / "part.parquet"
     write(path, 1200)
-    part, _ = storage.describe_part(path, 0, 5)
+    part, _ = part_files.describe_part(path, 0, 5)
     wrong, message = change(part), r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d numbers at byte"
-    for read in (storage.mapped, storage.part_path):
+    for read in (part_files.mapped, part_files.part_path):
         with pytest.raises(StaleError, match=message):
             read(tmp_path, wrong, 5)
     with pytest.raises(StaleError, match=message):
-        storage.mapped(tmp_path, part, 4)
-    assert len(storage.mapped(tmp_path, part, 5)) == 2
+        part_files.mapped(tmp_path, part, 4)
+    assert len(part_files.mapped(tmp_path, part, 5)) == 2
 
 
 def test_a_part_that_is_not_parquet_is_named(tmp_path):
@@ -69,7 +69,7 @@ def test_a_part_that_is_not_parquet_is_named(tmp_path):
     path.write_bytes(b"no vectors")
     part = storage.Part(file=path.name, source=0, rows=1, vectors_at=(4,), **artifacts.seal_of(path))
     with pytest.raises(StaleError, match=r"part\.parquet is damaged: it is not a Parquet file"):
-        storage.mapped(tmp_path, part, 5)
+        part_files.mapped(tmp_path, part, 5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
@@ -78,20 +78,20 @@ def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
     vectors = unit_vectors(1200, 5)
     vectors[1100, 3] = bad
     path.parent.mkdir()
-    storage.write_part(path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], vectors)
-    part, _ = storage.describe_part(path, 0, 5)
+    part_files.write_part(path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], vectors)
+    part, _ = part_files.describe_part(path, 0, 5)
     for _ in range(2):
         with pytest.raises(
             StaleError, match=r"part\.parquet is damaged: it has vectors that are NaN or infinite; delete the folder and run"
         ):
-            storage.mapped(tmp_path, part, 5)
+            part_files.mapped(tmp_path, part, 5)
 
 
 def test_every_finite_float16_is_finite():
     bits = np.arange(2**16).astype(np.uint16)
     numbers = bits.view(np.float16)
-    assert storage._all_finite(numbers[np.isfinite(numbers)])
-    assert not any(storage._all_finite(numbers[i : i + 1]) for i in np.flatnonzero(~np.isfinite(numbers)))
+    assert part_files._all_finite(numbers[np.isfinite(numbers)])
+    assert not any(part_files._all_finite(numbers[i : i + 1]) for i in np.flatnonzero(~np.isfinite(numbers)))
 
 
 def test_duckdb_reads_the_vectors(tmp_path):
@@ -104,7 +104,7 @@ def test_duckdb_reads_the_vectors(tmp_path):
 def test_a_part_lists_skipped_files_and_may_be_empty(tmp_path):
     lost = [SkippedFile(path="x.txt", reason="no picture")]
     write(tmp_path / "part.parquet", 0, skipped=lost)
-    part, found = storage.describe_part(tmp_path / "part.parquet", 0, 5)
+    part, found = part_files.describe_part(tmp_path / "part.parquet", 0, 5)
     assert (part.rows, part.vectors_at, found) == (0, (), lost)
 
 
@@ -117,10 +117,10 @@ def test_equal_rows_give_equal_bytes(tmp_path):
 def test_blocks_are_the_requested_rows(tmp_path):
     vectors, parts = [], []
     for number, count in enumerate((4, 1, 6)):
-        path = tmp_path / "vectors" / storage.part_name(number)
+        path = tmp_path / "vectors" / part_files.part_name(number)
         vectors.append(write(path, count)[0])
-        parts.append(storage.describe_part(path, 0, 5)[0])
-    blocks = list(storage.read_blocks(tmp_path, parts, 5, range(3, 9)))
+        parts.append(part_files.describe_part(path, 0, 5)[0])
+    blocks = list(part_files.read_blocks(tmp_path, parts, 5, range(3, 9)))
     assert [(first, len(block)) for first, block in blocks] == [(3, 1), (4, 1), (5, 4)]
     np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), np.concatenate(vectors)[3:9])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dcdctl.core.data import MOMENT
 from dcdctl.core.errors import InputError
-from dcdctl.core.search.where import (
+from dcdctl.core.search.columns.where import (
     All,
     AnyOf,
     Compare,

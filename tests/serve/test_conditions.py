@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dcdctl.core.search import ColumnChanges, ColumnSummary
-from dcdctl.core.search.metadata import change_columns
+from dcdctl.core.search.columns.change import change_columns
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.serve.facets import choose_facets
 

@@ -11,7 +11,7 @@ from made_index import exact, unit_vectors
 from made_store import COLUMNS, DIM, check_graph_search, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, MissingError, StaleError
-from dcdctl.core.search.where import matches, parse_where
+from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import StoreIndex, open_index, open_store, retry
 from dcdctl.core.stores import postgres as postgres_store
 from dcdctl.core.stores.retry import UnavailableError

@@ -12,7 +12,7 @@ from made_store import COLUMNS, made_facts, made_images
 from qdrant_client import models
 
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search.where import parse_where
+from dcdctl.core.search.columns.where import parse_where
 from dcdctl.core.stores import open_index, open_store, retry
 from dcdctl.core.stores.retry import UnavailableError
 

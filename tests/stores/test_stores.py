@@ -10,7 +10,7 @@ from made_index import Killed, exact, unit_vectors, write_index
 from made_store import COLUMNS, COUNT, DIM, made_facts, made_images, vectors_of
 
 from dcdctl.core.errors import InputError, MissingError, StaleError
-from dcdctl.core.search.where import matches, parse_where
+from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, store_facts, summarize_store, upload_index
 from dcdctl.core.stores.retry import UnavailableError
 

@@ -22,7 +22,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.data.shards import read_shard, write_shard
 from dcdctl.core.errors import DcdError
 from dcdctl.core.scoring import features
-from dcdctl.core.search import storage
+from dcdctl.core.search import part_files
 
 NAMED, HARMLESS, WRONG, OTHER = "named", "harmless", "wrong", "another exception"
 
@@ -114,8 +114,8 @@ def as_new_process() -> None:
     """Forget what this process knows of files."""
     artifacts._DIGESTS.clear()
     features._mapped.cache_clear()
-    storage._WELL_LAID.clear()
-    storage._FINITE.clear()
+    part_files._WELL_LAID.clear()
+    part_files._FINITE.clear()
 
 
 def digest_of(value: Any) -> str:

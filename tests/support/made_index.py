@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import config
-from dcdctl.core.search import Index, commit, storage
+from dcdctl.core.search import Index, commit, part_files, storage
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.storage import SourceImage, part_name
+from dcdctl.core.search.part_files import SourceImage, part_name
 
 
 class Killed(BaseException):
@@ -39,8 +39,8 @@ def write_index(
         names = [f"{row}.png" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
-        entries.append(asdict(storage.describe_part(path, 0, vectors.shape[1])[0]))
+        part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
+        entries.append(asdict(part_files.describe_part(path, 0, vectors.shape[1])[0]))
         first += len(vectors)
     nothing = asdict(storage.Listed())
     document = {

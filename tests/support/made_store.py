@@ -10,7 +10,7 @@ from made_index import exact, unit_vectors
 from numpy.typing import NDArray
 
 from dcdctl.core.search import ImageSource
-from dcdctl.core.search.where import MOMENT, matches, parse_where
+from dcdctl.core.search.columns.where import MOMENT, matches, parse_where
 from dcdctl.core.stores import StoreFacts, StoreIndex
 
 DIM = 16

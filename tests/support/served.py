@@ -17,8 +17,8 @@ from tiny import make_models
 from dcdctl.core import models
 from dcdctl.core.data import columns_of_table
 from dcdctl.core.search import Answer, ColumnChanges, Condition, Index, Searcher, build
+from dcdctl.core.search.columns.change import change_columns
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.metadata import change_columns
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import server as serve_server
 from dcdctl.core.serve.middleware import LimitsMiddleware

@@ -1,20 +1,8 @@
 from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
-from .columns import ColumnSummary
-from .config import IndexConfig
-from .exact import Floats, Half, Rows, cosines, unit
-from .index import Index
-from .keywords import check_hybrid
-from .metadata import ColumnChanges
-from .protocol import Hit, ImageIndex, text_side_beside
-from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image, value_for_json
-from .searcher import Searcher
-from .sources import SourceImages
-from .storage import INDEX, INDEX_FILE, ImageSource, SourceImage, check_vectors, files_of, read_document
-from .summary import index_document, index_facts, summarize_index
-from .text_side import text_side_note
-from .vector_files import NUM_VERIFIED, ImageList, VectorFiles, write_image_list
-from .where import (
+from .columns.change import ColumnChanges
+from .columns.table import ColumnSummary
+from .columns.where import (
     TYPES,
     All,
     AnyOf,
@@ -29,6 +17,19 @@ from .where import (
     quoted_name,
     quoted_value,
 )
+from .config import IndexConfig
+from .exact import Floats, Half, Rows, cosines, unit
+from .index import Index
+from .keywords import check_hybrid
+from .part_files import SourceImage, check_vectors
+from .protocol import Hit, ImageIndex, text_side_beside
+from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image, value_for_json
+from .searcher import Searcher
+from .sources import SourceImages
+from .storage import INDEX, INDEX_FILE, ImageSource, files_of, read_document
+from .summary import index_document, index_facts, summarize_index
+from .text_side import text_side_note
+from .vector_files import NUM_VERIFIED, ImageList, VectorFiles, write_image_list
 
 __all__ = [
     "INDEX",

@@ -21,13 +21,14 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, embed, keywords, storage, text_side, vector_files
+from dcdctl.core.search import ann, commit, embed, keywords, part_files, storage, text_side, vector_files
+from dcdctl.core.search.columns.change import ColumnChanges, change_columns, has_new_corpus_columns
 from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.metadata import ColumnChanges, change_columns, has_new_corpus_columns
-from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
+from dcdctl.core.search.part_files import SkippedFile, SourceImage
+from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Listed
 from dcdctl.core.search.vector_files import VectorFiles
 
 BYTES_PER_IMAGE = 200
@@ -199,7 +200,7 @@ def _is_planned(build: Build, notes: Document, kept: Collection[str]) -> bool:
     if "rows" not in notes:
         return False
     parts = range(notes["first_part"], notes["first_part"] + len(notes["rows"]))
-    if all(build.is_written(storage.planned_name(part)) for part in parts):
+    if all(build.is_written(part_files.planned_name(part)) for part in parts):
         return True
     # The files of vectors too: the images may be others by now.
     build.clean(kept)
@@ -222,9 +223,9 @@ def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) 
                 yield item
 
     rows: list[int] = []
-    for images in embed.in_parts(new_images(), storage.ROWS_PER_PART):
-        with build.write(storage.planned_name(first_part + len(rows))) as partial:
-            storage.write_planned(partial, images)
+    for images in embed.in_parts(new_images(), part_files.ROWS_PER_PART):
+        with build.write(part_files.planned_name(first_part + len(rows))) as partial:
+            part_files.write_planned(partial, images)
         rows.append(len(images))
     # A full disk is an error here, not after the images were embedded.
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
@@ -264,7 +265,7 @@ def _fill(filling: _Filling, track: Track) -> None:
     _check_packages(configs.build(IndexConfig, plan["settings"]), lambda: num_rows)
     task = EmbeddingTask(folder, plan, model, replace(filling.compute, precision=plan["precision"]))
     embed.embed(task, track) if filling.given is None else vector_files.take(task, filling.given, track)
-    described = [storage.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts]
+    described = [part_files.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts]
     parts = [asdict(part) for part, _ in described if part.rows]
     skipped_now = [*plan["skipped"], *(asdict(file) for _, files_of_part in described for file in files_of_part)]
     if not (parts or document["parts"]):

@@ -19,8 +19,8 @@ from dcdctl.core import devices, distributed, files
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, exact, keywords, storage
-from dcdctl.core.search.columns import write_columns
+from dcdctl.core.search import ann, exact, keywords, part_files, storage
+from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.index import Index
@@ -91,7 +91,7 @@ def _parts(index: Index) -> Any:
         yield (
             first,
             part,
-            pq.read_table(storage.part_path(index.folder, part, index.dim), columns=["image_id"]).column("image_id").to_pylist(),
+            pq.read_table(part_files.part_path(index.folder, part, index.dim), columns=["image_id"]).column("image_id").to_pylist(),
         )
         first += part.rows
 
@@ -154,7 +154,7 @@ def _keywords(folder: Path, document: dict[str, Any], track: Track) -> WordFiles
 
 def _words_of_part(index: Index, part: Part, sources: SourceImages) -> list[list[str]]:
     """The words of the images of a part. MissingError or StaleError for a corpus that is gone or has changed."""
-    images = storage.read_images(storage.part_path(index.folder, part, index.dim))
+    images = part_files.read_images(part_files.part_path(index.folder, part, index.dim))
     return [keywords.words_of_image(image.path or image.image_id, sources.read_captions(part.source, image)) for image in images]
 
 
@@ -199,7 +199,7 @@ def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segm
     missing = [rows for rows in ranges if rows not in by_rows]
 
     def blocks_of(rows: range) -> Iterator[Floats]:
-        for _, block_RD in storage.read_blocks(folder, parts, dim, rows):
+        for _, block_RD in part_files.read_blocks(folder, parts, dim, rows):
             for start in range(0, len(block_RD), BLOCK):
                 yield exact.unit_rows(block_RD[start : start + BLOCK])
 

@@ -28,9 +28,10 @@ from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
-from dcdctl.core.search import storage
+from dcdctl.core.search import part_files
 from dcdctl.core.search.exact import Half
-from dcdctl.core.search.storage import INDEX, ImageSource, SkippedFile, SourceImage, part_name
+from dcdctl.core.search.part_files import SkippedFile, SourceImage, part_name
+from dcdctl.core.search.storage import INDEX, ImageSource
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take gigabytes."""
@@ -166,7 +167,7 @@ class ChunkReader:
 def _planned_chunks(build: Build, counts: Mapping[int, int], size: int) -> Iterator[tuple[ReadChunk, Sequence[SourceImage]]]:
     """The chunks of planned parts of so many images, with their images; one part is in memory at a time."""
     for part, count in counts.items():
-        images = storage.read_images(build.written(storage.planned_name(part)))
+        images = part_files.read_images(build.written(part_files.planned_name(part)))
         for start in range(0, count, size):
             yield ReadChunk(part, start, min(start + size, count)), images[start : start + size]
 
@@ -253,7 +254,7 @@ def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], a
         advance(read.chunk.stop - done)
         done = read.chunk.stop
     with task.build.write(task.name(part)) as partial:
-        storage.write_part(partial, images, np.concatenate(vectors), skipped)
+        part_files.write_part(partial, images, np.concatenate(vectors), skipped)
 
 
 def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Half:

@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
-from dcdctl.core.search import ann, exact, keywords, storage
+from dcdctl.core.search import ann, exact, keywords, part_files, storage
 from dcdctl.core.search.ann import OpenSegment
-from dcdctl.core.search.columns import Columns, ColumnSummary, summarize_column
+from dcdctl.core.search.columns.table import Columns, ColumnSummary, summarize_column
+from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
 from dcdctl.core.search.keywords import Keywords
+from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.protocol import Hit
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Segment, SourceImage
-from dcdctl.core.search.where import BUILT_IN, Condition, columns_of, matches
+from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Segment
 
 QUERY_BLOCK = 64
 """Queries searched together."""
@@ -276,7 +277,7 @@ class Index:
 
     def part_table(self, number: int) -> pa.Table:
         """The images of a part with their vectors, as its file has them; removed rows too."""
-        return pq.read_table(storage.part_path(self.folder, self.parts[number], self.dim))
+        return pq.read_table(part_files.part_path(self.folder, self.parts[number], self.dim))
 
     def image_id(self, row: int) -> str:
         """The image id of a row: the id in the corpus, or the path in the folder."""
@@ -290,7 +291,7 @@ class Index:
         """The rows of an image id, without removed rows; several if several folders have a file of that name."""
         rows = []
         for number, part in enumerate(self.parts):
-            path = storage.part_path(self.folder, part, self.dim)
+            path = part_files.part_path(self.folder, part, self.dim)
             # Row groups whose range of ids excludes it are not read.
             if part.rows and len(pq.read_table(path, columns=["image_id"], filters=[("image_id", "=", image_id)])):
                 ids = pq.read_table(path, columns=["image_id"]).column("image_id")
@@ -327,7 +328,7 @@ class Index:
         """The source of a row, and its image in the source; MissingError for a removed row."""
         if not 0 <= row < self.num_rows or self.is_gone(row):
             raise MissingError(f"the index {self.folder} has no image {row}")
-        fields = {name: self._string(row, name) for name in storage.IMAGE_COLUMNS.names}
+        fields = {name: self._string(row, name) for name in part_files.IMAGE_COLUMNS.names}
         return self.parts[self._locate(row)[0]].source, SourceImage(**fields)
 
     def is_gone(self, row: int) -> bool:
@@ -339,26 +340,26 @@ class Index:
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} of {self.num_rows}")
         part = bisect.bisect_right(self._ends, row)
-        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), storage.ROWS_PER_GROUP)
+        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
 
     def _string(self, row: int, column: str) -> Any:
         part, group, within = self._locate(row)
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        path = storage.part_path(self.folder, self.parts[part], self.dim)
+        path = part_files.part_path(self.folder, self.parts[part], self.dim)
         # Ten names may be in ten files, and opening a file takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
     def _whole(self, column: str) -> pa.Array:
         """A column of the files of vectors for all rows."""
-        paths = [storage.part_path(self.folder, part, self.dim) for part in self.parts]
+        paths = [part_files.part_path(self.folder, part, self.dim) for part in self.parts]
         chunks = [chunk for path in paths for chunk in pq.read_table(path, columns=[column]).column(column).chunks]
         return pa.chunked_array(chunks, pa.string()).combine_chunks()
 
     def _map(self, part: int) -> tuple[Half, ...]:
-        return storage.mapped(self.folder, self.parts[part], self.dim)
+        return part_files.mapped(self.folder, self.parts[part], self.dim)
 
     def _open_segment(self, segment: Segment) -> OpenSegment:
         return ann.open_segment(self.folder / "ann", segment, self.dim, self.config)
@@ -391,7 +392,7 @@ class Index:
         yield from self._unit_blocks()
 
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
-        for first, block_RD in storage.read_blocks(self.folder, self.parts, self.dim, rows):
+        for first, block_RD in part_files.read_blocks(self.folder, self.parts, self.dim, rows):
             yield first, exact.unit_rows(block_RD)
 
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dcdctl.core.models import TextTower
+from dcdctl.core.search.columns.where import Condition, Value
 from dcdctl.core.search.exact import Half, Rows
-from dcdctl.core.search.where import Condition, Value
 
 
 @dataclass(frozen=True)

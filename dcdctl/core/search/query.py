@@ -11,9 +11,9 @@ from PIL import Image
 
 from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.search.columns.where import Value
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.storage import INDEX_FILE
-from dcdctl.core.search.where import Value
 
 MAX_CHARACTERS = 10_000
 """Maximum length of a text. A model reads a few dozen words; a longer text is a file by mistake."""

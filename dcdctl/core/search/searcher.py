@@ -22,11 +22,11 @@ from PIL import Image
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextEncoder, TextTower
+from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.keywords import check_hybrid
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.query import Answer, checked_text, query_image
-from dcdctl.core.search.where import Condition
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ from typing import BinaryIO
 from dcdctl.core import files
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
 from dcdctl.core.errors import CorpusError, MissingError, StaleError
-from dcdctl.core.search.storage import ImageSource, SourceImage
+from dcdctl.core.search.part_files import SourceImage
+from dcdctl.core.search.storage import ImageSource
 
 OPEN_CORPORA = 256
 """Maximum number of open corpora; the least recently used is closed."""

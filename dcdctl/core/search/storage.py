@@ -1,4 +1,4 @@
-"""The files of an index of images: vectors in Parquet that are memory-mapped, and index.json, which names all files of the index.
+"""index.json, which names all files of an index of images and their facts.
 
     INDEX/index.json                       replaced atomically, last; files that it does not name are not part of the index
     INDEX/model/                           the dual encoder that made the vectors
@@ -10,30 +10,22 @@
     INDEX/columns-N.parquet                the columns of images, if there are any: one row per image, removed ones too
     INDEX/plan.json, planned/              only during a build: the images of each part
 
-A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory, and are memory-mapped.
-index.json holds the SHA-256 of every file; it is compared when a process first reads or maps the file. So are the places and the numbers of
-the vectors of a part.
-Shape letters: R rows, D width.
+index.json holds the SHA-256 of every file; it is compared when a process first reads or maps the file.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dcdctl.core import config as configs
-from dcdctl.core.artifacts import Kind, seal_of
+from dcdctl.core.artifacts import Kind
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import where
-from dcdctl.core.search.exact import Half
+from dcdctl.core.search.columns import where
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
@@ -45,34 +37,6 @@ INDEX = Kind(
     make="make one with `dcdctl index RUN --images DIR --out INDEX`",
     make_again="run the same `dcdctl index` again",
 )
-ROWS_PER_PART = 8192
-"""Images in a file of vectors; a killed run loses at most this much work."""
-ROWS_PER_GROUP = 1024
-"""Rows of a row group. The name of a hit is read with all names of its group."""
-_SKIPPED = b"dcdctl.skipped"
-_WELL_LAID: set[tuple[Part, int]] = set()
-"""The parts whose layout this process has compared, with the width of their vectors; a part has its SHA-256."""
-_FINITE: set[str] = set()
-"""The SHA-256 of the parts whose numbers this process has checked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceImage:
-    """An image of a source, not read yet."""
-
-    image_id: str
-    path: str | None = None
-    """Relative to the image folder, with slashes; None in a corpus."""
-    corpus_row: int | None = None
-    """None in a folder."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SkippedFile:
-    """A file of a source that could not be indexed."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,166 +185,6 @@ class _Contents:
     keywords: WordFiles | None = None
     columns: ColumnsFile | None = None
     text: TextSide | None = None
-
-
-IMAGE_COLUMNS = pa.schema(
-    [pa.field("image_id", pa.string(), nullable=False), pa.field("path", pa.string()), pa.field("corpus_row", pa.int64())]
-)
-"""The fields of `SourceImage`."""
-
-
-def schema(dim: int) -> pa.Schema:
-    """The columns of a part."""
-    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
-    return pa.schema([*IMAGE_COLUMNS, pa.field("vector", vector, nullable=False)])
-
-
-def part_name(number: int) -> str:
-    """
-    >>> part_name(3)
-    'part-00003.parquet'
-    """
-    return f"part-{number:05d}.parquet"
-
-
-def planned_name(number: int) -> str:
-    """The path of the planned images of a part in the folder of the index."""
-    return f"{PLANNED}/{part_name(number)}"
-
-
-def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()) -> None:
-    """Write a file of vectors; its metadata lists the skipped files."""
-    dim = vectors_RD.shape[1]
-    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
-    metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
-    table = pa.Table.from_arrays([*_columns(images), vector], schema=schema(dim).with_metadata(metadata))
-    compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | {"vector.list.element": "none"}
-    pq.write_table(
-        table,
-        path,
-        row_group_size=ROWS_PER_GROUP,
-        compression=compression,
-        use_dictionary=False,
-        write_statistics=["image_id"],
-        # One plain page per row group can be memory-mapped; pyarrow would start a new page at each MiB.
-        data_page_size=1 << 30,
-    )
-    # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
-    written = _vectors_at(path, dim)
-    if not all(np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True) for first, block_RD in written):
-        raise AssertionError("this version of pyarrow lays out vectors in another way")
-
-
-def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
-    return [pa.array([getattr(image, field.name) for image in images], type=field.type) for field in IMAGE_COLUMNS]
-
-
-def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[SkippedFile]]:
-    """The entry in index.json of a written part, and the files that were skipped when it was written."""
-    file = pq.ParquetFile(path)
-    offsets = tuple(offset for _, offset in _layout(file.metadata, dim))
-    skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    return Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets), skipped
-
-
-def _offset(group: Any, dim: int) -> int:
-    # The numbers are at the end of the only page of the group, after its header and levels.
-    column = group.column(group.num_columns - 1)
-    return int(column.data_page_offset + column.total_compressed_size - 2 * dim * group.num_rows)
-
-
-def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
-    metadata = pq.ParquetFile(path).metadata
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
-    raw = path.read_bytes()
-    return [
-        # Parquet stores numbers as little-endian on every machine.
-        (first, np.frombuffer(raw, dtype="<f2", count=dim * group.num_rows, offset=_offset(group, dim)).reshape(-1, dim))
-        for first, group in zip(firsts, groups, strict=False)
-    ]
-
-
-def write_planned(path: Path, images: Sequence[SourceImage]) -> None:
-    """Write the images of a part, before they are embedded."""
-    pq.write_table(pa.Table.from_arrays(_columns(images), schema=IMAGE_COLUMNS), path, compression="zstd")
-
-
-def read_images(path: Path) -> list[SourceImage]:
-    """The images of a part, planned or written."""
-    return [SourceImage(**row) for row in pq.read_table(path, columns=IMAGE_COLUMNS.names).to_pylist()]
-
-
-def part_path(folder: Path, part: Part, dim: int) -> Path:
-    """The file of a part. StaleError if it is damaged, or if its rows and the places of its vectors are not those of index.json."""
-    path = INDEX.checked(folder / "vectors" / part.file, part.sha256)
-    if (part, dim) not in _WELL_LAID:
-        _check_layout(path, part, dim)
-        _WELL_LAID.add((part, dim))
-    return path
-
-
-def mapped(folder: Path, part: Part, dim: int) -> tuple[Half, ...]:
-    """The vectors of each row group of a part, memory-mapped. StaleError also if a number is not finite."""
-    path = part_path(folder, part, dim)
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    groups = tuple(
-        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim) for count, offset in _groups_of(part)
-    )
-    if part.sha256 not in _FINITE:
-        if not all(map(_all_finite, groups)):
-            raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
-        _FINITE.add(part.sha256)
-    return groups
-
-
-def _groups_of(part: Part) -> list[tuple[int, int]]:
-    """The number of rows of each row group of a part, and the file offset of its numbers, as index.json says."""
-    counts = (min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP))
-    return list(zip(counts, part.vectors_at, strict=False))
-
-
-def _check_layout(path: Path, part: Part, dim: int) -> None:
-    try:
-        groups = _layout(pq.read_metadata(path), dim)
-    except pa.ArrowException as error:
-        raise INDEX.damaged(path, f"it is not a Parquet file ({error})") from error
-    if groups != _groups_of(part) or len(groups) != len(part.vectors_at):
-        expected = f"{part.rows:,} rows with vectors of {dim} numbers at byte {', '.join(map(str, part.vectors_at))}"
-        raise INDEX.damaged(path, f"{INDEX_FILE} says that it has {expected}, and it has not")
-
-
-def _layout(metadata: pq.FileMetaData, dim: int) -> list[tuple[int, int]]:
-    """The number of rows of each row group that is not empty, and the file offset of its numbers."""
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    return [(group.num_rows, _offset(group, dim)) for group in groups if group.num_rows]
-
-
-def _all_finite(vectors_RD: Half) -> bool:
-    """Whether all numbers are finite.
-
-    >>> _all_finite(np.array([[6e4, -6e4]], np.float16)), _all_finite(np.array([[-np.inf]], np.float16))
-    (True, False)
-    """
-    # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each sign.
-    return bool(vectors_RD.view("<i2").max() < 0x7C00 and vectors_RD.view("<u2").max() < 0xFC00)
-
-
-def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
-    """The stored vectors of a range of rows in blocks of at most a part, each with its first row."""
-    first = 0
-    for part in parts:
-        start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
-        if start < stop:
-            yield start, np.concatenate(mapped(folder, part, dim))[start - first : stop - first]
-        first += part.rows
-
-
-def check_vectors(folder: Path, document: dict[str, Any]) -> None:
-    """StaleError for the first file of vectors that is damaged, laid out in another way, or not finite."""
-    for part in parts_of(document):
-        mapped(folder, part, document["model"]["dim"])
 
 
 def read_document(folder: Path) -> dict[str, Any]:

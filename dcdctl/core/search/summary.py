@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dcdctl.core.search.columns import ColumnSummary
+from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.query import cut, shown, value_for_json
 from dcdctl.core.search.storage import ImageSource, words_of

@@ -28,11 +28,12 @@ from dcdctl.core import distributed, files, models
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, StaleError
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import embed, storage
+from dcdctl.core.search import embed, part_files
+from dcdctl.core.search.columns.change import name_forms
 from dcdctl.core.search.embed import ChunkReader, EmbeddingTask, ReadChunk
 from dcdctl.core.search.exact import Half, Rows
-from dcdctl.core.search.metadata import name_forms
-from dcdctl.core.search.storage import PLANNED, SkippedFile, SourceImage
+from dcdctl.core.search.part_files import SkippedFile, SourceImage
+from dcdctl.core.search.storage import PLANNED
 
 SUFFIXES = (".parquet", ".pq")
 NAMES = ("image_id", "path")
@@ -96,7 +97,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
     listed = (item for item in found_files if not isinstance(item, SkippedFile))
     num_images = num_files = 0
     with files.atomic_folder(folder) as partial:
-        for num_files, part in enumerate(embed.in_parts(listed, storage.ROWS_PER_PART), 1):
+        for num_files, part in enumerate(embed.in_parts(listed, part_files.ROWS_PER_PART), 1):
             paths = [str(PurePosixPath(source.path) / image.image_id) for image in part]
             table = pa.table({"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)})
             pq.write_table(table, partial / f"images-{num_files - 1:05d}.parquet", compression="zstd")
@@ -139,7 +140,7 @@ class _Gathered:
 
     @staticmethod
     def new(task: EmbeddingTask) -> _Gathered:
-        tables = [pq.read_table(task.build.written(storage.planned_name(part)), columns=["image_id"]) for part in task.parts]
+        tables = [pq.read_table(task.build.written(part_files.planned_name(part)), columns=["image_id"]) for part in task.parts]
         ids = pa.chunked_array([chunk for table in tables for chunk in table.column(0).chunks], pa.string()).combine_chunks()
         starts = list(accumulate((len(table) for table in tables), initial=0))
         # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the end.
@@ -258,19 +259,22 @@ class _Gathered:
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
             if number != read_part:
-                images, read_part = storage.read_images(self.task.build.written(storage.planned_name(self.task.parts[number]))), number
+                images, read_part = (
+                    part_files.read_images(self.task.build.written(part_files.planned_name(self.task.parts[number]))),
+                    number,
+                )
             start = row - self.starts[number]
             yield row, reader((ReadChunk(self.task.parts[number], start, start + 1), images[start : start + 1]))
 
 
 def _write(task: EmbeddingTask, gathered: _Gathered, part: int, first: int, skipped: dict[int, SkippedFile]) -> None:
-    images = storage.read_images(task.build.written(storage.planned_name(part)))
+    images = part_files.read_images(task.build.written(part_files.planned_name(part)))
     here = range(first, first + len(images))
     given = gathered.is_given[first : here.stop]
     kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
     vectors: Half = np.ascontiguousarray(gathered.vectors_ND[first : here.stop][given])
     with task.build.write(task.name(part)) as partial:
-        storage.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
+        part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
 
 
 def _check_columns(path: Path) -> None:

@@ -307,7 +307,7 @@ def _filter(condition: Condition | None, facts: StoreFacts) -> Any:
 
 
 def _test(condition: Condition, columns: pa.Schema) -> Any:
-    """A condition of Qdrant that holds for the rows of `search.where.matches`."""
+    """A condition of Qdrant that holds for the rows of `search.columns.where.matches`."""
     if isinstance(condition, All):
         return models.Filter(must=[_test(part, columns) for part in condition.parts])
     if isinstance(condition, AnyOf):

@@ -21,7 +21,7 @@ class Dialect:
 
 
 def condition_sql(condition: Condition, columns: pa.Schema, dialect: Dialect) -> str:
-    """A condition as an expression that holds for the rows of `search.where.matches`."""
+    """A condition as an expression that holds for the rows of `search.columns.where.matches`."""
     if isinstance(condition, All | AnyOf):
         word = " AND " if isinstance(condition, All) else " OR "
         return f"({word.join(condition_sql(part, columns, dialect) for part in condition.parts)})"

@@ -21,9 +21,9 @@ from dcdctl.core.data import CAMERA_COLUMNS, MOMENT, PLACE_COLUMNS, Corpus, Imag
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import commit, storage
+from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.where import TYPES
 
 EXIF_CHUNK, EXIF_THREADS = 256, 4
 """Images whose EXIF data a thread reads in one go, and threads: most of the time they wait for the disk."""

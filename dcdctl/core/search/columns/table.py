@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from dcdctl.core import files
 from dcdctl.core.data import MOMENT
-from dcdctl.core.search import storage
+from dcdctl.core.search import part_files
+from dcdctl.core.search.columns.where import Value
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, ColumnsFile
-from dcdctl.core.search.where import Value
 
 NUM_FREQUENT = 50
 """Most frequent values of a column in its summary."""
@@ -45,7 +45,7 @@ class Columns:
         """The values of a row; empty for an index without columns."""
         if row >= self.num_covered:
             return dict.fromkeys(self.schema.names)
-        group, within = divmod(row, storage.ROWS_PER_GROUP)
+        group, within = divmod(row, part_files.ROWS_PER_GROUP)
         return {name: column[within].as_py() for name, column in zip(self.schema.names, self._group(group).columns, strict=True)}
 
     def _read_column(self, name: str) -> pa.Array:
@@ -73,7 +73,7 @@ class Columns:
 def write_columns(path: Path, table: pa.Table) -> None:
     """Write the file of columns atomically."""
     with files.atomic_path(path) as partial:
-        pq.write_table(table, partial, row_group_size=storage.ROWS_PER_GROUP, compression="zstd")
+        pq.write_table(table, partial, row_group_size=part_files.ROWS_PER_GROUP, compression="zstd")
 
 
 @dataclass(frozen=True, kw_only=True)
