@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads, precision_on
+from dcdctl.cli.options import BatchSize, Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads
 from dcdctl.cli.views.bench import show_bench
+from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, show_json
 
 

@@ -30,7 +30,6 @@ from dcdctl.cli.options import (
     announce_code,
     check_overrides,
     check_recipe,
-    precision_on,
     refuse,
 )
 
@@ -117,6 +116,7 @@ def cache_teacher(
     own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size, "--workers": workers}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
+    from dcdctl.cli.views.scoring import precision_on
     from dcdctl.cli.views.terminal import show, show_json
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute

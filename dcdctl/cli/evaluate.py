@@ -26,9 +26,8 @@ from dcdctl.cli.options import (
     Threads,
     Workers,
     check_output_file,
-    precision_on,
 )
-from dcdctl.cli.views.scoring import show_workload
+from dcdctl.cli.views.scoring import precision_on, show_workload
 from dcdctl.cli.views.terminal import bar, note, show_json, show_table
 
 ProtocolName = Annotated[

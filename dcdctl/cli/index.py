@@ -19,9 +19,9 @@ from dcdctl.cli.options import (
     Threads,
     Workers,
     names_in,
-    precision_on,
     refuse,
 )
+from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:

@@ -14,8 +14,6 @@ import typer
 from dcdctl.cli.completion import complete_recipe, complete_set, complete_split, complete_teacher
 
 if TYPE_CHECKING:
-    import torch
-
     from dcdctl.core.devices import Compute
     from dcdctl.core.training import TrainingOptions
 
@@ -125,16 +123,6 @@ def check_precision(name: str) -> str:
 
         devices.precision(name)
     return name
-
-
-def precision_on(name: str, device: torch.device) -> str:
-    """The torch name of a precision; a message if it is slower than fp32 on this processor."""
-    from dcdctl.cli.views.terminal import note
-    from dcdctl.core import devices
-
-    if slower := devices.slower_half(name, device):
-        note(slower)
-    return devices.precision(name)
 
 
 def check_training_precision(name: str) -> str:

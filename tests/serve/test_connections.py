@@ -22,8 +22,9 @@ from starlette.types import Receive, Scope, Send
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import Searcher
-from dcdctl.core.serve import ServiceConfig, connections, logs, server
+from dcdctl.core.serve import ServiceConfig, connections, logs
 from dcdctl.core.serve import app as serve_app
+from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.metrics import Metrics
 from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware
 
@@ -303,8 +304,8 @@ def test_log_records_are_bounded_and_have_no_control_characters():
 def test_while_a_service_stops_it_answers_and_health_sends_clients_elsewhere(searcher):
     config = replace(PATIENT, drain_s=TIMEOUT_S)
     app = serve_app.build(searcher, config)
-    with server.bound("127.0.0.1", 0) as listener:
-        running = server.http_server(app, config)
+    with sockets.bound("127.0.0.1", 0) as listener:
+        running = sockets.http_server(app, config)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         until(lambda: running.started)

@@ -20,7 +20,7 @@ from dcdctl.core.search import Answer, ColumnChanges, Condition, Index, Searcher
 from dcdctl.core.search.columns.change import change_columns
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.serve import ServiceConfig
-from dcdctl.core.serve import server as serve_server
+from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.middleware import LimitsMiddleware
 
 CPU = torch.device("cpu")
@@ -89,13 +89,13 @@ class HeldSearcher(Searcher):
 @contextmanager
 def serving(app: LimitsMiddleware, config: ServiceConfig | None = None) -> Iterator[str]:
     """The URL of a real server, without a slash at its end."""
-    with serve_server.bound("127.0.0.1", 0) as listener:
+    with sockets.bound("127.0.0.1", 0) as listener:
         listener.listen()
-        server = serve_server.http_server(app, config or ServiceConfig())
+        server = sockets.http_server(app, config or ServiceConfig())
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield serve_server.url_of(listener).rstrip("/")
+            yield sockets.url_of(listener).rstrip("/")
         finally:
             server.should_exit = True
             thread.join()

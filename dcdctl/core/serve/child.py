@@ -26,8 +26,8 @@ from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
 from dcdctl.core.serve.job import Failed, Job, Ready, Reload, Reloaded
 from dcdctl.core.serve.keys import Keys
+from dcdctl.core.serve.listener import http_server, is_loopback, listen
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.server import http_server, is_loopback, listen
 from dcdctl.core.serve.workers import LiveSearcher
 
 HANGUP = getattr(signal, "SIGHUP", None)

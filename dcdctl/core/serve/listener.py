@@ -1,0 +1,120 @@
+"""The socket of a service, and uvicorn on it: bound first, so that an address that is taken is told before anything loads.
+
+Importing this module imports no web framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dcdctl.core.errors import InputError
+from dcdctl.core.serve.config import ServiceConfig
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from dcdctl.core.serve.middleware import LimitsMiddleware
+
+# The default of uvicorn.
+BACKLOG = 2048
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket bound to the address that does not listen yet; InputError if the address is not available."""
+    with _bind_errors(host, port):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+    with listener:
+        # Without it, a restart would have to wait until closed connections time out. On Windows it lets two programs share a port.
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with _bind_errors(host, port):
+            listener.bind(address)
+        yield listener
+
+
+def listen(listener: socket.socket, config: ServiceConfig) -> None:
+    """Let clients connect; InputError if the address is not available."""
+    with _bind_errors(config.host, config.port):
+        listener.listen(BACKLOG)
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether a socket can be reached from this machine only."""
+    # A link-local IPv6 address ends with its interface: fe80::1%eth0.
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+@contextmanager
+def _bind_errors(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except socket.gaierror as error:
+        raise InputError(f"host {host} is not known here ({error.strerror})", hint="--host 127.0.0.1 is this machine only") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            hint = f"name another with --port {port + 1}, or any free port with --port 0"
+            raise InputError(f"port {port} of {host} is used by another program", hint=hint) from error
+        if error.errno == errno.EACCES:
+            raise InputError(f"this user may not use port {port}", hint="use a port from 1024: --port 8000") from error
+        raise InputError(
+            f"cannot listen on {host}, port {port} ({error.strerror})", hint="--host must be an address of this machine"
+        ) from error
+
+
+def http_server(app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    """uvicorn with the limits of the settings, for an app of `app.build`; it runs on a bound socket. `on_ready`: it answers."""
+    import uvicorn
+
+    from dcdctl.core.serve.connections import MAX_ACCEPTED_AT_ONCE, protocol_of
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with _bind_errors(config.host, config.port):
+                await super().startup(sockets)
+            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
+            for listener in sockets or ():
+                listen(listener, config)
+            on_ready()
+
+        async def main_loop(self) -> None:
+            await super().main_loop()
+            app.lifecycle.is_ending = True
+            ends = time.monotonic() + config.drain_s
+            while time.monotonic() < ends and not self.force_exit:
+                await asyncio.sleep(0.05)
+
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        # Requests are not logged, for privacy. Malformed ones are counted in the metrics, so that a flood of them cannot fill a disk.
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        # uvicorn would choose the installed HTTP parser and event loop; with these it runs the same everywhere.
+        http=protocol_of(config, app.metrics),
+        loop="asyncio",
+        backlog=MAX_ACCEPTED_AT_ONCE,
+        h11_max_incomplete_event_size=config.max_header_bytes,
+        # uvicorn takes whole seconds.
+        timeout_keep_alive=math.ceil(config.max_idle_s),
+        timeout_graceful_shutdown=math.ceil(config.shutdown_s),
+    )
+    return Server(settings)
