@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 
+import forks
 import pytest
 from processes import WORKER, clear_user_settings
 
@@ -40,10 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.import_plugin("shared_fixtures")
 
 
-def pytest_collection_finish() -> None:
-    """From here on, garbage is looked for among the objects of the tests only."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """From here on, garbage is looked for among the objects of the tests only. A fork of the process as it is now runs scripts."""
     gc.freeze()
     gc.enable()
+    if session.items and hasattr(os, "fork"):
+        forks.start()
+
+
+def pytest_unconfigure() -> None:
+    forks.stop()
 
 
 @pytest.fixture(autouse=True)

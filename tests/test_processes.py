@@ -7,6 +7,7 @@ import re
 import sys
 
 import pytest
+from forks import run_forked
 from paths import ROOT
 from processes import TIMEOUT_S, clear_user_settings, run
 
@@ -35,3 +36,29 @@ def test_settings_of_the_user_reach_no_test_and_no_process():
     assert environment == {"PATH": "/bin", "HOME": "/root"}
     printed = run([sys.executable, "-c", "import os; print(*os.environ)"], capture_output=True, text=True, check=True).stdout
     assert not set(settings) & (set(printed.split()) | set(os.environ))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_script_in_a_fork_finds_the_imports_of_the_tests_and_nothing_that_a_test_changed(monkeypatch):
+    monkeypatch.setattr(re, "changed_by_a_test", True, raising=False)
+    script = """
+import os, re, sys
+print(sys.argv[1:], hasattr(re, "changed_by_a_test"), os.environ["GIVEN"], __name__)
+print("pytest" in sys.modules, file=sys.stderr)
+"""
+    assert run_forked(script, 1, "a b", environment={"GIVEN": "x"}) == ("['1', 'a b'] False x __main__\n", "True\n")
+    assert "GIVEN" not in os.environ
+
+
+KILLED = "import os, sys; print('at the end', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("1 / 0", "ZeroDivisionError: "), ("import sys; sys.exit(3)", "SystemExit: 3"), (KILLED, "at the end")],
+)
+def test_a_script_in_a_fork_that_fails_is_an_error_with_its_messages(script, message):
+    with pytest.raises(AssertionError, match=message):
+        run_forked(script)
+    assert run_forked("print(1)") == ("1\n", "")

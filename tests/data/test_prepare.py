@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer
+from forks import run_forked
 from PIL import Image
-from tiny import run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.prepare import prepare as prepare_command
@@ -574,7 +574,7 @@ print(json.dumps([len(kept), is_complete]))
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, workers):
-    num_kept, is_complete = json.loads(run_script(SCRIPT, tmp_path / "whole", tmp_path / "victim", workers))
+    num_kept, is_complete = json.loads(run_forked(SCRIPT, tmp_path / "whole", tmp_path / "victim", workers)[0])
     assert is_complete == [False, False, False, True]
     assert num_kept > 1
     assert contents(tmp_path / "victim") == contents(tmp_path / "whole")

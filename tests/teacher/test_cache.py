@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from encoders import save_text, set_pooling
-from tiny import contents, make_corpus, make_teacher, run_script
+from forks import run_forked
+from tiny import contents, make_corpus, make_teacher
 
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core.artifacts import Build
@@ -172,7 +173,7 @@ kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 
 
 def test_a_build_killed_repeatedly_resumes_to_the_same_bytes(scenes_corpus_dir, tmp_path):
-    run_script(SCRIPT, scenes_corpus_dir, tmp_path / "uninterrupted", tmp_path / "killed")
+    run_forked(SCRIPT, scenes_corpus_dir, tmp_path / "uninterrupted", tmp_path / "killed")
     assert len(contents(tmp_path / "uninterrupted")) == 3 + 16
     assert contents(tmp_path / "killed") == contents(tmp_path / "uninterrupted")
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from duals import save_dual
 from encoders import VISION, make_pair
+from forks import run_forked
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
 from shards import rows_of, write_shards
@@ -345,6 +346,7 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
 SCRIPT = """
 import json, sys
 import peft, torch, torch._dynamo
+from huggingface_hub import constants
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from dcdctl.cli.app import app
 from dcdctl.core.teacher import build
@@ -360,7 +362,7 @@ def run(commands):
         except SystemExit as end:
             assert not end.code, end.code
 
-torch.set_num_threads(1)
+constants.HF_HUB_OFFLINE = True
 build.IMAGES_PER_SHARD = 3
 # What `torchrun --standalone` does, but in forks: in two new processes the imports would take as long as the commands.
 place = LaunchConfig(1, 1, 2, run_id="two", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork", max_restarts=0)
@@ -408,7 +410,7 @@ def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def together(inputs, calm, cache_folder, starts, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def together(inputs, calm, cache_folder, starts, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, str, str]:
     """The folder of what two processes made, a cache and runs one after the other, and what they said."""
     make = functools.partial(
         by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, starts=starts, corpus_dir=scenes_corpus_dir
@@ -416,7 +418,7 @@ def together(inputs, calm, cache_folder, starts, scenes_corpus_dir, tmp_path_fac
     return processes.make_once(tmp_path_factory, "two-processes", make)
 
 
-def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_dir) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_dir) -> tuple[Path, str, str]:
     models.save(calm, folder / "teacher")
     trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
     shutil.rmtree(folder / "stopped" / "model")
@@ -433,9 +435,7 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_di
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
-    done = start("-c", SCRIPT, json.dumps(commands))
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    return folder, *run_forked(SCRIPT, json.dumps(commands))
 
 
 @pytest.mark.parametrize(("teacher", "cache"), [("teacher", "cache"), ("dual", "dual-cache")])
@@ -448,11 +448,11 @@ def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, teach
 
 
 def test_of_two_processes_one_speaks(together):
-    _, done = together
-    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 2
-    assert done.stderr.count("pairs/s in a trial") == 2
-    assert done.stdout.count("student -> ") == len(TOGETHER)
-    assert done.stderr.count("train: 4/4 steps, loss ") == len(TOGETHER)
+    _, printed, messages = together
+    assert printed.count("scored pairs of 32 images and 160 captions") == 2
+    assert messages.count("pairs/s in a trial") == 2
+    assert printed.count("student -> ") == len(TOGETHER)
+    assert messages.count("train: 4/4 steps, loss ") == len(TOGETHER)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import run_forked
 from paths import FIXTURES
-from tiny import run_script
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -304,7 +304,7 @@ kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 
 
 def test_killed_again_and_again_a_run_ends_with_the_same_losses_and_weights(scenes_corpus_dir, tmp_path):
-    run_script(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
+    run_forked(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
     whole, victim = runs.open_run(tmp_path / "whole"), runs.open_run(tmp_path / "killed")
     timeless = [[{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()] for run in (whole, victim)]
     assert timeless[0] == timeless[1]
