@@ -219,8 +219,8 @@ def make_trained(folder: Path, num_images: int) -> Case:
     images.mkdir(parents=True)
     for image in range(num_images):
         (images / file_name(image)).write_bytes(to_jpeg(made_up(image)))
-    lines = [f"{file_name(i // CAPTIONS_PER_IMAGE)},{caption}\n" for i, caption in enumerate(captions)]
-    (folder / "pairs.csv").write_text("image,caption\n" + "".join(lines), encoding="utf-8")
+    lines = [f"{file_name(i // CAPTIONS_PER_IMAGE)},{caption},train\n" for i, caption in enumerate(captions)]
+    (folder / "pairs.csv").write_text("image,caption,split\n" + "".join(lines), encoding="utf-8")
     prepare(images, folder / "pairs.csv", folder / "corpus", 0, 1)
     corpus = Corpus.open(folder / "corpus", "train")
     square_image_processor(VIT.image_size).save_pretrained(vision)
