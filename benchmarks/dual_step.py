@@ -58,7 +58,7 @@ from dcdctl.core.models.preprocess import square_image_processor
 from dcdctl.core.scoring import CorpusSource, Features, Source
 from dcdctl.core.scoring.features import IMAGES_PER_FILE
 from dcdctl.core.teacher import EmbeddedTeacher, TeacherCache, TeacherScores, cache_format
-from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
+from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.training import distill, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairsBatches

@@ -25,7 +25,7 @@ from test_official import CALLS, INDIRECT_CALLS, NESTINGS
 from test_official import FORMATS as CHECKPOINT_FORMATS
 
 from dcdctl.core import artifacts
-from dcdctl.core.models import load_save
+from dcdctl.core.models import saved_folder
 
 MEMORY = 3 << 29
 """Bytes of address space that a trial may take beyond what the process has: a file that unpacks to more ends in a traceback."""
@@ -343,7 +343,7 @@ def documents(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
             details = _change(document, rng)
             _write(path, document, has_checksum)
             if not has_checksum and (path.parent / "dcdctl.json").exists():
-                load_save.seal_again(path.parent)
+                saved_folder.seal_again(path.parent)
             line = words(folder / "copy")
             ended = in_fork(bounded(lambda line=line: dcdctl(*line)))
             yield f"document of a stranger, {name}", outcome_of(ended), f"{details[:200]}: {ended}"

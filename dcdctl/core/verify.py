@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dcdctl.core import artifacts, bench, data, models, scoring, search, teacher, training
+from dcdctl.core import artifacts, bench, data, evaluation, models, scoring, search, teacher, training
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.errors import DcdError, InputError, StaleError
-from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalResult
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.training import Run
 
 Read = TypeVar("Read")
 State = Literal["ok", "damaged", "unfinished"]
@@ -209,7 +208,7 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
 
 
 def _run(folder: Path, track: Track) -> VerifiedArtifact:
-    run = Run(folder)
+    run = training.Run(folder)
     artifact = VerifiedArtifact(path=folder, kind="run", is_finished=run.is_finished)
     names = ("run.json", "metrics.jsonl", "metrics.json", "shards.jsonl", "bench.json", "wandb.json")
     artifact.add(*(folder / name for name in names))
@@ -264,7 +263,7 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
         with artifact.noting():
             artifact.compare(folder, artifacts.listed_files(path, artifacts.read_document(path)), track)
         with artifact.noting():
-            _ = EvalResult.load(folder, names).answers  # read, to see that both tables fit the document
+            _ = evaluation.EvalResult.load(folder, names).answers  # read, to see that both tables fit the document
     return artifact
 
 

@@ -10,8 +10,9 @@ from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, cascade, evaluate, rankers, ranks, result
-from dcdctl.core.evaluation.cascade import DepthResult, Shortlists, on_front
+from dcdctl.core.evaluation.cascade import Shortlists, on_front
 from dcdctl.core.evaluation.protocols import WHOLE, folds_of
+from dcdctl.core.evaluation.result import DepthResult
 from dcdctl.core.progress import silent
 
 

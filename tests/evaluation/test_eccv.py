@@ -14,7 +14,7 @@ import torch
 from dcdctl.core.errors import CorpusError, MissingError
 from dcdctl.core.evaluation import eccv, ranks
 from dcdctl.core.evaluation.eccv import Judge
-from dcdctl.core.evaluation.ranks import Ranking
+from dcdctl.core.evaluation.ranking import Ranking
 
 NUM_IMAGES = 40
 

@@ -17,7 +17,8 @@ from dcdctl.core import artifacts, files
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, evaluate, result
 from dcdctl.core.evaluation import files as evaluation_files
-from dcdctl.core.evaluation.files import CASCADE_FILES, MODEL_FILES, EvalResult, check_copy
+from dcdctl.core.evaluation.files import EvalResult, check_copy
+from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES
 
 CORPUS = Numbers(OWNER)
 

@@ -12,7 +12,7 @@ from paths import DOCS
 from dcdctl.core.data import manifest
 from dcdctl.core.evaluation import RankTable, ranks, recall, significance
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
-from dcdctl.core.evaluation.ranks import NO_POSITION, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings, Ranks
 from dcdctl.core.evaluation.recall import average_precision_at_r
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")

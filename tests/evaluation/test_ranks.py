@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import ranks
-from dcdctl.core.evaluation.ranks import NO_POSITION, RankCounter, Ranking
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking
+from dcdctl.core.evaluation.ranks import RankCounter
 from dcdctl.core.scoring import top_k_of_rows
 
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import ranks as evaluation_ranks
 from dcdctl.core.evaluation import recall
-from dcdctl.core.evaluation.ranks import NO_POSITION, Rankings, Ranks
+from dcdctl.core.evaluation.ranking import NO_POSITION, Rankings, Ranks
 from dcdctl.core.evaluation.recall import Recalls, average_precision_at_r
 from dcdctl.core.scoring import topk
 

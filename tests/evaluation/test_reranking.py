@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation.ranks import NO_POSITION, RankCounter, Ranking, rerank
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking
+from dcdctl.core.evaluation.ranks import RankCounter, rerank
 
 
 def first_by(positions: list[list[int]], top: list[list[int]]) -> Ranking:

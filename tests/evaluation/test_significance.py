@@ -20,9 +20,9 @@ from dcdctl.core.evaluation import ranks as evaluation_ranks
 from dcdctl.core.evaluation import result as evaluation_result
 from dcdctl.core.evaluation.files import read_ranks
 from dcdctl.core.evaluation.protocols import WHOLE
-from dcdctl.core.evaluation.ranks import Ranking, Ranks
+from dcdctl.core.evaluation.ranking import Ranking, Ranks
 from dcdctl.core.evaluation.significance import Interval, bootstrap, compare_all
-from dcdctl.core.evaluation.vectors import VectorForm
+from dcdctl.core.evaluation.vector_form import VectorForm
 
 
 def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:

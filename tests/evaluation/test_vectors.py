@@ -18,7 +18,8 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.evaluation.ranks import rank_embeddings
-from dcdctl.core.evaluation.vectors import VectorForm, rank_vectors
+from dcdctl.core.evaluation.vector_form import VectorForm
+from dcdctl.core.evaluation.vectors import rank_vectors
 
 IMAGES, WIDTH = 24, 20
 IMAGE_T = np.repeat(np.arange(IMAGES), 2)

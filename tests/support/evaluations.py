@@ -13,7 +13,7 @@ import pandas as pd
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import recall
-from dcdctl.core.evaluation.ranks import Ranks
+from dcdctl.core.evaluation.ranking import Ranks
 
 
 def write_evaluation(

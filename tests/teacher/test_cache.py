@@ -24,7 +24,7 @@ from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.teacher import CandidateConfig, build, cache_format, candidates, summary
+from dcdctl.core.teacher import CandidateConfig, build, cache_format, candidate_lists, candidates, summary
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher import estimate as teacher_estimate
 
@@ -100,7 +100,7 @@ def made_cache(folder: Path, pairs: dict[tuple[int, int], tuple[float, int]], si
 def test_an_unscored_pair_never_gets_the_score_of_the_next_image(tmp_path):
     """Each image is scored with captions of its own alone, so that past its end lie the next image's; image 2 has no pair at all."""
     scores = {(0, 0): 0.5, (0, 1): 1.5, (1, 2): 2.5, (1, 4): 3.5, (3, 5): 4.5, (4, 6): 5.5, (4, 7): 6.5}
-    opened = made_cache(tmp_path, {pair: (score, candidates.POSITIVE) for pair, score in scores.items()}, (5, 8))
+    opened = made_cache(tmp_path, {pair: (score, candidate_lists.POSITIVE) for pair, score in scores.items()}, (5, 8))
     expected = np.array([[scores.get((i, t), np.nan) for t in range(8)] for i in range(5)], dtype=np.float32)
     np.testing.assert_array_equal(opened().lookup(*np.indices((5, 8))), expected)
     # Each pair in a cache that has read no other shard.
@@ -108,7 +108,7 @@ def test_an_unscored_pair_never_gets_the_score_of_the_next_image(tmp_path):
         assert np.isnan(opened().lookup(np.array([i]), np.array([t]))).all()
 
 
-TEXT, IMAGE = candidates.TEXT_CANDIDATE, candidates.IMAGE_CANDIDATE
+TEXT, IMAGE = candidate_lists.TEXT_CANDIDATE, candidate_lists.IMAGE_CANDIDATE
 
 
 def test_the_absolute_margin_by_hand(tmp_path):
@@ -358,9 +358,9 @@ def test_the_metadata_records_what_scores_depend_on(folder, teacher):
 def test_roles_mark_positives_and_the_candidates_of_each_direction(corpus, folder):
     cache, drawn = teacher_cache.read_cache(folder), candidates.draw_candidates(corpus, CONFIG)
     for image, text, role in zip(cache.image_P.tolist(), cache.text_P.tolist(), cache.role_P.tolist(), strict=True):
-        assert bool(role & candidates.POSITIVE) == (corpus.caption_image[text] == image)
-        assert bool(role & candidates.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
-        assert bool(role & candidates.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
+        assert bool(role & candidate_lists.POSITIVE) == (corpus.caption_image[text] == image)
+        assert bool(role & candidate_lists.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
+        assert bool(role & candidate_lists.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
 
 
 @pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])

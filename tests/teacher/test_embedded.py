@@ -26,7 +26,7 @@ from dcdctl.core.teacher import (
     TeacherCache,
     TeacherEnsemble,
     cache_format,
-    candidates,
+    candidate_lists,
     embedded_teachers,
 )
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, load_recipe, loop, runs
@@ -81,7 +81,7 @@ def cache_of(logits_IT: np.ndarray, corpus: Any, folder: Path) -> TeacherCache:
     folder.mkdir()
     image, text = (index.flatten() for index in np.indices(logits_IT.shape))
     is_own = corpus.caption_image[text] == image
-    role = np.where(is_own, candidates.POSITIVE, candidates.TEXT_CANDIDATE + candidates.IMAGE_CANDIDATE)
+    role = np.where(is_own, candidate_lists.POSITIVE, candidate_lists.TEXT_CANDIDATE + candidate_lists.IMAGE_CANDIDATE)
     name = cache_format.pairs_name(0)
     cache_format.write_pairs(folder / name, cache_format.Pairs(image, text, logits_IT.flatten(), role))
     plan = {

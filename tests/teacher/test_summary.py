@@ -13,7 +13,7 @@ from dcdctl.cli.app import app
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.teacher import cache, cache_format, summary
 from dcdctl.core.teacher.cache_format import CACHE, Pairs
-from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
+from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 
 BOTH = TEXT_CANDIDATE | IMAGE_CANDIDATE
 PAIRS = [

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core import artifacts
-from dcdctl.core.bench.cold_start import FirstQuery
 from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.footprint import Footprint
-from dcdctl.core.bench.rates import QueryTiming
 from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError
+
+if TYPE_CHECKING:  # these measure with torch, and a report only reads the times
+    from dcdctl.core.bench.cold_start import FirstQuery
+    from dcdctl.core.bench.footprint import Footprint
+    from dcdctl.core.bench.rates import QueryTiming
 
 Interval = tuple[float, float]
 PAPER_SPEED_UP = 129

@@ -1,13 +1,13 @@
 from .compare import ComparisonReport, PairwiseComparison, RankShift, System, compare_systems
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
-from .files import CASCADE_FILES, MODEL_FILES, Answers, EvalResult, write_evaluation
+from .files import Answers, EvalResult, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
-from .ranks import RankTable
+from .ranking import RankTable
 from .recall import KS
-from .result import EvalSummary, Evaluation, Figure, Retrieval, evaluation_document
+from .result import CASCADE_FILES, MODEL_FILES, EvalSummary, Evaluation, Figure, Retrieval, evaluation_document
 from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
-from .vectors import FormChoice
+from .vector_form import FormChoice
 
 __all__ = [
     "CASCADE_FILES",

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from dcdctl.core import devices
 from dcdctl.core.data import Corpus
-from dcdctl.core.evaluation.ranks import NUM_TOP, Rankings, rerank
-from dcdctl.core.evaluation.recall import Recalls
+from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
+from dcdctl.core.evaluation.ranks import rerank
+from dcdctl.core.evaluation.result import DepthResult
 from dcdctl.core.models import DualEncoder, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
 
@@ -29,25 +30,6 @@ MIN_ROUNDS, MAX_ROUNDS, BUDGET_S = 5, 50, 5.0
 """Rounds of timing: as many as fit into the seconds, within these bounds."""
 Query = tuple[TextBatch, TextBatch]
 """A caption as the dual encoder reads it, and as the fusion scorer does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DepthResult:
-    """A cascade at one depth; depth 0 is the dual encoder alone."""
-
-    depth: int
-    text_retrieval: dict[str, float]
-    image_retrieval: dict[str, float]
-    ms_per_query: float
-    """One caption against images that both models encoded before, see `query_ms`."""
-    num_pairs: int
-    """Pairs that the fusion scorer scores for all queries of both directions."""
-    is_on_front: bool = False
-    """Whether no other depth is at least as good and as fast, and better or faster."""
-
-    @property
-    def rsum(self) -> float:
-        return Recalls.from_measures(self.text_retrieval, self.image_retrieval).rsum
 
 
 @dataclass(frozen=True)

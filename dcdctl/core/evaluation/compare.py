@@ -27,10 +27,10 @@ from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.bootstrap import holm
-from dcdctl.core.evaluation.files import CASCADE_FILES, MODEL_FILES, EvalResult, FileNames, read_ranks
-from dcdctl.core.evaluation.ranks import Ranks, RankTable
+from dcdctl.core.evaluation.files import EvalResult, read_ranks
+from dcdctl.core.evaluation.ranking import Ranks, RankTable
 from dcdctl.core.evaluation.recall import Recalls
-from dcdctl.core.evaluation.result import EvalSummary
+from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES, EvalSummary, FileNames
 from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
 from dcdctl.core.places import shown
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import CorpusError, require_extra
-from dcdctl.core.evaluation.ranks import Ranking, Rankings
+from dcdctl.core.evaluation.ranking import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 from dcdctl.core.places import shown
 

@@ -18,9 +18,9 @@ from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result, vectors
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_of, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
-from dcdctl.core.evaluation.ranks import Rankings, RankTable
+from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
-from dcdctl.core.evaluation.vectors import FormChoice, VectorForm
+from dcdctl.core.evaluation.vector_form import FormChoice, VectorForm
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown, url_of
 from dcdctl.core.progress import Say, Track, silent, unsaid

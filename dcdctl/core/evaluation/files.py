@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts, files
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.ranks import NUM_TOP, RANKS_HINT, Ranking, RankTable
-from dcdctl.core.evaluation.result import EvalSummary, Evaluation, read_summary
+from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, Ranking, RankTable
+from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES, EvalSummary, Evaluation, FileNames, read_summary
 
 TABLES_HINT = "`dcdctl eval` writes both tables again"
 _CHECKSUM = b"dcdctl.checksum"
@@ -45,19 +45,6 @@ _TOP = {
     "score": pa.float32(),
     "is_own": pa.bool_(),
 }
-
-
-@dataclass(frozen=True)
-class FileNames:
-    """The names of the files of an evaluation; None for a file that it does not have."""
-
-    ranks: str
-    top: str | None = None
-    result: str | None = None
-
-
-MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json")
-CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
 
 
 @dataclass(frozen=True, eq=False)

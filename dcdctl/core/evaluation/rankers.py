@@ -28,10 +28,13 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
-from dcdctl.core.evaluation.cascade import DepthResult, Shortlists
+from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol
-from dcdctl.core.evaluation.ranks import NUM_TOP, RankCounter, Rankings
-from dcdctl.core.evaluation.vectors import VectorForm, rank_vectors
+from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
+from dcdctl.core.evaluation.ranks import RankCounter
+from dcdctl.core.evaluation.result import DepthResult
+from dcdctl.core.evaluation.vector_form import VectorForm
+from dcdctl.core.evaluation.vectors import rank_vectors
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Workload, dual_embedder, embed_all, open_source

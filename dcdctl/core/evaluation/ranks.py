@@ -24,84 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Direction
 from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Ranking, Rankings
 from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
-NUM_TOP = 10
-"""Candidates of each query that are kept: as far as R@10 looks."""
-NO_POSITION = int(np.iinfo(np.int64).max)
-"""Position of a positive that a query does not have, where other queries have more positives."""
 COSINE_ROUNDING = 1e-6
 """Cosines of unit vectors this close are a tie: a matrix product rounds equal pairs differently, by their place in a block."""
 UINT8_ROWS = 255
 """Rows whose True entries a byte can count."""
 MOST_THREADS = 8
 """Threads that count blocks; each has a block of scores in memory, 16 MiB."""
-RANKS_HINT = "`dcdctl eval ... --ranks FILE` writes such a table"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """How a gallery was ranked for the queries of one direction."""
-
-    positions_QR: NDArray[np.int64]
-    """Positions of the query's positives, from 1, ascending; NO_POSITION if it has fewer positives than R."""
-    positive_score_Q: NDArray[np.float32]
-    """Score of the best positive."""
-    top_QK: NDArray[np.int64]
-    """The first candidates, best first, positives last among equal scores; K is smaller than asked for if the gallery is."""
-    top_score_QK: NDArray[np.float32]
-
-    @property
-    def ranks(self) -> NDArray[np.int64]:
-        """(Q,): position of the best positive."""
-        return self.positions_QR[:, 0]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The rank of every query, from 1."""
-
-    text: NDArray[np.int64]
-    """(I,): text retrieval."""
-    image: NDArray[np.int64]
-    """(T,): image retrieval."""
-
-
-@dataclass(frozen=True)
-class Rankings:
-    """How captions were ranked for every image, and images for every caption."""
-
-    text: Ranking
-    image: Ranking
-
-    def of(self, direction: Direction) -> Ranking:
-        return self.text if direction == Direction.TEXT else self.image
-
-    @property
-    def ranks(self) -> Ranks:
-        return Ranks(self.text.ranks, self.image.ranks)
-
-
-@dataclass(frozen=True)
-class RankTable:
-    """The rank of every query of an evaluation, from 1, with the names of the queries; every image has a caption."""
-
-    image_ids: tuple[str, ...]
-    caption_ids: NDArray[np.int64]
-    """(T,): the source's number of each caption."""
-    caption_image: NDArray[np.int64]
-    """(T,): the image index of each caption."""
-    text_ranks: NDArray[np.int64]
-    """(I,): rank of each image's best positive caption."""
-    image_ranks: NDArray[np.int64]
-    """(T,): rank of each caption's image."""
-
-    def ranks(self, direction: Direction) -> NDArray[np.int64]:
-        """(Q,): rank of each query of a direction."""
-        return self.text_ranks if direction == Direction.TEXT else self.image_ranks
 
 
 class RankCounter:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.evaluation.ranks import NO_POSITION, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings, Ranks
 
 KS = (1, 5, 10)
 """The K of Recall@K that papers on image-text retrieval report."""

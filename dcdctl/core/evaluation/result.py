@@ -14,16 +14,47 @@ from dcdctl.core.config import check_document, to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import significance
-from dcdctl.core.evaluation.cascade import DepthResult
 from dcdctl.core.evaluation.protocols import Protocol
-from dcdctl.core.evaluation.ranks import Rankings, RankTable
+from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import KS, Recalls
 from dcdctl.core.evaluation.significance import Interval
-from dcdctl.core.evaluation.vectors import VectorForm
+from dcdctl.core.evaluation.vector_form import VectorForm
 
 Kind = Literal["dual", "fusion", "cascade"]
 RESAMPLES = 10_000
 """Bootstrap draws of an interval."""
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """The names of the files of an evaluation; None for a file that it does not have."""
+
+    ranks: str
+    top: str | None = None
+    result: str | None = None
+
+
+MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json")
+CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthResult:
+    """A cascade at one depth; depth 0 is the dual encoder alone."""
+
+    depth: int
+    text_retrieval: dict[str, float]
+    image_retrieval: dict[str, float]
+    ms_per_query: float
+    """One caption against images that both models encoded before, see `query_ms`."""
+    num_pairs: int
+    """Pairs that the fusion scorer scores for all queries of both directions."""
+    is_on_front: bool = False
+    """Whether no other depth is at least as good and as fast, and better or faster."""
+
+    @property
+    def rsum(self) -> float:
+        return Recalls.from_measures(self.text_retrieval, self.image_retrieval).rsum
 
 
 @dataclass(frozen=True, kw_only=True)

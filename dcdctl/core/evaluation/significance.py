@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation.bootstrap import bootstrap_sums, sign_flip_test
-from dcdctl.core.evaluation.ranks import RANKS_HINT, RankTable
+from dcdctl.core.evaluation.ranking import RANKS_HINT, RankTable
 from dcdctl.core.evaluation.recall import KS
 
 LEVEL = 0.95

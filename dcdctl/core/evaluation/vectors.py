@@ -9,7 +9,6 @@ Shape letters: I images, T texts (captions), P pairs, D numbers of a vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import artifacts, models
-from dcdctl.core.config import Count, check_fields
 from dcdctl.core.data import Direction
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import ranks, recall
 from dcdctl.core.evaluation.cascade import Shortlists
-from dcdctl.core.evaluation.ranks import COSINE_ROUNDING, Rankings
+from dcdctl.core.evaluation.ranking import Rankings
+from dcdctl.core.evaluation.ranks import COSINE_ROUNDING
 from dcdctl.core.evaluation.recall import Recalls
+from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 
 PAIRS_AT_A_TIME = 16_384
@@ -34,54 +33,6 @@ NUM_HALVINGS = 3
 """Widths of a table below the full one, each half of the one above, for a model that was trained without `loss.dims`."""
 RESCORED = 50
 """Candidates of a table that are scored again, unless the user sets a number: as many as an index takes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VectorForm:
-    """How the vectors of a dual encoder are compared."""
-
-    dims: Count | None = None
-    """Only the first numbers of each vector, divided by their length; None for all."""
-    kind: VectorKind = "float32"
-    rescore: Count | None = None
-    """int8, binary: first candidates of each query that are scored again by their float32 vectors; None for none."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "vectors")
-        if self.rescore is not None and self.kind == "float32":
-            raise ConfigError(
-                f"--rescore {self.rescore} scores candidates again by float32 vectors, and --codes is float32",
-                hint="add --codes int8 or --codes binary, or leave --rescore out",
-            )
-
-    def to_document(self) -> dict[str, Any]:
-        """The form as plain values, for JSON."""
-        return {"dims": self.dims, "kind": self.kind, "rescore": self.rescore}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormChoice:
-    """The form that the user asks for, or the widths of a table."""
-
-    dims: str | None = None
-    """A width, or for a table several: "64,128"; None for the full width."""
-    kind: VectorKind = "float32"
-    rescore: int | None = None
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The numbers in `dims`, ascending; ConfigError if they are not numbers above 0."""
-        words = [] if self.dims is None else [word.strip() for word in self.dims.split(",")]
-        if not all(word.isdecimal() and int(word) for word in words):
-            raise ConfigError(f"--dims must be a number, or for --vector-table a list, got {self.dims}", hint="for example --dims 64,128")
-        return tuple(sorted(set(map(int, words))))
-
-    @property
-    def single(self) -> VectorForm:
-        """How the vectors are compared; ConfigError for several widths."""
-        if len(self.widths) > 1:
-            raise ConfigError(f"--dims {self.dims} names several widths, and one is measured", hint="add --vector-table for a table")
-        return VectorForm(dims=next(iter(self.widths), None), kind=self.kind, rescore=self.rescore)
 
 
 def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: NDArray[np.int64], form: VectorForm, *, num_top: int) -> Rankings:

@@ -1,5 +1,5 @@
 from .catalog import list_families, list_teachers
-from .checkpoint import check_finite, check_finite_file
+from .checkpoint import check_finite
 from .dual import DualModel, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
@@ -13,14 +13,12 @@ from .inputs import ImageBatch, Pairs, States, TextBatch, with_copies
 from .load_save import (
     check_ref,
     convert,
-    find_damages,
     is_dual,
     load,
     load_dual,
     load_fusion,
     load_scorer,
     save,
-    seal_again,
     text_pooling,
 )
 from .networks.backbones import FeatureSpec, ProjectionSize
@@ -44,7 +42,9 @@ from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, Model, P
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source
 from .references.published import list_published
+from .saved_folder import find_damages, seal_again
 from .text_tower import TextEncoder, TextTower, TokenizedTexts
+from .weights_file import check_finite_file
 
 __all__ = [
     "MODULE_CONFIG_FILE",

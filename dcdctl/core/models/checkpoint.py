@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcdctl.core import files
@@ -54,15 +53,6 @@ def check_finite(state: Mapping[str, Tensor], source: object, *, error: type[Dcd
         if tensor.is_floating_point() and tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
             num_bad = int(tensor.numel() - tensor.isfinite().sum())
             raise error(f"{source}: {num_bad:,} of {tensor.numel():,} numbers of the weights {name} are not finite", hint=hint)
-
-
-def check_finite_file(path: Path, *, error: type[DcdError] = ModelError) -> None:
-    """`error` that names the first tensor of a safetensors file with a number that is not finite, or the file if it cannot be read."""
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as reason:
-        raise error(f"{path} cannot be read: {reason}") from reason
-    check_finite(state, path, error=error)
 
 
 def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:

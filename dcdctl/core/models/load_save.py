@@ -1,8 +1,7 @@
 """Load a model by reference, and save it; `FAMILIES` is the table of model families.
 
 A folder is loaded by the family of its model's type (`folders`), and so is the folder that a Hub id is fetched into (`hub`). A folder that
-`save` wrote also has dcdctl.json. It holds the settings that no other file holds, and the size and SHA-256 of every other file; `load`
-compares them before it reads anything.
+`save` wrote also has dcdctl.json (`saved_folder`); `load` compares the files with it before it reads anything.
 
 Importing this module does not import transformers: many commands only check a reference or list the families.
 
@@ -13,7 +12,7 @@ in tests/support/families.py.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from typing import Any, Literal
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import families
+from dcdctl.core.models import families, saved_folder
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER, SETTINGS_FILE
+from dcdctl.core.models.saved_folder import REMAKE
 from dcdctl.core.progress import Track, silent
 
 Kind = Literal["fusion", "dual"]
@@ -64,10 +64,6 @@ FAMILIES = {
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
 """The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
-FORMAT_VERSION = 2
-REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
-NOTES = ("*.md", "LICENSE*", ".*")
-"""Files that may be added to a saved model, because no loader reads them."""
 ACCEPTED = (
     "a model is a run folder, a folder or Hub id (owner/name or owner/name@revision) of a family that loads "
     f"({', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}), an official ViLT or METER .ckpt, "
@@ -192,28 +188,10 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     with files.atomic_folder(folder) as partial:
         model.save_network(partial, half=half)
         model.preprocess.save(partial)
-        _seal(partial, model.settings)
+        saved_folder.seal(partial, model.settings)
         # safetensors creates files that only their owner may read; give them the mode of the other files.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
-
-
-def seal_again(folder: Path) -> None:
-    """List the files of a folder that `save` wrote again, after files were added or changed."""
-    _seal(folder, {key: value for key, value in _read_seal(folder).items() if key not in ("format", artifacts.FILES)})
-
-
-def _seal(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write dcdctl.json."""
-    listed = artifacts.list_files(folder, sorted(_file_names(folder)))
-    artifacts.write_document(folder / SETTINGS_FILE, {"format": FORMAT_VERSION, **settings, artifacts.FILES: listed})
-
-
-def _file_names(folder: Path) -> set[str]:
-    """The paths of the files that dcdctl.json lists, relative to the folder."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = (path for path in paths if not any(Path(part).match(note) for part in path.parts for note in NOTES))
-    return {path.as_posix() for path in names} - {SETTINGS_FILE}
 
 
 def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track: Track = silent) -> Model:
@@ -324,14 +302,14 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family |
 def _needed(folder: Path, paths: Sequence[str]) -> list[str]:
     """Which files of a repository a model needs besides its small ones: those that dcdctl.json lists, or weights."""
     if (folder / SETTINGS_FILE).exists():
-        return sorted(set(_listed(folder, _read_seal(folder))) & set(paths))
+        return sorted(set(saved_folder.listed_in(folder, saved_folder.read_seal(folder))) & set(paths))
     if folders.type_of(folder) == OPEN_CLIP:
         return folders.open_clip_weights(paths)
     return hub.weights_among(paths)
 
 
 def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mapping[str, Any]) -> Model:
-    saved = _read_settings(folder)
+    saved = saved_folder.read_settings(folder)
     if family is not FAMILIES[CROSS_ENCODER]:
         check_no_cross_encoder(read_overrides(overrides), folder)
     source = folder if family is FAMILIES[SENTENCE_TRANSFORMER] else folders.network_folder(folder)
@@ -339,44 +317,10 @@ def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mappi
         return family.load(str(source), overrides, saved)
 
 
-def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """dcdctl.json; None if there is none. ModelError if a file of the folder is not as it was saved."""
-    if not (folder / SETTINGS_FILE).exists():
-        return None
-    saved = _read_seal(folder)
-    listed = _listed(folder, saved)
-    artifacts.check_files(folder, listed, error=ModelError, hint=REMAKE)
-    for damage in _added(folder, listed):
-        raise ModelError(damage, hint=REMAKE)
-    return saved
-
-
-def _read_seal(folder: Path) -> dict[str, Any]:
-    return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
-
-
-def _listed(folder: Path, saved: Mapping[str, Any]) -> dict[str, artifacts.Document]:
-    """The files that dcdctl.json lists."""
-    return artifacts.listed_files(folder / SETTINGS_FILE, saved, error=ModelError, hint=REMAKE)
-
-
-def find_damages(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged dcdctl.json."""
-    listed = _listed(folder, _read_seal(folder))
-    yield from artifacts.damages(folder, listed)
-    yield from _added(folder, listed)
-
-
-def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
-    """Which files were added to a folder that `save` wrote."""
-    for name in sorted(_file_names(folder) - set(listed)):
-        yield f"{folder / name} was added to a saved model, and a loader might read it"
-
-
 def _checked_type(folder: Path) -> str | None:
     """The type of the model in a folder, whose deciding files are as they were saved."""
     if (folder / SETTINGS_FILE).exists():
-        listed = _listed(folder, _read_seal(folder))
+        listed = saved_folder.listed_in(folder, saved_folder.read_seal(folder))
         deciding = {name: seal for name, seal in listed.items() if name in folders.DECIDING}
         artifacts.check_files(folder, deciding, error=ModelError, hint=REMAKE)
     return folders.type_of(folder)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from PIL import Image
-from torch import Tensor, nn
+if TYPE_CHECKING:  # commands that only list or check models import this file, and torch takes a second
+    from PIL import Image
+    from torch import Tensor, nn
 
-from dcdctl.core.models.inputs import Device, ImageBatch, Pairs, States, TextBatch
-from dcdctl.core.models.networks.towers import TrainedParts
+    from dcdctl.core.models.inputs import Device, ImageBatch, Pairs, States, TextBatch
+    from dcdctl.core.models.networks.towers import TrainedParts
 
 
 class Preprocessor(Protocol):

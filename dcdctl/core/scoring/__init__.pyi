@@ -10,7 +10,8 @@ from .embed import (
     load_embedder,
 )
 from .encoded import encode_corpus
-from .features import FEATURES, CorpusSource, Features, Source, find_faults, open_or_build, open_source
+from .feature_files import FEATURES, find_faults
+from .features import CorpusSource, Features, Source, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
 from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows

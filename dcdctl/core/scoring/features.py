@@ -30,21 +30,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core.artifacts import Build, Kind, other_folder_error, seal_of
+from dcdctl.core.artifacts import Build, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute, read_in_threads
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.scoring.feature_files import FEATURES
 
-FEATURES = Kind(
-    name="features",
-    format=3,
-    seal_file="features.json",
-    files=("lengths.npy", "images-*.npy", "texts-*.npy"),
-    make="run the command with --features",
-    make_again="run the same command again",
-)
 IMAGES_PER_FILE = 256
 """Images in a file, and what a killed run loses at most."""
 IMAGE_CHUNK = 32
@@ -350,22 +343,6 @@ def _build_texts(build: Build, part: int, texts: Index, lengths: Index, encoding
             packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
         encoding.advance(len(chunk))
     _save(build, name, packed)
-
-
-def find_faults(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """What is wrong with the numbers of files that have the right checksums: another shape or type than planned, or not finite."""
-    counts = dict.fromkeys(("images", "texts", "lengths"), 0)
-    for name in sorted(names):
-        array, kind = np.load(folder / name, mmap_mode="r"), name.partition("-")[0].removesuffix(".npy")
-        counts[kind] += int(array.sum(dtype=np.int64)) if kind == "lengths" else len(array)
-        shape = {"images": (plan["image_tokens"], plan["image_width"]), "texts": (plan["text_width"],), "lengths": ()}[kind]
-        if array.shape[1:] != shape or array.dtype != (np.uint16 if kind == "lengths" else np.float16):
-            yield f"{folder / name} holds {array.dtype} of shape {array.shape}, expected (count, {', '.join(map(str, shape))})"
-        elif kind != "lengths" and (num_bad := int(array.size - np.isfinite(array).sum())):
-            yield f"{folder / name}: {num_bad:,} of {array.size:,} numbers are not finite"
-    expected = {"images": plan["images"], "texts": plan["text_tokens"], "lengths": plan["text_tokens"]}
-    # Files that are damaged are not counted.
-    yield from (f"{folder} has {counts[kind]:,} {kind}, expected {expected[kind]:,}" for kind in counts if counts[kind] > expected[kind])
 
 
 def size_in_bytes(plan: dict[str, Any]) -> int:

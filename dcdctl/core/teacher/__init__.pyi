@@ -1,7 +1,8 @@
 from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE
-from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates
+from .candidate_lists import Candidates
+from .candidates import CandidateConfig, draw_candidates, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
 from .estimate import Estimate
 from .external_scores import ExternalJob, plan_work, take_scores

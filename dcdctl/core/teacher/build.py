@@ -43,7 +43,8 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.teacher.candidates import POSITIVE, ROLES, CandidateConfig, Candidates
+from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
+from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.false_negatives import false_negative_filter
 
 # 8 bytes are enough for a caption, which is only compared with the captions of its image.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
@@ -23,7 +22,7 @@ from dcdctl.core.config import check_document
 from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import CACHE, POOLING, TEACHER_NAME, CacheContents, pairs_name, read_pairs, shards_of
-from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
+from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 from dcdctl.core.teacher.scores import AverageScores, check_weights, in_range
 
 
@@ -197,6 +196,8 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
 
 
 def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    import torch  # for margins alone: caches are inspected and verified without it
+
     # In float64: in float32 the sigmoid of every logit above about 17 is 1, and a margin could not tell them apart.
     return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()
 

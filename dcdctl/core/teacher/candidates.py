@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
@@ -20,13 +19,10 @@ from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import miners
+from dcdctl.core.teacher.candidate_lists import Candidates
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, false_negative_filter
 from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
 
-POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
-"""Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate of the caption."""
-ROLES = {Direction.TEXT: TEXT_CANDIDATE, Direction.IMAGE: IMAGE_CANDIDATE}
-"""The role of the candidates of each direction."""
 SIMPLE_KINDS = ("random", "lexical", "embedding")
 
 
@@ -92,44 +88,6 @@ class CandidateConfig:
         for name, share in self.shares.items():
             if name not in SIMPLE_KINDS:
                 raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}")
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The negatives of every query: captions for each image, images for each caption."""
-
-    texts_of_image: RaggedArray
-    images_of_text: RaggedArray
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Number of removed candidates by reason, for both directions together."""
-
-    def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
-        """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image and caption."""
-        num_texts = len(caption_image)
-        # One number per pair and role, so that a single in-place sort is enough: there may be 40 million.
-        coded = np.concatenate(
-            [
-                (caption_image * num_texts + np.arange(num_texts)) * 8 + POSITIVE,
-                (self.texts_of_image.rows * num_texts + self.texts_of_image.values) * 8 + TEXT_CANDIDATE,
-                (self.images_of_text.values * num_texts + self.images_of_text.rows) * 8 + IMAGE_CANDIDATE,
-            ]
-        )
-        coded.sort()
-        starts = np.flatnonzero(np.concatenate([[True], coded[1:] >> 3 != coded[:-1] >> 3]))
-        role = np.bitwise_or.reduceat((coded & 7).astype(np.uint8), starts)
-        keys = coded[starts] >> 3
-        return keys // num_texts, keys % num_texts, role
-
-    def without_false_negatives(self, reason_against: FalseNegativeFilter) -> Candidates:
-        """The candidates that a filter has no reason against."""
-        images, texts = self.texts_of_image.rows, self.images_of_text.rows
-        is_text = reason_against(images, self.texts_of_image.values) == 0
-        is_image = reason_against(self.images_of_text.values, texts) == 0
-        return Candidates(
-            RaggedArray.from_sorted(images[is_text], self.texts_of_image.values[is_text], len(self.texts_of_image)),
-            RaggedArray.from_sorted(texts[is_image], self.images_of_text.values[is_image], len(self.images_of_text)),
-            self.dropped,
-        )
 
 
 def draw_candidates(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import Index
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.candidates import Candidates
+from dcdctl.core.teacher.candidate_lists import Candidates
 
 Scores = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import Index, RaggedArray
 from dcdctl.core.teacher.cache import TeacherCache, TeacherEnsemble
-from dcdctl.core.teacher.candidates import POSITIVE
+from dcdctl.core.teacher.candidate_lists import POSITIVE
 
 NUM_NEGATIVES = 15
 """Negatives of a list, drawn from the candidates; all of them if there are fewer."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.teacher.cache import TeacherCache
-from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
+from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, measure_spread
 
 NUM_BINS = 24

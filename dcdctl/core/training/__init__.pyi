@@ -1,6 +1,6 @@
 from .distill import preview, resolve, train
 from .fit import Preview
-from .inputs import UNNAMED, InputRefs, Inputs
+from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
 from .losses.config import LossConfig
 from .negatives import read_mined
@@ -22,7 +22,7 @@ from .recipe import (
     recipe_text,
     require_recipe_of_cache,
 )
-from .runs import Run, TrainingJob, check_best, command_of, start_run
+from .runs import UNNAMED, Run, TrainingJob, check_best, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
 __all__ = [

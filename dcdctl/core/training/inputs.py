@@ -19,9 +19,8 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.recipe import Recipe
+from dcdctl.core.training.runs import UNNAMED
 
-UNNAMED = "REF"
-"""In a command line: a model that was given in memory, without a name."""
 NamedKind = tuple[str, Literal["fusion", "dual"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
 

@@ -25,24 +25,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
-from dcdctl.core.devices import versions
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
-from dcdctl.core.models import Model
 from dcdctl.core.places import shown
-from dcdctl.core.training.recipe import Recipe
+
+if TYPE_CHECKING:  # a run is read without torch, which its checkpoints import
+    import torch
+    from torch import Tensor, nn
+
+    from dcdctl.core.models import Model
+    from dcdctl.core.training.recipe import Recipe
 
 KEPT_CHECKPOINTS = 2
 """One more than needed, in case the newest turns out damaged."""
 WEIGHTS_FILE, OPTIMIZER_FILE, SCALER_FILE = "weights.safetensors", "optimizer.pt", "scaler.json"
 BEST = Path("checkpoints", "best")
+UNNAMED = "REF"
+"""In a command line: a model that was given in memory, without a name."""
 SEAL_FILE = "checkpoint.json"
 CHECKPOINT_FORMAT = 2
 """Checkpoints of format 1 have no seal."""
@@ -215,6 +217,10 @@ def start_run(
     for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
     if not (folder / "run.json").exists():
+        import torch
+
+        from dcdctl.core.devices import versions
+
         more = {"seed": recipe.seed, "command": _command(), "threads": torch.get_num_threads(), "versions": versions()}
         artifacts.write_document(folder / "run.json", {**facts, **(measured or {}), **more})
     return Run(folder)
@@ -273,6 +279,9 @@ def save_checkpoint(
     run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
     """Save atomically everything that the steps after `step` depend on, and delete old checkpoints."""
+    import torch
+    from safetensors.torch import save_file
+
     with files.atomic_folder(_checkpoint_folder(run, step)) as partial:
         save_file(_unshared(model), partial / WEIGHTS_FILE)
         torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
@@ -291,6 +300,8 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
 
     StaleError that names the file and says how to resume from the checkpoint before it, if this one is damaged or not the one of its name.
     """
+    import torch
+
     *earlier, step = [0, *run.checkpoint_steps()]
     if not earlier:
         return 0
@@ -349,6 +360,8 @@ def _read_seal(run: Run, folder: Path, own_key: str, hint: str) -> artifacts.Doc
 
 
 def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
+    from safetensors.torch import load_file
+
     weights = load_file(path)
     if different := set(weights) ^ set(_unshared(model)):
         raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out")
@@ -373,6 +386,8 @@ def read_best_seal(run: Run) -> artifacts.Document | None:
 
 def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     """Save atomically the weights after `step` steps as the best so far."""
+    from safetensors.torch import save_file
+
     folder = run.folder / BEST
     # A name of its own, so that the seal switches from the old weights to the new ones in one rename.
     name = f"weights-{step}.safetensors"

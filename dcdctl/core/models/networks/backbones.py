@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, TimmWrapperImageProcessor
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
@@ -169,7 +169,7 @@ def load_processor(ref: str, config: Any) -> Any:
     if config.model_type != TIMM:
         return load_image_processor(ref)
     with needing_timm(ref):
-        return TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
+        return transformers.TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
 
 
 @contextmanager

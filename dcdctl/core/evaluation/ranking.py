@@ -1,0 +1,83 @@
+"""Rankings and ranks of both directions as values; `ranks` computes them and says how ties count.
+
+Only NumPy is imported here, because results on disk are read, compared and shown without torch.
+
+Shape letters: I images, T texts (captions); Q queries; R positives of the query that has most; K first candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core.data import Direction
+
+NUM_TOP = 10
+"""Candidates of each query that are kept: as far as R@10 looks."""
+NO_POSITION = int(np.iinfo(np.int64).max)
+"""Position of a positive that a query does not have, where other queries have more positives."""
+RANKS_HINT = "`dcdctl eval ... --ranks FILE` writes such a table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How a gallery was ranked for the queries of one direction."""
+
+    positions_QR: NDArray[np.int64]
+    """Positions of the query's positives, from 1, ascending; NO_POSITION if it has fewer positives than R."""
+    positive_score_Q: NDArray[np.float32]
+    """Score of the best positive."""
+    top_QK: NDArray[np.int64]
+    """The first candidates, best first, positives last among equal scores; K is smaller than asked for if the gallery is."""
+    top_score_QK: NDArray[np.float32]
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """(Q,): position of the best positive."""
+        return self.positions_QR[:, 0]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The rank of every query, from 1."""
+
+    text: NDArray[np.int64]
+    """(I,): text retrieval."""
+    image: NDArray[np.int64]
+    """(T,): image retrieval."""
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """How captions were ranked for every image, and images for every caption."""
+
+    text: Ranking
+    image: Ranking
+
+    def of(self, direction: Direction) -> Ranking:
+        return self.text if direction == Direction.TEXT else self.image
+
+    @property
+    def ranks(self) -> Ranks:
+        return Ranks(self.text.ranks, self.image.ranks)
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """The rank of every query of an evaluation, from 1, with the names of the queries; every image has a caption."""
+
+    image_ids: tuple[str, ...]
+    caption_ids: NDArray[np.int64]
+    """(T,): the source's number of each caption."""
+    caption_image: NDArray[np.int64]
+    """(T,): the image index of each caption."""
+    text_ranks: NDArray[np.int64]
+    """(I,): rank of each image's best positive caption."""
+    image_ranks: NDArray[np.int64]
+    """(T,): rank of each caption's image."""
+
+    def ranks(self, direction: Direction) -> NDArray[np.int64]:
+        """(Q,): rank of each query of a direction."""
+        return self.text_ranks if direction == Direction.TEXT else self.image_ranks

@@ -1,0 +1,72 @@
+"""The dcdctl.json of a saved model: the settings that no other file holds, and the size and SHA-256 of every other file.
+
+`dcdctl verify` compares the files of a model by it, without torch and without a request to the Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core import artifacts
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.references.folders import SETTINGS_FILE
+
+FORMAT_VERSION = 2
+REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
+NOTES = ("*.md", "LICENSE*", ".*")
+"""Files that may be added to a saved model, because no loader reads them."""
+
+
+def seal_again(folder: Path) -> None:
+    """List the files of a folder that `save` wrote again, after files were added or changed."""
+    seal(folder, {key: value for key, value in read_seal(folder).items() if key not in ("format", artifacts.FILES)})
+
+
+def seal(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write dcdctl.json."""
+    listed = artifacts.list_files(folder, sorted(_file_names(folder)))
+    artifacts.write_document(folder / SETTINGS_FILE, {"format": FORMAT_VERSION, **settings, artifacts.FILES: listed})
+
+
+def _file_names(folder: Path) -> set[str]:
+    """The paths of the files that dcdctl.json lists, relative to the folder."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = (path for path in paths if not any(Path(part).match(note) for part in path.parts for note in NOTES))
+    return {path.as_posix() for path in names} - {SETTINGS_FILE}
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """dcdctl.json; None if there is none. ModelError if a file of the folder is not as it was saved."""
+    if not (folder / SETTINGS_FILE).exists():
+        return None
+    saved = read_seal(folder)
+    listed = listed_in(folder, saved)
+    artifacts.check_files(folder, listed, error=ModelError, hint=REMAKE)
+    for damage in _added(folder, listed):
+        raise ModelError(damage, hint=REMAKE)
+    return saved
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """The content of dcdctl.json; ModelError if it is damaged."""
+    return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
+
+
+def listed_in(folder: Path, saved: Mapping[str, Any]) -> dict[str, artifacts.Document]:
+    """The files that dcdctl.json lists."""
+    return artifacts.listed_files(folder / SETTINGS_FILE, saved, error=ModelError, hint=REMAKE)
+
+
+def find_damages(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged dcdctl.json."""
+    listed = listed_in(folder, read_seal(folder))
+    yield from artifacts.damages(folder, listed)
+    yield from _added(folder, listed)
+
+
+def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+    """Which files were added to a folder that `save` wrote."""
+    for name in sorted(_file_names(folder) - set(listed)):
+        yield f"{folder / name} was added to a saved model, and a loader might read it"
