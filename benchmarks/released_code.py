@@ -1,7 +1,7 @@
 """Rate at which teachers score pairs: dcdctl against the released code of METER and ViLT, on the same weights.
 
     git clone https://github.com/zdou0830/METER; git clone https://github.com/dandelin/ViLT
-    python3.11 -m venv official; official/bin/pip install torch transformers==4.44.2 einops timm
+    python3.11 -m venv official; official/bin/pip install torch torchvision transformers==4.44.2 einops timm
     python benchmarks/released_code.py --meter METER --vilt ViLT --python official/bin/python [--captions 64] [--repeats 3] [--threads 1]
 
 The released code runs in a process of its own, because it needs an old transformers; its two processes and dcdctl work in turns. It gives
