@@ -62,7 +62,7 @@ def search(
     _check_usage(question, rerank, depth, html, hybrid)
     view = View(json, images.protocol(thumbnails, os.environ))
     reranking = {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}
-    searcher, condition = _open((index, model), where, hybrid, reranking, device, threads)
+    searcher, condition = _open((index, model), question, where, hybrid, reranking, (device, threads))
     if question is None:
         raise typer.Exit(search_session.run(searcher, view, k, condition, hybrid=hybrid))
     answer = searcher.ask(question, k, condition, hybrid=hybrid)
@@ -99,10 +99,16 @@ def _check_usage(question: str | Path | None, rerank: str | None, depth: int | N
 
 
 def _open(
-    place: tuple[str, Path | None], where: str | None, hybrid: bool, reranking: dict[str, Any], device: str, threads: int | None
+    place: tuple[str, Path | None],
+    question: str | Path | None,
+    where: str | None,
+    hybrid: bool,
+    reranking: dict[str, Any],
+    machine: tuple[str, int | None],
 ) -> tuple[Searcher, Condition | None]:
     """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before torch is
     imported, which takes seconds."""
+    device, threads = machine
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
     from dcdctl.core.search import check_hybrid, parse_where
@@ -114,6 +120,8 @@ def _open(
         check_hybrid(index)
     from dcdctl.core.search import Searcher
 
+    if isinstance(question, Path):  # which comes without a re-ranker
+        return Searcher.with_model(index, device=device, threads=threads), condition
     return Searcher.for_index(index, device=device, threads=threads, **reranking), condition
 
 

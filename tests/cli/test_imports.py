@@ -43,7 +43,7 @@ transformers decides by itself that it needs them: its attention masks take a cl
 take scipy, and its image processors torchvision. A plain installation has neither scipy nor torchvision.
 """
 BESIDES = {
-    "search --image": ["onnxruntime"],
+    "search --image": [],
     "eval": ["pandas"],
     "bench": ["pandas"],
     "convert": [],

@@ -146,6 +146,15 @@ class Searcher:
 
         return replace(searcher, reranker=Reranker.open(rerank, depth=depth, device=own.device(), settings=rerank_set))
 
+    @staticmethod
+    def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> Searcher:
+        """A searcher whose dual encoder is loaded now and encodes texts too, for a query by an image: no text side is opened.
+
+        Errors and settings as in `for_index`.
+        """
+        own = IndexModel(index, device, threads)
+        return Searcher(index, own.load(), own)
+
     @property
     def model(self) -> models.DualEncoder:
         """The dual encoder of the index, which is loaded if it was not needed before."""

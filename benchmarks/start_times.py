@@ -1,0 +1,170 @@
+"""Start times of every command, over a folder of tiny files, as a Markdown table.
+
+    python benchmarks/start_times.py
+    python benchmarks/start_times.py --before CHECKOUT --rounds 3
+
+Models have some thousand weights and a split two images, so a time is nearly all imports. Each command runs in a process of its own, all
+commands in turn in every round, and with `--before` the same commands of another checkout of dcdctl beside them. Processor time is that of
+the process and its children, over all threads; it hardly grows when other work runs beside. The numbers are medians over the rounds. The
+files are in the system's cache, because the first round is not counted. The time of `serve` ends when /health answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "transformers", "onnxruntime", "pandas", "matplotlib", "torchvision", "scipy")
+STAGE = "import sys; from pathlib import Path; from every_command import make_stage; make_stage(Path(sys.argv[1]))"
+COMMANDS = "import json; from every_command import COMMANDS; print(json.dumps(COMMANDS))"
+# The names are written when the command has ended, so that looking for them is not in its imports.
+RUN = """
+import atexit, os, sys
+atexit.register(lambda: open(os.environ["START_TIMES_NAMES"], "w").write(" ".join(sys.modules)))
+from dcdctl.cli.app import main
+main()
+"""
+MORE = {
+    "recipes": ["recipes"],
+    "models": ["models"],
+    "verify index": ["verify", "index"],
+    "verify corpus": ["verify", "corpus"],
+    "verify cache": ["verify", "cache"],
+    "verify run": ["verify", "run"],
+    "serve": ["serve", "index", "--port", "0", "--json"],
+}
+LEFT_OUT = (
+    "prepare again",
+    "distill --resume",
+    "index --add",
+    "cache-teacher --extend",
+    "prepare zip",
+    "prepare jsonl",
+    "prepare karpathy",
+)
+"""Commands of tests/support/every_command.py that start as another one does, or change the folder."""
+OPTIONS = {
+    "bench": ["--no-onnx", "--fresh-processes", "0", "--gallery-sizes", "100", "--reference-gallery", "100", "--batch-sizes", "1"],
+}
+"""Options that leave out what is no start: other processes, and measurements."""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout of dcdctl, and the folder of tiny files that its own code made."""
+
+    root: Path
+    stage: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(self.root), str(self.root / "tests" / "support")])
+        return {**os.environ, "PYTHONPATH": path, "START_TIMES_NAMES": str(self.stage / "names.txt")}
+
+
+@dataclass(frozen=True)
+class Start:
+    """One run of a command."""
+
+    processor_s: float
+    wall_s: float
+    heavy: tuple[str, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="another checkout, whose times are a column of their own")
+    parser.add_argument("--only", nargs="*", help="names of commands, all by default")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        roots = {"now": HERE} | ({"before": arguments.before.resolve()} if arguments.before else {})
+        checkouts = {name: Checkout(root, Path(folder, name)) for name, root in roots.items()}
+        for checkout in checkouts.values():
+            checkout.stage.mkdir()
+            _python(checkout, STAGE, str(checkout.stage))
+        commands = {name: words for name, words in _commands(checkouts["now"]).items() if name in (arguments.only or [name])}
+        found: dict[tuple[str, str], list[Start]] = {(name, way): [] for name in commands for way in checkouts}
+        for number in range(arguments.rounds + 1):
+            for name, way in found:
+                start = _start(checkouts[way], commands[name])
+                if number:
+                    found[name, way].append(start)
+    _show(found, list(commands), list(checkouts))
+
+
+def _commands(checkout: Checkout) -> dict[str, list[str]]:
+    staged = {name: words for name, words in json.loads(_python(checkout, COMMANDS)).items() if name not in LEFT_OUT}
+    commands = {name: [*words, *OPTIONS.get(name, [])] for name, words in (MORE | staged).items()}
+    names = _python(checkout, "from dcdctl.cli.app import COMMANDS; print(*(name for name, *_ in COMMANDS))").split()
+    return dict(sorted(commands.items())) | {"--help": ["--help"]} | {f"{name} --help": [name, "--help"] for name in names}
+
+
+def _python(checkout: Checkout, code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    # Elsewhere the current folder would be imported first.
+    done = subprocess.run(command, cwd=checkout.stage, env=checkout.environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def _start(checkout: Checkout, words: list[str]) -> Start:
+    """Run a command, and remove what it wrote."""
+    shutil.rmtree(checkout.stage / "NEW", ignore_errors=True)
+    is_service = words[0] == "serve"
+    names, log = checkout.stage / "names.txt", checkout.stage / "output.log"
+    names.write_text("")
+    with log.open("w") as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, *words],
+            cwd=checkout.stage, env=checkout.environment, stdout=subprocess.PIPE if is_service else output, stderr=output, text=True,
+        )  # fmt: skip
+        wall = 0.0
+        if is_service:
+            try:
+                assert process.stdout is not None
+                url = json.loads(process.stdout.readline())["url"].rstrip("/")
+                urllib.request.urlopen(f"{url}/health", timeout=60).close()
+                wall = time.perf_counter() - began
+            finally:
+                process.terminate()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = wall or time.perf_counter() - began
+    if os.waitstatus_to_exitcode(status) and not is_service:
+        raise SystemExit(f"{' '.join(words)}: {log.read_text()}")
+    imported = set(names.read_text().split())
+    return Start(usage.ru_utime + usage.ru_stime, wall, tuple(name for name in HEAVY if name in imported))
+
+
+def _show(found: dict[tuple[str, str], list[Start]], names: list[str], ways: list[str]) -> None:
+    columns = [f"{kind}, {way}" for way in reversed(ways) for kind in ("processor time", "by the clock")]
+    lines = [["command", *columns, "heavy packages"]]
+    for name in names:
+        cells = [
+            f"{median(getattr(start, kind) for start in found[name, way]):.2f} s"
+            for way in reversed(ways)
+            for kind in ("processor_s", "wall_s")
+        ]
+        lines.append([f"`{name}`", *cells, ", ".join(found[name, "now"][0].heavy) or "none"])
+    for number, line in enumerate(lines):
+        sys.stdout.write(f"| {' | '.join(line)} |\n" + ("|---" * len(line) + "|\n" if not number else ""))
+    sys.stdout.write(
+        f"{len(os.sched_getaffinity(0))} cores, load of {os.getloadavg()[1]:.1f}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
