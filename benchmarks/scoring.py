@@ -177,7 +177,7 @@ def plain(scorer: models.FusionScorer, image: Tensor, ids: Tensor) -> Tensor:
 
 def factorized(scorer: models.FusionScorer, image: Tensor, ids: Tensor, compute: Compute) -> Tensor:
     """Pairs scored after the image and each caption have been encoded once."""
-    with compute.autocast():
+    with compute.forward_pass():
         images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
     text_ix = torch.arange(len(ids), device=ids.device)
     return pairs.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, compute)

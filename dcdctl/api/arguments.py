@@ -62,15 +62,23 @@ def _toml(value: Any) -> str:
 
 
 def compute(
-    device: str, *, precision: str = "fp32", batch_size: int | None = None, workers: int | None = None, features: Ref | None = None
+    device: str,
+    *,
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    features: Ref | None = None,
+    compile: bool = False,
 ) -> Compute:
     """Where and how to run a model, by the names of the commands' options."""
+    place = devices.choose(device)
     return Compute(
-        device=devices.choose(device),
+        device=place,
         precision=devices.precision(precision),
         batch_size=batch_size,
         workers=workers,
         features=optional_path(features),
+        compile=compile and devices.can_compile(place, say),
     )
 
 

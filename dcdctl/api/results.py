@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "fp32",
+    compile: bool = False,
     out: Ref | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -109,7 +110,8 @@ def evaluate(
         with_eccv=eccv,
         forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
     )
-    options = EvalOptions(compute=arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features))
+    how = arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile)
+    options = EvalOptions(compute=how)
     with arguments.threads(threads):
         outcome = evaluation.run_evaluation(job, options, out=optional_path(out), track=arguments.track(progress), say=say)
     return Evaluation(outcome.document, outcome.folder)
@@ -169,7 +171,10 @@ def bench(
     """Time a student and its teacher on the same pairs; `config` sets the sizes, the precision and the seconds per measurement."""
     overrides = models.parse_overrides(assignments(model_overrides))
     pair = ModelPair(teacher=os.fspath(teacher), student=os.fspath(student), overrides=overrides, data=path(data), split=split)
-    return bench_room.compare_saved(pair, config or BenchConfig(), device=devices.choose(device), track=arguments.track(progress))
+    place, settings = devices.choose(device), config or BenchConfig()
+    if settings.compile and not devices.can_compile(place, say):
+        settings = replace(settings, compile=False)
+    return bench_room.compare_saved(pair, settings, device=place, track=arguments.track(progress))
 
 
 def export(

@@ -95,6 +95,7 @@ def cache_teacher(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "fp32",
+    compile: bool = False,
     progress: bool = False,
 ) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is scored."""
@@ -107,7 +108,7 @@ def cache_teacher(
         max_images=max_images,
         model_set=assignments(model_overrides),
         extend=optional_path(extend),
-        compute=arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features),
+        compute=arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile),
     )
     with arguments.threads(threads):
         cache = cache_scores(job, track=arguments.track(progress))
@@ -130,6 +131,7 @@ def distill(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
+    compile: bool = False,
     workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
@@ -150,7 +152,8 @@ def distill(
         model_set=assignments(model_overrides),
         validation_data=optional_path(validation_data),
     )
-    options = _options(device, precision, workers, features, accumulate, checkpoint_activations, wandb)
+    compute = arguments.compute(device, workers=workers, features=features, compile=compile)
+    options = TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     with arguments.threads(threads):
         return _train(TrainingJob("distill", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
@@ -168,6 +171,7 @@ def finetune_teacher(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
+    compile: bool = False,
     workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
@@ -177,7 +181,8 @@ def finetune_teacher(
 ) -> Run:
     """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's `model.start`."""
     refs = InputRefs(data=path(data), split=split, max_images=max_images, teachers=many(teacher), model_set=assignments(model_overrides))
-    options = _options(device, precision, workers, features, accumulate, checkpoint_activations, wandb)
+    compute = arguments.compute(device, workers=workers, features=features, compile=compile)
+    options = TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     with arguments.threads(threads):
         return _train(TrainingJob("finetune-teacher", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
@@ -230,20 +235,6 @@ def study(
 
 def _recipe(recipe: Ref | Recipe) -> str | Recipe:
     return recipe if isinstance(recipe, Recipe) else os.fspath(recipe)
-
-
-def _options(
-    device: str,
-    precision: str,
-    workers: int | None,
-    features: Ref | None,
-    accumulate: int | None,
-    checkpoint_activations: bool,
-    wandb: str | None,
-) -> TrainingOptions:
-    """Where and how to train, by the names of the commands' options."""
-    compute = arguments.compute(device, workers=workers, features=features)
-    return TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
 
 
 def _train(job: TrainingJob, refs: InputRefs, options: TrainingOptions, progress: bool) -> Run:

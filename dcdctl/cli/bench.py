@@ -6,9 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads
+from dcdctl.cli.options import (
+    BatchSize,
+    Compile,
+    Data,
+    Device,
+    Json,
+    ModelSet,
+    Precision,
+    Split,
+    Teacher,
+    Threads,
+)
 from dcdctl.cli.views.bench import show_bench
-from dcdctl.cli.views.scoring import precision_on
+from dcdctl.cli.views.scoring import compiles_on, precision_on
 from dcdctl.cli.views.terminal import bar, show_json
 
 
@@ -63,6 +74,7 @@ def bench(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = "fp32",
+    compile: Compile = False,
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
@@ -76,6 +88,7 @@ def bench(
         "num_images": num_images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
         "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
         "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": precision_on(precision, place),
+        "compile": compiles_on(compile, place),
     }  # fmt: skip
     pair = ModelPair(teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split)
     result = compare_saved(pair, build(BenchConfig, settings), device=place, track=bar)

@@ -13,6 +13,7 @@ import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_teacher
 from dcdctl.cli.options import (
+    Compile,
     Data,
     Device,
     DryRun,
@@ -109,14 +110,16 @@ def cache_teacher(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = "fp32",
+    compile: Compile = False,
     json: Json = False,
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
     own: dict[str, object] = {"--teacher": teacher, "--model-set": model_set, "--features": features, "--dry-run": dry_run or None}
     own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size, "--workers": workers}
+    own |= {"--compile": compile or None}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
-    from dcdctl.cli.views.scoring import precision_on
+    from dcdctl.cli.views.scoring import compiles_on, precision_on
     from dcdctl.cli.views.terminal import show, show_json
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
@@ -136,7 +139,8 @@ def cache_teacher(
             teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
             candidates=candidates, extend=extend,
             compute=Compute(
-                device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers, features=features
+                device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers, features=features,
+                compile=compiles_on(compile, place),
             ),
         )  # fmt: skip
         result = _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)

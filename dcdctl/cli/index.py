@@ -14,6 +14,7 @@ from dcdctl.cli.options import (
     COLUMNS_HELP,
     DIMS_HELP,
     BatchSize,
+    Compile,
     Device,
     Json,
     Threads,
@@ -21,7 +22,7 @@ from dcdctl.cli.options import (
     names_in,
     refuse,
 )
-from dcdctl.cli.views.scoring import precision_on
+from dcdctl.cli.views.scoring import compiles_on, precision_on
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def index(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = None,
+    compile: Compile = False,
     dims: Dims = None,
     codes: Codes = None,
     vectors: Vectors = None,
@@ -150,7 +152,8 @@ def index(
     given = None if not vectors else VectorFiles(names=tuple(vectors), verify=NUM_VERIFIED if verify is None else verify)
     devices.use_threads(threads)
     precision = None if precision is None else precision_on(precision, devices.choose(device))
-    compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+    place = devices.choose(device)
+    compute = Compute(device=place, batch_size=batch_size, workers=workers, compile=compiles_on(compile, place))
     settings = {"dims": dims, "kind": codes, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
     changes = Changes(

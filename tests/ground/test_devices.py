@@ -17,16 +17,16 @@ from dcdctl.core.errors import CorpusError, InputError
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_autocast_uses_the_set_precision(precision):
-    with Compute(precision=precision).autocast():
+    with Compute(precision=precision).forward_pass():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == getattr(torch, precision)
 
 
 def test_weights_cast_without_gradients_are_not_reused_by_the_next_autocast_block():
     weight, compute = torch.ones(2, 2, requires_grad=True), Compute(precision="bfloat16")
-    with torch.no_grad(), compute.autocast():
+    with torch.no_grad(), compute.forward_pass():
         torch.ones(2, 2) @ weight
-    with compute.autocast():
+    with compute.forward_pass():
         (torch.ones(2, 2) @ weight).sum().backward()
     assert weight.grad is not None
 

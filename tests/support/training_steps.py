@@ -66,6 +66,7 @@ def gradients_of(
     objective: type[PairObjective] = PairObjective,
     scale: float | None = None,
     starts: Path | None = None,
+    compile: bool = False,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The loss and the gradients of one step from the start; in several processes those of all of them."""
     model, recipe = make_student(inputs, kind, dropout=dropout, starts=starts)
@@ -73,7 +74,7 @@ def gradients_of(
         model.network.logit_scale.data.fill_(math.log(scale))
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
+    options = StepCompute(compute=Compute(precision=precision, compile=compile), scaler=scaler, micro_batch_plan=plan)
     values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
@@ -112,7 +113,7 @@ def prepare_without_numbers(inputs: Inputs, kind: str, count: int, starts: Path 
 class WithoutAutocast(Compute):
     """Compute settings for devices that have no autocast."""
 
-    def autocast(self) -> Any:
+    def forward_pass(self) -> Any:
         return nullcontext()
 
 

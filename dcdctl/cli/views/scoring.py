@@ -1,4 +1,4 @@
-"""What scores will cost, on stderr, before the model starts to score: pairs, time, and a precision that is slow here."""
+"""What scores will cost, on stderr, before the model starts to score: pairs, time, a precision that is slow here, and compiling."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ def precision_on(name: str, device: torch.device) -> str:
     if slower := devices.slower_half(name, device):
         note(slower)
     return devices.precision(name)
+
+
+def compiles_on(asked: bool, device: torch.device) -> bool:
+    """Whether to compile; a message that the first batches take a while, or that this machine cannot."""
+    from dcdctl.core import devices
+
+    if not asked or not devices.can_compile(device, note):
+        return False
+    note("--compile: the first batches take a minute or more, while encoders are compiled")
+    return True

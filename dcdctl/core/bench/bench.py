@@ -134,6 +134,8 @@ def compare(
 
     `fresh` has the times of fresh processes by model; `clock` replaces the clock of the settings.
     """
+    if config.compile:
+        models.require_compiled_sides(teacher, student)
     device = device_of(student)
     load_before = devices.load_average()
     in_torch = ((TEACHER, teacher), (STUDENT, student))
@@ -165,7 +167,7 @@ def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or before)
     try:
-        with torch.inference_mode(), Compute(device=device, precision=config.precision).autocast():
+        with torch.inference_mode(), Compute(device=device, precision=config.precision, compile=config.compile).forward_pass():
             yield
     finally:
         torch.set_num_threads(before)

@@ -141,7 +141,7 @@ def answer(request_json: str, begun: float) -> None:
     devices.synchronize(device)
     loaded, rss_loaded, worked = time.time(), peak_rss_mib(), time.process_time()
     corpus = Corpus.open(Path(request.data), request.split)
-    with torch.inference_mode(), Compute(device=device, precision=request.precision).autocast():
+    with torch.inference_mode(), Compute(device=device, precision=request.precision).forward_pass():
         encoded, first, second, first_worked = _answer_twice(model, corpus, request, device)
     parts = {
         "start_s": begun - started,

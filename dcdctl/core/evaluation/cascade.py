@@ -104,12 +104,12 @@ def query_ms(dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Co
     states = fusion.encode_images(np.arange(min(deepest, TIMED_IMAGES)))
 
     def find(query: Query) -> object:
-        with compute.autocast():
+        with compute.forward_pass():
             text_1D = dual.embed_texts(query[0])
         return (image_ID @ text_1D.float()[0]).topk(num_first)
 
     def score(query: Query, depth: int) -> object:
-        with compute.autocast():
+        with compute.forward_pass():
             texts = fusion.scorer.encode_texts(query[1])
             batches = (torch.arange(depth) % len(states)).split(fusion.batch_size)
             return torch.cat([fusion.scorer.score_pairs(states, texts, batch, torch.zeros_like(batch)) for batch in batches]).argsort()

@@ -72,7 +72,7 @@ def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute) -> Ten
     """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved."""
 
     def work(part: B) -> Tensor:
-        with compute.autocast():
+        with compute.forward_pass():
             return embed(part.to(compute.device, non_blocking=True)).float()
 
     return torch.cat([vectors for _, vectors in in_fitting_parts(batch, len(batch), work)])
@@ -118,9 +118,9 @@ def _batches(indices: Sequence[int], compute: Compute) -> list[Sequence[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
-    """The unit vectors of a corpus, for hard-negative mining."""
-    compute = Compute(device=embedder.device, batch_size=BATCH_SIZE)
+def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent, *, compile: bool = False) -> Vectors:
+    """The unit vectors of a corpus, for hard-negative mining and as those of a teacher."""
+    compute = Compute(device=embedder.device, batch_size=BATCH_SIZE, compile=compile)
     return embed_all(embedder, CorpusSource(corpus, embedder.preprocess), compute, track=track)
 
 
@@ -132,11 +132,11 @@ def embed_source(ref: str, source: Source, device: torch.device, track: Track = 
     return embed_corpus(load_embedder(ref, device), source.corpus, track)
 
 
-def embed_with_model(model: DualEncoder, source: Source, device: torch.device, track: Track = silent) -> Vectors:
+def embed_with_model(model: DualEncoder, source: Source, device: torch.device, track: Track = silent, *, compile: bool = False) -> Vectors:
     """The unit vectors of a source's corpus by a dual encoder; from the source's features if they come from the model's encoders."""
     embedder = dual_embedder(model, device)
     if not (isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]):
-        return embed_corpus(embedder, source.corpus, track)
+        return embed_corpus(embedder, source.corpus, track, compile=compile)
     # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
     source = replace(source, only_first=True)
     return embed_all(embedder, source, Compute(device=device, batch_size=BATCH_SIZE), by_length=False, track=track)

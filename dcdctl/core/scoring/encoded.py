@@ -64,7 +64,7 @@ def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, tra
 
     def encode(noun: str, order: Sequence[int], step: int, states_of: Callable[[Iterable[Sequence[int]]], Iterator[States]]) -> Tensor:
         batches = [order[start : start + step] for start in range(0, len(order), step)]
-        with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.autocast():
+        with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
             # Every process needs the width of the vectors, also one without a batch of its own.
             first_1D = _vectors(next(states_of([batches[0][:1]])))
             vectors_ND = first_1D.new_zeros(len(order), first_1D.shape[1])

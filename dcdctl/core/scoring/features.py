@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ from PIL import Image
 
 from dcdctl.core.artifacts import Build, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
-from dcdctl.core.devices import ON_CPU, Compute, read_in_threads
+from dcdctl.core.devices import ON_CPU, Compute, in_fitting_parts, read_in_threads
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
@@ -293,11 +293,11 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
         with track(f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images") as advance:
             reading = images_ahead(source, (chunk for rows in images.values() for chunk in _chunks(rows)), compute)
             for part, rows in images.items():
-                _build_images(build, part, rows, reading, _Encoding(source, encoders, compute.device, advance))
+                _build_images(build, part, rows, reading, _Encoding(source, encoders, compute, advance))
     if num_texts:
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
             for part, rows in texts.items():
-                _build_texts(build, part, rows, lengths, _Encoding(source, encoders, compute.device, advance))
+                _build_texts(build, part, rows, lengths, _Encoding(source, encoders, compute, advance))
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
 
@@ -308,8 +308,30 @@ class _Encoding:
 
     source: CorpusSource
     encoders: Encoders
-    device: torch.device
+    compute: Compute
     advance: Advance
+
+    def images(self, images: ImageBatch) -> States:
+        """The features of a batch, in float32; a batch that does not fit into memory is halved."""
+
+        def encode(part: ImageBatch) -> States:
+            with self._compute.forward_pass():
+                return self.encoders.image_features(part)
+
+        return States.cat([states for _, states in in_fitting_parts(images, len(images), encode)])
+
+    def texts(self, text_ix: Index) -> States:
+        """The same of captions."""
+
+        def encode(part: Index) -> States:
+            with self._compute.forward_pass():
+                return self.encoders.text_features(self.source.texts(part).to(self.compute.device))
+
+        return States.cat([states for _, states in in_fitting_parts(text_ix, len(text_ix), encode)])
+
+    @property
+    def _compute(self) -> Compute:
+        return replace(self.compute, precision="float32")
 
 
 def _chunks(images: Index) -> list[Index]:
@@ -323,8 +345,7 @@ def _build_images(build: Build, part: int, images: Index, reading: Iterator[Imag
     for chunk in _chunks(images):
         pixels = next(reading)
         assert isinstance(pixels, ImageBatch)
-        states = encoding.encoders.image_features(pixels)
-        encoded.append(_to_half(states, build.folder / name)[0])
+        encoded.append(_to_half(encoding.images(pixels), build.folder / name)[0])
         encoding.advance(len(chunk))
     _save(build, name, np.concatenate(encoded))
 
@@ -337,8 +358,7 @@ def _build_texts(build: Build, part: int, texts: Index, lengths: Index, encoding
     by_length = np.argsort(lengths[texts], kind="stable")
     for start in range(0, len(texts), TEXT_CHUNK):
         chunk = by_length[start : start + TEXT_CHUNK]
-        states = encoding.encoders.text_features(encoding.source.texts(texts[chunk]).to(encoding.device))
-        tokens, mask = _to_half(states, build.folder / name)
+        tokens, mask = _to_half(encoding.texts(texts[chunk]), build.folder / name)
         for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
             packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
         encoding.advance(len(chunk))

@@ -59,7 +59,7 @@ def _encode_chunk(scorer: FusionScorer, source: Source, chunk: Index, images: Im
         read = images if len(part) == len(chunk) else source.images(part)
         return scorer.encode_images(read.to(compute.device, non_blocking=True))
 
-    with compute.autocast():
+    with compute.forward_pass():
         return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode)])
 
 
@@ -75,7 +75,7 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
     # The chunk with the longest caption first: its width is most often that of all, and the captions of a fold are in memory only once.
     longest_first = sorted(starts, key=lambda start: -max(len(captions[text]) for text in text_ix[start : start + TEXT_CHUNK].tolist()))
     room: States | None = None
-    with compute.autocast():
+    with compute.forward_pass():
         for start in longest_first:
             at = start
             for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode):
@@ -125,7 +125,7 @@ def score_block(
     def score(batch: Tensor) -> Tensor:
         return scorer.score_pairs(images, texts, image_ix_P[batch], text_ix_P[batch]).float()
 
-    with compute.autocast():
+    with compute.forward_pass():
         for group in batches:
             first = len(ordered)
             for batch, scores in in_fitting_parts(group, batch_size, score):

@@ -80,7 +80,7 @@ def build(
     _check_packages(config, lambda: sum(1 for _ in itertools.islice(embed.list_images(source, folder), config.flat_up_to + 1)))
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
-    model = models.load_dual(ref)
+    model = _loaded(ref, compute)
     plan = {
         "format": INDEX.format,
         "generation": 1,
@@ -100,6 +100,13 @@ def build(
             empty = {**plan, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
             _fill(_Filling(folder, empty, model, given, compute), track)
     return Index.open(folder)
+
+
+def _loaded(ref: str | Path, compute: Compute) -> models.DualEncoder:
+    model = models.load_dual(ref)
+    if compute.compile:
+        models.require_compiled_sides(model)
+    return model
 
 
 def _origin(given: VectorFiles | None) -> str:
@@ -133,7 +140,7 @@ def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHE
                 if distributed.is_main():
                     _begin_adding(folder, document, source, _origin(changes.vectors))
             index = Index(folder, document)
-            model = models.load_dual(index.model)
+            model = _loaded(index.model, compute)
             index.expect(model.digest)
             _fill(_Filling(folder, document, model, changes.vectors, compute), track)
     return Index.open(folder)
@@ -278,7 +285,8 @@ def _fill(filling: _Filling, track: Track) -> None:
     # Nothing is new, so the index keeps its generation and its sources.
     if not parts and skipped == before:
         planned = {}
-    commit.commit(folder, {**document, **planned, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
+    document = {**document, **planned, **filling.compute.compiled_fact, "parts": [*document["parts"], *parts]}
+    commit.commit(folder, document, skipped=skipped, track=track)
 
 
 def _check_packages(config: IndexConfig, count_rows: Callable[[], int]) -> None:

@@ -182,6 +182,7 @@ def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, An
         "kind": kind,
         **{key: document[key] for key in ("model", "precision", "settings", "sources", "skipped", "removed")},
         "versions": {**devices.versions(), **ann.packages(kind), **(keywords.packages() if document["settings"].get("keywords") else {})},
+        **({"compile": True} if document.get("compile") else {}),
         "parts": document["parts"],
         "segments": [asdict(segment) for segment in segments],
         **({"columns": document["columns"]} if "columns" in document else {}),

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import artifacts, distributed, files, scoring
+from dcdctl.core import artifacts, distributed, files, models, scoring
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Index
@@ -199,6 +199,8 @@ def plan_cache(
             begin(build, corpus, config, draw, extend=extend, track=track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
+    if compute.compile:
+        models.require_compiled_sides(teacher)
     return CacheJob(build, corpus, teacher, source, compute)
 
 
@@ -260,7 +262,7 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
         distributed.barrier()
     with distributed.main_first():
         if distributed.is_main():
-            seal(job.build)
+            seal(job.build, job.compute)
     return cache.read_cache(job.folder, corpus=job.corpus, teacher=job.teacher.digest)
 
 
@@ -345,7 +347,7 @@ def _write_planned(build: Build, pairs: Pairs) -> None:
                 write_pairs(partial, part)
 
 
-def seal(build: Build) -> None:
+def seal(build: Build, compute: Compute = ON_CPU) -> None:
     """Write cache.json unless it is there, and remove the files that only the build needed."""
     names = [pairs_name(shard) for shard in range(len(shards_of(build.plan)))]
     parts = [ITEMS_FILE, *names]
@@ -354,7 +356,8 @@ def seal(build: Build) -> None:
         return build.clean(parts)
     pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.written(name)))) for name in names}
     dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
-    document = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped, "versions": versions()}
+    document = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped}
+    document |= {"versions": versions(), **compute.compiled_fact}
     document["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
     document["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, document).candidates.dropped}
     build.seal(document, parts)

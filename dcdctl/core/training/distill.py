@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from dcdctl.core import distributed, files, scoring
+from dcdctl.core import distributed, files, models, scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
@@ -225,10 +225,10 @@ def _recommended(scores: TeacherCache | TeacherEnsemble | None) -> float:
 
 def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, track: Track) -> _Training:
     """Load the teachers, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
-    teacher, embedded = None, None
+    teacher, embedded, duals = None, None, list[tuple[str, models.DualEncoder]]()
     if plan.embeds_corpus:
         # With caches the weights are those of the caches, and the dual teachers have equal ones.
-        duals, weights = inputs.load_dual_teachers(track), () if opened.caches else plan.recipe.teachers.weights
+        duals, weights = list(inputs.load_dual_teachers(track)), () if opened.caches else plan.recipe.teachers.weights
         embedded = embedded_teachers(duals, opened.corpus, plan.options.compute, weights)
     else:
         teacher = inputs.load_teacher(opened.caches, track)
@@ -241,6 +241,8 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     if plan.recipe.teachers.ema is not None:
         assert model.kind == "dual"
         model.add_average()
+    if plan.options.compute.compile:
+        models.require_compiled_sides(model, *(dual for _, dual in duals))
     # The main process stores the features; the others then find them complete.
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
@@ -314,7 +316,7 @@ def _start_run(
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
     facts, mined = {**_facts(training), **fit.inputs()}, None
     measured = {**fit.measured(), "micro_batches": options.micro_batches, "batches_per_epoch": batches.batches_per_epoch}
-    measured |= runs.equivalent_command(job, inputs.options())
+    measured |= runs.equivalent_command(job, inputs.options()) | options.compute.compiled_fact
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)

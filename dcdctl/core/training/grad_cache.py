@@ -105,7 +105,7 @@ def backward(
     batch = batch.to(options.compute.device)
     if isinstance(objective, SelfTaught):
         batch = _taught(objective, model, batch, options)
-    with options.compute.autocast():
+    with options.compute.forward_pass():
         if isinstance(objective, MicroBatchObjective):
             terms = objective.loss(model, objective.outputs(model, batch), batch, info.progress)
         else:
@@ -122,7 +122,7 @@ def _backward_in_micro_batches(
 
     def outputs(number: int, micro_batch: MicroBatch) -> tuple[Tensor, ...]:
         info.seed_dropout(number)
-        with options.compute.autocast():
+        with options.compute.forward_pass():
             return objective.outputs(model, micro_batch.to(options.compute.device))
 
     with torch.no_grad():
@@ -133,7 +133,7 @@ def _backward_in_micro_batches(
     batch_on_device = batch.to(options.compute.device)
     if isinstance(objective, SelfTaught):
         batch_on_device = _taught(objective, model, batch_on_device, options)
-    with options.compute.autocast():
+    with options.compute.forward_pass():
         terms = objective.loss(model, leaves, batch_on_device, info.progress)
     loss, read_values = _loss_of(terms)
     # Parameters that the loss itself reads, such as the logit scale, get their gradient from one process.
@@ -151,7 +151,7 @@ def _backward_in_micro_batches(
 def _taught(objective: SelfTaught, model: nn.Module, batch: Batch, options: StepCompute) -> Batch:
     """The batch with the scores of the objective's own teacher, of which each process computes those of its micro-batches."""
     teacher = objective.teacher(model)
-    with options.compute.autocast():
+    with options.compute.forward_pass():
         if not batch.micro_batches:
             return objective.taught(teacher, objective.outputs(teacher, batch), batch)
         local = [objective.outputs(teacher, micro_batch.to(options.compute.device)) for micro_batch in batch.micro_batches]

@@ -65,7 +65,9 @@ def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
             say("--accumulate auto and --precision auto try nothing in several processes: set them, or a batch is split by processes only")
         return options.settled()
     trial.model.to(options.compute.device).train()
-    tried = [_fit(replace(options, compute=replace(options.compute, precision=precision)), trial) for precision in trial.precisions]
+    # Without compiled encoders: each number of micro-batches would be another shape to compile.
+    plain = replace(options.compute, compile=False)
+    tried = [_fit(replace(options, compute=replace(plain, precision=precision)), trial) for precision in trial.precisions]
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
         raise next(each for each in tried if isinstance(each, InputError))
@@ -76,7 +78,7 @@ def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
         say(f"--precision auto is {found.compute.precision}" + (f": {measured}" if len(fitting) > 1 else ""))
     if found.micro_batches > options.micro_batches:
         say(f"--accumulate auto is {found.micro_batches}: a batch of {trial.batches.config.size} does not fit into memory in fewer parts")
-    return found.settled()
+    return replace(found, compute=replace(found.compute, compile=options.compute.compile)).settled()
 
 
 def precisions(options: TrainingOptions) -> tuple[str, ...]:

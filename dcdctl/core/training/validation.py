@@ -37,7 +37,8 @@ class Validation:
         values: dict[str, float] = {}
         if distributed.is_main():
             # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
-            options = EvalOptions(compute=replace(self.compute, precision="float32"))
+            # Not compiled: its batches would be further shapes to compile, for few images.
+            options = EvalOptions(compute=replace(self.compute, precision="float32", compile=False))
             recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
             for direction, percents in ((Direction.TEXT, recalls.text_retrieval), (Direction.IMAGE, recalls.image_retrieval)):
                 values |= {f"val_{direction}_r{k.removeprefix('R@')}": value for k, value in percents.items()}

@@ -27,6 +27,7 @@ from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
 from dcdctl.core.models.references import hub
 
@@ -205,9 +206,6 @@ def spec_of(config: Any) -> FeatureSpec:
 def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
     """Tokens of images, I x V x W: the encoder's output, with the stages of its spec appended along the width, position by position."""
     spec = spec_of(encoder.config)
-    if _is_convolutional(encoder):
-        # The kernels of CPUs and GPUs compute a pixel's channels together: 1.04 to 1.29 times as fast, and equal up to rounding.
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
     if spec.levels and encoder.config.model_type == TIMM:
         states, maps = encoder.timm_model.forward_intermediates(pixel_values, indices=list(spec.levels))
         # Earlier maps are larger: each position of the output gets the mean over the positions that it was computed from.
@@ -220,6 +218,14 @@ def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
     if spec.levels:
         states = torch.cat([states, *(output.hidden_states[level] for level in spec.levels)], dim=-1)
     return to_tokens(states, width, spec.grid)
+
+
+def in_kernel_order(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Images for this encoder, channels last if it consists of convolutions.
+
+    The kernels of CPUs and GPUs compute a pixel's channels together: 1.04 to 1.29 times as fast, and equal up to rounding.
+    """
+    return pixel_values.contiguous(memory_format=torch.channels_last) if _is_convolutional(encoder) else pixel_values
 
 
 def _is_convolutional(encoder: nn.Module) -> bool:
@@ -345,7 +351,12 @@ class EncoderPair:
 
     def image_features(self, images: ImageBatch) -> States:
         """Features of I images, I x V x W."""
-        tokens = vision_tokens(self.vision, images.pixel_values, self.image_width)
+        width = self.image_width
+
+        def encode(encoder: Any, pixel_values: Tensor) -> Tensor:
+            return vision_tokens(encoder, pixel_values, width)
+
+        tokens = run_encoder("image", self.vision, encode, in_kernel_order(self.vision, images.pixel_values))
         return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
     def text_features(self, texts: TextBatch) -> States:

@@ -58,8 +58,9 @@ class StreamTeacher:
     @torch.no_grad()
     def _embed(self, images: ImageBatch, texts: TextBatch) -> tuple[Tensor, Tensor]:
         """The unit vectors of some rows of a batch, in float32, whatever the precision of the training."""
+        compute = replace(self.compute, precision="float32")
         vectors = (
-            torch.cat([embed(part.to(self.compute.device)).float() for part in _parts(batch)])
+            torch.cat([scoring.embed_batch(embed, part, compute) for part in _parts(batch)])
             for embed, batch in ((self.model.embed_images, images), (self.model.embed_texts, texts))
         )
         return tuple(scoring.finite_vectors(functional.normalize(side, dim=-1)) for side in vectors)  # type: ignore[return-value]
