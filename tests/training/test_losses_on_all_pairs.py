@@ -77,7 +77,17 @@ def test_cprd_against_the_loop_over_pairs():
                     terms.append(functional.cross_entropy(student[i, [j, *below]], torch.tensor(0)))
         return torch.stack(terms).mean()
 
-    assert_close(relations.cprd(student, teacher, scored, margin=4.0), both_ways(one_way, student, teacher, scored))
+    student.requires_grad_()
+    found, expected = relations.cprd(student, teacher, scored, margin=4.0), both_ways(one_way, student, teacher, scored)
+    assert_close(found, expected)
+    assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, expected)))
+
+
+def test_cprd_and_its_gradient_read_no_number_of_their_device():
+    student_QG, teacher_QG = (torch.zeros(4, 4, device="meta") for _ in range(2))
+    relations.cprd(student_QG.requires_grad_(), teacher_QG, torch.ones(4, 4, dtype=torch.bool, device="meta"), margin=1.0).backward()
+    with pytest.raises(RuntimeError, match="meta"):
+        student_QG.nonzero()
 
 
 def test_cprd_with_everything_plausible_is_the_likelihood_of_the_teachers_order():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcdctl.core.training.losses.masked import in_full_precision, kl_of_rows, log_softmax, weighted
+from dcdctl.core.training.losses.masked import in_full_precision, kl_of_rows, weighted
 from dcdctl.core.training.losses.weights import Weights
 
 MIN_VARIANCE = 1e-6
@@ -42,7 +42,7 @@ def cprd(
     which this loss is added, covers it.
 
     Pairs in `same_mask` (True where a pair off the diagonal matches too) are never negatives; a row whose positive has no score is left
-    out. The loss needs memory for (plausible pairs) x G numbers. With an infinite margin each row's loss is ListMLE (Xia et al. 2008).
+    out. With an infinite margin each row's loss is ListMLE (Xia et al. 2008).
     """
     if student_QG.shape[0] != student_QG.shape[1]:
         raise ValueError(f"logits must be square, positives on the diagonal, got {tuple(student_QG.shape)}")
@@ -59,16 +59,20 @@ def cprd(
 def _partial_ranking(
     student_QG: Tensor, teacher_QG: Tensor, negative_QG: Tensor, positive_Q: Tensor, margin: float, weight_Q: Tensor | None
 ) -> Tensor:
-    """One direction of `cprd`; `margin` is in units of the teacher's logits. P: plausible pairs with at least one pair below them."""
+    """One direction of `cprd`; `margin` is in units of the teacher's logits."""
     teacher_QG = in_full_precision(teacher_QG.detach())
     is_plausible_QG = negative_QG & (teacher_QG >= (in_full_precision(positive_Q) - margin)[:, None])
-    row_P, column_P = is_plausible_QG.nonzero(as_tuple=True)
-    below_PG = negative_QG[row_P] & (teacher_QG[row_P] < teacher_QG[row_P, column_P][:, None])
-    has_below_P = below_PG.any(dim=1)
-    row_P, column_P, below_PG = row_P[has_below_P], column_P[has_below_P], below_PG[has_below_P]
-    candidate_PG = below_PG.scatter(1, column_P[:, None], True)
-    nll_P = -log_softmax(in_full_precision(student_QG)[row_P], candidate_PG).gather(1, column_P[:, None]).squeeze(1)
-    return weighted(nll_P, None if weight_Q is None else weight_Q[row_P]).sum() / max(len(row_P), 1)
+    # By the teacher's scores, ascending, and the pairs that are no negatives last: those below a pair are the first of its row.
+    ranked_teacher_QG, order_QG = teacher_QG.masked_fill(~negative_QG, torch.inf).sort(dim=1)
+    ranked_QG = in_full_precision(student_QG).gather(1, order_QG)
+    ranked_QG = ranked_QG.masked_fill(~negative_QG.gather(1, order_QG), torch.finfo(ranked_QG.dtype).min)
+    # Of equal scores neither is below the other.
+    num_below_QG = torch.searchsorted(ranked_teacher_QG, ranked_teacher_QG)
+    below_QG = ranked_QG.logcumsumexp(dim=1).gather(1, (num_below_QG - 1).clamp(min=0))
+    counts_QG = is_plausible_QG.gather(1, order_QG) & (num_below_QG > 0)
+    nll_QG = (torch.logaddexp(below_QG, ranked_QG) - ranked_QG).masked_fill(~counts_QG, 0)
+    # The number of pairs stays on the device: reading it would wait for a GPU.
+    return weighted(nll_QG.sum(dim=1), weight_Q).sum() / counts_QG.sum().clamp(min=1)
 
 
 def affinity(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None) -> Tensor:
