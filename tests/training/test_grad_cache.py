@@ -27,7 +27,6 @@ from shards import rows_of, write_shards
 from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
 from training_steps import KINDS, STARTS, gradients_of, prepare_without_numbers, relative_differences
-from transformers import masking_utils
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -567,10 +566,8 @@ def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs", "dual lists", "CLIP", "SigLIP LoRA"])
 def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(inputs, starts, kind, count, monkeypatch):
-    # torch has no autocast for this device. The text towers of transformers ask once per pass whether there is padding.
+    # torch has no autocast for this device.
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-    for name in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"):
-        monkeypatch.setattr(masking_utils, name, lambda *args, **options: False)
     model, step = prepare_without_numbers(inputs, kind, count, starts if kind in STARTS else None)
     with pytest.raises(RuntimeError, match="meta tensor") as raised:
         step()

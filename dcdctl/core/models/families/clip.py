@@ -21,7 +21,7 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import keep_statistics
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
-from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, attention_mask
 from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.networks.towers import Tower
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
@@ -121,7 +121,7 @@ class ClipDual(VisionTextDual):
         # A model that attends to the padding gets no mask, and all its captions have one length.
         if self._variant.pads_texts:
             return run_encoder("text", encoder, pool, texts.input_ids)
-        return pool(encoder, texts.input_ids, texts.attention_mask)
+        return pool(encoder, texts.input_ids, attention_mask(encoder, texts))
 
     def project_images(self, pooled_IW: Tensor) -> Tensor:
         """See `VisionTextDual.project_images`; SigLIP and ALIGN have no projection of images."""

@@ -32,7 +32,7 @@ from dcdctl.core.models.dual import DualModel, keep_statistics, unit_vectors
 from dcdctl.core.models.fingerprint import tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
-from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, in_kernel_order
 from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others, use_eval_mode_where_frozen
@@ -206,7 +206,7 @@ class OpenClipDual(DualModel):
         """Unit vectors, I x D. ValueError for features."""
         if isinstance(images, States):
             raise ValueError("this dual encoder takes pixels, not the features of an encoder")
-        return unit_vectors(run_encoder("image", self.network, _encode_image, images.pixel_values))
+        return unit_vectors(run_encoder("image", self.network, _encode_image, in_kernel_order(self.network.visual, images.pixel_values)))
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""

@@ -120,11 +120,13 @@ class VisionTextDual(DualModel):
 
     def pool_images(self, images: ImageBatch) -> Tensor:
         """What the image encoder gives for whole images, I x W, before the projection."""
-        return run_encoder("image", self.network.vision_model, _pooled, images.pixel_values)
+        encoder = self.network.vision_model
+        return run_encoder("image", encoder, _pooled, backbones.in_kernel_order(encoder, images.pixel_values))
 
     def pool_texts(self, texts: TextBatch) -> Tensor:
         """What the text encoder gives for whole captions, T x W, before the projection."""
-        return self.network.text_model(input_ids=texts.input_ids, attention_mask=texts.attention_mask).pooler_output
+        encoder = self.network.text_model
+        return encoder(input_ids=texts.input_ids, attention_mask=backbones.attention_mask(encoder, texts)).pooler_output
 
     def project_images(self, pooled_IW: Tensor) -> Tensor:
         """Vectors of any length, I x D."""

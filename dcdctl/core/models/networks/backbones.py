@@ -43,6 +43,12 @@ HINTS: dict[Side, str] = {
 }
 NORMALIZED_AFTERWARDS = ("clip_vision_model", "metaclip_2_vision_model")
 """Vision encoders whose tokens are normalized by `post_layernorm`, as in METER; transformers normalizes only their class token."""
+CAUSAL = ("clip_text_model", "metaclip_2_text_model")
+"""Text encoders of transformers in which a token attends to earlier ones only."""
+ASKS_WITHOUT_MASK = "align_text_model"
+"""It looks for padding itself if it gets no mask."""
+BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "chinese_clip_text_model", ASKS_WITHOUT_MASK)
+"""Text encoders of transformers that take a mask of four dimensions as it is."""
 FIRST_LOGIT_SCALE = 20.0
 MAX_LOGIT_SCALE = 100.0
 """As in CLIP: a larger scale makes training unstable."""
@@ -220,6 +226,28 @@ def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
     return to_tokens(states, width, spec.grid)
 
 
+def attention_mask(encoder: Any, texts: TextBatch) -> Tensor | None:
+    """The mask for a text encoder of transformers, in a form of which it reads no number.
+
+    Given one number per token, the encoder first asks whether there is padding, and waits for the GPU. Here the copy of the mask on the
+    CPU answers that.
+    """
+    kind = encoder.config.model_type
+    if kind in CAUSAL:
+        # The padding is at the right, so no real token attends to it.
+        return None
+    if kind not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or _is_traced():
+        return texts.attention_mask
+    if kind != ASKS_WITHOUT_MASK and bool(texts.mask_on_cpu.all()):
+        return None
+    return texts.attention_mask.bool()[:, None, None, :]
+
+
+def _is_traced() -> bool:
+    """Whether a graph for any padding is made of the encoder."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+
+
 def in_kernel_order(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
     """Images for this encoder, channels last if it consists of convolutions.
 
@@ -361,7 +389,7 @@ class EncoderPair:
 
     def text_features(self, texts: TextBatch) -> States:
         """Features of T captions, T x L x W."""
-        output = self.text(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        output = self.text(input_ids=texts.input_ids, attention_mask=attention_mask(self.text, texts))
         return texts.states(output.last_hidden_state)
 
 
