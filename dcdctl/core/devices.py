@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dcdctl import __version__
 from dcdctl.core import artifacts, machine
-from dcdctl.core.errors import ConfigError, DcdError, InputError, is_out_of_memory
+from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.progress import Say
 
 T = TypeVar("T")
@@ -296,45 +296,6 @@ def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
         return values
 
     return read
-
-
-class Sliced(Protocol):
-    """A sequence, an array, a tensor or a batch."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice, /) -> Any: ...
-
-
-S = TypeVar("S", bound=Sliced)
-
-
-def in_fitting_parts(items: S, size: int, work: Callable[[S], T]) -> Iterator[tuple[S, T]]:
-    """The items in parts of at most `size`, in order, each with the result of the work.
-
-    Where memory runs out, the size is halved for this part and all that follow. The error of a single item is raised.
-    """
-    start = 0
-    while start < len(items):
-        part: Any = items[start : start + size]
-        try:
-            result = work(part)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-            size = len(part) // 2
-        else:
-            yield part, result
-            start += len(part)
-            continue
-        # After the block, which keeps the tensors of the failed part alive through the traceback.
-        free_cached_memory()
-
-
-def free_cached_memory() -> None:
-    """Return the memory that torch keeps of a GPU: blocks of one size do not serve another."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def on_device(batch: T, device: torch.device) -> T:

@@ -86,33 +86,6 @@ def test_a_process_takes_its_own_gpu_among_those_it_sees(monkeypatch, local_rank
     assert devices.own_gpu() == expected
 
 
-def test_parts_shrink_where_memory_runs_out_and_stay_small():
-    tried = []
-
-    def work(part):
-        tried.append(len(part))
-        if len(part) > 3:
-            raise MemoryError
-        return sum(part)
-
-    assert list(devices.in_fitting_parts(range(10), 8, work)) == [
-        *((range(0, 2), 1), (range(2, 4), 5), (range(4, 6), 9), (range(6, 8), 13), (range(8, 10), 17))
-    ]
-    assert tried == [8, 4, 2, 2, 2, 2, 2]
-
-
-def test_another_error_is_raised_at_once():
-    tried = []
-
-    def work(part):
-        tried.append(len(part))
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        list(devices.in_fitting_parts(range(10), 8, work))
-    assert tried == [8]
-
-
 @pytest.mark.parametrize(
     ("name", "device", "half_s", "expected"),
     [

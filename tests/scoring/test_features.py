@@ -329,6 +329,44 @@ def test_features_beyond_float16_are_refused(tmp_path, corpus):
     assert not list(tmp_path.glob("*/images-*"))
 
 
+class SmallDevice:
+    """A model on a device that has memory for four images or captions: its encoders fail for more, as torch does on a GPU."""
+
+    def __init__(self, model) -> None:
+        self.model, self.encoders, self.preprocess = model, self, model.preprocess
+        self.tried: list[int] = []
+
+    def __getattr__(self, name):
+        return getattr(self.model.encoders, name)
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+    def image_features(self, images):
+        return self._within(images, self.model.encoders.image_features)
+
+    def text_features(self, texts):
+        return self._within(texts, self.model.encoders.text_features)
+
+    def _within(self, batch, encode):
+        self.tried.append(len(batch))
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(batch)
+
+
+def test_batches_that_do_not_fit_are_encoded_in_halves_and_stay_small(tmp_path, kept, corpus, pair):
+    small = SmallDevice(pair)
+    stored = open_or_build(tmp_path, corpus, small)
+    assert_close(stored.images(range(32)).tokens, kept.images(range(32)).tokens, **HALF)
+    assert_close(stored.texts(range(160)).tokens, kept.texts(range(160)).tokens, **HALF)
+    # Images come in batches of 5 and captions in batches of 7, and each kind is too large once.
+    assert [count for count in small.tried if count > 4] == [5, 7]
+
+
 def test_caches_and_losses_are_those_of_the_encoders(root, corpus, pair, tmp_path):
     config = CandidateConfig(kind="random", per_query=3)
     caches = [

@@ -8,11 +8,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from tiny import make_wide_dual
 from training_steps import WithoutAutocast
 
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
-from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.scoring import CorpusSource, encode_corpus
 from dcdctl.core.scoring import pairs as scoring_pairs
 
 
@@ -98,6 +99,17 @@ def test_images_and_captions_that_do_not_fit_are_encoded_in_halves(teacher, corp
     scores = scoring_pairs.score_pairs(small, source, *pairs, compute=Compute(batch_size=8))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert {name for name, _ in small.refused} == {"encode_images", "encode_texts"}
+
+
+def test_a_corpus_that_is_encoded_once_is_encoded_in_halves(corpus):
+    scorer = models.DualScorer(make_wide_dual(corpus.captions))
+    source, small = CorpusSource(corpus, scorer.preprocess), Small(scorer, encode_images=20, encode_texts=100)
+    small.to = lambda device: small
+    small.eval = lambda: small
+    encoded, expected = (encode_corpus(each, source, Compute()) for each in (small, scorer))
+    torch.testing.assert_close(encoded.images_ID, expected.images_ID)
+    torch.testing.assert_close(encoded.texts_TD, expected.texts_TD)
+    assert small.refused == [("encode_images", 32), ("encode_texts", 160)]
 
 
 def test_a_single_pair_that_does_not_fit_is_an_error(teacher, corpus, pairs):

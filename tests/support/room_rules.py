@@ -20,5 +20,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
 WHOLE = ("demo", "verify")
 """Files beside the rooms that use all of them."""
-GROUND = ("errors", "progress", "places", "files", "locks", "artifacts", "config", "machine", "devices", "distributed", "templates")
+GROUND = (
+    "errors",
+    "progress",
+    "places",
+    "files",
+    "locks",
+    "artifacts",
+    "config",
+    "machine",
+    "devices",
+    "fitting",
+    "distributed",
+    "templates",
+)
 """The ground files in order; each imports only those before it."""

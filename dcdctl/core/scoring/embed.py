@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute, in_fitting_parts
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
+from dcdctl.core.fitting import Fitting, in_fitting_parts
 from dcdctl.core.models import (
     DualEncoder,
     ImageBatch,
@@ -68,14 +69,14 @@ class Embedder:
     device: torch.device
 
 
-def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute) -> Tensor:
-    """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved."""
+def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute, fitting: Fitting | None = None) -> Tensor:
+    """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved, as are later ones of its `fitting`."""
 
     def work(part: B) -> Tensor:
         with compute.forward_pass():
             return embed(part.to(compute.device, non_blocking=True)).float()
 
-    return torch.cat([vectors for _, vectors in in_fitting_parts(batch, len(batch), work)])
+    return torch.cat([vectors for _, vectors in in_fitting_parts(batch, len(batch), work, fitting)])
 
 
 @torch.inference_mode()
@@ -105,9 +106,9 @@ def embed_all(
 
 def _embed_in_batches(embed: Callable[[B], Tensor], batches: Iterable[B], compute: Compute, normalize: bool, advance: Advance) -> Tensor:
     """The vectors of these images or captions, in this order."""
-    embedded = []
+    embedded, fitting = [], Fitting()
     for batch in batches:
-        vectors = embed_batch(embed, batch, compute)
+        vectors = embed_batch(embed, batch, compute, fitting)
         embedded.append(functional.normalize(vectors, dim=-1) if normalize else vectors)
         advance(len(vectors))
     return torch.cat(embedded)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
+from dcdctl.core.fitting import Fitting, in_fitting_parts
 from dcdctl.core.models import FusionScorer, States, vector_states
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring.features import Features, Source, images_ahead
@@ -44,7 +46,8 @@ def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, tra
     """What a scorer reads to score pairs: the whole corpus encoded, if the scorer keeps its states; else the source as it is.
 
     The batches are the same in every call, so a vector does not depend on the pairs that need it. If several processes call this together
-    with `is_shared`, each encodes its share of the batches, and all of them have all vectors.
+    with `is_shared`, each encodes its share of the batches, and all of them have all vectors. A batch that does not fit into memory is
+    halved.
     """
     if not scorer.keeps_states:
         return source
@@ -56,11 +59,17 @@ def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, tra
         # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
         source, text_order = replace(source, only_first=True), range(corpus.num_captions)
 
+    image_fitting, text_fitting = Fitting(), Fitting()
+
     def encode_images(batches: Iterable[Sequence[int]]) -> Iterator[States]:
-        return map(scorer.encode_images, images_ahead(source, batches, compute))
+        for images in images_ahead(source, batches, compute):
+            parts: Any = in_fitting_parts(images, IMAGE_CHUNK, scorer.encode_images, image_fitting)
+            yield States.cat([states for _, states in parts])
 
     def encode_texts(batches: Iterable[Sequence[int]]) -> Iterator[States]:
-        return (scorer.encode_texts(source.texts(batch).to(compute.device)) for batch in batches)
+        for batch in batches:
+            texts: Any = source.texts(batch).to(compute.device)
+            yield States.cat([states for _, states in in_fitting_parts(texts, TEXT_CHUNK, scorer.encode_texts, text_fitting)])
 
     def encode(noun: str, order: Sequence[int], step: int, states_of: Callable[[Iterable[Sequence[int]]], Iterator[States]]) -> Tensor:
         batches = [order[start : start + step] for start in range(0, len(order), step)]

@@ -32,8 +32,9 @@ from PIL import Image
 
 from dcdctl.core.artifacts import Build, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
-from dcdctl.core.devices import ON_CPU, Compute, in_fitting_parts, read_in_threads
+from dcdctl.core.devices import ON_CPU, Compute, read_in_threads
 from dcdctl.core.errors import InputError, ModelError, StaleError
+from dcdctl.core.fitting import Fitting, in_fitting_parts
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring.feature_files import FEATURES
@@ -292,12 +293,14 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
         size = f"{_gigabytes(size_in_bytes(plan))} in all"
         with track(f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images") as advance:
             reading = images_ahead(source, (chunk for rows in images.values() for chunk in _chunks(rows)), compute)
+            encoding = _Encoding(source, encoders, compute, advance, Fitting())
             for part, rows in images.items():
-                _build_images(build, part, rows, reading, _Encoding(source, encoders, compute, advance))
+                _build_images(build, part, rows, reading, encoding)
     if num_texts:
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
+            encoding = _Encoding(source, encoders, compute, advance, Fitting())
             for part, rows in texts.items():
-                _build_texts(build, part, rows, lengths, _Encoding(source, encoders, compute, advance))
+                _build_texts(build, part, rows, lengths, encoding)
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
 
@@ -310,6 +313,7 @@ class _Encoding:
     encoders: Encoders
     compute: Compute
     advance: Advance
+    fitting: Fitting
 
     def images(self, images: ImageBatch) -> States:
         """The features of a batch, in float32; a batch that does not fit into memory is halved."""
@@ -318,7 +322,7 @@ class _Encoding:
             with self._compute.forward_pass():
                 return self.encoders.image_features(part)
 
-        return States.cat([states for _, states in in_fitting_parts(images, len(images), encode)])
+        return States.cat([states for _, states in in_fitting_parts(images, len(images), encode, self.fitting)])
 
     def texts(self, text_ix: Index) -> States:
         """The same of captions."""
@@ -327,7 +331,7 @@ class _Encoding:
             with self._compute.forward_pass():
                 return self.encoders.text_features(self.source.texts(part).to(self.compute.device))
 
-        return States.cat([states for _, states in in_fitting_parts(text_ix, len(text_ix), encode)])
+        return States.cat([states for _, states in in_fitting_parts(text_ix, len(text_ix), encode, self.fitting)])
 
     @property
     def _compute(self) -> Compute:

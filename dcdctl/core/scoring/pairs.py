@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from dcdctl.core import devices
 from dcdctl.core.data import Index
-from dcdctl.core.devices import CPU, Compute, in_fitting_parts, read_in_threads
+from dcdctl.core.devices import CPU, Compute, read_in_threads
+from dcdctl.core.fitting import Fitting, GpuMemory, Memory, in_fitting_parts
 from dcdctl.core.models import FusionScorer, ImageBatch, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import Source, read_images
@@ -38,6 +40,7 @@ TRIAL_S = 2.0
 """Seconds of trial scoring from which a rate is estimated: enough to be past the first, slower batches."""
 TRIAL_IMAGES, TRIAL_TEXTS = 16, 128
 """Images and captions of a trial."""
+_FITTING: WeakKeyDictionary[FusionScorer, dict[str, Fitting]] = WeakKeyDictionary()
 WARM_UP = 32
 """Pairs scored before a trial, untimed: the first pass allocates memory and selects kernels."""
 
@@ -60,7 +63,7 @@ def _encode_chunk(scorer: FusionScorer, source: Source, chunk: Index, images: Im
         return scorer.encode_images(read.to(compute.device, non_blocking=True))
 
     with compute.forward_pass():
-        return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode)])
+        return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images"))])
 
 
 @torch.inference_mode()
@@ -78,7 +81,7 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
     with compute.forward_pass():
         for start in longest_first:
             at = start
-            for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode):
+            for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode, _fitting(scorer, "captions")):
                 if len(part) == len(text_ix):
                     return part
                 room = _with_room(room, part, len(text_ix))
@@ -110,15 +113,15 @@ def score_block(
 ) -> Tensor:
     """Logits of pairs of encoded images and captions, float32 on the CPU, in the order given.
 
-    A batch that does not fit into memory is halved. Positions stay on the CPU and scores on the device until all are computed, so that the
-    program waits for a GPU once.
+    A batch that does not fit into memory is halved, and on a GPU one whose size the user did not set grows. Positions stay on the CPU and
+    scores on the device until all are computed, so that the program waits for a GPU once.
     """
     length_T = texts.mask_on_cpu.sum(dim=1)
     image_ix_P, text_ix_P = image_ix_P.cpu(), text_ix_P.cpu()
     # Captions of one length share a batch, so that no pair is computed with more padding than it needs.
     order_P = torch.argsort(length_T[text_ix_P], stable=True)
-    batch_size = pairs_per_batch(scorer, compute)
-    batches = _by_image(order_P, image_ix_P, batch_size) if scorer.groups_by_image else [order_P]
+    batch_size, fitting = pairs_per_batch(scorer, compute), _fitting(scorer, "pairs", _memory_to_grow_into(compute))
+    batches = _by_image(order_P, image_ix_P, fitting.size(batch_size)) if scorer.groups_by_image else [order_P]
     scored: list[Tensor] = []
     ordered: list[Tensor] = []
 
@@ -127,19 +130,28 @@ def score_block(
 
     with compute.forward_pass():
         for group in batches:
-            first = len(ordered)
-            for batch, scores in in_fitting_parts(group, batch_size, score):
+            for batch, scores in in_fitting_parts(group, batch_size, score, fitting):
                 scored.append(scores)
                 ordered.append(batch)
                 if advance is not None:
                     advance(len(batch))
-            # What did not fit once is not tried again.
-            if (largest := max(map(len, ordered[first:]), default=batch_size)) < len(group):
-                batch_size = min(batch_size, largest)
     scores_P = torch.empty(len(order_P), dtype=torch.float32)
     if scored:
         scores_P[torch.cat(ordered)] = torch.cat(scored).cpu()
     return scores_P
+
+
+def _fitting(scorer: FusionScorer, kind: str, memory: Memory | None = None) -> Fitting:
+    """The batch size of a kind of work of this scorer, kept as long as the scorer is."""
+    kinds = _FITTING.setdefault(scorer, {})
+    if kind not in kinds:
+        kinds[kind] = Fitting(memory)
+    return kinds[kind]
+
+
+def _memory_to_grow_into(compute: Compute) -> Memory | None:
+    """The memory of a GPU, unless the user has set a batch size."""
+    return GpuMemory(compute.device) if compute.device.type == "cuda" and compute.batch_size is None else None
 
 
 def pairs_per_batch(scorer: FusionScorer, compute: Compute) -> int:

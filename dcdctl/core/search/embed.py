@@ -10,7 +10,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute, read_in_threads
 from dcdctl.core.errors import InputError, ModelError
+from dcdctl.core.fitting import Fitting
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
@@ -192,6 +193,8 @@ class EmbeddingTask:
     model: DualEncoder
     compute: Compute
     """With the precision of the plan."""
+    fitting: Fitting = field(default_factory=Fitting)
+    """Kept for all batches."""
 
     @property
     def parts(self) -> range:
@@ -259,7 +262,7 @@ def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], a
 
 def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Half:
     """The vectors of images as an index stores them, I x D; ModelError if one is zero or not finite."""
-    stored_ID = stored(embed_batch(task.model.embed_images, images, task.compute), task.dim)
+    stored_ID = stored(embed_batch(task.model.embed_images, images, task.compute, task.fitting), task.dim)
     if not bool((np.isfinite(stored_ID).all(axis=1) & stored_ID.any(axis=1)).all()):
         hint = "try --precision fp32; if that does not help, its training diverged"
         raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)
