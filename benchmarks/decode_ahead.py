@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessorPil
 
-from dcdctl.core import devices, machine
+from dcdctl.core import devices, machine, threads
 from dcdctl.core.data import decode_image
 
 BATCH = 32
@@ -53,7 +53,7 @@ def reading(way: str, batches: Batches, count: int) -> Iterator[torch.Tensor]:
     if kind == "processes":
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         return devices.read_ahead(batches, range(count), int(number), start_method=method)
-    return devices.read_in_threads(batches.__getitem__, range(count), int(number) if kind else 0)
+    return threads.read_in_threads(batches.__getitem__, range(count), int(number) if kind else 0)
 
 
 def jpegs(count: int) -> list[bytes]:

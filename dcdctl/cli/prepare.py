@@ -47,7 +47,7 @@ ImageSize = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", help="Processes that read and decode images ahead.", show_default="one per core", min=1, metavar="N"),
+    typer.Option("--workers", help="Threads that read and check images ahead.", show_default="one per core", min=1, metavar="N"),
 ]
 OnError = Annotated[str, typer.Option("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")]

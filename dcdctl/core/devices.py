@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
 import platform
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
@@ -26,7 +23,6 @@ from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.progress import Say
 
 T = TypeVar("T")
-K = TypeVar("K")
 MOST_READERS = 8
 """Threads that read ahead by default; each has a batch of images in memory."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -163,29 +159,6 @@ def read_ahead(
         if "DataLoader worker" not in str(error):
             raise
         raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 0") from error
-
-
-def read_in_threads(read: Callable[[K], T], keys: Iterable[K], readers: int) -> Iterator[T]:
-    """`read(key)` of each key, in order, at most `readers` + 1 of them ahead; without readers, each when it is needed.
-
-    Pillow decodes without Python's lock, so threads decode at the same time. Unlike processes they start at once, copy nothing, and end
-    with the program. An error is raised where its key stands in the order, as it would be without readers.
-    """
-    if not readers:
-        yield from map(read, keys)
-        return
-    remaining, coming = iter(keys), deque[Future[T]]()
-    pool = ThreadPoolExecutor(readers, "reader")
-    try:
-        while True:
-            while len(coming) <= readers and (key := list(itertools.islice(remaining, 1))):
-                coming.append(pool.submit(read, key[0]))
-            if not coming:
-                return
-            yield coming.popleft().result()
-    finally:
-        # Also when the consumer fails or is interrupted: what was not begun is dropped.
-        pool.shutdown(cancel_futures=True)
 
 
 class _ErrorsAsItems(Dataset[Any]):

@@ -9,7 +9,7 @@ import pickle
 import stat
 import tarfile
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -226,6 +226,18 @@ def test_image_files_are_read_in_other_processes(store):
         assert list(pool.map(read, image_files * 3)) == list(FILES.values()) * 3
 
 
+def test_image_files_are_read_by_several_threads(tmp_path):
+    """Of one open zip, whose file position the threads share."""
+    files = {f"{i}.jpg": bytes([i]) * (1 + 977 * i) for i in range(60)}
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    image_files = [ImageStore(path).find(name) for name in files] * 10
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, image_files)) == list(files.values()) * 10
+
+
 def test_a_stamp_changes_with_the_file_and_not_by_reading(store, tmp_path):
     stamps = [store.find(name).stamp() for name in FILES]
     assert len(set(stamps)) == len(FILES)
@@ -254,6 +266,21 @@ def parquet(tmp_path):
     table = pa.table({"image": images, "plain": [bytes([i]) for i in range(9)], "text": ["x"] * 9})
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=3)
     return tmp_path / "train.parquet"
+
+
+def test_threads_read_each_batch_of_a_parquet_file_once(tmp_path, monkeypatch):
+    images, starts = [{"bytes": bytes([i]), "path": f"{i}.jpg"} for i in range(200)], []
+    pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet", row_group_size=100)
+    begin = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda *args, **options: starts.append(options["row_groups"]) or begin(*args, **options)
+    )
+    # As threads do, in which neighbors overtake each other, also at the border of the row groups.
+    order = [i + (-1) ** i for i in range(200)]
+    order[99:101] = order[100], order[99]
+    files = {i: ParquetImageFile(tmp_path / "train.parquet", i // 100, i % 100) for i in order}
+    assert [files[i].read() for i in order] == [bytes([i]) for i in order]
+    assert starts == [[0], [1]]
 
 
 def test_a_row_of_a_parquet_file_is_an_image_file(parquet):

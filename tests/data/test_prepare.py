@@ -5,21 +5,30 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
 from forks import run_forked
 from PIL import Image
+from processes import TIMEOUT_S
 from typer.testing import CliRunner
 
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare, prepare_corpus
+from dcdctl.core.data.images import FolderImageFile
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, StaleError
 from dcdctl.core.files import sha256_of
 from dcdctl.core.locks import lock
@@ -179,6 +188,52 @@ def test_the_number_of_workers_changes_no_byte_and_shards_change_no_fingerprint(
     assert runs[1, 20][1] == runs[2, 20][1] == runs[3, 20][1]
     assert len(runs[1, 20][1]) == 4 + 1 + 1
     assert fingerprints(runs[1, 1000][0]) == fingerprints(runs[1, 20][0])
+
+
+def write_folder(path, files):
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("form", "write"), [("images", write_folder), ("images.zip", write_zip), ("images.tar", write_tar), ("parquet", None)]
+)
+@pytest.mark.parametrize("side_px", [None, 12])
+def test_threads_write_the_bytes_of_one_from_every_source(tmp_path, form, write, side_px):
+    files = {f"{i}.jpg": image_file(i, ".jpg", side=(24 + i % 5, 16)) for i in range(100)}
+    if write is None:
+        rows = {"image": [{"bytes": data, "path": name} for name, data in files.items()], "caption": [f"a {name}" for name in files]}
+        pq.write_table(pa.table(rows), tmp_path / "rows.parquet", row_group_size=40)
+        (tmp_path / "set.toml").write_text(
+            f'name = "set"\nlicense = "none"\nformat = "parquet"\nrows = {{ train = "{tmp_path.as_posix()}/rows.parquet" }}\n'
+        )
+        source = manifest.choose_manifest(str(tmp_path / "set.toml"))
+    else:
+        write(tmp_path / form, files)
+        (tmp_path / "pairs.csv").write_text("image,caption,split\n" + "".join(f"{name},a {name},train\n" for name in files))
+        source = manifest.choose_manifest(None, csv=tmp_path / "pairs.csv", images=[tmp_path / form])
+    for workers in (1, 6):
+        options = PrepareOptions(workers=workers, image_size_px=side_px, shard_size=60)
+        prepare_corpus(source, tmp_path / f"out-{workers}", options=options)
+    assert contents(tmp_path / "out-6") == contents(tmp_path / "out-1")
+    corpus = Corpus.open(tmp_path / "out-6", "train")
+    assert corpus.image_ids == list(files)
+    assert side_px or [corpus.image_bytes(i) for i in range(100)] == list(files.values())
 
 
 def test_a_changed_caption_or_byte_changes_the_fingerprint_of_its_split_only(tmp_path, images):
@@ -579,6 +634,53 @@ def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, work
     assert num_kept > 1
     assert contents(tmp_path / "victim") == contents(tmp_path / "whole")
     assert len(contents(tmp_path / "victim")) == 6 + 1 + 3 + 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_an_interrupt_ends_the_command_at_once_and_keeps_finished_shards(tmp_path):
+    out, counts = tmp_path / "out", ("counts.train=4", "counts.val=200000", "counts.test=0")
+    command = [
+        sys.executable,
+        "-m",
+        "dcdctl",
+        "prepare",
+        "scenes",
+        "--out",
+        out,
+        "--workers",
+        "3",
+        *(x for count in counts for x in ("--set", count)),
+    ]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not ((out / "prepare.json").exists() and "train-00000" in (out / "prepare.json").read_text()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130, messages
+    assert "interrupted: finished work is kept" in messages
+    assert "Traceback" not in messages
+    assert list(json.loads((out / "prepare.json").read_text())["shards"]) == ["train-00000-of-00001.parquet"]
+
+
+def test_too_little_memory_in_a_thread_is_an_error_at_once_and_ends_the_threads(tmp_path, images, monkeypatch):
+    """Not a damaged image, which may be skipped."""
+    (images / "late").mkdir()
+    for i in range(400):
+        (images / "late" / f"{i}.jpg").write_bytes(b"never read")
+    read, begun = FolderImageFile.read, []
+
+    def fail(file):
+        begun.append(file.name)
+        if file.name == "d.webp":
+            raise MemoryError
+        return read(file)
+
+    monkeypatch.setattr(FolderImageFile, "read", fail)
+    rows = [entry(name) for name in [*ALL_IMAGES, *(f"late/{i}.jpg" for i in range(400))]]
+    with pytest.raises(InputError, match=r"there is too little memory .* fewer --workers"):
+        karpathy(tmp_path, images, rows, workers=2, on_error="skip")
+    assert len(begun) <= 4 + 2 * prepare.AHEAD_PER_WORKER
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def test_progress_counts_every_row_once(tmp_path, images):

@@ -29,6 +29,7 @@ GROUND = (
     "artifacts",
     "config",
     "machine",
+    "threads",
     "devices",
     "fitting",
     "distributed",

@@ -1,4 +1,4 @@
-"""Preparation of a corpus from raw files: worker processes decode every image once, to find damaged ones; rows keep the source's order.
+"""Preparation of a corpus from raw files: threads decode every image once, to find damaged ones; rows keep the source's order.
 
 A shard holds a fixed range of source rows. `prepare.json` notes the finished shards, so that a killed run resumes. `corpus.json` is written
 last, and `prepare.json` is removed then.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from dcdctl.core.config import Count
 from dcdctl.core.data import images, near_duplicates, source_files
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, columns_name, read_corpus_json, split_to_measure
-from dcdctl.core.data.images import CHUNK_IMAGES, CheckImages, image_pool
+from dcdctl.core.data.images import CheckedImage, ImageError, ImageFile, RowError
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
@@ -36,6 +37,10 @@ from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.errors import InputError
 from dcdctl.core.machine import num_cores
 from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.threads import read_in_threads
+
+AHEAD_PER_WORKER = 8
+"""Images read ahead per worker: enough to keep it busy while a shard is written, few enough that large photos do not fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class PrepareOptions:
     image_size_px: Count | None = None
     """Shrink larger images so that their shorter side has this length; None keeps the original bytes."""
     workers: Count = field(default_factory=num_cores)
+    """Threads that read and check images ahead; with one, the program reads each image when it is needed."""
     on_error: Literal["stop", "skip"] = "stop"
     shard_size: Count = 2000
     """Images per shard."""
@@ -270,10 +276,7 @@ def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track
     progress = ShardProgress.load(build)
     num_images = sum(listing.counts.values())
     splits: dict[str, list[Shard]] = {}
-    with (
-        image_pool(min(options.workers, math.ceil(num_images / CHUNK_IMAGES)), options.image_size_px) as check_images,
-        track("prepare", total=num_images, unit="images") as advance,
-    ):
+    with track("prepare", total=num_images, unit="images") as advance:
         for split, count in listing.counts.items():
             rows = listing.rows(split)
             num_shards = math.ceil(count / options.shard_size)
@@ -284,7 +287,7 @@ def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track
                 part = list(itertools.islice(rows, options.shard_size))
                 shard = progress.finished(name)
                 if shard is None:
-                    shard = _write_shard(build.folder / name, part, check_images, skip_bad=options.on_error == "skip", advance=advance)
+                    shard = _write_shard(build.folder / name, part, options, advance)
                     progress.add(shard)
                 else:
                     advance(len(part))
@@ -296,27 +299,52 @@ def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track
     return splits, skipped
 
 
-def _write_shard(path: Path, rows: Sequence[SourceRow], check_images: CheckImages, *, skip_bad: bool, advance: Advance) -> Shard:
+def _write_shard(path: Path, rows: Sequence[SourceRow], options: PrepareOptions, advance: Advance) -> Shard:
     shard = Shard()
 
-    def usable_rows() -> Iterator[CorpusRow]:
-        for row, result in zip(rows, check_images(row.image_file for row in rows), strict=True):
+    def usable_rows(results: Iterable[CheckResult]) -> Iterator[CorpusRow]:
+        for row, result in zip(rows, results, strict=True):
             advance(1)
-            if isinstance(result, images.CheckedImage):
+            if isinstance(result, CheckedImage):
                 shard.hashes.append(result.hash)
                 yield _corpus_row(row, result)
-            elif skip_bad:
+            elif options.on_error == "skip":
                 shard.skipped.append(SkippedRow(row=row.where, image=row.path, reason=result.reason))
             else:
                 raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
 
-    for row in write_shard(path, usable_rows()):
-        shard.add(row)
+    # Closed here, because the traceback of an error would keep the generator, and with it the threads.
+    with closing(_check_images([row.image_file for row in rows], options)) as results:
+        for row in write_shard(path, usable_rows(results)):
+            shard.add(row)
     shard.entry = {"file": path.name, **seal_of(path, rows=len(shard.row_digests))}
     return shard
 
 
-def _corpus_row(row: SourceRow, image: images.CheckedImage) -> CorpusRow:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnusableImage:
+    """Why an image cannot be used."""
+
+    reason: str
+
+
+CheckResult = CheckedImage | UnusableImage
+
+
+def _check_images(image_files: Sequence[ImageFile], options: PrepareOptions) -> Generator[CheckResult, None, None]:
+    """Read, check and shrink image files; the results come in order."""
+
+    def check(file: ImageFile) -> CheckResult:
+        try:
+            return images.check_image(file.read(), options.image_size_px)
+        except (RowError, ImageError) as error:
+            return UnusableImage(reason=str(error))
+
+    readers = 0 if options.workers == 1 else options.workers
+    return read_in_threads(check, image_files, readers, ahead=AHEAD_PER_WORKER * readers)
+
+
+def _corpus_row(row: SourceRow, image: CheckedImage) -> CorpusRow:
     # An image that was shrunk may have become a PNG.
     path = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
     return CorpusRow(

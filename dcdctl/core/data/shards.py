@@ -117,5 +117,7 @@ def _row_groups(rows: Iterable[CorpusRow]) -> Iterator[list[CorpusRow]]:
 
 def _to_table(rows: Sequence[CorpusRow]) -> pa.Table:
     columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names if name != "image"}
-    columns["image"] = [{"bytes": row.data, "path": row.path} for row in rows]
+    # Not a list of dicts, which takes twice as long.
+    parts = [pa.array([row.data for row in rows], pa.binary()), pa.array([row.path for row in rows], pa.string())]
+    columns["image"] = pa.StructArray.from_arrays(parts, fields=list(SCHEMA.field("image").type))
     return pa.Table.from_pydict(columns, schema=SCHEMA)

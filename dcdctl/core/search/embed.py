@@ -23,7 +23,7 @@ from torch.nn import functional
 from dcdctl.core import artifacts, data, distributed
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
-from dcdctl.core.devices import Compute, read_in_threads
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.fitting import Fitting
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
@@ -33,6 +33,7 @@ from dcdctl.core.search import part_files
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.part_files import SkippedFile, SourceImage, part_name
 from dcdctl.core.search.storage import INDEX, ImageSource
+from dcdctl.core.threads import read_in_threads
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take gigabytes."""

@@ -1,4 +1,4 @@
-"""Image files: found in folders, zips, tars and Parquet files, read by worker processes, checked and decoded."""
+"""Image files: found in folders, zips, tars and Parquet files, checked and decoded."""
 
 import lazy_loader
 

@@ -21,17 +21,14 @@ from .decode import (
 )
 from .exif import CAMERA_COLUMNS, PLACE_COLUMNS, read_exif
 from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile, refuse_inflation
-from .workers import CHUNK_IMAGES, CheckImages, image_pool
 
 __all__ = [
     "CAMERA_COLUMNS",
-    "CHUNK_IMAGES",
     "MAX_PIXELS",
     "PARQUET_BATCH_ROWS",
     "PARQUET_BUFFER_BYTES",
     "PLACE_COLUMNS",
     "TAR_BLOCK_BYTES",
-    "CheckImages",
     "CheckedImage",
     "FolderImageFile",
     "ImageError",
@@ -42,7 +39,6 @@ __all__ = [
     "check_image",
     "decode_image",
     "difference_hash",
-    "image_pool",
     "is_macos_metadata",
     "media_type",
     "read_exif",

@@ -1,7 +1,7 @@
 """Image files in folders, zips and tars: found by name without reading them, then read one at a time in any order.
 
-An `ImageFile` is an image that is not read yet: small, and cheap to pickle for worker processes. An `ImageStore` finds image files by the
-names that annotations use.
+An `ImageFile` is an image that is not read yet: small, cheap to pickle, and safe for several threads. An `ImageStore` finds image files by
+the names that annotations use.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ ZIP_READ_BYTES = 1 << 14
 """How much is read at once: zipfile unpacks all of it for LZMA, to at most some 100 MB."""
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """The first bytes of a compressed file, and the name of the compression."""
+# zipfile counts its open members without a lock (until 3.11.8), and could close the file while another thread reads.
+_READ_ZIP = threading.Lock()
 _NOT_AN_ARCHIVE_HINT = "--images takes a folder or a zip or a tar; a download may have been cut off"
 
 
@@ -81,9 +84,13 @@ class FolderImageFile:
     def _checked_path(self) -> Path:
         """The path; RowError for a link out of the folder and for a large file, OSError if there is no file."""
         path = self.root / self.name
-        if not path.resolve().is_relative_to(_resolve_folder(self.root)):
-            raise RowError(f"its image is a link that leads out of the folder {self.root}")
-        reject_large_file(path.stat().st_size)
+        status = path.lstat()
+        # A file of the folder itself that is no link need not be resolved, which asks the system about each folder of its path.
+        if path.parent != self.root or not stat.S_ISREG(status.st_mode):
+            if not path.resolve().is_relative_to(_resolve_folder(self.root)):
+                raise RowError(f"its image is a link that leads out of the folder {self.root}")
+            status = path.stat()
+        reject_large_file(status.st_size)
         return path
 
     def stamp(self) -> str:
@@ -101,7 +108,8 @@ class ZipImageFile:
         info = _open_zip(self.archive).getinfo(self.member)
         reject_large_file(max(info.file_size, info.compress_size))
         try:
-            data = self._content(info)
+            with _READ_ZIP:
+                data = self._content(info)
         # RuntimeError: the member is encrypted.
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError) as error:
             raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error

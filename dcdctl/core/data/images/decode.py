@@ -131,7 +131,7 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
         image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
         _load(image, data)
         orientation = _orientation(image)
-        hash_bits = difference_hash(_rotate_upright(_to_rgb(image), orientation))
+        hash_bits = difference_hash(_rotate_upright(image if image.mode == "L" else _to_rgb(image), orientation))
     if orientation >= 5:  # rotated by 90 degrees
         width, height = height, width
     return CheckedImage(data=data, width=width, height=height, hash=hash_bits)
@@ -326,7 +326,9 @@ def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
     # Only a JPEG can be decoded at a fraction of its size.
     image.draft(None, (SHRINK_REDUCING_GAP * width, SHRINK_REDUCING_GAP * height))
     _load(image, data)
-    smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+    # Not converted if it is RGB, which would copy it.
+    whole = image if image.mode == "RGB" else _to_rgb(image)
+    smaller = whole.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
     smaller = _rotate_upright(smaller, _orientation(image))
     buffer = io.BytesIO()
     if is_jpeg:

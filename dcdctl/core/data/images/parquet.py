@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +19,9 @@ MAX_INFLATION = 200
 """A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
 PARQUET_BATCH_ROWS = 16
 PARQUET_BUFFER_BYTES = 1 << 20
-_NO_ROWS = pa.nulls(0, pa.binary())  # not pa.array, for which pyarrow imports pandas: a third of a second in every process
+KEPT_BATCHES = 2
+"""Batches of a column that stay in memory: threads read rows nearly in order, and a row of an earlier batch is read from the top again."""
+_OPEN_COLUMN = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +50,20 @@ class ParquetImageFile:
 
 
 def _open_column(path: Path, row_group: int, column: str) -> _ImageColumn:
-    return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
+    # Two threads that find no column would both open one.
+    with _OPEN_COLUMN:
+        return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
 
 
-# The key has the process and the time of the last change, for the reasons given in `archives`. One column, because its batch of
-# images is in memory and rows are read in order.
-@lru_cache(maxsize=1)
+# The key has the process and the time of the last change, for the reasons given in `archives`. Two columns, because their batches of
+# images are in memory, and threads that read rows in order are in one row group or at the border of two.
+@lru_cache(maxsize=2)
 def _cached_column(path: Path, mtime_ns: int, process: int, row_group: int, column: str) -> _ImageColumn:
     return _ImageColumn(path, row_group, column)
 
 
 class _ImageColumn:
-    """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group."""
+    """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group. Safe for threads."""
 
     def __init__(self, path: Path, row_group: int, column: str) -> None:
         # pre_buffer would read the column of the whole row group into memory before the first batch.
@@ -71,30 +77,39 @@ class _ImageColumn:
             raise pa.ArrowTypeError(f"column {column!r} holds {kind}, expected struct<bytes, path> or binary")
         self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
         refuse_inflation(self._file.metadata, row_group, [self._column])
-        # The batches to come, and the rows in memory with the number of their first one. Without rows, reading starts at the top.
+        self._lock = threading.Lock()
+        # The batches to come, the number of their first row, and the batches in memory by the number of their first row.
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._start, self._rows = 0, _NO_ROWS
+        self._next_row = 0
+        self._kept: deque[tuple[int, pa.Array]] = deque(maxlen=KEPT_BATCHES)
 
     def value(self, row: int) -> pa.Scalar:
-        """The image file in a row, a binary or null. Fast for ascending rows; a row before the last one reads from the top again.
+        """The image file in a row, a binary or null. Fast for nearly ascending rows; one before the kept batches reads from the top again.
 
         pa.ArrowException or OSError if it cannot be read.
         """
-        batches, start, rows = self._batches, self._start, self._rows
-        self._batches, self._start, self._rows = iter(()), 0, _NO_ROWS  # in case the next batch is damaged
-        if row < start or not len(rows):
-            batches, start, rows = self._read_from_top(), 0, _NO_ROWS
-        while row >= start + len(rows):
-            start += len(rows)
-            batch = next(batches, None)
-            if batch is None:
-                raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
-            rows = batch.column(0).field("bytes") if self._is_struct else batch.column(0)
-        self._batches, self._start, self._rows = batches, start, rows
-        return rows[row - start]
+        with self._lock:
+            if not self._kept or row < self._kept[0][0]:
+                self._start_over()
+            try:
+                while row >= self._next_row:
+                    self._read_batch(row)
+            except (pa.ArrowException, OSError):
+                self._start_over()  # the batches after a damaged one are not where they would be
+                raise
+            return next(rows[row - start] for start, rows in reversed(self._kept) if start <= row)
 
-    def _read_from_top(self) -> Iterator[pa.RecordBatch]:
-        return self._file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)
+    def _read_batch(self, row: int) -> None:
+        batch = next(self._batches, None)
+        if batch is None:
+            raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
+        self._kept.append((self._next_row, batch.column(0).field("bytes") if self._is_struct else batch.column(0)))
+        self._next_row += len(batch)
+
+    def _start_over(self) -> None:
+        self._kept.clear()
+        self._next_row = 0
+        self._batches = self._file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)
 
 
 def refuse_inflation(metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> None:

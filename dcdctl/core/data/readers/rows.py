@@ -1,7 +1,7 @@
 """Rows to prepare: what a source is, what it lists, and what happens to rows that cannot be used.
 
 A reader turns each row of an annotation file into an `Entry`; `group_by_image` checks the entries and makes one `SourceRow` per image.
-Every mistake of an annotation file is found here and reported with its row. Images are only located; worker processes read them.
+Every mistake of an annotation file is found here and reported with its row. Images are only located, and read later.
 """
 
 from __future__ import annotations
