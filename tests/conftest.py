@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+    # What tests write need not outlive a loss of power, and a disk takes milliseconds per file.
+    os.fsync = os.fstat  # type: ignore[assignment]
     if WORKER in os.environ or not config.getoption("numprocesses", default=None):
         # What is imported, and the list of tests, is a million objects that stay. `pytest_collection_finish` ends this.
         gc.disable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from dcdctl.cli.bench import sizes
 from dcdctl.cli.views import bench as bench_view
 from dcdctl.core import artifacts, models
 from dcdctl.core.bench import BenchConfig
+from dcdctl.core.models import Towers
 
 SMALL = [
     "--num-images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--reference-gallery", 10,
@@ -26,14 +28,11 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def folders(corpus, teacher, tmp_path_factory):
+def folders(teacher, dual_run, tmp_path_factory):
     """A teacher, and a dual student in a run folder."""
     root = tmp_path_factory.mktemp("bench")
     models.save(teacher, root / "teacher")
-    size = models.DualSize(
-        hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=24, projection_dim=8, image_size=32
-    )
-    models.save(models.new_dual(size, models.word_piece(corpus.captions, 200)), root / "run" / "model")
+    shutil.copytree(dual_run / "model", root / "run" / "model")
     artifacts.write_document(root / "run" / "run.json", {"seed": 0})
     return root
 
@@ -43,7 +42,12 @@ def run_cli(data, folders, *words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
 
 
-def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders):
+def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders, onnx_student, monkeypatch):
+    def copied(model, folder):
+        """The towers of the same model, which take seconds to make."""
+        return Towers.of(shutil.copytree(onnx_student.folder, folder))
+
+    monkeypatch.setattr(models, "export_onnx", copied)
     result = run_cli(scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--threads", 1, "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)

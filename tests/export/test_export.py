@@ -274,6 +274,7 @@ def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
 def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tmp_path, monkeypatch):
     job = job_of(sources, tmp_path)
     if not (child := os.fork()):
+        torch.set_num_threads(1)  # a fork has no other threads to wait for
         monkeypatch.setattr(model_card, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         export.export_model(job)
         os._exit(1)

@@ -28,7 +28,7 @@ def dual():
 @pytest.fixture(scope="module")
 def folder(dual, tmp_path_factory):
     path = tmp_path_factory.mktemp("side") / "text"
-    models.export_text_tower(dual, path)
+    onnx.export_text_tower(dual, path)
     return path
 
 
@@ -44,7 +44,7 @@ def copied(folder, tmp_path, **changes):
 @pytest.mark.parametrize("kind", ["dual", "frozen dual", "CLIP", "SigLIP", "SigLIP 2", "Chinese-CLIP", "ALIGN"])
 def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     model = with_noise(FAMILIES[kind](CAPTIONS, tmp_path))
-    assert models.export_text_tower(model, tmp_path / "text") <= 1e-5
+    assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5
     tower = TextTower.open(tmp_path / "text", model.digest)
     for texts in (*([text] for text in TEXTS), TEXTS):
         batch, found = model.preprocess.texts(texts), tower.tokenize(texts)
@@ -61,7 +61,7 @@ def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
 def test_exporting_changes_neither_the_mode_nor_the_tokenizer_of_a_model(dual, tmp_path):
     models.save(dual, tmp_path / "before")
     dual.train()
-    models.export_text_tower(dual, tmp_path / "text")
+    onnx.export_text_tower(dual, tmp_path / "text")
     assert dual.training
     dual.eval()
     models.save(dual, tmp_path / "after")
@@ -73,7 +73,7 @@ def test_a_model_of_open_clip_and_a_sentence_transformer_are_refused_with_the_re
     for kind, reason in reasons.items():
         model = (FAMILIES | READ_ONLY)[kind](CAPTIONS, tmp_path / kind.replace(" ", "-"))
         with pytest.raises(ModelError, match=reason):
-            models.export_text_tower(model, tmp_path / "text")
+            onnx.export_text_tower(model, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
 
@@ -86,7 +86,7 @@ def test_a_graph_that_computes_something_else_is_not_kept(dual, tmp_path, monkey
     monkeypatch.setattr(onnx, "_trace", wrong)
     monkeypatch.setattr(onnx, "PACKAGES", ("no_such_package",))
     with pytest.raises(ModelError, match="ONNX Runtime does not run its text side"):
-        models.export_text_tower(dual, tmp_path / "text")
+        onnx.export_text_tower(dual, tmp_path / "text")
     assert not (tmp_path / "text").exists()
 
 
@@ -94,7 +94,7 @@ def test_vectors_that_differ_by_more_than_rounding_are_not_kept(dual, tmp_path, 
     monkeypatch.setattr(onnx, "LARGEST_DIFFERENCE", 1e-12)
     monkeypatch.setattr(onnx, "PACKAGES", ("no_such_package",))  # of the slower exporter
     with pytest.raises(ModelError, match=r"vectors of texts differ from torch's by .*, more than 1e-12"):
-        models.export_text_tower(dual, tmp_path / "text")
+        onnx.export_text_tower(dual, tmp_path / "text")
 
 
 def test_the_text_side_of_another_model_is_refused(dual, folder):

@@ -20,7 +20,7 @@ from made_index import Killed, killed_before
 from PIL import Image
 from tiny import contents, make_models, make_splits
 
-from dcdctl.core import artifacts, distributed, files, models
+from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import models as models_models
 from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
@@ -47,27 +47,6 @@ def dual(corpus, tmp_path_factory):
 def _small_parts(monkeypatch):
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
     monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
-
-
-@pytest.fixture(scope="module")
-def text_sides(tmp_path_factory):
-    """A folder for the text sides that were exported, by the digest of their model."""
-    return tmp_path_factory.mktemp("text_sides")
-
-
-@pytest.fixture(autouse=True)
-def _exported_once(text_sides, monkeypatch):
-    """The text side of a model is exported only once, because most tests build several indexes; tests/search/test_text_side.py tests it."""
-    export = models_models.export_text_tower
-
-    def exported(model, folder):
-        kept = text_sides / model.digest
-        if not kept.exists():
-            export(model, kept)
-        with files.atomic_folder(folder) as partial:
-            shutil.copytree(kept, partial, dirs_exist_ok=True)
-
-    monkeypatch.setattr(models_models, "export_text_tower", exported)
 
 
 @pytest.fixture

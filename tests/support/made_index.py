@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -84,7 +83,6 @@ def killed_before(monkeypatch: object, number: int, work: Callable[[], object]) 
     with monkeypatch.context() as patched:  # type: ignore[attr-defined]
         for name in ("replace", "rename", "unlink"):
             patched.setattr(Path, name, counted(getattr(Path, name)))
-        patched.setattr(os, "fsync", lambda file: None)
         try:
             work()
         except Killed:

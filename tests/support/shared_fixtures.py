@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +15,32 @@ from noise_index import make_index
 from processes import make_once
 from tiny import make_teacher, make_wide_dual
 
-from dcdctl.core import models
+from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
+from dcdctl.core.models import onnx
 
 # A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the tests.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The text side of a model is exported only once, because many tests build an index; test_text_tower.py tests the export."""
+    kept = tmp_path_factory.mktemp("text-sides")
+
+    def export_once(model: models.DualEncoder, folder: Path) -> None:
+        if not (kept / model.digest).exists():
+            onnx.export_text_tower(model, kept / model.digest)
+        with files.atomic_folder(folder) as partial:
+            shutil.copytree(kept / model.digest, partial, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "export_text_tower", export_once)
+        yield
 
 
 @pytest.fixture(scope="session")
