@@ -145,6 +145,15 @@ def test_inverted_lists_have_high_recall(tmp_path, monkeypatch):
     assert contents(tmp_path / "a" / "ann") == contents(tmp_path / "b" / "ann")
 
 
+def test_queries_of_inverted_lists_do_not_look_for_the_package_again(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    index = write_index(tmp_path, [unit_vectors(1100)], kind="ivf-pq", flat_up_to=1000, segment_rows=1100)
+    first = index.nearest(QUERIES, 3)
+    # Reading the metadata of a package takes longer than a query.
+    monkeypatch.setattr(ann, "version", lambda package: pytest.fail(f"the version of {package} was read"))
+    np.testing.assert_array_equal(index.nearest(QUERIES, 3).rows_QK, first.rows_QK)
+
+
 def test_settings_of_a_query_and_of_other_kinds_build_the_same_segment():
     graph, lists = {"hnsw": HnswConfig(neighbors=9)}, {"ivf_pq": IvfPqConfig(numbers_per_byte=3)}
     in_a_query = [{"flat_up_to": 2000}, {"candidates": 7}, {"hnsw": HnswConfig(search_width=9)}, {"ivf_pq": IvfPqConfig(probes=3)}]

@@ -289,16 +289,17 @@ class InvertedLists:
     """Inverted lists of faiss with product-quantization codes."""
 
     def __init__(self, folder: Path, segment: Segment, dim: int, config: IvfPqConfig) -> None:
-        faiss, path = _faiss(), _checked(folder, segment)
+        # Kept, because finding the package reads its metadata, which takes longer than a query.
+        self._faiss, path = _faiss(), _checked(folder, segment)
         try:
-            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            self._index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise INDEX.damaged(path, str(error).splitlines()[0]) from error
         _expect(path, segment, dim, (self._index.ntotal, self._index.d))
-        self._parameters = faiss.SearchParametersIVF(nprobe=config.probes)
+        self._parameters = self._faiss.SearchParametersIVF(nprobe=config.probes)
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
-        _one_thread(_faiss())
+        _one_thread(self._faiss)
         rows_QC: NDArray[np.int64] = self._index.search(queries_QD, min(count, self._index.ntotal), params=self._parameters)[1]
         return rows_QC
 
