@@ -5,8 +5,9 @@
 
 Models have some thousand weights and a split two images, so a time is nearly all imports. Each command runs in a process of its own, all
 commands in turn in every round, and with `--before` the same commands of another checkout of dcdctl beside them. Processor time is that of
-the process and its children, over all threads; it hardly grows when other work runs beside. The numbers are medians over the rounds. The
-files are in the system's cache, because the first round is not counted. The time of `serve` ends when /health answers.
+the process and its children, over all threads; it grows less than time by the clock when other work runs beside. The numbers are medians
+over the rounds, and the first round fills the system's cache of files. The time of `serve` ends when /health answers. Ctrl-C shows the
+times so far.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -55,7 +57,19 @@ LEFT_OUT = (
 )
 """Commands of tests/support/every_command.py that start as another one does, or change the folder."""
 OPTIONS = {
-    "bench": ["--no-onnx", "--fresh-processes", "0", "--gallery-sizes", "100", "--reference-gallery", "100", "--batch-sizes", "1"],
+    "bench": [
+        "--no-onnx",
+        "--fresh-processes",
+        "0",
+        "--gallery-sizes",
+        "100",
+        "--reference-gallery",
+        "100",
+        "--batch-sizes",
+        "1",
+        "--repeats",
+        "2",
+    ],
 }
 """Options that leave out what is no start: other processes, and measurements."""
 
@@ -96,12 +110,12 @@ def main() -> None:
             _python(checkout, STAGE, str(checkout.stage))
         commands = {name: words for name, words in _commands(checkouts["now"]).items() if name in (arguments.only or [name])}
         found: dict[tuple[str, str], list[Start]] = {(name, way): [] for name in commands for way in checkouts}
-        for number in range(arguments.rounds + 1):
-            for name, way in found:
-                start = _start(checkouts[way], commands[name])
-                if number:
-                    found[name, way].append(start)
-    _show(found, list(commands), list(checkouts))
+        with suppress(KeyboardInterrupt):
+            for number in range(arguments.rounds):
+                for name, way in found:
+                    sys.stderr.write(f"round {number + 1} of {arguments.rounds}: {name}, {way}\n")
+                    found[name, way].append(_start(checkouts[way], commands[name]))
+    _show(found, [name for name in commands if all(found[name, way] for way in checkouts)], list(checkouts))
 
 
 def _commands(checkout: Checkout) -> dict[str, list[str]]:
@@ -136,8 +150,9 @@ def _start(checkout: Checkout, words: list[str]) -> Start:
         if is_service:
             try:
                 assert process.stdout is not None
-                url = json.loads(process.stdout.readline())["url"].rstrip("/")
-                urllib.request.urlopen(f"{url}/health", timeout=60).close()
+                if not (line := process.stdout.readline()):
+                    raise SystemExit(f"{' '.join(words)}: {log.read_text()}")
+                urllib.request.urlopen(f"{json.loads(line)['url'].rstrip('/')}/health", timeout=60).close()
                 wall = time.perf_counter() - began
             finally:
                 process.terminate()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, READ_ONLY, with_noise
+from open_clips import OPEN_CLIPS, save_open_clip
 from tiny import make_models
 
 from dcdctl.core import artifacts, models
@@ -68,10 +69,37 @@ def test_exporting_changes_neither_the_mode_nor_the_tokenizer_of_a_model(dual, t
     assert (tmp_path / "after" / "tokenizer.json").read_bytes() == (tmp_path / "before" / "tokenizer.json").read_bytes()
 
 
-def test_a_model_of_open_clip_and_a_sentence_transformer_are_refused_with_the_reason(tmp_path):
-    reasons = {"open_clip SigLIP": "its tokenizer, OpenClipTokenizer, is Python code", "SentenceTransformer": "no graph of tensors"}
-    for kind, reason in reasons.items():
-        model = (FAMILIES | READ_ONLY)[kind](CAPTIONS, tmp_path / kind.replace(" ", "-"))
+MESSY = ["don\u00e2\u20ac\u2122t &amp;amp; <b>WON'T</b>", "  a\n\tred_circle, left!  ", "", "12,5 \u00bd\ufb01\u0130", *TEXTS]
+"""Texts that open_clip cleans: a wrong encoding, HTML entities, spaces, punctuation, nothing."""
+
+
+@pytest.mark.parametrize("kind", OPEN_CLIPS)
+def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
+    model = models.load_dual(save_open_clip(kind, CAPTIONS, tmp_path))
+    assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5
+    tower, tokenizer = TextTower.open(tmp_path / "text", model.digest), model.preprocess.tokenizer
+    for texts in (*([text] for text in MESSY), MESSY):
+        found, expected = tower.tokenize(texts), tokenizer.tokenizer(texts)
+        assert found.batch["input_ids"].tolist() == expected.tolist() == found.ids
+        with torch.no_grad():
+            vectors = torch.nn.functional.normalize(model.network.encode_text(expected), dim=-1).numpy()
+        np.testing.assert_allclose(tower.vectors(found), vectors, atol=1e-5)
+    assert [tower.num_tokens(text) for text in MESSY] == [len(tokenizer(text)["input_ids"]) for text in MESSY]
+    assert (tower.max_text_len, tower.unknown_id) == (tokenizer.model_max_length, tokenizer.unk_token_id)
+    assert tower.special_ids == set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+def test_a_text_side_with_an_unknown_cleaning_is_refused(dual, folder, tmp_path):
+    settings = artifacts.read_document(folder / "text.json", 1)["settings"]
+    changed = copied(folder, tmp_path, settings=settings | {"cleaning": "thorough"})
+    with pytest.raises(StaleError, match="cleaning is 'thorough'"):
+        TextTower.open(changed, dual.digest)
+
+
+def test_models_whose_texts_python_code_prepares_are_refused_with_the_reason(tmp_path):
+    clip, sentences = ((FAMILIES | READ_ONLY)[kind](CAPTIONS, tmp_path / kind[:4]) for kind in ("open_clip SigLIP", "SentenceTransformer"))
+    clip.preprocess.tokenizer.tokenizer.strip_sep_token = True
+    for model, reason in ((clip, "its tokenizer, OpenClipTokenizer, is Python code"), (sentences, "no graph of tensors")):
         with pytest.raises(ModelError, match=reason):
             onnx.export_text_tower(model, tmp_path / "text")
     assert not (tmp_path / "text").exists()

@@ -15,10 +15,10 @@ from tiny import run_script
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import Changes, Index, Searcher, build, run_index_job
+from dcdctl.core.search import Changes, Index, Searcher, build, index_facts, run_index_job, summarize_index
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
-from dcdctl.core.search.text_side import text_side_note
+from dcdctl.core.search.storage import text_side_note
 
 LONG = " ".join([CAPTIONS[0]] * 20)
 
@@ -107,7 +107,10 @@ def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(no
 
 
 def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index, monkeypatch):
-    ref = save_open_clip("open_clip ViT", CAPTIONS, tmp_path)
+    ref = save_open_clip("open_clip SigLIP", CAPTIONS, tmp_path)
+    config = json.loads((ref / "open_clip_config.json").read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["strip_sep_token"] = True  # by Python code
+    (ref / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     index = build.build(str(ref), noise_index.parent / "images", tmp_path / "index", IndexConfig())
     assert index.document["text"]["files"] == []
     assert "is Python code" in index.document["text"]["refused"]
@@ -115,6 +118,15 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert isinstance(Searcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
     assert run_index_job(str(index.folder), Changes(remove=("plain.png",))).index.num_images == 11
+
+
+def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
+    size = sum(path.stat().st_size for path in (noise_index / "text").iterdir())
+    facts = dict(index_facts(summarize_index(Index.open(noise_index))))
+    assert facts["texts"] == f"searched without torch, by a text side for ONNX Runtime of {size:,} bytes"
+    without = summarize_index(Index.open(without_text_side(noise_index, tmp_path / "old")))
+    assert without.text_bytes == 0
+    assert "packages onnx and onnxruntime were missing" in dict(index_facts(without))["texts"]
 
 
 @pytest.mark.parametrize("package", onnx.TEXT_PACKAGES)

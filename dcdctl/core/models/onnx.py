@@ -253,6 +253,7 @@ def _text_settings(model: DualEncoder) -> TextSettings:
         splits_special_tokens=bool(tokenizer.split_special_tokens),
         special_ids=tuple(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})),
         unknown_id=tokenizer.unk_token_id,
+        cleaning=getattr(tokenizer, "cleaning", ""),
     )
 
 

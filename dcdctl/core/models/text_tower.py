@@ -11,8 +11,10 @@ Shape letters: T texts, D length of the vectors.
 
 from __future__ import annotations
 
+import html
+import string
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, config, machine
-from dcdctl.core.errors import ConfigError, StaleError, is_installed
+from dcdctl.core.errors import ConfigError, StaleError, is_installed, require_extra
 
 GRAPH_FILE, TOKENIZER_FILE, TEXT_FILE = "model.onnx", "tokenizer.json", "text.json"
 FORMAT = 1
@@ -89,6 +91,33 @@ class TextSettings:
     """Whether a special token that is written in a text is read as text."""
     special_ids: tuple[int, ...]
     unknown_id: int | None = None
+    cleaning: str = ""
+    """A key of `CLEANINGS`; empty for texts that the tokenizer reads as they are."""
+
+
+def _plain(text: str) -> str:
+    """Without wrong encodings, HTML entities and outer spaces, as open_clip cleans every text."""
+    import ftfy  # as open_clip does, which needs it
+
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_plain(text).split())
+
+
+def _without_punctuation(text: str) -> str:
+    letters = _plain(text).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(letters.lower().split())
+
+
+CLEANINGS: dict[str, Callable[[str], str]] = {
+    "": str,
+    "whitespace": _one_line,
+    "lower": lambda text: _one_line(text).lower(),
+    "canonicalize": _without_punctuation,
+}
+"""What is done to a text before it becomes tokens, by the names of open_clip."""
 
 
 class TextTower:
@@ -102,7 +131,9 @@ class TextTower:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        self._settings = settings
+        if settings.cleaning:
+            require_extra("open-clip", "ftfy", needed_by="the texts of a model of open_clip")
+        self._settings, self._clean = settings, CLEANINGS[settings.cleaning]
         self._tokenizer = Tokenizer.from_str((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
         self._tokenizer.encode_special_tokens = settings.splits_special_tokens
         self._cut()
@@ -138,6 +169,8 @@ class TextTower:
         artifacts.check_files(folder, listed, hint=HINT)
         try:
             settings = config.build(TextSettings, document["settings"])
+            if settings.cleaning not in CLEANINGS:
+                raise ConfigError(f"cleaning is {settings.cleaning!r}", hint=f"known: {', '.join(CLEANINGS)}")
         except (KeyError, ConfigError) as error:
             raise StaleError(f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl") from error
         return TextTower(folder, settings, threads)
@@ -160,7 +193,7 @@ class TextTower:
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """See `TextEncoder.tokenize`."""
         with self._tokenizing:
-            found = self._tokenizer.encode_batch(list(texts))
+            found = self._tokenizer.encode_batch(list(map(self._clean, texts)))
         arrays = {
             "input_ids": np.array([text.ids for text in found], dtype=np.int64),
             "attention_mask": np.array([text.attention_mask for text in found], dtype=np.int64),
@@ -175,7 +208,7 @@ class TextTower:
         with self._tokenizing:
             self._tokenizer.no_truncation()
             try:
-                found = self._tokenizer.encode(text)
+                found = self._tokenizer.encode(self._clean(text))
             finally:
                 self._cut()
         return sum(found.attention_mask)

@@ -26,9 +26,8 @@ from .protocol import Hit, ImageIndex, text_side_beside
 from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image, value_for_json
 from .searcher import Searcher
 from .sources import SourceImages
-from .storage import INDEX, INDEX_FILE, ImageSource, files_of, read_document
+from .storage import INDEX, INDEX_FILE, ImageSource, files_of, read_document, text_side_note
 from .summary import index_document, index_facts, summarize_index
-from .text_side import text_side_note
 from .vector_files import NUM_VERIFIED, ImageList, VectorFiles, write_image_list
 
 __all__ = [

@@ -250,6 +250,13 @@ def columns_file(document: dict[str, Any]) -> ColumnsFile | None:
     return ColumnsFile(**{**entry, "columns": tuple(Column(**column) for column in entry["columns"])})
 
 
+def text_side_note(document: dict[str, Any]) -> str:
+    """Why texts are searched with torch, for the user; empty if they are not."""
+    if (side := document.get("text")) is None:
+        return "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the index was made"
+    return f"a search starts with torch, in seconds: {side['refused']}" if side["refused"] else ""
+
+
 def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of each file of an index, by its path in the folder."""
     # Joined as paths, so that an absolute name stays one and is refused.

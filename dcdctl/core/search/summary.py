@@ -8,7 +8,7 @@ from typing import Any
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.query import cut, shown, value_for_json
-from dcdctl.core.search.storage import ImageSource, words_of
+from dcdctl.core.search.storage import ImageSource, text_side_note, words_of
 
 HALF_BYTES = 2
 NUM_SHOWN = 4
@@ -45,6 +45,10 @@ class IndexSummary:
     """Codes, graphs or inverted lists."""
     word_bytes: int
     """The words of captions and file names; 0 for an index without."""
+    text_bytes: int
+    """The text side of the model for ONNX Runtime; 0 for an index without."""
+    text_note: str
+    """Why texts are searched with torch; empty if the index has a text side."""
     model: str
     """The fingerprint of the dual encoder that made the vectors."""
     precision: str
@@ -74,6 +78,8 @@ def summarize_index(index: Index) -> IndexSummary:
         vector_bytes=sum(part.bytes for part in index.parts),
         segment_bytes=sum(segment.bytes for segment in index.segments),
         word_bytes=0 if words is None else sum(file.bytes for file in words.files),
+        text_bytes=sum(entry["bytes"] for entry in (document.get("text") or {"files": []})["files"]),
+        text_note=text_side_note(document),
         model=index.fingerprint,
         precision=document["precision"],
         settings=document["settings"],
@@ -115,6 +121,7 @@ def index_facts(summary: IndexSummary) -> list[tuple[str, str]]:
         ("vectors", f"{summary.dims:,} numbers, {HALF_BYTES * summary.dims:,} bytes each; files of {summary.vector_bytes:,} bytes"),
         ("search", "; ".join(searches)),
         ("model", f"{summary.model[:8]}, precision {summary.precision}"),
+        ("texts", summary.text_note or f"searched without torch, by a text side for ONNX Runtime of {summary.text_bytes:,} bytes"),
         *((f"column {column.name}", _column(column)) for column in summary.columns),
     ]
 

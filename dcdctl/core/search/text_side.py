@@ -32,10 +32,3 @@ def added(folder: Path, document: dict[str, Any], model: models.DualEncoder | No
         return {**document, "text": {"files": [], "refused": str(error.args[0])}}
     files = [{"file": path.name, **artifacts.seal_of(path)} for path in sorted((folder / TEXT).iterdir())]
     return {**document, "text": {"files": files, "refused": ""}}
-
-
-def text_side_note(document: dict[str, Any]) -> str:
-    """Why texts are searched with torch, for the user; empty if they are not."""
-    if (side := document.get("text")) is None:
-        return "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the index was made"
-    return f"a search starts with torch, in seconds: {side['refused']}" if side["refused"] else ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,13 +28,13 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, to_dtype
 from dcdctl.core.models.dual import DualModel, keep_statistics, unit_vectors
-from dcdctl.core.models.fingerprint import tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, in_kernel_order
 from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others, use_eval_mode_where_frozen
+from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
 from dcdctl.core.models.protocols import ExportSpec
@@ -45,52 +44,6 @@ WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
 TEXT_CONFIG = "hf_text_config"
 """Folder of the configuration of a text encoder of transformers, which open_clip_config.json gives only as a Hub id."""
 HINT = f"an open_clip folder holds {OPEN_CLIP_FILE}, {WEIGHTS_FILE} and the files of its tokenizer, unless that is CLIP's own"
-
-
-class OpenClipTokenizer:
-    """A tokenizer of open_clip with the members of a tokenizer of transformers that dcdctl reads."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    @property
-    def hugging_face(self) -> Any:
-        """The tokenizer of transformers inside; None for CLIP's own, which open_clip implements."""
-        return getattr(self.tokenizer, "tokenizer", None)
-
-    @property
-    def model_max_length(self) -> int:
-        """Tokens of a caption, special ones and padding included."""
-        return int(self.tokenizer.context_length)
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids that stand for no text. CLIP's own tokenizer pads with 0."""
-        inner = self.hugging_face
-        return list(inner.all_special_ids) if inner is not None else [0, *self.tokenizer.all_special_ids]
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """The id of unknown words; None for CLIP's own tokenizer, which knows all bytes."""
-        return None if self.hugging_face is None else self.hugging_face.unk_token_id
-
-    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
-        """All tokens of a text, neither cut nor padded."""
-        if (inner := self.hugging_face) is not None:
-            return {"input_ids": list(inner(self.tokenizer.clean_fn(text), verbose=verbose)["input_ids"])}
-        start, end = self.tokenizer.all_special_ids[:2]
-        return {"input_ids": [start, *self.tokenizer.encode(text), end]}
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides the ids of a caption, JSON-able."""
-        shared = {"class": type(self.tokenizer).__name__, "length": self.model_max_length, "clean": self.tokenizer.clean_fn.__name__}
-        if (inner := self.hugging_face) is not None:
-            own = {"mode": self.tokenizer.tokenizer_mode, "strips_sep": self.tokenizer.strip_sep_token}
-            return {**shared, **own, "tokenizer": tokenizer_settings(inner)}
-        # Tokens in the order of their ids, and merges in the order of their ranks.
-        vocabulary = hashlib.sha256("\n".join([*self.tokenizer.encoder, *map(" ".join, self.tokenizer.bpe_ranks)]).encode())
-        return {**shared, "tokenizer": vocabulary.hexdigest(), "pattern": self.tokenizer.pat.pattern}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,103 @@
+"""A tokenizer of open_clip as dcdctl reads it, and the file of the library tokenizers that gives the same ids without open_clip."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from dcdctl.core.models.fingerprint import tokenizer_settings
+
+
+class OpenClipTokenizer:
+    """A tokenizer of open_clip with the members of a tokenizer of transformers that dcdctl reads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def hugging_face(self) -> Any:
+        """The tokenizer of transformers inside; None for CLIP's own, which open_clip implements."""
+        return getattr(self.tokenizer, "tokenizer", None)
+
+    @property
+    def model_max_length(self) -> int:
+        """Tokens of a caption, special ones and padding included."""
+        return int(self.tokenizer.context_length)
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids that stand for no text. CLIP's own tokenizer pads with 0."""
+        inner = self.hugging_face
+        return list(inner.all_special_ids) if inner is not None else [0, *self.tokenizer.all_special_ids]
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of unknown words; None for CLIP's own tokenizer, which knows all bytes."""
+        return None if self.hugging_face is None else self.hugging_face.unk_token_id
+
+    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
+        """All tokens of a text, neither cut nor padded."""
+        if (inner := self.hugging_face) is not None:
+            return {"input_ids": list(inner(self.tokenizer.clean_fn(text), verbose=verbose)["input_ids"])}
+        start, end = self.tokenizer.all_special_ids[:2]
+        return {"input_ids": [start, *self.tokenizer.encode(text), end]}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the ids of a caption, JSON-able."""
+        shared = {"class": type(self.tokenizer).__name__, "length": self.model_max_length, "clean": self.tokenizer.clean_fn.__name__}
+        if (inner := self.hugging_face) is not None:
+            own = {"mode": self.tokenizer.tokenizer_mode, "strips_sep": self.tokenizer.strip_sep_token}
+            return {**shared, **own, "tokenizer": tokenizer_settings(inner)}
+        # Tokens in the order of their ids, and merges in the order of their ranks.
+        vocabulary = hashlib.sha256("\n".join([*self.tokenizer.encoder, *map(" ".join, self.tokenizer.bpe_ranks)]).encode())
+        return {**shared, "tokenizer": vocabulary.hexdigest(), "pattern": self.tokenizer.pat.pattern}
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether a file of the library tokenizers gives the same ids, once a text is cleaned (`cleaning`)."""
+        inner = self.hugging_face
+        return inner is None or (inner.is_fast and not self.tokenizer.tokenizer_mode and not self.tokenizer.strip_sep_token)
+
+    @property
+    def cleaning(self) -> str:
+        """How a text is cleaned before it is read as tokens: a key of `text_tower.CLEANINGS`."""
+        return str(self.tokenizer.clean_fn.__name__.removeprefix("_clean_"))
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The tokenizer of cleaned texts, by the library tokenizers."""
+        inner = self.hugging_face
+        return _byte_pairs(self.tokenizer) if inner is None else inner.backend_tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        """How texts are cut and padded: as the tokenizer of transformers says, or as CLIP's own does it."""
+        if name not in CLIP_PADDING:
+            raise AttributeError(name)
+        inner = self.hugging_face
+        return CLIP_PADDING[name] if inner is None else getattr(inner, name)
+
+
+CLIP_PADDING = {
+    **{"truncation_side": "right", "padding_side": "right", "pad_token_id": 0, "pad_token": "!", "pad_token_type_id": 0},
+    "split_special_tokens": False,
+}
+"""Members of a tokenizer of transformers, for CLIP's own. It pads with 0, the id of an exclamation mark."""
+
+
+def _byte_pairs(tokenizer: Any) -> Tokenizer:
+    """CLIP's own tokenizer, without its cleaning, by the library tokenizers."""
+    specials = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+    made = Tokenizer(BPE(tokenizer.encoder, list(tokenizer.bpe_ranks), end_of_word_suffix="</w>"))
+    # The pattern of open_clip ignores case and keeps what it matches, so that spaces are left out.
+    words = pre_tokenizers.Split(Regex(f"(?i){tokenizer.pat.pattern}"), "removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    start, end = specials[:2]
+    ends = [(token, tokenizer.encoder[token]) for token in (start, end)]
+    made.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
+    made.add_special_tokens([AddedToken(token, normalized=False) for token in specials])
+    return made
