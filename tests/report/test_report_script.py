@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import functools
 import re
-import shutil
 from dataclasses import dataclass
 from html import unescape
 from urllib.parse import quote
 
+import browser
 import numpy as np
-import processes
 import pytest
 from made_runs import write_demo
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.report import report, write
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking", "--no-first-run")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+pytestmark = browser.is_installed
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,10 @@ def see(found, tmp_path_factory):
     @functools.cache
     def look(address: str = "", script: str = "") -> Seen:
         (folder / "copy.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-        command = [str(BROWSER), *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/copy.html{address}"]
-        return read(processes.run(command, capture_output=True, text=True, check=True).stdout)
+        return read(chromium.html(f"file://{folder}/copy.html{address}"))
 
-    return look
+    with browser.started(folder / "profile") as chromium:
+        yield look
 
 
 def read(html: str) -> Seen:

@@ -14,8 +14,8 @@ from html import unescape
 from urllib.parse import parse_qs, urlencode
 from urllib.request import urlopen
 
+import browser
 import numpy as np
-import processes
 import pytest
 import served
 from html_page import Page
@@ -24,10 +24,7 @@ from dcdctl.core.search.background import probe_texts
 from dcdctl.core.serve import ServiceConfig, pages
 from dcdctl.core.serve import app as serve_app
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking", "--no-first-run")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+pytestmark = browser.is_installed
 
 NUM = len(served.NAMES)
 OWNERS = ["ann", "<b>'bob'</b>", None, *["ann"] * (NUM - 3)]
@@ -92,15 +89,13 @@ def url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def see(url, tmp_path_factory):
-    profile = tmp_path_factory.mktemp("profile")
-
     @functools.cache
     def look(address: str) -> tuple[str, Page]:
-        command = [str(BROWSER), *OPTIONS, f"--user-data-dir={profile}", "--virtual-time-budget=6000", "--dump-dom", f"{url}/{address}"]
-        html = processes.run(command, capture_output=True, text=True, check=True).stdout
+        html = chromium.html(f"{url}/{address}", budget_ms=6000)
         return html, Page(html)
 
-    return look
+    with browser.started(tmp_path_factory.mktemp("profile")) as chromium:
+        yield look
 
 
 def told(html: str) -> str:
