@@ -45,9 +45,7 @@ NORMALIZED_AFTERWARDS = ("clip_vision_model", "metaclip_2_vision_model")
 """Vision encoders whose tokens are normalized by `post_layernorm`, as in METER; transformers normalizes only their class token."""
 CAUSAL = ("clip_text_model", "metaclip_2_text_model")
 """Text encoders of transformers in which a token attends to earlier ones only."""
-ASKS_WITHOUT_MASK = "align_text_model"
-"""It looks for padding itself if it gets no mask."""
-BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "chinese_clip_text_model", ASKS_WITHOUT_MASK)
+BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "chinese_clip_text_model")
 """Text encoders of transformers that take a mask of four dimensions as it is."""
 FIRST_LOGIT_SCALE = 20.0
 MAX_LOGIT_SCALE = 100.0
@@ -238,7 +236,7 @@ def attention_mask(encoder: Any, texts: TextBatch) -> Tensor | None:
         return None
     if kind not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or _is_traced():
         return texts.attention_mask
-    if kind != ASKS_WITHOUT_MASK and bool(texts.mask_on_cpu.all()):
+    if bool(texts.mask_on_cpu.all()):
         return None
     return texts.attention_mask.bool()[:, None, None, :]
 
