@@ -5,12 +5,12 @@
 ViLT, METER and CLIP with random weights, of the sizes of the papers (`full`) or tiny (`toy`), on the built-in scenes. No download.
 
 - parity: scores of the same pairs on the CPU and on the device, in float32 and bfloat16; differences relative to max(1, |score|).
-- memory: a batch that is too large for the memory is halved, and the scores stay the same. Needs a GPU.
+- memory: a batch that is too large for the memory is halved, and the scores stay the same; the most memory. A CPU halves nothing.
 - cache: pairs per second of `cache-teacher`, by precision and batch size, and a check of the cache by the CPU, as `--verify` does it.
 - distill: seconds per step, by precision.
 - resume: a run that is stopped at a checkpoint and resumed, against one that is not stopped.
 - processes: the loss of a step by two processes with NCCL, against one. Needs two GPUs, or --gloo.
-- compile: the image tower and the text tower of CLIP under torch.compile, against eager. Needs a GPU, or --compile.
+- compile: the image towers of CLIP and METER with `--compile`, against without. Needs a GPU, or --compile.
 - eval, bench: seconds of an evaluation, and the speed-up per query that `dcdctl bench` reports.
 
 Writes DIR/gpu.json and DIR/gpu.md. Exit code 1 if a check fails.
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -41,6 +42,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisio
 import dcdctl
 from dcdctl.core import devices, models
 from dcdctl.core.bench import BenchConfig
+from dcdctl.core.bench.cold_start import peak_rss_mib
 from dcdctl.core.data import Corpus, describe_scenes
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
@@ -52,6 +54,8 @@ from dcdctl.core.training import load_recipe, runs
 RECIPE = "tiny-student"
 NAMES = ("vilt", "meter", "clip")
 HEAD_FACTOR = 30
+COMPILED_BATCH = 32
+"""Images of the part `compile`."""
 MEMORY_SHARE = 0.25
 """Share of the GPU's memory that the part `memory` may use."""
 
@@ -257,22 +261,44 @@ def parity(machine: Machine) -> Iterator[Row]:
 
 
 def memory(machine: Machine) -> Iterator[Row]:
-    if not machine.is_gpu:
-        yield skipped("memory", "the CPU's memory cannot be limited here")
-        return
     corpus = Corpus.open(machine.data, "train")
     pairs = random_pairs(corpus, 8 * max(machine.size.batch_sizes))
     scorer = models.load_scorer(machine.model("vilt")).to(machine.device)
     source = CorpusSource(corpus, scorer.preprocess)
-    expected = score_pairs(scorer, source, *pairs, compute=Compute(device=machine.device))
-    torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, machine.device)
-    try:
-        found = score_pairs(scorer, source, *pairs, compute=Compute(device=machine.device, batch_size=len(pairs[0])))
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, machine.device)
+    small = Compute(device=machine.device, batch_size=min(machine.size.batch_sizes))
+    expected, small_mib = with_peak(machine, lambda: score_pairs(scorer, source, *pairs, compute=small))
+    # The memory of a CPU cannot be limited here, so only a GPU halves the batch.
+    whole = Compute(device=machine.device, batch_size=len(pairs[0]))
+    with limited_memory(machine):
+        found, whole_mib = with_peak(machine, lambda: score_pairs(scorer, source, *pairs, compute=whole))
     error = relative(found, expected)
-    what = f"{len(pairs[0]):,} pairs as one batch, halved until they fit"
+    what = f"{len(pairs[0]):,} pairs as one batch{', halved until they fit' if machine.is_gpu else ''}"
     yield Row(part="memory", model="vilt", what=what, value=error, unit="relative", holds=error <= TOLERANCES["float32"])
+    for size, mib in ((small.batch_size, small_mib), (whole.batch_size, whole_mib)):
+        yield Row(part="memory", model="vilt", what=f"peak memory, --batch-size {size}", value=mib, unit="MiB")
+
+
+@contextmanager
+def limited_memory(machine: Machine) -> Iterator[None]:
+    """A share of the memory of a GPU; all of it on a CPU."""
+    if machine.is_gpu:
+        torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, machine.device)
+    try:
+        yield
+    finally:
+        if machine.is_gpu:
+            torch.cuda.set_per_process_memory_fraction(1.0, machine.device)
+
+
+def with_peak(machine: Machine, work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of the work, and the most memory meanwhile in MiB: allocated on the GPU, or resident in this process."""
+    if machine.is_gpu:
+        torch.cuda.reset_peak_memory_stats(machine.device)
+        result = work()
+        return result, torch.cuda.max_memory_allocated(machine.device) / 2**20
+    with suppress(OSError):  # without Linux's file the peak is that since the start
+        Path("/proc/self/clear_refs").write_text("5")
+    return work(), peak_rss_mib()
 
 
 def cache(machine: Machine) -> Iterator[Row]:
@@ -367,20 +393,25 @@ def compile_towers(machine: Machine) -> Iterator[Row]:
     if not machine.is_gpu and not machine.compiles:
         yield skipped("compile", "no GPU")
         return
-    model = models.load_dual(machine.model("clip")).to(machine.device)
     corpus = Corpus.open(machine.data, "train")
-    source = CorpusSource(corpus, model.preprocess)
-    batches = {"image": (model.embed_images, source.images(range(8))), "text": (model.embed_texts, source.texts(range(8)))}
-    for side, (embed, batch) in batches.items():
-        batch, compiled = batch.to(machine.device), torch.compile(embed)
+    plain, compiled = Compute(device=machine.device), Compute(device=machine.device, compile=True)
+    for name in ("clip", "meter"):
+        model = models.load(machine.model(name)).to(machine.device)
+        batch = CorpusSource(corpus, model.preprocess).images(range(min(corpus.num_images, COMPILED_BATCH))).to(machine.device)
+
+        def encode(compute: Compute, model: Any = model, batch: Any = batch) -> Any:
+            with compute.forward_pass():
+                return model.embed_images(batch) if model.kind == "dual" else model.encode_images(batch).tokens
+
         started = time.perf_counter()
-        found = compiled(batch)
+        # An error if the compiled tower differs by more than rounding.
+        found = encode(compiled)
         devices.synchronize(machine.device)
-        yield Row(part="compile", model="clip", what=f"{side} tower: first call", value=time.perf_counter() - started, unit="s")
-        error = float((found - embed(batch)).abs().max())
-        yield Row(part="compile", model="clip", what=f"{side} tower: largest difference", value=error, unit="", holds=error <= 1e-5)
-        plain_s, compiled_s = (median_seconds(partial(work, batch), machine.device) for work in (embed, compiled))
-        yield Row(part="compile", model="clip", what=f"{side} tower: speed-up", value=plain_s / compiled_s, unit="times")
+        yield Row(part="compile", model=name, what="image tower: first call", value=time.perf_counter() - started, unit="s")
+        error = float((found - encode(plain)).abs().max())
+        yield Row(part="compile", model=name, what="image tower: largest difference", value=error, unit="", holds=error <= 1e-3)
+        plain_s, compiled_s = (median_seconds(partial(encode, compute), machine.device) for compute in (plain, compiled))
+        yield Row(part="compile", model=name, what="image tower: speed-up", value=plain_s / compiled_s, unit="times")
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 20) -> float:
