@@ -26,6 +26,7 @@ from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.models.networks import compiled
 from dcdctl.core.search import Changes, Index, embed, part_files
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
@@ -636,3 +637,17 @@ def test_an_index_whose_model_was_replaced_accepts_no_images(dual, pictures, tmp
     shutil.rmtree(index.folder / "model")
     with pytest.raises(MissingError, match=r"lacks its model .{8}; copy it to"):
         update(index.folder, Changes(add=pictures))
+
+
+def test_an_index_says_that_a_compiled_encoder_embedded_its_images_also_after_a_change(tmp_path, dual, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    splits = {"train": [["a"]] * 9, "val": [["b"]] * 2}
+    made = make_splits(tmp_path / "corpus", splits).folder
+    plain = build(str(dual), made, tmp_path / "plain", FLAT, split="train", compute=Compute(batch_size=9))
+    index = build(str(dual), made, tmp_path / "index", FLAT, split="train", compute=Compute(batch_size=9, compile=True))
+    assert "compiler" not in plain.document["versions"]
+    assert index.document["versions"]["compiler"] == "torch.compile"
+    assert [part.read_bytes() for part in sorted((tmp_path / "index" / "vectors").iterdir())] == [
+        part.read_bytes() for part in sorted((tmp_path / "plain" / "vectors").iterdir())
+    ]
+    assert update(index.folder, Changes(remove=(index.image_id(0),))).document["versions"]["compiler"] == "torch.compile"

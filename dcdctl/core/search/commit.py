@@ -31,6 +31,8 @@ SHOWN = 3
 """Unknown names in an error message."""
 BLOCK = 1024
 """Vectors passed to a segment together."""
+COMPILER = "compiler"
+"""Entry of `versions` for an index whose images a compiled encoder embedded."""
 
 
 def ids_of(index: Index, source: int) -> set[str]:
@@ -175,19 +177,25 @@ def commit_columns(folder: Path, document: dict[str, Any], table: pa.Table) -> N
 def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, Any]:
     """index.json, with short and general keys first."""
     kind = document["settings"]["kind"] if segments else "flat"
+    words = keywords.packages() if document["settings"].get("keywords") else {}
     return {
         "format": document["format"],
         "generation": document["generation"],
         "images": sum(part["rows"] for part in document["parts"]) - document["removed"]["count"],
         "kind": kind,
         **{key: document[key] for key in ("model", "precision", "settings", "sources", "skipped", "removed")},
-        "versions": {**devices.versions(), **ann.packages(kind), **(keywords.packages() if document["settings"].get("keywords") else {})},
-        **({"compile": True} if document.get("compile") else {}),
+        "versions": {**devices.versions(), **ann.packages(kind), **words, **_compiler(document)},
         "parts": document["parts"],
         "segments": [asdict(segment) for segment in segments],
         **({"columns": document["columns"]} if "columns" in document else {}),
         **({"text": document["text"]} if "text" in document else {}),
     }
+
+
+def _compiler(document: dict[str, Any]) -> dict[str, str]:
+    """What compiled the encoder of images of the index, if anything did."""
+    before = document.get("versions", {})
+    return {COMPILER: "torch.compile"} if document.get("compile") or COMPILER in before else {}
 
 
 def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segment]:
