@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pyarrow as pa
 import pytest
 from made_store import COLUMNS, made_facts, made_images
-from qdrant_client import models
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search.columns.where import parse_where
@@ -86,6 +85,8 @@ def test_a_server_that_is_not_there_is_told(waits):
 
 
 def test_a_collection_of_another_program_is_never_touched(store):
+    from qdrant_client import models  # here, because it takes most of a second that only one process of the tests needs
+
     vectors = models.VectorParams(size=4, distance=models.Distance.COSINE)
     store._client.create_collection("photos", vectors_config=vectors)
     with pytest.raises(StaleError, match=r"is there, and dcdctl did not make it; .*nothing was changed"):
