@@ -246,6 +246,9 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
 
 def escapes_root(name: str) -> bool:
     """Whether a file name, read as a POSIX or as a Windows path, leads out of the folder in which it is looked up."""
+    # Of all but a few names in a million, because parsing paths takes a third of the time to find an image.
+    if name[:1] not in ("/", "\\") and ".." not in name and ":" not in name:
+        return False
     windows = PureWindowsPath(name)
     return PurePosixPath(name).is_absolute() or bool(windows.drive or windows.root) or ".." in windows.parts
 

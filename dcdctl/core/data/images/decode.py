@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 import threading
@@ -346,7 +347,11 @@ def difference_hash(image: Image.Image) -> int:
     0
     """
     # The gap is the size at which `check_image` decodes a JPEG, so both give nearly the same hash.
-    small = image.convert("L").resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=HASH_REDUCING_GAP)
-    gray = np.asarray(small, dtype=np.int16)
-    bits = np.packbits(gray[:, 1:] > gray[:, :-1])
-    return int.from_bytes(bits.tobytes(), "big")
+    whole = image if image.mode == "L" else image.convert("L")
+    gray = whole.resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=HASH_REDUCING_GAP).tobytes()
+    # A loop, because so few numbers take NumPy twice as long: a tenth of the check of a photo.
+    bits = 0
+    for start in range(0, len(gray), 9):
+        for left, right in itertools.pairwise(gray[start : start + 9]):
+            bits = bits << 1 | (left < right)
+    return bits
