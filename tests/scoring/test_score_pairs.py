@@ -92,6 +92,16 @@ def test_a_batch_of_pairs_that_does_not_fit_is_halved_and_scores_are_those_of_th
     assert small.refused == [("score_pairs", 8)]
 
 
+def test_only_a_batch_size_that_the_user_did_not_set_grows_on_a_gpu(teacher):
+    gpu = torch.device("cuda:0")
+    free, given = (scoring_pairs._fitting(teacher, "pairs", Compute(device=gpu, batch_size=size)) for size in (None, 64))
+    assert (free.memory is None, given.memory is None) == (False, True)
+    free.grown = 2048
+    assert (free.size(256), given.size(64)) == (2048, 64)
+    others = [("pairs", Compute()), ("images", Compute(device=gpu)), ("captions", Compute(device=gpu))]
+    assert all(scoring_pairs._fitting(teacher, kind, compute).memory is None for kind, compute in others)
+
+
 def test_images_and_captions_that_do_not_fit_are_encoded_in_halves(teacher, corpus, pairs, monkeypatch):
     source = CorpusSource(corpus, teacher.preprocess)
     small = Small(teacher, encode_images=8, encode_texts=30)

@@ -41,7 +41,7 @@ class BenchConfig:
     precision: str = "float32"
     """Autocast precision of both models; float32 means no autocast."""
     compile: bool = False
-    """Whether encoders whose inputs have one shape are compiled, for batches of 8 or more."""
+    """Whether encoders whose inputs have one shape are compiled, for batches of `batch_size`; 8 at least."""
     num_threads: int | None = None
     """CPU threads; None for torch's default."""
 

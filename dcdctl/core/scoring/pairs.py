@@ -24,7 +24,7 @@ from torch import Tensor
 from dcdctl.core import devices
 from dcdctl.core.data import Index
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.fitting import Fitting, GpuMemory, Memory, in_fitting_parts
+from dcdctl.core.fitting import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import FusionScorer, ImageBatch, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import Source, read_images
@@ -41,7 +41,7 @@ TRIAL_S = 2.0
 """Seconds of trial scoring from which a rate is estimated: enough to be past the first, slower batches."""
 TRIAL_IMAGES, TRIAL_TEXTS = 16, 128
 """Images and captions of a trial."""
-_FITTING: WeakKeyDictionary[FusionScorer, dict[str, Fitting]] = WeakKeyDictionary()
+_FITTING: WeakKeyDictionary[FusionScorer, dict[tuple[str, torch.device, bool], Fitting]] = WeakKeyDictionary()
 WARM_UP = 32
 """Pairs scored before a trial, untimed: the first pass allocates memory and selects kernels."""
 
@@ -64,7 +64,7 @@ def _encode_chunk(scorer: FusionScorer, source: Source, chunk: Index, images: Im
         return scorer.encode_images(read.to(compute.device, non_blocking=True))
 
     with compute.forward_pass():
-        return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images"))])
+        return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))])
 
 
 @torch.inference_mode()
@@ -82,7 +82,7 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
     with compute.forward_pass():
         for start in longest_first:
             at = start
-            for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode, _fitting(scorer, "captions")):
+            for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode, _fitting(scorer, "captions", compute)):
                 if len(part) == len(text_ix):
                     return part
                 room = _with_room(room, part, len(text_ix))
@@ -121,7 +121,7 @@ def score_block(
     image_ix_P, text_ix_P = image_ix_P.cpu(), text_ix_P.cpu()
     # Captions of one length share a batch, so that no pair is computed with more padding than it needs.
     order_P = torch.argsort(length_T[text_ix_P], stable=True)
-    batch_size, fitting = pairs_per_batch(scorer, compute), _fitting(scorer, "pairs", _memory_to_grow_into(compute))
+    batch_size, fitting = pairs_per_batch(scorer, compute), _fitting(scorer, "pairs", compute)
     batches = _by_image(order_P, image_ix_P, fitting.size(batch_size)) if scorer.groups_by_image else [order_P]
     scored: list[Tensor] = []
     ordered: list[Tensor] = []
@@ -142,17 +142,16 @@ def score_block(
     return scores_P
 
 
-def _fitting(scorer: FusionScorer, kind: str, memory: Memory | None = None) -> Fitting:
-    """The batch size of a kind of work of this scorer, kept as long as the scorer is."""
-    kinds = _FITTING.setdefault(scorer, {})
-    if kind not in kinds:
-        kinds[kind] = Fitting(memory)
-    return kinds[kind]
+def _fitting(scorer: FusionScorer, kind: str, compute: Compute) -> Fitting:
+    """The batch size of a kind of work of this scorer on this device, kept as long as the scorer is.
 
-
-def _memory_to_grow_into(compute: Compute) -> Memory | None:
-    """The memory of a GPU, unless the user has set a batch size."""
-    return GpuMemory(compute.device) if compute.device.type == "cuda" and compute.batch_size is None else None
+    On a GPU, pairs per batch grow into its memory, unless the user has set a batch size.
+    """
+    grows = kind == "pairs" and compute.device.type == "cuda" and compute.batch_size is None
+    own, key = _FITTING.setdefault(scorer, {}), (kind, compute.device, grows)
+    if key not in own:
+        own[key] = Fitting(GpuMemory(compute.device) if grows else None)
+    return own[key]
 
 
 def pairs_per_batch(scorer: FusionScorer, compute: Compute) -> int:
