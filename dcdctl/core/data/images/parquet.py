@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core.data.images.archives import MAX_FILE_BYTES, RowError, reject_large_file
+from dcdctl.core.machine import num_cores
 
 MAX_INFLATION = 200
 """A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
 PARQUET_BATCH_ROWS = 16
 PARQUET_BUFFER_BYTES = 1 << 20
-KEPT_BATCHES = 2
-"""Batches of a column that stay in memory: threads read rows nearly in order, and a row of an earlier batch is read from the top again."""
+KEPT_BATCHES = 2 + num_cores() // PARQUET_BATCH_ROWS
+"""Batches of a column that stay in memory. Threads, one per core by default, read rows nearly in order: one is behind by a row for each
+other. A row of an earlier batch is read from the top again."""
 _OPEN_COLUMN = threading.Lock()
 
 
