@@ -29,7 +29,7 @@ EXTRAS = {
     "wandb": ("wandb>=0.19",),
     "peft": ("peft>=0.18",),
     "sentence-transformers": ("sentence-transformers>=5.4", "torchvision>=0.21"),
-    "open-clip": ("open_clip_torch>=3.3",),
+    "open-clip": ("open_clip_torch>=3.3", "ftfy>=6"),
     "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"),
     "eccv": ("eccv-caption>=0.1",),
     "index": ("usearch>=2.21", "onnx>=1.19", "onnxruntime>=1.23"),
