@@ -212,16 +212,23 @@ def file_name(image: int) -> str:
     return f"{image:06}.jpg"
 
 
-def make_trained(folder: Path, num_images: int) -> Case:
-    """Two trainable encoders, and a corpus of JPEGs made by `dcdctl prepare`."""
+def make_corpus(folder: Path, num_images: int) -> list[str]:
+    """Write made-up photos and the corpus of them in `folder`; returns their captions."""
     captions = MadeUp(num_images, num_images * CAPTIONS_PER_IMAGE).captions
-    images, vision, text = folder / "images", folder / "vision", folder / "text"
+    images = folder / "images"
     images.mkdir(parents=True)
     for image in range(num_images):
         (images / file_name(image)).write_bytes(to_jpeg(made_up(image)))
     lines = [f"{file_name(i // CAPTIONS_PER_IMAGE)},{caption},train\n" for i, caption in enumerate(captions)]
     (folder / "pairs.csv").write_text("image,caption,split\n" + "".join(lines), encoding="utf-8")
     prepare(images, folder / "pairs.csv", folder / "corpus", 0, 1)
+    return captions
+
+
+def make_trained(folder: Path, num_images: int) -> Case:
+    """Two trainable encoders, and a corpus of JPEGs made by `dcdctl prepare`."""
+    captions = make_corpus(folder, num_images)
+    vision, text = folder / "vision", folder / "text"
     corpus = Corpus.open(folder / "corpus", "train")
     square_image_processor(VIT.image_size).save_pretrained(vision)
     models.word_piece(captions, 2000).save_pretrained(text)
@@ -229,7 +236,7 @@ def make_trained(folder: Path, num_images: int) -> Case:
         AutoModel.from_config(config).save_pretrained(path)
     model = models.dual_from_backbones(str(vision), str(text))
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
-    return Case(model, source, training_recipe.load_recipe("photos", TRAINED), functools.partial(bare_trained, images, captions))
+    return Case(model, source, training_recipe.load_recipe("photos", TRAINED), functools.partial(bare_trained, folder / "images", captions))
 
 
 def make_frozen(folder: Path, num_images: int) -> Case:

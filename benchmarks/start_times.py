@@ -29,7 +29,7 @@ from statistics import median
 HERE = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "onnxruntime", "pandas", "matplotlib", "torchvision", "scipy")
 STAGE = "import sys; from pathlib import Path; from every_command import make_stage; make_stage(Path(sys.argv[1]))"
-COMMANDS = "import json; from every_command import COMMANDS; print(json.dumps(COMMANDS))"
+COMMANDS = "import json; from every_command import COMMANDS, QUICK_BENCH; print(json.dumps([COMMANDS, QUICK_BENCH]))"
 # The names are written when the command has ended, so that looking for them is not in its imports.
 RUN = """
 import atexit, os, sys
@@ -51,22 +51,6 @@ LEFT_OUT = (
     *("prepare", "prepare zip", "prepare jsonl", "prepare karpathy"),
 )
 """Commands of tests/support/every_command.py that start as another one does, or change the folder."""
-OPTIONS = {
-    "bench": [
-        "--no-onnx",
-        "--fresh-processes",
-        "0",
-        "--gallery-sizes",
-        "100",
-        "--reference-gallery",
-        "100",
-        "--batch-sizes",
-        "1",
-        "--repeats",
-        "2",
-    ],
-}
-"""Options that leave out what is no start: other processes, and measurements."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +100,9 @@ def main() -> None:
 
 
 def _commands(checkout: Checkout) -> dict[str, list[str]]:
-    staged = {name: words for name, words in json.loads(_python(checkout, COMMANDS)).items() if name not in LEFT_OUT}
-    commands = {name: [*words, *OPTIONS.get(name, [])] for name, words in (MORE | staged).items()}
+    staged, quick_bench = json.loads(_python(checkout, COMMANDS))
+    commands = MORE | {name: words for name, words in staged.items() if name not in LEFT_OUT}
+    commands["bench"] = [*commands["bench"], *quick_bench]
     names = _python(checkout, "from dcdctl.cli.app import COMMANDS; print(*(name for name, *_ in COMMANDS))").split()
     return dict(sorted(commands.items())) | {"--help": ["--help"]} | {f"{name} --help": [name, "--help"] for name in names}
 

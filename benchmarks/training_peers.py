@@ -33,9 +33,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cache_scale import MadeUp
-from dual_step import CAPTIONS_PER_IMAGE, Batches, Case, file_name
-from prepare import made_up, prepare, to_jpeg
+from dual_step import Batches, Case, file_name, make_corpus
 from side_by_side import Spent, facts, median_processor, ratios, say, spent, table
 
 from dcdctl.cli.views.training import view
@@ -75,15 +73,7 @@ class Inputs:
 
 def make(folder: Path, num_steps: int) -> Inputs:
     """Write photos, a corpus and a CLIP."""
-    num_images = BATCH * num_steps
-    captions = MadeUp(num_images, num_images * CAPTIONS_PER_IMAGE).captions
-    images = folder / "images"
-    images.mkdir(parents=True)
-    for image in range(num_images):
-        (images / file_name(image)).write_bytes(to_jpeg(made_up(image)))
-    lines = [f"{file_name(i // CAPTIONS_PER_IMAGE)},{caption},train\n" for i, caption in enumerate(captions)]
-    (folder / "pairs.csv").write_text("image,caption,split\n" + "".join(lines), encoding="utf-8")
-    prepare(images, folder / "pairs.csv", folder / "corpus", 0, 1)
+    captions = make_corpus(folder, BATCH * num_steps)
     tokenizer = models.word_piece(captions, 2000)
     config = CLIPConfig(vision_config=VISION, text_config={**TEXT, "vocab_size": len(tokenizer) + 2}, projection_dim=256)
     for part in (CLIPModel(config), tokenizer, CLIPImageProcessorPil()):
@@ -93,7 +83,7 @@ def make(folder: Path, num_steps: int) -> Inputs:
     corpus = Corpus.open(folder / "corpus", "train")
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
     case = Case(model, source, training_recipe.load_recipe("clip-finetune", RECIPE), lambda *_: 0.0)
-    return Inputs(folder, images, captions, case, case.batches(num_steps))
+    return Inputs(folder, folder / "images", captions, case, case.batches(num_steps))
 
 
 def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], float]:

@@ -38,7 +38,7 @@ def test_the_outputs_in_a_file_are_small_complete_and_of_no_machine(path):
 
 
 @pytest.mark.parametrize(
-    "text", ["in /home/me/x", '"/tmp/a/b"', "('/work/x')", "data=/srv/photos/1", "file:///x", "C:\\\\Users", "a Warning"]
+    "text", ["in /home/me/x", '"/tmp/a/b"', "('/opt/x/y')", "data=/srv/photos/1", "file:///x", "C:\\\\Users", "a Warning"]
 )
 def test_a_path_of_a_machine_is_found(text):
     assert MACHINE.search(text)

@@ -10,7 +10,7 @@ import json
 import os
 
 import pytest
-from every_command import COMMANDS, NEW, inside, make_stage
+from every_command import COMMANDS, NEW, QUICK_BENCH, inside, make_stage
 from tiny import run_script
 
 from dcdctl.cli.app import COMMANDS as ALL
@@ -53,20 +53,7 @@ BESIDES = {
     "index": ["onnxruntime", "onnx", "pandas"],
 }
 """Commands of `every_command`, and the heavy packages besides `MODELS`."""
-SHORT = [
-    "--no-onnx",
-    "--fresh-processes",
-    "0",
-    "--gallery-sizes",
-    "100",
-    "--reference-gallery",
-    "100",
-    "--batch-sizes",
-    "1",
-    "--repeats",
-    "2",
-]
-MORE = {"bench": SHORT}
+MORE = {"bench": QUICK_BENCH}
 ELSEWHERE = {"demo", "study", "finetune-teacher", "serve"}
 """demo and study run the other commands; finetune-teacher trains as distill does; tests/serve/test_processes.py has `serve`."""
 SCRIPT = """

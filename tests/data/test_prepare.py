@@ -651,7 +651,13 @@ def test_an_interrupt_ends_the_command_at_once_and_keeps_finished_shards(tmp_pat
         "3",
         *(x for count in counts for x in ("--set", count)),
     ]
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # What a shell starts in the background ignores SIGINT, and so would the child.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         while process.poll() is None and not ((out / "prepare.json").exists() and "train-00000" in (out / "prepare.json").read_text()):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

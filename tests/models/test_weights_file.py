@@ -37,7 +37,7 @@ def test_a_number_that_is_not_finite_is_found_and_counted_as_torch_counts_it(dty
 
 def test_finite_numbers_of_every_type_pass(tmp_path):
     state = {str(dtype): values(*FINITE, dtype=dtype) for dtype in TYPES} | {"count": torch.tensor(2**62), "none": torch.zeros(0, 4)}
-    save_file(state, tmp_path / "model.safetensors")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt", "dtype": "F32"})
     check_finite_file(tmp_path / "model.safetensors")
 
 

@@ -29,6 +29,11 @@ LISTS = ["--set", "batch.hard_negatives=1", "--set", "model.layers=[0]"]
 SCORED = ["--teacher", "teacher", "--cache", "cache"]
 ONE = ["--recipe", "tiny-student", "--set", "candidates.per_query=1"]
 SCENES = [*(f"--set=counts.{split}=2" for split in ("train", "val", "test")), "--set=side_px=64"]
+QUICK_BENCH = [
+    *("--no-onnx", "--fresh-processes", "0", "--gallery-sizes", "100"),
+    *("--reference-gallery", "100", "--batch-sizes", "1", "--repeats", "2"),
+]
+"""Options of `bench` that leave out what is no start: other processes, and most measurements."""
 COMMANDS: dict[str, list[str]] = {
     "prepare": ["prepare", "manifest.toml", "--out", NEW, "--workers", "1"],
     "prepare csv": ["prepare", "--csv", "pairs.csv", "--images", "photos", "--out", NEW, "--workers", "1"],

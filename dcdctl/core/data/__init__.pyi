@@ -1,6 +1,7 @@
 from .captions import text_key, tokens_of
 from .columns import MOMENT, ImageColumns, columns_of_table, read_columns
-from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, all_splits, find_faults, read_corpus_json, share_split, split_to_measure
+from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, all_splits, read_corpus_json, share_split, split_to_measure
+from .corpus_faults import find_faults
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
     CorpusInspection,

@@ -31,6 +31,7 @@ def check_finite_file(path: Path, *, error: type[DcdError] = ModelError) -> None
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
+            header.pop("__metadata__", None)  # words about the file, whatever their names
     except (SafetensorError, OSError) as reason:
         raise error(f"{path} cannot be read: {reason}") from reason
     for name, entry in sorted(header.items()):
