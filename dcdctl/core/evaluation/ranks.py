@@ -34,7 +34,7 @@ COSINE_ROUNDING = 1e-6
 UINT8_ROWS = 255
 """Rows whose True entries a byte can count."""
 MOST_THREADS = 8
-"""Threads that count blocks; each has a block of scores in memory, 8 MiB."""
+"""Threads that count blocks; each has a block of scores in memory, 16 MiB."""
 
 
 class RankCounter:

@@ -12,7 +12,7 @@ from dcdctl.core.errors import ModelError
 
 GROUP = 64
 """Scores of a row in one group, whose maximum is compared first."""
-BLOCK, GALLERY_BLOCK = 256, 8192
+BLOCK, GALLERY_BLOCK = 256, 16384
 """Queries and gallery entries scored at a time: large enough for fast products, small enough for a processor's cache
 (benchmarks/retrieval.py)."""
 CHECKED = 4096
