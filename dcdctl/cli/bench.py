@@ -88,7 +88,7 @@ def bench(
         "num_images": num_images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
         "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
         "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": precision_on(precision, place),
-        "compile": compiles_on(compile, place),
+        "compile": compiles_on(compile, place, run, teacher),
     }  # fmt: skip
     pair = ModelPair(teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split)
     result = compare_saved(pair, build(BenchConfig, settings), device=place, track=bar)

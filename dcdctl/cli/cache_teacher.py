@@ -140,7 +140,7 @@ def cache_teacher(
             candidates=candidates, extend=extend,
             compute=Compute(
                 device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers, features=features,
-                compile=compiles_on(compile, place),
+                compile=compiles_on(compile, place, teacher),
             ),
         )  # fmt: skip
         result = _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)

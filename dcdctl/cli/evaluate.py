@@ -101,7 +101,7 @@ def evaluate(
     )
     devices.use_threads(threads)
     place = devices.choose(device)
-    numbers, compiles = precision_on(precision, place), compiles_on(compile, place)
+    numbers, compiles = precision_on(precision, place), compiles_on(compile, place, model, rerank)
     compute = Compute(device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features, compile=compiles)
     options = EvalOptions(compute=compute)
     if vector_table:

@@ -153,7 +153,8 @@ def index(
     devices.use_threads(threads)
     precision = None if precision is None else precision_on(precision, devices.choose(device))
     place = devices.choose(device)
-    compute = Compute(device=place, batch_size=batch_size, workers=workers, compile=compiles_on(compile, place))
+    compiles = compiles_on(compile, place, None if images is None else target)
+    compute = Compute(device=place, batch_size=batch_size, workers=workers, compile=compiles)
     settings = {"dims": dims, "kind": codes, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
     changes = Changes(

@@ -40,11 +40,19 @@ def precision_on(name: str, device: torch.device) -> str:
     return devices.precision(name)
 
 
-def compiles_on(asked: bool, device: torch.device) -> bool:
-    """Whether to compile; a message that the first batches take a while, or that this machine cannot."""
-    from dcdctl.core import devices
+def compiles_on(asked: bool, device: torch.device, *refs: str | None) -> bool:
+    """Whether to compile; a message that the first batches take a while, or that this machine cannot.
 
-    if not asked or not devices.can_compile(device, note):
+    ModelError for a wrong name of a model: the trial of the compiler takes seconds.
+    """
+    if not asked:
+        return False
+    from dcdctl.core import devices, models
+
+    for ref in refs:
+        if ref is not None:
+            models.check_ref(ref)
+    if not devices.can_compile(device, note):
         return False
     note("--compile: the first batches take a minute or more, while encoders are compiled")
     return True
