@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from statistics import fmean
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -25,6 +27,7 @@ NUM_COUNTED = 4
 MILLION = 1_000_000
 NOT_COUNTED = "softmax, norms, activations, additions, look-ups, interpolation, sorting"
 Shape = Sequence[int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +76,15 @@ def count_flops(work: Callable[[], object]) -> int:
     >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
     60
     """
+    return _count(work)[0]
+
+
+def _count(work: Callable[[], T]) -> tuple[int, T]:
+    """The floating-point operations of the work, and what it returns."""
     counter: Any = FlopCounterMode(display=False, custom_mapping=_MISSING_IN_TORCH)
     with torch.no_grad(), counter:
-        work()
-    return int(counter.get_total_flops())
+        found = work()
+    return int(counter.get_total_flops()), found
 
 
 def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Footprint:
@@ -119,16 +127,18 @@ def _is_saved(name: str) -> bool:
 
 def _flops(bench_model: BenchModel) -> Flops:
     steps, inputs = bench_model.steps, bench_model.inputs
-    counted = inputs.singles[:NUM_COUNTED]
     gallery = bench_model.gallery(inputs.batch_size)
     query = steps.encode_texts(inputs.singles[0][1])
-
-    def mean(work: Callable[[Any, Any], object]) -> float:
-        return sum(count_flops(lambda pair=pair: work(*pair)) for pair in counted) / len(counted)  # type: ignore[misc]
-
+    of_images, of_captions, of_scores = [], [], []
+    for image, text in inputs.singles[:NUM_COUNTED]:
+        of_image, encoded_image = _count(partial(steps.encode_images, image))
+        of_caption, encoded_text = _count(partial(steps.encode_texts, text))
+        of_images.append(of_image)
+        of_captions.append(of_caption)
+        of_scores.append(count_flops(partial(steps.score_matching, encoded_image, encoded_text)))
     return Flops(
-        per_image=mean(lambda image, text: steps.encode_images(image)),
-        per_caption=mean(lambda image, text: steps.encode_texts(text)),
-        per_pair=mean(lambda image, text: steps.score_matching(steps.encode_images(image), steps.encode_texts(text))),
+        per_image=fmean(of_images),
+        per_caption=fmean(of_captions),
+        per_pair=fmean(of_images) + fmean(of_captions) + fmean(of_scores),
         per_ranked_image=count_flops(lambda: steps.rank(gallery, query)) / inputs.batch_size,
     )

@@ -354,13 +354,17 @@ def silence_transformers() -> Iterator[None]:
 
     Local files need no bar, and dcdctl reports missing entries itself. Downloads keep their bar.
     """
-    had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    had_bar, handlers = logging.is_progress_bar_enabled(), list(logging.get_logger("transformers").handlers)
+    levels = [handler.level for handler in handlers]
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    # The level of a logger would do as well, but each change of it goes through all loggers of the process, which are thousands.
+    for handler in handlers:
+        handler.setLevel(stdlib_logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
         if had_bar:
             logging.enable_progress_bar()
 
