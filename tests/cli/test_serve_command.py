@@ -9,14 +9,15 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
 import served
+from forks import run_forked
 from paths import ROOT
 from PIL import Image
 from processes import TIMEOUT_S
@@ -144,15 +145,32 @@ def resident_bytes(url: str) -> float:
 
 def assert_memory_of_uploads_is_returned(url: str) -> None:
     stream = io.BytesIO()
-    Image.new("RGB", (6000, 6000)).save(stream, "PNG", compress_level=1)
+    Image.new("RGB", (4000, 4000)).save(stream, "PNG", compress_level=1)
     # The first image loads torch and the model.
     assert httpx2.get(f"{url}search", params={"row": 0}, timeout=TIMEOUT_S).status_code == 200
-    decoded_bytes, before = 4 * 6000 * 6000, resident_bytes(url)
+    decoded_bytes, before = 4 * 4000 * 4000, resident_bytes(url)
     for _ in range(2):
         assert httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=TIMEOUT_S).status_code == 200
     assert resident_bytes(url) - before < decoded_bytes / 3
 
 
+RUN = """
+import os, sys, warnings
+from dcdctl.cli.app import main
+pipe = sys.argv.pop(1)
+os.chdir(os.path.dirname(pipe))
+os.dup2(os.open(pipe, os.O_WRONLY), 1)
+print(os.getpid(), flush=True)
+warnings.simplefilter("error")
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
+"""The console script, with its process id before what it prints."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the service is a fork of the tests")
 def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monkeypatch):
     install, index, search, serve_it = first_commands()
     extras = re.fullmatch(r"pip install '\.\[(.*)\]'", install)[1].split(",")
@@ -166,22 +184,23 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
         assert result.exit_code == 0, result.output
     assert any(name in result.stdout for name in served.NAMES)
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", *shlex.split(serve_it), "--port", "0"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            message = process.stdout.readline()
-            assert message.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
-            url = message.split()[-1]
-            assert "<form" in httpx2.get(url, timeout=TIMEOUT_S).text
-            found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S).json()["results"]
-            assert len(found) == 3
-            assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S).headers["content-type"] == "image/jpeg"
-            assert_memory_of_uploads_is_returned(url)
-        finally:
-            process.send_signal(signal.SIGTERM)
-        rest = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, rest) == (0, ("", "Ctrl-C stops it\n"))
+    os.mkfifo(pipe := tmp_path / "stdout")
+    with ThreadPoolExecutor(1) as pool:
+        service = pool.submit(run_forked, RUN, pipe, *shlex.split(serve_it)[1:], "--port", 0)
+        with pipe.open() as stdout:
+            process_id, message = int(stdout.readline()), stdout.readline()
+            try:
+                assert message.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
+                url = message.split()[-1]
+                assert "<form" in httpx2.get(url, timeout=TIMEOUT_S).text
+                found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S).json()["results"]
+                assert len(found) == 3
+                assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S).headers["content-type"] == "image/jpeg"
+                assert_memory_of_uploads_is_returned(url)
+            finally:
+                os.kill(process_id, signal.SIGTERM)
+            rest = stdout.read()
+    assert (rest, service.result()) == ("", ("", "Ctrl-C stops it\n"))
 
 
 def in_table(default: object) -> str:
