@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+
 
 
 def add_pages(app: FastAPI, index: Callable[[], ImageIndex], config: ServiceConfig) -> None:
-    """Add the pages to an app that has all its other routes; `index` returns the index that is searched now."""
+    """Add the pages to an app that has all its other routes; `index` returns the index that is searched now.
+
+    The page about the routes is made when it is first asked for: its schema takes longer than all other parts of an app.
+    """
     _add(app, "/", lambda: search_page(index(), config).encode(), "text/html")
     for suffix, media_type in MEDIA_TYPES.items():
         _add(app, f"/search{suffix}", partial(bytes, (ASSETS / f"search{suffix}").read_bytes()), media_type)
-    _add(app, "/docs", partial(bytes, docs_page(app.openapi(), config).encode()), "text/html")
+    _add(app, "/docs", cache(lambda: docs_page(app.openapi(), config).encode()), "text/html")
 
 
 NUM_SAMPLE, NUM_EXAMPLES = 12, 4
