@@ -1,12 +1,14 @@
 """Rate and memory of `dcdctl prepare`, and the time to read a random image back.
 
     python benchmarks/prepare.py OUT [--images 20000] [--photos ZIP] [--forms folder zip tar] [--sides 0 384] [--repeats 2] [--workers N]
+                                  [--before CHECKOUT]
 
 The input is JPEGs of 640 x 480 pixels: enlarged photos of a zip, or made-up images with detail at every scale. No two files are equal. Each
 form is written below OUT, `dcdctl prepare --csv` runs on it and is timed from start to end, and everything is removed again. A side of 0
 keeps the files unchanged. Rates are the best of the repeats. Memory is the maximum of the sum over the command and its workers, where
-shared pages count for each process. Reading covers 1,000 random images in one process, with the files in the system's cache. Ends with
-one JSON line.
+shared pages count for each process. With `--before` another checkout of dcdctl prepares the same images in turns, and the ratio is the
+median over the repeats of its processor time to that of this one. Reading covers 1,000 random images in one process, with the files in the
+system's cache. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ JPEG_QUALITY = 90
 NUM_DISTINCT = 500
 """Images that are encoded; further files repeat them with another JPEG comment."""
 MiB = 2**20
+HERE = Path(__file__).resolve().parents[1]
 
 
 def made_up(seed: int) -> Image.Image:
@@ -121,13 +124,17 @@ class Run:
     processor_seconds: float
 
 
-def prepare(images: Path, pairs: Path, out: Path, side_px: int, workers: int) -> Run:
-    """Run the command, and sample its processes while it runs."""
+def prepare(checkout: Path, images: Path, pairs: Path, out: Path, side_px: int, workers: int) -> Run:
+    """Run the command of a checkout, and sample its processes while it runs."""
     command = [sys.executable, "-m", "dcdctl", "prepare", "--csv", str(pairs), "--images", str(images), "--out", str(out)]
     command += ["--workers", str(workers)] + (["--image-size", str(side_px)] if side_px else [])
     started, peak_mib = time.perf_counter(), 0.0
     processor_seconds: dict[int, float] = {}
-    with tempfile.TemporaryFile() as messages, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages) as process:
+    # Python looks for the package in the working directory first.
+    with (
+        tempfile.TemporaryFile() as messages,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, cwd=checkout) as process,
+    ):
         while process.poll() is None:
             tree = processes_below(process.pid)
             peak_mib = max(peak_mib, sum(mib for mib, _ in tree.values()))
@@ -176,6 +183,15 @@ def random_read_ms(folder: Path, *, decoded: bool) -> float:
     return round(statistics.median(spans) * 1e3, 2)
 
 
+def summary(runs: list[Run], num_images: int) -> dict[str, Any]:
+    """Rate, processor time and memory of some runs."""
+    return {
+        "images_per_s": round(num_images / min(run.seconds for run in runs)),
+        "processor_ms": round(min(run.processor_seconds for run in runs) / num_images * 1e3, 2),
+        "peak_mib": round(max(run.peak_mib for run in runs)),
+    }
+
+
 def measure(options: argparse.Namespace, form: str, jpegs: list[bytes]) -> dict[str, Any]:
     """Measurements of one form, by side."""
     name, write = FORMS[form]
@@ -183,13 +199,17 @@ def measure(options: argparse.Namespace, form: str, jpegs: list[bytes]) -> dict[
     write(images, files(jpegs, options.images))
     results: dict[str, Any] = {}
     for side_px in options.sides:
-        runs: list[Run] = []
+        checkouts = {"now": HERE} | ({} if options.before is None else {"before": options.before.resolve()})
+        runs: dict[str, list[Run]] = {name: [] for name in checkouts}
         for _ in range(options.repeats):
-            shutil.rmtree(out, ignore_errors=True)
-            runs.append(prepare(images, pairs, out, side_px, options.workers))
-        row = {"images_per_s": round(options.images / min(run.seconds for run in runs))}
-        row["processor_ms"] = round(min(run.processor_seconds for run in runs) / options.images * 1e3, 2)
-        row["peak_mib"] = round(max(run.peak_mib for run in runs))
+            for name, checkout in reversed(checkouts.items()):
+                shutil.rmtree(out, ignore_errors=True)
+                runs[name].append(prepare(checkout, images, pairs, out, side_px, options.workers))
+        row = summary(runs["now"], options.images)
+        if "before" in runs:
+            row["before"] = summary(runs["before"], options.images)
+            ratios = [old.processor_seconds / new.processor_seconds for old, new in zip(runs["before"], runs["now"], strict=True)]
+            row["processor_ratio"] = round(statistics.median(ratios), 2)
         row |= {f"random_{part}_ms": random_read_ms(out, decoded=part == "pixels") for part in ("bytes", "pixels")}
         side = f"{side_px} px" if side_px else "original size"
         results[side] = row
@@ -212,7 +232,9 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", type=int, default=[0, 384])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument("--before", type=Path, help="another checkout of dcdctl, measured in turns")
     options = parser.parse_args()
+    options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     jpegs = distinct_jpegs(options.photos)
     lines = [f"{i:07}.jpg,caption {j} of {i}\n" for i in range(options.images) for j in range(5)]
