@@ -40,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if WORKER in os.environ or not config.getoption("numprocesses", default=None):
         # What is imported, and the list of tests, is a million objects that stay. `pytest_collection_finish` ends this.
         gc.disable()
+        if hasattr(os, "fork"):
+            # dcdctl would import them right after this.
+            from transformers import AutoImageProcessor, AutoModel, AutoTokenizer  # noqa: F401
+
+            forks.start(forks.LIBRARIES)
         config.pluginmanager.import_plugin("shared_fixtures")
 
 
@@ -48,7 +53,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
     if session.items and hasattr(os, "fork"):
-        forks.start()
+        forks.start(forks.TESTS)
 
 
 def pytest_unconfigure() -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from forks import run_forked
+from forks import LIBRARIES, run_forked
 from paths import ROOT
 from processes import TIMEOUT_S, clear_user_settings, run
 
@@ -48,6 +48,12 @@ print("pytest" in sys.modules, file=sys.stderr)
 """
     assert run_forked(script, 1, "a b", environment={"GIVEN": "x"}) == ("['1', 'a b'] False x __main__\n", "True\n")
     assert "GIVEN" not in os.environ
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_script_in_a_fork_of_the_libraries_finds_torch_and_transformers_and_no_dcdctl():
+    script = 'import sys; print(*(name in sys.modules for name in ("torch", "transformers", "dcdctl", "tiny")))'
+    assert run_forked(script, imported=LIBRARIES) == ("True True False False\n", "")
 
 
 KILLED = "import os, sys; print('at the end', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"

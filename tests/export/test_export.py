@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from encoders import make_pair, save_text, save_vision
+from forks import LIBRARIES, run_forked
 from paths import DOCS
 from processes import make_once
 from read_back import READ, odd_pictures, rankings, recalls
@@ -46,6 +47,7 @@ JOBS = {
     "dual-onnx": ("dual", "onnx"),
 }
 BY_TORCH = f"""{READ}
+assert "dcdctl" not in sys.modules
 sys.modules["dcdctl"] = None  # cannot be imported
 for name in ("dual-transformers", "pair-transformers"):
     exec(blocks[name], space := {{}})
@@ -124,7 +126,7 @@ def read_back(place, outcomes, gallery, tmp_path_factory) -> dict[str, Any]:
 
 
 def by_the_code_of_the_docs(place: Path, gallery: Corpus) -> dict[str, Any]:
-    """The results of each folder in a process that runs the code of the docs; dcdctl is importable only for its own format."""
+    """The results of each folder in processes that run the code of the docs; dcdctl is importable only for its own format."""
     (place / "pictures").mkdir()
     for image in range(gallery.num_images):
         gallery.image(image).save(place / "pictures" / f"{image:03}.png")
@@ -133,8 +135,9 @@ def by_the_code_of_the_docs(place: Path, gallery: Corpus) -> dict[str, Any]:
         picture.save(place / "photo.png")
     (place / "captions.json").write_text(json.dumps(gallery.captions))
     (place / "blocks.json").write_text(json.dumps({**BLOCKS}))
-    for script in (BY_TORCH, WITHOUT_TORCH):
-        run_script(f"import os\nos.chdir({str(place)!r})\n{script}")
+    start = f"import os\nos.chdir({str(place)!r})\n"
+    run_forked(start + BY_TORCH, imported=LIBRARIES)
+    run_script(start + WITHOUT_TORCH)
     return {path.stem: dict(np.load(path)) for path in place.glob("*.npz")}
 
 

@@ -1,4 +1,4 @@
-"""Every dual encoder in every format that holds it, loaded by its library in one fresh process, and the other formats refused."""
+"""Every dual encoder in every format that holds it, loaded by its library in one process without dcdctl, and the other formats refused."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import LIBRARIES, run_forked
 from huggingface_hub import constants
 from origins import ORIGINS
 from read_back import READ, odd_pictures, rankings, recalls
-from tiny import run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -39,6 +39,10 @@ IN_EVERY_RUN = [
 LENGTH = 9
 """Tokens of a caption, fewer than the models have positions for, as a recipe may set it."""
 READ_BACK = """
+from huggingface_hub import constants
+
+constants.HF_HUB_OFFLINE = True
+assert "dcdctl" not in sys.modules
 sys.modules["dcdctl"] = None  # cannot be imported
 
 
@@ -89,7 +93,7 @@ def sources(gallery, tmp_path_factory) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What a fresh process computed from an export."""
+    """What a process without dcdctl computed from an export."""
 
     vectors: dict[str, Any]
     facts: dict[str, Any]
@@ -108,7 +112,7 @@ def read_back(pairs: list[tuple[str, str]], sources: dict[str, Path], gallery: C
         picture.save(place / "photo.png")
     (place / "captions.json").write_text(json.dumps(gallery.captions))
     (place / "blocks.json").write_text(json.dumps(blocks))
-    run_script(f"import os\nos.chdir({str(place)!r})\nos.environ['HF_HUB_OFFLINE'] = '1'\n{READ}{READ_BACK}")
+    run_forked(f"import os\nos.chdir({str(place)!r})\n{READ}{READ_BACK}", imported=LIBRARIES)
     found = {}
     for pair, folder in zip(pairs, blocks, strict=True):
         arrays = dict(np.load(place / f"{folder}.npz"))
@@ -167,13 +171,13 @@ def check_by_dcdctl(folder: Path, model: models.DualEncoder, gallery: Corpus, *,
         assert models.check_onnx(onnx, model, images, texts) < 5e-6, folder
 
 
-def test_each_export_ranks_like_eval_in_a_fresh_process(sources, gallery, tmp_path, monkeypatch):
+def test_each_export_ranks_like_eval_in_a_process_without_dcdctl(sources, gallery, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_exports(IN_EVERY_RUN, sources, gallery, tmp_path)
 
 
 @pytest.mark.slow
-def test_each_other_export_ranks_like_eval_in_a_fresh_process(sources, gallery, tmp_path, monkeypatch):
+def test_each_other_export_ranks_like_eval_in_a_process_without_dcdctl(sources, gallery, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_exports([pair for pair in HELD if pair not in IN_EVERY_RUN], sources, gallery, tmp_path)
 

@@ -1,8 +1,9 @@
-"""Scripts in forks of the test process as it was before the first test: what it had imported then takes no time again."""
+"""Scripts in forks of the test process, in which the imports of the tests, or of torch and transformers alone, take no time again."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -17,13 +18,14 @@ from typing import Any, NoReturn
 
 from processes import TIMEOUT_S
 
-_server: tuple[int, socket.socket] | None = None
-"""The process that runs the scripts, and the way to it."""
+TESTS, LIBRARIES = "tests", "libraries"
+"""What a script finds imported: all that the tests import, or torch and transformers without dcdctl."""
+_servers: dict[str, tuple[int, socket.socket]] = {}
+"""The processes that run the scripts, and the ways to them."""
 
 
-def start() -> None:
-    """Keep a fork of this process, which has run no test yet. It ends with this process, or by `stop`."""
-    global _server
+def start(name: str) -> None:
+    """Keep a fork of this process, which has run no test yet, under this name. It ends with this process, or by `stop`."""
     ours, requests = socket.socketpair()
     with warnings.catch_warnings():
         # In a process of pytest-xdist another thread waits for messages; it has no lock that a script needs.
@@ -31,32 +33,33 @@ def start() -> None:
         child = os.fork()
     if not child:
         ours.close()
+        for _, other in _servers.values():
+            other.close()
         os.setpgid(0, 0)
         _serve(requests)
     requests.close()
     ours.settimeout(TIMEOUT_S)
-    _server = child, ours
+    _servers[name] = child, ours
 
 
 def stop() -> None:
-    """End the fork and a script that it still runs."""
-    global _server
-    if _server is not None:
-        child, ours = _server
-        _server = None
+    """End the forks and the scripts that they still run."""
+    while _servers:
+        _, (child, ours) = _servers.popitem()
         ours.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def run_forked(script: str, *arguments: object, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+def run_forked(script: str, *arguments: object, environment: Mapping[str, str] | None = None, imported: str = TESTS) -> tuple[str, str]:
     """The output and the messages of a Python script in a fork with one thread; AssertionError with the messages if it fails.
 
     The script finds imported what the tests of this process import, so a variable that a library reads when it is imported has no effect.
+    With `LIBRARIES` it finds torch and transformers only, and dcdctl has not been imported before.
     """
-    assert _server is not None, "conftest.py starts the server"
-    _, server = _server
+    assert imported in _servers, "conftest.py starts the servers"
+    _, server = _servers[imported]
     with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         json.dump({"script": script, "arguments": list(map(str, arguments)), "environment": {**os.environ, **(environment or {})}}, request)
         request.flush()
@@ -100,6 +103,7 @@ def _become(request: int, out: int, err: int) -> NoReturn:
             os.dup2(descriptor, standard)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         warnings.resetwarnings()
+        gc.enable()
         os.environ.clear()
         os.environ.update(told["environment"])
         sys.argv = ["-c", *told["arguments"]]
