@@ -15,7 +15,10 @@ BEGIN, END = "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /
 
 def contract(path: Path) -> str:
     """The first sentence of a module's docstring."""
-    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
+    code = path.read_text(encoding="utf-8")
+    # The docstring alone takes a tenth of the time of the file.
+    own = code[: code.index('"""', 3) + 3] if code.startswith('"""') else code
+    text = " ".join((ast.get_docstring(ast.parse(own)) or "").split("\n\n")[0].split())
     end = text.find(". ")
     return text if end < 0 else text[: end + 1]
 
