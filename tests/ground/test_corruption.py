@@ -30,6 +30,8 @@ from dcdctl.core.training import negatives, refresh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 from dcdctl.core.verify import verify
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 TRIALS = 2
 """Damages of each kind for each file."""
 MANY_TRIALS = 150

@@ -12,6 +12,8 @@ import torch
 from dcdctl.core.search import Index, Searcher, background, build
 from dcdctl.core.search.build import Changes
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

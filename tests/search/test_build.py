@@ -21,7 +21,6 @@ from PIL import Image
 from tiny import contents, make_models, make_splits
 
 from dcdctl.core import artifacts, distributed, models
-from dcdctl.core import models as models_models
 from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
@@ -31,6 +30,7 @@ from dcdctl.core.search import Changes, Index, embed, part_files
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
 FLAT = IndexConfig(kind="flat")
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
 BATCHES = Compute(batch_size=2)
@@ -48,13 +48,6 @@ def dual(corpus, tmp_path_factory):
 def _small_parts(monkeypatch):
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
     monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
-
-
-@pytest.fixture
-def loaded_once(dual, monkeypatch):
-    """The model is read from its file only once, because most tests load it many times."""
-    model = models.load_dual(dual)
-    monkeypatch.setattr(models_models, "load_dual", lambda ref: model)
 
 
 @pytest.fixture
@@ -341,7 +334,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     assert contents(folder) == contents(whole.folder)
 
 
-def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, loaded_once, pictures, tmp_path):
+def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, pictures, tmp_path):
     """A part of unreadable files alone is no part of the index, so its number is free and a higher one is in use."""
     index = build(str(dual), pictures, tmp_path / "index", FLAT, compute=BATCHES)
     mixed = put(tmp_path / "mixed", {**{f"{seed}.png": b"x" for seed in range(3)}, "9.png": png(9)})
@@ -393,7 +386,6 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize(("name", "after"), DAMAGED)
 def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp_path, monkeypatch, name, after):
     pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(6)})
@@ -424,7 +416,6 @@ def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp
     assert contents(folder) == contents(whole.folder)
 
 
-@pytest.mark.usefixtures("loaded_once")
 def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(dual, pictures, tmp_path, monkeypatch):
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     shutil.copytree(index.folder, tmp_path / "other")
@@ -443,7 +434,6 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(dual, picture
     assert contents(index.folder) == contents(expected.folder)
 
 
-@pytest.mark.usefixtures("loaded_once")
 def test_a_build_killed_before_any_rename_resumes(dual, tmp_path, monkeypatch):
     pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(4)} | {"bad.png": b""})
     whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS)
@@ -534,7 +524,6 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     assert Index.open(index.folder).document["generation"] == 3
 
 
-@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"])
 def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
     build(str(dual), pictures, tmp_path / "old", GRAPHS)

@@ -22,6 +22,8 @@ from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, commit, fil
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 QUERIES = unit_vectors(12, dim=70, seed=1).astype(np.float32)
 VECTORS = unit_vectors(400, dim=70)
 SETTINGS = {"flat_up_to": 0, "segment_rows": 150, "candidates": 20}

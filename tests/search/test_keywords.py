@@ -26,6 +26,8 @@ from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import ImageSource
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 CAPTIONS = [
     ["A dog in the snow.", "The dog runs."],
     ["Two cats on a sofa"],

@@ -21,6 +21,8 @@ from dcdctl.core.report import pages
 from dcdctl.core.search import Searcher, answer_document, as_text, looks_like_a_path, read_image
 from dcdctl.core.search.query import MAX_CHARACTERS
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 CPU = torch.device("cpu")
 TEXT = CAPTIONS[0]
 

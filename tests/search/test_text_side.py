@@ -20,6 +20,8 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
 from dcdctl.core.search.storage import text_side_note
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 LONG = " ".join([CAPTIONS[0]] * 20)
 
 

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
-from dcdctl.core import models as models_models
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import Changes, VectorFiles, part_files, vector_files, write_image_list
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
+
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
 FLAT = IndexConfig(kind="flat")
 BATCHES = Compute(batch_size=2)
@@ -40,13 +41,11 @@ def dual(corpus, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def model(dual, monkeypatch):
-    """The model is read from its file only once; parts are small."""
+    """Parts are small."""
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
     monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     monkeypatch.setattr(vector_files, "ROWS_PER_BATCH", 3)
-    loaded = models.load_dual(dual)
-    monkeypatch.setattr(models_models, "load_dual", lambda ref: loaded)
-    return loaded
+    return models.load_dual(dual)
 
 
 @pytest.fixture

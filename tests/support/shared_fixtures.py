@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer.testing
 from made_runs import write_run
 from noise_index import make_index
 from processes import make_once
-from tiny import make_teacher, make_wide_dual
+from tiny import contents, make_teacher, make_wide_dual
 
 from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
@@ -41,6 +42,30 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "export_text_tower", export_once)
         yield
+
+
+@pytest.fixture(scope="module")
+def _duals_read_once() -> Iterator[None]:
+    """A dual encoder is the one that was read from files of the same bytes, unless it was changed since; for modules that train none."""
+    read = models.load_dual
+
+    def load_dual(ref: str | Path) -> models.DualEncoder:
+        if not Path(ref).is_dir():
+            return read(ref)
+        key = pickle.dumps(contents(Path(ref)))
+        model, digest = _DUALS.get(key, (None, ""))
+        if model is None or model.digest != digest:
+            model = read(ref)
+            _DUALS[key] = model, model.digest
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load_dual", load_dual)
+        yield
+
+
+_DUALS: dict[bytes, tuple[models.DualEncoder, str]] = {}
+"""Models and their digests by their files."""
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from dcdctl.core.errors import ConfigError, MissingError, ModelError
 from dcdctl.core.scoring import embed
 from dcdctl.core.teacher import CandidateConfig, FalseNegativeFilter, candidates, false_negatives, miners
 
+pytestmark = pytest.mark.usefixtures("_duals_read_once")
+
 CPU = torch.device("cpu")
 TEXTS = [
     ["a red dog runs on grass", "the dog is red"],

@@ -6,6 +6,7 @@ Shape letters: Q queries, R rows, D width, C candidates.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,10 +142,16 @@ def packages(kind: str) -> dict[str, str]:
         return {}
     module, package, extra = ("usearch", "usearch", "index") if kind == "hnsw" else ("faiss", "faiss-cpu", "index-pq")
     require_extra(extra, module, needed_by=f"an index of kind {kind}", or_else="search exactly with --set kind=flat")
+    return {package: _version_of(package, module)}
+
+
+@functools.cache
+def _version_of(package: str, module: str) -> str:
+    """The version of a package; to read its metadata takes longer than a query."""
     try:
-        return {package: version(package)}
+        return version(package)
     except PackageNotFoundError:  # conda gives the distribution another name
-        return {package: str(importlib.import_module(module).__version__)}
+        return str(importlib.import_module(module).__version__)
 
 
 class Graph:
