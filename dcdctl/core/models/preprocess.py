@@ -256,11 +256,14 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
 TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
 
 
-def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT, use: str = "") -> Any:
-    """The tokenizer of a folder or Hub id; ModelError if there is none. `use` is that of `hub.reading`."""
+def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT, use: str = "", config: Any = None) -> Any:
+    """The tokenizer of a folder or Hub id; ModelError if there is none.
+
+    `use` is that of `hub.reading`. `config` is the configuration of transformers in the same place, if it has been read.
+    """
     with hub_errors(ref, hint=hint, use=use):
         # A folder may hold code for transformers (`dcdctl export`). Without this argument transformers would ask whether to run it.
-        tokenizer = AutoTokenizer.from_pretrained(**hub.hub_source(ref), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**hub.hub_source(ref), trust_remote_code=False, config=config)
     check_words(tokenizer, ref, hint)
     return tokenizer
 
@@ -276,6 +279,11 @@ def load_image_processor(ref: str) -> Any:
     with hub_errors(ref, hint="a model needs its preprocessor_config.json"):
         # The torchvision version differs by one gray level in some pixels.
         return AutoImageProcessor.from_pretrained(**hub.hub_source(ref), backend="pil", trust_remote_code=False)
+
+
+def load_own_tokenizer(ref: str, config: Any, other: str | None) -> Any:
+    """The tokenizer of a network's folder or Hub id, whose configuration is `config`, or that of `other`, if the user names another."""
+    return load_tokenizer(ref, config=config) if not other else load_tokenizer(other)
 
 
 def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:

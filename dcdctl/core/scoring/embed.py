@@ -160,7 +160,7 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     with hub_errors(ref, hint="candidates.model requires a dual encoder or a text encoder"):
         source = models.hub_source(ref)
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        network = AutoModel.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False).eval()
+        network = AutoModel.from_pretrained(**source, config=config, dtype=torch.float32, trust_remote_code=False).eval()
     if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
         found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
         raise ModelError(found, hint="name a dual encoder, such as a CLIP, or a text model")

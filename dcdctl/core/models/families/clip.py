@@ -33,7 +33,7 @@ from dcdctl.core.models.preprocess import (
     check_vocabulary,
     hub_errors,
     load_image_processor,
-    load_tokenizer,
+    load_own_tokenizer,
     num_text_positions,
 )
 from dcdctl.core.models.protocols import ExportSpec
@@ -187,7 +187,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         network, report = AutoModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     variant = VARIANTS[network.config.model_type]
     check_complete(ref, report["missing_keys"], f"a {variant.model_class}")
-    tokenizer = load_tokenizer(overrides.tokenizer or ref)
+    tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     num_positions = num_text_positions(network.config.text_config)
     length = overrides.max_text_len or (saved["max_text_len"] if saved else min(variant.max_text_len or num_positions, num_positions))

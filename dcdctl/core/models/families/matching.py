@@ -25,7 +25,14 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
 from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
-from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_image_processor, load_tokenizer
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    hub_errors,
+    load_image_processor,
+    load_own_tokenizer,
+)
 from dcdctl.core.models.protocols import ExportSpec
 
 NO_MATCH, MATCH = 0, 1
@@ -150,7 +157,7 @@ class MatchingScorer(FusionModel):
         if any(name.startswith(f"{cls.head}.") for name in report["missing_keys"]):
             raise cls._no_head(config, ref)
         check_complete(ref, report["missing_keys"], f"a {cls.family} scorer")
-        tokenizer = load_tokenizer(overrides.tokenizer or ref)
+        tokenizer = load_own_tokenizer(ref, config, overrides.tokenizer)
         cls._check_tokenizer(tokenizer, config)
         num_positions = cls._num_positions(config)
         length = overrides.max_text_len or (saved["max_text_len"] if saved else min(cls.max_text_len, num_positions))

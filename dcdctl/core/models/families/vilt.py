@@ -34,7 +34,7 @@ from dcdctl.core.models.preprocess import (
     check_vocabulary,
     hub_errors,
     load_image_processor,
-    load_tokenizer,
+    load_own_tokenizer,
     vilt_image_processor,
 )
 from dcdctl.core.models.protocols import ExportSpec
@@ -346,7 +346,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         network, report = ViltForImageAndTextRetrieval.from_pretrained(ref, config=config, dtype=torch.float32, output_loading_info=True)
     check_complete(ref, report["missing_keys"], "a ViLT scorer")
     network.vilt.embeddings.text_embeddings.LayerNorm.eps = saved["text_layer_norm_eps"] if saved else TEXT_EPS
-    tokenizer = load_tokenizer(overrides.tokenizer or ref)
+    tokenizer = load_own_tokenizer(ref, config, overrides.tokenizer)
     check_vocabulary(tokenizer, config.vocab_size)
     processor = load_image_processor(ref)
     if overrides.image_size is not None:

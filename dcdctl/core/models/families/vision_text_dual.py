@@ -41,6 +41,7 @@ from dcdctl.core.models.preprocess import (
     check_vocabulary,
     hub_errors,
     load_image_processor,
+    load_own_tokenizer,
     load_tokenizer,
     num_text_positions,
     square_image_processor,
@@ -325,7 +326,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
         network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
     check_complete(ref, report["missing_keys"], "a dual encoder")
-    tokenizer = load_tokenizer(overrides.tokenizer or ref)
+    tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     num_positions = num_text_positions(network.config.text_config)
     length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))

@@ -108,7 +108,7 @@ def _load(ref: str, side: Side) -> nn.Module:
         if side == "text" and hasattr(own or config, "vocab_size"):
             num_text_positions(own or config)  # refuses T5 and other relative positions before weights are opened
         # The type is given, since transformers 5 otherwise keeps that of the file, which may be float16.
-        whole, report = encoder_class(config).from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        whole, report = encoder_class(config).from_pretrained(**source, config=config, dtype=torch.float32, output_loading_info=True)
     # AutoModel knows the text side of CLIP alone, so the side of a model of two is taken from the whole.
     encoder = whole if own is None else getattr(whole, f"{side}_model", None)
     if encoder is None or (own is not None and not hasattr(transformers, type(encoder).__name__)):

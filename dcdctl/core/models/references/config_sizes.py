@@ -6,6 +6,7 @@ A library builds as many layers as config.json says, which may take hours, and a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ OF_OPEN_CLIP = {"width": "hidden_size", "head_width": "hidden_size", "heads": "n
 OF_OPEN_CLIP |= {"context_length": "max_position_embeddings"}
 """Names of such fields in open_clip_config.json alone, and what they count."""
 MIN_WIDTH, MIN_ROWS = 2**13, 2**19
+ALWAYS_ACCEPTED = {**dict.fromkeys(WIDTHS, MIN_WIDTH), **dict.fromkeys(ROWS, MIN_ROWS)}
 """Accepted whatever the weights are."""
 MAX_WIDTH = 2**16
 """The largest accepted width where there are no safetensors, such as for a .bin file: several times that of the widest encoders."""
@@ -52,12 +54,13 @@ def check_sizes(folder: Path) -> None:
 
 
 def _check_file(path: Path, aliases: Mapping[str, str]) -> None:
-    sizes = list(_sizes(files.read_json(path, error=ModelError, hint=HINT), aliases))
-    limits = _limits(path.parent)
-    for name, field, value in sizes:
+    weights = _Weights(path.parent)
+    for name, field, value in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
-        limit = limits[field]
+        if field in ALWAYS_ACCEPTED and 0 <= value <= ALWAYS_ACCEPTED[field]:
+            continue
+        limit = weights.limit(field)
         if not 0 <= value <= limit:
             raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
 
@@ -76,16 +79,38 @@ def _sizes(root: dict[str, Any], aliases: Mapping[str, str]) -> Iterator[tuple[s
                 tables.append((f"{name}.", value))
 
 
-def _limits(folder: Path) -> dict[str, int]:
-    """The largest accepted value of each field."""
-    shapes: list[list[int]] = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "np") as weights:
-            shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - not a dict
-    largest = max((size for shape in shapes for size in shape), default=0)
-    limits = dict.fromkeys(WIDTHS, max(MIN_WIDTH, largest) if shapes else MAX_WIDTH) | dict.fromkeys(ROWS, max(MIN_ROWS, largest))
-    limits |= dict.fromkeys(LAYERS, len(shapes) or MAX_LAYERS) | dict.fromkeys(OTHERS, MAX_IMAGE_SIZE)
-    return limits | {"max_position_embeddings": MAX_POSITIONS}
+class _Weights:
+    """The safetensors of a folder, whose names and shapes are read only if a size depends on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = sorted(folder.glob("*.safetensors"))
+
+    @cached_property
+    def _num_tensors(self) -> int:
+        return sum(len(names) for _, names in self._opened())
+
+    @cached_property
+    def _largest(self) -> int:
+        """The largest dimension of any tensor."""
+        shapes = (weights.get_slice(name).get_shape() for weights, names in self._opened() for name in names)
+        return max((size for shape in shapes for size in shape), default=0)
+
+    def _opened(self) -> Iterator[tuple[Any, list[str]]]:
+        for path in self._paths:
+            with safe_open(path, "np") as weights:
+                yield weights, list(weights.keys())
+
+    def limit(self, field: str) -> int:
+        """The largest accepted value of a field."""
+        if field == "max_position_embeddings":
+            return MAX_POSITIONS
+        if field in OTHERS:
+            return MAX_IMAGE_SIZE
+        if field in LAYERS:
+            return self._num_tensors or MAX_LAYERS
+        if field in ROWS:
+            return max(MIN_ROWS, self._largest)
+        return max(MIN_WIDTH, self._largest) if self._num_tensors else MAX_WIDTH
 
 
 def _shown(value: object) -> str:
