@@ -29,14 +29,35 @@ of_all_families = pytest.mark.parametrize("model", [*FAMILIES, *READ_ONLY], indi
 
 @pytest.fixture(scope="module")
 def made(captions, tmp_path_factory):
-    """A model of a family, made once."""
-    return cache(lambda name: with_noise({**FAMILIES, **READ_ONLY}[name](captions, tmp_path_factory.mktemp("family"))))
+    """A model of a family and its state, made once."""
+
+    @cache
+    def make(name):
+        model = with_noise({**FAMILIES, **READ_ONLY}[name](captions, tmp_path_factory.mktemp("family")))
+        return model, state_of(model)
+
+    return make
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request, made):
-    """A copy of a random model of each family, with weights large enough that scores depend on the inputs."""
-    return copy.deepcopy(made(request.param))
+    """A random model of each family, with weights large enough that scores depend on the inputs. A test leaves it as it was."""
+    model, state = made(request.param)
+    yield model
+    assert state_of(model) == state, "a test that changes the model takes `own`"
+
+
+@pytest.fixture
+def own(model):
+    """A copy of it, for a test that changes it."""
+    return copy.deepcopy(model)
+
+
+def state_of(model) -> tuple[object, ...]:
+    """What a test could change in a model."""
+    modes = [(name, module.training, len(module._forward_hooks)) for name, module in model.named_modules()]
+    parameters = [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in model.named_parameters()]
+    return model.digest, modes, parameters
 
 
 @pytest.fixture
@@ -137,18 +158,18 @@ def test_the_digest_depends_on_every_scoring_weight_and_not_on_the_mode(model):
     assert model.digest == digest
 
 
-def test_dropout_acts_in_train_mode_only_is_saved_and_is_no_part_of_the_digest(model, pairs, tmp_path):
-    if model.kind == "dual" and model.config["model_type"] in WITHOUT_DROPOUT:
+def test_dropout_acts_in_train_mode_only_is_saved_and_is_no_part_of_the_digest(own, pairs, tmp_path):
+    if own.kind == "dual" and own.config["model_type"] in WITHOUT_DROPOUT:
         with pytest.raises(ModelError, match="has dropout that can be set"):
-            model.set_dropout(0.25)
+            own.set_dropout(0.25)
         return
-    if model.encoders is not None:
-        model.encoders.freeze()  # trained ones keep their own
-    digest, expected = model.digest, logits_of(model, pairs)
-    model.set_dropout(0.25)
-    models.save(model, tmp_path / "model")
+    if own.encoders is not None:
+        own.encoders.freeze()  # trained ones keep their own
+    digest, expected = own.digest, logits_of(own, pairs)
+    own.set_dropout(0.25)
+    models.save(own, tmp_path / "model")
     loaded = models.load(tmp_path / "model")
-    for changed in (model, loaded):
+    for changed in (own, loaded):
         if changed.encoders is not None:
             changed.encoders.freeze()
         assert changed.digest == digest
@@ -176,39 +197,39 @@ def test_logits_from_features_equal_logits_from_inputs(model, pairs):
     assert torch.equal(from_features, logits_of(model, pairs))
 
 
-def test_frozen_encoders_give_the_same_features_in_train_mode(model, pairs):
-    if (encoders := model.encoders) is None:
+def test_frozen_encoders_give_the_same_features_in_train_mode(own, pairs):
+    if (encoders := own.encoders) is None:
         return
     encoders.freeze()
-    assert model.encoders.is_frozen
+    assert own.encoders.is_frozen
     with torch.no_grad():
         before = encoders.image_features(pairs.images).tokens, encoders.text_features(pairs.texts).tokens
-        model.train()
+        own.train()
         after = encoders.image_features(pairs.images).tokens, encoders.text_features(pairs.texts).tokens
     assert all(torch.equal(*features) for features in zip(before, after, strict=True))
-    assert any(parameter.requires_grad for parameter in model.parameters())
+    assert any(parameter.requires_grad for parameter in own.parameters())
 
 
-def test_a_student_has_the_chosen_layers_with_their_weights(model, pairs):
-    if model.kind != "fusion":
+def test_a_student_has_the_chosen_layers_with_their_weights(own, pairs):
+    if own.kind != "fusion":
         return
-    assert model.num_layers == 3
-    if type(model).__name__ == "Blip2Scorer":
+    assert own.num_layers == 3
+    if type(own).__name__ == "Blip2Scorer":
         with pytest.raises(ModelError, match="a BLIP-2 has no student of fewer layers"):
-            model.student([0, 2])
+            own.student([0, 2])
         return
-    student = model.student([0, 2])
+    student = own.student([0, 2])
     assert student.num_layers == 2
     assert student.kind == "fusion"
     assert any(parameter.requires_grad for parameter in student.parameters())
-    assert not torch.allclose(logits_of(student, pairs), logits_of(model, pairs))
-    assert torch.equal(logits_of(model.student(range(3)), pairs), logits_of(model, pairs))
+    assert not torch.allclose(logits_of(student, pairs), logits_of(own, pairs))
+    assert torch.equal(logits_of(own.student(range(3)), pairs), logits_of(own, pairs))
     for layers in ([], [3], [1, 0], [1, 1]):
         with pytest.raises(ModelError):
-            model.student(layers)
+            own.student(layers)
 
 
-def test_recomputed_activations_give_the_same_gradient(model, pairs):
+def test_recomputed_activations_give_the_same_gradient(own, pairs):
     def gradients(model):
         """The gradients, and the number of module calls."""
         calls = []
@@ -219,8 +240,8 @@ def test_recomputed_activations_give_the_same_gradient(model, pairs):
         model.logits(model.outputs(pairs), pairs)[0].square().sum().backward()
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}, len(calls)
 
-    plain, recomputing = copy.deepcopy(model), copy.deepcopy(model)
-    if model.kind == "dual" and model.encoders is not None:
+    plain, recomputing = copy.deepcopy(own), own
+    if own.kind == "dual" and own.encoders is not None:
         with pytest.raises(ModelError, match="cannot compute activations again"):
             recomputing.checkpoint_activations()
         return
