@@ -18,6 +18,8 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -330,6 +332,8 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
+    # This canvas keeps the renderer that measures texts; the one of a new figure makes a renderer for each measurement.
+    FigureCanvasAgg(figure)
     # The constrained layout moves the axes when it is drawn; positions are final only then.
     figure.draw_without_rendering()
     named = [
@@ -340,13 +344,13 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
     taken = [_around(x, y) for x, y in axes.transData.transform([(x, y) for x, y, *_ in named])] + _line_boxes(axes)
     for x, y, name, color, is_model in sorted(named, key=lambda point: not point[-1]):
         text = axes.annotate(name, (x, y), (0, 0), textcoords="offset pixels", color=_PLACEHOLDERS[color])
-        places = [(_moved(text, side, distance), side, distance) for distance in _DISTANCES for side in _SIDES]
-        free = [place for place in places if _is_free(place[0], axes, taken)]
-        if not free and not is_model:
+        places = [(side, distance) for distance in _DISTANCES for side in _SIDES]
+        place = next((place for place in places if _is_free(_moved(text, *place), axes, taken)), None)
+        if place is None and not is_model:
             text.remove()
             continue
-        box, side, distance = (free or sorted(places, key=lambda place: _overlap(place[0], axes, taken)))[0]
-        _moved(text, side, distance)
+        side, distance = place or min(places, key=lambda place: _overlap(_moved(text, *place), axes, taken))
+        box = _moved(text, side, distance)
         if distance > _DISTANCES[0]:
             corner = text.get_position()
             line = {"arrowstyle": "-", "color": _PLACEHOLDERS["quiet"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
@@ -404,6 +408,12 @@ def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes]
         axes.set_xlabel(labels.x_label)
         axes.set_ylabel(labels.y_label)
         draw(axes)
+        # With the layout done, `savefig` draws once; otherwise it draws twice, the first time for the layout alone.
+        FigureCanvasSVG(figure)
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        figure.set_layout_engine(None)
         stream = io.StringIO()
         # By default the metadata have the date, so equal numbers would give other bytes.
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
