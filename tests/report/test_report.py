@@ -22,9 +22,21 @@ def split(scenes_corpus_dir):
     return Corpus.open(scenes_corpus_dir, "test")
 
 
+@pytest.fixture(scope="module")
+def demo(split, tmp_path_factory):
+    """The folders of a demo, and a copy of them that stays as it is."""
+    root = tmp_path_factory.mktemp("report")
+    folders = write_demo(root / "demo", split)
+    return folders, shutil.copytree(root / "demo", root / "intact")
+
+
 @pytest.fixture
-def folders(split, tmp_path):
-    return write_demo(tmp_path / "demo", split)
+def folders(demo):
+    """The folders of the demo, which a test may change."""
+    own, intact = demo
+    shutil.rmtree(own[0].parent)
+    shutil.copytree(intact, own[0].parent)
+    return own
 
 
 def read_demo(folders: list[Path]) -> report.Report:

@@ -219,7 +219,8 @@ def test_missing_parts_are_left_out_and_listed_with_commands(tmp_path):
     assert f"dcdctl eval {folder} --data DIR --split test" in "".join(page.texts)
 
 
-def test_zero_queries_leave_out_the_gallery(found, tmp_path):
-    write.write_report_page(tmp_path / "report.html", found, num_queries=0)
+def test_zero_queries_leave_out_the_gallery(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
+    write.write_report_page(tmp_path / "report.html", report.read_report([folder]), num_queries=0)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.all("ol", id="query-list") == page.all("symbol") == page.all("a", href="#queries") == []

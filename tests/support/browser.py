@@ -32,24 +32,39 @@ class Browser:
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write, self._received, self._number = read, write, b"", 0
+        self._tab: str | None = None
+        """Where pages without a budget are shown one after the other: a new tab starts a process."""
 
     def html(self, url: str, *, budget_ms: int | None = None) -> str:
-        """The document of a page in a new tab after its `load` event or, with a budget, after so much time of its clock.
+        """The document of a page after its `load` event or, with a budget, in a new tab after so much time of its clock.
 
         That clock stands still while the page waits for a server, so a slow machine changes nothing.
         """
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Page.enable", session)
-        if budget_ms is None:
-            self._send("Page.navigate", session, url=url)
-            self._wait_for(session, "Page.loadEventFired")
-        else:
+        if budget_ms is not None:
+            target, session = self._open()
             self._call("Page.navigate", session, url=url)  # a clock that is set before belongs to the empty page
             self._call("Emulation.setVirtualTimePolicy", session, policy="pauseIfNetworkFetchesPending", budget=budget_ms)
             self._wait_for(session, "Emulation.virtualTimeBudgetExpired")
+            document = self._document(session)
+            self._call("Target.closeTarget", targetId=target)
+            return document
+        if self._tab is None:
+            _, self._tab = self._open()
+        # From the empty page, also another part of the same page is loaded.
+        for address in ("about:blank", url):
+            self._send("Page.navigate", self._tab, url=address)
+            self._wait_for(self._tab, "Page.loadEventFired")
+        return self._document(self._tab)
+
+    def _open(self) -> tuple[str, str]:
+        """A new tab and its session."""
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._call("Page.enable", session)
+        return target, session
+
+    def _document(self, session: str) -> str:
         found = self._call("Runtime.evaluate", session, expression="document.documentElement.outerHTML", returnByValue=True)
-        self._call("Target.closeTarget", targetId=target)
         return found["result"]["value"]
 
     def _call(self, method: str, session: str | None = None, **arguments: object) -> dict[str, Any]:
