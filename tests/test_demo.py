@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast, get_args
@@ -16,10 +17,10 @@ from processes import make_once
 
 from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files
-from dcdctl.core.bench import BenchConfig, ModelTimes
+from dcdctl.core.bench import BenchConfig, ModelTimes, footprint
 from dcdctl.core.data import FAMILY_SIZE, Corpus
 from dcdctl.core.demo import DemoConfig
-from dcdctl.core.evaluation import Evaluation
+from dcdctl.core.evaluation import Evaluation, cascade
 from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.report import report
 from dcdctl.core.teacher import read_cache
@@ -37,7 +38,17 @@ QUICK = BenchConfig(
     is_onnx_timed=False,
 )
 PAGE_ROWS: tuple[demo.RowName, ...] = ("teacher", "dual", "cascade", "fusion", "dual alone")
-SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depths=(2, 3), steps=2, bench=QUICK)
+SETS = ("batch.size=24", "candidates.block_size=8", "candidates.captions_per_image=2")
+SMALL = DemoConfig(train_images=32, val_images=4, test_images=6, depths=(2, 3), steps=2, sets=SETS, bench=QUICK)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_rounds() -> Iterator[None]:
+    """Times of a cascade and operations of a model are measured on few queries and pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "MAX_ROUNDS", 3)
+        patch.setattr(footprint, "NUM_COUNTED", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +168,8 @@ def test_its_page_names_the_commands_that_train_the_same_students(finished: tupl
     out, _ = finished
     found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
     commands = {training.label: training.command for training in found.trainings}
-    sets = ["--set", "validation.every=50", "--set", "validation.keep=last", "--set", "optimizer.steps=2"]
+    chosen = ["validation.every=50", "validation.keep=last", "optimizer.steps=2", *SETS]
+    sets = [word for assignment in chosen for word in ("--set", assignment)]
     named = ["--data", str(out / "data"), "--cache", str(out / "cache-fusion"), "--teacher", "scenes-vilt"]
     assert commands["fusion"] == ["dcdctl", "distill", "demo-fusion", *named, *sets, "--out", str(out / "fusion")]
     assert "--cache" not in commands["dual-alone"]

@@ -39,6 +39,8 @@ class DemoConfig:
     """Candidates per query that the cascade re-ranks, ascending; the table shows the last."""
     steps: int | None = None
     """Training steps of each student; None for those of the recipes."""
+    sets: tuple[str, ...] = ()
+    """More settings of all students' recipes, as `dcdctl distill --set` takes them."""
     measure_every: int = 50
     """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = field(
@@ -142,7 +144,7 @@ def run_demo(
         teacher_ref = str(_train_teacher(out, compute, track))
     teacher = models.load_fusion(teacher_ref)
     announce("2. cache-teacher: score the candidates of both kinds of students once")
-    caches = {name: _cache(name, data, teacher, out, compute, track) for name in CACHES}
+    caches = {name: _cache(name, data, teacher, out, config, compute, track) for name in CACHES}
     announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
     students = {
         name: _distill(name, data, out, (teacher_ref, teacher), caches.get(name), config, compute, track)
@@ -182,9 +184,9 @@ def _train_teacher(out: Path, compute: Compute, track: Track) -> Path:
     return run.folder
 
 
-def _cache(name: str, data: Path, teacher: Any, out: Path, compute: Compute, track: Track) -> TeacherCache:
+def _cache(name: str, data: Path, teacher: Any, out: Path, config: DemoConfig, compute: Compute, track: Track) -> TeacherCache:
     """The teacher's scores of the candidates that a student's recipe asks for."""
-    candidates = training.load_recipe(name).candidates
+    candidates = training.load_recipe(name, config.sets).candidates
     corpus, folder = Corpus.open(data, "train"), out / CACHES[name]
     return build_cache(corpus, teacher.to(compute.device), folder, candidates, compute=compute, track=track)
 
@@ -202,6 +204,7 @@ def _distill(
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
+    sets += config.sets
     recipe = training.load_recipe(name)
     teacher_ref, scorer = teacher
     start = scorer if recipe.model.kind == "fusion" else None
