@@ -292,7 +292,7 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
     trained = Tokenizer(WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = sorted({letter for text in texts for letter in trained.normalizer.normalize_str(text) if not letter.isspace()})
+    letters = sorted(letter for letter in set().union(*map(trained.normalizer.normalize_str, texts)) if not letter.isspace())
     # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number. Pieces that are
     # given to it in advance have a fixed order, which makes the vocabulary reproducible.
     pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]

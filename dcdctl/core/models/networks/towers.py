@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -65,7 +66,11 @@ class Tower:
         if self.projection and f"{parameter}.".startswith(f"{self.projection}."):
             return False
         # By its parameters and not by its name: the texts of a CLIP of open_clip have no module of their own.
-        return any(name == parameter for name, _ in self.module.named_parameters(prefix=self.name))
+        return parameter in self._parameters
+
+    @cached_property
+    def _parameters(self) -> frozenset[ParameterName]:
+        return frozenset(name for name, _ in self.module.named_parameters(prefix=self.name))
 
     def depth_of(self, parameter: ParameterName) -> int:
         """Distance of one of its parameters from the top: 0 behind the layers, 1 in the last layer, N + 1 before the N layers."""
@@ -102,6 +107,8 @@ def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts
 
 def use_eval_mode_where_frozen(network: nn.Module) -> None:
     """Undo `Module.train` in modules whose parameters are all frozen: their outputs have no dropout, so they may be stored."""
+    if all(parameter.requires_grad for parameter in network.parameters()):
+        return
     for module in network.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
