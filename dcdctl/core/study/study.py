@@ -46,7 +46,7 @@ class StudyView:
     say: Say = unsaid
     track: Track = silent
     watch: Watch | None = None
-    on_estimate: Callable[[Estimate], None] = lambda estimate: None
+    on_estimate: Callable[[Estimate], None] | None = None
     on_workload: Callable[[Workload], None] = lambda workload: None
 
 

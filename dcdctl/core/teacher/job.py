@@ -63,11 +63,12 @@ def resolve(job: CacheJob) -> CachePlan:
 
 
 def cache_scores(
-    job: CacheJob, *, dry_run: bool = False, track: Track = silent, on_estimate: Callable[[Estimate], None] = lambda estimate: None
+    job: CacheJob, *, dry_run: bool = False, track: Track = silent, on_estimate: Callable[[Estimate], None] | None = None
 ) -> TeacherCache | None:
     """Score the candidates of a job, or resume; None for a dry run, which ends after the estimate.
 
-    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored.
+    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored. Without it there is no trial, which
+    takes seconds.
     """
     assert job.candidates is not None
     plan = resolve(job)
@@ -78,7 +79,8 @@ def cache_scores(
     teacher = models.load_scorer(job.teacher, plan.overrides, track)
     with distributed.lock(job.out):
         planned = build.plan_cache(corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track)
-        on_estimate(estimate.estimate_cost(planned))
+        if on_estimate is not None:
+            on_estimate(estimate.estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)
 
 
