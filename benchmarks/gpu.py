@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -121,6 +121,8 @@ class Machine:
     size: Size
     uses_gloo: bool
     compiles: bool
+    caches: dict[str, Path] = field(default_factory=dict)
+    """The folders of finished caches that students learn from, by model."""
 
     @property
     def is_gpu(self) -> bool:
@@ -178,6 +180,12 @@ class Machine:
             self.model(name), self.data, out, recipe=self.recipe(name), batch_size=batch_size, device=str(self.device), precision=precision
         )
         return cache, time.perf_counter() - started
+
+    def finished_cache(self, name: str) -> Path:
+        """The folder of a teacher's scores for its student, made on first use."""
+        if name not in self.caches:
+            self.caches[name] = self.cache(name)[0].folder
+        return self.caches[name]
 
 
 def make_vilt(folder: Path, captions: list[str], size: Size) -> None:
@@ -312,22 +320,20 @@ def cache(machine: Machine) -> Iterator[Row]:
             made, seconds = machine.cache(name, "fp32", batch_size, repeat=True)
             what = f"cache-teacher, fp32, --batch-size {batch_size}"
             yield Row(part="cache", model=name, what=what, value=made.num_pairs / seconds, unit="pairs/s")
-        made, _ = machine.cache(name)
         teacher = models.load_scorer(machine.model(name))
-        error = verify_scores(made.folder, corpus, teacher, machine.size.pairs, compute=Compute())
+        error = verify_scores(machine.finished_cache(name), corpus, teacher, machine.size.pairs, compute=Compute())
         what = f"cache made on {machine.device.type}, verified on the CPU"
         yield Row(part="cache", model=name, what=what, value=error, unit="relative", holds=True)
 
 
 def train(machine: Machine, name: str, out: str, *, resume: bool = False, precision: str = "fp32") -> Any:
     """A student's run."""
-    made, _ = machine.cache(name)
     folder = machine.out / "runs" / out
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     teacher = None if name == "clip" else machine.model(name)
     return dcdctl.distill(
-        machine.recipe(name), machine.data, folder, cache=made.folder, teacher=teacher,
+        machine.recipe(name), machine.data, folder, cache=machine.finished_cache(name), teacher=teacher,
         device=str(machine.device), precision=precision, resume=resume,
     )  # fmt: skip
 
@@ -371,12 +377,11 @@ def processes(machine: Machine) -> Iterator[Row]:
     if torch.cuda.device_count() < 2 and not machine.uses_gloo:
         yield skipped("processes", "fewer than two GPUs")
         return
-    made, _ = machine.cache("clip")
     losses = []
     for count in (1, 2):
         out = machine.out / "runs" / f"processes-{count}"
         shutil.rmtree(out, ignore_errors=True)
-        words = ["distill", RECIPE, "--data", machine.data, "--cache", made.folder, "--out", out, "--precision", "fp32"]
+        words = ["distill", RECIPE, "--data", machine.data, "--cache", machine.finished_cache("clip"), "--out", out, "--precision", "fp32"]
         words += [word for each in machine.sets("clip") for word in ("--set", each)]
         words += ["--device", "cuda" if machine.is_gpu else "cpu"]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
