@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -55,36 +57,41 @@ STARTS = {
 """Recipes of students that start from a model; the first word is the family, and the name of the folder of its tiny model."""
 
 
+Student = tuple[models.Model, Recipe]
+
+
 def gradients_of(
     inputs: Inputs,
-    kind: str,
+    student: Student,
     plan: MicroBatchPlan,
     *,
-    dropout: str = "0.0",
     step: int = 1,
     precision: str = "float32",
     objective: type[PairObjective] = PairObjective,
     scale: float | None = None,
-    starts: Path | None = None,
     compile: bool = False,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The loss and the gradients of one step from the start; in several processes those of all of them."""
-    model, recipe = make_student(inputs, kind, dropout=dropout, starts=starts)
+    """The loss and the gradients of one step; in several processes those of all of them. The student keeps its weights."""
+    model, recipe = student
+    model.zero_grad()
+    weight, own_scale = (None, None) if scale is None else (model.network.logit_scale.data, model.network.logit_scale.data.clone())
     if scale is not None:
-        model.network.logit_scale.data.fill_(math.log(scale))
+        weight.fill_(math.log(scale))
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     options = StepCompute(compute=Compute(precision=precision, compile=compile), scaler=scaler, micro_batch_plan=plan)
     values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
+    if scale is not None:
+        weight.copy_(own_scale)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def make_student(inputs: Inputs, kind: str, *, dropout: str = "0.0", starts: Path | None = None) -> tuple[models.Model, Recipe]:
-    """The student of a kind in training mode, and its recipe.
+def make_student(inputs: Inputs, kind: str, starts: Path) -> Student:
+    """The student of a kind in training mode, without dropout, and its recipe.
 
     A kind of `STARTS` starts from the model in `starts`, whose CLIPs have no dropout.
     """
-    own = [*KINDS[kind], f"model.dropout={dropout}"] if starts is None else [*STARTS[kind], f"model.start={starts / kind.split()[0]}"]
+    own = [*KINDS[kind], "model.dropout=0.0"] if kind in KINDS else [*STARTS[kind], f"model.start={starts / kind.split()[0]}"]
     recipe = training_recipe.load_recipe("tiny-student", own)
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
     generator = torch.Generator().manual_seed(0)
@@ -95,13 +102,13 @@ def make_student(inputs: Inputs, kind: str, *, dropout: str = "0.0", starts: Pat
     return model, recipe
 
 
-def prepare_without_numbers(inputs: Inputs, kind: str, count: int, starts: Path | None) -> tuple[nn.Module, Callable[[], object]]:
-    """A student, and its first step in `count` micro-batches on torch's `meta` device, whose tensors have shapes and no numbers.
+def prepare_without_numbers(inputs: Inputs, student: Student, count: int) -> tuple[nn.Module, Callable[[], object]]:
+    """A copy of a student, and its step in `count` micro-batches on torch's `meta` device, whose tensors have shapes and no numbers.
 
     Every read of a number raises there: `tolist`, `item`, `cpu`, `nonzero`, `unique`, and an index that is a mask. So does the step, when
     it reads its loss.
     """
-    model, recipe = make_student(inputs, kind, starts=starts)
+    model, recipe = copy.deepcopy(student)
     plan = MicroBatchPlan(count, range(count), by_side=model.kind == "dual")
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
     compute = WithoutAutocast(device=torch.device("meta"))
@@ -123,11 +130,14 @@ def save_shared_gradients(data: str, teacher: str, cache: str, starts: str, out:
     inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
     Path(out).mkdir(exist_ok=True)
     save_shared_tensors(out)
+    # Some tens of thousands of numbers in several buckets of several parameters.
+    distributed.BUCKET_SIZE = 5_000
     rank, num_processes = distributed.rank(), distributed.world_size()
     for kind in [*KINDS, *STARTS]:
+        student = make_student(inputs, kind, Path(starts))
         for count in (1, 2):
             plan = MicroBatchPlan(num_processes * count, range(rank * count, (rank + 1) * count))
-            _, gradients = gradients_of(inputs, kind, plan, starts=Path(starts) if kind in STARTS else None)
+            _, gradients = gradients_of(inputs, student, plan)
             save_file(gradients, Path(out) / f"{kind}-{count}-{rank}.safetensors")
 
 
@@ -146,8 +156,9 @@ def save_shared_tensors(out: str) -> None:
     parameters["frozen"] = nn.Parameter(torch.zeros(2), requires_grad=False)
     parameters["both"].grad, parameters["scalar"].grad = torch.full((3,), rank + 1.0), torch.tensor(rank + 0.5)
     parameters["second"].grad = torch.tensor([4.0, 5.0]) if rank else None
-    distributed.BUCKET_SIZE = 4
-    distributed.sum_gradients(parameters.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "BUCKET_SIZE", 4)
+        distributed.sum_gradients(parameters.values())
     shared |= {f"gradient.{name}": parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     save_file(shared, Path(out) / f"shared-{rank}.safetensors")
 

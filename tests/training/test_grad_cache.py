@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from shards import rows_of, write_shards
 from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
-from training_steps import KINDS, STARTS, gradients_of, prepare_without_numbers, relative_differences
+from training_steps import KINDS, STARTS, Student, gradients_of, make_student, prepare_without_numbers, relative_differences
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -49,6 +49,8 @@ from dcdctl.core.training.objective import PairObjective
 NO_DROPOUT = models.ViltSize(
     hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16, hidden_dropout_prob=0.0
 )
+Gradients = tuple[dict[str, float], dict[str, torch.Tensor]]
+"""A loss with its terms, and the gradients of the parameters."""
 SHORT = ["optimizer.steps=4", "optimizer.lr=1e-3", "optimizer.warmup_share=0.0", "optimizer.max_grad_norm=0.5"]
 
 
@@ -71,12 +73,6 @@ def inputs(corpus, calm, cache_folder) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def whole_gradients(inputs) -> dict[str, tuple[dict[str, float], dict[str, torch.Tensor]]]:
-    """The loss and the gradients of each kind, by one process from a whole batch."""
-    return {kind: gradients_of(inputs, kind, MicroBatchPlan()) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
 def starts(corpus, tmp_path_factory) -> Path:
     """A folder with a tiny model of each family of `STARTS`."""
     folder = tmp_path_factory.mktemp("starts")
@@ -86,9 +82,15 @@ def starts(corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def started_gradients(inputs, starts) -> dict[str, dict[str, torch.Tensor]]:
-    """The gradients of each student that starts from a model, by one process from a whole batch."""
-    return {kind: gradients_of(inputs, kind, MicroBatchPlan(), starts=starts)[1] for kind in STARTS}
+def student_of(inputs, starts) -> Callable[[str], Student]:
+    """The student of a kind, made once, because a step changes no weights."""
+    return functools.cache(functools.partial(make_student, inputs, starts=starts))
+
+
+@pytest.fixture(scope="module")
+def whole_gradients(inputs, student_of) -> Callable[[str], Gradients]:
+    """The loss and the gradients of each kind, by one process from a whole batch."""
+    return functools.cache(lambda kind: gradients_of(inputs, student_of(kind), MicroBatchPlan()))
 
 
 def assert_same_gradients(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -103,31 +105,33 @@ def assert_same_gradients(gradients: dict[str, torch.Tensor], expected: dict[str
             assert float(gradients[name].norm()) < 2e-6 * total, name
 
 
-def test_compiled_towers_give_the_loss_and_the_gradients_of_a_step(inputs, starts, started_gradients, monkeypatch):
+def test_compiled_towers_give_the_loss_and_the_gradients_of_a_step(inputs, starts, whole_gradients, monkeypatch):
     from torch._dynamo.utils import counters
 
     # It traces the towers, and runs what was traced without generating code: the numbers are the same to the last bit.
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     counters.clear()
-    _, gradients = gradients_of(inputs, "SigLIP", MicroBatchPlan(), starts=starts, compile=True)
+    values, gradients = gradients_of(inputs, make_student(inputs, "SigLIP", starts), MicroBatchPlan(), compile=True)
     assert counters["stats"]["unique_graphs"] == 2
-    assert gradients.keys() == started_gradients["SigLIP"].keys()
-    assert all(torch.equal(gradient, started_gradients["SigLIP"][name]) for name, gradient in gradients.items())
+    expected_values, expected = whole_gradients("SigLIP")
+    assert values == expected_values
+    assert gradients.keys() == expected.keys()
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, whole_gradients, kind, count):
-    whole, expected = whole_gradients[kind]
-    split, gradients = gradients_of(inputs, kind, MicroBatchPlan(count, range(count)))
+def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, student_of, whole_gradients, kind, count):
+    whole, expected = whole_gradients(kind)
+    split, gradients = gradients_of(inputs, student_of(kind), MicroBatchPlan(count, range(count)))
     assert split == pytest.approx(whole, abs=1e-6, rel=1e-6)
     assert_same_gradients(gradients, expected)
 
 
 @pytest.mark.parametrize("kind", STARTS)
-def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs, starts, started_gradients, kind):
-    _, gradients = gradients_of(inputs, kind, MicroBatchPlan(3, range(3)), starts=starts)
-    assert_same_gradients(gradients, started_gradients[kind])
+def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs, student_of, whole_gradients, kind):
+    _, gradients = gradients_of(inputs, student_of(kind), MicroBatchPlan(3, range(3)))
+    assert_same_gradients(gradients, whole_gradients(kind)[1])
     nonzero = {name for name, gradient in gradients.items() if gradient.any()}
     assert ("network.logit_bias" in nonzero) == kind.startswith("SigLIP")
     adapters = {name for name in nonzero if ".lora_A." in name or ".lora_B." in name}
@@ -279,10 +283,10 @@ class _LossOutsideAutocast(PairObjective):
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "dual" in kind])
-def test_in_half_precision_the_loss_of_vectors_is_that_of_float32(inputs, kind, count):
+def test_in_half_precision_the_loss_of_vectors_is_that_of_float32(inputs, student_of, kind, count):
     plan, options = MicroBatchPlan(count, range(count)), {"precision": "bfloat16", "scale": 100.0}
-    values, gradients = gradients_of(inputs, kind, plan, **options)
-    expected, expected_gradients = gradients_of(inputs, kind, plan, objective=_LossOutsideAutocast, **options)
+    values, gradients = gradients_of(inputs, student_of(kind), plan, **options)
+    expected, expected_gradients = gradients_of(inputs, student_of(kind), plan, objective=_LossOutsideAutocast, **options)
     assert values == expected
     for name, gradient in expected_gradients.items():
         assert torch.equal(gradients[name], gradient), name
@@ -469,10 +473,10 @@ def test_of_two_processes_one_speaks(together):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", [*KINDS, *STARTS])
-def test_two_processes_have_the_gradient_of_one(together, whole_gradients, started_gradients, kind, count):
+def test_two_processes_have_the_gradient_of_one(together, whole_gradients, kind, count):
     """The gradients themselves: AdamW hides a factor, and one scalar among many weights would pass unnoticed."""
     first, second = (load_file(together[0] / "gradients" / f"{kind}-{count}-{rank}.safetensors") for rank in (0, 1))
-    assert_same_gradients(first, started_gradients[kind] if kind in STARTS else whole_gradients[kind][1])
+    assert_same_gradients(first, whole_gradients(kind)[1])
     assert first.keys() == second.keys()
     assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
 
@@ -565,10 +569,10 @@ def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs", "dual lists", "CLIP", "SigLIP LoRA"])
-def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(inputs, starts, kind, count, monkeypatch):
+def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(inputs, student_of, kind, count, monkeypatch):
     # torch has no autocast for this device.
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-    model, step = prepare_without_numbers(inputs, kind, count, starts if kind in STARTS else None)
+    model, step = prepare_without_numbers(inputs, student_of(kind), count)
     with pytest.raises(RuntimeError, match="meta tensor") as raised:
         step()
     assert raised.traceback[-1].name == "read_values", str(raised.traceback[-1])
