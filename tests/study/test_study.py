@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import evaluation, models, training
 from dcdctl.core.artifacts import write_document
-from dcdctl.core.bench import BenchConfig
+from dcdctl.core.bench import BenchConfig, footprint
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError, ModelError, StaleError
-from dcdctl.core.evaluation import EvalOptions, Evaluation, RankTable, compare_ranks
+from dcdctl.core.evaluation import EvalOptions, Evaluation, RankTable, cascade, compare_ranks
 from dcdctl.core.evaluation.significance import Comparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
@@ -95,9 +95,11 @@ class Stage:
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_trials() -> Iterator[None]:
-    """Estimates of the teacher's time from a single batch: they are shown, and change nothing."""
+    """Estimates of the teacher's time from a single batch, times of few queries: they are shown, and change nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "TRIAL_S", 0.001)
+        patch.setattr(cascade, "MAX_ROUNDS", 3)
+        patch.setattr(footprint, "NUM_COUNTED", 1)
         yield
 
 

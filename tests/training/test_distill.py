@@ -101,7 +101,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     objective, optimizer = PairObjective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
     values = []
-    for _ in range(12):
+    for _ in range(8):
         (value,) = objective(model, batch).values()
         optimizer.zero_grad()
         value.backward()
@@ -192,7 +192,7 @@ def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
-    sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.random_negatives=5"]
+    sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=12", "batch.random_negatives=5"]
     run = distill.train(
         TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS
     )

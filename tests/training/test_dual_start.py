@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,22 @@ STEPS = ["model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ inf
 STEPS += ["optimizer.warmup_share=0.0", "optimizer.weight_decay=0.0"]
 
 
-def save_start(kind: str, corpus: Corpus, folder: Path) -> Path:
-    """A tiny model in two layers per tower, saved again by us: transformers changes some unused weights when it loads a model."""
-    models.save(models.load_dual(save_dual(kind, corpus.captions, folder / "start")), folder / "start")
-    return folder / "start"
+@pytest.fixture(scope="module")
+def start_of(corpus, tmp_path_factory) -> Callable[[str], Path]:
+    """The tiny model of a kind in two layers per tower, saved again by us: transformers changes some unused weights when it loads one."""
+
+    @functools.cache
+    def save_start(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("start") / "start"
+        models.save(models.load_dual(save_dual(kind, corpus.captions, folder)), folder)
+        return folder
+
+    return save_start
 
 
 @pytest.fixture(scope="module", params=DUALS)
-def start(request, corpus, tmp_path_factory) -> Path:
-    return save_start(request.param, corpus, tmp_path_factory.mktemp("start"))
+def start(request, start_of) -> Path:
+    return start_of(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +56,13 @@ def projected(start, corpus, tmp_path_factory) -> runs.Run:
 
 
 @pytest.fixture(scope="module")
-def clip(corpus, tmp_path_factory) -> Path:
-    return save_start("CLIP", corpus, tmp_path_factory.mktemp("clip"))
+def clip(start_of) -> Path:
+    return start_of("CLIP")
 
 
 @pytest.fixture(scope="module")
-def siglip(corpus, tmp_path_factory) -> Path:
-    return save_start("SigLIP", corpus, tmp_path_factory.mktemp("siglip"))
+def siglip(start_of) -> Path:
+    return start_of("SigLIP")
 
 
 def train(
@@ -87,12 +95,13 @@ def changed(run: runs.Run, start: Path) -> set[str]:
 
 def test_before_the_first_step_a_student_has_the_recalls_of_its_start(start, projected, scenes_corpus_dir):
     line, *others = projected.metrics()
-    expected = evaluate.evaluate_model(models.load_dual(start), Corpus.open(scenes_corpus_dir, "val")).recalls
+    model = models.load_dual(start)
+    expected = evaluate.evaluate_model(model, Corpus.open(scenes_corpus_dir, "val")).recalls
     for direction, percents in (("text", expected.text_retrieval), ("image", expected.image_retrieval)):
         assert {f"R@{k}": line[f"start_{direction}_r{k}"] for k in (1, 5, 10)} == percents
     assert line["start_rsum"] == expected.rsum
     assert not any(name.startswith("start_") for other in others for name in other)
-    assert projected.facts()["inputs"]["start"] == models.load_dual(start).digest
+    assert projected.facts()["inputs"]["start"] == model.digest
 
 
 def test_the_start_may_be_the_best_model_of_its_run(clip, corpus, tmp_path):
@@ -125,8 +134,8 @@ def test_a_siglip_head_is_trained_with_the_last_layers(siglip):
     assert not any(".layers.0." in name or "embeddings" in name for name in names)
 
 
-def test_frozen_parts_have_no_dropout_and_trained_ones_have(corpus, tmp_path):
-    folder = save_start("Chinese-CLIP", corpus, tmp_path)
+def test_frozen_parts_have_no_dropout_and_trained_ones_have(corpus, start_of):
+    folder = start_of("Chinese-CLIP")
     for sets, is_random in ((["model.trained=projections"], False), (["model.trained=last-layers", "model.trained_layers=1"], True)):
         model = make(folder, *sets).train()
         texts = [vectors(model, corpus)[1] for _ in range(2)]
@@ -157,8 +166,8 @@ def test_the_learning_rate_falls_with_the_distance_from_the_top(start):
 
 
 def test_layers_of_the_towers_are_kept_with_their_weights(start, corpus, tmp_path):
-    is_align = models.load_dual(start).config["model_type"] == "align"
-    if is_align:
+    whole = models.load_dual(start)
+    if whole.config["model_type"] == "align":
         with pytest.raises(
             ModelError, match=r"model.vision_layers chooses layers, and those of the image encoder \(align_vision_model\) differ"
         ):
@@ -173,9 +182,10 @@ def test_layers_of_the_towers_are_kept_with_their_weights(start, corpus, tmp_pat
         assert torch.equal(tensor, before[source]), name
     assert sum("layer" in name for name in after) < sum("layer" in name for name in before)
     # The library builds the model from the saved configuration alone.
-    for vector, expected in zip(vectors(models.load_dual(tmp_path / "model"), corpus), vectors(model, corpus), strict=True):
+    kept = vectors(model, corpus)
+    for vector, expected in zip(vectors(models.load_dual(tmp_path / "model"), corpus), kept, strict=True):
         assert torch.equal(vector, expected)
-    assert not torch.allclose(vectors(model, corpus)[1], vectors(models.load_dual(start), corpus)[1])
+    assert not torch.allclose(kept[1], vectors(whole, corpus)[1])
 
 
 def test_layers_that_a_tower_lacks_are_named(clip):
@@ -185,9 +195,14 @@ def test_layers_that_a_tower_lacks_are_named(clip):
         make(clip, "model.trained=last-layers", "model.trained_layers=3")
 
 
+@pytest.fixture(scope="module")
+def plain(clip, corpus, tmp_path_factory) -> runs.Run:
+    """A run from the CLIP, of all weights."""
+    return train(corpus, clip, tmp_path_factory.mktemp("plain") / "run")
+
+
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_the_saved_weights_are_the_average_of_start_and_end(clip, corpus, tmp_path, share):
-    plain = train(corpus, clip, tmp_path / "plain")
+def test_the_saved_weights_are_the_average_of_start_and_end(clip, plain, corpus, tmp_path, share):
     averaged = train(corpus, clip, tmp_path / "averaged", f"model.average_with_start={share}")
     start, end, found = (load_file(folder / "model.safetensors") for folder in (clip, plain.model_folder, averaged.model_folder))
     assert averaged.facts()["recipe"]["model"]["average_with_start"] == share
@@ -212,11 +227,12 @@ def test_a_start_that_has_changed_is_not_averaged(clip, corpus, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "Chinese-CLIP"])
-def test_lora_starts_at_the_start_and_is_merged_into_its_weights(kind, corpus, tmp_path):
-    folder = save_start(kind, corpus, tmp_path)
-    model = make(folder, "model.trained=lora", "model.lora_rank=2", "model.lora_alpha=6")
-    assert model.digest == models.load_dual(folder).digest
-    for vector, expected in zip(vectors(model, corpus), vectors(models.load_dual(folder), corpus), strict=True):
+def test_lora_starts_at_the_start_and_is_merged_into_its_weights(kind, corpus, start_of, tmp_path):
+    folder = start_of(kind)
+    model, start = make(folder, "model.trained=lora", "model.lora_rank=2", "model.lora_alpha=6"), models.load_dual(folder)
+    assert model.digest == start.digest
+    start_vectors = vectors(start, corpus)
+    for vector, expected in zip(vectors(model, corpus), start_vectors, strict=True):
         assert_close(vector, expected, rtol=0, atol=1e-6)
     towers = {name for name in trained_names(model) if ".layer" in name}
     assert towers
@@ -226,7 +242,7 @@ def test_lora_starts_at_the_start_and_is_merged_into_its_weights(kind, corpus, t
             if ".lora_B." in name:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     adapted, digest = vectors(model, corpus), model.digest
-    assert not torch.allclose(adapted[0], vectors(models.load_dual(folder), corpus)[0], atol=1e-3)
+    assert not torch.allclose(adapted[0], start_vectors[0], atol=1e-3)
     weights = dict(model.network.named_parameters())
     name = next(name for name in weights if name.endswith(".lora_A.default.weight")).removesuffix(".lora_A.default.weight")
     base, a, b = (
@@ -301,8 +317,8 @@ def test_vectors_from_pooled_features_equal_those_from_inputs(start, corpus):
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
-def test_projections_are_trained_from_stored_features(kind, corpus, tmp_path):
-    start, sets = save_start(kind, corpus, tmp_path), ["model.trained=projections"]
+def test_projections_are_trained_from_stored_features(kind, corpus, start_of, tmp_path):
+    start, sets = start_of(kind), ["model.trained=projections"]
     stored = train(corpus, start, tmp_path / "stored", *sets, features=tmp_path / "features")
     plain = train(corpus, start, tmp_path / "plain", *sets)
     losses = [[line["loss"] for line in run.metrics()] for run in (stored, plain)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,17 @@ def weights(run: runs.Run) -> bytes:
     return (run.model_folder / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def weights_of(corpus, tmp_path_factory) -> Callable[[int], bytes]:
+    """The weights of a run with a number of micro-batches, without a trial."""
+
+    @functools.cache
+    def trained(micro_batches: int) -> bytes:
+        return weights(train(corpus, tmp_path_factory.mktemp("plain") / "run", TrainingOptions(micro_batches=micro_batches)))
+
+    return trained
+
+
 def at_step(number: int, act: Callable[[], None]) -> Any:
     """A watch that acts after a step."""
 
@@ -69,16 +81,16 @@ def at_step(number: int, act: Callable[[], None]) -> Any:
     return watch
 
 
-def test_a_batch_that_fits_is_trained_as_without_a_trial(corpus, tmp_path):
+def test_a_batch_that_fits_is_trained_as_without_a_trial(corpus, weights_of, tmp_path):
     said: list[str] = []
-    run, plain = train(corpus, tmp_path / "auto", say=said.append), train(corpus, tmp_path / "plain", TrainingOptions())
-    assert weights(run) == weights(plain)
+    run = train(corpus, tmp_path / "auto", say=said.append)
+    assert weights(run) == weights_of(1)
     assert (run.facts()["micro_batches"], run.facts()["inputs"]["precision"]) == (1, "float32")
     assert not any("auto" in line for line in said)
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
-def test_a_batch_is_halved_until_it_fits(corpus, tmp_path, memory, error):
+def test_a_batch_is_halved_until_it_fits(corpus, tmp_path, memory, weights_of, error):
     said: list[str] = []
     memory |= {"images": 3, "error": error}
     run = train(corpus, tmp_path / "auto", say=said.append)
@@ -86,12 +98,12 @@ def test_a_batch_is_halved_until_it_fits(corpus, tmp_path, memory, error):
     assert said[-1] == "--accumulate auto is 4: a batch of 8 does not fit into memory in fewer parts"
     assert run.facts()["micro_batches"] == 4
     memory["images"] = 8
-    assert weights(run) == weights(train(corpus, tmp_path / "four", TrainingOptions(micro_batches=4)))
+    assert weights(run) == weights_of(4)
     # Dropout is drawn for each micro-batch, so the number shows in the weights.
-    assert weights(run) != weights(train(corpus, tmp_path / "one", TrainingOptions()))
+    assert weights(run) != weights_of(1)
 
 
-def test_a_resumed_run_has_the_number_of_its_start(corpus, tmp_path, memory):
+def test_a_resumed_run_has_the_number_of_its_start(corpus, tmp_path, memory, weights_of):
     class StoppedError(Exception):
         pass
 
@@ -104,7 +116,7 @@ def test_a_resumed_run_has_the_number_of_its_start(corpus, tmp_path, memory):
     memory |= {"images": 8, "passes": []}
     resumed = train(corpus, tmp_path / "run", resume=True)
     assert set(memory["passes"]) == {2}, "neither tried again nor split otherwise"
-    assert weights(resumed) == weights(train(corpus, tmp_path / "whole", TrainingOptions(micro_batches=4)))
+    assert weights(resumed) == weights_of(4)
 
 
 def test_a_row_that_does_not_fit_is_an_error_that_names_what_needs_less_memory(corpus, tmp_path, memory):
