@@ -137,7 +137,8 @@ def write_planned(path: Path, images: Sequence[SourceImage]) -> None:
 
 def read_images(path: Path) -> list[SourceImage]:
     """The images of a part, planned or written."""
-    return [SourceImage(**row) for row in pq.read_table(path, columns=IMAGE_COLUMNS.names).to_pylist()]
+    with pq.ParquetFile(path) as file:  # half of the time of `read_table` for a small part
+        return [SourceImage(**row) for row in file.read(columns=IMAGE_COLUMNS.names).to_pylist()]
 
 
 def part_path(folder: Path, part: Part, dim: int) -> Path:
