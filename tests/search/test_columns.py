@@ -85,10 +85,11 @@ def test_under_a_condition_the_answer_is_exact_for_every_kind(filtered, monkeypa
     queries = np.random.default_rng(5).normal(size=(3, 16))
     queries[0] = vectors[12]
     out = set(range(len(vectors))) - set(kept)
+    best = [exact(vectors, query, len(vectors), out) for query in queries]
     for k in (1, 10, len(kept) + 5):
         found = index.nearest(queries, k, parse_where(text, index.columns))
-        for query, rows, scores in zip(queries, found.rows_QK.tolist(), found.scores_QK.tolist(), strict=True):
-            expected = exact(vectors, query, k, out)
+        for ranked, rows, scores in zip(best, found.rows_QK.tolist(), found.scores_QK.tolist(), strict=True):
+            expected = ranked[:k]
             assert rows == expected + [-1] * (k - len(expected))
             assert all(np.isneginf(scores[len(expected) :]))
 

@@ -161,7 +161,7 @@ def test_deep_nesting_is_an_error(text):
         st.datetimes(),
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_quoted_value_is_read_back_unchanged(value):
     types = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), date: pa.date32(), datetime: MOMENT}
     name = "a 'b' % \u72ac"

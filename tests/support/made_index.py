@@ -62,8 +62,8 @@ def exact(vectors_RD: NDArray[np.float16], query_D: NDArray[np.floating], k: int
     """The rows of the largest cosines in double precision, the smaller row first among equals: the oracle."""
     vectors = vectors_RD.astype(np.float64)
     scores = (vectors @ query_D / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query_D)).astype(np.float32)
-    order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
-    return [row for row in order if row not in set(removed)][:k]
+    gone = set(removed)
+    return [row for row in np.argsort(-scores, kind="stable").tolist() if row not in gone][:k]
 
 
 def killed_before(monkeypatch: object, number: int, work: Callable[[], object]) -> bool:

@@ -64,7 +64,7 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
     cache = teacher_cache.read_cache(folder, corpus=corpus, teacher=teacher.digest)
     image, text, _ = candidates.draw_candidates(corpus, CONFIG).pairs(corpus.caption_image)
     assert cache.num_pairs == len(image)
-    expected = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), image, text, compute=Compute(batch_size=8))
+    expected = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), image, text, compute=Compute(batch_size=24))
     np.testing.assert_allclose(cache.lookup(image, text), expected, atol=1e-5)
     assert (np.diff(cache.image_P * 1000 + cache.text_P) > 0).all()
     drawn = candidates.draw_candidates(corpus, CONFIG)
@@ -185,20 +185,26 @@ def test_a_build_killed_while_it_wrote_the_plan_starts_again(corpus, teacher, fo
     assert contents(tmp_path / "cache") == contents(folder)
 
 
-@pytest.mark.parametrize("name", ["planned-00003.parquet", "pairs-00001.parquet", "items.parquet", "dropped.json"])
-def test_a_file_of_an_unfinished_cache_that_is_damaged_is_named(corpus, teacher, tmp_path, sharded, monkeypatch, name):
-    write = build.write_pairs
+@pytest.fixture(scope="module")
+def unfinished(corpus, teacher, tmp_path_factory, sharded) -> Path:
+    """A cache whose build was killed when it had written three shards of seven; tests copy it."""
+    folder, write = tmp_path_factory.mktemp("unfinished") / "cache", build.write_pairs
 
     def write_or_die(path, pairs):
         if path.name.startswith("pairs-00003"):
             raise KeyboardInterrupt
         write(path, pairs)
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build, "write_pairs", write_or_die)
         with pytest.raises(KeyboardInterrupt):
-            build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    path = tmp_path / "cache" / name
+            build.build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["planned-00003.parquet", "pairs-00001.parquet", "items.parquet", "dropped.json"])
+def test_a_file_of_an_unfinished_cache_that_is_damaged_is_named(corpus, teacher, unfinished, tmp_path, name):
+    path = shutil.copytree(unfinished, tmp_path / "cache") / name
     path.write_bytes(path.read_bytes().replace(b"0", b"1") if name == "dropped.json" else path.read_bytes()[:-1] + b"x")
     with pytest.raises(StaleError, match=rf"{name} is damaged: .*; delete"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
@@ -622,7 +628,7 @@ def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(c
         return CountedBuild.num_asked / len(job.shards)
 
     # A part or two are no shards: the digests of the images, and what mining dropped.
-    assert num_asked_per_shard(1) == pytest.approx(num_asked_per_shard(8), abs=1)
+    assert num_asked_per_shard(2) == pytest.approx(num_asked_per_shard(8), abs=1)
 
 
 @pytest.mark.parametrize(("key", "value"), [("files", "text"), ("files", {"items.parquet": "/dev/zero"}), ("dropped", {"equal text": ""})])
