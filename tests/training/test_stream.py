@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,9 +75,15 @@ def killed_after(num_steps):
     return watch
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run on other files with the bytes of `tars`. Not to be written to."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(write_shards(folder / "tars", rows_of(SIZES, num_captions=2)), folder / "run")
+
+
 @pytest.mark.parametrize("num_steps", [6, 13], ids=["first epoch", "second epoch"])
-def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, tmp_path, num_steps):
-    whole = run(tars, tmp_path / "whole")
+def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, whole, tmp_path, num_steps):
     with pytest.raises(KilledError):
         run(tars, tmp_path / "killed", watch=killed_after(num_steps))
     # As a kill in the middle of a write leaves it.
@@ -99,17 +106,17 @@ def test_a_student_taught_by_its_own_average_resumes_exactly(tars, tmp_path):
     assert slower.metrics()[-1]["kl"] != whole.metrics()[-1]["kl"]
 
 
-def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, tmp_path):
-    trained = run(tars, tmp_path / "run")
-    path = trained.folder / "shards.jsonl"
-    assert not [line for artifact in verify.verify(trained.folder).artifacts for line in artifact.damages]
+def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, whole, tmp_path):
+    folder = shutil.copytree(whole.folder, tmp_path / "run")
+    path = folder / "shards.jsonl"
+    assert not [line for artifact in verify.verify(folder).artifacts for line in artifact.damages]
     path.write_text(path.read_text().replace('"samples": 9', '"samples": 8'))
-    (damage,) = [line for artifact in verify.verify(trained.folder).artifacts for line in artifact.damages]
+    (damage,) = [line for artifact in verify.verify(folder).artifacts for line in artifact.damages]
     assert "shards.jsonl is damaged: it does not match its checksum" in damage
     with pytest.raises(KilledError):
         run(tars, tmp_path / "killed", watch=killed_after(13))
     (tmp_path / "killed" / "shards.jsonl").unlink()
-    assert_equal_weights(trained, run(tars, tmp_path / "killed", resume=True))
+    assert_equal_weights(whole, run(tars, tmp_path / "killed", resume=True))
 
 
 def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_folder, monkeypatch):
