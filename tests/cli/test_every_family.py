@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as memoized
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,30 @@ def student(made, cache) -> Path:
     return made.folder / "run"
 
 
+@dataclass(frozen=True)
+class Index:
+    """An index, and the dual encoder whose vectors it has."""
+
+    folder: Path
+    model: Path
+
+
 @pytest.fixture(scope="module")
-def index(made, student) -> Path:
-    """An index by the family's dual encoder, or by the student of its fusion scorer."""
-    folder, model = made.folder / "index", made.ref if made.origin.kind == "dual" else student
-    made.cli("index", model, "--images", made.corpus.folder, "--split", "train", "--out", folder, "--workers", 0, "--device", "cpu")
-    return folder
+def indexes() -> dict[str, Index]:
+    """An index for the fusion scorers, which the first of them makes with its student."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def index(made, student, indexes) -> Index:
+    """An index by the family's dual encoder; for a fusion scorer, which does not decide its vectors, by the student of any."""
+    name = made.origin.kind if made.origin.kind == "fusion" else made.ref
+    if name not in indexes:
+        made_index = Index(made.folder / "index", student if made.origin.kind == "fusion" else Path(made.ref))
+        words = ("--images", made.corpus.folder, "--split", "train", "--out", made_index.folder, "--workers", 0, "--device", "cpu")
+        made.cli("index", made_index.model, *words)
+        indexes[name] = made_index
+    return indexes[name]
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +194,7 @@ def guide(corpus, tmp_path_factory) -> Made:
     return Made(origin, origin.save(corpus.captions, folder / "saved"), folder, corpus)
 
 
+@memoized
 def cosines(model: Path, corpus: Corpus) -> NDArray[np.float32]:
     """Cosines of a dual student's vectors, I x T."""
     dual = models.load_dual(model)
@@ -219,23 +239,23 @@ def test_eval_ranks_by_the_logits_of_the_library(made, student):
         check_recalls(made.evaluate(made.ref), made.logits_IT, made.logits_IT, made.corpus)
 
 
-def test_search_ranks_by_the_logits_of_the_library(made, student, index):
+def test_search_ranks_by_the_logits_of_the_library(made, index):
     text = made.corpus.captions.index(QUERY)
     logits_I = made.logits_IT[:, text]
     if made.origin.kind == "dual":
-        hits, own_I = made.search(index), (made.vectors.images_ID @ made.vectors.texts_TD[text]).numpy()
+        hits, own_I = made.search(index.folder), (made.vectors.images_ID @ made.vectors.texts_TD[text]).numpy()
         assert [hit["row"] for hit in hits] == np.argsort(-logits_I).tolist()
         np.testing.assert_allclose([hit["score"] for hit in hits], np.sort(own_I)[::-1], atol=IN_HALF)
         return
-    hits = made.search(index, "--rerank", made.ref, "--depth", DEPTH)
-    found = np.argsort(-cosines(student, made.corpus)[:, text])
+    hits = made.search(index.folder, "--rerank", made.ref, "--depth", DEPTH)
+    found = np.argsort(-cosines(index.model, made.corpus)[:, text])
     expected = sorted(found[:DEPTH], key=lambda image: -logits_I[image])
     assert [hit["row"] for hit in hits] == [*expected, *found[DEPTH:]]
     np.testing.assert_allclose([hit["reranked"] for hit in hits[:DEPTH]], logits_I[expected], rtol=1e-4, atol=1e-4)
 
 
 def test_the_service_answers_with_the_scores_of_the_library(made, index):
-    searcher, text, everything = Searcher.open(index, device=CPU), made.corpus.captions.index(QUERY), {"k": len(CAPTIONS)}
+    searcher, text, everything = Searcher.open(index.folder, device=CPU), made.corpus.captions.index(QUERY), {"k": len(CAPTIONS)}
     if made.origin.kind == "fusion":
         reranker = Reranker.open(made.ref, depth=DEPTH, device=CPU)
         client = TestClient(service.build(replace(searcher, reranker=reranker), ServiceConfig()), base_url="http://localhost")
@@ -369,7 +389,7 @@ def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student, 
 
     words = ["--rerank", made.ref, "--rerank-set", "order=text-first", "--depth", DEPTH]
     check_recalls(made.evaluate(student, *words, "--out", made.folder / "cascade"), cosines(student, made.corpus), other_IT, made.corpus)
-    logits = {hit["row"]: hit["reranked"] for hit in made.search(index, *words) if hit["reranked"] is not None}
+    logits = {hit["row"]: hit["reranked"] for hit in made.search(index.folder, *words) if hit["reranked"] is not None}
     text = made.corpus.captions.index(QUERY)
     assert logits == pytest.approx({row: other_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)
     assert len(logits) == DEPTH
