@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import postgres
@@ -15,6 +16,7 @@ from made_runs import write_run
 from noise_index import make_index
 from processes import make_once
 from tiny import contents, make_teacher, make_wide_dual
+from transformers import core_model_loading
 
 from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
@@ -26,6 +28,16 @@ from dcdctl.core.models import onnx
 
 # A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the tests.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
+# transformers compiles an expression for the name of every tensor that it loads, which are more than Python keeps.
+re._MAXCACHE = 2**15  # type: ignore[attr-defined]
+
+
+def _is_true(name: str, is_true: Callable[[str], bool] = core_model_loading.is_env_variable_true) -> bool:
+    return name == "HF_DEACTIVATE_ASYNC_LOAD" or is_true(name)
+
+
+# It also lets four threads copy the tensors, which takes longer than the copies where tensors are tiny.
+core_model_loading.is_env_variable_true = _is_true
 
 
 @pytest.fixture(scope="session", autouse=True)
