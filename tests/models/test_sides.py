@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
+from functools import cache
 
 import pytest
 import sides
@@ -16,6 +18,7 @@ from transformers import AutoModel, SiglipTextModel, logging
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Pairs
+from dcdctl.core.models.networks import backbones
 
 ALONE = "cannot be taken alone"
 NO_POSITIONS = "does not give its number of positions"
@@ -72,12 +75,27 @@ def root(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def _counterparts_loaded_once(root):
+    """The encoders that all others are paired with are copies of what was loaded once."""
+    load, kept = backbones._load, {(str(root / "vit"), "vision"), (str(root / "bert"), "text")}
+    load_once = cache(load)
+
+    def load_or_copy(ref, side):
+        return copy.deepcopy(load_once(ref, side)) if (ref, side) in kept else load(ref, side)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "_load", load_or_copy)
+        yield
+
+
 def refusal(build, vision, text):
     """What the error must say; None for a pair that works."""
     table = REFUSED if build is not trained_dual else {**REFUSED, **NOT_TRAINED}
     return table.get(("vision", vision)) or table.get(("text", text))
 
 
+@pytest.mark.usefixtures("_counterparts_loaded_once")
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 @pytest.mark.parametrize(("vision", "text"), PAIRS, ids=lambda name: name)
 def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(build, vision, text, root, pil_images, captions, tmp_path):
