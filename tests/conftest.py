@@ -18,11 +18,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores + cores // 2
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     """Remove the user's settings, and use one thread in each of several test processes; both also for the processes that they start.
 
-    Libraries read the settings when they are imported, so a fixture would come too late. The process that only distributes the tests needs
-    no fixtures, and their imports take seconds.
+    Libraries read the settings when they are imported, so a fixture would come too late, and `pytest_configure` too: the conftest.py of a
+    folder that the command names is imported before it, and dcdctl with that.
     """
     clear_user_settings(os.environ)
     # Without compiled files, every process would compile the package and rewrite the tests again: seven seconds each.
@@ -37,15 +37,28 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
     # What tests write need not outlive a loss of power, and a disk takes milliseconds per file.
     os.fsync = os.fstat  # type: ignore[assignment]
-    if WORKER in os.environ or not config.getoption("numprocesses", default=None):
+    if _runs_tests(pluginmanager.get_plugin("pytestconfig")):
         # What is imported, and the list of tests, is a million objects that stay. `pytest_collection_finish` ends this.
         gc.disable()
+        # The default, 700, was a twenty-fifth of the time of the tests, most of it for looking at all objects again.
+        gc.set_threshold(20_000, 10, 10)
         if hasattr(os, "fork"):
             # dcdctl would import them right after this.
             from transformers import AutoImageProcessor, AutoModel, AutoTokenizer  # noqa: F401
 
+            gc.freeze()
             forks.start(forks.LIBRARIES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fixtures for the processes that run tests."""
+    if _runs_tests(config):
         config.pluginmanager.import_plugin("shared_fixtures")
+
+
+def _runs_tests(config: pytest.Config) -> bool:
+    """Whether this process does not only distribute the tests; that one needs no fixtures, and their imports take seconds."""
+    return WORKER in os.environ or not getattr(config.known_args_namespace, "numprocesses", None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
