@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from forks import run_forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import FIXTURES
-from tiny import run_script
 from torch.testing import assert_close
 
 from dcdctl.core.errors import ModelError
@@ -158,8 +158,9 @@ def asked() -> tuple[torch.Tensor, torch.Tensor, Rankings]:
 
 
 RANX = """
-import json, os, sys
-os.environ["NUMBA_DISABLE_JIT"] = "1"  # compiling takes longer than all else
+import json, sys
+import numba
+numba.config.DISABLE_JIT = True  # compiling takes longer than all else
 from ranx import Qrels, Run, evaluate
 results = []
 for direction in json.load(open(sys.argv[1])):
@@ -182,7 +183,7 @@ def test_every_query_is_measured_as_by_ranx(tmp_path, asked):
         run = {f"q{query}": {f"c{candidate}": score for candidate, score in enumerate(row)} for query, row in enumerate(scores_QG.tolist())}
         ways.append({"qrels": qrels, "run": run})
     (tmp_path / "ways.json").write_text(json.dumps(ways))
-    for theirs, ours in zip(json.loads(run_script(RANX, tmp_path / "ways.json")), (rankings.text, rankings.image), strict=True):
+    for theirs, ours in zip(json.loads(run_forked(RANX, tmp_path / "ways.json")[0]), (rankings.text, rankings.image), strict=True):
         num_own = np.count_nonzero(ours.positions_QR != NO_POSITION, axis=1).tolist()
         expected = [theirs[f"map@{count}"][f"q{query}"] for query, count in enumerate(num_own)]
         assert average_precision_at_r(ours.positions_QR).tolist() == pytest.approx(expected)

@@ -87,7 +87,7 @@ def test_the_observed_difference_by_hand():
 
 
 @given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block_images):
     ours, base = sides
     num_images, resamples = len(ours[0].image_ids), 23
@@ -110,7 +110,7 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
 
 
 @given(sides=sides(min_runs=2), seed=st.integers(0, 100))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_drawn_seeds_equal_a_loop_over_the_same_images_and_runs(sides, seed):
     resamples, num_images = 23, len(sides[0][0].image_ids)
     comparison = compare_ranks(*sides, resamples=resamples, seed=seed, draw_seeds=True)
@@ -183,7 +183,7 @@ def test_captions_share_the_sign_of_their_image():
 
 
 @given(sides=sides())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_exact_signs_equal_a_loop_that_swaps_the_models_image_by_image(sides):
     ours, base = sides
     num_images, rsums = len(ours[0].image_ids), []

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import Searcher
 from dcdctl.core.serve import ServiceConfig, app, keys
+from dcdctl.core.serve.middleware import LimitsMiddleware
 
 OLD, NEW, WRONG = "the-old-key-0123456789", "the-new-key-0123456789", "the-new-key-012345678x"
 CONFIG = ServiceConfig(session_s=60)
@@ -25,16 +26,24 @@ def searcher(tmp_path_factory) -> Searcher:
     return served.make(tmp_path_factory.mktemp("keys") / "all").searcher
 
 
+@pytest.fixture(scope="module")
+def service(searcher) -> LimitsMiddleware:
+    """A service whose counts no test reads."""
+    return app.build(searcher, CONFIG, keys=keys.Keys.of(f"{OLD},{NEW}"))
+
+
 @pytest.fixture
-def client(searcher) -> TestClient:
-    return client_of(searcher)
+def client(service) -> TestClient:
+    """A browser without cookies."""
+    return browser_of(service)
 
 
-def client_of(
-    searcher: Searcher, config: ServiceConfig = CONFIG, text: str = f"{OLD},{NEW}", base_url: str = "http://localhost"
-) -> TestClient:
-    built = app.build(searcher, config, keys=keys.Keys.of(text))
-    return TestClient(built, base_url=base_url, raise_server_exceptions=False, follow_redirects=False)
+def browser_of(service: LimitsMiddleware, base_url: str = "http://localhost") -> TestClient:
+    return TestClient(service, base_url=base_url, raise_server_exceptions=False, follow_redirects=False)
+
+
+def client_of(searcher: Searcher, config: ServiceConfig = CONFIG, text: str = f"{OLD},{NEW}") -> TestClient:
+    return browser_of(app.build(searcher, config, keys=keys.Keys.of(text)))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +101,8 @@ def test_a_browser_signs_in_once_and_then_sees_the_page_it_asked_for(client):
         assert client.get(address).status_code == 200
 
 
-def test_a_cookie_over_https_is_sent_over_https_only(searcher):
-    assert "; Secure" in sign_in(client_of(searcher, base_url="https://localhost"), OLD).headers["set-cookie"]
+def test_a_cookie_over_https_is_sent_over_https_only(service):
+    assert "; Secure" in sign_in(browser_of(service, "https://localhost"), OLD).headers["set-cookie"]
 
 
 @pytest.mark.parametrize("following", ["//evil.example", "https://evil.example/", "q=a\r\nX-Injected: 1", "q=" + 3000 * "a"])
@@ -104,7 +113,8 @@ def test_signing_in_never_leads_elsewhere(client, following):
     assert quote("q=a\r\nX-Injected") not in answer.headers["location"]
 
 
-def test_a_wrong_key_is_refused_and_what_it_was_is_not_shown(client):
+def test_a_wrong_key_is_refused_and_what_it_was_is_not_shown(searcher):
+    client = client_of(searcher)
     answer = sign_in(client, WRONG, 'q="><script>')
     assert (answer.status_code, answer.headers.get("set-cookie")) == (401, None)
     assert "This key is not accepted." in answer.text
