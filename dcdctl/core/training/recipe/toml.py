@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -32,7 +33,8 @@ def recipe_text(ref: str, sets: Sequence[str] = ()) -> str:
     return "\n".join([*head, *changed, *_table(recipe, "")]) + "\n"
 
 
-def field_docs(cls: type) -> dict[str, str]:
+@functools.cache
+def field_docs(cls: type) -> Mapping[str, str]:
     """The docstring under each field of a dataclass, on one line; no entry for a field without one."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
@@ -46,7 +48,8 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def _table(config: Any, name: str) -> Iterator[str]:
     """The lines of a table: its values, then its inner tables."""
-    docs, hints = field_docs(type(config)), typing.get_type_hints(type(config))
+    kind: Any = type(config)
+    docs, hints = field_docs(kind), typing.get_type_hints(kind)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
