@@ -28,9 +28,10 @@ HOSTILE = [(form, size) for form in OF_SIZE for size in LARGER if (form, size) n
 
 @pytest.mark.parametrize(("form", "size"), HOSTILE, ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value)))
 def test_data_smaller_than_the_header_says_are_an_error(form, size):
+    data = OF_SIZE[form](*size)
     for read in READERS.values():
         with pytest.raises(ImageError, match=TRUNCATED):
-            read(OF_SIZE[form](*size))
+            read(data)
 
 
 @pytest.mark.parametrize("form", OF_SIZE)

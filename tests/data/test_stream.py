@@ -56,15 +56,21 @@ def test_a_window_holds_consecutive_samples_of_the_permuted_shards_shuffled(tars
     assert sorted(stream.order(0)) == sorted(stream.order(1)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("ending", [".tar", ".parquet"])
-@pytest.mark.parametrize("on_error", ["stop", "skip"])
-@pytest.mark.parametrize("step", [1, 3, 5, 7, 8, 12, 19])
-def test_the_batches_from_a_step_on_do_not_depend_on_what_was_read_before(tmp_path, ending, on_error, step):
-    places = write_shards(tmp_path, rows_of(SIZES), ending)
+@pytest.fixture(scope="module", params=[(ending, on_error) for ending in (".tar", ".parquet") for on_error in ("stop", "skip")])
+def read_whole(request, tmp_path_factory):
+    """The places of shards, what is done on an error, the first 22 batches, and the counts of the shards after them."""
+    ending, on_error = request.param
+    places = write_shards(tmp_path_factory.mktemp("shards"), rows_of(SIZES), ending)
     whole = stream_of(places, on_error=on_error)
-    expected = captions_of(whole, range(22))[step : step + 3]
+    return places, on_error, captions_of(whole, range(22)), whole.counts
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7, 8, 12, 19])
+def test_the_batches_from_a_step_on_do_not_depend_on_what_was_read_before(read_whole, step):
+    places, on_error, batches, counts = read_whole
+    expected = batches[step : step + 3]
     resumed = stream_of(places, on_error=on_error)
-    resumed.counts = dict(whole.counts)
+    resumed.counts = dict(counts)
     assert captions_of(resumed, range(step, step + 3)) == expected
     # Without the counts the shards are read again.
     assert captions_of(stream_of(places, on_error=on_error), range(step, step + 3)) == expected

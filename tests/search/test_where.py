@@ -88,7 +88,7 @@ NESTED = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(NESTED)
 def test_nested_conditions_have_the_rows_of_duckdb(text):
     test_the_rows_are_those_of_duckdb(text)
