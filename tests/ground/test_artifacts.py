@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import as_new_process
 from encoders import make_pair
 from made_index import killed_before, unit_vectors, write_index
 from processes import TIMEOUT_S
@@ -303,9 +304,11 @@ class BuiltArtifact:
     parts: list[Path]
     read: Callable[[], object]
     """Open the artifact and read all of its parts."""
+    root: Path = Path()
+    """The folder that holds the folder of the artifact."""
 
 
-def make_corpus(folder, corpus, monkeypatch) -> BuiltArtifact:
+def make_corpus(folder, corpus) -> BuiltArtifact:
     source = find_manifest("scenes", ["counts.train=5", "counts.val=2", "counts.test=0", "side_px=16"])
     prepare_corpus(source, folder / "corpus", options=PrepareOptions(workers=1, shard_size=2))
 
@@ -317,8 +320,7 @@ def make_corpus(folder, corpus, monkeypatch) -> BuiltArtifact:
     return BuiltArtifact(sorted(folder.glob("corpus/*.parquet")), read)
 
 
-def make_features(folder, corpus, monkeypatch) -> BuiltArtifact:
-    monkeypatch.setattr(features, "IMAGES_PER_FILE", 8)
+def make_features(folder, corpus) -> BuiltArtifact:
     pair = make_pair(corpus.captions, folder / "pair")
 
     def read():
@@ -331,8 +333,7 @@ def make_features(folder, corpus, monkeypatch) -> BuiltArtifact:
     return BuiltArtifact(sorted(folder.glob("features/*/*.npy")), read)
 
 
-def make_cache(folder, corpus, monkeypatch) -> BuiltArtifact:
-    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 8)
+def make_cache(folder, corpus) -> BuiltArtifact:
     plan = build.build_cache(corpus, make_teacher(corpus.captions), folder / "cache", CandidateConfig(per_query=3)).plan
 
     def read():
@@ -343,7 +344,7 @@ def make_cache(folder, corpus, monkeypatch) -> BuiltArtifact:
     return BuiltArtifact(sorted(folder.glob("cache/*.parquet")), read)
 
 
-def make_index(folder, corpus, monkeypatch) -> BuiltArtifact:
+def make_index(folder, corpus) -> BuiltArtifact:
     parts = np.split(unit_vectors(120), 3)
     index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50, keywords=True)
     commit.commit(index.folder, {**index.document, "generation": 2}, skipped=[{"path": "a.txt", "reason": "no image", "source": 0}])
@@ -360,12 +361,17 @@ def make_index(folder, corpus, monkeypatch) -> BuiltArtifact:
     return BuiltArtifact(sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read)
 
 
-def make_negatives(folder, corpus, monkeypatch) -> BuiltArtifact:
+def make_negatives(folder, corpus) -> BuiltArtifact:
     recipe = Recipe(batch=BatchConfig(negatives="mined"), candidates=CandidateConfig(per_query=8))
     source: Any = SimpleNamespace(corpus=corpus)
     negatives.save_mined(folder / "run", negatives.mine(source, recipe), corpus, recipe)
-    monkeypatch.setattr(negatives, "mine", lambda *arguments: pytest.fail("mined again"))
-    return BuiltArtifact([folder / "run" / negatives.FILE], lambda: negatives.read_or_mine(folder / "run", source, recipe))
+
+    def read():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(negatives, "mine", lambda *arguments: pytest.fail("mined again"))
+            negatives.read_or_mine(folder / "run", source, recipe)
+
+    return BuiltArtifact([folder / "run" / negatives.FILE], read)
 
 
 ARTIFACTS = {"index": make_index, "negatives": make_negatives, "corpus": make_corpus, "cache": make_cache, "features": make_features}
@@ -377,9 +383,27 @@ SEALED = [name for name in ARTIFACTS if name != "negatives"]
 SEALS = ("index.json", "corpus.json", "cache.json", "features.json")
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, BuiltArtifact]:
+    """The artifacts that the tests of this process have made so far."""
+    return {}
+
+
 @pytest.fixture(params=ARTIFACTS)
-def artifact(request, tmp_path, corpus, monkeypatch) -> BuiltArtifact:
-    return ARTIFACTS[request.param](tmp_path, corpus, monkeypatch)
+def artifact(request, made, tmp_path_factory, corpus, monkeypatch) -> Iterator[BuiltArtifact]:
+    """An artifact as it was made, read as by a new process."""
+    monkeypatch.setattr(features, "IMAGES_PER_FILE", 8)
+    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 8)
+    if request.param not in made:
+        root = tmp_path_factory.mktemp("made") / "root"
+        root.mkdir()
+        made[request.param] = dataclasses.replace(ARTIFACTS[request.param](root, corpus), root=root)
+        shutil.copytree(root, root.with_name("intact"))
+    artifact = made[request.param]
+    as_new_process()
+    yield artifact
+    shutil.rmtree(artifact.root)
+    shutil.copytree(artifact.root.with_name("intact"), artifact.root)
 
 
 def test_a_flipped_bit_in_any_part_is_an_error_that_names_the_file(artifact):
@@ -397,11 +421,11 @@ OUTSIDE = ("../elsewhere/{}", "{folder}/elsewhere/{}", "..\\\\elsewhere\\\\{}", 
 
 
 @pytest.mark.parametrize("artifact", SEALED, indirect=True)
-def test_a_part_outside_of_the_folder_is_refused_by_name_before_a_file_is_opened(artifact, tmp_path, monkeypatch):
+def test_a_part_outside_of_the_folder_is_refused_by_name_before_a_file_is_opened(artifact, monkeypatch):
     # A copy of each part is there: only the names are wrong.
-    (tmp_path / "elsewhere").mkdir()
+    (artifact.root / "elsewhere").mkdir()
     for path in artifact.parts:
-        shutil.copy(path, tmp_path / "elsewhere")
+        shutil.copy(path, artifact.root / "elsewhere")
 
     def hashed(path):
         assert "elsewhere" not in str(path)
@@ -412,7 +436,7 @@ def test_a_part_outside_of_the_folder_is_refused_by_name_before_a_file_is_opened
     intact = seal.read_text(encoding="utf-8")
     for path in artifact.parts:
         for where in OUTSIDE:
-            name = where.format(path.name, folder=tmp_path)
+            name = where.format(path.name, folder=artifact.root)
             document = json.loads(intact.replace(f'"{path.name}"', f'"{name}"'))
             document.pop(artifacts.CHECKSUM)
             artifacts.write_document(seal, document)
@@ -421,10 +445,10 @@ def test_a_part_outside_of_the_folder_is_refused_by_name_before_a_file_is_opened
 
 
 @pytest.mark.parametrize("artifact", SEALED, indirect=True)
-def test_a_part_that_is_a_link_out_of_the_folder_or_a_pipe_is_refused_by_name(artifact, tmp_path):
+def test_a_part_that_is_a_link_out_of_the_folder_or_a_pipe_is_refused_by_name(artifact):
     path = artifact.parts[-1]
-    path.rename(tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
+    path.rename(artifact.root / "elsewhere")
+    path.symlink_to(artifact.root / "elsewhere")
     with pytest.raises(DcdError, match=rf"{path.name} is a link that leads out of .*; copy the file to its place"):
         artifact.read()
     path.unlink()
