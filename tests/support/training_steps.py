@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -124,8 +125,8 @@ class WithoutAutocast(Compute):
         return nullcontext()
 
 
-def save_shared_gradients(data: str, teacher: str, cache: str, starts: str, out: str) -> None:
-    """Write the gradients of each kind, split into one and two micro-batches per process, to OUT/KIND-COUNT-RANK.safetensors."""
+def save_shared_gradients(data: str, teacher: str, cache: str, students: str, out: str) -> None:
+    """Write the gradients of each pickled student, split into one and two micro-batches per process, to OUT/KIND-COUNT-RANK.safetensors."""
     corpus = Corpus.open(Path(data), "train")
     inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
     Path(out).mkdir(exist_ok=True)
@@ -133,8 +134,7 @@ def save_shared_gradients(data: str, teacher: str, cache: str, starts: str, out:
     # Some tens of thousands of numbers in several buckets of several parameters.
     distributed.BUCKET_SIZE = 5_000
     rank, num_processes = distributed.rank(), distributed.world_size()
-    for kind in [*KINDS, *STARTS]:
-        student = make_student(inputs, kind, Path(starts))
+    for kind, student in pickle.loads(Path(students).read_bytes()).items():
         for count in (1, 2):
             plan = MicroBatchPlan(num_processes * count, range(rank * count, (rank + 1) * count))
             _, gradients = gradients_of(inputs, student, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -365,8 +366,8 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
 
 
 SCRIPT = """
-import json, sys
-import peft, torch, torch._dynamo
+import json, socket, sys
+import peft, torch, torch._dynamo, typer.main
 from huggingface_hub import constants
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from dcdctl.cli.app import app
@@ -379,14 +380,18 @@ def run(commands):
             save_shared_gradients(*words[1:])
             continue
         try:
-            app(words, prog_name="dcdctl")
+            command(words, prog_name="dcdctl")
         except SystemExit as end:
             assert not end.code, end.code
 
 constants.HF_HUB_OFFLINE = True
 build.IMAGES_PER_SHARD = 3
-# What `torchrun --standalone` does, but in forks: in two new processes the imports would take as long as the commands.
-place = LaunchConfig(1, 1, 2, run_id="two", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork", max_restarts=0)
+command = typer.main.get_command(app)
+with socket.create_server(("localhost", 0)) as server:
+    port = server.getsockname()[1]
+# What `torchrun --nproc-per-node 2` does, but in forks: in two new processes the imports would take as long as the commands.
+rendezvous = {"rdzv_backend": "static", "rdzv_endpoint": f"localhost:{port}", "rdzv_configs": {"rank": 0}}
+place = LaunchConfig(1, 1, 2, run_id="two", start_method="fork", max_restarts=0, **rendezvous)
 elastic_launch(place, run)(json.loads(sys.argv[1]))
 """
 MEASURED = ["validation.every=2", "optimizer.save_every=2"]
@@ -431,20 +436,22 @@ def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def together(inputs, calm, cache_folder, starts, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, str, str]:
+def together(inputs, calm, cache_folder, student_of, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, str, str]:
     """The folder of what two processes made, a cache and runs one after the other, and what they said."""
     make = functools.partial(
-        by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, starts=starts, corpus_dir=scenes_corpus_dir
+        by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, student_of=student_of, corpus_dir=scenes_corpus_dir
     )
     return processes.make_once(tmp_path_factory, "two-processes", make)
 
 
-def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_dir) -> tuple[Path, str, str]:
+def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpus_dir) -> tuple[Path, str, str]:
     models.save(calm, folder / "teacher")
     trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
     shutil.rmtree(folder / "stopped" / "model")
     commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
-    commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, starts, folder / "gradients"))])
+    students = folder / "students.pickle"
+    students.write_bytes(pickle.dumps({kind: student_of(kind) for kind in [*KINDS, *STARTS]}))
+    commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, students, folder / "gradients"))])
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
     commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     shards = str(Path(write_shards(folder / "shards", rows_of(SHARD_SIZES))[0]).with_name("*.tar"))
