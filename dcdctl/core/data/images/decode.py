@@ -132,7 +132,9 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
         image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
         _load(image, data)
         orientation = _orientation(image)
-        hash_bits = difference_hash(_rotate_upright(image if image.mode == "L" else _to_rgb(image), orientation))
+        # Not converted if it is RGB, which would copy it.
+        whole = image if image.mode in ("L", "RGB") else _to_rgb(image)
+        hash_bits = difference_hash(_rotate_upright(whole, orientation))
     if orientation >= 5:  # rotated by 90 degrees
         width, height = height, width
     return CheckedImage(data=data, width=width, height=height, hash=hash_bits)
