@@ -13,6 +13,7 @@ from pathlib import Path
 import processes
 import pytest
 import typer
+from forks import LIBRARIES, run_forked
 from typer.testing import CliRunner
 
 from dcdctl import __version__, cli
@@ -252,9 +253,14 @@ def test_no_command_module_is_left_out_of_the_app():
     assert named == modules
 
 
-# Exit code, last line of stderr, and the heavy libraries that the process has imported, per command line.
+HEAVY = ("transformers", "torchvision", "tensorboard")
+# Exit code, last line of stderr, and the heavy libraries that are imported again, per command line.
 MISTAKES = """
 import contextlib, io, json, sys
+heavy = set(sys.argv[2:])
+for name in [*sys.modules]:
+    if name.split(".")[0] in heavy:
+        del sys.modules[name]
 from dcdctl.cli.app import app
 for words in json.loads(sys.argv[1]):
     said, code = io.StringIO(), 0
@@ -263,7 +269,7 @@ for words in json.loads(sys.argv[1]):
             app(words)
     except SystemExit as end:
         code = end.code
-    imported = sorted({"transformers", "torchvision", "tensorboard"} & set(sys.modules))
+    imported = sorted(heavy & set(sys.modules))
     print(json.dumps([code, said.getvalue().strip().splitlines()[-1], imported]))
 """
 
@@ -283,8 +289,8 @@ def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
         (["cache-teacher", *data, *out, *cache, "--recipe", "tiny-student", "--set", "candidates.kindd=x"], "unknown key candidates.kindd"),
     ]
     words = json.dumps([words for words, _ in cases])
-    done = processes.run([sys.executable, "-c", MISTAKES, words], capture_output=True, text=True, check=True)
-    for (command, message), line in zip(cases, done.stdout.splitlines(), strict=True):
+    lines = run_forked(MISTAKES, words, *HEAVY, imported=LIBRARIES)[0].splitlines()
+    for (command, message), line in zip(cases, lines, strict=True):
         code, said, imported = json.loads(line)
         assert code == 1, command
         assert message in said, command

@@ -1,7 +1,7 @@
 """The heavy packages that each command imports, in children of one interpreter that has imported none of them.
 
 That interpreter runs the commands that import none itself, so that its children find what is light imported. Commands that load a model
-import torch and the modelling code of transformers, which takes seconds. Their children come from a child that has imported both once, and
+import torch and the modelling code of transformers, which takes seconds. Their children come from a fork that has imported both, and
 the test lists what each of them imports besides.
 """
 
@@ -12,6 +12,7 @@ import os
 
 import pytest
 from every_command import COMMANDS, NEW, QUICK_BENCH, inside, make_stage
+from forks import LIBRARIES, run_forked
 from tiny import run_script
 
 from dcdctl.cli.app import COMMANDS as ALL
@@ -111,15 +112,14 @@ def run_all(commands, before):
     for words, heavy in commands:
         in_child(lambda: run(words, before)) if heavy else run(words, before)
 
-def run_with_models():
-    import dcdctl.core.models.families.vision_text_dual
-    print(json.dumps(sorted(before := imported())))
-    run_all(json.loads(sys.argv[3]), before)
-
 os.chdir(sys.argv[1])
 SetAside("pandas")
-run_all(json.loads(sys.argv[2]), [])
-in_child(run_with_models)
+if sys.argv[3] == "models":
+    import dcdctl.core.models.families.vision_text_dual
+    print(json.dumps(before := sorted(imported())))
+else:
+    before = []
+run_all(json.loads(sys.argv[2]), before)
 """
 
 
@@ -138,8 +138,9 @@ def test_a_command_imports_only_the_heavy_packages_that_it_needs(stage):
     light = [(words.split(), names) for words, names in LIGHT.items()]
     heavy = [([*COMMANDS[name], *MORE.get(name, [])], names) for name, names in BESIDES.items()]
     with inside(stage):
-        lines = run_script(SCRIPT, stage, json.dumps(light), json.dumps(heavy), json.dumps(HEAVY)).splitlines()
-    found = list(map(json.loads, lines))
-    assert dict(zip(LIGHT, found, strict=False)) == {words: sorted(names) for words, names in LIGHT.items()}
-    assert set(found[len(LIGHT)]) <= set(MODELS)
-    assert dict(zip(BESIDES, found[len(LIGHT) + 1 :], strict=True)) == {name: sorted(names) for name, names in BESIDES.items()}
+        lines = run_script(SCRIPT, stage, json.dumps(light), "none", json.dumps(HEAVY)).splitlines()
+        printed, _ = run_forked(SCRIPT, stage, json.dumps(heavy), "models", json.dumps(HEAVY), imported=LIBRARIES)
+    found, (before, *besides) = list(map(json.loads, lines)), map(json.loads, printed.splitlines())
+    assert dict(zip(LIGHT, found, strict=True)) == {words: sorted(names) for words, names in LIGHT.items()}
+    assert set(before) <= set(MODELS)
+    assert dict(zip(BESIDES, besides, strict=True)) == {name: sorted(names) for name, names in BESIDES.items()}

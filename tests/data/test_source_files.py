@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import loopback
-import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from captioned_photos import CAPTIONS, DATA, NAMES, contents
+from forks import LIBRARIES, run_forked
 from paths import FIXTURES
 from tiny import make_teacher
 
@@ -324,6 +322,11 @@ def parquet_of(rows: list[int]) -> bytes:
 
 COMMANDS = """
 import contextlib, io, json, sys
+
+# The fork has imported it with another endpoint.
+for name in [*sys.modules]:
+    if name.split(".")[0] == "huggingface_hub":
+        del sys.modules[name]
 from dcdctl.cli.app import app
 
 for words in json.loads(sys.argv[1]):
@@ -338,13 +341,11 @@ for words in json.loads(sys.argv[1]):
 
 
 def run_through(server: loopback.Loopback, folder: Path, *commands: Sequence[object]) -> list[subprocess.CompletedProcess[str]]:
-    """The commands one after the other in a process of their own, with the Hub on the loopback server and caches in the folder."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "DCDCTL_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
+    """The commands one after the other in a fork without dcdctl, with the Hub on the loopback server and caches in the folder."""
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "DCDCTL_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
     words = json.dumps([list(map(str, command)) for command in commands])
-    done = processes.run([sys.executable, "-c", COMMANDS, words], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [subprocess.CompletedProcess(*json.loads(line)) for line in done.stdout.splitlines()]
+    printed, _ = run_forked(COMMANDS, words, environment=environment, imported=LIBRARIES)
+    return [subprocess.CompletedProcess(*json.loads(line)) for line in printed.splitlines()]
 
 
 def test_one_data_set_from_a_zip_a_folder_and_the_hub_has_one_fingerprint(tmp_path):
