@@ -311,24 +311,36 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
         _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
 
 
+def trained_on_two_threads(inputs: Inputs, kind: str, folder: Path, **options: object) -> training_runs.Run:
+    """A run of two steps with dropout."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        return trained(inputs, kind, folder, "model.dropout=0.1", "optimizer.steps=2", **options)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run_on_two_threads(inputs, tmp_path_factory) -> Callable[[str], training_runs.Run]:
+    """One run of a kind."""
+    return functools.cache(lambda kind: trained_on_two_threads(inputs, kind, tmp_path_factory.mktemp("threads") / "run"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_that_are_computed_again_change_no_number(inputs, kind, tmp_path):
-    stored = trained(inputs, kind, tmp_path / "kept", "model.dropout=0.1")
-    again = trained(inputs, kind, tmp_path / "again", "model.dropout=0.1", checkpoint_activations=True)
+def test_activations_that_are_computed_again_change_no_number(inputs, run_on_two_threads, kind, tmp_path):
+    stored = run_on_two_threads(kind)
+    again = trained_on_two_threads(inputs, kind, tmp_path / "again", checkpoint_activations=True)
     assert [{**line, "seconds": 0} for line in stored.metrics()] == [{**line, "seconds": 0} for line in again.metrics()]
     assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(stored).items())
     assert (stored.model_folder / "config.json").read_bytes() == (again.model_folder / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_on_several_threads_repeats_to_the_bit(inputs, kind, tmp_path):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        runs = [trained(inputs, kind, tmp_path / str(number), "model.dropout=0.1") for number in range(2)]
-    finally:
-        torch.set_num_threads(before)
+def test_a_run_on_several_threads_repeats_to_the_bit(inputs, run_on_two_threads, kind, tmp_path):
+    runs = [run_on_two_threads(kind), trained_on_two_threads(inputs, kind, tmp_path / "run")]
     losses = [[line["loss"] for line in run.metrics()] for run in runs]
+    assert len(losses[0]) == 2
     assert losses[0] == losses[1]
 
 

@@ -214,20 +214,21 @@ def test_a_recipe_that_cannot_be_mined_for_leaves_no_run_folder(corpus, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-SMALL = ["model.hidden_size=16", "model.vocab_size=100", *SETS, *MINE, "candidates.kind=lexical"]
+SMALL = ["model.hidden_size=16", "model.num_layers=2", "model.vocab_size=100", *SETS, *MINE, "candidates.kind=lexical"]
+STEPS = ["optimizer.steps=15", "optimizer.save_every=4"]
 
 
 def trained(corpus: Any, out: Path, *sets: str, resume: bool = False, watch: Any = None) -> list[dict[str, float]]:
     """What a training with mined negatives logged, but for the time it took."""
-    job = TrainingJob("finetune-teacher", "tiny-teacher", [*SMALL, "optimizer.steps=25", "optimizer.save_every=8", *sets], out, resume)
+    job = TrainingJob("finetune-teacher", "tiny-teacher", [*SMALL, *STEPS, *sets], out, resume)
     run = distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(), watch=watch)
     return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
 
 
 @contextmanager
-def killed_after_18(**_: Any) -> Iterator[Any]:
+def killed_after_13(**_: Any) -> Iterator[Any]:
     def on_step(steps: int, values: Any) -> None:
-        if steps == 18:
+        if steps == 13:
             raise KeyboardInterrupt
 
     yield on_step
@@ -236,11 +237,11 @@ def killed_after_18(**_: Any) -> Iterator[Any]:
 def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monkeypatch):
     whole = trained(corpus, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        trained(corpus, tmp_path / "killed", watch=killed_after_18)
+        trained(corpus, tmp_path / "killed", watch=killed_after_13)
     saved = (tmp_path / "killed" / "mined.safetensors").read_bytes()
     monkeypatch.setattr(candidates, "mine_candidates", lambda *_: pytest.fail("mined again"))
     assert trained(corpus, tmp_path / "killed", resume=True) == whole
-    assert [line["step"] for line in whole] == [0, 10, 20, 24]
+    assert [line["step"] for line in whole] == [0, 10, 14]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
     assert saved == (tmp_path / "killed" / "mined.safetensors").read_bytes() == (tmp_path / "whole" / "mined.safetensors").read_bytes()
@@ -337,7 +338,7 @@ app(sys.argv[2:], prog_name="dcdctl")
 @pytest.mark.slow
 def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_dir, tmp_path):
     (tmp_path / "script.py").write_text(TOGETHER)
-    sets = [word for assignment in [*SMALL, "optimizer.steps=25", "optimizer.save_every=8"] for word in ("--set", assignment)]
+    sets = [word for assignment in [*SMALL, *STEPS] for word in ("--set", assignment)]
     words = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

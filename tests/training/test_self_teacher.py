@@ -57,8 +57,7 @@ def all_logits(start: Path, loaded: dict[str, torch.Tensor], batch: Any) -> torc
 @pytest.mark.parametrize("kind", ["CLIP", "Chinese-CLIP"])
 def test_the_teacher_of_a_step_is_the_average_of_the_weights_before_it(kind, corpus, starts, tmp_path):
     start = starts[kind]
-    # Written at the steps that are logged: 0, and those of the validation.
-    run = train(corpus, start, tmp_path / "run", "optimizer.steps=4", "validation.every=1")
+    run = train(corpus, start, tmp_path / "run", "optimizer.steps=4", "validation.every=4")
     initial = {name: tensor for name, tensor in models.load_dual(start).network.state_dict().items() if tensor.is_floating_point()}
     students = [initial, *(weights(run, step, "network") for step in (2, 3))]
     teachers = [weights(run, step, "average") for step in (2, 3)]
@@ -83,7 +82,7 @@ def test_the_teacher_of_a_step_is_the_average_of_the_weights_before_it(kind, cor
 
 @pytest.mark.parametrize("trained", ["all", "lora"])
 def test_micro_batches_have_the_teacher_of_the_whole(corpus, starts, trained, tmp_path):
-    sets = ["optimizer.steps=4", "validation.every=1", f"model.trained={trained}"]
+    sets = ["optimizer.steps=3", "optimizer.save_every=3", "validation.every=2", f"model.trained={trained}"]
     whole, split = (
         train(corpus, starts["CLIP"], tmp_path / "whole", *sets),
         train(corpus, starts["CLIP"], tmp_path / "split", *sets, micro_batches=3),
