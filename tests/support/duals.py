@@ -107,3 +107,9 @@ def save_dual(kind: str, captions: list[str], folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def keep_one_layer(model: models.DualEncoder) -> None:
+    """Leave one layer in each tower, because torch takes a second to trace two towers of two."""
+    for tower in (model.network.vision_model, model.network.text_model):
+        del tower.encoder.layers[1:]
