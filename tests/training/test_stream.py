@@ -44,7 +44,7 @@ def dual_folder(tmp_path_factory):
 
 
 def run(places, out, *sets, options=OPTIONS, resume=False, watch=None, **refs):
-    job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=19", *sets], out, resume)
+    job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=15", *sets], out, resume)
     return distill.train(job, InputRefs(data=places, **refs), options=options, **({} if watch is None else {"watch": watch}))
 
 
@@ -129,7 +129,7 @@ def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_fo
     assert read_lines(tmp_path / "run" / "shards.jsonl", "")[0]["shard"] == first
     read = stream.read_samples
     monkeypatch.setattr(stream, "read_samples", lambda shard, *rest: opened.append(shard.place) or read(shard, *rest))
-    run(tars, tmp_path / "run", start, *sets, "optimizer.steps=19", resume=True)
+    run(tars, tmp_path / "run", start, *sets, "optimizer.steps=15", resume=True)
     # Resumed at step 5, whose window begins with sample 12 of the epoch.
     assert tars[first] not in opened[: len(tars) - 1]
     assert len(opened) >= len(tars) - 1
