@@ -31,7 +31,7 @@ from dcdctl.core.training.recipe import Recipe
 BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
 FUSION = ["model.layers=[0, 2]", *BATCH]
 DUAL = [
-    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
+    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1", "model.num_text_layers=1"),
     *("model.projection_dim=16", "model.vocab_size=200", *BATCH),
 ]
 KINDS = {
