@@ -184,7 +184,7 @@ def splits(tmp_path_factory) -> Corpus:
 
 
 def save_vit(captions: list[str], folder: Path) -> str:
-    return str(save_open_clip("open_clip ViT", captions, folder))
+    return str(save_open_clip("open_clip ViT", captions, folder, num_layers=1))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_the_service_answers_with_the_scores_of_the_library(made, index):
 
 def test_a_benchmark_runs_the_family_and_counts_its_vectors(made, student):
     models = (made.ref, "--teacher", made.ref) if made.origin.kind == "dual" else (student, "--teacher", made.ref)
-    sizes = ("--num-images", 2, "--batch-size", 2, "--batch-sizes", 2, "--gallery-sizes", 4, "--reference-gallery", 4)
+    sizes = ("--num-images", 1, "--batch-size", 2, "--batch-sizes", 2, "--gallery-sizes", 4, "--reference-gallery", 4)
     once = ("--budget", 0.001, "--repeats", 1, "--fresh-processes", 0, "--no-onnx", "--json")
     found = json.loads(made.on_data("bench", *models, "--split", "train", *sizes, *once))
     assert (found["teacher"]["kind"], found["student"]["kind"]) == (made.origin.kind, "dual")

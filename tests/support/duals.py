@@ -26,8 +26,7 @@ from transformers import (
 from dcdctl.core import models
 
 SIDE = 32
-_SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-_VISION = {**_SMALL, "image_size": SIDE, "patch_size": 8}
+_SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 _ALIGN_VISION = {
     "image_size": SIDE,
     "width_coefficient": 1.0,
@@ -41,28 +40,32 @@ _CROP = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width":
 _SQUARE = {"height": SIDE, "width": SIDE}
 
 
+def _vision(text: dict[str, Any]) -> dict[str, Any]:
+    return {**_SMALL, "num_hidden_layers": text["num_hidden_layers"], "image_size": SIDE, "patch_size": 8}
+
+
 def _clip(text: dict[str, Any]) -> tuple[Any, Any]:
-    return CLIPConfig(vision_config=_VISION, text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
+    return CLIPConfig(vision_config=_vision(text), text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
 
 
 def _metaclip(text: dict[str, Any]) -> tuple[Any, Any]:
-    return MetaClip2Config(vision_config=_VISION, text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
+    return MetaClip2Config(vision_config=_vision(text), text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
 
 
 def _siglip(text: dict[str, Any]) -> tuple[Any, Any]:
-    config = SiglipConfig(vision_config=_VISION, text_config={**text, "projection_size": 16})
+    config = SiglipConfig(vision_config=_vision(text), text_config={**text, "projection_size": 16})
     return config, SiglipImageProcessorPil(size=_SQUARE)
 
 
 def _siglip2(text: dict[str, Any]) -> tuple[Any, Any]:
     # The patches of the released models: their processor in transformers has these numbers in place of those that it was saved with.
-    vision = {**_SMALL, "patch_size": 16, "num_patches": 256}
+    vision = {**_SMALL, "num_hidden_layers": text["num_hidden_layers"], "patch_size": 16, "num_patches": 256}
     config = Siglip2Config(vision_config=vision, text_config={**text, "projection_size": 16})
     return config, Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256)
 
 
 def _chinese_clip(text: dict[str, Any]) -> tuple[Any, Any]:
-    config = ChineseCLIPConfig(vision_config=_VISION, text_config={**text, "max_position_embeddings": 64}, projection_dim=8)
+    config = ChineseCLIPConfig(vision_config=_vision(text), text_config={**text, "max_position_embeddings": 64}, projection_dim=8)
     return config, ChineseCLIPImageProcessorPil(**_CROP)
 
 
@@ -76,7 +79,7 @@ DUALS = {"CLIP": _clip, "MetaCLIP 2": _metaclip, "SigLIP": _siglip, "SigLIP 2": 
 
 def save_sentence_transformer(captions: list[str], folder: Path, *, with_dense: bool) -> Path:
     """The folder of a SentenceTransformer over a CLIP, as that library saves it; with or without a layer behind the CLIP."""
-    transformer = Transformer(str(save_dual("CLIP", captions, folder / "clip")), processor_kwargs={"backend": "pil"})
+    transformer = Transformer(str(save_dual("CLIP", captions, folder / "clip", num_layers=1)), processor_kwargs={"backend": "pil"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
         modules = [transformer, *([Dense(in_features=8, out_features=6)] if with_dense else []), Normalize()]
@@ -84,12 +87,13 @@ def save_sentence_transformer(captions: list[str], folder: Path, *, with_dense: 
     return folder / "sentences"
 
 
-def save_dual(kind: str, captions: list[str], folder: Path) -> Path:
+def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2) -> Path:
     """A folder with weights large enough that vectors depend on their input, a tokenizer that has learned the captions, and a processor."""
     tokenizer = models.word_piece(captions, 120)
     # transformers reads it as the tokenizer of SigLIP 2 there, which adds two tokens.
     text = {
         **_SMALL,
+        "num_hidden_layers": num_layers,
         "vocab_size": len(tokenizer) + 2,
         "max_position_embeddings": 24,
         "bos_token_id": 2,

@@ -37,25 +37,26 @@ def with_cosine(captions: list[str], folder: Path, vision: str) -> models.CoAtte
 
 
 def saved_dual(kind: str, captions: list[str], folder: Path) -> models.DualModel:
-    return models.load_dual(save_dual(kind, captions, folder / kind))
+    return models.load_dual(save_dual(kind, captions, folder / kind, num_layers=1))
 
 
 def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.DualModel:
-    return models.load_dual(save_open_clip(kind, captions, folder))
+    return models.load_dual(save_open_clip(kind, captions, folder, num_layers=1))
 
 
+DUAL_SIZE = models.DualSize(
+    hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8
+)
 FAMILIES: dict[str, Any] = {
     "vilt": lambda captions, folder: models.new_vilt(
         models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
     ),
     "BLIP": lambda captions, folder: make_blip(captions),
     "BLIP-2": lambda captions, folder: make_blip2(captions),
-    "BridgeTower": lambda captions, folder: make_bridgetower(captions),
+    "BridgeTower": lambda captions, folder: make_bridgetower(captions, num_encoder_layers=3),
     "co-attention": make_pair,
     "co-attention over CLIP": lambda captions, folder: make_pair(captions, folder, "clip"),
-    "dual": lambda captions, folder: models.dual_student(
-        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, projection_dim=8), captions, vocab_size=120
-    ),
+    "dual": lambda captions, folder: models.dual_student(DUAL_SIZE, captions, vocab_size=120),
     "dual of two encoders": lambda captions, folder: from_backbones(captions, folder, "tokens"),
     "dual from CLIP": lambda captions, folder: from_backbones(captions, folder, "clip"),
     "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),

@@ -59,10 +59,10 @@ def blip2_config(vocab_size: int, **settings: Any) -> Blip2Config:
     )
 
 
-def bridgetower_config(vocab_size: int, num_layers: int = 3, **settings: Any) -> BridgeTowerConfig:
+def bridgetower_config(vocab_size: int, num_layers: int = 3, num_encoder_layers: int = 4, **settings: Any) -> BridgeTowerConfig:
     # The vision encoder has one attention head per 64 channels.
-    vision = {"hidden_size": 64, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": PATCH}
-    text = {**_TEXT, "num_hidden_layers": 4, "vocab_size": vocab_size, "max_position_embeddings": 50, "pad_token_id": 1}
+    vision = {"hidden_size": 64, "num_hidden_layers": num_encoder_layers, "image_size": SIDE, "patch_size": PATCH}
+    text = {**_TEXT, "num_hidden_layers": num_encoder_layers, "vocab_size": vocab_size, "max_position_embeddings": 50, "pad_token_id": 1}
     sizes = {"hidden_size": 24, "num_hidden_layers": num_layers, "num_attention_heads": 3}
     return BridgeTowerConfig(vision_config=vision, text_config=text, **sizes, **settings)
 

@@ -230,7 +230,7 @@ def _official(fixture: str, kind: str, recipe: str, settings: Sequence[str] = ()
 
 def _clip_kind(kind: str, model_type: str) -> Origin:
     def save(captions: list[str], folder: Path) -> str:
-        return str(save_dual(kind, captions, folder))
+        return str(save_dual(kind, captions, folder, num_layers=1))
 
     return _dual(model_type, "transformers", save, _features, FORWARD)
 
@@ -249,7 +249,7 @@ def _save_cross_encoder(captions: list[str], folder: Path) -> str:
 
 
 def _save_open_clip(captions: list[str], folder: Path) -> str:
-    return str(save_open_clip("open_clip SigLIP", captions, folder))
+    return str(save_open_clip("open_clip SigLIP", captions, folder, num_layers=1))
 
 
 def _save_sentences(captions: list[str], folder: Path) -> str:
