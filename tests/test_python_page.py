@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,17 @@ from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS
 from paths import DOCS
 
 import dcdctl
+from dcdctl.api import training
+from dcdctl.core.bench import footprint
+from dcdctl.core.evaluation import cascade
+from dcdctl.core.study import plan
 
 PAGE = DOCS / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-BUDGET = "budget_s=0.1", "budget_s=0.01"
+BUDGET = "budget_s=0.1", "budget_s=0.01, num_images=4, batch_size=4, batch_sizes=(4,)"
 """Of a benchmark: that of the page, and that of the test, which looks at no time."""
+STUDY_BENCH = replace(plan.BENCH, budget_s=0.01, num_repeats=3, num_images=4, batch_size=4, batch_sizes=(4,))
+"""Of the study, which has no argument for it."""
 
 
 def write_photos() -> None:
@@ -29,6 +37,9 @@ def write_photos() -> None:
 
 def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "StudyOptions", partial(training.StudyOptions, bench=STUDY_BENCH))
+    monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(footprint, "NUM_COUNTED", 1)
     write_photos()
     names: dict[str, object] = {}
     for block in BLOCKS:
@@ -44,6 +55,7 @@ def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
     assert "dcdctl index" in said  # the hint of the error
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["alone", "by-dual", "student", "teacher"]
     assert (tmp_path / "compared.html").exists()
+    assert (tmp_path / "study" / "runs" / "distilled-seed0" / "bench.json").exists()
 
 
 @pytest.mark.parametrize("name", sorted(set(dcdctl.__all__)))
