@@ -8,9 +8,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import postgres
 import pytest
+import torch
 import typer.testing
 from made_runs import write_run
 from noise_index import make_index
@@ -38,6 +40,19 @@ def _is_true(name: str, is_true: Callable[[str], bool] = core_model_loading.is_e
 
 # It also lets four threads copy the tensors, which takes longer than the copies where tensors are tiny.
 core_model_loading.is_env_variable_true = _is_true
+
+
+def _unless_meta(init: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(init)
+    def run(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        return tensor if tensor.is_meta else init(tensor, *arguments, **options)
+
+    return run
+
+
+# And it makes every model without memory first, where torch takes a fifth of the time of loading a tiny one to draw no numbers.
+for _name in ("kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"):
+    setattr(torch.nn.init, _name, _unless_meta(getattr(torch.nn.init, _name)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,7 +167,7 @@ build.IMAGES_PER_SHARD = 2
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 def work(folder):
     compute = Compute(batch_size=64)
-    build.build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=12), compute=compute)
+    build.build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=4), compute=compute)
 kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 """
 

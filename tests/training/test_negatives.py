@@ -290,9 +290,9 @@ def test_no_flipped_bits_of_mined_negatives_are_unnoticed(pairs_corpus, tmp_path
     path = tmp_path / "mined.safetensors"
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     header_bits = 8 * (8 + int.from_bytes(whole[:8], "little"))
-    flips = [[bit] for bit in rng.choice(header_bits, 500, replace=False).tolist()]
+    flips = [[bit] for bit in rng.choice(header_bits, 250, replace=False).tolist()]
     # Two changed digits of a header may look like another valid header.
-    flips += rng.integers(0, header_bits, (700, 2)).tolist() + rng.integers(0, 8 * len(whole), (300, 2)).tolist()
+    flips += rng.integers(0, header_bits, (350, 2)).tolist() + rng.integers(0, 8 * len(whole), (150, 2)).tolist()
     for bits in flips:
         damaged = bytearray(whole)
         for bit in bits:
