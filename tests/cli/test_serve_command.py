@@ -139,7 +139,7 @@ def first_commands() -> list[str]:
 
 def resident_bytes(url: str) -> float:
     """The resident memory of the service; 0 where its metrics do not have it (macOS)."""
-    lines = httpx2.get(f"{url}metrics", timeout=TIMEOUT_S).text.splitlines()
+    lines = httpx2.get(f"{url}metrics", timeout=TIMEOUT_S, verify=False).text.splitlines()
     return next((float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes ")), 0.0)
 
 
@@ -147,7 +147,7 @@ def assert_memory_of_uploads_is_returned(url: str) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (4000, 4000)).save(stream, "PNG", compress_level=1)
     # The first image loads torch and the model.
-    assert httpx2.get(f"{url}search", params={"row": 0}, timeout=TIMEOUT_S).status_code == 200
+    assert httpx2.get(f"{url}search", params={"row": 0}, timeout=TIMEOUT_S, verify=False).status_code == 200
     decoded_bytes, before = 4 * 4000 * 4000, resident_bytes(url)
     for _ in range(2):
         assert httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=TIMEOUT_S).status_code == 200
@@ -192,10 +192,10 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
             try:
                 assert message.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
                 url = message.split()[-1]
-                assert "<form" in httpx2.get(url, timeout=TIMEOUT_S).text
-                found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S).json()["results"]
+                assert "<form" in httpx2.get(url, timeout=TIMEOUT_S, verify=False).text
+                found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S, verify=False).json()["results"]
                 assert len(found) == 3
-                assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S).headers["content-type"] == "image/jpeg"
+                assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S, verify=False).headers["content-type"] == "image/jpeg"
                 assert_memory_of_uploads_is_returned(url)
             finally:
                 os.kill(process_id, signal.SIGTERM)

@@ -52,7 +52,7 @@ def serving(searcher: Searcher, config: ServiceConfig) -> Iterator[tuple[str, in
 
 
 def get(address: tuple[str, int], path: str) -> httpx2.Response:
-    return httpx2.get(f"http://{address[0]}:{address[1]}{path}", timeout=TIMEOUT_S)
+    return httpx2.get(f"http://{address[0]}:{address[1]}{path}", timeout=TIMEOUT_S, verify=False)
 
 
 def rejected(address: tuple[str, int], reason: str) -> int:
@@ -106,7 +106,7 @@ def test_more_slow_clients_than_connections_do_not_keep_others_out(searcher, mad
             assert get(address, "/health").status_code == 200
             assert get(address, "/search?text=a+bus").status_code == 200
             url = f"http://{address[0]}:{address[1]}/search"
-            assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=TIMEOUT_S).status_code == 200
+            assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=TIMEOUT_S, verify=False).status_code == 200
         assert rejected(address, "too many connections") >= 40 - config.max_connections
         open_now = next(line for line in get(address, "/metrics").text.splitlines() if line.startswith("dcdctl_connections"))
         assert 1 <= float(open_now.split()[-1]) <= config.max_connections
@@ -227,7 +227,7 @@ def test_too_many_clients_that_do_not_read_their_answers_do_not_keep_others_out(
             client = stack.enter_context(socket.create_connection(address))
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.1 200"
-        assert httpx2.get(url, timeout=TIMEOUT_S).status_code == 200
+        assert httpx2.get(url, timeout=TIMEOUT_S, verify=False).status_code == 200
 
 
 def received(client: socket.socket) -> Iterator[bytes]:
@@ -324,7 +324,7 @@ def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(sear
     caplog.set_level(logging.INFO, logger="dcdctl.access")
     with serving(searcher, replace(PATIENT, access_log=True)) as address:
         sent = {"X-Request-ID": "two words"}
-        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=secret&k=2", headers=sent, timeout=TIMEOUT_S)
+        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=secret&k=2", headers=sent, timeout=TIMEOUT_S, verify=False)
         get(address, "/%0a%1b[2Jx" + 1000 * "y")
         until(lambda: len(caplog.records) == 2)
     first, second = (logs.TextFormatter().format(record) for record in caplog.records)
@@ -339,7 +339,7 @@ def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searche
     caplog.set_level(logging.INFO, logger="dcdctl.access")
     with serving(searcher, replace(PATIENT, access_log=True, log_queries=True)) as address:
         get(address, "/search?text=a+bus")
-        httpx2.get(f"http://{address[0]}:{address[1]}/search?text=no", headers={"Host": "evil.example"}, timeout=TIMEOUT_S)
+        httpx2.get(f"http://{address[0]}:{address[1]}/search?text=no", headers={"Host": "evil.example"}, timeout=TIMEOUT_S, verify=False)
         until(lambda: len(caplog.records) == 2)
     found = [json.loads(logs.JsonFormatter(3).format(record)) for record in caplog.records]
     assert [(one["status"], one.get("query"), one["process"]) for one in found] == [(200, "text=a+bus", 3), (400, None, 3)]

@@ -281,7 +281,7 @@ def _client(process: int) -> httpx2.Client:
     import httpx2
 
     headers = {"Accept-Encoding": "identity"}
-    return httpx2.Client(follow_redirects=True, timeout=http.TIMEOUT_SECONDS, headers=headers)
+    return httpx2.Client(follow_redirects=True, timeout=http.TIMEOUT_SECONDS, headers=headers, verify=http.certificates())
 
 
 class _FileSystemFile:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from dcdctl.core.files import read_json, write_json
 from dcdctl.core.progress import Advance
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 
@@ -80,7 +83,7 @@ def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], ha
 
     # Uncompressed, because lengths and ranges of a compressed response are not those of the file.
     headers = {"Accept-Encoding": "identity", "User-Agent": f"dcdctl/{__version__}"}
-    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers) as client:
+    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers, verify=certificates()) as client:
         transfer = _Transfer(client=client, url=url, partial=partial, size=size, kinds=kinds, has_checksum=has_checksum, begin=begin)
         furthest, failures = transfer.length(), 0
         while True:
@@ -94,6 +97,14 @@ def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], ha
                     hint = f"{kept}run the same command again{' to resume' if kept else ' later'}"
                     raise SourceError(f"{url}: gave up after {failures} attempts ({failure})", hint=hint) from failure
                 time.sleep(FIRST_WAIT_SECONDS * 2 ** (failures - 1) if failure.wait_seconds is None else failure.wait_seconds)
+
+
+@cache
+def certificates() -> ssl.SSLContext:
+    """The certificates that vouch for servers, read once per process: that takes as long as the download of a small file."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 @dataclass(kw_only=True)
