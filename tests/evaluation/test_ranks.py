@@ -57,7 +57,7 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
 
 
 @given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_positions_by_blocks_equal_the_definition(problem, image_block, text_block):
     scores_IT, owner = problem
     text, image = counted(scores_IT, owner, image_block, text_block)
@@ -67,7 +67,7 @@ def test_positions_by_blocks_equal_the_definition(problem, image_block, text_blo
 
 
 @given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9), num_top=st.integers(1, 6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_first_candidates_by_blocks_have_the_highest_scores_in_order(problem, image_block, text_block, num_top):
     scores_IT, owner = problem
     for ranking, scores_QG in zip(

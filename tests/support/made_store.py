@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,7 @@ def made_facts(**changes: object) -> StoreFacts:
     return StoreFacts(**{**facts, **changes})  # type: ignore[arg-type]
 
 
+@cache
 def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
     """Images with values in every column; in each column about one in seven is missing."""
     rng = np.random.default_rng(seed)
@@ -76,7 +78,8 @@ def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
 
 def vectors_of(images: pa.Table) -> NDArray[np.float16]:
     """The vectors of a table of images."""
-    return np.stack([np.array(vector, dtype=np.float16) for vector in images.column("vector").to_pylist()])
+    numbers = images.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return numbers.astype(np.float16).reshape(len(images), -1)
 
 
 def check_graph_search(index: StoreIndex, images: pa.Table) -> None:

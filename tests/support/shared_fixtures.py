@@ -61,10 +61,11 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     kept = tmp_path_factory.mktemp("text-sides")
 
     def export_once(model: models.DualEncoder, folder: Path) -> None:
-        if not (kept / model.digest).exists():
-            onnx.export_text_tower(model, kept / model.digest)
+        exported = kept / model.digest
+        if not exported.exists():
+            onnx.export_text_tower(model, exported)
         with files.atomic_folder(folder) as partial:
-            shutil.copytree(kept / model.digest, partial, dirs_exist_ok=True)
+            shutil.copytree(exported, partial, dirs_exist_ok=True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "export_text_tower", export_once)
