@@ -16,6 +16,7 @@ import torch
 import typer.testing
 from made_runs import write_run
 from noise_index import make_index
+from onnx_operators import operators_once
 from processes import make_once
 from tiny import contents, make_teacher, make_wide_dual
 from transformers import core_model_loading
@@ -128,7 +129,8 @@ def onnx_student(dual_run: Path, scenes_corpus_dir: Path, tmp_path_factory: pyte
     """That student, exported to ONNX. Not to be written to."""
 
     def make(folder: Path) -> Exported:
-        return export.export_model(ExportJob(ref=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir))
+        with operators_once():
+            return export.export_model(ExportJob(ref=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir))
 
     return make_once(tmp_path_factory, "dual-onnx", make)
 
