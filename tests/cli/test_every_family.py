@@ -66,7 +66,7 @@ random_negatives = 3
 hard_negatives = 2
 [optimizer]
 lr = 1e-3
-steps = 2
+steps = 1
 """
 FEWER_LAYERS = ["model.kind=fusion", "model.start=teacher"]
 FEWER_LAYERS += ["batch.size=4", "batch.random_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]

@@ -37,7 +37,7 @@ STAND_INS = {
     "model.start=openai/clip-vit-base-patch32": "model.start=clip",
     "model.vision_layers=[0, 2, 4, 7, 9, 11]": "model.vision_layers=[1]",
 }
-TOY = ["batch.size=8", "optimizer.steps=3", "validation.every=2", "validation.keep=last", "optimizer.warmup_share=0.0"]
+TOY = ["batch.size=8", "optimizer.steps=2", "validation.every=2", "validation.keep=last", "optimizer.warmup_share=0.0"]
 NUM_IMAGES = 8
 PARTS = {
     "clip-finetune": {"logit_scale", "visual_projection.weight", "text_projection.weight"},

@@ -80,7 +80,7 @@ def batches(draw: Any) -> tuple[list[tuple[int, int]], list[str], list[tuple[int
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(batch=batches())
 def test_pairs_score_as_in_the_forward_pass_of_transformers(name, make_image, batch):
     sizes, captions, pairs = batch
