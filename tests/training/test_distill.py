@@ -192,7 +192,7 @@ def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
-    sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=12", "batch.random_negatives=5"]
+    sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=8", "batch.random_negatives=3"]
     run = distill.train(
         TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS
     )

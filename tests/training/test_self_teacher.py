@@ -119,12 +119,12 @@ class StoppedError(Exception):
 
 
 def test_a_killed_run_resumes_with_its_teacher(corpus, starts, tmp_path):
-    sets = ["optimizer.steps=6", "optimizer.save_every=2"]
+    sets = ["optimizer.steps=4", "optimizer.save_every=2"]
 
     @contextmanager
     def stopping(**_: Any) -> Iterator[Any]:
         def on_step(done: int, _: Any) -> None:
-            if done == 5:
+            if done == 3:
                 raise StoppedError
 
         yield on_step
