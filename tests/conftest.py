@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
-from typing import Any
 
 import forks
 import pytest
-from _pytest.logging import catching_logs
 from processes import WORKER, clear_user_settings
 
 
@@ -69,30 +66,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if "transformers.configuration_utils" in sys.modules:
         # transformers writes every configuration that it reads into a message that nobody sees: a hundredth of the time of all tests.
         sys.modules["transformers.configuration_utils"].PreTrainedConfig.__repr__ = object.__repr__
-    _look_for_loggers_once()
     gc.freeze()
     gc.enable()
     if session.items and hasattr(os, "fork"):
         forks.start(forks.TESTS)
-
-
-def _look_for_loggers_once() -> None:
-    """Let pytest add its handlers to the loggers that pass nothing on as they are now, not look for them six times per test.
-
-    The libraries have seven hundred loggers, and looking at all of them took six seconds of a whole run.
-    """
-    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger) and not one.propagate]
-    look = catching_logs.__enter__
-
-    def enter(catching: catching_logs[Any]) -> Any:
-        if catching.level is not None:  # as --log-level says
-            return look(catching)
-        catching.attached_loggers += [logging.root, *loggers]
-        for logger in catching.attached_loggers:
-            logger.addHandler(catching.handler)
-        return catching.handler
-
-    catching_logs.__enter__ = enter  # type: ignore[method-assign]
 
 
 def pytest_unconfigure() -> None:

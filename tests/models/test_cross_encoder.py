@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 
@@ -210,14 +209,13 @@ def test_the_digest_depends_on_every_setting_but_the_implementation_of_attention
     assert models.load(folder, {"attention": "eager"}).digest == scorer.digest
 
 
-def test_a_model_that_shares_wrongly_is_found_out_and_scored_plainly(folder, images, alone, monkeypatch, caplog):
+def test_a_model_that_shares_wrongly_is_found_out_and_scored_plainly(folder, images, alone, monkeypatch, logged):
     monkeypatch.setattr(shared_prefix, "_Prefix", lambda key, cache, position, axes: real(key, cache, position + 5, axes))
     scorer = models.load_fusion(folder)
-    with caplog.at_level(logging.WARNING, logger="dcdctl"):
-        logits = all_logits(scorer, images)
+    logits = all_logits(scorer, images)
     assert not scorer.shares_prefix
-    assert [record.getMessage().partition(": ")[0] for record in caplog.records] == [str(folder)]
-    assert "scores would differ by" in caplog.text
+    assert [record.getMessage().partition(": ")[0] for record in logged.records] == [str(folder)]
+    assert "scores would differ by" in logged.text
     assert_close(logits, alone, rtol=0, atol=2e-5)
 
 

@@ -129,14 +129,14 @@ def test_a_batch_is_never_larger_than_the_queue(searcher):
     assert "1 to 2 queries, got 3" in response.json()["error"]
 
 
-def test_a_failure_of_the_service_fails_the_batch(searcher, monkeypatch, caplog):
+def test_a_failure_of_the_service_fails_the_batch(searcher, monkeypatch, logged):
     def fail(*_: object, **__: object) -> None:
         raise StaleError("/secret/folder is another")
 
     monkeypatch.setattr(Searcher, "by_texts", fail)
     response = client_of(searcher).post("/search", json={"queries": [{"text": "a"}, {"text": "b"}]})
     assert (response.status_code, response.json()) == (500, {"error": "the search failed; the service's log says why"})
-    assert "/secret/folder" in caplog.text
+    assert "/secret/folder" in logged.text
 
 
 def asking(held: served.HeldSearcher, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:

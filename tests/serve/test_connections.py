@@ -259,14 +259,14 @@ NOT_HTTP = {
 
 
 @pytest.mark.parametrize("what", NOT_HTTP)
-def test_malformed_requests_are_counted_and_not_logged(searcher, caplog, capfd, what):
-    caplog.set_level(logging.WARNING)
+def test_malformed_requests_are_counted_and_not_logged(searcher, logged, capfd, what):
+    logged.set_level(logging.WARNING)
     with serving(searcher, PATIENT) as address, socket.create_connection(address) as client:
         with suppress(ConnectionError):
             client.sendall(NOT_HTTP[what])
         assert is_closed(client)
         assert rejected(address, "not HTTP") == 1
-    assert caplog.text == ""
+    assert logged.text == ""
     assert capfd.readouterr() == ("", "")
 
 
@@ -280,12 +280,12 @@ def test_headers_that_arrive_at_once_and_are_too_large_are_refused(searcher):
         assert rejected(address, "headers too large") == 1
 
 
-def test_a_client_that_leaves_during_an_upload_is_not_logged(searcher, caplog):
+def test_a_client_that_leaves_during_an_upload_is_not_logged(searcher, logged):
     with serving(searcher, PATIENT) as address:
         with socket.create_connection(address) as client:
             client.sendall(UPLOAD)
         until(lambda: "dcdctl_requests_in_flight 1.0" in get(address, "/metrics").text)
-    assert caplog.text == ""
+    assert logged.text == ""
 
 
 def test_log_records_are_bounded_and_have_no_control_characters():
@@ -320,14 +320,14 @@ def test_while_a_service_stops_it_answers_and_health_sends_clients_elsewhere(sea
         thread.join()
 
 
-def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(searcher, caplog):
-    caplog.set_level(logging.INFO, logger="dcdctl.access")
+def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(searcher, logged):
+    logged.set_level(logging.INFO, logger="dcdctl.access")
     with serving(searcher, replace(PATIENT, access_log=True)) as address:
         sent = {"X-Request-ID": "two words"}
         answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=secret&k=2", headers=sent, timeout=TIMEOUT_S, verify=False)
         get(address, "/%0a%1b[2Jx" + 1000 * "y")
-        until(lambda: len(caplog.records) == 2)
-    first, second = (logs.TextFormatter().format(record) for record in caplog.records)
+        until(lambda: len(logged.records) == 2)
+    first, second = (logs.TextFormatter().format(record) for record in logged.records)
     made = answer.headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{16}", made)
     assert re.fullmatch(rf"\S+Z request request_id={made} method=GET path=/search status=200 ms=[\d.]+ hits=2 client=127.0.0.1", first)
@@ -335,13 +335,13 @@ def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(sear
     assert len(second) < 400
 
 
-def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searcher, caplog):
-    caplog.set_level(logging.INFO, logger="dcdctl.access")
+def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searcher, logged):
+    logged.set_level(logging.INFO, logger="dcdctl.access")
     with serving(searcher, replace(PATIENT, access_log=True, log_queries=True)) as address:
         get(address, "/search?text=a+bus")
         httpx2.get(f"http://{address[0]}:{address[1]}/search?text=no", headers={"Host": "evil.example"}, timeout=TIMEOUT_S, verify=False)
-        until(lambda: len(caplog.records) == 2)
-    found = [json.loads(logs.JsonFormatter(3).format(record)) for record in caplog.records]
+        until(lambda: len(logged.records) == 2)
+    found = [json.loads(logs.JsonFormatter(3).format(record)) for record in logged.records]
     assert [(one["status"], one.get("query"), one["process"]) for one in found] == [(200, "text=a+bus", 3), (400, None, 3)]
 
 

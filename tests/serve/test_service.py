@@ -290,7 +290,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["is being changed", "is of another model"])
-def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_one(made, tmp_path, caplog, what):
+def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_one(made, tmp_path, logged, what):
     folder = shutil.copytree(made.index, tmp_path / "index")
     client = client_of(Searcher.open(folder, device=served.CPU))
     before = client.get("/search?text=a+bus").json()["results"]
@@ -299,7 +299,7 @@ def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_o
     if what == "is of another model":
         artifacts.write_document(folder / "index.json", {**document, "model": {**document["model"], "fingerprint": 64 * "a"}})
     assert client.get("/search?text=a+bus").json()["results"] == before
-    assert ("the service continues with the previous one" in caplog.text) == (what == "is of another model")
+    assert ("the service continues with the previous one" in logged.text) == (what == "is of another model")
 
 
 def test_on_loopback_only_loopback_names_are_accepted(searcher):
@@ -384,7 +384,7 @@ def test_health_reports_what_is_searched(client, searcher):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")])
-def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, monkeypatch, error, caplog):
+def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, monkeypatch, error, logged):
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -392,7 +392,7 @@ def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, mon
     client = client_of(searcher)
     answer = client.get("/search?text=a")
     assert (answer.status_code, answer.json()) == (500, {"error": "the search failed; the service's log says why"})
-    assert "/secret/folder" in caplog.text
+    assert "/secret/folder" in logged.text
     assert samples(client, "dcdctl_requests_total") == {("GET", "/search", "500"): 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import pickle
 import re
 import shutil
@@ -95,6 +96,45 @@ def _duals_read_once() -> Iterator[None]:
 
 _DUALS: dict[bytes, tuple[models.DualEncoder, str]] = {}
 """Models and their digests by their files."""
+
+
+class Logged(logging.Handler):
+    """The records of all loggers while a test runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self.levels: dict[logging.Logger, int] = {}
+        """Levels before the test, of the loggers that it changed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def text(self) -> str:
+        """The messages and tracebacks."""
+        return "\n".join(map(self.format, self.records))
+
+    def set_level(self, level: int, logger: str | None = None) -> None:
+        """Change the level of a logger, of the root by default, until the test ends."""
+        changed = logging.getLogger(logger)
+        self.levels.setdefault(changed, changed.level)
+        changed.setLevel(level)
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    """What is logged. Loggers that pass nothing on, such as those of uvicorn, are included."""
+    found = Logged()
+    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    heard = [logging.root, *(one for one in known if not one.propagate)]
+    for logger in heard:
+        logger.addHandler(found)
+    yield found
+    for logger in heard:
+        logger.removeHandler(found)
+    for logger, level in found.levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
