@@ -63,9 +63,6 @@ def _runs_tests(config: pytest.Config) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """From here on, garbage is looked for among the objects of the tests only. A fork of the process as it is now runs scripts."""
-    if "transformers.configuration_utils" in sys.modules:
-        # transformers writes every configuration that it reads into a message that nobody sees: a hundredth of the time of all tests.
-        sys.modules["transformers.configuration_utils"].PreTrainedConfig.__repr__ = object.__repr__
     gc.freeze()
     gc.enable()
     if session.items and hasattr(os, "fork"):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from forks import LIBRARIES, run_forked
 from huggingface_hub import constants
-from onnx_operators import operators_once
 from origins import ORIGINS
+from quick_libraries import operators_once
 from read_back import READ, odd_pictures, rankings, recalls
 from typer.testing import CliRunner
 

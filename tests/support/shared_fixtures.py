@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import pickle
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import postgres
 import pytest
-import torch
-import typer.testing
 from made_runs import write_run
 from noise_index import make_index
-from onnx_operators import operators_once
 from processes import make_once
+from quick_libraries import operators_once
 from tiny import contents, make_teacher, make_wide_dual
-from transformers import core_model_loading
 
 from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
@@ -29,32 +23,6 @@ from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
 from dcdctl.core.models import onnx
-
-# A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the tests.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
-# transformers compiles an expression for the name of every tensor that it loads, which are more than Python keeps.
-re._MAXCACHE = 2**15  # type: ignore[attr-defined]
-
-
-def _is_true(name: str, is_true: Callable[[str], bool] = core_model_loading.is_env_variable_true) -> bool:
-    return name == "HF_DEACTIVATE_ASYNC_LOAD" or is_true(name)
-
-
-# It also lets four threads copy the tensors, which takes longer than the copies where tensors are tiny.
-core_model_loading.is_env_variable_true = _is_true
-
-
-def _unless_meta(init: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(init)
-    def run(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        return tensor if tensor.is_meta else init(tensor, *arguments, **options)
-
-    return run
-
-
-# And it makes every model without memory first, where torch takes a fifth of the time of loading a tiny one to draw no numbers.
-for _name in ("kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"):
-    setattr(torch.nn.init, _name, _unless_meta(getattr(torch.nn.init, _name)))
 
 
 @pytest.fixture(scope="session", autouse=True)
