@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import resource
@@ -17,7 +18,7 @@ from forks import LIBRARIES, run_forked
 from typer.testing import CliRunner
 
 from dcdctl import __version__, cli
-from dcdctl.cli.app import COMMANDS, app
+from dcdctl.cli.app import COMMANDS, app, main
 from dcdctl.cli.options import RENAMED
 from dcdctl.cli.views import terminal
 from dcdctl.core.errors import SourceError, StaleError
@@ -295,3 +296,15 @@ def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
         assert code == 1, command
         assert message in said, command
         assert imported == [], command
+
+
+def test_a_command_looks_for_garbage_less_often_than_python_does(monkeypatch, capsys):
+    before = gc.get_threshold()
+    monkeypatch.setattr(sys, "argv", ["dcdctl", "--version"])
+    try:
+        gc.set_threshold(700, 10, 10)
+        with pytest.raises(SystemExit):
+            main()
+        assert gc.get_threshold() == (20_000, 10, 10)
+    finally:
+        gc.set_threshold(*before)
