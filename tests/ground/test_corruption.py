@@ -32,7 +32,7 @@ from dcdctl.core.verify import verify
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
-TRIALS = 1
+TRIALS = 2
 """Damages of each kind for each file."""
 MANY_TRIALS = 150
 TEXTS = [[f"image {image} caption {k}" for k in range(2)] for image in range(12)]
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named_or_harmless(made, count, record_property):
         record_property(f"{kind}, {damage}, {outcome}", number)  # shown by --junitxml FILE -o junit_family=legacy
     assert outcomes.total() > 2 * count * len(artifact.files)  # not 3, because zeros over zeros are no damage
     # Harmless are changed spaces in JSON.
-    assert sum(number for (_, outcome), number in outcomes.items() if outcome == NAMED) >= 0.9 * outcomes.total()
+    assert sum(number for (_, outcome), number in outcomes.items() if outcome == NAMED) > 0.9 * outcomes.total()
 
 
 DOCUMENTS = {
