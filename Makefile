@@ -2,7 +2,7 @@
 # make test           all tests but the slow ones
 # make test-slow      the slow tests: several processes, models of full size
 # make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
-# make check          format, lint and types
+# make check          format, lint, types and the size of the package
 # make docs           the documentation as a site, in site/
 # make clean          remove what these made, with the environment
 
@@ -28,6 +28,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/support/package_size.py
 
 # Material for MkDocs ends in May 2027 and says so at each build; its successor Zensical reads the same mkdocs.yml.
 docs: $(VENV)/.installed-docs

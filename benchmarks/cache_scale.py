@@ -2,8 +2,8 @@
 
     python benchmarks/cache_scale.py [--images 113287] [--captions 566747] [--per-query 63] OUT
 
-The corpus is made up: captions are random words, and the scorer computes a number from a pair's indices instead of running a model. The
-measured time is therefore that of everything except the teacher. Ends with one JSON line.
+The corpus is made up: captions are random words, and the scorer computes a number from a pair's indices instead of
+running a model. The measured time is therefore that of everything except the teacher. Ends with one JSON line.
 """
 
 from __future__ import annotations

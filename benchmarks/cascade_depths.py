@@ -1,11 +1,13 @@
-"""How deep a cascade must re-rank to be as good as its re-ranker alone: recall, time and pairs per query at every depth.
+"""How deep a cascade must re-rank to be as good as its re-ranker alone: recall, time and pairs per query at every
+depth.
 
     python benchmarks/evidence.py scenes-cascade --work work/scenes-cascade          trains the students
     python benchmarks/cascade_depths.py --work work/scenes-cascade                   500 test scenes, all seeds
 
-The teacher and the fusion students score all 1,250,000 pairs of the test split once; every cascade is computed from these scores by the
-code of `dcdctl eval --rerank`. The scores of each 20 images are a file in WORK/scores, so a killed benchmark resumes. With --times, the
-queries of the first seed are timed as well. Writes docs/results/scenes-cascade/depths.json and prints the tables.
+The teacher and the fusion students score all 1,250,000 pairs of the test split once; every cascade is computed from
+these scores by the code of `dcdctl eval --rerank`. The scores of each 20 images are a file in WORK/scores, so a killed
+benchmark resumes. With --times, the queries of the first seed are timed as well. Writes
+docs/results/scenes-cascade/depths.json and prints the tables.
 """
 
 from __future__ import annotations
@@ -66,7 +68,10 @@ class Gallery:
             unfinished = folder / f"{first}.tmp.npy"
             np.save(unfinished, scores_P.reshape(len(images), len(texts)))
             unfinished.replace(folder / f"{first}.npy")
-            say(f"{ref}: images {first} to {images[-1]}, {len(scores_P) / (time.process_time() - started):,.0f} pairs per processor second")
+            say(
+                f"{ref}: images {first} to {images[-1]}, {len(scores_P) / (time.process_time() - started):,.0f} "
+                "pairs per processor second"
+            )
         return np.concatenate([np.load(folder / f"{first}.npy") for first in firsts])
 
     def embedded(self, run: str) -> tuple[Any, Any, Any]:
@@ -104,7 +109,9 @@ def measure(gallery: Gallery, seeds: list[int]) -> Iterator[dict[str, Any]]:
             scorers = {"teacher": teacher_IT} | ({} if fusion_IT is None else {FUSION: fusion_IT})
             for scorer, scores_IT in scorers.items():
                 for depth in DEPTHS:
-                    yield gallery.row(f"{label}, by {scorer}", seed, depth, shortlists.rerank(scores_IT[shortlists.pairs], depth))
+                    yield gallery.row(
+                        f"{label}, by {scorer}", seed, depth, shortlists.rerank(scores_IT[shortlists.pairs], depth)
+                    )
 
 
 def rank_all(scores_IT: NDArray[np.float32], image_T: NDArray[np.int64]) -> ranks.Rankings:
@@ -116,7 +123,8 @@ def rank_all(scores_IT: NDArray[np.float32], image_T: NDArray[np.int64]) -> rank
 
 
 def times(gallery: Gallery, scorer: str) -> dict[str, float]:
-    """Milliseconds of a caption at each depth, for the dual student of the first seed; depth 0 is the dual student alone."""
+    """Milliseconds of a caption at each depth, for the dual student of the first seed; depth 0 is the dual student
+    alone."""
     model, image_ID, _ = gallery.embedded(run_name(next(iter(STUDENTS)), SEEDS[0]))
     depths = (0, *DEPTHS, gallery.corpus.num_images)
     measured = cascade.query_ms(model, image_ID, gallery.pair_scorer(scorer), gallery.corpus, depths)
@@ -139,7 +147,10 @@ def tables(rows: list[dict[str, Any]], times_ms: dict[str, dict[str, float]]) ->
             for side in ("text_retrieval", "image_retrieval")
         ]
         losses = ", ".join(
-            "/".join(f"{row[side]['R@1'] - teacher[side]['R@1']:+.1f}" for side in ("text_retrieval", "image_retrieval")) for row in members
+            "/".join(
+                f"{row[side]['R@1'] - teacher[side]['R@1']:+.1f}" for side in ("text_retrieval", "image_retrieval")
+            )
+            for row in members
         )
         scorer = "teacher" if label.endswith("teacher") else FUSION
         is_dual = label in STUDENTS
@@ -159,7 +170,8 @@ def enough(rows: list[dict[str, Any]]) -> str:
         if row["depth"] is not None and all(teacher[side]["R@1"] - row[side]["R@1"] <= TOLERANCE for side in sides):
             found.setdefault((row["system"], row["seed"]), row["depth"])
     return "".join(
-        f"{system}, seed {seed}: within {TOLERANCE} of the teacher's R@1 at depth {depth}\n" for (system, seed), depth in found.items()
+        f"{system}, seed {seed}: within {TOLERANCE} of the teacher's R@1 at depth {depth}\n"
+        for (system, seed), depth in found.items()
     )
 
 
@@ -171,7 +183,9 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the plan scenes-cascade")
-    parser.add_argument("--only-scores", metavar="REF", help="score all pairs by this model and stop: scenes-vilt or a run")
+    parser.add_argument(
+        "--only-scores", metavar="REF", help="score all pairs by this model and stop: scenes-vilt or a run"
+    )
     parser.add_argument("--times", action="store_true", help="also time the queries; leave the machine alone meanwhile")
     args = parser.parse_args()
     gallery = Gallery(Corpus.open(args.work / "data", "test"), args.work)

@@ -1,12 +1,14 @@
-"""What it costs to compare checksums: opening and first reading of a corpus, a teacher cache, features and an image index.
+"""What it costs to compare checksums: opening and first reading of a corpus, a teacher cache, features and an image
+index.
 
-    OMP_NUM_THREADS=1 python benchmarks/checksums.py [--megabytes 300] [--rows 1000000] [--dim 256] [--graph] [--rounds 5]
+    OMP_NUM_THREADS=1 python benchmarks/checksums.py [--megabytes 300] [--rows 1000000] [--dim 256] [--graph]
+        [--rounds 5]
 
-Each artifact has about that many megabytes of random content, the index that many rows of vectors. Opening and one reading of everything
-are timed in one process that forgets the files in between, by turns with and without the comparison, so other work slows both alike. The
-index is searched for one query; `--graph` adds graphs of the usual size over its rows, built with less care than usual, which takes
-minutes. The files are in the system's cache. Times are processor seconds of this process, as medians of the rounds. Prints one JSON line
-per artifact.
+Each artifact has about that many megabytes of random content, the index that many rows of vectors. Opening and one
+reading of everything are timed in one process that forgets the files in between, by turns with and without the
+comparison, so other work slows both alike. The index is searched for one query; `--graph` adds graphs of the usual size
+over its rows, built with less care than usual, which takes minutes. The files are in the system's cache. Times are
+processor seconds of this process, as medians of the rounds. Prints one JSON line per artifact.
 """
 
 from __future__ import annotations
@@ -118,7 +120,9 @@ def row_of(image: int) -> CorpusRow:
     captions = [f"caption {k} of the image {image}, as long as the captions of photos are" for k in range(5)]
     numbers = range(5 * image, 5 * image + 5)
     data = RNG.bytes(IMAGE_BYTES)
-    return CorpusRow(image_id=str(image), path=f"{image}.jpg", data=data, width=1, height=1, captions=captions, caption_ids=numbers)
+    return CorpusRow(
+        image_id=str(image), path=f"{image}.jpg", data=data, width=1, height=1, captions=captions, caption_ids=numbers
+    )
 
 
 def read_corpus(corpus: Corpus) -> None:
@@ -132,7 +136,10 @@ def make_cache(folder: Path, num_bytes: int) -> tuple[Callable[[], Any], Callabl
     per_image = 400
     num_images = num_bytes // (9 * per_image)
     plan = {"format": cache_format.CACHE.format, "corpus": "f" * 64, "images": num_images, "captions": 5 * num_images}
-    plan |= {"images_per_shard": cache_format.IMAGES_PER_SHARD, "candidates": {"absolute_margin": None, "relative_margin": None}}
+    plan |= {
+        "images_per_shard": cache_format.IMAGES_PER_SHARD,
+        "candidates": {"absolute_margin": None, "relative_margin": None},
+    }
     build, parts = Build(folder, plan, cache_format.CACHE), {}
     folder.mkdir()
     build.note()
@@ -150,20 +157,31 @@ def make_cache(folder: Path, num_bytes: int) -> tuple[Callable[[], Any], Callabl
 def make_features(root: Path, corpus: Corpus, num_bytes: int) -> tuple[Callable[[], Any], Callable[[Any], object]]:
     """Features of as many images of the corpus as fit, with 50 tokens of width 768."""
     subset = corpus.subset(num_bytes // (2 * 50 * 768))
-    plan = {"format": features.FEATURES.format, "corpus": subset.fingerprint, "encoders": "e" * 64, "image_tokens": 50, "image_width": 768}
+    plan = {
+        "format": features.FEATURES.format,
+        "corpus": subset.fingerprint,
+        "encoders": "e" * 64,
+        "image_tokens": 50,
+        "image_width": 768,
+    }
     build, parts = Build(root / f"train-{subset.fingerprint[:12]}-{'e' * 12}", plan, features.FEATURES), {}
     build.folder.mkdir(parents=True)
     build.note()
     for part, first in enumerate(range(0, subset.num_images, features.IMAGES_PER_FILE)):
         path = build.folder / f"images-{part:05d}.npy"
-        np.save(path, RNG.normal(size=(min(features.IMAGES_PER_FILE, subset.num_images - first), 50, 768)).astype(np.float16))
+        np.save(
+            path,
+            RNG.normal(size=(min(features.IMAGES_PER_FILE, subset.num_images - first), 50, 768)).astype(np.float16),
+        )
         parts[path.name] = seal_of(path)
     build.seal({"format": features.FEATURES.format, "files": parts}, parts)
     model: Any = SimpleNamespace(encoders=SimpleNamespace(digest="e" * 64))
     return lambda: open_or_build(root, subset, model), lambda stored: stored.images(range(subset.num_images))
 
 
-def make_index(folder: Path, num_rows: int, dim: int, *, has_graph: bool) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+def make_index(
+    folder: Path, num_rows: int, dim: int, *, has_graph: bool
+) -> tuple[Callable[[], Any], Callable[[Any], object]]:
     parts = []
     for number, first in enumerate(range(0, num_rows, ROWS_PER_PART)):
         vectors = RNG.normal(size=(min(ROWS_PER_PART, num_rows - first), dim)).astype(np.float16)
@@ -172,11 +190,21 @@ def make_index(folder: Path, num_rows: int, dim: int, *, has_graph: bool) -> tup
         path.parent.mkdir(parents=True, exist_ok=True)
         part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
         parts.append(asdict(part_files.describe_part(path, 0, dim)[0]))
-    settings = config.build(IndexConfig, {"kind": "hnsw", "hnsw": {"build_width": 8}} if has_graph else {"kind": "flat"})
+    settings = config.build(
+        IndexConfig, {"kind": "hnsw", "hnsw": {"build_width": 8}} if has_graph else {"kind": "flat"}
+    )
     nothing = asdict(Listed())
-    document = {"format": storage.INDEX.format, "generation": 1, "model": {"kind": "dual", "dim": dim, "fingerprint": "a" * 64}}
+    document = {
+        "format": storage.INDEX.format,
+        "generation": 1,
+        "model": {"kind": "dual", "dim": dim, "fingerprint": "a" * 64},
+    }
     document |= {"precision": "float32", "settings": config.to_table(settings), "skipped": nothing, "removed": nothing}
-    document |= {"sources": [{"kind": "folder", "path": str(folder), "split": None, "fingerprint": None}], "parts": parts, "segments": []}
+    document |= {
+        "sources": [{"kind": "folder", "path": str(folder), "split": None, "fingerprint": None}],
+        "parts": parts,
+        "segments": [],
+    }
     commit.commit(folder, document)
     query = RNG.normal(size=(1, dim))
     return lambda: Index.open(folder), lambda index: index.nearest(query, 10)

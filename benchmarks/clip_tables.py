@@ -1,10 +1,12 @@
-"""The two tables of the plan `clip-scenes` in docs/results.md: its rows on the target and on the web, and the cost of short vectors.
+"""The two tables of the plan `clip-scenes` in docs/results.md: its rows on the target and on the web, and the cost of
+short vectors.
 
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks        trains and compares
     python benchmarks/clip_tables.py --work work/clip-scenes
 
-The first table puts the plan's tables TABLE and HOLD_OUT side by side, from the small files under docs/results/clip-scenes. A row of the
-second is that of `dcdctl eval RUN --data data --vector-table --dims 16,32,64,128,256 --json`; vectors.json keeps these rows.
+The first table puts the plan's tables TABLE and HOLD_OUT side by side, from the small files under
+docs/results/clip-scenes. A row of the second is that of `dcdctl eval RUN --data data --vector-table --dims
+16,32,64,128,256 --json`; vectors.json keeps these rows.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from dcdctl.core.evaluation import EvalJob, EvalOptions, FormChoice, SplitChoice
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "clip-scenes"
 STUDENTS = {"full width": "taught", "`loss.dims`": "dims"}
 """How a student was trained -> the name of its runs."""
-HEADS = ("", "text R@1", "image R@1", "RSUM", "against fine-tuned", "RSUM on the web", "against fine-tuned, on the web", "training")
+HEADS = (
+    "",
+    "text R@1",
+    "image R@1",
+    "RSUM",
+    "against fine-tuned",
+    "RSUM on the web",
+    "against fine-tuned, on the web",
+    "training",
+)
 
 
 def rows_table() -> str:
@@ -35,7 +46,9 @@ def rows_table() -> str:
         folder = RESULTS / step.out.removeprefix("runs/")
         if step.table in (TABLE, HOLD_OUT) and (folder / "result.json").exists():
             documents = measured.setdefault(step.label, {}).setdefault(step.table, [])
-            documents.append({**json.loads((folder / "cost.json").read_text()), **json.loads((folder / "result.json").read_text())})
+            documents.append(
+                {**json.loads((folder / "cost.json").read_text()), **json.loads((folder / "result.json").read_text())}
+            )
     lines = [_line(HEADS), _line(["---"] * len(HEADS))]
     for label, tables in measured.items():
         target, web = tables.get(TABLE, []), tables.get(HOLD_OUT, [])
@@ -92,8 +105,14 @@ def main() -> None:
     sys.stdout.write(rows_table() + "\n")
     path = RESULTS / "vectors.json"
     if work is not None:
-        seeds = [seed for seed in SEEDS if all((work / "runs" / f"{name}-{seed}" / "model").exists() for name in STUDENTS.values())]
-        measured = {label: [measure_vectors(work, f"{name}-{seed}") for seed in seeds] for label, name in STUDENTS.items()}
+        seeds = [
+            seed
+            for seed in SEEDS
+            if all((work / "runs" / f"{name}-{seed}" / "model").exists() for name in STUDENTS.values())
+        ]
+        measured = {
+            label: [measure_vectors(work, f"{name}-{seed}") for seed in seeds] for label, name in STUDENTS.items()
+        }
         path.write_text(json.dumps(measured, indent=1) + "\n")
     if path.exists():
         sys.stdout.write(vectors_table(json.loads(path.read_text())))

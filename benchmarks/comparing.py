@@ -1,9 +1,11 @@
 """Run time of `dcdctl compare` on a test set of COCO's size.
 
-    OMP_NUM_THREADS=1 python benchmarks/comparing.py [--images 5000] [--captions 25010] [--systems 2] [--resamples 10000] [--repeats 5]
+    OMP_NUM_THREADS=1 python benchmarks/comparing.py [--images 5000] [--captions 25010] [--systems 2] [--resamples
+        10000] [--repeats 5]
 
-The ranks are drawn from a geometric distribution and written in the format of `dcdctl eval`. The measurement covers everything from the
-files to the tables of words, without the start of the program. It reports medians of the repeats. Ends with one JSON line.
+The ranks are drawn from a geometric distribution and written in the format of `dcdctl eval`. The measurement covers
+everything from the files to the tables of words, without the start of the program. It reports medians of the repeats.
+Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -27,11 +29,20 @@ from dcdctl.core.report import compare_tables
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, default in (("images", 5000), ("captions", 25_010), ("systems", 2), ("resamples", 10_000), ("repeats", 5)):
+    for name, default in (
+        ("images", 5000),
+        ("captions", 25_010),
+        ("systems", 2),
+        ("resamples", 10_000),
+        ("repeats", 5),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     sizes = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = [write(Path(folder, f"{system}.parquet"), sizes.images, sizes.captions, seed=system) for system in range(sizes.systems)]
+        files = [
+            write(Path(folder, f"{system}.parquet"), sizes.images, sizes.captions, seed=system)
+            for system in range(sizes.systems)
+        ]
         rounds = [timed(lambda: compare(files, sizes.resamples)) for _ in range(sizes.repeats)]
     wall_s, processor_s = (round(statistics.median(seconds), 2) for seconds in zip(*rounds, strict=True))
     sys.stdout.write(json.dumps({**vars(sizes), "wall_s": wall_s, "processor_s": processor_s}) + "\n")

@@ -1,11 +1,12 @@
 """Time to read, decode and resize images for a model: when they are needed, ahead by threads, and ahead by processes.
 
-    python benchmarks/decode_ahead.py                    JPEGs of 640 x 480, and matrix products for 60 ms a batch in place of a model
+    python benchmarks/decode_ahead.py                    JPEGs of 640 x 480, and matrix products for 60 ms a batch
+        in place of a model
     python benchmarks/decode_ahead.py --sleep-ms 20      each image takes 20 ms longer, as from a slow disk
 
-Ways alternate within each repeat, so that other work of the machine slows all of them. Seconds are wall clock from the first request to
-the last batch, with the start of processes; processor seconds are those of this process alone. Every way must give the same bytes. Ends
-with one JSON line.
+Ways alternate within each repeat, so that other work of the machine slows all of them. Seconds are wall clock from the
+first request to the last batch, with the start of processes; processor seconds are those of this process alone. Every
+way must give the same bytes. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -100,8 +101,16 @@ def main() -> None:
     assert len(digests) == 1, "the ways differ"
     first = args.ways[0]
     ratio = {way: round(median(a / b for a, b in zip(walls[way], walls[first], strict=True)), 2) for way in args.ways}
-    numbers = {way: {"seconds": median(walls[way]), "processor_seconds": median(spent[way]), "ratio": ratio[way]} for way in args.ways}
-    setting = {"images": args.batches * BATCH, "sleep_ms": args.sleep_ms, "model_ms": args.model_ms, "cores": machine.num_cores()}
+    numbers = {
+        way: {"seconds": median(walls[way]), "processor_seconds": median(spent[way]), "ratio": ratio[way]}
+        for way in args.ways
+    }
+    setting = {
+        "images": args.batches * BATCH,
+        "sleep_ms": args.sleep_ms,
+        "model_ms": args.model_ms,
+        "cores": machine.num_cores(),
+    }
     sys.stdout.write(json.dumps({**setting, **numbers}) + "\n")
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/distill_step.py [--captions 64] [--hard 7] [--repeats 1] [--threads 2] [--device cpu]
 
-METER at full size with random weights, 384 px, float32, and its 3-layer student; one image per step. As released: the teacher scores the
-captions online, each pair from its pixels and 40 padded tokens; the student then scores the positive and the hardest negatives, and runs
-its frozen image encoder for each of these pairs. Cached: the teacher's scores are given, and the image is encoded once or its stored
-features are read. Image, hard negatives, loss and optimizer are the same in all variants. The cost of the cache itself is reported beside
-them, in seconds per image. Ends with one JSON line.
+METER at full size with random weights, 384 px, float32, and its 3-layer student; one image per step. As released: the
+teacher scores the captions online, each pair from its pixels and 40 padded tokens; the student then scores the positive
+and the hardest negatives, and runs its frozen image encoder for each of these pairs. Cached: the teacher's scores are
+given, and the image is encoded once or its stored features are read. Image, hard negatives, loss and optimizer are the
+same in all variants. The cost of the cache itself is reported beside them, in seconds per image. Ends with one JSON
+line.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Step:
     @torch.inference_mode()
     def cache(self) -> Tensor:
         """The teacher's scores of all captions, factorized, as `cache-teacher` computes them once for all epochs."""
-        return factorized(self.teacher, self.image, self.ids, Compute(device=self.image.device, batch_size=16)).to(self.ids.device)
+        return factorized(self.teacher, self.image, self.ids, Compute(device=self.image.device, batch_size=16)).to(
+            self.ids.device
+        )
 
     @torch.inference_mode()
     def encode(self) -> tuple[States, States]:

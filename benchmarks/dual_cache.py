@@ -2,8 +2,9 @@
 
     python benchmarks/dual_cache.py [--images 2000] [--width 512] OUT
 
-The corpus is `scenes`; its blocks of 128 images give 640 captions per image. The dual encoder is tiny and has vectors of a real width, so
-that the time of the scores is real and that of the encoding is not. Times are processor seconds of one thread. Ends with one JSON line.
+The corpus is `scenes`; its blocks of 128 images give 640 captions per image. The dual encoder is tiny and has vectors
+of a real width, so that the time of the scores is real and that of the encoding is not. Times are processor seconds of
+one thread. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main() -> None:
     sets = [f"counts.train={arguments.images}", "counts.val=2", "counts.test=2", "side_px=64"]
     prepare_corpus(manifest.find_manifest("scenes", sets), arguments.out / "data", options=PrepareOptions(workers=1))
     corpus = Corpus.open(arguments.out / "data", "train")
-    size = models.DualSize(hidden_size=32, num_vision_layers=1, num_text_layers=1, projection_dim=arguments.width, image_size=32)
+    size = models.DualSize(
+        hidden_size=32, num_vision_layers=1, num_text_layers=1, projection_dim=arguments.width, image_size=32
+    )
     scorer = models.DualScorer(models.dual_student(size, corpus.captions, vocab_size=200))
     job = build.plan_cache(corpus, scorer, arguments.out / "cache", CandidateConfig(kind="blocks", block_size=128))
     shards = [read_pairs(job.build.written(planned_name(shard))) for shard in job.shards]

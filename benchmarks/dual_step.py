@@ -1,22 +1,25 @@
-"""Training rate of a dual student: dcdctl against a bare PyTorch loop over the same encoders, and with a teacher against without.
+"""Training rate of a dual student: dcdctl against a bare PyTorch loop over the same encoders, and with a teacher
+against without.
 
-    OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920] [--repeats 5] [--threads 1]
+    OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920]
+        [--repeats 5] [--threads 1]
     OMP_NUM_THREADS=1 python benchmarks/dual_step.py --cases teacher --frozen-steps 230
 
 InfoNCE, float32, on the CPU, random weights, the optimizer of the recipe photos.
-- trained: ViT-S/16 at 224 px and a BERT of 6 layers and width 384, 32 JPEGs of 640 x 480 per step, each image once per round. The bare loop
-  reads them from a folder.
-- frozen: the recipe's linear layers over features on disk, 50 x 1280 per image and 12 to 24 x 384 per caption, 6,000 images, 256 per step.
-  The bare loop maps the same files and reads only what it uses.
-- teacher: the frozen student without a teacher (InfoNCE), with a cache, and with a dual teacher (InfoNCE and KL, recipes
-  photos-distilled and photos-self). The cache has blocks of 128 images with all their captions, as its recipe has; the dual
-  teacher has vectors of 512 numbers. Scores are noise. Reading the cache and embedding the corpus, once per training, are not counted.
+- trained: ViT-S/16 at 224 px and a BERT of 6 layers and width 384, 32 JPEGs of 640 x 480 per step, each image once
+  per round. The bare loop reads them from a folder.
+- frozen: the recipe's linear layers over features on disk, 50 x 1280 per image and 12 to 24 x 384 per caption, 6,000
+  images, 256 per step. The bare loop maps the same files and reads only what it uses.
+- teacher: the frozen student without a teacher (InfoNCE), with a cache, and with a dual teacher (InfoNCE and KL,
+  recipes photos-distilled and photos-self). The cache has blocks of 128 images with all their captions, as its recipe
+  has; the dual teacher has vectors of 512 numbers. Scores are noise. Reading the cache and embedding the corpus, once
+  per training, are not counted.
 
-dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. The bare loop gets its batches drawn
-beforehand. It preprocesses, tokenizes and projects by the same calls, with the same dropout, AdamW and allocator (`devices.choose`), so the
-losses agree. The two loops run in turn and change their order every round, after one step each that is not counted. Rates are medians.
-Ratios are medians over the rounds, of wall-clock seconds and of processor seconds, which other work on the machine disturbs less. Ends with
-one JSON line.
+dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. The bare loop gets
+its batches drawn beforehand. It preprocesses, tokenizes and projects by the same calls, with the same dropout, AdamW
+and allocator (`devices.choose`), so the losses agree. The two loops run in turn and change their order every round,
+after one step each that is not counted. Rates are medians. Ratios are medians over the rounds, of wall-clock seconds
+and of processor seconds, which other work on the machine disturbs less. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -148,7 +151,9 @@ def bare(case: Case, num_steps: int, folder: Path) -> Round:
 LOOPS = {"bare": bare, "dcdctl": dcdctl}
 
 
-def bare_steps(trained: nn.Module, batches: Batches, recipe: Recipe) -> Iterator[tuple[list[int], list[int], Callable[[Tensor], None]]]:
+def bare_steps(
+    trained: nn.Module, batches: Batches, recipe: Recipe
+) -> Iterator[tuple[list[int], list[int], Callable[[Tensor], None]]]:
     """Images and captions of each step, and a function that updates the weights from its loss."""
     config = recipe.optimizer
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
@@ -176,7 +181,9 @@ def bare_trained(folder: Path, captions: list[str], model: models.DualModel, bat
     for image_ix, text_ix, update in bare_steps(network, batches, recipe):
         images = preprocess.images([decoded(folder / file_name(image)) for image in image_ix]).pixel_values
         texts = preprocess.texts([captions[text] for text in text_ix])
-        outputs = network(pixel_values=images, input_ids=texts.input_ids, attention_mask=texts.attention_mask, return_loss=True)
+        outputs = network(
+            pixel_values=images, input_ids=texts.input_ids, attention_mask=texts.attention_mask, return_loss=True
+        )
         update(outputs.loss)
     return outputs.loss.item()
 
@@ -184,7 +191,8 @@ def bare_trained(folder: Path, captions: list[str], model: models.DualModel, bat
 def bare_frozen(folder: Path, corpus: MadeUp, model: models.FrozenDual, batches: Batches, recipe: Recipe) -> float:
     """Train two linear layers on features on disk. Returns the loss of the last step."""
     images, texts = (
-        [np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob(f"{kind}-*.npy"))] for kind in ("images", "texts")
+        [np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob(f"{kind}-*.npy"))]
+        for kind in ("images", "texts")
     )
     lengths = np.load(folder / "lengths.npy").astype(np.int64)
     file_of = corpus.caption_image // IMAGES_PER_FILE
@@ -236,7 +244,12 @@ def make_trained(folder: Path, num_images: int) -> Case:
         AutoModel.from_config(config).save_pretrained(path)
     model = models.dual_from_backbones(str(vision), str(text))
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
-    return Case(model, source, training_recipe.load_recipe("photos", TRAINED), functools.partial(bare_trained, folder / "images", captions))
+    return Case(
+        model,
+        source,
+        training_recipe.load_recipe("photos", TRAINED),
+        functools.partial(bare_trained, folder / "images", captions),
+    )
 
 
 def make_frozen(folder: Path, num_images: int) -> Case:
@@ -257,7 +270,12 @@ def make_frozen(folder: Path, num_images: int) -> Case:
     size = models.ProjectionSize(projection_dim=recipe.model.projection_dim, dropout=recipe.model.dropout or 0.0)
     model = models.FrozenDual(FrozenDualNetwork(vision, AutoModel.from_config(BERT), size), None)
     seals = {path.name: seal_of(path) for path in folder.glob("*.npy")}
-    return Case(model, functools.partial(Features, corpus, folder, plan, seals), recipe, functools.partial(bare_frozen, folder, corpus))
+    return Case(
+        model,
+        functools.partial(Features, corpus, folder, plan, seals),
+        recipe,
+        functools.partial(bare_frozen, folder, corpus),
+    )
 
 
 def measure(title: str, case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
@@ -275,9 +293,13 @@ def measure(title: str, case: Case, num_steps: int, repeats: int, folder: Path) 
     return {
         "steps": num_steps,
         "images_per_step": case.recipe.batch.size,
-        "images_per_s": {name: num_images / statistics.median(each.seconds for each in timed) for name, timed in rounds.items()},
+        "images_per_s": {
+            name: num_images / statistics.median(each.seconds for each in timed) for name, timed in rounds.items()
+        },
         "ratio": statistics.median(bare.seconds / dcdctl.seconds for dcdctl, bare in rounds_of_both),
-        "processor_ratio": statistics.median(bare.processor_seconds / dcdctl.processor_seconds for dcdctl, bare in rounds_of_both),
+        "processor_ratio": statistics.median(
+            bare.processor_seconds / dcdctl.processor_seconds for dcdctl, bare in rounds_of_both
+        ),
         "loss": {name: timed[-1].loss for name, timed in rounds.items()},
     }
 
@@ -295,7 +317,12 @@ def noise_cache(corpus: Corpus, folder: Path, block_size: int) -> TeacherCache:
     """A cache of random scores of every image of a block with every caption of it."""
     rng = np.random.default_rng(0)
     first_text = np.searchsorted(corpus.caption_image, np.arange(corpus.num_images + 1))
-    plan = {"images": corpus.num_images, "captions": corpus.num_captions, "images_per_shard": block_size, "corpus": corpus.fingerprint}
+    plan = {
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        "images_per_shard": block_size,
+        "corpus": corpus.fingerprint,
+    }
     plan["candidates"] = {"absolute_margin": None, "relative_margin": None}
     parts = {}
     folder.mkdir(parents=True)
@@ -311,7 +338,8 @@ def noise_cache(corpus: Corpus, folder: Path, block_size: int) -> TeacherCache:
 
 
 def measure_teachers(case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Seconds and processor seconds of a step of each variant, and their ratios to those of a step without a teacher."""
+    """Seconds and processor seconds of a step of each variant, and their ratios to those of a step without a
+    teacher."""
     corpus, recipes = case.source().corpus, {"without": "photos", "cache": "photos-distilled", "dual": "photos-self"}
     loaded = {name: training_recipe.load_recipe(recipe) for name, recipe in recipes.items()}
     cache = noise_cache(corpus, folder / "cache", loaded["cache"].candidates.block_size)
@@ -344,19 +372,25 @@ def measure_teachers(case: Case, num_steps: int, repeats: int, folder: Path) -> 
 def teacher_table(result: dict[str, dict[str, float]]) -> str:
     lines = ["| teacher | processor, ms per step | to a step without | by processor seconds |", "|---|---|---|---|"]
     for name, row in result.items():
-        lines.append(f"| {name} | {row['processor_ms_per_step']:.1f} | {row['ratio']:.2f} | {row['processor_ratio']:.2f} |")
+        lines.append(
+            f"| {name} | {row['processor_ms_per_step']:.1f} | {row['ratio']:.2f} | {row['processor_ratio']:.2f} |"
+        )
     return "\n".join(lines)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| encoders | dcdctl, images/s | bare loop, images/s | dcdctl / bare | by processor seconds | last loss, dcdctl | bare loop |",
+        "| encoders | dcdctl, images/s | bare loop, images/s | dcdctl / bare | by processor seconds | last loss, "
+        "dcdctl | bare loop |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         rates, loss = result["images_per_s"], result["loss"]
         ratios = f"{result['ratio']:.3f} | {result['processor_ratio']:.3f}"
-        lines.append(f"| {name} | {rates['dcdctl']:,.1f} | {rates['bare']:,.1f} | {ratios} | {loss['dcdctl']:.4f} | {loss['bare']:.4f} |")
+        lines.append(
+            f"| {name} | {rates['dcdctl']:,.1f} | {rates['bare']:,.1f} | {ratios} | {loss['dcdctl']:.4f} | "
+            f"{loss['bare']:.4f} |"
+        )
     return "\n".join(lines)
 
 
@@ -386,8 +420,15 @@ def main() -> None:
             else:
                 num_steps, case = options.frozen_steps, make_frozen(made, options.frozen_images)
             results[name] = measure(name, case, num_steps, options.repeats, made.parent)
-    setting = {"machine": processor(), "torch": torch.__version__, "threads": options.threads, "repeats": options.repeats}
-    sys.stdout.write("\n\n".join(([table(results)] if results else []) + ([teacher_table(taught)] if taught else [])) + "\n")
+    setting = {
+        "machine": processor(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "repeats": options.repeats,
+    }
+    sys.stdout.write(
+        "\n\n".join(([table(results)] if results else []) + ([teacher_table(taught)] if taught else [])) + "\n"
+    )
     sys.stdout.write(json.dumps({**setting, "cases": {**results, **taught}}) + "\n")
 
 

@@ -1,16 +1,18 @@
-"""Does a teacher help? Trains, evaluates and compares the students of a plan: `evidence_flickr8k.py`, `evidence_scenes.py` ...
+"""Does a teacher help? Trains, evaluates and compares the students of a plan: `evidence_flickr8k.py`,
+`evidence_scenes.py` ...
 
-    python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON --images ZIP
+    python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON
+        --images ZIP
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
     python benchmarks/evidence.py small --work work/small            (make results-small)
     python benchmarks/evidence.py flickr8k --work work/flickr8k --table "Dual students, 6,000 photos"
     python benchmarks/evidence.py flickr8k --work work/flickr8k --tables-only
 
-Every step is a `dcdctl` command that could be typed in the work folder. A killed plan resumes: finished steps are skipped, and an
-unfinished step is resumed. Runs without a published result come first. --jobs steps run at the same time with one thread each, and their
-cost is given in processor seconds. The folder docs/results/PLAN receives run.json, result.json and the cost of every run, the comparisons,
-the tables and the plot.
+Every step is a `dcdctl` command that could be typed in the work folder. A killed plan resumes: finished steps are
+skipped, and an unfinished step is resumed. Runs without a published result come first. --jobs steps run at the same
+time with one thread each, and their cost is given in processor seconds. The folder docs/results/PLAN receives run.json,
+result.json and the cost of every run, the comparisons, the tables and the plot.
 """
 
 from __future__ import annotations
@@ -147,7 +149,8 @@ class Workspace:
 
 
 def run_all(workspace: Workspace, steps: list[Step], jobs: int) -> list[str]:
-    """Run the unfinished steps, each after the steps it needs. Returns the names of those that failed or could not start."""
+    """Run the unfinished steps, each after the steps it needs. Returns the names of those that failed or could not
+    start."""
     done = {step.out for step in steps if workspace.is_done(step)}
     waiting = [step for step in steps if step.out not in done]
     running: dict[Future[None], Step] = {}
@@ -174,7 +177,8 @@ def run_all(workspace: Workspace, steps: list[Step], jobs: int) -> list[str]:
 
 
 def select_steps(workspace: Workspace, steps: list[Step], tables: list[str]) -> list[Step]:
-    """The runs of the named tables, or of all tables, with the steps that they need; runs without a published result first."""
+    """The runs of the named tables, or of all tables, with the steps that they need; runs without a published result
+    first."""
     by_out = {step.out: step for step in steps}
     selected: dict[str, Step] = {}
 
@@ -199,9 +203,22 @@ def machine() -> dict[str, str]:
     import torch
     import transformers
 
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "",
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
     return {
         "cpu": cpu or platform.processor(),
         "cores": str(os.cpu_count()),
@@ -215,16 +232,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", choices=sorted(PLANS))
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus, features, caches and runs")
-    parser.add_argument("--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0 in the format of transformers")
+    parser.add_argument(
+        "--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0 in the format of transformers"
+    )
     parser.add_argument("--text", type=Path, help="flickr8k: folder of all-MiniLM-L6-v2")
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--forks", action="store_true", help="fork commands from this process; costs then leave the start of the program out"
+        "--forks",
+        action="store_true",
+        help="fork commands from this process; costs then leave the start of the program out",
     )
-    parser.add_argument("--table", action="append", default=[], help="run only this table and the steps it needs; repeatable")
-    parser.add_argument("--tables-only", action="store_true", help="run nothing; compare existing runs and write the tables")
+    parser.add_argument(
+        "--table", action="append", default=[], help="run only this table and the steps it needs; repeatable"
+    )
+    parser.add_argument(
+        "--tables-only", action="store_true", help="run nothing; compare existing runs and write the tables"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     for name in ("vision", "text", "karpathy", "images"):
@@ -240,7 +265,10 @@ def main() -> None:
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
-        parser.error(f"no table {', '.join(unknown)}; there are {', '.join(dict.fromkeys(step.table for step in steps if step.table))}")
+        parser.error(
+            f"no table {', '.join(unknown)}; there are "
+            f"{', '.join(dict.fromkeys(step.table for step in steps if step.table))}"
+        )
     if args.forks:
         evidence_forks.import_all()
     failed = [] if args.tables_only else run_all(workspace, select_steps(workspace, steps, args.table), args.jobs)

@@ -1,4 +1,5 @@
-"""The plan `scenes-cascade`: the students of the demo for cascades over 500 test scenes, and a dual student with four times the training.
+"""The plan `scenes-cascade`: the students of the demo for cascades over 500 test scenes, and a dual student with four
+times the training.
 
 `cascade_depths.py` measures them, alone and as the two halves of cascades.
 """
@@ -34,7 +35,9 @@ def scenes_cascade() -> list[Step]:
     ]
     steps += [step for seed in SEEDS for step in _students(seed)]
     steps.append(Step("more-data", "prepare", ("scenes", "--image-size", "64", *more)))
-    steps.append(Step(MORE_CACHE, "cache-teacher", (*MORE_DATA, "--teacher", TEACHER, "--recipe", "demo-dual"), ("more-data",)))
+    steps.append(
+        Step(MORE_CACHE, "cache-teacher", (*MORE_DATA, "--teacher", TEACHER, "--recipe", "demo-dual"), ("more-data",))
+    )
     for seed in SEEDS:
         words = ("demo-dual", *MORE_DATA, *sets(seed=seed, optimizer__steps=3600), "--cache", MORE_CACHE)
         steps.append(Step(run_name(LONG, seed), "distill", words, (MORE_CACHE,), TABLE, LONG, ALONE, DATA))
@@ -47,7 +50,9 @@ def _students(seed: int) -> list[Step]:
     fusion = ("demo-fusion", *own, "--teacher", TEACHER, "--cache", FUSION_CACHE)
     few = (*DATA, "--max-images", "16")
     return [
-        Step(run_name(DUAL, seed), "distill", ("demo-dual", *own, "--cache", CACHE), (CACHE,), TABLE, DUAL, ALONE, DATA),
+        Step(
+            run_name(DUAL, seed), "distill", ("demo-dual", *own, "--cache", CACHE), (CACHE,), TABLE, DUAL, ALONE, DATA
+        ),
         Step(run_name(ALONE, seed), "distill", ("demo-dual-alone", *own), ("data",), TABLE, ALONE, ALONE, DATA),
         Step(run_name(FUSION, seed), "distill", fusion, (FUSION_CACHE,), measure=few),
     ]

@@ -1,10 +1,12 @@
-"""The plan `clip-scenes`: what a pretrained CLIP is worth as a start, and what fine-tuning, distillation, LoRA and WiSE-FT make of it.
+"""The plan `clip-scenes`: what a pretrained CLIP is worth as a start, and what fine-tuning, distillation, LoRA and
+WiSE-FT make of it.
 
-No published CLIP is used. A small CLIPModel of transformers is pretrained here with InfoNCE on a "web" of other scenes with poorer captions
-(`web_captions`), as a CLIP is on the web. The target is 1,024 scenes with full captions. Every row starts from this model, except the
-one from random weights, and takes the same images, steps and batches: rows without a teacher read the cache of the others, whose pairs
-decide which images form a batch. Learning rates were chosen on val with seed 0, from the same values for every row (table CHOOSING).
-HOLD_OUT is the same rows on test scenes of the web, which they no longer train on.
+No published CLIP is used. A small CLIPModel of transformers is pretrained here with InfoNCE on a "web" of other scenes
+with poorer captions (`web_captions`), as a CLIP is on the web. The target is 1,024 scenes with full captions. Every row
+starts from this model, except the one from random weights, and takes the same images, steps and batches: rows without a
+teacher read the cache of the others, whose pairs decide which images form a batch. Learning rates were chosen on val
+with seed 0, from the same values for every row (table CHOOSING). HOLD_OUT is the same rows on test scenes of the web,
+which they no longer train on.
 """
 
 from __future__ import annotations
@@ -99,7 +101,13 @@ def clip_scenes() -> list[Step]:
     steps += [_trained(label, 0, rate) for label in ROWS for rate in RATES]
     steps += [step for seed in SEEDS for label in ROWS for step in _row(label, seed)]
     steps += [step for seed in SEEDS for step in _short_vectors(seed)]
-    steps += [step for label in reversed(AVERAGED) for seed in SEEDS for share in AVERAGED[label] for step in _averaged(label, seed, share)]
+    steps += [
+        step
+        for label in reversed(AVERAGED)
+        for seed in SEEDS
+        for share in AVERAGED[label]
+        for step in _averaged(label, seed, share)
+    ]
     steps += [_cascade(seed) for seed in SEEDS]
     return [*steps, *_long_scratch()]
 
@@ -112,7 +120,10 @@ def _trained(label: str, seed: int, rate: float | None = None) -> Step:
     words = ("demo-dual", *TARGET, "--cache", CACHE, *settings, *changes)
     if rate is None:
         return Step(f"runs/{name}-{seed}", "distill", words, (CACHE, START), TABLE, label, TUNED, TARGET)
-    out, row = f"runs/choose-{name}-{rate:g}", (CHOOSING, f"{label}, learning rate {rate:g}", f"{TUNED}, learning rate {RATES[0]:g}")
+    out, row = (
+        f"runs/choose-{name}-{rate:g}",
+        (CHOOSING, f"{label}, learning rate {rate:g}", f"{TUNED}, learning rate {RATES[0]:g}"),
+    )
     return Step(out, "distill", words, (CACHE, START), *row, (*TARGET, "--split", "val"))
 
 
@@ -138,7 +149,8 @@ def _short_vectors(seed: int) -> Iterator[Step]:
 
 
 def _long_scratch() -> Iterator[Step]:
-    """Random weights with as many steps as the start and its fine-tuning have together, all of them on the target; seed 0."""
+    """Random weights with as many steps as the start and its fine-tuning have together, all of them on the target; seed
+    0."""
     run = _trained(SCRATCH, 0)
     words = (*run.words, *sets(optimizer__steps=PRETRAINING_STEPS + STEPS))
     yield replace(run, out="runs/long-scratch-0", words=words, label=LONG_SCRATCH)
@@ -149,7 +161,9 @@ def _cascade(seed: int) -> Step:
     """The first 20 results of the distilled student, in the teacher's order."""
     run = _trained(TAUGHT, seed).out
     words = (run, "--rerank", TEACHER, "--depth", "20", *TARGET)
-    return Step(f"runs/cascade-{seed}", "eval", words, (run,), TABLE, f"{TAUGHT}, first 20 re-ranked by the teacher", TUNED)
+    return Step(
+        f"runs/cascade-{seed}", "eval", words, (run,), TABLE, f"{TAUGHT}, first 20 re-ranked by the teacher", TUNED
+    )
 
 
 def _evaluated(name: str, run: str, data: str, row: tuple[str, str, str]) -> Step:
@@ -157,7 +171,8 @@ def _evaluated(name: str, run: str, data: str, row: tuple[str, str, str]) -> Ste
 
 
 def write_inputs(work: Path) -> None:
-    """Write what the commands of the plan read: the web's images and captions, and a CLIPModel of random weights for each seed."""
+    """Write what the commands of the plan read: the web's images and captions, and a CLIPModel of random weights for
+    each seed."""
     table = work / "web.jsonl"
     if table.exists():
         return
@@ -168,18 +183,23 @@ def write_inputs(work: Path) -> None:
             name = f"{split}-{index:05}.png"
             (work / "web-images" / name).write_bytes(scenes.to_png(scenes.draw_scene(item.scene, SIDE_PX)))
             rows.append({"image": name, "captions": web_captions(rng, item), "split": split})
-    words = [statement.text for item in islice(scenes.describe_scenes(0, "train"), 1000) for statement in item.statements]
+    words = [
+        statement.text for item in islice(scenes.describe_scenes(0, "train"), 1000) for statement in item.statements
+    ]
     for seed in SEEDS:
         write_new_clip(work / f"new-{seed}", words, seed)
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def web_captions(rng: random.Random, item: scenes.DescribedScene) -> list[str]:
-    """Captions as poor as the web's: what is in the scene by color and shape, but neither sizes nor places nor relations."""
+    """Captions as poor as the web's: what is in the scene by color and shape, but neither sizes nor places nor
+    relations."""
     captions = []
     for _ in item.statements:
         named = rng.sample(item.scene.objects, rng.choice(WEB_NAMES))
-        captions.append(" and ".join(f"{'an' if thing.color == 'orange' else 'a'} {thing.color} {thing.shape}" for thing in named))
+        captions.append(
+            " and ".join(f"{'an' if thing.color == 'orange' else 'a'} {thing.color} {thing.shape}" for thing in named)
+        )
     return captions
 
 
@@ -187,7 +207,13 @@ def write_new_clip(folder: Path, captions: list[str], seed: int) -> None:
     """A CLIPModel of random weights, 64 px in patches of 16, with a tokenizer of the captions' words."""
     tokenizer = models.word_piece(captions, 400)
     size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": NUM_TOKENS, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    words = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": NUM_TOKENS,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
     vision = {**size, "image_size": SIDE_PX, "patch_size": 16}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,9 @@
-"""The plan `fair`: what part of a distilled student's gain is regularization, resolution, data and knowledge, on Flickr8k.
+"""The plan `fair`: what part of a distilled student's gain is regularization, resolution, data and knowledge, on
+Flickr8k.
 
-Teachers and students of a row see the same photos unless its label says otherwise. Settings were chosen on the last 1,000 photos of train
-(tables "Chosen on train"), with students and teachers of the photos before them; results are reported on val. Teachers and students of
-one seed belong together; the co-attention has one seed.
+Teachers and students of a row see the same photos unless its label says otherwise. Settings were chosen on the last
+1,000 photos of train (tables "Chosen on train"), with students and teachers of the photos before them; results are
+reported on val. Teachers and students of one seed belong together; the co-attention has one seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ SIZES = (500, 1500, ALL)
 NUM_CHOOSING = 5000
 """Photos before the last 1,000 of train: settings for 6,000 photos are chosen with students of these."""
 RECIPES = {224: "photos", 288: "photos-large"}
-TABLE, CHOOSING, FUSION = "Flickr8k, {:,} photos", "Chosen on train, {:,} photos", "Fusion students, 2 layers to 1, fresh negatives"
+TABLE, CHOOSING, FUSION = (
+    "Flickr8k, {:,} photos",
+    "Chosen on train, {:,} photos",
+    "Fusion students, 2 layers to 1, fresh negatives",
+)
 
 EPOCH_CHOICES = {500: (30, 60, 120, 240), 1500: (20, 40, 80, 160), ALL: (40, 100, 160)}
 """Epochs of undistilled students to choose from; those chosen are EPOCHS."""
@@ -32,23 +37,35 @@ SMOOTHINGS = (0.1, 0.2)
 SMOOTHING = dict.fromkeys(SIZES, 0.1)
 TAUGHT_EPOCHS = {500: 480, 1500: 160, ALL: 100}
 """Epochs of distilled students: 480, 800 and 2,300 steps."""
-WITH_INFONCE, KL_ALONE, WARM_KL_ALONE = "InfoNCE + KL, T = 2, dropout 0.3", "KL alone, T = 1, dropout 0.1", "KL alone, T = 2, dropout 0.1"
+WITH_INFONCE, KL_ALONE, WARM_KL_ALONE = (
+    "InfoNCE + KL, T = 2, dropout 0.3",
+    "KL alone, T = 1, dropout 0.1",
+    "KL alone, T = 2, dropout 0.1",
+)
 TAUGHT: dict[str, tuple[str, ...]] = {
     WITH_INFONCE: sets(),
     KL_ALONE: sets(loss__terms="{kl=4.0}", loss__temperature=1.0, model__dropout=0.1),
     WARM_KL_ALONE: sets(loss__terms="{kl=4.0}", model__dropout=0.1),
 }
 """Changes to recipe photos-distilled to choose from."""
-SELF, SAME, MORE = "self-distillation", "dual teacher at 288 px", "dual teacher at 288 px, trained on 6,000 photos (more data)"
+SELF, SAME, MORE = (
+    "self-distillation",
+    "dual teacher at 288 px",
+    "dual teacher at 288 px, trained on 6,000 photos (more data)",
+)
 TAUGHT_CHOSEN = {(label, size): WITH_INFONCE for label in (SELF, SAME) for size in SIZES}
 TAUGHT_CHOSEN |= {(MORE, 500): WARM_KL_ALONE, (MORE, 1500): WARM_KL_ALONE}
 
 PLAIN, LONG, LARGE = "undistilled, 224 px", "undistilled, 224 px, as many steps as distilled", "undistilled, 288 px"
 SMOOTH = "label smoothing"
 DYNAMIC, ENSEMBLE = "dual teacher at 288 px, DCD-KL in place of KL", "three dual teachers at 288 px"
-PAIR, PAIR_ITSELF = "co-attention teacher at 288 px", "the co-attention teacher itself, re-ranking the first 50 of its dual"
+PAIR, PAIR_ITSELF = (
+    "co-attention teacher at 288 px",
+    "the co-attention teacher itself, re-ranking the first 50 of its dual",
+)
 BETTER_TEACHERS: dict[str, str] = {}
-"""Label and run folder of further dual teachers of 6,000 photos, such as `{"a teacher with trained encoders": "runs/tuned-0"}`."""
+"""Label and run folder of further dual teachers of 6,000 photos, such as `{"a teacher with trained encoders":
+"runs/tuned-0"}`."""
 PARTS = {
     "more steps": (LONG, PLAIN),
     "regularization: label smoothing": (SMOOTH, PLAIN),
@@ -93,7 +110,12 @@ def fair() -> list[Step]:
     steps += _choose_distilled(SIZES[1])
     steps += [step for rows in (_more_teacher_rows, _co_attention_rows) for photos in few for step in rows(*photos)]
     steps += [*_choose_regularization(ALL), *epochs]
-    steps += [step for rows in (_regularized_rows, _more_teacher_rows, _co_attention_rows) for photos in many for step in rows(*photos)]
+    steps += [
+        step
+        for rows in (_regularized_rows, _more_teacher_rows, _co_attention_rows)
+        for photos in many
+        for step in rows(*photos)
+    ]
     steps += [step for seed in SEEDS for step in _fusion_rows(seed)]
     return list({step.out: step for step in steps}.values())
 
@@ -127,17 +149,27 @@ def _features_of(data: str, size: int, pixels: int) -> str:
     return f"runs/features-{data}-{size}-{pixels}"
 
 
-def _undistilled(size: int, pixels: int, words: Iterable[str], name: str, row: tuple[str, str, str], data: str, seed: int) -> Step:
+def _undistilled(
+    size: int, pixels: int, words: Iterable[str], name: str, row: tuple[str, str, str], data: str, seed: int
+) -> Step:
     """A dual encoder that learns from the photos alone; `row` is table, label and base."""
     arguments = (RECIPES[pixels], *_photos(data, size), *ENCODERS, *sets(seed=seed), *words)
     return Step(f"runs/{name}-{seed}", "distill", arguments, (_features_of(data, size, pixels),), *row, _val(data))
 
 
 def _distilled(
-    size: int, teachers: tuple[str, ...], words: Iterable[str], name: str, row: tuple[str, str, str], data: str, seed: int
+    size: int,
+    teachers: tuple[str, ...],
+    words: Iterable[str],
+    name: str,
+    row: tuple[str, str, str],
+    data: str,
+    seed: int,
 ) -> Step:
     """A dual encoder at 224 px that learns from dual teachers, or from caches of other teachers."""
-    taught = (word for teacher in teachers for word in ("--cache" if teacher.startswith("caches/") else "--teacher", teacher))
+    taught = (
+        word for teacher in teachers for word in ("--cache" if teacher.startswith("caches/") else "--teacher", teacher)
+    )
     settings = sets(seed=seed, optimizer__epochs=TAUGHT_EPOCHS[size])
     arguments = ("photos-distilled", *taught, *_photos(data, size), *ENCODERS, *settings, *words)
     needs = (*teachers, _features_of(data, size, 224))
@@ -158,18 +190,25 @@ def _choose_epochs() -> Iterator[Step]:
 
 def _choose_regularization(size: int) -> Iterator[Step]:
     """Dropout and label smoothing, chosen as the epochs are."""
-    table, base, epochs = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs", EPOCHS[size, 224]
+    table, base, epochs = (
+        CHOOSING.format(size),
+        f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs",
+        EPOCHS[size, 224],
+    )
     changes = {
         **{f"label smoothing {value}": sets(loss__label_smoothing=value) for value in SMOOTHINGS},
         **{f"dropout {value}": sets(model__dropout=value) for value in DROPOUTS if size != ALL},
     }
     for index, (change, words) in enumerate(changes.items()):
         row = (table, f"undistilled, 224 px, {epochs} epochs, {change}", base)
-        yield _undistilled(size, 224, (*sets(optimizer__epochs=epochs), *words), f"choose{size}-change{index}", row, "choosing", 0)
+        yield _undistilled(
+            size, 224, (*sets(optimizer__epochs=epochs), *words), f"choose{size}-change{index}", row, "choosing", 0
+        )
 
 
 def _choose_distilled(size: int) -> Iterator[Step]:
-    """Distilled students of few photos, as in `_choose_epochs`; for all photos the recipe's settings were chosen so before."""
+    """Distilled students of few photos, as in `_choose_epochs`; for all photos the recipe's settings were chosen so
+    before."""
     table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
     teachers = {
         SELF: f"runs/choose{size}-224-{EPOCHS[size, 224]}-0",
@@ -230,7 +269,8 @@ def _more_teacher_rows(size: int, seed: int) -> Iterator[Step]:
 
 
 def _co_attention_rows(size: int, seed: int) -> Iterator[Step]:
-    """A co-attention that starts from the dual encoder at 288 px, trained on the same photos; one teacher for the students of all seeds."""
+    """A co-attention that starts from the dual encoder at 288 px, trained on the same photos; one teacher for the
+    students of all seeds."""
     cache = f"caches/pair{size}-0"
     if seed == SEEDS[0]:
         large = _large(size, 0)
@@ -244,10 +284,22 @@ def _co_attention_rows(size: int, seed: int) -> Iterator[Step]:
 
 
 def _fusion_rows(seed: int) -> Iterator[Step]:
-    """Half-depth students of the co-attention of all photos, which re-rank the first 20 of an undistilled dual encoder."""
+    """Half-depth students of the co-attention of all photos, which re-rank the first 20 of an undistilled dual
+    encoder."""
     pair, cache, plain = f"runs/pair{ALL}-0", f"caches/pair{ALL}-0", f"runs/plain{ALL}-0"
     for index, (label, words) in enumerate(FUSION_LOSSES.items()):
         row = (FUSION, label, next(iter(FUSION_LOSSES)))
-        arguments = ("photos-fusion", "--teacher", pair, "--cache", cache, "--data", "data", *FEATURES, *sets(seed=seed), *words)
+        arguments = (
+            "photos-fusion",
+            "--teacher",
+            pair,
+            "--cache",
+            cache,
+            "--data",
+            "data",
+            *FEATURES,
+            *sets(seed=seed),
+            *words,
+        )
         measure = (*_val("data"), "--depth", "20")
         yield Step(f"runs/fusion{index}-{seed}", "distill", arguments, (cache, plain), *row, measure, measured=plain)

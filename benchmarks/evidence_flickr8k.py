@@ -56,26 +56,57 @@ SIZES = {"photos": "224", "photos-large": "288"}
 
 def _features(recipe: str) -> Step:
     """One training step, so that the cost of the features is charged to no run of the tables."""
-    return Step(f"runs/features-{SIZES[recipe]}", "distill", (recipe, *FLICKR8K, *sets(optimizer__steps=1)), ("data",), measure=VAL)
+    return Step(
+        f"runs/features-{SIZES[recipe]}",
+        "distill",
+        (recipe, *FLICKR8K, *sets(optimizer__steps=1)),
+        ("data",),
+        measure=VAL,
+    )
 
 
 def _teacher(seed: int) -> list[Step]:
     """The cosine at 288 px, the co-attention that starts from it, and the scores of the latter."""
     own = (*FLICKR8K, *sets(seed=seed))
     table = "Teachers, 288 px"
-    large = Step(f"runs/large-{seed}", "distill", ("photos-large", *own), ("runs/features-288",), table, COSINE, "", VAL)
+    large = Step(
+        f"runs/large-{seed}", "distill", ("photos-large", *own), ("runs/features-288",), table, COSINE, "", VAL
+    )
     words = ("photos-teacher", *own, *sets(model__dual_init=large.out))
     label, measure = "co-attention beside it, re-ranking its first 50", (*VAL, "--depth", "50")
-    pair = Step(f"runs/pair-{seed}", "finetune-teacher", words, (large.out,), table, label, large.label, measure, measured=large.out)
+    pair = Step(
+        f"runs/pair-{seed}",
+        "finetune-teacher",
+        words,
+        (large.out,),
+        table,
+        label,
+        large.label,
+        measure,
+        measured=large.out,
+    )
     scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "photos-distilled")
     return [large, pair, Step(f"caches/pair-{seed}", "cache-teacher", scoring, (pair.out,))]
 
 
-def _dual(name: str, seed: int, table: str, label: str, words: Iterable[str], *, caches: tuple[str, ...] = (), base: str = ALONE) -> Step:
+def _dual(
+    name: str,
+    seed: int,
+    table: str,
+    label: str,
+    words: Iterable[str],
+    *,
+    caches: tuple[str, ...] = (),
+    base: str = ALONE,
+) -> Step:
     """A dual student. Without caches it uses the recipe without a teacher; T is 1 unless `words` set it."""
     recipe: tuple[str, ...] = ("photos",)
     if caches:
-        recipe = ("photos-distilled", *(word for cache in caches for word in ("--cache", cache)), *sets(loss__temperature=1.0))
+        recipe = (
+            "photos-distilled",
+            *(word for cache in caches for word in ("--cache", cache)),
+            *sets(loss__temperature=1.0),
+        )
     arguments = (*recipe, *FLICKR8K, *sets(seed=seed), *words)
     return Step(f"runs/{name}-{seed}", "distill", arguments, caches or ("runs/features-224",), table, label, base, VAL)
 
@@ -85,7 +116,12 @@ def _duals(seed: int) -> list[Step]:
     long = _dual("plain1", seed, ALL_PHOTOS, "InfoNCE, no teacher, 100 epochs", sets(optimizer__epochs=100))
     distilled = _dual("distilled", seed, ALL_PHOTOS, "InfoNCE + KL, 100 epochs", (), caches=PAIRS)
     best = _dual(
-        "recipe", seed, ALL_PHOTOS, "InfoNCE + KL at T = 2, 100 epochs (dual-flickr8k-distilled)", sets(loss__temperature=2.0), caches=PAIRS
+        "recipe",
+        seed,
+        ALL_PHOTOS,
+        "InfoNCE + KL at T = 2, 100 epochs (dual-flickr8k-distilled)",
+        sets(loss__temperature=2.0),
+        caches=PAIRS,
     )
     return [_dual("plain0", seed, ALL_PHOTOS, ALONE, ()), long, distilled, best]
 
@@ -96,9 +132,17 @@ def _losses(seed: int) -> list[Step]:
         TRUTH: sets(loss__terms="{ground-truth=1.0}") + LISTS,
         "ground truth (softmax), no teacher": sets(loss__terms="{ranking=1.0}") + LISTS,
     }
-    steps = [_dual(f"truth{index}", seed, ALL_PHOTOS, label, words) for index, (label, words) in enumerate(plain.items())]
+    steps = [
+        _dual(f"truth{index}", seed, ALL_PHOTOS, label, words) for index, (label, words) in enumerate(plain.items())
+    ]
     distilled = enumerate(DUAL_LOSSES.items())
-    return [*steps, *(_dual(f"dual{index}", seed, ALL_PHOTOS, label, EQUAL + words, caches=PAIRS) for index, (label, words) in distilled)]
+    return [
+        *steps,
+        *(
+            _dual(f"dual{index}", seed, ALL_PHOTOS, label, EQUAL + words, caches=PAIRS)
+            for index, (label, words) in distilled
+        ),
+    ]
 
 
 def _fusions(seed: int) -> list[Step]:
@@ -110,7 +154,17 @@ def _fusions(seed: int) -> list[Step]:
         measure = (*VAL, "--depth", "20")
         base = next(iter(FUSION_LOSSES))
         steps.append(
-            Step(f"runs/fusion{index}-{seed}", "distill", arguments, (PAIRS[0], PLAIN), FUSION, label, base, measure, measured=PLAIN)
+            Step(
+                f"runs/fusion{index}-{seed}",
+                "distill",
+                arguments,
+                (PAIRS[0], PLAIN),
+                FUSION,
+                label,
+                base,
+                measure,
+                measured=PLAIN,
+            )
         )
     return steps
 
@@ -132,7 +186,17 @@ def _ablation_teachers() -> list[Step]:
     """A co-attention of one layer, and caches with other candidates than the recipe's."""
     words = ("photos-teacher", *FLICKR8K, *sets(seed=0, model__dual_init="runs/large-0", model__num_layers=1))
     table, label, measure = "Teachers, 288 px", "co-attention of 1 layer, seed 0", (*VAL, "--depth", "50")
-    shallow = Step("runs/shallow-0", "finetune-teacher", words, ("runs/large-0",), table, label, COSINE, measure, measured="runs/large-0")
+    shallow = Step(
+        "runs/shallow-0",
+        "finetune-teacher",
+        words,
+        ("runs/large-0",),
+        table,
+        label,
+        COSINE,
+        measure,
+        measured="runs/large-0",
+    )
 
     def cache(name: str, teacher: str, more: tuple[str, ...], after: tuple[str, ...] = ()) -> Step:
         scoring = ("--data", "data", *FEATURES, "--teacher", teacher, "--recipe", "photos-distilled", *more)
@@ -170,7 +234,9 @@ def _pair_ablations() -> list[Step]:
         "weighted by the teacher's entropy (DCD-KL)": (sets(loss__terms="{infonce=1.0,dcd-kl=4.0}"), PAIRS),
         "dropout 0.1": (sets(model__dropout=0.1), PAIRS),
     }
-    return [_ablation(f"pairs{index}", table, label, *change, base) for index, (label, change) in enumerate(changes.items())]
+    return [
+        _ablation(f"pairs{index}", table, label, *change, base) for index, (label, change) in enumerate(changes.items())
+    ]
 
 
 def _list_ablations() -> list[Step]:
@@ -195,4 +261,7 @@ def _list_ablations() -> list[Step]:
         "a teacher of 1 layer": (sets(), "shallow-random-0"),
     }
     rows = enumerate(changes.items())
-    return [_ablation(f"lists{index}", table, label, dcd + words, (f"caches/{cache}",), base) for index, (label, (words, cache)) in rows]
+    return [
+        _ablation(f"lists{index}", table, label, dcd + words, (f"caches/{cache}",), base)
+        for index, (label, (words, cache)) in rows
+    ]

@@ -1,7 +1,7 @@
 """The plans `fresh-flickr8k` and `fresh-scenes`: does it matter how many different negatives an image meets?
 
-All students of a plan draw equally many candidates for a list and keep the hardest 7. Their caches hold as many candidates as are drawn
-(1x), 3 times or 10 times as many. With 1x an image has the same negatives in all its lists.
+All students of a plan draw equally many candidates for a list and keep the hardest 7. Their caches hold as many
+candidates as are drawn (1x), 3 times or 10 times as many. With 1x an image has the same negatives in all its lists.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Setting:
 
 
 def fresh_flickr8k() -> list[Step]:
-    """Students of recipe photos-fusion on 400 photos; the teacher was trained on 6,000. They re-rank the results of a dual encoder."""
+    """Students of recipe photos-fusion on 400 photos; the teacher was trained on 6,000. They re-rank the results of a
+    dual encoder."""
     features = ("--data", "data", "--features", "features")
     encoders = (*features, *sets(model__vision="vision", model__text="text"))
     val = (*features, "--split", "val")
@@ -68,7 +69,12 @@ def fresh_flickr8k() -> list[Step]:
         measure=first,
         measured=large.out,
     )
-    return [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")), large, pair, *_students(setting)]
+    return [
+        Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
+        large,
+        pair,
+        *_students(setting),
+    ]
 
 
 def fresh_scenes() -> list[Step]:
@@ -101,7 +107,9 @@ def _students(setting: Setting) -> list[Step]:
     caches, runs = [], []
     # One seed after the other, so that the rows of a killed plan can be compared.
     for seed, times in product(SEEDS, TIMES):
-        candidates = sets(candidates__kind="random", candidates__directions=DIRECTION, candidates__per_query=times * DRAWN)
+        candidates = sets(
+            candidates__kind="random", candidates__directions=DIRECTION, candidates__per_query=times * DRAWN
+        )
         words = (*setting.data, "--teacher", setting.teacher, "--recipe", setting.recipe, *candidates)
         cache = Step(f"caches/random-{times}x", "cache-teacher", words, (setting.after,))
         own = (setting.recipe, *setting.data, "--teacher", setting.teacher, "--cache", cache.out)

@@ -19,7 +19,8 @@ SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "affinity mimicking": sets(loss__terms="{affinity=1.0,infonce=1.0}"),
     "WSL, lists": sets(loss__terms="{wsl=1.0}") + SCENES_LISTS,
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + SCENES_LISTS,
-    "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + SCENES_LISTS,
+    "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}")
+    + SCENES_LISTS,
 }
 """Changes to recipe demo-dual for each label."""
 SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
@@ -41,13 +42,17 @@ SCENES_FUSION = sets(
     batch__random_negatives=15,
     optimizer__steps=100,
 )
-"""What the fusion students of these tables have in common: the cache of the dual students, without families of scenes, and 3 layers."""
+"""What the fusion students of these tables have in common: the cache of the dual students, without families of scenes,
+and 3 layers."""
 SMALL_DUAL, SMALL_FUSION = ("InfoNCE + margin-MSE", "KL", "DCD, lists"), ("ground truth (BCE)", "KL", "DCD")
 
 
 def scenes() -> list[Step]:
     """1,024 scenes to train on, and 500 new scenes (100 for fusion students) to report on."""
-    return [*_scenes_teacher(), *(step for seed in SEEDS for step in _scenes_students(seed, SCENES_DUAL_LOSSES, SCENES_FUSION_LOSSES))]
+    return [
+        *_scenes_teacher(),
+        *(step for seed in SEEDS for step in _scenes_students(seed, SCENES_DUAL_LOSSES, SCENES_FUSION_LOSSES)),
+    ]
 
 
 def small() -> list[Step]:
@@ -69,14 +74,39 @@ def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Itera
     own = (*SCENES, *sets(seed=seed))
     table = "Dual students, 1,024 scenes"
     alone = Step(f"runs/alone-{seed}", "distill", ("demo-dual-alone", *own), ("data",), table, ALONE, "", SCENES)
-    truth = ("demo-dual-alone", *own, *sets(loss__terms="{ground-truth=1.0}", batch__size=24, batch__random_negatives=7))
-    steps = [alone, Step(f"runs/truth-{seed}", "distill", truth, ("data",), table, "ground truth (BCE), no teacher, lists", ALONE, SCENES)]
+    truth = (
+        "demo-dual-alone",
+        *own,
+        *sets(loss__terms="{ground-truth=1.0}", batch__size=24, batch__random_negatives=7),
+    )
+    steps = [
+        alone,
+        Step(
+            f"runs/truth-{seed}",
+            "distill",
+            truth,
+            ("data",),
+            table,
+            "ground truth (BCE), no teacher, lists",
+            ALONE,
+            SCENES,
+        ),
+    ]
     for index, label in enumerate(dual_losses):
         words = ("demo-dual", "--cache", SCENES_CACHE, *own, *SCENES_DUAL_LOSSES[label])
         steps.append(Step(f"runs/dual{index}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))
     table, base = "Fusion students, 6 layers to 3, 1,024 scenes", next(iter(SCENES_FUSION_LOSSES))
     for index, label in enumerate(fusion_losses):
-        words = ("demo-fusion", "--teacher", "scenes-vilt", "--cache", SCENES_CACHE, *own, *SCENES_FUSION, *SCENES_FUSION_LOSSES[label])
+        words = (
+            "demo-fusion",
+            "--teacher",
+            "scenes-vilt",
+            "--cache",
+            SCENES_CACHE,
+            *own,
+            *SCENES_FUSION,
+            *SCENES_FUSION_LOSSES[label],
+        )
         measure = (*SCENES, "--max-images", "100")
         steps.append(Step(f"runs/fusion{index}-{seed}", "distill", words, (SCENES_CACHE,), table, label, base, measure))
     return steps

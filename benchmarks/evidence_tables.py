@@ -1,6 +1,8 @@
-"""Tables and plots of a plan's runs: means over seeds, spreads and paired bootstraps, from the small files under docs/results.
+"""Tables and plots of a plan's runs: means over seeds, spreads and paired bootstraps, from the small files under
+docs/results.
 
-The ranks of every query are too large to store there. While they are in the work folder, their comparisons are written to comparisons.json.
+The ranks of every query are too large to store there. While they are in the work folder, their comparisons are written
+to comparisons.json.
 """
 
 from __future__ import annotations
@@ -23,14 +25,28 @@ from dcdctl.core.evaluation import significance
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-HEADS = ("", "text R@1/5/10", "image R@1/5/10", "RSUM of each seed", "mean", "against the base, 95 % interval", "p", "training")
+HEADS = (
+    "",
+    "text R@1/5/10",
+    "image R@1/5/10",
+    "RSUM of each seed",
+    "mean",
+    "against the base, 95 % interval",
+    "p",
+    "training",
+)
 
 
-def write(steps: Iterable[Step], work: Path, results: Path, parts_of: Mapping[str, Mapping[str, tuple[str, str]]] | None = None) -> str:
+def write(
+    steps: Iterable[Step],
+    work: Path,
+    results: Path,
+    parts_of: Mapping[str, Mapping[str, tuple[str, str]]] | None = None,
+) -> str:
     """Write comparisons.json, tables.md and cost.png, and return the tables.
 
-    `parts_of` names, for tables, differences of two rows; they become a table of their own. In a plan with such parts, the intervals cover
-    the seeds of rows with two runs or more (`dcdctl compare --draw-seeds`).
+    `parts_of` names, for tables, differences of two rows; they become a table of their own. In a plan with such parts,
+    the intervals cover the seeds of rows with two runs or more (`dcdctl compare --draw-seeds`).
     """
     groups = _groups([step for step in steps if step.table and (results / _short(step) / "result.json").exists()])
     parts_of = parts_of or {}
@@ -39,7 +55,11 @@ def write(steps: Iterable[Step], work: Path, results: Path, parts_of: Mapping[st
     compared = _compared(pairs, groups, work, results, draw_seeds=bool(parts_of))
     parts = []
     for table in dict.fromkeys(table for table, _ in groups):
-        rows = [_row(members, compared.get(f"{table} / {label}"), results) for (title, label), members in groups.items() if title == table]
+        rows = [
+            _row(members, compared.get(f"{table} / {label}"), results)
+            for (title, label), members in groups.items()
+            if title == table
+        ]
         rule = ["---" for _ in HEADS]
         lines = ["| " + " | ".join(cells) + " |" for cells in (HEADS, rule, *rows)]
         parts.append(f"### {table}\n\n" + "\n".join(lines) + "\n")
@@ -61,7 +81,12 @@ def _groups(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
 
 
 def _compared(
-    pairs: Mapping[str, tuple[str, str, str]], groups: dict[tuple[str, str], list[Step]], work: Path, results: Path, *, draw_seeds: bool
+    pairs: Mapping[str, tuple[str, str, str]],
+    groups: dict[tuple[str, str], list[Step]],
+    work: Path,
+    results: Path,
+    *,
+    draw_seeds: bool,
 ) -> dict[str, Any]:
     """The differences of pairs of rows, each a table, a label and the label of its base, by name.
 
@@ -72,7 +97,12 @@ def _compared(
     for name, (table, label, base_label) in pairs.items():
         members, base = groups.get((table, label), []), groups.get((table, base_label), [])
         files = [[work / step.out / "ranks.parquet" for step in steps] for steps in (members, base)]
-        if not members or not base or base_label == label or not all(file.exists() for paths in files for file in paths):
+        if (
+            not members
+            or not base
+            or base_label == label
+            or not all(file.exists() for paths in files for file in paths)
+        ):
             continue
         tables = [[evaluation_files.read_ranks(file) for file in paths] for paths in files]
         draws_seeds = draw_seeds and min(map(len, tables)) >= significance.MIN_DRAWN_SEEDS
@@ -101,14 +131,23 @@ def _difference(compared: dict[str, Any] | None) -> str:
 def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
     evaluated = [_read(results / _short(step) / "result.json") for step in members]
     recalls = [
-        "/".join(f"{mean(each[direction.key][k] for each in evaluated):.1f}" for k in ("R@1", "R@5", "R@10")) for direction in Direction
+        "/".join(f"{mean(each[direction.key][k] for each in evaluated):.1f}" for k in ("R@1", "R@5", "R@10"))
+        for direction in Direction
     ]
     sums = [each["rsum"] for each in evaluated]
     spread = f" ± {stdev(sums):.1f}" if len(sums) > 1 else ""
     difference, p_value = _difference(compared), "" if compared is None else f"{compared['p_value']:.4f}"
     seconds = training_seconds(members, results)
     cost = "" if seconds is None else f"{seconds:,.0f} s"
-    return [members[0].label, *recalls, ", ".join(f"{each:.1f}" for each in sums), f"{mean(sums):.1f}{spread}", difference, p_value, cost]
+    return [
+        members[0].label,
+        *recalls,
+        ", ".join(f"{each:.1f}" for each in sums),
+        f"{mean(sums):.1f}{spread}",
+        difference,
+        p_value,
+        cost,
+    ]
 
 
 def training_seconds(members: list[Step], results: Path) -> float | None:
@@ -130,7 +169,10 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
     for panel, table in zip(panels.flat, tables, strict=False):
         rows = [(label, members) for (title, label), members in groups.items() if title == table]
         for index, (label, members) in enumerate(rows):
-            points = [(training_seconds([step], results), _read(results / _short(step) / "result.json")["rsum"]) for step in members]
+            points = [
+                (training_seconds([step], results), _read(results / _short(step) / "result.json")["rsum"])
+                for step in members
+            ]
             known = [(seconds, rsum) for seconds, rsum in points if seconds is not None]
             if known:
                 style = {"color": plt.get_cmap("tab20")(index % 20), "marker": "osD^vPX*<>"[index % 10]}

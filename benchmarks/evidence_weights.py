@@ -1,7 +1,8 @@
 """The plan `weights`: does it matter in groups of how many lists DCD's weights are normalized (`loss.weight_group`)?
 
-All students are those of recipe photos-fusion and differ only in their loss. As in the released code they see images against captions.
-At batch 32 they take the recipe's 250 steps; at batch 256 they take 60, which are twice as many lists.
+All students are those of recipe photos-fusion and differ only in their loss. As in the released code they see images
+against captions. At batch 32 they take the recipe's 250 steps; at batch 256 they take 60, which are twice as many
+lists.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ STEPS = {32: 250, 256: 60}
 TABLE = "Fusion students, images against captions, batch {}"
 LOSSES = {"dcd": "DCD", "dcd-released": "DCD as released"}
 ROWS = (("dcd", ("none", 8), (256, 32)), ("dcd-released", ("none", 8), (256,)), ("dcd", (4,), (256,)))
-"""Losses, the groups of their weights, and batch sizes. All seeds of an entry come before the next, so a killed plan has whole rows."""
+"""Losses, the groups of their weights, and batch sizes. All seeds of an entry come before the next, so a killed plan
+has whole rows."""
 DIRECTION = '["text"]'
 CANDIDATES = sets(candidates__kind="random", candidates__per_query=30, candidates__directions=DIRECTION)
 """An image has 30 captions, of which 15 are drawn; in this training it comes up once to three times."""
@@ -56,6 +58,17 @@ def _student(loss: str, group: int | str, size: int, seed: int, first: str, teac
         *sets(seed=seed, batch__size=size, batch__directions=DIRECTION, optimizer__steps=STEPS[size]),
         *sets(loss__terms=f"{{{loss}=1.0}}", loss__weight_group=group),
     )
-    words = ("photos-fusion", "--data", "data", *FEATURES, "--teacher", teacher, "--cache", CACHE, *CANDIDATES, *changes)
+    words = (
+        "photos-fusion",
+        "--data",
+        "data",
+        *FEATURES,
+        "--teacher",
+        teacher,
+        "--cache",
+        CACHE,
+        *CANDIDATES,
+        *changes,
+    )
     row = (TABLE.format(size), label(loss, group), label("dcd", "none"), VAL, first)
     return Step(f"runs/{loss}-{group}-{size}-{seed}", "distill", words, (CACHE,), *row)

@@ -2,10 +2,11 @@
 
     python benchmarks/first_answer.py INDEX --processes 5
 
-Each process imports, opens, loads and answers twice, like the command, and reports wall-clock and processor milliseconds of each part.
-Processes take turns: one reads texts with the text side of the index and ONNX Runtime, as the command does, the next with the model and
-torch, as for an index without a text side. The files are in the system's cache. Processor time is the sum over all threads and hardly grows
-when other work runs beside. The numbers are medians over the processes. Ends with one JSON line.
+Each process imports, opens, loads and answers twice, like the command, and reports wall-clock and processor
+milliseconds of each part. Processes take turns: one reads texts with the text side of the index and ONNX Runtime, as
+the command does, the next with the model and torch, as for an index without a text side. The files are in the system's
+cache. Processor time is the sum over all threads and hardly grows when other work runs beside. The numbers are medians
+over the processes. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -47,17 +48,25 @@ def main() -> None:
     for _ in range(arguments.processes):
         for way in results:
             results[way].append(_run(arguments.index, arguments.text, way))
-    found = {way: {name: _median(results[way], [name]) for name in PARTS} | {"first": _median(results[way], FIRST)} for way in results}
+    found = {
+        way: {name: _median(results[way], [name]) for name in PARTS} | {"first": _median(results[way], FIRST)}
+        for way in results
+    }
     for name, label in {**PARTS, "first": "all until the first answer"}.items():
         times = "".join(f"{found[way][name][kind]:>10,.0f}" for way in results for kind in ("wall_ms", "processor_ms"))
         sys.stdout.write(f"{label:<58}{times}\n")
     ratio = {kind: found["torch"]["first"][kind] / found["onnx"]["first"][kind] for kind in ("wall_ms", "processor_ms")}
     sys.stdout.write("columns: wall-clock and processor ms with ONNX Runtime, the same with torch\n")
-    sys.stdout.write(json.dumps({"processes": arguments.processes, "cpus": os.cpu_count(), "ratio": ratio, **found}) + "\n")
+    sys.stdout.write(
+        json.dumps({"processes": arguments.processes, "cpus": os.cpu_count(), "ratio": ratio, **found}) + "\n"
+    )
 
 
 def _median(processes: list[dict[str, dict[str, float]]], parts: Sequence[str]) -> dict[str, float]:
-    return {kind: median(sum(process[part][kind] for part in parts) for process in processes) for kind in ("wall_ms", "processor_ms")}
+    return {
+        kind: median(sum(process[part][kind] for part in parts) for process in processes)
+        for kind in ("wall_ms", "processor_ms")
+    }
 
 
 def _run(index: Path, text: str, way: str) -> dict[str, dict[str, float]]:
@@ -67,14 +76,18 @@ def _run(index: Path, text: str, way: str) -> dict[str, dict[str, float]]:
 
 
 def _answer(index: str, text: str, way: str, started_at: float) -> None:
-    """Measure one process and print its parts as JSON. The imports are part of the measurement, so they are not at the top of the file."""
+    """Measure one process and print its parts as JSON. The imports are part of the measurement, so they are not at the
+    top of the file."""
     parts = {"python": {"wall_ms": 1000 * (_STARTED - started_at), "processor_ms": 1000 * _PROCESSOR}}
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
         wall, processor = time.perf_counter(), time.process_time()
         yield
-        parts[name] = {"wall_ms": 1000 * (time.perf_counter() - wall), "processor_ms": 1000 * (time.process_time() - processor)}
+        parts[name] = {
+            "wall_ms": 1000 * (time.perf_counter() - wall),
+            "processor_ms": 1000 * (time.process_time() - processor),
+        }
 
     with part("commands"):
         import dcdctl.cli.app  # noqa: F401

@@ -2,9 +2,9 @@
 
     python benchmarks/flops.py [--captions 64] [--text-len 16] [--models meter-6 meter-3 blip-base ...]
 
-Random weights, one image against N captions. Plain: one pair from its pixels and 40 padded tokens, as in the released code. Factorized:
-the image once, each caption once and unpadded, then every pair; the count is per pair. A multiply-add is two operations. Ends with one
-JSON line.
+Random weights, one image against N captions. Plain: one pair from its pixels and 40 padded tokens, as in the released
+code. Factorized: the image once, each caption once and unpadded, then every pair; the count is per pair. A multiply-add
+is two operations. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main() -> None:
     results = {}
     for name in options.models:
         results[name] = count(name, options.captions, options.text_len)
-        sys.stdout.write(f"{name}: {', '.join(f'{part} {value:.1f} G' for part, value in results[name].items())} multiply-adds\n")
+        sys.stdout.write(
+            f"{name}: {', '.join(f'{part} {value:.1f} G' for part, value in results[name].items())} multiply-adds\n"
+        )
         sys.stdout.flush()
     setting = {"captions": options.captions, "text_len": options.text_len, "torch": torch.__version__}
     sys.stdout.write(json.dumps({**setting, "giga_multiply_adds": results}) + "\n")

@@ -1,12 +1,17 @@
-"""What a GPU computes and how fast: one command for a machine with a GPU, which ends with one JSON file and one Markdown table.
+"""What a GPU computes and how fast: one command for a machine with a GPU, which ends with one JSON file and one
+Markdown table.
 
     python benchmarks/gpu.py --out DIR [--device auto] [--size full] [--parts parity memory cache ...]
 
-ViLT, METER and CLIP with random weights, of the sizes of the papers (`full`) or tiny (`toy`), on the built-in scenes. No download.
+ViLT, METER and CLIP with random weights, of the sizes of the papers (`full`) or tiny (`toy`), on the built-in scenes.
+No download.
 
-- parity: scores of the same pairs on the CPU and on the device, in float32 and bfloat16; differences relative to max(1, |score|).
-- memory: a batch that is too large for the memory is halved, and the scores stay the same; the most memory. A CPU halves nothing.
-- cache: pairs per second of `cache-teacher`, by precision and batch size, and a check of the cache by the CPU, as `--verify` does it.
+- parity: scores of the same pairs on the CPU and on the device, in float32 and bfloat16; differences relative to
+  max(1, |score|).
+- memory: a batch that is too large for the memory is halved, and the scores stay the same; the most memory. A CPU
+  halves nothing.
+- cache: pairs per second of `cache-teacher`, by precision and batch size, and a check of the cache by the CPU, as
+  `--verify` does it.
 - distill: seconds per step, by precision.
 - resume: a run that is stopped at a checkpoint and resumed, against one that is not stopped.
 - processes: the loss of a step by two processes with NCCL, against one. Needs two GPUs, or --gloo.
@@ -81,7 +86,17 @@ class Size:
 
 SIZES = {
     "toy": Size(
-        width=16, layers=2, heads=2, side_px=32, patch_px=16, images=16, pairs=24, batch=4, steps=4, batch_sizes=(8,), fusion_layers=2
+        width=16,
+        layers=2,
+        heads=2,
+        side_px=32,
+        patch_px=16,
+        images=16,
+        pairs=24,
+        batch=4,
+        steps=4,
+        batch_sizes=(8,),
+        fusion_layers=2,
     ),
     "full": Size(
         width=768,
@@ -142,7 +157,11 @@ class Machine:
 
     @cached_property
     def captions(self) -> list[str]:
-        return [statement.text for item in islice(describe_scenes(0, "train"), self.size.images) for statement in item.statements]
+        return [
+            statement.text
+            for item in islice(describe_scenes(0, "train"), self.size.images)
+            for statement in item.statements
+        ]
 
     @cached_property
     def data(self) -> Path:
@@ -167,17 +186,32 @@ class Machine:
         }
         own = {"model.layers": [0, size.fusion_layers - 1 if name == "meter" else size.layers - 1]}
         if name == "clip":
-            own = {"model.kind": "dual", "model.layers": [], "model.start": self.model("clip"), "loss.terms": "{ infonce = 1.0, kl = 1.0 }"}
-        return [f"{key}={value if key == 'loss.terms' else json.dumps(value)}" for key, value in {**shared, **own}.items()]
+            own = {
+                "model.kind": "dual",
+                "model.layers": [],
+                "model.start": self.model("clip"),
+                "loss.terms": "{ infonce = 1.0, kl = 1.0 }",
+            }
+        return [
+            f"{key}={value if key == 'loss.terms' else json.dumps(value)}" for key, value in {**shared, **own}.items()
+        ]
 
-    def cache(self, name: str, precision: str = "fp32", batch_size: int | None = None, *, repeat: bool = False) -> tuple[Any, float]:
+    def cache(
+        self, name: str, precision: str = "fp32", batch_size: int | None = None, *, repeat: bool = False
+    ) -> tuple[Any, float]:
         """The scores of a teacher for its student's candidates, and the seconds that it took."""
         out = self.out / "cache" / f"{name}-{precision}-{batch_size or 'default'}"
         if repeat:
             shutil.rmtree(out, ignore_errors=True)
         started = time.perf_counter()
         cache = dcdctl.cache_teacher(
-            self.model(name), self.data, out, recipe=self.recipe(name), batch_size=batch_size, device=str(self.device), precision=precision
+            self.model(name),
+            self.data,
+            out,
+            recipe=self.recipe(name),
+            batch_size=batch_size,
+            device=str(self.device),
+            precision=precision,
         )
         return cache, time.perf_counter() - started
 
@@ -205,9 +239,17 @@ def make_vilt(folder: Path, captions: list[str], size: Size) -> None:
 def make_meter(folder: Path, captions: list[str], size: Size) -> None:
     """METER's fusion of 6 layers over a ViT-B/16 and a RoBERTa-base at full size."""
     tokenizer = models.word_piece(captions, 200)
-    shape: dict[str, Any] = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}
-    vision = CLIPVisionConfig(**shape, num_hidden_layers=size.layers, image_size=size.side_px, patch_size=size.patch_px // 2)
-    text = RobertaConfig(**shape, num_hidden_layers=size.layers, vocab_size=len(tokenizer), max_position_embeddings=64, type_vocab_size=1)
+    shape: dict[str, Any] = {
+        "hidden_size": size.width,
+        "intermediate_size": 4 * size.width,
+        "num_attention_heads": size.heads,
+    }
+    vision = CLIPVisionConfig(
+        **shape, num_hidden_layers=size.layers, image_size=size.side_px, patch_size=size.patch_px // 2
+    )
+    text = RobertaConfig(
+        **shape, num_hidden_layers=size.layers, vocab_size=len(tokenizer), max_position_embeddings=64, type_vocab_size=1
+    )
     fusion = models.FusionSize(hidden_size=size.width, num_layers=size.fusion_layers, num_heads=size.heads, dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -226,8 +268,18 @@ def save_widened(scorer: Any, folder: Path) -> None:
 def make_clip(folder: Path, captions: list[str], size: Size) -> None:
     """CLIP ViT-B/32 at full size."""
     tokenizer = models.word_piece(captions, 200)
-    shape: dict[str, Any] = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    shape: dict[str, Any] = {
+        "hidden_size": size.width,
+        "intermediate_size": 4 * size.width,
+        "num_attention_heads": size.heads,
+    }
+    words = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 40,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
     vision = {**shape, "num_hidden_layers": size.layers, "image_size": size.side_px, "patch_size": size.patch_px}
     text = {**shape, "num_hidden_layers": size.layers, **words}
     with torch.random.fork_rng(devices=[]):
@@ -265,7 +317,15 @@ def parity(machine: Machine) -> Iterator[Row]:
             error = relative(score_pairs(scorer, source, *pairs, compute=compute), expected)
             limit = TOLERANCES[compute.precision]
             what = f"{precision} on {machine.device.type} against fp32 on the CPU"
-            yield Row(part="parity", model=name, what=what, value=error, unit="relative", holds=error <= limit, note=f"at most {limit}")
+            yield Row(
+                part="parity",
+                model=name,
+                what=what,
+                value=error,
+                unit="relative",
+                holds=error <= limit,
+                note=f"at most {limit}",
+            )
 
 
 def memory(machine: Machine) -> Iterator[Row]:
@@ -281,7 +341,9 @@ def memory(machine: Machine) -> Iterator[Row]:
         found, whole_mib = with_peak(machine, lambda: score_pairs(scorer, source, *pairs, compute=whole))
     error = relative(found, expected)
     what = f"{len(pairs[0]):,} pairs as one batch{', halved until they fit' if machine.is_gpu else ''}"
-    yield Row(part="memory", model="vilt", what=what, value=error, unit="relative", holds=error <= TOLERANCES["float32"])
+    yield Row(
+        part="memory", model="vilt", what=what, value=error, unit="relative", holds=error <= TOLERANCES["float32"]
+    )
     for size, mib in ((small.batch_size, small_mib), (whole.batch_size, whole_mib)):
         yield Row(part="memory", model="vilt", what=f"peak memory, --batch-size {size}", value=mib, unit="MiB")
 
@@ -299,7 +361,8 @@ def limited_memory(machine: Machine) -> Iterator[None]:
 
 
 def with_peak(machine: Machine, work: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of the work, and the most memory meanwhile in MiB: allocated on the GPU, or resident in this process."""
+    """The result of the work, and the most memory meanwhile in MiB: allocated on the GPU, or resident in this
+    process."""
     if machine.is_gpu:
         torch.cuda.reset_peak_memory_stats(machine.device)
         result = work()
@@ -315,7 +378,13 @@ def cache(machine: Machine) -> Iterator[Row]:
         machine.cache(name, repeat=True)  # the first pass loads libraries and selects kernels
         for precision in machine.precisions:
             made, seconds = machine.cache(name, precision, repeat=True)
-            yield Row(part="cache", model=name, what=f"cache-teacher, {precision}", value=made.num_pairs / seconds, unit="pairs/s")
+            yield Row(
+                part="cache",
+                model=name,
+                what=f"cache-teacher, {precision}",
+                value=made.num_pairs / seconds,
+                unit="pairs/s",
+            )
         for batch_size in machine.size.batch_sizes if name != "clip" else ():
             made, seconds = machine.cache(name, "fp32", batch_size, repeat=True)
             what = f"cache-teacher, fp32, --batch-size {batch_size}"
@@ -343,7 +412,9 @@ def distill(machine: Machine) -> Iterator[Row]:
         for precision in machine.precisions:
             run = train(machine, name, f"{name}-{precision}", precision=precision)
             # The first lines warm up.
-            seconds = statistics.median([line["seconds"] for line in run.metrics()][1:] or [run.metrics()[0]["seconds"]])
+            seconds = statistics.median(
+                [line["seconds"] for line in run.metrics()][1:] or [run.metrics()[0]["seconds"]]
+            )
             what = f"distill, batch {machine.size.batch}, {precision}"
             yield Row(part="distill", model=name, what=what, value=1000 * seconds, unit="ms/step")
 
@@ -370,7 +441,15 @@ def resume(machine: Machine) -> Iterator[Row]:
         # Sums on a GPU depend on the order of its threads.
         limit = 1e-3 if machine.is_gpu else 0.0
         what = "largest difference of a weight after a stop and --resume"
-        yield Row(part="resume", model=name, what=what, value=error, unit="absolute", holds=error <= limit, note=f"at most {limit:g}")
+        yield Row(
+            part="resume",
+            model=name,
+            what=what,
+            value=error,
+            unit="absolute",
+            holds=error <= limit,
+            note=f"at most {limit:g}",
+        )
 
 
 def processes(machine: Machine) -> Iterator[Row]:
@@ -381,16 +460,37 @@ def processes(machine: Machine) -> Iterator[Row]:
     for count in (1, 2):
         out = machine.out / "runs" / f"processes-{count}"
         shutil.rmtree(out, ignore_errors=True)
-        words = ["distill", RECIPE, "--data", machine.data, "--cache", machine.finished_cache("clip"), "--out", out, "--precision", "fp32"]
+        words = [
+            "distill",
+            RECIPE,
+            "--data",
+            machine.data,
+            "--cache",
+            machine.finished_cache("clip"),
+            "--out",
+            out,
+            "--precision",
+            "fp32",
+        ]
         words += [word for each in machine.sets("clip") for word in ("--set", each)]
         words += ["--device", "cuda" if machine.is_gpu else "cpu"]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
         command = [sys.executable, *launcher, "-m", "dcdctl", *words]
         subprocess.run([str(word) for word in command], check=True, env=dict(os.environ), stdout=subprocess.DEVNULL)
-        losses.append([line["loss"] for line in map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())])
+        losses.append(
+            [line["loss"] for line in map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())]
+        )
     error = relative(np.array(losses[1]), np.array(losses[0]))
     what = f"losses of two processes ({'NCCL' if machine.is_gpu else 'gloo'}) against one"
-    yield Row(part="processes", model="clip", what=what, value=error, unit="relative", holds=error <= 1e-3, note="at most 0.001")
+    yield Row(
+        part="processes",
+        model="clip",
+        what=what,
+        value=error,
+        unit="relative",
+        holds=error <= 1e-3,
+        note="at most 0.001",
+    )
 
 
 @torch.inference_mode()
@@ -402,7 +502,11 @@ def compile_towers(machine: Machine) -> Iterator[Row]:
     plain, compiled = Compute(device=machine.device), Compute(device=machine.device, compile=True)
     for name in ("clip", "meter"):
         model = models.load(machine.model(name)).to(machine.device)
-        batch = CorpusSource(corpus, model.preprocess).images(range(min(corpus.num_images, COMPILED_BATCH))).to(machine.device)
+        batch = (
+            CorpusSource(corpus, model.preprocess)
+            .images(range(min(corpus.num_images, COMPILED_BATCH)))
+            .to(machine.device)
+        )
 
         def encode(compute: Compute, model: Any = model, batch: Any = batch) -> Any:
             with compute.forward_pass():
@@ -412,10 +516,21 @@ def compile_towers(machine: Machine) -> Iterator[Row]:
         # An error if the compiled tower differs by more than rounding.
         found = encode(compiled)
         devices.synchronize(machine.device)
-        yield Row(part="compile", model=name, what="image tower: first call", value=time.perf_counter() - started, unit="s")
+        yield Row(
+            part="compile", model=name, what="image tower: first call", value=time.perf_counter() - started, unit="s"
+        )
         error = float((found - encode(plain)).abs().max())
-        yield Row(part="compile", model=name, what="image tower: largest difference", value=error, unit="", holds=error <= 1e-3)
-        plain_s, compiled_s = (median_seconds(partial(encode, compute), machine.device) for compute in (plain, compiled))
+        yield Row(
+            part="compile",
+            model=name,
+            what="image tower: largest difference",
+            value=error,
+            unit="",
+            holds=error <= 1e-3,
+        )
+        plain_s, compiled_s = (
+            median_seconds(partial(encode, compute), machine.device) for compute in (plain, compiled)
+        )
         yield Row(part="compile", model=name, what="image tower: speed-up", value=plain_s / compiled_s, unit="times")
 
 
@@ -437,16 +552,38 @@ def evaluate(machine: Machine) -> Iterator[Row]:
             started = time.perf_counter()
             found = dcdctl.evaluate(machine.model(name), machine.data, device=str(machine.device), precision=precision)
             seconds = time.perf_counter() - started
-            yield Row(part="eval", model=name, what=f"eval, {precision}", value=seconds, unit="s", note=f"RSUM {found.rsum:.1f}")
+            yield Row(
+                part="eval",
+                model=name,
+                what=f"eval, {precision}",
+                value=seconds,
+                unit="s",
+                note=f"RSUM {found.rsum:.1f}",
+            )
 
 
 def bench(machine: Machine) -> Iterator[Row]:
     is_toy = machine.size is SIZES["toy"]
-    settings = {"num_images": 8, "batch_size": 8, "batch_sizes": (8,), "budget_s": 0.05, "gallery_sizes": (10,), "reference_gallery": 10}
+    settings = {
+        "num_images": 8,
+        "batch_size": 8,
+        "batch_sizes": (8,),
+        "budget_s": 0.05,
+        "gallery_sizes": (10,),
+        "reference_gallery": 10,
+    }
     config = BenchConfig(num_fresh_processes=0, is_onnx_timed=False, **(settings if is_toy else {}))
-    found = dcdctl.bench(machine.model("clip"), machine.model("vilt"), machine.data, config=config, device=str(machine.device))
+    found = dcdctl.bench(
+        machine.model("clip"), machine.model("vilt"), machine.data, config=config, device=str(machine.device)
+    )
     for speed_up in found.speed_ups:
-        yield Row(part="bench", model="clip", what=f"speed-up against vilt: {speed_up.label}", value=speed_up.ratio, unit="times")
+        yield Row(
+            part="bench",
+            model="clip",
+            what=f"speed-up against vilt: {speed_up.label}",
+            value=speed_up.ratio,
+            unit="times",
+        )
 
 
 PARTS: dict[str, Callable[[Machine], Iterator[Row]]] = {
@@ -469,11 +606,17 @@ def skipped(part: str, reason: str) -> Row:
 def table(document: dict[str, Any]) -> str:
     """The rows as Markdown, under a line that names the machine."""
     machine = document["machine"]
-    lines = [f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, CUDA {machine['cuda']}, size {document['size']}", ""]
+    lines = [
+        f"{machine['device']}, {machine['cpu']}, torch {machine['torch']}, CUDA {machine['cuda']}, size "
+        f"{document['size']}",
+        "",
+    ]
     lines += ["| part | model | what | value | unit | check |", "|---|---|---|---|---|---|"]
     for row in document["rows"]:
         value = "" if row["value"] is None else f"{row['value']:.3g}"
-        check = {None: row["note"], True: f"holds {row['note']}".strip(), False: f"FAILS {row['note']}".strip()}[row["holds"]]
+        check = {None: row["note"], True: f"holds {row['note']}".strip(), False: f"FAILS {row['note']}".strip()}[
+            row["holds"]
+        ]
         lines.append(f"| {row['part']} | {row['model']} | {row['what']} | {value} | {row['unit']} | {check} |")
     return "\n".join(lines) + "\n"
 
@@ -481,12 +624,16 @@ def table(document: dict[str, Any]) -> str:
 def main(words: list[str] | None = None) -> int:
     """Run the parts one after another; what one has measured is written before the next one starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the models, caches and runs, and for gpu.json and gpu.md")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the models, caches and runs, and for gpu.json and gpu.md"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--gloo", action="store_true", help="run the part `processes` without GPUs")
-    parser.add_argument("--compile", action="store_true", help="run the part `compile` without a GPU; it needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="run the part `compile` without a GPU; it needs a C++ compiler"
+    )
     options = parser.parse_args(words)
     options.out.mkdir(parents=True, exist_ok=True)
     machine = Machine(options.out, devices.choose(options.device), SIZES[options.size], options.gloo, options.compile)

@@ -3,22 +3,24 @@
     dcdctl index RUN --images data/flickr8k --split val --out val.index
     python benchmarks/hybrid.py val.index
 
-Every caption of the indexed split is a query for its image. It is not among the words of its image: the queries are the first captions of
-all images, then the second ones, and so on, and each time these captions are left out of the words of all images. So every image has its
-other captions, and no image has the query's. The vectors are those of the index, and the ranks and their fusion are computed by the
-functions of `dcdctl search --hybrid`.
+Every caption of the indexed split is a query for its image. It is not among the words of its image: the queries are the
+first captions of all images, then the second ones, and so on, and each time these captions are left out of the words of
+all images. So every image has its other captions, and no image has the query's. The vectors are those of the index, and
+the ranks and their fusion are computed by the functions of `dcdctl search --hybrid`.
 
-The weighted sum is the usual alternative to ranks: weight * cosine + (1 - weight) * BM25, each scaled to 0..1 over the images of a query.
-Its weight has to be chosen. It is the best of 0, 0.1, ..., 1 on the queries of one half of the images, and serves the queries of the other
-half, in turn. Reciprocal rank fusion chooses nothing.
+The weighted sum is the usual alternative to ranks: weight * cosine + (1 - weight) * BM25, each scaled to 0..1 over the
+images of a query. Its weight has to be chosen. It is the best of 0, 0.1, ..., 1 on the queries of one half of the
+images, and serves the queries of the other half, in turn. Reciprocal rank fusion chooses nothing.
 
 What else a skeptic asks:
-    half       the images of one random half have captions, the others only their names: the queries of both halves, and by plain fusion,
+    half       the images of one random half have captions, the others only their names: the queries of both halves,
+        and by plain fusion,
                without the rule for images without captions (`keywords.fuse`)
     one        each image has one other caption
     names      no image has a caption: only the names of the files
 
-Recalls in percent. The intervals are of paired differences to the vectors, by 10,000 bootstrap draws of images. Ends with one JSON line.
+Recalls in percent. The intervals are of paired differences to the vectors, by 10,000 bootstrap draws of images. Ends
+with one JSON line.
 """
 
 from __future__ import annotations
@@ -59,13 +61,17 @@ class Queries:
         corpus = Corpus.open(Path(source["path"]), source["split"])
         images_ID = unit(index.vectors(np.arange(index.num_rows)).astype(np.float64))
         searcher = Searcher.for_index(index, device=devices.choose("cpu"))
-        texts_TD = np.concatenate([searcher.text_vectors(corpus.captions[at : at + 64]) for at in range(0, corpus.num_captions, 64)])
+        texts_TD = np.concatenate(
+            [searcher.text_vectors(corpus.captions[at : at + 64]) for at in range(0, corpus.num_captions, 64)]
+        )
         return Queries(corpus, (unit(texts_TD.astype(np.float64)) @ images_ID.T).astype(np.float32))
 
     @property
     def place_T(self) -> NDArray[np.int64]:
         """The place of each caption among those of its image."""
-        return np.concatenate([np.arange(len(self.corpus.captions_of(image))) for image in range(self.corpus.num_images)])
+        return np.concatenate(
+            [np.arange(len(self.corpus.captions_of(image))) for image in range(self.corpus.num_images)]
+        )
 
 
 def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,7 +79,8 @@ def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def words_without(corpus: Corpus, place: int, kept: Callable[[int, int], bool]) -> list[list[str]]:
-    """The words of each image without its caption at a place, and without those that `kept(image, place)` does not keep."""
+    """The words of each image without its caption at a place, and without those that `kept(image, place)` does not
+    keep."""
 
     def captions(image: int) -> list[str]:
         numbers = enumerate(corpus.captions_of(image))
@@ -121,9 +128,12 @@ def scaled(scores_TI: Floats) -> Floats:
 
 
 def weighted_ranks(queries: Queries, bm25_TI: Floats) -> tuple[NDArray[np.int64], list[float], list[dict[str, float]]]:
-    """The ranks by the weighted sum, the weight that each half of the images chose for the other, and the recalls of every weight."""
+    """The ranks by the weighted sum, the weight that each half of the images chose for the other, and the recalls of
+    every weight."""
     cosines_TI, words_TI = scaled(queries.cosines_TI), scaled(bm25_TI)
-    ranks_WT = np.stack([ranks(queries, lambda text, w=w: by_score(w * cosines_TI[text] + (1 - w) * words_TI[text])) for w in WEIGHTS])
+    ranks_WT = np.stack(
+        [ranks(queries, lambda text, w=w: by_score(w * cosines_TI[text] + (1 - w) * words_TI[text])) for w in WEIGHTS]
+    )
     half_T = halves(queries.corpus)[queries.corpus.caption_image]
     hits_WT = (ranks_WT[:, :, None] <= np.array(KS)).sum(axis=2)
     chosen = [int(hits_WT[:, half_T != half].sum(axis=1).argmax()) for half in (0, 1)]
@@ -139,7 +149,9 @@ def recalls(ranks_T: NDArray[np.int64]) -> dict[str, float]:
     return {f"R@{k}": round(100 * float(np.mean(ranks_T <= k)), 2) for k in KS}
 
 
-def difference(queries: Queries, ours_T: NDArray[np.int64], base_T: NDArray[np.int64], is_used_I: NDArray[np.bool_]) -> dict[str, Any]:
+def difference(
+    queries: Queries, ours_T: NDArray[np.int64], base_T: NDArray[np.int64], is_used_I: NDArray[np.bool_]
+) -> dict[str, Any]:
     """Recalls, and their differences to the base with intervals, for the captions of some images."""
     corpus = queries.corpus
     used_T, new_I = is_used_I[corpus.caption_image], np.cumsum(is_used_I) - 1
@@ -155,7 +167,10 @@ def difference(queries: Queries, ours_T: NDArray[np.int64], base_T: NDArray[np.i
         )
 
     found = compare_ranks([table(ours_T)], [table(base_T)]).difference.image_retrieval
-    bounds = {name: [round(bound, 1) for bound in (one.value, one.interval.low, one.interval.high)] for name, one in found.items()}
+    bounds = {
+        name: [round(bound, 1) for bound in (one.value, one.interval.low, one.interval.high)]
+        for name, one in found.items()
+    }
     return {**recalls(ours_T[used_T]), "difference": bounds}
 
 
@@ -185,7 +200,13 @@ def measure(index: Index) -> dict[str, Any]:
         "names: hybrid": (hybrid_ranks(bm25_of(queries, lambda image, place: False)), everything),
     }
     rows = {name: difference(queries, ranks_T, vectors_T, used) for name, (ranks_T, used) in systems.items()}
-    return {"systems": rows, "weights": weights, "by_weight": by_weight, "images": corpus.num_images, "captions": corpus.num_captions}
+    return {
+        "systems": rows,
+        "weights": weights,
+        "by_weight": by_weight,
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+    }
 
 
 def one_caption(queries: Queries) -> Floats:
@@ -193,7 +214,9 @@ def one_caption(queries: Queries) -> Floats:
     place_T = queries.place_T
     bm25_TI, count = np.empty_like(queries.cosines_TI), int(place_T.max()) + 1
     for place in range(count):
-        words = Keywords.of(words_without(queries.corpus, place, lambda image, at, place=place: at == (place + 1) % count))
+        words = Keywords.of(
+            words_without(queries.corpus, place, lambda image, at, place=place: at == (place + 1) % count)
+        )
         for text in np.flatnonzero(place_T == place).tolist():
             bm25_TI[text] = words.scores(queries.corpus.captions[text])
     return bm25_TI
@@ -202,7 +225,9 @@ def one_caption(queries: Queries) -> Floats:
 def show(rows: dict[str, dict[str, Any]]) -> None:
     """Each system on a line: its recalls, and their differences to the vectors with intervals."""
     for name, row in rows.items():
-        cells = [f"{row[key]:6.2f} ({value:+.1f}: {low} to {high})" for key, (value, low, high) in row["difference"].items()]
+        cells = [
+            f"{row[key]:6.2f} ({value:+.1f}: {low} to {high})" for key, (value, low, high) in row["difference"].items()
+        ]
         sys.stderr.write(f"{name:<36}{'  '.join(cells)}\n")
 
 

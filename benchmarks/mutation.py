@@ -1,16 +1,20 @@
 """Bugs put into the core one at a time: how many does a test notice?
 
-    python benchmarks/mutation.py map --work work/mutation                    which test runs which line: the whole suite once, traced
+    python benchmarks/mutation.py map --work work/mutation                    which test runs which line: the whole
+        suite once, traced
     python benchmarks/mutation.py run --work work/mutation --mutants 300      draw mutants, run the tests of their lines
-    python benchmarks/mutation.py table --work work/mutation                  the score per room, and the mutants that no test noticed
+    python benchmarks/mutation.py table --work work/mutation                  the score per room, and the mutants
+        that no test noticed
 
-It needs the packages of `.[dev]` and coverage (`pip install coverage`), and POSIX: each mutant is tested in a fork of a process that has
-imported torch and transformers. A mutant is one change of one expression or statement, drawn uniformly from all that `mutants_of` lists.
-`run` resumes: each result is a line of WORK/results-SEED.jsonl. Every 25th trial has no mutant, and must pass.
+It needs the packages of `.[dev]` and coverage (`pip install coverage`), and POSIX: each mutant is tested in a fork of a
+process that has imported torch and transformers. A mutant is one change of one expression or statement, drawn uniformly
+from all that `mutants_of` lists. `run` resumes: each result is a line of WORK/results-SEED.jsonl. Every 25th trial has
+no mutant, and must pass.
 
-A mutant is tested by the tests that ran its line, cheapest first, up to `--budget` seconds of their measured time. Lines that run
-at import, or in subprocesses only, are tested by the tests that ran any line of the file, else by the tests of the room.
-`WORK/equivalent.json` may name mutants that cannot change a result, with the reason: {"ID": "reason"}.
+A mutant is tested by the tests that ran its line, cheapest first, up to `--budget` seconds of their measured time.
+Lines that run at import, or in subprocesses only, are tested by the tests that ran any line of the file, else by the
+tests of the room. `WORK/equivalent.json` may name mutants that cannot change a result, with the reason: {"ID":
+"reason"}.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
+    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitOr, ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
     ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 CONTROL_EVERY = 25
@@ -144,7 +149,12 @@ def _changes_here(node: ast.AST) -> Iterator[tuple[Any, str, str]]:
             yield node, "statement", "pass"
         case ast.Return(value=ast.AST() as value):
             yield value, "return", "None"
-        case ast.Call(func=func, args=args, keywords=keywords) if ast.unparse(func) not in ("cast", "TypeVar", "Kind", "dataclass"):
+        case ast.Call(func=func, args=args, keywords=keywords) if ast.unparse(func) not in (
+            "cast",
+            "TypeVar",
+            "Kind",
+            "dataclass",
+        ):
             for keyword in keywords:
                 yield node, "argument", _with(node, keywords=[other for other in keywords if other is not keyword])
             if len(args) > 1 and not any(isinstance(argument, ast.Starred) for argument in args[:2]):
@@ -156,7 +166,8 @@ def _changes_here(node: ast.AST) -> Iterator[tuple[Any, str, str]]:
 def _is_type(node: ast.BinOp) -> bool:
     """Whether `A | B` is a union of types."""
     return isinstance(node.op, ast.BitOr) and all(
-        (isinstance(side, ast.Name) and (side.id[0].isupper() or side.id in ("int", "float", "str", "bool", "list", "dict", "tuple")))
+        (isinstance(side, ast.Name) and (side.id[0].isupper() or side.id in ("int", "float", "str", "bool", "list",
+        "dict", "tuple")))
         or (isinstance(side, ast.Constant) and side.value is None)
         or isinstance(side, ast.BinOp | ast.Attribute)
         for side in (node.left, node.right)
@@ -217,7 +228,10 @@ def map_lines(work: Path, selection: list[str]) -> None:
     document = {
         "failed": sorted(failed),
         "tests": [[test, round(seconds[test], 3)] for test in tests],
-        "lines": {file: {line: [number[test] for test in found] for line, found in by_line.items()} for file, by_line in lines.items()},
+        "lines": {
+            file: {line: [number[test] for test in found] for line, found in by_line.items()}
+            for file, by_line in lines.items()
+        },
     }
     (work / "map.json").write_text(json.dumps(document))
     say(f"{len(tests)} tests, {sum(seconds.values()):.0f} s; {len(failed)} failed, and are never run for a mutant")
@@ -235,17 +249,24 @@ class LineMap:
             file = test.partition("::")[0]
             self._longest[file] = max(self._longest[file], seconds)
         self.seconds = [seconds for _, seconds in document["tests"]]
-        self.lines = {file: {int(line): tests for line, tests in by_line.items()} for file, by_line in document["lines"].items()}
+        self.lines = {
+            file: {int(line): tests for line, tests in by_line.items()} for file, by_line in document["lines"].items()
+        }
 
     def setup(self, i: int) -> float:
-        """Seconds that a shared fixture of the test's file may take, which were charged to the first test that used it."""
+        """Seconds that a shared fixture of the test's file may take, which were charged to the first test that used
+        it."""
         return self._longest[self.tests[i].partition("::")[0]]
 
     def select(self, mutant: Mutant, budget: float) -> tuple[list[str], int]:
         """The tests to run, and the number of candidates."""
         by_line = self.lines.get(mutant.file, {})
         numbers = by_line.get(mutant.line) or sorted({test for tests in by_line.values() for test in tests})
-        numbers = numbers or [i for i, test in enumerate(self.tests) if test.startswith(f"tests/{mutant.room}/")] or range(len(self.tests))
+        numbers = (
+            numbers
+            or [i for i, test in enumerate(self.tests) if test.startswith(f"tests/{mutant.room}/")]
+            or range(len(self.tests))
+        )
         numbers = [i for i in numbers if self.tests[i] not in self.failed]
         stem = Path(mutant.file).stem
 
@@ -321,7 +342,9 @@ def _record(trial: Trial, results: Path) -> None:
 class Trial:
     """The tests of a mutant in a forked process, in a copy of the checkout; without a mutant it is a control."""
 
-    def __init__(self, mutant: Mutant | None, copy: Path, line_map: LineMap, drawn: list[Mutant], budget: float) -> None:
+    def __init__(
+        self, mutant: Mutant | None, copy: Path, line_map: LineMap, drawn: list[Mutant], budget: float
+    ) -> None:
         self.mutant, self.copy, self.log = mutant, copy, copy.parent / f"{mutant.id if mutant else 'control'}.log"
         self.tests, self.candidates = line_map.select(mutant or random.choice(drawn), budget)
         self.begin, self.outcome = time.monotonic(), ""
@@ -400,7 +423,9 @@ def _write(copy: Path, mutant: Mutant, *, mutated: bool) -> None:
 
 def _copy_checkout(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in filter(None, names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -444,7 +469,9 @@ def table(work: Path) -> None:
     for row, count in counts.items():
         noticed = count["caught"] + count["timeout"]
         score = noticed / max(1, noticed + count["survived"])
-        say(f"{row:24}{count.total():8}{count['caught']:8}{count['timeout']:8}{count['survived']:9}{count['equivalent']:11}{score:8.1%}")
+        say(
+            f"{row:24}{count.total():8}{count['caught']:8}{count['timeout']:8}{count['survived']:9}{count['equivalent']:11}{score:8.1%}"
+        )
 
 
 def main() -> None:
@@ -463,7 +490,14 @@ def main() -> None:
     if arguments.action == "map":
         map_lines(arguments.work, arguments.tests)
     elif arguments.action == "run":
-        run(arguments.work.resolve(), arguments.seed, arguments.mutants, arguments.budget, arguments.processes, set(arguments.only))
+        run(
+            arguments.work.resolve(),
+            arguments.seed,
+            arguments.mutants,
+            arguments.budget,
+            arguments.processes,
+            set(arguments.only),
+        )
     else:
         table(arguments.work)
 

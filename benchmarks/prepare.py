@@ -1,14 +1,16 @@
 """Rate and memory of `dcdctl prepare`, and the time to read a random image back.
 
-    python benchmarks/prepare.py OUT [--images 20000] [--photos ZIP] [--forms folder zip tar] [--sides 0 384] [--repeats 2] [--workers N]
+    python benchmarks/prepare.py OUT [--images 20000] [--photos ZIP] [--forms folder zip tar] [--sides 0 384]
+        [--repeats 2] [--workers N]
                                   [--before CHECKOUT]
 
-The input is JPEGs of 640 x 480 pixels: enlarged photos of a zip, or made-up images with detail at every scale. No two files are equal. Each
-form is written below OUT, `dcdctl prepare --csv` runs on it and is timed from start to end, and everything is removed again. A side of 0
-keeps the files unchanged. Rates are the best of the repeats. Memory is the maximum of the sum over the command and its workers, where
-shared pages count for each process. With `--before` another checkout of dcdctl prepares the same images in turns, and the ratio is the
-median over the repeats of its processor time to that of this one. Reading covers 1,000 random images in one process, with the files in the
-system's cache. Ends with one JSON line.
+The input is JPEGs of 640 x 480 pixels: enlarged photos of a zip, or made-up images with detail at every scale. No two
+files are equal. Each form is written below OUT, `dcdctl prepare --csv` runs on it and is timed from start to end, and
+everything is removed again. A side of 0 keeps the files unchanged. Rates are the best of the repeats. Memory is the
+maximum of the sum over the command and its workers, where shared pages count for each process. With `--before` another
+checkout of dcdctl prepares the same images in turns, and the ratio is the median over the repeats of its processor time
+to that of this one. Reading covers 1,000 random images in one process, with the files in the system's cache. Ends with
+one JSON line.
 """
 
 from __future__ import annotations
@@ -126,7 +128,18 @@ class Run:
 
 def prepare(checkout: Path, images: Path, pairs: Path, out: Path, side_px: int, workers: int) -> Run:
     """Run the command of a checkout, and sample its processes while it runs."""
-    command = [sys.executable, "-m", "dcdctl", "prepare", "--csv", str(pairs), "--images", str(images), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "dcdctl",
+        "prepare",
+        "--csv",
+        str(pairs),
+        "--images",
+        str(images),
+        "--out",
+        str(out),
+    ]
     command += ["--workers", str(workers)] + (["--image-size", str(side_px)] if side_px else [])
     started, peak_mib = time.perf_counter(), 0.0
     processor_seconds: dict[int, float] = {}
@@ -208,7 +221,10 @@ def measure(options: argparse.Namespace, form: str, jpegs: list[bytes]) -> dict[
         row = summary(runs["now"], options.images)
         if "before" in runs:
             row["before"] = summary(runs["before"], options.images)
-            ratios = [old.processor_seconds / new.processor_seconds for old, new in zip(runs["before"], runs["now"], strict=True)]
+            ratios = [
+                old.processor_seconds / new.processor_seconds
+                for old, new in zip(runs["before"], runs["now"], strict=True)
+            ]
             row["processor_ratio"] = round(statistics.median(ratios), 2)
         row |= {f"random_{part}_ms": random_read_ms(out, decoded=part == "pixels") for part in ("bytes", "pixels")}
         side = f"{side_px} px" if side_px else "original size"
@@ -231,7 +247,11 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--sides", nargs="+", type=int, default=[0, 384])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
     parser.add_argument("--before", type=Path, help="another checkout of dcdctl, measured in turns")
     options = parser.parse_args()
     options.out = options.out.resolve()
@@ -241,7 +261,11 @@ def main() -> None:
     (options.out / "pairs.csv").write_text("image,caption\n" + "".join(lines))
     results = {form: measure(options, form, jpegs) for form in options.forms}
     (options.out / "pairs.csv").unlink()
-    setting = {"images": options.images, "workers": options.workers, "mean_bytes": round(statistics.mean(map(len, jpegs)))}
+    setting = {
+        "images": options.images,
+        "workers": options.workers,
+        "mean_bytes": round(statistics.mean(map(len, jpegs))),
+    }
     setting |= {"content": "made up" if options.photos is None else "photos", "pillow": PIL.__version__}
     sys.stdout.write(json.dumps({"machine": processor(), "commit": commit(), **setting, "results": results}) + "\n")
 

@@ -1,4 +1,5 @@
-"""Ray Data embeds a list of images, and dcdctl makes an index of the vectors. Run by hand: starting Ray takes 20 s and more.
+"""Ray Data embeds a list of images, and dcdctl makes an index of the vectors. Run by hand: starting Ray takes 20 s and
+more.
 
     python -m venv rayvenv && rayvenv/bin/pip install 'ray[data]' pillow
     python benchmarks/ray_embedding.py --make OUT
@@ -7,9 +8,9 @@
     dcdctl index OUT/model --images OUT/photos --vectors OUT/vectors --verify 0 --out OUT/index
     python benchmarks/ray_embedding.py --check OUT/index OUT/photos
 
-The vectors are made up: the mean colors of 4 x 4 fields of an image, and its number of bytes, repeated. So Ray may have an environment
-without torch and dcdctl, and `--verify`, which embeds a few images with the model, is left out. `--check` computes
-the vectors again, and compares each stored number. Ends with one JSON line.
+The vectors are made up: the mean colors of 4 x 4 fields of an image, and its number of bytes, repeated. So Ray may have
+an environment without torch and dcdctl, and `--verify`, which embeds a few images with the model, is left out.
+`--check` computes the vectors again, and compares each stored number. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -73,7 +74,14 @@ def make(out: Path) -> dict[str, Any]:
     """Write a random dual encoder and a folder of images, with one file that is none."""
     from dcdctl.core import models
 
-    shared = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 16, "max_text_len": 8}
+    shared = {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 16,
+        "max_text_len": 8,
+    }
     size = models.DualSize(num_vision_layers=1, num_text_layers=1, projection_dim=WIDTH, **shared)
     models.save(models.new_dual(size, models.word_piece(["a photo"], 50)), out / "model")
     (out / "photos").mkdir()

@@ -1,4 +1,5 @@
-"""Ray Data scores the work list of a cache, and dcdctl takes the scores back. Run by hand: starting Ray takes 20 s and more.
+"""Ray Data scores the work list of a cache, and dcdctl takes the scores back. Run by hand: starting Ray takes 20 s and
+more.
 
     python -m venv rayvenv && rayvenv/bin/pip install 'ray[data]'
     dcdctl prepare scenes --set counts.train=200 --out OUT/scenes
@@ -7,8 +8,9 @@
     dcdctl cache-teacher --data OUT/scenes --recipe demo-dual --out OUT/cache --scores OUT/scores --teacher-name fake
     python benchmarks/ray_scoring.py --check OUT/cache OUT/scenes
 
-The scorer is made up: sums of the bytes of the image and of the caption. `--check` computes it again from the corpus, and compares every
-score of the sealed cache. Scoring imports no dcdctl, so Ray may have an environment of its own. Ends with one JSON line.
+The scorer is made up: sums of the bytes of the image and of the caption. `--check` computes it again from the corpus,
+and compares every score of the sealed cache. Scoring imports no dcdctl, so Ray may have an environment of its own. Ends
+with one JSON line.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ class FakeScorer:
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """The ids and the scores of a batch of pairs."""
         scores = [fake_score(data, text) for data, text in zip(rows["image_bytes"], rows["caption"], strict=True)]
-        return {"image_id": rows["image_id"], "caption_id": rows["caption_id"], "score": np.array(scores, dtype=np.float32)}
+        return {
+            "image_id": rows["image_id"],
+            "caption_id": rows["caption_id"],
+            "score": np.array(scores, dtype=np.float32),
+        }
 
 
 def fake_score(data: bytes, text: str) -> float:
@@ -43,7 +49,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--actors", type=int, default=1)
     options = parser.parse_args()
-    found = check(options.source, options.target) if options.check else score(options.source, options.target, options.actors)
+    found = (
+        check(options.source, options.target)
+        if options.check
+        else score(options.source, options.target, options.actors)
+    )
     sys.stdout.write(json.dumps(found) + "\n")
 
 
@@ -76,7 +86,9 @@ def check(cache: Path, data: Path) -> dict[str, Any]:
     corpus = Corpus.open(data, "train")
     read = read_cache(cache, corpus=corpus)
     pairs = zip(read.image_P.tolist(), read.text_P.tolist(), strict=True)
-    expected = np.array([fake_score(corpus.image_bytes(image), corpus.captions[text]) for image, text in pairs], dtype=np.float32)
+    expected = np.array(
+        [fake_score(corpus.image_bytes(image), corpus.captions[text]) for image, text in pairs], dtype=np.float32
+    )
     return {"pairs": len(expected), "equal": int((read.score_P == expected).sum()), "teacher": read.teacher_name}
 
 

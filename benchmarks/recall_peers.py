@@ -4,12 +4,14 @@
     python benchmarks/recall_peers.py                     1,000 x 5,000 and 5,000 x 25,010 at 512 dimensions
     python benchmarks/recall_peers.py --sizes 1000x5000
 
-The vectors are made up, and all ways get the same ones, so no way encodes anything. Each way runs in a process of its own, in turns, and is
-timed after its imports. Recalls at 1, 5 and 10 must agree within --tolerance before times are printed.
+The vectors are made up, and all ways get the same ones, so no way encodes anything. Each way runs in a process of its
+own, in turns, and is timed after its imports. Recalls at 1, 5 and 10 must agree within --tolerance before times are
+printed.
 
-- dcdctl: `ranks.rank_embeddings` and all of its measures: recalls, mAP@R, median and mean rank, and the first ten candidates of each query.
-- sentence-transformers: `InformationRetrievalEvaluator` with its default measures, once for images and once for captions; and the same
-  with all measures at 10 at most. Its accuracy@k is R@k.
+- dcdctl: `ranks.rank_embeddings` and all of its measures: recalls, mAP@R, median and mean rank, and the first ten
+  candidates of each query.
+- sentence-transformers: `InformationRetrievalEvaluator` with its default measures, once for images and once for
+  captions; and the same with all measures at 10 at most. Its accuracy@k is R@k.
 - CLIP_benchmark: `zeroshot_retrieval.evaluate` with batches of 64 images and their captions, recalls at 1, 5 and 10.
 
 Ends with one JSON line.
@@ -69,7 +71,9 @@ def evaluator(image_ID: Tensor, text_TD: Tensor, owner: np.ndarray, first: dict[
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
     from sentence_transformers.util import cos_sim
 
-    images, texts = ([f"{kind}{i}" for i in range(len(rows))] for kind, rows in (("image", image_ID), ("text", text_TD)))
+    images, texts = (
+        [f"{kind}{i}" for i in range(len(rows))] for kind, rows in (("image", image_ID), ("text", text_TD))
+    )
     captions: dict[str, set[str]] = {image: set() for image in images}
     for text, image in zip(texts, owner.tolist(), strict=True):
         captions[images[image]].add(text)
@@ -81,7 +85,13 @@ def evaluator(image_ID: Tensor, text_TD: Tensor, owner: np.ndarray, first: dict[
     ):
         named = [dict(zip(names, names, strict=True)) for names in (queries, corpus)]
         judge = InformationRetrievalEvaluator(
-            named[0], named[1], relevant, accuracy_at_k=list(KS), score_functions={"cosine": cos_sim}, write_csv=False, **first
+            named[0],
+            named[1],
+            relevant,
+            accuracy_at_k=list(KS),
+            score_functions={"cosine": cos_sim},
+            write_csv=False,
+            **first,
         )
         model: Any = Stored(queries_QD)
         accuracy = judge.compute_all_metrics(model, corpus_embeddings=corpus_GD)["cosine"]["accuracy@k"]
@@ -101,9 +111,15 @@ def clip_benchmark(image_ID: Tensor, text_TD: Tensor, owner: np.ndarray) -> Foun
 
     first_text = np.searchsorted(owner, np.arange(len(image_ID) + 1))
     texts = [list(text_TD[first:last]) for first, last in pairwise(first_text)]
-    batches = [(image_ID[start : start + BATCH], texts[start : start + BATCH]) for start in range(0, len(image_ID), BATCH)]
+    batches = [
+        (image_ID[start : start + BATCH], texts[start : start + BATCH]) for start in range(0, len(image_ID), BATCH)
+    ]
     found = zeroshot_retrieval.evaluate(Stored(), batches, torch.stack, "cpu", amp=False, recall_k_list=list(KS))
-    return {f"{direction} R@{k}": 100 * found[f"{direction}_retrieval_recall@{k}"] for direction in ("text", "image") for k in KS}
+    return {
+        f"{direction} R@{k}": 100 * found[f"{direction}_retrieval_recall@{k}"]
+        for direction in ("text", "image")
+        for k in KS
+    }
 
 
 AT_TEN = {"precision_recall_at_k": [10], "mrr_at_k": [10], "ndcg_at_k": [10], "map_at_k": [10]}
@@ -123,7 +139,13 @@ def one(way: str, num_images: int, num_captions: int, args: argparse.Namespace) 
     made = vectors(num_images, num_captions, args.dim)
     before_mib, kept = peak_mib(), dict[str, Found]()
     time = spent(lambda: kept.update(found=WAYS[way](*made)))
-    return {"wall": time.wall, "processor": time.processor, "found": kept["found"], "mib": peak_mib() - before_mib, "peak_mib": peak_mib()}
+    return {
+        "wall": time.wall,
+        "processor": time.processor,
+        "found": kept["found"],
+        "mib": peak_mib() - before_mib,
+        "peak_mib": peak_mib(),
+    }
 
 
 def compare(num_images: int, num_captions: int, args: argparse.Namespace) -> tuple[list[list[str]], dict[str, Any]]:
@@ -142,7 +164,9 @@ def compare(num_images: int, num_captions: int, args: argparse.Namespace) -> tup
         if difference > args.tolerance:
             raise SystemExit(f"{way} has other recalls: {rounds[0]['found']}, and dcdctl has {expected}")
         say(f"{way}: recalls differ by {difference:.4f} points at most")
-    factor = ratios({way: [Spent(each["wall"], each["processor"]) for each in rounds] for way, rounds in results.items()}, OURS)
+    factor = ratios(
+        {way: [Spent(each["wall"], each["processor"]) for each in rounds] for way, rounds in results.items()}, OURS
+    )
     rows = [
         [
             f"{num_images:,} x {num_captions:,}",
@@ -163,7 +187,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tolerance", type=float, default=0.005, help="points of recall; one caption of 25,010 is 0.004")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.005, help="points of recall; one caption of 25,010 is 0.004"
+    )
     parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = [tuple(int(number) for number in size.split("x")) for size in args.sizes]
@@ -172,9 +198,18 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     compared = [compare(*size, args) for size in sizes]
-    columns = ["images x captions", "way", "processor time", "times ours", "times ours by the clock", "growth of the peak memory"]
+    columns = [
+        "images x captions",
+        "way",
+        "processor time",
+        "times ours",
+        "times ours by the clock",
+        "growth of the peak memory",
+    ]
     sys.stdout.write(table(columns, [row for rows, _ in compared for row in rows]) + "\n")
-    sys.stdout.write(json.dumps({**facts(*PACKAGES), "dim": args.dim, "sizes": [numbers for _, numbers in compared]}) + "\n")
+    sys.stdout.write(
+        json.dumps({**facts(*PACKAGES), "dim": args.dim, "sizes": [numbers for _, numbers in compared]}) + "\n"
+    )
 
 
 if __name__ == "__main__":

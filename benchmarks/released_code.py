@@ -2,19 +2,24 @@
 
     git clone https://github.com/zdou0830/METER; git clone https://github.com/dandelin/ViLT
     python3.11 -m venv official; official/bin/pip install torch torchvision transformers==4.44.2 einops timm
-    python benchmarks/released_code.py --meter METER --vilt ViLT --python official/bin/python [--captions 64] [--repeats 3] [--threads 1]
+    python benchmarks/released_code.py --meter METER --vilt ViLT --python official/bin/python [--captions 64]
+        [--repeats 3] [--threads 1]
 
-The released code runs in a process of its own, because it needs an old transformers; its two processes and dcdctl work in turns. It gives
-full-size models random weights, which dcdctl loads by the names of the released checkpoints. One image is scored against captions of 16
-tokens, in float32 on a CPU: by dcdctl against N, by the released code against the first 8 of them, padded to 40 tokens. Its time per pair
-does not depend on their number, because it shares nothing between pairs.
+The released code runs in a process of its own, because it needs an old transformers; its two processes and dcdctl work
+in turns. It gives full-size models random weights, which dcdctl loads by the names of the released checkpoints. One
+image is scored against captions of 16 tokens, in float32 on a CPU: by dcdctl against N, by the released code against
+the first 8 of them, padded to 40 tokens. Its time per pair does not depend on their number, because it shares nothing
+between pairs.
 
-- METER, as its `compute_irtr_recall` does it: the image is repeated for each caption of a batch, and `infer` runs everything on each pair.
-- ViLT, as its `compute_irtr_recall` does it: the patches of the image are embedded once, and `infer` runs the transformer on each pair.
+- METER, as its `compute_irtr_recall` does it: the image is repeated for each caption of a batch, and `infer` runs
+  everything on each pair.
+- ViLT, as its `compute_irtr_recall` does it: the patches of the image are embedded once, and `infer` runs the
+  transformer on each pair.
 - dcdctl, as `cache-teacher` and `eval` do it: the image and each caption are encoded once, captions are not padded.
 
-`--layers` are those of METER's fusion: 6 in the released teachers, 3 in DCD's students. The released files that a model needs are imported
-alone, without Lightning and the modules for other tasks. Scores must agree within 1e-4 before rates are printed. Ends with one JSON line.
+`--layers` are those of METER's fusion: 6 in the released teachers, 3 in DCD's students. The released files that a model
+needs are imported alone, without Lightning and the modules for other tasks. Scores must agree within 1e-4 before rates
+are printed. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -78,10 +83,15 @@ def released_meter(clone: Path, layers: int) -> Any:
     fusion = RobertaConfig(vocab_size=50265, hidden_size=WIDTH, num_attention_heads=HEADS, intermediate_size=4 * WIDTH)
     model = code.METERTransformerSS()
     model.is_clip, model.vit_model, model.text_transformer = True, clip, RobertaModel(text)
-    model.cross_modal_text_transform, model.cross_modal_image_transform = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    model.cross_modal_text_transform, model.cross_modal_image_transform = (
+        nn.Linear(WIDTH, WIDTH),
+        nn.Linear(WIDTH, WIDTH),
+    )
     model.token_type_embeddings = nn.Embedding(2, WIDTH)
     for side in ("text", "image"):
-        setattr(model, f"cross_modal_{side}_layers", nn.ModuleList([code.BertCrossLayer(fusion) for _ in range(layers)]))
+        setattr(
+            model, f"cross_modal_{side}_layers", nn.ModuleList([code.BertCrossLayer(fusion) for _ in range(layers)])
+        )
         setattr(model, f"cross_modal_{side}_pooler", code.heads.Pooler(WIDTH))
     model.rank_output = nn.Linear(2 * WIDTH, 1)
     return model
@@ -128,7 +138,9 @@ def serve_released(args: argparse.Namespace) -> None:
     """The process of the released code: write the weights, then score once per line of stdin."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = (released_meter(args.meter, args.layers[0]) if args.released == "meter" else released_vilt(args.vilt)).eval()
+    model = (
+        released_meter(args.meter, args.layers[0]) if args.released == "meter" else released_vilt(args.vilt)
+    ).eval()
     for name, parameter in model.named_parameters():
         if name.startswith("rank_output"):
             parameter.copy_(torch.randn(parameter.shape))  # so that scores differ between captions
@@ -194,7 +206,10 @@ def compare(kind: str, layers: int, args: argparse.Namespace) -> dict[str, Any]:
     image, ids = inputs(kind, args.captions)
     compute, kept = Compute(batch_size=args.batch_size), dict[str, Tensor]()
     rounds: dict[str, list[Spent]] = {"dcdctl": [], "released": []}
-    with tempfile.TemporaryDirectory() as scratch, other_process(args, kind, layers, Path(scratch, "weights.pt")) as process:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        other_process(args, kind, layers, Path(scratch, "weights.pt")) as process,
+    ):
         scorer = scorer_of(kind, layers, Path(scratch, "weights.pt"))
         factorized(scorer, image, ids[:2], compute)
         for _ in range(args.repeats):
@@ -209,9 +224,17 @@ def compare(kind: str, layers: int, args: argparse.Namespace) -> dict[str, Any]:
     official = torch.tensor(answer["scores"])
     difference = float((kept["ours"][: len(official)] - official).abs().max() / official.abs().max().clamp(min=1))
     if difference > TOLERANCE:
-        raise SystemExit(f"{name}: scores differ by {difference:.1e}, ours are {kept['ours'].tolist()}, and theirs {answer['scores']}")
+        raise SystemExit(
+            f"{name}: scores differ by {difference:.1e}, ours are {kept['ours'].tolist()}, and theirs "
+            f"{answer['scores']}"
+        )
     rates = {way: args.captions / statistics.median(each.processor for each in times) for way, times in rounds.items()}
-    return {"model": name, "pairs_per_processor_s": rates, "ratio": vars(ratios(rounds, "dcdctl")["released"]), "difference": difference}
+    return {
+        "model": name,
+        "pairs_per_processor_s": rates,
+        "ratio": vars(ratios(rounds, "dcdctl")["released"]),
+        "difference": difference,
+    }
 
 
 def main() -> None:
@@ -221,7 +244,9 @@ def main() -> None:
     parser.add_argument("--python", help="Python of an environment with transformers 4")
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 3])
     parser.add_argument("--captions", type=int, default=64)
-    parser.add_argument("--released-captions", type=int, default=8, help="captions that the released code scores, the first of all")
+    parser.add_argument(
+        "--released-captions", type=int, default=8, help="captions that the released code scores, the first of all"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="pairs in one pass of dcdctl")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -260,7 +285,14 @@ def main() -> None:
     ]
     sys.stdout.write(table(columns, rows) + "\n")
     sys.stdout.write(
-        json.dumps({**facts("transformers"), "captions": args.captions, "released_captions": args.released_captions, "models": results})
+        json.dumps(
+            {
+                **facts("transformers"),
+                "captions": args.captions,
+                "released_captions": args.released_captions,
+                "models": results,
+            }
+        )
         + "\n"
     )
 

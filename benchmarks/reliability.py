@@ -1,8 +1,11 @@
-"""Counts for docs/reliability.md: kills, damaged files, full disks, places, hostile files and wrong command lines, on tiny artifacts.
+"""Counts for docs/reliability.md: kills, damaged files, full disks, places, hostile files and wrong command lines, on
+tiny artifacts.
 
-    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files documents lines] [--json]
+    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files documents
+        lines] [--json]
 
-Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one of these ways:
+Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one
+of these ways:
 
 - named: an error of one line that names the file or its folder, or a usage error, with exit status 1 or 2
 - harmless: the result of an undisturbed run; for kills and full disks, after the same command ran again
@@ -11,7 +14,8 @@ Each trial is a command, or the reading of an artifact, in a fork of this proces
 - traceback: any other exception, another exit status, or a signal
 - hang: more than 60 s of processor time (a command line: 30 s), or 300 s
 
-Prints one table, or one JSON document. All columns but the first two must be 0. Parts give the same counts alone and together.
+Prints one table, or one JSON document. All columns but the first two must be 0. Parts give the same counts alone and
+together.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli"))
+sys.path.extend(
+    str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli")
+)
 
 import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
@@ -51,7 +57,8 @@ KILL_TRIES = 5
 
 
 def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
-    """SIGKILL at a random moment of processor time, then the same command: its result must be that of an undisturbed run.
+    """SIGKILL at a random moment of processor time, then the same command: its result must be that of an undisturbed
+    run.
 
     A command that has finished before its kill is no trial.
     """
@@ -65,7 +72,10 @@ def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
                 moment = rng.uniform(0.0, 0.95 * seconds)
                 killed = in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_at_cpu_s=moment)
                 if killed.kind == "killed":
-                    yield f"kill, {job.name}", *_again(job, out, expected, f"killed after {moment:.3f} of {seconds:.3f} s")
+                    yield (
+                        f"kill, {job.name}",
+                        *_again(job, out, expected, f"killed after {moment:.3f} of {seconds:.3f} s"),
+                    )
                 shutil.rmtree(out, ignore_errors=True)
                 if killed.kind == "killed":
                     break
@@ -98,7 +108,9 @@ def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tri
         intact_result = in_fork(read)
         if intact_result.kind != "ok":
             raise SystemExit(f"the intact {name}: {intact_result}")
-        cases = [case for case in damages(artifact, seeds, 1 + trials // (3 * len(artifact.files))) if _is_damage(case[1])]
+        cases = [
+            case for case in damages(artifact, seeds, 1 + trials // (3 * len(artifact.files))) if _is_damage(case[1])
+        ]
         for kind, changed in rng.sample(cases, min(trials, len(cases))):
             intact = {path: path.read_bytes() for path in changed}
             for path, data in changed.items():
@@ -107,7 +119,11 @@ def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tri
             for path, data in intact.items():
                 path.write_bytes(data)
             about = [word for path in changed for word in (path.name, str(path.parent))]
-            yield f"damage, {name}", outcome_of(ended, intact_result.text, about), f"{kind} of {', '.join(map(str, changed))}: {ended}"
+            yield (
+                f"damage, {name}",
+                outcome_of(ended, intact_result.text, about),
+                f"{kind} of {', '.join(map(str, changed))}: {ended}",
+            )
 
 
 def _is_damage(changed: dict[Path, bytes]) -> bool:
@@ -117,7 +133,12 @@ def _is_damage(changed: dict[Path, bytes]) -> bool:
 
 def inverted_lists_kind(folder: Path) -> Artifact:
     for name, seed in (("made", 0), ("other", 1)):
-        settings = {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1050, "ivf_pq": {"probes": 20, "numbers_per_byte": 2}}
+        settings = {
+            "kind": "ivf-pq",
+            "flat_up_to": 1000,
+            "segment_rows": 1050,
+            "ivf_pq": {"probes": 20, "numbers_per_byte": 2},
+        }
         write_index(folder / name, [unit_vectors(2100, 8, seed=seed)], **settings)
     queries = unit_vectors(4, 8, seed=2).astype(np.float32)
     return Artifact(folder / "made", folder / "other", lambda path: Index.open(path).nearest(queries, 5))
@@ -131,12 +152,16 @@ def run_kinds(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
 
         def read(path: Path) -> Any:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                evaluated = json.loads(dcdctl("eval", path, "--data", stage.corpus, *CPU, "--json", "--out", f"{scratch}/eval"))
+                evaluated = json.loads(
+                    dcdctl("eval", path, "--data", stage.corpus, *CPU, "--json", "--out", f"{scratch}/eval")
+                )
                 dcdctl("report", path, "--out", f"{scratch}/page.html", "--to-csv", f"{scratch}/numbers.csv")
                 return evaluated | {"seconds": 0}, Path(scratch, "numbers.csv").read_bytes()
 
         # The checkpoints of a finished run are removed, and nothing reads the logs of TensorBoard.
-        return Artifact(folder / "made", folder / "absent", read, lambda path: not {"checkpoints", "tensorboard"} & {*path.parts})
+        return Artifact(
+            folder / "made", folder / "absent", read, lambda path: not {"checkpoints", "tensorboard"} & {*path.parts}
+        )
 
     def unfinished(folder: Path) -> Artifact:
         killed = in_fork(lambda: dcdctl(*stage.distill, "--out", folder / "made"), kill_at_cpu_s=1e9)
@@ -154,20 +179,28 @@ def run_kinds(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
         return Artifact(folder / "made", folder / "absent", read, lambda path: "tensorboard" not in path.parts)
 
     def recipe(folder: Path) -> Artifact:
-        """A recipe has no checksum: what is left as a valid recipe is what the user wrote, so only how it ends counts."""
+        """A recipe has no checksum: what is left as a valid recipe is what the user wrote, so only how it ends
+        counts."""
         (folder / "made").mkdir()
-        shutil.copy(Path(__file__).parent.parent / "dcdctl" / "recipes" / "demo-dual.toml", folder / "made" / "recipe.toml")
+        shutil.copy(
+            Path(__file__).parent.parent / "dcdctl" / "recipes" / "demo-dual.toml", folder / "made" / "recipe.toml"
+        )
 
         def read(path: Path) -> Any:
             to_table(load_recipe(str(path / "recipe.toml"), []))
 
         return Artifact(folder / "made", folder / "absent", read)
 
-    return {"finished run (eval, report)": finished, "unfinished run (distill --resume)": unfinished, "recipe TOML": recipe}
+    return {
+        "finished run (eval, report)": finished,
+        "unfinished run (distill --resume)": unfinished,
+        "recipe TOML": recipe,
+    }
 
 
 def full_disks(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
-    """A small file system, or a limit on the size of files where none can be mounted; then the same command with room."""
+    """A small file system, or a limit on the size of files where none can be mounted; then the same command with
+    room."""
     for job in [*stage.jobs, *stage.more_jobs]:
         undisturbed, expected, _ = stage.undisturbed(job)
         sizes = [path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()]
@@ -205,7 +238,12 @@ def _limited(words: list[object], largest: int | None) -> str:
 
 
 def _mount(folder: Path, options: str) -> bool:
-    return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 PLACES = ("/proc/x", "pipe", "pipe/x", "FILE", "FILE/x", "no-permission/x", "x" * 300, "loop", "loop/x", "dangling/x")
@@ -227,7 +265,11 @@ def wrong_places(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tria
                 return dcdctl(*job.words(Path(stage.folder / place)))
 
         ended = in_fork(work)
-        yield "no permission, or a wrong place", _refused(ended, (place[:4], "/proc/nowhere")), f"{job.name} into {place[:20]}: {ended}"
+        yield (
+            "no permission, or a wrong place",
+            _refused(ended, (place[:4], "/proc/nowhere")),
+            f"{job.name} into {place[:20]}: {ended}",
+        )
 
 
 def _refused(ended: Ended, about: tuple[str, ...]) -> str:
@@ -260,19 +302,26 @@ def main() -> None:
         for part in options.only:
             started = time.monotonic()
             attempt, trials = PARTS[part]
-            for row, outcome, details in attempt(stage, random.Random(f"{options.seed} {part}"), max(1, round(options.share * trials))):
+            for row, outcome, details in attempt(
+                stage, random.Random(f"{options.seed} {part}"), max(1, round(options.share * trials))
+            ):
                 counts.setdefault(row, Counter())[outcome] += 1
                 if outcome not in GOOD:
                     bad.append(f"{row}: {outcome}: {details}")
                     sys.stderr.write(bad[-1][:1500] + "\n")
             sys.stderr.write(f"{part}: {time.monotonic() - started:,.0f} s\n")
-    rows = [{"row": row, "trials": count.total(), **{name: count[name] for name in OUTCOMES}} for row, count in counts.items()]
+    rows = [
+        {"row": row, "trials": count.total(), **{name: count[name] for name in OUTCOMES}}
+        for row, count in counts.items()
+    ]
     if options.json:
         sys.stdout.write(json.dumps({"seed": options.seed, "rows": rows, "bad": bad}) + "\n")
         return
     sys.stdout.write(f"| | trials | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (1 + len(OUTCOMES))}\n")
     for counted in rows:
-        sys.stdout.write(f"| {' | '.join(f'{value:,}' if isinstance(value, int) else str(value) for value in counted.values())} |\n")
+        sys.stdout.write(
+            f"| {' | '.join(f'{value:,}' if isinstance(value, int) else str(value) for value in counted.values())} |\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Files of a stranger for benchmarks/reliability.py: archives, images, captions, annotations, checkpoints and documents."""
+"""Files of a stranger for benchmarks/reliability.py: archives, images, captions, annotations, checkpoints and
+documents."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli"))
+sys.path.extend(
+    str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli")
+)
 
 import test_hostile_archives as archives
 from hostile_images import LARGER, OF_SIZE, UNNOTICED, encoded
@@ -28,7 +31,8 @@ from dcdctl.core import artifacts
 from dcdctl.core.models import saved_folder
 
 MEMORY = 3 << 29
-"""Bytes of address space that a trial may take beyond what the process has: a file that unpacks to more ends in a traceback."""
+"""Bytes of address space that a trial may take beyond what the process has: a file that unpacks to more ends in a
+traceback."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def _of_archive(folder: Path, archive: Path, name: str) -> list[object]:
 
 
 def lying_header(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
-    form, size = rng.choice([(form, size) for form in OF_SIZE for size in [*LARGER, (60_000, 60_000)] if (form, size) not in UNNOTICED])
+    form, size = rng.choice(
+        [(form, size) for form in OF_SIZE for size in [*LARGER, (60_000, 60_000)] if (form, size) not in UNNOTICED]
+    )
     return Hostile(_of_images(folder, OF_SIZE[form](*size)), True, (form, size))
 
 
@@ -170,10 +176,14 @@ def odd_caption(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
     caption, form = rng.choice(CAPTIONS), rng.choice(["csv", "jsonl"])
     (folder / "a.png").write_bytes(encoded("PNG"))
     if form == "jsonl":
-        (folder / "pairs").write_text("".join(json.dumps({"image": "a.png", "caption": text}) + "\n" for text in (caption, "a dog")))
+        (folder / "pairs").write_text(
+            "".join(json.dumps({"image": "a.png", "caption": text}) + "\n" for text in (caption, "a dog"))
+        )
     else:
         quoted = '"' + caption.replace('"', '""') + '"'
-        (folder / "pairs").write_text(f"image,caption\na.png,{quoted}\na.png,a dog\n", encoding="utf-8", errors="surrogatepass")
+        (folder / "pairs").write_text(
+            f"image,caption\na.png,{quoted}\na.png,a dog\n", encoding="utf-8", errors="surrogatepass"
+        )
     return Hostile(_prepare(folder, f"--{form}", folder / "pairs", "--images", folder), False, (form, caption[:20]))
 
 
@@ -198,7 +208,9 @@ def random_table(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
 
 def deeply_nested(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
     depth = rng.choice([1000, 3000, 100_000])
-    nested = rng.choice(["[" * depth, "[" * depth + "]" * depth, '{"a": ' * depth, '{"a": ' * depth + "1" + "}" * depth])
+    nested = rng.choice(
+        ["[" * depth, "[" * depth + "]" * depth, '{"a": ' * depth, '{"a": ' * depth + "1" + "}" * depth]
+    )
     copies: dict[str, tuple[Path, str, Callable[[Path], list[object]]]] = {
         "corpus.json": (stage.corpus, "corpus.json", lambda copy: ["inspect", copy]),
         "cache.json": (stage.cache, "cache.json", lambda copy: ["inspect", copy]),
@@ -206,7 +218,11 @@ def deeply_nested(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
         "config.json": (stage.dual, "model/config.json", lambda copy: ["convert", copy, folder / "out"]),
         "dcdctl.json": (stage.dual, "model/dcdctl.json", lambda copy: ["convert", copy, folder / "out"]),
         "run.json": (stage.dual, "run.json", lambda copy: ["report", copy, "--out", folder / "page.html"]),
-        "result.json": (stage.folder / "EVALUATION", "result.json", lambda copy: ["compare", copy, stage.folder / "EVALUATION2"]),
+        "result.json": (
+            stage.folder / "EVALUATION",
+            "result.json",
+            lambda copy: ["compare", copy, stage.folder / "EVALUATION2"],
+        ),
     }
     victim = rng.choice([*copies, "recipe", "manifest", "karpathy", "jsonl"])
     if victim in copies:
@@ -253,7 +269,12 @@ def manifest(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
     odd = rng.choice(MANIFESTS)
     lines = [line for line in lines if line.split(" ")[0] != odd.split(" ")[0]] + [odd]
     (folder / "manifest.toml").write_text("\n".join(lines))
-    return Hostile(["prepare", folder / "manifest.toml", "--out", folder / "out", "--workers", 1], False, odd, folder.parent / "evil")
+    return Hostile(
+        ["prepare", folder / "manifest.toml", "--out", folder / "out", "--workers", 1],
+        False,
+        odd,
+        folder.parent / "evil",
+    )
 
 
 def checkpoint_with_code(stage: Stage, rng: random.Random, folder: Path) -> Hostile:
@@ -295,7 +316,9 @@ def hostile_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tri
             folder.mkdir(parents=True)
             hostile = make(stage, rng, folder)
             ended = in_fork(bounded(lambda words=hostile.words: dcdctl(*words)))
-            is_wrong = (hostile.is_refused and ended.kind == "ok") or (hostile.never is not None and hostile.never.exists())
+            is_wrong = (hostile.is_refused and ended.kind == "ok") or (
+                hostile.never is not None and hostile.never.exists()
+            )
             yield f"hostile file, {name}", "wrong" if is_wrong else outcome_of(ended), f"{hostile.details}: {ended}"
             shutil.rmtree(folder.parent)
 
@@ -316,7 +339,11 @@ def _documents(stage: Stage, folder: Path) -> dict[str, tuple[Path, str, Callabl
             "result.json",
             lambda copy: ["compare", copy, stage.folder / "EVALUATION2"],
         ),
-        "dcdctl.json": (stage.dual, "model/dcdctl.json", lambda copy: ["eval", copy, "--data", stage.corpus, *CPU, "--out", out]),
+        "dcdctl.json": (
+            stage.dual,
+            "model/dcdctl.json",
+            lambda copy: ["eval", copy, "--data", stage.corpus, *CPU, "--out", out],
+        ),
         "config.json": (stage.fusion, "model/config.json", lambda copy: ["convert", copy, out]),
         "config.json of a dual encoder": (stage.dual, "model/config.json", lambda copy: ["convert", copy, out]),
         "preprocessor_config.json": (stage.dual, "model/preprocessor_config.json", lambda copy: ["convert", copy, out]),

@@ -1,4 +1,5 @@
-"""Wrong command lines for benchmarks/reliability.py: wrong types, ranges, names, kinds of folders, and missing values."""
+"""Wrong command lines for benchmarks/reliability.py: wrong types, ranges, names, kinds of folders, and missing
+values."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli"))
+sys.path.extend(
+    str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli")
+)
 
 import typer
 from reliability_trials import Stage, Trial, dcdctl, in_fork, outcome_of
@@ -24,20 +27,47 @@ TREE: Any = typer.main.get_command(app)
 Words = dict[str, str]
 NUMBERS = ["x", "1.5x", "", "½", "0x", "1,5", "--", "1e", "NaN?", "one", "1 2", "\u0661x"]
 NAMED = {
-    *("--device", "--precision", "--split", "--splits", "--protocol", "--clock", "--to", "--on-error", "--source", "--recipe", "recipe"),
+    *(
+        "--device",
+        "--precision",
+        "--split",
+        "--splits",
+        "--protocol",
+        "--clock",
+        "--to",
+        "--on-error",
+        "--source",
+        "--recipe",
+        "recipe",
+    ),
     *("name", "--thumbnails", "--depth", "--batch-sizes", "--gallery-sizes"),
 }
 """Options that take one of several names, or numbers between commas."""
 WRONG_NAMES = ["absent", "CPU0", "tést", "\0", "a" * 5000, "../x", "cuda:x", "-", "*", "\u202e", "\ud800", "trai n"]
 MODELS = ("DUAL", "FUSION", "PAIR", "INDEX")  # an index holds its model
 PLACES = {
-    "--data": ("CORPUS",), "--teacher": ("FUSION", "PAIR"), "--rerank": ("FUSION", "PAIR"), "--cache": ("CACHE",), "--extend": ("CACHE",),
+    "--data": ("CORPUS",), "--teacher": ("FUSION", "PAIR"), "--rerank": ("FUSION", "PAIR"), "--cache": ("CACHE",),
+    "--extend": ("CACHE",),
     "index": ("INDEX",), "model": MODELS, "run": MODELS, "checkpoint": MODELS,
     "folder": ("CORPUS", "CACHE"), "systems": ("EVALUATION", "DUAL"), "runs": ("EVALUATION", "DUAL", "FUSION"),
     "target": ("DUAL", "INDEX"), "--baseline": ("EVALUATION", "DUAL"), "--base": ("EVALUATION", "DUAL"),
 }  # fmt: skip
 """Options that take a folder, and the kinds that are right."""
-KINDS = ["CORPUS", "FUSION", "DUAL", "CACHE", "INDEX", "EVALUATION", "PAIR", "PHOTOS", "TAKEN", "FILE", "PAIRS.csv", "ABSENT", ""]
+KINDS = [
+    "CORPUS",
+    "FUSION",
+    "DUAL",
+    "CACHE",
+    "INDEX",
+    "EVALUATION",
+    "PAIR",
+    "PHOTOS",
+    "TAKEN",
+    "FILE",
+    "PAIRS.csv",
+    "ABSENT",
+    "",
+]
 TEXTS = ["\0", "a\0b", "\ud800", "a" * 100_000, "\x1b[2J", "\u202e", "", "-", "%s%n", "{0}", "\n"]
 OUTPUTS = {"--out", "out", "--html", "--to-markdown"}
 OF_RECIPE = ["distill", "finetune-teacher", "cache-teacher"]
@@ -46,7 +76,9 @@ OF_RECIPE = ["distill", "finetune-teacher", "cache-teacher"]
 def _table(stage: Stage, rng: random.Random) -> tuple[list[object], str]:
     """A row of the table of tests/cli/test_resolve.py."""
     command = rng.choice(list(VALID))
-    rows = [(option, one) for option in _options(command) for one in OWN.get((command, option), MISTAKES.get(option, []))]
+    rows = [
+        (option, one) for option in _options(command) for one in OWN.get((command, option), MISTAKES.get(option, []))
+    ]
     if not rows:
         return _table(stage, rng)
     option, mistake = rng.choice(rows)
@@ -54,7 +86,9 @@ def _table(stage: Stage, rng: random.Random) -> tuple[list[object], str]:
 
 
 def _options(command: str) -> list[str]:
-    return [next(iter(one.opts), one.name) for one in TREE.commands[command].params if not getattr(one, "is_flag", False)]
+    return [
+        next(iter(one.opts), one.name) for one in TREE.commands[command].params if not getattr(one, "is_flag", False)
+    ]
 
 
 def _line(stage: Stage, command: str, changes: Words) -> list[object]:
@@ -62,7 +96,9 @@ def _line(stage: Stage, command: str, changes: Words) -> list[object]:
     return [*words, stage.folder / "EVALUATION2"] if command == "compare" else words
 
 
-def _typed(stage: Stage, rng: random.Random, choose: Callable[[Any], bool], value: Callable[[Any], str]) -> list[object]:
+def _typed(
+    stage: Stage, rng: random.Random, choose: Callable[[Any], bool], value: Callable[[Any], str]
+) -> list[object]:
     """A valid line with another value for one of the chosen options."""
     chosen = [(name, one) for name, command in TREE.commands.items() for one in command.params if choose(one)]
     command, option = rng.choice(chosen)
@@ -74,7 +110,9 @@ def wrong_type(stage: Stage, rng: random.Random) -> list[object]:
 
 
 def out_of_range(stage: Stage, rng: random.Random) -> list[object]:
-    return _typed(stage, rng, lambda one: one.min is not None, lambda one: str(one.min - rng.choice([1, 2, 10**6, 10**30])))
+    return _typed(
+        stage, rng, lambda one: one.min is not None, lambda one: str(one.min - rng.choice([1, 2, 10**6, 10**30]))
+    )
 
 
 def unknown_name(stage: Stage, rng: random.Random) -> list[object]:
@@ -88,7 +126,9 @@ def other_kind(stage: Stage, rng: random.Random) -> list[object]:
 
 
 def missing_value(stage: Stage, rng: random.Random) -> list[object]:
-    command, option = rng.choice([(command, option) for command in VALID for option in _options(command) if option.startswith("--")])
+    command, option = rng.choice(
+        [(command, option) for command in VALID for option in _options(command) if option.startswith("--")]
+    )
     return [*_line(stage, command, {option: UNSET}), option]
 
 
@@ -96,7 +136,9 @@ def unknown_option(stage: Stage, rng: random.Random) -> list[object]:
     command = rng.choice(list(VALID))
     option = rng.choice([name for name in _options(command) if name.startswith("--")] or ["--json"])
     at = rng.randrange(2, len(option))
-    wrong = rng.choice([option[:at] + option[at + 1 :] + "q", option[:at] + "x" + option[at:], "--nonsense", f"{option}s"])
+    wrong = rng.choice(
+        [option[:at] + option[at + 1 :] + "q", option[:at] + "x" + option[at:], "--nonsense", f"{option}s"]
+    )
     return [*_line(stage, command, {}), wrong, "1"]
 
 

@@ -1,4 +1,5 @@
-"""What benchmarks/reliability.py tries: processes with limits, and a folder with one of everything that commands read."""
+"""What benchmarks/reliability.py tries: processes with limits, and a folder with one of everything that commands
+read."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli"))
+sys.path.extend(
+    str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli")
+)
 
 import numpy as np
 import torch
@@ -36,10 +39,29 @@ GOOD = ("named", "harmless")
 CPU_LIMIT_S, WALL_LIMIT_S = 60.0, 300.0
 """Processor time and time of a trial, after which it counts as a hang. A busy machine needs the second to be large."""
 CPU = ("--device", "cpu")
-SIZES = ("model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16")
+SIZES = (
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_text_layers=1",
+    "model.vocab_size=200",
+    "model.projection_dim=16",
+)
 BATCH = ("batch.size=8", "batch.random_negatives=4", "batch.hard_negatives=2")
 CHECKPOINTS = ("optimizer.steps=6", "optimizer.save_every=2", "validation.every=3", "validation.max_images=4")
-BENCH = ("--num-images", 2, "--batch-sizes", 1, "--gallery-sizes", 10, "--reference-gallery", 10, "--repeats", 1, "--fresh-processes", 0)
+BENCH = (
+    "--num-images",
+    2,
+    "--batch-sizes",
+    1,
+    "--gallery-sizes",
+    10,
+    "--reference-gallery",
+    10,
+    "--repeats",
+    1,
+    "--fresh-processes",
+    0,
+)
 TIMES = {"seconds", "ms_per_query", "pairs_per_s", "checksum", "images_per_s", "queries_per_s"}
 """Entries of documents that differ from run to run."""
 
@@ -56,7 +78,11 @@ class Ended:
 
 
 def in_fork(
-    work: Callable[[], str], *, cpu_s: float = CPU_LIMIT_S, wall_s: float = WALL_LIMIT_S, kill_at_cpu_s: float | None = None
+    work: Callable[[], str],
+    *,
+    cpu_s: float = CPU_LIMIT_S,
+    wall_s: float = WALL_LIMIT_S,
+    kill_at_cpu_s: float | None = None,
 ) -> Ended:
     """Do the work in a child process, which writes how it ended into a file.
 
@@ -144,7 +170,9 @@ def sets(*assignments: str) -> list[str]:
 
 def contents(folder: Path) -> str:
     """A checksum of all files of a folder."""
-    return digest_of({str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
+    return digest_of(
+        {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    )
 
 
 def trained(folder: Path) -> str:
@@ -158,7 +186,9 @@ def measured(folder: Path) -> str:
     """A checksum of an evaluation's ranks, answers and numbers without the times, and of the features beside it."""
     tables = [path.read_bytes() for path in sorted((folder / "eval").glob("*.parquet"))]
     document = json.loads((folder / "eval" / "result.json").read_text(encoding="utf-8"))
-    return digest_of([tables, {key: value for key, value in document.items() if key not in TIMES}, contents(folder / "features")])
+    return digest_of(
+        [tables, {key: value for key, value in document.items() if key not in TIMES}, contents(folder / "features")]
+    )
 
 
 def searched(folder: Path) -> str:
@@ -166,7 +196,9 @@ def searched(folder: Path) -> str:
     index = Index.open(folder)
     rows = np.arange(index.num_rows)
     vectors = index.vectors(rows)
-    return digest_of([[index.name(row) for row in rows.tolist()], vectors, index.nearest(vectors.astype(np.float32), 3)])
+    return digest_of(
+        [[index.name(row) for row in rows.tolist()], vectors, index.nearest(vectors.astype(np.float32), 3)]
+    )
 
 
 def listing(folder: Path) -> str:
@@ -190,7 +222,9 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.corpus, self.fusion, self.dual, self.cache = (folder / name for name in ("CORPUS", "FUSION", "DUAL", "CACHE"))
+        self.corpus, self.fusion, self.dual, self.cache = (
+            folder / name for name in ("CORPUS", "FUSION", "DUAL", "CACHE")
+        )
         self.photos, self.more, self.index, self.pair = (folder / name for name in ("PHOTOS", "MORE", "INDEX", "PAIR"))
         self.jobs = self._resuming_jobs()
         self.more_jobs = self._other_writers()
@@ -199,7 +233,13 @@ class Stage:
     def _resuming_jobs(self) -> list[Job]:
         """Commands that resume after a kill."""
         data, steps = ("--data", self.corpus), sets(*SIZES, "batch.size=8", *CHECKPOINTS)
-        prepare = ["prepare", "scenes", "--workers", 1, *sets("counts.train=24", "counts.val=4", "counts.test=8", "side_px=32")]
+        prepare = [
+            "prepare",
+            "scenes",
+            "--workers",
+            1,
+            *sets("counts.train=24", "counts.val=4", "counts.test=8", "side_px=32"),
+        ]
         self.distill: list[object] = ["distill", "demo-dual", *data, "--cache", self.cache, *CPU, "--resume", *steps]
         pretrain = ["finetune-teacher", "tiny-teacher", *data, *CPU, "--resume", *sets(*SIZES, *BATCH, *CHECKPOINTS)]
         score = ["cache-teacher", *data, "--teacher", self.fusion, "--recipe", "demo-dual", *CPU]
@@ -233,9 +273,16 @@ class Stage:
             listing,
             lambda out: shutil.copytree(self.dual, out),
         )
-        report = Job("report", lambda out: ["report", self.dual, "--out", out / "page.html", "--to-csv", out / "numbers.csv"], listing)
+        report = Job(
+            "report",
+            lambda out: ["report", self.dual, "--out", out / "page.html", "--to-csv", out / "numbers.csv"],
+            listing,
+        )
         kinds = ("transformers", "sentence-transformers", "onnx")
-        exports = [Job(f"export --to {kind}", lambda out, kind=kind: ["export", self.dual, out, "--to", kind], listing) for kind in kinds]
+        exports = [
+            Job(f"export --to {kind}", lambda out, kind=kind: ["export", self.dual, out, "--to", kind], listing)
+            for kind in kinds
+        ]
         return [Job("convert", lambda out: ["convert", self.fusion, out]), *exports, report, bench]
 
     def _make_inputs(self) -> None:
@@ -259,7 +306,9 @@ class Stage:
         self.make("bench", self.more_jobs[-1].words(self.dual))
 
         def save_pair() -> str:
-            models.save(make_pair(list(Corpus.open(self.corpus, "train").captions), self.folder / "encoders"), self.pair)
+            models.save(
+                make_pair(list(Corpus.open(self.corpus, "train").captions), self.folder / "encoders"), self.pair
+            )
             return ""
 
         if (ended := in_fork(save_pair)).kind != "ok":

@@ -1,12 +1,14 @@
 """Time and memory of rankings from embeddings: the rank of every positive, and the first ten candidates of every query.
 
     python benchmarks/retrieval.py                                                   5,000 x 25,010, COCO's test split
-    python benchmarks/retrieval.py --images 31000 --captions 155000 --repeats 1      31,000 x 155,000, larger than Flickr30K
+    python benchmarks/retrieval.py --images 31000 --captions 155000 --repeats 1      31,000 x 155,000, larger than
+        Flickr30K
 
-The vectors are made up: captions lie near their images, among many others. The same run alternates with the bare matrix product of the same
-vectors in the same blocks, whose results are discarded; the ratio gives the cost of counting, also on a busy machine. Seconds are wall
-clock; processor seconds are the sum over all threads. Peak memory is that of the whole process, including PyTorch, after a first ranking
-that is not timed and before any bare product. Ends with one JSON line.
+The vectors are made up: captions lie near their images, among many others. The same run alternates with the bare matrix
+product of the same vectors in the same blocks, whose results are discarded; the ratio gives the cost of counting, also
+on a busy machine. Seconds are wall clock; processor seconds are the sum over all threads. Peak memory is that of the
+whole process, including PyTorch, after a first ranking that is not timed and before any bare product. Ends with one
+JSON line.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Rate at which fusion models score pairs: factorized against plain.
 
-    python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6 meter-3 blip-base ...]
+    python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6
+        meter-3 blip-base ...]
 
-Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of every pair, with
-captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and unpadded, then `score_pairs`.
-Rounds alternate between the variants, each model runs in its own process, and rates are medians. Factorized bfloat16 is measured too where
-the processor has instructions for it. Ends with one JSON line.
+Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of
+every pair, with captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and
+unpadded, then `score_pairs`. Rounds alternate between the variants, each model runs in its own process, and rates are
+medians. Factorized bfloat16 is measured too where the processor has instructions for it. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def vilt() -> ViltScorer:
 
 def blip(num_layers: int) -> BlipScorer:
     """BLIP with ViT-B/16 at 384 px, random weights; its text encoder has `num_layers` of 12 layers."""
-    config = BlipConfig(text_config={"num_attention_heads": 12, "num_hidden_layers": num_layers}, vision_config={"initializer_range": 0.02})
+    config = BlipConfig(
+        text_config={"num_attention_heads": 12, "num_hidden_layers": num_layers},
+        vision_config={"initializer_range": 0.02},
+    )
     return BlipScorer(BlipForImageTextRetrieval(config), None)
 
 
@@ -119,7 +123,9 @@ def main() -> None:
         sys.stdout.write(f"{describe(name, results[name])}\n")
         sys.stdout.flush()
     setting = {name: getattr(options, name) for name in ("captions", "text_len", "batch_size", "threads", "device")}
-    sys.stdout.write(json.dumps({"machine": processor(), "torch": torch.__version__, **setting, "models": results}) + "\n")
+    sys.stdout.write(
+        json.dumps({"machine": processor(), "torch": torch.__version__, **setting, "models": results}) + "\n"
+    )
 
 
 def describe(name: str, result: dict[str, Any]) -> str:
@@ -145,7 +151,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "factorized": (lambda: factorized(scorer, image, ids, compute), options.captions),
     }
     if has_bfloat16(device):
-        variants["factorized bfloat16"] = lambda: factorized(scorer, image, ids, replace(compute, precision="bfloat16")), options.captions
+        variants["factorized bfloat16"] = (
+            lambda: factorized(scorer, image, ids, replace(compute, precision="bfloat16")),
+            options.captions,
+        )
     # Memory is measured first, because a process on a CPU keeps the memory that it frees.
     reset_peak(device)
     factorized(scorer, image, ids, compute)
@@ -172,13 +181,18 @@ def plain(scorer: models.FusionScorer, image: Tensor, ids: Tensor) -> Tensor:
     mask = torch.zeros_like(padded)
     mask[:, : ids.shape[1]] = 1
     chunks = zip(padded.split(PLAIN_BATCH), mask.split(PLAIN_BATCH), strict=True)
-    return torch.cat([scorer.score(image.expand(len(chunk), -1, -1, -1).contiguous(), chunk, real) for chunk, real in chunks])
+    return torch.cat(
+        [scorer.score(image.expand(len(chunk), -1, -1, -1).contiguous(), chunk, real) for chunk, real in chunks]
+    )
 
 
 def factorized(scorer: models.FusionScorer, image: Tensor, ids: Tensor, compute: Compute) -> Tensor:
     """Pairs scored after the image and each caption have been encoded once."""
     with compute.forward_pass():
-        images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
+        images, texts = (
+            scorer.encode_images(ImageBatch(image)),
+            scorer.encode_texts(TextBatch(ids, torch.ones_like(ids))),
+        )
     text_ix = torch.arange(len(ids), device=ids.device)
     return pairs.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, compute)
 
@@ -208,7 +222,8 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Peak memory since the last reset, including the weights; since the start of the process if the peak cannot be reset."""
+    """Peak memory since the last reset, including the weights; since the start of the process if the peak cannot be
+    reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MiB
     status = Path("/proc/self/status")

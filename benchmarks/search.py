@@ -1,21 +1,24 @@
 """Speed, recall and size of an image index, and of the stores that take an index: one table.
 
     python benchmarks/search.py --images 10000 100000
-    python benchmarks/search.py --images 100000 --stores 'postgresql://user@host/db?table=trial' 'lancedb:/tmp/trial?table=trial'
+    python benchmarks/search.py --images 100000 --stores 'postgresql://user@host/db?table=trial'
+        'lancedb:/tmp/trial?table=trial'
     python benchmarks/search.py --images 1000000 --kinds hnsw
     python benchmarks/search.py --images 100000 --kinds ivf-pq --set ivf_pq.probes=128
 
-The vectors are made up, and written and searched as `dcdctl index` and `dcdctl search` do it. They are a mixture of 2,000 centers with
-images around each. Centers and images have a spectrum that falls off like the principal components of image embeddings: standard deviation
-i^-0.5 in direction i, so about 23 of 256 dimensions count (participation ratio of the variances). A query is a new sample of the mixture,
-moved like a caption: noise of 0.4 of its length, and half of its length in a direction that all queries share. So no query is close to an
-image (the best cosine is about 0.67), and images of many centers compete.
+The vectors are made up, and written and searched as `dcdctl index` and `dcdctl search` do it. They are a mixture of
+2,000 centers with images around each. Centers and images have a spectrum that falls off like the principal components
+of image embeddings: standard deviation i^-0.5 in direction i, so about 23 of 256 dimensions count (participation ratio
+of the variances). A query is a new sample of the mixture, moved like a caption: noise of 0.4 of its length, and half of
+its length in a direction that all queries share. So no query is close to an image (the best cosine is about 0.67), and
+images of many centers compete.
 
-The exact answer comes from a flat index over the same files. Latencies are for single queries one after the other, without the encoder,
-with the files in the system's cache: p50 and p95 of ten hits with their names and columns. Filtered queries have a condition on a column
-that one image in a hundred meets. Processor milliseconds are the sum over all threads of this process, without those of a server, and
-hardly grow when other work runs beside. The opening time is measured in a warm process. A store is filled by the upload of
-`dcdctl index --to`, which replaces what the URL holds; its build time includes the upload. Ends with one JSON line.
+The exact answer comes from a flat index over the same files. Latencies are for single queries one after the other,
+without the encoder, with the files in the system's cache: p50 and p95 of ten hits with their names and columns.
+Filtered queries have a condition on a column that one image in a hundred meets. Processor milliseconds are the sum over
+all threads of this process, without those of a server, and hardly grow when other work runs beside. The opening time is
+measured in a warm process. A store is filled by the upload of `dcdctl index --to`, which replaces what the URL holds;
+its build time includes the upload. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -67,7 +70,10 @@ class Mixture:
     def images(self, count: int, seed: int) -> NDArray[np.floating]:
         """Unit vectors."""
         rng = np.random.default_rng([7, seed])
-        return unit(self.center_CD[rng.integers(NUM_CENTERS, size=count)] + 0.7 * rng.normal(size=(count, self.dim)) * self.spectrum_D)
+        return unit(
+            self.center_CD[rng.integers(NUM_CENTERS, size=count)]
+            + 0.7 * rng.normal(size=(count, self.dim)) * self.spectrum_D
+        )
 
     def queries(self, count: int) -> NDArray[np.floating]:
         noise_QD = np.random.default_rng([7, 2**32]).normal(size=(count, self.dim)) * self.dim**-0.5
@@ -128,7 +134,9 @@ def opening_ms(place: str | Path) -> float:
     return 1000 * float(np.median(seconds))
 
 
-def measure(place: str | Path, queries_QD: NDArray[np.floating]) -> tuple[dict[str, Any], list[list[int]], list[list[int]]]:
+def measure(
+    place: str | Path, queries_QD: NDArray[np.floating]
+) -> tuple[dict[str, Any], list[list[int]], list[list[int]]]:
     """Search times of an index or a store, and the rows of the nearest images without and with the condition."""
     numbers: dict[str, Any] = {"open_ms": opening_ms(place)}
     index = open_index(place)
@@ -154,7 +162,9 @@ def measure(place: str | Path, queries_QD: NDArray[np.floating]) -> tuple[dict[s
     return numbers | {"searched_by": index.kind}, rows, filtered
 
 
-def one_by_one(index: ImageIndex, queries_QD: NDArray[np.floating], condition: str | None = None) -> tuple[list[float], list[list[int]]]:
+def one_by_one(
+    index: ImageIndex, queries_QD: NDArray[np.floating], condition: str | None = None
+) -> tuple[list[float], list[list[int]]]:
     """The milliseconds and the rows of each query."""
     wall, rows = [], []
     where = None if condition is None else parse_where(condition, index.columns)
@@ -180,7 +190,9 @@ def fill(index: Index, url: str) -> dict[str, Any]:
 
 
 def recall(found: list[list[int]], true: list[list[int]]) -> float:
-    return float(np.mean([len(set(rows) & set(expected)) / len(expected) for rows, expected in zip(found, true, strict=False)]))
+    return float(
+        np.mean([len(set(rows) & set(expected)) / len(expected) for rows, expected in zip(found, true, strict=False)])
+    )
 
 
 def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -196,7 +208,9 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
     exact, *true = measure(flat, queries_QD[: args.exact_queries])
     results: list[dict[str, Any]] = []
 
-    def add(kind: str, built: dict[str, Any], measured: tuple[dict[str, Any], list[list[int]], list[list[int]]]) -> None:
+    def add(
+        kind: str, built: dict[str, Any], measured: tuple[dict[str, Any], list[list[int]], list[list[int]]]
+    ) -> None:
         numbers, *found = measured
         recalls = {"recall@10": recall(found[0], true[0]), "filtered_recall@10": recall(found[1], true[1])}
         results.append({"images": num_images, "dim": args.dim, "kind": kind, **built, **recalls, **numbers})
@@ -207,7 +221,10 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
         config = config_module.build(IndexConfig, config_module.apply_sets({"kind": kind}, args.sets))
         wall, processor = time.perf_counter(), time.process_time()
         seal(folder, parts, args.dim, config)
-        built = {"build_seconds": time.perf_counter() - wall, "build_processor_seconds": time.process_time() - processor}
+        built = {
+            "build_seconds": time.perf_counter() - wall,
+            "build_processor_seconds": time.process_time() - processor,
+        }
         say(f"{num_images:,} images, {kind}: built in {built['build_seconds']:.1f} s")
         size = sum(path.stat().st_size for path in folder.glob("ann/*")) / num_images
         add(kind, {**built, "bytes": bytes_of_vectors + size}, measure(folder, queries_QD))
@@ -256,11 +273,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--kinds", nargs="*", default=["hnsw"], choices=["hnsw", "ivf-pq", "int8", "binary"])
-    parser.add_argument("--stores", nargs="+", default=[], metavar="URL", help="stores to fill and search; what the URL holds is replaced")
+    parser.add_argument(
+        "--stores",
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="stores to fill and search; what the URL holds is replaced",
+    )
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--exact-queries", type=int, default=200, help="number of queries for recall; these are also searched exactly")
+    parser.add_argument(
+        "--exact-queries", type=int, default=200, help="number of queries for recall; these are also searched exactly"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -269,7 +294,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results += run(Path(folder) / "indices", num_images, args)
     show(results)
-    facts = {"commit": commit(), "load": devices.load_average(), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    facts = {
+        "commit": commit(),
+        "load": devices.load_average(),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
     sys.stdout.write(json.dumps({"machine": devices.describe(torch.device("cpu")), **facts, "results": results}) + "\n")
 
 

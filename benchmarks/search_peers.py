@@ -2,14 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search_peers.py [--images 52000] [--dim 512] [--ways flat hnsw ivf-pq]
 
-The vectors are those of benchmarks/search.py: made up, rounded to float16, of unit length. All libraries get the same ones as float32, and
-search them with one thread. Settings are those of dcdctl's index: graphs with 16 edges (32 on the lowest level), 128 candidates while
-building and 128 per query; 4 lists per root of the number of vectors, a byte per 4 numbers and 64 probes. LanceDB has the settings of the
-store `lancedb:`. dcdctl scores 50 candidates again with the float16 vectors in float64; "re-scored" does so with faiss and float32.
+The vectors are those of benchmarks/search.py: made up, rounded to float16, of unit length. All libraries get the same
+ones as float32, and search them with one thread. Settings are those of dcdctl's index: graphs with 16 edges (32 on the
+lowest level), 128 candidates while building and 128 per query; 4 lists per root of the number of vectors, a byte per 4
+numbers and 64 probes. LanceDB has the settings of the store `lancedb:`. dcdctl scores 50 candidates again with the
+float16 vectors in float64; "re-scored" does so with faiss and float32.
 
-A query returns ten rows and scores; "with names" is `Index.search`, which also reads names and columns. Queries are searched one after the
-other, in turns with the other ways. Recall is that of the first ten of the exact search, in which dcdctl and faiss must agree. Build times
-have one thread, but LanceDB uses its own threads. Ends with one JSON line.
+A query returns ten rows and scores; "with names" is `Index.search`, which also reads names and columns. Queries are
+searched one after the other, in turns with the other ways. Recall is that of the first ten of the exact search, in
+which dcdctl and faiss must agree. Build times have one thread, but LanceDB uses its own threads. Ends with one JSON
+line.
 """
 
 from __future__ import annotations
@@ -128,7 +130,9 @@ def lancedb_table(vectors: Vectors) -> dict[str, Search]:
     stored.create_index("vector", config=HnswSq(distance_type="cosine"))
 
     def search(query: Floats) -> list[int]:
-        found = stored.search(query[0]).distance_type("cosine").nprobes(PROBES).ef(max(2 * K, 200)).select(["row"]).limit(K)
+        found = (
+            stored.search(query[0]).distance_type("cosine").nprobes(PROBES).ef(max(2 * K, 200)).select(["row"]).limit(K)
+        )
         return found.to_arrow()["row"].to_pylist()
 
     return {"LanceDB, IVF and HNSW": search}
@@ -147,7 +151,9 @@ MAKERS: dict[str, list[tuple[str, Callable[[Vectors], dict[str, Search]]]]] = {
 }
 
 
-def compare(vectors: Vectors, kind: str, true: list[list[int]], args: argparse.Namespace) -> tuple[list[list[str]], list[dict[str, Any]]]:
+def compare(
+    vectors: Vectors, kind: str, true: list[list[int]], args: argparse.Namespace
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
     """Rows of the table, and numbers, of all ways of a kind."""
     queries = [query[None] for query in vectors.query_QD[: args.queries]]
     searches, built = dict[str, Search](), dict[str, Spent]()
@@ -158,17 +164,40 @@ def compare(vectors: Vectors, kind: str, true: list[list[int]], args: argparse.N
         built |= dict.fromkeys(made, time)
         searches |= made
     found = {name: [search(query) for query in queries] for name, search in searches.items()}
-    recalls = {name: float(np.mean([len(set(a) & set(b)) / K for a, b in zip(rows, true, strict=True)])) for name, rows in found.items()}
+    recalls = {
+        name: float(np.mean([len(set(a) & set(b)) / K for a, b in zip(rows, true, strict=True)]))
+        for name, rows in found.items()
+    }
     if kind == "flat" and min(recalls.values()) < 1:
         raise SystemExit(f"exact searches disagree: {recalls}")
-    rounds = in_turns({name: lambda search=search: [search(query) for query in queries] for name, search in searches.items()}, args.repeats)
+    rounds = in_turns(
+        {name: lambda search=search: [search(query) for query in queries] for name, search in searches.items()},
+        args.repeats,
+    )
     factor = ratios(rounds, f"dcdctl {kind}")
     rows, numbers = [], []
     for name in searches:
         ms = 1000 * median_processor(rounds[name]) / len(queries)
         build = "" if kind == "flat" else f"{built[name].processor:.1f} s"
-        rows.append([name, f"{ms:.2f} ms", f"{factor[name].processor:.2f}", f"{factor[name].wall:.2f}", f"{recalls[name]:.4f}", build])
-        numbers.append({"way": name, "processor_ms": ms, "recall@10": recalls[name], "build": vars(built[name]), **vars(factor[name])})
+        rows.append(
+            [
+                name,
+                f"{ms:.2f} ms",
+                f"{factor[name].processor:.2f}",
+                f"{factor[name].wall:.2f}",
+                f"{recalls[name]:.4f}",
+                build,
+            ]
+        )
+        numbers.append(
+            {
+                "way": name,
+                "processor_ms": ms,
+                "recall@10": recalls[name],
+                "build": vars(built[name]),
+                **vars(factor[name]),
+            }
+        )
     return rows, numbers
 
 
@@ -193,9 +222,19 @@ def main() -> None:
         for kind in args.ways:
             rows, results[kind] = compare(vectors, kind, true, args)
             lines += rows
-    columns = ["way", "processor time per query", "to dcdctl", "to dcdctl by the clock", "recall@10", "processor time to build"]
+    columns = [
+        "way",
+        "processor time per query",
+        "to dcdctl",
+        "to dcdctl by the clock",
+        "recall@10",
+        "processor time to build",
+    ]
     sys.stdout.write(f"{args.images:,} vectors of {args.dim} numbers\n\n{table(columns, lines)}\n")
-    sys.stdout.write(json.dumps({**facts(*PACKAGES), "images": args.images, "dim": args.dim, "queries": args.queries, **results}) + "\n")
+    sys.stdout.write(
+        json.dumps({**facts(*PACKAGES), "images": args.images, "dim": args.dim, "queries": args.queries, **results})
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Capacity of `dcdctl serve`: requests per second, latencies, errors and memory at saturation.
 
-    python benchmarks/serve_load.py INDEX [--minutes 10] [--processes 1] [--texts FILE] [--image-share 0.1] [--max-clients 128]
+    python benchmarks/serve_load.py INDEX [--minutes 10] [--processes 1] [--texts FILE] [--image-share 0.1]
+        [--max-clients 128]
 
-Starts a server on a free port of 127.0.0.1, and clients in another process. Each client sends a request, reads the answer and sends the
-next one over the same connection; after a 503 it waits for the time of Retry-After. The number of clients doubles until the requests per
-second rise by less than 5 %. The smallest number of clients with 95 % of the maximum rate saturates the service. This number of clients
-then runs for --minutes. Most requests search by text, a share of them uploads an image of the index, and one client requests /health once
-per second. Finally --max-clients run at once, more than the queue has room for, to measure how many requests are refused. Memory is that of
-the server and its processes, sampled every second: a page that several processes share counts once (proportional set size). Server and
+Starts a server on a free port of 127.0.0.1, and clients in another process. Each client sends a request, reads the
+answer and sends the next one over the same connection; after a 503 it waits for the time of Retry-After. The number of
+clients doubles until the requests per second rise by less than 5 %. The smallest number of clients with 95 % of the
+maximum rate saturates the service. This number of clients then runs for --minutes. Most requests search by text, a
+share of them uploads an image of the index, and one client requests /health once per second. Finally --max-clients run
+at once, more than the queue has room for, to measure how many requests are refused. Memory is that of the server and
+its processes, sampled every second: a page that several processes share counts once (proportional set size). Server and
 clients share the processors of the machine. Ends with one JSON line.
 """
 
@@ -113,7 +115,10 @@ def drive(load: Load) -> Counts:
     started = time.monotonic()
     counts_of_clients = [Counts() for _ in range(load.clients)]
     arguments = (started + load.warmup_s + load.seconds, started + load.warmup_s)
-    threads = [threading.Thread(target=client, args=(load, number, *arguments, counts)) for number, counts in enumerate(counts_of_clients)]
+    threads = [
+        threading.Thread(target=client, args=(load, number, *arguments, counts))
+        for number, counts in enumerate(counts_of_clients)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -240,7 +245,12 @@ def main() -> None:
     parser.add_argument("--image-share", type=float, default=0.1, help="share of requests that upload an image")
     parser.add_argument("--max-clients", type=int, default=128)
     parser.add_argument(
-        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="setting of `dcdctl serve`; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
+        help="setting of `dcdctl serve`; repeatable",
     )
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
@@ -255,7 +265,9 @@ def main() -> None:
     process, host, port = start(options.index, arguments)
     try:
         images = originals(host, port, 16) if options.image_share else []
-        load = Load(host, port, texts, images, options.image_share, clients=1, seconds=60 * options.minutes, warmup_s=2.0)
+        load = Load(
+            host, port, texts, images, options.image_share, clients=1, seconds=60 * options.minutes, warmup_s=2.0
+        )
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             clients, steps = find_saturation(load, pool, options.max_clients)
             watch = Watch(host, port, process.pid)
@@ -273,7 +285,9 @@ def main() -> None:
     report(options, clients, [*steps, overload], counts, watch, status)
 
 
-def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]], counts: Counts, watch: Watch, status: int) -> None:
+def report(
+    options: argparse.Namespace, clients: int, steps: list[dict[str, Any]], counts: Counts, watch: Watch, status: int
+) -> None:
     num_requests = sum(counts.statuses.values())
     result = {
         "benchmark": "serve_load",

@@ -2,9 +2,10 @@
 
     python benchmarks/serve_memory.py INDEX [--uploads 50] [--at-once 1] [--search-workers 1]
 
-Starts a server on a free port of 127.0.0.1 and uploads an image with as many pixels as `max_pixels` permits, in a file just below
-`max_upload_bytes`. Resident memory is that of the server's process: before the first upload (after one search by text, so that the model
-has run), at its highest, and after the last upload. The limit is at `--settle` seconds after the last answer. Ends with one JSON line.
+Starts a server on a free port of 127.0.0.1 and uploads an image with as many pixels as `max_pixels` permits, in a file
+just below `max_upload_bytes`. Resident memory is that of the server's process: before the first upload (after one
+search by text, so that the model has run), at its highest, and after the last upload. The limit is at `--settle`
+seconds after the last answer. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def main() -> None:
         server.send_signal(signal.SIGTERM)
     result = {
         "uploads": options.uploads, "at_once": options.at_once, "search_workers": options.search_workers,
-        "file_mib": round(len(data) / MiB, 2), "statuses": {str(status): statuses.count(status) for status in set(statuses)},
+        "file_mib": round(len(data) / MiB, 2),
+        "statuses": {str(status): statuses.count(status) for status in set(statuses)},
         "before_mib": round(before, 1), "highest_mib": round(highest[0], 1), "after_mib": round(after, 1),
         "after_first_mib": after_each[0], "machine": platform.machine(), "libc": " ".join(platform.libc_ver()),
     }  # fmt: skip

@@ -2,8 +2,9 @@
 
     python benchmarks/serve_slow_clients.py INDEX [--clients 300] [--files 200] [--requests 10]
 
-Starts a server that may open --files files. Each slow client sends a byte of a header every five seconds, and connects again when it is
-closed. After ten seconds, --requests requests of /health and as many searches are timed. Ends with one JSON line.
+Starts a server that may open --files files. Each slow client sends a byte of a header every five seconds, and connects
+again when it is closed. After ten seconds, --requests requests of /health and as many searches are timed. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
@@ -77,8 +78,16 @@ def main() -> None:
         status = server.wait(timeout=60)
         for client in clients:
             client.join()
-    result = {"benchmark": "serve_slow_clients", "clients": options.clients, "files": options.files, "open_files": num_files}
-    result |= {name: {"max": round(max(values), 1), "mean": round(sum(values) / len(values), 1)} for name, values in times.items()}
+    result = {
+        "benchmark": "serve_slow_clients",
+        "clients": options.clients,
+        "files": options.files,
+        "open_files": num_files,
+    }
+    result |= {
+        name: {"max": round(max(values), 1), "mean": round(sum(values) / len(values), 1)}
+        for name, values in times.items()
+    }
     result |= {"exit_status": status, "processors": os.cpu_count(), "platform": platform.platform()}
     sys.stdout.write(json.dumps(result) + "\n")
 

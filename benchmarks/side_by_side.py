@@ -1,7 +1,9 @@
-"""What the comparisons with other libraries share: rounds in turns, ratios, and the line on machine, versions and commit.
+"""What the comparisons with other libraries share: rounds in turns, ratios, and the line on machine, versions and
+commit.
 
-Ways are measured in turn within each round, and a ratio is the median over rounds, so that other work of the machine slows all of them.
-Processor seconds are those of all threads of the process, and grow less with other work than seconds by the clock.
+Ways are measured in turn within each round, and a ratio is the median over rounds, so that other work of the machine
+slows all of them. Processor seconds are those of all threads of the process, and grow less with other work than seconds
+by the clock.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def ratios(rounds: Mapping[str, Sequence[Spent]], ours: str) -> dict[str, Spent]
     return {
         name: Spent(
             statistics.median(theirs.wall / mine.wall for theirs, mine in zip(each, rounds[ours], strict=True)),
-            statistics.median(theirs.processor / mine.processor for theirs, mine in zip(each, rounds[ours], strict=True)),
+            statistics.median(
+                theirs.processor / mine.processor for theirs, mine in zip(each, rounds[ours], strict=True)
+            ),
         )
         for name, each in rounds.items()
     }

@@ -3,11 +3,11 @@
     python benchmarks/start_times.py
     python benchmarks/start_times.py --before CHECKOUT --rounds 3
 
-Models have some thousand weights and a split two images, so a time is nearly all imports. Each command runs in a process of its own, all
-commands in turn in every round, and with `--before` the same commands of another checkout of dcdctl beside them. Processor time is that of
-the process and its children, over all threads; it grows less than time by the clock when other work runs beside. The numbers are medians
-over the rounds, and the first round fills the system's cache of files. The time of `serve` ends when /health answers. Ctrl-C shows the
-times so far.
+Models have some thousand weights and a split two images, so a time is nearly all imports. Each command runs in a
+process of its own, all commands in turn in every round, and with `--before` the same commands of another checkout of
+dcdctl beside them. Processor time is that of the process and its children, over all threads; it grows less than time by
+the clock when other work runs beside. The numbers are medians over the rounds, and the first round fills the system's
+cache of files. The time of `serve` ends when /health answers. Ctrl-C shows the times so far.
 """
 
 from __future__ import annotations
@@ -87,14 +87,17 @@ def main() -> None:
         for checkout in checkouts.values():
             checkout.stage.mkdir()
             _python(checkout, STAGE, str(checkout.stage))
-        commands = {name: words for name, words in _commands(checkouts["now"]).items() if name in (arguments.only or [name])}
+        commands = {
+            name: words for name, words in _commands(checkouts["now"]).items() if name in (arguments.only or [name])
+        }
         found: dict[tuple[str, str], list[Start]] = {(name, way): [] for name in commands for way in checkouts}
         with suppress(KeyboardInterrupt):
             for number in range(arguments.rounds):
                 for name, way in found:
                     found[name, way].append(start := _start(checkouts[way], commands[name]))
                     sys.stderr.write(
-                        f"round {number + 1} of {arguments.rounds}: {name}, {way}: {start.processor_s:.2f} s of the processor\n"
+                        f"round {number + 1} of {arguments.rounds}: {name}, {way}: {start.processor_s:.2f} s of the "
+                        "processor\n"
                     )
     _show(found, [name for name in commands if all(found[name, way] for way in checkouts)], list(checkouts))
 
@@ -104,13 +107,17 @@ def _commands(checkout: Checkout) -> dict[str, list[str]]:
     commands = MORE | {name: words for name, words in staged.items() if name not in LEFT_OUT}
     commands["bench"] = [*commands["bench"], *quick_bench]
     names = _python(checkout, "from dcdctl.cli.app import COMMANDS; print(*(name for name, *_ in COMMANDS))").split()
-    return dict(sorted(commands.items())) | {"--help": ["--help"]} | {f"{name} --help": [name, "--help"] for name in names}
+    return (
+        dict(sorted(commands.items())) | {"--help": ["--help"]} | {f"{name} --help": [name, "--help"] for name in names}
+    )
 
 
 def _python(checkout: Checkout, code: str, *arguments: str) -> str:
     command = [sys.executable, "-c", code, *arguments]
     # Elsewhere the current folder would be imported first.
-    done = subprocess.run(command, cwd=checkout.stage, env=checkout.environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=checkout.stage, env=checkout.environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout
@@ -126,7 +133,8 @@ def _start(checkout: Checkout, words: list[str]) -> Start:
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-c", RUN, *words],
-            cwd=checkout.stage, env=checkout.environment, stdout=subprocess.PIPE if is_service else output, stderr=output, text=True,
+            cwd=checkout.stage, env=checkout.environment, stdout=subprocess.PIPE if is_service else output,
+            stderr=output, text=True,
         )  # fmt: skip
         wall = 0.0
         if is_service:
@@ -159,7 +167,8 @@ def _show(found: dict[tuple[str, str], list[Start]], names: list[str], ways: lis
     for number, line in enumerate(lines):
         sys.stdout.write(f"| {' | '.join(line)} |\n" + ("|---" * len(line) + "|\n" if not number else ""))
     sys.stdout.write(
-        f"{len(os.sched_getaffinity(0))} cores, load of {os.getloadavg()[1]:.1f}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}\n"
+        f"{len(os.sched_getaffinity(0))} cores, load of {os.getloadavg()[1]:.1f}, OMP_NUM_THREADS "
+        f"{os.environ.get('OMP_NUM_THREADS')}\n"
     )
 
 

@@ -1,13 +1,14 @@
 """Memory, time to the first batch, rate and time to resume of a training's stream, for more and more pairs.
 
-    python benchmarks/streaming.py OUT [--parquet 100000 1000000 5000000] [--tar 100000 400000] [--window 8192] [--batch 256]
+    python benchmarks/streaming.py OUT [--parquet 100000 1000000 5000000] [--tar 100000 400000] [--window 8192]
+        [--batch 256]
 
-Each case writes shards of made-up pairs below OUT (PNGs of 8 x 8 pixels, one caption each; 50,000 pairs per Parquet file, 10,000 per tar),
-reads them in a process of its own, and removes them. Memory is the peak of that process, beside what it had after its imports. The first
-batch is counted from before the shards are opened until its images are decoded and its captions are tokenized. The rate is that of one
-epoch of image files and captions, without decoding; a second rate decodes 100 batches in the same process. Resuming is counted from before
-the shards are opened until the image files of the batch in the middle of the epoch are read, with the counts that a run keeps. Ends with
-one JSON line.
+Each case writes shards of made-up pairs below OUT (PNGs of 8 x 8 pixels, one caption each; 50,000 pairs per Parquet
+file, 10,000 per tar), reads them in a process of its own, and removes them. Memory is the peak of that process, beside
+what it had after its imports. The first batch is counted from before the shards are opened until its images are decoded
+and its captions are tokenized. The rate is that of one epoch of image files and captions, without decoding; a second
+rate decodes 100 batches in the same process. Resuming is counted from before the shards are opened until the image
+files of the batch in the middle of the epoch are read, with the counts that a run keeps. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     options = parser.parse_args()
     measured = []
-    for form, num_pairs in [*(("parquet", pairs) for pairs in options.parquet), *(("tar", pairs) for pairs in options.tar)]:
+    for form, num_pairs in [
+        *(("parquet", pairs) for pairs in options.parquet),
+        *(("tar", pairs) for pairs in options.tar),
+    ]:
         folder = options.out / f"{form}-{num_pairs}"
         try:
             num_bytes = write_shards(folder, form, num_pairs)
@@ -64,7 +68,9 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
         measured.append({"form": form, "pairs": num_pairs, "gigabytes": round(num_bytes / 1e9, 2), **found})
         sys.stderr.write(f"{measured[-1]}\n")
-    sys.stdout.write(json.dumps({"cases": measured, "window": options.window, "batch": options.batch, "machine": machine()}) + "\n")
+    sys.stdout.write(
+        json.dumps({"cases": measured, "window": options.window, "batch": options.batch, "machine": machine()}) + "\n"
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -82,7 +88,9 @@ def write_shards(folder: Path, form: str, num_pairs: int) -> int:
         if form == "parquet":
             files = pa.array([images[row % NUM_DISTINCT] for row in rows], pa.binary())
             image = pa.StructArray.from_arrays([files, pa.nulls(len(rows), pa.string())], ["bytes", "path"])
-            pq.write_table(pa.table({"image": image, "caption": [caption(row) for row in rows]}), path, row_group_size=1000)
+            pq.write_table(
+                pa.table({"image": image, "caption": [caption(row) for row in rows]}), path, row_group_size=1000
+            )
         else:
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
                 for row in rows:
@@ -113,7 +121,14 @@ def peak_mib() -> float:
 
 def measure(folder: Path, form: str, num_pairs: int, window: int, size: int) -> dict[str, Any]:
     """Read the shards of a case."""
-    shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16, "max_text_len": 24}
+    shape = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 32,
+        "patch_size": 16,
+        "max_text_len": 24,
+    }
     small = models.DualSize(num_vision_layers=1, num_text_layers=1, projection_dim=8, **shape)
     model = models.new_dual(small, models.word_piece([caption(row) for row in range(1000)], 200))
     pattern, before = str(folder / f"*.{form}"), peak_mib()

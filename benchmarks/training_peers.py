@@ -1,17 +1,21 @@
-"""Training rate of a dual encoder: dcdctl against the trainer of sentence-transformers, on the same CLIP, photos and batches.
+"""Training rate of a dual encoder: dcdctl against the trainer of sentence-transformers, on the same CLIP, photos and
+batches.
 
     OMP_NUM_THREADS=1 python benchmarks/training_peers.py [--steps 3] [--repeats 3] [--threads 1]
 
-The CLIP has a ViT-Ti/16 at 224 px and a text encoder of 6 layers and width 192, with random weights; a step has 32 JPEGs of 640 x 480 and a
-caption each, and each image comes once per round. InfoNCE of both directions, float32, on the CPU, AdamW.
+The CLIP has a ViT-Ti/16 at 224 px and a text encoder of 6 layers and width 192, with random weights; a step has 32
+JPEGs of 640 x 480 and a caption each, and each image comes once per round. InfoNCE of both directions, float32, on the
+CPU, AdamW.
 
-- whole batches: `train` of dcdctl against `SentenceTransformerTrainer` with `MultipleNegativesRankingLoss` of both directions
+- whole batches: `train` of dcdctl against `SentenceTransformerTrainer` with `MultipleNegativesRankingLoss` of both
+  directions
 - micro-batches of 8: `--accumulate 4` against `CachedMultipleNegativesRankingLoss`, which both use GradCache
 
-dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. Its model is exported for
-sentence-transformers, whose trainer gets the batches in the drawn order as a data set of image files, logs as often, and saves nothing. The
-losses of the first step must agree. dcdctl also trains the logit scale, which is a constant of the other library's loss. The ways run in
-turns, after one step each that is not counted. Ends with one JSON line.
+dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. Its model is exported
+for sentence-transformers, whose trainer gets the batches in the drawn order as a data set of image files, logs as
+often, and saves nothing. The losses of the first step must agree. dcdctl also trains the logit scale, which is a
+constant of the other library's loss. The ways run in turns, after one step each that is not counted. Ends with one JSON
+line.
 """
 
 from __future__ import annotations
@@ -53,7 +57,14 @@ MICRO_BATCHES = 4
 RECIPE = [f"batch.size={BATCH}", "optimizer.lr=1e-4"]
 WIDTH = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 VISION = {**WIDTH, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16}
-TEXT = {**WIDTH, "num_hidden_layers": 6, "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+TEXT = {
+    **WIDTH,
+    "num_hidden_layers": 6,
+    "max_position_embeddings": 64,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,9 @@ def make(folder: Path, num_steps: int) -> Inputs:
     """Write photos, a corpus and a CLIP."""
     captions = make_corpus(folder, BATCH * num_steps)
     tokenizer = models.word_piece(captions, 2000)
-    config = CLIPConfig(vision_config=VISION, text_config={**TEXT, "vocab_size": len(tokenizer) + 2}, projection_dim=256)
+    config = CLIPConfig(
+        vision_config=VISION, text_config={**TEXT, "vocab_size": len(tokenizer) + 2}, projection_dim=256
+    )
     for part in (CLIPModel(config), tokenizer, CLIPImageProcessorPil()):
         part.save_pretrained(folder / "clip")
     model = models.load_dual(str(folder / "clip"))
@@ -106,9 +119,16 @@ def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], flo
 def theirs(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], float]:
     """A training by sentence-transformers; it returns the loss of the first step."""
     from datasets import Dataset, Image
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.base.sampler import DefaultBatchSampler
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
+    )
 
     class InOrder(DefaultBatchSampler):
         """Batches in the order of the data set."""
@@ -117,7 +137,9 @@ def theirs(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], f
             super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
     optimizer, model = inputs.case.recipe.optimizer, SentenceTransformer(inputs.exported, device="cpu")
-    rows = [(image, text) for images, texts in inputs.batches[:num_steps] for image, text in zip(images, texts, strict=True)]
+    rows = [
+        (image, text) for images, texts in inputs.batches[:num_steps] for image, text in zip(images, texts, strict=True)
+    ]
     columns = {
         "image": [str(inputs.images / file_name(image)) for image, _ in rows],
         "caption": [inputs.captions[text] for _, text in rows],
@@ -194,7 +216,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the loss of the first step; the other library logs four decimals")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="of the loss of the first step; the other library logs four decimals",
+    )
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
@@ -204,9 +231,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         inputs = make(Path(scratch), args.steps)
         compared = [compare(inputs, kind, args) for kind in args.kinds]
-    columns = ["batches", "trainer", "images per processor second", "times ours", "times ours by the clock", "loss of the first step"]
+    columns = [
+        "batches",
+        "trainer",
+        "images per processor second",
+        "times ours",
+        "times ours by the clock",
+        "loss of the first step",
+    ]
     sys.stdout.write(table(columns, [row for rows, _ in compared for row in rows]) + "\n")
-    sys.stdout.write(json.dumps({**facts("sentence-transformers", "transformers"), "kinds": [numbers for _, numbers in compared]}) + "\n")
+    sys.stdout.write(
+        json.dumps({**facts("sentence-transformers", "transformers"), "kinds": [numbers for _, numbers in compared]})
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

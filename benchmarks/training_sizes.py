@@ -2,10 +2,10 @@
 
     python benchmarks/training_sizes.py [--text-len 48]
 
-Students and teachers of the recipes that start from CLIP or SigLIP, and the fusion student of `vilt-flickr30k`, with random weights of the
-published sizes, on a CPU. Kept are the tensors that torch saves for the gradient, without the weights, in float32 and under bfloat16
-autocast; a GPU needs more for what its kernels use meanwhile. docs/start.md turns these numbers into hours and `--accumulate`. Ends with
-one JSON line.
+Students and teachers of the recipes that start from CLIP or SigLIP, and the fusion student of `vilt-flickr30k`, with
+random weights of the published sizes, on a CPU. Kept are the tensors that torch saves for the gradient, without the
+weights, in float32 and under bfloat16 autocast; a GPU needs more for what its kernels use meanwhile. docs/start.md
+turns these numbers into hours and `--accumulate`. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -25,14 +25,34 @@ from transformers.utils import logging
 from dcdctl.core.bench.footprint import count_flops
 from dcdctl.core.models import ImageBatch, TextBatch
 
-B32 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32}
-TINY = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "patch_size": 32}
-L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
+B32 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "patch_size": 32,
+}
+TINY = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "patch_size": 32,
+}
+L14 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
 WIDE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 STUDENTS: dict[str, Any] = {
     "openai/clip-vit-base-patch32": CLIPConfig(vision_config=B32, text_config={}, projection_dim=512),
-    "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M": CLIPConfig(vision_config=TINY, text_config={"num_hidden_layers": 6}, projection_dim=512),
+    "wkcn/TinyCLIP-ViT-40M-32-Text-19M-LAION400M": CLIPConfig(
+        vision_config=TINY, text_config={"num_hidden_layers": 6}, projection_dim=512
+    ),
     "google/siglip-base-patch16-224": SiglipConfig(vision_config={}, text_config={}),
 }
 TEACHERS: dict[str, Any] = {
@@ -49,10 +69,15 @@ MEGA, GIGA = 1e6, 1e9
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text-len", type=int, default=48, help="tokens of a CLIP's captions; SigLIP pads all captions to 64")
+    parser.add_argument(
+        "--text-len", type=int, default=48, help="tokens of a CLIP's captions; SigLIP pads all captions to 64"
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
-    results = {name: measure(config, options.text_len, keeps=name in STUDENTS) for name, config in (STUDENTS | TEACHERS).items()}
+    results = {
+        name: measure(config, options.text_len, keeps=name in STUDENTS)
+        for name, config in (STUDENTS | TEACHERS).items()
+    }
     results["ViLT-B/32, 6 of 12 layers"] = measure_vilt()
     for name, numbers in results.items():
         sys.stdout.write(f"{name}: {', '.join(f'{value:.2f} {unit}' for unit, value in numbers.items())}\n")

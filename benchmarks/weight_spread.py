@@ -2,8 +2,8 @@
 
     python benchmarks/weight_spread.py --data data/flickr8k --cache cache/pair --recipe photos-fusion
 
-The lists are those that the recipe draws from the cache. They are cut into batches of B, as `loss.weight_group` cuts them into groups. The
-script ends with one line of JSON.
+The lists are those that the recipe draws from the cache. They are cut into batches of B, as `loss.weight_group` cuts
+them into groups. The script ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -57,14 +57,25 @@ def main() -> None:
     recipe = load_recipe(options.recipe, [*options.sets, f"batch.size={options.lists}"])
     corpus = Corpus.open(options.data, "train")
     source: Any = Indices(corpus)
-    teacher_BN = CandidateListBatches(source, recipe.batch, recipe.seed, read_cache(options.cache, corpus=corpus))[0].teacher_RC
+    teacher_BN = CandidateListBatches(source, recipe.batch, recipe.seed, read_cache(options.cache, corpus=corpus))[
+        0
+    ].teacher_RC
     entropy_B = weights.entropy(teacher_BN)
     rows = [spread(teacher_BN, size) for size in SIZES]
-    sys.stdout.write("| lists | n r: smallest | largest | standard deviation | n w: standard deviation |\n|---|---|---|---|---|\n")
+    sys.stdout.write(
+        "| lists | n r: smallest | largest | standard deviation | n w: standard deviation |\n|---|---|---|---|---|\n"
+    )
     for row in rows:
-        sys.stdout.write(f"| {row['lists']} | {row['r_min']:.3f} | {row['r_max']:.3f} | {row['r_std']:.4f} | {row['w_std']:.3f} |\n")
-    entropy = {"mean": round(entropy_B.mean().item(), 4), "relative_std": round((entropy_B.std() / entropy_B.mean()).item(), 4)}
-    sys.stdout.write(json.dumps({"lists": len(teacher_BN), "columns": teacher_BN.shape[1], "entropy": entropy, "rows": rows}) + "\n")
+        sys.stdout.write(
+            f"| {row['lists']} | {row['r_min']:.3f} | {row['r_max']:.3f} | {row['r_std']:.4f} | {row['w_std']:.3f} |\n"
+        )
+    entropy = {
+        "mean": round(entropy_B.mean().item(), 4),
+        "relative_std": round((entropy_B.std() / entropy_B.mean()).item(), 4),
+    }
+    sys.stdout.write(
+        json.dumps({"lists": len(teacher_BN), "columns": teacher_BN.shape[1], "entropy": entropy, "rows": rows}) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Dynamic Contrastive Distillation for image-text retrieval.
 
-The functions and classes are those of the commands, for notebooks and programs (docs/python.md). They are imported on first use, so
-`import dcdctl` loads no torch.
+The functions and classes are those of the commands, for notebooks and programs (docs/python.md). They are imported on
+first use, so `import dcdctl` loads no torch.
 """
 
 import lazy_loader

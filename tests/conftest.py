@@ -1,4 +1,5 @@
-"""Settings of a test run: none of its user's; in several processes one thread each, and more processes than cores, because tests wait."""
+"""Settings of a test run: none of its user's; in several processes one thread each, and more processes than cores,
+because tests wait."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Remove the user's settings, and use one thread in each of several test processes; both also for the processes that they start.
+    """Remove the user's settings, and use one thread in each of several test processes; both also for the processes
+    that they start.
 
-    Libraries read the settings when they are imported, so a fixture would come too late, and `pytest_configure` too: the conftest.py of a
-    folder that the command names is imported before it, and dcdctl with that.
+    Libraries read the settings when they are imported, so a fixture would come too late, and `pytest_configure` too:
+    the conftest.py of a folder that the command names is imported before it, and dcdctl with that.
     """
     clear_user_settings(os.environ)
     # Without compiled files, every process would compile the package and rewrite the tests again: seven seconds each.
@@ -57,12 +59,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _runs_tests(config: pytest.Config) -> bool:
-    """Whether this process does not only distribute the tests; that one needs no fixtures, and their imports take seconds."""
+    """Whether this process does not only distribute the tests; that one needs no fixtures, and their imports take
+    seconds."""
     return WORKER in os.environ or not getattr(config.known_args_namespace, "numprocesses", None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """From here on, garbage is looked for among the objects of the tests only. A fork of the process as it is now runs scripts."""
+    """From here on, garbage is looked for among the objects of the tests only. A fork of the process as it is now runs
+    scripts."""
     gc.freeze()
     gc.enable()
     if session.items and hasattr(os, "fork"):

@@ -1,4 +1,5 @@
-"""Benchmarks find every name that they import and call it with known arguments, and the commands of the evidence plans parse.
+"""Benchmarks find every name that they import and call it with known arguments, and the commands of the evidence plans
+parse.
 
 Nothing else reads these scripts: they take minutes to hours, so no test runs them.
 """
@@ -27,7 +28,17 @@ from dcdctl.core.training import load_recipe
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.glob("*.py"))
-PLANS = ["clip-scenes", "fair", "flickr8k", "fresh-flickr8k", "fresh-scenes", "scenes", "scenes-cascade", "small", "weights"]
+PLANS = [
+    "clip-scenes",
+    "fair",
+    "flickr8k",
+    "fresh-flickr8k",
+    "fresh-scenes",
+    "scenes",
+    "scenes-cascade",
+    "small",
+    "weights",
+]
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str, str]]:
@@ -36,7 +47,11 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str, str]]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dcdctl":
             yield from ((node.module, alias.name, alias.asname or alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from ((alias.name, "", alias.asname or "dcdctl") for alias in node.names if alias.name.split(".")[0] == "dcdctl")
+            yield from (
+                (alias.name, "", alias.asname or "dcdctl")
+                for alias in node.names
+                if alias.name.split(".")[0] == "dcdctl"
+            )
 
 
 def member(owner: object, name: str) -> object:
@@ -69,7 +84,8 @@ def imported(tree: ast.AST) -> tuple[dict[str, object], set[str]]:
 
 
 def resolve(node: ast.expr, known: dict[str, object]) -> object:
-    """What `a.b.c` is, where `a` was imported from dcdctl; None if it was not. MissingNameError if there is no such attribute."""
+    """What `a.b.c` is, where `a` was imported from dcdctl; None if it was not. MissingNameError if there is no such
+    attribute."""
     if isinstance(node, ast.Attribute):
         return member(resolve(node.value, known), node.attr)
     return known.get(node.id) if isinstance(node, ast.Name) else None
@@ -95,7 +111,9 @@ def wrong_calls(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Call) and callable(called := resolve(node.func, known)):
             arguments = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
             try:
-                inspect.signature(called).bind_partial(*arguments, **{word.arg: word.value for word in node.keywords if word.arg})
+                inspect.signature(called).bind_partial(
+                    *arguments, **{word.arg: word.value for word in node.keywords if word.arg}
+                )
             except TypeError as error:
                 wrong.add(f"{ast.unparse(node.func)}: {error}")
     return wrong
@@ -108,7 +126,9 @@ def missing_local_names(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             for folder in (BENCHMARKS, SUPPORT):
                 if (path := folder / f"{node.module}.py").exists():
-                    missing |= {f"{node.module}.{alias.name}" for alias in node.names} - {f"{node.module}.{name}" for name in defined(path)}
+                    missing |= {f"{node.module}.{alias.name}" for alias in node.names} - {
+                        f"{node.module}.{name}" for name in defined(path)
+                    }
     return missing
 
 
@@ -121,7 +141,9 @@ def defined(path: Path) -> set[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+            names |= {
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
     return names
 
 
@@ -141,7 +163,10 @@ def test_a_benchmark_finds_every_name_it_imports(path):
         ("from dcdctl.core.absent import build", {"dcdctl.core.absent.build"}),
         ("import dcdctl.cli.app\nimport dcdctl.cli.absent", {"dcdctl.cli.absent"}),
         ("from dcdctl.core import models as m\nm.load_dual\nm.load_duel(1)", {"m.load_duel"}),
-        ("def main():\n    from dcdctl.core.data import Corpus\n    Corpus.open(1)\n    Corpus.opened", {"Corpus.opened"}),
+        (
+            "def main():\n    from dcdctl.core.data import Corpus\n    Corpus.open(1)\n    Corpus.opened",
+            {"Corpus.opened"},
+        ),
     ],
 )
 def test_a_renamed_name_is_found(code, missing):
@@ -157,7 +182,9 @@ def test_a_changed_call_is_found():
 
 
 def test_a_name_that_a_neighbour_lost_is_found():
-    assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import load")) == {"scoring.fancy"}
+    assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import load")) == {
+        "scoring.fancy"
+    }
 
 
 def test_the_checks_of_the_gpu_benchmark_hold_on_a_cpu_at_toy_size(tmp_path, monkeypatch):
@@ -236,7 +263,9 @@ def test_captions_of_the_web_name_objects_of_the_scene_and_nothing_else(evidence
 
 
 def test_a_new_clip_knows_the_words_of_scenes_and_differs_between_seeds(evidence_clip, tmp_path):
-    words = [statement.text for item in islice(scenes.describe_scenes(0, "train"), 200) for statement in item.statements]
+    words = [
+        statement.text for item in islice(scenes.describe_scenes(0, "train"), 200) for statement in item.statements
+    ]
     others = [statement.text for item in islice(scenes.describe_scenes(1, "test"), 20) for statement in item.statements]
     for seed in (0, 1):
         evidence_clip.write_new_clip(tmp_path / str(seed), words, seed)

@@ -1,4 +1,5 @@
-"""The Dockerfile and compose.yaml, which no test builds: what they copy exists, and the commands that they run are commands of dcdctl."""
+"""The Dockerfile and compose.yaml, which no test builds: what they copy exists, and the commands that they run are
+commands of dcdctl."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")
-VARIABLES = {"DATA": "/srv", "POSTGRES_PASSWORD": "database-password", "DCDCTL_API_KEY": "a-key-for-the-search-page", "TORCH_INDEX": ""}
+VARIABLES = {
+    "DATA": "/srv",
+    "POSTGRES_PASSWORD": "database-password",
+    "DCDCTL_API_KEY": "a-key-for-the-search-page",
+    "TORCH_INDEX": "",
+}
 
 
 def lines_of(instruction: str) -> list[str]:
@@ -31,7 +37,9 @@ def compose() -> dict:
 
 
 def test_everything_that_the_image_copies_exists_and_is_sent_to_the_builder():
-    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")]
+    sent = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")
+    ]
     copied = [name for line in lines_of("COPY") if not line.startswith("--from") for name in line.split()[:-1]]
     assert "dcdctl" in copied
     for name in copied:
@@ -71,7 +79,11 @@ def test_the_image_is_healthy_if_the_service_takes_requests():
 def test_the_composed_service_ends_after_its_requests_and_needs_a_key():
     services = compose()["services"]
     search, database = services["search"], services["database"]
-    settings = dict(word.split("=") for before, word in zip(search["command"], search["command"][1:], strict=False) if before == "--set")
+    settings = dict(
+        word.split("=")
+        for before, word in zip(search["command"], search["command"][1:], strict=False)
+        if before == "--set"
+    )
     config = build_config({name: float(value) for name, value in settings.items()})
     assert float(search["stop_grace_period"].removesuffix("s")) > config.drain_s + config.shutdown_s
     assert f"${{{VARIABLE}:?" in COMPOSE

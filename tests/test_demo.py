@@ -77,7 +77,8 @@ def test_a_cascade_orders_its_candidates_by_the_scores_of_its_re_ranker(
     cascade, alone = (result.row(row).evaluation.rankings.image for row in (name, scorer))
     first_QK = cascade.top_QK[:, :3]
     for query, candidates in enumerate(first_QK):
-        # Six images are fewer than the candidates that are kept, so the scorer's own rankings hold the score of every pair.
+        # Six images are fewer than the candidates that are kept, so the scorer's own rankings hold the score of every
+        # pair.
         score_of = dict(zip(alone.top_QK[query].tolist(), alone.top_score_QK[query].tolist(), strict=True))
         expected = [score_of[image] for image in candidates.tolist()]
         assert cascade.top_score_QK[query, :3].tolist() == pytest.approx(expected, abs=1e-5)
@@ -87,7 +88,10 @@ def test_a_cascade_orders_its_candidates_by_the_scores_of_its_re_ranker(
 def test_the_cascade_of_the_report_is_that_of_the_teacher(finished: tuple[Path, demo.DemoResult]) -> None:
     out, result = finished
     document = json.loads((out / "dual" / "cascade.json").read_text(encoding="utf-8"))
-    assert (document["reranker"], document["rsum"]) == (demo.BUILT_IN_TEACHER, result.row("cascade").evaluation.recalls.rsum)
+    assert (document["reranker"], document["rsum"]) == (
+        demo.BUILT_IN_TEACHER,
+        result.row("cascade").evaluation.recalls.rsum,
+    )
 
 
 def test_re_ranking_takes_the_same_time_in_every_gallery(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -102,7 +106,9 @@ def test_re_ranking_takes_the_same_time_in_every_gallery(finished: tuple[Path, d
         assert row.large_query.ms == pytest.approx(dual.large_query.ms + rerank_ms)
 
 
-def test_the_fusion_student_meets_scenes_of_the_same_family_as_negatives(finished: tuple[Path, demo.DemoResult]) -> None:
+def test_the_fusion_student_meets_scenes_of_the_same_family_as_negatives(
+    finished: tuple[Path, demo.DemoResult],
+) -> None:
     out, _ = finished
     corpus = Corpus.open(out / "data", "train")
 
@@ -110,7 +116,9 @@ def test_the_fusion_student_meets_scenes_of_the_same_family_as_negatives(finishe
         """The share of images with a candidate caption of another scene of their family."""
         candidates = read_cache(out / folder, corpus=corpus).candidates.texts_of_image
         family = corpus.caption_image // FAMILY_SIZE
-        return float(np.mean([(family[candidates[image]] == image // FAMILY_SIZE).any() for image in range(corpus.num_images)]))
+        return float(
+            np.mean([(family[candidates[image]] == image // FAMILY_SIZE).any() for image in range(corpus.num_images)])
+        )
 
     assert share_with_sibling("cache-fusion") > 0.8
 
@@ -132,7 +140,9 @@ def test_a_time_and_its_speed_up_tell_whether_they_were_extrapolated(
 
     depths = (SimpleNamespace(ms_per_query=1.0), SimpleNamespace(ms_per_query=31.0))
     measured = cast(Evaluation, SimpleNamespace(depths=depths))
-    row = demo._row("cascade", "", measured, times(0.010, student_extrapolated), times(4.0, teacher_extrapolated), QUICK)
+    row = demo._row(
+        "cascade", "", measured, times(0.010, student_extrapolated), times(4.0, teacher_extrapolated), QUICK
+    )
     assert (row.query.ms, row.query.speed_up) == pytest.approx((40.0, 100.0))
     assert (row.large_query.ms, row.large_query.speed_up) == pytest.approx((50.0, 160.0))
     assert (row.query.ms_extrapolated, row.query.speed_up_extrapolated) == (False, False)
@@ -162,7 +172,9 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
     assert [one.role for one in found.models] == ["teacher", "student", "student", "student", "baseline"]
     for system in found.models:
         assert f'<th scope="row">{system.label}' in page
-    assert [one.result.rsum.value for one in found.models if one.result] == [result.row(name).evaluation.recalls.rsum for name in PAGE_ROWS]
+    assert [one.result.rsum.value for one in found.models if one.result] == [
+        result.row(name).evaluation.recalls.rsum for name in PAGE_ROWS
+    ]
 
 
 def test_its_page_names_the_commands_that_train_the_same_students(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -210,7 +222,8 @@ Recall1 = tuple[float, float]
 
 
 def made_up(tmp_path: Path, **changes: tuple[Recall1, float, float]) -> demo.DemoResult:
-    """A result with these R@1 and times in milliseconds over 1,000 and 10,000 images; the latter is extrapolated for the teacher."""
+    """A result with these R@1 and times in milliseconds over 1,000 and 10,000 images; the latter is extrapolated for
+    the teacher."""
     default: dict[str, tuple[Recall1, float, float]] = {
         "teacher": ((100.0, 100.0), 600.0, 6000.0),
         "cascade": ((96.9, 97.8), 15.0, 20.0),
@@ -247,7 +260,8 @@ def made_up(tmp_path: Path, **changes: tuple[Recall1, float, float]) -> demo.Dem
 
 def test_the_summary_says_what_was_won_and_lost(tmp_path: Path) -> None:
     assert made_up(tmp_path).summary.splitlines() == [
-        "With the dual student's first 20 re-ranked by the teacher, a search is 40 times faster than the teacher alone over 1,000 images "
+        "With the dual student's first 20 re-ranked by the teacher, a search is 40 times faster than the teacher "
+        "alone over 1,000 images "
         "and 300 times faster than it over 10,000 images (extrapolated). "
         "R@1 loses 3.1 points in text retrieval and 2.2 points in image retrieval.",
         "Without re-ranking, the dual student is 300 times faster than the teacher alone over 1,000 images "
@@ -281,14 +295,18 @@ def test_the_summary_says_when_something_is_worse_than_expected(tmp_path: Path) 
         dual_alone=((30.0, 20.0), 2.0, 6.0),
     )
     cascade, _, scores, _ = result.summary.splitlines()
-    assert "a search is 2.0 times slower than the teacher alone over 1,000 images and as fast as it over 10,000" in cascade
+    assert (
+        "a search is 2.0 times slower than the teacher alone over 1,000 images and as fast as it over 10,000" in cascade
+    )
     assert cascade.endswith("R@1 loses 1 point in image retrieval but gains 1 point in text retrieval.")
     assert scores == "The teacher's scores lowered the dual student's RSUM by 15 points."
     same = made_up(tmp_path, dual_alone=((25.0, 20.0), 2.0, 6.0)).summary
     assert "The teacher's scores did not change the dual student's RSUM." in same
 
 
-def test_the_command_shows_the_table_its_extrapolated_times_and_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_the_table_its_extrapolated_times_and_the_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = made_up(tmp_path)
     demo_command._show(result, tmp_path)
     shown = capsys.readouterr().out

@@ -39,7 +39,9 @@ def test_every_command_in_the_docs_parses(line):
     parse(line)
 
 
-@pytest.mark.parametrize("line", ["dcdctl distill r --data d --out o --alpha 1", "dcdctl search x --images y", "dcdctl bench run --data d"])
+@pytest.mark.parametrize(
+    "line", ["dcdctl distill r --data d --out o --alpha 1", "dcdctl search x --images y", "dcdctl bench run --data d"]
+)
 def test_a_wrong_command_would_be_found(line):
     with pytest.raises(typer.TyperException):
         parse(line)
@@ -59,7 +61,9 @@ def test_a_recipe_or_manifest_opens_with_a_command_that_parses_and_names_it(path
     assert path.stem in named | {recipe.model.start for recipe in recipes}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "data_manifests" / "teachers").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "data_manifests" / "teachers").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_the_manifest_of_a_teacher_names_the_recipe_of_its_data_set(path):
     (line,) = commands_of_head(path)
     words = line.split()
@@ -93,7 +97,9 @@ def test_every_command_is_in_the_docs():
 def imported_names() -> list[tuple[str, str]]:
     """What the code blocks of CONTRIBUTING.md import from dcdctl."""
     lines = [line for line in typed_lines(ROOT / "CONTRIBUTING.md") if line.startswith("from dcdctl.")]
-    return [(module, name) for line in lines for module, names in [line[5:].split(" import ")] for name in names.split(", ")]
+    return [
+        (module, name) for line in lines for module, names in [line[5:].split(" import ")] for name in names.split(", ")
+    ]
 
 
 @pytest.mark.parametrize(("module", "name"), imported_names())
@@ -104,7 +110,13 @@ def test_what_the_examples_for_contributors_import_is_there(module, name):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(set(re.findall(r"`((?:dcdctl|tests|docs)/[a-z_/]+\.(?:py|md))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))),
+    sorted(
+        set(
+            re.findall(
+                r"`((?:dcdctl|tests|docs)/[a-z_/]+\.(?:py|md))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+            )
+        )
+    ),
 )
 def test_the_files_for_contributors_are_there(path):
     assert (ROOT / path).is_file()
@@ -150,22 +162,31 @@ def test_the_site_lists_every_page():
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    built = processes.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    built = processes.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
     assert (built.returncode, "WARNING" in built.stderr) == (0, False), built.stderr
-    assert 'class="doc doc-heading"' in (tmp_path / "reference" / "evaluation" / "index.html").read_text(encoding="utf-8")
+    assert 'class="doc doc-heading"' in (tmp_path / "reference" / "evaluation" / "index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them; a repeated heading gets a number."""
     text = re.sub(r"^[ \t]*```.*?^[ \t]*```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return {slugify(re.sub(r"[*`]|\]\([^)]*\)|\[", "", title), "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    return {
+        slugify(re.sub(r"[*`]|\]\([^)]*\)|\[", "", title), "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_to_headings_lead_to_headings(page):
     links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
     targets = [(page.parent / path if path else page, anchor) for path, anchor in links]
-    wrong = [f"{path.name}#{anchor}" for path, anchor in targets if re.sub(r"_\d+$", "", anchor) not in anchors_of(path)]
+    wrong = [
+        f"{path.name}#{anchor}" for path, anchor in targets if re.sub(r"_\d+$", "", anchor) not in anchors_of(path)
+    ]
     assert wrong == []
 
 
@@ -191,7 +212,8 @@ def test_the_errors_quoted_in_the_questions_are_those_of_the_program(facts):
         """Half of a message or more is fixed text, so that a pattern such as ".* has no .*" is not enough."""
         for parts in messages:
             fixed = [part for part in parts if part]
-            # Most messages differ in a part, which takes less time to see than a pattern to compile. What is filled in matches anything.
+            # Most messages differ in a part, which takes less time to see than a pattern to compile. What is filled in
+            # matches anything.
             is_possible = all(part in text for part in fixed) and 2 * len("".join(fixed)) >= len(text)
             if is_possible and re.fullmatch("".join(".*" if part is None else re.escape(part) for part in parts), text):
                 return True
@@ -230,7 +252,11 @@ def test_a_difference_from_the_papers_is_filled_in_and_its_numbers_have_a_source
     assert released
     assert here
     has_source = re.search(r"\]\((?:results|performance)\.md#", effect)
-    assert effect.startswith(("none", "not measured", "equal", "rounding")) or has_source or effect == "see the previous row"
+    assert (
+        effect.startswith(("none", "not measured", "equal", "rounding"))
+        or has_source
+        or effect == "see the previous row"
+    )
     assert not re.search(r"\d", effect) or re.search(r"\]\((?:results|performance|fidelity)\.md", effect)
 
 
@@ -241,7 +267,10 @@ def test_the_fields_on_the_page_of_differences_are_fields_of_a_recipe():
     assert [f"{table}.{field}" for table, field in names if field not in tables[table]] == []
 
 
-BRITISH = "(?:optimi|normali|tokeni|factori|quanti|initiali|minimi|maximi|summari|recogni|synchroni|seriali|memori|organi|speciali)"
+BRITISH = (
+    "(?:optimi|normali|tokeni|factori|quanti|initiali|minimi|maximi"
+    "|summari|recogni|synchroni|seriali|memori|organi|speciali)"
+)
 WORDING = {
     r"go(?:es|ing|ne)? on|went on": "resume, continue",
     r"(?:is|are|was|were|be) wanted": "expected, required",
@@ -264,7 +293,8 @@ WORDING = {
     r"behaviours?": "behavior",
     r"Of (?!course)[^.!?]{1,60}?,": "the subject first",
 }
-"""Expressions that make a sentence hard to read, and what to write instead. A pattern with a capital holds at the start of a sentence."""
+"""Expressions that make a sentence hard to read, and what to write instead. A pattern with a capital holds at the start
+of a sentence."""
 SENTENCE_START = r"(?:(?<=^)|(?<=[.!?] )|(?<=[|*-] ))"
 ALLOWED = {
     ("dcdctl/core/data/corpus_summary.py", "licence"): "a key of corpus.json",
@@ -278,7 +308,9 @@ ALLOWED = {
 def prose_files() -> list[Path]:
     """The files whose text users and contributors read."""
     pages = [page for page in PAGES if page.parent.parent != DOCS / "results"]
-    package = [path for suffix in ("py", "toml", "html", "j2", "js", "css") for path in (ROOT / "dcdctl").rglob(f"*.{suffix}")]
+    package = [
+        path for suffix in ("py", "toml", "html", "j2", "js", "css") for path in (ROOT / "dcdctl").rglob(f"*.{suffix}")
+    ]
     return [
         *pages,
         ROOT / "CHANGELOG.md",
@@ -289,7 +321,8 @@ def prose_files() -> list[Path]:
 
 
 def comments(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and text of the comments of a Python file that has an expression of WORDING after a "#"; of other files none."""
+    """Line number and text of the comments of a Python file that has an expression of WORDING after a "#"; of other
+    files none."""
     if any(next(hard_to_read(line), None) for line in text.splitlines() if "#" in line):
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         yield from ((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT)
@@ -309,12 +342,21 @@ def passages(path: Path, facts: dict[Path, SourceFacts]) -> Iterator[tuple[int, 
 
 
 NOT_BEFORE, NOT_AFTER = r"(?<![\w-])", r"(?![\w-])"
-AT_START = {re.compile(f"{SENTENCE_START}(?:{words}){NOT_AFTER}"): better for words, better in WORDING.items() if words[0].isupper()}
-ANYWHERE = {
-    re.compile(f"{NOT_BEFORE}(?:{words}){NOT_AFTER}", re.IGNORECASE): better for words, better in WORDING.items() if not words[0].isupper()
+AT_START = {
+    re.compile(f"{SENTENCE_START}(?:{words}){NOT_AFTER}"): better
+    for words, better in WORDING.items()
+    if words[0].isupper()
 }
-SOMEWHERE = re.compile(f"{NOT_BEFORE}(?:{'|'.join(words for words in WORDING if not words[0].isupper())}){NOT_AFTER}", re.IGNORECASE)
-"""A passage in which this finds nothing has none of ANYWHERE; most have none, and this takes less time than each alone."""
+ANYWHERE = {
+    re.compile(f"{NOT_BEFORE}(?:{words}){NOT_AFTER}", re.IGNORECASE): better
+    for words, better in WORDING.items()
+    if not words[0].isupper()
+}
+SOMEWHERE = re.compile(
+    f"{NOT_BEFORE}(?:{'|'.join(words for words in WORDING if not words[0].isupper())}){NOT_AFTER}", re.IGNORECASE
+)
+"""A passage in which this finds nothing has none of ANYWHERE; most have none, and this takes less time than each
+alone."""
 
 
 def hard_to_read(text: str) -> Iterator[tuple[str, str]]:
@@ -328,7 +370,9 @@ def hard_to_read(text: str) -> Iterator[tuple[str, str]]:
 def test_prose_is_plain_american_english(path, facts):
     name = str(path.relative_to(ROOT))
     found = [(line, words, better) for line, text in passages(path, facts) for words, better in hard_to_read(text)]
-    assert [f"{name}:{line}: {words!r} -> {better}" for line, words, better in found if (name, words.lower()) not in ALLOWED] == []
+    assert [
+        f"{name}:{line}: {words!r} -> {better}" for line, words, better in found if (name, words.lower()) not in ALLOWED
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -338,7 +382,10 @@ def test_prose_is_plain_american_english(path, facts):
         ("Of these, two are read. Of course, not.", ["Of these,"]),
         ("It ends. Of a pair\n(encoded), one image.", ["Of a pair (encoded),"]),
         ("number of images, or of texts, each", []),
-        ("its Neighbours, their colours, optimising and factorised", ["colours", "Neighbours", "optimising", "factorised"]),
+        (
+            "its Neighbours, their colours, optimising and factorised",
+            ["colours", "Neighbours", "optimising", "factorised"],
+        ),
         ("whole or absent, if anew pictures are wanted", ["are wanted", "anew", "whole or absent", "pictures"]),
         ("the optimizer's color license, an optimist", []),
     ],

@@ -15,15 +15,24 @@ MACHINE = re.compile(r"""(?<=[\s"'(>=])/[A-Za-z_][\w.-]*/|file:/|[A-Z]:\\\\|site
 
 
 def outputs_of(notebook: NotebookNode) -> list[list[tuple[str, frozenset[str]]]]:
-    """The kind of each output of each cell of code, and its media types; messages, whose number varies, are left out."""
+    """The kind of each output of each cell of code, and its media types; messages, whose number varies, are left
+    out."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [[(out.output_type, frozenset(out.get("data", ()))) for out in cell.outputs if out.output_type != "stream"] for cell in cells]
+    return [
+        [(out.output_type, frozenset(out.get("data", ()))) for out in cell.outputs if out.output_type != "stream"]
+        for cell in cells
+    ]
 
 
 def test_the_notebooks_run_and_show_what_their_files_show(tmp_path):
     for path, done in execute_all(NOTEBOOKS, tmp_path).items():
         assert outputs_of(done) == outputs_of(nbformat.read(path, as_version=4)), path
-        html = [out.data["text/html"] for cell in done.cells for out in cell.get("outputs", ()) if "text/html" in out.get("data", {})]
+        html = [
+            out.data["text/html"]
+            for cell in done.cells
+            for out in cell.get("outputs", ())
+            if "text/html" in out.get("data", {})
+        ]
         assert len(html) >= 3, path
         assert len(nbformat.writes(done)) < MAX_BYTES, path
 
@@ -38,12 +47,15 @@ def test_the_outputs_in_a_file_are_small_complete_and_of_no_machine(path):
 
 
 @pytest.mark.parametrize(
-    "text", ["in /home/me/x", '"/tmp/a/b"', "('/opt/x/y')", "data=/srv/photos/1", "file:///x", "C:\\\\Users", "a Warning"]
+    "text",
+    ["in /home/me/x", '"/tmp/a/b"', "('/opt/x/y')", "data=/srv/photos/1", "file:///x", "C:\\\\Users", "a Warning"],
 )
 def test_a_path_of_a_machine_is_found(text):
     assert MACHINE.search(text)
 
 
-@pytest.mark.parametrize("text", ["image/png", "</td>", "data:image/jpeg;base64,/9j/4AAQ", "https://host/a/b", "a/b/c", "../docs/start.md"])
+@pytest.mark.parametrize(
+    "text", ["image/png", "</td>", "data:image/jpeg;base64,/9j/4AAQ", "https://host/a/b", "a/b/c", "../docs/start.md"]
+)
 def test_other_slashes_are_not_paths(text):
     assert not MACHINE.search(text)

@@ -64,7 +64,9 @@ def check_installed(package: Path, folder: Path) -> None:
     python = folder / "clean" / "bin" / "python"
     site = next((folder / "clean" / "lib").glob("python*/site-packages"))
     # The dependencies come from here; our own package does not, as a path file inside a path file is not followed.
-    site.joinpath("dependencies.pth").write_text("\n".join({sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}))
+    site.joinpath("dependencies.pth").write_text(
+        "\n".join({sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]})
+    )
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", "--quiet"]
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(package)]
     processes.run(install, env=clean, check=True, capture_output=True)
@@ -104,11 +106,17 @@ def test_the_citation_is_of_this_version_and_license():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (citation["cff-version"], citation["title"]) == ("1.2.0", project["name"])
-    assert (citation["version"], citation["license"], citation["abstract"]) == (__version__, project["license"], project["description"])
+    assert (citation["version"], citation["license"], citation["abstract"]) == (
+        __version__,
+        project["license"],
+        project["description"],
+    )
     assert citation["keywords"] == [word for word in project["keywords"] if word not in ("ViLT", "METER")]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
 def test_an_issue_template_is_a_form_with_a_required_field(path):
     form = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert form["name"]
@@ -122,6 +130,7 @@ def test_the_hooks_before_a_commit_run_the_tools_of_make_check():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     check = set(re.findall(r"\$\(BIN\)/((?:ruff|mypy)[ a-z]*)", makefile))
-    assert {" ".join(hook["entry"].removeprefix(".venv/bin/").split()[:2]).removesuffix(" --force-exclude") for hook in hooks} == {
-        name.strip() for name in check
-    }
+    assert {
+        " ".join(hook["entry"].removeprefix(".venv/bin/").split()[:2]).removesuffix(" --force-exclude")
+        for hook in hooks
+    } == {name.strip() for name in check}

@@ -12,7 +12,9 @@ from paths import ROOT
 from processes import TIMEOUT_S, clear_user_settings, run
 
 SOURCES = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.name != "processes.py"]
-WITHOUT_LIMIT = re.compile(r"(?<![\w'\"])subprocess\.(run|call|check_call|check_output)\(|\bcommunicate\((?!.*TIMEOUT_S)|timeout=[\d.]+")
+WITHOUT_LIMIT = re.compile(
+    r"(?<![\w'\"])subprocess\.(run|call|check_call|check_output)\(|\bcommunicate\((?!.*TIMEOUT_S)|timeout=[\d.]+"
+)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -34,7 +36,9 @@ def test_settings_of_the_user_reach_no_test_and_no_process():
     environment = {**settings, "PATH": "/bin", "HOME": "/root"}
     clear_user_settings(environment)
     assert environment == {"PATH": "/bin", "HOME": "/root"}
-    printed = run([sys.executable, "-c", "import os; print(*os.environ)"], capture_output=True, text=True, check=True).stdout
+    printed = run(
+        [sys.executable, "-c", "import os; print(*os.environ)"], capture_output=True, text=True, check=True
+    ).stdout
     assert not set(settings) & (set(printed.split()) | set(os.environ))
 
 

@@ -31,7 +31,11 @@ def write_photos() -> None:
         Path(folder).mkdir()
         for name, data in zip(names, DATA, strict=False):
             Path(folder, name).write_bytes(data)
-    rows = [f"{name},{caption!r},{split}" for name, captions, split in zip(NAMES, CAPTIONS, SPLITS, strict=True) for caption in captions]
+    rows = [
+        f"{name},{caption!r},{split}"
+        for name, captions, split in zip(NAMES, CAPTIONS, SPLITS, strict=True)
+        for caption in captions
+    ]
     Path("captions.csv").write_text("\n".join(["image,caption,split", *rows]).replace("'", '"'), encoding="utf-8")
 
 
@@ -48,7 +52,12 @@ def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     index = names["index"]
     assert isinstance(index, dcdctl.Index)
-    assert sorted(hit.name for hit in dcdctl.Searcher(index).search("birds", k=9)) == ["a.jpg", "b c.jpg", "d.jpg", "ü.jpg"]
+    assert sorted(hit.name for hit in dcdctl.Searcher(index).search("birds", k=9)) == [
+        "a.jpg",
+        "b c.jpg",
+        "d.jpg",
+        "ü.jpg",
+    ]
     assert "2 ['two birds', 'birds, flying'] (24, 16)" not in said
     assert "1 ['two birds', 'birds, flying'] (24, 16)" in said
     assert "torch.Size([2, 256])" in said

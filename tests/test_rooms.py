@@ -68,7 +68,9 @@ def test_a_room_imports_earlier_rooms_through_their_faces(room, facts):
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*CLI.rglob("*.py"), *API.rglob("*.py"), *(CORE / f"{name}.py" for name in WHOLE)]), ids=lambda path: path.stem
+    "path",
+    sorted([*CLI.rglob("*.py"), *API.rglob("*.py"), *(CORE / f"{name}.py" for name in WHOLE)]),
+    ids=lambda path: path.stem,
 )
 def test_commands_import_rooms_through_their_faces(path, facts):
     for first, *rest in core_names(facts[path]):
@@ -83,7 +85,9 @@ def test_every_name_of_a_face_is_there_and_is_used_outside_its_room(room, facts)
     assert module.__doc__
     for name in face(room):
         assert getattr(module, name) is not None or name in vars(module)
-    outside = [path for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")] if CORE / room not in path.parents]
+    outside = [
+        path for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")] if CORE / room not in path.parents
+    ]
     used: set[str] = set()
     for path in outside:
         used |= {name.rpartition(".")[2] for name in facts[path].imports if name.startswith(f"dcdctl.core.{room}.")}
@@ -93,7 +97,8 @@ def test_every_name_of_a_face_is_there_and_is_used_outside_its_room(room, facts)
 
 def test_opening_a_room_imports_none_of_its_files():
     code = (
-        f"import sys; {'; '.join(f'import dcdctl.core.{room}' for room in MAY_IMPORT)}; print(*(set(sys.modules) & {{'torch', 'numpy'}}))"
+        f"import sys; {'; '.join(f'import dcdctl.core.{room}' for room in MAY_IMPORT)}; print(*(set(sys.modules) "
+        f"& {{'torch', 'numpy'}}))"
     )
     done = processes.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
@@ -116,12 +121,26 @@ def questions_about_kind(file: SourceFacts, classes: set[str]) -> list[str]:
 
 def test_nothing_outside_models_asks_for_the_class_of_a_model(facts):
     classes = model_classes(facts)
-    assert {"ViltScorer", "CoAttentionScorer", "VisionTextDual", "FrozenDual", "FusionModel", "DualEncoder", "FusionScorer"} <= classes
-    for code in ("isinstance(x, models.DualModel | A)", "isinstance(x, (A, FrozenDual))", "hasattr(run.student, 'layers')"):
+    assert {
+        "ViltScorer",
+        "CoAttentionScorer",
+        "VisionTextDual",
+        "FrozenDual",
+        "FusionModel",
+        "DualEncoder",
+        "FusionScorer",
+    } <= classes
+    for code in (
+        "isinstance(x, models.DualModel | A)",
+        "isinstance(x, (A, FrozenDual))",
+        "hasattr(run.student, 'layers')",
+    ):
         assert questions_about_kind(facts_of(ast.parse(code)), classes) == [code]
     outside = [path for path in PACKAGE.rglob("*.py") if CORE / "models" not in path.parents]
     found = {str(path.relative_to(PACKAGE)): questions_about_kind(facts[path], classes) for path in outside}
-    assert {name: code for name, code in found.items() if code} == {}, "add a member to the protocols in core/models/protocols.py instead"
+    assert {name: code for name, code in found.items() if code} == {}, (
+        "add a member to the protocols in core/models/protocols.py instead"
+    )
 
 
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
@@ -137,9 +156,13 @@ def test_commands_import_core_in_their_bodies(path, facts):
     light = {f"dcdctl.core.{name}" for name in ("errors.DcdError", "errors.as_user_error", "progress.Advance")}
     at_top = facts[path].top_imports
     assert {name for name in at_top if name.startswith("dcdctl.core")} <= light
-    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "click"} | ({"rich"} if "views" not in path.parts else set())
+    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "click"} | (
+        {"rich"} if "views" not in path.parts else set()
+    )
     assert not {name.split(".")[0] for name in at_top} & heavy
 
 
 def test_the_tables_of_the_architecture_page_are_those_of_the_docstrings():
-    assert room_table.parts(room_table.PAGE.read_text(encoding="utf-8"))[1] == room_table.tables(), "run python tests/support/room_table.py"
+    assert room_table.parts(room_table.PAGE.read_text(encoding="utf-8"))[1] == room_table.tables(), (
+        "run python tests/support/room_table.py"
+    )

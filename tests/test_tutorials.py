@@ -53,7 +53,11 @@ def test_the_readme_fits_on_two_screens():
 @pytest.mark.parametrize("page", [README, *TUTORIALS], ids=lambda page: page.stem)
 def test_the_recipes_of_a_tutorial_load_with_their_settings(page):
     trains = ("distill", "finetune-teacher", "study")
-    named = [(words[1], values_of("--set", words)) for words in commands_of(page) if words[0] in trains and not words[1].endswith(".toml")]
+    named = [
+        (words[1], values_of("--set", words))
+        for words in commands_of(page)
+        if words[0] in trains and not words[1].endswith(".toml")
+    ]
     named += [(recipe, []) for words in commands_of(page) for recipe in values_of("--recipe", words)]
     assert len(named) >= 1
     for recipe, sets in named:
@@ -69,7 +73,8 @@ def test_the_readme_has_the_commands_of_the_tutorial():
 
 @pytest.fixture
 def own_photos(tmp_path, monkeypatch) -> dict[str, str]:
-    """A folder of drawn photos and a CSV without splits, in the working folder, and two tiny encoders that know their captions."""
+    """A folder of drawn photos and a CSV without splits, in the working folder, and two tiny encoders that know their
+    captions."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     rows = []

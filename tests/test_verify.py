@@ -96,7 +96,9 @@ def flipped(path: Path) -> None:
 
 def files_of(root: Path) -> Iterator[Path]:
     return (
-        path for path in sorted(root.rglob("*")) if path.is_file() and "tensorboard" not in path.parts and not path.name.startswith(".")
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "tensorboard" not in path.parts and not path.name.startswith(".")
     )
 
 
@@ -106,7 +108,15 @@ def test_every_flipped_or_missing_or_cut_file_of_a_folder_of_artifacts_is_named(
         "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
         "unlink": Path.unlink,
     }
-    documents = {"corpus.json", "run.json", "dcdctl.json", "result.json", CACHE.seal_file, FEATURES.seal_file, INDEX.seal_file}
+    documents = {
+        "corpus.json",
+        "run.json",
+        "dcdctl.json",
+        "result.json",
+        CACHE.seal_file,
+        FEATURES.seal_file,
+        INDEX.seal_file,
+    }
     documents |= {"bench.json"}  # a run may lack it
     for path in files_of(copied):
         for name, change in changes.items():
@@ -134,7 +144,9 @@ def test_all_damages_are_named_and_not_only_the_first(copied, run_verify):
     problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
     for path in damaged:
         assert sum(f"{path} is damaged: its SHA-256 is" in line for line in problems) == 1
-    assert [f"line {number} of {metrics} is damaged" in line for number, line in zip((1, 2), problems[-2:], strict=True)]
+    assert [
+        f"line {number} of {metrics} is damaged" in line for number, line in zip((1, 2), problems[-2:], strict=True)
+    ]
     assert sum("metrics.jsonl" in line for line in problems) == 3  # the file and both lines
 
 
@@ -155,12 +167,17 @@ def test_the_table_and_the_json_say_what_was_checked(intact, run_verify):
     assert set(kinds) == {"run", "evaluation", "model"}
     assert kinds["evaluation"] == {
         "path": str(intact / "run"), "kind": "evaluation", "files": 3, "state": "ok", "damages": [],
-        "bytes": sum((intact / "run" / name).stat().st_size for name in ("ranks.parquet", "top.parquet", "result.json")),
+        "bytes": sum((intact / "run" / name).stat().st_size for name in ("ranks.parquet", "top.parquet",
+        "result.json")),
     }  # fmt: skip
 
 
 def test_files_that_no_artifact_names_are_listed_and_do_no_harm(copied, run_verify):
-    strange = [copied / "notes.txt", copied / "data" / "cache" / "pairs-00009.parquet", copied / "run" / "model.77.partial"]
+    strange = [
+        copied / "notes.txt",
+        copied / "data" / "cache" / "pairs-00009.parquet",
+        copied / "run" / "model.77.partial",
+    ]
     for path in strange:
         path.write_text("dear")
     result = run_verify(copied)
@@ -171,7 +188,10 @@ def test_files_that_no_artifact_names_are_listed_and_do_no_harm(copied, run_veri
 
 
 def test_unfinished_artifacts_are_said_to_be_so(copied):
-    for seal, kind in ((copied / "data" / "cache" / "cache.json", "teacher cache"), (copied / "index" / "index.json", "index")):
+    for seal, kind in (
+        (copied / "data" / "cache" / "cache.json", "teacher cache"),
+        (copied / "index" / "index.json", "index"),
+    ):
         content = seal.read_bytes()
         seal.unlink()
         (seal.parent / "plan.json").touch() if kind == "index" else None

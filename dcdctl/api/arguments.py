@@ -84,7 +84,8 @@ def compute(
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` CPU threads inside the block; None keeps the number of the program. ConfigError for less than 1."""
+    """Let torch use `count` CPU threads inside the block; None keeps the number of the program. ConfigError for less
+    than 1."""
     before = torch.get_num_threads()
     devices.use_threads(count)
     try:

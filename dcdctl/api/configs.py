@@ -10,7 +10,15 @@ from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import StreamConfig
 from dcdctl.core.search import IndexConfig
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training import BatchConfig, LossConfig, ModelConfig, OptimizerConfig, Recipe, TeachersConfig, ValidationConfig
+from dcdctl.core.training import (
+    BatchConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    TeachersConfig,
+    ValidationConfig,
+)
 
 __all__ = [
     "BatchConfig",

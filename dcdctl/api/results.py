@@ -53,7 +53,9 @@ class Evaluation:
 
     def __fspath__(self) -> str:
         if self.folder is None:
-            raise MissingError("this evaluation was not written, so it has no folder", hint="evaluate again with out=FOLDER")
+            raise MissingError(
+                "this evaluation was not written, so it has no folder", hint="evaluate again with out=FOLDER"
+            )
         return str(self.folder)
 
     def __repr__(self) -> str:
@@ -90,17 +92,21 @@ def evaluate(
     out: Ref | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Measure the retrieval of a model, or of a cascade with `rerank`; written into `out`, or into the run folder if `model` is a run.
+    """Measure the retrieval of a model, or of a cascade with `rerank`; written into `out`, or into the run folder if
+    `model` is a run.
 
     `model` is a name as for `load`, or a model that is loaded.
 
-    `depth` is the number of candidates that are re-ranked per query (50), or several of them, whose times are then measured too. `dims`,
-    `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by codes, as an index does.
+    `depth` is the number of candidates that are re-ranked per query (50), or several of them, whose times are then
+    measured too. `dims`, `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by
+    codes, as an index does.
     """
     depths = [depth] if isinstance(depth, int) else depth
     loaded = None if isinstance(model, str | os.PathLike) else model
     job = EvalJob(
-        model=os.fspath(model) if isinstance(model, str | os.PathLike) else f"{type(model).__name__} {model.digest[:8]}",
+        model=os.fspath(model)
+        if isinstance(model, str | os.PathLike)
+        else f"{type(model).__name__} {model.digest[:8]}",
         loaded=loaded,
         choice=SplitChoice(path(data), split, protocol, max_images),
         rerank=None if rerank is None else os.fspath(rerank),
@@ -110,10 +116,14 @@ def evaluate(
         with_eccv=eccv,
         forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
     )
-    how = arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile)
+    how = arguments.compute(
+        device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile
+    )
     options = EvalOptions(compute=how)
     with arguments.threads(threads):
-        outcome = evaluation.run_evaluation(job, options, out=optional_path(out), track=arguments.track(progress), say=say)
+        outcome = evaluation.run_evaluation(
+            job, options, out=optional_path(out), track=arguments.track(progress), say=say
+        )
     return Evaluation(outcome.document, outcome.folder)
 
 
@@ -124,7 +134,8 @@ class Comparison(ComparisonReport):
     def __repr__(self) -> str:
         base, *_ = (self.systems[self.base].name,)
         differences = [
-            f"{pairwise.system.name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p {pairwise.holm_sign_flip_p_value:.2g}"
+            f"{pairwise.system.name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
+            f"{pairwise.holm_sign_flip_p_value:.2g}"
             for pairwise in self.comparisons
         ]
         return f"Comparison(against {base!r}: {'; '.join(differences)})"
@@ -143,14 +154,20 @@ def compare(
     html: Ref | None = None,
     data: Ref | None = None,
 ) -> Comparison:
-    """Test whether models differ, query by query. A system is a run or another folder with an evaluation; a list of them is its seeds.
+    """Test whether models differ, query by query. A system is a run or another folder with an evaluation; a list of
+    them is its seeds.
 
-    `base` is the system that the others are compared with, by default the first. `html` is a file for a page with the queries that differ
-    most; `data` is the corpus of its images, if it was moved.
+    `base` is the system that the others are compared with, by default the first. `html` is a file for a page with the
+    queries that differ most; `data` is the corpus of its images, if it was moved.
     """
     names = [",".join(many(system)) for system in systems]
     found = evaluation.compare_systems(
-        names, None if base is None else os.fspath(base), resamples=resamples, seed=seed, draw_seeds=draw_seeds, num_queries=queries
+        names,
+        None if base is None else os.fspath(base),
+        resamples=resamples,
+        seed=seed,
+        draw_seeds=draw_seeds,
+        num_queries=queries,
     )
     if html is not None:
         report.write_comparison_page(path(html), found, report.open_corpus(found, optional_path(data)))
@@ -168,9 +185,12 @@ def bench(
     device: str = "auto",
     progress: bool = False,
 ) -> Bench:
-    """Time a student and its teacher on the same pairs; `config` sets the sizes, the precision and the seconds per measurement."""
+    """Time a student and its teacher on the same pairs; `config` sets the sizes, the precision and the seconds per
+    measurement."""
     overrides = models.parse_overrides(assignments(model_overrides))
-    pair = ModelPair(teacher=os.fspath(teacher), student=os.fspath(student), overrides=overrides, data=path(data), split=split)
+    pair = ModelPair(
+        teacher=os.fspath(teacher), student=os.fspath(student), overrides=overrides, data=path(data), split=split
+    )
     place, settings = devices.choose(device), config or BenchConfig()
     if settings.compile and not devices.can_compile(place, say):
         settings = replace(settings, compile=False)

@@ -1,4 +1,5 @@
-"""Search in Python: an index that is built, changed and opened, a searcher, and answers that a notebook shows with their images."""
+"""Search in Python: an index that is built, changed and opened, a searcher, and answers that a notebook shows with
+their images."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChan
 Query = str | os.PathLike[str] | Image.Image
 """A text, the path of an image file, or an image in memory."""
 Metadata: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Any
-"""Columns of images: a CSV, JSON lines or Parquet file, a table of pyarrow, a DataFrame of pandas, or a list of dicts."""
+"""Columns of images: a CSV, JSON lines or Parquet file, a table of pyarrow, a DataFrame of pandas, or a list of
+dicts."""
 
 
 Found = search.Answer
@@ -57,7 +59,8 @@ class Index(search.Index):
         exif_place: bool = False,
         progress: bool = False,
     ) -> Index:
-        """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in `out`.
+        """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in
+        `out`.
 
         Columns are set as by `set_columns`.
         """
@@ -66,11 +69,14 @@ class Index(search.Index):
         changes = replace(changes, columns=_column_changes(metadata, columns, exif, exif_place))
         compute = arguments.compute(device, batch_size=batch_size, workers=workers, compile=compile)
         track = arguments.track(progress)
-        search.run_index_job(os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track)
+        search.run_index_job(
+            os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track
+        )
         return Index.open(out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
-        """Make a store hold these images (docs/stores.md); `replace` fills it again, in place of the images of another index."""
+        """Make a store hold these images (docs/stores.md); `replace` fills it again, in place of the images of another
+        index."""
         store = stores.open_store(url)
         try:
             return stores.upload_index(self, store, replace=replace, track=arguments.track(progress))
@@ -106,10 +112,12 @@ class Index(search.Index):
         drop: Sequence[str] = (),
         progress: bool = False,
     ) -> IndexChange:
-        """Set columns that conditions read, such as year and owner; nothing is embedded again. Its `notes` name images without values.
+        """Set columns that conditions read, such as year and owner; nothing is embedded again. Its `notes` name images
+        without values.
 
-        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`; `columns` chooses some of its columns.
-        `exif` reads the date and the camera from the image files, `exif_place` also the place, and `drop` removes columns.
+        `metadata` names the image of each row in a column `image`, `image_id`, `path` or `filepath`; `columns` chooses
+        some of its columns. `exif` reads the date and the camera from the image files, `exif_place` also the place, and
+        `drop` removes columns.
         """
         changes = replace(_column_changes(metadata, columns, exif, exif_place), drop=tuple(drop))
         return self._change(Changes(columns=changes), track=arguments.track(progress))
@@ -120,17 +128,25 @@ class Index(search.Index):
         return change
 
 
-def _column_changes(metadata: Metadata | None, columns: Sequence[str] | None, exif: bool, exif_place: bool) -> ColumnChanges:
+def _column_changes(
+    metadata: Metadata | None, columns: Sequence[str] | None, exif: bool, exif_place: bool
+) -> ColumnChanges:
     if isinstance(metadata, str | os.PathLike):
         metadata = path(metadata)
     elif metadata is not None and not isinstance(metadata, pa.Table):
         try:
             is_list = isinstance(metadata, Sequence)
-            metadata = pa.Table.from_pylist(metadata) if is_list else pa.Table.from_pandas(metadata, preserve_index=False)
+            metadata = (
+                pa.Table.from_pylist(metadata) if is_list else pa.Table.from_pandas(metadata, preserve_index=False)
+            )
         except (pa.ArrowException, AttributeError, TypeError) as error:
             found = f"the metadata cannot be read as a table: {error}"
-            raise InputError(found, hint="each column needs values of one type, and a column image that names the images") from error
-    return ColumnChanges(metadata=metadata, chosen=None if columns is None else tuple(columns), exif=exif, place=exif_place)
+            raise InputError(
+                found, hint="each column needs values of one type, and a column image that names the images"
+            ) from error
+    return ColumnChanges(
+        metadata=metadata, chosen=None if columns is None else tuple(columns), exif=exif, place=exif_place
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,8 +180,8 @@ class Answer(search.Answer):
 class Searcher:
     """An index, or the URL of a store, with the models that search it.
 
-    `rerank` names a model that orders the first `depth` candidates (50) of a text again. `model` is the folder of the dual encoder of a
-    store, if it is not where the store was filled.
+    `rerank` names a model that orders the first `depth` candidates (50) of a text again. `model` is the folder of the
+    dual encoder of a store, if it is not where the store was filled.
     """
 
     def __init__(
@@ -188,17 +204,22 @@ class Searcher:
         )
 
     def search(self, query: Query, k: int = 10, *, where: str | None = None, hybrid: bool = False) -> Answer:
-        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an empty text.
+        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an
+        empty text.
 
-        `where` is a condition on the columns of the images, such as "year >= 2020 and owner = 'x'"; InputError if it cannot be read.
+        `where` is a condition on the columns of the images, such as "year >= 2020 and owner = 'x'"; InputError if it
+        cannot be read.
 
-        With `hybrid`, a text is searched by the words of captions and file names too; MissingError for an index without words.
+        With `hybrid`, a text is searched by the words of captions and file names too; MissingError for an index without
+        words.
         """
         question = Path(query) if isinstance(query, os.PathLike) else query
         found = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
         return self._answer(query, found)
 
-    def search_all(self, texts: Sequence[str], k: int = 10, *, where: str | None = None, hybrid: bool = False) -> list[Answer]:
+    def search_all(
+        self, texts: Sequence[str], k: int = 10, *, where: str | None = None, hybrid: bool = False
+    ) -> list[Answer]:
         """An answer for each text, computed together."""
         found_by_text = self._searcher.by_texts(texts, k, self._condition(where), hybrid=hybrid)
         return [self._answer(text, found) for text, found in zip(texts, found_by_text, strict=True)]

@@ -1,4 +1,5 @@
-"""From captioned images to a trained student: `prepare`, `load`, `cache_teacher`, `finetune_teacher`, `distill` and `study`."""
+"""From captioned images to a trained student: `prepare`, `load`, `cache_teacher`, `finetune_teacher`, `distill` and
+`study`."""
 
 from __future__ import annotations
 
@@ -42,10 +43,12 @@ def prepare(
     offline: bool = False,
     progress: bool = False,
 ) -> CorpusSummary:
-    """Turn captioned images into a corpus in `out`, by default data/NAME: downloaded, checked, sharded and fingerprinted.
+    """Turn captioned images into a corpus in `out`, by default data/NAME: downloaded, checked, sharded and
+    fingerprinted.
 
-    `manifest` is a name such as "flickr30k" or "scenes", or a .toml file. Without one, `csv`, `jsonl` or `karpathy` names the captions and
-    `images` the folders or archives. Does nothing if the corpus is finished, and resumes an interrupted one.
+    `manifest` is a name such as "flickr30k" or "scenes", or a .toml file. Without one, `csv`, `jsonl` or `karpathy`
+    names the captions and `images` the folders or archives. Does nothing if the corpus is finished, and resumes an
+    interrupted one.
 
     More than one of the `workers` start processes, so a script then needs `if __name__ == "__main__":`.
     """
@@ -68,13 +71,16 @@ def prepare(
     )
     sources = SourceOptions(source=source, placed=optional_path(placed), offline=offline)
     folder = Path("data") / chosen.name if out is None else path(out)
-    return data_room.prepare_corpus(chosen, folder, options=options, source_options=sources, track=arguments.track(progress))
+    return data_room.prepare_corpus(
+        chosen, folder, options=options, source_options=sources, track=arguments.track(progress)
+    )
 
 
 def load(ref: Ref, overrides: Overrides | None = None, *, device: str = "cpu", progress: bool = False) -> Model:
     """A model in eval mode: a dual encoder or a fusion scorer (`models.protocols`).
 
-    `ref` is a run, a folder or Hub id of a family that loads, an official .ckpt, a built-in or published name, or module:function.
+    `ref` is a run, a folder or Hub id of a family that loads, an official .ckpt, a built-in or published name, or
+    module:function.
     """
     return models.load(os.fspath(ref), overrides, arguments.track(progress)).to(devices.choose(device))
 
@@ -98,7 +104,8 @@ def cache_teacher(
     compile: bool = False,
     progress: bool = False,
 ) -> TeacherCache:
-    """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is scored."""
+    """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
+    scored."""
     job = CacheJob(
         teacher=os.fspath(teacher),
         data=path(data),
@@ -108,7 +115,9 @@ def cache_teacher(
         max_images=max_images,
         model_set=assignments(model_overrides),
         extend=optional_path(extend),
-        compute=arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile),
+        compute=arguments.compute(
+            device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile
+        ),
     )
     with arguments.threads(threads):
         cache = cache_scores(job, track=arguments.track(progress))
@@ -139,7 +148,8 @@ def distill(
     resume: bool = False,
     progress: bool = False,
 ) -> Run:
-    """Train a student on a teacher's scores: those of a cache, or of a dual encoder named by `teacher`, which needs none.
+    """Train a student on a teacher's scores: those of a cache, or of a dual encoder named by `teacher`, which needs
+    none.
 
     `data` is a corpus, or tars and Parquet files to stream. `out` is the run folder; `resume` resumes the run in it.
     """
@@ -153,7 +163,9 @@ def distill(
         validation_data=optional_path(validation_data),
     )
     compute = arguments.compute(device, workers=workers, features=features, compile=compile)
-    options = TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    options = TrainingOptions.choose(
+        compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
+    )
     with arguments.threads(threads):
         return _train(TrainingJob("distill", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
@@ -179,10 +191,19 @@ def finetune_teacher(
     resume: bool = False,
     progress: bool = False,
 ) -> Run:
-    """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's `model.start`."""
-    refs = InputRefs(data=path(data), split=split, max_images=max_images, teachers=many(teacher), model_set=assignments(model_overrides))
+    """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's
+    `model.start`."""
+    refs = InputRefs(
+        data=path(data),
+        split=split,
+        max_images=max_images,
+        teachers=many(teacher),
+        model_set=assignments(model_overrides),
+    )
     compute = arguments.compute(device, workers=workers, features=features, compile=compile)
-    options = TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    options = TrainingOptions.choose(
+        compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
+    )
     with arguments.threads(threads):
         return _train(TrainingJob("finetune-teacher", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
@@ -210,7 +231,8 @@ def study(
     checkpoint_activations: bool = False,
     progress: bool = False,
 ) -> Study:
-    """Find out whether a teacher pays on this data: zero-shot, fine-tuned, distilled and a cascade, with one report in `out`."""
+    """Find out whether a teacher pays on this data: zero-shot, fine-tuned, distilled and a cascade, with one report in
+    `out`."""
     job = StudyJob(
         recipe=_recipe(recipe),
         teachers=many(teachers),
@@ -238,4 +260,6 @@ def _recipe(recipe: Ref | Recipe) -> str | Recipe:
 
 
 def _train(job: TrainingJob, refs: InputRefs, options: TrainingOptions, progress: bool) -> Run:
-    return training.train(job, refs, options=options, track=arguments.track(progress), watch=arguments.watch(progress), say=say)
+    return training.train(
+        job, refs, options=options, track=arguments.track(progress), watch=arguments.watch(progress), say=say
+    )

@@ -23,18 +23,29 @@ TEMPLATE = "notebook.html"
 
 
 def evaluation_html(document: dict[str, Any]) -> str:
-    """The table of `dcdctl eval`: recalls with their intervals, mAP@R and median ranks; with several depths, a row for each."""
+    """The table of `dcdctl eval`: recalls with their intervals, mAP@R and median ranks; with several depths, a row for
+    each."""
     protocol, intervals = document["protocol"], document["intervals"]
     names = [f"R@{k}" for k in KS]
     rows = []
     for direction in Direction:
         measures, bounds = document[direction.key], intervals[direction.key]
         recalls = [f"{measures[name]:.2f} [{_interval(bounds[name])}]" for name in names]
-        rows.append([direction.title, *recalls, f"{measures['mAP@R']:.2f}", f"{measures['median_rank']:,.1f}".removesuffix(".0")])
+        rows.append(
+            [
+                direction.title,
+                *recalls,
+                f"{measures['mAP@R']:.2f}",
+                f"{measures['median_rank']:,.1f}".removesuffix(".0"),
+            ]
+        )
     kind = protocol["kind"] if protocol["depth"] is None else f"{protocol['kind']} of depth {protocol['depth']}"
     counts = f"{document['images']:,} images, {document['captions']:,} captions"
     title = f"{document['model']} ({kind}) on {document['split']}: {counts}"
-    rsum = f"RSUM {document['rsum']:.2f} [{_interval(intervals['rsum'])}]; [low, high]: {intervals['level']:.0%} interval over images"
+    rsum = (
+        f"RSUM {document['rsum']:.2f} [{_interval(intervals['rsum'])}]; [low, high]: {intervals['level']:.0%} "
+        "interval over images"
+    )
     tables = [(["", *names, "mAP@R", "median rank"], rows)]
     if depths := document.get("depths"):
         cells = [[f"{depth['depth']}", f"{depth['rsum']:.2f}", f"{depth['ms_per_query']:,.2f} ms"] for depth in depths]
@@ -47,7 +58,9 @@ def comparison_html(comparison: ComparisonReport) -> str:
     tables = [report.comparison_summary(comparison)]
     tables += [report.comparison_details(comparison, pairwise) for pairwise in comparison.comparisons]
     facts = [f"{name}: {value}" for name, value in report.comparison_facts(comparison)]
-    return templates.render(TEMPLATE, title="; ".join(facts), tables=tables, cards=[], notes=report.how_to_read(comparison))
+    return templates.render(
+        TEMPLATE, title="; ".join(facts), tables=tables, cards=[], notes=report.how_to_read(comparison)
+    )
 
 
 def answer_html(query: str | os.PathLike[str] | Image.Image, answer: Answer, index: ImageIndex) -> str:

@@ -1,4 +1,5 @@
-"""A dual encoder over two pretrained encoders with a linear layer each. It is saved with the weights and needs only transformers.
+"""A dual encoder over two pretrained encoders with a linear layer each. It is saved with the weights and needs only
+transformers.
 
 model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 model.get_image_features(pixel_values).pooler_output                # unit vectors, images x D
@@ -40,7 +41,8 @@ class EncoderDualConfig(PreTrainedConfig):
 def _new_encoder(config: Any) -> Any:
     if type(config) in transformers.MODEL_MAPPING:
         return AutoModel.from_config(config)
-    # AutoModel knows few sides of CLIP-like models. Their classes are named as their configurations, such as SiglipTextConfig.
+    # AutoModel knows few sides of CLIP-like models. Their classes are named as their configurations, such as
+    # SiglipTextConfig.
     return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")(config)
 
 
@@ -65,7 +67,9 @@ class EncoderDualModel(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.vision, self.text = (_new_encoder(AutoConfig.for_model(**dict(side))) for side in (config.vision, config.text))
+        self.vision, self.text = (
+            _new_encoder(AutoConfig.for_model(**dict(side))) for side in (config.vision, config.text)
+        )
         for encoder in (self.vision, self.text):
             pooler = getattr(encoder, "pooler", None)
             if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
@@ -102,10 +106,13 @@ class EncoderDualModel(PreTrainedModel):
         return functional.normalize(projection(functional.layer_norm(features, features.shape[-1:])), dim=-1)
 
     def _image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The class token, or the mean over the positions of a feature map, for the output and the other levels that are read."""
+        """The class token, or the mean over the positions of a feature map, for the output and the other levels that
+        are read."""
         if self.levels and self.vision.config.model_type == TIMM:
             states, maps = self.vision.timm_model.forward_intermediates(pixel_values, indices=self.levels)
-            return torch.cat([states, *(functional.adaptive_avg_pool2d(each, states.shape[2:]) for each in maps)], dim=1).mean(dim=(2, 3))
+            return torch.cat(
+                [states, *(functional.adaptive_avg_pool2d(each, states.shape[2:]) for each in maps)], dim=1
+            ).mean(dim=(2, 3))
         output = self.vision(pixel_values=pixel_values, output_hidden_states=bool(self.levels))
         states = output.last_hidden_state
         if self.vision.config.model_type in ("clip_vision_model", "metaclip_2_vision_model"):
@@ -120,7 +127,9 @@ class EncoderDualModel(PreTrainedModel):
     def _image_width(self) -> int:
         config = self.vision.config
         if config.model_type == TIMM:
-            return self._output_width() + sum(int(self.vision.timm_model.feature_info[level]["num_chs"]) for level in self.levels)
+            return self._output_width() + sum(
+                int(self.vision.timm_model.feature_info[level]["num_chs"]) for level in self.levels
+            )
         return self._output_width() * (1 + len(self.levels))
 
     def _output_width(self) -> int:

@@ -52,7 +52,9 @@ def _show_version(is_requested: bool) -> None:
 
 @app.callback()
 def dcdctl(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
 ) -> None:
     """Turn a slow image-text cross-encoder into search in milliseconds, by Dynamic Contrastive Distillation."""
 
@@ -65,7 +67,12 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),
     ("verify", "Data", verify, "verify data/flickr30k"),
     ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt --out models/vilt-flickr30k"),
-    ("finetune-teacher", "Teacher", finetune_teacher, "finetune-teacher vilt-flickr30k-teacher --data data/flickr30k --out runs/teacher"),
+    (
+        "finetune-teacher",
+        "Teacher",
+        finetune_teacher,
+        "finetune-teacher vilt-flickr30k-teacher --data data/flickr30k --out runs/teacher",
+    ),
     (
         "cache-teacher",
         "Teacher",
@@ -78,7 +85,8 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
         "study",
         "Proof",
         study,
-        "study clip-distilled --start openai/clip-vit-base-patch32 --teacher vilt-flickr30k --data data/flickr30k --out study",
+        "study clip-distilled --start openai/clip-vit-base-patch32 --teacher vilt-flickr30k --data data/flickr30k "
+        "--out study",
     ),
     ("eval", "Proof", evaluate, "eval runs/student --data data/flickr30k"),
     ("bench", "Proof", bench, "bench runs/student --teacher runs/teacher --data data/flickr30k"),
@@ -106,6 +114,7 @@ def main() -> None:
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(encoding="utf-8")
     join_split_words(os.environ)
-    # Python looks for garbage after 700 new objects; the modules of a model are a million that stay, and looking takes a sixth of a start.
+    # Python looks for garbage after 700 new objects; the modules of a model are a million that stay, and looking takes
+    # a sixth of a start.
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
     app(prog_name="dcdctl")

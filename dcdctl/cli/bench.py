@@ -36,22 +36,39 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 Student = Annotated[str, typer.Argument(help="Run folder of the student, or another model reference.", metavar="RUN")]
-NumImages = Annotated[int, typer.Option("--num-images", help="Images of the corpus in the timed pairs.", min=1, metavar="N")]
-BatchSizes = Annotated[Any, typer.Option("--batch-sizes", help="Batch sizes whose throughput is timed.", parser=sizes, metavar="N,N,...")]
+NumImages = Annotated[
+    int, typer.Option("--num-images", help="Images of the corpus in the timed pairs.", min=1, metavar="N")
+]
+BatchSizes = Annotated[
+    Any, typer.Option("--batch-sizes", help="Batch sizes whose throughput is timed.", parser=sizes, metavar="N,N,...")
+]
 GallerySizes = Annotated[
-    Any, typer.Option("--gallery-sizes", help="Gallery sizes that a query is timed against.", parser=sizes, metavar="N,N,...")
+    Any,
+    typer.Option(
+        "--gallery-sizes", help="Gallery sizes that a query is timed against.", parser=sizes, metavar="N,N,..."
+    ),
 ]
 ReferenceGallery = Annotated[
     int, typer.Option("--reference-gallery", help="Gallery size used for the headline speed-up.", min=1, metavar="N")
 ]
 Budget = Annotated[float, typer.Option("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")]
-Repeats = Annotated[int, typer.Option("--repeats", help="Maximum number of repeats of one measurement.", min=1, metavar="N")]
+Repeats = Annotated[
+    int, typer.Option("--repeats", help="Maximum number of repeats of one measurement.", min=1, metavar="N")
+]
 ClockName = Annotated[
-    str, typer.Option("--clock", help="wall, or processor: CPU time only, for a busy machine without a GPU.", metavar="NAME")
+    str,
+    typer.Option(
+        "--clock", help="wall, or processor: CPU time only, for a busy machine without a GPU.", metavar="NAME"
+    ),
 ]
 FreshProcesses = Annotated[
     int,
-    typer.Option("--fresh-processes", help="Processes per model that time a first query and its memory; 0 for none.", min=0, metavar="N"),
+    typer.Option(
+        "--fresh-processes",
+        help="Processes per model that time a first query and its memory; 0 for none.",
+        min=0,
+        metavar="N",
+    ),
 ]
 Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Also time the student in ONNX Runtime (extra onnx).")]
 
@@ -78,7 +95,8 @@ def bench(
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
-    """Time a student and its teacher on the same pairs. It prints the time of a query, the throughput and the memory of both."""
+    """Time a student and its teacher on the same pairs. It prints the time of a query, the throughput and the memory of
+    both."""
     from dcdctl.core import devices, models
     from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
     from dcdctl.core.config import build
@@ -86,11 +104,14 @@ def bench(
     place = devices.choose(device)
     settings = {
         "num_images": num_images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
-        "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
+        "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats,
+        "num_fresh_processes": fresh_processes,
         "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": precision_on(precision, place),
         "compile": compiles_on(compile, place, run, teacher),
     }  # fmt: skip
-    pair = ModelPair(teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split)
+    pair = ModelPair(
+        teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split
+    )
     result = compare_saved(pair, build(BenchConfig, settings), device=place, track=bar)
     if json:
         return show_json(result.to_json())

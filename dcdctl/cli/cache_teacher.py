@@ -41,7 +41,8 @@ Teacher = Annotated[
     str | None,
     typer.Option(
         "--teacher",
-        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs). "
+        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
+        "(code that runs). "
         "Not with --plan-only and --scores.",
         callback=announce_code,
         autocompletion=complete_teacher,
@@ -52,26 +53,42 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except with --verify.",
+        help="Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except "
+        "with --verify.",
         callback=check_recipe,
         autocompletion=complete_recipe,
         metavar="RECIPE",
     ),
 ]
-Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are reused.", metavar="CACHE")]
-Verify = Annotated[
-    int | None, typer.Option("--verify", help="Compute N scores of a finished cache again and compare them.", min=1, metavar="N")
+Extend = Annotated[
+    Path | None, typer.Option("--extend", help="Finished cache whose scores are reused.", metavar="CACHE")
 ]
-PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Write the pairs without a score to OUT/work, for another program to score.")]
+Verify = Annotated[
+    int | None,
+    typer.Option("--verify", help="Compute N scores of a finished cache again and compare them.", min=1, metavar="N"),
+]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan-only", help="Write the pairs without a score to OUT/work, for another program to score.")
+]
 With = Annotated[
     str | None,
-    typer.Option("--with", help="With --plan-only: also write captions, paths, bytes (of the images); comma-separated.", metavar="NAMES"),
+    typer.Option(
+        "--with",
+        help="With --plan-only: also write captions, paths, bytes (of the images); comma-separated.",
+        metavar="NAMES",
+    ),
 ]
 Scores = Annotated[
     list[str] | None,
-    typer.Option("--scores", help="Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", metavar="FILE"),
+    typer.Option(
+        "--scores",
+        help="Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.",
+        metavar="FILE",
+    ),
 ]
-TeacherName = Annotated[str | None, typer.Option("--teacher-name", help="With --scores: the model that gave them.", metavar="NAME")]
+TeacherName = Annotated[
+    str | None, typer.Option("--teacher-name", help="With --scores: the model that gave them.", metavar="NAME")
+]
 
 
 @dataclass(frozen=True)
@@ -114,8 +131,18 @@ def cache_teacher(
     json: Json = False,
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
-    own: dict[str, object] = {"--teacher": teacher, "--model-set": model_set, "--features": features, "--dry-run": dry_run or None}
-    own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size, "--workers": workers}
+    own: dict[str, object] = {
+        "--teacher": teacher,
+        "--model-set": model_set,
+        "--features": features,
+        "--dry-run": dry_run or None,
+    }
+    own |= {
+        "--verify": verify,
+        "--precision": None if precision == "fp32" else precision,
+        "--batch-size": batch_size,
+        "--workers": workers,
+    }
     own |= {"--compile": compile or None}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
@@ -130,7 +157,13 @@ def cache_teacher(
     if teacher is None:
         assert candidates is not None
         job = ExternalJob(
-            data=data, out=out, candidates=candidates, split=split, max_images=max_images, extend=extend, device=devices.choose(device)
+            data=data,
+            out=out,
+            candidates=candidates,
+            split=split,
+            max_images=max_images,
+            extend=extend,
+            device=devices.choose(device),
         )
         result = _plan(job, with_columns) if plan_only else _take(job, scores or [], teacher_name or "")
     else:
@@ -139,7 +172,8 @@ def cache_teacher(
             teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
             candidates=candidates, extend=extend,
             compute=Compute(
-                device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers, features=features,
+                device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers,
+                features=features,
                 compile=compiles_on(compile, place, teacher),
             ),
         )  # fmt: skip
@@ -151,7 +185,9 @@ def cache_teacher(
         show(f"{result.text}; next: {next_step}" if next_step else result.text)
 
 
-def _check_external(own: dict[str, object], plan_only: bool, with_columns: str | None, scores: list[str] | None, name: str | None) -> None:
+def _check_external(
+    own: dict[str, object], plan_only: bool, with_columns: str | None, scores: list[str] | None, name: str | None
+) -> None:
     """A usage error for options that do not go together; `own` are those of a model that dcdctl runs."""
     if not plan_only:
         refuse({"--with": with_columns}, "is for a work list: add --plan-only")
@@ -222,7 +258,10 @@ def _of_cache(job: CacheJob | ExternalJob, make: Callable[[], TeacherCache | Non
     counts = {"pairs": cache.num_pairs, "images": cache.num_images, "captions": cache.num_texts}
     document = {"cache": str(cache.folder), **counts, "teacher": cache.teacher_name or cache.plan["teacher"]}
     document |= {"seconds": round(time.monotonic() - started, 3), "already_there": already_there}
-    text = f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {cache.folder}"
+    text = (
+        f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> "
+        f"{cache.folder}"
+    )
     return _Result(text, document, partial(command_after_cache, job))
 
 

@@ -22,7 +22,8 @@ Systems = Annotated[
     ),
 ]
 Base = Annotated[
-    str | None, typer.Option("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM")
+    str | None,
+    typer.Option("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM"),
 ]
 Corpus = Annotated[
     Path | None,
@@ -33,11 +34,17 @@ NumQueries = Annotated[
     typer.Option("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
 ]
 Resamples = Annotated[
-    int, typer.Option("--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N")
+    int,
+    typer.Option(
+        "--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N"
+    ),
 ]
 DrawSeeds = Annotated[
     bool,
-    typer.Option("--draw-seeds", help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system."),
+    typer.Option(
+        "--draw-seeds",
+        help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the resamples.", min=0, metavar="N")]
 
@@ -53,7 +60,8 @@ def compare(
     draw_seeds: DrawSeeds = False,
     json: Json = False,
 ) -> None:
-    """Test whether models differ, query by query. It prints differences with intervals and p-values, and the queries that differ most."""
+    """Test whether models differ, query by query. It prints differences with intervals and p-values, and the queries
+    that differ most."""
     from dcdctl.core import evaluation, report
     from dcdctl.core.data import read_corpus_json
 
@@ -61,11 +69,17 @@ def compare(
         raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
     if data is not None:
         read_corpus_json(data)
-    comparison = evaluation.compare_systems(systems, base, resamples=resamples, seed=seed, draw_seeds=draw_seeds, num_queries=queries)
+    comparison = evaluation.compare_systems(
+        systems, base, resamples=resamples, seed=seed, draw_seeds=draw_seeds, num_queries=queries
+    )
     if html is not None:
         corpus = report.open_corpus(comparison, data)
         report.write_comparison_page(html, comparison, corpus)
-        note(f"page -> {html}" if corpus else f"page without images -> {html}; their corpus was not found, --data DIR names it")
+        note(
+            f"page -> {html}"
+            if corpus
+            else f"page without images -> {html}; their corpus was not found, --data DIR names it"
+        )
     if json:
         return show_json(report.comparison_document(comparison))
     _show(comparison)
@@ -78,6 +92,10 @@ def _show(comparison: ComparisonReport) -> None:
         show(f"  {name}: {value}")
     show_table("", *report.comparison_summary(comparison))
     for pairwise in comparison.comparisons:
-        show_table("", *report.comparison_details(comparison, pairwise), caption="\n".join(report.rank_changes(comparison, pairwise)))
+        show_table(
+            "",
+            *report.comparison_details(comparison, pairwise),
+            caption="\n".join(report.rank_changes(comparison, pairwise)),
+        )
     for line in report.how_to_read(comparison):
         show(line)

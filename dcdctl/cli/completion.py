@@ -1,4 +1,5 @@
-"""What the shell completes: recipes and their fields, data sets, teachers, and the splits of a corpus. Nothing here imports torch."""
+"""What the shell completes: recipes and their fields, data sets, teachers, and the splits of a corpus. Nothing here
+imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ BEFORE = "_DCDCTL_COMPLETE_BEFORE"
 
 
 def join_split_words(environment: MutableMapping[str, str]) -> None:
-    """Undo how bash splits the words of a line at = and : (COMP_WORDBREAKS), so that `--set loss.terms=` is one word again.
+    """Undo how bash splits the words of a line at = and : (COMP_WORDBREAKS), so that `--set loss.terms=` is one word
+    again.
 
     Bash replaces only what follows the last = or : of the word at the cursor. The part before it goes into `BEFORE`.
     """
@@ -44,7 +46,9 @@ def complete_recipe(incomplete: str) -> list[str]:
     """The names of recipes, and .toml files."""
     from dcdctl.core import training
 
-    return _starting([*(entry.name for entry in training.list_recipes()), *_paths(_whole(incomplete), ".toml")], incomplete)
+    return _starting(
+        [*(entry.name for entry in training.list_recipes()), *_paths(_whole(incomplete), ".toml")], incomplete
+    )
 
 
 def complete_manifest(incomplete: str) -> list[str]:
@@ -106,5 +110,9 @@ def _paths(incomplete: str, suffix: str) -> list[str]:
         found = sorted(parent.iterdir())
     except OSError:
         return []
-    shown = [(path, f"{prefix}/{path.name}" if "/" in incomplete else path.name) for path in found if not path.name.startswith(".")]
+    shown = [
+        (path, f"{prefix}/{path.name}" if "/" in incomplete else path.name)
+        for path in found
+        if not path.name.startswith(".")
+    ]
     return [f"{name}/" if path.is_dir() else name for path, name in shown if path.is_dir() or path.suffix == suffix]

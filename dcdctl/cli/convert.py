@@ -8,13 +8,20 @@ import typer
 
 from dcdctl.cli.options import FormerOut, Json, ModelSet, NewOut, new_folder
 
-Checkpoint = Annotated[str, typer.Argument(help="Official ViLT, METER or DCD .ckpt, or another model reference.", metavar="CKPT")]
+Checkpoint = Annotated[
+    str, typer.Argument(help="Official ViLT, METER or DCD .ckpt, or another model reference.", metavar="CKPT")
+]
 
 
 def convert(
-    checkpoint: Checkpoint, former_out: FormerOut = None, out: NewOut = None, model_set: ModelSet = None, json: Json = False
+    checkpoint: Checkpoint,
+    former_out: FormerOut = None,
+    out: NewOut = None,
+    model_set: ModelSet = None,
+    json: Json = False,
 ) -> None:
-    """Save a model as a self-contained folder. It holds the weights, the tokenizer and all settings; it loads without --model-set."""
+    """Save a model as a self-contained folder. It holds the weights, the tokenizer and all settings; it loads without
+    --model-set."""
     from dcdctl.cli.views.terminal import bar, note, show, show_json
     from dcdctl.core import models
 
@@ -22,5 +29,8 @@ def convert(
     model = models.convert(checkpoint, folder, model_set or (), bar)
     unused = model.unused_keys
     if unused:
-        note(f"{len(unused)} entries of {checkpoint} are not used in scoring: {', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}")
+        note(
+            f"{len(unused)} entries of {checkpoint} are not used in scoring: "
+            f"{', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}"
+        )
     show_json({"model": str(folder), "unused_entries": len(unused)}) if json else show(f"{checkpoint} -> {folder}")

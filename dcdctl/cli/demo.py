@@ -13,13 +13,23 @@ from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult, QueryCost
 
-OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")]
-TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="First train the built-in teacher again (long on a CPU).")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")]
+OutFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")
+]
+TrainTeacher = Annotated[
+    bool, typer.Option("--train-teacher", help="First train the built-in teacher again (long on a CPU).")
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")
+]
 
 
 def demo(
-    out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False
+    out: OutFolder = Path("demo"),
+    train_teacher: TrainTeacher = False,
+    steps: Steps = None,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Run all steps on generated scenes. It takes minutes on a CPU."""
     from dcdctl.core import demo as core
@@ -38,19 +48,37 @@ def _show(result: DemoResult, out: Path) -> None:
     rows = []
     for row in result.rows:
         recalls = row.evaluation.recalls
-        both = [" ".join(f"{value:4.1f}" for value in recall.values()) for recall in (recalls.text_retrieval, recalls.image_retrieval)]
+        both = [
+            " ".join(f"{value:4.1f}" for value in recall.values())
+            for recall in (recalls.text_retrieval, recalls.image_retrieval)
+        ]
         time = f"{row.query.ms:,.1f} ms{_mark(row.query.ms_extrapolated)}"
         rows.append([row.model, *both, f"{recalls.rsum:.1f}", time, _speed_up(row.query), _speed_up(row.large_query)])
     machine = result.machine
     num_scenes, num_images = len(first.evaluation.text_ranks), first.query.num_images
-    title = f"{num_scenes} new scenes, {machine['cpu']}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    heads = ("", "text retrieval", "image retrieval", "RSUM", "query", "speed-up", f"{first.large_query.num_images:,} images")
+    title = (
+        f"{num_scenes} new scenes, {machine['cpu']}, {machine['threads']} "
+        f"thread{'' if machine['threads'] == 1 else 's'}"
+    )
+    heads = (
+        "",
+        "text retrieval",
+        "image retrieval",
+        "RSUM",
+        "query",
+        "speed-up",
+        f"{first.large_query.num_images:,} images",
+    )
     lines = [
-        f"R@1/5/10 among the {num_scenes} scenes; in a larger gallery the right image is less often among the first that are re-ranked.",
+        f"R@1/5/10 among the {num_scenes} scenes; in a larger gallery the right image is less often among the first "
+        "that are re-ranked.",
         f"Time and speed-up: one caption against {num_images:,} encoded images.",
     ]
     if any(cost.speed_up_extrapolated for row in result.rows for cost in (row.query, row.large_query)):
-        lines.append("* extrapolated: time grows linearly with the number of images; re-ranking takes the same time in every gallery.")
+        lines.append(
+            "* extrapolated: time grows linearly with the number of images; re-ranking takes the same time in every "
+            "gallery."
+        )
     lines.append(f"All files are in {out}.")
     show_table(title, heads, rows, caption="\n".join(lines))
     show(f"\n{result.summary}\n")

@@ -11,13 +11,17 @@ from dcdctl.cli import options
 from dcdctl.cli.completion import complete_teacher
 
 CacheFolders = Annotated[
-    list[Path] | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR")
+    list[Path] | None,
+    typer.Option(
+        "--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR"
+    ),
 ]
 TeacherRefs = Annotated[
     list[str] | None,
     typer.Option(
         "--teacher",
-        help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder to learn from; repeatable.",
+        help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder to "
+        "learn from; repeatable.",
         autocompletion=complete_teacher,
         metavar="REF",
     ),
@@ -68,6 +72,8 @@ def distill(
         validation_data=validation_data,
     )
     place = devices.choose(device)
-    compute = Compute(device=place, workers=workers, features=features, compile=compiles_on(compile and not dry_run, place))
+    compute = Compute(
+        device=place, workers=workers, features=features, compile=compiles_on(compile and not dry_run, place)
+    )
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
     run_training(job, refs, settings, dry_run=dry_run, json=json)

@@ -34,17 +34,24 @@ from dcdctl.cli.views.terminal import bar, note, show_json, show_table
 ProtocolName = Annotated[
     str,
     typer.Option(
-        "--protocol", help="flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.", metavar="NAME"
+        "--protocol",
+        help="flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.",
+        metavar="NAME",
     ),
 ]
 Depth = Annotated[
     str | None,
     typer.Option("--depth", help=DEPTH_HELP, show_default="50", metavar="N,..."),
 ]
-Eccv = Annotated[bool, typer.Option("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")]
-OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR")]
+Eccv = Annotated[
+    bool, typer.Option("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")
+]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR")
+]
 RanksFile = Annotated[
-    Path | None, typer.Option("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE")
+    Path | None,
+    typer.Option("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE"),
 ]
 
 Dims = Annotated[str | None, typer.Option("--dims", help=DIMS_HELP, metavar="N,...")]
@@ -53,10 +60,16 @@ Vectors = Annotated[
     typer.Option("--codes", help=CODES_HELP, metavar="float32|int8|binary"),
 ]
 Rescore = Annotated[
-    int | None, typer.Option("--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N")
+    int | None,
+    typer.Option(
+        "--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N"
+    ),
 ]
 VectorTable = Annotated[
-    bool, typer.Option("--vector-table", help="Only print what shorter, int8 and binary vectors cost, from one embedding of the split.")
+    bool,
+    typer.Option(
+        "--vector-table", help="Only print what shorter, int8 and binary vectors cost, from one embedding of the split."
+    ),
 ]
 
 RECALLS = ("R@1", "R@5", "R@10")
@@ -88,7 +101,8 @@ def evaluate(
     vector_table: VectorTable = False,
     json: Json = False,
 ) -> None:
-    """Measure the retrieval of a model or a cascade. It prints recalls with intervals, mAP@R, and the ranks of the positives."""
+    """Measure the retrieval of a model or a cascade. It prints recalls with intervals, mAP@R, and the ranks of the
+    positives."""
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
     from dcdctl.core.evaluation import EvalJob, EvalOptions, FormChoice, SplitChoice, run_evaluation, run_vector_table
@@ -97,12 +111,21 @@ def evaluate(
     sets, rerank_sets = tuple(model_set or ()), tuple(rerank_set or ())
     forms = FormChoice(dims=dims, kind=vectors, rescore=rescore)
     job = EvalJob(
-        model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, forms=forms, model_sets=sets, rerank_sets=rerank_sets
+        model=model,
+        choice=choice,
+        rerank=rerank,
+        depth=depth,
+        with_eccv=eccv,
+        forms=forms,
+        model_sets=sets,
+        rerank_sets=rerank_sets,
     )
     devices.use_threads(threads)
     place = devices.choose(device)
     numbers, compiles = precision_on(precision, place), compiles_on(compile, place, model, rerank)
-    compute = Compute(device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features, compile=compiles)
+    compute = Compute(
+        device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features, compile=compiles
+    )
     options = EvalOptions(compute=compute)
     if vector_table:
         table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)
@@ -127,11 +150,18 @@ def _show(document: dict[str, Any]) -> None:
         measures, bounds = document[direction.key], intervals[direction.key]
         ranks = [f"{measures['median_rank']:,.1f}".removesuffix(".0"), f"{measures['mean_rank']:,.1f}"]
         rows.append([direction.title, *(f"{measures[column]:.2f}" for column in (*RECALLS, "mAP@R")), *ranks])
-        rows.append([f"  {intervals['level']:.0%} interval", *(_between(bounds[recall]) for recall in RECALLS), "", "", ""])
+        rows.append(
+            [f"  {intervals['level']:.0%} interval", *(_between(bounds[recall]) for recall in RECALLS), "", "", ""]
+        )
     rsum = f"rsum {document['rsum']:.2f} ({_between(intervals['rsum'])}), mean recall {document['mean_recall']:.2f}"
     precision = f", {protocol['precision']}" if "precision" in protocol else ""
     counts = f"{document['images']:,} images, {document['captions']:,} captions{precision}"
-    show_table(title + counts, ["", *RECALLS, "mAP@R", "median rank", "mean rank"], rows, caption=f"{rsum}, {document['seconds']:,.1f} s")
+    show_table(
+        title + counts,
+        ["", *RECALLS, "mAP@R", "median rank", "mean rank"],
+        rows,
+        caption=f"{rsum}, {document['seconds']:,.1f} s",
+    )
     if "depths" in document:
         _show_depths(document)
     if "eccv_caption" in document:
@@ -154,8 +184,13 @@ def _show_vector_table(document: dict[str, Any]) -> None:
         for row in document["rows"]
     ]
     title = f"{document['model']} on {document['split']}, protocol {document['protocol']['name']}: "
-    caption = "Change: of rsum, from float32 at full width. Bytes: what a search reads per image, without the float vectors of candidates."
-    show_table(f"{title}{document['images']:,} images, {document['captions']:,} captions", columns, rows, caption=caption)
+    caption = (
+        "Change: of rsum, from float32 at full width. Bytes: what a search reads per image, without the float "
+        "vectors of candidates."
+    )
+    show_table(
+        f"{title}{document['images']:,} images, {document['captions']:,} captions", columns, rows, caption=caption
+    )
 
 
 def _show_depths(document: dict[str, Any]) -> None:
@@ -173,7 +208,10 @@ def _show_depths(document: dict[str, Any]) -> None:
         ]
         for result in document["depths"]
     ]
-    caption = "Query: one caption against the encoded images. *: on the Pareto front, no other depth is both as good and as fast."
+    caption = (
+        "Query: one caption against the encoded images. *: on the Pareto front, no other depth is both as good "
+        "and as fast."
+    )
     show_table(f"re-ranked by {document['reranker']}", columns, rows, caption=caption)
 
 
@@ -182,7 +220,10 @@ def _show_eccv(document: dict[str, Any]) -> None:
 
     columns = (*RECALLS, "mAP@R", "R-Precision")
     rows = [
-        [f"{title}, {direction.title}", *(f"{measures[column]:.2f}" if column in measures else "" for column in columns)]
+        [
+            f"{title}, {direction.title}",
+            *(f"{measures[column]:.2f}" if column in measures else "" for column in columns),
+        ]
         for judge, title in (("eccv_caption", "ECCV Caption"), ("cxc", "CrissCrossed Captions"))
         for direction in Direction
         for measures in [document[judge][direction.key]]

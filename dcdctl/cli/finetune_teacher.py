@@ -9,7 +9,8 @@ import typer
 from dcdctl.cli import options
 
 TeacherRef = Annotated[
-    str | None, typer.Option("--teacher", help="Model to start from, instead of the recipe's model.start.", metavar="REF")
+    str | None,
+    typer.Option("--teacher", help="Model to start from, instead of the recipe's model.start.", metavar="REF"),
 ]
 
 
@@ -45,8 +46,12 @@ def finetune_teacher(
 
     devices.use_threads(threads)
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
-    refs = InputRefs(data=data, split=split, max_images=max_images, teachers=[teacher] if teacher else [], model_set=model_set or [])
+    refs = InputRefs(
+        data=data, split=split, max_images=max_images, teachers=[teacher] if teacher else [], model_set=model_set or []
+    )
     place = devices.choose(device)
-    compute = Compute(device=place, workers=workers, features=features, compile=compiles_on(compile and not dry_run, place))
+    compute = Compute(
+        device=place, workers=workers, features=features, compile=compiles_on(compile and not dry_run, place)
+    )
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
     run_training(job, refs, settings, dry_run=dry_run, json=json)

@@ -14,11 +14,13 @@ from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 Place = Annotated[
     str,
     typer.Argument(
-        help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.", metavar="DIR|CACHE|INDEX"
+        help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.",
+        metavar="DIR|CACHE|INDEX",
     ),
 ]
 CorpusFolder = Annotated[
-    Path | None, typer.Option("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR")
+    Path | None,
+    typer.Option("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR"),
 ]
 Split = Annotated[
     str | None,
@@ -31,11 +33,17 @@ Split = Annotated[
     ),
 ]
 Hardest = Annotated[
-    int | None, typer.Option("--hardest", help="With a cache: number of hardest negatives to show (10).", min=0, metavar="N")
+    int | None,
+    typer.Option("--hardest", help="With a cache: number of hardest negatives to show (10).", min=0, metavar="N"),
 ]
 NumImages = Annotated[
     int | None,
-    typer.Option("--show-images", help="With a corpus: images on the page, from --split or the first split (60).", min=0, metavar="N"),
+    typer.Option(
+        "--show-images",
+        help="With a corpus: images on the page, from --split or the first split (60).",
+        min=0,
+        metavar="N",
+    ),
 ]
 
 
@@ -49,7 +57,8 @@ def inspect(
     num_images: NumImages = None,
     json: Json = False,
 ) -> None:
-    """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest negatives."""
+    """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest
+    negatives."""
     from dcdctl.core.data import artifact_kind
     from dcdctl.core.places import shown
     from dcdctl.core.stores import is_store
@@ -58,7 +67,10 @@ def inspect(
     kind = "store" if is_store(place) else artifact_kind(folder)
     if kind in ("index", "store"):
         of_others = {"--data": data, "--split": split, "--max-images": max_images, "--hardest": hardest}
-        refuse({**of_others, "--html": html, "--show-images": num_images}, f"is for a corpus or a teacher cache, and {place} is an index")
+        refuse(
+            {**of_others, "--html": html, "--show-images": num_images},
+            f"is for a corpus or a teacher cache, and {place} is an index",
+        )
         return _inspect_index(folder, json) if kind == "index" else _inspect_store(place, json)
     if kind == "corpus":
         refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {shown(folder)} is a corpus")
@@ -69,7 +81,9 @@ def inspect(
     _inspect_cache(folder, data, split or "train", max_images, 10 if hardest is None else hardest, html, json)
 
 
-def _inspect_corpus(folder: Path, split: str | None, max_images: int | None, html: Path | None, num_images: int | None, json: bool) -> None:
+def _inspect_corpus(
+    folder: Path, split: str | None, max_images: int | None, html: Path | None, num_images: int | None, json: bool
+) -> None:
     from dcdctl.core import data, report
     from dcdctl.core.data import Corpus
     from dcdctl.core.places import shown
@@ -88,7 +102,9 @@ def _inspect_corpus(folder: Path, split: str | None, max_images: int | None, htm
     show_table("", *data.corpus_table(summary))
 
 
-def _inspect_cache(cache: Path, data: Path | None, split: str, max_images: int | None, hardest: int, html: Path | None, json: bool) -> None:
+def _inspect_cache(
+    cache: Path, data: Path | None, split: str, max_images: int | None, hardest: int, html: Path | None, json: bool
+) -> None:
     from dcdctl.core import report, teacher
     from dcdctl.core.data import Corpus
 
@@ -139,7 +155,8 @@ def _show_cache(title: str, facts: list[tuple[str, str]], document: dict[str, An
     show_table("scores", ["from", "true", "negative", "# negative, + true"], rows)
     columns = ["score", "image", "caption", "own score", "own caption"]
     negatives = [
-        [f"{pair['score']:.2f}", *_names(pair, ""), f"{pair['own_score']:.2f}", _names(pair, "own_")[-1]] for pair in document["hardest"]
+        [f"{pair['score']:.2f}", *_names(pair, ""), f"{pair['own_score']:.2f}", _names(pair, "own_")[-1]]
+        for pair in document["hardest"]
     ]
     if negatives:
         show_table("hardest negatives", columns, negatives)

@@ -15,7 +15,9 @@ def list_models(json: Json = False) -> None:
     families, teachers = models.list_families(), models.list_teachers()
     if json:
         return show_json({"families": [to_table(it) for it in families], "teachers": [to_table(it) for it in teachers]})
-    rows = [[it.name, it.kind, it.needs or "-", "loads" if it.loads else f"not installed: {it.hint}"] for it in families]
+    rows = [
+        [it.name, it.kind, it.needs or "-", "loads" if it.loads else f"not installed: {it.hint}"] for it in families
+    ]
     show_table("model families: folders, runs and Hub ids", ["family", "kind", "needs", "state"], rows)
     show("")
     facts = [

@@ -60,7 +60,9 @@ def refuse_urls(context: Any) -> None:
                 from dcdctl.core.places import refuse_url
 
                 name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
-                refuse_url(path, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy")
+                refuse_url(
+                    path, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy"
+                )
 
 
 def refuse(options: dict[str, object], why: str) -> None:
@@ -83,7 +85,8 @@ def check_recipe(context: typer.Context, ref: str | None) -> str | None:
 
 
 def check_overrides(recipe: str, sets: list[str] | None) -> None:
-    """An error for an override that the recipe does not take. Call it first in a command: the imports of a training take seconds."""
+    """An error for an override that the recipe does not take. Call it first in a command: the imports of a training
+    take seconds."""
     from dcdctl.core.training import load_recipe
 
     load_recipe(recipe, sets or [])
@@ -108,7 +111,8 @@ def new_folder(out: Path | None, former: Path | None) -> Path:
 
 
 def check_device(name: str) -> str:
-    """Callback of `--device`: an error if this machine lacks the device. The names that every machine has need no import of torch."""
+    """Callback of `--device`: an error if this machine lacks the device. The names that every machine has need no
+    import of torch."""
     if name not in ("auto", "cpu"):
         from dcdctl.core import devices
 
@@ -137,12 +141,16 @@ def check_accumulate(text: str) -> str:
     return text
 
 
-def training_options(compute: Compute, precision: str, accumulate: str, checkpoint_activations: bool, wandb: str | None) -> TrainingOptions:
+def training_options(
+    compute: Compute, precision: str, accumulate: str, checkpoint_activations: bool, wandb: str | None
+) -> TrainingOptions:
     """Where and how to train; a trial of the first step chooses what is auto."""
     from dcdctl.core.training import TrainingOptions
 
     num_parts = None if accumulate == "auto" else int(accumulate)
-    return TrainingOptions.choose(compute, precision, num_parts, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    return TrainingOptions.choose(
+        compute, precision, num_parts, checkpoint_activations=checkpoint_activations, wandb=wandb
+    )
 
 
 def announce_code(ref: str | None) -> str | None:
@@ -164,33 +172,56 @@ TrainingData = Annotated[
     list[str],
     typer.Option(
         "--data",
-        help="Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: 'a-{000..331}.tar'; repeatable.",
+        help="Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: "
+        "'a-{000..331}.tar'; repeatable.",
         metavar="DATA",
     ),
 ]
 ValidationData = Annotated[
     Path | None,
-    typer.Option("--validation-data", help="Corpus to validate on, if it is not that of --data: folder or URL.", metavar="DIR"),
+    typer.Option(
+        "--validation-data", help="Corpus to validate on, if it is not that of --data: folder or URL.", metavar="DIR"
+    ),
 ]
 Split = Annotated[
     str,
-    typer.Option("--split", help="Split of the corpus; train+val reads two as one.", autocompletion=complete_split, metavar="NAME"),
+    typer.Option(
+        "--split",
+        help="Split of the corpus; train+val reads two as one.",
+        autocompletion=complete_split,
+        metavar="NAME",
+    ),
 ]
-MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")]
+MaxImages = Annotated[
+    int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")
+]
 RecipeArgument = Annotated[
-    str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE")
+    str,
+    typer.Argument(
+        help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE"
+    ),
 ]
-ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")]
-AnyIndex = Annotated[str, typer.Argument(help="Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", metavar="INDEX")]
+ModelRef = Annotated[
+    str, typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")
+]
+AnyIndex = Annotated[
+    str,
+    typer.Argument(help="Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", metavar="INDEX"),
+]
 StoreModel = Annotated[
     Path | None,
-    typer.Option("--model", help="With a store: the folder of its dual encoder, if the index is on another machine.", metavar="DIR"),
+    typer.Option(
+        "--model",
+        help="With a store: the folder of its dual encoder, if the index is on another machine.",
+        metavar="DIR",
+    ),
 ]
 Teacher = Annotated[
     str,
     typer.Option(
         "--teacher",
-        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs).",
+        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
+        "(code that runs).",
         callback=announce_code,
         autocompletion=complete_teacher,
         metavar="REF",
@@ -200,7 +231,8 @@ Rerank = Annotated[
     str | None,
     typer.Option(
         "--rerank",
-        help="Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that runs).",
+        help="Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that "
+        "runs).",
         callback=announce_code,
         autocompletion=complete_teacher,
         metavar="REF",
@@ -208,48 +240,83 @@ Rerank = Annotated[
 ]
 RerankSet = Annotated[
     list[str] | None,
-    typer.Option("--rerank-set", help="With --rerank: set what its files lack: dtype=bfloat16; repeatable.", metavar="NAME=VALUE"),
+    typer.Option(
+        "--rerank-set", help="With --rerank: set what its files lack: dtype=bfloat16; repeatable.", metavar="NAME=VALUE"
+    ),
 ]
 Depth = Annotated[int | None, typer.Option("--depth", help=DEPTH_HELP, show_default="50", min=1, metavar="N")]
 Features = Annotated[
     Path | None,
-    typer.Option("--features", help="Folder that stores the outputs of frozen encoders; created if it does not exist.", metavar="DIR"),
+    typer.Option(
+        "--features",
+        help="Folder that stores the outputs of frozen encoders; created if it does not exist.",
+        metavar="DIR",
+    ),
 ]
 
 # Settings
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", autocompletion=complete_set, metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="Override a recipe field: loss.alpha=0.5; repeatable.",
+        autocompletion=complete_set,
+        metavar="KEY=VALUE",
+    ),
 ]
 ModelSet = Annotated[
     list[str] | None,
-    typer.Option("--model-set", help="Set what the model's files lack: image_size=384; repeatable.", metavar="NAME=VALUE"),
+    typer.Option(
+        "--model-set", help="Set what the model's files lack: image_size=384; repeatable.", metavar="NAME=VALUE"
+    ),
 ]
 
 # Where and how to compute
 Device = Annotated[
-    str, typer.Option("--device", help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", callback=check_device, metavar="NAME")
+    str,
+    typer.Option(
+        "--device",
+        help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.",
+        callback=check_device,
+        metavar="NAME",
+    ),
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", help="fp32, or bf16 or fp16 if the hardware supports it.", callback=check_precision, metavar="NAME")
+    str,
+    typer.Option(
+        "--precision",
+        help="fp32, or bf16 or fp16 if the hardware supports it.",
+        callback=check_precision,
+        metavar="NAME",
+    ),
 ]
 TrainingPrecision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware supports it.",
+        help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
+        "supports it.",
         callback=check_training_precision,
         metavar="NAME",
     ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile encoders whose inputs have one shape (torch.compile): slow to start, then faster.")
+    bool,
+    typer.Option(
+        "--compile", help="Compile encoders whose inputs have one shape (torch.compile): slow to start, then faster."
+    ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")
+]
 PairBatchSize = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", help="Images, captions or pairs in one forward pass.", show_default="the model's, 256", min=1, metavar="N"
+        "--batch-size",
+        help="Images, captions or pairs in one forward pass.",
+        show_default="the model's, 256",
+        min=1,
+        metavar="N",
     ),
 ]
 Workers = Annotated[
@@ -262,18 +329,24 @@ Workers = Annotated[
         metavar="N",
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")
+]
 Accumulate = Annotated[
     str,
     typer.Option(
         "--accumulate",
-        help="Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until the first step fits.",
+        help="Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until the "
+        "first step fits.",
         callback=check_accumulate,
         metavar="N",
     ),
 ]
 CheckpointActivations = Annotated[
-    bool, typer.Option("--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time.")
+    bool,
+    typer.Option(
+        "--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time."
+    ),
 ]
 
 # What a command writes
@@ -281,11 +354,17 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", callb
 FormerOut = Annotated[Path | None, typer.Argument(hidden=True, metavar="OUT")]
 """The place of --out in earlier versions."""
 NewOut = Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.", metavar="DIR")]
-Page = Annotated[Path | None, typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps and their cost, then stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Wandb = Annotated[str | None, typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT")]
+Wandb = Annotated[
+    str | None,
+    typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT"),
+]
 
 
 def names_in(text: str | None) -> tuple[str, ...] | None:

@@ -13,44 +13,79 @@ from dcdctl.cli.views.terminal import bar, show, show_json
 
 Name = Annotated[
     str | None,
-    typer.Argument(help="Manifest: a name (--list shows them) or a .toml file.", autocompletion=complete_manifest, metavar="MANIFEST"),
+    typer.Argument(
+        help="Manifest: a name (--list shows them) or a .toml file.",
+        autocompletion=complete_manifest,
+        metavar="MANIFEST",
+    ),
 ]
-Karpathy = Annotated[Path | None, typer.Option("--karpathy", help="Karpathy JSON, such as dataset_flickr30k.json.", metavar="FILE")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE")]
-Jsonl = Annotated[Path | None, typer.Option("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE")]
-Images = Annotated[list[Path] | None, typer.Option("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH")]
+Karpathy = Annotated[
+    Path | None, typer.Option("--karpathy", help="Karpathy JSON, such as dataset_flickr30k.json.", metavar="FILE")
+]
+Csv = Annotated[
+    Path | None, typer.Option("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE")
+]
+Jsonl = Annotated[
+    Path | None, typer.Option("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE")
+]
+Images = Annotated[
+    list[Path] | None, typer.Option("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH")
+]
 DataName = Annotated[
-    str | None, typer.Option("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME")
+    str | None,
+    typer.Option("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME"),
 ]
 HoldOut = Annotated[
     float | None,
     typer.Option(
-        "--hold-out", help="Share of images for each of val and test in a CSV or JSON lines without splits (0.1).", metavar="SHARE"
+        "--hold-out",
+        help="Share of images for each of val and test in a CSV or JSON lines without splits (0.1).",
+        metavar="SHARE",
     ),
 ]
 Encoding = Annotated[
-    str | None, typer.Option("--encoding", help="Encoding of a CSV or JSON lines; by default it is recognized.", metavar="NAME")
+    str | None,
+    typer.Option("--encoding", help="Encoding of a CSV or JSON lines; by default it is recognized.", metavar="NAME"),
 ]
 Columns = Annotated[
     str | None,
     typer.Option("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; data/NAME by default.", metavar="DIR")]
-Placed = Annotated[Path | None, typer.Option("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR")]
-SourceName = Annotated[str, typer.Option("--source", help="Source in the manifest; by default the first available one.", metavar="NAME")]
+Placed = Annotated[
+    Path | None, typer.Option("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR")
+]
+SourceName = Annotated[
+    str, typer.Option("--source", help="Source in the manifest; by default the first available one.", metavar="NAME")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: use only earlier downloads and --from.")]
-Splits = Annotated[str, typer.Option("--splits", help="Prepare only these splits: train,val.", metavar="NAMES", show_default=False)]
-MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")]
+Splits = Annotated[
+    str, typer.Option("--splits", help="Prepare only these splits: train,val.", metavar="NAMES", show_default=False)
+]
+MaxImages = Annotated[
+    int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")
+]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", help="Shrink larger images to this shorter side; by default the originals are kept.", min=1, metavar="PX"),
+    typer.Option(
+        "--image-size",
+        help="Shrink larger images to this shorter side; by default the originals are kept.",
+        min=1,
+        metavar="PX",
+    ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", help="Threads that read and check images ahead.", show_default="one per core", min=1, metavar="N"),
+    typer.Option(
+        "--workers", help="Threads that read and check images ahead.", show_default="one per core", min=1, metavar="N"
+    ),
 ]
-OnError = Annotated[str, typer.Option("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")]
+OnError = Annotated[
+    str, typer.Option("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")
+]
 List = Annotated[bool, typer.Option("--list", help="List the data sets and stop.")]
 
 
@@ -84,12 +119,24 @@ def prepare(
 
     if show_list:
         return _show_published(models.list_published(), json)
-    settings = data.FileSettings(name=data_name, folder=out, hold_out=hold_out, encoding=encoding, columns=names_in(columns))
-    manifest = data.choose_manifest(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or (), settings=settings)
-    rows = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "max_images": max_images, "on_error": on_error}
-    options = build(data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or machine.num_cores()})
+    settings = data.FileSettings(
+        name=data_name, folder=out, hold_out=hold_out, encoding=encoding, columns=names_in(columns)
+    )
+    manifest = data.choose_manifest(
+        name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or (), settings=settings
+    )
+    rows = {
+        "splits": [split.strip() for split in splits.split(",") if split.strip()],
+        "max_images": max_images,
+        "on_error": on_error,
+    }
+    options = build(
+        data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or machine.num_cores()}
+    )
     sources = SourceOptions(source=source, placed=placed, offline=offline)
-    summary = data.prepare_corpus(manifest, out or Path("data") / manifest.name, options=options, source_options=sources, track=bar)
+    summary = data.prepare_corpus(
+        manifest, out or Path("data") / manifest.name, options=options, source_options=sources, track=bar
+    )
     return show_json(to_table(summary)) if json else show(str(summary))
 
 

@@ -22,7 +22,8 @@ Name = Annotated[
 
 
 def recipes(name: Name = None, sets: Sets = None, json: Json = False) -> None:
-    """List the recipes, or print one as TOML. The TOML has every field with its explanation, to edit and to train with."""
+    """List the recipes, or print one as TOML. The TOML has every field with its explanation, to edit and to train
+    with."""
     from dcdctl.core import training
     from dcdctl.core.config import to_table
 
@@ -42,5 +43,8 @@ def _list(json: bool) -> None:
     entries = training.list_recipes()
     if json:
         return show_json({"recipes": [to_table(entry) for entry in entries]})
-    facts = [(it.name, {"": it.description, "needs": it.needs, "minutes": it.minutes, "expected": it.expected}) for it in entries]
+    facts = [
+        (it.name, {"": it.description, "needs": it.needs, "minutes": it.minutes, "expected": it.expected})
+        for it in entries
+    ]
     show_entries("recipes: dcdctl recipes NAME > mine.toml, then dcdctl distill mine.toml", facts)

@@ -10,27 +10,41 @@ import typer
 from dcdctl.cli.options import Json, check_output_file
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN")]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN")
+]
 CorpusFolder = Annotated[
     Path | None,
     typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
 ]
 TeacherFolder = Annotated[
-    Path | None, typer.Option("--teacher-eval", help="Run or other folder with the teacher's evaluation.", metavar="FOLDER")
+    Path | None,
+    typer.Option("--teacher-eval", help="Run or other folder with the teacher's evaluation.", metavar="FOLDER"),
 ]
 Baseline = Annotated[
     Path | None,
-    typer.Option("--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"),
+    typer.Option(
+        "--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"
+    ),
 ]
 Page = Annotated[Path, typer.Option("--out", "-o", help="Page to write.", callback=check_output_file, metavar="FILE")]
 Markdown = Annotated[
-    Path | None, typer.Option("--to-markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE")
+    Path | None,
+    typer.Option(
+        "--to-markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE"
+    ),
 ]
 Csv = Annotated[
-    Path | None, typer.Option("--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE")
+    Path | None,
+    typer.Option(
+        "--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE"
+    ),
 ]
 NumQueries = Annotated[
-    int | None, typer.Option("--queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N")
+    int | None,
+    typer.Option(
+        "--queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N"
+    ),
 ]
 
 
@@ -45,8 +59,16 @@ def report(
     queries: NumQueries = None,
     json: Json = False,
 ) -> None:
-    """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
-    from dcdctl.core.report import NUM_QUERIES, read_report, report_document, write_csv, write_markdown, write_report_page
+    """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model
+    retrieves."""
+    from dcdctl.core.report import (
+        NUM_QUERIES,
+        read_report,
+        report_document,
+        write_csv,
+        write_markdown,
+        write_report_page,
+    )
 
     result = read_report(runs, teacher=teacher_eval, baseline=baseline, data=data)
     write_report_page(out, result, num_queries=NUM_QUERIES if queries is None else queries, track=bar)
@@ -58,5 +80,7 @@ def report(
         note(f"left out: {part}")
     if json:
         files = {"page": out, "markdown": markdown, "csv": csv}
-        return show_json({name: str(path) for name, path in files.items() if path is not None} | report_document(result))
+        return show_json(
+            {name: str(path) for name, path in files.items() if path is not None} | report_document(result)
+        )
     show(f"report -> {out}")

@@ -16,16 +16,26 @@ if TYPE_CHECKING:
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(help="What the images show; without a text and --image, a prompt, or one query per line of stdin.", metavar="TEXT"),
+    typer.Argument(
+        help="What the images show; without a text and --image, a prompt, or one query per line of stdin.",
+        metavar="TEXT",
+    ),
 ]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Find images that resemble this one.", metavar="FILE")]
 NumAnswers = Annotated[int, typer.Option("--k", "-k", help="Number of images to find.", min=1, metavar="N")]
 Hybrid = Annotated[
-    bool, typer.Option("--hybrid", help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`.")
+    bool,
+    typer.Option(
+        "--hybrid", help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`."
+    ),
 ]
 Where = Annotated[
     str | None,
-    typer.Option("--where", help="Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".", metavar="CONDITION"),
+    typer.Option(
+        "--where",
+        help="Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".",
+        metavar="CONDITION",
+    ),
 ]
 Thumbnails = Annotated[
     Literal["auto", "none", "kitty", "iterm2"],
@@ -86,16 +96,22 @@ def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
     return question
 
 
-def _check_usage(question: str | Path | None, rerank: str | None, depth: int | None, html: Path | None, hybrid: bool) -> None:
+def _check_usage(
+    question: str | Path | None, rerank: str | None, depth: int | None, html: Path | None, hybrid: bool
+) -> None:
     """A usage error for options that would have no effect, before a model is loaded."""
     if depth is not None and rerank is None:
         raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
     if rerank is not None and isinstance(question, Path):
-        raise typer.BadParameter("scores an image with a text, and cannot re-rank what --image finds", param_hint="--rerank")
+        raise typer.BadParameter(
+            "scores an image with a text, and cannot re-rank what --image finds", param_hint="--rerank"
+        )
     if hybrid and isinstance(question, Path):
         raise typer.BadParameter("compares the words of a text, and --image has none", param_hint="--hybrid")
     if html is not None and question is None:
-        raise typer.BadParameter("shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html")
+        raise typer.BadParameter(
+            "shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html"
+        )
 
 
 def _open(
@@ -106,8 +122,8 @@ def _open(
     reranking: dict[str, Any],
     machine: tuple[str, int | None],
 ) -> tuple[Searcher, Condition | None]:
-    """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before torch is
-    imported, which takes seconds."""
+    """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before
+    torch is imported, which takes seconds."""
     device, threads = machine
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported

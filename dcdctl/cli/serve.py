@@ -13,8 +13,13 @@ from dcdctl.cli.views.terminal import note, show, show_json
 if TYPE_CHECKING:
     from dcdctl.core.serve import Started
 
-Host = Annotated[str, typer.Option("--host", help="Address to listen on; by default only this machine can connect.", metavar="ADDRESS")]
-Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535, metavar="N")]
+Host = Annotated[
+    str,
+    typer.Option("--host", help="Address to listen on; by default only this machine can connect.", metavar="ADDRESS"),
+]
+Port = Annotated[
+    int, typer.Option("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535, metavar="N")
+]
 Processes = Annotated[
     int,
     typer.Option(
@@ -26,16 +31,25 @@ Processes = Annotated[
     ),
 ]
 LogFormat = Annotated[
-    str, typer.Option("--log-format", help="Form of the log on stderr: text, or json for one object per line.", metavar="text|json")
+    str,
+    typer.Option(
+        "--log-format", help="Form of the log on stderr: text, or json for one object per line.", metavar="text|json"
+    ),
 ]
 AccessLog = Annotated[bool, typer.Option("--access-log", help="Log each request, without its query.")]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option("--allow-host", help="Host name that a proxy uses for the service: search.example.org; repeatable.", metavar="NAME"),
+    typer.Option(
+        "--allow-host",
+        help="Host name that a proxy uses for the service: search.example.org; repeatable.",
+        metavar="NAME",
+    ),
 ]
 Limits = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a limit: max_k=500; repeatable. docs/deploy.md lists them.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set", help="Override a limit: max_k=500; repeatable. docs/deploy.md lists them.", metavar="KEY=VALUE"
+    ),
 ]
 
 
@@ -78,7 +92,13 @@ def _show_start(json: bool, started: Started, *, is_logged: bool = False) -> Non
         return
     if not started.is_loopback:
         if started.has_keys:
-            note("warning: the key, queries and images can be read on the network, unless a proxy adds HTTPS (docs/deploy.md)")
+            note(
+                "warning: the key, queries and images can be read on the network, unless a proxy adds HTTPS "
+                "(docs/deploy.md)"
+            )
         else:
-            note("warning: every machine that can reach this one can search and see the images; there is no key (docs/deploy.md)")
+            note(
+                "warning: every machine that can reach this one can search and see the images; there is no key "
+                "(docs/deploy.md)"
+            )
     note("Ctrl-C stops it")

@@ -27,7 +27,11 @@ def announce_all(refs: list[str] | None) -> list[str] | None:
 
 Start = Annotated[
     str | None,
-    typer.Option("--start", help="Dual encoder to train: a Hub id, folder or run; by default the recipe's model.start.", metavar="REF"),
+    typer.Option(
+        "--start",
+        help="Dual encoder to train: a Hub id, folder or run; by default the recipe's model.start.",
+        metavar="REF",
+    ),
 ]
 Teachers = Annotated[
     list[str],
@@ -41,10 +45,18 @@ Teachers = Annotated[
 ]
 Seeds = Annotated[Any, typer.Option("--seeds", help="Seeds of the trainings.", parser=sizes, metavar="N,N,...")]
 TrainSplit = Annotated[
-    str, typer.Option("--train-split", help="Split to train on; train+val reads two as one.", autocompletion=complete_split, metavar="NAME")
+    str,
+    typer.Option(
+        "--train-split",
+        help="Split to train on; train+val reads two as one.",
+        autocompletion=complete_split,
+        metavar="NAME",
+    ),
 ]
 Depth = Annotated[int, typer.Option("--depth", help=options.DEPTH_HELP, min=1, metavar="N")]
-WithTeacher = Annotated[bool, typer.Option("--with-teacher", help="Also evaluate the teacher, which scores all pairs of the split.")]
+WithTeacher = Annotated[
+    bool, typer.Option("--with-teacher", help="Also evaluate the teacher, which scores all pairs of the split.")
+]
 
 
 def study(
@@ -71,7 +83,8 @@ def study(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one report."""
+    """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one
+    report."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.devices import Compute, choose, use_threads
@@ -79,12 +92,15 @@ def study(
 
     use_threads(threads)
     job = StudyJob(
-        recipe=recipe, start=start, teachers=teacher, data=data, out=out, sets=sets or (), model_set=model_set or (), seeds=seeds,
+        recipe=recipe, start=start, teachers=teacher, data=data, out=out, sets=sets or (),
+        model_set=model_set or (), seeds=seeds,
         train_split=train_split, split=split, depth=depth, with_teacher=with_teacher,
     )  # fmt: skip
     compute = Compute(device=choose(device), batch_size=batch_size, workers=workers, features=features)
     settings = _options(compute, precision, accumulate, checkpoint_activations)
-    view = StudyView(announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload)
+    view = StudyView(
+        announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload
+    )
     if dry_run:
         steps = preview_study(job, settings, view)
         return show_json({"steps": [_step(step) for step in steps]}) if json else _show_steps(steps)
@@ -94,19 +110,28 @@ def study(
 
 
 def _options(compute: Compute, precision: str, accumulate: str, checkpoint_activations: bool) -> StudyOptions:
-    """How to train and to score. A precision that is not auto holds for the teacher's cache too; only trainings read stored features."""
+    """How to train and to score. A precision that is not auto holds for the teacher's cache too; only trainings read
+    stored features."""
     from dataclasses import replace
 
     from dcdctl.core import devices
     from dcdctl.core.study import StudyOptions
 
     scoring = replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision), features=None)
-    return StudyOptions(training=options.training_options(compute, precision, accumulate, checkpoint_activations, None), scoring=scoring)
+    return StudyOptions(
+        training=options.training_options(compute, precision, accumulate, checkpoint_activations, None), scoring=scoring
+    )
 
 
 def _step(step: Step) -> dict[str, Any]:
     """A step for JSON."""
-    table = {"name": step.name, "folder": str(step.folder), "work": step.work, "seconds": step.seconds, "finished": step.is_done()}
+    table = {
+        "name": step.name,
+        "folder": str(step.folder),
+        "work": step.work,
+        "seconds": step.seconds,
+        "finished": step.is_done(),
+    }
     return table | ({"pairs": step.num_pairs} if step.num_pairs else {})
 
 

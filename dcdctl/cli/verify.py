@@ -11,7 +11,10 @@ from dcdctl.cli.options import Json
 from dcdctl.cli.views.terminal import bar, show, show_json, show_table
 
 Folder = Annotated[
-    Path, typer.Argument(help="Corpus, cache, features, index, run, model or evaluation, or a folder of them.", metavar="PATH")
+    Path,
+    typer.Argument(
+        help="Corpus, cache, features, index, run, model or evaluation, or a folder of them.", metavar="PATH"
+    ),
 ]
 
 
@@ -23,7 +26,10 @@ def verify(path: Folder, json: Json = False) -> None:
     if json:
         show_json(found.to_json())
     else:
-        rows = [[item.path, item.kind, f"{len(item.files):,}", f"{item.num_bytes:,}", item.state] for item in found.artifacts]
+        rows = [
+            [item.path, item.kind, f"{len(item.files):,}", f"{item.num_bytes:,}", item.state]
+            for item in found.artifacts
+        ]
         show_table("", ["path", "kind", "files", "bytes", "state"], rows)
         for unknown in found.unknown:
             show(f"not part of it: {unknown}")

@@ -1,11 +1,14 @@
-"""Artifacts on disk: a plan that is written first, parts that are each written atomically, and a seal that is written last.
+"""Artifacts on disk: a plan that is written first, parts that are each written atomically, and a seal that is written
+last.
 
-A corpus, a teacher cache, features, an image index and mined negatives are artifacts. The plan says what the artifact is made from, so that
-a killed build resumes and a build of another plan is refused. The seal is the completion marker; it holds size and SHA-256 of every part.
-Plan and seal are JSON documents that hold a checksum of their own, and the seal of an artifact that keeps its plan holds that of the plan.
-Opening an artifact compares these checksums and the sizes of parts. The SHA-256 of a part is compared when a process first reads the part.
+A corpus, a teacher cache, features, an image index and mined negatives are artifacts. The plan says what the artifact
+is made from, so that a killed build resumes and a build of another plan is refused. The seal is the completion marker;
+it holds size and SHA-256 of every part. Plan and seal are JSON documents that hold a checksum of their own, and the
+seal of an artifact that keeps its plan holds that of the plan. Opening an artifact compares these checksums and the
+sizes of parts. The SHA-256 of a part is compared when a process first reads the part.
 
-On a 2-core x86 VM with SHA instructions, hashing 100 MB takes 0.07 s of processor time. Reading them takes 0.01 s from the page cache and
+On a 2-core x86 VM with SHA instructions, hashing 100 MB takes 0.07 s of processor time. Reading them takes 0.01 s from
+the page cache and
 0.04 s from the disk. Asking for the SHA-256 of a file that this process has hashed takes 10 microseconds.
 """
 
@@ -29,15 +32,18 @@ from dcdctl.core.progress import Track
 Document = dict[str, Any]
 """A JSON object."""
 FileVersion = tuple[str, int, int, int, int]
-"""Path, inode, size, and the times of the last change of content and of metadata; another if the file is written to or replaced."""
+"""Path, inode, size, and the times of the last change of content and of metadata; another if the file is written to or
+replaced."""
 _DIGESTS: dict[FileVersion, str] = {}
 """The SHA-256 of the files hashed by this process."""
 _LOCKS: dict[int, threading.Lock] = {}
 """One lock per process: a child made by fork would inherit a lock that another thread of its parent holds."""
 CHECKSUM = "checksum"
-"""The entry of our JSON documents that holds the SHA-256 of all other entries, independent of spaces and of the order of keys."""
+"""The entry of our JSON documents that holds the SHA-256 of all other entries, independent of spaces and of the order
+of keys."""
 FILES = "files"
-"""The entry of a JSON document that lists other files: size and SHA-256, by path relative to the folder of the document."""
+"""The entry of a JSON document that lists other files: size and SHA-256, by path relative to the folder of the
+document."""
 DIGEST_SUFFIX = ".sha256"
 """Of the file beside a part of an unfinished artifact that holds the checksum of the part."""
 PLAN_CHECKSUM = "plan_checksum"
@@ -55,7 +61,8 @@ _FOLDERS = {
     "a saved model": (("dcdctl.json", "config.json"), "give it as RUN or --teacher"),
     "an evaluation": (("result.json", "cascade.json"), "give it to `dcdctl report` or `dcdctl compare`"),
 }
-"""The folders that dcdctl writes: the files by which they are recognized, and where such a folder belongs. The first match counts."""
+"""The folders that dcdctl writes: the files by which they are recognized, and where such a folder belongs. The first
+match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +88,22 @@ class Kind:
     """Raised if there is no finished artifact, or if a part is missing."""
 
     def read_seal(self, folder: Path) -> Document:
-        """The seal of a finished artifact; `missing` if there is none, `error` if it is damaged or of another format."""
+        """The seal of a finished artifact; `missing` if there is none, `error` if it is damaged or of another
+        format."""
         path = folder / self.seal_file
         if not path.is_file():
             if other := other_folder_error(folder, self.name, self.make, error=self.missing):
                 raise other
             if (folder / self.plan_file).is_file():
-                raise self.missing(f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes")
+                raise self.missing(
+                    f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes"
+                )
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
         return read_document(path, self.format, error=self.error, hint=self._repair(path), remake=self.remake)
 
     def parse_seal(self, name: str, text: str) -> Document:
-        """The seal in a text that was read from elsewhere; `error`, in which it is called `name`, as for `read_seal`."""
+        """The seal in a text that was read from elsewhere; `error`, in which it is called `name`, as for
+        `read_seal`."""
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as reason:
@@ -102,11 +113,13 @@ class Kind:
         return _checked(name, document, self.format, error=self.error, hint=self.remake, remake=self.remake)
 
     def read_plan(self, folder: Path) -> Document:
-        """The plan of an artifact, finished or not, with the notes of an unfinished build; `error` if it is missing or damaged."""
+        """The plan of an artifact, finished or not, with the notes of an unfinished build; `error` if it is missing or
+        damaged."""
         return read_document(folder / self.plan_file, self.format, error=self.error, hint=self.remake)
 
     def read_plan_and_seal(self, folder: Path) -> tuple[Document, Document]:
-        """The plan and the seal of a finished artifact that keeps its plan; `error` also if the plan is not that of the seal."""
+        """The plan and the seal of a finished artifact that keeps its plan; `error` also if the plan is not that of the
+        seal."""
         seal, plan = self.read_seal(folder), self.read_plan(folder)
         if (found := files.digest_of(plan)) != (expected := seal.get(PLAN_CHECKSUM)):
             names = "its checksum is {}, {} names {}".format(*_named(found, self.seal_file, expected))
@@ -154,7 +167,10 @@ class Kind:
         """The hint to make a damaged file again."""
         if not self.keeps_plan:
             return self.remake
-        return f"delete {'it' if path.name == self.seal_file else f'{path.name} and {self.seal_file} there'} and {self.make_again}"
+        return (
+            f"delete {'it' if path.name == self.seal_file else f'{path.name} and {self.seal_file} there'} and "
+            f"{self.make_again}"
+        )
 
     @property
     def remake(self) -> str:
@@ -162,7 +178,8 @@ class Kind:
         return f"delete the folder and {self.make_again}"
 
     def check_folder(self, folder: Path) -> None:
-        """StaleError for a folder with something else in it than an artifact of this kind, InputError if it cannot be written to."""
+        """StaleError for a folder with something else in it than an artifact of this kind, InputError if it cannot be
+        written to."""
         files.check_output_folder(folder)
         found = files.names_in(folder) if folder.exists() else []
         if not found or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
@@ -174,7 +191,8 @@ class Kind:
 class Build:
     """An artifact that is being made in a folder.
 
-    Its plan file holds the plan and, beside it, notes on the build, such as what planning found or which parts are finished.
+    Its plan file holds the plan and, beside it, notes on the build, such as what planning found or which parts are
+    finished.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], kind: Kind) -> None:
@@ -186,14 +204,15 @@ class Build:
         return (self.folder / self.kind.seal_file).exists()
 
     def lock(self, *, wait: Track | None = None) -> AbstractContextManager[None]:
-        """The folder for this process alone; StaleError if another run has it, or `wait` for that run (`locks.lock`)."""
+        """The folder for this process alone; StaleError if another run has it, or `wait` for that run
+        (`locks.lock`)."""
         return locks.lock(self.folder, wait=wait)
 
     def begin(self, *, restart: bool = False, kept: Collection[str] = ()) -> Document:
         """Make the folder this plan's, and return the notes of an earlier run of the same plan; none for a new build.
 
-        If the folder holds another plan, `restart` removes it with its files, except those of a finished artifact that are `kept`.
-        StaleError without `restart`, and if the folder holds something else.
+        If the folder holds another plan, `restart` removes it with its files, except those of a finished artifact that
+        are `kept`. StaleError without `restart`, and if the folder holds something else.
         """
         assert self.kind.keeps_plan or kept or not self.is_sealed, "the parts of a finished artifact would be removed"
         found = self.kind.read_plan(self.folder) if (self.folder / self.kind.plan_file).exists() else None
@@ -223,7 +242,8 @@ class Build:
 
     @contextmanager
     def write(self, part: str) -> Iterator[Path]:
-        """A path to write a part to; the part appears when the block ends well, and its checksum beside it until the artifact is sealed."""
+        """A path to write a part to; the part appears when the block ends well, and its checksum beside it until the
+        artifact is sealed."""
         with files.atomic_path(self.folder / part) as partial:
             yield partial
             digest = files.sha256_of(partial)  # while it is in memory
@@ -239,7 +259,9 @@ class Build:
     def is_written(self, part: str) -> bool:
         """Whether a part of an unfinished artifact is as it was written; a part that is not can be written again."""
         path, noted = self.folder / part, self._noted(part)
-        return path.exists() and noted.exists() and sha256_of(path) == noted.read_text(encoding="utf-8", errors="replace")
+        return (
+            path.exists() and noted.exists() and sha256_of(path) == noted.read_text(encoding="utf-8", errors="replace")
+        )
 
     def _noted(self, part: str) -> Path:
         """The file with the checksum of a part."""
@@ -253,12 +275,14 @@ class Build:
             plan = self.kind.read_plan(self.folder)  # from the disk, because it also holds notes
             self.expect(plan)
             document = {**document, PLAN_CHECKSUM: files.digest_of(plan)}
-        # The seal comes before the cleaning: a run that is killed in between leaves a finished artifact and superfluous files.
+        # The seal comes before the cleaning: a run that is killed in between leaves a finished artifact and superfluous
+        # files.
         write_document(self.folder / self.kind.seal_file, document)
         self.clean(parts)
 
     def clean(self, kept: Collection[str]) -> None:
-        """Remove the files of this kind of artifact that are not `kept`, and the plan of a finished one if it does not keep it."""
+        """Remove the files of this kind of artifact that are not `kept`, and the plan of a finished one if it does not
+        keep it."""
         patterns = [f"{pattern}{suffix}" for pattern in self.kind.files for suffix in ("", DIGEST_SUFFIX)]
         for path in sorted({path for pattern in patterns for path in self.folder.glob(pattern)}):
             if path.is_dir():
@@ -279,8 +303,11 @@ def kind_of_folder(folder: Path) -> str:
     return next((kind for kind, (names, _) in _FOLDERS.items() if any((folder / name).is_file() for name in names)), "")
 
 
-def other_folder_error(folder: Path, expected: str, make: str = "", *, error: type[DcdError] = MissingError) -> DcdError | None:
-    """The error for a folder of another kind than `expected`, such as "corpus", which says where it belongs; None for other folders."""
+def other_folder_error(
+    folder: Path, expected: str, make: str = "", *, error: type[DcdError] = MissingError
+) -> DcdError | None:
+    """The error for a folder of another kind than `expected`, such as "corpus", which says where it belongs; None for
+    other folders."""
     kind = kind_of_folder(folder)
     if not kind or kind.partition(" ")[2] == expected:
         return None
@@ -299,18 +326,25 @@ def read_document(
 ) -> Document:
     """The JSON object that `write_document` wrote, without its checksum.
 
-    `error` if the file cannot be read or does not match its checksum, with `hint`, or if it is of another format than `format` or has no
-    checksum, with `remake` or else `hint`. The format is compared first, because files of earlier formats have no checksum.
+    `error` if the file cannot be read or does not match its checksum, with `hint`, or if it is of another format than
+    `format` or has no checksum, with `remake` or else `hint`. The format is compared first, because files of earlier
+    formats have no checksum.
     """
-    return _checked(str(path), files.read_json(path, error=error, hint=hint), format, error=error, hint=hint, remake=remake)
+    return _checked(
+        str(path), files.read_json(path, error=error, hint=hint), format, error=error, hint=hint, remake=remake
+    )
 
 
-def _checked(path: str, document: Document, format: int | None, *, error: type[DcdError], hint: str, remake: str) -> Document:
+def _checked(
+    path: str, document: Document, format: int | None, *, error: type[DcdError], hint: str, remake: str
+) -> Document:
     if format is not None and (found := document.get("format")) != format:
         raise error(f"{path} is of format {found!r}, this dcdctl reads format {format}", hint=remake or hint)
     checksum = document.pop(CHECKSUM, None)
     if checksum is None:
-        raise error(f"{path} has no checksum, so an earlier version of dcdctl or another program wrote it", hint=remake or hint)
+        raise error(
+            f"{path} has no checksum, so an earlier version of dcdctl or another program wrote it", hint=remake or hint
+        )
     try:
         is_intact = checksum == files.digest_of(document)
     except (ValueError, RecursionError):  # lone surrogates and deep nesting, which json reads and does not write
@@ -326,7 +360,8 @@ def seal_of(path: Path, **facts: Any) -> Document:
 
 
 def run_of(folder: Path) -> Document:
-    """What a document says of the run in whose folder it lies: the SHA-256 of what run.json holds; nothing outside of run folders."""
+    """What a document says of the run in whose folder it lies: the SHA-256 of what run.json holds; nothing outside of
+    run folders."""
     path = folder / "run.json"
     return {RUN: files.digest_of(read_document(path, hint="restore it"))} if path.exists() else {}
 
@@ -342,7 +377,9 @@ def list_files(folder: Path, names: Iterable[str]) -> Document:
     return {name: seal_of(folder / name) for name in names}
 
 
-def listed_files(path: Path, document: Mapping[str, Any], *, error: type[DcdError] = StaleError, hint: str = "") -> dict[str, Document]:
+def listed_files(
+    path: Path, document: Mapping[str, Any], *, error: type[DcdError] = StaleError, hint: str = ""
+) -> dict[str, Document]:
     """The files that the document at `path` lists; `error` if it lists none, or not as `list_files` does."""
     listed = document.get(FILES)
     if not isinstance(listed, dict) or not all(_is_seal(entry) for entry in listed.values()):
@@ -359,14 +396,18 @@ def _is_seal(entry: object) -> bool:
 
 
 def damages(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What is wrong with each file that is not as `list_files` listed it; the size is compared before a file is hashed."""
+    """What is wrong with each file that is not as `list_files` listed it; the size is compared before a file is
+    hashed."""
     for name, entry in listed.items():
         if (damage := _damage_of(folder / name, entry)) is not None:
             yield str(damage.args[0])
 
 
-def _damage_of(path: Path, entry: Mapping[str, Any], error: type[DcdError] = StaleError, hint: str = "") -> DcdError | None:
-    """The error for a file that is not as it was listed. `hint` is for damage: a file that may not be read is not to be made again."""
+def _damage_of(
+    path: Path, entry: Mapping[str, Any], error: type[DcdError] = StaleError, hint: str = ""
+) -> DcdError | None:
+    """The error for a file that is not as it was listed. `hint` is for damage: a file that may not be read is not to be
+    made again."""
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:
@@ -380,7 +421,9 @@ def _damage_of(path: Path, entry: Mapping[str, Any], error: type[DcdError] = Sta
     return None
 
 
-def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error: type[DcdError] = StaleError, hint: str = "") -> None:
+def check_files(
+    folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error: type[DcdError] = StaleError, hint: str = ""
+) -> None:
     """`error` that names the first file that is not as it was listed, if there is one."""
     for name, entry in listed.items():
         if (damage := _damage_of(folder / name, entry, error, hint)) is not None:
@@ -415,7 +458,8 @@ def know_digests(digests: Mapping[FileVersion, str]) -> None:
 
 
 def expect(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
-    """StaleError if `found` differs from `expected` in a key of `expected`; it names the first difference with both sides."""
+    """StaleError if `found` differs from `expected` in a key of `expected`; it names the first difference with both
+    sides."""
     for key, value in expected.items():
         if difference := first_difference(key, found.get(key), value):
             raise StaleError(f"{where} was made with another {difference}", hint=hint)

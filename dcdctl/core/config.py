@@ -120,7 +120,8 @@ Share = Annotated[float, Between(0, 1)]
 
 
 def check_fields(config: Any, section: str = "") -> None:
-    """ConfigError that names `section.field` if a value is outside the range of its annotation or is not a choice of its Literal.
+    """ConfigError that names `section.field` if a value is outside the range of its annotation or is not a choice of
+    its Literal.
 
     Types are not checked; `build` does that. Called in `__post_init__`, so that no config exists with a wrong value.
     """
@@ -156,7 +157,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise files.unreadable(path, error, error=ConfigError) from error
-    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -185,7 +189,8 @@ def _error_of(parse: Callable[[dict[str, Any]], Any], table: dict[str, Any]) -> 
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not TOML.
+    """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not
+    TOML.
 
     The text none unsets a field that has no value by default.
     """
@@ -214,7 +219,8 @@ def parse_value(text: str) -> Any:
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """A frozen dataclass from a table; an unknown key, a missing key or a value of another type is a ConfigError that names it.
+    """A frozen dataclass from a table; an unknown key, a missing key or a value of another type is a ConfigError that
+    names it.
 
     `where` is the dotted name of the table, for messages.
     """
@@ -229,8 +235,11 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in table.items()})
 
 
-def check_document(cls: type[T], document: Mapping[str, Any], path: str | Path, *, error: type[DcdError], hint: str) -> None:
-    """`error` that names the entry if a document lacks an entry of a dataclass, or has one of another type; it may have further ones.
+def check_document(
+    cls: type[T], document: Mapping[str, Any], path: str | Path, *, error: type[DcdError], hint: str
+) -> None:
+    """`error` that names the entry if a document lacks an entry of a dataclass, or has one of another type; it may have
+    further ones.
 
     A document of a stranger can have a checksum that fits.
     """
@@ -277,7 +286,9 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for key, value in table.items():
-        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        values |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        )
     return values
 
 
@@ -315,12 +326,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
         kinds = _item_hints(arguments, value, where)
-        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if _is_mapping(origin):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
-    # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but not a number in a recipe.
+    # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but not a number in
+    # a recipe.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):

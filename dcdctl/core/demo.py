@@ -20,7 +20,8 @@ from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
 CACHES = {DUAL: "cache", FUSION: "cache-fusion"}
-"""Folder of the teacher's scores for each student. Scenes of one family are the best negatives for a fusion student, not for a dual."""
+"""Folder of the teacher's scores for each student. Scenes of one family are the best negatives for a fusion student,
+not for a dual."""
 TEACHER_FOLDER = "teacher"
 RowName = Literal["teacher", "cascade", "dual", "dual alone", "fusion", "fusion cascade"]
 
@@ -30,7 +31,8 @@ class DemoConfig:
     """The size of the demo."""
 
     train_images: int = 1024
-    """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained model."""
+    """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained
+    model."""
     val_images: int = 32
     test_images: int = 64
     image_size_px: int = 64
@@ -45,7 +47,12 @@ class DemoConfig:
     """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = field(
         default_factory=lambda: BenchConfig(
-            budget_s=1.0, num_repeats=5, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
+            budget_s=1.0,
+            num_repeats=5,
+            batch_sizes=(32,),
+            gallery_sizes=(100, 1000, 10000),
+            num_fresh_processes=0,
+            is_onnx_timed=False,
         )
     )
 
@@ -110,7 +117,12 @@ class DemoResult:
             document = evaluation.evaluation_document(row.evaluation, row.model, "test")
             costs = {"query_ms": row.query.ms, "speed_up": row.query.speed_up, "large_gallery": asdict(row.large_query)}
             rows.append({"name": row.name, "model": row.model, **{key: document[key] for key in keys}, **costs})
-        return {"rows": rows, "gallery_size": self.rows[0].query.num_images, "machine": self.machine, "summary": self.summary}
+        return {
+            "rows": rows,
+            "gallery_size": self.rows[0].query.num_images,
+            "machine": self.machine,
+            "summary": self.summary,
+        }
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,8 @@ def run_demo(
     announce: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> DemoResult:
-    """Prepare, cache, distill two students, train one without the teacher, evaluate all and report; finished steps are not repeated.
+    """Prepare, cache, distill two students, train one without the teacher, evaluate all and report; finished steps are
+    not repeated.
 
     InputError if `out` holds something that is not a demo, or cannot be written.
     """
@@ -151,10 +164,14 @@ def run_demo(
         for name in (DUAL, DUAL_ALONE, FUSION)
     }
     announce("4. eval and bench: recall in both directions, time per query")
-    result = _measure(MeasuredModels(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track)
+    result = _measure(
+        MeasuredModels(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track
+    )
     announce("5. report: all results on one page")
     folders = [_folder(out, name) for name in (DUAL, FUSION)]
-    report.write_report_page(result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
+    report.write_report_page(
+        result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE))
+    )
     return result
 
 
@@ -184,7 +201,9 @@ def _train_teacher(out: Path, compute: Compute, track: Track) -> Path:
     return run.folder
 
 
-def _cache(name: str, data: Path, teacher: Any, out: Path, config: DemoConfig, compute: Compute, track: Track) -> TeacherCache:
+def _cache(
+    name: str, data: Path, teacher: Any, out: Path, config: DemoConfig, compute: Compute, track: Track
+) -> TeacherCache:
     """The teacher's scores of the candidates that a student's recipe asks for."""
     candidates = training.load_recipe(name, config.sets).candidates
     corpus, folder = Corpus.open(data, "train"), out / CACHES[name]
@@ -215,8 +234,11 @@ def _distill(
     return models.load(run.folder)
 
 
-def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track) -> DemoResult:
-    """Evaluate all six and time the four that are not cascades, each in its folder; the cascade by the fusion student has none."""
+def _measure(
+    trained: MeasuredModels, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track
+) -> DemoResult:
+    """Evaluate all six and time the four that are not cascades, each in its folder; the cascade by the fusion student
+    has none."""
     students = trained.students
     folders = {name: _folder(out, name) for name in students}
     # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
@@ -227,7 +249,13 @@ def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, comput
     for name, student in students.items():
         evaluations[name] = evaluation.evaluate_model(student, corpus, options=options, track=track)
         _write_evaluation(folders[name], str(folders[name]), evaluations[name], corpus)
-        pair = ModelPair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
+        pair = ModelPair(
+            teacher=trained.teacher_ref,
+            student=str(folders[name]),
+            overrides={},
+            data=corpus.folder,
+            split=corpus.split,
+        )
         benches[name] = compare_saved(pair, config.bench, device=compute.device, track=track)
     by_teacher, by_fusion = (
         evaluation.evaluate_model(students[DUAL], corpus, rerank=scorer, options=options, track=track)
@@ -250,7 +278,9 @@ def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, comput
     return result
 
 
-def _row(name: RowName, label: str, measured: Evaluation, student: ModelTimes, teacher: ModelTimes, config: BenchConfig) -> Row:
+def _row(
+    name: RowName, label: str, measured: Evaluation, student: ModelTimes, teacher: ModelTimes, config: BenchConfig
+) -> Row:
     """A row of the table. A cascade takes the time of its dual encoder, which `student` has, and that of re-ranking."""
     # Re-ranking has the same number of candidates in a gallery of any size.
     rerank_s = (measured.depths[-1].ms_per_query - measured.depths[0].ms_per_query) / 1000 if measured.depths else 0.0
@@ -277,7 +307,9 @@ def _folder(out: Path, name: str) -> Path:
 
 def _write_evaluation(folder: Path, model: str, measured: Evaluation, corpus: Corpus, **more: Any) -> None:
     """Write an evaluation into a folder, like `dcdctl eval`."""
-    evaluation.write_evaluation(folder, {**evaluation.evaluation_document(measured, model, corpus.split), **more}, measured, corpus)
+    evaluation.write_evaluation(
+        folder, {**evaluation.evaluation_document(measured, model, corpus.split), **more}, measured, corpus
+    )
 
 
 def _summary(result: DemoResult) -> str:
@@ -287,7 +319,8 @@ def _summary(result: DemoResult) -> str:
     depth = cascade.evaluation.depth
     return "\n".join(
         [
-            f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. {_recall(cascade, teacher)}.",
+            f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. "
+            f"{_recall(cascade, teacher)}.",
             f"Without re-ranking, the dual student is {_speed(dual)}. {_recall(dual, teacher)}.",
             f"{_effect_of_scores(dual, alone)}.",
             f"The fusion student is {_speed(fusion)}. {_recall(fusion, teacher)}.",
@@ -317,7 +350,9 @@ def _recall(row: Row, base: Row) -> str:
     """What R@1 has lost or won against another row."""
     changes = {direction: row.recall_at_1(direction) - base.recall_at_1(direction) for direction in Direction}
     words = {direction: f"{_points(abs(change))} in {direction} retrieval" for direction, change in changes.items()}
-    lost, won = ([words[direction] for direction in Direction if _is_change(sign * changes[direction])] for sign in (-1, 1))
+    lost, won = (
+        [words[direction] for direction in Direction if _is_change(sign * changes[direction])] for sign in (-1, 1)
+    )
     parts = [f"{verb} {' and '.join(side)}" for verb, side in (("loses", lost), ("gains", won)) if side]
     return f"R@1 {' but '.join(parts)}" if parts else "R@1 loses nothing"
 

@@ -1,4 +1,5 @@
-"""Devices and precisions by the names that users type, worker processes, memory settings, and the machine as results describe it."""
+"""Devices and precisions by the names that users type, worker processes, memory settings, and the machine as results
+describe it."""
 
 from __future__ import annotations
 
@@ -40,10 +41,11 @@ class Compute:
     precision: str = "float32"
     """Torch name of the type to compute in: float32 without autocast, bfloat16 or float16 under autocast."""
     batch_size: int | None = None
-    """Images, captions or pairs in one forward pass without gradients; None for the model's choice. A recipe sets that of training."""
+    """Images, captions or pairs in one forward pass without gradients; None for the model's choice. A recipe sets that
+    of training."""
     workers: int | None = None
-    """Threads of a pass without gradients, or processes of a training, that read and decode images ahead; 0 reads them when they are
-    needed. None: as many threads as `default_readers`, no processes."""
+    """Threads of a pass without gradients, or processes of a training, that read and decode images ahead; 0 reads them
+    when they are needed. None: as many threads as `default_readers`, no processes."""
     features: Path | None = None
     """Folder that stores the outputs of frozen encoders; None computes them each time."""
     compile: bool = False
@@ -56,14 +58,17 @@ class Compute:
 
     @property
     def compiled_fact(self) -> dict[str, bool]:
-        """What a result records of `compile`, beside the versions and the machine: it changes a number by rounding only."""
+        """What a result records of `compile`, beside the versions and the machine: it changes a number by rounding
+        only."""
         return {"compile": True} if self.compile else {}
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """A block for a forward pass: autocast in this precision, none in float32, and compiled encoders if `compile` is set.
+        """A block for a forward pass: autocast in this precision, none in float32, and compiled encoders if `compile`
+        is set.
 
-        Each pass needs its own block: a block caches the weights that it has cast, and those cast without a graph have no gradient.
+        Each pass needs its own block: a block caches the weights that it has cast, and those cast without a graph have
+        no gradient.
         """
         before = _compiling_asked.set(self.compile)
         try:
@@ -82,7 +87,8 @@ def is_compiling_asked() -> bool:
 
 
 def choose(name: str) -> torch.device:
-    """The torch device of a name; `auto` is the GPU if there is one, else the CPU. ConfigError if this machine lacks the device.
+    """The torch device of a name; `auto` is the GPU if there is one, else the CPU. ConfigError if this machine lacks
+    the device.
 
     Choosing the CPU makes the process keep the memory that it frees, for speed (`machine.keep_freed_memory`).
     """
@@ -99,7 +105,8 @@ def choose(name: str) -> torch.device:
     except RuntimeError as error:  # its message lists twenty kinds of device
         raise ConfigError(f"device {name} is unknown, expected auto, cpu, cuda, cuda:1 or mps", hint=hint) from error
     try:
-        # torch.device also accepts devices that this machine lacks: only an allocation fails. AssertionError: torch without CUDA.
+        # torch.device also accepts devices that this machine lacks: only an allocation fails. AssertionError: torch
+        # without CUDA.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -118,8 +125,8 @@ def own_gpu() -> int:
 def use_full_float32() -> None:
     """Compute float32 products and convolutions of GPUs in float32, not in TF32, which keeps 10 of its 23 bits.
 
-    torch sets TF32 for convolutions by default, so the patches of every ViT would differ from those of a CPU by 1e-3. A faster precision is
-    bf16, which a cache's plan, an evaluation and a run name.
+    torch sets TF32 for convolutions by default, so the patches of every ViT would differ from those of a CPU by 1e-3. A
+    faster precision is bf16, which a cache's plan, an evaluation and a run name.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -158,11 +165,14 @@ def read_ahead(
         # torch raises a plain RuntimeError for a worker that was killed.
         if "DataLoader worker" not in str(error):
             raise
-        raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 0") from error
+        raise InputError(
+            "a worker process died, perhaps because memory ran out", hint="try again with --workers 0"
+        ) from error
 
 
 class _ErrorsAsItems(Dataset[Any]):
-    """A data set that returns errors that the user can fix: torch would add a worker's traceback to the message of a raised error."""
+    """A data set that returns errors that the user can fix: torch would add a worker's traceback to the message of a
+    raised error."""
 
     def __init__(self, items: Dataset[Any]) -> None:
         self.items = items
@@ -173,7 +183,8 @@ class _ErrorsAsItems(Dataset[Any]):
         except DcdError as error:
             return error
 
-    # A forked worker inherits the checksums that its parent has computed; a spawned one is given them, and hashes no file again.
+    # A forked worker inherits the checksums that its parent has computed; a spawned one is given them, and hashes no
+    # file again.
     def __getstate__(self) -> dict[str, Any]:
         return {"items": self.items, "digests": artifacts.known_digests()}
 
@@ -191,14 +202,17 @@ def default_readers() -> int:
 def precision(name: str) -> str:
     """The torch name of a precision."""
     if name not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {name}", hint="every device computes in fp32")
+        raise ConfigError(
+            f"precision must be one of {', '.join(PRECISIONS)}, got {name}", hint="every device computes in fp32"
+        )
     return PRECISIONS[name]
 
 
 def slower_half(name: str, device: torch.device, seconds_in: Callable[[str], float] | None = None) -> str | None:
     """A sentence that a half precision is slower than float32 on this processor; None if it is not, and on a GPU.
 
-    A trial of a tenth of a second decides: processors differ in their instructions, and not every library has a kernel for each.
+    A trial of a tenth of a second decides: processors differ in their instructions, and not every library has a kernel
+    for each.
     """
     precision_name = precision(name)
     if precision_name == "float32" or device.type != "cpu":
@@ -207,7 +221,9 @@ def slower_half(name: str, device: torch.device, seconds_in: Callable[[str], flo
     ratio = measure(precision_name) / measure("float32")
     if ratio <= 1:
         return None
-    return f"--precision {name} is slower than fp32 on this processor: a transformer block takes {ratio:.1f} times as long"
+    return (
+        f"--precision {name} is slower than fp32 on this processor: a transformer block takes {ratio:.1f} times as long"
+    )
 
 
 @torch.inference_mode()
@@ -227,7 +243,8 @@ def _block_seconds(precision_name: str) -> float:
 
 
 def can_compile(device: torch.device, say: Say) -> bool:
-    """Whether torch.compile works on this machine, by a trial of a few seconds; if not, `say` gets a line with the reason.
+    """Whether torch.compile works on this machine, by a trial of a few seconds; if not, `say` gets a line with the
+    reason.
 
     A CPU needs a C++ compiler and the headers of Python, a GPU needs triton.
     """
@@ -256,7 +273,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
-    """A function that gives the numbers of a vector; it waits for what the device was given before this call, not for what follows."""
+    """A function that gives the numbers of a vector; it waits for what the device was given before this call, not for
+    what follows."""
     if numbers.device.type != "cuda":
         return numbers.detach().tolist
     # A copy to the CPU that does not block goes into pinned memory; its numbers are there once the event has passed.
@@ -272,7 +290,8 @@ def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
 
 
 def on_device(batch: T, device: torch.device) -> T:
-    """A copy of a dataclass with its tensors on another device; the copy to a GPU is asynchronous if they are in pinned memory."""
+    """A copy of a dataclass with its tensors on another device; the copy to a GPU is asynchronous if they are in pinned
+    memory."""
     return _with_fields(batch, "to", device, non_blocking=device.type == "cuda")
 
 
@@ -286,7 +305,9 @@ def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
     fields: Any = dataclasses.fields(batch)  # type: ignore[arg-type]
     # Not dataclasses.asdict, which copies every tensor.
     values = {field.name: getattr(batch, field.name) for field in fields}
-    changed = {name: getattr(value, method)(*arguments, **options) for name, value in values.items() if hasattr(value, method)}
+    changed = {
+        name: getattr(value, method)(*arguments, **options) for name, value in values.items() if hasattr(value, method)
+    }
     return dataclasses.replace(batch, **changed)  # type: ignore[type-var]
 
 
@@ -304,7 +325,9 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "tf32": bool(device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)),
+        "tf32": bool(
+            device.type == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
+        ),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         **versions(),
     }

@@ -1,7 +1,7 @@
 """Several processes that work on one job: rank, barrier, sums over all processes.
 
-`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process. Processes that score share a
-folder. Processes that train share a folder and sum their gradients.
+`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process. Processes
+that score share a folder. Processes that train share a folder and sum their gradients.
 """
 
 from __future__ import annotations
@@ -76,9 +76,11 @@ def main_first() -> Iterator[None]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lock a folder for the processes of this run; StaleError in the main process, and DcdError in the others, if another run has it."""
+    """Lock a folder for the processes of this run; StaleError in the main process, and DcdError in the others, if
+    another run has it."""
     with ExitStack() as held:
-        # The main process first: it decides whether the folder is this run's, and no other process takes a part of it before.
+        # The main process first: it decides whether the folder is this run's, and no other process takes a part of it
+        # before.
         with main_first():
             held.enter_context(locks.lock(folder, rank()))
         yield
@@ -126,9 +128,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
-        # A parameter may have a gradient in some processes only. All take part in the same all-reduce, with zeros for what is missing.
-        has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in bucket], device=bucket[0].device)
-        flat = [torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten() for parameter in bucket]
+        # A parameter may have a gradient in some processes only. All take part in the same all-reduce, with zeros for
+        # what is missing.
+        has_gradient = torch.tensor(
+            [float(parameter.grad is not None) for parameter in bucket], device=bucket[0].device
+        )
+        flat = [
+            torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
+            for parameter in bucket
+        ]
         summed = all_sum(torch.cat([has_gradient, *(gradient.float() for gradient in flat)]))
         pieces = summed[len(bucket) :].split([parameter.numel() for parameter in bucket])
         for parameter, num_owners, piece in zip(bucket, summed[: len(bucket)].tolist(), pieces, strict=True):

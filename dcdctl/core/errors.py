@@ -38,17 +38,25 @@ EXTRAS = {
     "postgres": ("psycopg[binary]>=3.2",),
     "lancedb": ("lancedb>=0.30",),
     "qdrant": ("qdrant-client>=1.16",),
-    "serve": ("fastapi>=0.165", "uvicorn>=0.54", "python-multipart>=0.0.34", "prometheus-client>=0.26", "onnx>=1.19", "onnxruntime>=1.23"),
+    "serve": (
+        "fastapi>=0.165",
+        "uvicorn>=0.54",
+        "python-multipart>=0.0.34",
+        "prometheus-client>=0.26",
+        "onnx>=1.19",
+        "onnxruntime>=1.23",
+    ),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""
-# Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package either:
-# a clone that was installed in place keeps the metadata of that day.
+# Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package
+# either: a clone that was installed in place keeps the metadata of that day.
 
 
 class DcdError(Exception):
     """Base of all errors that the command line shows as one line; `hint` is the next step, empty for none.
 
-    `details` are several reasons, such as one for each source that was tried. The command line shows each on a line of its own.
+    `details` are several reasons, such as one for each source that was tried. The command line shows each on a line of
+    its own.
     """
 
     def __init__(self, message: str, *, hint: str = "", details: Sequence[str] = ()) -> None:
@@ -142,16 +150,22 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU|GPU)[^\n]*out of memory")
 _CPU_MEMORY = re.compile(r"not enough memory|[Cc]an.?t allocate memory|[Uu]nable to allocate|std::bad_alloc")
 _FAILED_WRITE = re.compile(
-    r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error|^\d+ requested and \d+ written$"
+    r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error|^\d+ requested and "
+    r"\d+ written$"
     r"|^Error parsing message with type 'onnx"
 )
-"""What torch and NumPy say if they cannot write a file; they do not say why. ONNX does not notice, and reads what it wrote."""
+"""What torch and NumPy say if they cannot write a file; they do not say why. ONNX does not notice, and reads what it
+wrote."""
 
 
-def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[DcdError] = InputError) -> DcdError | None:
-    """The error to show in one line if a user can put it right: a full disk, a permission, a path, too little memory. None for a bug.
+def as_user_error(
+    error: BaseException, path: Path | None = None, *, kind: type[DcdError] = InputError
+) -> DcdError | None:
+    """The error to show in one line if a user can put it right: a full disk, a permission, a path, too little memory.
+    None for a bug.
 
-    `path` is the file at work, named where the error names none, or an unfinished one. Damage is for the reader of a file to say.
+    `path` is the file at work, named where the error names none, or an unfinished one. Damage is for the reader of a
+    file to say.
     """
     if isinstance(error, DcdError):
         return error
@@ -159,10 +173,17 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
     name = _name_of(error, path)
     where = f" for {name}" if name else ""
     if number in _NO_ROOM or (_is_of_library(error) and _FAILED_WRITE.search(str(error))):
-        found = f"there is no room left{where}" if number else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
+        found = (
+            f"there is no room left{where}"
+            if number
+            else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
+        )
         return kind(found, hint=_MAKE_ROOM)
     if _is_gpu_out_of_memory(error):
-        hint = "use a smaller --batch-size or --precision bf16; in a training, also --accumulate N or --checkpoint-activations"
+        hint = (
+            "use a smaller --batch-size or --precision bf16; in a training, also --accumulate N or "
+            "--checkpoint-activations"
+        )
         return kind("the GPU has too little memory for this", hint=hint)
     if number == errno.ENOMEM or is_out_of_memory(error):
         hint = "use a smaller --batch-size or fewer --workers, or a machine with more memory"
@@ -177,7 +198,9 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that memory ran out, of a GPU or of the machine."""
-    is_of_cpu = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error)) is not None)
+    is_of_cpu = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error)) is not None
+    )
     return is_of_cpu or _is_gpu_out_of_memory(error)
 
 
@@ -220,7 +243,8 @@ def _name_of(error: BaseException, path: Path | None) -> str | None:
 
 
 def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") -> None:
-    """MissingError if a package of an optional extra is not installed; it names `needed_by`, the package and the command to run.
+    """MissingError if a package of an optional extra is not installed; it names `needed_by`, the package and the
+    command to run.
 
     `modules` are import names. `or_else` is what the user may do instead.
     """
@@ -230,7 +254,8 @@ def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") 
 
 
 def install_command(extra: str) -> str:
-    """The command that installs the packages of an extra: by their names, which works however dcdctl itself was installed."""
+    """The command that installs the packages of an extra: by their names, which works however dcdctl itself was
+    installed."""
     return "pip install " + " ".join(f"'{package}'" for package in EXTRAS[extra])
 
 

@@ -37,7 +37,8 @@ _BYTE_ORDER_MARKS = {
 MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 KEPT_S = 24 * 3600.0
-"""How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process lives."""
+"""How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process
+lives."""
 PACKAGE = Path(dcdctl.__file__).parent
 
 
@@ -65,10 +66,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, beside `path`; it is renamed to `path` when the block succeeds and removed when it fails.
+    """An empty folder to fill, beside `path`; it is renamed to `path` when the block succeeds and removed when it
+    fails.
 
-    A folder at `path` is replaced, and keeps its content until the new one is complete. If two processes fill the same folder, the last one
-    to complete it replaces the other's.
+    A folder at `path` is replaced, and keeps its content until the new one is complete. If two processes fill the same
+    folder, the last one to complete it replaces the other's.
     """
     partial, replaced = _partial_of(path), _partial_of(path.with_name(f"{path.name}.replaced"))
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this process ID
@@ -101,7 +103,10 @@ def _replace_folder(partial: Path, path: Path, replaced: Path) -> None:
             partial.rename(path)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another process has completed the folder since
+            if error.errno not in (
+                errno.ENOTEMPTY,
+                errno.EEXIST,
+            ):  # else another process has completed the folder since
                 raise
 
 
@@ -119,14 +124,16 @@ def _host() -> str:
 
 def sync(path: Path) -> None:
     """Wait until a file is on the disk: a rename may reach the disk before the content of the file."""
-    # Windows flushes only files that are open for writing. A copied file may be read-only, and other systems flush it all the same.
+    # Windows flushes only files that are open for writing. A copied file may be read-only, and other systems flush it
+    # all the same.
     with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def user_errors(path: Path, kind: type[DcdError] = InputError) -> Iterator[None]:
-    """Raise what a user can put right as a DcdError that names `path`: a full disk, a permission, a path (`errors.as_user_error`)."""
+    """Raise what a user can put right as a DcdError that names `path`: a full disk, a permission, a path
+    (`errors.as_user_error`)."""
     try:
         yield
     except Exception as error:
@@ -136,7 +143,8 @@ def user_errors(path: Path, kind: type[DcdError] = InputError) -> Iterator[None]
 
 
 def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputError, hint: str = "") -> DcdError:
-    """The error for a file that cannot be read. `hint` is for a missing file: what is there must not be deleted for a permission."""
+    """The error for a file that cannot be read. `hint` is for a missing file: what is there must not be deleted for a
+    permission."""
     translated = as_user_error(reason, path)
     if not isinstance(reason, FileNotFoundError) and translated is not None:
         hint = translated.hint
@@ -144,7 +152,8 @@ def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputErro
 
 
 def encoding_error(path: Path) -> InputError | None:
-    """The error for a text file that is not UTF-8, with the first line that is not, and the encoding that it may have; None for UTF-8."""
+    """The error for a text file that is not UTF-8, with the first line that is not, and the encoding that it may have;
+    None for UTF-8."""
     data = path.read_bytes()
     guess = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
     # UTF-16 without a mark: every other byte of Latin letters is zero.
@@ -169,18 +178,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table atomically as CSV; None becomes an empty cell, and text that a spreadsheet would compute gets an apostrophe."""
+    """Write a table atomically as CSV; None becomes an empty cell, and text that a spreadsheet would compute gets an
+    apostrophe."""
     stream = io.StringIO()
     for row in (columns, *rows):
         cells = [csv_cell(value) for value in row]
         # The csv module ends lines with \r\n by default, and quotes only the characters that end its lines.
         has_return = any("\r" in str(cell) for cell in cells)
-        csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(cells)
+        csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(
+            cells
+        )
     write_text(path, stream.getvalue())
 
 
 def csv_cell(value: object) -> object:
-    """A value for a cell of a CSV. Numbers stay; text that begins like a formula gets an apostrophe, by which spreadsheets show it as text.
+    """A value for a cell of a CSV. Numbers stay; text that begins like a formula gets an apostrophe, by which
+    spreadsheets show it as text.
 
     >>> [csv_cell(value) for value in ("=cmd|' /C calc'!A0", "-5", -5, "a dog", "@x", None)]
     ["'=cmd|' /C calc'!A0", "'-5", -5, 'a dog', "'@x", None]
@@ -190,7 +203,9 @@ def csv_cell(value: object) -> object:
     # A folder name may hold bytes that are not UTF-8.
     text = value.encode("utf-8", "replace").decode()
     # A spreadsheet ignores white space before a formula. Full-width signs count as well.
-    begins_formula = text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or text.startswith(("\t", "\r", "\n"))
+    begins_formula = text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or text.startswith(
+        ("\t", "\r", "\n")
+    )
     return f"'{text}" if begins_formula else text
 
 
@@ -202,7 +217,9 @@ def write_json(path: Path, value: Any) -> None:
 @overload
 def read_json(path: Path, *, error: type[DcdError] = InputError, hint: str = "") -> dict[str, Any]: ...
 @overload
-def read_json(path: Path, *, kind: type[list[Any]], error: type[DcdError] = InputError, hint: str = "") -> list[Any]: ...
+def read_json(
+    path: Path, *, kind: type[list[Any]], error: type[DcdError] = InputError, hint: str = ""
+) -> list[Any]: ...
 def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = InputError, hint: str = "") -> Any:
     """The JSON object in a file, or the JSON array for `kind=list`.
 
@@ -220,10 +237,11 @@ def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = Inp
 
 
 def find_named(names: Sequence[str], suffixes: Sequence[str], *, what: str, option: str) -> list[Path]:
-    """The files that are named, each once: files, folders with such files however deep, and patterns such as `out/*.csv`.
+    """The files that are named, each once: files, folders with such files however deep, and patterns such as
+    `out/*.csv`.
 
-    InputError for a name without a file, and for a file of another kind. Names in a folder that begin with `_` or `.` are left out, since
-    engines write markers and checksums under such names.
+    InputError for a name without a file, and for a file of another kind. Names in a folder that begin with `_` or `.`
+    are left out, since engines write markers and checksums under such names.
     """
     return list(dict.fromkeys(path for name in names for path in _expand(name, suffixes, what, option)))
 
@@ -231,7 +249,9 @@ def find_named(names: Sequence[str], suffixes: Sequence[str], *, what: str, opti
 def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[Path]:
     path, ending = Path(name).expanduser(), f"a {what} ends with {', '.join(suffixes)}"
     if path.is_dir():
-        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes)
+        inside = (
+            file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes
+        )
         found = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
         if not found:
             raise InputError(f"{path} holds no {what}", hint=ending)
@@ -262,11 +282,18 @@ def is_file_name(name: str) -> bool:
     # File systems allow 255 bytes; the rest is for what we add, such as ".partial".
     is_short = 0 < len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
     has_control_characters = any(character < " " or character == "\x7f" for character in name)
-    return is_short and not has_control_characters and name != "." and not escapes_root(name) and not {"/", "\\"} & set(name)
+    return (
+        is_short
+        and not has_control_characters
+        and name != "."
+        and not escapes_root(name)
+        and not {"/", "\\"} & set(name)
+    )
 
 
 def to_file_name(text: str) -> str:
-    """A text as `is_file_name` accepts it: other characters become hyphens, and what is too long is cut off; empty if nothing is left.
+    """A text as `is_file_name` accepts it: other characters become hyphens, and what is too long is cut off; empty if
+    nothing is left.
 
     >>> to_file_name("a/b: c"), to_file_name("..")
     ('a-b: c', '')
@@ -305,7 +332,8 @@ def refuse_device(path: Path) -> None:
 
 
 def check_output_folder(folder: Path) -> None:
-    """InputError if no folder can be created or written to at this path. Writes nothing, and ignores what the folder holds."""
+    """InputError if no folder can be created or written to at this path. Writes nothing, and ignores what the folder
+    holds."""
     refuse_url(folder, "which dcdctl does not write to", WRITE_HINT)
     refuse_device(folder)
     if folder.is_file():
@@ -330,11 +358,14 @@ def _check_writable(folder: Path) -> None:
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing} cannot be written to: permission denied", hint="change its permissions, or name another folder")
+        raise InputError(
+            f"{existing} cannot be written to: permission denied", hint="change its permissions, or name another folder"
+        )
 
 
 def remove_partials(folder: Path, name: str = "") -> None:
-    """Delete the incomplete files and folders that killed processes left in a folder; those of `name` only if it is given.
+    """Delete the incomplete files and folders that killed processes left in a folder; those of `name` only if it is
+    given.
 
     What a living process writes stays.
     """

@@ -67,9 +67,11 @@ class GpuMemory:
 
 @dataclass
 class Fitting:
-    """The batch size of a kind of work, kept from one call to the next: what did not fit into memory once is not tried again.
+    """The batch size of a kind of work, kept from one call to the next: what did not fit into memory once is not tried
+    again.
 
-    With `memory` it also doubles, up to `MOST_GROWTH` times the size that was asked for, while a batch leaves room for the double.
+    With `memory` it also doubles, up to `MOST_GROWTH` times the size that was asked for, while a batch leaves room for
+    the double.
     """
 
     memory: Memory | None = None
@@ -95,8 +97,11 @@ class Fitting:
             self.grown = 2 * count
 
 
-def in_fitting_parts(items: S, size: int, work: Callable[[S], T], fitting: Fitting | None = None) -> Iterator[tuple[S, T]]:
-    """The items in parts of at most `size`, in order, each with the result of the work; `fitting` is kept for the next call.
+def in_fitting_parts(
+    items: S, size: int, work: Callable[[S], T], fitting: Fitting | None = None
+) -> Iterator[tuple[S, T]]:
+    """The items in parts of at most `size`, in order, each with the result of the work; `fitting` is kept for the next
+    call.
 
     Where memory runs out, the size is halved for this part and all that follow. The error of a single item is raised.
     """

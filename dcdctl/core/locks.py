@@ -31,10 +31,12 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 def lock(folder: Path, part: int = 0, *, wait: Track | None = None) -> Iterator[None]:
     """Lock a folder, or a numbered part of the work on it, for this process.
 
-    StaleError if another process holds the lock; with `wait` the block starts when the other process ends, and `wait` shows that. Part 0 is
-    also refused while another process holds any other part. The lock ends with its process, also if that is killed.
+    StaleError if another process holds the lock; with `wait` the block starts when the other process ends, and `wait`
+    shows that. Part 0 is also refused while another process holds any other part. The lock ends with its process, also
+    if that is killed.
 
-    Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems without locks.
+    Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems without
+    locks.
     """
     with user_errors(folder):
         path = _lock_path(folder, part)
@@ -95,7 +97,8 @@ def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
             if error.errno != errno.ESTALE:
                 raise
             continue
-        # The last owner may have removed the file after it was opened here: its name is free, so a lock on it excludes nobody.
+        # The last owner may have removed the file after it was opened here: its name is free, so a lock on it excludes
+        # nobody.
         if _is_at(path, file):
             return file
         file.close()
@@ -128,7 +131,8 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 
 def _unlink_own(path: Path, file: IO[str]) -> None:
-    """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own since.
+    """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own
+    since.
 
     Windows removes no open file, so the empty file stays there; the lock on it ends with the process.
     """

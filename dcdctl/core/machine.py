@@ -19,7 +19,8 @@ def num_cores() -> int:
 
 
 def num_threads(count: int | None = None) -> int:
-    """The number of CPU threads to compute with: `count`, or what OMP_NUM_THREADS says, or one for each core. As torch does it."""
+    """The number of CPU threads to compute with: `count`, or what OMP_NUM_THREADS says, or one for each core. As torch
+    does it."""
     if count is not None:
         return count
     named = os.environ.get("OMP_NUM_THREADS", "")
@@ -29,19 +30,22 @@ def num_threads(count: int | None = None) -> int:
 def keep_freed_memory() -> None:
     """Make glibc keep large blocks of memory that are freed; does nothing with another C library.
 
-    By default glibc returns each block to the system, which hands it out again page by page. That took a third to a half of the time of a
-    training step. Does nothing after `return_freed_memory` either, because a service first decides for all that it loads later.
+    By default glibc returns each block to the system, which hands it out again page by page. That took a third to a
+    half of the time of a training step. Does nothing after `return_freed_memory` either, because a service first
+    decides for all that it loads later.
     """
     if _RETURNS:
         return
-    # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by 64 MiB at a time.
+    # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by
+    # 64 MiB at a time.
     _set_malloc((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
 
 
 def return_freed_memory() -> None:
     """Make glibc return large blocks of memory that are freed; does nothing with another C library.
 
-    By default its threshold rises to the size of freed blocks, up to 32 MiB, and the memory of one decoded image is kept for good.
+    By default its threshold rises to the size of freed blocks, up to 32 MiB, and the memory of one decoded image is
+    kept for good.
     """
     global _RETURNS
     _RETURNS = True

@@ -9,8 +9,8 @@ from typing import Protocol
 Advance = Callable[[int], None]
 """Called with the number of units done since the last call."""
 OnStep = Callable[[int, Mapping[str, float]], None]
-"""Called after a training step with the number of steps done and the step's values: `loss`, its terms and `lr`, and after a validation
-also `val_rsum` and `val_best_rsum`."""
+"""Called after a training step with the number of steps done and the step's values: `loss`, its terms and `lr`, and
+after a validation also `val_rsum` and `val_best_rsum`."""
 
 
 Say = Callable[[str], None]
@@ -29,7 +29,9 @@ class Track(Protocol):
 class Watch(Protocol):
     """Opens a view of a training run: `with watch(total=1000, done=0) as on_step: on_step(1, {"loss": 0.7})`."""
 
-    def __call__(self, *, total: int, done: int, unit: str = "steps", per_step: int = 1) -> AbstractContextManager[OnStep]:
+    def __call__(
+        self, *, total: int, done: int, unit: str = "steps", per_step: int = 1
+    ) -> AbstractContextManager[OnStep]:
         """A resumed run has `done` steps already; a step processes `per_step` of `unit`, such as 448 pairs."""
         ...
 

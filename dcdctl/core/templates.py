@@ -16,7 +16,8 @@ ASSETS = files.packaged("assets")
 
 
 def render(name: str, **values: object) -> Markup:
-    """The text of a template. In .html templates every value is escaped, unless it is `Markup`; in .md templates none is.
+    """The text of a template. In .html templates every value is escaped, unless it is `Markup`; in .md templates none
+    is.
 
     jinja2.UndefinedError if the template reads a value that is missing.
     """
@@ -55,7 +56,9 @@ def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:
     ]
 
 
-_NUMBER = re.compile(r"[~<+\-\N{MINUS SIGN}]?\s?\d[\d.,]*(e-?\d+)?\s?(%|M|ms|\N{MULTIPLICATION SIGN})?(\n|\s[\[(]|$)|\[[^\]]*\]$")
+_NUMBER = re.compile(
+    r"[~<+\-\N{MINUS SIGN}]?\s?\d[\d.,]*(e-?\d+)?\s?(%|M|ms|\N{MULTIPLICATION SIGN})?(\n|\s[\[(]|$)|\[[^\]]*\]$"
+)
 """A number with its sign, unit, and an interval in small print or in brackets; or an interval alone."""
 _NOTHING = ("", "\N{EN DASH}")
 

@@ -12,11 +12,15 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 
-def read_in_threads(read: Callable[[K], T], keys: Iterable[K], readers: int, *, ahead: int | None = None) -> Generator[T, None, None]:
-    """`read(key)` of each key, in order, at most `ahead` (by default `readers` + 1) of them ahead; without readers, each when it is needed.
+def read_in_threads(
+    read: Callable[[K], T], keys: Iterable[K], readers: int, *, ahead: int | None = None
+) -> Generator[T, None, None]:
+    """`read(key)` of each key, in order, at most `ahead` (by default `readers` + 1) of them ahead; without readers,
+    each when it is needed.
 
-    Pillow decodes without Python's lock, so threads decode at the same time. Unlike processes they start at once, copy nothing, and end
-    with the program. An error is raised where its key stands in the order, as it would be without readers.
+    Pillow decodes without Python's lock, so threads decode at the same time. Unlike processes they start at once, copy
+    nothing, and end with the program. An error is raised where its key stands in the order, as it would be without
+    readers.
     """
     if not readers:
         yield from map(read, keys)

@@ -1,7 +1,8 @@
 """Every file of an artifact, or of a folder of artifacts, compared with its checksum and read once.
 
-A folder is recognized by its documents: corpus.json, cache.json, features.json, index.json, run.json, dcdctl.json, result.json,
-cascade.json. A folder may hold several artifacts, such as a run with its evaluation, and folders of artifacts.
+A folder is recognized by its documents: corpus.json, cache.json, features.json, index.json, run.json, dcdctl.json,
+result.json, cascade.json. A folder may hold several artifacts, such as a run with its evaluation, and folders of
+artifacts.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class VerifiedArtifact:
     def compare(self, folder: Path, listed: Mapping[str, Mapping[str, Any]], track: Track) -> set[str]:
         """Compare files with their sizes and checksums; returns the names of the intact ones."""
         intact = set()
-        with track(f"compare {self.path.name}", total=sum(_size(folder / name) for name in listed), unit="bytes") as advance:
+        with track(
+            f"compare {self.path.name}", total=sum(_size(folder / name) for name in listed), unit="bytes"
+        ) as advance:
             for name, entry in listed.items():
                 size = _size(folder / name)
                 self.files[folder / name] = size
@@ -86,7 +89,11 @@ class Verification:
     @property
     def problems(self) -> list[str]:
         """Every damage once, and the unfinished artifacts."""
-        unfinished = [f"{artifact.path}: the {artifact.kind} is not finished" for artifact in self.artifacts if not artifact.is_finished]
+        unfinished = [
+            f"{artifact.path}: the {artifact.kind} is not finished"
+            for artifact in self.artifacts
+            if not artifact.is_finished
+        ]
         return list(dict.fromkeys(damage for artifact in self.artifacts for damage in artifact.damages)) + unfinished
 
     def to_json(self) -> dict[str, Any]:
@@ -107,7 +114,10 @@ class Verification:
 def verify(path: Path, track: Track = silent) -> Verification:
     """Check all artifacts in a folder, however deep. InputError if there is none."""
     if not path.is_dir():
-        raise InputError(f"{path} is {'a file' if path.exists() else 'not there'}, a folder is expected", hint="name a folder of artifacts")
+        raise InputError(
+            f"{path} is {'a file' if path.exists() else 'not there'}, a folder is expected",
+            hint="name a folder of artifacts",
+        )
     found: list[VerifiedArtifact] = []
     present: set[Path] = set()
     for parent, folders, names in os.walk(path):
@@ -119,7 +129,10 @@ def verify(path: Path, track: Track = silent) -> Verification:
             found.append(_unfinished(folder))
     if not found:
         content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
-        raise InputError(f"{path} holds no artifact of dcdctl, but {content}", hint="name a corpus, a cache, an index, a run or a model")
+        raise InputError(
+            f"{path} holds no artifact of dcdctl, but {content}",
+            hint="name a corpus, a cache, an index, a run or a model",
+        )
     known = {file for artifact in found for file in artifact.files}
     return Verification(artifacts=tuple(found), unknown=tuple(sorted(present - known)))
 
@@ -158,7 +171,9 @@ def _sealed(folder: Path, kind: Kind, read: Callable[[Path], Read]) -> tuple[Ver
 
 def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
     if not (folder / data.CORPUS_FILE).exists():
-        return VerifiedArtifact(path=folder, kind="corpus", files={folder / data.CORPUS.plan_file: 0}, is_finished=False)
+        return VerifiedArtifact(
+            path=folder, kind="corpus", files={folder / data.CORPUS.plan_file: 0}, is_finished=False
+        )
     artifact, index = _sealed(folder, data.CORPUS, data.read_corpus_json)
     if index is None:
         return artifact

@@ -28,8 +28,24 @@ from dcdctl.core.search import Changes
 from dcdctl.core.search.build import update
 from dcdctl.core.training import LossConfig, ModelConfig, Run
 
-FUNCTIONS = ("bench", "cache_teacher", "compare", "distill", "evaluate", "export", "finetune_teacher", "prepare", "study")
-RENAMED = {"sets": "overrides", "model_set": "model_overrides", "rerank_set": "rerank_overrides", "name": "manifest", "run": "student"}
+FUNCTIONS = (
+    "bench",
+    "cache_teacher",
+    "compare",
+    "distill",
+    "evaluate",
+    "export",
+    "finetune_teacher",
+    "prepare",
+    "study",
+)
+RENAMED = {
+    "sets": "overrides",
+    "model_set": "model_overrides",
+    "rerank_set": "rerank_overrides",
+    "name": "manifest",
+    "run": "student",
+}
 """Parameters of commands -> those of the functions, which take objects instead of KEY=VALUE."""
 TINY = {
     "candidates.block_size": 4,
@@ -42,7 +58,10 @@ TINY = {
 
 
 def test_importing_dcdctl_takes_under_a_tenth_of_a_second_and_loads_no_torch():
-    code = "import sys, time; before = time.process_time(); import dcdctl; print(time.process_time() - before, *sys.modules)"
+    code = (
+        "import sys, time; before = time.process_time(); import dcdctl; print(time.process_time() - before, "
+        "*sys.modules)"
+    )
 
     def imported() -> tuple[float, set[str]]:
         done = processes.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -60,7 +79,8 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
 
 
 def defaults(function) -> dict[str, object]:
-    """The default of each parameter by its name in Python; nothing is None in a command, and an empty value in Python or the other way."""
+    """The default of each parameter by its name in Python; nothing is None in a command, and an empty value in Python
+    or the other way."""
     parameters = inspect.signature(function).parameters.values()
     return {RENAMED.get(parameter.name, parameter.name): parameter.default or None for parameter in parameters}
 
@@ -71,16 +91,32 @@ def test_a_function_has_the_arguments_and_the_defaults_of_its_command(name):
     ours, theirs = (defaults(function) for function in (operator.attrgetter(name)(dcdctl), command))
     # Of Python only: a bar, objects in place of many options, and words that a command line has in the other number.
     assert set(ours) - {"progress", "config", "settings", "teachers", "evaluations", "self", "model"} <= set(theirs)
-    # A script cannot start the processes of `prepare` without a main guard, seeds are numbers, and None stands for auto and float32.
+    # A script cannot start the processes of `prepare` without a main guard, seeds are numbers, and None stands for auto
+    # and float32.
     different = {"workers": {1}, "seeds": {(0, 1, 2)}, "accumulate": {None}, "precision": {"fp32", "auto"}}
     for parameter in set(ours) & set(theirs):
         is_required = inspect.Parameter.empty in (ours[parameter], theirs[parameter])
-        assert is_required or ours[parameter] == theirs[parameter] or ours[parameter] in {value or None for value in different[parameter]}
+        assert (
+            is_required
+            or ours[parameter] == theirs[parameter]
+            or ours[parameter] in {value or None for value in different[parameter]}
+        )
 
 
 def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
     found = dcdctl.evaluate(dual_run, str(scenes_corpus_dir), batch_size=64, dims=4, vectors="int8", rescore=3)
-    line = [str(dual_run), "--data", str(scenes_corpus_dir), "--dims", "4", "--codes", "int8", "--rescore", "3", "--json"]
+    line = [
+        str(dual_run),
+        "--data",
+        str(scenes_corpus_dir),
+        "--dims",
+        "4",
+        "--codes",
+        "int8",
+        "--rescore",
+        "3",
+        "--json",
+    ]
     by_command = json.loads(CliRunner().invoke(app, ["eval", *line]).stdout)
     assert {**found.document, "seconds": 0} == {**by_command, "seconds": 0}
     assert found.document["protocol"]["vectors"] == {"dims": 4, "kind": "int8", "rescore": 3}
@@ -102,7 +138,9 @@ def test_a_loaded_model_is_evaluated_as_its_run_and_writes_nothing(dual_run, sce
 
 
 def test_the_bar_of_a_training_shows_its_steps_and_its_loss(scenes_corpus_dir, tmp_path, capfd):
-    dcdctl.distill(dcdctl.load_recipe("demo-dual-alone", TINY), scenes_corpus_dir, tmp_path / "run", device="cpu", progress=True)
+    dcdctl.distill(
+        dcdctl.load_recipe("demo-dual-alone", TINY), scenes_corpus_dir, tmp_path / "run", device="cpu", progress=True
+    )
     shown = capfd.readouterr().err
     assert "train: 100%" in shown
     assert re.search(r"3/3 .*loss=\d", shown)
@@ -159,10 +197,16 @@ def test_an_evaluation_is_shown_as_a_line_and_as_a_table_with_intervals(dual_run
 def test_a_comparison_has_the_numbers_of_the_command(dual_run, scenes_corpus_dir, tmp_path):
     other = dcdctl.evaluate(dual_run, scenes_corpus_dir, batch_size=64, dims=2, out=tmp_path / "short")
     found = dcdctl.compare(dual_run, other, resamples=500)
-    by_command = CliRunner().invoke(app, ["compare", str(dual_run), str(tmp_path / "short"), "--resamples", "500", "--json"])
+    by_command = CliRunner().invoke(
+        app, ["compare", str(dual_run), str(tmp_path / "short"), "--resamples", "500", "--json"]
+    )
     (theirs,) = json.loads(by_command.stdout)["comparisons"]
     (ours,) = found.comparisons
-    assert ours.comparison.difference.rsum.value == theirs["difference"]["rsum"]["value"] == pytest.approx(other.rsum - rsum_of(dual_run))
+    assert (
+        ours.comparison.difference.rsum.value
+        == theirs["difference"]["rsum"]["value"]
+        == pytest.approx(other.rsum - rsum_of(dual_run))
+    )
     assert f"{ours.comparison.difference.rsum.value:+.2f} RSUM" in repr(found)
     assert f"<td>{ours.comparison.difference.rsum.value:+.2f}</td>" in found._repr_html_()
 
@@ -173,7 +217,8 @@ def rsum_of(run) -> float:
 
 @pytest.fixture
 def own_index(noise_index, tmp_path):
-    """A copy of an index of two images, with a folder of more, `more`; the dual encoder and the fusion scorer beside it."""
+    """A copy of an index of two images, with a folder of more, `more`; the dual encoder and the fusion scorer beside
+    it."""
     source = noise_index.parent
     for name in ("dual", "fusion", "images"):
         shutil.copytree(source / name, tmp_path / name)
@@ -204,7 +249,9 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
     tables = [pa.Table.from_pylist(rows), pd.DataFrame(rows), rows, str(tmp_path / "m.jsonl")]
     for table in tables:
         change = own_index.set_columns(table)
-        assert change.notes == ("5 images of the index are not in " + ("the table of metadata" if table is not tables[3] else tables[3]),)
+        assert change.notes == (
+            "5 images of the index are not in " + ("the table of metadata" if table is not tables[3] else tables[3]),
+        )
         assert own_index.values("year").drop_null().to_pylist() == [2021, 2020]
         own_index.set_columns(drop=["year", "owner"])
         assert own_index.columns.names == []
@@ -257,8 +304,20 @@ def test_an_image_in_memory_finds_what_its_file_finds(noise_index):
 
 
 def test_a_reranker_orders_the_first_hits_as_the_command_does(noise_index):
-    answer = dcdctl.Searcher(noise_index, rerank=noise_index.parent / "fusion", depth=4).search("a small green triangle", k=6)
-    line = ["search", str(noise_index), "a small green triangle", "-k", "6", "--rerank", str(noise_index.parent / "fusion"), "--depth", "4"]
+    answer = dcdctl.Searcher(noise_index, rerank=noise_index.parent / "fusion", depth=4).search(
+        "a small green triangle", k=6
+    )
+    line = [
+        "search",
+        str(noise_index),
+        "a small green triangle",
+        "-k",
+        "6",
+        "--rerank",
+        str(noise_index.parent / "fusion"),
+        "--depth",
+        "4",
+    ]
     hits = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)["hits"]
     assert [(hit.row, hit.reranked) for hit in answer] == [(hit["row"], hit["reranked"]) for hit in hits]
 

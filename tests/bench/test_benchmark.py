@@ -65,18 +65,28 @@ def test_without_a_timed_gallery_a_query_is_extrapolated_from_single_steps():
 
 
 def test_extrapolation_starts_from_the_largest_timed_gallery():
-    """The single steps would give another result: 1,000 images cost 6 ms in addition to the caption, but one image costs 1 ms."""
+    """The single steps would give another result: 1,000 images cost 6 ms in addition to the caption, but one image
+    costs 1 ms."""
     draws = np.zeros((1, 1), dtype=np.int64)
     steps = SimpleNamespace(text=Sample(np.array([[0.002]]), draws), rank_s=Quantity(0.001, np.array([0.001])))
-    timed = {count: QueryTiming(Quantity(seconds, np.array([seconds])), steps.text) for count, seconds in ((100, 0.1), (1000, 0.008))}
-    curve = QueryCurve(None, steps, is_cached=True, by_size={**timed, 5000: QueryTiming(Quantity(9.0, np.array([9.0])), None)})
+    timed = {
+        count: QueryTiming(Quantity(seconds, np.array([seconds])), steps.text)
+        for count, seconds in ((100, 0.1), (1000, 0.008))
+    }
+    curve = QueryCurve(
+        None, steps, is_cached=True, by_size={**timed, 5000: QueryTiming(Quantity(9.0, np.array([9.0])), None)}
+    )
     assert curve.expected(10_000).value == pytest.approx(0.002 + 10 * 0.006)
 
 
 def test_a_gallery_above_the_memory_limit_is_extrapolated():
     result = bench(gallery_sizes=(100, 100_000), max_gallery_mib=1, budget_s=0.3)  # 16 bytes per image
     assert [result.student.query(count, is_cached=True).extrapolated for count in (100, 100_000)] == [False, True]
-    assert not bench(gallery_sizes=(100, 50_000), max_gallery_mib=1, budget_s=0.3).student.query(50_000, is_cached=True).extrapolated
+    assert (
+        not bench(gallery_sizes=(100, 50_000), max_gallery_mib=1, budget_s=0.3)
+        .student.query(50_000, is_cached=True)
+        .extrapolated
+    )
 
 
 def test_latency_percentiles_are_of_single_pairs():
@@ -106,7 +116,8 @@ def test_throughput_is_measured_for_every_batch_size():
     corpus = FakeCorpus([1, 3])
     rates = bench(corpus=corpus, batch_sizes=(1, 2, 4)).student.throughput
     assert [rate.batch_size for rate in rates] == [1, 2, 4, 8]
-    # The first image costs 5 ms and the second 15. A batch of one holds the first; an even batch costs 10 ms per image on average.
+    # The first image costs 5 ms and the second 15. A batch of one holds the first; an even batch costs 10 ms per image
+    # on average.
     assert [rate.images_per_s for rate in rates] == pytest.approx([200, 100, 100, 100])
     assert [rate.pairs_per_s for rate in rates] == pytest.approx([1000 / 6, *[1000 / 11] * 3])
     assert [rate.captions_per_s for rate in rates] == pytest.approx([1000] * 4)
@@ -167,7 +178,10 @@ class AutocastRecorder(FakeFusion):
     """Records the dtypes of autocast under which it ran."""
 
     def encode_texts(self, texts):
-        self.types = {*getattr(self, "types", set()), torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None}
+        self.types = {
+            *getattr(self, "types", set()),
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        }
         return super().encode_texts(texts)
 
 
@@ -208,7 +222,10 @@ def test_on_a_gpu_the_clock_is_read_after_synchronization(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gallery_sizes": (10,), "reference_gallery": 20}, "reference_gallery must be one of the gallery sizes 10, got 20"),
+        (
+            {"gallery_sizes": (10,), "reference_gallery": 20},
+            "reference_gallery must be one of the gallery sizes 10, got 20",
+        ),
         ({"batch_sizes": (8, 0)}, r"batch_sizes\[1\] must be at least 1, got 0"),
         ({"batch_sizes": ()}, "batch_sizes must not be empty"),
         ({"budget_s": 0.0}, "budget_s must be above 0, got 0.0"),

@@ -17,7 +17,9 @@ from dcdctl.core.errors import ModelError
 def request_of(scenes_corpus_dir, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first") / "teacher"
     models.save(teacher, folder)
-    return ColdStartRequest(ref=str(folder), data=str(scenes_corpus_dir), split="test", num_images=20, batch_size=8, num_threads=1)
+    return ColdStartRequest(
+        ref=str(folder), data=str(scenes_corpus_dir), split="test", num_images=20, batch_size=8, num_threads=1
+    )
 
 
 @pytest.fixture(scope="module")

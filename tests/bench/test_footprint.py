@@ -43,13 +43,21 @@ def test_flops_are_counted_in_inference_mode():
 @pytest.fixture(scope="module")
 def tiny_dual(corpus):
     size = models.DualSize(
-        hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=24, projection_dim=8, image_size=32
+        hidden_size=16,
+        num_vision_layers=1,
+        num_text_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        projection_dim=8,
+        image_size=32,
     )
     return models.new_dual(size, models.word_piece(corpus.captions, 200))
 
 
 def bench_model(model, corpus):
-    return BenchModel(timed_model(model, 2), inputs_for(model.preprocess, corpus, torch.device("cpu"), num_images=2, batch_size=2))
+    return BenchModel(
+        timed_model(model, 2), inputs_for(model.preprocess, corpus, torch.device("cpu"), num_images=2, batch_size=2)
+    )
 
 
 def test_the_product_of_a_dual_encoder_is_in_float32_under_autocast(corpus, tiny_dual):
@@ -82,7 +90,8 @@ def test_the_flops_of_a_dual_encoder_equal_those_worked_out_by_hand(corpus, tiny
 
 
 def test_the_flops_of_a_vilt_pair_equal_those_worked_out_by_hand(corpus):
-    """ViLT has three layers here. The last one computes the class token only, with keys and values folded into its query and output."""
+    """ViLT has three layers here. The last one computes the class token only, with keys and values folded into its
+    query and output."""
     teacher = make_teacher(corpus.captions)
     timed = bench_model(teacher, corpus)
     flops = footprint.of_model(teacher, timed).flops

@@ -35,5 +35,7 @@ def test_a_changed_digit_in_a_benchmark_is_refused(tmp_path):
     write_bench(tmp_path, "scenes-vilt", student_ms=2.0)
     path = tmp_path / "bench.json"
     path.write_text(path.read_text().replace("0.002", "0.001"))
-    with pytest.raises(InputError, match=r"bench\.json is damaged: its content does not match its checksum; run `dcdctl bench` again"):
+    with pytest.raises(
+        InputError, match=r"bench\.json is damaged: its content does not match its checksum; run `dcdctl bench` again"
+    ):
         read_times(path, "student")

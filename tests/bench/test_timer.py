@@ -37,7 +37,9 @@ def test_models_alternate_and_the_fast_one_repeats_more_often_in_each_round():
 
         return run
 
-    samples = timer(clock, num_warmup=1, budget_s=1, num_repeats=6).time_in_turn({"slow": work("slow", 500), "fast": work("fast", 10)})
+    samples = timer(clock, num_warmup=1, budget_s=1, num_repeats=6).time_in_turn(
+        {"slow": work("slow", 500), "fast": work("fast", 10)}
+    )
     assert sorted(order[2:6]) == [*[(0, "fast")] * 3, (0, "slow")]
     assert sorted(order[6:]) == [*[(1, "fast")] * 3, (1, "slow")]
     assert samples["slow"].seconds_NK.shape == (2, 1)
@@ -60,13 +62,16 @@ def test_the_clock_is_read_after_the_device_has_finished():
         events.append("clock")
         return 0.0
 
-    synchronized = Timer(num_warmup=1, num_repeats=1, budget_s=1, clock=clock, synchronize=lambda: events.append("wait"))
+    synchronized = Timer(
+        num_warmup=1, num_repeats=1, budget_s=1, clock=clock, synchronize=lambda: events.append("wait")
+    )
     synchronized.once(lambda number: events.append("work"), 0)
     assert events == ["wait", "clock", "work", "wait", "clock"]
 
 
 def test_resampling_draws_the_same_rounds_for_all_models():
-    """The second of two rounds is five times as slow for both models. Their ratio is 4 in every draw, while their times differ."""
+    """The second of two rounds is five times as slow for both models. Their ratio is 4 in every draw, while their times
+    differ."""
     draws_RN = np.array([[0, 0], [0, 1], [1, 1]])
     ours, theirs = Sample(np.array([[4.0], [20.0]]), draws_RN), Sample(np.array([[1.0], [5.0]]), draws_RN)
     assert ours.median.draws_R == pytest.approx([4, 12, 20])

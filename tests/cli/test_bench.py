@@ -22,7 +22,8 @@ from dcdctl.core.bench import BenchConfig
 from dcdctl.core.models import Towers
 
 SMALL = [
-    "--num-images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--reference-gallery", 10,
+    "--num-images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000",
+    "--reference-gallery", 10,
     "--budget", 0.02,
 ]  # fmt: skip
 
@@ -48,7 +49,9 @@ def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders,
         return Towers.of(shutil.copytree(onnx_student.folder, folder))
 
     monkeypatch.setattr(models, "export_onnx", copied)
-    result = run_cli(scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--threads", 1, "--json")
+    result = run_cli(
+        scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--threads", 1, "--json"
+    )
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     written = artifacts.read_document(folders / "run" / "bench.json")
@@ -129,7 +132,9 @@ def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
 )
 def test_a_busy_machine_is_reported(load, clock, message, capsys):
     result = fake_bench(student=FakeFusion, clock_name=clock)
-    bench_view.show_bench(dataclasses.replace(result, machine={**result.machine, "cores": 2, "load_average": [0.0, load]}))
+    bench_view.show_bench(
+        dataclasses.replace(result, machine={**result.machine, "cores": 2, "load_average": [0.0, load]})
+    )
     printed = capsys.readouterr().out
     assert message in printed
     assert ("busy" in printed) == bool(message)

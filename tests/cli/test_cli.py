@@ -36,11 +36,17 @@ def small_app() -> typer.Typer:
 
     @small.command()
     def sources() -> None:
-        raise SourceError("no source is available", hint="or place the file in a folder", details=["hub: 404", "mirror: refused\nit"])
+        raise SourceError(
+            "no source is available", hint="or place the file in a folder", details=["hub: 404", "mirror: refused\nit"]
+        )
 
     @small.command()
     def thread(is_full: bool = True, is_repeated: bool = False) -> None:
-        error = OSError(errno.ENOSPC, "No space left on device", "events.out") if is_full else ZeroDivisionError("of a thread")
+        error = (
+            OSError(errno.ENOSPC, "No space left on device", "events.out")
+            if is_full
+            else ZeroDivisionError("of a thread")
+        )
 
         def write() -> None:
             raise error
@@ -87,7 +93,10 @@ def test_an_error_is_one_line_on_stderr_with_the_users_text_unchanged():
 
 def test_several_reasons_have_a_line_each():
     result = CliRunner().invoke(small_app(), ["sources"])
-    assert result.stderr == "error: no source is available:\n  hub: 404\n  mirror: refused it\n  or place the file in a folder\n"
+    assert (
+        result.stderr
+        == "error: no source is available:\n  hub: 404\n  mirror: refused it\n  or place the file in a folder\n"
+    )
 
 
 @pytest.mark.parametrize(("value", "is_colored"), [("1", False), ("", True)])
@@ -107,7 +116,9 @@ def test_a_full_disk_in_a_thread_lets_the_command_fail_with_one_line(options):
     result = CliRunner().invoke(small_app(), ["thread", *options])
     assert result.exit_code == 1
     assert (
-        result.stderr == "error: there is no room left for events.out; make room and run the same command again: finished files are kept\n"
+        result.stderr
+        == "error: there is no room left for events.out; make room and run the same command again: finished files "
+        "are kept\n"
     )
 
 
@@ -146,7 +157,9 @@ def test_an_option_of_an_earlier_version_is_an_error_that_names_the_new_one(name
     result = CliRunner().invoke(app, [command, old, "7"])
     assert result.exit_code == 2
     assert f"Error: {old} is now called {new}\n" in result.stderr
-    assert new in {option for parameter in typer.main.get_command(app).commands[command].params for option in parameter.opts}
+    assert new in {
+        option for parameter in typer.main.get_command(app).commands[command].params for option in parameter.opts
+    }
 
 
 def test_the_help_lists_every_command_under_its_panel():
@@ -249,8 +262,15 @@ def test_json_is_one_document_and_has_no_nan(capsys):
 
 
 def test_no_command_module_is_left_out_of_the_app():
-    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "completion", "options"}
-    named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {
+        "__init__",
+        "app",
+        "completion",
+        "options",
+    }
+    named = {
+        command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()
+    }
     assert named == modules
 
 
@@ -287,7 +307,10 @@ def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
         (["distill", "demo-dual", *data, "--out", str(file)], "is a file"),
         (["finetune-teacher", "tiny-teacher", *data, *out, "--set", "batch.sizee=2"], "unknown key batch.sizee"),
         (["cache-teacher", *data, *out, *cache, "--recipe", "nosuchrecipe"], "no recipe nosuchrecipe"),
-        (["cache-teacher", *data, *out, *cache, "--recipe", "tiny-student", "--set", "candidates.kindd=x"], "unknown key candidates.kindd"),
+        (
+            ["cache-teacher", *data, *out, *cache, "--recipe", "tiny-student", "--set", "candidates.kindd=x"],
+            "unknown key candidates.kindd",
+        ),
     ]
     words = json.dumps([words for words, _ in cases])
     lines = run_forked(MISTAKES, words, *HEAVY, imported=LIBRARIES)[0].splitlines()

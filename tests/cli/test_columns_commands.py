@@ -31,7 +31,8 @@ def metadata(tmp_path_factory):
     """Years and owners of eleven of the twelve images, and of one that the index lacks."""
     path = tmp_path_factory.mktemp("metadata") / "photos.csv"
     rows = [
-        f'"{name}",{2018 + place % 4},{"ann" if place % 2 else "bob"},2024-01-0{place % 9 + 1}' for place, name in enumerate(FILES[:-1])
+        f'"{name}",{2018 + place % 4},{"ann" if place % 2 else "bob"},2024-01-0{place % 9 + 1}'
+        for place, name in enumerate(FILES[:-1])
     ]
     path.write_text("\n".join(["image,year,owner,day", *rows, "absent.png,2020,eve,"]), encoding="utf-8")
     return path
@@ -58,7 +59,9 @@ def kept(index, condition):
 def test_a_condition_keeps_the_order_and_drops_the_others(index):
     result = run("search", index, TEXT, "--where", "year >= 2020 and owner = 'ann'", "--json", *CPU)
     hits = json.loads(result.stdout)["hits"]
-    assert [hit["name"] for hit in hits] == kept(index, lambda row: (row["year"] or 0) >= 2020 and row["owner"] == "ann")
+    assert [hit["name"] for hit in hits] == kept(
+        index, lambda row: (row["year"] or 0) >= 2020 and row["owner"] == "ann"
+    )
     assert {(hit["columns"]["owner"], hit["columns"]["year"]) for hit in hits} == {("ann", 2021)}
     assert all(hit["columns"]["day"].startswith("2024-01-0") for hit in hits)
 
@@ -105,7 +108,10 @@ def test_the_prompt_keeps_a_condition_until_it_is_cleared(index, monkeypatch, tm
     assert search_session.run(searcher, View(True, None), 12) == 0
     out, err = capsys.readouterr()
     documents = [json.loads(text + "}") for text in out.strip().removesuffix("}").split("\n}\n")]
-    assert [len(document["hits"]) for document in documents] == [len(kept(index, lambda row: row["owner"] == "ann")), 12]
+    assert [len(document["hits"]) for document in documents] == [
+        len(kept(index, lambda row: row["owner"] == "ann")),
+        12,
+    ]
     assert "error: the condition 'owner =' cannot be read near '='; for example year >= 2020 and owner = 'x'" in err
 
 
@@ -114,7 +120,8 @@ def test_inspect_lists_the_columns(index):
     assert lines[-3:] == [
         "  column year: whole number, 1 missing; 2018 (3), 2019 (3), 2020 (3), 2021 (2)",
         "  column owner: text, 1 missing; bob (6), ann (5)",
-        "  column day: date, 1 missing; 2024-01-01 (2), 2024-01-02 (2), 2024-01-03 (1), 2024-01-04 (1) and 5 other values",
+        "  column day: date, 1 missing; 2024-01-01 (2), 2024-01-02 (2), 2024-01-03 (1), 2024-01-04 (1) and 5 other "
+        "values",
     ]
     document = json.loads(run("inspect", index, "--json").stdout)["columns"]
     assert document[1] == {
@@ -130,7 +137,19 @@ def test_inspect_lists_the_columns(index):
 
 def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_index, metadata, tmp_path, monkeypatch):
     dual, images = noise_index.parent / "dual", noise_index.parent / "images"
-    words = ["index", dual, "--images", images, "--out", tmp_path / "index", "--metadata", metadata, "--columns", "owner", *CPU]
+    words = [
+        "index",
+        dual,
+        "--images",
+        images,
+        "--out",
+        tmp_path / "index",
+        "--metadata",
+        metadata,
+        "--columns",
+        "owner",
+        *CPU,
+    ]
     assert run(*words, "--json").exit_code == 0
     built = Index.open(tmp_path / "index")
     assert (built.columns.names, built.values("owner").null_count) == (["owner"], 1)
@@ -138,7 +157,9 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
     assert run(*words).exit_code == 0
     assert Index.open(tmp_path / "index").document["generation"] == generation
     monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
-    done = run("index", tmp_path / "index", "--drop-column", "owner", "--metadata", metadata, "--columns", "year", "--json")
+    done = run(
+        "index", tmp_path / "index", "--drop-column", "owner", "--metadata", metadata, "--columns", "year", "--json"
+    )
     assert json.loads(done.stdout)["columns"] == ["year"]
     wrong = run("index", tmp_path / "index", "--metadata", metadata, "--columns", "yaer")
     assert wrong.stderr == f"error: {metadata} has no column 'yaer'; did you mean year?\n"
@@ -164,7 +185,10 @@ def test_a_page_shows_columns_escaped(index, tmp_path):
     (tmp_path / "m.csv").write_text("image,owner\nplain.png,<i>ann</i>\n")
     copy = shutil.copytree(index, tmp_path / "index")
     assert run("index", copy, "--metadata", tmp_path / "m.csv").exit_code == 0
-    assert run("search", copy, TEXT, "--where", "image_id = 'plain.png'", "--html", tmp_path / "page.html", *CPU).exit_code == 0
+    assert (
+        run("search", copy, TEXT, "--where", "image_id = 'plain.png'", "--html", tmp_path / "page.html", *CPU).exit_code
+        == 0
+    )
     assert "owner &lt;i&gt;ann&lt;/i&gt;, day 2024-01-0" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -179,12 +203,24 @@ def test_columns_of_a_corpus_travel_into_its_index(noise_index, tmp_path):
     images = noise_index.parent / "images"
     lines = ["image,caption,split,year,owner", "plain.png,red,train,2020,ann", "g.png,blue,train,2021,bob"]
     (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
-    words = ["prepare", "--csv", tmp_path / "pairs.csv", "--images", images, "--out", tmp_path / "corpus", "--workers", "1"]
+    words = [
+        "prepare",
+        "--csv",
+        tmp_path / "pairs.csv",
+        "--images",
+        images,
+        "--out",
+        tmp_path / "corpus",
+        "--workers",
+        "1",
+    ]
     assert "columns: year, owner" in run(*words).stdout
     made = ["index", noise_index.parent / "dual", "--images", tmp_path / "corpus", *CPU]
     assert json.loads(run(*made, "--out", tmp_path / "index", "--json").stdout)["columns"] == ["year", "owner"]
     result = run("search", tmp_path / "index", TEXT, "--where", "year > 2020", "--json", *CPU)
-    assert [(hit["name"], hit["columns"]) for hit in json.loads(result.stdout)["hits"]] == [("g.png", {"year": 2021, "owner": "bob"})]
+    assert [(hit["name"], hit["columns"]) for hit in json.loads(result.stdout)["hits"]] == [
+        ("g.png", {"year": 2021, "owner": "bob"})
+    ]
     # Values that were set since stay, and a corpus that is added to another index brings its own.
     (tmp_path / "m.csv").write_text("image,owner\ng.png,eve\n")
     assert run("index", tmp_path / "index", "--metadata", tmp_path / "m.csv").exit_code == 0

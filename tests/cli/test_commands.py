@@ -20,8 +20,23 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import cache as teacher_cache
 
 Run = Callable[..., Any]
-LISTS = ["--set", "batch.size=8", "--set", "batch.random_negatives=4", "--set", "batch.hard_negatives=2", "--set", "optimizer.steps=3"]
-NEW = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16"]
+LISTS = [
+    "--set",
+    "batch.size=8",
+    "--set",
+    "batch.random_negatives=4",
+    "--set",
+    "batch.hard_negatives=2",
+    "--set",
+    "optimizer.steps=3",
+]
+NEW = [
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_text_layers=1",
+    "model.vocab_size=200",
+    "model.projection_dim=16",
+]
 FOUR = ["--recipe", "tiny-student", "--set", "candidates.per_query=4"]
 CPU = ["--device", "cpu"]
 
@@ -50,7 +65,9 @@ def cache(run_cli, scenes_corpus_dir, teacher, tmp_path_factory):
     assert result.exit_code == 0, result.stderr
     made = f"{teacher_cache.read_cache(folder).num_pairs:,} scored pairs of 32 images and 160 captions -> {folder}"
     place = f"--data {scenes_corpus_dir} --cache {folder} --teacher {teacher}"
-    assert result.stdout == f"{made}; next: dcdctl distill tiny-student {place} --set candidates.per_query=4 --out RUN\n"
+    assert (
+        result.stdout == f"{made}; next: dcdctl distill tiny-student {place} --set candidates.per_query=4 --out RUN\n"
+    )
     assert "score: " in result.stderr
     return folder
 
@@ -59,7 +76,12 @@ def test_cache_teacher_writes_the_requested_cache(scenes_corpus_dir, cache):
     read = teacher_cache.read_cache(cache, corpus=Corpus.open(scenes_corpus_dir, "train"))
     assert read.plan["candidates"]["per_query"] == 4
     assert read.plan["precision"] == "float32"
-    assert {path.name for path in cache.iterdir()} == {"plan.json", "items.parquet", "pairs-00000.parquet", "cache.json"}
+    assert {path.name for path in cache.iterdir()} == {
+        "plan.json",
+        "items.parquet",
+        "pairs-00000.parquet",
+        "cache.json",
+    }
 
 
 def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(run_cli, scenes_corpus_dir, teacher, cache):
@@ -74,7 +96,9 @@ def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(run_c
 
 def test_cache_teacher_takes_the_first_images_and_a_model_setting(run_cli, scenes_corpus_dir, teacher, tmp_path):
     words = ["--max-images", 8, "--split", "test", "--model-set", "max_text_len=9", *FOUR, *CPU]
-    result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *words)
+    result = run_cli(
+        "cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *words
+    )
     assert result.exit_code == 0, result.stderr
     plan = json.loads((tmp_path / "cache" / "plan.json").read_text())
     assert (plan["split"], plan["images"], plan["max_text_len"]) == ("test", 8, 9)
@@ -103,8 +127,12 @@ def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(run_cli,
     # The teacher is not opened, so that any reference of a model will do.
     result = run_cli("distill", "tiny-student", "--cache", cache, "--teacher", "owner/absent", *words)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\nthe cache covers: 100% of the captions")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line.startswith("│")]
+    assert result.stdout.startswith(
+        "steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\nthe cache covers: 100% of the captions"
+    )
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line.startswith("│")
+    ]
     assert [(row[0], *row[2:6], row[6]) for row in rows] == [
         ("image", "4", "4", "2", "2", "32"),
         ("caption", "4", "4", "2", rows[1][5], "32"),
@@ -121,10 +149,23 @@ def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(run_cli,
 
 def test_distill_makes_a_dual_without_a_teacher_model(run_cli, scenes_corpus_dir, cache, tmp_path):
     sets = [word for assignment in [*NEW, "batch.size=8", "optimizer.steps=2"] for word in ("--set", assignment)]
-    words = ["--data", scenes_corpus_dir, "--cache", cache, "--out", tmp_path / "run", *sets, *CPU, "--precision", "bf16"]
+    words = [
+        "--data",
+        scenes_corpus_dir,
+        "--cache",
+        cache,
+        "--out",
+        tmp_path / "run",
+        *sets,
+        *CPU,
+        "--precision",
+        "bf16",
+    ]
     result = run_cli("distill", "demo-dual", *words)
     assert result.exit_code == 0, result.stderr
-    assert models.load_dual(tmp_path / "run").embed_texts(models.load_dual(tmp_path / "run").preprocess.texts(["a"])).shape == (1, 16)
+    assert models.load_dual(tmp_path / "run").embed_texts(
+        models.load_dual(tmp_path / "run").preprocess.texts(["a"])
+    ).shape == (1, 16)
 
 
 def test_distill_with_a_cache_of_another_teacher_is_one_line_and_no_run(run_cli, scenes_corpus_dir, cache, tmp_path):
@@ -158,7 +199,9 @@ def test_finetune_teacher_with_a_students_recipe_says_what_it_expects(run_cli, s
 
 @pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
 def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_path, command):
-    result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--set", "batch.sise=8", *CPU)
+    result = run_cli(
+        command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--set", "batch.sise=8", *CPU
+    )
     assert result.exit_code == 1
     assert "unknown key batch.sise; known keys here: size, random_negatives" in result.stderr
 
@@ -182,19 +225,42 @@ def test_a_wrong_value_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_pa
 
 def test_every_option_of_finetune_teacher_has_its_effect(run_cli, scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
-    sets = [word for assignment in [*NEW, "batch.size=4", "batch.negatives=mined", "optimizer.steps=2"] for word in ("--set", assignment)]
-    words = ["--data", scenes_corpus_dir, "--out", out, "--split", "test", "--max-images", 8, *sets, *CPU, "--precision", "bf16"]
-    result = run_cli("finetune-teacher", "tiny-teacher", *words, "--workers", 1, "--accumulate", 2, "--checkpoint-activations")
+    sets = [
+        word
+        for assignment in [*NEW, "batch.size=4", "batch.negatives=mined", "optimizer.steps=2"]
+        for word in ("--set", assignment)
+    ]
+    words = [
+        "--data",
+        scenes_corpus_dir,
+        "--out",
+        out,
+        "--split",
+        "test",
+        "--max-images",
+        8,
+        *sets,
+        *CPU,
+        "--precision",
+        "bf16",
+    ]
+    result = run_cli(
+        "finetune-teacher", "tiny-teacher", *words, "--workers", 1, "--accumulate", 2, "--checkpoint-activations"
+    )
     assert result.exit_code == 0, result.stderr
     facts = json.loads((out / "run.json").read_text())
     assert (facts["inputs"]["split"], facts["inputs"]["precision"]) == ("test", "bfloat16")
     assert facts["inputs"]["corpus"] == Corpus.open(scenes_corpus_dir, "test", 8).fingerprint
     assert (out / "mined.safetensors").is_file()
-    refused = run_cli("finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "batch.mined_from=0.5")
+    refused = run_cli(
+        "finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "batch.mined_from=0.5"
+    )
     assert "batch.size is 4, too few for 5 micro-batches" in refused.stderr
 
 
-def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(run_cli, scenes_corpus_dir, teacher, tmp_path):
+def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(
+    run_cli, scenes_corpus_dir, teacher, tmp_path
+):
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *CPU]
     for more in ([], ["--dry-run"], ["--verify", 5, "--set", "candidates.per_query=4"]):
         result = run_cli(*words, *more)
@@ -209,17 +275,39 @@ def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(run_c
 
 
 def test_a_dry_run_shows_the_estimate_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", "--device", "cpu"]
+    words = [
+        "cache-teacher",
+        "--data",
+        scenes_corpus_dir,
+        "--teacher",
+        teacher,
+        "--out",
+        tmp_path / "cache",
+        "--device",
+        "cpu",
+    ]
     result = run_cli(*words, *FOUR, "--dry-run")
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most 0\.0 MB on disk", result.stderr)
+    assert re.search(
+        r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most 0\.0 MB on disk", result.stderr
+    )
     assert result.stdout == ""
     assert not list((tmp_path / "cache").glob("pairs-*"))
 
 
 def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--device", "cpu"]
-    extended = run_cli(*words, "--out", tmp_path / "more", "--recipe", "tiny-student", "--set", "candidates.per_query=6", "--extend", cache)
+    extended = run_cli(
+        *words,
+        "--out",
+        tmp_path / "more",
+        "--recipe",
+        "tiny-student",
+        "--set",
+        "candidates.per_query=6",
+        "--extend",
+        cache,
+    )
     assert extended.exit_code == 0, extended.stderr
     old, new = teacher_cache.read_cache(cache), teacher_cache.read_cache(tmp_path / "more")
     assert f"{new.num_pairs:,} pairs, {new.num_pairs - old.num_pairs:,} to score" in extended.stderr
@@ -237,26 +325,43 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(run_cli, scenes_corpus_d
     assert planned.exit_code == 0, planned.stderr
     own = teacher_cache.read_cache(cache)
     work = tmp_path / "cache" / "work"
-    assert planned.stdout.startswith(f"{own.num_pairs} pairs without a score in 1 files -> {work}; next: dcdctl cache-teacher --data ")
+    assert planned.stdout.startswith(
+        f"{own.num_pairs} pairs without a score in 1 files -> {work}; next: dcdctl cache-teacher --data "
+    )
     rows = pq.read_table(work / "work-00000.parquet")
     assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
-    scored = rows.append_column("score", pa.array(own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())))
+    scored = rows.append_column(
+        "score", pa.array(own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy()))
+    )
     pq.write_table(scored[:-1], tmp_path / "scores.parquet")
     take = [*words, "--scores", tmp_path / "scores.parquet", "--teacher-name", "a vilt"]
     partial = run_cli(*take)
     assert (partial.exit_code, partial.stdout) == (1, "")
     assert f"1 of {own.num_pairs} pairs" in partial.stderr
-    scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas().to_json(tmp_path / "last.jsonl", orient="records", lines=True)
+    scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas().to_json(
+        tmp_path / "last.jsonl", orient="records", lines=True
+    )
     taken = run_cli(*take, "--scores", tmp_path / "last.jsonl")
     assert taken.exit_code == 0, taken.stderr
     cached = (
-        f"{tmp_path / 'cache'}; next: dcdctl distill tiny-student --data {scenes_corpus_dir} --cache {tmp_path / 'cache'} --teacher REF "
+        f"{tmp_path / 'cache'}; next: dcdctl distill tiny-student --data {scenes_corpus_dir} --cache "
+        f"{tmp_path / 'cache'} --teacher REF "
     )
     assert taken.stdout.startswith(f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {cached}")
     np.testing.assert_allclose(teacher_cache.read_cache(tmp_path / "cache").score_P, own.score_P, rtol=1e-6)
     assert "\n  scores from elsewhere: a vilt\n" in run_cli("inspect", tmp_path / "cache").stdout
     assert "elsewhere" not in run_cli("inspect", cache).stdout
-    verified = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", "vilt-coco", "--out", tmp_path / "cache", "--verify", 5)
+    verified = run_cli(
+        "cache-teacher",
+        "--data",
+        scenes_corpus_dir,
+        "--teacher",
+        "vilt-coco",
+        "--out",
+        tmp_path / "cache",
+        "--verify",
+        5,
+    )
     assert verified.exit_code == 1
     assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in verified.stderr
 
@@ -284,9 +389,25 @@ def test_joined_splits_go_from_cache_to_student_to_recall(run_cli, scenes_corpus
     assert json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["split"] == "train+val"
     result = run_cli("eval", tmp_path / "run", *data, "--split", "val+test", "--max-images", 10, "--json", *CPU)
     assert (json.loads(result.stdout)["split"], json.loads(result.stdout)["images"]) == ("val+test", 10)
-    assert "run was trained on split train+val: recalls on val+test do not show how it does on other images" in result.stderr
-    assert "was trained on" not in run_cli("eval", tmp_path / "run", *data, "--split", "test", "--max-images", 2, "--json", *CPU).stderr
-    few = [*data, "--max-images", 8, "--set", "model.layers=[0, 2]", "--set", "loss.terms={ground-truth=1.0}", *LISTS, *CPU]
+    assert (
+        "run was trained on split train+val: recalls on val+test do not show how it does on other images"
+        in result.stderr
+    )
+    assert (
+        "was trained on"
+        not in run_cli("eval", tmp_path / "run", *data, "--split", "test", "--max-images", 2, "--json", *CPU).stderr
+    )
+    few = [
+        *data,
+        "--max-images",
+        8,
+        "--set",
+        "model.layers=[0, 2]",
+        "--set",
+        "loss.terms={ground-truth=1.0}",
+        *LISTS,
+        *CPU,
+    ]
     assert run_cli("distill", "tiny-student", *few, "--teacher", teacher, "--out", tmp_path / "few").exit_code == 0
     result = run_cli("eval", tmp_path / "few", *data, "--split", "train", "--max-images", 2, "--json", *CPU)
     assert "few was trained on split train: recalls on train" in result.stderr

@@ -21,11 +21,23 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 
 CORPUS_FILES = ["corpus/corpus.json", "corpus/test-00000-of-00001.parquet"]
-MODEL_NAMES = ["config.json", "dcdctl.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"]
+MODEL_NAMES = [
+    "config.json",
+    "dcdctl.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+]
 TEACHER_FILES = [f"teacher/{name}" for name in MODEL_NAMES]
 DUAL_FILES = [name.replace("teacher", "dual") for name in TEACHER_FILES]
 CACHE_FILES = ["cache/plan.json", "cache/cache.json", "cache/items.parquet", "cache/pairs-00000.parquet"]
-INDEX_FILES = ["index/index.json", "index/model/config.json", "index/model/model.safetensors", "index/model/tokenizer.json"]
+INDEX_FILES = [
+    "index/index.json",
+    "index/model/config.json",
+    "index/model/model.safetensors",
+    "index/model/tokenizer.json",
+]
 EVALUATION_FILES = ["evaluation/result.json", "evaluation/ranks.parquet", "evaluation/top.parquet"]
 RUN_FILES = ["run/run.json", "run/metrics.jsonl"]
 READS: dict[str, list[str]] = {
@@ -173,7 +185,11 @@ def trial(stage: Path, command: str, file: str, damage: Damage) -> tuple[str, st
 
 def cases(stage: Path) -> Iterator[tuple[str, str, str, Damage]]:
     """Every command, file and damage, in order."""
-    index = [str(path.relative_to(stage)) for path in sorted((stage / "index").rglob("*")) if path.is_file() and "model" not in path.parts]
+    index = [
+        str(path.relative_to(stage))
+        for path in sorted((stage / "index").rglob("*"))
+        if path.is_file() and "model" not in path.parts
+    ]
     for command, names in READS.items():
         for file in dict.fromkeys([*names, *(index if file_is_index(names) else [])]):
             yield from ((command, file, name, damage) for name, damage in DAMAGES.items())

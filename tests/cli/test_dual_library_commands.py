@@ -70,7 +70,14 @@ def test_it_chooses_candidates_and_teaches(kind, folders, scenes_corpus_dir, tmp
     scores_IT = own_scores(kind, folder, [corpus.image(index) for index in range(6)], corpus.captions)
     np.testing.assert_allclose(scored.score_P, scores_IT[scored.image_P, scored.text_P], rtol=1e-4, atol=1e-4)
 
-    changes = ["optimizer.steps=2", "batch.size=4", "model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16"]
+    changes = [
+        "optimizer.steps=2",
+        "batch.size=4",
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=16",
+    ]
     changes += ["model.num_heads=2", "model.num_layers=1"]
     words = [word for one in changes for word in ("--set", one)]
     run_cli("distill", "tiny-student", "--teacher", folder, "--out", tmp_path / "run", *words, *data)
@@ -85,9 +92,34 @@ def test_a_student_of_open_clip_is_trained_and_read_by_open_clip(folders, scenes
     assert trained.digest != models.load_dual(folder).digest
     network = open_clip.create_model_from_pretrained(f"local-dir:{run / 'model'}", return_transform=False)
     assert torch.equal(network.logit_scale, trained.network.logit_scale)
-    timed = ["--num-images", 2, "--batch-size", 2, "--batch-sizes", 1, "--gallery-sizes", 10, "--reference-gallery", 10, "--budget", 0.02]
+    timed = [
+        "--num-images",
+        2,
+        "--batch-size",
+        2,
+        "--batch-sizes",
+        1,
+        "--gallery-sizes",
+        10,
+        "--reference-gallery",
+        10,
+        "--budget",
+        0.02,
+    ]
     bench = run_cli(
-        "bench", run, "--teacher", folder, *timed, "--fresh-processes", 0, "--repeats", 2, "--no-onnx", "--json", *data[:2], *CPU
+        "bench",
+        run,
+        "--teacher",
+        folder,
+        *timed,
+        "--fresh-processes",
+        0,
+        "--repeats",
+        2,
+        "--no-onnx",
+        "--json",
+        *data[:2],
+        *CPU,
     )
     assert json.loads(bench.stdout)
 
@@ -95,9 +127,23 @@ def test_a_student_of_open_clip_is_trained_and_read_by_open_clip(folders, scenes
 def test_a_student_of_sentence_transformers_is_refused_by_name(folders, scenes_corpus_dir, tmp_path):
     folder = folders["sentence-transformers"]
     words = ["--set", "model.kind=dual", "--set", f"model.start={folder}", "--set", "model.layers=[]"]
-    result = invoke("distill", "tiny-student", "--teacher", folder, "--out", tmp_path / "run", *words, "--data", scenes_corpus_dir, *CPU)
+    result = invoke(
+        "distill",
+        "tiny-student",
+        "--teacher",
+        folder,
+        "--out",
+        tmp_path / "run",
+        *words,
+        "--data",
+        scenes_corpus_dir,
+        *CPU,
+    )
     assert result.exit_code == 1
-    assert "is a model of sentence-transformers, which cannot be trained here; use it for eval, index, candidates.model" in result.stderr
+    assert (
+        "is a model of sentence-transformers, which cannot be trained here; use it for eval, index, candidates.model"
+        in result.stderr
+    )
 
 
 def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, monkeypatch):
@@ -116,7 +162,8 @@ def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, mon
             monkeypatch.chdir(tmp_path)
             exec(code, space := {})
             torch.testing.assert_close(
-                space["images"], models.load_dual(to).embed_images(models.load_dual(to).preprocess.images(images)).detach()
+                space["images"],
+                models.load_dual(to).embed_images(models.load_dual(to).preprocess.images(images)).detach(),
             )
         assert models.load_dual(tmp_path / to).digest == models.load_dual(folders[kind]).digest
         wrong = "transformers" if kind == "open_clip" else "onnx"
@@ -126,6 +173,8 @@ def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, mon
 
 
 def test_a_model_of_transformers_is_no_folder_of_open_clip(corpus, tmp_path):
-    result = invoke("export", save_dual("CLIP", corpus.captions[:20], tmp_path / "clip"), tmp_path / "out", "--to", "open-clip")
+    result = invoke(
+        "export", save_dual("CLIP", corpus.captions[:20], tmp_path / "clip"), tmp_path / "out", "--to", "open-clip"
+    )
     assert result.exit_code == 1
     assert "clip is no model of open_clip, which cannot read it; export it with --to transformers" in result.stderr

@@ -37,7 +37,9 @@ def run(folders, tmp_path) -> Path:
 @pytest.fixture
 def run_eval(scenes_corpus_dir):
     def of(*arguments):
-        return CliRunner().invoke(app, ["eval", "--data", str(scenes_corpus_dir), "--device", "cpu", *map(str, arguments)])
+        return CliRunner().invoke(
+            app, ["eval", "--data", str(scenes_corpus_dir), "--device", "cpu", *map(str, arguments)]
+        )
 
     return of
 
@@ -91,7 +93,10 @@ def test_several_depths_are_shown_and_written(folders, run, run_eval):
     assert document["depths"][-1]["rsum"] == document["rsum"]
     assert document["depths"][-1]["pairs"] == document["pairs_scored"]
     assert document["depths"][0]["on_front"]
-    assert all(word in result.stdout for word in ("0 (dual alone)", "query", "front", f"{document['depths'][1]['ms_per_query']:,.2f} ms"))
+    assert all(
+        word in result.stdout
+        for word in ("0 (dual alone)", "query", "front", f"{document['depths'][1]['ms_per_query']:,.2f} ms")
+    )
 
 
 def test_a_table_shows_intervals_protocol_and_ranks(folders, run_eval):
@@ -146,9 +151,15 @@ def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol", "coco-1k"], "protocol coco-1k requires a test split of 5,000 images and 25,010 captions; split 'test' of"),
+        (
+            ["--protocol", "coco-1k"],
+            "protocol coco-1k requires a test split of 5,000 images and 25,010 captions; split 'test' of",
+        ),
         (["--protocol", "coco"], "no protocol 'coco'; known: auto, whole, first-N, flickr30k-1k, coco-5k, coco-1k"),
-        (["--depth", "5"], "--depth 5 is the number of candidates to re-rank, and there is no re-ranker; add --rerank REF"),
+        (
+            ["--depth", "5"],
+            "--depth 5 is the number of candidates to re-rank, and there is no re-ranker; add --rerank REF",
+        ),
         (["--rerank", "vilt", "--depth", "5,many"], "--depth must be a number or a list of numbers, got 5,many"),
         (["--rerank", "vilt", "--depth", "0"], "depths must end above 0, got 0"),
         (["--eccv"], "ECCV Caption requires the protocol coco-5k, and"),

@@ -1,5 +1,6 @@
-"""Every family through the commands, from a folder that its own library saved: cache, student, evaluation, re-ranking, index, search,
-service, benchmark; a dual encoder also as the start of a student, as its teacher in memory, and as the model of hard candidates.
+"""Every family through the commands, from a folder that its own library saved: cache, student, evaluation, re-ranking,
+index, search, service, benchmark; a dual encoder also as the start of a student, as its teacher in memory, and as the
+model of hard candidates.
 
 All numbers are compared with those that the library computes from the same folder (tests/support/origins.py).
 """
@@ -39,7 +40,10 @@ from dcdctl.core.serve import app as service
 from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import runs
 
-SENTENCE = "a large red circle is left of small blue square the tiny green star sits above big pink heart there moon below brown arrow"
+SENTENCE = (
+    "a large red circle is left of small blue square the tiny green star sits above big pink heart there moon "
+    "below brown arrow"
+)
 WORDS = SENTENCE.split()
 CAPTIONS = [[" ".join(WORDS[i : i + 4]), " ".join(WORDS[i + 3 : i + 6 + 2 * (i % 3)])] for i in range(8)]
 """All different, of 3, 4, 5 and 7 words."""
@@ -96,7 +100,9 @@ class Made:
         """The logits of the library for all images and captions of the corpus."""
         if self.origin.logits is None:
             return self.vectors.logits_IT.float().numpy()
-        return self.origin.logits(self.ref, self.corpus.images(range(len(CAPTIONS))), self.corpus.captions).float().numpy()
+        return (
+            self.origin.logits(self.ref, self.corpus.images(range(len(CAPTIONS))), self.corpus.captions).float().numpy()
+        )
 
     def cli(self, *words: object, exit_code: int = 0) -> str:
         """What a command prints, or the error of one that fails."""
@@ -112,7 +118,9 @@ class Made:
 
     def search(self, index: Path, *words: object) -> list[dict[str, Any]]:
         """The hits of the query."""
-        return json.loads(self.cli("search", index, QUERY, *words, "-k", len(CAPTIONS), "--json", "--device", "cpu"))["hits"]
+        return json.loads(self.cli("search", index, QUERY, *words, "-k", len(CAPTIONS), "--json", "--device", "cpu"))[
+            "hits"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +147,9 @@ def made(request, corpus, tmp_path_factory) -> Iterator[Made]:
 @pytest.fixture(scope="module")
 def cache(made) -> Path:
     """The cache of the family's scores."""
-    made.on_data("cache-teacher", "--teacher", made.ref, "--recipe", made.folder / "recipe.toml", "--out", made.folder / "cache")
+    made.on_data(
+        "cache-teacher", "--teacher", made.ref, "--recipe", made.folder / "recipe.toml", "--out", made.folder / "cache"
+    )
     return made.folder / "cache"
 
 
@@ -166,11 +176,23 @@ def indexes() -> dict[str, Index]:
 
 @pytest.fixture(scope="module")
 def index(made, student, indexes) -> Index:
-    """An index by the family's dual encoder; for a fusion scorer, which does not decide its vectors, by the student of any."""
+    """An index by the family's dual encoder; for a fusion scorer, which does not decide its vectors, by the student of
+    any."""
     name = made.origin.kind if made.origin.kind == "fusion" else made.ref
     if name not in indexes:
         made_index = Index(made.folder / "index", student if made.origin.kind == "fusion" else Path(made.ref))
-        words = ("--images", made.corpus.folder, "--split", "train", "--out", made_index.folder, "--workers", 0, "--device", "cpu")
+        words = (
+            "--images",
+            made.corpus.folder,
+            "--split",
+            "train",
+            "--out",
+            made_index.folder,
+            "--workers",
+            0,
+            "--device",
+            "cpu",
+        )
         made.cli("index", made_index.model, *words)
         indexes[name] = made_index
     return indexes[name]
@@ -189,7 +211,8 @@ def save_vit(captions: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def guide(corpus, tmp_path_factory) -> Made:
-    """A ViT of open_clip on the other side of a training: as the teacher of a start, and as the start under a teacher."""
+    """A ViT of open_clip on the other side of a training: as the teacher of a start, and as the start under a
+    teacher."""
     folder, origin = tmp_path_factory.mktemp("guide"), replace(ORIGINS["open_clip"], model_type="guide", save=save_vit)
     return Made(origin, origin.save(corpus.captions, folder / "saved"), folder, corpus)
 
@@ -203,8 +226,11 @@ def cosines(model: Path, corpus: Corpus) -> NDArray[np.float32]:
         return (images_ID @ dual.embed_texts(dual.preprocess.texts(corpus.captions)).T).numpy()
 
 
-def recalls(first_QG: NDArray[np.float32], second_QG: NDArray[np.float32], is_own_QG: NDArray[np.bool_]) -> dict[str, float]:
-    """Recalls of one score that puts the first `DEPTH` above the rest, by the second model within and by the first below."""
+def recalls(
+    first_QG: NDArray[np.float32], second_QG: NDArray[np.float32], is_own_QG: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Recalls of one score that puts the first `DEPTH` above the rest, by the second model within and by the first
+    below."""
     scores_QG, top_QK = first_QG.copy(), np.argsort(-first_QG, axis=1)[:, :DEPTH]
     np.put_along_axis(scores_QG, top_QK, 1000 + np.take_along_axis(second_QG, top_QK, axis=1), axis=1)
     best_Q1 = np.where(is_own_QG, scores_QG, -np.inf).max(axis=1, keepdims=True)
@@ -212,7 +238,9 @@ def recalls(first_QG: NDArray[np.float32], second_QG: NDArray[np.float32], is_ow
     return {"mean_rank": float(rank_Q.mean()), **{f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)}}
 
 
-def check_recalls(document: dict[str, Any], first_IT: NDArray[np.float32], second_IT: NDArray[np.float32], corpus: Corpus) -> None:
+def check_recalls(
+    document: dict[str, Any], first_IT: NDArray[np.float32], second_IT: NDArray[np.float32], corpus: Corpus
+) -> None:
     is_own_IT = corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
     expected = {
         "text_retrieval": recalls(first_IT, second_IT, is_own_IT),
@@ -255,10 +283,16 @@ def test_search_ranks_by_the_logits_of_the_library(made, index):
 
 
 def test_the_service_answers_with_the_scores_of_the_library(made, index):
-    searcher, text, everything = Searcher.open(index.folder, device=CPU), made.corpus.captions.index(QUERY), {"k": len(CAPTIONS)}
+    searcher, text, everything = (
+        Searcher.open(index.folder, device=CPU),
+        made.corpus.captions.index(QUERY),
+        {"k": len(CAPTIONS)},
+    )
     if made.origin.kind == "fusion":
         reranker = Reranker.open(made.ref, depth=DEPTH, device=CPU)
-        client = TestClient(service.build(replace(searcher, reranker=reranker), ServiceConfig()), base_url="http://localhost")
+        client = TestClient(
+            service.build(replace(searcher, reranker=reranker), ServiceConfig()), base_url="http://localhost"
+        )
         found = client.get("/search", params={"text": QUERY, **everything}).json()["results"]
         logits = {hit["row"]: hit["reranked"] for hit in found[:DEPTH]}
         assert logits == pytest.approx({row: made.logits_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)
@@ -266,7 +300,10 @@ def test_the_service_answers_with_the_scores_of_the_library(made, index):
         return
     client = TestClient(service.build(searcher, ServiceConfig()), base_url="http://localhost")
     images_ID = made.vectors.images_ID
-    for params, own_I in (({"text": QUERY}, images_ID @ made.vectors.texts_TD[text]), ({"row": 3}, images_ID @ images_ID[3])):
+    for params, own_I in (
+        ({"text": QUERY}, images_ID @ made.vectors.texts_TD[text]),
+        ({"row": 3}, images_ID @ images_ID[3]),
+    ):
         found = client.get("/search", params={**params, **everything}).json()["results"]
         assert [hit["row"] for hit in found] == own_I.argsort(descending=True).tolist()
         np.testing.assert_allclose([hit["score"] for hit in found], own_I.sort(descending=True).values, atol=IN_HALF)
@@ -287,16 +324,24 @@ def test_a_benchmark_runs_the_family_and_counts_its_vectors(made, student):
 
 def kl(teacher_QG: NDArray[np.float32], student_QG: NDArray[np.float32]) -> float:
     """The divergence of two matrices of logits, mean of rows and of columns, by torch."""
-    pairs = ((torch.tensor(teacher_QG), torch.tensor(student_QG)), (torch.tensor(teacher_QG.T), torch.tensor(student_QG.T)))
+    pairs = (
+        (torch.tensor(teacher_QG), torch.tensor(student_QG)),
+        (torch.tensor(teacher_QG.T), torch.tensor(student_QG.T)),
+    )
     options = {"reduction": "batchmean", "log_target": True}
     return float(sum(functional.kl_div(of.log_softmax(1), p.log_softmax(1), **options) for p, of in pairs) / 2)
 
 
 def first_step(made: Made, splits: Corpus, start: Made, teacher: Made) -> dict[str, float]:
-    """The metrics of one step over all images, each with its first caption; those of the validation come before the step."""
+    """The metrics of one step over all images, each with its first caption; those of the validation come before the
+    step."""
     name = f"{start.origin.model_type} by {teacher.origin.model_type}"
     settings = [f"model.start={start.ref}", f"batch.size={len(CAPTIONS)}", "optimizer.steps=1"]
-    settings += ["validation.every=1", "validation.at_start=true", *(["model.dropout=0"] if start.origin.has_dropout else [])]
+    settings += [
+        "validation.every=1",
+        "validation.at_start=true",
+        *(["model.dropout=0"] if start.origin.has_dropout else []),
+    ]
     words = ("--teacher", teacher.ref, "--out", made.folder / name, "--data", splits.folder, "--device", "cpu")
     made.cli("distill", made.folder / "recipe.toml", *words, *(f"--set={each}" for each in settings))
     return runs.open_run(made.folder / name).metrics()[0]
@@ -314,7 +359,9 @@ def test_a_student_starts_as_the_encoder_of_the_library(made, splits, guide):
     sides = {"text": (made.logits_IT, is_own_IT), "image": (made.logits_IT.T, is_own_IT.T)}
     for direction, (scores_QG, is_own_QG) in sides.items():
         own = recalls(scores_QG, scores_QG, is_own_QG)
-        assert {k: first[f"start_{direction}_r{k}"] for k in (1, 5, 10)} == pytest.approx({k: own[f"R@{k}"] for k in (1, 5, 10)})
+        assert {k: first[f"start_{direction}_r{k}"] for k in (1, 5, 10)} == pytest.approx(
+            {k: own[f"R@{k}"] for k in (1, 5, 10)}
+        )
     assert first["kl"] == pytest.approx(kl(guide.logits_IT[:, ::2], made.logits_IT[:, ::2]), rel=1e-3)
 
 
@@ -330,8 +377,17 @@ def test_hard_candidates_are_the_nearest_by_the_vectors_of_the_library(made):
     with pytest.MonkeyPatch.context() as patch:
         (made.folder / f"{OWN_MODULE}.py").write_text(OWN_SOURCE)
         patch.syspath_prepend(made.folder)
-        words = ("--teacher", f"{OWN_MODULE}:score", "--recipe", made.folder / "recipe.toml", "--out", made.folder / "hard")
-        made.on_data("cache-teacher", *words, "--set", "candidates.kind=embedding", "--set", f"candidates.model={made.ref}")
+        words = (
+            "--teacher",
+            f"{OWN_MODULE}:score",
+            "--recipe",
+            made.folder / "recipe.toml",
+            "--out",
+            made.folder / "hard",
+        )
+        made.on_data(
+            "cache-teacher", *words, "--set", "candidates.kind=embedding", "--set", f"candidates.model={made.ref}"
+        )
     candidates = read_cache(made.folder / "hard", corpus=made.corpus).candidates
     is_own_IT = made.corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
     scores_IT = np.where(is_own_IT, -np.inf, made.logits_IT)
@@ -343,8 +399,20 @@ def test_hard_candidates_are_the_nearest_by_the_vectors_of_the_library(made):
 def test_a_fusion_scorer_has_a_student_of_fewer_layers(made, cache):
     if made.origin.kind == "dual":
         return
-    words = ["distill", made.origin.recipe or made.folder / "recipe.toml", "--teacher", made.ref, "--out", made.folder / "other"]
-    words += ["--cache", cache, *(f"--set={each}" for each in FEWER_LAYERS), f"--set=model.layers={list(made.origin.layers)}"]
+    words = [
+        "distill",
+        made.origin.recipe or made.folder / "recipe.toml",
+        "--teacher",
+        made.ref,
+        "--out",
+        made.folder / "other",
+    ]
+    words += [
+        "--cache",
+        cache,
+        *(f"--set={each}" for each in FEWER_LAYERS),
+        f"--set=model.layers={list(made.origin.layers)}",
+    ]
     before = student_or_refusal(models.load(made.ref), made.origin.layers)
     if isinstance(before, str):
         assert before in made.on_data(*words, exit_code=1)
@@ -369,7 +437,9 @@ def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student, 
     image_P, text_P = (torch.from_numpy(index.flatten()) for index in np.indices(made.logits_IT.shape))
     states = scorer.encode_images(scorer.preprocess.images(made.corpus.images(range(len(CAPTIONS)))))
     with torch.no_grad():
-        scores_P = scorer.score_pairs(states, scorer.encode_texts(scorer.preprocess.texts(made.corpus.captions)), image_P, text_P)
+        scores_P = scorer.score_pairs(
+            states, scorer.encode_texts(scorer.preprocess.texts(made.corpus.captions)), image_P, text_P
+        )
     other_IT = scores_P.view(made.logits_IT.shape).numpy()
     assert np.abs(other_IT - made.logits_IT).max() > 0.01
 
@@ -388,7 +458,12 @@ def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student, 
     np.testing.assert_allclose(scores.score_P, other_IT[scores.image_P, scores.text_P], rtol=1e-4, atol=1e-4)
 
     words = ["--rerank", made.ref, "--rerank-set", "order=text-first", "--depth", DEPTH]
-    check_recalls(made.evaluate(student, *words, "--out", made.folder / "cascade"), cosines(student, made.corpus), other_IT, made.corpus)
+    check_recalls(
+        made.evaluate(student, *words, "--out", made.folder / "cascade"),
+        cosines(student, made.corpus),
+        other_IT,
+        made.corpus,
+    )
     logits = {hit["row"]: hit["reranked"] for hit in made.search(index.folder, *words) if hit["reranked"] is not None}
     text = made.corpus.captions.index(QUERY)
     assert logits == pytest.approx({row: other_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)

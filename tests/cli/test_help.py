@@ -91,7 +91,13 @@ def test_options_are_in_panels_in_one_order():
     headings = re.findall(r"^(\w+):$", shown("index"), re.MULTILINE)
     assert headings == ["Arguments", "Input", "Settings", "Compute", "Output", "Other", "Example"]
     compute = shown("index").partition("Compute:\n")[2].partition("\n\n")[0]
-    assert re.findall(r"^  (--[a-z-]+)", compute, re.MULTILINE) == ["--workers", "--batch-size", "--device", "--threads", "--precision"]
+    assert re.findall(r"^  (--[a-z-]+)", compute, re.MULTILINE) == [
+        "--workers",
+        "--batch-size",
+        "--device",
+        "--threads",
+        "--precision",
+    ]
 
 
 def test_every_option_of_a_panel_exists_and_is_in_one_panel():

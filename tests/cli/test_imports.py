@@ -1,8 +1,8 @@
 """The heavy packages that each command imports, in children of one interpreter that has imported none of them.
 
-That interpreter runs the commands that import none itself, so that its children find what is light imported. Commands that load a model
-import torch and the modelling code of transformers, which takes seconds. Their children come from a fork that has imported both, and
-the test lists what each of them imports besides.
+That interpreter runs the commands that import none itself, so that its children find what is light imported. Commands
+that load a model import torch and the modelling code of transformers, which takes seconds. Their children come from a
+fork that has imported both, and the test lists what each of them imports besides.
 """
 
 from __future__ import annotations
@@ -18,8 +18,28 @@ from tiny import run_script
 from dcdctl.cli.app import COMMANDS as ALL
 
 HEAVY = (
-    *("torch", "transformers", "torch._dynamo", "torch._inductor.codecache", "onnxruntime", "onnx", "onnxscript", "pandas", "scipy"),
-    *("torchvision", "timm", "open_clip", "sentence_transformers", "sklearn", "matplotlib", "tensorboard", "huggingface_hub", "datasets"),
+    *(
+        "torch",
+        "transformers",
+        "torch._dynamo",
+        "torch._inductor.codecache",
+        "onnxruntime",
+        "onnx",
+        "onnxscript",
+        "pandas",
+        "scipy",
+    ),
+    *(
+        "torchvision",
+        "timm",
+        "open_clip",
+        "sentence_transformers",
+        "sklearn",
+        "matplotlib",
+        "tensorboard",
+        "huggingface_hub",
+        "datasets",
+    ),
 )
 LIGHT = {
     "recipes": [],
@@ -41,8 +61,9 @@ LIGHT = {
 MODELS = ("torch", "transformers", "torch._dynamo", "scipy", "torchvision", "huggingface_hub")
 """What the first class of a model of transformers imports; the last three are imported where they are installed.
 
-transformers decides by itself that it needs them: its attention masks take a class of torch._dynamo, its losses of object detection
-take scipy, and its image processors torchvision. A plain installation has neither scipy nor torchvision.
+transformers decides by itself that it needs them: its attention masks take a class of torch._dynamo, its losses of
+object detection take scipy, and its image processors torchvision. A plain installation has neither scipy nor
+torchvision.
 """
 BESIDES = {
     "convert": [],
@@ -57,7 +78,8 @@ BESIDES = {
 """Commands of `every_command`, and the heavy packages besides `MODELS`."""
 MORE = {"bench": QUICK_BENCH}
 ELSEWHERE = {"demo", "study", "finetune-teacher", "serve"}
-"""demo and study run the other commands; finetune-teacher trains as distill does; tests/serve/test_processes.py has `serve`."""
+"""demo and study run the other commands; finetune-teacher trains as distill does; tests/serve/test_processes.py has
+`serve`."""
 SCRIPT = """
 import gc, importlib, importlib.util, json, os, shutil, sys
 gc.disable()

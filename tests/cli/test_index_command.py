@@ -59,13 +59,24 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     assert run(index, "--remove-gone").stdout.startswith("5 images, 1 removed,")
     assert run(index, "--remove", "3.png", "--add", images).stdout.startswith("8 images, 4 added, 1 removed,")
     before = contents(index)
-    document = {"index": str(index), "images": 8, "added": 0, "removed": 0, "left_out": 0, "dims": 8, "kind": "flat", "keywords": False}
+    document = {
+        "index": str(index),
+        "images": 8,
+        "added": 0,
+        "removed": 0,
+        "left_out": 0,
+        "dims": 8,
+        "kind": "flat",
+        "keywords": False,
+    }
     document |= {"columns": [], "notes": []}
     assert json.loads(run(index, "--json").stdout) == document
     looked = run(index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
     assert contents(index) == before
-    assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith("8 images, 8 numbers each, search by hnsw")
+    assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith(
+        "8 images, 8 numbers each, search by hnsw"
+    )
     assert run(index, "--keywords").stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {index}\n"
     assert Index.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 
@@ -87,8 +98,14 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
             ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"],
             "kind must be one of flat, hnsw, ivf-pq, int8, binary, got 'magic'",
         ),
-        (["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "hnsw.width=3"], "unknown key hnsw.width; known keys here: neighbors"),
-        (["DUAL", "--images", "IMAGES", "--out", "NEW", "--precision", "fp8"], "precision must be one of fp32, bf16, fp16"),
+        (
+            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "hnsw.width=3"],
+            "unknown key hnsw.width; known keys here: neighbors",
+        ),
+        (
+            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--precision", "fp8"],
+            "precision must be one of fp32, bf16, fp16",
+        ),
         (["DUAL", "--images", "IMAGES", "--out", "FILE"], "is a file, a folder is expected"),
     ],
 )

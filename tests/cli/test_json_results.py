@@ -1,4 +1,5 @@
-"""`--json` of the commands that train, score, report and serve: one document on stdout, with the numbers of their files.
+"""`--json` of the commands that train, score, report and serve: one document on stdout, with the numbers of their
+files.
 
 Also `--threads` of the same commands.
 """
@@ -27,7 +28,13 @@ from dcdctl.core.teacher import CacheJob, read_cache
 from dcdctl.core.training import Run, command_after_cache, run_document
 
 CPU = ["--device", "cpu"]
-TINY = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16"]
+TINY = [
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_text_layers=1",
+    "model.vocab_size=200",
+    "model.projection_dim=16",
+]
 VALIDATED = ["batch.size=8", "optimizer.steps=6", "optimizer.lr=0.01", "validation.every=2", "validation.split=val"]
 SETS = [word for field in [*TINY, *VALIDATED] for word in ("--set", field)]
 
@@ -55,7 +62,19 @@ def teacher(scenes_corpus_dir, tmp_path_factory) -> Path:
 
 def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, tmp_path):
     out = tmp_path / "a run"
-    line = ["distill", "demo-dual-alone", "--data", scenes_corpus_dir, "--out", out, *SETS, *CPU, "--threads", 2, "--json"]
+    line = [
+        "distill",
+        "demo-dual-alone",
+        "--data",
+        scenes_corpus_dir,
+        "--out",
+        out,
+        *SETS,
+        *CPU,
+        "--threads",
+        2,
+        "--json",
+    ]
     found = document_of(*line)
     assert found == {
         "run": str(out),
@@ -105,29 +124,70 @@ def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path
 
 
 def test_a_teacher_prints_its_model_and_a_dry_run_its_steps(scenes_corpus_dir, tmp_path):
-    sets = [word for field in [*TINY, "batch.size=8", "batch.random_negatives=4", "optimizer.steps=2"] for word in ("--set", field)]
-    line = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *sets, *CPU, "--json"]
+    sets = [
+        word
+        for field in [*TINY, "batch.size=8", "batch.random_negatives=4", "optimizer.steps=2"]
+        for word in ("--set", field)
+    ]
+    line = [
+        "finetune-teacher",
+        "tiny-teacher",
+        "--data",
+        scenes_corpus_dir,
+        "--out",
+        tmp_path / "run",
+        *sets,
+        *CPU,
+        "--json",
+    ]
     planned = document_of(*line, "--dry-run")
     # 160 captions in batches of 8.
     assert (planned["steps"], planned["batches_per_epoch"], planned["epochs"], planned["batch_size"]) == (2, 20, 0.1, 8)
     assert planned["different_negatives"]["per_caption"]["drawn"] == 4
     assert not (tmp_path / "run").exists()
     found = document_of(*line)
-    assert (found["model_digest"], found["kept"], found["best"]) == (models.load_fusion(tmp_path / "run").digest, "last", None)
-    assert found["next"].startswith(f"dcdctl cache-teacher --teacher {tmp_path / 'run'} --data {scenes_corpus_dir} --recipe")
+    assert (found["model_digest"], found["kept"], found["best"]) == (
+        models.load_fusion(tmp_path / "run").digest,
+        "last",
+        None,
+    )
+    assert found["next"].startswith(
+        f"dcdctl cache-teacher --teacher {tmp_path / 'run'} --data {scenes_corpus_dir} --recipe"
+    )
 
 
 def test_a_cache_prints_its_counts_and_a_training_that_runs(scenes_corpus_dir, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sets = ["candidates.per_query=4", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
+    sets = [
+        "candidates.per_query=4",
+        "batch.size=4",
+        "batch.random_negatives=4",
+        "batch.hard_negatives=2",
+        "optimizer.steps=1",
+    ]
     sets.append("model.layers=[0, 2]")
     recipe = ["--recipe", "tiny-student", *(word for field in sets for word in ("--set", field)), *CPU, "--json"]
-    line = ["cache-teacher", "--data", scenes_corpus_dir, "--max-images", 16, "--teacher", teacher, "--out", "my cache", *recipe]
+    line = [
+        "cache-teacher",
+        "--data",
+        scenes_corpus_dir,
+        "--max-images",
+        16,
+        "--teacher",
+        teacher,
+        "--out",
+        "my cache",
+        *recipe,
+    ]
     cost = document_of(*line, "--dry-run")
     assert cost["pairs"] == cost["to_score"] > 0
     found = document_of(*line)
     cache = read_cache(tmp_path / "my cache")
-    assert (found["cache"], found["pairs"], found["teacher"]) == ("my cache", cache.num_pairs, models.load_fusion(teacher).digest)
+    assert (found["cache"], found["pairs"], found["teacher"]) == (
+        "my cache",
+        cache.num_pairs,
+        models.load_fusion(teacher).digest,
+    )
     assert (found["images"], found["captions"], found["already_there"]) == (16, 80, False)
     assert document_of(*line)["already_there"]
     assert document_of(*line, "--verify", 5)["largest_difference"] < 1e-4
@@ -137,8 +197,17 @@ def test_a_cache_prints_its_counts_and_a_training_that_runs(scenes_corpus_dir, t
 
 
 def test_the_training_after_a_cache_names_the_teacher_where_it_reads_more_than_scores():
-    job = CacheJob(teacher="vilt", model_set=["max_text_len=9"], data=Path("hf://datasets/me/birds"), out=Path("c"), candidates=None)
-    assert command_after_cache(job, "demo-dual", []) == "dcdctl distill demo-dual --data hf://datasets/me/birds --cache c --out RUN"
+    job = CacheJob(
+        teacher="vilt",
+        model_set=["max_text_len=9"],
+        data=Path("hf://datasets/me/birds"),
+        out=Path("c"),
+        candidates=None,
+    )
+    assert (
+        command_after_cache(job, "demo-dual", [])
+        == "dcdctl distill demo-dual --data hf://datasets/me/birds --cache c --out RUN"
+    )
     # The student of the paper starts from its teacher.
     named = "--cache c --teacher vilt --model-set max_text_len=9 --set 'model.layers=[0, 2]' --out RUN"
     assert command_after_cache(job, "tiny-student", ["model.layers=[0, 2]"]).endswith(named)
@@ -146,7 +215,9 @@ def test_the_training_after_a_cache_names_the_teacher_where_it_reads_more_than_s
 
 def test_a_work_list_names_the_command_that_takes_its_scores(scenes_corpus_dir, tmp_path):
     recipe = ["--recipe", "tiny-student", "--set", "candidates.per_query=4", *CPU]
-    found = document_of("cache-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "cache", *recipe, "--plan-only", "--json")
+    found = document_of(
+        "cache-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "cache", *recipe, "--plan-only", "--json"
+    )
     place = f"dcdctl cache-teacher --data {scenes_corpus_dir} --recipe tiny-student --set candidates.per_query=4"
     assert found["next"] == f"{place} --scores SCORES --teacher-name NAME --out {tmp_path / 'cache'}"
     assert (found["work"], found["files"]) == (str(tmp_path / "cache" / "work"), 1)
@@ -155,7 +226,9 @@ def test_a_work_list_names_the_command_that_takes_its_scores(scenes_corpus_dir, 
 def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
     teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
     page, table = tmp_path / "r.html", tmp_path / "r.csv"
-    found = document_of("report", dual, "--teacher-eval", teacher, "--out", page, "--to-csv", table, "--queries", 1, "--json")
+    found = document_of(
+        "report", dual, "--teacher-eval", teacher, "--out", page, "--to-csv", table, "--queries", 1, "--json"
+    )
     assert (found["page"], found["csv"], "markdown" in found) == (str(page), str(table), False)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -184,7 +257,9 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
     monkeypatch.setattr(serve_command, "_show_start", stop)
     with pytest.raises(StoppedError, match=r"^2$"):
         # With a re-ranker torch is there from the start.
-        serve_command.serve(noise_index, port=0, threads=2, device="cpu", rerank=str(noise_index.parent / "dual"), json=True)
+        serve_command.serve(
+            noise_index, port=0, threads=2, device="cpu", rerank=str(noise_index.parent / "dual"), json=True
+        )
     printed = capsys.readouterr().out
     found = json.loads(printed)
     assert printed.count("\n") == 1
@@ -193,10 +268,13 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
 
 
 @pytest.mark.parametrize(
-    ("has_keys", "warning"), [(False, "there is no key"), (True, "can be read on the network, unless a proxy adds HTTPS")]
+    ("has_keys", "warning"),
+    [(False, "there is no key"), (True, "can be read on the network, unless a proxy adds HTTPS")],
 )
 def test_a_service_that_others_reach_warns_on_stderr(capsys, has_keys, warning):
-    serve_command._show_start(True, Started("http://0.0.0.0:80/", "photos.index", 3, is_loopback=False, has_keys=has_keys))
+    serve_command._show_start(
+        True, Started("http://0.0.0.0:80/", "photos.index", 3, is_loopback=False, has_keys=has_keys)
+    )
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"url": "http://0.0.0.0:80/", "index": "photos.index", "images": 3}
     assert warning in printed.err

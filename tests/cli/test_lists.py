@@ -36,7 +36,9 @@ def test_the_list_of_recipes_says_what_each_needs_takes_and_gives():
 
 def test_a_printed_recipe_trains_as_the_recipe_itself_with_its_overrides(tmp_path):
     mine = tmp_path / "mine.toml"
-    mine.write_text(run("recipes", "demo-dual", "--set", "loss.temperature=0.25", "--set", "optimizer.epochs=3"), encoding="utf-8")
+    mine.write_text(
+        run("recipes", "demo-dual", "--set", "loss.temperature=0.25", "--set", "optimizer.epochs=3"), encoding="utf-8"
+    )
     assert load_recipe(str(mine)) == load_recipe("demo-dual", ["loss.temperature=0.25", "optimizer.epochs=3"])
     assert load_recipe(str(mine)) != load_recipe("demo-dual")
     assert json.loads(run("recipes", str(mine), "--json"))["loss"]["temperature"] == 0.25
@@ -62,7 +64,9 @@ def test_the_list_of_models_has_every_family_and_every_named_teacher():
     known = {teacher["name"]: teacher for teacher in document["teachers"]}
     assert {"scenes-vilt", "vilt-flickr30k"} <= known.keys()
     assert known["vilt-flickr30k"]["source"] == "hf://dandelin/vilt-b32-finetuned-flickr30k"
-    assert known["vilt-flickr30k"]["reported"] == ["Flickr30K 1K: text retrieval 83.5/96.7/98.6, image retrieval 64.4/88.7/93.8"]
+    assert known["vilt-flickr30k"]["reported"] == [
+        "Flickr30K 1K: text retrieval 83.5/96.7/98.6, image retrieval 64.4/88.7/93.8"
+    ]
     assert "vilt-flickr30k\n  ViLT-B/32, fine-tuned on Flickr30K.\n  weights: 112 M parameters" in run("models")
 
 
@@ -105,7 +109,8 @@ for asked in json.loads(sys.argv[1]):
 
 
 def ask(questions: list[dict[str, str]]) -> list[list[str]]:
-    """The proposals for each question, in the environment variables of a shell; no heavy library was imported for them."""
+    """The proposals for each question, in the environment variables of a shell; no heavy library was imported for
+    them."""
     done = processes.run([sys.executable, "-c", ASK, json.dumps(questions)], capture_output=True, text=True, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [heavy for _, heavy in found] == [[]] * len(questions)
@@ -150,7 +155,10 @@ def answers(tmp_path_factory) -> dict[str, list[str]]:
         ("dcdctl distill demo-dual --data DIR/corpus --split train+", ["train+val", "train+test"]),
         ("dcdctl eval run --data DIR/absent --split t", []),
         ("dcdctl distill demo-dual --set loss.t", ["loss.terms=", "loss.temperature="]),
-        ("dcdctl distill demo-dual --set loss.terms={infonce", ["loss.terms={infonce=1.0}", "loss.terms={infonce-hard=1.0}"]),
+        (
+            "dcdctl distill demo-dual --set loss.terms={infonce",
+            ["loss.terms={infonce=1.0}", "loss.terms={infonce-hard=1.0}"],
+        ),
     ],
 )
 def test_the_shell_completes(line, words, answers):
@@ -181,9 +189,17 @@ def test_bash_completes_words_that_it_splits():
 
 
 def test_an_empty_word_after_a_value_is_not_a_part_of_it():
-    typed = {"_DCDCTL_COMPLETE": "complete_bash", "COMP_WORDS": "dcdctl\ndistill\n--set\nloss.terms\n=\n\nlater", "COMP_CWORD": "5"}
+    typed = {
+        "_DCDCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "dcdctl\ndistill\n--set\nloss.terms\n=\n\nlater",
+        "COMP_CWORD": "5",
+    }
     join_split_words(typed)
-    assert (typed["COMP_WORDS"], typed["COMP_CWORD"], typed[BEFORE]) == ("dcdctl\ndistill\n--set\nloss.terms=\n", "4", "")
+    assert (typed["COMP_WORDS"], typed["COMP_CWORD"], typed[BEFORE]) == (
+        "dcdctl\ndistill\n--set\nloss.terms=\n",
+        "4",
+        "",
+    )
 
 
 def test_only_the_questions_of_bash_are_changed():

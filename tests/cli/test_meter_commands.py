@@ -70,11 +70,27 @@ def test_a_checkpoint_is_evaluated_like_its_conversion(scenes_corpus_dir, model_
 def test_a_student_of_a_meter_is_distilled_from_its_cache(scenes_corpus_dir, converted, corpus, tmp_path):
     data = ["--data", scenes_corpus_dir, *CPU]
     cached = run_cli(
-        "cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=4", *data
+        "cache-teacher",
+        "--teacher",
+        converted,
+        "--out",
+        tmp_path / "cache",
+        *RECIPE,
+        "--set",
+        "candidates.per_query=4",
+        *data,
     )
     assert cached.exit_code == 0, cached.stderr
-    assert cache.read_cache(tmp_path / "cache", corpus=Corpus.open(scenes_corpus_dir, "train"), teacher=models.load(converted).digest)
-    sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=3"]
+    assert cache.read_cache(
+        tmp_path / "cache", corpus=Corpus.open(scenes_corpus_dir, "train"), teacher=models.load(converted).digest
+    )
+    sets = [
+        "model.layers=[1]",
+        "batch.size=4",
+        "batch.random_negatives=4",
+        "batch.hard_negatives=2",
+        "optimizer.steps=3",
+    ]
     options = [word for one in sets for word in ("--set", one)]
     words = ["--teacher", converted, "--cache", tmp_path / "cache", "--out", tmp_path / "run", *options, *data]
     distilled = run_cli("distill", "meter-flickr30k", *words)
@@ -82,7 +98,10 @@ def test_a_student_of_a_meter_is_distilled_from_its_cache(scenes_corpus_dir, con
     assert runs.open_run(tmp_path / "run").metrics()[-1]["dcd-released"] > 0
     student, teacher = models.load(tmp_path / "run"), models.load(converted)
     assert len(student.layers) == 1
-    old, new = teacher.network.text_layers[1].feed_forward.up.weight, student.network.text_layers[0].feed_forward.up.weight
+    old, new = (
+        teacher.network.text_layers[1].feed_forward.up.weight,
+        student.network.text_layers[0].feed_forward.up.weight,
+    )
     assert not old.equal(new)
     assert teacher.network.vision.embeddings.class_embedding.equal(student.network.vision.embeddings.class_embedding)
 
@@ -94,24 +113,46 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
     assert evaluated.exit_code == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["protocol"]["features"] == "float16"
     cached = run_cli(
-        "cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=4", *data
+        "cache-teacher",
+        "--teacher",
+        converted,
+        "--out",
+        tmp_path / "cache",
+        *RECIPE,
+        "--set",
+        "candidates.per_query=4",
+        *data,
     )
     assert cached.exit_code == 0, cached.stderr
     assert "encode 8 images, then 40 captions, 0.00 GB in all" in cached.stderr
-    sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
+    sets = [
+        "model.layers=[1]",
+        "batch.size=4",
+        "batch.random_negatives=4",
+        "batch.hard_negatives=2",
+        "optimizer.steps=1",
+    ]
     words = ["--teacher", converted, "--cache", tmp_path / "cache", *[word for one in sets for word in ("--set", one)]]
     distilled = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "run", *words, *data)
     assert distilled.exit_code == 0, distilled.stderr
     assert "encode" not in distilled.stderr
     assert [path.name.partition("-")[0] for path in sorted(root.iterdir())] == ["test", "train"]
-    refused = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "other", *words, "--set", "model.layers=[]", *data)
+    refused = run_cli(
+        "distill", "meter-flickr30k", "--out", tmp_path / "other", *words, "--set", "model.layers=[]", *data
+    )
     assert refused.exit_code == 1
     assert "--features stores the outputs of frozen encoders, and these encoders are trained" in refused.stderr
 
 
 def test_a_meter_is_fine_tuned_in_both_directions_and_caches(scenes_corpus_dir, converted, tmp_path):
     data = ["--data", scenes_corpus_dir, *CPU]
-    sets = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=2", "optimizer.lr=1e-3", "optimizer.warmup_share=0"]
+    sets = [
+        "batch.size=4",
+        "batch.random_negatives=3",
+        "optimizer.steps=2",
+        "optimizer.lr=1e-3",
+        "optimizer.warmup_share=0",
+    ]
     tuning = ["finetune-teacher", "meter-flickr30k-teacher", "--teacher", converted, "--out", tmp_path / "run"]
     tuned = run_cli(*tuning, *[word for one in sets for word in ("--set", one)], *data)
     assert tuned.exit_code == 0, tuned.stderr
@@ -120,6 +161,14 @@ def test_a_meter_is_fine_tuned_in_both_directions_and_caches(scenes_corpus_dir, 
     parts = ("vision.", "text.", "text_transform.", "image_transform.", "text_layers.", "image_pooler.", "rank_output.")
     assert all(any(name.startswith(part) for name in changed) for part in parts)
     cached = run_cli(
-        "cache-teacher", "--teacher", tmp_path / "run", "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=2", *data
+        "cache-teacher",
+        "--teacher",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "cache",
+        *RECIPE,
+        "--set",
+        "candidates.per_query=2",
+        *data,
     )
     assert cached.exit_code == 0, cached.stderr

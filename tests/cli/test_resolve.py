@@ -1,4 +1,5 @@
-"""Every command checks what it was given before it opens weights: for each option that can be wrong, one line and no model."""
+"""Every command checks what it was given before it opens weights: for each option that can be wrong, one line and no
+model."""
 
 from __future__ import annotations
 
@@ -173,7 +174,10 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--allow-host": [Mistake("a b", r"allowed.host.*a b")],
     "--host": [Mistake("192.0.2.1", r"192\.0\.2\.1.*; .*--host")],
     "--where": [
-        Mistake("year = 2020", r"the condition 'year = 2020' has the unknown column year; this index has no columns: .*--metadata FILE"),
+        Mistake(
+            "year = 2020",
+            r"the condition 'year = 2020' has the unknown column year; this index has no columns: .*--metadata FILE",
+        ),
         Mistake("1 +", r"the condition '1 \+' cannot be read near .*; for example year >= 2020"),
     ],
     "--metadata": [
@@ -182,7 +186,11 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "--columns": [Mistake("yaer", r"PAIRS\.csv has no column 'yaer'; it has caption", {"--metadata": "PAIRS.csv"})],
     "--drop-column": [
-        Mistake("year", r"has no column 'year' to drop; its columns: none", {"target": "INDEX", "--images": UNSET, "--out": UNSET})
+        Mistake(
+            "year",
+            r"has no column 'year' to drop; its columns: none",
+            {"target": "INDEX", "--images": UNSET, "--out": UNSET},
+        )
     ],
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
@@ -191,22 +199,33 @@ MEASURED = {"--set": "validation.every=5"}
 TAUGHT = {"--set": "loss.terms={ kl = 1.0 }"}
 KL = {"recipe": "photos-self"}
 """A loss that needs scores, by an override and by a recipe."""
-PLAN, TAKE = ({"--teacher": UNSET, **words} for words in ({"--plan-only": ""}, {"--scores": "PAIRS.csv", "--teacher-name": "a"}))
+PLAN, TAKE = (
+    {"--teacher": UNSET, **words} for words in ({"--plan-only": ""}, {"--scores": "PAIRS.csv", "--teacher-name": "a"})
+)
 """Two ways to make a cache without a model."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("cache-teacher", "--teacher"): [
         MODEL,
         Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
         Mistake(
-            "FUSION", r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none", {"--plan-only": ""}, code=2
+            "FUSION",
+            r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none",
+            {"--plan-only": ""},
+            code=2,
         ),
     ],
     ("cache-teacher", "--with"): [
-        Mistake("captions,images", r"--with takes captions, paths, bytes, got 'images'; for example --with captions,paths", PLAN),
+        Mistake(
+            "captions,images",
+            r"--with takes captions, paths, bytes, got 'images'; for example --with captions,paths",
+            PLAN,
+        ),
         Mistake("captions", r"--with: is for a work list: add --plan-only", code=2),
     ],
     ("cache-teacher", "--scores"): [
-        Mistake("ABSENT.csv", r"ABSENT\.csv does not exist; --scores takes a file, a folder or a pattern in quotes", TAKE),
+        Mistake(
+            "ABSENT.csv", r"ABSENT\.csv does not exist; --scores takes a file, a folder or a pattern in quotes", TAKE
+        ),
         Mistake("FILE", r"FILE is no file of scores by its name; a file of scores ends with \.parquet, ", TAKE),
         Mistake("TAKEN", r"TAKEN holds no file of scores; ", TAKE),
         Mistake("PAIRS.csv", r"--scores: and --plan-only are two steps", PLAN, code=2),
@@ -217,20 +236,42 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with --scores", code=2),
     ],
     ("prepare", "--csv"): [
-        Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
+        Mistake(
+            "ABSENT.csv",
+            r"ABSENT\.csv cannot be read .*; --csv takes a CSV file",
+            {"name": UNSET, "--images": "PHOTOS"},
+        )
     ],
-    ("prepare", "--jsonl"): [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})],
+    ("prepare", "--jsonl"): [
+        Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})
+    ],
     ("prepare", "--hold-out"): [
-        Mistake("0.5", r"hold_out must lie in \[0, 0\.3\], got 0\.5", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+        Mistake(
+            "0.5",
+            r"hold_out must lie in \[0, 0\.3\], got 0\.5",
+            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+        )
     ],
     ("prepare", "--columns"): [
-        Mistake("yaer", r"PAIRS\.csv has no column 'yaer' to keep", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+        Mistake(
+            "yaer",
+            r"PAIRS\.csv has no column 'yaer' to keep",
+            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+        )
     ],
     ("prepare", "--encoding"): [
-        Mistake("klingon", r"unknown encoding 'klingon'; known: utf-8, ", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+        Mistake(
+            "klingon",
+            r"unknown encoding 'klingon'; known: utf-8, ",
+            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+        )
     ],
     ("prepare", "--name"): [
-        Mistake("a/b", r"name 'a/b' is not the name of a folder; ", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+        Mistake(
+            "a/b",
+            r"name 'a/b' is not the name of a folder; ",
+            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+        )
     ],
     ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"name": UNSET, "--csv": "PAIRS.csv"})],
     ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"place": "CACHE"})],
@@ -248,19 +289,47 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("ABSENT-{0..3}.tar", r"ABSENT-0\.tar cannot be read: No such file or directory; check the path"),
         Mistake("ABSENT-*.tar", r"no file matches ABSENT-\*\.tar; check the pattern, and quote it for the shell"),
         Mistake("bird://host/a.tar", r"the protocol bird:// is unknown; known are s3://"),
-        Mistake("a.tar", r"validation\.every is set, and a stream has no split.*; name a corpus with --validation-data", MEASURED),
+        Mistake(
+            "a.tar",
+            r"validation\.every is set, and a stream has no split.*; name a corpus with --validation-data",
+            MEASURED,
+        ),
         Mistake("a.tar", r"loss kl needs the teacher's scores", {**TAUGHT, "--teacher": UNSET}),
     ],
     ("distill", "--validation-data"): [replace(CORPUS, needs=MEASURED)],
     ("distill", "--teacher"): [
         MODEL,
-        Mistake("DUAL", r"DUAL is a dual encoder.*fusion scorer.*loss infonce learns from no teacher; leave --teacher out"),
-        Mistake("DUAL", r"--cache and the dual encoder DUAL both give scores; leave one out", {**TAUGHT, "--cache": "CACHE"}),
-        Mistake("DUAL", r"starts from its teacher, and DUAL is a dual encoder; name a fusion scorer", {"recipe": "tiny-student"}),
-        Mistake("FUSION", r"loss kl needs the teacher's scores; .*`dcdctl cache-teacher`.*a dual encoder with --teacher, wh", TAUGHT),
-        Mistake("DUAL", r"batch\.refresh_steps adds .* to a cache, and a dual --teacher", {**KL, "--set": "batch.refresh_steps=[5]"}),
-        Mistake("DUAL", r"candidates\.relative_margin is for .* cache.*; leave it out", {**KL, "--set": "candidates.relative_margin=0.1"}),
-        Mistake("DUAL", r"teachers\.weights has 2 numbers, and there are 1 teachers", {**KL, "--set": "teachers.weights=[1, 2]"}),
+        Mistake(
+            "DUAL", r"DUAL is a dual encoder.*fusion scorer.*loss infonce learns from no teacher; leave --teacher out"
+        ),
+        Mistake(
+            "DUAL", r"--cache and the dual encoder DUAL both give scores; leave one out", {**TAUGHT, "--cache": "CACHE"}
+        ),
+        Mistake(
+            "DUAL",
+            r"starts from its teacher, and DUAL is a dual encoder; name a fusion scorer",
+            {"recipe": "tiny-student"},
+        ),
+        Mistake(
+            "FUSION",
+            r"loss kl needs the teacher's scores; .*`dcdctl cache-teacher`.*a dual encoder with --teacher, wh",
+            TAUGHT,
+        ),
+        Mistake(
+            "DUAL",
+            r"batch\.refresh_steps adds .* to a cache, and a dual --teacher",
+            {**KL, "--set": "batch.refresh_steps=[5]"},
+        ),
+        Mistake(
+            "DUAL",
+            r"candidates\.relative_margin is for .* cache.*; leave it out",
+            {**KL, "--set": "candidates.relative_margin=0.1"},
+        ),
+        Mistake(
+            "DUAL",
+            r"teachers\.weights has 2 numbers, and there are 1 teachers",
+            {**KL, "--set": "teachers.weights=[1, 2]"},
+        ),
     ],
     ("eval", "--dims"): [
         Mistake("many", r"--dims must be a number.* got many; for example --dims 64,128"),
@@ -272,10 +341,14 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("int8", r"--vector-table measures all kinds.*; leave --codes", {"--vector-table": ""}),
     ],
     ("export", "--to"): [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
-    ("index", "--to"): [Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.*, lancedb:.* or qdrant://")],
+    ("index", "--to"): [
+        Mistake("absent", r"'absent' is not the URL of a store; write postgresql://.*, lancedb:.* or qdrant://")
+    ],
     ("index", "--codes"): [Mistake("int4", r"'int4'", code=2)],
     ("index", "--vectors"): [
-        Mistake("absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"),
+        Mistake(
+            "absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"
+        ),
         Mistake("int8", r"--vectors takes files of vectors, .*; codes are --codes int8"),
         Mistake("FILE", r"FILE is no file of vectors by its name; "),
     ],
@@ -284,7 +357,9 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],
     ("export", "--evaluation"): [
-        Mistake("EVALUATION", r"--evaluation is for a run that started from a dual encoder, and DUAL is none; leave it out"),
+        Mistake(
+            "EVALUATION", r"--evaluation is for a run that started from a dual encoder, and DUAL is none; leave it out"
+        ),
         Mistake("absent", r"--evaluation is for a run that started from a dual encoder"),
     ],
     ("recipes", "name"): [RECIPE],
@@ -341,7 +416,14 @@ class WeightsOpenedError(Exception):
     """What a test sees where a command opens weights: not an error that a command may show."""
 
 
-WEIGHT_READERS = (load_save.load, load_save.load_fusion, load_save.load_scorer, load_save.load_dual, safetensors.safe_open, load_file)
+WEIGHT_READERS = (
+    load_save.load,
+    load_save.load_fusion,
+    load_save.load_scorer,
+    load_save.load_dual,
+    safetensors.safe_open,
+    load_file,
+)
 """What opens weights, by whatever name a module has imported it."""
 
 
@@ -350,14 +432,20 @@ def names_of_readers() -> list[tuple[ModuleType, str]]:
     """Each module of the core, and a name that it has for one of `WEIGHT_READERS`."""
     for name in models.__all__:
         getattr(models, name)  # the room keeps a name from its first use on, and would keep what fails in a test
-    # Some modules import packages that take seconds. A module whose text lacks the words has no such name; a room has them by its face.
+    # Some modules import packages that take seconds. A module whose text lacks the words has no such name; a room has
+    # them by its face.
     word = re.compile(rf"\b({'|'.join(one.__name__ for one in WEIGHT_READERS)})\b")
     modules = [
         importlib.import_module(name)
         for finder, name, is_room in pkgutil.walk_packages(dcdctl.core.__path__, "dcdctl.core.")
         if is_room or word.search(finder.find_spec(name).loader.get_source(name))
     ]
-    return [(module, name) for module in modules for name, value in vars(module).items() if any(value is one for one in WEIGHT_READERS)]
+    return [
+        (module, name)
+        for module in modules
+        for name, value in vars(module).items()
+        if any(value is one for one in WEIGHT_READERS)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -396,7 +484,9 @@ def run(command: str, words: Words, stage: Path) -> Any:
 
 def option_names(command: str) -> list[str]:
     """The options and arguments of a command that take a value."""
-    return [next(iter(one.opts), one.name) for one in TREE.commands[command].params if not getattr(one, "is_flag", False)]
+    return [
+        next(iter(one.opts), one.name) for one in TREE.commands[command].params if not getattr(one, "is_flag", False)
+    ]
 
 
 def cases() -> Iterator[Any]:
@@ -429,7 +519,11 @@ def test_without_a_mistake_the_weights_are_opened(command, stage):
 @pytest.mark.parametrize("command", VALID)
 def test_every_option_is_in_the_table_of_mistakes(command):
     ranges = {name for one in TREE.commands[command].params if one.min is not None for name in one.opts}
-    assert set(option_names(command)) - ranges <= {*MISTAKES, *(option for name, option in OWN if name == command), *NOTHING_TO_CHECK}
+    assert set(option_names(command)) - ranges <= {
+        *MISTAKES,
+        *(option for name, option in OWN if name == command),
+        *NOTHING_TO_CHECK,
+    }
 
 
 def test_every_command_is_in_the_table():
@@ -437,11 +531,15 @@ def test_every_command_is_in_the_table():
 
 
 @pytest.mark.parametrize(("command", "words", "module", "extra"), PACKAGES)
-def test_a_missing_package_is_named_with_its_extra_before_weights_are_opened(command, words, module, extra, stage, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra_before_weights_are_opened(
+    command, words, module, extra, stage, monkeypatch
+):
     monkeypatch.setitem(sys.modules, module, None)
     result = run(command, {**VALID[command], **words}, stage)
     assert result.exit_code == 1
-    assert re.search(rf"needs .*{module.replace('_', '-')}.*not installed; {re.escape(install_command(extra))}", result.stderr)
+    assert re.search(
+        rf"needs .*{module.replace('_', '-')}.*not installed; {re.escape(install_command(extra))}", result.stderr
+    )
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -59,9 +59,13 @@ def test_each_hit_is_one_line_and_names_cannot_control_the_terminal(index, searc
     assert head.split() == ["#", "cosine", "image"]
     answer = searcher.by_text(TEXT, 12)
     assert [line.split(maxsplit=2)[2] for line in lines] == names_in(answer)
-    assert [line.split()[:2] for line in lines] == [[str(place), f"{hit.score:.4f}"] for place, hit in enumerate(answer.hits, start=1)]
+    assert [line.split()[:2] for line in lines] == [
+        [str(place), f"{hit.score:.4f}"] for place, hit in enumerate(answer.hits, start=1)
+    ]
     assert not UNSAFE.search(result.stdout)
-    assert {"[red]brackets[.png", r"esc\u001b[31m.png", r"\u202egnp.png"} <= {line.split(maxsplit=2)[2] for line in lines}
+    assert {"[red]brackets[.png", r"esc\u001b[31m.png", r"\u202egnp.png"} <= {
+        line.split(maxsplit=2)[2] for line in lines
+    }
     assert f"12 of {len(NAMES)} images in " in result.stderr
 
 
@@ -124,7 +128,11 @@ def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid, tmp_path)
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["a dog"], 1, r"error: .*index has no words of captions and file names; add them: dcdctl index .*index --keywords\n"),
+        (
+            ["a dog"],
+            1,
+            r"error: .*index has no words of captions and file names; add them: dcdctl index .*index --keywords\n",
+        ),
         (["--image", "a.png"], 2, r"compares the words of a text, and --image has none"),
     ],
 )
@@ -223,7 +231,10 @@ def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
     try:
-        assert run_cli(index, "--image", index.parent / "images" / "plain.png", "--threads", before + 1, *CPU).exit_code == 0
+        assert (
+            run_cli(index, "--image", index.parent / "images" / "plain.png", "--threads", before + 1, *CPU).exit_code
+            == 0
+        )
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -328,7 +339,9 @@ def test_an_image_for_kitty_is_one_png_in_chunks():
     sent = terminal_images.escape_sequence(image, "kitty")
     parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", sent)
     assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) + "\n" == sent
-    assert [dict(key.split("=") for key in keys.split(","))["m"] for keys, _ in parts] == ["1"] * (len(parts) - 1) + ["0"]
+    assert [dict(key.split("=") for key in keys.split(","))["m"] for keys, _ in parts] == ["1"] * (len(parts) - 1) + [
+        "0"
+    ]
     assert max(len(data) for _, data in parts) <= 4096
     assert len(parts) > 1
     shown = Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in parts))))
@@ -337,7 +350,9 @@ def test_an_image_for_kitty_is_one_png_in_chunks():
 
 def test_an_image_for_iterm_gives_its_number_of_bytes():
     sent = terminal_images.escape_sequence(Image.new("RGBA", (10, 20), (9, 9, 9, 0)), "iterm2")
-    size, data = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+);height=6;preserveAspectRatio=1:([^\x07]*)\x07\n", sent).groups()
+    size, data = re.fullmatch(
+        r"\x1b\]1337;File=inline=1;size=(\d+);height=6;preserveAspectRatio=1:([^\x07]*)\x07\n", sent
+    ).groups()
     assert len(base64.b64decode(data)) == int(size)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (10, 20)
 
@@ -349,7 +364,13 @@ def test_images_are_below_their_lines(searcher, capsys):
 
 
 def test_only_unprintable_characters_are_escaped():
-    for unsafe, shown in (("\x1b[2J", r"\u001b[2J"), ("\x9b", r"\u009b"), ("\u202e", r"\u202e"), ("\n", r"\u000a"), ("\udce9", r"\udce9")):
+    for unsafe, shown in (
+        ("\x1b[2J", r"\u001b[2J"),
+        ("\x9b", r"\u009b"),
+        ("\u202e", r"\u202e"),
+        ("\n", r"\u000a"),
+        ("\udce9", r"\udce9"),
+    ):
         assert terminal.printable(f"a{unsafe}") == f"a{shown}"
     for safe in ("caf\u00e9 [red]", "\u72ac", "\U0001f469\u200d\U0001f680", "\u00a0"):
         assert terminal.printable(safe) == safe

@@ -93,7 +93,9 @@ def test_a_taken_port_is_an_error_before_anything_is_loaded(tmp_path):
 
 def test_a_weak_key_is_an_error_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("DCDCTL_API_KEY", "short")
-    assert "key 1 of DCDCTL_API_KEY has 5 characters, at least 16 are required" in error_of(tmp_path / "absent", "--port", 0)
+    assert "key 1 of DCDCTL_API_KEY has 5 characters, at least 16 are required" in error_of(
+        tmp_path / "absent", "--port", 0
+    )
 
 
 def test_an_unknown_host_is_an_error(tmp_path):
@@ -124,7 +126,10 @@ def test_the_extra_has_every_package_that_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert {re.split(r"[>=<]", package)[0] for package in extras["serve"]} == {
-        *("onnx", "onnxruntime"),  # an index is made without a text side, and its texts are read with torch, without them
+        *(
+            "onnx",
+            "onnxruntime",
+        ),  # an index is made without a text side, and its texts are read with torch, without them
         *(name.replace("_", "-") for name in server.PACKAGES),
     }
     (own,) = (package for package in extras["dev"] if package.startswith("dcdctl["))
@@ -150,7 +155,10 @@ def assert_memory_of_uploads_is_returned(url: str) -> None:
     assert httpx2.get(f"{url}search", params={"row": 0}, timeout=TIMEOUT_S, verify=False).status_code == 200
     decoded_bytes, before = 4 * 4000 * 4000, resident_bytes(url)
     for _ in range(2):
-        assert httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=TIMEOUT_S).status_code == 200
+        assert (
+            httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=TIMEOUT_S).status_code
+            == 200
+        )
     assert resident_bytes(url) - before < decoded_bytes / 3
 
 
@@ -174,7 +182,9 @@ except SystemExit as end:
 def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monkeypatch):
     install, index, search, serve_it = first_commands()
     extras = re.fullmatch(r"pip install '\.\[(.*)\]'", install)[1].split(",")
-    assert set(extras) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
+    assert set(extras) <= set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    )
 
     monkeypatch.chdir(tmp_path)
     Path("RUN").symlink_to(made.run)
@@ -193,9 +203,14 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
                 assert message.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
                 url = message.split()[-1]
                 assert "<form" in httpx2.get(url, timeout=TIMEOUT_S, verify=False).text
-                found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S, verify=False).json()["results"]
+                found = httpx2.get(
+                    f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S, verify=False
+                ).json()["results"]
                 assert len(found) == 3
-                assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S, verify=False).headers["content-type"] == "image/jpeg"
+                assert (
+                    httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S, verify=False).headers["content-type"]
+                    == "image/jpeg"
+                )
                 assert_memory_of_uploads_is_returned(url)
             finally:
                 os.kill(process_id, signal.SIGTERM)

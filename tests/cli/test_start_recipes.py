@@ -1,4 +1,5 @@
-"""The recipes that start from CLIP or SigLIP: every command in their heads, run on tiny models in place of the published ones."""
+"""The recipes that start from CLIP or SigLIP: every command in their heads, run on tiny models in place of the
+published ones."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def test_the_commands_of_a_head_train_from_zero_shot_quality(name, workplace):
 
 
 def check_run(run: Run, name: str, line: str, workplace: Path) -> None:
-    """Its settings are those of the command, its recalls before the first step those of its start, and its losses those of the recipe."""
+    """Its settings are those of the command, its recalls before the first step those of its start, and its losses those
+    of the recipe."""
     facts, first, start = run.facts(), run.metrics()[0], workplace / START[name]
     count = re.search(r"--accumulate (\d+)", line)
     assert facts["micro_batches"] == (int(count[1]) if count else 1)

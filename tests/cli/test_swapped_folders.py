@@ -52,7 +52,9 @@ SWAPPED = [
 ]
 
 
-@pytest.mark.parametrize(("expected", "words", "kind"), SWAPPED, ids=lambda value: value if isinstance(value, str) else value[0])
+@pytest.mark.parametrize(
+    ("expected", "words", "kind"), SWAPPED, ids=lambda value: value if isinstance(value, str) else value[0]
+)
 def test_a_folder_of_another_kind_is_named_with_its_place(expected, words, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("X")

@@ -1,4 +1,5 @@
-"""Two processes that write the same folder at once: one does the work, the other waits or ends with one line, and the files are whole."""
+"""Two processes that write the same folder at once: one does the work, the other waits or ends with one line, and the
+files are whole."""
 
 from __future__ import annotations
 
@@ -23,7 +24,13 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no POSIX locks")
-SMALL = ["model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1", "model.vocab_size=99", "model.projection_dim=8"]
+SMALL = [
+    "model.hidden_size=16",
+    "model.num_layers=1",
+    "model.num_text_layers=1",
+    "model.vocab_size=99",
+    "model.projection_dim=8",
+]
 SETS = [word for sets in [*SMALL, "batch.size=4", "optimizer.steps=2"] for word in ("--set", sets)]
 COUNTS = [word for split in ("train", "val", "test") for word in ("--set", f"counts.{split}=2")]
 ONE = ["--recipe", "tiny-student", "--set", "candidates.per_query=1"]
@@ -49,7 +56,8 @@ def run(words: list[object]) -> Any:
 
 @contextmanager
 def paused_in_first_write(words: list[object]) -> Iterator[Callable[[], None]]:
-    """Another process that runs a command and stops in its first write, until the function is called; it must end well."""
+    """Another process that runs a command and stops in its first write, until the function is called; it must end
+    well."""
     (wrote_r, wrote_w), (go_r, go_w) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -103,7 +111,9 @@ def test_of_two_runs_the_second_is_refused_in_one_line_and_the_first_is_whole(na
         assert contents(tmp_path) == before
     assert second.exit_code == 1, second.output
     *progress, line = second.stderr.splitlines()
-    assert line.startswith(f"error: another run is writing to {tmp_path / 'out'}; wait until it ends, or name another folder"), line
+    assert line.startswith(
+        f"error: another run is writing to {tmp_path / 'out'}; wait until it ends, or name another folder"
+    ), line
     assert not [line for line in progress if "error" in line.lower()]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not list(tmp_path.rglob("*.partial"))
@@ -115,7 +125,9 @@ def test_of_two_runs_the_second_is_refused_in_one_line_and_the_first_is_whole(na
     }
 
 
-def test_of_two_runs_with_the_same_features_the_second_waits_and_uses_what_the_first_stored(stage, tmp_path, monkeypatch):
+def test_of_two_runs_with_the_same_features_the_second_waits_and_uses_what_the_first_stored(
+    stage, tmp_path, monkeypatch
+):
     data = ["--data", stage / "corpus", "--split", "test", "--teacher", stage / "pair"]
     words = ["cache-teacher", *data, *ONE, *CPU, "--features", tmp_path / "features"]
     with paused_in_first_write([*words, "--out", tmp_path / "first"]) as resume:

@@ -1,4 +1,5 @@
-"""An output that cannot be written, or a disk that is full at any time: one line that names it, and no half-written file."""
+"""An output that cannot be written, or a disk that is full at any time: one line that names it, and no half-written
+file."""
 
 from __future__ import annotations
 
@@ -21,7 +22,18 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of this kind")
-WRITERS = ["prepare", "cache-teacher", "distill", "finetune-teacher", "convert", "export", "index", "eval", "compare", "report"]
+WRITERS = [
+    "prepare",
+    "cache-teacher",
+    "distill",
+    "finetune-teacher",
+    "convert",
+    "export",
+    "index",
+    "eval",
+    "compare",
+    "report",
+]
 OUTPUTS = {"eval": ["--out", NEW], "compare": [], "report": []}
 PLACES = [
     "/proc/x",
@@ -56,7 +68,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(stage: Path) -> Path:
-    os.mkfifo(stage / "pipe")  # stands for a device such as /dev/null: a command that replaced that would harm the whole machine
+    os.mkfifo(
+        stage / "pipe"
+    )  # stands for a device such as /dev/null: a command that replaced that would harm the whole machine
     (stage / "no-permission").mkdir(mode=0o500)
     (stage / "loop").symlink_to("loop")
     (stage / "dangling").symlink_to("/proc/nowhere")
@@ -72,7 +86,9 @@ def outcome(words: list[str], folder: Path) -> tuple[str, str]:
     if result.exit_code == 0:
         return "written", ""
     errors = [row for row in result.stderr.splitlines() if row.startswith("error: ")]
-    return ("named" if result.exit_code in (1, 2) and len(errors) <= 1 else "unnamed"), "".join(errors) or result.stderr[-300:]
+    return ("named" if result.exit_code in (1, 2) and len(errors) <= 1 else "unnamed"), "".join(
+        errors
+    ) or result.stderr[-300:]
 
 
 def names(folder: Path) -> set[str]:
@@ -83,7 +99,9 @@ def names(folder: Path) -> set[str]:
 def test_a_place_that_cannot_be_written_is_one_line_and_nothing_is_written(command, places):
     before, counts, wrong = names(places), Counter(), []
     # A file, or a link to nothing, is replaced by a page.
-    for place in [place for place in PLACES if command not in ("compare", "report") or place not in ("pairs.csv", "loop")]:
+    for place in [
+        place for place in PLACES if command not in ("compare", "report") or place not in ("pairs.csv", "loop")
+    ]:
         found, text = outcome(line(command, place), places)
         counts[found] += 1
         if found != "named" or not re.search(rf"{place[:4]}|/proc/nowhere|[Uu]sage", text) or "delete" in text:
@@ -142,7 +160,8 @@ def test_a_full_disk_is_one_line_that_says_to_make_room(command, stage, tmp_path
     for kilobytes in (4, 12, 40, 120):
         with small_disk(tmp_path / "disk", kilobytes):
             found, text = outcome(
-                line(command, str(tmp_path / "disk" / ("out.html" if command in ("compare", "report") else "out"))), stage
+                line(command, str(tmp_path / "disk" / ("out.html" if command in ("compare", "report") else "out"))),
+                stage,
             )
             assert found in ("named", "written"), (kilobytes, text)
             assert found == "written" or "make room" in text or "not enough" in text, text

@@ -75,7 +75,9 @@ def test_a_file_url_is_no_path_to_write_to(tmp_path, monkeypatch):
 
 def test_python_refuses_to_write_to_a_url(tmp_path, monkeypatch, scenes_corpus_dir):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"^hf://datasets/me/birds is a URL, which dcdctl does not write to; name a place"):
+    with pytest.raises(
+        InputError, match=r"^hf://datasets/me/birds is a URL, which dcdctl does not write to; name a place"
+    ):
         dcdctl.distill("demo-dual-alone", scenes_corpus_dir, Path("hf://datasets/me/birds"), device="cpu")
     assert not list(tmp_path.iterdir())
 
@@ -96,13 +98,16 @@ def remote(scenes_corpus_dir):
         (["inspect", "memory://scenes", "--html", "page.html"], 0, "scenes, memory://scenes\n"),
         (["inspect", "memory://scenes", "--hardest", "3"], 2, "memory://scenes is a corpus"),
         (["inspect", "memory://absent"], 1, "memory://absent/corpus.json does not exist"),
-        (["eval", "DUAL", "--data", "memory://scenes", "--split", "absent"], 1, "memory://scenes has no split 'absent'"),
+        (["eval", "DUAL", "--data", "memory://scenes", "--split", "absent"], 1, "memory://scenes has no split "
+                                                                                "'absent'"),
         (["eval", "DUAL", "--data", "memory://scenes", "--split", "test", "--protocol", "coco-5k"], 1, "memory://scenes"),
         (["compare", "memory://a", "DUAL"], 1, "there is no folder memory://a, expected an evaluation"),
-        (["index", "memory://a", "--add", "photos"], 1, "memory://a is a URL, and the index to change is a folder of this machine"),
+        (["index", "memory://a", "--add", "photos"], 1, "memory://a is a URL, and the index to change is a folder of "
+                                                        "this machine"),
         (["finetune-teacher", "tiny-teacher", "--data", "memory://scenes", "--out", "run", *(
             word for field in ("batch.size=4", "optimizer.steps=1", "batch.random_negatives=2", "model.hidden_size=32",
-                               "model.num_layers=1", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16")
+                               "model.num_layers=1", "model.num_text_layers=1", "model.vocab_size=200",
+                               "model.projection_dim=16")
             for word in ("--set", field)), "--device", "cpu"],
          0, "--data memory://scenes --recipe RECIPE"),
     ],

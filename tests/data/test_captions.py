@@ -28,10 +28,19 @@ DIFFERENT = {
     "Hindi: boy, girl": ["\u0932\u0921\u093c\u0915\u093e", "\u0932\u0921\u093c\u0915\u0940"],
     "Thai: near, far": ["\u0e43\u0e01\u0e25\u0e49", "\u0e44\u0e01\u0e25"],
     "Spanish: year, anus": ["a\u00f1o", "ano"],
-    "emoji": ["\U0001f600", "\U0001f622", "\U0001f600\U0001f600", "\U0001f44d\U0001f3fb", "\U0001f44d\U0001f3ff", "\u2764", "\U0001f90d"],
+    "emoji": [
+        "\U0001f600",
+        "\U0001f622",
+        "\U0001f600\U0001f600",
+        "\U0001f44d\U0001f3fb",
+        "\U0001f44d\U0001f3ff",
+        "\u2764",
+        "\U0001f90d",
+    ],
     "emoji after words": ["a dog \U0001f600", "a dog \U0001f622", "a dog"],
     "flags of England and Scotland": [
-        "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in name) + "\U000e007f" for name in ("gbeng", "gbsct")
+        "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in name) + "\U000e007f"
+        for name in ("gbeng", "gbsct")
     ],
     "signs": ["c", "c+", "c++", "5 $", "5 \u20ac", "a < b", "a > b"],
     "punctuation alone": ["!", "?", "...", "\u2014", "!!"],

@@ -29,7 +29,9 @@ from dcdctl.core.errors import CorpusError
 def make_row(i, num_captions=2, data=None):
     captions, numbers = [f"caption {i}.{k}" for k in range(num_captions)], [10 * i + k for k in range(num_captions)]
     data = data if data is not None else image_file(i)
-    return CorpusRow(image_id=f"id{i}", path=f"{i}.png", data=data, width=6, height=4, captions=captions, caption_ids=numbers)
+    return CorpusRow(
+        image_id=f"id{i}", path=f"{i}.png", data=data, width=6, height=4, captions=captions, caption_ids=numbers
+    )
 
 
 def image_file(i, image_format="PNG", **options):
@@ -46,7 +48,12 @@ def write_corpus(folder, rows, rows_a_shard):
         list(write_shard(folder / name, part))
         shards.append({"file": name, **seal_of(folder / name, rows=len(part))})
     fingerprint = fingerprint_of(row.digest() for row in rows)
-    entry = {"images": len(rows), "captions": sum(len(row.captions) for row in rows), "fingerprint": fingerprint, "shards": shards}
+    entry = {
+        "images": len(rows),
+        "captions": sum(len(row.captions) for row in rows),
+        "fingerprint": fingerprint,
+        "shards": shards,
+    }
     write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": {"train": entry}})
     return Corpus.open(folder, "train")
 
@@ -120,7 +127,9 @@ def test_images_come_in_the_given_order_and_may_repeat(ragged):
 def test_images_reads_each_row_group_once(ragged, monkeypatch):
     groups = []
     read = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda file, group, **kw: groups.append(group) or read(file, group, **kw))
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda file, group, **kw: groups.append(group) or read(file, group, **kw)
+    )
     ragged.images([0, 40, 50, 1, 41, 51, 2])  # row groups 0 and 1 of the first shard, 0 of the second
     assert sorted(groups) == [0, 0, 1]
 
@@ -207,10 +216,20 @@ def test_joined_splits_are_one_gallery_whose_parts_stay_as_they_are(scenes_corpu
     assert joined.captions == train.captions + val.captions
     assert joined.captions_of(32) == range(160, 165)
     assert joined.caption_image.tolist() == [i for i in range(40) for _ in range(5)]
-    assert [joined.image_bytes(i) for i in (31, 32, 39)] == [train.image_bytes(31), val.image_bytes(0), val.image_bytes(7)]
+    assert [joined.image_bytes(i) for i in (31, 32, 39)] == [
+        train.image_bytes(31),
+        val.image_bytes(0),
+        val.image_bytes(7),
+    ]
     assert Corpus.open(scenes_corpus_dir, "train").fingerprint == train.fingerprint
     assert Corpus.open(scenes_corpus_dir, "train+val").fingerprint == joined.fingerprint
-    others = [train, val, Corpus.open(scenes_corpus_dir, "val+train"), Corpus.open(scenes_corpus_dir, "train+val+test"), joined.subset(39)]
+    others = [
+        train,
+        val,
+        Corpus.open(scenes_corpus_dir, "val+train"),
+        Corpus.open(scenes_corpus_dir, "train+val+test"),
+        joined.subset(39),
+    ]
     assert joined.fingerprint not in {other.fingerprint for other in others}
     assert joined.subset(33).captions == train.captions + val.captions[:5]
 
@@ -226,7 +245,10 @@ def test_joined_flickr30k_has_the_images_that_the_released_code_trains_on():
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("train+dev", r"has no split 'dev', a part of 'train\+dev'; it has train, val, test; \+ joins splits, as in train\+val"),
+        (
+            "train+dev",
+            r"has no split 'dev', a part of 'train\+dev'; it has train, val, test; \+ joins splits, as in train\+val",
+        ),
         ("train,val", r"has no split 'train,val'; it has train, val, test; \+ joins splits, as in train\+val"),
         ("train+", r"has no split '', a part of 'train\+'"),
         ("train + val", r"has no split 'train ', a part of 'train \+ val'"),
@@ -258,16 +280,22 @@ def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
 
 
 def test_the_error_for_a_missing_folder_says_what_to_run(tmp_path):
-    with pytest.raises(CorpusError, match=r"there is no corpus in .*absent \(no corpus\.json\); make one with `dcdctl prepare`"):
+    with pytest.raises(
+        CorpusError, match=r"there is no corpus in .*absent \(no corpus\.json\); make one with `dcdctl prepare`"
+    ):
         Corpus.open(tmp_path / "absent", "train")
 
 
 def test_a_folder_without_corpus_json_is_unfinished_or_not_a_corpus(ragged):
     (ragged.folder / "corpus.json").unlink()
-    with pytest.raises(CorpusError, match=r"there is no corpus in .* \(no corpus\.json\); make one with `dcdctl prepare`"):
+    with pytest.raises(
+        CorpusError, match=r"there is no corpus in .* \(no corpus\.json\); make one with `dcdctl prepare`"
+    ):
         Corpus.open(ragged.folder, "train")
     (ragged.folder / "prepare.json").write_text("{}")
-    with pytest.raises(CorpusError, match=r"the corpus in .* is not finished; run the same `dcdctl prepare` again: it resumes"):
+    with pytest.raises(
+        CorpusError, match=r"the corpus in .* is not finished; run the same `dcdctl prepare` again: it resumes"
+    ):
         Corpus.open(ragged.folder, "train")
 
 
@@ -294,7 +322,8 @@ def test_a_damaged_image_inside_a_shard_is_named(scenes_corpus_dir, tmp_path):
     name = damage_image(folder, "val", 3, image_file(0)[:50])
     opened = Corpus.open(folder, "val")
     message = (
-        rf"image '{name}' of split val in .*copy cannot be decoded: the image is truncated.*; delete the folder and run .*prepare` again"
+        rf"image '{name}' of split val in .*copy cannot be decoded: the image is truncated.*; delete the "
+        r"folder and run .*prepare` again"
     )
     for read in (lambda: opened.image(3), lambda: opened.images([1, 3]), lambda: opened.subset(5).images([3])):
         with pytest.raises(CorpusError, match=message):

@@ -40,7 +40,9 @@ def pixels_of(image: Image.Image) -> str:
 def test_datasets_gives_images_and_lists_of_captions_without_a_network(corpus, tmp_path, monkeypatch):
     for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(name, value)
-    rows = json.loads(run_script(LOAD_WITH_DATASETS, tmp_path / "cache", *sorted(corpus.folder.glob("train-*.parquet"))))
+    rows = json.loads(
+        run_script(LOAD_WITH_DATASETS, tmp_path / "cache", *sorted(corpus.folder.glob("train-*.parquet")))
+    )
     assert rows == [
         {
             "image_id": corpus.image_ids[image],

@@ -56,7 +56,12 @@ def write_split(folder, name, captions, first) -> dict:
         file = shard_name(name, number, len(parts))
         digests += [row.digest() for row in write_shard(folder / file, part)]
         shards.append({"file": file, **seal_of(folder / file, rows=len(part))})
-    return {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": fingerprint_of(digests), "shards": shards}
+    return {
+        "images": len(rows),
+        "captions": sum(map(len, captions)),
+        "fingerprint": fingerprint_of(digests),
+        "shards": shards,
+    }
 
 
 @pytest.fixture
@@ -66,7 +71,9 @@ def folder(tmp_path):
     index = {"format": 2, "name": "hand", "licence": "CC0 <b>", "source": {"kind": "csv"}, "protocol": "the 1K of May"}
     index["splits"] = {"train": write_split(folder, "train", TRAIN, 0), "val": write_split(folder, "val", VAL, 3)}
     skip = {"row": "row 7", "image": "gone.jpg"}
-    index["skipped"] = [skip | {"reason": reason} for reason in ("no such image", "the image is truncated", "no such image")]
+    index["skipped"] = [
+        skip | {"reason": reason} for reason in ("no such image", "the image is truncated", "no such image")
+    ]
     overlap = {"same_file": 1000, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}
     index["leakage"] = {"near_bits": 2, "overlaps": {"val in train": overlap}}
     write_document(folder / "corpus.json", index)
@@ -124,7 +131,9 @@ def test_equal_captions_are_the_false_negatives_of_each_other(scenes_corpus_dir)
     captions = Corpus.open(scenes_corpus_dir, "train").captions
     texts = [*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE", "!!", "??", "! !"]
     classes, keys = false_negatives.text_classes(texts), [text_key(text) for text in texts]
-    assert np.array_equal(np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(keys)).index(text) for text in keys])
+    assert np.array_equal(
+        np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(keys)).index(text) for text in keys]
+    )
 
 
 def test_long_captions_share_the_last_bin(tmp_path):
@@ -191,7 +200,9 @@ def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp
 
 def test_a_page_has_the_requested_number_of_images_and_stays_small(scenes_corpus_dir, tmp_path):
     for count, expected in ((5, 5), (60, 32), (0, 0)):
-        result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--show-images", count)
+        result = run_cli(
+            scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--show-images", count
+        )
         assert result.exit_code == 0, result.stderr
         assert len(Page((tmp_path / "page.html").read_text()).all("img")) == expected
 
@@ -227,8 +238,8 @@ def test_the_error_for_another_folder_says_what_it_holds_and_what_is_expected(tm
     result = run_cli(tmp_path)
     assert result.exit_code == 1
     assert (
-        "holds 0.txt, a, b and 1 more; expected a corpus (corpus.json), a teacher cache (cache.json) or an index (index.json)"
-        in result.stderr
+        "holds 0.txt, a, b and 1 more; expected a corpus (corpus.json), a teacher cache (cache.json) or an index "
+        "(index.json)" in result.stderr
     )
     assert "dcdctl prepare" in result.stderr
     with pytest.raises(InputError, match="there is no folder"):
@@ -237,7 +248,9 @@ def test_the_error_for_another_folder_says_what_it_holds_and_what_is_expected(tm
         corpus_summary.artifact_kind(tmp_path / "0.txt")
 
 
-@pytest.mark.parametrize(("sign", "error"), [("prepare.json", "`dcdctl prepare` again"), ("plan.json", "`dcdctl cache-teacher` again")])
+@pytest.mark.parametrize(
+    ("sign", "error"), [("prepare.json", "`dcdctl prepare` again"), ("plan.json", "`dcdctl cache-teacher` again")]
+)
 def test_unfinished_work_keeps_its_own_error(tmp_path, sign, error):
     (tmp_path / sign).write_text("{}")
     result = run_cli(tmp_path)
@@ -251,7 +264,10 @@ def test_an_absent_split_and_a_damaged_shard_are_named(folder):
     assert "has no split 'test'; it has train, val" in result.stderr
     path = folder / "train-00001-of-00002.parquet"
     data = path.read_bytes()
-    for damaged, reason in ((b"PAR1 no more", "it has 12 bytes, not"), (data[:40] + bytes([data[40] ^ 1]) + data[41:], "its SHA-256 is")):
+    for damaged, reason in (
+        (b"PAR1 no more", "it has 12 bytes, not"),
+        (data[:40] + bytes([data[40] ^ 1]) + data[41:], "its SHA-256 is"),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(CorpusError, match=rf"train-00001-of-00002\.parquet is damaged: {reason}"):
             corpus_summary.summarize_corpus(folder)

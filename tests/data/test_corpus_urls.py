@@ -38,7 +38,11 @@ def memory(files):
 
 
 def assert_same(remote, local):
-    assert (remote.fingerprint, remote.num_images, remote.captions) == (local.fingerprint, local.num_images, local.captions)
+    assert (remote.fingerprint, remote.num_images, remote.captions) == (
+        local.fingerprint,
+        local.num_images,
+        local.captions,
+    )
     assert (remote.image_ids, remote.image_paths) == (local.image_ids, local.image_paths)
     assert np.array_equal(remote.caption_image, local.caption_image)
     assert [remote.image_bytes(image) for image in (3, 0, 31)] == [local.image_bytes(image) for image in (3, 0, 31)]
@@ -50,7 +54,10 @@ def test_a_corpus_at_a_url_is_the_corpus_of_the_folder(scenes_corpus_dir, files,
     assert_same(remote, corpus)
     assert_same(pickle.loads(pickle.dumps(remote)), corpus)
     assert repr(remote).startswith("Corpus('memory://scenes', 'train': 32 images")
-    assert Corpus.open("memory://scenes", "train+val", 35).fingerprint == Corpus.open(scenes_corpus_dir, "train+val", 35).fingerprint
+    assert (
+        Corpus.open("memory://scenes", "train+val", 35).fingerprint
+        == Corpus.open(scenes_corpus_dir, "train+val", 35).fingerprint
+    )
     assert_same(Corpus.open(f"file://{scenes_corpus_dir}", "train"), corpus)
     with loopback.serve({f"data/{name}": data for name, data in files.items()}, {"me/scenes": files}) as server:
         assert_same(Corpus.open(f"{server.url}/data", "train"), corpus)
@@ -95,11 +102,19 @@ def test_evaluation_and_training_take_a_url(scenes_corpus_dir, memory, dual_run,
         results.append(json.loads(result.stdout))
     assert results[0]["image_retrieval"] == results[1]["image_retrieval"]
     assert results[0]["text_retrieval"] == results[1]["text_retrieval"]
-    sets = ["batch.size=8", "optimizer.steps=3", "model.hidden_size=32", "model.projection_dim=16", "model.vocab_size=200"]
+    sets = [
+        "batch.size=8",
+        "optimizer.steps=3",
+        "model.hidden_size=32",
+        "model.projection_dim=16",
+        "model.vocab_size=200",
+    ]
     losses = []
     for name, place in (("url", ["memory://scenes"]), ("folder", scenes_corpus_dir)):
         job = TrainingJob("distill", "demo-dual-alone", sets, tmp_path / name)
-        losses.append([line["loss"] for line in distill.train(job, InputRefs(data=place), options=TrainingOptions()).metrics()])
+        losses.append(
+            [line["loss"] for line in distill.train(job, InputRefs(data=place), options=TrainingOptions()).metrics()]
+        )
     assert losses[0] == losses[1]
 
 
@@ -114,7 +129,11 @@ def test_damage_at_a_url_is_an_error_that_names_the_file(files, memory, corpus):
     for name, data, message in (
         (SHARD, files[SHARD][:-1], r"memory://scenes/train-.* is damaged: it has [\d,]+ bytes, not"),
         (SHARD, page_of(files[SHARD], corpus.image_bytes(7)), r"memory://scenes/train-.* is damaged \(.*CRC"),
-        ("corpus.json", files["corpus.json"].replace(b'"scenes"', b'"sceneZ"'), "memory://scenes/corpus.json is damaged"),
+        (
+            "corpus.json",
+            files["corpus.json"].replace(b'"scenes"', b'"sceneZ"'),
+            "memory://scenes/corpus.json is damaged",
+        ),
         ("corpus.json", b"{", "memory://scenes/corpus.json is not JSON"),
     ):
         memory.pipe(f"/scenes/{name}", data)

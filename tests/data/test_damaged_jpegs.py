@@ -1,4 +1,5 @@
-"""The check of `prepare` decodes JPEGs at an eighth of their size: it refuses the same damaged files as a decode of all pixels."""
+"""The check of `prepare` decodes JPEGs at an eighth of their size: it refuses the same damaged files as a decode of all
+pixels."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def refusal(decode: object, data: bytes) -> str | None:
 def test_a_scaled_decode_refuses_the_same_damaged_files(mode, options):
     copies = damaged(jpeg(mode, **options), seed=len(options), count=150)
     found = [(refusal(check_image, copy), refusal(decode_image, copy)) for copy in copies]
-    # The scaled copy may also show gray at the end where the last of all pixels happens to have another color: refused, and rightly.
+    # The scaled copy may also show gray at the end where the last of all pixels happens to have another color: refused,
+    # and rightly.
     assert all(by_check == by_decode for by_check, by_decode in found if by_decode is not None)
     assert {by_check for by_check, by_decode in found if by_decode is None} <= {None, SMALLER}
     assert 40 <= sum(by_check is not None for by_check, _ in found) < 150

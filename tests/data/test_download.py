@@ -77,7 +77,9 @@ def hub(server, tmp_path, monkeypatch):
 
 def left(cache: Path) -> list[str]:
     """The file names in the cache, without the hashes of URLs and without locks."""
-    return sorted(path.name.partition("-")[2] for path in (cache / "downloads").iterdir() if not path.name.startswith("."))
+    return sorted(
+        path.name.partition("-")[2] for path in (cache / "downloads").iterdir() if not path.name.startswith(".")
+    )
 
 
 def exactly(message: str) -> str:
@@ -124,7 +126,9 @@ def test_a_redirect_is_followed_and_the_name_is_that_of_the_url(server):
 
 def test_an_unchanged_file_is_not_read_again_and_a_touched_one_is(server, monkeypatch):
     read = []
-    monkeypatch.setattr(http, "hashes_of", lambda path, kinds, real=http.hashes_of: read.append(path) or real(path, kinds))
+    monkeypatch.setattr(
+        http, "hashes_of", lambda path, kinds, real=http.hashes_of: read.append(path) or real(path, kinds)
+    )
     path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
     read.clear()
     fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
@@ -193,7 +197,9 @@ def test_a_server_without_ranges_starts_again(server):
     assert [request.sent for request in server.requests] == [100_000, 100_000, len(BODY)]
 
 
-@pytest.mark.parametrize(("checksum", "sent"), [("", [100_000, len(BODY)]), (f"sha256:{sha256(BODY)}", [100_000, len(BODY) - 100_000])])
+@pytest.mark.parametrize(
+    ("checksum", "sent"), [("", [100_000, len(BODY)]), (f"sha256:{sha256(BODY)}", [100_000, len(BODY) - 100_000])]
+)
 def test_without_etag_or_date_only_a_checksum_allows_to_resume(server, checksum, sent):
     server.etags = False
     server.faults["/a.zip"] = Fault(cut_after=100_000)
@@ -256,7 +262,9 @@ def test_a_partial_file_longer_than_the_file_starts_again(server, cache):
     path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
     path.unlink()
     Path(f"{path}.partial").write_bytes(BODY * 2)
-    Path(f"{path}.partial.json").write_text(json.dumps({"validator": f'"{hashlib.md5(BODY).hexdigest()}"', "size": None}))
+    Path(f"{path}.partial.json").write_text(
+        json.dumps({"validator": f'"{hashlib.md5(BODY).hexdigest()}"', "size": None})
+    )
     assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
     assert [request.status for request in server.requests] == [200, 416, 200]
 
@@ -303,7 +311,10 @@ def test_the_rest_of_a_changed_file_is_refused_even_if_the_server_ignores_if_ran
     leave_partial(server, 100_000)
     server.files["a.zip"], server.if_range = OTHER, False
     assert fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum)).path.read_bytes() == OTHER
-    assert [(request.status, request.sent) for request in server.requests] == [(206, len(OTHER) - 100_000), (200, len(OTHER))]
+    assert [(request.status, request.sent) for request in server.requests] == [
+        (206, len(OTHER) - 100_000),
+        (200, len(OTHER)),
+    ]
 
 
 REST = len(BODY) - 100_000
@@ -334,15 +345,25 @@ def test_a_part_of_the_file_that_nobody_asked_for_is_an_error(server):
     server.faults["/a.zip"] = Fault(
         status=206, body=BODY[5:], headers={"Content-Range": f"bytes 5-{len(BODY) - 1}/{len(BODY)}"}, times=None
     )
-    with pytest.raises(SourceError, match=r"gave up after 5 attempts \(it sent a part of the file that was not requested\)"):
+    with pytest.raises(
+        SourceError, match=r"gave up after 5 attempts \(it sent a part of the file that was not requested\)"
+    ):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
 
 
 PACKED = gzip.compress(BODY)
 BAD_BODIES = {
     "packed data that end early": (PACKED[:-20], "gzip", r"gave up after 5 attempts \(its compressed data end early\)"),
-    "damaged packed data": (PACKED[:50] + b"x" * 50 + PACKED[100:], "gzip", r"gave up after 5 attempts \(its compressed data are damaged"),
-    "packed data that unpack to too much": (gzip.compress(BODY * 50), "gzip", "it sent more than the 307,200 bytes of the file"),
+    "damaged packed data": (
+        PACKED[:50] + b"x" * 50 + PACKED[100:],
+        "gzip",
+        r"gave up after 5 attempts \(its compressed data are damaged",
+    ),
+    "packed data that unpack to too much": (
+        gzip.compress(BODY * 50),
+        "gzip",
+        "it sent more than the 307,200 bytes of the file",
+    ),
     "another encoding": (PACKED, "br", "is sent with content-encoding br, expected the plain file"),
 }
 
@@ -366,7 +387,9 @@ def test_a_compressed_transfer_that_does_not_give_the_file_is_an_error(server, c
     has_checksum=st.booleans(),
     length=st.integers(1500, 2500),
 )
-def test_a_download_is_one_version_of_the_file_and_never_a_mix(server, cache, cut, changes, etags, ranges, if_range, has_checksum, length):
+def test_a_download_is_one_version_of_the_file_and_never_a_mix(
+    server, cache, cut, changes, etags, ranges, if_range, has_checksum, length
+):
     shutil.rmtree(cache, ignore_errors=True)
     old, new = b"a" * 2000, b"b" * length if changes else b"a" * 2000
     server.files["a.zip"], server.etags, server.ranges, server.if_range = old, etags, ranges, if_range
@@ -404,7 +427,8 @@ def test_a_wait_that_is_too_long_is_an_error(server):
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert str(caught.value) == (
-        f"{server.url}/a.zip asks to wait 3,600 seconds (429 Too Many Requests); run the same command again then: 0 bytes are kept"
+        f"{server.url}/a.zip asks to wait 3,600 seconds (429 Too Many Requests); run the same command again then: 0 "
+        "bytes are kept"
     )
 
 
@@ -426,7 +450,9 @@ def test_500_is_retried_with_longer_waits_and_then_fails(server, monkeypatch):
 def test_a_download_that_is_always_cut_fails_and_is_kept_for_the_next_run(server, cache):
     server.ranges = False
     server.faults["/a.zip"] = Fault(cut_after=100_000, times=None)
-    with pytest.raises(SourceError, match=r"gave up after 5 attempts .*; 100,000 bytes are kept: run the same command again to resume$"):
+    with pytest.raises(
+        SourceError, match=r"gave up after 5 attempts .*; 100,000 bytes are kept: run the same command again to resume$"
+    ):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert len(server.requests) == 5
     assert left(cache) == ["a.zip.partial", "a.zip.partial.json"]
@@ -471,7 +497,9 @@ def test_a_web_page_in_place_of_the_file_is_an_error(server, cache):
 def test_a_server_that_is_down_fails_after_five_attempts(cache):
     with loopback.serve() as gone:
         url = f"{gone.url}/a.zip"
-    with pytest.raises(SourceError, match=r"a.zip: gave up after 5 attempts \(.*refused.*\); run the same command again later$"):
+    with pytest.raises(
+        SourceError, match=r"a.zip: gave up after 5 attempts \(.*refused.*\); run the same command again later$"
+    ):
         fetch_file(RemoteFile(url=url))
 
 
@@ -487,7 +515,9 @@ def test_a_loop_of_redirects_is_an_error(server):
 @pytest.mark.parametrize(("kind", "found"), [("sha256", sha256(BODY)), ("md5", hashlib.md5(BODY).hexdigest())])
 def test_a_wrong_checksum_is_an_error_with_both_and_the_file_is_not_kept(server, cache, kind, found):
     expected = found[::-1]
-    with pytest.raises(SourceError, match=exactly(f"{server.url}/a.zip has {kind} {found}, expected {expected}; the file was not kept")):
+    with pytest.raises(
+        SourceError, match=exactly(f"{server.url}/a.zip has {kind} {found}, expected {expected}; the file was not kept")
+    ):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=f"{kind}:{expected}"))
     assert left(cache) == []
 
@@ -567,12 +597,16 @@ def filling_up(label, *, total, unit):
 def test_a_full_disk_is_an_error_and_the_partial_file_is_kept(hub, cache, tmp_path):
     file = RemoteFile(url=f"{hub.url}/a.zip")
     make_room = "make room and run the same command again: what was downloaded is kept"
-    with pytest.raises(InputError, match=exactly(f"there is no room left for {file.url} in {cache / 'downloads'}; {make_room}")):
+    with pytest.raises(
+        InputError, match=exactly(f"there is no room left for {file.url} in {cache / 'downloads'}; {make_room}")
+    ):
         fetch_file(file, track=filling_up)
     assert fetch_file(file).path.read_bytes() == BODY
     assert hub.requests[1].headers["range"] == f"bytes={len(BODY) - hub.requests[1].sent}-"
     make_room = "make room and run the same command again"
-    with pytest.raises(InputError, match=exactly(f"there is no room left for {SHARD_0} in {tmp_path / 'hub'}; {make_room}")):
+    with pytest.raises(
+        InputError, match=exactly(f"there is no room left for {SHARD_0} in {tmp_path / 'hub'}; {make_room}")
+    ):
         fetch_file(RemoteFile(url=SHARD_0), track=filling_up)
 
 
@@ -597,7 +631,10 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_hub_files_are_checked_by_the_hash_of_the_hub(hub, cache):
-    for name in ("data/train-00000.parquet", "data/train-00001.parquet"):  # a large one, named by sha256, and a small one, as git does
+    for name in (
+        "data/train-00000.parquet",
+        "data/train-00001.parquet",
+    ):  # a large one, named by sha256, and a small one, as git does
         fetched = fetch_file(RemoteFile(url=f"hf://datasets/me/birds/{name}"))
         assert (fetched.path.read_bytes(), fetched.check) == (SHARDS[name], "matches the Hub's hash")
     revision = commit_of(SHARDS)
@@ -612,7 +649,8 @@ def test_a_hub_file_with_another_content_than_its_name_is_removed(hub):
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=SHARD_0))
     assert str(caught.value) == (
-        f"{SHARD_0} has sha256 {sha256(b'A' * 3000)}, expected {name} from the Hub; it was removed: run the same command again"
+        f"{SHARD_0} has sha256 {sha256(b'A' * 3000)}, expected {name} from the Hub; it was removed: run the same "
+        "command again"
     )
     assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
 
@@ -651,34 +689,46 @@ def test_a_gated_repository_says_where_its_terms_are_and_opens_with_a_token(hub,
     [
         (
             "hf://datasets/me/cats/a.csv",
-            "there is no such dataset repository, or it is private (401); see {}/datasets/me/cats; for a private one set HF_TOKEN",
+            "there is no such dataset repository, or it is private (401); see {}/datasets/me/cats; for a private one "
+            "set HF_TOKEN",
         ),
         (
             "hf://me/birds/a.csv",
-            "there is no such model repository, or it is private (401); see {}/me/birds; for a private one set HF_TOKEN",
+            "there is no such model repository, or it is private (401); see {}/me/birds; for a private one set "
+            "HF_TOKEN",
         ),
         ("hf://datasets/me/birds@v9/README.md", "there is no revision v9 (404); see {}/datasets/me/birds"),
         ("hf://datasets/me/birds/a.csv", "there is no such file (404); see {}/datasets/me/birds/tree/main"),
     ],
 )
 def test_missing_repositories_revisions_and_files_of_the_hub(hub, url, words):
-    with pytest.raises(SourceError, match=exactly(f"{url}: {words.format(hub.url).replace('PRIVATE', 'for a private one set HF_TOKEN')}")):
+    with pytest.raises(
+        SourceError,
+        match=exactly(f"{url}: {words.format(hub.url).replace('PRIVATE', 'for a private one set HF_TOKEN')}"),
+    ):
         fetch_file(RemoteFile(url=url))
 
 
 def test_a_hub_that_fails_and_a_hub_that_is_down(hub, monkeypatch):
     path = "/datasets/me/birds/resolve/main/data/train-00000.parquet"
     hub.faults[path] = Fault(status=500, times=None)
-    with pytest.raises(SourceError, match=exactly(f"{SHARD_0}: the Hub answered 500; run the same command again later")):
+    with pytest.raises(
+        SourceError, match=exactly(f"{SHARD_0}: the Hub answered 500; run the same command again later")
+    ):
         fetch_file(RemoteFile(url=SHARD_0))
     hub.faults[path] = Fault(status=403, times=None)
-    with pytest.raises(SourceError, match=r"train-00000.parquet was refused \(403\); set HF_TOKEN to a token that may read "):
+    with pytest.raises(
+        SourceError, match=r"train-00000.parquet was refused \(403\); set HF_TOKEN to a token that may read "
+    ):
         fetch_file(RemoteFile(url=SHARD_0))
     with loopback.serve() as gone:
         monkeypatch.setenv("HF_ENDPOINT", gone.url)
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=SHARD_0))
-    assert re.fullmatch(rf"{SHARD_0} is not available from {gone.url} \(.*refused\); run the same command again, or .*", str(caught.value))
+    assert re.fullmatch(
+        rf"{SHARD_0} is not available from {gone.url} \(.*refused\); run the same command again, or .*",
+        str(caught.value),
+    )
 
 
 def test_a_cut_hub_download_is_resumed(hub):
@@ -686,8 +736,13 @@ def test_a_cut_hub_download_is_resumed(hub):
     hub.repos["datasets"]["me/birds"] = {"big.bin": body}
     hub.faults[f"/cdn/{sha256(body)}"] = Fault(cut_after=len(body) - 5)
     seen: list = []
-    assert fetch_file(RemoteFile(url="hf://datasets/me/birds/big.bin"), track=counting(seen)).path.stat().st_size == len(body)
-    assert [request.headers.get("range") for request in hub.gets(f"/cdn/{sha256(body)}")] == [None, f"bytes={10 << 20}-"]
+    assert fetch_file(
+        RemoteFile(url="hf://datasets/me/birds/big.bin"), track=counting(seen)
+    ).path.stat().st_size == len(body)
+    assert [request.headers.get("range") for request in hub.gets(f"/cdn/{sha256(body)}")] == [
+        None,
+        f"bytes={10 << 20}-",
+    ]
     assert (seen[0], sum(seen[1:])) == (("download big.bin", len(body), "bytes"), len(body))
 
 
@@ -698,7 +753,9 @@ def test_the_environment_of_the_hub_is_read_and_stderr_stays_clean(server, tmp_p
     assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert [path.name for path in tmp_path.glob("home/hub/*/blobs/*") if path.name == sha256(b"a" * 3000)]
     asked = len(server.requests)
-    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(timeout=TIMEOUT_S)
+    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(
+        timeout=TIMEOUT_S
+    )
     assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert len(server.requests) == asked
 
@@ -712,7 +769,9 @@ def test_a_pattern_gives_the_files_of_one_folder_in_order(hub):
         ("hf://datasets/me/birds@main/data/train-00000.parquet", 3000, "train-00000.parquet"),
         ("hf://datasets/me/birds@main/data/train-00001.parquet", 900, "train-00001.parquet"),
     ]
-    assert [file.url for file in expand("hf://datasets/me/birds/*/*/*")] == ["hf://datasets/me/birds/data/old/train-00000.parquet"]
+    assert [file.url for file in expand("hf://datasets/me/birds/*/*/*")] == [
+        "hf://datasets/me/birds/data/old/train-00000.parquet"
+    ]
 
 
 def test_a_url_without_a_star_is_itself(server):
@@ -722,7 +781,9 @@ def test_a_url_without_a_star_is_itself(server):
 
 
 def test_a_pattern_that_matches_nothing_and_one_of_a_plain_url(hub):
-    with pytest.raises(SourceError, match=r"birds/\*.tar matches none of the 4 files there; see http.*/datasets/me/birds/tree/main$"):
+    with pytest.raises(
+        SourceError, match=r"birds/\*.tar matches none of the 4 files there; see http.*/datasets/me/birds/tree/main$"
+    ):
         expand("hf://datasets/me/birds/*.tar")
     with pytest.raises(ConfigError, match=exactly("https://host/*.tar cannot be listed: only hf:// URLs may have *")):
         expand("https://host/*.tar")
@@ -732,7 +793,9 @@ def test_a_pattern_that_matches_nothing_and_one_of_a_plain_url(hub):
 
 def test_offline_a_pattern_uses_the_cached_list(hub):
     pattern = "hf://datasets/me/birds/data/*.parquet"
-    with pytest.raises(SourceError, match="the list of files of hf://datasets/me/birds/ is not in the cache and --offline is set"):
+    with pytest.raises(
+        SourceError, match="the list of files of hf://datasets/me/birds/ is not in the cache and --offline is set"
+    ):
         expand(pattern, offline=True)
     assert expand(pattern) == expand(pattern, offline=True)
     assert len(hub.requests) == 1
@@ -741,12 +804,16 @@ def test_offline_a_pattern_uses_the_cached_list(hub):
 @pytest.mark.parametrize(
     ("known", "words"),
     [
-        ({"url": "ftp://host/a.zip"}, "'ftp://host/a.zip' is not a URL to download from: expected https://, http:// or hf://"),
+        (
+            {"url": "ftp://host/a.zip"},
+            "'ftp://host/a.zip' is not a URL to download from: expected https://, http:// or hf://",
+        ),
         ({"url": "a.zip"}, "'a.zip' is not a URL to download from: expected https://, http:// or hf://"),
         ({"url": "https://host/"}, "https://host/ does not end with a file name"),
         (
             {"url": "hf://datasets/birds/a.csv"},
-            "hf://datasets/birds/a.csv is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH",
+            "hf://datasets/birds/a.csv is not hf://datasets/OWNER/NAME@REVISION/PATH, nor "
+            "hf://OWNER/NAME@REVISION/PATH",
         ),
         (
             {"url": "https://host/a", "checksum": "sha1:ab"},
@@ -756,7 +823,10 @@ def test_offline_a_pattern_uses_the_cached_list(hub):
         ({"url": "https://host/a%2F%2e%2e"}, "https://host/a%2F%2e%2e does not end with a file name"),
         ({"url": "https://host/..%5C..%5Cevil"}, "https://host/..%5C..%5Cevil does not end with a file name"),
         ({"url": f"https://host/{'x' * 151}"}, f"https://host/{'x' * 151} does not end with a file name"),
-        ({"url": "hf://datasets/me/birds/../../evil/a.csv"}, "hf://datasets/me/birds/../../evil/a.csv leads out of its repository"),
+        (
+            {"url": "hf://datasets/me/birds/../../evil/a.csv"},
+            "hf://datasets/me/birds/../../evil/a.csv leads out of its repository",
+        ),
     ],
 )
 def test_an_invalid_description_of_a_file_is_an_error(known, words):

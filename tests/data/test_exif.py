@@ -30,8 +30,18 @@ def read(data, *, place=True):
 
 
 NOTHING = dict.fromkeys(["taken", "year", "camera", "latitude", "longitude"])
-BERLIN = {GPS.GPSLatitudeRef: "N", GPS.GPSLatitude: (52.0, 31.0, 12.0), GPS.GPSLongitudeRef: "E", GPS.GPSLongitude: (13.0, 24.0, 18.0)}
-RIO = {GPS.GPSLatitudeRef: "S", GPS.GPSLatitude: (22.0, 54.0, 0.0), GPS.GPSLongitudeRef: "W", GPS.GPSLongitude: (43.0, 12.0, 0.0)}
+BERLIN = {
+    GPS.GPSLatitudeRef: "N",
+    GPS.GPSLatitude: (52.0, 31.0, 12.0),
+    GPS.GPSLongitudeRef: "E",
+    GPS.GPSLongitude: (13.0, 24.0, 18.0),
+}
+RIO = {
+    GPS.GPSLatitudeRef: "S",
+    GPS.GPSLatitude: (22.0, 54.0, 0.0),
+    GPS.GPSLongitudeRef: "W",
+    GPS.GPSLongitude: (43.0, 12.0, 0.0),
+}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -88,7 +98,9 @@ def test_files_without_exif_data_or_without_an_image_have_none():
 
 
 def test_damaged_exif_data_never_fail():
-    data = photo(tags={Base.Make: "Canon", Base.Model: "EOS"}, detail={Base.DateTimeOriginal: "2019:12:31 23:30:00"}, place=RIO)
+    data = photo(
+        tags={Base.Make: "Canon", Base.Model: "EOS"}, detail={Base.DateTimeOriginal: "2019:12:31 23:30:00"}, place=RIO
+    )
     rng = random.Random(0)
     for _ in range(300):
         damaged = bytearray(data)

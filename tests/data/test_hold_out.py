@@ -1,4 +1,5 @@
-"""Tables without splits: val and test are held out by a hash of the image id, the same images whatever else is in the table."""
+"""Tables without splits: val and test are held out by a hash of the image id, the same images whatever else is in the
+table."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def prepare(table, images, out, *, sets=(), options=None, **settings):
 
 
 def ids_of(folder):
-    return {split: Corpus.open(folder, split).image_ids for split in json.loads((folder / "corpus.json").read_text())["splits"]}
+    return {
+        split: Corpus.open(folder, split).image_ids
+        for split in json.loads((folder / "corpus.json").read_text())["splits"]
+    }
 
 
 def write_csv(folder, names=NAMES, header="image,caption", row="{},a dog"):
@@ -54,7 +58,10 @@ def test_a_table_without_splits_is_divided_by_the_hash_of_the_image_id(tmp_path,
     found = {name: split for split, names in ids_of(tmp_path / "out").items() for name in names}
     assert found == {name: split_by_hand(name, 0.2) for name in NAMES}
     assert {"train", "val", "test"} == set(found.values())
-    assert "held out: val and test, 20% of the images each, by a hash of the image id; --hold-out 0 keeps all in train" in str(summary)
+    assert (
+        "held out: val and test, 20% of the images each, by a hash of the image id; --hold-out 0 keeps all in train"
+        in str(summary)
+    )
     source = json.loads((tmp_path / "out" / "corpus.json").read_text())["source"]
     assert source["hold_out"] == {"share": 0.2, "splits": ["val", "test"], "by": "SHA-256 of image_id"}
 
@@ -68,7 +75,9 @@ def test_a_tenth_each_is_held_out_by_default(tmp_path, images):
 def test_an_image_keeps_its_split_when_others_are_added():
     before, after = divide(map(str, range(500)), 0.1), divide(map(str, range(2000)), 0.1)
     assert before.items() <= after.items()
-    assert [list(after.values()).count(split) / 2000 for split in ("val", "test")] == pytest.approx([0.1, 0.1], abs=0.02)
+    assert [list(after.values()).count(split) / 2000 for split in ("val", "test")] == pytest.approx(
+        [0.1, 0.1], abs=0.02
+    )
 
 
 @pytest.mark.parametrize(("count", "share"), [(10, 0.1), (4, 0.3), (12, 0.1), (7, 0.29)])
@@ -92,12 +101,16 @@ def test_nothing_is_held_out_where_the_share_is_0_or_the_table_has_splits(tmp_pa
     table = write_csv(tmp_path, header="image,split,caption", row="{},test,a dog")
     prepare(table, images, tmp_path / "own")
     assert ids_of(tmp_path / "own") == {"test": NAMES}
-    with pytest.raises(InputError, match=r"rows\.csv has splits of its own, and hold_out is 0\.1; leave --hold-out out"):
+    with pytest.raises(
+        InputError, match=r"rows\.csv has splits of its own, and hold_out is 0\.1; leave --hold-out out"
+    ):
         prepare(table, images, tmp_path / "both", hold_out=0.1)
 
 
 def test_limits_apply_to_the_splits_that_are_held_out(tmp_path, images):
-    expected = {split: [name for name in NAMES if split_by_hand(name, 0.2) == split] for split in ("train", "val", "test")}
+    expected = {
+        split: [name for name in NAMES if split_by_hand(name, 0.2) == split] for split in ("train", "val", "test")
+    }
     options = {"splits": ("train", "test"), "max_images": 3}
     prepare(write_csv(tmp_path), images, tmp_path / "out", hold_out=0.2, options=options)
     assert ids_of(tmp_path / "out") == {split: expected[split][:3] for split in ("train", "test")}
@@ -128,5 +141,8 @@ def test_the_name_is_given_or_that_of_the_folder_or_the_file(tmp_path, images):
     assert prepare(table, images, tmp_path / "birds").name == "birds"
     assert prepare(table, images, tmp_path / "more", name="my birds").name == "my birds"
     assert choose_manifest(None, csv=table, images=[images]).name == "rows"
-    assert choose_manifest(None, csv=table, images=[images], settings=FileSettings(folder=tmp_path / "a\x07\\b")).name == "a--b"
+    assert (
+        choose_manifest(None, csv=table, images=[images], settings=FileSettings(folder=tmp_path / "a\x07\\b")).name
+        == "a--b"
+    )
     assert choose_manifest(None, csv=tmp_path / "..", images=[images]).name == "corpus"

@@ -1,4 +1,5 @@
-"""Archives and tables whose directories lie: what they hold is bounded, refused by name, and never read from outside."""
+"""Archives and tables whose directories lie: what they hold is bounded, refused by name, and never read from
+outside."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from dcdctl.core.data import PrepareOptions, RowError, manifest, prepare_corpus
 from dcdctl.core.data.images import ImageStore, ParquetImageFile, parquet
 from dcdctl.core.errors import DcdError, InputError
 
-COMPRESSIONS = {"stored": zipfile.ZIP_STORED, "deflate": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
+COMPRESSIONS = {
+    "stored": zipfile.ZIP_STORED,
+    "deflate": zipfile.ZIP_DEFLATED,
+    "bzip2": zipfile.ZIP_BZIP2,
+    "lzma": zipfile.ZIP_LZMA,
+}
 CONTENT = bytes(range(256)) * 5
 
 
@@ -35,7 +41,9 @@ def zip_that_says(path, size, compression, content=CONTENT):
 @pytest.mark.parametrize("size", [0, 1, len(CONTENT) - 1, len(CONTENT) + 1, 200 << 20])
 def test_a_zip_that_lies_about_the_size_of_a_member_is_an_error(tmp_path, compression, size):
     path = zip_that_says(tmp_path / "images.zip", size, COMPRESSIONS[compression])
-    with pytest.raises(RowError, match=rf"cannot be read from images.zip \(the zip says {size:,} bytes, it holds (more|[\d,]+)\)"):
+    with pytest.raises(
+        RowError, match=rf"cannot be read from images.zip \(the zip says {size:,} bytes, it holds (more|[\d,]+)\)"
+    ):
         ImageStore(path).read("a.jpg")
     assert ImageStore(zip_that_says(path, len(CONTENT), COMPRESSIONS[compression])).read("a.jpg") == CONTENT
 
@@ -150,14 +158,20 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused_before_it_is_read(tm
     monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 1 << 20)
     many = [bytes([number]) * (1 << 19) for number in range(4)]
     table = {"image": [{"bytes": b"x", "path": f"{i}.jpg"} for i in range(4)], "captions": [["a dog"]] * 4}
-    table[column] = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(many)] if column == "image" else [[data] for data in many]
+    table[column] = (
+        [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(many)]
+        if column == "image"
+        else [[data] for data in many]
+    )
     pq.write_table(pa.table(table), tmp_path / "rows.parquet", compression="zstd", use_dictionary=False)
     before = pa.total_allocated_bytes()
     if column == "image":
         with pytest.raises(RowError, match=r"rows.parquet \([\d,]+ bytes of its column image.bytes unpack to 2,097,"):
             ParquetImageFile(tmp_path / "rows.parquet", 0, 0).read()
     else:
-        with pytest.raises(InputError, match=r"row group 0 of .*rows.parquet cannot be read \([\d,]+ bytes of its column captions"):
+        with pytest.raises(
+            InputError, match=r"row group 0 of .*rows.parquet cannot be read \([\d,]+ bytes of its column captions"
+        ):
             prepare_table(tmp_path)
     assert pa.total_allocated_bytes() - before < 1 << 20
 
@@ -188,7 +202,15 @@ def prepare_table(folder):
 
 # Names that lead out
 
-NAMES_THAT_LEAD_OUT = ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg", "\\\\server\\x.jpg", "//x.jpg"]
+NAMES_THAT_LEAD_OUT = [
+    "/etc/passwd",
+    "../x.jpg",
+    "a/../../x.jpg",
+    "C:\\x.jpg",
+    "..\\x.jpg",
+    "\\\\server\\x.jpg",
+    "//x.jpg",
+]
 
 
 @pytest.mark.parametrize("name", NAMES_THAT_LEAD_OUT)

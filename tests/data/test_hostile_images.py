@@ -1,4 +1,5 @@
-"""Image files that promise more than they hold are refused by name, before memory is allocated for what they promise."""
+"""Image files that promise more than they hold are refused by name, before memory is allocated for what they
+promise."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ TRUNCATED = "the image is truncated or damaged"
 HOSTILE = [(form, size) for form in OF_SIZE for size in LARGER if (form, size) not in UNNOTICED]
 
 
-@pytest.mark.parametrize(("form", "size"), HOSTILE, ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value)))
+@pytest.mark.parametrize(
+    ("form", "size"), HOSTILE, ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value))
+)
 def test_data_smaller_than_the_header_says_are_an_error(form, size):
     data = OF_SIZE[form](*size)
     for read in READERS.values():
@@ -40,7 +43,10 @@ def test_a_header_of_60_000_squared_is_refused_before_memory_is_allocated(form):
     tracemalloc.start()
     try:
         for read in READERS.values():
-            with pytest.raises(ImageError, match=r"too many pixels, it may be a decompression bomb|not an image file|truncated or damaged"):
+            with pytest.raises(
+                ImageError,
+                match=r"too many pixels, it may be a decompression bomb|not an image file|truncated or damaged",
+            ):
                 read(data)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
@@ -94,7 +100,11 @@ def test_complete_jpegs_of_one_color_are_accepted(color, width, height, mode, op
 
 @settings(max_examples=60, deadline=None)
 @given(
-    color=FLAT, width=SIDES, height=SIDES, form=st.sampled_from(["PNG", "TIFF"]), mode=st.sampled_from(["1", "L", "P", "RGB", "RGBA", "LA"])
+    color=FLAT,
+    width=SIDES,
+    height=SIDES,
+    form=st.sampled_from(["PNG", "TIFF"]),
+    mode=st.sampled_from(["1", "L", "P", "RGB", "RGBA", "LA"]),
 )
 def test_complete_images_of_one_color_are_accepted(color, width, height, form, mode):
     image = Image.new("L", (width, height), color).convert(mode)
@@ -118,9 +128,22 @@ def test_prepare_stops_at_such_an_image_or_skips_it(tmp_path):
     (tmp_path / "good.jpg").write_bytes(encoded("JPEG"))
     (tmp_path / "lies.jpg").write_bytes(OF_SIZE["jpeg"](*TALLER))
     (tmp_path / "pairs.csv").write_text("image,caption\nlies.jpg,a dog\ngood.jpg,a cat\n")
-    arguments = ["prepare", "--csv", tmp_path / "pairs.csv", "--images", tmp_path, "--out", tmp_path / "out", "--workers", "1"]
+    arguments = [
+        "prepare",
+        "--csv",
+        tmp_path / "pairs.csv",
+        "--images",
+        tmp_path,
+        "--out",
+        tmp_path / "out",
+        "--workers",
+        "1",
+    ]
     result = CliRunner().invoke(app, [*map(str, arguments)])
     assert result.exit_code == 1
-    assert 'pairs.csv line 2 "lies.jpg": the image is truncated or damaged (its data ends before the last pixels' in result.stderr
+    assert (
+        'pairs.csv line 2 "lies.jpg": the image is truncated or damaged (its data ends before the last pixels'
+        in result.stderr
+    )
     assert CliRunner().invoke(app, [*map(str, arguments), "--on-error", "skip"]).exit_code == 0
     assert Corpus.open(tmp_path / "out", "train").image_ids == ["good.jpg"]

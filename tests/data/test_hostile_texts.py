@@ -16,7 +16,10 @@ from dcdctl.core.data import Corpus, PrepareOptions, choose_manifest, prepare_co
 from dcdctl.core.errors import InputError
 
 LINES = ["image,caption", "a.jpg,a dog", "b.jpg,größer"]
-OBJECTS = [json.dumps({"image": "a.jpg", "caption": "a dog"}), json.dumps({"image": "b.jpg", "caption": "größer"}, ensure_ascii=False)]
+OBJECTS = [
+    json.dumps({"image": "a.jpg", "caption": "a dog"}),
+    json.dumps({"image": "b.jpg", "caption": "größer"}, ensure_ascii=False),
+]
 KARPATHY = [
     '{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog"}]},',
     '{"filename": "b.jpg", "split": "train", "sentences": [{"raw": "größer"}]}]}',
@@ -72,7 +75,12 @@ READ = {
     "no character": "\uffff",
     "an invisible tag": "\U000e0001",
 }
-REFUSED = {"half a surrogate pair": "a \ud800 dog", "a byte that is not UTF-8": "\udce9", "white space": " \t ", "a hard space": "\u00a0"}
+REFUSED = {
+    "half a surrogate pair": "a \ud800 dog",
+    "a byte that is not UTF-8": "\udce9",
+    "white space": " \t ",
+    "a hard space": "\u00a0",
+}
 
 
 def rows_with(form, caption):
@@ -95,7 +103,9 @@ def test_an_odd_caption_is_stored_as_it_is(tmp_path, form, case):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_caption_that_is_no_text_is_refused_by_name(tmp_path, form, case):
-    with pytest.raises(InputError, match=r"is not Unicode text|the caption is empty|caption 0 is empty|is not UTF-8 text"):
+    with pytest.raises(
+        InputError, match=r"is not Unicode text|the caption is empty|caption 0 is empty|is not UTF-8 text"
+    ):
         prepare(tmp_path, form, rows_with(form, REFUSED[case]))
 
 
@@ -103,7 +113,17 @@ def test_a_caption_that_is_no_text_is_refused_by_name(tmp_path, form, case):
 def test_an_image_id_cannot_control_the_terminal(tmp_path, name):
     (tmp_path / name).write_bytes(encoded("JPEG"))
     (tmp_path / "rows").write_text(json.dumps({"image": name, "caption": f"{name} \x1b[0m"}), encoding="utf-8")
-    words = ["prepare", "--jsonl", tmp_path / "rows", "--images", tmp_path, "--out", tmp_path / "\x1b[2Jout", "--workers", "1"]
+    words = [
+        "prepare",
+        "--jsonl",
+        tmp_path / "rows",
+        "--images",
+        tmp_path,
+        "--out",
+        tmp_path / "\x1b[2Jout",
+        "--workers",
+        "1",
+    ]
     for arguments in (words, ["inspect", tmp_path / "\x1b[2Jout"]):
         result = CliRunner().invoke(app, [*map(str, arguments)])
         assert result.exit_code == 0

@@ -21,7 +21,12 @@ from dcdctl.core.data.images import ImageStore, ParquetImageFile, archives
 from dcdctl.core.data.images.archives import TarImageFile
 from dcdctl.core.errors import InputError
 
-FILES = {"train2014/x.jpg": b"x of train", "train2014/y.jpg": b"y", "val2014/x.jpg": b"x of val", "ü 犬.png": b"named in Unicode"}
+FILES = {
+    "train2014/x.jpg": b"x of train",
+    "train2014/y.jpg": b"y",
+    "val2014/x.jpg": b"x of val",
+    "ü 犬.png": b"named in Unicode",
+}
 
 
 def write_tar(path, files, **options):
@@ -63,7 +68,9 @@ def test_folder_zip_and_tar_find_the_same_files_by_the_same_names(store):
     assert sorted(store.members()) == sorted(FILES)
     with pytest.raises(RowError, match="there is no such image in"):
         store.find("z.jpg")
-    with pytest.raises(RowError, match=r"2 images in .* have that name \(train2014/x.jpg, val2014/x.jpg\): give the full path"):
+    with pytest.raises(
+        RowError, match=r"2 images in .* have that name \(train2014/x.jpg, val2014/x.jpg\): give the full path"
+    ):
         store.find("x.jpg")
     for name in ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg"]:
         with pytest.raises(RowError, match="leads out of the folder of images"):
@@ -77,9 +84,13 @@ def test_members_come_in_archive_order(tmp_path, form):
     assert ImageStore(path).members() == names
 
 
-@pytest.mark.parametrize("options", [{"format": tarfile.USTAR_FORMAT}, {"format": tarfile.GNU_FORMAT}, {"format": tarfile.PAX_FORMAT}])
+@pytest.mark.parametrize(
+    "options", [{"format": tarfile.USTAR_FORMAT}, {"format": tarfile.GNU_FORMAT}, {"format": tarfile.PAX_FORMAT}]
+)
 def test_every_kind_of_tar_is_read(tmp_path, options):
-    files = {"./a.jpg": b"", f"{'deep/' * 18}b.jpg": bytes(range(256)) * 5} | ({} if options["format"] == 0 else {"x" * 300: b"long"})
+    files = {"./a.jpg": b"", f"{'deep/' * 18}b.jpg": bytes(range(256)) * 5} | (
+        {} if options["format"] == 0 else {"x" * 300: b"long"}
+    )
     store = ImageStore(write_tar(tmp_path / "images.tar", files, **options))
     assert store.members() == ["a.jpg", *list(files)[1:]]
     assert [store.read(name) for name in store.members()] == list(files.values())
@@ -99,13 +110,18 @@ def test_the_later_of_two_files_with_one_name_in_a_tar_is_read(tmp_path):
 
 
 def test_coco_in_two_zips_is_searched_as_one(tmp_path):
-    train = write_zip(tmp_path / "train2014.zip", {"train2014/COCO_train2014_1.jpg": b"1", "train2014/x.jpg": b"x of train"})
+    train = write_zip(
+        tmp_path / "train2014.zip", {"train2014/COCO_train2014_1.jpg": b"1", "train2014/x.jpg": b"x of train"}
+    )
     val = write_tar(tmp_path / "val2014.tar", {"val2014/COCO_val2014_2.jpg": b"2", "val2014/x.jpg": b"x of val"})
     store = ImageStore([train, val])
     assert store.read("COCO_val2014_2.jpg") == b"2"
     assert store.read("val2014/x.jpg") == b"x of val"
     assert store.members()[:2] == ["train2014/COCO_train2014_1.jpg", "train2014/x.jpg"]
-    message = r"2 images in .*train2014.zip or .*val2014.tar have that name \(train2014.zip: train2014/x.jpg, val2014.tar: val2014/x.jpg\)"
+    message = (
+        r"2 images in .*train2014.zip or .*val2014.tar have that name \(train2014.zip: train2014/x.jpg, "
+        r"val2014.tar: val2014/x.jpg\)"
+    )
     with pytest.raises(RowError, match=message):
         store.find("x.jpg")
     with pytest.raises(RowError, match=r"there is no such image in .*train2014.zip or .*val2014.tar"):
@@ -138,7 +154,10 @@ def special(name, kind, target=""):
         (special("/abs/out.jpg", tarfile.REGTYPE), "its path in the tar leads out of it"),
         (special("a/../../out.jpg", tarfile.REGTYPE), "its path in the tar leads out of it"),
         (special("C:/out.jpg", tarfile.REGTYPE), "its path in the tar leads out of it"),
-        (special("out.jpg", tarfile.SYMTYPE, "/etc/passwd"), r"it is a link in the tar to /etc/passwd, expected a file \(out.jpg\)"),
+        (
+            special("out.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+            r"it is a link in the tar to /etc/passwd, expected a file \(out.jpg\)",
+        ),
         (special("out.jpg", tarfile.LNKTYPE, "in.jpg"), "it is a link in the tar to in.jpg"),
         (special("out.jpg", tarfile.CHRTYPE), "it is a device or another special file in the tar"),
         (special("out.jpg", tarfile.FIFOTYPE), "it is a device or another special file in the tar"),
@@ -176,7 +195,9 @@ def test_a_file_that_is_not_a_tar_is_rejected(tmp_path, data):
 def test_a_truncated_tar_is_rejected(tmp_path, keep):
     path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 600})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"images.tar is not a tar \(unexpected end of data\).*a download may have been cut off"):
+    with pytest.raises(
+        InputError, match=r"images.tar is not a tar \(unexpected end of data\).*a download may have been cut off"
+    ):
         ImageStore(path)
 
 
@@ -245,7 +266,12 @@ def test_a_stamp_changes_with_the_file_and_not_by_reading(store, tmp_path):
     assert [store.find(name).stamp() for name in FILES] == stamps
     write = next(writer for name, writer in WRITERS.items() if name == store.paths[0].name)
     again = ImageStore(write(tmp_path / store.paths[0].name, FILES | {"train2014/y.jpg": b"another"}))
-    assert [again.find(name).stamp() == stamp for name, stamp in zip(FILES, stamps, strict=True)] == [True, False, True, True]
+    assert [again.find(name).stamp() == stamp for name, stamp in zip(FILES, stamps, strict=True)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_the_entries_of_a_tar_are_its_files_without_folders(tmp_path):
@@ -262,7 +288,10 @@ def test_the_entries_of_a_tar_are_its_files_without_folders(tmp_path):
 
 @pytest.fixture
 def parquet(tmp_path):
-    images = [{"bytes": bytes([i]) * (i + 1), "path": f"{i}.jpg"} for i in range(7)] + [{"bytes": None, "path": "far.jpg"}, None]
+    images = [{"bytes": bytes([i]) * (i + 1), "path": f"{i}.jpg"} for i in range(7)] + [
+        {"bytes": None, "path": "far.jpg"},
+        None,
+    ]
     table = pa.table({"image": images, "plain": [bytes([i]) for i in range(9)], "text": ["x"] * 9})
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=3)
     return tmp_path / "train.parquet"
@@ -273,7 +302,9 @@ def test_threads_read_each_batch_of_a_parquet_file_once(tmp_path, monkeypatch):
     pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet", row_group_size=100)
     begin = pq.ParquetFile.iter_batches
     monkeypatch.setattr(
-        pq.ParquetFile, "iter_batches", lambda *args, **options: starts.append(options["row_groups"]) or begin(*args, **options)
+        pq.ParquetFile,
+        "iter_batches",
+        lambda *args, **options: starts.append(options["row_groups"]) or begin(*args, **options),
     )
     # As threads do, in which neighbors overtake each other, also at the border of the row groups.
     order = [i + (-1) ** i for i in range(200)]
@@ -284,10 +315,14 @@ def test_threads_read_each_batch_of_a_parquet_file_once(tmp_path, monkeypatch):
 
 
 def test_a_row_of_a_parquet_file_is_an_image_file(parquet):
-    assert [ParquetImageFile(parquet, i // 3, i % 3).read() for i in range(7)] == [bytes([i]) * (i + 1) for i in range(7)]
+    assert [ParquetImageFile(parquet, i // 3, i % 3).read() for i in range(7)] == [
+        bytes([i]) * (i + 1) for i in range(7)
+    ]
     assert ParquetImageFile(parquet, 2, 1, column="plain").read() == b"\x07"
     for row in (1, 2):
-        with pytest.raises(RowError, match=r"train.parquet has no bytes of its image in column 'image', at most a path"):
+        with pytest.raises(
+            RowError, match=r"train.parquet has no bytes of its image in column 'image', at most a path"
+        ):
             ParquetImageFile(parquet, 2, row).read()
     stamps = {ParquetImageFile(parquet, i // 3, i % 3).stamp() for i in range(9)}
     assert len(stamps) == 9
@@ -297,7 +332,9 @@ def test_a_row_group_is_read_once_for_rows_in_order(parquet, monkeypatch):
     groups = []
     read = pq.ParquetFile.iter_batches
     monkeypatch.setattr(
-        pq.ParquetFile, "iter_batches", lambda self, *rest, **more: groups.extend(more["row_groups"]) or read(self, *rest, **more)
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, *rest, **more: groups.extend(more["row_groups"]) or read(self, *rest, **more),
     )
     for i in range(7):
         ParquetImageFile(parquet, i // 3, i % 3).read()
@@ -306,7 +343,13 @@ def test_a_row_group_is_read_once_for_rows_in_order(parquet, monkeypatch):
 
 def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path):
     images = [{"bytes": bytes([i]) * 100_000, "path": None} for i in range(200)]
-    pq.write_table(pa.table({"image": images}), tmp_path / "one.parquet", row_group_size=1000, write_batch_size=4, data_page_size=1 << 18)
+    pq.write_table(
+        pa.table({"image": images}),
+        tmp_path / "one.parquet",
+        row_group_size=1000,
+        write_batch_size=4,
+        data_page_size=1 << 18,
+    )
     del images
     before = pa.total_allocated_bytes()
     for i in [*range(0, 200, 3), 5, 199, 198, 0]:

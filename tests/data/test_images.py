@@ -1,4 +1,5 @@
-"""Image files of every kind: decoded to the pixels a person would see, or refused with the reason, by `check` and `decode` alike."""
+"""Image files of every kind: decoded to the pixels a person would see, or refused with the reason, by `check` and
+`decode` alike."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def assert_rejected(data, message):
             read(data)
 
 
-# EXIF: how the pixels are stored for each orientation, by the words of its specification: where row 0 and column 0 are in the scene.
+# EXIF: how the pixels are stored for each orientation, by the words of its specification: where row 0 and column 0 are
+# in the scene.
 
 STORED = {
     1: UPRIGHT,  # top, left
@@ -66,7 +68,11 @@ STORED = {
     7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),  # right, bottom
     8: UPRIGHT[::-1].transpose(1, 0, 2),  # left, bottom
 }
-EXACT = {"JPEG": {"quality": 95, "subsampling": 0}, "MPO": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+EXACT = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "MPO": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
@@ -123,7 +129,10 @@ PIXELS = {
     "ppm": (image_file(UPRIGHT, "PPM"), UPRIGHT),
     "tiff with lzw": (image_file(UPRIGHT, "TIFF", compression="tiff_lzw"), UPRIGHT),
     "gray": (image_file(IN_GRAY[..., 0]), IN_GRAY),
-    "gray with transparency": (image_file(Image.merge("LA", [Image.fromarray(IN_GRAY[..., 0]), Image.new("L", (48, 32), 9)])), IN_GRAY),
+    "gray with transparency": (
+        image_file(Image.merge("LA", [Image.fromarray(IN_GRAY[..., 0]), Image.new("L", (48, 32), 9)])),
+        IN_GRAY,
+    ),
     "rgb with transparency": (image_file(with_alpha()), UPRIGHT),
     "rgb with one transparent color": (image_file(UPRIGHT, transparency=tuple(COLORS[0, 0].tolist())), UPRIGHT),
     "a palette": (image_file(palette()), UPRIGHT),
@@ -132,7 +141,10 @@ PIXELS = {
     "a gif with a transparent color": (image_file(palette(), "GIF", transparency=3), UPRIGHT),
     "one bit": (image_file(Image.fromarray(LIGHT > 0)), np.dstack([LIGHT] * 3)),
     "a fax of one bit": (image_file(Image.fromarray(LIGHT > 0), "TIFF", compression="group4"), np.dstack([LIGHT] * 3)),
-    "a webp that moves": (image_file(UPRIGHT, "WEBP", lossless=True, save_all=True, append_images=OTHERS, duration=50), UPRIGHT),
+    "a webp that moves": (
+        image_file(UPRIGHT, "WEBP", lossless=True, save_all=True, append_images=OTHERS, duration=50),
+        UPRIGHT,
+    ),
     "a gif that moves": (image_file(palette(), "GIF", save_all=True, append_images=OTHERS), UPRIGHT),
     "a png that moves": (image_file(UPRIGHT, save_all=True, append_images=OTHERS), UPRIGHT),
     "a tiff of two pages": (image_file(UPRIGHT, "TIFF", save_all=True, append_images=OTHERS), UPRIGHT),
@@ -150,7 +162,9 @@ JPEGS = {
     "with restart markers": image_file(UPRIGHT, "JPEG", restart_marker_blocks=2, **EXACT["JPEG"]),
     "in RGB": image_file(UPRIGHT, "JPEG", keep_rgb=True, quality=95),
     "of two images": image_file(UPRIGHT, "MPO", save_all=True, append_images=OTHERS, **EXACT["JPEG"]),
-    "with a color profile of half a megabyte": image_file(UPRIGHT, "JPEG", icc_profile=b"nonsense" * 65_000, **EXACT["JPEG"]),
+    "with a color profile of half a megabyte": image_file(
+        UPRIGHT, "JPEG", icc_profile=b"nonsense" * 65_000, **EXACT["JPEG"]
+    ),
     "with bytes behind its end": image_file(UPRIGHT, "JPEG", **EXACT["JPEG"]) + b"\0" * 99,
 }
 
@@ -180,7 +194,9 @@ def big_endian_tiff(pixels_YX):
     body = pixels_YX.astype(">u2").tobytes()
     fields = b"".join(struct.pack(">HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries)
     fields += struct.pack(">HHII", 273, 4, 1, 8) + struct.pack(">HHII", 279, 4, 1, len(body))
-    return b"MM\0*" + struct.pack(">I", 8 + len(body)) + body + struct.pack(">H", len(entries) + 2) + fields + b"\0\0\0\0"
+    return (
+        b"MM\0*" + struct.pack(">I", 8 + len(body)) + body + struct.pack(">H", len(entries) + 2) + fields + b"\0\0\0\0"
+    )
 
 
 SIXTEEN_BITS = {
@@ -199,7 +215,9 @@ def test_a_ramp_of_16_bits_stays_a_ramp(form):
 
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
 def test_pixels_of_which_white_is_not_known_are_refused(dtype, kind):
-    assert_rejected(image_file((GRAY_RAMP / 65535).astype(dtype), "TIFF"), f"its pixels are {kind} numbers without a known white")
+    assert_rejected(
+        image_file((GRAY_RAMP / 65535).astype(dtype), "TIFF"), f"its pixels are {kind} numbers without a known white"
+    )
 
 
 @pytest.mark.parametrize("side", [(1, 1), (1, 9000), (10_000, 3), (10_000, 700)])
@@ -231,9 +249,15 @@ def png_of_size(width, height):
 
 REJECTED = {
     "nothing": (b"", r"the image file is empty \(0 bytes\)"),
-    "a web page": (b"\n<!DOCTYPE html><html><h1>404", f"{NOT_READ}; it looks like a web page: the download may have failed"),
+    "a web page": (
+        b"\n<!DOCTYPE html><html><h1>404",
+        f"{NOT_READ}; it looks like a web page: the download may have failed",
+    ),
     "a web page without a head": (b"<HTML>Sign in", f"{NOT_READ}; it looks like a web page"),
-    "svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', f"{NOT_READ}; it looks like an SVG drawing"),
+    "svg": (
+        b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+        f"{NOT_READ}; it looks like an SVG drawing",
+    ),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", f"{NOT_READ}; it looks like PostScript"),
     "pdf": (b"%PDF-1.7\n", f"{NOT_READ}; it looks like a PDF"),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", f"{NOT_READ}; it looks like HEIC: save it as JPEG"),
@@ -252,11 +276,26 @@ REJECTED = {
         r"decompression bomb \(4,225,000,000",
     ),
     "a ppm that says so": (b"P6 99999 99999 255\nx", r"decompression bomb \(9,999,800,001"),
-    "a gif that says so": (b"GIF89a" + struct.pack("<HH", 65535, 65535) + image_file(palette(), "GIF")[10:], r"bomb \(4,294,836,225"),
-    "a text that unpacks to 80 MB": (PNG[:33] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too many bytes"),
-    "the same behind the pixels": (PNG[:-12] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[-12:], "unpacks to too many bytes"),
-    "a unicode text that does": (PNG[:33] + chunk(b"iTXt", b"k\0\1\0\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too many bytes"),
-    "a color profile that does": (PNG[:33] + chunk(b"iCCP", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too many bytes"),
+    "a gif that says so": (
+        b"GIF89a" + struct.pack("<HH", 65535, 65535) + image_file(palette(), "GIF")[10:],
+        r"bomb \(4,294,836,225",
+    ),
+    "a text that unpacks to 80 MB": (
+        PNG[:33] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:],
+        "unpacks to too many bytes",
+    ),
+    "the same behind the pixels": (
+        PNG[:-12] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[-12:],
+        "unpacks to too many bytes",
+    ),
+    "a unicode text that does": (
+        PNG[:33] + chunk(b"iTXt", b"k\0\1\0\0\0" + UNPACKS_TO_MUCH) + PNG[33:],
+        "unpacks to too many bytes",
+    ),
+    "a color profile that does": (
+        PNG[:33] + chunk(b"iCCP", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:],
+        "unpacks to too many bytes",
+    ),
     "a png with a flipped bit": (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "the image is truncated or damaged"),
 }
 
@@ -308,7 +347,9 @@ def test_check_takes_exactly_what_decode_can_read(form):
             data[rng.randrange(len(data))] = rng.randrange(256)
         if rng.random() < 0.3:
             del data[rng.randrange(len(data)) :]
-        readings = {is_taken(read, bytes(data)) for read in (check_image, decode_image, lambda data: check_image(data, 16))}
+        readings = {
+            is_taken(read, bytes(data)) for read in (check_image, decode_image, lambda data: check_image(data, 16))
+        }
         assert len(readings) == 1
         taken |= readings
     assert taken == {True, False}
@@ -319,9 +360,16 @@ def test_postscript_starts_no_program(tmp_path):
     script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
     script.chmod(0o755)
     (tmp_path / "a.jpg").write_bytes(REJECTED["postscript"][0] + b"showpage\n%%EOF\n")
-    code = "import sys; from pathlib import Path; from dcdctl.core.data import images; images.check_image(Path(sys.argv[1]).read_bytes())"
+    code = (
+        "import sys; from pathlib import Path; from dcdctl.core.data import images; "
+        "images.check_image(Path(sys.argv[1]).read_bytes())"
+    )
     done = processes.run(
-        [sys.executable, "-c", code, tmp_path / "a.jpg"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, tmp_path / "a.jpg"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "ImageError" in done.stderr
     assert not (tmp_path / "started").exists()
@@ -365,7 +413,12 @@ def test_an_image_10_000_pixels_wide_fits_into_memory(tmp_path, mode, form, limi
     quickly = {"compress_level": 1} if form == "PNG" else {}
     (tmp_path / "wide").write_bytes(image_file(Image.new(mode, (10_000, 5_600)), form, **quickly))
     (tmp_path / "small").write_bytes(image_file(Image.new(mode, (10, 10)), form))
-    done = processes.run([sys.executable, "-c", MEASURE, tmp_path / "wide", tmp_path / "small"], capture_output=True, text=True, check=True)
+    done = processes.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "wide", tmp_path / "small"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert int(done.stdout) / 1024 < limit_mb
 
 
@@ -377,7 +430,9 @@ def photo_like(seed):
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
-            Image.fromarray(rng.integers(0, 256, (side * 3, side * 4, 3), dtype=np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
+            Image.fromarray(rng.integers(0, 256, (side * 3, side * 4, 3), dtype=np.uint8)).resize(
+                (320, 240), Image.Resampling.BICUBIC
+            )
         )
         for side in (1, 3, 9, 27)
     ]
@@ -390,7 +445,12 @@ def test_copies_keep_their_hash_and_others_have_another():
         photo = photo_like(seed)
         original = check_image(image_file(photo, "JPEG", quality=95)).hash
         half = photo.resize((160, 120), Image.Resampling.BICUBIC)
-        copies = [image_file(photo, "JPEG", quality=50), image_file(half, "JPEG"), image_file(photo), image_file(photo.convert("L"))]
+        copies = [
+            image_file(photo, "JPEG", quality=50),
+            image_file(half, "JPEG"),
+            image_file(photo),
+            image_file(photo.convert("L")),
+        ]
         for data in copies:
             assert (check_image(data).hash ^ original).bit_count() <= 3
             assert (check_image(data, 100).hash ^ original).bit_count() <= 3

@@ -1,4 +1,5 @@
-"""Items of a JSON array, read in parts: equal to those of `json.loads` for any size of the parts; a truncated file is an error."""
+"""Items of a JSON array, read in parts: equal to those of `json.loads` for any size of the parts; a truncated file is
+an error."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_a_file_that_is_truncated_anywhere_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_error_gives_the_position_in_the_file_as_json_does(tmp_path, monkeypatch, size, indent):
     monkeypatch.setattr(json_stream, "FIRST_CHARS", size)
-    whole = json.dumps({"dataset": "ü", "images": [{"filename": "a.jpg"}, {"n": -15}, 7], "more": 3}, indent=indent, ensure_ascii=False)
+    whole = json.dumps(
+        {"dataset": "ü", "images": [{"filename": "a.jpg"}, {"n": -15}, 7], "more": 3}, indent=indent, ensure_ascii=False
+    )
     path = tmp_path / "x.json"
     for at in (at for at, character in enumerate(whole) if character in " {[:]7"):
         broken = f"{whole[:at]}?{whole[at:]}"
@@ -92,7 +95,13 @@ def test_values_that_other_parsers_change_or_refuse_are_those_of_json(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "actual"),
-    [('{"images": 5}', r"a number \(5\)"), ('{"a": 1}', "^$"), ("{}", "^$"), ("[]", "^$"), ('{"images": []}', r"a list \(\[\]\)")],
+    [
+        ('{"images": 5}', r"a number \(5\)"),
+        ('{"a": 1}', "^$"),
+        ("{}", "^$"),
+        ("[]", "^$"),
+        ('{"images": []}', r"a list \(\[\]\)"),
+    ],
 )
 def test_the_error_describes_the_value_in_place_of_the_array(tmp_path, content, actual):
     (tmp_path / "x.json").write_text(content)

@@ -26,10 +26,14 @@ def test_every_shipped_manifest_parses_and_has_a_summary_and_a_license():
 
 def test_scenes_has_the_documented_defaults():
     counts = {"train": 1000, "val": 200, "test": 500}
-    assert manifest.find_manifest("scenes").sources == {"scenes": ScenesSource(counts=counts, side_px=128, seed=0, captions=5)}
+    assert manifest.find_manifest("scenes").sources == {
+        "scenes": ScenesSource(counts=counts, side_px=128, seed=0, captions=5)
+    }
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", ".", "", "a/b", "a\\\\b", "C:evil", "a\\u0000b", "a\\nb", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/tmp/evil", "..", ".", "", "a/b", "a\\\\b", "C:evil", "a\\u0000b", "a\\nb", "x" * 200]
+)
 def test_a_name_that_is_not_that_of_a_folder_is_an_error(tmp_path, name):
     (tmp_path / "mine.toml").write_text(f'name = "{name}"\nformat = "csv"\npairs = "p.csv"\nimages = "."\n')
     with pytest.raises(ConfigError, match=r"is not the name of a folder; write letters and digits, without / or \.\."):
@@ -38,7 +42,9 @@ def test_a_name_that_is_not_that_of_a_folder_is_an_error(tmp_path, name):
 
 @pytest.mark.parametrize("other", ["/etc/passwd", "../secret", "..\\\\secret", "C:\\\\secret"])
 def test_another_name_of_a_placed_file_stays_in_its_folder(tmp_path, other):
-    (tmp_path / "mine.toml").write_text(f'format = "csv"\npairs = "p.csv"\nimages = "."\n[files."p.csv"]\nalso = ["{other}"]\n')
+    (tmp_path / "mine.toml").write_text(
+        f'format = "csv"\npairs = "p.csv"\nimages = "."\n[files."p.csv"]\nalso = ["{other}"]\n'
+    )
     with pytest.raises(ConfigError, match=r"files.p.csv.also leads out of the folder of placed files"):
         manifest.find_manifest(str(tmp_path / "mine.toml"))
 
@@ -101,7 +107,10 @@ def test_the_types_of_a_sources_fields_say_which_are_paths():
     [
         ('rows = { all = "a*.parquet" }\nsplits = "s.json"', {"rows": {"all": ["a*.parquet"]}, "splits": "s.json"}),
         ('rows = { all = ["a.parquet", "sub/b.parquet"] }', {"rows": {"all": ["a.parquet", "sub/b.parquet"]}}),
-        ('rows = { train = "t.parquet", test = "u.parquet" }', {"rows": {"train": ["t.parquet"], "test": ["u.parquet"]}}),
+        (
+            'rows = { train = "t.parquet", test = "u.parquet" }',
+            {"rows": {"train": ["t.parquet"], "test": ["u.parquet"]}},
+        ),
     ],
 )
 def test_a_path_is_a_text_or_a_list_or_a_table_of_either(tmp_path, fields, source):

@@ -16,7 +16,9 @@ from dcdctl.core.data.near_duplicates import Match, Overlap, SplitImages
 
 def split(name, digests, hashes):
     return SplitImages(
-        image_ids=[f"{name}/{i}" for i in range(len(digests))], digests=[bytes([d]) for d in digests], hashes=np.array(hashes, np.uint64)
+        image_ids=[f"{name}/{i}" for i in range(len(digests))],
+        digests=[bytes([d]) for d in digests],
+        hashes=np.array(hashes, np.uint64),
     )
 
 
@@ -24,7 +26,8 @@ TRAIN = split("train", [1, 2, 3, 2, 1], [0, 0xFF, 0xFF00, 0xFF, 0])
 
 
 def test_same_files_and_near_images_are_counted_once_each():
-    # test/0 is the file of train/1 and of train/3, test/1 is 2 bits from train/2, test/2 is 4 from the nearest, test/3 looks like train/0.
+    # test/0 is the file of train/1 and of train/3, test/1 is 2 bits from train/2, test/2 is 4 from the nearest, test/3
+    # looks like train/0.
     test = split("test", [2, 9, 8, 7], [0xFF, 0xFF03, 0xF0, 0])
     leakage = near_duplicates.find_leakage({"train": TRAIN, "test": test})
     assert leakage.overlaps == {
@@ -55,7 +58,10 @@ def test_every_pair_of_present_splits_is_compared():
 
 def test_the_distance_that_counts_as_near_can_be_set():
     test = split("test", [9], [0b1111])
-    assert [near_duplicates.find_leakage({"train": TRAIN, "test": test}, bits).overlaps["test in train"].near for bits in (3, 4)] == [0, 1]
+    assert [
+        near_duplicates.find_leakage({"train": TRAIN, "test": test}, bits).overlaps["test in train"].near
+        for bits in (3, 4)
+    ] == [0, 1]
 
 
 def test_only_the_first_few_are_shown():
@@ -66,7 +72,10 @@ def test_only_the_first_few_are_shown():
 
 def test_an_empty_split_has_nothing_in_common():
     assert near_duplicates.find_leakage({"train": TRAIN, "test": split("test", [], [])}).is_clean
-    assert near_duplicates.find_leakage({"train": split("train", [], []), "test": TRAIN}).overlaps["test in train"].near == 0
+    assert (
+        near_duplicates.find_leakage({"train": split("train", [], []), "test": TRAIN}).overlaps["test in train"].near
+        == 0
+    )
 
 
 def test_lengths_that_differ_are_a_wrong_call():

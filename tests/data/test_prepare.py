@@ -83,7 +83,11 @@ def fingerprints(summary):
 
 def test_karpathy_rows_keep_their_order_bytes_captions_and_numbers(tmp_path, images):
     entries = [entry(name, split) for name, split in zip(ALL_IMAGES, ["train", "test", "restval", "val"], strict=True)]
-    entries[0]["sentences"] = [{"raw": "One dog .", "sentid": 70}, {"raw": "Ein Hund läuft", "sentid": 71}, {"raw": "犬", "sentid": 5}]
+    entries[0]["sentences"] = [
+        {"raw": "One dog .", "sentid": 70},
+        {"raw": "Ein Hund läuft", "sentid": 71},
+        {"raw": "犬", "sentid": 5},
+    ]
     for i, one in enumerate(entries[1:]):
         one["sentences"] = [{"raw": f"only {i}", "sentid": i}]
     summary = karpathy(tmp_path, images, entries)
@@ -211,21 +215,28 @@ def write_tar(path, files):
 
 
 @pytest.mark.parametrize(
-    ("form", "write"), [("images", write_folder), ("images.zip", write_zip), ("images.tar", write_tar), ("parquet", None)]
+    ("form", "write"),
+    [("images", write_folder), ("images.zip", write_zip), ("images.tar", write_tar), ("parquet", None)],
 )
 @pytest.mark.parametrize("side_px", [None, 12])
 def test_threads_write_the_bytes_of_one_from_every_source(tmp_path, form, write, side_px):
     files = {f"{i}.jpg": image_file(i, ".jpg", side=(24 + i % 5, 16)) for i in range(100)}
     if write is None:
-        rows = {"image": [{"bytes": data, "path": name} for name, data in files.items()], "caption": [f"a {name}" for name in files]}
+        rows = {
+            "image": [{"bytes": data, "path": name} for name, data in files.items()],
+            "caption": [f"a {name}" for name in files],
+        }
         pq.write_table(pa.table(rows), tmp_path / "rows.parquet", row_group_size=40)
         (tmp_path / "set.toml").write_text(
-            f'name = "set"\nlicense = "none"\nformat = "parquet"\nrows = {{ train = "{tmp_path.as_posix()}/rows.parquet" }}\n'
+            f'name = "set"\nlicense = "none"\nformat = "parquet"\nrows = {{ train = '
+            f'"{tmp_path.as_posix()}/rows.parquet" }}\n'
         )
         source = manifest.choose_manifest(str(tmp_path / "set.toml"))
     else:
         write(tmp_path / form, files)
-        (tmp_path / "pairs.csv").write_text("image,caption,split\n" + "".join(f"{name},a {name},train\n" for name in files))
+        (tmp_path / "pairs.csv").write_text(
+            "image,caption,split\n" + "".join(f"{name},a {name},train\n" for name in files)
+        )
         source = manifest.choose_manifest(None, csv=tmp_path / "pairs.csv", images=[tmp_path / form])
     for workers in (1, 6):
         options = PrepareOptions(workers=workers, image_size_px=side_px, shard_size=60)
@@ -258,7 +269,13 @@ def test_corpus_json_has_the_provenance(scenes_corpus_dir, tmp_path, images):
     path = tmp_path / "out" / "train-00000-of-00001.parquet"
     assert shard == {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": 1}
     built_in = json.loads((scenes_corpus_dir / "corpus.json").read_text())
-    assert built_in["source"] | {"options": None} == {"kind": "scenes", "seed": 0, "side_px": 64, "captions": 5, "options": None}
+    assert built_in["source"] | {"options": None} == {
+        "kind": "scenes",
+        "seed": 0,
+        "side_px": 64,
+        "captions": 5,
+        "options": None,
+    }
     assert built_in["skipped"] == []
 
 
@@ -285,19 +302,31 @@ BAD_ENTRIES = {
     "a backslash path with dots": (entry("..\\x.jpg"), "leads out of the folder"),
     "dots in the folder": (entry("secret.jpg", filepath="a/../.."), "leads out of the folder"),
     "a folder that is a list": (entry("ü.png", filepath=["x"]), r'"filepath" is a list'),
-    "an unknown split": (entry("ü.png", "holdout"), r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, "),
+    "an unknown split": (
+        entry("ü.png", "holdout"),
+        r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, ",
+    ),
     "a split that is null": (entry("ü.png", None), '"split" is missing or null'),
     "a split that is a list": (entry("ü.png", ["train"]), '"split" is a list'),
     "no captions": (entry("ü.png", raws=()), "the image has no caption"),
-    "captions that are missing": ({"filename": "ü.png", "split": "train"}, '"sentences" is missing or null, expected a list'),
-    "captions that are one string": (entry("ü.png") | {"sentences": "a dog"}, r'"sentences" is a string \("a dog"\), expected a list'),
+    "captions that are missing": (
+        {"filename": "ü.png", "split": "train"},
+        '"sentences" is missing or null, expected a list',
+    ),
+    "captions that are one string": (
+        entry("ü.png") | {"sentences": "a dog"},
+        r'"sentences" is a string \("a dog"\), expected a list',
+    ),
     "a sentence that is a string": (
         entry("ü.png") | {"sentences": ["a dog"]},
         r'sentences\[0\] is a string \("a dog"\), expected an object with "raw"',
     ),
     "a caption that is a number": (entry("ü.png", raws=("a", 5)), r"caption 1 is a number \(5\), expected text"),
     "a caption that is null": (entry("ü.png", raws=(None,)), "caption 0 is missing or null, expected text"),
-    "a caption that is a list": (entry("ü.png", raws=(["a", "b"],)), r'caption 0 is a list \(\["a", "b"\]\), expected text'),
+    "a caption that is a list": (
+        entry("ü.png", raws=(["a", "b"],)),
+        r'caption 0 is a list \(\["a", "b"\]\), expected text',
+    ),
     "an empty caption": (entry("ü.png", raws=("a", " \n")), "caption 1 is empty"),
     "half a character": (entry("ü.png", raws=("\ud83d",)), "caption 0 is not Unicode text"),
     "an image twice": (entry("a.jpg"), r"the same image as dataset.json images\[0\]"),
@@ -332,8 +361,14 @@ BAD_FILES = {
     "zero bytes": (b"", r"the image file is empty \(0 bytes\)"),
     "text": (b"<html>404</html>", "not an image file of a supported format"),
     "a truncated jpeg": (image_file(3, ".jpg", side=(200, 200))[:-500], "the image is truncated or damaged"),
-    "a truncated progressive jpeg": (image_file(3, ".jpg", side=(200, 200), progressive=True)[:-500], "the image is truncated or damaged"),
-    "a jpeg of which only the head came": (image_file(3, ".jpg", side=(200, 200))[:700], "the image is truncated or damaged"),
+    "a truncated progressive jpeg": (
+        image_file(3, ".jpg", side=(200, 200), progressive=True)[:-500],
+        "the image is truncated or damaged",
+    ),
+    "a jpeg of which only the head came": (
+        image_file(3, ".jpg", side=(200, 200))[:700],
+        "the image is truncated or damaged",
+    ),
     "a truncated png": (image_file(3, ".png")[:-300], "the image is truncated or damaged"),
     "a truncated webp": (image_file(3, ".webp", side=(200, 200))[:-500], "truncated or damaged|not an image file"),
     "a decompression bomb": (bomb(), "too many pixels, it may be a decompression bomb"),
@@ -341,7 +376,9 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("case", "workers"), [*((case, 1) for case in BAD_FILES), ("zero bytes", 2), ("a truncated jpeg", 2)])
+@pytest.mark.parametrize(
+    ("case", "workers"), [*((case, 1) for case in BAD_FILES), ("zero bytes", 2), ("a truncated jpeg", 2)]
+)
 def test_a_bad_image_is_an_error_with_its_row_or_is_skipped(tmp_path, images, case, workers):
     data, message = BAD_FILES[case]
     names = [f"{i:02}.jpg" for i in range(20)]
@@ -387,7 +424,9 @@ def test_a_damaged_zip_member_is_named(tmp_path, images):
     data = bytearray(archive.read_bytes())
     data[200] ^= 255
     archive.write_bytes(data)
-    with pytest.raises(InputError, match=r'images\[1\] "a.jpg": its image cannot be read from images.zip \(its CRC-32 differs\)'):
+    with pytest.raises(
+        InputError, match=r'images\[1\] "a.jpg": its image cannot be read from images.zip \(its CRC-32 differs\)'
+    ):
         karpathy(tmp_path, archive, [entry("ü.png"), entry("a.jpg")])
 
 
@@ -410,7 +449,9 @@ def test_json_without_images_is_an_error(tmp_path, images, content, message):
 
 def test_missing_files_are_named(tmp_path, images):
     with pytest.raises(InputError, match=r"absent.json cannot be read \(No such file"):
-        prepare_corpus(manifest.choose_manifest(None, karpathy=tmp_path / "absent.json", images=[images]), tmp_path / "out")
+        prepare_corpus(
+            manifest.choose_manifest(None, karpathy=tmp_path / "absent.json", images=[images]), tmp_path / "out"
+        )
     with pytest.raises(InputError, match=r"absent.csv cannot be read \(No such file"):
         prepare_corpus(manifest.choose_manifest(None, csv=tmp_path / "absent.csv", images=[images]), tmp_path / "out")
     with pytest.raises(InputError, match=r"absent.zip do not exist; --images takes a folder or a zip"):
@@ -431,7 +472,10 @@ BAD_LINES = {
     "a caption that is a number": ("a.jpg,42", r"the caption is a number \(42\), expected text"),
     "a caption that is nan": ("a.jpg,NaN", "the caption is a number"),
     "a caption that is null": ("a.jpg,null", "the caption is missing or null"),
-    "a list of captions in one cell": ('a.jpg,"[""a dog"", ""a cat""]"', r'the caption is a list \(\["a dog", "a cat"\]\)'),
+    "a list of captions in one cell": (
+        'a.jpg,"[""a dog"", ""a cat""]"',
+        r'the caption is a list \(\["a dog", "a cat"\]\)',
+    ),
     "a short row": ("a.jpg", "the caption is empty"),
     "a path that climbs": ("../x.jpg,x", "leads out of the folder"),
 }
@@ -453,7 +497,10 @@ def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, imag
     ("text", "message"),
     [
         ("", "is not a CSV of image and caption: it is empty"),
-        ("a," * 70_000 + "\na.jpg,x\n", "has no column 'image', its columns are a, a, a, a, a, a, a, a and 69,993 more"),
+        (
+            "a," * 70_000 + "\na.jpg,x\n",
+            "has no column 'image', its columns are a, a, a, a, a, a, a, a and 69,993 more",
+        ),
         ('"' + "a" * 200_000, "is not a CSV of image and caption: field larger than field limit"),
         ("file,text\na.jpg,x\n", "has no column 'image', its columns are file, text"),
         ("image\na.jpg\n", "has no column 'caption', its columns are image"),
@@ -464,7 +511,10 @@ def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, imag
         ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma needs quotes"),
         ("image,caption\n", "the source has no image"),
         ("image,caption,split\na.jpg,x,holdout\n", "line 2 \"a.jpg\": unknown split 'holdout'"),
-        ("image,caption,split\na.jpg,x,val\na.jpg,y,train\n", 'line 3 "a.jpg": its split is train, but val in pairs.csv line 2'),
+        (
+            "image,caption,split\na.jpg,x,val\na.jpg,y,train\n",
+            'line 3 "a.jpg": its split is train, but val in pairs.csv line 2',
+        ),
     ],
 )
 def test_a_csv_of_another_form_is_an_error(tmp_path, images, text, message):
@@ -475,13 +525,20 @@ def test_a_csv_of_another_form_is_an_error(tmp_path, images, text, message):
 def test_an_empty_split_is_an_error_even_where_rows_are_skipped(tmp_path, images):
     with pytest.raises(InputError, match="split 'test' is empty; the source has no row of it"):
         karpathy(tmp_path, images, [entry("a.jpg")], splits=("train", "test"))
-    with pytest.raises(InputError, match=r"split 'val' is empty; the first skipped row: dataset.json images\[1\]: there is no such image"):
+    with pytest.raises(
+        InputError,
+        match=r"split 'val' is empty; the first skipped row: dataset.json images\[1\]: there is no such image",
+    ):
         karpathy(tmp_path, images, [entry("a.jpg"), entry("gone.jpg", "val")], on_error="skip")
     (images / "zero.jpg").touch()
     with pytest.raises(InputError, match=r"split 'val' is empty; .*images\[1\]: the image file is empty"):
         karpathy(tmp_path, images, [entry("a.jpg"), entry("zero.jpg", "val")], on_error="skip")
     with pytest.raises(InputError, match="split 'test' is empty"):
-        prepare_corpus(manifest.find_manifest("scenes", ["counts.test=0"]), tmp_path / "s", options=PrepareOptions(splits=("test",)))
+        prepare_corpus(
+            manifest.find_manifest("scenes", ["counts.test=0"]),
+            tmp_path / "s",
+            options=PrepareOptions(splits=("test",)),
+        )
 
 
 def test_options_out_of_range_are_named():
@@ -499,13 +556,18 @@ def test_options_out_of_range_are_named():
 def test_a_folder_of_something_else_is_an_error_and_stays_unchanged(tmp_path, images):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("dear")
-    with pytest.raises(StaleError, match=r"out is not empty and holds no corpus \(found thesis\.txt\); name an empty or a new folder"):
+    with pytest.raises(
+        StaleError, match=r"out is not empty and holds no corpus \(found thesis\.txt\); name an empty or a new folder"
+    ):
         karpathy(tmp_path, images, [entry("a.jpg")])
     assert contents(tmp_path / "out") == {"thesis.txt": b"dear"}
 
 
 def test_a_corpus_that_another_run_is_writing_is_an_error(tmp_path, images):
-    with lock(tmp_path / "out"), pytest.raises(StaleError, match=r"another run is writing to .*out; wait until it ends"):
+    with (
+        lock(tmp_path / "out"),
+        pytest.raises(StaleError, match=r"another run is writing to .*out; wait until it ends"),
+    ):
         karpathy(tmp_path, images, [entry("a.jpg")])
     assert not (tmp_path / "out").exists()
     karpathy(tmp_path, images, [entry("a.jpg")])
@@ -524,7 +586,9 @@ def test_the_same_corpus_is_already_prepared_and_another_one_is_an_error(tmp_pat
     assert (first.already_there, again.already_there) == (False, True)
     assert (again.splits, str(again).splitlines()[0].startswith("dataset: already prepared in")) == (first.splits, True)
     for entries, options in [([entry("a.jpg")], {}), ([entry("a.jpg"), entry("ü.png")], {"image_size_px": 4})]:
-        with pytest.raises(InputError, match="finished corpus, dataset, made from other files or with other options; remove it"):
+        with pytest.raises(
+            InputError, match="finished corpus, dataset, made from other files or with other options; remove it"
+        ):
             karpathy(tmp_path, images, entries, **options)
     assert contents(tmp_path / "out") == before
 
@@ -534,8 +598,14 @@ def test_an_unfinished_folder_of_another_plan_is_started_again(tmp_path, images)
     entries = [entry("a.jpg"), entry("ü.png"), entry("zero.jpg")]
     with pytest.raises(InputError, match="empty"):
         karpathy(tmp_path, images, entries, shard_size=1)
-    assert sorted(contents(tmp_path / "out")) == ["prepare.json", "train-00000-of-00003.parquet", "train-00001-of-00003.parquet"]
-    with pytest.raises(CorpusError, match=r"the corpus in .*out is not finished; run the same `dcdctl prepare` again: it resumes"):
+    assert sorted(contents(tmp_path / "out")) == [
+        "prepare.json",
+        "train-00000-of-00003.parquet",
+        "train-00001-of-00003.parquet",
+    ]
+    with pytest.raises(
+        CorpusError, match=r"the corpus in .*out is not finished; run the same `dcdctl prepare` again: it resumes"
+    ):
         Corpus.open(tmp_path / "out", "train")
     karpathy(tmp_path, images, entries[:2], shard_size=2)
     assert sorted(contents(tmp_path / "out")) == ["corpus.json", "train-00000-of-00001.parquet"]
@@ -561,7 +631,9 @@ def test_a_corpus_of_an_earlier_format_is_refused_by_name(tmp_path, is_finished)
     name = "corpus.json" if is_finished else "prepare.json"
     (tmp_path / "out" / "corpus.json").rename(tmp_path / "out" / name)
     (tmp_path / "out" / name).write_text(json.dumps({"format": 1, "name": "scenes", "splits": {}}))
-    message = rf"{name} is of format 1, this dcdctl reads format 2; delete the folder and run the same `dcdctl prepare` again"
+    message = (
+        rf"{name} is of format 1, this dcdctl reads format 2; delete the folder and run the same `dcdctl prepare` again"
+    )
     with pytest.raises(CorpusError, match=message):
         prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
 
@@ -589,7 +661,9 @@ def test_a_resumed_run_writes_a_damaged_finished_shard_again(tmp_path, monkeypat
     else:
         path = tmp_path / "out" / "prepare.json"
         path.write_text(path.read_text().replace('"hashes": [\n        "', '"hashes": [\n        "0'))
-        with pytest.raises(CorpusError, match=r"prepare\.json is damaged: its content does not match its checksum; delete the folder"):
+        with pytest.raises(
+            CorpusError, match=r"prepare\.json is damaged: its content does not match its checksum; delete the folder"
+        ):
             run(tmp_path / "out")
         return
     run(tmp_path / "out")
@@ -658,7 +732,9 @@ def test_an_interrupt_ends_the_command_at_once_and_keeps_finished_shards(tmp_pat
     finally:
         signal.signal(signal.SIGINT, before)
     with process:
-        while process.poll() is None and not ((out / "prepare.json").exists() and "train-00000" in (out / "prepare.json").read_text()):
+        while process.poll() is None and not (
+            (out / "prepare.json").exists() and "train-00000" in (out / "prepare.json").read_text()
+        ):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate(timeout=TIMEOUT_S)
@@ -700,7 +776,9 @@ def test_progress_counts_every_row_once(tmp_path, images):
         yield seen.append
 
     (images / "zero.jpg").touch()
-    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]})
+    )
     source = manifest.choose_manifest(None, karpathy=tmp_path / "dataset.json", images=[images])
     prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
     assert seen == [("prepare", 3, "images"), 1, 1, 1]
@@ -718,8 +796,19 @@ def run_cli():
 
 
 def test_the_command_leaves_a_corpus_and_prints_one_json_document(run_cli, tmp_path, images):
-    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry("a.jpg"), entry("gone.jpg"), entry("ü.png", "val")]}))
-    flags = ["--karpathy", tmp_path / "dataset.json", "--images", images, "--out", tmp_path / "out", "--splits", "train, val"]
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"images": [entry("a.jpg"), entry("gone.jpg"), entry("ü.png", "val")]})
+    )
+    flags = [
+        "--karpathy",
+        tmp_path / "dataset.json",
+        "--images",
+        images,
+        "--out",
+        tmp_path / "out",
+        "--splits",
+        "train, val",
+    ]
     stopped = run_cli(*flags)
     assert (stopped.exit_code, stopped.stdout) == (1, "")
     assert 'error: dataset.json images[1] "gone.jpg": there is no such image' in stopped.stderr
@@ -731,7 +820,17 @@ def test_the_command_leaves_a_corpus_and_prints_one_json_document(run_cli, tmp_p
 
 def test_the_command_prepares_the_built_in_corpus(run_cli, tmp_path):
     done = run_cli(
-        "scenes", "--out", tmp_path / "out", "--max-images", "4", "--set", "side_px=32", "--set", "counts.val=3", "--workers", "1"
+        "scenes",
+        "--out",
+        tmp_path / "out",
+        "--max-images",
+        "4",
+        "--set",
+        "side_px=32",
+        "--set",
+        "counts.val=3",
+        "--workers",
+        "1",
     )
     assert done.exit_code == 0
     assert "train 4 images, 20 captions" in done.stdout

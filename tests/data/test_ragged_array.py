@@ -16,7 +16,12 @@ def test_lists_from_pairs_ascend_and_hold_each_value_once():
 
 
 def test_lists_from_sorted_values_keep_the_order_and_the_repeats():
-    assert as_lists(RaggedArray.from_sorted(np.array([0, 2, 2, 2]), np.array([1, 5, 3, 5]), 4)) == [[1], [], [5, 3, 5], []]
+    assert as_lists(RaggedArray.from_sorted(np.array([0, 2, 2, 2]), np.array([1, 5, 3, 5]), 4)) == [
+        [1],
+        [],
+        [5, 3, 5],
+        [],
+    ]
 
 
 def test_rows_and_lengths_say_where_each_value_is():

@@ -31,11 +31,18 @@ def folder(tmp_path: Path) -> Path:
 def made(folder: Path, toml: str, **options: Any) -> Path:
     """The corpus of a manifest in the folder."""
     (folder / "mine.toml").write_text(toml, encoding="utf-8")
-    prepare_corpus(manifest.find_manifest(str(folder / "mine.toml")), folder / "out", options=PrepareOptions(**{"workers": 1} | options))
+    prepare_corpus(
+        manifest.find_manifest(str(folder / "mine.toml")),
+        folder / "out",
+        options=PrepareOptions(**{"workers": 1} | options),
+    )
     return folder / "out"
 
 
-EXPECTED = {split: [row[:3] for row in zip(NAMES, DATA, CAPTIONS, SPLITS, strict=True) if row[3] == split] for split in ("train", "test")}
+EXPECTED = {
+    split: [row[:3] for row in zip(NAMES, DATA, CAPTIONS, SPLITS, strict=True) if row[3] == split]
+    for split in ("train", "test")
+}
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -47,7 +54,13 @@ def image_struct(number: int) -> dict[str, Any]:
 
 
 def test_a_table_with_one_caption_per_row(folder):
-    lines = ["file_name,text,split", "a.jpg,a dog,train", "b c.jpg,grass,train", "a.jpg,a brown dog,train", "ü.jpg,two birds,validation"]
+    lines = [
+        "file_name,text,split",
+        "a.jpg,a dog,train",
+        "b c.jpg,grass,train",
+        "a.jpg,a brown dog,train",
+        "ü.jpg,two birds,validation",
+    ]
     (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
     out = made(folder, 'format = "csv"\npairs = "metadata.csv"\nimages = "jpg"\n')
     assert contents(out) == {"train": EXPECTED["train"], "val": [("ü.jpg", DATA[2], ["two birds"])]}
@@ -72,7 +85,9 @@ def test_json_lines(folder):
         {"image": "b c.jpg", "caption": "grass"},
         {"filename": "ü.jpg", "caption": CAPTIONS[2], "split": "test", "sentids": [8, 9]},
     ]
-    (folder / "rows.jsonl").write_text("\n\n".join(json.dumps(one, ensure_ascii=False) for one in objects), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "\n\n".join(json.dumps(one, ensure_ascii=False) for one in objects), encoding="utf-8"
+    )
     out = made(folder, 'format = "jsonl"\npairs = "rows.jsonl"\nimages = "jpg"\n')
     assert contents(out) == EXPECTED
     assert Corpus.open(out, "test").caption_ids.tolist() == [8, 9]
@@ -89,7 +104,10 @@ def test_the_lists_of_lavis_from_two_archives(folder):
     ]
     (folder / "train.json").write_text(json.dumps(train))
     (folder / "test.json").write_text(json.dumps([{"image": "jpg/ü.jpg", "caption": CAPTIONS[2]}]))
-    toml = 'format = "lavis"\nimages = ["train2014.zip", "val2014.zip", "jpg"]\n[annotations]\ntrain = "train.json"\ntest = "test.json"\n'
+    toml = (
+        'format = "lavis"\nimages = ["train2014.zip", "val2014.zip", "jpg"]\n[annotations]\ntrain = '
+        '"train.json"\ntest = "test.json"\n'
+    )
     found = contents(made(folder, toml))
     assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
         split: [row[1:] for row in rows] for split, rows in EXPECTED.items()
@@ -115,14 +133,20 @@ def test_the_parquet_files_of_the_hub(folder, form):
     column = 'caption_column = "sentences.raw"\n' if form == "struct" else ""
     out = made(folder, f'format = "parquet"\n{column}[rows]\ntrain = "train-*.parquet"\ntest = "test-*.parquet"\n')
     # A row with a column a caption has as many as there are columns.
-    expected = {**EXPECTED, "train": [EXPECTED["train"][0], ("b c.jpg", DATA[1], ["grass", "grass"])]} if form == "numbered" else EXPECTED
+    expected = (
+        {**EXPECTED, "train": [EXPECTED["train"][0], ("b c.jpg", DATA[1], ["grass", "grass"])]}
+        if form == "numbered"
+        else EXPECTED
+    )
     assert contents(out) == expected
 
 
 def test_parquet_with_karpathys_splits(folder):
     rows = [{"image": {"bytes": DATA[i], "path": None}, "filename": NAMES[i], "caption": CAPTIONS[i]} for i in range(3)]
     write_parquet(folder / "test-0.parquet", [rows[2], rows[0], {**rows[0], "filename": "other.jpg"}, rows[1]])
-    entries = [{"filename": name, "split": split} for name, split in zip(NAMES, ["restval", "train", "test"], strict=True)]
+    entries = [
+        {"filename": name, "split": split} for name, split in zip(NAMES, ["restval", "train", "test"], strict=True)
+    ]
     (folder / "dataset.json").write_text(json.dumps({"images": entries}))
     toml = 'format = "parquet"\nsplits = "dataset.json"\nid_column = "filename"\n[rows]\nall = "test-0.parquet"\n'
     assert contents(made(folder, toml)) == EXPECTED
@@ -166,20 +190,40 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "lavis: a row that is a text": ("lavis", "a dog", r'a string \("a dog"\), expected an object'),
     "lavis: no caption": ("lavis", {"image": "a.jpg"}, "the caption is missing or null"),
     "lavis: an empty list": ("lavis", {"image": "a.jpg", "caption": []}, "the image has no caption"),
-    "lavis: a number among captions": ("lavis", {"image": "a.jpg", "caption": ["x", 3]}, r"caption 1 is a number \(3\)"),
+    "lavis: a number among captions": (
+        "lavis",
+        {"image": "a.jpg", "caption": ["x", 3]},
+        r"caption 1 is a number \(3\)",
+    ),
     "lavis: a path that climbs": ("lavis", {"image": "../x.jpg", "caption": "x"}, "leads out of the folder"),
     "jsonl: no image": ("jsonl", {"caption": "x"}, "no image is named"),
-    "jsonl: an image that is a number": ("jsonl", {"image": 4, "caption": "x"}, r'"image" is a number \(4\), expected a path'),
+    "jsonl: an image that is a number": (
+        "jsonl",
+        {"image": 4, "caption": "x"},
+        r'"image" is a number \(4\), expected a path',
+    ),
     "jsonl: no caption": ("jsonl", {"image": "a.jpg"}, "the caption is missing or null"),
-    "jsonl: captions that are a text": ("jsonl", {"image": "a.jpg", "captions": {"0": "x"}}, r"the caption is an object"),
+    "jsonl: captions that are a text": (
+        "jsonl",
+        {"image": "a.jpg", "captions": {"0": "x"}},
+        r"the caption is an object",
+    ),
     "jsonl: an empty caption": ("jsonl", {"image": "a.jpg", "captions": ["x", "  "]}, "caption 1 is empty"),
     "jsonl: an unknown split": ("jsonl", {"image": "a.jpg", "caption": "x", "split": "dev2"}, "unknown split 'dev2'"),
-    "jsonl: a split that is null": ("jsonl", {"image": "a.jpg", "caption": "x", "split": None}, '"split" is missing or null'),
+    "jsonl: a split that is null": (
+        "jsonl",
+        {"image": "a.jpg", "caption": "x", "split": None},
+        '"split" is missing or null',
+    ),
     "jsonl: a missing image": ("jsonl", {"image": "gone.jpg", "caption": "x"}, "there is no such image in"),
     "parquet: no caption": ("parquet", {"captions": None}, "the caption is missing or null"),
     "parquet: an empty list": ("parquet", {"captions": []}, "the image has no caption"),
     "parquet: an empty caption": ("parquet", {"captions": ["x", ""]}, "caption 1 is empty"),
-    "parquet: no bytes": ("parquet", {"image": {"bytes": None, "path": "x.jpg"}}, "has no bytes of its image in column 'image'"),
+    "parquet: no bytes": (
+        "parquet",
+        {"image": {"bytes": None, "path": "x.jpg"}},
+        "has no bytes of its image in column 'image'",
+    ),
     "parquet: a text for an image": (
         "parquet",
         {"image": {"bytes": b"<html>", "path": "x.jpg"}},
@@ -193,10 +237,22 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "webdataset: no image": ("webdataset", {"txt": b"x"}, "there is no image with that key, only txt"),
     "webdataset: blank lines": ("webdataset", {"jpg": DATA[0], "txt": b"\n \n"}, "the image has no caption"),
     "webdataset: half a JSON": ("webdataset", {"jpg": DATA[0], "json": b'{"caption": '}, "its JSON cannot be read"),
-    "webdataset: a JSON list": ("webdataset", {"jpg": DATA[0], "json": b"[]"}, r"its JSON is a list \(\[\]\), expected an object"),
+    "webdataset: a JSON list": (
+        "webdataset",
+        {"jpg": DATA[0], "json": b"[]"},
+        r"its JSON is a list \(\[\]\), expected an object",
+    ),
     "webdataset: a JSON without one": ("webdataset", {"jpg": DATA[0], "json": b"{}"}, "the caption is missing or null"),
-    "webdataset: Latin-1": ("webdataset", {"jpg": DATA[0], "txt": "größer".encode("latin-1")}, "its txt is not UTF-8 text"),
-    "webdataset: a text for an image": ("webdataset", {"jpg": b"<html>", "txt": b"x"}, "not an image file of a supported format"),
+    "webdataset: Latin-1": (
+        "webdataset",
+        {"jpg": DATA[0], "txt": "größer".encode("latin-1")},
+        "its txt is not UTF-8 text",
+    ),
+    "webdataset: a text for an image": (
+        "webdataset",
+        {"jpg": b"<html>", "txt": b"x"},
+        "not an image file of a supported format",
+    ),
 }
 
 
@@ -222,7 +278,12 @@ def with_a_bad_row(folder: Path, form: str, bad: Any) -> str:
     return 'format = "webdataset"\nshards = { train = "train.tar" }\n'
 
 
-WHERE = {"lavis": "train.json [1]", "jsonl": "rows.jsonl line 2", "parquet": "train.parquet row 1", "webdataset": "train.tar 1"}
+WHERE = {
+    "lavis": "train.json [1]",
+    "jsonl": "rows.jsonl line 2",
+    "parquet": "train.parquet row 1",
+    "webdataset": "train.tar 1",
+}
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
@@ -240,7 +301,10 @@ def test_a_bad_row_is_an_error_with_its_position_or_is_skipped(folder, case):
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ('format = "lavis"\nimages = "jpg"\nannotations = { dev = "x.json" }\n', "annotations.dev is not a split; known splits"),
+        (
+            'format = "lavis"\nimages = "jpg"\nannotations = { dev = "x.json" }\n',
+            "annotations.dev is not a split; known splits",
+        ),
         ('format = "parquet"\nrows = { dev = "x.parquet" }\n', "rows.dev is not a split"),
         ('format = "parquet"\nrows = "x.parquet"\n', "rows must be a table"),
         ('format = "webdataset"\nshards = { train = 5 }\n', "shards.train must be a list, got 5"),
@@ -250,7 +314,10 @@ def test_a_bad_row_is_an_error_with_its_position_or_is_skipped(folder, case):
         ("sources = []\n", "sources must be a list of tables"),
         ('[[sources]]\nname = "x"\nformat = "csv"\npairs = "p"\nimages = "jpg"\n' * 2, "two sources have the name 'x'"),
         ('[files."a.zip"]\nurl = 5\n', "files.a.zip.url must be str, got 5"),
-        ('format = "csv"\npairs = "p"\nimages = "jpg"\n[expected.train]\nimages = 5\n', "expected.train.captions is missing"),
+        (
+            'format = "csv"\npairs = "p"\nimages = "jpg"\n[expected.train]\nimages = 5\n',
+            "expected.train.captions is missing",
+        ),
     ],
 )
 def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
@@ -264,20 +331,35 @@ def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
         ('format = "parquet"\nrows = { train = "none-*.parquet" }\n', r"there is no file .*none-\*.parquet"),
         ('format = "parquet"\nrows = { train = "none.parquet" }\n', "none.parquet does not exist"),
         ('format = "parquet"\nrows = { train = "broken.parquet" }\n', "broken.parquet is not a Parquet file"),
-        ('format = "parquet"\nrows = { train = "bare.parquet" }\n', "has no column 'image' for the image, its columns are text"),
+        (
+            'format = "parquet"\nrows = { train = "bare.parquet" }\n',
+            "has no column 'image' for the image, its columns are text",
+        ),
         (
             'format = "parquet"\nimage_column = "text"\nrows = { train = "bare.parquet" }\n',
             "'text' is string, expected image files",
         ),
-        ('format = "parquet"\nrows = { train = "silent.parquet" }\n', "has no column 'captions' for the captions, its columns are image"),
-        ('format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n', "has no column 'id' for the identity of images"),
+        (
+            'format = "parquet"\nrows = { train = "silent.parquet" }\n',
+            "has no column 'captions' for the captions, its columns are image",
+        ),
+        (
+            'format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n',
+            "has no column 'id' for the identity of images",
+        ),
         ('format = "parquet"\nrows = { all = "fine.parquet" }\n', "has no column 'split' for the split"),
         ('format = "webdataset"\nshards = { train = "none.tar" }\n', "none.tar do not exist"),
         ('format = "webdataset"\nshards = { train = "broken.parquet" }\n', "broken.parquet is not a zip"),
         ('format = "jsonl"\npairs = "none.jsonl"\nimages = "jpg"\n', "none.jsonl cannot be read"),
         ('format = "jsonl"\npairs = "broken.jsonl"\nimages = "jpg"\n', "broken.jsonl line 2 is not JSON"),
-        ('format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n', r"list.jsonl line 1 is a list \(\[1\]\), expected an object"),
-        ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, expected a list of rows"),
+        (
+            'format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n',
+            r"list.jsonl line 1 is a list \(\[1\]\), expected an object",
+        ),
+        (
+            'format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n',
+            "is an object .*, expected a list of rows",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(folder, toml, message):
@@ -327,7 +409,10 @@ def test_other_columns_of_a_table_become_those_of_the_corpus(folder):
 
 
 def test_columns_are_chosen_and_change_no_fingerprint(folder):
-    rows = [{"image": "a.jpg", "caption": "a dog", "year": 2020, "tags": ["x"]}, {"image": "ü.jpg", "caption": "birds", "split": "train"}]
+    rows = [
+        {"image": "a.jpg", "caption": "a dog", "year": 2020, "tags": ["x"]},
+        {"image": "ü.jpg", "caption": "birds", "split": "train"},
+    ]
     (folder / "m.jsonl").write_text("\n".join(json.dumps(row | {"split": "train"}) for row in rows), encoding="utf-8")
     toml = 'format = "jsonl"\npairs = "m.jsonl"\nimages = "jpg"\n'
     prepared(folder, toml)
@@ -345,4 +430,6 @@ def test_columns_are_chosen_and_change_no_fingerprint(folder):
 
 def prepared(folder: Path, toml: str) -> Any:
     (folder / "mine.toml").write_text(toml, encoding="utf-8")
-    return prepare_corpus(manifest.find_manifest(str(folder / "mine.toml")), folder / "out", options=PrepareOptions(workers=1))
+    return prepare_corpus(
+        manifest.find_manifest(str(folder / "mine.toml")), folder / "out", options=PrepareOptions(workers=1)
+    )

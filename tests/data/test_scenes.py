@@ -23,9 +23,14 @@ def test_scenes():
 
 
 def test_images_and_captions_are_the_same_in_another_process():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from scene_digest import digest_of_scenes; print(digest_of_scenes(12))"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from scene_digest import digest_of_scenes; "
+        "print(digest_of_scenes(12))"
+    )
     environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
-    other = processes.run([sys.executable, "-c", code, str(SUPPORT)], env=environment, check=True, capture_output=True, text=True)
+    other = processes.run(
+        [sys.executable, "-c", code, str(SUPPORT)], env=environment, check=True, capture_output=True, text=True
+    )
     assert other.stdout.strip() == digest_of_scenes(12)
 
 
@@ -38,7 +43,9 @@ def test_another_seed_draws_other_scenes(test_scenes):
 
 
 def family_key(scene):
-    return tuple(sorted((thing.shape, thing.size) for thing in scene.objects)), tuple(sorted(thing.color for thing in scene.objects))
+    return tuple(sorted((thing.shape, thing.size) for thing in scene.objects)), tuple(
+        sorted(thing.color for thing in scene.objects)
+    )
 
 
 def test_no_family_of_objects_is_in_two_splits_of_any_seed():
@@ -56,7 +63,10 @@ def test_a_family_shares_its_words_and_nothing_else(test_scenes):
     for start in range(0, NUM_TEST, scenes.FAMILY_SIZE):
         family = [item.scene for item in test_scenes[start : start + scenes.FAMILY_SIZE]]
         assert len({family_key(scene) for scene in family}) == 1
-        layouts = {frozenset((thing.shape, thing.color, thing.column, thing.row) for thing in scene.objects) for scene in family}
+        layouts = {
+            frozenset((thing.shape, thing.color, thing.column, thing.row) for thing in scene.objects)
+            for scene in family
+        }
         assert len(layouts) == scenes.FAMILY_SIZE
 
 
@@ -69,7 +79,9 @@ def test_a_statement_is_true_of_its_scene_and_false_of_its_three_siblings(test_s
         start = i - i % scenes.FAMILY_SIZE
         family = [other.scene for other in test_scenes[start : start + scenes.FAMILY_SIZE]]
         for statement in item.statements:
-            assert [statement.holds(scene) for scene in family] == [scene is item.scene for scene in family], statement.text
+            assert [statement.holds(scene) for scene in family] == [scene is item.scene for scene in family], (
+                statement.text
+            )
 
 
 def test_a_text_says_what_its_statement_says(test_scenes):
@@ -94,7 +106,8 @@ def bits(statement):
 
 
 def recalls_at_1(scores_CI, caption_image):
-    """Share of images whose best caption is their own, and of captions whose best image is theirs; ties count against them."""
+    """Share of images whose best caption is their own, and of captions whose best image is theirs; ties count against
+    them."""
     num_captions, num_images = scores_CI.shape
     is_own_CI = caption_image[:, None] == np.arange(num_images)
     best_own_I = np.where(is_own_CI, scores_CI, -np.inf).max(axis=0)

@@ -1,4 +1,5 @@
-"""The files of a manifest: placed by hand, from a plain server, from the Hub; and whether the test split is that of the papers."""
+"""The files of a manifest: placed by hand, from a plain server, from the Hub; and whether the test split is that of the
+papers."""
 
 from __future__ import annotations
 
@@ -95,7 +96,9 @@ def test_files_of_a_server_are_downloaded_once_and_noted(tmp_path, server):
     index = json.loads((tmp_path / "first" / "corpus.json").read_text())
     assert (index["source"]["name"], index["protocol"]) == ("served", "birds 1")
     assert index["source"]["urls"] == {name: f"{server.url}/{name}" for name in FILES}
-    offline = prepare_corpus(data_set, tmp_path / "offline", options=PrepareOptions(workers=1), source_options=SourceOptions(offline=True))
+    offline = prepare_corpus(
+        data_set, tmp_path / "offline", options=PrepareOptions(workers=1), source_options=SourceOptions(offline=True)
+    )
     assert offline.splits == first.splits
 
 
@@ -123,7 +126,8 @@ def test_a_source_that_is_not_available_is_skipped_and_noted(tmp_path, server):
 def test_the_requested_source_is_used_or_an_error(tmp_path, server):
     data_set = birds(tmp_path, server.url)
     with pytest.raises(
-        SourceError, match=r"birds from on request: images\.tar cannot be downloaded; request it at https://example.org/form"
+        SourceError,
+        match=r"birds from on request: images\.tar cannot be downloaded; request it at https://example.org/form",
     ):
         source_files.locate(data_set, SourceOptions(source="on request"))
     assert not server.requests
@@ -135,14 +139,19 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
     placed = tmp_path / "placed"
     placed.mkdir()
     data_set = birds(tmp_path, server.url)
-    with pytest.raises(InputError, match=r"placed holds no file of birds; or place dataset.json and images.zip in a folder"):
+    with pytest.raises(
+        InputError, match=r"placed holds no file of birds; or place dataset.json and images.zip in a folder"
+    ):
         source_files.locate(data_set, SourceOptions(placed=placed))
     with pytest.raises(InputError, match="is not a folder; --from takes a folder"):
         source_files.locate(data_set, SourceOptions(placed=tmp_path / "absent"))
     for name, data in FILES.items():
         (placed / name).write_bytes(data)
     summary = prepare_corpus(
-        data_set, tmp_path / "out", options=PrepareOptions(workers=1), source_options=SourceOptions(placed=placed, offline=True)
+        data_set,
+        tmp_path / "out",
+        options=PrepareOptions(workers=1),
+        source_options=SourceOptions(placed=placed, offline=True),
     )
     assert summary.notes == [f"{name}: placed by hand, no checksum is known" for name in FILES]
     assert not server.requests
@@ -162,7 +171,9 @@ def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
         ("md5:" + "0" * 32, "its md5 is not the known 000000000000...: packed again, or damaged"),
     ):
         (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', f'also = ["jpg"]\nchecksum = "{known}"', 1))
-        notes = source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(placed=placed)).notes
+        notes = source_files.locate(
+            manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(placed=placed)
+        ).notes
         assert notes[1] == f"images.zip: placed by hand, {said}"
 
 
@@ -186,10 +197,18 @@ def test_the_protocol_that_a_corpus_reproduces():
     assert manifest.check_protocol(flickr, whole, (), None) == flickr.protocol
     assert manifest.check_protocol(flickr, counts(test=1000), ("test",), None) == flickr.protocol
     assert manifest.check_protocol(flickr, whole, ("train", "val"), None) == "none: without the test split"
-    assert manifest.check_protocol(flickr, counts(train=5, val=5, test=5), (), 5) == "none: only the first 5 images of each split"
-    assert manifest.check_protocol(manifest.find_manifest("scenes"), counts(train=5), (), None) == "none: the data set names none"
+    assert (
+        manifest.check_protocol(flickr, counts(train=5, val=5, test=5), (), 5)
+        == "none: only the first 5 images of each split"
+    )
+    assert (
+        manifest.check_protocol(manifest.find_manifest("scenes"), counts(train=5), (), None)
+        == "none: the data set names none"
+    )
     short = manifest.check_protocol(flickr, whole | counts(train=28999), (), None)
-    assert short.endswith("; but split 'train' has 28,999 images and 144,995 captions, the papers' has 29,000 and 145,000")
+    assert short.endswith(
+        "; but split 'train' has 28,999 images and 144,995 captions, the papers' has 29,000 and 145,000"
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +221,9 @@ def test_the_protocol_that_a_corpus_reproduces():
     ],
 )
 def test_a_test_split_that_is_not_the_papers_is_an_error(found, said):
-    with pytest.raises(InputError, match=f"flickr30k: split 'test' has {said}, the papers' has 1,000 and 5,000; results would not"):
+    with pytest.raises(
+        InputError, match=f"flickr30k: split 'test' has {said}, the papers' has 1,000 and 5,000; results would not"
+    ):
         manifest.check_protocol(manifest.find_manifest("flickr30k"), found, (), None)
 
 
@@ -224,7 +245,10 @@ def test_a_shorter_test_split_is_an_error_before_an_image_is_read(tmp_path, serv
         prepare_corpus(data_set, tmp_path / "out", options=PrepareOptions(workers=1))
     assert not (tmp_path / "out").exists()
     given_up = manifest.find_manifest(str(tmp_path / "birds.toml"), ["protocol=none"])
-    assert prepare_corpus(given_up, tmp_path / "out", options=PrepareOptions(workers=1)).protocol == "none: the data set names none"
+    assert (
+        prepare_corpus(given_up, tmp_path / "out", options=PrepareOptions(workers=1)).protocol
+        == "none: the data set names none"
+    )
     few = prepare_corpus(data_set, tmp_path / "few", options=PrepareOptions(workers=1, max_images=1))
     assert few.protocol == "none: only the first 1 images of each split"
 
@@ -242,7 +266,10 @@ def test_every_file_of_a_source_has_a_url_or_a_page_to_request_it():
 
 
 def test_the_counts_are_those_of_the_papers():
-    found = {one.name: {split: (it.images, it.captions) for split, it in one.expected.items()} for one in manifest.known_manifests()}
+    found = {
+        one.name: {split: (it.images, it.captions) for split, it in one.expected.items()}
+        for one in manifest.known_manifests()
+    }
     # COCO: 82,783 + 30,504 restval.
     assert found["coco"] == {"train": (113287, 566747), "val": (5000, 25010), "test": (5000, 25010)}
     assert found["flickr30k"] == {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}
@@ -251,7 +278,9 @@ def test_the_counts_are_those_of_the_papers():
 
 def test_the_list_gives_the_origin_of_everything():
     document = json.loads(json.dumps(published.list_published()))
-    assert all(one["license"] and one["summary"] and one["citation"] for one in document["data_sets"] + document["teachers"])
+    assert all(
+        one["license"] and one["summary"] and one["citation"] for one in document["data_sets"] + document["teachers"]
+    )
     coco = next(one for one in document["data_sets"] if one["name"] == "coco")
     assert coco["files"]["train2014.zip"]["checksum"] == "md5:0da8c0bd3d6becc4dcb32757491aca88"
     assert [one["format"] for one in coco["sources"]] == ["lavis", "karpathy"]
@@ -291,16 +320,32 @@ def test_a_named_teacher_is_downloaded_once_and_loaded_with_its_settings(tmp_pat
 def test_the_published_teachers_have_recalls():
     known = published.known()
     recalls = {name: one.published for name, one in known.items()}
-    blip = {"blip-coco", "blip-flickr30k", "blip-large-coco", "blip-large-flickr30k", "blip2", "blip2-coco", "bridgetower"}
+    blip = {
+        "blip-coco",
+        "blip-flickr30k",
+        "blip-large-coco",
+        "blip-large-flickr30k",
+        "blip2",
+        "blip2-coco",
+        "bridgetower",
+    }
     rerankers = {"jina-reranker-m0", "qwen3-vl-reranker-2b"}
     on_the_hub = blip | rerankers
-    assert set(recalls) == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"} | on_the_hub
+    assert (
+        set(recalls)
+        == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"} | on_the_hub
+    )
     assert recalls["meter-flickr30k"]["Flickr30K 1K"].image_retrieval == (82.2, 96.3, 98.4)
     assert recalls["blip2-coco"]["COCO 5K"].text_retrieval == (85.4, 97.0, 98.5)
     assert recalls["meter-pretrained"] == {}
     # The weights of the others fix it.
     assert all(one.overrides.get("image_size") == (None if name in on_the_hub else 384) for name, one in known.items())
-    assert {one.hub.split("/")[0] for name, one in known.items() if name in on_the_hub} == {"Salesforce", "BridgeTower", "Qwen", "jinaai"}
+    assert {one.hub.split("/")[0] for name, one in known.items() if name in on_the_hub} == {
+        "Salesforce",
+        "BridgeTower",
+        "Qwen",
+        "jinaai",
+    }
     assert published.find("meter") is None
     assert published.find("teachers/meter-coco") is None
     with pytest.raises(ConfigError, match="needs either a url or a hub name"):
@@ -312,7 +357,12 @@ def test_the_published_teachers_have_recalls():
 
 def parquet_of(rows: list[int]) -> bytes:
     table = [
-        {"image": {"bytes": DATA[i], "path": None}, "filename": NAMES[i], "caption": CAPTIONS[i], "sentids": list(range(len(CAPTIONS[i])))}
+        {
+            "image": {"bytes": DATA[i], "path": None},
+            "filename": NAMES[i],
+            "caption": CAPTIONS[i],
+            "sentids": list(range(len(CAPTIONS[i]))),
+        }
         for i in rows
     ]
     buffer = io.BytesIO()
@@ -340,9 +390,17 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def run_through(server: loopback.Loopback, folder: Path, *commands: Sequence[object]) -> list[subprocess.CompletedProcess[str]]:
-    """The commands one after the other in a fork without dcdctl, with the Hub on the loopback server and caches in the folder."""
-    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "DCDCTL_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
+def run_through(
+    server: loopback.Loopback, folder: Path, *commands: Sequence[object]
+) -> list[subprocess.CompletedProcess[str]]:
+    """The commands one after the other in a fork without dcdctl, with the Hub on the loopback server and caches in the
+    folder."""
+    environment = {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(folder / "hf"),
+        "DCDCTL_CACHE": str(folder / "cache"),
+        "NO_COLOR": "1",
+    }
     words = json.dumps([list(map(str, command)) for command in commands])
     printed, _ = run_forked(COMMANDS, words, environment=environment, imported=LIBRARIES)
     return [subprocess.CompletedProcess(*json.loads(line)) for line in printed.splitlines()]
@@ -373,7 +431,14 @@ format = "karpathy"
 annotations = "dataset.json"
 images = "images.zip"
 """)
-    hub = {"me/birds": {"data/all-0.parquet": parquet_of([0, 1]), "data/all-1.parquet": parquet_of([2]), "README.md": b"", **FILES}}
+    hub = {
+        "me/birds": {
+            "data/all-0.parquet": parquet_of([0, 1]),
+            "data/all-1.parquet": parquet_of([2]),
+            "README.md": b"",
+            **FILES,
+        }
+    }
     with loopback.serve(datasets=hub) as server:
         runs = {
             "zip": ["--karpathy", tmp_path / "dataset.json", "--images", tmp_path / "images.zip"],
@@ -381,17 +446,23 @@ images = "images.zip"
             "hub": [tmp_path / "hub.toml"],
             "hub zip": [tmp_path / "hub.toml", "--source", "zip"],
         }
-        for done in run_through(server, tmp_path, *(["prepare", *words, "--out", tmp_path / "out" / name] for name, words in runs.items())):
+        for done in run_through(
+            server, tmp_path, *(["prepare", *words, "--out", tmp_path / "out" / name] for name, words in runs.items())
+        ):
             assert done.returncode == 0, done.stderr
         asked = [request.path for request in server.requests]
         assert "/datasets/me/birds/resolve/main/data/all-1.parquet" in asked
         before = len(server.requests)
-        (again,) = run_through(server, tmp_path, ["prepare", tmp_path / "hub.toml", "--offline", "--out", tmp_path / "out" / "offline"])
+        (again,) = run_through(
+            server, tmp_path, ["prepare", tmp_path / "hub.toml", "--offline", "--out", tmp_path / "out" / "offline"]
+        )
         assert again.returncode == 0, again.stderr
         assert len(server.requests) == before
     found = {name: contents(tmp_path / "out" / name) for name in (*runs, "offline")}
     assert all(one == found["zip"] for one in found.values())
-    prints = {name: [Corpus.open(tmp_path / "out" / name, split).fingerprint for split in ("train", "test")] for name in found}
+    prints = {
+        name: [Corpus.open(tmp_path / "out" / name, split).fingerprint for split in ("train", "test")] for name in found
+    }
     assert all(one == prints["zip"] for one in prints.values())
 
 
@@ -417,16 +488,26 @@ def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(
         prepare = ["prepare", "flickr30k", "--out", tmp_path / "out"]
         refused, done = run_through(server, tmp_path, prepare, [*prepare, "--max-images", 1, "--json"])
         assert refused.returncode == 1
-        assert "error: flickr30k: split 'test' has 1 images and 2 captions, the papers' has 1,000 and 5,000" in refused.stderr
+        assert (
+            "error: flickr30k: split 'test' has 1 images and 2 captions, the papers' has 1,000 and 5,000"
+            in refused.stderr
+        )
         assert "Traceback" not in refused.stderr
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)
         assert summary["protocol"] == "none: only the first 1 images of each split"
-        assert summary["notes"] == [f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")]
+        assert summary["notes"] == [
+            f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")
+        ]
     with loopback.serve(datasets={}, gated={}) as server:
         (dead,) = run_through(server, tmp_path / "other", ["prepare", "flickr30k", "--out", tmp_path / "dead"])
         assert dead.returncode == 1
         assert "error: no source of flickr30k is available:\n  hub-zip: " in dead.stderr
         assert "hub-parquet: " in dead.stderr
-        assert "by-hand: flickr30k-images.tar cannot be downloaded; request it at https://forms.illinois.edu/sec/229675" in dead.stderr
-        assert dead.stderr.rstrip().endswith("place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER")
+        assert (
+            "by-hand: flickr30k-images.tar cannot be downloaded; request it at https://forms.illinois.edu/sec/229675"
+            in dead.stderr
+        )
+        assert dead.stderr.rstrip().endswith(
+            "place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER"
+        )

@@ -56,7 +56,9 @@ def test_a_window_holds_consecutive_samples_of_the_permuted_shards_shuffled(tars
     assert sorted(stream.order(0)) == sorted(stream.order(1)) == [0, 1, 2, 3]
 
 
-@pytest.fixture(scope="module", params=[(ending, on_error) for ending in (".tar", ".parquet") for on_error in ("stop", "skip")])
+@pytest.fixture(
+    scope="module", params=[(ending, on_error) for ending in (".tar", ".parquet") for on_error in ("stop", "skip")]
+)
 def read_whole(request, tmp_path_factory):
     """The places of shards, what is done on an error, the first 22 batches, and the counts of the shards after them."""
     ending, on_error = request.param
@@ -90,7 +92,10 @@ def test_another_seed_gives_another_order(tars):
 
 
 def test_each_epoch_shuffles_a_window_in_another_way(tmp_path):
-    first, second = (joined(captions_of(stream_of(write_shards(tmp_path, rows_of((12,)))), range(*steps))) for steps in ((0, 3), (3, 6)))
+    first, second = (
+        joined(captions_of(stream_of(write_shards(tmp_path, rows_of((12,)))), range(*steps)))
+        for steps in ((0, 3), (3, 6))
+    )
     assert set(first) == set(second)
     assert first != second
 
@@ -125,7 +130,9 @@ def test_tars_parquet_and_urls_of_the_same_samples_give_the_same_batches(tmp_pat
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
         assert captions_of(stream_of(["hf://datasets/me/birds/*.tar"]), range(10)) == expected
         server.gated["me/birds"] = "secret"
-        with pytest.raises(SourceError, match=r"hf://datasets/me/birds/0.tar was refused \(401 Unauthorized\); it may need a login"):
+        with pytest.raises(
+            SourceError, match=r"hf://datasets/me/birds/0.tar was refused \(401 Unauthorized\); it may need a login"
+        ):
             stream_of(["hf://datasets/me/birds/0.tar"])
 
 
@@ -177,7 +184,11 @@ def test_wrong_places_say_what_is_wrong(tmp_path, tars):
     for place, error, words in (
         (str(tmp_path / "absent.tar"), InputError, "absent.tar cannot be read: No such file or directory"),
         (str(tmp_path / "*.parquet"), InputError, "no file matches"),
-        ("s3://bucket/a.tar", MissingError, "s3://bucket/a.tar needs a package of s3:// that is not installed: s3fs; pip install s3fs"),
+        (
+            "s3://bucket/a.tar",
+            MissingError,
+            "s3://bucket/a.tar needs a package of s3:// that is not installed: s3fs; pip install s3fs",
+        ),
         ("bird://bucket/a.tar", ConfigError, "the protocol bird:// is unknown; known are s3://"),
         ("https://host/*.tar", ConfigError, "a web server lists no files; write the names as in"),
         ("memory://nowhere/a.tar", SourceError, "memory://nowhere/a.tar does not exist"),
@@ -218,14 +229,18 @@ def test_samples_that_cannot_be_used_are_skipped_and_counted_up_to_a_limit(tmp_p
     captions_of(stream, range(4))  # into the next epoch: the shard has ended
     assert [(count.samples, count.skipped) for count in counted] == [(9, 1)]
     assert counted[0].reason.startswith(reason)
-    with pytest.raises(InputError, match=r"1 of 10 samples of .*0.tar cannot be used, the first: s0002: .* raise stream.max_skipped"):
+    with pytest.raises(
+        InputError, match=r"1 of 10 samples of .*0.tar cannot be used, the first: s0002: .* raise stream.max_skipped"
+    ):
         captions_of(stream_of([str(place)], window=4, on_error="skip", max_skipped=0.05), range(4))
 
 
 def test_a_sample_that_cannot_be_used_is_an_error_that_names_it(tmp_path):
     place = tmp_path / "0.tar"
     place.write_bytes(damaged("no caption", tmp_path))
-    with pytest.raises(InputError, match=r"0.tar s0002: the image has no caption; correct it, or leave such samples out"):
+    with pytest.raises(
+        InputError, match=r"0.tar s0002: the image has no caption; correct it, or leave such samples out"
+    ):
         captions_of(stream_of([str(place)]), range(2))
     table = pa.table({"image": [{"bytes": png(1), "path": None}] * 4, "captions": [["a"], ["b"], [""], ["c"]]})
     pq.write_table(table, tmp_path / "0.parquet")

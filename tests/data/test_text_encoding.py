@@ -1,4 +1,5 @@
-"""Encodings of tables: recognized or guessed, said in the summary and in corpus.json, and never guessed for damaged UTF-8."""
+"""Encodings of tables: recognized or guessed, said in the summary and in corpus.json, and never guessed for damaged
+UTF-8."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ ENGLISH = "image,caption\n" + "a.jpg,a dog\n" * 3000
 TABLES = {
     "german": ("cp1252", "image,caption\na.jpg,ein Hund läuft über die Straße\n"),
     "one word": ("cp1252", "image,caption\na.jpg,écran\n"),
-    "quotation marks, which cp1251 has at the same places": ("cp1252", "image,caption\na.jpg,a dog\u2019s \u201ctoy\u201d \u2013 red\n"),
+    "quotation marks, which cp1251 has at the same places": (
+        "cp1252",
+        "image,caption\na.jpg,a dog\u2019s \u201ctoy\u201d \u2013 red\n",
+    ),
     "a last line among English ones": ("cp1252", f"{ENGLISH}b.jpg,a café table\n"),
     "japanese": ("cp932", "image,caption\na.jpg,二匹の犬が草の上で遊んでいる\n"),
     "half-width japanese": ("cp932", "image,caption\na.jpg,ｶﾒﾗを持つ男性\n"),
@@ -48,7 +52,8 @@ def test_a_damaged_line_of_utf_8_is_an_error_and_no_guess(tmp_path):
     latin = "b.jpg,un café noir près de la forêt, où l'été est déjà passé"
     (tmp_path / "a.csv").write_bytes(b"\n".join([b"image,caption", "a.jpg,café".encode(), latin.encode("cp1252")]))
     with pytest.raises(
-        InputError, match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); name the encoding with --encoding"
+        InputError,
+        match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); name the encoding with --encoding",
     ):
         find_encoding(tmp_path / "a.csv")
     assert find_encoding(tmp_path / "a.csv", "cp1252") == "cp1252"
@@ -56,14 +61,18 @@ def test_a_damaged_line_of_utf_8_is_an_error_and_no_guess(tmp_path):
 
 def test_a_mark_of_utf_16_before_other_bytes_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_bytes("image,caption".encode("utf-16") + b"a")
-    with pytest.raises(InputError, match=r"is not UTF-16 text \(truncated data on line 1\), and its first bytes say so"):
+    with pytest.raises(
+        InputError, match=r"is not UTF-16 text \(truncated data on line 1\), and its first bytes say so"
+    ):
         find_encoding(tmp_path / "a.csv")
 
 
 def test_a_named_encoding_is_taken_or_refused_with_the_line(tmp_path):
     (tmp_path / "a.csv").write_bytes("image,caption\na.jpg,größer\n".encode("cp1252"))
     assert find_encoding(tmp_path / "a.csv", "cp1251") == "cp1251"
-    with pytest.raises(InputError, match=r"is not utf-8 text \(invalid start byte on line 2\); leave --encoding out, or name another"):
+    with pytest.raises(
+        InputError, match=r"is not utf-8 text \(invalid start byte on line 2\); leave --encoding out, or name another"
+    ):
         find_encoding(tmp_path / "a.csv", "utf-8")
 
 
@@ -72,13 +81,18 @@ def test_a_guess_is_in_the_summary_and_in_corpus_json_with_a_caption(tmp_path):
     (tmp_path / "rows.csv").write_bytes("image,caption\na.jpg,a dog\na.jpg,größer\n".encode("cp1252"))
 
     def prepare(folder, encoding=None):
-        manifest = choose_manifest(None, csv=tmp_path / "rows.csv", images=[tmp_path], settings=FileSettings(encoding=encoding))
+        manifest = choose_manifest(
+            None, csv=tmp_path / "rows.csv", images=[tmp_path], settings=FileSettings(encoding=encoding)
+        )
         return prepare_corpus(manifest, tmp_path / folder, options=PrepareOptions(workers=1))
 
     note = "rows.csv was read as cp1252; if this caption is wrong, name another with --encoding: größer"
     assert note in str(prepare("guessed"))
     assert note in str(prepare("guessed", "windows-1252"))  # the same corpus
-    assert json.loads((tmp_path / "guessed" / "corpus.json").read_text())["source"]["encoding"] == {"name": "cp1252", "example": "größer"}
+    assert json.loads((tmp_path / "guessed" / "corpus.json").read_text())["source"]["encoding"] == {
+        "name": "cp1252",
+        "example": "größer",
+    }
     assert "grцЯer" in str(prepare("forced", "cp1251"))
     assert Corpus.open(tmp_path / "forced", "train").captions == ["a dog", "grцЯer"]
 

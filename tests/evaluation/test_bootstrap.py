@@ -1,4 +1,5 @@
-"""Signs and corrections against plain loops; the draws of the bootstrap are tested where they are used (test_comparison.py)."""
+"""Signs and corrections against plain loops; the draws of the bootstrap are tested where they are used
+(test_comparison.py)."""
 
 from __future__ import annotations
 
@@ -17,9 +18,14 @@ p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
 @given(st.lists(st.integers(-3, 3), max_size=9))
 def test_all_patterns_of_signs_are_counted_and_zeros_change_nothing(differences):
-    sums = [sum(sign * value for sign, value in zip(signs, differences, strict=True)) for signs in signs_of(len(differences))]
+    sums = [
+        sum(sign * value for sign, value in zip(signs, differences, strict=True))
+        for signs in signs_of(len(differences))
+    ]
     expected = np.mean([abs(flipped) >= abs(sum(differences)) for flipped in sums])
-    assert sign_flip_test(np.array(differences, dtype=float), flips=1, seed=0) == SignFlip(pytest.approx(expected), is_exact=True)
+    assert sign_flip_test(np.array(differences, dtype=float), flips=1, seed=0) == SignFlip(
+        pytest.approx(expected), is_exact=True
+    )
 
 
 def signs_of(count):
@@ -65,7 +71,9 @@ def test_the_size_of_blocks_changes_nothing_but_the_seed_does(monkeypatch):
 def test_holm_is_the_closure_of_bonferroni(values):
     tests = range(len(values))
     sets = [some for size in range(1, len(values) + 1) for some in itertools.combinations(tests, size)]
-    expected = [max(min(1, len(some) * min(values[i] for i in some)) for some in sets if test in some) for test in tests]
+    expected = [
+        max(min(1, len(some) * min(values[i] for i in some)) for some in sets if test in some) for test in tests
+    ]
     assert holm(values) == pytest.approx(expected)
 
 

@@ -23,11 +23,15 @@ def swept(depths: tuple[int, ...]) -> tuple[result.Evaluation, TableFusion]:
 
 
 def test_a_pair_that_both_directions_want_is_scored_once():
-    # Image 0 finds caption 0, image 1 caption 1; captions 0 and 1 find their images, caption 2 finds image 0: three pairs, not five.
+    # Image 0 finds caption 0, image 1 caption 1; captions 0 and 1 find their images, caption 2 finds image 0: three
+    # pairs, not five.
     rankings = ranks.rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 0.0]]), np.array([0, 1, 1]))
     shortlists = Shortlists(rankings, np.array([0, 1, 1]), 2)
     assert shortlists.num_pairs(1) == 3
-    assert [indices.tolist() for indices in Shortlists(rankings, np.array([0, 1, 1]), 1).pairs] == [[0, 0, 1], [0, 2, 1]]
+    assert [indices.tolist() for indices in Shortlists(rankings, np.array([0, 1, 1]), 1).pairs] == [
+        [0, 0, 1],
+        [0, 2, 1],
+    ]
     assert shortlists.num_pairs(2) == len(shortlists.pair_P) == 6
 
 
@@ -35,7 +39,10 @@ def test_every_depth_is_what_an_evaluation_at_that_depth_gives():
     evaluation, _ = swept((0, 1, 3, 6))
     assert [result.depth for result in evaluation.depths] == [0, 1, 3, 6]
     alone = evaluate.evaluate_model(make_dual(), Numbers(OWNER))
-    assert (evaluation.depths[0].text_retrieval, evaluation.depths[0].image_retrieval) == (alone.text_retrieval, alone.image_retrieval)
+    assert (evaluation.depths[0].text_retrieval, evaluation.depths[0].image_retrieval) == (
+        alone.text_retrieval,
+        alone.image_retrieval,
+    )
     assert evaluation.depths[0].num_pairs == 0
     for at_depth in evaluation.depths[1:]:
         single, _ = swept((at_depth.depth,))
@@ -74,11 +81,17 @@ def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monk
     clock, dual, fusion = Clock(monkeypatch), make_dual(), make_fusion()
     monkeypatch.setattr(dual, "embed_texts", clock.takes(dual.embed_texts, lambda texts: 0.002 * len(texts)))
     monkeypatch.setattr(fusion, "encode_texts", clock.takes(fusion.encode_texts, lambda texts: 0.010 * len(texts)))
-    monkeypatch.setattr(fusion, "score_pairs", clock.takes(fusion.score_pairs, lambda images, texts, image_P, text_P: 0.001 * len(image_P)))
+    monkeypatch.setattr(
+        fusion,
+        "score_pairs",
+        clock.takes(fusion.score_pairs, lambda images, texts, image_P, text_P: 0.001 * len(image_P)),
+    )
     options = EvalOptions(depths=(0, 1, 4, 100), compute=Compute(batch_size=3))
     evaluation = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
     # 2 ms to embed a caption; 10 ms to encode it for the fusion scorer and 1 ms a pair; there are ten images.
-    assert [result.ms_per_query for result in evaluation.depths] == pytest.approx([2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10])
+    assert [result.ms_per_query for result in evaluation.depths] == pytest.approx(
+        [2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10]
+    )
 
 
 def test_the_clock_waits_for_the_device_before_and_after_a_step(monkeypatch):
@@ -102,7 +115,9 @@ def test_a_time_is_the_median_of_the_rounds_after_the_first(monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
     seconds = iter([0.100, 0.001, 0.006, 0.002])
-    assert cascade._median_ms([clock.takes(lambda query: None, lambda query: next(seconds))], [None], CPU) == pytest.approx([2])
+    assert cascade._median_ms(
+        [clock.takes(lambda query: None, lambda query: next(seconds))], [None], CPU
+    ) == pytest.approx([2])
 
 
 def test_a_cascade_keeps_more_candidates_than_it_reranks():

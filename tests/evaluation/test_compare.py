@@ -52,7 +52,8 @@ def document_of(*words):
 def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here, made):
     document = document_of("base", "gain", "--resamples", 200, "--seed", 3)
     assert {
-        key: document[key] for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")
+        key: document[key]
+        for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")
     } == {
         "split": "train",
         "images": 5,
@@ -64,14 +65,22 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
         "level": 0.95,
     }
     base, gain = document["sides"]
-    assert (document["base"], base["side"], base["name"], gain["side"], gain["runs"]) == ("A", "A", "base", "B", ["gain"])
+    assert (document["base"], base["side"], base["name"], gain["side"], gain["runs"]) == (
+        "A",
+        "A",
+        "base",
+        "B",
+        ["gain"],
+    )
     assert (base["kind"], base["depth"]) == ("dual", None)
     assert base["text_retrieval"]["R@1"]["value"] == pytest.approx(100 / 5)
     assert gain["image_retrieval"]["R@5"]["value"] == pytest.approx(100 * 4 / 7)
     (comparison,) = document["comparisons"]
     # Hits at 1, 5 and 10: images 1, 3, 3 of 5 and 3, 5, 5; captions 1, 3, 5 of 7 and 3, 4, 6.
     assert comparison["difference"]["rsum"]["value"] == pytest.approx(100 * (6 / 5 + 4 / 7))
-    assert comparison["difference"]["text_retrieval"]["MRR"]["value"] == pytest.approx(20 * (2 / 3 + 79 / 80 + 1 / 5 - 1 / 11))
+    assert comparison["difference"]["text_retrieval"]["MRR"]["value"] == pytest.approx(
+        20 * (2 / 3 + 79 / 80 + 1 / 5 - 1 / 11)
+    )
     low, high = comparison["difference"]["rsum"]["interval"]
     assert low <= comparison["difference"]["rsum"]["value"] <= high
     # All five images gained, by a caption or as a query: only five equal signs are as far, 2 patterns of 32.
@@ -81,7 +90,11 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
 
 def test_the_document_names_the_queries_that_differ_most_both_ways(here):
     comparison = document_of("base", "gain", "--queries", 2)["comparisons"][0]
-    assert {key: comparison["text_queries"][key] for key in ("better", "equal", "worse")} == {"better": 3, "equal": 2, "worse": 0}
+    assert {key: comparison["text_queries"][key] for key in ("better", "equal", "worse")} == {
+        "better": 3,
+        "equal": 2,
+        "worse": 0,
+    }
     assert comparison["text_queries"]["most_better"] == [
         {"query": 3, "image_id": "i3", "ranks": [1], "base_ranks": [80]},
         {"query": 1, "image_id": "i1", "ranks": [1], "base_ranks": [3]},
@@ -115,7 +128,9 @@ def test_runs_of_one_side_are_averaged(here):
     values = [comparison["difference"]["rsum"]["value"] for comparison in alone]
     assert both["comparisons"][0]["difference"]["rsum"]["value"] == pytest.approx(sum(values) / 2)
     assert both["sides"][1]["runs"] == ["gain", "mixed"]
-    assert {"query": 0, "image_id": "i0", "ranks": [1, 9], "base_ranks": [1]} in both["comparisons"][0]["text_queries"]["most_worse"]
+    assert {"query": 0, "image_id": "i0", "ranks": [1, 9], "base_ranks": [1]} in both["comparisons"][0]["text_queries"][
+        "most_worse"
+    ]
 
 
 def test_the_seed_decides_the_draws(here):
@@ -165,7 +180,9 @@ def test_drawn_seeds_widen_the_interval_and_are_named(here):
 
 def test_a_cascade_is_named_with_its_depth(here, made):
     write_evaluation(here / "base", made, *GAIN, cascade=True)
-    assert "base:cascade: base:cascade (cascade of depth 50)" in run_cli("base", "base:cascade", "--resamples", 100).stdout
+    assert (
+        "base:cascade: base:cascade (cascade of depth 50)" in run_cli("base", "base:cascade", "--resamples", 100).stdout
+    )
     side = document_of("base", "base:cascade")["sides"][1]
     assert (side["runs"], side["kind"], side["depth"]) == (["base:cascade"], "cascade", 50)
 
@@ -216,7 +233,9 @@ def page(here, made):
 def test_the_page_keeps_text_as_text_and_loads_nothing(page):
     html = Page(page)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in html.tags}
-    assert page.count("b &amp; &lt;b&gt;c&lt;/b&gt;") >= 3  # as a caption of its image, as a place, as what stands for the picture
+    assert (
+        page.count("b &amp; &lt;b&gt;c&lt;/b&gt;") >= 3
+    )  # as a caption of its image, as a place, as what stands for the picture
     assert page.count("&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
     assert "<script" not in page
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in html.all("img"))
@@ -234,7 +253,13 @@ def test_the_page_shows_queries_of_each_direction_and_way_with_the_ranks_and_fir
     assert "<b>gain</b> rank 1<" in first
     # Image 3: ours puts the captions 3, 4, 5, 6, 0 first, of which 4 and 5 are its own; the base starts one later.
     ours, base = first.split("<b>gain</b>")[1], first.split("<b>gain</b>")[0]
-    assert [item.split("</span>")[0] for item in ours.split('<span dir="auto">')[1:]] == ["d", "✓ e", "✓ f", "g", "a dog"]
+    assert [item.split("</span>")[0] for item in ours.split('<span dir="auto">')[1:]] == [
+        "d",
+        "✓ e",
+        "✓ f",
+        "g",
+        "a dog",
+    ]
     assert [item.split("</span>")[0] for item in base.split('<span dir="auto">')[1:]][:2] == ["✓ e", "✓ f"]
 
 
@@ -266,7 +291,9 @@ def test_the_corpus_of_the_page_is_found_or_named(here, made, tmp_path):
     assert compare_page.open_corpus(moved) is None
     assert compare_page.open_corpus(moved, made.folder).split == "train"
     other = make_corpus(tmp_path / "other", [["x"]] * 5)
-    with pytest.raises(StaleError, match="other does not have the 5 images and 7 captions of the ranks in train; name their corpus"):
+    with pytest.raises(
+        StaleError, match="other does not have the 5 images and 7 captions of the ranks in train; name their corpus"
+    ):
         compare_page.open_corpus(moved, other.folder)
     with pytest.raises(CorpusError, match="dcdctl prepare"):
         compare_page.open_corpus(moved, here / "absent")
@@ -278,7 +305,10 @@ def test_the_page_of_a_corpus_that_is_gone_has_names_and_no_images(here, made):
         write_top(here / name / "top.parquet", made, [np.arange(7)] * 5, [np.arange(5)] * 7)
     result = run_cli("moved", "better", "--resamples", 100, "--html", here / "page.html")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr == f"page without images -> {here / 'page.html'}; their corpus was not found, --data DIR names it\n"
+    assert (
+        result.stderr
+        == f"page without images -> {here / 'page.html'}; their corpus was not found, --data DIR names it\n"
+    )
     text = (here / "page.html").read_text()
     html = Page(text)
     assert html.all("img") == []
@@ -319,8 +349,8 @@ def test_first_places_of_other_images_are_refused(here, made):
     result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
     assert result.exit_code == 1
     assert (
-        "gain/top.parquet names candidates that are not among the 5 of the ranks beside it; `dcdctl eval` writes both tables again"
-        in result.stderr
+        "gain/top.parquet names candidates that are not among the 5 of the ranks beside it; `dcdctl eval` writes "
+        "both tables again" in result.stderr
     )
 
 

@@ -1,4 +1,5 @@
-"""ECCV Caption and CrissCrossed Captions: the package on a small corpus against the definitions, and its own numbers of COCO."""
+"""ECCV Caption and CrissCrossed Captions: the package on a small corpus against the definitions, and its own numbers of
+COCO."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def metrics():
 
 @pytest.fixture
 def small(metrics, monkeypatch):
-    """40 pictures with five captions each, every eighth with a sixth that the package does not know, and judgements drawn at random."""
+    """40 pictures with five captions each, every eighth with a sixth that the package does not know, and judgements
+    drawn at random."""
     rng = np.random.default_rng(0)
     owner = np.sort(np.concatenate([np.repeat(np.arange(NUM_IMAGES), 5), np.arange(0, NUM_IMAGES, 8)]))
     images, texts = 1000 + np.arange(NUM_IMAGES), 7000 + np.arange(len(owner))
@@ -42,8 +44,14 @@ def small(metrics, monkeypatch):
     coco = {"i2t": own, "t2i": {text: [image] for image, mine in own.items() for text in mine}}
     truths = {"coco_gts": coco}
     for name, num_queries, most in (("eccv_gts", 15, 14), ("cxc_gts", NUM_IMAGES, 4)):
-        i2t = {int(q): [*own[int(q)], *rng.choice(known, most).tolist()] for q in rng.choice(images, num_queries, replace=False)}
-        t2i = {int(q): [*coco["t2i"][int(q)], *rng.choice(images, most).tolist()] for q in rng.choice(known, num_queries, replace=False)}
+        i2t = {
+            int(q): [*own[int(q)], *rng.choice(known, most).tolist()]
+            for q in rng.choice(images, num_queries, replace=False)
+        }
+        t2i = {
+            int(q): [*coco["t2i"][int(q)], *rng.choice(images, most).tolist()]
+            for q in rng.choice(known, num_queries, replace=False)
+        }
         truths[name] = {"i2t": i2t, "t2i": t2i}
     for name, truth in truths.items():
         monkeypatch.setattr(metrics, name, truth)
@@ -65,7 +73,8 @@ def expected(scores_IT: np.ndarray, corpus, truths, known) -> dict:
         for image, row in zip(images, scores_IT, strict=True)
     }
     columns = {
-        int(text): dict(zip(images, column.tolist(), strict=True)) for text, column in zip(corpus.caption_ids, scores_IT.T, strict=True)
+        int(text): dict(zip(images, column.tolist(), strict=True))
+        for text, column in zip(corpus.caption_ids, scores_IT.T, strict=True)
     }
     measures: dict = {"eccv_caption": {}, "cxc": {}}
     for direction, key, scores in (("text_retrieval", "i2t", rows), ("image_retrieval", "t2i", columns)):
@@ -73,7 +82,10 @@ def expected(scores_IT: np.ndarray, corpus, truths, known) -> dict:
         measures["eccv_caption"][direction] = {
             "R@1": 100 * np.mean([where[0] == 1 for where, _ in of_eccv]),
             "R-Precision": 100 * np.mean([sum(place <= r for place in where) / r for where, r in of_eccv]),
-            "mAP@R": 100 * np.mean([sum((nth + 1) / place for nth, place in enumerate(where) if place <= r) / r for where, r in of_eccv]),
+            "mAP@R": 100
+            * np.mean(
+                [sum((nth + 1) / place for nth, place in enumerate(where) if place <= r) / r for where, r in of_eccv]
+            ),
         }
         best = [places(scores[query], set(own))[0] for query, own in truths["cxc_gts"][key].items()]
         measures["cxc"][direction] = {f"R@{k}": 100 * np.mean(np.array(best) <= k) for k in (1, 5, 10)}
@@ -93,9 +105,14 @@ def test_measures_are_those_of_the_definitions_on_whole_lists(metrics, small, se
     corpus, truths, known = small
     scores_IT = np.random.default_rng(seed).standard_normal((NUM_IMAGES, len(corpus.caption_ids))).astype(np.float32)
     scores_IT[corpus.caption_image, range(len(corpus.caption_ids))] += 1
-    measures, wanted = measured(Judge(metrics, corpus), scores_IT, corpus.caption_image), expected(scores_IT, corpus, truths, known)
+    measures, wanted = (
+        measured(Judge(metrics, corpus), scores_IT, corpus.caption_image),
+        expected(scores_IT, corpus, truths, known),
+    )
     assert measures.keys() == wanted.keys()
-    assert {name: judgment.keys() for name, judgment in measures.items()} == {name: judgment.keys() for name, judgment in wanted.items()}
+    assert {name: judgment.keys() for name, judgment in measures.items()} == {
+        name: judgment.keys() for name, judgment in wanted.items()
+    }
     assert flat(measures) == pytest.approx(flat(wanted))
     assert 5 < np.mean(flat(measures)) < 95
 
@@ -122,7 +139,9 @@ def test_the_order_of_a_cascade_is_kept_though_its_scores_are_on_two_scales(metr
 
 def test_a_constant_model_finds_nothing(metrics, small):
     corpus, _, _ = small
-    measures = measured(Judge(metrics, corpus), np.full((NUM_IMAGES, len(corpus.caption_ids)), 0.5, np.float32), corpus.caption_image)
+    measures = measured(
+        Judge(metrics, corpus), np.full((NUM_IMAGES, len(corpus.caption_ids)), 0.5, np.float32), corpus.caption_image
+    )
     assert measures["eccv_caption"]["text_retrieval"] == {"R@1": 0, "R-Precision": 0, "mAP@R": 0}
     assert measures["cxc"]["text_retrieval"] == {"R@1": 0, "R@5": 0, "R@10": 0}
 
@@ -135,13 +154,24 @@ def test_positives_that_tie_with_the_end_of_a_list_may_stand_behind_it(metrics, 
         """Positives first by luck, all scores equal."""
         top = []
         for query in query_ids.tolist():
-            true = np.isin(candidate_ids, [*truths["eccv_gts"][key].get(query, ()), *truths["cxc_gts"][key].get(query, ())])
+            true = np.isin(
+                candidate_ids, [*truths["eccv_gts"][key].get(query, ()), *truths["cxc_gts"][key].get(query, ())]
+            )
             top.append(np.argsort(~true, kind="stable")[: judge.num_top])
         equal = np.ones((len(top), judge.num_top), np.float32)
-        return Ranking(positions_QR=np.ones((len(top), 1), int), positive_score_Q=equal[:, 0], top_QK=np.array(top), top_score_QK=equal)
+        return Ranking(
+            positions_QR=np.ones((len(top), 1), int),
+            positive_score_Q=equal[:, 0],
+            top_QK=np.array(top),
+            top_score_QK=equal,
+        )
 
-    measures = judge.measure(ranks.Rankings(lists(images, corpus.caption_ids, "i2t"), lists(corpus.caption_ids, images, "t2i")))
-    assert measures["eccv_caption"]["text_retrieval"]["mAP@R"] == measures["eccv_caption"]["image_retrieval"]["mAP@R"] == 0
+    measures = judge.measure(
+        ranks.Rankings(lists(images, corpus.caption_ids, "i2t"), lists(corpus.caption_ids, images, "t2i"))
+    )
+    assert (
+        measures["eccv_caption"]["text_retrieval"]["mAP@R"] == measures["eccv_caption"]["image_retrieval"]["mAP@R"] == 0
+    )
     assert measures["cxc"]["image_retrieval"]["R@10"] == 0
 
 
@@ -157,18 +187,26 @@ def test_as_many_candidates_are_wanted_as_a_query_has_positives_at_most(metrics)
     corpus = coco(metrics)
     assert Judge(metrics, corpus).num_top == 48  # of one image
     owner = np.append(corpus.caption_image, [4999] * 10)
-    more = corpus_of(np.array([int(name[-16:-4]) for name in corpus.image_ids]), np.append(corpus.caption_ids, -1 - np.arange(10)), owner)
+    more = corpus_of(
+        np.array([int(name[-16:-4]) for name in corpus.image_ids]),
+        np.append(corpus.caption_ids, -1 - np.arange(10)),
+        owner,
+    )
     assert Judge(metrics, more).num_top == 58
 
 
 def test_a_corpus_with_numbers_of_its_own_is_refused(metrics):
     corpus = coco(metrics)
     corpus.caption_ids = np.arange(25000)
-    with pytest.raises(CorpusError, match=r"requires COCO's own numbers: caption .* belongs to image .*--source karpathy"):
+    with pytest.raises(
+        CorpusError, match=r"requires COCO's own numbers: caption .* belongs to image .*--source karpathy"
+    ):
         Judge(metrics, corpus)
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
-    with pytest.raises(MissingError, match=r"ECCV Caption needs eccv-caption, which is not installed; pip install 'eccv-caption>="):
+    with pytest.raises(
+        MissingError, match=r"ECCV Caption needs eccv-caption, which is not installed; pip install 'eccv-caption>="
+    ):
         eccv.load_package()

@@ -58,7 +58,11 @@ def test_the_hardest_negative_is_the_highest_score_that_is_not_the_querys_own(wr
 
 
 def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
-    top = TopCandidates(np.array([[0, 1], [4, 2]]), np.array([[3, 2], [9, 1]], dtype=np.float32), np.array([[True, True], [False, True]]))
+    top = TopCandidates(
+        np.array([[0, 1], [4, 2]]),
+        np.array([[3, 2], [9, 1]], dtype=np.float32),
+        np.array([[True, True], [False, True]]),
+    )
     np.testing.assert_array_equal(top.hardest_negative_Q, [np.nan, 9])
 
 

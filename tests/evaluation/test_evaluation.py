@@ -70,7 +70,9 @@ def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus
 
 @pytest.mark.parametrize("depth", [1, 3, 6])
 def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_order(corpus, dual, fusion, depth):
-    result = evaluate.evaluate_model(dual, corpus, rerank=fusion, options=EvalOptions(depths=(depth,), compute=Compute(batch_size=5)))
+    result = evaluate.evaluate_model(
+        dual, corpus, rerank=fusion, options=EvalOptions(depths=(depth,), compute=Compute(batch_size=5))
+    )
     cosines_IT = dual.image_ID @ dual.text_TD.T
     # The plain way: one score that puts the first `depth` above the rest, by fusion within and by cosine below.
     expected = [], []
@@ -134,7 +136,9 @@ FIVE_FOLDS = Protocol(name="five", num_folds=5)
 def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus, dual, fusion):
     model = fusion if kind == "fusion" else dual
     rerank = fusion if kind == "cascade" else None
-    evaluation = evaluate.evaluate_model(model, corpus, rerank=rerank, options=EvalOptions(protocol=FIVE_FOLDS, depths=(3,)))
+    evaluation = evaluate.evaluate_model(
+        model, corpus, rerank=rerank, options=EvalOptions(protocol=FIVE_FOLDS, depths=(3,))
+    )
     scored, parts = list(fusion.pairs), []
     for first in range(0, 10, 2):
         texts = [text for text, image in enumerate(OWNER) if image in (first, first + 1)]
@@ -143,12 +147,16 @@ def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus,
         other = TableFusion(fusion.table_IT[first : first + 2, texts])
         options = EvalOptions(depths=(3,))
         parts.append(
-            evaluate.evaluate_model(other if kind == "fusion" else fold_dual, part, rerank=other if rerank else None, options=options)
+            evaluate.evaluate_model(
+                other if kind == "fusion" else fold_dual, part, rerank=other if rerank else None, options=options
+            )
         )
         own = np.arange(evaluation.text_ranks.size)[first : first + 2]
         assert evaluation.text_ranks[own].tolist() == parts[-1].text_ranks.tolist()
         assert evaluation.image_ranks[texts].tolist() == parts[-1].image_ranks.tolist()
-        assert (evaluation.rankings.image.top_QK[texts] - first).tolist() == parts[-1].rankings.image.top_QK[:, :2].tolist()
+        assert (evaluation.rankings.image.top_QK[texts] - first).tolist() == parts[-1].rankings.image.top_QK[
+            :, :2
+        ].tolist()
     for key in ("text_retrieval", "image_retrieval"):
         for name, value in getattr(evaluation, key).items():
             assert value == pytest.approx(np.mean([getattr(part, key)[name] for part in parts]))
@@ -180,7 +188,9 @@ def test_the_measures_of_a_document_are_those_of_its_ranks(corpus, dual):
     assert list(measures) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
     assert measures["median_rank"] == np.median(result.text_ranks)
     assert measures["mean_rank"] == pytest.approx(result.text_ranks.mean())
-    assert measures["mAP@R"] == pytest.approx(100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean())
+    assert measures["mAP@R"] == pytest.approx(
+        100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean()
+    )
 
 
 @torch.inference_mode()
@@ -209,5 +219,7 @@ def test_the_precision_is_that_of_the_options(scenes_corpus_dir, kind):
     scores = []
     for precision in ("float32", "bfloat16"):
         options = EvalOptions(compute=Compute(precision=precision))
-        scores.append(evaluate.evaluate_model(model, corpus, rerank=rerank, options=options).rankings.image.positive_score_Q)
+        scores.append(
+            evaluate.evaluate_model(model, corpus, rerank=rerank, options=options).rankings.image.positive_score_Q
+        )
     assert 0 < np.abs(scores[0] - scores[1]).max() < 0.1

@@ -34,7 +34,9 @@ def cascaded() -> Evaluation:
 
 
 def write(folder: Path, evaluation: Evaluation) -> None:
-    evaluation_files.write_evaluation(folder, result.evaluation_document(evaluation, "fake", "test"), evaluation, CORPUS)
+    evaluation_files.write_evaluation(
+        folder, result.evaluation_document(evaluation, "fake", "test"), evaluation, CORPUS
+    )
 
 
 def test_the_table_of_ranks_names_every_query(tmp_path, alone):
@@ -75,7 +77,10 @@ def test_the_first_candidates_of_every_query_are_rows(tmp_path, alone):
         assert part.score.tolist() == pytest.approx(expected.values.ravel().tolist(), abs=1e-6)
     owner = np.array(OWNER)
     is_text = table.direction == "text"
-    images, texts = np.where(is_text, table["query"], table.candidate), np.where(is_text, table.candidate, table["query"])
+    images, texts = (
+        np.where(is_text, table["query"], table.candidate),
+        np.where(is_text, table.candidate, table["query"]),
+    )
     assert table.is_own.tolist() == (owner[texts] == images).tolist()
 
 
@@ -95,7 +100,11 @@ def test_a_cascade_leaves_the_dual_encoders_own_files_alone(tmp_path, alone, cas
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     write(tmp_path, cascaded)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name in before} == before
-    assert {path.name for path in tmp_path.iterdir()} - set(before) == {"cascade-ranks.parquet", "cascade-top.parquet", "cascade.json"}
+    assert {path.name for path in tmp_path.iterdir()} - set(before) == {
+        "cascade-ranks.parquet",
+        "cascade-top.parquet",
+        "cascade.json",
+    }
 
 
 def test_ranks_are_read_back_for_comparisons(tmp_path, alone):
@@ -106,7 +115,9 @@ def test_ranks_are_read_back_for_comparisons(tmp_path, alone):
 
 
 @pytest.mark.parametrize("failing", ["ranks.parquet", "top.parquet", "result.json"])
-def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ranks(tmp_path, alone, failing, monkeypatch):
+def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ranks(
+    tmp_path, alone, failing, monkeypatch
+):
     other = evaluate.evaluate_model(make_fusion(), CORPUS)
     write(tmp_path, alone)
     real = files.atomic_path

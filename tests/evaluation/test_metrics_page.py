@@ -23,7 +23,10 @@ IMAGES, CAPTIONS = ["A", "B"], ["a1", "a2", "b1", "b2"]
 def tables() -> list[list[list[str]]]:
     """The cells of every table, header first."""
     tables = re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
-    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()] for table in tables]
+    rows = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+        for table in tables
+    ]
     return [[table[0], *table[2:]] for table in rows]
 
 
@@ -37,7 +40,8 @@ def rankings() -> Rankings:
 
 
 @pytest.mark.parametrize(
-    ("direction", "table", "queries", "candidates"), [("text", TEXT, IMAGES, CAPTIONS), ("image", IMAGE, CAPTIONS, IMAGES)]
+    ("direction", "table", "queries", "candidates"),
+    [("text", TEXT, IMAGES, CAPTIONS), ("image", IMAGE, CAPTIONS, IMAGES)],
 )
 def test_order_positions_ranks_and_precisions(rankings, direction, table, queries, candidates):
     ranking: Ranking = getattr(rankings, direction)
@@ -76,13 +80,17 @@ def test_the_draws(rankings):
         images = [IMAGES.index(name) for name in drawn.split(", ")]
         captions = [text for image in images for text in np.flatnonzero(image == OWNER)]
         recalls = recall.Recalls.from_ranks(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
-        assert values == [f"{value:.2f}" for value in (recalls.text_retrieval["R@1"], recalls.image_retrieval["R@1"], recalls.rsum)]
+        assert values == [
+            f"{value:.2f}" for value in (recalls.text_retrieval["R@1"], recalls.image_retrieval["R@1"], recalls.rsum)
+        ]
         shares.append(share)
     assert shares == ["1/4", "1/2", "1/4"]
 
 
 def test_the_intervals(rankings):
-    estimates = significance.bootstrap([RankTable(("A", "B"), np.arange(4), OWNER, rankings.ranks.text, rankings.ranks.image)])
+    estimates = significance.bootstrap(
+        [RankTable(("A", "B"), np.arange(4), OWNER, rankings.ranks.text, rankings.ranks.image)]
+    )
     rsum, text, image = (
         f"{estimate.interval.low:.2f} to {estimate.interval.high:.2f}"
         for estimate in (estimates.rsum, estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"])
@@ -99,4 +107,7 @@ def test_the_protocols_are_those_of_the_program():
         if protocol.num_folds == 1:
             assert rows[protocol.name][1].startswith(f"{counts.images:,} images and {counts.captions:,} captions")
         else:
-            assert f"five galleries of {counts.images // protocol.num_folds:,} consecutive images" in rows[protocol.name][1]
+            assert (
+                f"five galleries of {counts.images // protocol.num_folds:,} consecutive images"
+                in rows[protocol.name][1]
+            )

@@ -23,7 +23,9 @@ def papers(tmp_path, monkeypatch, request) -> list[Protocol]:
     for protocol in PAPER_PROTOCOLS:
         path = tmp_path / f"{protocol.name}.toml"
         counts = f"[expected.test]\nimages = {num_images}\ncaptions = {5 * num_images}\n"
-        path.write_text(f'format = "scenes"\nprotocol = "{TITLES[protocol.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}')
+        path.write_text(
+            f'format = "scenes"\nprotocol = "{TITLES[protocol.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}'
+        )
         tiny.append(Protocol(name=protocol.name, num_folds=4 if protocol.num_folds > 1 else 1, data_set=str(path)))
     monkeypatch.setattr(protocols, "PAPER_PROTOCOLS", tuple(tiny))
     return tiny
@@ -40,16 +42,23 @@ def serving(scenes: Path, folder: Path, sentence: str | None) -> Path:
 
 
 def test_the_papers_protocols_are_those_of_the_manifests():
-    counts = {protocol.name: manifest.find_manifest(str(protocol.data_set)).expected["test"] for protocol in PAPER_PROTOCOLS}
+    counts = {
+        protocol.name: manifest.find_manifest(str(protocol.data_set)).expected["test"] for protocol in PAPER_PROTOCOLS
+    }
     assert {name: (expected.images, expected.captions) for name, expected in counts.items()} == {
         "flickr30k-1k": (1000, 5000),
         "coco-5k": (5000, 25010),
         "coco-1k": (5000, 25010),
     }
     assert {
-        protocol.name: manifest.find_manifest(str(protocol.data_set)).protocol.partition(":")[0] for protocol in PAPER_PROTOCOLS
+        protocol.name: manifest.find_manifest(str(protocol.data_set)).protocol.partition(":")[0]
+        for protocol in PAPER_PROTOCOLS
     } == TITLES
-    assert {protocol.name: protocol.num_folds for protocol in PAPER_PROTOCOLS} == {"flickr30k-1k": 1, "coco-5k": 1, "coco-1k": 5}
+    assert {protocol.name: protocol.num_folds for protocol in PAPER_PROTOCOLS} == {
+        "flickr30k-1k": 1,
+        "coco-5k": 1,
+        "coco-1k": 5,
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,10 @@ def test_a_protocol_that_is_asked_for_is_used(scenes_corpus_dir, tmp_path, paper
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "COCO 5K: Karpathy's test split")
     corpus, protocol = open_split(SplitChoice(folder, "test", "coco-1k"))
     assert (protocol.name, protocol.num_folds) == ("coco-1k", 4)
-    assert [(list(fold.images), list(fold.texts)) for fold in folds_of(corpus, protocol)][1] == ([4, 5, 6, 7], list(range(20, 40)))
+    assert [(list(fold.images), list(fold.texts)) for fold in folds_of(corpus, protocol)][1] == (
+        [4, 5, 6, 7],
+        list(range(20, 40)),
+    )
     assert open_split(SplitChoice(folder, "test", "whole"))[1] == WHOLE
 
 
@@ -88,7 +100,9 @@ def test_as_many_as_there_are_is_the_whole_split(scenes_corpus_dir):
 
 
 def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
-    message = r"protocol coco-5k requires a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
+    message = (
+        r"protocol coco-5k requires a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
+    )
     with pytest.raises(CorpusError, match=message) as error:
         open_split(SplitChoice(scenes_corpus_dir, "test", "coco-5k"))
     assert "dcdctl prepare coco" in error.value.hint
@@ -97,7 +111,9 @@ def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
 @pytest.mark.parametrize("papers", [8], indirect=True)
 def test_another_split_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
-    with pytest.raises(CorpusError, match=r"requires a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"):
+    with pytest.raises(
+        CorpusError, match=r"requires a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"
+    ):
         open_split(SplitChoice(folder, "val", "flickr30k-1k"))
 
 
@@ -114,7 +130,10 @@ def test_counts_alone_decide_where_a_corpus_says_nothing(scenes_corpus_dir, tmp_
 
 @pytest.mark.parametrize(
     ("choice", "message"),
-    [(("coco-10k",), "no protocol 'coco-10k'.*known: auto, whole, first-N, flickr30k-1k"), (("first-0",), "no protocol 'first-0'")],
+    [
+        (("coco-10k",), "no protocol 'coco-10k'.*known: auto, whole, first-N, flickr30k-1k"),
+        (("first-0",), "no protocol 'first-0'"),
+    ],
 )
 def test_an_unknown_protocol_is_the_users_error(scenes_corpus_dir, choice, message):
     with pytest.raises(ConfigError, match=message):

@@ -40,12 +40,17 @@ ranks = st.lists(st.integers(1, 30), min_size=7, max_size=7)
 
 
 @given(
-    ours=st.lists(ranks, min_size=1, max_size=3), base=st.lists(ranks, min_size=1, max_size=3), direction=st.sampled_from(["text", "image"])
+    ours=st.lists(ranks, min_size=1, max_size=3),
+    base=st.lists(ranks, min_size=1, max_size=3),
+    direction=st.sampled_from(["text", "image"]),
 )
 @settings(max_examples=50, deadline=None)
 def test_shifts_equal_a_loop_and_swapping_the_sides_swaps_them(ours, base, direction):
     mine, theirs = ([table(some, some[::-1]) for some in side] for side in (ours, base))
-    shifts, other = compare.find_rank_shifts(mine, theirs, direction, 7), compare.find_rank_shifts(theirs, mine, direction, 7)
+    shifts, other = (
+        compare.find_rank_shifts(mine, theirs, direction, 7),
+        compare.find_rank_shifts(theirs, mine, direction, 7),
+    )
     order = 1 if direction == "text" else -1
     gains = [
         math.log(math.prod(some[::order][query] for some in base)) / len(base)
@@ -53,7 +58,9 @@ def test_shifts_equal_a_loop_and_swapping_the_sides_swaps_them(ours, base, direc
         for query in range(7)
     ]
     assert {shift.query for shift in shifts.better} == {query for query, gain in enumerate(gains) if gain > 1e-9}
-    assert [gains[shift.query] for shift in shifts.worse] == pytest.approx(sorted(gain for gain in gains if gain < -1e-9))
+    assert [gains[shift.query] for shift in shifts.worse] == pytest.approx(
+        sorted(gain for gain in gains if gain < -1e-9)
+    )
     assert [(shift.query, shift.ours, shift.base) for shift in shifts.better] == [
         (shift.query, shift.base, shift.ours) for shift in other.worse
     ]

@@ -24,7 +24,9 @@ def plain_positions(scores_QG: np.ndarray, positives: list[list[int]]) -> list[l
     for row, own in zip(scores_QG, positives, strict=True):
         negatives = [row[candidate] for candidate in range(len(row)) if candidate not in own]
         best_first = sorted((row[candidate] for candidate in own), reverse=True)
-        positions.append([1 + nth + sum(negative >= score for negative in negatives) for nth, score in enumerate(best_first)])
+        positions.append(
+            [1 + nth + sum(negative >= score for negative in negatives) for nth, score in enumerate(best_first)]
+        )
     return positions
 
 
@@ -38,7 +40,9 @@ def positions_of(ranking: Ranking) -> list[list[int]]:
     return [[position for position in row if position != NO_POSITION] for row in ranking.positions_QR.tolist()]
 
 
-def counted(scores_IT: np.ndarray, owner: list[int], image_block: int = 99, text_block: int = 99, **settings) -> tuple[Ranking, Ranking]:
+def counted(
+    scores_IT: np.ndarray, owner: list[int], image_block: int = 99, text_block: int = 99, **settings
+) -> tuple[Ranking, Ranking]:
     counter = RankCounter(scores_IT[owner, range(len(owner))], np.array(owner), **settings)
     for image in range(0, len(scores_IT), image_block):
         for text in range(0, len(owner), text_block):
@@ -149,7 +153,10 @@ def test_a_constant_model_finds_everything_last(num_images, image_block):
 
 def test_a_margin_makes_near_scores_a_tie():
     scores_IT = np.array([[10.0, 9.995], [0.0, 10.0]], dtype=np.float32)
-    ranks_by_margin = {margin: [ranking.ranks.tolist() for ranking in counted(scores_IT, [0, 1], margin=margin)] for margin in (0.0, 1e-3)}
+    ranks_by_margin = {
+        margin: [ranking.ranks.tolist() for ranking in counted(scores_IT, [0, 1], margin=margin)]
+        for margin in (0.0, 1e-3)
+    }
     assert ranks_by_margin == {0.0: [[1, 1], [1, 1]], 1e-3: [[2, 1], [1, 2]]}
 
 
@@ -195,7 +202,10 @@ def test_ties_at_the_last_place_of_long_rows_leave_out_no_better_score(k):
 
 
 def test_rankings_of_several_galleries_keep_their_positions_and_shift_their_indices():
-    rankings = [counted(np.array(scores, dtype=np.float32), owner)[0] for scores, owner in (([[2, 1]], [0, 0]), ([[1, 2], [0, 1]], [0, 1]))]
+    rankings = [
+        counted(np.array(scores, dtype=np.float32), owner)[0]
+        for scores, owner in (([[2, 1]], [0, 0]), ([[1, 2], [0, 1]], [0, 1]))
+    ]
     joined = ranks.concatenate(rankings, [0, 2])
     assert positions_of(joined) == [[1, 2], [2], [1]]
     assert joined.top_QK.tolist() == [[0, 1], [3, 2], [3, 2]]

@@ -1,4 +1,5 @@
-"""Ranks and measures against the released evaluation, other libraries, and by hand; retrieval by vectors against the full matrix."""
+"""Ranks and measures against the released evaluation, other libraries, and by hand; retrieval by vectors against the
+full matrix."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ def unit(seed: int, *shape: int) -> torch.Tensor:
 
 
 def all_of(rankings: Rankings) -> list[list[list[int]]]:
-    return [array.tolist() for ranking in (rankings.text, rankings.image) for array in (ranking.positions_QR, ranking.top_QK)]
+    return [
+        array.tolist()
+        for ranking in (rankings.text, rankings.image)
+        for array in (ranking.positions_QR, ranking.top_QK)
+    ]
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
@@ -43,7 +48,9 @@ def test_recalls_are_those_of_the_released_evaluation(case):
 
 
 @given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=9), seed=st.integers(0, 1000), block=st.integers(1, 8))
-@settings(max_examples=60, deadline=None, derandomize=True)  # drawn anew, two scores are a tie for us alone once in a long while
+@settings(
+    max_examples=60, deadline=None, derandomize=True
+)  # drawn anew, two scores are a tie for us alone once in a long while
 def test_rankings_by_vectors_are_those_of_the_matrix(counts, seed, block):
     owner = np.repeat(np.arange(len(counts)), counts)
     image_ID, text_TD = unit(seed, len(counts), 8), unit(seed + 1, len(owner), 8)
@@ -63,7 +70,10 @@ def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block)
 def test_rankings_do_not_depend_on_the_number_of_threads(threads):
     # Each image thrice: its copies have equal scores, and the same ones must be kept.
     owner, image_ID, text_TD = np.arange(300) // 2, unit(0, 50, 6).repeat(3, 1), unit(1, 300, 6)
-    before, expected = torch.get_num_threads(), all_of(evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=40))
+    before, expected = (
+        torch.get_num_threads(),
+        all_of(evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=40)),
+    )
     torch.set_num_threads(threads)
     try:
         assert all_of(evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=40)) == expected
@@ -77,14 +87,18 @@ def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_image
     owner = np.repeat(np.arange(num_images), 3)
     for seed in range(8):
         vector_D = unit(seed, 256)
-        rankings = evaluation_ranks.rank_embeddings(vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30)
+        rankings = evaluation_ranks.rank_embeddings(
+            vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30
+        )
         assert set(rankings.text.ranks.tolist()) == {3 * num_images - 2}
         assert set(rankings.image.ranks.tolist()) == {num_images}
         assert recall.measures(rankings.text)["R@1"] == recall.measures(rankings.image)["R@1"] == 0
 
 
 def test_other_own_captions_never_count_against_the_best():
-    ranks = evaluation_ranks.rank_matrix(torch.tensor([[5.0, 5.0, 5.0, 4.0], [0.0, 0.0, 0.0, 1.0]]), np.array([0, 0, 0, 1])).ranks
+    ranks = evaluation_ranks.rank_matrix(
+        torch.tensor([[5.0, 5.0, 5.0, 4.0], [0.0, 0.0, 0.0, 1.0]]), np.array([0, 0, 0, 1])
+    ).ranks
     assert ranks.text.tolist() == [1, 1]
     assert ranks.image.tolist() == [1, 1, 1, 2]
 
@@ -135,15 +149,20 @@ def test_recalls_add_up():
 
 
 def test_average_precision_counts_positives_among_the_first_r_only():
-    # Five positives at 1, 2, 4, 7, 9: the first three count, with 1/1, 2/2 and 3/4. Two at 3 and 4: none among the first two.
+    # Five positives at 1, 2, 4, 7, 9: the first three count, with 1/1, 2/2 and 3/4. Two at 3 and 4: none among the
+    # first two.
     positions_QR = np.array([[1, 2, 4, 7, 9], [3, 4, *[NO_POSITION] * 3], [1, *[NO_POSITION] * 4]])
     assert average_precision_at_r(positions_QR).tolist() == pytest.approx([(1 + 1 + 0.75) / 5, 0, 1])
 
 
 def test_measures_of_folds_are_averaged():
     matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
-    text, image = recall.mean_measures([evaluation_ranks.rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
-    assert text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
+    text, image = recall.mean_measures(
+        [evaluation_ranks.rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices]
+    )
+    assert (
+        text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
+    )
 
 
 OWNER = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 6, 30))
@@ -180,17 +199,24 @@ def test_every_query_is_measured_as_by_ranx(tmp_path, asked):
         (text_TD @ image_ID.T, [[image] for image in OWNER.tolist()]),
     ):
         qrels = {f"q{query}": {f"c{candidate}": 1 for candidate in positives} for query, positives in enumerate(own)}
-        run = {f"q{query}": {f"c{candidate}": score for candidate, score in enumerate(row)} for query, row in enumerate(scores_QG.tolist())}
+        run = {
+            f"q{query}": {f"c{candidate}": score for candidate, score in enumerate(row)}
+            for query, row in enumerate(scores_QG.tolist())
+        }
         ways.append({"qrels": qrels, "run": run})
     (tmp_path / "ways.json").write_text(json.dumps(ways))
-    for theirs, ours in zip(json.loads(run_forked(RANX, tmp_path / "ways.json")[0]), (rankings.text, rankings.image), strict=True):
+    for theirs, ours in zip(
+        json.loads(run_forked(RANX, tmp_path / "ways.json")[0]), (rankings.text, rankings.image), strict=True
+    ):
         num_own = np.count_nonzero(ours.positions_QR != NO_POSITION, axis=1).tolist()
         expected = [theirs[f"map@{count}"][f"q{query}"] for query, count in enumerate(num_own)]
         assert average_precision_at_r(ours.positions_QR).tolist() == pytest.approx(expected)
         assert 0.1 < np.mean(expected) < 0.9
         assert (1 / ours.ranks).tolist() == pytest.approx([theirs["mrr"][f"q{query}"] for query in range(len(num_own))])
         for k in (1, 5, 10):
-            assert (ours.ranks <= k).tolist() == [bool(theirs[f"hit_rate@{k}"][f"q{query}"]) for query in range(len(num_own))]
+            assert (ours.ranks <= k).tolist() == [
+                bool(theirs[f"hit_rate@{k}"][f"q{query}"]) for query in range(len(num_own))
+            ]
 
 
 class Given:
@@ -218,7 +244,9 @@ def test_recalls_are_the_accuracies_of_sentence_transformers(asked):
         names, gallery = ({str(row): str(row) for row in range(len(side))} for side in (queries, documents))
         relevant = {str(query): set(map(str, positives)) for query, positives in enumerate(own)}
         cosine = {"cosine": lambda queries, documents: queries @ documents.T}
-        measure = InformationRetrievalEvaluator(names, gallery, relevant, accuracy_at_k=[1, 5, 10], score_functions=cosine)
+        measure = InformationRetrievalEvaluator(
+            names, gallery, relevant, accuracy_at_k=[1, 5, 10], score_functions=cosine
+        )
         accuracies = measure.compute_all_metrics(Given(queries, documents))["cosine"]["accuracy@k"]
         measured = recall.measures(ours)
         assert [measured[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * accuracies[k] for k in (1, 5, 10)])

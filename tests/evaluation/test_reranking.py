@@ -15,7 +15,10 @@ from dcdctl.core.evaluation.ranks import RankCounter, rerank
 def first_by(positions: list[list[int]], top: list[list[int]]) -> Ranking:
     scores = -np.arange(len(top[0]), dtype=np.float32)[None].repeat(len(top), axis=0)
     return Ranking(
-        positions_QR=np.array(positions), positive_score_Q=np.full(len(top), 7, np.float32), top_QK=np.array(top), top_score_QK=scores
+        positions_QR=np.array(positions),
+        positive_score_Q=np.full(len(top), 7, np.float32),
+        top_QK=np.array(top),
+        top_score_QK=scores,
     )
 
 
@@ -23,7 +26,8 @@ def test_ranks_by_hand():
     first = first_by([[3], [1], [7], [4]], [[4, 5, 6]] * 4)
     scores_QK = np.array([[0.1, 0.2, 0.9], [0.5, 0.5, 0.1], [0.3, 0.2, 0.1], [0.0, 0.0, 9.0]], dtype=np.float32)
     is_positive_QK = np.array([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 1]]).astype(bool)
-    # Third becomes first; a tie costs a place; not found stays where it was; found by a tie at the end of the first K: stays too.
+    # Third becomes first; a tie costs a place; not found stays where it was; found by a tie at the end of the first K:
+    # stays too.
     ranking = rerank(first, scores_QK, is_positive_QK, 3)
     assert ranking.ranks.tolist() == [1, 2, 7, 4]
     assert ranking.positive_score_Q.tolist() == pytest.approx([0.9, 0.5, 7, 7])
@@ -31,8 +35,14 @@ def test_ranks_by_hand():
 
 
 def test_positions_of_several_positives_by_hand():
-    # Positives at 1, 3 and 9, of which the first two are re-ranked: the second model has them second and fourth of four.
-    ranking = rerank(first_by([[1, 3, 9]], [[10, 11, 12, 13]]), np.array([[0.1, 0.9, 0.5, 0.3]]), np.array([[True, False, True, False]]), 4)
+    # Positives at 1, 3 and 9, of which the first two are re-ranked: the second model has them second and fourth of
+    # four.
+    ranking = rerank(
+        first_by([[1, 3, 9]], [[10, 11, 12, 13]]),
+        np.array([[0.1, 0.9, 0.5, 0.3]]),
+        np.array([[True, False, True, False]]),
+        4,
+    )
     assert ranking.positions_QR.tolist() == [[2, 4, 9]]
     assert ranking.top_QK.tolist() == [[11, 12, 13, 10]]
 
@@ -44,7 +54,9 @@ def test_at_depth_0_everything_stays():
     assert (ranking.top_QK.tolist(), ranking.positive_score_Q.tolist()) == ([[4, 5], [7, 8]], [7, 7])
 
 
-@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=6), depth=st.integers(0, 12), seed=st.integers(0, 10_000))
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=6), depth=st.integers(0, 12), seed=st.integers(0, 10_000)
+)
 @settings(max_examples=100, deadline=None)
 def test_positions_and_candidates_equal_one_sort_of_both_scores(counts, depth, seed):
     owner = np.repeat(np.arange(len(counts)), counts)
@@ -63,8 +75,12 @@ def test_positions_and_candidates_equal_one_sort_of_both_scores(counts, depth, s
         counter.add(dual_IT)
         first = counter.rankings().of(direction)
         queries = np.arange(len(first.top_QK))[:, None]
-        scores_QK = fusion_IT[queries, first.top_QK] if direction == Direction.TEXT else fusion_IT[first.top_QK, queries]
-        is_positive_QK = owner[first.top_QK] == queries if direction == Direction.TEXT else first.top_QK == owner[:, None]
+        scores_QK = (
+            fusion_IT[queries, first.top_QK] if direction == Direction.TEXT else fusion_IT[first.top_QK, queries]
+        )
+        is_positive_QK = (
+            owner[first.top_QK] == queries if direction == Direction.TEXT else first.top_QK == owner[:, None]
+        )
         ranking = rerank(first, scores_QK, is_positive_QK, depth)
         assert ranking.positions_QR.tolist() == expected.rankings().of(direction).positions_QR.tolist()
         assert ranking.top_QK.tolist() == expected.rankings().of(direction).top_QK[:, :10].tolist()

@@ -45,7 +45,10 @@ def test_depths_of_a_cascade_come_in_their_order_and_without_that_of_no_cascade(
     changes = cascade_changes("runs/fusion", {20: (400.0, 30.0), 0: (250.0, 1.0), 5: (300.0, 9.0)})
     write_evaluation(tmp_path, corpus, scores_of(corpus, 2), prefix="cascade-", **changes)
     summary = result.read_summary(tmp_path / "cascade.json")
-    assert [(depth.depth, depth.rsum, depth.query_ms) for depth in summary.depths] == [(5, 300.0, 9.0), (20, 400.0, 30.0)]
+    assert [(depth.depth, depth.rsum, depth.query_ms) for depth in summary.depths] == [
+        (5, 300.0, 9.0),
+        (20, 400.0, 30.0),
+    ]
     assert summary.reranker == "runs/fusion"
 
 
@@ -66,11 +69,15 @@ def test_a_document_that_lacks_a_number_is_refused_with_the_command_that_writes_
     document = json.loads(path.read_text())
     del document["image_retrieval"]["R@5"]
     write_json(path, document)
-    with pytest.raises(InputError, match=r"result\.json is not as `dcdctl eval` writes it: it has no 'R@5'; `dcdctl eval "):
+    with pytest.raises(
+        InputError, match=r"result\.json is not as `dcdctl eval` writes it: it has no 'R@5'; `dcdctl eval "
+    ):
         result.read_summary(path)
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"rsum": "."}, "rsum.value must be float"), ({"split": 1e308}, "split must be str")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"rsum": "."}, "rsum.value must be float"), ({"split": 1e308}, "split must be str")]
+)
 def test_a_document_of_a_stranger_with_an_entry_of_another_type_is_refused_by_name(folder, changes, message):
     change_json(folder / "result.json", **changes)
     with pytest.raises(InputError, match=rf"result\.json is not as this dcdctl writes it: {message}"):

@@ -32,7 +32,9 @@ def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence
 
 def random_table(seed: int, owner: Sequence[int], hardest: int = 14) -> RankTable:
     rng = np.random.default_rng(seed)
-    return table(owner, rng.integers(1, hardest, max(owner) + 1).tolist(), rng.integers(1, hardest, len(owner)).tolist())
+    return table(
+        owner, rng.integers(1, hardest, max(owner) + 1).tolist(), rng.integers(1, hardest, len(owner)).tolist()
+    )
 
 
 RSUM = 6
@@ -56,7 +58,8 @@ def figures(estimates: Estimates) -> list[Estimate]:
 
 
 def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
-    """The definition: each run's recalls of these images and their captions, as often as they are drawn; then the mean over runs."""
+    """The definition: each run's recalls of these images and their captions, as often as they are drawn; then the mean
+    over runs."""
     runs = []
     for run in tables:
         captions = [text for image in images for text in np.flatnonzero(run.caption_image == image)]
@@ -76,14 +79,26 @@ def test_the_observed_difference_by_hand():
     ours = [table([0, 1, 1, 2], [1, 2, 6], [1, 1, 3, 20]), table([0, 1, 1, 2], [1, 1, 12], [1, 2, 1, 9])]
     base = [table([0, 1, 1, 2], [2, 2, 30], [4, 1, 1, 11])]
     comparison = compare_ranks(ours, base, resamples=10)
-    # R@1 of text retrieval: 1 and 2 hits of 3, 50 % on average, less none. R@5: 2 of 3 for all. R@10: 3 and 2 of 3, less 2.
+    # R@1 of text retrieval: 1 and 2 hits of 3, 50 % on average, less none. R@5: 2 of 3 for all. R@10: 3 and 2 of 3,
+    # less 2.
     values = [estimate.value for estimate in comparison.difference.text_retrieval.values()]
     assert values == pytest.approx([50, 0, 100 / 6])
     # Image retrieval, of 4 captions: 2 and 2 less 2; 3 and 3 less 3; 3 and 4 less 3.
-    assert [estimate.value for estimate in comparison.difference.image_retrieval.values()] == pytest.approx([0, 0, 12.5])
+    assert [estimate.value for estimate in comparison.difference.image_retrieval.values()] == pytest.approx(
+        [0, 0, 12.5]
+    )
     assert comparison.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
-    assert list(comparison.difference.text_retrieval) == list(comparison.difference.image_retrieval) == ["R@1", "R@5", "R@10"]
-    assert (comparison.num_images, comparison.num_resamples, comparison.num_our_runs, comparison.num_base_runs) == (3, 10, 2, 1)
+    assert (
+        list(comparison.difference.text_retrieval)
+        == list(comparison.difference.image_retrieval)
+        == ["R@1", "R@5", "R@10"]
+    )
+    assert (comparison.num_images, comparison.num_resamples, comparison.num_our_runs, comparison.num_base_runs) == (
+        3,
+        10,
+        2,
+        1,
+    )
 
 
 @given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
@@ -93,11 +108,18 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
     num_images, resamples = len(ours[0].image_ids), 23
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_bootstrap, "BLOCK_IMAGES", block_images)
-        comparison, alone = compare_ranks(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
+        comparison, alone = (
+            compare_ranks(ours, base, resamples=resamples, seed=seed),
+            bootstrap(ours, resamples=resamples, seed=seed),
+        )
     draws = drawn(num_images, resamples, seed)
     ours_R9, base_R9 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
     for estimates, draws_R9, observed_9 in (
-        (comparison.difference, ours_R9 - base_R9, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
+        (
+            comparison.difference,
+            ours_R9 - base_R9,
+            np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base))),
+        ),
         (alone, ours_R9, figures_of(ours, range(num_images))),
     ):
         assert [estimate.value for estimate in figures(estimates)] == pytest.approx(list(observed_9), abs=1e-9)
@@ -116,18 +138,31 @@ def test_drawn_seeds_equal_a_loop_over_the_same_images_and_runs(sides, seed):
     comparison = compare_ranks(*sides, resamples=resamples, seed=seed, draw_seeds=True)
     runs = [drawn_runs(len(tables), resamples, seed, stream) for tables, stream in zip(sides, (2, 3), strict=True)]
     ours_R9, base_R9 = (
-        np.array([figures_of([tables[run] for run in taken], images) for taken, images in zip(of_draws, images_R, strict=True)])
+        np.array(
+            [
+                figures_of([tables[run] for run in taken], images)
+                for taken, images in zip(of_draws, images_R, strict=True)
+            ]
+        )
         for tables, of_draws, images_R in zip(sides, runs, [drawn(num_images, resamples, seed)] * 2, strict=True)
     )
-    for estimates, draws_R9 in ((comparison.difference, ours_R9 - base_R9), (comparison.ours, ours_R9), (comparison.base, base_R9)):
+    for estimates, draws_R9 in (
+        (comparison.difference, ours_R9 - base_R9),
+        (comparison.ours, ours_R9),
+        (comparison.base, base_R9),
+    ):
         low_9, high_9 = np.percentile(draws_R9, [2.5, 97.5], axis=0)
         assert [estimate.interval.low for estimate in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
         assert [estimate.interval.high for estimate in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
     rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
-    assert comparison.p_value == pytest.approx(min(1, 2 * (min(sum(rsum_R <= 0), sum(rsum_R >= 0)) + 1) / (resamples + 1)))
+    assert comparison.p_value == pytest.approx(
+        min(1, 2 * (min(sum(rsum_R <= 0), sum(rsum_R >= 0)) + 1) / (resamples + 1))
+    )
     # The seeds drawn change no difference and no sign flip.
     averaged = compare_ranks(*sides, resamples=resamples, seed=seed)
-    assert [estimate.value for estimate in figures(comparison.difference)] == [estimate.value for estimate in figures(averaged.difference)]
+    assert [estimate.value for estimate in figures(comparison.difference)] == [
+        estimate.value for estimate in figures(averaged.difference)
+    ]
     assert comparison.sign_flip_p_value == averaged.sign_flip_p_value
 
 
@@ -139,7 +174,9 @@ def drawn_runs(num_runs: int, resamples: int, seed: int, stream: int) -> list[li
 @settings(max_examples=40, deadline=None)
 def test_drawn_seeds_change_nothing_if_all_runs_are_equal(sides, copies, seed):
     ours, base = ([tables[0]] * copies for tables in sides)
-    with_seeds, averaged = (compare_ranks(ours, base, resamples=50, seed=seed, draw_seeds=draws) for draws in (True, False))
+    with_seeds, averaged = (
+        compare_ranks(ours, base, resamples=50, seed=seed, draw_seeds=draws) for draws in (True, False)
+    )
     assert with_seeds.p_value == averaged.p_value
     for estimates in ("difference", "ours", "base"):
         assert_alike(getattr(with_seeds, estimates), getattr(averaged, estimates))
@@ -149,12 +186,17 @@ def test_drawn_seeds_change_nothing_if_all_runs_are_equal(sides, copies, seed):
 @settings(max_examples=40, deadline=None)
 def test_swapped_sides_negate_everything_but_the_p_value(sides, seed):
     ours, base = sides
-    forward, backward = compare_ranks(ours, base, resamples=50, seed=seed), compare_ranks(base, ours, resamples=50, seed=seed)
+    forward, backward = (
+        compare_ranks(ours, base, resamples=50, seed=seed),
+        compare_ranks(base, ours, resamples=50, seed=seed),
+    )
     assert (forward.p_value, forward.sign_flip_p_value) == (backward.p_value, backward.sign_flip_p_value)
     assert_alike(forward.ours, backward.base)
     for mine, theirs in zip(figures(forward.difference), figures(backward.difference), strict=True):
         assert mine.value == -theirs.value
-        assert [mine.interval.low, mine.interval.high] == pytest.approx([-theirs.interval.high, -theirs.interval.low], abs=1e-9)
+        assert [mine.interval.low, mine.interval.high] == pytest.approx(
+            [-theirs.interval.high, -theirs.interval.low], abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("num_runs", [1, 3])
@@ -167,9 +209,10 @@ def test_a_side_against_itself_is_zero_to_the_bit(num_runs):
 
 
 def test_signs_of_three_images_by_hand():
-    # Hits of ours less those of the base: the first image all three of text retrieval, 3 of 3 images; the second all three for one of its
-    # two captions, 3 of 4 captions; the third one hit at 10 of text retrieval too little, 1 of 3. So 1 + 3/4 - 1/3 is as far from 0 as
-    # 1 + 3/4 + 1/3, and further than 1 - 3/4 + 1/3 and 1 - 3/4 - 1/3: half of the patterns of signs.
+    # Hits of ours less those of the base: the first image all three of text retrieval, 3 of 3 images; the second all
+    # three for one of its two captions, 3 of 4 captions; the third one hit at 10 of text retrieval too little, 1 of 3.
+    # So 1 + 3/4 - 1/3 is as far from 0 as 1 + 3/4 + 1/3, and further than 1 - 3/4 + 1/3 and 1 - 3/4 - 1/3: half of the
+    # patterns of signs.
     ours, base = table([0, 1, 1, 2], [1, 20, 20], [20, 1, 20, 20]), table([0, 1, 1, 2], [20, 20, 6], [20, 20, 20, 20])
     comparison = compare_ranks([ours], [base], resamples=100)
     assert comparison.difference.rsum.value == pytest.approx(100 * (1 + 3 / 4 - 1 / 3))
@@ -177,7 +220,8 @@ def test_signs_of_three_images_by_hand():
 
 
 def test_captions_share_the_sign_of_their_image():
-    # Eight captions that all gained would be 2 / 2^8 if each had a sign of its own; of one image there are two patterns, both as far.
+    # Eight captions that all gained would be 2 / 2^8 if each had a sign of its own; of one image there are two
+    # patterns, both as far.
     ours, base = (table([0] * 8, [50], [rank] * 8) for rank in (1, 50))
     assert compare_ranks([ours], [base], resamples=100).sign_flip_p_value == 1
 
@@ -189,14 +233,17 @@ def test_exact_signs_equal_a_loop_that_swaps_the_models_image_by_image(sides):
     num_images, rsums = len(ours[0].image_ids), []
     for is_swapped in itertools.product([False, True], repeat=num_images):
         swapped_ours, swapped_base = (swapped(*pair, is_swapped) for pair in ((ours, base), (base, ours)))
-        rsums.append(abs(np.subtract(*(figures_of(tables, range(num_images))[RSUM] for tables in (swapped_ours, swapped_base)))))
+        rsums.append(
+            abs(np.subtract(*(figures_of(tables, range(num_images))[RSUM] for tables in (swapped_ours, swapped_base))))
+        )
     comparison = compare_ranks(ours, base, resamples=100)
     assert comparison.sign_flip_is_exact
     assert comparison.sign_flip_p_value == pytest.approx(np.mean([rsum >= rsums[0] - 1e-9 for rsum in rsums]))
 
 
 def swapped(ours: Sequence[RankTable], base: Sequence[RankTable], is_swapped: Sequence[bool]) -> list[RankTable]:
-    """Ours with the base's ranks where an image is swapped; each of our runs with each of the base's, so that both count equally."""
+    """Ours with the base's ranks where an image is swapped; each of our runs with each of the base's, so that both
+    count equally."""
     swap_I = np.array(is_swapped)
     swap_T = swap_I[ours[0].caption_image]
     return [
@@ -216,7 +263,10 @@ def test_models_that_are_alike_differ_by_sign_flips_as_often_as_the_level_says()
     p_values = []
     for _ in range(num_trials):
         hard_I = rng.integers(1, 20, num_images)  # as hard for both, so that the captions of an image are alike
-        ours, base = (table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner))) for _ in "ab")
+        ours, base = (
+            table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner)))
+            for _ in "ab"
+        )
         p_values.append(compare_ranks([ours], [base], resamples=199).sign_flip_p_value)
     assert 0.06 < np.mean(np.array(p_values) <= 0.1) < 0.14
     assert 0.44 < np.mean(np.array(p_values) <= 0.5) < 0.56
@@ -236,7 +286,9 @@ def test_sides_compared_together_are_compared_as_each_alone():
     owner = [0, 0, 1, 2, 2, 2, 3]
     base, *others = ([random_table(seed, owner) for seed in seeds] for seeds in ([0], [1], [2, 3], [4]))
     together = compare_all({str(i): side for i, side in enumerate(others)}, base, resamples=300, seed=5)
-    for comparison, alone in zip(together, [compare_ranks(ours, base, resamples=300, seed=5) for ours in others], strict=True):
+    for comparison, alone in zip(
+        together, [compare_ranks(ours, base, resamples=300, seed=5) for ours in others], strict=True
+    ):
         assert (comparison.p_value, comparison.sign_flip_p_value) == (alone.p_value, alone.sign_flip_p_value)
         assert_alike(comparison.difference, alone.difference)
 
@@ -252,7 +304,9 @@ def assert_alike(estimates: Estimates, expected: Estimates) -> None:
     """Equal but for the rounding of sums of reciprocal ranks, which is the processor's."""
     for mine, theirs in zip(figures(estimates), figures(expected), strict=True):
         assert mine.value == pytest.approx(theirs.value, abs=1e-9)
-        assert [mine.interval.low, mine.interval.high] == pytest.approx([theirs.interval.low, theirs.interval.high], abs=1e-9)
+        assert [mine.interval.low, mine.interval.high] == pytest.approx(
+            [theirs.interval.low, theirs.interval.high], abs=1e-9
+        )
 
 
 def test_an_image_brings_all_its_captions():
@@ -304,12 +358,16 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_intervals_with_drawn_seeds_hold_the_truth_where_runs_differ():
-    # Runs of both systems find 50 % of the captions on average, and some 10 % more or less each: the true difference is 0.
+    # Runs of both systems find 50 % of the captions on average, and some 10 % more or less each: the true difference is
+    # 0.
     rng, num_images, num_trials, hits = np.random.default_rng(0), 150, 100, {True: 0, False: 0}
     owner = np.arange(num_images)
     for _ in range(num_trials):
         shares = rng.normal(0.5, 0.1, (2, 5))
-        runs = [[table(owner, [1] * num_images, np.where(rng.random(len(owner)) < share, 1, 99)) for share in side] for side in shares]
+        runs = [
+            [table(owner, [1] * num_images, np.where(rng.random(len(owner)) < share, 1, 99)) for share in side]
+            for side in shares
+        ]
         for draw_seeds in hits:
             interval = compare_ranks(*runs, resamples=200, draw_seeds=draw_seeds).difference.rsum.interval
             hits[draw_seeds] += interval.low <= 0 <= interval.high
@@ -363,8 +421,12 @@ def test_ranks_come_back_from_their_file(written):
     assert table.text_ranks.tolist() == [1, 3, 12]
     assert table.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
     values = bootstrap([table], resamples=10)
-    assert {name: estimate.value for name, estimate in values.image_retrieval.items()} == pytest.approx(result.recalls.image_retrieval)
-    assert {name: estimate.value for name, estimate in values.text_retrieval.items()} == pytest.approx(result.recalls.text_retrieval)
+    assert {name: estimate.value for name, estimate in values.image_retrieval.items()} == pytest.approx(
+        result.recalls.image_retrieval
+    )
+    assert {name: estimate.value for name, estimate in values.text_retrieval.items()} == pytest.approx(
+        result.recalls.text_retrieval
+    )
     assert values.rsum.value == pytest.approx(result.recalls.rsum)
 
 
@@ -380,13 +442,19 @@ SPOILED = {
     "no column 'rank'": lambda ranks: ranks.drop(columns="rank"),
     "directions are .'text'., expected text and image": lambda ranks: ranks[:3],
     "directions are .'text', 'sound'.": lambda ranks: ranks.replace({"direction": {"image": "sound"}}),
-    "'caption_id' has empty fields": lambda ranks: ranks.assign(caption_id=ranks.caption_id.where(ranks.caption_id != 10)),
-    "'rank' has empty fields": lambda ranks: ranks.assign(rank=ranks["rank"].astype("Int64").where(ranks["rank"] != 12)),
+    "'caption_id' has empty fields": lambda ranks: ranks.assign(
+        caption_id=ranks.caption_id.where(ranks.caption_id != 10)
+    ),
+    "'rank' has empty fields": lambda ranks: ranks.assign(
+        rank=ranks["rank"].astype("Int64").where(ranks["rank"] != 12)
+    ),
     "text queries are not numbered from 0 to 2": lambda ranks: ranks.iloc[[1, 0, *range(2, 9)]],
     "image queries are not numbered from 0 to 4": lambda ranks: ranks.drop(index=4),
     "the rank 0, ranks start at 1": lambda ranks: ranks.assign(rank=ranks["rank"] - 1),
     "3 images have 2 different ids": lambda ranks: ranks.replace({"image_id": {"i1": "i0"}}),
-    "image 'i1' is in one direction only": lambda ranks: ranks.assign(image_id=ranks.image_id.where(ranks["query"] != 2, "i2")),
+    "image 'i1' is in one direction only": lambda ranks: ranks.assign(
+        image_id=ranks.image_id.where(ranks["query"] != 2, "i2")
+    ),
     "is not a table of ranks .*one": lambda ranks: ranks.assign(rank="one"),
 }
 

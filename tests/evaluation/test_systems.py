@@ -90,7 +90,9 @@ OTHERWISE = {
 @pytest.mark.parametrize("message", OTHERWISE)
 def test_what_was_measured_otherwise_is_refused_by_both_names(here, made, message):
     write_evaluation(here / "bad", made, *BAD, **OTHERWISE[message])
-    with pytest.raises(StaleError, match=f"good and bad were evaluated differently: {message}.*evaluate both the same way"):
+    with pytest.raises(
+        StaleError, match=f"good and bad were evaluated differently: {message}.*evaluate both the same way"
+    ):
         compare.read_systems(["good", "bad"])
     with pytest.raises(StaleError, match=message):
         compare.read_systems(["good,bad"])
@@ -100,16 +102,21 @@ def test_other_queries_are_refused_by_both_names(here, tmp_path):
     other = make_corpus(tmp_path / "other", [["a"], ["c"], ["d"]])
     write_ranks(here / "other.parquet", other, [1, 1, 1], [1, 1, 1])
     with pytest.raises(
-        StaleError, match=r"other.parquet has other queries than good: 3 images and 3 captions, not 3 images and 4 captions"
+        StaleError,
+        match=r"other.parquet has other queries than good: 3 images and 3 captions, not 3 images and 4 captions",
     ):
         compare.read_systems(["good", "other.parquet"])
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"kind": "fusion"}, "the kind is 'fusion'"), ({"depth": 7}, "the depth is 7")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"kind": "fusion"}, "the kind is 'fusion'"), ({"depth": 7}, "the depth is 7")]
+)
 def test_models_of_different_kinds_are_two_systems_and_not_one(here, made, changes, message):
     write_evaluation(here / "other", made, *BAD, **changes)
     assert len(compare.read_systems(["good", "other"])) == 2
-    with pytest.raises(StaleError, match=f"good and other are not seeds of one system: {message} for other, .* name them as two"):
+    with pytest.raises(
+        StaleError, match=f"good and other are not seeds of one system: {message} for other, .* name them as two"
+    ):
         compare.read_systems(["good,other"])
 
 
@@ -119,7 +126,8 @@ def test_ranks_of_another_evaluation_than_the_result_are_refused(here, made):
         compare.read_systems(["good"])
     reseal(here / "good")
     with pytest.raises(
-        StaleError, match=r"good/ranks.parquet has RSUM 225.000 and result.json beside it 541.667: .*dcdctl eval good .*makes both"
+        StaleError,
+        match=r"good/ranks.parquet has RSUM 225.000 and result.json beside it 541.667: .*dcdctl eval good .*makes both",
     ):
         compare.read_systems(["good"])
 
@@ -148,7 +156,11 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "result.json is not JSON"), ("[1]", "result.json holds no JSON object"), ("{}", "result.json has no checksum")],
+    [
+        ("{", "result.json is not JSON"),
+        ("[1]", "result.json holds no JSON object"),
+        ("{}", "result.json has no checksum"),
+    ],
 )
 def test_a_result_that_is_none_is_refused(here, text, message):
     (here / "good" / "result.json").write_text(text)

@@ -36,7 +36,10 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor]:
 
 def image_ranks_by_loops(score_IT: list[list[float]]) -> list[int]:
     """The rank of each caption's image; a tie counts against it."""
-    return [1 + sum(row[t] >= score_IT[own][t] for i, row in enumerate(score_IT) if i != own) for t, own in enumerate(IMAGE_T.tolist())]
+    return [
+        1 + sum(row[t] >= score_IT[own][t] for i, row in enumerate(score_IT) if i != own)
+        for t, own in enumerate(IMAGE_T.tolist())
+    ]
 
 
 def equal_bits(one, other, dims: int) -> int:
@@ -47,7 +50,10 @@ def equal_bits(one, other, dims: int) -> int:
 def test_binary_vectors_are_ranked_by_their_number_of_equal_bits(vectors, dims):
     images, texts = (side.tolist() for side in vectors)
     expected = image_ranks_by_loops([[equal_bits(image, text, dims) for text in texts] for image in images])
-    assert rank_vectors(*vectors, IMAGE_T, VectorForm(dims=dims, kind="binary"), num_top=10).image.ranks.tolist() == expected
+    assert (
+        rank_vectors(*vectors, IMAGE_T, VectorForm(dims=dims, kind="binary"), num_top=10).image.ranks.tolist()
+        == expected
+    )
     assert len(set(expected)) > 5
 
 
@@ -83,7 +89,9 @@ def test_short_vectors_are_compared_by_the_cosines_of_their_first_numbers():
     result = evaluate.evaluate_model(dual, corpus, options=EvalOptions(form=VectorForm(dims=3)))
     images, texts = (functional.normalize(side[:, :3].double(), dim=1) for side in (dual.image_ID, dual.text_TD))
     scores = (images @ texts.T).tolist()
-    expected = [1 + sum(row[t] >= scores[own][t] for i, row in enumerate(scores) if i != own) for t, own in enumerate(OWNER)]
+    expected = [
+        1 + sum(row[t] >= scores[own][t] for i, row in enumerate(scores) if i != own) for t, own in enumerate(OWNER)
+    ]
     assert result.image_ranks.tolist() == expected
     assert expected != evaluate.evaluate_model(dual, corpus).image_ranks.tolist()
 
@@ -113,7 +121,9 @@ def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scen
     table, width = evaluated("--vector-table", "--rescore", "3"), dual.embedding_dim
     rows = {(row["dims"], row["kind"], row["rescore"]): row for row in table["rows"]}
     assert list(rows) == [
-        (dims, kind, count) for dims in (4, width) for kind, count in (("float32", None), ("int8", None), ("binary", None), ("binary", 3))
+        (dims, kind, count)
+        for dims in (4, width)
+        for kind, count in (("float32", None), ("int8", None), ("binary", None), ("binary", 3))
     ]
     assert [rows[4, kind, None]["bytes_per_image"] for kind in ("float32", "int8", "binary")] == [16, 4, 1]
     for words, key in (

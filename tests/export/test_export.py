@@ -26,7 +26,15 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError, install_command
+from dcdctl.core.errors import (
+    ConfigError,
+    CorpusError,
+    InputError,
+    MissingError,
+    ModelError,
+    StaleError,
+    install_command,
+)
 from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
 from dcdctl.core.locks import lock
 from dcdctl.core.models import Towers, onnx
@@ -57,7 +65,8 @@ keep("vilt-transformers", logits=space["score"](pictures, captions[: len(picture
 assert "sentence_transformers" not in sys.modules
 exec(blocks["dual-sentences"], space := {{}})
 pictures = [picture.convert("RGB") if picture.mode == "RGBA" else picture for picture in pictures]
-keep("dual-sentences", images=space["model"].encode(pictures), texts=space["model"].encode(captions), scores=space["scores"])
+keep("dual-sentences", images=space["model"].encode(pictures), texts=space["model"].encode(captions),
+scores=space["scores"])
 model = space["SentenceTransformer"]("pair-sentences", trust_remote_code=True)
 keep("pair-sentences", images=model.encode(pictures), texts=model.encode(captions))
 del sys.modules["dcdctl"]
@@ -72,7 +81,8 @@ from importlib.machinery import PathFinder
 class Finder(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in ("torch", "torchvision", "timm") else PathFinder.find_spec(name, path, target)
+        return None if name.split(".")[0] in ("torch", "torchvision", "timm") else PathFinder.find_spec(name, path,
+        target)
 
 
 sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
@@ -99,11 +109,21 @@ def gallery(scenes_corpus_dir) -> Corpus:
 @pytest.fixture(scope="session")
 def sources(place, gallery, dual_run) -> dict[str, Path]:
     """A run of a dual encoder with its evaluation, and three models of other kinds."""
-    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 48, "patch_size": 16, "max_text_len": 12}
+    size = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 48,
+        "patch_size": 16,
+        "max_text_len": 12,
+    }
     runs = {"dual": dual_run} | {name: place / name for name in ("pair", "vilt", "pair-scorer")}
     refs = save_vision("timm map", place / "vision"), save_text("bert", gallery.captions, place / "text")
     spec = models.FeatureSpec(levels=(0, 2))
-    models.save(models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, features=spec), runs["pair"])
+    models.save(
+        models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, features=spec),
+        runs["pair"],
+    )
     models.save(make_teacher(gallery.captions, size=models.ViltSize(num_hidden_layers=2, **size)), runs["vilt"])
     models.save(make_pair(gallery.captions, place / "encoders"), runs["pair-scorer"])
     return runs
@@ -115,7 +135,9 @@ def outcomes(place, sources, scenes_corpus_dir, onnx_student) -> dict[str, expor
     found = {"dual-onnx": onnx_student}
     for name, (ref, to) in JOBS.items():
         if name not in found:
-            found[name] = export.export_model(ExportJob(ref=str(sources[ref]), out=place / name, to=to, data=scenes_corpus_dir))
+            found[name] = export.export_model(
+                ExportJob(ref=str(sources[ref]), out=place / name, to=to, data=scenes_corpus_dir)
+            )
     return found
 
 
@@ -126,7 +148,8 @@ def read_back(place, outcomes, gallery, tmp_path_factory) -> dict[str, Any]:
 
 
 def by_the_code_of_the_docs(place: Path, gallery: Corpus) -> dict[str, Any]:
-    """The results of each folder in processes that run the code of the docs; dcdctl is importable only for its own format."""
+    """The results of each folder in processes that run the code of the docs; dcdctl is importable only for its own
+    format."""
     (place / "pictures").mkdir()
     for image in range(gallery.num_images):
         gallery.image(image).save(place / "pictures" / f"{image:03}.png")
@@ -147,11 +170,14 @@ def test_a_fresh_process_ranks_like_eval(name, read_back, sources, gallery):
     result = json.loads((sources["dual"] / "result.json").read_text())
     for way in ("text", "image"):
         assert list(ranks[way]) == list(kept[kept.direction == way]["rank"])
-        assert recalls(ranks)[f"{way}_retrieval"] == {f"R@{k}": result[f"{way}_retrieval"][f"R@{k}"] for k in (1, 5, 10)}
+        assert recalls(ranks)[f"{way}_retrieval"] == {
+            f"R@{k}": result[f"{way}_retrieval"][f"R@{k}"] for k in (1, 5, 10)
+        }
 
 
 def test_int8_moves_few_queries(read_back, sources, gallery):
-    """One of 16 images, and one in twenty of 80 captions, may cross the cutoff of a recall: vectors turn by a degree or less."""
+    """One of 16 images, and one in twenty of 80 captions, may cross the cutoff of a recall: vectors turn by a degree or
+    less."""
     result = json.loads((sources["dual"] / "result.json").read_text())
     found = recalls(rankings(read_back["dual-onnx-int8"], gallery))
     for name, allowed in (("text_retrieval", 100 / 16), ("image_retrieval", 5)):
@@ -159,13 +185,18 @@ def test_int8_moves_few_queries(read_back, sources, gallery):
     assert not np.array_equal(read_back["dual-onnx-int8"]["texts"], read_back["dual-onnx"]["texts"])
 
 
-@pytest.mark.parametrize("name", ["dual-transformers", "pair-transformers", "dual-sentences", "pair-sentences", "dual-onnx"])
+@pytest.mark.parametrize(
+    "name", ["dual-transformers", "pair-transformers", "dual-sentences", "pair-sentences", "dual-onnx"]
+)
 def test_vectors_equal_the_models_also_for_transparent_images_and_long_captions(name, read_back, sources, gallery):
     model = models.load_dual(sources[name.partition("-")[0]])
     assert any(len(ids) > 12 for ids in model.preprocess.tokenizer(gallery.captions)["input_ids"])
     pictures = [*gallery.images(range(gallery.num_images)), *odd_pictures()]
     with torch.no_grad():
-        images, texts = model.embed_images(model.preprocess.images(pictures)), model.embed_texts(model.preprocess.texts(gallery.captions))
+        images, texts = (
+            model.embed_images(model.preprocess.images(pictures)),
+            model.embed_texts(model.preprocess.texts(gallery.captions)),
+        )
     np.testing.assert_allclose(read_back[name]["images"], images, atol=2e-6)
     np.testing.assert_allclose(read_back[name]["texts"], texts, atol=2e-6)
 
@@ -192,7 +223,9 @@ def test_the_card_has_the_code_of_the_docs(name, place, outcomes):
 
 
 def test_checks_report_what_was_compared(outcomes):
-    assert [(one.precision, one.lowest_cosine > 0.9999) for one in outcomes["dual-sentences"].checks] == [("fp32", True)]
+    assert [(one.precision, one.lowest_cosine > 0.9999) for one in outcomes["dual-sentences"].checks] == [
+        ("fp32", True)
+    ]
     fp32, int8 = outcomes["dual-onnx"].checks
     assert (fp32.precision, int8.precision) == ("fp32", "int8")
     assert fp32.lowest_cosine > int8.lowest_cosine > 0.98
@@ -212,7 +245,11 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"to": "gguf"}, ConfigError, "--to gguf is not a format; known: transformers, sentence-transformers, open-clip, onnx"),
+        (
+            {"to": "gguf"},
+            ConfigError,
+            "--to gguf is not a format; known: transformers, sentence-transformers, open-clip, onnx",
+        ),
         (
             {"license": "Apache License 2"},
             ConfigError,
@@ -220,7 +257,11 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
         ),
         ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
         ({"data": Path("nowhere")}, CorpusError, "nowhere"),
-        ({"ref": "vilt", "to": "onnx"}, ModelError, "is a fusion model, which does not export to ONNX: its shapes depend on the data"),
+        (
+            {"ref": "vilt", "to": "onnx"},
+            ModelError,
+            "is a fusion model, which does not export to ONNX: its shapes depend on the data",
+        ),
         ({"ref": "pair-scorer", "to": "sentence-transformers"}, ModelError, "is a fusion model, which has no vectors"),
     ],
 )
@@ -255,7 +296,8 @@ def test_an_export_with_other_vectors_is_refused(sources, tmp_path, monkeypatch)
 
     monkeypatch.setattr(to_transformers, "write", forgetful)
     with pytest.raises(
-        ModelError, match=r"the exported fp32 model have a cosine of .* with those of the model, it must be at least 0.9999"
+        ModelError,
+        match=r"the exported fp32 model have a cosine of .* with those of the model, it must be at least 0.9999",
     ):
         export.export_model(job_of(sources, tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -264,7 +306,9 @@ def test_an_export_with_other_vectors_is_refused(sources, tmp_path, monkeypatch)
 def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
     def copied(model, folder):
         """The towers of the same model, which take seconds to make."""
-        shutil.copytree(onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"), dirs_exist_ok=True)
+        shutil.copytree(
+            onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"), dirs_exist_ok=True
+        )
         return Towers.of(folder)
 
     monkeypatch.setattr(models, "export_onnx", copied)
@@ -297,8 +341,13 @@ def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_pat
 
 
 def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_path):
-    found = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers", "--license", "mit"])
-    assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (0, "checked on 16 images of scenes, split test")
+    found = CliRunner().invoke(
+        app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers", "--license", "mit"]
+    )
+    assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (
+        0,
+        "checked on 16 images of scenes, split test",
+    )
     assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
     assert "missing in its model card: speed: `dcdctl bench dual --teacher REF --data DIR`" in found.stderr
     again = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers"])
@@ -310,6 +359,9 @@ def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_pat
 def test_json_has_the_checks(sources, tmp_path):
     words = ["export", str(sources["pair-scorer"]), str(tmp_path / "out"), "--to", "transformers", "--json"]
     told = json.loads(CliRunner().invoke(app, words).stdout)
-    assert (told["kind"], told["checks"]) == ("fusion", [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}])
+    assert (told["kind"], told["checks"]) == (
+        "fusion",
+        [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}],
+    )
     assert told["checked_on"] == "32 images of the built-in corpus"
     assert [part["what"] for part in told["missing"]] == ["recall", "speed", "license of the weights"]

@@ -21,7 +21,13 @@ def samples(corpus) -> Samples:
 
 @pytest.mark.parametrize(
     ("vision", "levels", "text"),
-    [("tokens", (0, 1), "bert"), ("map", (), "distilbert"), ("windows", (), "bert"), ("timm tokens", (), "bert"), ("clip", (1,), "bert")],
+    [
+        ("tokens", (0, 1), "bert"),
+        ("map", (), "distilbert"),
+        ("windows", (), "bert"),
+        ("timm tokens", (), "bert"),
+        ("clip", (1,), "bert"),
+    ],
 )
 def test_the_saved_code_gives_the_vectors_of_the_model(vision, levels, text, corpus, samples, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text(text, corpus.captions, tmp_path / "text")
@@ -44,7 +50,9 @@ def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, s
     to_transformers.write(teacher, tmp_path / "out")
     models.seal_again(tmp_path / "out")  # as `export` does
     torch.testing.assert_close(to_transformers.score(tmp_path / "out", teacher, samples), wanted, atol=1e-4, rtol=0)
-    torch.testing.assert_close(to_transformers.scores_of(models.load(tmp_path / "out"), samples), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        to_transformers.scores_of(models.load(tmp_path / "out"), samples), wanted, atol=1e-4, rtol=0
+    )
     models.save(teacher, tmp_path / "as it is")
     assert (to_transformers.score(tmp_path / "as it is", teacher, samples) - wanted).abs().max() > 1e-2
 
@@ -52,10 +60,13 @@ def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, s
 def test_the_lowest_cosine_decides():
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
     both = Vectors(torch.cat([east, east]), east)
-    check = export_check.compare_vectors("int8", Vectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint="")
+    check = export_check.compare_vectors(
+        "int8", Vectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint=""
+    )
     assert check.lowest_cosine == pytest.approx(0.99, abs=1e-4)
     with pytest.raises(
-        ModelError, match=r"the exported int8 model have a cosine of 0\.60000 with those of the model, it must be at least 0\.98"
+        ModelError,
+        match=r"the exported int8 model have a cosine of 0\.60000 with those of the model, it must be at least 0\.98",
     ):
         export_check.compare_vectors("int8", Vectors(both.images_ID, north), both, hint="")
     with pytest.raises(ModelError, match="a cosine of nan"):
@@ -66,12 +77,16 @@ def test_the_first_input_is_a_batch_of_its_own_so_that_padding_to_the_longest_sh
     def padded(captions):
         return torch.full((len(captions), 1), float(max(map(len, captions))))
 
-    found = export_check.embed_in_two_batches(samples, lambda images: torch.tensor([[image.width] for image in images]), padded)
+    found = export_check.embed_in_two_batches(
+        samples, lambda images: torch.tensor([[image.width] for image in images]), padded
+    )
     first, *rest = map(len, samples.captions)
     assert found.texts_TD.flatten().tolist() == [first, max(rest), max(rest)]
     assert found.images_ID.flatten().tolist() == [image.width for image in samples.images]
     one = Samples(samples.images[:1], samples.captions[:1], "an image")
-    assert export_check.embed_in_two_batches(one, lambda images: torch.ones(len(images), 1), padded).texts_TD.tolist() == [[first]]
+    assert export_check.embed_in_two_batches(
+        one, lambda images: torch.ones(len(images), 1), padded
+    ).texts_TD.tolist() == [[first]]
 
 
 def test_logits_may_differ_by_rounding_alone():

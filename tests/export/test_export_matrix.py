@@ -1,4 +1,5 @@
-"""Every dual encoder in every format that holds it, loaded by its library in one process without dcdctl, and the other formats refused."""
+"""Every dual encoder in every format that holds it, loaded by its library in one process without dcdctl, and the other
+formats refused."""
 
 from __future__ import annotations
 
@@ -27,16 +28,24 @@ from dcdctl.core.export import ExportJob, export
 FORMATS = ("transformers", "sentence-transformers", "open-clip", "onnx")
 OWN_FORMATS = {"open_clip": ("open-clip", "onnx"), "SentenceTransformer": ("sentence-transformers",)}
 CLASSES = {
-    **{"dual": "VisionTextDualEncoderModel", "frozen dual": "EncoderDualModel", "CLIP": "CLIPModel", "MetaCLIP 2": "MetaClip2Model"},
+    **{
+        "dual": "VisionTextDualEncoderModel",
+        "frozen dual": "EncoderDualModel",
+        "CLIP": "CLIPModel",
+        "MetaCLIP 2": "MetaClip2Model",
+    },
     **{"SigLIP": "SiglipModel", "SigLIP 2": "Siglip2Model", "Chinese-CLIP": "ChineseCLIPModel", "ALIGN": "AlignModel"},
 }
 """The class of transformers, or of the code in the folder."""
 DUALS = [name for name, origin in ORIGINS.items() if origin.kind == "dual"]
 HELD = [(name, to) for name in DUALS for to in OWN_FORMATS.get(name, ("transformers", "sentence-transformers", "onnx"))]
 IN_EVERY_RUN = [
-    (name, to) for name, to in HELD if to not in ("onnx", "sentence-transformers") or name in ("SigLIP 2", "SentenceTransformer")
+    (name, to)
+    for name, to in HELD
+    if to not in ("onnx", "sentence-transformers") or name in ("SigLIP 2", "SentenceTransformer")
 ]
-"""The others are slow: torch takes 5 seconds to export a model. SigLIP 2 has patches, a mask and padded captions, all that may go wrong."""
+"""The others are slow: torch takes 5 seconds to export a model. SigLIP 2 has patches, a mask and padded captions, all
+that may go wrong."""
 LENGTH = 9
 """Tokens of a caption, fewer than the models have positions for, as a recipe may set it."""
 READ_BACK = """
@@ -62,9 +71,11 @@ def embedders(name, space):
 
 def facts_of(name, space):
     if name.endswith("onnx"):
-        return space["image_tower"].get_modelmeta().custom_metadata_map | {"tokens": space["text_tower"].get_inputs()[0].shape[1]}
+        tokens = space["text_tower"].get_inputs()[0].shape[1]
+        return space["image_tower"].get_modelmeta().custom_metadata_map | {"tokens": tokens}
     found = {field: getattr(space["model"], field, None) for field in ("logit_scale", "logit_bias")}
-    return {"class": type(space["model"]).__name__, **{field: float(value) for field, value in found.items() if value is not None}}
+    return {"class": type(space["model"]).__name__, **{field: float(value) for field,
+    value in found.items() if value is not None}}
 
 
 rgb = [picture.convert("RGB") for picture in pictures]
@@ -82,7 +93,8 @@ def gallery(scenes_corpus_dir) -> Corpus:
 
 @pytest.fixture(scope="module")
 def sources(gallery, tmp_path_factory) -> dict[str, Path]:
-    """A student of each family as a training saves it, with captions of `LENGTH` tokens; the two other libraries' own folders."""
+    """A student of each family as a training saves it, with captions of `LENGTH` tokens; the two other libraries' own
+    folders."""
     root, folders = tmp_path_factory.mktemp("sources"), {}
     for name in DUALS:
         saved = ORIGINS[name].save(gallery.captions, root / "saved" / name.replace(" ", "-"))
@@ -100,12 +112,16 @@ class ReadBack:
     facts: dict[str, Any]
 
 
-def read_back(pairs: list[tuple[str, str]], sources: dict[str, Path], gallery: Corpus, place: Path) -> dict[tuple[str, str], ReadBack]:
+def read_back(
+    pairs: list[tuple[str, str]], sources: dict[str, Path], gallery: Corpus, place: Path
+) -> dict[tuple[str, str], ReadBack]:
     """Each export by the code on its model card, all in one process that cannot import dcdctl."""
     blocks = {}
     for name, to in pairs:
         folder = f"{name.replace(' ', '-')}-{to}"
-        export.export_model(ExportJob(ref=str(sources[name]), out=place / folder, to=to, data=gallery.folder, with_int8=False))
+        export.export_model(
+            ExportJob(ref=str(sources[name]), out=place / folder, to=to, data=gallery.folder, with_int8=False)
+        )
         blocks[folder] = re.search(r"```python\n(.*?)```", (place / folder / "README.md").read_text(), re.DOTALL)[1]
     (place / "pictures").mkdir()
     for image, picture in enumerate([*gallery.images(range(gallery.num_images)), *odd_pictures()]):
@@ -122,11 +138,25 @@ def read_back(pairs: list[tuple[str, str]], sources: dict[str, Path], gallery: C
 
 
 def recalls_of_eval(ref: Path, gallery: Corpus, ranks: Path) -> dict[str, dict[str, float]]:
-    words = ["eval", ref, "--data", gallery.folder, "--split", gallery.split, "--device", "cpu", "--json", "--out", ranks]
+    words = [
+        "eval",
+        ref,
+        "--data",
+        gallery.folder,
+        "--split",
+        gallery.split,
+        "--device",
+        "cpu",
+        "--json",
+        "--out",
+        ranks,
+    ]
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    return {name: {k: document[name][k] for k in ("R@1", "R@5", "R@10")} for name in ("text_retrieval", "image_retrieval")}
+    return {
+        name: {k: document[name][k] for k in ("R@1", "R@5", "R@10")} for name in ("text_retrieval", "image_retrieval")
+    }
 
 
 def check_exports(pairs: list[tuple[str, str]], sources: dict[str, Path], gallery: Corpus, place: Path) -> None:
@@ -134,7 +164,10 @@ def check_exports(pairs: list[tuple[str, str]], sources: dict[str, Path], galler
     with operators_once():
         found = read_back(pairs, sources, gallery, place)
     for name in dict.fromkeys(name for name, _ in pairs):
-        model, expected = models.load_dual(sources[name]), recalls_of_eval(sources[name], gallery, place / f"{name}-evaluation")
+        model, expected = (
+            models.load_dual(sources[name]),
+            recalls_of_eval(sources[name], gallery, place / f"{name}-evaluation"),
+        )
         pictures = [picture.convert("RGB") for picture in [*gallery.images(range(gallery.num_images)), *odd_pictures()]]
         with torch.no_grad():
             images, texts = (
@@ -157,19 +190,25 @@ def check_logits(facts: dict[str, Any], model: models.DualEncoder, name: str, to
         assert facts["tokens"] == (model.export_spec().padded_length or "tokens")
         assert float(facts["logit_scale"]) == pytest.approx(float(model.logit_scale))
     if to in ("onnx", "transformers", "open-clip"):
-        assert float(facts.get("logit_bias", 0)) == pytest.approx(0 if model.logit_bias is None else float(model.logit_bias))
+        assert float(facts.get("logit_bias", 0)) == pytest.approx(
+            0 if model.logit_bias is None else float(model.logit_bias)
+        )
     if to == "transformers":
         assert facts["class"] == CLASSES[name]
 
 
 def check_by_dcdctl(folder: Path, model: models.DualEncoder, gallery: Corpus, *, is_onnx: bool) -> None:
-    """AssertionError if dcdctl reads another model from an export, or computes other vectors from its ONNX files, as bench does."""
+    """AssertionError if dcdctl reads another model from an export, or computes other vectors from its ONNX files, as
+    bench does."""
     if not is_onnx:
         assert models.load(folder).digest == model.digest, folder
         return
     onnx = models.OnnxDual(models.Towers.of(folder), model.preprocess, device=torch.device("cpu"))
     for count in (1, 3):
-        images, texts = model.preprocess.images(gallery.images(range(count))), model.preprocess.texts(gallery.captions[:count])
+        images, texts = (
+            model.preprocess.images(gallery.images(range(count))),
+            model.preprocess.texts(gallery.captions[:count]),
+        )
         assert models.check_onnx(onnx, model, images, texts) < 5e-6, folder
 
 
@@ -189,13 +228,22 @@ REASONS = {
         "open_clip",
         "transformers",
     ): "has no class for the networks and image transforms of open_clip; export it with --to open-clip",
-    ("open_clip", "sentence-transformers"): "sentence-transformers reads networks of transformers; export it with --to open-clip",
+    (
+        "open_clip",
+        "sentence-transformers",
+    ): "sentence-transformers reads networks of transformers; export it with --to open-clip",
     (
         "SentenceTransformer",
         "transformers",
     ): "no class of transformers computes all of its modules; export it with --to sentence",
-    ("SentenceTransformer", "onnx"): "its modules prepare captions and images themselves, and no graph of tensors holds that",
-    ("SentenceTransformer", "open-clip"): "is no model of open_clip, which cannot read it; export it with --to sentence-transformers",
+    (
+        "SentenceTransformer",
+        "onnx",
+    ): "its modules prepare captions and images themselves, and no graph of tensors holds that",
+    (
+        "SentenceTransformer",
+        "open-clip",
+    ): "is no model of open_clip, which cannot read it; export it with --to sentence-transformers",
 }
 
 
@@ -209,5 +257,7 @@ def test_a_format_that_cannot_hold_a_model_is_refused_with_the_reason(name, to, 
 
 def test_a_model_of_sentence_transformers_is_not_traced(sources, tmp_path):
     """`models.export_onnx`, which `dcdctl bench` calls, refuses it as `dcdctl export` does."""
-    with pytest.raises(ModelError, match="this model does not export to ONNX: its modules prepare captions and images themselves"):
+    with pytest.raises(
+        ModelError, match="this model does not export to ONNX: its modules prepare captions and images themselves"
+    ):
         models.export_onnx(models.load(sources["SentenceTransformer"]), tmp_path / "towers")

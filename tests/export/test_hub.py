@@ -39,7 +39,9 @@ def test_every_file_is_pushed_to_a_new_repository(hub, folder, is_private):
 
 def test_an_existing_repository_is_updated_but_a_public_one_refused_with_private(hub, folder):
     hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"})
-    with pytest.raises(SourceError, match=r"me/dual exists and is public, but --private was given; name another repository"):
+    with pytest.raises(
+        SourceError, match=r"me/dual exists and is public, but --private was given; name another repository"
+    ):
         export_hub.push_folder(folder, Push("me/dual", is_private=True))
     assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
     export_hub.push_folder(folder, Push("me/dual"))
@@ -49,8 +51,10 @@ def test_an_existing_repository_is_updated_but_a_public_one_refused_with_private
 @pytest.mark.parametrize(
     ("tokens", "refused", "message"),
     [
-        ({"hf_you"}, "", r"refuses to write to me/dual \(403\); set HF_TOKEN to a token that may; the export is in .*out: `hf upload me"),
-        ({"hf_me"}, "/commit/main", r"me/dual was not pushed: the Hub answers 500; the export is in .*: `hf upload me/dual .*out \.`"),
+        ({"hf_you"}, "", r"refuses to write to me/dual \(403\); set HF_TOKEN to a token that may; the export is in "
+                         r".*out: `hf upload me"),
+        ({"hf_me"}, "/commit/main", r"me/dual was not pushed: the Hub answers 500; the export is in .*: `hf upload "
+                                    r"me/dual .*out \.`"),
     ],
 )  # fmt: skip
 def test_a_failed_push_gives_the_reason_and_keeps_the_folder(hub, folder, tokens, refused, message):
@@ -69,7 +73,9 @@ def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
 
 def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"):
+    with pytest.raises(
+        MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"
+    ):
         export_hub.check(Push("me/dual"))
     for name in ("dual", "me/du al", "me/dual/three"):
         with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):

@@ -29,16 +29,31 @@ def run(gallery, tmp_path):
     folder = write_evaluation(write_run(tmp_path / "runs" / "dual"), gallery, scores_of(gallery, 2))
     write_bench(folder, "/models/scenes-vilt", student_ms=2, teacher_ms=100)
     facts = json.loads((folder / "run.json").read_text())
-    facts["inputs"] |= {"corpus": Corpus.open(gallery.folder, "train").fingerprint, "cache": {"teacher": "f00dfacecafe1234"}}
-    facts["command"] = ["dcdctl", "distill", "demo-dual", "--data", str(gallery.folder), "--out", str(folder), "--teacher", "scenes-vilt"]
+    facts["inputs"] |= {
+        "corpus": Corpus.open(gallery.folder, "train").fingerprint,
+        "cache": {"teacher": "f00dfacecafe1234"},
+    }
+    facts["command"] = [
+        "dcdctl",
+        "distill",
+        "demo-dual",
+        "--data",
+        str(gallery.folder),
+        "--out",
+        str(folder),
+        "--teacher",
+        "scenes-vilt",
+    ]
     write_json(folder / "run.json", facts)
     return folder
 
 
 def card_of(ref, tmp_path, license=None, **changes) -> tuple[ModelCard, str]:
     content = {
-        "name": "me/dual", "title": "A dual encoder.", "library": "transformers", "task": "feature-extraction", "tags": ("onnx",),
-        "usage": "import transformers\n", "requirements": ("transformers>=5",), "checked": "Compared.", "license": license,
+        "name": "me/dual", "title": "A dual encoder.", "library": "transformers", "task": "feature-extraction",
+        "tags": ("onnx",),
+        "usage": "import transformers\n", "requirements": ("transformers>=5",), "checked": "Compared.",
+        "license": license,
     }  # fmt: skip
     model_card.write(tmp_path, CardContent(**{**content, **changes}), read_history(str(ref)))
     card = ModelCard.load(tmp_path / "README.md")
@@ -48,7 +63,11 @@ def card_of(ref, tmp_path, license=None, **changes) -> tuple[ModelCard, str]:
 def test_the_header_is_readable_by_the_hub(run, gallery, tmp_path):
     card, _ = card_of(run, tmp_path, "apache-2.0")
     result = json.loads((run / "result.json").read_text())
-    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("apache-2.0", "transformers", "feature-extraction")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers",
+        "feature-extraction",
+    )
     assert card.data.tags == ["image-text-retrieval", "knowledge-distillation", "dcdctl", "onnx"]
     assert card.data.model_name == "me/dual"
     found = {one.metric_name: one for one in card.data.eval_results}
@@ -68,8 +87,14 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     low, high = result["intervals"]["text_retrieval"]["R@1"]
     assert f"| Text retrieval | {result['text_retrieval']['R@1']:.2f} ({low:.1f} to {high:.1f}) |" in text
     assert "on scenes, split test: 16 images, 80 captions" in text
-    assert "1,000 images, encoded beforehand: 2.00 ms, 50.0 times as fast as scenes-vilt, on Made-up CPU, 2 threads" in text
-    assert "Trained on scenes, split train; seed 0. Teacher: scenes-vilt, cached scores of a teacher (fingerprint f00dfacecafe)." in text
+    assert (
+        "1,000 images, encoded beforehand: 2.00 ms, 50.0 times as fast as scenes-vilt, on Made-up CPU, 2 threads"
+        in text
+    )
+    assert (
+        "Trained on scenes, split train; seed 0. Teacher: scenes-vilt, cached scores of a teacher (fingerprint "
+        "f00dfacecafe)." in text
+    )
     assert "dcdctl distill demo-dual --data scenes --out dual --teacher scenes-vilt" in text
     assert "\nloss.terms.margin-mse = " in text
     assert "Weights: apache-2.0. Training data: scenes (dcdctl, dcdctl/core/scenes.py), Apache-2.0." in text
@@ -91,13 +116,22 @@ def test_a_run_trained_on_joined_splits_names_both(run, gallery, tmp_path):
 @pytest.mark.parametrize(
     ("shards", "said"),
     [
-        (["https://host/cc-0000.tar", "https://host/cc-0331.tar"], "2 shards (https://host/cc-0000.tar to cc-0331.tar)"),
+        (
+            ["https://host/cc-0000.tar", "https://host/cc-0331.tar"],
+            "2 shards (https://host/cc-0000.tar to cc-0331.tar)",
+        ),
         (["/home/me/photos.parquet"], "1 shard (photos.parquet)"),
     ],
 )
 def test_a_run_trained_on_a_stream_names_its_shards_and_counts_its_pairs(run, tmp_path, shards, said):
     facts = json.loads((run / "run.json").read_text())
-    facts["inputs"] |= {"corpus": 64 * "e", "split": "stream", "shards": dict.fromkeys(shards, "1 bytes"), "steps": 300, "cache": None}
+    facts["inputs"] |= {
+        "corpus": 64 * "e",
+        "split": "stream",
+        "shards": dict.fromkeys(shards, "1 bytes"),
+        "steps": 300,
+        "cache": None,
+    }
     facts["recipe"]["batch"]["size"] = 32
     write_json(run / "run.json", facts)
     _, text = card_of(run, tmp_path)
@@ -114,7 +148,11 @@ def test_missing_measurements_are_replaced_by_their_commands(run, tmp_path):
     assert "## Recall\n\nNot measured: `dcdctl eval dual --data DIR`." in text
     assert "## Speed\n\nNot measured: `dcdctl bench dual --teacher REF --data DIR`." in text
     assert "Weights: no license was given for the export (`dcdctl export --license ID`)." in text
-    assert [part.what for part in missing_parts(read_history(str(run)), None)] == ["recall", "speed", "license of the weights"]
+    assert [part.what for part in missing_parts(read_history(str(run)), None)] == [
+        "recall",
+        "speed",
+        "license of the weights",
+    ]
 
 
 def test_a_changed_corpus_is_not_named(run, tmp_path):
@@ -123,7 +161,9 @@ def test_a_changed_corpus_is_not_named(run, tmp_path):
     facts["command"] = facts["command"][:-2]
     write_json(run / "run.json", facts)
     card, text = card_of(run, tmp_path)
-    assert "Trained on a corpus that is not available (fingerprint eeeeeeeeeeee), split train; seed 0. No teacher." in text
+    assert (
+        "Trained on a corpus that is not available (fingerprint eeeeeeeeeeee), split train; seed 0. No teacher." in text
+    )
     assert "Training data" not in text
     assert card.data.tags == ["image-text-retrieval", "dcdctl", "onnx"]
 
@@ -161,7 +201,8 @@ def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
 @pytest.mark.parametrize(
     ("word", "shown"),
     [
-        ("/home/me/runs/dual", "dual"), ("model.vision=/data/v", "model.vision=v"), ("data/scenes", "data/scenes"), ("a=b/c", "a=b/c"),
+        ("/home/me/runs/dual", "dual"), ("model.vision=/data/v", "model.vision=v"), ("data/scenes", "data/scenes"),
+        ("a=b/c", "a=b/c"),
         ("~/runs/dual/", "dual/"), ("--lr", "--lr"), ("owner/name", "owner/name"),
     ],
 )  # fmt: skip
@@ -182,11 +223,17 @@ def tuned(run, gallery, model=TRAINED, validation=(), logged=()):
     facts["inputs"] |= {"validation": Corpus.open(gallery.folder, "val").fingerprint, "images": 0}
     write_json(run / "run.json", facts)
     lines = [
-        {"step": 10 * i, **{f"val_{name}": value for name, value in zip(RECALLS, values, strict=True)}, "val_rsum": sum(values)}
+        {
+            "step": 10 * i,
+            **{f"val_{name}": value for name, value in zip(RECALLS, values, strict=True)},
+            "val_rsum": sum(values),
+        }
         for i, values in enumerate(logged[1:])
     ]
     if logged:
-        lines[0] |= {f"start_{name}": value for name, value in zip(RECALLS, logged[0], strict=True)} | {"start_rsum": sum(logged[0])}
+        lines[0] |= {f"start_{name}": value for name, value in zip(RECALLS, logged[0], strict=True)} | {
+            "start_rsum": sum(logged[0])
+        }
     (run / "metrics.jsonl").write_text("".join(map(runs.log_line, lines)))
     return run
 
@@ -199,17 +246,25 @@ def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
     found = lineage_of(tuned(run, gallery))
     assert found.start == "openai/clip-vit-base-patch32, revision 3d74acf9 (fingerprint aaaaaaaaaaaa)"
     assert found.trained == (
-        "Adapters of both encoders (LoRA, rank 4, alpha 8.0) and the projections were trained, and the adapters are merged into the "
+        "Adapters of both encoders (LoRA, rank 4, alpha 8.0) and the projections were trained, and the adapters are "
+        "merged into the "
         "weights. The weights are 0.3 times those of the start plus 0.7 times the trained ones (WiSE-FT)."
     )
     card, text = card_of(run, tmp_path)
     assert card.data.base_model == ["openai/clip-vit-base-patch32"]
     assert f"## Start, gains and losses\n\nStarted from {found.start}. {found.trained}\n" in text
-    layers = {"start": "models/clip", "trained": "last-layers", "trained_layers": 2, "average_with_start": 0, "text_layers": [0, 3]}
+    layers = {
+        "start": "models/clip",
+        "trained": "last-layers",
+        "trained_layers": 2,
+        "average_with_start": 0,
+        "text_layers": [0, 3],
+    }
     found = lineage_of(tuned(run, gallery, layers))
     assert found.start == "models/clip, no revision was given (fingerprint aaaaaaaaaaaa)"
     assert found.trained == (
-        "The last 2 layers of both encoders, heads and projections were trained. The text encoder keeps only the layers 0, 3."
+        "The last 2 layers of both encoders, heads and projections were trained. The text encoder keeps only the "
+        "layers 0, 3."
     )
     assert lineage.lineage_of(read_history("scenes-vilt")) is None
 
@@ -222,7 +277,10 @@ def test_recalls_of_start_and_student_stand_side_by_side_on_each_corpus(run, gal
         write_evaluation(tmp_path / "own-other", corpus, scores_of(corpus, 1), model=str(run)),
     ]
     found = lineage_of(tuned(run, gallery), *folders)
-    assert [table.measured_on.partition(":")[0] for table in found.tables] == ["On scenes, split test", "On made, split train"]
+    assert [table.measured_on.partition(":")[0] for table in found.tables] == [
+        "On scenes, split test",
+        "On made, split train",
+    ]
     pairs = [(folders[0], run), (folders[1], folders[2])]
     for table, (start, own) in zip(found.tables, pairs, strict=True):
         before, after = (json.loads((folder / "result.json").read_text()) for folder in (start, own))
@@ -244,7 +302,10 @@ def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path)
     command = f"dcdctl eval {START} --data OTHER --out EVALUATION1 && dcdctl eval dual --data OTHER --out EVALUATION2"
     found = lineage_of(tuned(run, gallery))
     lost = f"Not measured: {elsewhere} (`{command}`)."
-    assert found.unknown == (f"Not measured: {here} (`dcdctl eval {START} --data DIR --split test --out EVALUATION`).", lost)
+    assert found.unknown == (
+        f"Not measured: {here} (`dcdctl eval {START} --data DIR --split test --out EVALUATION`).",
+        lost,
+    )
     assert found.tables == ()
     assert lineage_of(run, start).unknown == (lost,)
     assert [part.what for part in missing_parts(read_history(str(run)), "mit")] == [here, elsewhere]
@@ -263,20 +324,32 @@ def test_the_validation_compares_the_kept_weights_with_the_start(keep, share, en
     logged = [(10, 20, 30, 10, 20, 30), (11.5, 20, 30, 10, 20, 30), (10, 20, 30, 10, 20, 29)]
     (table,) = lineage_of(tuned(run, gallery, {**TRAINED, "average_with_start": share}, {"keep": keep}, logged)).tables
     assert table.measured_on == f"On scenes, split val, by the training's own validation, {end}"
-    wanted = ("difference", *["+1.50", *["+0.00"] * 5, "+1.50"]) if keep == "best" else ("difference", *["+0.00"] * 5, "-1.00", "-1.00")
+    wanted = (
+        ("difference", *["+1.50", *["+0.00"] * 5, "+1.50"])
+        if keep == "best"
+        else ("difference", *["+0.00"] * 5, "-1.00", "-1.00")
+    )
     assert table.rows[2] == wanted
     logged[1] = logged[2]
     (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": "best"}, logged)).tables
-    assert table.measured_on.startswith("On scenes, split val, by the training's own validation, with the weights before the first step")
+    assert table.measured_on.startswith(
+        "On scenes, split val, by the training's own validation, with the weights before the first step"
+    )
 
 
 def test_an_evaluation_of_another_model_is_refused(run, gallery, tmp_path):
     other = write_evaluation(tmp_path / "other", gallery, scores_of(gallery, 1), model="someone/else")
     with pytest.raises(
-        ConfigError, match=f"--evaluation .*other is of someone/else, expected an evaluation of .*dual or {START}; leave it"
+        ConfigError,
+        match=f"--evaluation .*other is of someone/else, expected an evaluation of .*dual or {START}; leave it",
     ):
         lineage_of(tuned(run, gallery), other)
-    with pytest.raises(ConfigError, match=r"--evaluation .*empty holds no result\.json; name a folder that `dcdctl eval --out` wrote"):
+    with pytest.raises(
+        ConfigError, match=r"--evaluation .*empty holds no result\.json; name a folder that `dcdctl eval --out` wrote"
+    ):
         lineage_of(run, tmp_path / "empty")
-    with pytest.raises(ConfigError, match="--evaluation is for a run that started from a dual encoder, and scenes-vilt is none; leave it"):
+    with pytest.raises(
+        ConfigError,
+        match="--evaluation is for a run that started from a dual encoder, and scenes-vilt is none; leave it",
+    ):
         read_history("scenes-vilt", evaluations=[other])

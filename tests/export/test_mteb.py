@@ -1,4 +1,5 @@
-"""The script of docs/mteb.md: MTEB reads an exported folder, and finds the recalls of `dcdctl eval` on the same split."""
+"""The script of docs/mteb.md: MTEB reads an exported folder, and finds the recalls of `dcdctl eval` on the same
+split."""
 
 from __future__ import annotations
 
@@ -20,19 +21,36 @@ from dcdctl.core.export import ExportJob, export
 OFFLINE = """
 import os, sys
 os.chdir(sys.argv[1])
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": os.path.abspath("hub"), "MTEB_CACHE": os.path.abspath("mteb")}
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": os.path.abspath("hub"),
+"MTEB_CACHE": os.path.abspath("mteb")}
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="mteb is not installed; it is part of the extra dev")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mteb") is None, reason="mteb is not installed; it is part of the extra dev"
+)
 def test_mteb_finds_the_recalls_of_eval(scenes_corpus_dir, tmp_path):
     clip = save_dual("CLIP", Corpus.open(scenes_corpus_dir, "test").captions, tmp_path / "clip")
-    words = ["eval", clip, "--data", scenes_corpus_dir, "--split", "test", "--device", "cpu", "--json", "--out", tmp_path / "evaluation"]
+    words = [
+        "eval",
+        clip,
+        "--data",
+        scenes_corpus_dir,
+        "--split",
+        "test",
+        "--device",
+        "cpu",
+        "--json",
+        "--out",
+        tmp_path / "evaluation",
+    ]
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    export.export_model(ExportJob(ref=str(clip), out=tmp_path / "student-sentences", to="sentence-transformers", data=scenes_corpus_dir))
+    export.export_model(
+        ExportJob(ref=str(clip), out=tmp_path / "student-sentences", to="sentence-transformers", data=scenes_corpus_dir)
+    )
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "scenes").symlink_to(scenes_corpus_dir)

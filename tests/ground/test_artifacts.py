@@ -49,7 +49,8 @@ PARTS = ("part-0", "part-1", "deep/part-2", "part-3")
 
 
 def make_toy(folder: Path, kind: Kind = TOY, *, seed: int = 0, restart: bool = False) -> list[str]:
-    """Build an artifact whose parts depend on a seed and on a note made while planning; returns the parts that this call wrote."""
+    """Build an artifact whose parts depend on a seed and on a note made while planning; returns the parts that this
+    call wrote."""
     build = Build(folder, {"format": kind.format, "settings": {"seed": seed}}, kind)
     written = []
     with build.lock():
@@ -67,7 +68,10 @@ def make_toy(folder: Path, kind: Kind = TOY, *, seed: int = 0, restart: bool = F
             with build.write(name) as partial:
                 partial.write_text(f"{name} {seed} {notes['salt']}")
             written.append(name)
-        build.seal({"format": kind.format, "plan": build.plan, "files": {name: seal_of(folder / name) for name in PARTS}}, PARTS)
+        build.seal(
+            {"format": kind.format, "plan": build.plan, "files": {name: seal_of(folder / name) for name in PARTS}},
+            PARTS,
+        )
     return written
 
 
@@ -87,7 +91,9 @@ def test_a_build_killed_before_any_rename_writes_the_missing_parts_to_the_same_b
         assert contents(folder) == contents(tmp_path / "uninterrupted"), number
         number += 1
     assert number > len(PARTS) + 3
-    assert sorted(contents(tmp_path / "uninterrupted")) == sorted([*PARTS, "toy.json", *(["plan.json"] if keeps_plan else [])])
+    assert sorted(contents(tmp_path / "uninterrupted")) == sorted(
+        [*PARTS, "toy.json", *(["plan.json"] if keeps_plan else [])]
+    )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -95,7 +101,10 @@ def test_a_started_build_of_another_plan_is_refused_and_the_error_names_both(tmp
     make_toy(tmp_path / "toy")
     (tmp_path / "toy" / "toy.json").unlink()
     before = contents(tmp_path / "toy")
-    with pytest.raises(StaleError, match=r"toy was made with another settings\.seed \(0, not 1\); name another folder, or delete this one"):
+    with pytest.raises(
+        StaleError,
+        match=r"toy was made with another settings\.seed \(0, not 1\); name another folder, or delete this one",
+    ):
         make_toy(tmp_path / "toy", seed=1)
     assert contents(tmp_path / "toy") == before
     make_toy(tmp_path / "toy", seed=1, restart=True)
@@ -122,7 +131,10 @@ def test_an_unfinished_artifact_or_one_of_another_format_is_refused(tmp_path):
     with pytest.raises(MissingError, match=r"the toy in .*toy is not finished; run `make toy` again: it resumes"):
         TOY.read_seal(tmp_path / "toy")
     for text, message in (
-        ('{"format": 2}', r"toy\.json is of format 2, this dcdctl reads format 3; delete the folder and run `make toy` again"),
+        (
+            '{"format": 2}',
+            r"toy\.json is of format 2, this dcdctl reads format 3; delete the folder and run `make toy` again",
+        ),
         ("{", r"toy\.json is not JSON"),
     ):
         (tmp_path / "toy" / "toy.json").write_text(text)
@@ -141,7 +153,8 @@ def test_a_part_that_is_damaged_before_the_build_resumes_is_named(tmp_path, monk
             make_toy(tmp_path)
     flip(tmp_path / damaged)
     with pytest.raises(
-        StaleError, match=r"part-1 is damaged: its SHA-256 is .*; delete part-1 and toy\.json there and run `make toy` again"
+        StaleError,
+        match=r"part-1 is damaged: its SHA-256 is .*; delete part-1 and toy\.json there and run `make toy` again",
     ):
         make_toy(tmp_path)
     (tmp_path / "part-1").unlink()
@@ -154,7 +167,10 @@ def test_a_plan_of_another_build_is_named(tmp_path):
     make_toy(tmp_path / "other", seed=1)
     assert TOY.read_plan_and_seal(tmp_path / "toy")[0]["settings"] == {"seed": 0}
     shutil.copyfile(tmp_path / "other" / "plan.json", tmp_path / "toy" / "plan.json")
-    message = r"plan\.json belongs to another build: its checksum is \w{12}, toy\.json names \w{12}; delete the folder and run `make toy`"
+    message = (
+        r"plan\.json belongs to another build: its checksum is \w{12}, toy\.json names \w{12}; delete the "
+        r"folder and run `make toy`"
+    )
     with pytest.raises(StaleError, match=message):
         TOY.read_plan_and_seal(tmp_path / "toy")
     (tmp_path / "toy" / "toy.json").unlink()
@@ -178,12 +194,20 @@ def test_a_missing_or_damaged_part_is_named_with_the_next_step(tmp_path, keeps_p
     assert kind.checked(path, seal["sha256"]) == path
     kind.check_part(tmp_path, "part-1", seal["bytes"])
     intact = path.read_bytes()
-    hint = "delete part-1 and toy.json there and run `make toy` again" if keeps_plan else "delete the folder and run `make toy` again"
+    hint = (
+        "delete part-1 and toy.json there and run `make toy` again"
+        if keeps_plan
+        else "delete the folder and run `make toy` again"
+    )
     flip(path)
-    with pytest.raises(StaleError, match=f"part-1 is damaged: its SHA-256 is .{{12}}, not {seal['sha256'][:12]}; {hint}"):
+    with pytest.raises(
+        StaleError, match=f"part-1 is damaged: its SHA-256 is .{{12}}, not {seal['sha256'][:12]}; {hint}"
+    ):
         kind.checked(path, seal["sha256"])
     path.write_bytes(intact[:-1])
-    with pytest.raises(StaleError, match=f"part-1 is damaged: it has {len(intact) - 1} bytes, not {len(intact)}; {hint}"):
+    with pytest.raises(
+        StaleError, match=f"part-1 is damaged: it has {len(intact) - 1} bytes, not {len(intact)}; {hint}"
+    ):
         kind.check_part(tmp_path, "part-1", seal["bytes"])
     path.unlink()
     with pytest.raises(MissingError, match=r"part-1 is missing; delete "):
@@ -261,12 +285,17 @@ with Build(Path(sys.argv[1]), {}, kind).lock():
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
 def test_a_second_writer_process_is_refused_with_a_one_line_error(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "toy")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "toy")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"locked\n"
         with pytest.raises(StaleError) as refused:
             make_toy(tmp_path / "toy")
-        assert str(refused.value) == f"another run is writing to {tmp_path / 'toy'}; wait until it ends, or name another folder"
+        assert (
+            str(refused.value)
+            == f"another run is writing to {tmp_path / 'toy'}; wait until it ends, or name another folder"
+        )
         writer.communicate(b"\n", timeout=TIMEOUT_S)
     assert make_toy(tmp_path / "toy") == list(PARTS)
 
@@ -347,7 +376,11 @@ def make_cache(folder, corpus) -> BuiltArtifact:
 def make_index(folder, corpus) -> BuiltArtifact:
     parts = np.split(unit_vectors(120), 3)
     index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50, keywords=True)
-    commit.commit(index.folder, {**index.document, "generation": 2}, skipped=[{"path": "a.txt", "reason": "no image", "source": 0}])
+    commit.commit(
+        index.folder,
+        {**index.document, "generation": 2},
+        skipped=[{"path": "a.txt", "reason": "no image", "source": 0}],
+    )
     assert len(index.segments) == 2
 
     def read():
@@ -358,7 +391,9 @@ def make_index(folder, corpus) -> BuiltArtifact:
         opened.vectors(np.arange(opened.num_rows))
         commit.skipped_of(index.folder, opened.document)
 
-    return BuiltArtifact(sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read)
+    return BuiltArtifact(
+        sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read
+    )
 
 
 def make_negatives(folder, corpus) -> BuiltArtifact:
@@ -374,7 +409,13 @@ def make_negatives(folder, corpus) -> BuiltArtifact:
     return BuiltArtifact([folder / "run" / negatives.FILE], read)
 
 
-ARTIFACTS = {"index": make_index, "negatives": make_negatives, "corpus": make_corpus, "cache": make_cache, "features": make_features}
+ARTIFACTS = {
+    "index": make_index,
+    "negatives": make_negatives,
+    "corpus": make_corpus,
+    "cache": make_cache,
+    "features": make_features,
+}
 
 SEALED = [name for name in ARTIFACTS if name != "negatives"]
 """The artifacts with a seal beside their parts; mined negatives are one file that contains its checksum."""
@@ -504,7 +545,10 @@ def test_a_document_that_has_no_checksum_is_damaged(tmp_path, text):
 
 def test_a_document_without_a_checksum_is_of_an_earlier_version(tmp_path):
     files.write_json(tmp_path / "run.json", {"seed": 3})
-    with pytest.raises(StaleError, match=r"run\.json has no checksum, so an earlier version of dcdctl or another program wrote it; train"):
+    with pytest.raises(
+        StaleError,
+        match=r"run\.json has no checksum, so an earlier version of dcdctl or another program wrote it; train",
+    ):
         artifacts.read_document(tmp_path / "run.json", hint="train again")
 
 
@@ -525,8 +569,18 @@ def test_listed_files_are_compared_and_every_damage_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "listed", [None, [], {"a": 3}, {"a": {"bytes": 3}}, {"/dev/zero": {"bytes": 0, "sha256": ""}}, {"../a": {"bytes": 0, "sha256": ""}}]
+    "listed",
+    [
+        None,
+        [],
+        {"a": 3},
+        {"a": {"bytes": 3}},
+        {"/dev/zero": {"bytes": 0, "sha256": ""}},
+        {"../a": {"bytes": 0, "sha256": ""}},
+    ],
 )
 def test_a_list_that_is_none_or_leads_outside_is_refused(tmp_path, listed):
-    with pytest.raises(StaleError, match=r"seal\.json (does not list the size|lists a file outside of its folder: (/dev/zero|\.\./a))"):
+    with pytest.raises(
+        StaleError, match=r"seal\.json (does not list the size|lists a file outside of its folder: (/dev/zero|\.\./a))"
+    ):
         artifacts.listed_files(tmp_path / "seal.json", {"files": listed})

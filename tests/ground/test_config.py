@@ -13,7 +13,19 @@ import pytest
 from paths import ROOT
 
 from dcdctl.core import config
-from dcdctl.core.config import Above, Ascending, AtLeast, Between, Constraint, Count, Distinct, NotEmpty, Positive, Share, check_fields
+from dcdctl.core.config import (
+    Above,
+    Ascending,
+    AtLeast,
+    Between,
+    Constraint,
+    Count,
+    Distinct,
+    NotEmpty,
+    Positive,
+    Share,
+    check_fields,
+)
 from dcdctl.core.errors import ConfigError
 
 
@@ -47,7 +59,10 @@ def test_tables_become_dataclasses_and_integers_become_floats():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"name": "x", "inner": {"rat": 1}}, r"unknown key inner\.rat; known keys here: rate, kind, sizes, most, is_on"),
+        (
+            {"name": "x", "inner": {"rat": 1}},
+            r"unknown key inner\.rat; known keys here: rate, kind, sizes, most, is_on",
+        ),
         ({}, "name is missing"),
         ({"name": 3}, "name must be str, got 3"),
         ({"name": "x", "inner": {"rate": "fast"}}, r"inner\.rate must be float, got 'fast'"),
@@ -68,7 +83,9 @@ def test_an_invalid_table_is_an_error_that_names_key_and_value(table, message):
 
 def test_assignments_change_nested_tables_and_not_the_original():
     table = {"inner": {"rate": 0.1, "kind": "a"}}
-    changed = config.apply_sets(table, ["inner.rate=0.5", "inner.sizes=[1, 2]", "name=a b", "weights.dcd-kl=1", "path=runs/x"])
+    changed = config.apply_sets(
+        table, ["inner.rate=0.5", "inner.sizes=[1, 2]", "name=a b", "weights.dcd-kl=1", "path=runs/x"]
+    )
     assert changed == {
         "inner": {"rate": 0.5, "kind": "a", "sizes": [1, 2]},
         "name": "a b",
@@ -160,7 +177,9 @@ def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong,
 
 
 def test_values_at_the_bounds_of_their_ranges_are_allowed():
-    built = Ranged(rate=1e-9, share=0.0, most=1, steps=(1, 2), betas=(0.0, 1.0), sides=("text", "image"), weights={"kl": 1e9})
+    built = Ranged(
+        rate=1e-9, share=0.0, most=1, steps=(1, 2), betas=(0.0, 1.0), sides=("text", "image"), weights={"kl": 1e9}
+    )
     assert config.build(Ranged, config.to_table(built)) == built
 
 
@@ -193,8 +212,14 @@ def test_every_config_with_a_range_checks_its_fields():
         code = path.read_text(encoding="utf-8")
         # Most files name none of them, and to parse all takes seconds.
         for cls in ast.walk(ast.parse(code)) if any(re.search(rf":.*\b{name}\b", code) for name in RANGES) else ():
-            if isinstance(cls, ast.ClassDef) and any(isinstance(node, ast.AnnAssign) and has_a_range(node.annotation) for node in cls.body):
-                methods = [ast.unparse(node) for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"]
+            if isinstance(cls, ast.ClassDef) and any(
+                isinstance(node, ast.AnnAssign) and has_a_range(node.annotation) for node in cls.body
+            ):
+                methods = [
+                    ast.unparse(node)
+                    for node in cls.body
+                    if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"
+                ]
                 assert methods, f"{cls.name} in {path} has ranges that nothing checks"
                 assert "check_fields(self" in methods[0], f"{cls.name} in {path} has ranges that nothing checks"
                 num_checked += 1

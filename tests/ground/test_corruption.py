@@ -40,7 +40,9 @@ TEXTS = [[f"image {image} caption {k}" for k in range(2)] for image in range(12)
 
 def corpus_kind(folder: Path) -> Artifact:
     for name, seed in (("made", 0), ("other", 1)):
-        source = find_manifest("scenes", ["counts.train=5", "counts.val=2", "counts.test=0", "side_px=16", f"seed={seed}"])
+        source = find_manifest(
+            "scenes", ["counts.train=5", "counts.val=2", "counts.test=0", "side_px=16", f"seed={seed}"]
+        )
         prepare_corpus(source, folder / name, options=PrepareOptions(workers=1, shard_size=3))
 
     def read(path: Path) -> Any:
@@ -52,7 +54,8 @@ def corpus_kind(folder: Path) -> Artifact:
 
 
 def cache_kind(folder: Path) -> Artifact:
-    """A teacher cache, read as by training, `inspect`, `--extend` for a part of the corpus, and a refresh that resumes."""
+    """A teacher cache, read as by training, `inspect`, `--extend` for a part of the corpus, and a refresh that
+    resumes."""
     corpus = make_corpus(folder / "corpus", TEXTS)
     teacher = make_teacher(corpus.captions)
     with pytest.MonkeyPatch.context() as patched:
@@ -95,7 +98,9 @@ def index_kind(folder: Path) -> Artifact:
         index = write_index(folder / name, parts, removed=[3, 50 + seed], flat_up_to=30, segment_rows=50, keywords=True)
         skipped = [{"path": f"{seed}.txt", "reason": "no image", "source": 0}]
         document = commit.commit(index.folder, {**index.document, "generation": 2}, skipped=skipped)
-        commit.commit_columns(index.folder, document, pa.table({"year": [2000 + row % (20 + seed) for row in range(120)]}))
+        commit.commit_columns(
+            index.folder, document, pa.table({"year": [2000 + row % (20 + seed) for row in range(120)]})
+        )
     queries = unit_vectors(4, seed=2).astype(np.float32)
 
     def read(path: Path) -> Any:
@@ -143,7 +148,10 @@ def text_side_of_index_kind(folder: Path) -> Artifact:
 
 def negatives_kind(folder: Path) -> Artifact:
     source: Any = SimpleNamespace(corpus=make_corpus(folder / "corpus", TEXTS))
-    recipes = [Recipe(batch=BatchConfig(negatives="mined"), candidates=CandidateConfig(per_query=4, seed=seed)) for seed in (0, 1)]
+    recipes = [
+        Recipe(batch=BatchConfig(negatives="mined"), candidates=CandidateConfig(per_query=4, seed=seed))
+        for seed in (0, 1)
+    ]
     for name, recipe in zip(("made", "other"), recipes, strict=True):
         negatives.save_mined(folder / name, negatives.mine(source, recipe), source.corpus, recipe)
     return Artifact(folder / "made", folder / "other", lambda path: negatives.read_or_mine(path, source, recipes[0]))
@@ -170,7 +178,9 @@ def _graphs_are_compared_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def guarded(path: str, *arguments: Any, **options: Any) -> Any:
         # The first reading of each graph is of an intact artifact.
-        assert intact.setdefault(path, files.sha256_of(Path(path))) == files.sha256_of(Path(path)), f"usearch maps the damaged {path}"
+        assert intact.setdefault(path, files.sha256_of(Path(path))) == files.sha256_of(Path(path)), (
+            f"usearch maps the damaged {path}"
+        )
         return restore(path, *arguments, **options)
 
     monkeypatch.setattr(usearch.Index, "restore", guarded)
@@ -194,7 +204,16 @@ def test_a_damaged_file_is_named_or_harmless(made, count, record_property):
 
 
 DOCUMENTS = {
-    *("corpus.json", "cache.json", "features.json", "plan.json", "index.json", "run.json", "dcdctl.json", "result.json"),
+    *(
+        "corpus.json",
+        "cache.json",
+        "features.json",
+        "plan.json",
+        "index.json",
+        "run.json",
+        "dcdctl.json",
+        "result.json",
+    ),
     *("cascade.json", "bench.json", "metrics.json", "checkpoint.json"),
 }
 """Files that no other file lists: they have a checksum of their content, which does not depend on spaces."""
@@ -215,7 +234,9 @@ def test_verify_finds_every_damage_of_a_listed_file(made, count, record_property
                 continue
             is_found = verify(artifact.folder).problems != expected
         if not is_found:
-            assert all(path.name in DOCUMENTS and json.loads(contents[path]) == json.loads(intact[path]) for path in contents), damage
+            assert all(
+                path.name in DOCUMENTS and json.loads(contents[path]) == json.loads(intact[path]) for path in contents
+            ), damage
         trials["found" if is_found else "harmless"] += 1
     for outcome, number in trials.items():
         record_property(f"verify of {kind}, {outcome}", number)

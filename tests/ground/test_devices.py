@@ -53,7 +53,9 @@ def test_an_error_of_a_worker_keeps_its_message(workers):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_worker_is_an_error_in_one_line():
-    with pytest.raises(InputError, match="a worker process died, perhaps because memory ran out; try again with --workers 0"):
+    with pytest.raises(
+        InputError, match="a worker process died, perhaps because memory ran out; try again with --workers 0"
+    ):
         list(read_ahead(Squares(), [1, 5], 1))
 
 
@@ -79,7 +81,9 @@ def test_float32_is_never_computed_in_tf32(monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize(("local_rank", "num_visible", "expected"), [("0", 4, 0), ("3", 4, 3), ("3", 1, 0), ("1", 0, 0)])
+@pytest.mark.parametrize(
+    ("local_rank", "num_visible", "expected"), [("0", 4, 0), ("3", 4, 3), ("3", 1, 0), ("1", 0, 0)]
+)
 def test_a_process_takes_its_own_gpu_among_those_it_sees(monkeypatch, local_rank, num_visible, expected):
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
@@ -89,7 +93,12 @@ def test_a_process_takes_its_own_gpu_among_those_it_sees(monkeypatch, local_rank
 @pytest.mark.parametrize(
     ("name", "device", "half_s", "expected"),
     [
-        ("bf16", "cpu", 0.5, "--precision bf16 is slower than fp32 on this processor: a transformer block takes 2.0 times as long"),
+        (
+            "bf16",
+            "cpu",
+            0.5,
+            "--precision bf16 is slower than fp32 on this processor: a transformer block takes 2.0 times as long",
+        ),
         ("fp16", "cpu", 0.25, None),
         ("bf16", "cpu", 0.1, None),
         ("bf16", "cuda", 0.5, None),

@@ -1,4 +1,5 @@
-"""A teacher cache built by several processes: the same bytes as by one, and a process that dies loses no finished shard.
+"""A teacher cache built by several processes: the same bytes as by one, and a process that dies loses no finished
+shard.
 
 tests/training/test_grad_cache.py has the test of a cache built by two processes.
 """
@@ -38,10 +39,29 @@ main()
 """
 
 
-def run(num_processes: int, folder: Path, data: Path, teacher: Path, script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
+def run(
+    num_processes: int, folder: Path, data: Path, teacher: Path, script: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+        if num_processes > 1
+        else []
+    )
     sets = ["--recipe", "tiny-student", "--set", "candidates.per_query=4"]
-    arguments = ["cache-teacher", "--data", data, "--teacher", teacher, "--out", folder, "--device", "cpu", "--batch-size", "64", *sets]
+    arguments = [
+        "cache-teacher",
+        "--data",
+        data,
+        "--teacher",
+        teacher,
+        "--out",
+        folder,
+        "--device",
+        "cpu",
+        "--batch-size",
+        "64",
+        *sets,
+    ]
     return processes.run(
         [sys.executable, *launch, str(script), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},

@@ -49,13 +49,22 @@ TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
         (pa.ArrowException("[Errno 28] Error writing bytes to file"), FULL),
         (RuntimeError(TORCH), "out/model cannot be written, perhaps because the disk is full; make room .*"),
-        (OSError("18544 requested and 16320 written"), "out/model cannot be written, perhaps because the disk is full; make room .*"),
+        (
+            OSError("18544 requested and 16320 written"),
+            "out/model cannot be written, perhaps because the disk is full; make room .*",
+        ),
         (
             DecodeError("Error parsing message with type 'onnx.ModelProto': Wire format was corrupt"),
             "out/model cannot be written, perhaps because the disk is full; make room .*",
         ),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "out/model cannot be written, perhaps .*"),
-        (os_error(errno.EACCES), "a.json cannot be used: Permission denied; change its permissions, or those of the folders above it"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+            "out/model cannot be written, perhaps .*",
+        ),
+        (
+            os_error(errno.EACCES),
+            "a.json cannot be used: Permission denied; change its permissions, or those of the folders above it",
+        ),
         (os_error(errno.EROFS), "a.json cannot be used: Read-only file system; name another file or folder"),
         (os_error(errno.ENOENT), "a.json cannot be used: No such file or directory; check the path"),
         (os_error(errno.ELOOP), "a.json cannot be used: Too many levels of symbolic links; mend the links"),
@@ -63,9 +72,13 @@ TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
         (os_error(errno.EMFILE), "a.json cannot be used: Too many open files; raise the limit .*"),
         (
             torch.OutOfMemoryError("Tried to allocate 2 GiB"),
-            "the GPU has too little memory for this; .*--batch-size or --precision bf16; .* --accumulate N or --checkpoint-activations",
+            "the GPU has too little memory for this; .*--batch-size or --precision bf16; .* --accumulate N or "
+            "--checkpoint-activations",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU has too little memory for this; .*--batch-size.*"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "the GPU has too little memory for this; .*--batch-size.*",
+        ),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             "there is too little memory for out/model; .*",
@@ -114,7 +127,8 @@ def test_the_command_line_shows_user_errors_in_one_line_and_keeps_the_traceback_
     shown = fails(os_error(errno.EACCES, "corpus/corpus.json"))
     assert shown.exit_code == 1
     assert shown.stderr == (
-        "error: corpus/corpus.json cannot be used: Permission denied; change its permissions, or those of the folders above it\n"
+        "error: corpus/corpus.json cannot be used: Permission denied; change its permissions, or those of the "
+        "folders above it\n"
     )
     assert isinstance(fails(ValueError("a slip of ours")).exception, ValueError)
 
@@ -125,7 +139,10 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path):
     assert str(found) == f"{tmp_path}/link is a link to nowhere, which does not exist; mend the link"
 
 
-SERVE = "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' 'onnx>=1.19' 'onnxruntime>=1.23'"
+SERVE = (
+    "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26' "
+    "'onnx>=1.19' 'onnxruntime>=1.23'"
+)
 
 
 def test_missing_packages_are_named_with_the_install_command(monkeypatch):
@@ -149,14 +166,24 @@ def test_the_check_for_packages_does_not_import_them():
 
 def calls_of_require_extra() -> list[tuple[Path, ast.Call]]:
     sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "dcdctl").rglob("*.py"))}
-    nodes = [(path, node) for path, source in sources.items() if "require_extra" in source for node in ast.walk(ast.parse(source))]
-    return [(path, node) for path, node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "require_extra"]
+    nodes = [
+        (path, node)
+        for path, source in sources.items()
+        if "require_extra" in source
+        for node in ast.walk(ast.parse(source))
+    ]
+    return [
+        (path, node) for path, node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "require_extra"
+    ]
 
 
 def test_every_required_extra_lists_its_packages_in_pyproject():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     packages = {extra: {re.split(r"[>=<\[]", package)[0] for package in extras[extra]} for extra in extras}
-    constants = {"*PACKAGES": {"onnx.py": onnx.PACKAGES, "server.py": server.PACKAGES}, "*TEXT_PACKAGES": {"onnx.py": onnx.TEXT_PACKAGES}}
+    constants = {
+        "*PACKAGES": {"onnx.py": onnx.PACKAGES, "server.py": server.PACKAGES},
+        "*TEXT_PACKAGES": {"onnx.py": onnx.TEXT_PACKAGES},
+    }
     renamed = {"open_clip": "open_clip_torch"}  # modules that are not named as their package
     required = set()
     for path, call in calls_of_require_extra():
@@ -185,7 +212,9 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
 
 def test_the_install_commands_name_the_packages_of_pyproject():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert {name: list(packages) for name, packages in EXTRAS.items()} == {name: extras[name] for name in extras if name in EXTRAS}
+    assert {name: list(packages) for name, packages in EXTRAS.items()} == {
+        name: extras[name] for name in extras if name in EXTRAS
+    }
     assert set(extras) - set(EXTRAS) == {"dev", "docs"}
 
 
@@ -199,5 +228,7 @@ def test_nothing_says_to_install_dcdctl_from_an_index():
     assert asked.search("`pip install 'dcdctl[serve]'`")
     assert asked.search("pip install dcdctl\n")
     assert [
-        str(path) for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *texts] if asked.search(path.read_text(encoding="utf-8"))
+        str(path)
+        for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *texts]
+        if asked.search(path.read_text(encoding="utf-8"))
     ] == []

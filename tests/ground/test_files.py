@@ -77,7 +77,9 @@ def test_a_failed_folder_write_keeps_the_old_folder_and_leaves_nothing_else(tmp_
     fill(folder, "old")
     if moment == "at the rename":
         rename = Path.rename
-        monkeypatch.setattr(Path, "rename", lambda path, to: 1 / 0 if to == folder and "replaced" not in path.name else rename(path, to))
+        monkeypatch.setattr(
+            Path, "rename", lambda path, to: 1 / 0 if to == folder and "replaced" not in path.name else rename(path, to)
+        )
     with pytest.raises(ZeroDivisionError):
         fill(folder, "half", ZeroDivisionError() if moment == "in the block" else None)
     assert content(tmp_path) == {"model/deep/a.txt": "old", "model/b.txt": "old"}
@@ -111,27 +113,53 @@ def test_every_file_of_a_folder_is_synced_before_the_rename(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("I/O error: No space left on device (os error 28)")]
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
 )
 def test_a_full_disk_is_an_input_error_that_names_the_target(tmp_path, error):
     with pytest.raises(InputError, match=r"there is no room left for .*model; make room"):
         fill(tmp_path / "model", "half", error)
-    with pytest.raises(InputError, match=r"there is no room left for .*a\.bin; make room"), files.atomic_path(tmp_path / "a.bin"):
+    with (
+        pytest.raises(InputError, match=r"there is no room left for .*a\.bin; make room"),
+        files.atomic_path(tmp_path / "a.bin"),
+    ):
         raise error
     assert not list(tmp_path.iterdir())
 
 
 def test_only_files_py_names_partial_files():
     writers = {
-        path.name for path in (ROOT / "dcdctl").rglob("*.py") if re.search(r"getpid\(\)\}.*PARTIAL", path.read_text(encoding="utf-8"))
+        path.name
+        for path in (ROOT / "dcdctl").rglob("*.py")
+        if re.search(r"getpid\(\)\}.*PARTIAL", path.read_text(encoding="utf-8"))
     }
     assert writers == {"files.py"}
 
 
-FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", '=HYPERLINK("http://x","y")', "\uff1d1"]
+FORMULAS = [
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "  =1",
+    '=HYPERLINK("http://x","y")',
+    "\uff1d1",
+]
 
 
-@given(st.lists(st.lists(st.text() | st.sampled_from(FORMULAS) | st.integers() | st.floats(allow_nan=False), min_size=2, max_size=2)))
+@given(
+    st.lists(
+        st.lists(
+            st.text() | st.sampled_from(FORMULAS) | st.integers() | st.floats(allow_nan=False), min_size=2, max_size=2
+        )
+    )
+)
 def test_a_csv_reads_back_and_holds_no_formula(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     files.write_csv(path, ["=name", "value"], rows)
@@ -211,8 +239,11 @@ def test_json_survives_a_round_trip(tmp_path):
 
 def test_only_files_py_reads_json_files():
     pattern = re.compile(r"json\.(load\(|loads\([^\n]*read_(text|bytes)\()")
-    readers = {path.name for path in (ROOT / "dcdctl").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
-    # usage.py holds the code of model cards, which runs without dcdctl. completion.py must answer at once, and shows no error.
+    readers = {
+        path.name for path in (ROOT / "dcdctl").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))
+    }
+    # usage.py holds the code of model cards, which runs without dcdctl. completion.py must answer at once, and shows no
+    # error.
     assert readers == {"files.py", "usage.py", "completion.py"}
 
 
@@ -235,7 +266,12 @@ def test_what_a_living_process_writes_is_no_leftover(tmp_path):
     host = files._partial_of(tmp_path).name.split(".")[-2].split("-")[0]
     ended = subprocess.Popen(["true"])
     ended.wait()
-    leftovers = {f"a.{host}-{ended.pid}.partial", f"b.{host}-{os.getpid()}.partial", "c.77.partial", "old.00000000-1.partial"}
+    leftovers = {
+        f"a.{host}-{ended.pid}.partial",
+        f"b.{host}-{os.getpid()}.partial",
+        "c.77.partial",
+        "old.00000000-1.partial",
+    }
     live = {f"d.{host}-{os.getppid()}.partial", "e.00000000-1.partial"}
     for name in leftovers | live:
         (tmp_path / name).touch()
@@ -273,9 +309,17 @@ def test_checking_an_output_path_accepts_new_and_existing_folders_and_writes_not
     ("check", "name", "message"),
     [
         (files.check_output_folder, "file", "file is a file, a folder is expected; name another folder"),
-        (files.check_output_folder, "file/new/out", r"file/new/out cannot be written to: .*/file is a file; name another folder"),
+        (
+            files.check_output_folder,
+            "file/new/out",
+            r"file/new/out cannot be written to: .*/file is a file; name another folder",
+        ),
         (files.check_output_file, "folder", "folder is a folder, a file is expected; name a file"),
-        (files.check_output_file, "file/page.html", r"file cannot be written to: .*/file is a file; name another folder"),
+        (
+            files.check_output_file,
+            "file/page.html",
+            r"file cannot be written to: .*/file is a file; name another folder",
+        ),
     ],
 )
 def test_an_unwritable_output_path_is_named_with_the_reason(tmp_path, check, name, message):
@@ -309,5 +353,7 @@ def test_a_device_is_refused_and_not_replaced(tmp_path):
 def test_an_output_path_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and path == tmp_path)
     for check in (files.check_output_folder, files.check_output_file):
-        with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied; change its permissions"):
+        with pytest.raises(
+            InputError, match=f"{tmp_path} cannot be written to: permission denied; change its permissions"
+        ):
             check(tmp_path / "new" / "out")

@@ -50,7 +50,8 @@ HELD_TIMES = 25
 
 
 def hold_often(folder: Path, *, is_waiting: bool) -> None:
-    """Hold a lock many times, in a process of its own; each time make and remove a file that only one holder can make."""
+    """Hold a lock many times, in a process of its own; each time make and remove a file that only one holder can
+    make."""
     held = 0
     while held < HELD_TIMES:
         try:
@@ -68,7 +69,9 @@ def test_no_two_of_many_processes_hold_a_lock_at_once(tmp_path, monkeypatch):
     folder.mkdir()
     flock = fcntl.flock
     # Between opening a lock file and locking it there is time for its owner to remove it.
-    monkeypatch.setattr(fcntl, "flock", lambda file, operation: (time.sleep(0.001 * random.random()), flock(file, operation)))
+    monkeypatch.setattr(
+        fcntl, "flock", lambda file, operation: (time.sleep(0.001 * random.random()), flock(file, operation))
+    )
     children = []
     for number in range(8):
         if not (child := os.fork()):
@@ -106,7 +109,11 @@ def test_the_first_part_is_refused_while_another_part_is_held(tmp_path):
 def test_all_names_of_a_folder_share_one_lock(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "link").symlink_to("cache")
-    with lock(tmp_path / "link"), pytest.raises(StaleError, match="another run is writing to"), lock(tmp_path / "cache"):
+    with (
+        lock(tmp_path / "link"),
+        pytest.raises(StaleError, match="another run is writing to"),
+        lock(tmp_path / "cache"),
+    ):
         pass
 
 

@@ -53,7 +53,9 @@ def test_few_keys_are_read_ahead_and_none_after_the_end(readers):
 def test_a_slow_consumer_bounds_what_is_in_memory(ahead):
     """Whatever is read and not yet consumed."""
     begun: list[int] = []
-    for consumed, _ in enumerate(read_in_threads(lambda number: begun.append(number) or number, iter(range(30)), 3, ahead=ahead)):
+    for consumed, _ in enumerate(
+        read_in_threads(lambda number: begun.append(number) or number, iter(range(30)), 3, ahead=ahead)
+    ):
         time.sleep(0.005)
         assert len(begun) - consumed <= ahead
 
@@ -102,7 +104,9 @@ def test_threads_decode_at_the_same_time():
     assert len(list(read_in_threads(lambda _: met.wait(), range(2), 2))) == 2
 
 
-@pytest.mark.parametrize(("cores", "processes", "readers"), [(1, "1", 0), (2, "1", 1), (64, "1", 8), (16, "8", 1), (4, "8", 0)])
+@pytest.mark.parametrize(
+    ("cores", "processes", "readers"), [(1, "1", 0), (2, "1", 1), (64, "1", 8), (16, "8", 1), (4, "8", 0)]
+)
 def test_readers_by_cores(monkeypatch, cores, processes, readers):
     monkeypatch.setattr(machine, "num_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)

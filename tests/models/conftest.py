@@ -26,7 +26,9 @@ CAPTIONS = [
     "there is a teal moon below a brown arrow",
     "a cross",
 ]
-VILT_SIZE = ViltSize(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+VILT_SIZE = ViltSize(
+    hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+)
 DUAL_SIZE = DualSize(
     hidden_size=32,
     num_vision_layers=2,
@@ -77,7 +79,9 @@ def tokenizer_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 def official_model(request: pytest.FixtureRequest, tokenizer_dir: Path) -> OfficialModel:
     path = FIXTURES / request.param
     facts = json.loads(path.with_suffix(".json").read_text())
-    return OfficialModel(path.with_suffix(".ckpt"), facts, load_file(path.with_suffix(".safetensors")), str(tokenizer_dir))
+    return OfficialModel(
+        path.with_suffix(".ckpt"), facts, load_file(path.with_suffix(".safetensors")), str(tokenizer_dir)
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,12 @@ from transformers import AutoModel
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 
-CAPTIONS = ["a dog runs over grass", "two people", "a man with a red hat stands in front of a house and looks at the sea", "a dog"]
+CAPTIONS = [
+    "a dog runs over grass",
+    "two people",
+    "a man with a red hat stands in front of a house and looks at the sea",
+    "a dog",
+]
 SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
 
 
@@ -40,8 +45,12 @@ def test_vectors_equal_those_of_sentence_transformers(folder, photos):
     oracle = SentenceTransformer(str(folder), processor_kwargs={"backend": "pil"}, device="cpu")
     expected = torch.from_numpy(oracle.encode(photos, normalize_embeddings=True))
     assert_close(images_ID, expected, rtol=1e-5, atol=1e-5)
-    if "siglip" not in AutoModel.from_pretrained(folder).config.model_type:  # that library pads SigLIP's captions to the longest
-        assert_close(texts_TD, torch.from_numpy(oracle.encode(CAPTIONS, normalize_embeddings=True)), rtol=1e-5, atol=1e-5)
+    if (
+        "siglip" not in AutoModel.from_pretrained(folder).config.model_type
+    ):  # that library pads SigLIP's captions to the longest
+        assert_close(
+            texts_TD, torch.from_numpy(oracle.encode(CAPTIONS, normalize_embeddings=True)), rtol=1e-5, atol=1e-5
+        )
     assert len(images_ID.round(decimals=3).unique(dim=0)) == len(texts_TD.round(decimals=3).unique(dim=0)) == 4
 
 
@@ -51,17 +60,27 @@ def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
     is_siglip = "siglip" in network.config.model_type
     length = network.config.text_config.max_position_embeddings
     padding = {"padding": "max_length", "max_length": length} if is_siglip else {"padding": "longest"}
-    texts = dict(model.preprocess.tokenizer(CAPTIONS, truncation=True, return_tensors="pt", **({"max_length": length} | padding)))
+    texts = dict(
+        model.preprocess.tokenizer(CAPTIONS, truncation=True, return_tensors="pt", **({"max_length": length} | padding))
+    )
     if is_siglip:
         del texts["attention_mask"]
     images = model.preprocess.image_processor(images=photos, return_tensors="pt")
     if network.config.model_type == "align":  # its forward pass divides by the temperature in place
-        images_ID, texts_TD = network.get_image_features(**images).pooler_output, network.get_text_features(**texts).pooler_output
-        expected_IT = functional.normalize(images_ID, dim=-1) @ functional.normalize(texts_TD, dim=-1).T / network.temperature
+        images_ID, texts_TD = (
+            network.get_image_features(**images).pooler_output,
+            network.get_text_features(**texts).pooler_output,
+        )
+        expected_IT = (
+            functional.normalize(images_ID, dim=-1) @ functional.normalize(texts_TD, dim=-1).T / network.temperature
+        )
     else:
         expected_IT = network(**images, **texts).logits_per_image
     pairs = models.Pairs(
-        model.preprocess.images(photos), model.preprocess.texts(CAPTIONS), torch.arange(4)[:, None], torch.arange(4)[:, None]
+        model.preprocess.images(photos),
+        model.preprocess.texts(CAPTIONS),
+        torch.arange(4)[:, None],
+        torch.arange(4)[:, None],
     )
     _, all_IT = model.logits(model.outputs(pairs), pairs)
     assert_close(all_IT, expected_IT, rtol=1e-5, atol=1e-4)

@@ -1,6 +1,7 @@
 """METER checkpoints and students, and scores of pairs.
 
-Batched pairs score as each pair alone. tests/training/test_official.py compares the numbers with those of the official code.
+Batched pairs score as each pair alone. tests/training/test_official.py compares the numbers with those of the official
+code.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def tokenizer_folder(tmp_path_factory):
 
 
 def _load(path, tokenizer_folder, **overrides):
-    return models.load_fusion(path, {"tokenizer": tokenizer_folder, "text.num_attention_heads": TEXT_HEADS, **overrides})
+    return models.load_fusion(
+        path, {"tokenizer": tokenizer_folder, "text.num_attention_heads": TEXT_HEADS, **overrides}
+    )
 
 
 def _inputs(tensors):
@@ -69,7 +72,9 @@ def test_a_student_copies_trainable_weights_and_shares_frozen_ones():
     assert student.network.vision is teacher.network.vision
     trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
     assert not trained & {id(parameter) for parameter in teacher.parameters()}
-    assert {name.split(".")[0] for name, parameter in student.network.named_parameters() if parameter.requires_grad} == {
+    assert {
+        name.split(".")[0] for name, parameter in student.network.named_parameters() if parameter.requires_grad
+    } == {
         *("text_layers", "image_layers", "text_pooler", "image_pooler", "rank_output"),
     }
     with torch.no_grad():
@@ -99,14 +104,24 @@ def _reload(content, path, tokenizer_folder, **overrides):
 def test_settings_are_read_from_the_checkpoint():
     scorer = official.load_meter("meter_tiny_a")
     assert (scorer.preprocess.max_text_len, scorer.preprocess.image_size_px) == (16, 64)
-    assert to_table(scorer.network.size) == {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "mlp_ratio": 4, "dropout": 0.1}
+    assert to_table(scorer.network.size) == {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "mlp_ratio": 4,
+        "dropout": 0.1,
+    }
     assert scorer.network.text_config.layer_norm_eps == 1e-5
     assert scorer.network.text_layers[0].self_attention.norm.eps == 1e-12
 
 
 def test_a_pretraining_checkpoint_ranks_by_the_match_row_of_its_itm_head(tiny, tokenizer_folder, tmp_path):
     state = {name: tensor for name, tensor in tiny["state_dict"].items() if not name.startswith("rank_output")}
-    scorer = _reload({**tiny, "state_dict": {**state, "mlm_score.bias": torch.zeros(3)}}, tmp_path / "pretrained.ckpt", tokenizer_folder)
+    scorer = _reload(
+        {**tiny, "state_dict": {**state, "mlm_score.bias": torch.zeros(3)}},
+        tmp_path / "pretrained.ckpt",
+        tokenizer_folder,
+    )
     assert torch.equal(scorer.network.rank_output.weight, state["itm_score.fc.weight"][1:])
     assert torch.equal(scorer.network.rank_output.bias, state["itm_score.fc.bias"][1:])
     assert "mlm_score.bias" in scorer.unused_keys
@@ -114,7 +129,9 @@ def test_a_pretraining_checkpoint_ranks_by_the_match_row_of_its_itm_head(tiny, t
 
 def test_missing_weights_are_named(tiny, tokenizer_folder, tmp_path):
     del tiny["state_dict"]["cross_modal_text_layers.1.output.LayerNorm.bias"]
-    with pytest.raises(ModelError, match=r"lacks 1 parameters of a co-attention scorer: text_layers\.1\.feed_forward\.norm\.bias"):
+    with pytest.raises(
+        ModelError, match=r"lacks 1 parameters of a co-attention scorer: text_layers\.1\.feed_forward\.norm\.bias"
+    ):
         _reload(tiny, tmp_path / "less.ckpt", tokenizer_folder)
     del tiny["state_dict"]["vit_model.visual.conv1.weight"]
     with pytest.raises(ModelError, match=r"it lacks vision\.embeddings\.patch_embedding\.weight"):
@@ -123,7 +140,8 @@ def test_missing_weights_are_named(tiny, tokenizer_folder, tmp_path):
 
 def test_unknown_or_impossible_heads_and_image_sizes_are_errors(tiny, tokenizer_folder, tmp_path):
     with pytest.raises(
-        ModelError, match=r"does not give text\.num_attention_heads, and its width is 48.*--model-set text\.num_attention_heads=N"
+        ModelError,
+        match=r"does not give text\.num_attention_heads, and its width is 48.*--model-set text\.num_attention_heads=N",
     ):
         models.load(official.FIXTURES / "meter_tiny_a.ckpt", {"tokenizer": tokenizer_folder})
     with pytest.raises(ModelError, match=r"width 48 is not a multiple of text\.num_attention_heads 5"):
@@ -173,12 +191,24 @@ def _ids(texts):
 def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, image_size):
     torch.manual_seed(num_layers * width + image_size)
     vision = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, image_size=image_size, patch_size=8
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=image_size,
+        patch_size=8,
     )
     text = RobertaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=20
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=20,
     )
-    network = CoAttentionNetwork.from_configs(vision, text, FusionSize(hidden_size=width, num_layers=num_layers, num_heads=num_heads))
+    network = CoAttentionNetwork.from_configs(
+        vision, text, FusionSize(hidden_size=width, num_layers=num_layers, num_heads=num_heads)
+    )
     for parameter in network.parameters():
         parameter += 0.2 * torch.randn_like(parameter)
     scorer = CoAttentionScorer(network, None)
@@ -199,7 +229,9 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward():
     reference, paired = official.load_meter("meter_tiny_a"), official.load_meter("meter_tiny_a")
     reference.score(pixels, ids, mask).square().sum().backward()
     paired(ImageBatch(pixels), TextBatch(ids, mask), torch.arange(4), torch.arange(4)).square().sum().backward()
-    for (name, reference_weight), (_, weight) in zip(reference.named_parameters(), paired.named_parameters(), strict=True):
+    for (name, reference_weight), (_, weight) in zip(
+        reference.named_parameters(), paired.named_parameters(), strict=True
+    ):
         expected = torch.zeros_like(reference_weight) if reference_weight.grad is None else reference_weight.grad
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         assert_close(gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
@@ -208,7 +240,9 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward():
 def test_a_network_survives_a_round_trip_through_a_table():
     network = official.load_meter("meter_tiny_a").network
     reloaded = network_from_table(json.loads(json.dumps(network.to_table())))
-    assert {name: p.shape for name, p in reloaded.named_parameters()} == {name: p.shape for name, p in network.named_parameters()}
+    assert {name: p.shape for name, p in reloaded.named_parameters()} == {
+        name: p.shape for name, p in network.named_parameters()
+    }
 
 
 @pytest.mark.slow
@@ -225,5 +259,7 @@ def test_a_full_size_checkpoint_at_384_px_scores_a_pair(tokenizer_folder):
     assert images.pixel_values.shape == (1, 3, 384, 384)
     first = torch.tensor([0])
     pair = scorer(images, texts, first, first)
-    assert_close(pair, scorer.score(images.pixel_values, texts.input_ids[:1], texts.attention_mask[:1]), rtol=1e-5, atol=1e-5)
+    assert_close(
+        pair, scorer.score(images.pixel_values, texts.input_ids[:1], texts.attention_mask[:1]), rtol=1e-5, atol=1e-5
+    )
     assert pair.isfinite().all()

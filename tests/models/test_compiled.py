@@ -1,4 +1,5 @@
-"""Compiled encoders: one graph for all batches, the outputs of the encoder, and errors where they differ or cannot be compiled.
+"""Compiled encoders: one graph for all batches, the outputs of the encoder, and errors where they differ or cannot be
+compiled.
 
 The backend "eager" traces an encoder as torch.compile does, and runs it without generating code.
 """
@@ -124,7 +125,11 @@ def wrong_by(factor):
 def test_outputs_that_differ_by_more_than_rounding_are_an_error(monkeypatch, precision, factor):
     monkeypatch.setattr(compiled, "BACKEND", wrong_by(factor))
     compute = Compute(compile=True, precision=precision)
-    with torch.inference_mode(), compute.forward_pass(), pytest.raises(ModelError, match=r"compiled Encoder differs.* is rounding"):
+    with (
+        torch.inference_mode(),
+        compute.forward_pass(),
+        pytest.raises(ModelError, match=r"compiled Encoder differs.* is rounding"),
+    ):
         run_encoder("image", Encoder().eval(), encode, twelve_rows())
 
 
@@ -132,7 +137,11 @@ def test_an_encoder_that_cannot_be_compiled_is_an_error_with_the_reason(num_grap
     def branches(encoder, rows):
         return encoder(rows) if rows.sum() > 0 else rows
 
-    with torch.inference_mode(), COMPILED.forward_pass(), pytest.raises(ModelError, match=r"Encoder cannot be compiled: .*branching"):
+    with (
+        torch.inference_mode(),
+        COMPILED.forward_pass(),
+        pytest.raises(ModelError, match=r"Encoder cannot be compiled: .*branching"),
+    ):
         run_encoder("image", Encoder().eval(), branches, twelve_rows())
 
 
@@ -143,11 +152,15 @@ def test_a_model_without_an_encoder_of_one_shape_is_refused(captions, tmp_path):
     require_compiled_sides(vilt, DualScorer(clip))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch imports it itself
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # torch imports it itself
 def test_a_machine_without_a_compiler_is_told_what_is_missing():
     from torch._inductor import config
 
     said = []
     with config.patch({"cpp.cxx": (None, "/absent/g++"), "force_disable_caches": True}):
         assert not devices.can_compile(CPU, said.append)
-    assert said[0].startswith("--compile is left out: PyTorch cannot compile here, which needs a C++ compiler such as g++")
+    assert said[0].startswith(
+        "--compile is left out: PyTorch cannot compile here, which needs a C++ compiler such as g++"
+    )

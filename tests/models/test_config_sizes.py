@@ -65,7 +65,9 @@ def with_value(folders, tmp_path, name, field, text):
     return folder
 
 
-@pytest.mark.parametrize("text", ["1000000000", "-1", '"x"', "[1, [2]]", DEEP], ids=["large", "negative", "text", "list", "deep"])
+@pytest.mark.parametrize(
+    "text", ["1000000000", "-1", '"x"', "[1, [2]]", DEEP], ids=["large", "negative", "text", "list", "deep"]
+)
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_a_size_that_no_model_has_is_named_with_its_file(folders, tmp_path, name, field, text):
     folder = with_value(folders, tmp_path, name, field, text)
@@ -84,11 +86,18 @@ def test_a_list_in_place_of_a_size_is_named_with_the_folder(folders, tmp_path):
 def test_missing_weights_are_not_allocated_in_a_size_from_config_json(folders, tmp_path):
     folder = with_value(folders, tmp_path, "dual", "projection_dim", str(2**30))
     weights = load_file(folder / "model.safetensors")
-    save_file({key: value for key, value in weights.items() if "projection" not in key}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value for key, value in weights.items() if "projection" not in key},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(ModelError, match=r"projection_dim is 1073741824, expected a number from 0 to 8,192"):
         models.load(folder)
 
 
 def test_too_little_memory_for_a_model_names_it(tmp_path):
-    with pytest.raises(ModelError, match=rf"there is too little memory for {tmp_path}"), preprocess.hub_errors(str(tmp_path), hint=""):
+    with (
+        pytest.raises(ModelError, match=rf"there is too little memory for {tmp_path}"),
+        preprocess.hub_errors(str(tmp_path), hint=""),
+    ):
         raise MemoryError

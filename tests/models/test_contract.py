@@ -41,7 +41,8 @@ def made(captions, tmp_path_factory):
 
 @pytest.fixture(params=FAMILIES)
 def model(request, made):
-    """A random model of each family, with weights large enough that scores depend on the inputs. A test leaves it as it was."""
+    """A random model of each family, with weights large enough that scores depend on the inputs. A test leaves it as it
+    was."""
     model, state = made(request.param)
     yield model
     assert state_of(model) == state, "a test that changes the model takes `own`"
@@ -56,7 +57,9 @@ def own(model):
 def state_of(model) -> tuple[object, ...]:
     """What a test could change in a model."""
     modes = [(name, module.training, len(module._forward_hooks)) for name, module in model.named_modules()]
-    parameters = [(name, parameter.requires_grad, parameter.grad is None) for name, parameter in model.named_parameters()]
+    parameters = [
+        (name, parameter.requires_grad, parameter.grad is None) for name, parameter in model.named_parameters()
+    ]
     return model.digest, modes, parameters
 
 
@@ -76,7 +79,9 @@ def members(protocol: type) -> set[str]:
         name
         for base in protocol.__mro__[:-3]
         for name, value in vars(base).items()
-        if (inspect.isfunction(value) or isinstance(value, property)) and not name.startswith("_") and not hasattr(torch.nn.Module, name)
+        if (inspect.isfunction(value) or isinstance(value, property))
+        and not name.startswith("_")
+        and not hasattr(torch.nn.Module, name)
     }
 
 
@@ -89,7 +94,10 @@ def test_a_model_has_the_members_of_its_protocol_with_their_parameters(model):
         declared = inspect.getattr_static(protocol, name)
         assert hasattr(model, name), name
         if inspect.isfunction(declared):
-            assert inspect.signature(getattr(type(model), name)).parameters.keys() == inspect.signature(declared).parameters.keys(), name
+            assert (
+                inspect.signature(getattr(type(model), name)).parameters.keys()
+                == inspect.signature(declared).parameters.keys()
+            ), name
 
 
 @of_all_families
@@ -104,7 +112,11 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
             alone = model.logit_scale * (images_ID[IMAGE_IX] * texts_TD[TEXT_IX]).sum(dim=-1) + bias
         else:
             rows = IMAGE_IX.flatten(), TEXT_IX.flatten()
-            inputs = pairs.images.pixel_values[rows[0]], pairs.texts.input_ids[rows[1]], pairs.texts.attention_mask[rows[1]]
+            inputs = (
+                pairs.images.pixel_values[rows[0]],
+                pairs.texts.input_ids[rows[1]],
+                pairs.texts.attention_mask[rows[1]],
+            )
             area = None if pairs.images.pixel_mask is None else pairs.images.pixel_mask[rows[0]]
             alone = model.score(*inputs, area).view(3, 2)
     assert_close(logits_RC, alone, rtol=1e-4, atol=1e-4)
@@ -130,7 +142,8 @@ def test_outputs_of_micro_batches_equal_rows_of_the_outputs_of_the_batch(model, 
             parts.append(Pairs(preprocess.images(pil_images[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX))
         else:
             parts = [
-                dataclasses.replace(pairs, image_ix_RC=IMAGE_IX[rows], text_ix_RC=TEXT_IX[rows]) for rows in (slice(0, 1), slice(1, 3))
+                dataclasses.replace(pairs, image_ix_RC=IMAGE_IX[rows], text_ix_RC=TEXT_IX[rows])
+                for rows in (slice(0, 1), slice(1, 3))
             ]
         joined = [torch.cat(tensors) for tensors in zip(*map(model.outputs, parts), strict=True)]
     assert len(joined) == len(expected)
@@ -182,7 +195,9 @@ def test_dropout_acts_in_train_mode_only_is_saved_and_is_no_part_of_the_digest(o
 @of_all_families
 def test_logits_from_features_equal_logits_from_inputs(model, pairs):
     encoders: Encoders | None = model.encoders
-    encode = (model.embed_images, model.embed_texts) if model.kind == "dual" else (model.encode_images, model.encode_texts)
+    encode = (
+        (model.embed_images, model.embed_texts) if model.kind == "dual" else (model.encode_images, model.encode_texts)
+    )
     if encoders is None:
         features = States(torch.zeros(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
         for function in encode:
@@ -238,7 +253,9 @@ def test_recomputed_activations_give_the_same_gradient(own, pairs):
         torch.manual_seed(0)
         model.train()
         model.logits(model.outputs(pairs), pairs)[0].square().sum().backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}, len(calls)
+        return {
+            name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+        }, len(calls)
 
     plain, recomputing = copy.deepcopy(own), own
     if own.kind == "dual" and own.encoders is not None:

@@ -1,4 +1,5 @@
-"""Cross-encoders of sentence-transformers with images: scores of the library itself, shared prefixes, settings, digests and errors."""
+"""Cross-encoders of sentence-transformers with images: scores of the library itself, shared prefixes, settings, digests
+and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +25,15 @@ from dcdctl.core.models.families import shared_prefix
 from dcdctl.core.scoring import CorpusSource, PairScorer, score_pairs
 
 CAPTIONS = [
-    ["a large red circle is left of a small blue square", "a cross", "the tiny green star", " a space comes first", "\n", "moons", "a"],
+    [
+        "a large red circle is left of a small blue square",
+        "a cross",
+        "the tiny green star",
+        " a space comes first",
+        "\n",
+        "moons",
+        "a",
+    ],
     ["there is a teal moon below a brown arrow", "a"],
     ["the big pink heart"],
 ]
@@ -66,8 +75,14 @@ def alone(library, images):
 def all_logits(scorer, images, batch_size=1000):
     """The logits of all pairs, in batches that mix images."""
     states = scorer.encode_images(scorer.preprocess.images(images)), scorer.encode_texts(scorer.preprocess.texts(TEXTS))
-    image_ix, text_ix = torch.arange(len(images)).repeat(len(TEXTS)), torch.arange(len(TEXTS)).repeat_interleave(len(images))
-    parts = [scorer.score_pairs(*states, *ix) for ix in zip(image_ix.split(batch_size), text_ix.split(batch_size), strict=True)]
+    image_ix, text_ix = (
+        torch.arange(len(images)).repeat(len(TEXTS)),
+        torch.arange(len(TEXTS)).repeat_interleave(len(images)),
+    )
+    parts = [
+        scorer.score_pairs(*states, *ix)
+        for ix in zip(image_ix.split(batch_size), text_ix.split(batch_size), strict=True)
+    ]
     return torch.cat(parts).view(len(TEXTS), len(images)).T
 
 
@@ -81,7 +96,9 @@ def test_logits_are_those_of_predict_for_one_pair_at_a_time(scorer, images, alon
 
 def test_text_first_is_the_pair_of_caption_and_image(folder, library, images, alone):
     swapped = models.load_fusion(folder, {"order": "text-first"})
-    expected = torch.stack([torch.stack([library.predict((text, image), **NO_SIGMOID) for text in TEXTS]) for image in images])
+    expected = torch.stack(
+        [torch.stack([library.predict((text, image), **NO_SIGMOID) for text in TEXTS]) for image in images]
+    )
     assert not swapped.shares_prefix
     assert_close(all_logits(swapped, images), expected, rtol=0, atol=2e-5)
     assert (expected - alone).abs().max() > 0.1
@@ -92,7 +109,8 @@ def test_an_image_is_computed_once_for_all_its_captions_of_a_corpus(scorer, libr
     corpus = make_corpus(tmp_path / "corpus", CAPTIONS)
     image_P, text_P = np.array([1, 0, 1, 2, 1, 0, 1, 1, 0, 1, 2]), np.array([4, 5, 0, 1, 9, 2, 2, 6, 0, 8, 3])
     expected = [
-        float(library.predict((corpus.image(i), TEXTS[t]), **NO_SIGMOID)) for i, t in zip(image_P.tolist(), text_P.tolist(), strict=True)
+        float(library.predict((corpus.image(i), TEXTS[t]), **NO_SIGMOID))
+        for i, t in zip(image_P.tolist(), text_P.tolist(), strict=True)
     ]
     calls = []
     vision = scorer.encoder[0].model.model.visual
@@ -100,7 +118,10 @@ def test_an_image_is_computed_once_for_all_its_captions_of_a_corpus(scorer, libr
     source, compute = CorpusSource(corpus, scorer.preprocess), Compute(batch_size=batch_size)
     everything = PairScorer(scorer=scorer, source=source, images=range(3), texts=range(10), compute=compute)
     try:
-        for score in (lambda: score_pairs(scorer, source, image_P, text_P, compute=compute), lambda: everything.score(image_P, text_P)):
+        for score in (
+            lambda: score_pairs(scorer, source, image_P, text_P, compute=compute),
+            lambda: everything.score(image_P, text_P),
+        ):
             calls.clear()
             np.testing.assert_allclose(score(), expected, rtol=0, atol=2e-5)
             # Each image once, and one plain batch for captions that merge with the template.
@@ -112,14 +133,19 @@ def test_an_image_is_computed_once_for_all_its_captions_of_a_corpus(scorer, libr
 def test_a_caption_that_is_the_path_of_an_image_is_a_text(scorer, library, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images[0].save("photo.png")
-    states = scorer.encode_images(scorer.preprocess.images(images)), scorer.encode_texts(scorer.preprocess.texts(["photo.png"]))
+    states = (
+        scorer.encode_images(scorer.preprocess.images(images)),
+        scorer.encode_texts(scorer.preprocess.texts(["photo.png"])),
+    )
     logits = scorer.score_pairs(*states, torch.arange(3), torch.zeros(3, dtype=torch.int64))
     expected = torch.stack([library.predict((image, {"text": "photo.png"}), **NO_SIGMOID) for image in images])
     assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
 def test_settings_are_those_of_the_library(folder, images, library):
-    scorer = models.load_fusion(folder, {"prompt": "Yes or no?", "max_pixels": 24 * 24, "min_pixels": 100, "max_text_len": 3})
+    scorer = models.load_fusion(
+        folder, {"prompt": "Yes or no?", "max_pixels": 24 * 24, "min_pixels": 100, "max_text_len": 3}
+    )
     changed = CrossEncoder(str(folder), device="cpu")
     changed[0].processor.image_processor.size = {"shortest_edge": 100, "longest_edge": 24 * 24}
     ids = changed[0].tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
@@ -210,7 +236,9 @@ def test_the_digest_depends_on_every_setting_but_the_implementation_of_attention
 
 
 def test_a_model_that_shares_wrongly_is_found_out_and_scored_plainly(folder, images, alone, monkeypatch, logged):
-    monkeypatch.setattr(shared_prefix, "_Prefix", lambda key, cache, position, axes: real(key, cache, position + 5, axes))
+    monkeypatch.setattr(
+        shared_prefix, "_Prefix", lambda key, cache, position, axes: real(key, cache, position + 5, axes)
+    )
     scorer = models.load_fusion(folder)
     logits = all_logits(scorer, images)
     assert not scorer.shares_prefix
@@ -232,7 +260,10 @@ def test_it_is_checked_as_a_fusion_scorer_without_opening_weights(folder, tmp_pa
 
 
 def test_its_settings_are_refused_for_other_models_and_theirs_for_it(folder, tmp_path, tokenizer):
-    models.save(models.new_vilt(models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), tokenizer), tmp_path / "vilt")
+    models.save(
+        models.new_vilt(models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=1), tokenizer),
+        tmp_path / "vilt",
+    )
     for use in (models.load, models.check_ref):
         with pytest.raises(ModelError, match="prompt is for cross-encoders of sentence-transformers"):
             use(tmp_path / "vilt", {"prompt": "Which?"})
@@ -290,6 +321,8 @@ def test_without_the_library_the_extra_is_named(folder, monkeypatch):
 
 
 def test_a_text_only_cross_encoder_of_older_versions_is_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForSequenceClassification"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "architectures": ["BertForSequenceClassification"]})
+    )
     with pytest.raises(ModelError, match="is a bert model"):
         models.load(tmp_path)

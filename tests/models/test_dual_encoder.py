@@ -28,7 +28,9 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 def backbones(tmp_path, tokenizer):
     ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL)).save_pretrained(tmp_path / "vision")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vision")
-    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=20, **SMALL)).save_pretrained(tmp_path / "text")
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=20, **SMALL)).save_pretrained(
+        tmp_path / "text"
+    )
     tokenizer.save_pretrained(tmp_path / "text")
     return str(tmp_path / "vision"), str(tmp_path / "text")
 
@@ -110,7 +112,9 @@ def test_gradients_reach_both_projections_and_the_logit_scale(dual, pil_images, 
         assert parameter.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")]
+)
 def test_sizes_that_do_not_divide_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         DualSize(**wrong)

@@ -1,4 +1,5 @@
-"""Co-attention scorers with `dual_init`: they start from a dual encoder over the same encoders and add its scaled cosine."""
+"""Co-attention scorers with `dual_init`: they start from a dual encoder over the same encoders and add its scaled
+cosine."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ from dcdctl.core.training.recipe import ModelConfig
 
 SMALL = FusionSize(hidden_size=16, num_layers=2, num_heads=2, dropout=0.0)
 IMAGES_P, TEXTS_P = torch.tensor([2, 0, 1, 0, 2, 1]), torch.tensor([0, 3, 1, 2, 3, 0])
-COSINE = {"cosine.image_projection.weight", "cosine.image_projection.bias", "cosine.text_projection.weight", "cosine.text_projection.bias"}
+COSINE = {
+    "cosine.image_projection.weight",
+    "cosine.image_projection.bias",
+    "cosine.text_projection.weight",
+    "cosine.text_projection.bias",
+}
 
 
 def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> models.FrozenDual:
@@ -85,7 +91,9 @@ def test_pairs_score_as_each_alone(captions, pil_images, tmp_path, vision, width
     assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     cosine, scorer.network.cosine = scorer.network.cosine, None
     vectors = [cosine.project_images(scorer.encoders.image_features(images).tokens)[IMAGES_P]]
-    vectors.append(cosine.project_texts(scorer.encoders.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P])
+    vectors.append(
+        cosine.project_texts(scorer.encoders.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P]
+    )
     added = torch.tensor(2.0).exp() * (vectors[0] * vectors[1]).sum(dim=1)
     assert_close(scores - scorer(images, texts, IMAGES_P, TEXTS_P), added, rtol=1e-4, atol=1e-5)
 
@@ -135,7 +143,9 @@ def test_a_student_trains_a_copy_of_the_cosine(dual, pil_images, captions, tmp_p
     student.train()(*batch).square().sum().backward()
     trained = {name for name, parameter in student.network.named_parameters() if parameter.grad is not None}
     assert {*COSINE, "cosine.logit_scale"} < trained
-    assert not any(name.startswith(("vision.", "text.", "image_transform", "text_transform", "modality")) for name in trained)
+    assert not any(
+        name.startswith(("vision.", "text.", "image_transform", "text_transform", "modality")) for name in trained
+    )
     storages = {parameter.data_ptr() for parameter in student.network.cosine.parameters()}
     assert storages.isdisjoint(parameter.data_ptr() for parameter in teacher.network.cosine.parameters())
 
@@ -149,9 +159,15 @@ def test_gradients_equal_those_of_each_pair_alone(dual, pil_images, captions, tm
     if recomputes:
         paired.checkpoint_activations()
     images, texts = reference.preprocess.images(pil_images), reference.preprocess.texts(captions)
-    reference.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]).square().sum().backward()
+    reference.score(
+        images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]
+    ).square().sum().backward()
     paired(images, texts, IMAGES_P, TEXTS_P).square().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in paired.network.named_parameters() if name in {*COSINE, "cosine.logit_scale"}}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in paired.network.named_parameters()
+        if name in {*COSINE, "cosine.logit_scale"}
+    }
     assert len(gradients) == 5
     for name, gradient in gradients.items():
         assert_close(gradient, reference.network.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
@@ -199,25 +215,32 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_cosine_and_fusion(corpus
     dual = make_dual(corpus.captions, tmp_path, dropout=0.1)
     path = tmp_path / "pair.toml"
     path.write_text(
-        f'[model]\nstart = "new"\nvision = "{tmp_path / "vision"}"\ntext = "{tmp_path / "text"}"\nfrozen_encoders = true\n'
+        f'[model]\nstart = "new"\nvision = "{tmp_path / "vision"}"\ntext = "{tmp_path / "text"}"\nfrozen_encoders = '
+        "true\n"
         f'dual_init = "{tmp_path / "dual"}"\nhidden_size = 16\nnum_layers = 1\nnum_heads = 2\nmax_text_len = 12\n'
-        "[loss]\nterms = { ranking = 1.0 }\n[batch]\nsize = 8\nrandom_negatives = 3\n[optimizer]\nlr = 1e-2\nsteps = 4\n"
+        "[loss]\nterms = { ranking = 1.0 }\n[batch]\nsize = 8\nrandom_negatives = 3\n[optimizer]\nlr = 1e-2\nsteps = "
+        "4\n"
     )
     start = initial_model.make_model(recipe.load_recipe(str(path)), corpus.captions, None)
     assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
     assert start.network.cosine.logit_scale.item() == 2
     options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
     inputs = Inputs(corpus, [], None)
-    run = distill.train(distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options)
+    run = distill.train(
+        distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options
+    )
     trained = dict(models.load_fusion(run.folder).network.named_parameters())
-    changed = {name for name, parameter in start.network.named_parameters() if not torch.equal(trained[name], parameter)}
+    changed = {
+        name for name, parameter in start.network.named_parameters() if not torch.equal(trained[name], parameter)
+    }
     assert {*COSINE, "cosine.logit_scale", "rank_output.weight", "text_layers.0.feed_forward.up.weight"} <= changed
     assert not any(name.startswith(("vision.", "text.")) for name in changed)
 
 
 def test_a_dual_init_that_does_not_fit_is_refused_and_named(dual, captions, tmp_path):
     with pytest.raises(
-        ModelError, match=r"dual is a dual encoder over other encoders \(\w{8}\) than .*vision and .*text \(\w{8}\); give both"
+        ModelError,
+        match=r"dual is a dual encoder over other encoders \(\w{8}\) than .*vision and .*text \(\w{8}\); give both",
     ):
         scorer_from(tmp_path, max_text_len=11)
     make_dual(captions, tmp_path / "other", "tokens")
@@ -226,7 +249,9 @@ def test_a_dual_init_that_does_not_fit_is_refused_and_named(dual, captions, tmp_
     size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16)
     models.save(models.dual_student(size, captions), tmp_path / "trained")
     with pytest.raises(
-        ModelError, match=r"trained is a dual encoder whose own encoders were trained, expected one over frozen .*vision and .*text"
+        ModelError,
+        match=r"trained is a dual encoder whose own encoders were trained, expected one over frozen .*vision and "
+        r".*text",
     ):
         scorer_from(tmp_path, dual_init=str(tmp_path / "trained"))
     models.save(make_teacher(captions), tmp_path / "fusion")
@@ -246,5 +271,7 @@ def test_a_dual_init_that_does_not_fit_is_refused_and_named(dual, captions, tmp_
 def test_dual_init_requires_a_new_fusion_model_over_frozen_encoders(changed):
     table = {"start": "new", "vision": "v", "text": "t", "frozen_encoders": True, "dual_init": "runs/dual"}
     ModelConfig(**table)
-    with pytest.raises(ConfigError, match=r"model\.dual_init is for a new fusion model over model\.vision and model\.text"):
+    with pytest.raises(
+        ConfigError, match=r"model\.dual_init is for a new fusion model over model\.vision and model\.text"
+    ):
         ModelConfig(**{**table, **changed})

@@ -39,7 +39,9 @@ def test_a_saved_pair_loads_with_equal_digest_and_scores(pair, pil_images, capti
     reloaded = models.load(tmp_path / "saved")
     assert isinstance(reloaded, CoAttentionScorer)
     assert (reloaded.digest, reloaded.encoders.digest) == (pair.digest, pair.encoders.digest)
-    assert torch.equal(reloaded.preprocess.images(pil_images).pixel_values, pair.preprocess.images(pil_images).pixel_values)
+    assert torch.equal(
+        reloaded.preprocess.images(pil_images).pixel_values, pair.preprocess.images(pil_images).pixel_values
+    )
     texts = pair.preprocess.texts(captions)
     scores = [scorer(scorer.preprocess.images(pil_images), texts, IMAGES_P, TEXTS_P) for scorer in (pair, reloaded)]
     assert_close(scores[1], scores[0], rtol=1e-6, atol=1e-6)
@@ -50,9 +52,13 @@ def test_a_student_shares_the_encoders_and_trains_its_layers(pair, pil_images, c
     assert student.encoders.is_frozen
     assert student.encoders.digest == pair.encoders.digest
     student.train()
-    student(student.preprocess.images(pil_images), student.preprocess.texts(captions), IMAGES_P, TEXTS_P).sum().backward()
+    student(
+        student.preprocess.images(pil_images), student.preprocess.texts(captions), IMAGES_P, TEXTS_P
+    ).sum().backward()
     assert all(parameter.grad is None for parameter in student.network.vision.parameters())
-    assert all(parameter.grad is not None for layer in student.layers for part in layer for parameter in part.parameters())
+    assert all(
+        parameter.grad is not None for layer in student.layers for part in layer for parameter in part.parameters()
+    )
 
 
 def test_with_frozen_encoders_the_transforms_are_trained(pair):
@@ -126,15 +132,23 @@ def test_an_encoder_that_does_not_fit_is_refused_and_named(captions, tmp_path):
     vision, text = save_vision("tokens", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match="absent"):
         models.new_coattention(str(tmp_path / "absent"), text, SMALL)
-    with pytest.raises(ModelError, match="vision is a vit model and reads pixel_values, expected one that reads input_ids"):
+    with pytest.raises(
+        ModelError, match="vision is a vit model and reads pixel_values, expected one that reads input_ids"
+    ):
         models.new_coattention(vision, vision, SMALL)
-    with pytest.raises(ModelError, match="text is a bert model and reads input_ids, expected one that reads pixel_values"):
+    with pytest.raises(
+        ModelError, match="text is a bert model and reads input_ids, expected one that reads pixel_values"
+    ):
         models.new_coattention(text, text, SMALL)
     (tmp_path / "text" / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"text holds no tokenizer's vocabulary; model\.text names a text model with its tokenizer"):
+    with pytest.raises(
+        ModelError, match=r"text holds no tokenizer's vocabulary; model\.text names a text model with its tokenizer"
+    ):
         models.new_coattention(vision, text, SMALL)
     square_image_processor(SIDE + 8).save_pretrained(vision)
-    with pytest.raises(ModelError, match=r"vision cannot be the vision side of a model: .*doesn't match.*; take a backbone"):
+    with pytest.raises(
+        ModelError, match=r"vision cannot be the vision side of a model: .*doesn't match.*; take a backbone"
+    ):
         models.new_coattention(vision, save_text("bert", captions, tmp_path / "text"), SMALL)
 
 
@@ -164,7 +178,9 @@ def test_convolutional_encoders_read_images_with_channels_last_and_vits_do_not(c
     model = VARIANTS[family](captions, tmp_path)
     encoder, layouts = model._encoder_modules[0], []
     first = next(module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d))
-    first.register_forward_pre_hook(lambda module, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last)))
+    first.register_forward_pre_hook(
+        lambda module, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
     embed = model.embed_images if model.kind == "dual" else model.encode_images
     embed(model.preprocess.images(pil_images))
     assert layouts == [family != "frozen dual over timm"]

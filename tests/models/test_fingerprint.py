@@ -31,7 +31,11 @@ from dcdctl.core.models import fingerprint
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.preprocess import square_image_processor
 
-WORDS = ["a large red circle is left of a small blue square", "the tiny green star sits above the big pink heart", "a cross"]
+WORDS = [
+    "a large red circle is left of a small blue square",
+    "the tiny green star sits above the big pink heart",
+    "a cross",
+]
 NUM_FLIPS = 2
 """Changes per model in the suite; `make test-slow` makes all."""
 DISTINCT = ("vilt", "dual", "frozen dual", "co-attention over timm", "METER")
@@ -60,7 +64,9 @@ def harmful(baseline: Baseline, chosen, scratch: Path) -> list[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_changed_field_is_refused_or_seen_or_changes_no_score(saved, variant, tmp_path):
     baseline = saved(variant)
-    assert not harmful(baseline, random.Random(variant).sample(list(flips(baseline.folder)), NUM_FLIPS), tmp_path / "changed")
+    assert not harmful(
+        baseline, random.Random(variant).sample(list(flips(baseline.folder)), NUM_FLIPS), tmp_path / "changed"
+    )
 
 
 @pytest.mark.slow
@@ -99,15 +105,24 @@ TOKENIZER_CHANGES = {
     "truncation side": lambda tokenizer: setattr(tokenizer, "truncation_side", "left"),
     "padding side": lambda tokenizer: setattr(tokenizer, "padding_side", "left"),
     "padding": lambda tokenizer: setattr(tokenizer, "pad_token", "a"),
-    "special tokens in captions": lambda tokenizer: setattr(tokenizer, "split_special_tokens", not tokenizer.split_special_tokens),
+    "special tokens in captions": lambda tokenizer: setattr(
+        tokenizer, "split_special_tokens", not tokenizer.split_special_tokens
+    ),
     "outputs": lambda tokenizer: setattr(tokenizer, "model_input_names", ["input_ids"]),
     "class": other_class,
 }
 PREPROCESS_CHANGES = {
-    **{f"tokenizer: {name}": lambda model, change=change: with_tokenizer(model, change) for name, change in TOKENIZER_CHANGES.items()},
-    "image processor: a setting": lambda model: with_processor(model, lambda processor: setattr(processor, "rescale_offset", True)),
+    **{
+        f"tokenizer: {name}": lambda model, change=change: with_tokenizer(model, change)
+        for name, change in TOKENIZER_CHANGES.items()
+    },
+    "image processor: a setting": lambda model: with_processor(
+        model, lambda processor: setattr(processor, "rescale_offset", True)
+    ),
     "image processor: class": lambda model: with_processor(model, other_class),
-    "image transform": lambda model: setattr(model, "preprocess", dataclasses.replace(model.preprocess, image_transform="other")),
+    "image transform": lambda model: setattr(
+        model, "preprocess", dataclasses.replace(model.preprocess, image_transform="other")
+    ),
     "text length": lambda model: setattr(model, "preprocess", dataclasses.replace(model.preprocess, max_text_len=7)),
 }
 
@@ -117,16 +132,22 @@ def configs(model) -> dict[str, Any]:
     if model.encoders is not None:
         return {"vision": model.encoders.vision.config, "text": model.encoders.text.config}
     config = model.network.config
-    return {name: getattr(config, name) for name in ("vision_config", "text_config") if hasattr(config, name)} or {"": config}
+    return {name: getattr(config, name) for name in ("vision_config", "text_config") if hasattr(config, name)} or {
+        "": config
+    }
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
 def test_every_ingredient_changes_the_fingerprint(saved, variant):
     changes = dict(PREPROCESS_CHANGES)
     for name in configs(saved(variant).model):
-        changes[f"configuration: {name}"] = lambda model, name=name: setattr(configs(model)[name], "setting_of_a_later_version", 3)
+        changes[f"configuration: {name}"] = lambda model, name=name: setattr(
+            configs(model)[name], "setting_of_a_later_version", 3
+        )
     for name in () if saved(variant).model.encoders is None else ("vision", "text"):
-        changes[f"weights: {name}"] = lambda model, name=name: next(getattr(model.encoders, name).parameters()).data.add_(1e-3)
+        changes[f"weights: {name}"] = lambda model, name=name: next(
+            getattr(model.encoders, name).parameters()
+        ).data.add_(1e-3)
     before = both(saved(variant).model)
     for name, change in changes.items():
         # The first ones replace `preprocess`, so that the copy may share the network.
@@ -141,7 +162,10 @@ def test_every_ingredient_changes_the_fingerprint(saved, variant):
 @pytest.mark.parametrize(
     ("variant", "change"),
     [
-        ("co-attention", lambda model: setattr(model.network, "size", dataclasses.replace(model.network.size, num_heads=4))),
+        (
+            "co-attention",
+            lambda model: setattr(model.network, "size", dataclasses.replace(model.network.size, num_heads=4)),
+        ),
         ("vilt", lambda model: setattr(model.network.vilt.embeddings.text_embeddings.LayerNorm, "eps", 1e-6)),
         ("dual", lambda model: setattr(model.network.config, "setting_of_a_later_version", 3)),
         ("frozen dual", lambda model: model.network.projections.logit_scale.data.add_(1e-3)),
@@ -164,7 +188,14 @@ def test_another_rule_and_other_tensors_give_another_fingerprint(monkeypatch):
         return fingerprint.digest_of(module, config={}, preprocess={})
 
     zeros = torch.zeros(2, 3)
-    digests = [digest(a=zeros), digest(b=zeros), digest(a=zeros.T), digest(a=zeros.int()), digest(a=zeros + 1), digest(a=zeros, b=zeros)]
+    digests = [
+        digest(a=zeros),
+        digest(b=zeros),
+        digest(a=zeros.T),
+        digest(a=zeros.int()),
+        digest(a=zeros + 1),
+        digest(a=zeros, b=zeros),
+    ]
     monkeypatch.setattr(fingerprint, "VERSION", "dcdctl model 1")
     assert len({*digests, digest(a=zeros)}) == 7
 
@@ -177,7 +208,11 @@ def test_use_and_place_leave_the_fingerprint(saved, variant, tmp_path):
     before = both(model)
     assert before == both(saved(variant).model)
     with torch.no_grad():
-        model.outputs(models.Pairs(model.preprocess.images(images()), model.preprocess.texts(CAPTIONS), *torch.zeros(2, 1, 2).long()))
+        model.outputs(
+            models.Pairs(
+                model.preprocess.images(images()), model.preprocess.texts(CAPTIONS), *torch.zeros(2, 1, 2).long()
+            )
+        )
     model.train().to(memory_format=torch.channels_last)
     model.preprocess = dataclasses.replace(model.preprocess)  # which remembers no settings
     assert both(model) == before
@@ -194,7 +229,9 @@ def test_use_and_place_leave_the_fingerprint(saved, variant, tmp_path):
 def test_a_model_of_the_hub_has_the_fingerprint_of_its_folder(saved, variant, tmp_path, monkeypatch):
     commit = "0" * 40
     repository = tmp_path / "models--owner--model"
-    shutil.copytree(saved(variant).folder, repository / "snapshots" / commit, ignore=shutil.ignore_patterns("dcdctl.json"))
+    shutil.copytree(
+        saved(variant).folder, repository / "snapshots" / commit, ignore=shutil.ignore_patterns("dcdctl.json")
+    )
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -214,10 +251,14 @@ def test_spelling_leaves_the_fingerprint(saved, tmp_path):
         (folder / name).write_text(json.dumps(dict(reversed(table.items())), indent=1))
     models.seal_again(folder)
     assert both(models.load(folder)) == both(saved("co-attention").model)
-    assert processor_settings(square_image_processor(8, mean=0, std=1)) == processor_settings(square_image_processor(8, mean=0.0, std=1.0))
+    assert processor_settings(square_image_processor(8, mean=0, std=1)) == processor_settings(
+        square_image_processor(8, mean=0.0, std=1.0)
+    )
 
 
-@pytest.mark.parametrize("name", ["hidden_dropout_prob", "_name_or_path", "transformers_version", "id2label", "initializer_range", "dtype"])
+@pytest.mark.parametrize(
+    "name", ["hidden_dropout_prob", "_name_or_path", "transformers_version", "id2label", "initializer_range", "dtype"]
+)
 def test_settings_that_change_no_score_leave_the_fingerprint(saved, name):
     model = copy.deepcopy(saved("co-attention").model)
     before = both(model)
@@ -236,7 +277,9 @@ def test_settings_that_change_no_score_leave_the_fingerprint(saved, name):
 )
 def test_a_setting_of_one_image_processor_changes_its_pixels_and_its_settings(processor, changed):
     size = {"shortest_edge": 32} if processor is not EfficientNetImageProcessorPil else {"height": 32, "width": 32}
-    plain, other = (processor(size=size, crop_size={"height": 24, "width": 24}, **settings) for settings in ({}, changed))
+    plain, other = (
+        processor(size=size, crop_size={"height": 24, "width": 24}, **settings) for settings in ({}, changed)
+    )
     pixels = [each(images=images()[:1], return_tensors="pt")["pixel_values"] for each in (plain, other)]
     assert not torch.equal(*pixels)
     assert processor_settings(plain) != processor_settings(other)
@@ -266,6 +309,8 @@ def test_a_tokenizer_without_a_backend_is_read_from_what_it_saves(tmp_path):
     settings = tokenizer_settings(tokenizer)
     tokenizer(["a"], padding="longest", truncation=True, max_length=4)
     tokenizer.save_pretrained(tmp_path / "saved")
-    assert tokenizer_settings(models.load_tokenizer(str(tmp_path / "saved"))) == tokenizer_settings(tokenizer) == settings
+    assert (
+        tokenizer_settings(models.load_tokenizer(str(tmp_path / "saved"))) == tokenizer_settings(tokenizer) == settings
+    )
     changed = [esm("b", "a"), esm("a", "b", eos_token="<mask>"), esm("a", "b", padding_side="left")]
     assert settings not in map(tokenizer_settings, changed)

@@ -59,7 +59,10 @@ def test_a_saved_dual_loads_with_equal_digest_and_embeddings(dual, pil_images, c
     assert isinstance(reloaded, FrozenDual)
     assert (reloaded.digest, reloaded.encoders.digest) == (dual.digest, dual.encoders.digest)
     assert_close(
-        reloaded.embed_texts(reloaded.preprocess.texts(captions)), dual.embed_texts(dual.preprocess.texts(captions)), rtol=1e-6, atol=1e-6
+        reloaded.embed_texts(reloaded.preprocess.texts(captions)),
+        dual.embed_texts(dual.preprocess.texts(captions)),
+        rtol=1e-6,
+        atol=1e-6,
     )
     with pytest.raises(ModelError, match="is a dual encoder, whose image_size is fixed by its weights"):
         models.load_dual(tmp_path / "saved", {"image_size": 64})
@@ -87,7 +90,8 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
     recipe = tmp_path / "dual.toml"
     recipe.write_text(
-        f'[model]\nkind = "dual"\nstart = "new"\nvision = "{refs[0]}"\ntext = "{refs[1]}"\nfrozen_encoders = true\nprojection_dim = 8\n'
+        f'[model]\nkind = "dual"\nstart = "new"\nvision = "{refs[0]}"\ntext = "{refs[1]}"\nfrozen_encoders = '
+        "true\nprojection_dim = 8\n"
         "max_text_len = 12\n[loss]\nterms = { infonce = 1.0 }\n[batch]\nsize = 8\n[optimizer]\nlr = 1e-2\nsteps = 30\n"
     )
     options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
@@ -95,7 +99,9 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     student = models.load_dual(run.folder)
-    from_features = evaluate.evaluate_model(student, corpus, options=EvalOptions(compute=Compute(features=tmp_path / "features")))
+    from_features = evaluate.evaluate_model(
+        student, corpus, options=EvalOptions(compute=Compute(features=tmp_path / "features"))
+    )
     from_images = evaluate.evaluate_model(student, corpus)
     assert from_features.features == "float16"
     assert abs(from_features.recalls.rsum - from_images.recalls.rsum) < 15  # of 32 images, each hit is 3 points
@@ -111,7 +117,9 @@ def test_frozen_encoders_require_two_named_encoders(corpus):
 
 @pytest.mark.parametrize(("vision", "levels"), [("timm map", (1, 3)), ("tokens", (0,)), ("clip", (1, 0))])
 @torch.no_grad()
-def test_earlier_stages_are_added_to_the_output_and_saved_with_the_model(vision, levels, pil_images, captions, tmp_path):
+def test_earlier_stages_are_added_to_the_output_and_saved_with_the_model(
+    vision, levels, pil_images, captions, tmp_path
+):
     plain = make_dual(captions, tmp_path, vision)
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
     spec = FeatureSpec(levels=levels, grid=2 if vision == "timm map" else None)
@@ -130,7 +138,9 @@ def test_earlier_stages_are_added_to_the_output_and_saved_with_the_model(vision,
     reloaded = models.load_dual(tmp_path / "saved")
     assert reloaded.digest == dual.digest
     assert_close(reloaded.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
-    pair = models.new_coattention(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=spec)
+    pair = models.new_coattention(
+        *refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=spec
+    )
     assert pair.encoders.digest == dual.encoders.digest
 
 
@@ -151,7 +161,9 @@ def test_invalid_stages_of_an_encoder_are_refused(vision, levels, hint, captions
 
 def test_a_grid_requires_an_encoder_with_feature_maps(captions, tmp_path):
     refs = save_vision("clip", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
-    with pytest.raises(ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"):
+    with pytest.raises(
+        ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"
+    ):
         models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(grid=2))
 
 

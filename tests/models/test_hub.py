@@ -21,7 +21,10 @@ from dcdctl.core import models, scoring
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.references import hub
 
-FETCH = r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and give DIR in place of me/vilt, such as `--teacher DIR`"
+FETCH = (
+    r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and give DIR in place of me/vilt, "
+    r"such as `--teacher DIR`"
+)
 
 
 @pytest.fixture
@@ -71,11 +74,14 @@ def test_a_model_of_the_hub_is_read_from_its_cache_once_the_hub_is_gone(online, 
     assert "Retrying" not in capfd.readouterr().err
 
 
-def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_where(online, nobody, scenes_corpus_dir, tmp_path):
+def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_where(
+    online, nobody, scenes_corpus_dir, tmp_path
+):
     online(nobody)
     url = re.escape(f"{nobody}/me/vilt")
     message = (
-        rf"^me/vilt is no file or folder here and not complete in the cache of the Hub, and {url} was not read \(.*refused.*\); {FETCH}$"
+        rf"^me/vilt is no file or folder here and not complete in the cache of the Hub, and {url} was not read "
+        rf"\(.*refused.*\); {FETCH}$"
     )
     for load in (models.load, models.load_dual, models.load_tokenizer):
         with pytest.raises(ModelError, match=message):
@@ -121,12 +127,16 @@ def test_a_revision_gives_weights_and_tokenizer_of_one_commit(online, nobody, fo
         assert models.load("me/vilt@v1").digest == models.load(f"me/vilt@{commit}").digest == old_digest
         words = len(models.load_tokenizer("me/vilt@v1"))
         assert words == len(models.load_tokenizer(str(tmp_path / "other"))) != len(models.load_tokenizer("me/vilt"))
-        with pytest.raises(ModelError, match=rf"{server.url}/me/vilt has no revision v2 \(404\); see {server.url}/me/vilt/tree/main"):
+        with pytest.raises(
+            ModelError, match=rf"{server.url}/me/vilt has no revision v2 \(404\); see {server.url}/me/vilt/tree/main"
+        ):
             models.load("me/vilt@v2")
         assert not any(path.endswith(".py") for path in (request.path for request in server.requests))
     online(nobody)
     assert models.load("me/vilt@v1").digest == old_digest
-    with pytest.raises(ModelError, match="run `hf download me/vilt --revision v3 --local-dir DIR`, and give DIR in place of me/vilt@v3"):
+    with pytest.raises(
+        ModelError, match="run `hf download me/vilt --revision v3 --local-dir DIR`, and give DIR in place of me/vilt@v3"
+    ):
         models.load("me/vilt@v3")
 
 
@@ -135,8 +145,12 @@ def test_the_encoders_of_a_new_model_are_read_at_a_revision(online, tmp_path, ca
     with loopback.serve(models={"me/clip": {"README.md": b"empty"}}) as server:
         server.branches["me/clip"] = {"v1": {path.name: path.read_bytes() for path in dual.iterdir()}}
         online(server.url)
-        expected = models.new_frozen_dual(str(dual), str(dual), models.ProjectionSize(projection_dim=8), max_text_len=12)
-        found = models.new_frozen_dual("me/clip@v1", "me/clip@v1", models.ProjectionSize(projection_dim=8), max_text_len=12)
+        expected = models.new_frozen_dual(
+            str(dual), str(dual), models.ProjectionSize(projection_dim=8), max_text_len=12
+        )
+        found = models.new_frozen_dual(
+            "me/clip@v1", "me/clip@v1", models.ProjectionSize(projection_dim=8), max_text_len=12
+        )
         assert found.digest == expected.digest
         assert scoring.load_embedder("me/clip@v1", torch.device("cpu")).images is not None
 
@@ -172,11 +186,13 @@ def test_a_missing_a_gated_and_a_broken_repository_are_told_apart(online, folder
     with loopback.serve(models={"me/vilt": folder, "me/gated": folder}, gated={"me/gated": "hf_key"}) as server:
         online(server.url)
         with pytest.raises(
-            ModelError, match=rf"me/absent is no file or folder here, and {server.url}/me/absent does not exist or is private"
+            ModelError,
+            match=rf"me/absent is no file or folder here, and {server.url}/me/absent does not exist or is private",
         ):
             models.load("me/absent")
         with pytest.raises(
-            ModelError, match=rf"me/gated is gated on the Hub \(40[13]\); accept the terms at {server.url}/me/gated, and set HF_"
+            ModelError,
+            match=rf"me/gated is gated on the Hub \(40[13]\); accept the terms at {server.url}/me/gated, and set HF_",
         ):
             models.load("me/gated")
         server.faults["/me/vilt/resolve/main/config.json"] = Fault(status=503, times=None)
@@ -198,6 +214,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(online, folder, monkeyp
 def test_a_path_is_not_looked_up_on_the_hub(ref, online, nobody):
     online(nobody)
     with pytest.raises(
-        ModelError, match=f"^{re.escape(ref)} does not exist; name a folder, or a model of the Hugging Face Hub as OWNER/NAME"
+        ModelError,
+        match=f"^{re.escape(ref)} does not exist; name a folder, or a model of the Hugging Face Hub as OWNER/NAME",
     ):
         models.dual_from_backbones(ref, ref)

@@ -33,7 +33,9 @@ def model(request):
 def test_a_saved_model_loads_with_bit_identical_weights(model, pil_images, captions, tmp_path, capfd):
     models.save(model, tmp_path / "model")
     reloaded = models.load(tmp_path / "model")
-    for (name, saved), (_, loaded) in zip(model.network.named_parameters(), reloaded.network.named_parameters(), strict=True):
+    for (name, saved), (_, loaded) in zip(
+        model.network.named_parameters(), reloaded.network.named_parameters(), strict=True
+    ):
         assert torch.equal(saved, loaded), name
     # The memory address of the weights decides which kernel multiplies them, and so the last bit of the outputs.
     assert_close(_outputs(reloaded, pil_images, captions), _outputs(model, pil_images, captions), rtol=1e-6, atol=1e-6)
@@ -53,7 +55,9 @@ def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
     models.save(model, tmp_path / "half", half=True)
     reloaded = models.load(tmp_path / "half")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
-    for (name, saved), (_, loaded) in zip(model.network.named_parameters(), reloaded.network.named_parameters(), strict=True):
+    for (name, saved), (_, loaded) in zip(
+        model.network.named_parameters(), reloaded.network.named_parameters(), strict=True
+    ):
         assert loaded.dtype == torch.float32, name
         assert torch.equal(loaded, saved.half().float()), name
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -67,12 +71,17 @@ def test_a_saved_vilt_loads_in_plain_transformers(vilt, pil_images, captions, tm
     images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
     with torch.no_grad():
         output = plain.eval()(
-            input_ids=texts.input_ids, attention_mask=texts.attention_mask, pixel_values=images.pixel_values, pixel_mask=images.pixel_mask
+            input_ids=texts.input_ids,
+            attention_mask=texts.attention_mask,
+            pixel_values=images.pixel_values,
+            pixel_mask=images.pixel_mask,
         )
     assert torch.allclose(output.logits[:, 0], _outputs(vilt, pil_images, captions), atol=1e-4)
 
 
-def test_a_transformers_folder_loads_with_the_epsilons_of_the_official_code(tokenizer, vilt, pil_images, captions, tmp_path):
+def test_a_transformers_folder_loads_with_the_epsilons_of_the_official_code(
+    tokenizer, vilt, pil_images, captions, tmp_path
+):
     models.save(vilt, tmp_path / "vilt")
     (tmp_path / "vilt" / "dcdctl.json").unlink()
     config = ViltConfig.from_pretrained(tmp_path / "vilt")
@@ -124,7 +133,8 @@ def test_the_digest_depends_on_weights_and_settings(vilt, tmp_path):
 def test_overrides_change_the_model(vilt, tmp_path, tokenizer_dir):
     models.save(vilt, tmp_path / "vilt")
     changed = models.load(
-        tmp_path / "vilt", {"image_size": 64, "max_text_len": 8, "tokenizer": str(tokenizer_dir), "num_attention_heads": 2}
+        tmp_path / "vilt",
+        {"image_size": 64, "max_text_len": 8, "tokenizer": str(tokenizer_dir), "num_attention_heads": 2},
     )
     assert (changed.preprocess.image_size_px, changed.preprocess.max_text_len) == (64, 8)
     assert changed.layers[0].attention.attention.num_attention_heads == 2
@@ -134,7 +144,10 @@ def test_overrides_change_the_model(vilt, tmp_path, tokenizer_dir):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"size": 3}, r"unknown key model-set\.size; known keys here: image_size, max_text_len, tokenizer, num_attention_heads"),
+        (
+            {"size": 3},
+            r"unknown key model-set\.size; known keys here: image_size, max_text_len, tokenizer, num_attention_heads",
+        ),
         ({"image_size": "big"}, "model-set.image_size must be int, got 'big'"),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
         ({"max_text_len": 2}, "max_text_len must be at least 3"),
@@ -146,7 +159,10 @@ def test_invalid_overrides_are_refused_before_anything_is_read(overrides, messag
 
 
 def test_assignments_become_overrides():
-    assert models.parse_overrides(["image_size=384", "tokenizer=words/bert"]) == {"image_size": 384, "tokenizer": "words/bert"}
+    assert models.parse_overrides(["image_size=384", "tokenizer=words/bert"]) == {
+        "image_size": 384,
+        "tokenizer": "words/bert",
+    }
     with pytest.raises(ConfigError, match=r"--model-set expects NAME=VALUE, got 'image_size'"):
         models.parse_overrides(["image_size"])
     with pytest.raises(ConfigError, match=r"unknown key model-set\.size"):
@@ -170,7 +186,9 @@ def test_a_model_of_the_other_kind_is_refused_and_named(vilt, dual, tmp_path):
 
 def test_a_dual_encoder_refuses_overrides_that_its_weights_fix(dual, tmp_path):
     models.save(dual, tmp_path / "dual")
-    with pytest.raises(ModelError, match="image_size is fixed by its weights; a dual encoder takes max_text_len and tokenizer"):
+    with pytest.raises(
+        ModelError, match="image_size is fixed by its weights; a dual encoder takes max_text_len and tokenizer"
+    ):
         models.load(tmp_path / "dual", {"image_size": 64})
     with pytest.raises(ModelError, match="max_text_len is 99, but the model has 40 text positions"):
         models.load(tmp_path / "dual", {"max_text_len": 99})
@@ -187,7 +205,10 @@ def test_an_invalid_reference_is_an_error_that_says_why(tmp_path):
         (tmp_path / "weights.bin", r"weights\.bin is a file, but not a \.ckpt; a model is a run folder"),
         (tmp_path / "photos", r"is no model: it holds one\.png, and neither config\.json nor model/; a model is"),
         (tmp_path / "run", "run has no finished model; finish it with --resume"),
-        (tmp_path / "bert", r"bert is a bert model, a family .*: vilt, .*clip.*`--teacher module:function`.*`--scores`"),
+        (
+            tmp_path / "bert",
+            r"bert is a bert model, a family .*: vilt, .*clip.*`--teacher module:function`.*`--scores`",
+        ),
         (tmp_path / "absent", "absent does not exist; a model is"),
         ("absent.ckpt", "absent.ckpt does not exist; a model is"),
         ("runs", "runs does not exist; a model is"),
@@ -230,7 +251,9 @@ def test_missing_weights_of_a_folder_are_named(vilt, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     vilt.network.save_pretrained(tmp_path / "vilt", state_dict=state)
     models.seal_again(tmp_path / "vilt")
-    with pytest.raises(ModelError, match=r"lacks 2 parameters of a ViLT scorer: rank_output\.bias, rank_output\.weight"):
+    with pytest.raises(
+        ModelError, match=r"lacks 2 parameters of a ViLT scorer: rank_output\.bias, rank_output\.weight"
+    ):
         models.load(tmp_path / "vilt")
 
 
@@ -238,7 +261,9 @@ def test_a_folder_of_an_earlier_format_is_refused_by_name_with_the_next_step(vil
     models.save(vilt, tmp_path / "vilt")
     (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({"format": 1, "kind": "fusion", "max_text_len": 40}))
     for read in (models.load, models.check_ref):
-        with pytest.raises(ModelError, match=r"dcdctl\.json is of format 1, this dcdctl reads format 2; save it again .*dcdctl convert"):
+        with pytest.raises(
+            ModelError, match=r"dcdctl\.json is of format 1, this dcdctl reads format 2; save it again .*dcdctl convert"
+        ):
             read(tmp_path / "vilt")
 
 
@@ -271,7 +296,9 @@ def test_a_flip_in_the_list_of_files_is_named(vilt, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     path = tmp_path / "vilt" / "dcdctl.json"
     path.write_text(path.read_text().replace('"max_text_len": 40', '"max_text_len": 41'))
-    with pytest.raises(ModelError, match=r"dcdctl\.json is damaged: its content does not match its checksum; save it again"):
+    with pytest.raises(
+        ModelError, match=r"dcdctl\.json is damaged: its content does not match its checksum; save it again"
+    ):
         models.load(tmp_path / "vilt")
 
 
@@ -306,7 +333,8 @@ def test_a_file_without_permission_is_not_to_be_saved_again(dual, tmp_path, monk
 
     monkeypatch.setattr(artifacts, "sha256_of", refuse)
     with pytest.raises(
-        ModelError, match=r"config\.json cannot be read: Permission denied; change its permissions, or those of the folders"
+        ModelError,
+        match=r"config\.json cannot be read: Permission denied; change its permissions, or those of the folders",
     ):
         models.load(tmp_path / "model")
 

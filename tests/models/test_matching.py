@@ -1,4 +1,5 @@
-"""BLIP, BLIP-2 and BridgeTower: scores equal those of transformers for any pairs, and the right row of the head is the match."""
+"""BLIP, BLIP-2 and BridgeTower: scores equal those of transformers for any pairs, and the right row of the head is the
+match."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.networks.attention import Groups, Heads, attend_and_project
 
-SENTENCE = "a large red circle is left of small blue square the tiny green star sits above big pink heart there moon below brown arrow"
+SENTENCE = (
+    "a large red circle is left of small blue square the tiny green star sits above big pink heart there moon "
+    "below brown arrow"
+)
 WORDS = SENTENCE.split()
 MAKERS = {
     "BLIP": make_blip,
@@ -66,7 +70,9 @@ def made(name: str) -> Any:
     return model
 
 
-def plain(model: Any, images: models.ImageBatch, texts: models.TextBatch, image_ix: torch.Tensor, text_ix: torch.Tensor) -> torch.Tensor:
+def plain(
+    model: Any, images: models.ImageBatch, texts: models.TextBatch, image_ix: torch.Tensor, text_ix: torch.Tensor
+) -> torch.Tensor:
     return model.score(images.pixel_values[image_ix], texts.input_ids[text_ix], texts.attention_mask[text_ix])
 
 
@@ -74,7 +80,9 @@ def plain(model: Any, images: models.ImageBatch, texts: models.TextBatch, image_
 def batches(draw: Any) -> tuple[list[tuple[int, int]], list[str], list[tuple[int, int]]]:
     """Image sizes, captions and pairs of them; images and captions repeat, in any order, and some are in no pair."""
     sizes = draw(st.lists(st.tuples(st.integers(4, 90), st.integers(4, 90)), min_size=1, max_size=3))
-    captions = draw(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join), min_size=1, max_size=4))
+    captions = draw(
+        st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join), min_size=1, max_size=4)
+    )
     pair = st.tuples(st.integers(0, len(sizes) - 1), st.integers(0, len(captions) - 1))
     return sizes, captions, draw(st.lists(pair, min_size=1, max_size=9))
 
@@ -129,7 +137,9 @@ def test_gradients_of_pairs_equal_those_of_the_forward_pass_of_transformers(name
     texts = model.preprocess.texts([" ".join(WORDS[:5]), "a moon"])
     image_ix, text_ix = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
     plain(model, images, texts, image_ix, text_ix).square().sum().backward()
-    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad()
     model(images, texts, image_ix, text_ix).square().sum().backward()
     for parameter_name, parameter in model.named_parameters():
@@ -143,7 +153,12 @@ def test_gradients_of_pairs_equal_those_of_the_forward_pass_of_transformers(name
 @torch.no_grad()
 def test_bfloat16_autocast_keeps_the_logit_in_float32(name, make_image):
     model = made(name)
-    batch = model.preprocess.images([make_image(40, 30, 0)]), model.preprocess.texts(["a moon"]), torch.tensor([0]), torch.tensor([0])
+    batch = (
+        model.preprocess.images([make_image(40, 30, 0)]),
+        model.preprocess.texts(["a moon"]),
+        torch.tensor([0]),
+        torch.tensor([0]),
+    )
     exact = model(*batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = model(*batch)
@@ -155,7 +170,10 @@ def test_bfloat16_autocast_keeps_the_logit_in_float32(name, make_image):
 @torch.no_grad()
 def test_no_pairs_give_no_scores(name, make_image):
     model = made(name)
-    images, texts = model.encode_images(model.preprocess.images([make_image(9, 9, 0)])), model.encode_texts(model.preprocess.texts(["a"]))
+    images, texts = (
+        model.encode_images(model.preprocess.images([make_image(9, 9, 0)])),
+        model.encode_texts(model.preprocess.texts(["a"])),
+    )
     no_pairs = torch.zeros(0, dtype=torch.long)
     assert model.score_pairs(images, texts, no_pairs, no_pairs).shape == (0,)
 
@@ -168,7 +186,9 @@ def test_a_student_of_a_blip_has_the_chosen_layers_in_transformers_too(make_imag
     for new, old in ((0, 0), (1, 2)):
         for name, weight in student.layers[new].state_dict().items():
             assert torch.equal(weight, teacher.layers[old].state_dict()[name])
-    assert student.layers[0].intermediate.dense.weight.data_ptr() != teacher.layers[0].intermediate.dense.weight.data_ptr()
+    assert (
+        student.layers[0].intermediate.dense.weight.data_ptr() != teacher.layers[0].intermediate.dense.weight.data_ptr()
+    )
     check_plain(student, make_image)
 
 
@@ -177,7 +197,8 @@ def test_a_student_of_a_blip_has_the_chosen_layers_in_transformers_too(make_imag
 @torch.no_grad()
 def test_a_student_of_a_bridgetower_takes_the_link_towers_of_its_layers(name, layers, make_image):
     teacher = made(name)
-    # By transformers alone: a smaller network, and the weights of the teacher under new names. Layer k has link tower k - 1.
+    # By transformers alone: a smaller network, and the weights of the teacher under new names. Layer k has link tower k
+    # - 1.
     renamed = {}
     for key, weight in teacher.network.state_dict().items():
         part, *rest = key.removeprefix("bridgetower.").split(".")
@@ -196,15 +217,24 @@ def test_a_student_of_a_bridgetower_takes_the_link_towers_of_its_layers(name, la
     student = teacher.student(layers).eval()
     check_plain(student, make_image)
     images, texts = student.preprocess.images([make_image(40, 30, 0)]), student.preprocess.texts(["a moon"])
-    logits = expected(pixel_values=images.pixel_values, input_ids=texts.input_ids, attention_mask=texts.attention_mask).logits
-    assert_close(student(images, texts, torch.tensor([0]), torch.tensor([0])), logits[:, 1] - logits[:, 0], rtol=1e-5, atol=1e-5)
+    logits = expected(
+        pixel_values=images.pixel_values, input_ids=texts.input_ids, attention_mask=texts.attention_mask
+    ).logits
+    assert_close(
+        student(images, texts, torch.tensor([0]), torch.tensor([0])), logits[:, 1] - logits[:, 0], rtol=1e-5, atol=1e-5
+    )
 
 
 def check_plain(student: Any, make_image: Any) -> None:
     images = student.preprocess.images([make_image(40, 30, seed) for seed in range(2)])
     texts = student.preprocess.texts([" ".join(WORDS[:5]), "a moon"])
     image_ix, text_ix = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
-    assert_close(student(images, texts, image_ix, text_ix), plain(student, images, texts, image_ix, text_ix), rtol=1e-5, atol=1e-5)
+    assert_close(
+        student(images, texts, image_ix, text_ix),
+        plain(student, images, texts, image_ix, text_ix),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -213,7 +243,11 @@ def test_parts_that_no_score_depends_on_are_not_trained(name):
     model = copy.deepcopy(made(name)).requires_grad_(True)
     frozen = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
     assert frozen
-    assert {name for name in frozen if name.startswith(("vision_proj", "text_proj", "bridgetower.text_model.pooler", "qformer."))} == frozen
+    assert {
+        name
+        for name in frozen
+        if name.startswith(("vision_proj", "text_proj", "bridgetower.text_model.pooler", "qformer."))
+    } == frozen
 
 
 def folder_of(network: Any, processor: Any, tokenizer: Any, folder: Any) -> Any:
@@ -232,7 +266,10 @@ def test_a_folder_of_transformers_loads_with_the_text_length_of_the_official_cod
     assert loaded.preprocess.max_text_len == length
     assert loaded.unused_keys == ()
     assert models.load_fusion(folder, {"max_text_len": LENGTH}).digest == model.digest
-    for setting, message in ({"image_size": 64}, "image_size is fixed"), ({"num_attention_heads": 2}, "num_attention_heads is fixed"):
+    for setting, message in (
+        ({"image_size": 64}, "image_size is fixed"),
+        ({"num_attention_heads": 2}, "num_attention_heads is fixed"),
+    ):
         with pytest.raises(ModelError, match=f"is a {name}, whose {message} by its weights"):
             models.load_fusion(folder, setting)
     with pytest.raises(ModelError, match="max_text_len is 49, but the model has 48 text positions"):
@@ -272,7 +309,9 @@ def test_an_image_processor_of_another_size_is_refused(tmp_path):
     processor = square_processor()
     processor.size = {"height": 48, "width": 48}
     processor.save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"resizes to \{'height': 48, 'width': 48\}, but the vision encoder takes 32 x 32 pixels"):
+    with pytest.raises(
+        ModelError, match=r"resizes to \{'height': 48, 'width': 48\}, but the vision encoder takes 32 x 32 pixels"
+    ):
         models.load(folder)
 
 
@@ -331,13 +370,17 @@ def test_attention_of_grouped_pairs_equals_that_of_each_pair(num_images, num_pai
     torch.manual_seed(num_pairs)
     heads = Heads(nn.Linear(12, 12), nn.Linear(8, 12), nn.Linear(8, 12), 3, 0.0)
     dense = nn.Linear(12, 12)
-    tokens, images = torch.randn(num_pairs, 4, 12, generator=generator), torch.randn(num_images, 6, 8, generator=generator)
+    tokens, images = (
+        torch.randn(num_pairs, 4, 12, generator=generator),
+        torch.randn(num_images, 6, 8, generator=generator),
+    )
     image_ix = torch.tensor([random.Random(num_pairs).randrange(num_images) for _ in range(num_pairs)])
     groups = Groups.of(image_ix, num_images)
     assert torch.equal(groups.image_ix_G.repeat_interleave(groups.pair_ix_GR.shape[1])[groups.cell_P], image_ix)
     grouped = groups.attend(heads, dense, tokens, images[groups.image_ix_G])
     split = [
-        heads.split(linear(source)) for linear, source in zip((heads.query, heads.key, heads.value), (tokens, images, images), strict=True)
+        heads.split(linear(source))
+        for linear, source in zip((heads.query, heads.key, heads.value), (tokens, images, images), strict=True)
     ]
     context = functional.scaled_dot_product_attention(split[0], split[1][image_ix], split[2][image_ix])
     assert_close(grouped, dense(context.transpose(1, 2).flatten(2)), rtol=1e-5, atol=1e-6)
@@ -361,12 +404,19 @@ def full_size() -> dict[str, tuple[Any, Any, int]]:
     return {
         "BLIP base": (make_blip, BlipConfig(text_config=base), 12),
         "BLIP large": (make_blip, BlipConfig(text_config=base, vision_config=large), 12),
-        "BLIP-2 ViT-g": (make_blip2, Blip2Config(qformer_config={"use_qformer_text_input": True, "vocab_size": 30523}), 12),
+        "BLIP-2 ViT-g": (
+            make_blip2,
+            Blip2Config(qformer_config={"use_qformer_text_input": True, "vocab_size": 30523}),
+            12,
+        ),
         "BridgeTower base": (make_bridgetower, BridgeTowerConfig(), 6),
         "BridgeTower large": (
             make_bridgetower,
             BridgeTowerConfig(
-                hidden_size=1024, num_attention_heads=16, text_config=large, vision_config={**tower, "image_size": 294, "patch_size": 14}
+                hidden_size=1024,
+                num_attention_heads=16,
+                text_config=large,
+                vision_config={**tower, "image_size": 294, "patch_size": 14},
             ),
             6,
         ),

@@ -60,7 +60,9 @@ def test_settings_are_read_from_the_checkpoint(official_model):
 
 def test_weights_of_a_checkpoint_that_are_not_finite_are_named(official_model, tiny, tmp_path):
     tiny["state_dict"]["rank_output.bias"][0] = float("nan")
-    with pytest.raises(ModelError, match=r"damaged\.ckpt: 1 of 1 numbers of the weights network\.rank_output\.bias are not finite"):
+    with pytest.raises(
+        ModelError, match=r"damaged\.ckpt: 1 of 1 numbers of the weights network\.rank_output\.bias are not finite"
+    ):
         _reload(tiny, tmp_path / "damaged.ckpt", official_model)
 
 
@@ -109,8 +111,12 @@ class ReadOnlyDict(dict):
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize(("name", "overrides"), [("vilt_tiny_a", {}), ("meter_tiny_a", {"text.num_attention_heads": 3})])
-def test_a_checkpoint_loads_with_lightning_objects_beside_the_weights(name, overrides, is_zip, tokenizer_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("vilt_tiny_a", {}), ("meter_tiny_a", {"text.num_attention_heads": 3})]
+)
+def test_a_checkpoint_loads_with_lightning_objects_beside_the_weights(
+    name, overrides, is_zip, tokenizer_dir, tmp_path, monkeypatch
+):
     lightning = types.ModuleType("absent_lightning")
     for kind, base in {"ModelCheckpoint": object, "AttributeDict": dict, "ReadOnlyDict": ReadOnlyDict}.items():
         setattr(lightning, kind, type(kind, (base,), {"__module__": "absent_lightning"}))
@@ -121,9 +127,13 @@ def test_a_checkpoint_loads_with_lightning_objects_beside_the_weights(name, over
     full = {
         **content,
         "callbacks": {lightning.ModelCheckpoint: {"best": OrderedDict(a=1)}},
-        "hyper_parameters": lightning.AttributeDict(config=config, extra=argparse.Namespace(rate=np.float64(0.5), scale=np.arange(3))),
+        "hyper_parameters": lightning.AttributeDict(
+            config=config, extra=argparse.Namespace(rate=np.float64(0.5), scale=np.arange(3))
+        ),
         "plugins": {lightning.Plugin.A: {torch.float16, Path("runs")}},
-        "optimizer_states": [{"state": defaultdict(list, {0: torch.zeros(2)}), "made_by": functools.partial(lightning.ModelCheckpoint)}],
+        "optimizer_states": [
+            {"state": defaultdict(list, {0: torch.zeros(2)}), "made_by": functools.partial(lightning.ModelCheckpoint)}
+        ],
     }
     torch.save(full, tmp_path / "full.ckpt", _use_new_zipfile_serialization=is_zip)
     monkeypatch.delitem(sys.modules, "absent_lightning")
@@ -153,7 +163,10 @@ FORMATS = {
     "legacy": functools.partial(torch.save, _use_new_zipfile_serialization=False),
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
 }
-NESTINGS = {"alone": lambda hostile: hostile, "nested": lambda hostile: {"hyper_parameters": {"config": [{"tokenizer": hostile}]}}}
+NESTINGS = {
+    "alone": lambda hostile: hostile,
+    "nested": lambda hostile: {"hyper_parameters": {"config": [{"tokenizer": hostile}]}},
+}
 
 
 @pytest.mark.parametrize("nest", NESTINGS.values(), ids=NESTINGS)
@@ -188,7 +201,10 @@ def test_indirect_ways_to_run_code_are_refused(module, function, tmp_path):
     [
         ({"state_dict": {}}, "holds no weights"),
         ([1, 2], "holds no weights"),
-        ({"state_dict": {"cross_modal_text_pooler.dense.weight": torch.zeros(2)}}, "is not a METER with CLIP and RoBERTa"),
+        (
+            {"state_dict": {"cross_modal_text_pooler.dense.weight": torch.zeros(2)}},
+            "is not a METER with CLIP and RoBERTa",
+        ),
         ({"conv1.weight": torch.zeros(2)}, r"no official checkpoint of ViLT or METER: it has conv1\.weight"),
     ],
 )
@@ -207,7 +223,9 @@ def test_an_incomplete_download_is_an_error_that_says_so(content, tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(official_model, tmp_path):
     models.word_piece(["".join(map(chr, range(33, 127)))], 200).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, but the model's embedding table has (120|90) rows"):
+    with pytest.raises(
+        ModelError, match=r"the tokenizer has \d+ tokens, but the model's embedding table has (120|90) rows"
+    ):
         models.load(official_model.checkpoint, {"tokenizer": str(tmp_path)})
 
 

@@ -41,7 +41,9 @@ def test_caption_embeddings_do_not_depend_on_padding(corpus, dual, towers):
     shortest, longest = dual.preprocess.texts([""]), dual.preprocess.texts([" ".join(corpus.captions[:3])])
     assert (shortest.input_ids.shape[1], longest.input_ids.shape[1]) == (2, dual.preprocess.max_text_len)
     together = onnx.embed_texts(dual.preprocess.texts(["", " ".join(corpus.captions[:3])]))
-    torch.testing.assert_close(together, torch.cat([onnx.embed_texts(shortest), onnx.embed_texts(longest)]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        together, torch.cat([onnx.embed_texts(shortest), onnx.embed_texts(longest)]), atol=1e-6, rtol=0
+    )
     assert together.norm(dim=1) == pytest.approx([1, 1], abs=1e-6)
 
 
@@ -49,11 +51,17 @@ def test_the_files_have_the_documented_inputs_and_output(towers):
     import onnxruntime
 
     sessions = {tower.name: onnxruntime.InferenceSession(str(tower)) for tower in (towers.image, towers.text)}
-    inputs = {name: {value.name: (value.shape, value.type) for value in session.get_inputs()} for name, session in sessions.items()}
+    inputs = {
+        name: {value.name: (value.shape, value.type) for value in session.get_inputs()}
+        for name, session in sessions.items()
+    }
     assert inputs["image.onnx"] == {"pixel_values": (["images", 3, 48, 48], "tensor(float)")}
     token_ids = (["texts", "tokens"], "tensor(int64)")
     assert inputs["text.onnx"] == {"input_ids": token_ids, "attention_mask": token_ids}
-    assert [output.shape for session in sessions.values() for output in session.get_outputs()] == [["images", 8], ["texts", 8]]
+    assert [output.shape for session in sessions.values() for output in session.get_outputs()] == [
+        ["images", 8],
+        ["texts", 8],
+    ]
     assert towers.num_bytes == sum(path.stat().st_size for path in towers.image.parent.glob("*.onnx"))
 
 
@@ -68,7 +76,14 @@ def test_a_dual_encoder_over_two_frozen_encoders_exports(corpus, tmp_path):
 
 def test_embeddings_that_differ_from_torch_are_an_error(corpus, dual, towers):
     other = models.new_dual(
-        models.DualSize(hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, projection_dim=8, image_size=32),
+        models.DualSize(
+            hidden_size=16,
+            num_vision_layers=1,
+            num_text_layers=1,
+            num_attention_heads=2,
+            projection_dim=8,
+            image_size=32,
+        ),
         dual.preprocess.tokenizer,
         seed=1,
     )
@@ -103,7 +118,9 @@ def test_a_model_that_torch_cannot_export_is_an_error_without_a_file_written(dua
 
     monkeypatch.setattr(dual, "embed_images", failing_embed_images)
     dual.train()
-    with pytest.raises(ModelError, match="torch cannot export this model's image side to ONNX: RuntimeError: no such operator"):
+    with pytest.raises(
+        ModelError, match="torch cannot export this model's image side to ONNX: RuntimeError: no such operator"
+    ):
         models_onnx.export_onnx(dual, tmp_path / "towers")
     assert list(tmp_path.iterdir()) == []
     # A model in train mode is exported in eval mode, without dropout, and returns to train mode.

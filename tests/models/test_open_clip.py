@@ -1,4 +1,5 @@
-"""Models of open_clip: the vectors and scores of open_clip itself, from folders that it wrote and in folders that it reads."""
+"""Models of open_clip: the vectors and scores of open_clip itself, from folders that it wrote and in folders that it
+reads."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.training.loop import make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig
 
-CAPTIONS = ["a dog runs over grass", "Two people, walking!", "a man with a red hat stands before a house and looks at the sea", "a dog"]
+CAPTIONS = [
+    "a dog runs over grass",
+    "Two people, walking!",
+    "a man with a red hat stands before a house and looks at the sea",
+    "a dog",
+]
 SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
 
 
@@ -72,10 +78,15 @@ def test_vectors_and_logits_equal_those_of_open_clip(folder, photos):
     assert_close(texts_TD, expected_TD, rtol=1e-5, atol=1e-5)
     assert len(images_ID.round(decimals=3).unique(dim=0)) == 6
     assert len(texts_TD.round(decimals=3).unique(dim=0)) == 4
-    expected_IT = network.logit_scale.exp() * expected_ID @ expected_TD.T + (0 if network.logit_bias is None else network.logit_bias)
+    expected_IT = network.logit_scale.exp() * expected_ID @ expected_TD.T + (
+        0 if network.logit_bias is None else network.logit_bias
+    )
     rows, columns = torch.tensor([0, 2, 2]), torch.tensor([3, 0, 1])
     scorer = models.load_scorer(folder)
-    states = scorer.encode_images(model.preprocess.images(images)), scorer.encode_texts(model.preprocess.texts(CAPTIONS))
+    states = (
+        scorer.encode_images(model.preprocess.images(images)),
+        scorer.encode_texts(model.preprocess.texts(CAPTIONS)),
+    )
     assert_close(scorer.score_pairs(*states, rows, columns), expected_IT[rows, columns].detach(), rtol=1e-5, atol=1e-4)
 
 
@@ -172,7 +183,9 @@ def test_a_folder_without_the_right_files_says_what_is_missing(saved, tmp_path, 
     for name in ("a.bin", "b.bin"):
         torch.save({}, tmp_path / name)
     shutil.copy(saved["open_clip ViT"] / "open_clip_config.json", tmp_path)
-    with pytest.raises(ModelError, match=r"holds a\.bin, b\.bin, expected one file of weights; name the right one open_clip_model\.saf"):
+    with pytest.raises(
+        ModelError, match=r"holds a\.bin, b\.bin, expected one file of weights; name the right one open_clip_model\.saf"
+    ):
         models.load_dual(tmp_path)
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 8}}')
     with pytest.raises(ModelError, match="has no model_cfg with embed_dim, vision_cfg and text_cfg"):
@@ -200,14 +213,18 @@ def test_ids_without_an_embedding_and_random_cuts_are_refused(saved, tmp_path):
     large = tmp_path / "large"
     models.word_piece([f"word{number} {chr(0x4E00 + number)}" for number in range(200)], 600).save_pretrained(large)
     model = models.load_dual(folder, {"tokenizer": str(large)})
-    with pytest.raises(ModelError, match=r"the tokenizer gives the id \d+, but the model's embedding table has \d+ rows"):
+    with pytest.raises(
+        ModelError, match=r"the tokenizer gives the id \d+, but the model's embedding table has \d+ rows"
+    ):
         model.preprocess.texts(["word199 word198"])
     with pytest.raises(ModelError, match="cuts long captions by reduction_mask=random, which is for training"):
         models.load_dual(edit(folder, tmp_path, text_cfg={"tokenizer_kwargs": {"reduction_mask": "random"}}))
 
 
 def test_a_size_that_no_weight_has_is_refused_before_the_network_is_built(saved, tmp_path):
-    with pytest.raises(ModelError, match=r"open_clip_config\.json: model_cfg\.text_cfg\.width is 1000000, expected a number from 0 to"):
+    with pytest.raises(
+        ModelError, match=r"open_clip_config\.json: model_cfg\.text_cfg\.width is 1000000, expected a number from 0 to"
+    ):
         models.load_dual(edit(saved["open_clip ViT"], tmp_path, text_cfg={"width": 1_000_000}))
 
 
@@ -248,11 +265,13 @@ LAST = re.compile(
     r"(visual\.)?(text\.)?transformer\.resblocks\.1\.|text\.transformer\.encoder\.layer\.1\.|visual\.trunk\.blocks\.4\.|"
     r"visual\.(ln_post|attn_pool)\.|(text\.)?ln_final\.|visual\.trunk\.(conv_head|bn2)\."
 )
-"""The last of two layers of each encoder, and the last of five stages of the convolutional one, with what follows them."""
+"""The last of two layers of each encoder, and the last of five stages of the convolutional one, with what follows
+them."""
 
 
 def changed_by_a_step(model, photos):
-    """The names of the weights that one step on four pairs changes; those of a decoder, which embeds nothing, never do."""
+    """The names of the weights that one step on four pairs changes; those of a decoder, which embeds nothing, never
+    do."""
     images, texts = model.preprocess.images(photos), model.preprocess.texts(CAPTIONS)
     pairs = models.Pairs(images, texts, torch.arange(4)[:, None], torch.arange(4)[:, None])
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
@@ -292,7 +311,11 @@ def test_frozen_layers_of_bert_have_no_dropout(saved):
 
 @pytest.mark.parametrize(
     ("name", "layers", "projection"),
-    [("fastvit_mci0", "stages", "head.fc"), ("vit_base_mci_224", "blocks", "head"), ("vit_base_patch16_siglip_224", "blocks", "head")],
+    [
+        ("fastvit_mci0", "stages", "head.fc"),
+        ("vit_base_mci_224", "blocks", "head"),
+        ("vit_base_patch16_siglip_224", "blocks", "head"),
+    ],
 )
 def test_the_encoders_of_mobileclip_and_siglip_have_layers(name, layers, projection):
     with torch.device("meta"):
@@ -305,18 +328,24 @@ def test_the_encoders_of_mobileclip_and_siglip_have_layers(name, layers, project
     projections = {each for each, _ in trunk.named_parameters() if not tower.contains(f"network.visual.trunk.{each}")}
     assert projections == {f"{projection}.weight", f"{projection}.bias"}
     depths = {each: tower.depth_of(f"network.visual.trunk.{each}") for each, _ in trunk.named_parameters()}
-    assert {depth for each, depth in depths.items() if each.startswith(("stem", "patch_embed", "pos_embed"))} == {len(found) + 1}
+    assert {depth for each, depth in depths.items() if each.startswith(("stem", "patch_embed", "pos_embed"))} == {
+        len(found) + 1
+    }
     assert {depth for each, depth in depths.items() if each.startswith(("final_conv", "norm", "attn_pool"))} == {0}
 
 
 def test_parts_that_open_clip_lacks_are_named(saved):
     model = models.load_dual(saved["open_clip ViT"])
-    with pytest.raises(ModelError, match=r"model.trained is lora, and the attention of open_clip .*; set model.trained to last-layers"):
+    with pytest.raises(
+        ModelError, match=r"model.trained is lora, and the attention of open_clip .*; set model.trained to last-layers"
+    ):
         model.set_trained(TrainedParts(which="lora"))
     with pytest.raises(ModelError, match=r"model.trained_layers is 3, and the image encoder has 2 layers"):
         model.set_trained(TrainedParts(which="last-layers", num_layers=3))
     model.network.visual = open_clip.modified_resnet.ModifiedResNet([1, 1, 1, 1], 8, heads=2, image_size=32, width=8)
-    with pytest.raises(ModelError, match=r"the image encoder \(ModifiedResNet\) has no list of layers; set model.trained to all"):
+    with pytest.raises(
+        ModelError, match=r"the image encoder \(ModifiedResNet\) has no list of layers; set model.trained to all"
+    ):
         model.set_trained(TrainedParts(which="projections"))
     model.set_trained(TrainedParts())
     assert all(parameter.requires_grad for parameter in model.parameters())

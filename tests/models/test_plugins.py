@@ -33,7 +33,9 @@ def install(tmp_path, monkeypatch):
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[dcdctl.models]\n" + "".join(f"{key} = {value}\n" for key, value in points.items()))
+        (info / "entry_points.txt").write_text(
+            "[dcdctl.models]\n" + "".join(f"{key} = {value}\n" for key, value in points.items())
+        )
 
     yield install
     sys.modules.pop("birds_family", None)
@@ -47,7 +49,9 @@ def folder(dual, tmp_path):
 
 
 def test_a_family_of_an_installed_package_loads(install, folder, dual):
-    with pytest.raises(ModelError, match=r"birds model, a family that is not known here|does not recognize this architecture"):
+    with pytest.raises(
+        ModelError, match=r"birds model, a family that is not known here|does not recognize this architecture"
+    ):
         models.load(folder)
     install("dcdctl-birds", {"birds": "birds_family:family"})
     assert models.check_ref(folder) == "dual"
@@ -66,8 +70,14 @@ def test_a_package_does_not_hide_a_family_of_dcdctl(install, dual, tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("absent_family:family", "the package dcdctl-birds brings birds, but absent_family:family cannot be imported .ModuleNotFoundError"),
-        ("birds_family:no_pair", "the package dcdctl-birds brings birds, but birds_family:no_pair is 3, expected a kind and a function"),
+        (
+            "absent_family:family",
+            "the package dcdctl-birds brings birds, but absent_family:family cannot be imported .ModuleNotFoundError",
+        ),
+        (
+            "birds_family:no_pair",
+            "the package dcdctl-birds brings birds, but birds_family:no_pair is 3, expected a kind and a function",
+        ),
         ("birds_family:wrong_kind", "the package dcdctl-birds loads .* as dual, and declares fusion"),
     ],
 )

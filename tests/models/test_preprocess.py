@@ -10,7 +10,12 @@ import torch
 from paths import FIXTURES
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import BlipImageProcessorPil, BridgeTowerImageProcessorPil, CLIPImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    BlipImageProcessorPil,
+    BridgeTowerImageProcessorPil,
+    CLIPImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Preprocess, preprocess
@@ -37,7 +42,9 @@ def test_pixels_equal_those_of_the_official_vilt_transform():
 
 
 def test_pixels_equal_those_of_the_official_meter_transform():
-    preprocess = Preprocess(tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter")
+    preprocess = Preprocess(
+        tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter"
+    )
     examples = list(_official_images("clip64"))
     for image, expected in examples:
         assert torch.equal(preprocess.images([image]).pixel_values[0], expected)
@@ -54,7 +61,9 @@ def test_pixels_equal_those_of_the_official_meter_transform():
         square_image_processor(64),
         BlipImageProcessorPil(size={"height": 64, "width": 48}),
         BridgeTowerImageProcessorPil(size={"shortest_edge": 96}, crop_size={"shortest_edge": 64}),
-        BridgeTowerImageProcessorPil(size={"shortest_edge": 70}, crop_size={"shortest_edge": 71}),  # resized to 64, black around it
+        BridgeTowerImageProcessorPil(
+            size={"shortest_edge": 70}, crop_size={"shortest_edge": 71}
+        ),  # resized to 64, black around it
     ],
 )
 def test_a_batch_equals_that_of_transformers(processor):
@@ -96,9 +105,13 @@ def test_any_mode_becomes_rgb(mode, make_image):
 def test_other_processors_are_called_unchanged(make_image):
     images = [make_image(40, 30, 0), make_image(30, 50, 1)]
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24})
-    assert torch.equal(_with(processor).images(images).pixel_values, processor(images=images, return_tensors="pt")["pixel_values"])
+    assert torch.equal(
+        _with(processor).images(images).pixel_values, processor(images=images, return_tensors="pt")["pixel_values"]
+    )
     no_scale = ViTImageProcessorPil(size={"height": 16, "width": 16}, do_normalize=False)
-    assert torch.equal(_with(no_scale).images(images).pixel_values, no_scale(images=images, return_tensors="pt")["pixel_values"])
+    assert torch.equal(
+        _with(no_scale).images(images).pixel_values, no_scale(images=images, return_tensors="pt")["pixel_values"]
+    )
 
 
 def test_captions_are_padded_to_the_longest_and_truncated_including_special_tokens(tokenizer):

@@ -60,7 +60,10 @@ def module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "factor"), [("brightness", 1), ("Scaled", 2), ("make", 2)])
 def test_scores_are_those_of_the_function_for_the_same_pixels_and_strings(module, name, factor, pil_images, captions):
     scorer = models.load_scorer(f"{module}:{name}")
-    images, texts = scorer.encode_images(scorer.preprocess.images(pil_images)), scorer.encode_texts(scorer.preprocess.texts(captions))
+    images, texts = (
+        scorer.encode_images(scorer.preprocess.images(pil_images)),
+        scorer.encode_texts(scorer.preprocess.texts(captions)),
+    )
     image_ix, text_ix = torch.tensor([2, 0, 1, 2]), torch.tensor([0, 3, 1, 1])
     expected = [int(np.asarray(pil_images[i])[0, 0, 0]) + len(captions[t]) for i, t in ((2, 0), (0, 3), (1, 1), (2, 1))]
     assert scorer.score_pairs(images, texts, image_ix, text_ix).tolist() == [factor * score for score in expected]
@@ -100,7 +103,12 @@ def test_wrong_scores_are_refused_by_name(module, name, message, pil_images):
 def test_an_error_in_the_function_keeps_its_traceback_and_says_for_which_pairs(module, pil_images):
     scorer = models.load_scorer(f"{module}:broken")
     with pytest.raises(KeyError, match="no such caption") as caught:
-        scorer(scorer.preprocess.images(pil_images), scorer.preprocess.texts(["a cross"]), torch.tensor([0]), torch.tensor([0]))
+        scorer(
+            scorer.preprocess.images(pil_images),
+            scorer.preprocess.texts(["a cross"]),
+            torch.tensor([0]),
+            torch.tensor([0]),
+        )
     assert caught.value.__notes__ == [f"{module}:broken was called with 1 pairs; the first caption is 'a cross'"]
 
 
@@ -140,7 +148,18 @@ def test_commands_announce_the_code_and_keep_to_its_batch_size(module, scenes_co
     candidates = ["--recipe", "tiny-student", "--set", "candidates.per_query=3", "--max-images", 8]
     run("cache-teacher", *candidates, "--out", tmp_path / "cache")
     assert max(sys.modules[module].Scaled.calls) == 2
-    words = ["--num-images", 2, "--batch-size", 2, "--batch-sizes", "2", "--gallery-sizes", "10", "--reference-gallery", 10]
+    words = [
+        "--num-images",
+        2,
+        "--batch-size",
+        2,
+        "--batch-sizes",
+        "2",
+        "--gallery-sizes",
+        "10",
+        "--reference-gallery",
+        10,
+    ]
     words += ["--budget", 0.02, "--fresh-processes", 0, "--repeats", 4, "--no-onnx", "--json"]
     document = json.loads(run("bench", tmp_path / "dual", *words))
     assert (document["teacher"]["kind"], document["student"]["kind"]) == ("fusion", "dual")

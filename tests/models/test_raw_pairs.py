@@ -45,7 +45,9 @@ def test_images_and_captions_come_back_as_they_were(recorder, make_image):
     images = [make_image(*size, seed) for seed, size in enumerate([(5, 9), (31, 2), (1, 1), (300, 70)])]
     pixels, texts = encoded(recorder, images, CAPTIONS)
     joined = States.cat([recorder.encode_images(recorder.preprocess.images(images[:2])), pixels])
-    recorder.score_pairs(joined.take(torch.tensor([1, 2, 3, 4, 5])), texts, torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 1, 2, 3, 0]))
+    recorder.score_pairs(
+        joined.take(torch.tensor([1, 2, 3, 4, 5])), texts, torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 1, 2, 3, 0])
+    )
     given, captions = recorder.seen
     for image, original in zip(given, [images[1], *images], strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(original))
@@ -70,7 +72,9 @@ def test_logits_belong_to_their_pairs_and_unused_inputs_are_not_unpacked(recorde
 def test_the_oracle_scores_each_pair_alone(recorder, make_image):
     images = recorder.preprocess.images([make_image(4, 6, 0), make_image(9, 3, 1)])
     texts = recorder.preprocess.texts(["ab", "c"])
-    together = recorder.score_pairs(recorder.encode_images(images), recorder.encode_texts(texts), torch.arange(2), torch.arange(2))
+    together = recorder.score_pairs(
+        recorder.encode_images(images), recorder.encode_texts(texts), torch.arange(2), torch.arange(2)
+    )
     alone = recorder.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
     assert_close(alone, together)
     assert len(recorder.seen[0]) == 1
@@ -81,7 +85,10 @@ def test_captions_are_cut_to_characters_or_tokens_only_on_request(tokenizer):
     assert bytes(RawPreprocess(max_text_len=4).texts(["a léé"]).input_ids[0].tolist()).decode() == "a lé"
     by_tokens = RawPreprocess(max_text_len=3, tokenizer=tokenizer)
     whole, short = CAPTIONS_OF_WORDS
-    (cut_L, short_L), mask_TL = by_tokens.texts([whole, short]).input_ids, by_tokens.texts([whole, short]).attention_mask.bool()
+    (cut_L, short_L), mask_TL = (
+        by_tokens.texts([whole, short]).input_ids,
+        by_tokens.texts([whole, short]).attention_mask.bool(),
+    )
     assert tokenizer.tokenize(bytes(cut_L[mask_TL[0]].tolist()).decode()) == tokenizer.tokenize(whole)[:3]
     assert bytes(short_L[mask_TL[1]].tolist()).decode() == short
 

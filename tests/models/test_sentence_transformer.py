@@ -1,4 +1,5 @@
-"""SentenceTransformers that embed images and texts: the vectors of `encode`, and a CLIP inside that is loaded as a CLIP."""
+"""SentenceTransformers that embed images and texts: the vectors of `encode`, and a CLIP inside that is loaded as a
+CLIP."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from dcdctl.core import models, scoring
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.references import folders
 
-CAPTIONS = ["a dog runs over grass", "two people", "a man with a red hat stands before a house and looks at the sea", "a dog"]
+CAPTIONS = [
+    "a dog runs over grass",
+    "two people",
+    "a man with a red hat stands before a house and looks at the sea",
+    "a dog",
+]
 SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
 
 
@@ -93,7 +99,9 @@ def test_a_caption_that_is_the_path_of_an_image_is_read_as_text(dense, photos, t
 def test_a_network_alone_is_loaded_by_its_own_family(plain, photos):
     model = models.load_dual(plain)
     assert folders.type_of(plain) == "clip"
-    assert_equal_and_varied(vectors_of(model, photos, CAPTIONS), own_vectors(plain, photos, CAPTIONS, processor_kwargs={"backend": "pil"}))
+    assert_equal_and_varied(
+        vectors_of(model, photos, CAPTIONS), own_vectors(plain, photos, CAPTIONS, processor_kwargs={"backend": "pil"})
+    )
     assert model.export_spec().model_class == "CLIPModel"
 
 
@@ -101,7 +109,11 @@ def test_a_network_in_a_folder_of_its_own_is_found(plain, photos, tmp_path):
     folder = tmp_path / "older"
     (folder / "0_CLIPModel").mkdir(parents=True)
     for path in plain.iterdir():
-        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        if path.is_file() and path.name not in (
+            "modules.json",
+            "config_sentence_transformers.json",
+            "sentence_bert_config.json",
+        ):
             shutil.copy(path, folder / "0_CLIPModel")
     entry = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
     (folder / "modules.json").write_text(json.dumps([entry]))
@@ -152,15 +164,21 @@ def test_a_saved_model_is_sealed_and_read_by_both_libraries(dense, photos, tmp_p
 def test_it_is_refused_for_training_by_name(dense):
     model = models.load_dual(dense)
     for train in (lambda: model.set_dropout(0.1), model.checkpoint_activations):
-        with pytest.raises(ModelError, match="is a model of sentence-transformers, which cannot be trained here; use it for eval, index"):
+        with pytest.raises(
+            ModelError,
+            match="is a model of sentence-transformers, which cannot be trained here; use it for eval, index",
+        ):
             train()
 
 
 def test_a_model_of_texts_alone_is_refused_by_name_and_embeds_candidates(captions, tmp_path):
     transformer = Transformer(save_text("bert", captions, tmp_path / "bert"))
-    SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu").save(str(tmp_path / "texts"))
+    SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu").save(
+        str(tmp_path / "texts")
+    )
     with pytest.raises(
-        ModelError, match=r"texts is a SentenceTransformer over a bert, which embeds texts alone; name it as candidates\.model"
+        ModelError,
+        match=r"texts is a SentenceTransformer over a bert, which embeds texts alone; name it as candidates\.model",
     ):
         models.load_dual(tmp_path / "texts")
     embedder = scoring.load_embedder(str(tmp_path / "texts"), torch.device("cpu"))
@@ -176,8 +194,13 @@ def test_a_model_of_texts_alone_pools_as_its_library_or_is_refused(mode, is_old,
     encoder.save(str(tmp_path / "texts"))
     if is_old:
         names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}
-        flags = {f"pooling_mode_{name}": way in mode if isinstance(mode, tuple) else way == mode for way, name in names.items()}
-        (tmp_path / "texts" / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **flags}))
+        flags = {
+            f"pooling_mode_{name}": way in mode if isinstance(mode, tuple) else way == mode
+            for way, name in names.items()
+        }
+        (tmp_path / "texts" / "1_Pooling" / "config.json").write_text(
+            json.dumps({"word_embedding_dimension": 16, **flags})
+        )
     if mode not in ("mean", "cls"):
         with pytest.raises(ModelError, match=r"is a SentenceTransformer with pooling .*, which is not computed here"):
             scoring.load_embedder(str(tmp_path / "texts"), torch.device("cpu"))

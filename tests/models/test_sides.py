@@ -1,4 +1,5 @@
-"""Every encoder as `model.vision` or `model.text` of every new model: it computes, trains, saves and loads, or it is refused by name."""
+"""Every encoder as `model.vision` or `model.text` of every new model: it computes, trains, saves and loads, or it is
+refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ NOT_TRAINED = {
     **{("vision", name): "AutoModel does not know it alone" for name in ("metaclip_2", "align", "blip")},
     ("vision", "convnext"): "gives no hidden_size",
     ("text", "distilbert"): "gives no pooled output",
-    **{("text", name): "AutoModel does not know it alone" for name in ("siglip", "siglip2", "metaclip_2", "chinese_clip", "align", "blip")},
+    **{
+        ("text", name): "AutoModel does not know it alone"
+        for name in ("siglip", "siglip2", "metaclip_2", "chinese_clip", "align", "blip")
+    },
     ("text", "siglip_text_model"): "AutoModel does not know it alone",
 }
 """What a VisionTextDualEncoderModel of transformers cannot hold besides."""
@@ -50,7 +54,9 @@ IX = torch.tensor([[0, 1], [1, 0]])
 
 
 def fusion(vision, text):
-    return models.new_coattention(vision, text, models.FusionSize(hidden_size=24, num_layers=1, num_heads=3), max_text_len=12)
+    return models.new_coattention(
+        vision, text, models.FusionSize(hidden_size=24, num_layers=1, num_heads=3), max_text_len=12
+    )
 
 
 def frozen_dual(vision, text):
@@ -98,7 +104,9 @@ def refusal(build, vision, text):
 @pytest.mark.usefixtures("_counterparts_loaded_once")
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 @pytest.mark.parametrize(("vision", "text"), PAIRS, ids=lambda name: name)
-def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(build, vision, text, root, pil_images, captions, tmp_path):
+def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(
+    build, vision, text, root, pil_images, captions, tmp_path
+):
     refs = str(root / vision), str(root / text)
     if expected := refusal(build, vision, text):
         with pytest.raises(ModelError, match=re.escape(expected)) as caught:
@@ -114,7 +122,9 @@ def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(build, vision, 
     functional.cross_entropy(model.logits(model.outputs(pairs), pairs)[0], torch.tensor([0, 0])).backward()
     optimizer.step()
     model.eval()
-    changed = {name.split(".")[1] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name.split(".")[1] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     encoders = {"vision_model", "text_model"} if build is trained_dual else {"vision", "text"}
     assert changed >= encoders if build is not frozen_dual else changed.isdisjoint(encoders) and changed
     models.save(model, tmp_path / "model")

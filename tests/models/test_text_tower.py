@@ -50,7 +50,9 @@ def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     for texts in (*([text] for text in TEXTS), TEXTS):
         batch, found = model.preprocess.texts(texts), tower.tokenize(texts)
         assert found.batch["input_ids"].tolist() == batch.input_ids.tolist()
-        assert found.ids == [ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+        assert found.ids == [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+        ]
         with torch.no_grad():
             np.testing.assert_allclose(tower.vectors(found), model.embed_texts(batch).numpy(), atol=1e-5)
     tokenizer = model.preprocess.tokenizer
@@ -69,7 +71,13 @@ def test_exporting_changes_neither_the_mode_nor_the_tokenizer_of_a_model(dual, t
     assert (tmp_path / "after" / "tokenizer.json").read_bytes() == (tmp_path / "before" / "tokenizer.json").read_bytes()
 
 
-MESSY = ["don\u00e2\u20ac\u2122t &amp;amp; <b>WON'T</b>", "  a\n\tred_circle, left!  ", "", "12,5 \u00bd\ufb01\u0130", *TEXTS]
+MESSY = [
+    "don\u00e2\u20ac\u2122t &amp;amp; <b>WON'T</b>",
+    "  a\n\tred_circle, left!  ",
+    "",
+    "12,5 \u00bd\ufb01\u0130",
+    *TEXTS,
+]
 """Texts that open_clip cleans: a wrong encoding, HTML entities, spaces, punctuation, nothing."""
 
 
@@ -97,9 +105,15 @@ def test_a_text_side_with_an_unknown_cleaning_is_refused(dual, folder, tmp_path)
 
 
 def test_models_whose_texts_python_code_prepares_are_refused_with_the_reason(tmp_path):
-    clip, sentences = ((FAMILIES | READ_ONLY)[kind](CAPTIONS, tmp_path / kind[:4]) for kind in ("open_clip SigLIP", "SentenceTransformer"))
+    clip, sentences = (
+        (FAMILIES | READ_ONLY)[kind](CAPTIONS, tmp_path / kind[:4])
+        for kind in ("open_clip SigLIP", "SentenceTransformer")
+    )
     clip.preprocess.tokenizer.tokenizer.strip_sep_token = True
-    for model, reason in ((clip, "its tokenizer, OpenClipTokenizer, is Python code"), (sentences, "no graph of tensors")):
+    for model, reason in (
+        (clip, "its tokenizer, OpenClipTokenizer, is Python code"),
+        (sentences, "no graph of tensors"),
+    ):
         with pytest.raises(ModelError, match=reason):
             onnx.export_text_tower(model, tmp_path / "text")
     assert not (tmp_path / "text").exists()
@@ -108,7 +122,12 @@ def test_models_whose_texts_python_code_prepares_are_refused_with_the_reason(tmp
 def test_a_graph_that_computes_something_else_is_not_kept(dual, tmp_path, monkeypatch):
     def wrong(tower, example, free, path):
         trained = tower.train()
-        onnx_trace(trained, {name: tensor[:, :5] for name, tensor in example.items()}, {name: {0: "texts"} for name in example}, path)
+        onnx_trace(
+            trained,
+            {name: tensor[:, :5] for name, tensor in example.items()},
+            {name: {0: "texts"} for name in example},
+            path,
+        )
 
     onnx_trace = onnx._trace
     monkeypatch.setattr(onnx, "_trace", wrong)
@@ -126,7 +145,10 @@ def test_vectors_that_differ_by_more_than_rounding_are_not_kept(dual, tmp_path, 
 
 
 def test_the_text_side_of_another_model_is_refused(dual, folder):
-    with pytest.raises(StaleError, match=f"the text side of the model {dual.digest[:8]}, and the vectors are those of the model aaaaaaaa"):
+    with pytest.raises(
+        StaleError,
+        match=f"the text side of the model {dual.digest[:8]}, and the vectors are those of the model aaaaaaaa",
+    ):
         TextTower.open(folder, "a" * 64)
 
 
@@ -149,5 +171,8 @@ def test_settings_of_a_later_version_are_refused(dual, folder, tmp_path):
 
 def test_the_threads_are_those_given_or_those_of_the_environment(dual, folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    used = [TextTower.open(folder, dual.digest, threads)._session.get_session_options().intra_op_num_threads for threads in (2, None)]
+    used = [
+        TextTower.open(folder, dual.digest, threads)._session.get_session_options().intra_op_num_threads
+        for threads in (2, None)
+    ]
     assert used == [2, 3]

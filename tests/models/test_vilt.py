@@ -1,4 +1,5 @@
-"""ViLT: scores equal those of the official code and of transformers in any batch, and do not change the random state."""
+"""ViLT: scores equal those of the official code and of transformers in any batch, and do not change the random
+state."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def _all_pairs(num_images, num_texts):
 @torch.no_grad()
 def test_scores_of_padded_images_equal_those_of_the_official_code(official_model):
     images, texts = official_model.inputs()
-    scores = official_model.scorer().score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
+    scores = official_model.scorer().score(
+        images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask
+    )
     assert_close(scores, official_model.tensors["out.rank_score"], **TOLERANCE)
 
 
@@ -73,7 +76,9 @@ def test_image_tokens_equal_those_of_transformers_up_to_order(vilt, pil_images):
     images = vilt.preprocess.images(pil_images)
     states = vilt.encode_images(images)
     embeddings = vilt.network.vilt.embeddings
-    tokens, mask, (patch_index, (_, width)) = embeddings.visual_embed(images.pixel_values, images.pixel_mask, max_image_length=-1)
+    tokens, mask, (patch_index, (_, width)) = embeddings.visual_embed(
+        images.pixel_values, images.pixel_mask, max_image_length=-1
+    )
     tokens = tokens + embeddings.token_type_embeddings.weight[1]
     assert_close(states.tokens[:, 0], tokens[:, 0])
     for i in range(len(images)):
@@ -99,14 +104,24 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(vilt, pil_images, capt
 @torch.no_grad()
 def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, tokenizer, pil_images, captions):
     size = ViltSize(
-        hidden_size=width, num_hidden_layers=num_layers, num_attention_heads=num_heads, intermediate_size=16, image_size=32, patch_size=8
+        hidden_size=width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
     )
     vilt = models.new_vilt(size, tokenizer, seed=num_layers)
     for parameter in vilt.parameters():
         parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(num_layers))
     images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions)
     image_ix, text_ix = torch.tensor([2, 0, 1, 2, 0, 2]), torch.tensor([3, 0, 3, 1, 2, 3])
-    inputs = images.pixel_values[image_ix], texts.input_ids[text_ix], texts.attention_mask[text_ix], images.pixel_mask[image_ix]
+    inputs = (
+        images.pixel_values[image_ix],
+        texts.input_ids[text_ix],
+        texts.attention_mask[text_ix],
+        images.pixel_mask[image_ix],
+    )
     expected = vilt.score(*inputs)
     assert_close(vilt(images, texts, image_ix, text_ix), expected, **TOLERANCE)
     assert_close(vilt(images, texts, image_ix[:1], text_ix[:1]), expected[:1], **TOLERANCE)
@@ -129,7 +144,10 @@ def test_scores_are_bit_identical_for_any_seed_and_keep_the_random_state(vilt, p
 
 @torch.no_grad()
 def test_scores_from_fused_tokens_equal_those_of_score_pairs(vilt, pil_images, captions):
-    images, texts = vilt.encode_images(vilt.preprocess.images(pil_images)), vilt.encode_texts(vilt.preprocess.texts(captions))
+    images, texts = (
+        vilt.encode_images(vilt.preprocess.images(pil_images)),
+        vilt.encode_texts(vilt.preprocess.texts(captions)),
+    )
     image_ix, text_ix = _all_pairs(3, 4)
     fused = vilt.fuse(images, texts, image_ix, text_ix)
     scores = vilt.network.rank_output(vilt.network.vilt.pooler(fused)).squeeze(-1)
@@ -140,7 +158,9 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward(vilt, pil_image
     images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
     diagonal = torch.arange(3)
     vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask).square().sum().backward()
-    expected = {name: parameter.grad.clone() for name, parameter in vilt.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad.clone() for name, parameter in vilt.named_parameters() if parameter.grad is not None
+    }
     vilt.zero_grad()
     vilt(images, texts, diagonal, diagonal).square().sum().backward()
     ours = {name: parameter.grad for name, parameter in vilt.named_parameters() if parameter.grad is not None}
@@ -151,7 +171,12 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward(vilt, pil_image
 
 @torch.no_grad()
 def test_dropout_is_active_in_train_mode_only(vilt, pil_images, captions):
-    batch = vilt.preprocess.images(pil_images[:1]), vilt.preprocess.texts(captions[:1]), torch.tensor([0]), torch.tensor([0])
+    batch = (
+        vilt.preprocess.images(pil_images[:1]),
+        vilt.preprocess.texts(captions[:1]),
+        torch.tensor([0]),
+        torch.tensor([0]),
+    )
     assert torch.equal(vilt(*batch), vilt(*batch))
     vilt.train()
     assert not torch.equal(vilt(*batch), vilt(*batch))
@@ -159,7 +184,10 @@ def test_dropout_is_active_in_train_mode_only(vilt, pil_images, captions):
 
 @torch.no_grad()
 def test_no_pairs_give_no_scores(vilt, pil_images, captions):
-    images, texts = vilt.encode_images(vilt.preprocess.images(pil_images)), vilt.encode_texts(vilt.preprocess.texts(captions))
+    images, texts = (
+        vilt.encode_images(vilt.preprocess.images(pil_images)),
+        vilt.encode_texts(vilt.preprocess.texts(captions)),
+    )
     no_pairs = torch.zeros(0, dtype=torch.long)
     assert vilt.score_pairs(images, texts, no_pairs, no_pairs).shape == (0,)
 
@@ -172,7 +200,10 @@ def test_take_trims_to_the_longest_row_and_may_repeat_rows():
 
 
 def test_packed_tokens_are_as_many_as_the_largest_image_has():
-    tokens, valid = torch.arange(8.0).view(2, 4, 1), torch.tensor([[True, False, True, False], [False, False, False, True]])
+    tokens, valid = (
+        torch.arange(8.0).view(2, 4, 1),
+        torch.tensor([[True, False, True, False], [False, False, False, True]]),
+    )
     packed, mask = _pack(tokens, valid)
     assert packed.squeeze(2).tolist() == [[0, 2], [7, 4]]
     assert mask.tolist() == [[True, True], [True, False]]
@@ -220,7 +251,9 @@ def test_a_caption_above_the_text_positions_is_an_error(vilt):
         vilt.encode_texts(TextBatch(torch.ones(1, 41, dtype=torch.long), torch.ones(1, 41, dtype=torch.long)))
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")]
+)
 def test_sizes_that_do_not_divide_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         ViltSize(**wrong)

@@ -17,7 +17,9 @@ TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def values(*numbers: float, dtype: torch.dtype) -> torch.Tensor:
     """Numbers as this type; the largest that are finite in it in place of larger ones."""
     limit = torch.finfo(dtype).max
-    return torch.tensor([max(-limit, min(limit, each)) if abs(each) < float("inf") else each for each in numbers], dtype=dtype)
+    return torch.tensor(
+        [max(-limit, min(limit, each)) if abs(each) < float("inf") else each for each in numbers], dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -25,7 +27,11 @@ def values(*numbers: float, dtype: torch.dtype) -> torch.Tensor:
 def test_a_number_that_is_not_finite_is_found_and_counted_as_torch_counts_it(dtype, bad, tmp_path, monkeypatch):
     monkeypatch.setattr(weights_file, "CHUNK", 4)
     # Of odd lengths, so that the tensors of wider types do not begin at multiples of their width.
-    state = {"a": torch.ones(3, dtype=torch.uint8), "b": values(*FINITE, dtype=dtype), "c": values(*FINITE, bad, 1.0, bad, dtype=dtype)}
+    state = {
+        "a": torch.ones(3, dtype=torch.uint8),
+        "b": values(*FINITE, dtype=dtype),
+        "c": values(*FINITE, bad, 1.0, bad, dtype=dtype),
+    }
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ModelError) as expected:
         check_finite(state, tmp_path / "model.safetensors")
@@ -36,7 +42,10 @@ def test_a_number_that_is_not_finite_is_found_and_counted_as_torch_counts_it(dty
 
 
 def test_finite_numbers_of_every_type_pass(tmp_path):
-    state = {str(dtype): values(*FINITE, dtype=dtype) for dtype in TYPES} | {"count": torch.tensor(2**62), "none": torch.zeros(0, 4)}
+    state = {str(dtype): values(*FINITE, dtype=dtype) for dtype in TYPES} | {
+        "count": torch.tensor(2**62),
+        "none": torch.zeros(0, 4),
+    }
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt", "dtype": "F32"})
     check_finite_file(tmp_path / "model.safetensors")
 

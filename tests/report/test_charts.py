@@ -35,7 +35,9 @@ def draw() -> dict[str, str]:
     ]
     return {
         "lines": charts.lines(labels("lines"), [curve("a", 3, 2, 1), curve("b", 3, 1, 1, color="c1")]),
-        "mirrored": charts.mirrored(labels("mirrored"), bins, curve("own", 1, 5, 2), curve("other", 4, 1, 0, color="c1")),
+        "mirrored": charts.mirrored(
+            labels("mirrored"), bins, curve("own", 1, 5, 2), curve("other", 4, 1, 0, color="c1")
+        ),
         "scatter": charts.scatter(labels("scatter"), points, [(1.0, 200.0), (10.0, 300.0)]),
     }
 
@@ -100,19 +102,27 @@ def test_curves_and_points_are_labeled(kind):
 
 
 def test_counts_below_the_axis_are_shown_positive():
-    texts = ["".join(element.itertext()) for element in svg_of(made()["mirrored"]).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [
+        "".join(element.itertext()) for element in svg_of(made()["mirrored"]).iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert not [text for text in texts if text.startswith(("-", "\N{MINUS SIGN}"))]
 
 
 def test_times_within_a_power_of_ten_have_ticks_with_numbers():
     points = [Series(label="a", color="c0", x=[2.0, 5.0], y=[1.0, 2.0], names=["", ""])]
-    texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(labels(), points, [])).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [
+        "".join(one.itertext())
+        for one in svg_of(charts.scatter(labels(), points, [])).iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert {"2", "3", "4"} <= set(texts)
 
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_names_of_points_that_are_close_together_do_not_overlap(count):
-    series = [Series(label=f"model {i}", color="c0", x=[10 + 0.05 * i], y=[300 + i], names=[f"model {i}"]) for i in range(count)]
+    series = [
+        Series(label=f"model {i}", color="c0", x=[10 + 0.05 * i], y=[300 + i], names=[f"model {i}"])
+        for i in range(count)
+    ]
     series.append(Series(label="far", color="c1", x=[900.0], y=[500.0], names=["far"]))
     axes = Figure(figsize=(6, 4), dpi=72, layout="constrained").add_subplot()
     axes.set_xscale("log")
@@ -126,9 +136,16 @@ def test_names_of_points_that_are_close_together_do_not_overlap(count):
 
 def test_depths_that_find_no_place_are_left_out_and_models_are_named():
     crowd = Series(
-        label="all", color="c0", x=[10 + 0.001 * i for i in range(40)], y=[300.0] * 40, names=[*(f"top {i}" for i in range(39)), "all"]
+        label="all",
+        color="c0",
+        x=[10 + 0.001 * i for i in range(40)],
+        y=[300.0] * 40,
+        names=[*(f"top {i}" for i in range(39)), "all"],
     )
-    texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(labels(), [crowd], [])).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [
+        "".join(one.itertext())
+        for one in svg_of(charts.scatter(labels(), [crowd], [])).iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert "all" in texts
     assert 0 < len([text for text in texts if text.startswith("top")]) < 39
 

@@ -25,7 +25,11 @@ def test_a_gain_from_rank_10_to_1_is_larger_than_from_100_to_50():
 
 
 def test_pairs_are_chosen_from_in_turn():
-    base, first, second = ranks(9, 9, 9, 9, 9, 9, 9, 9, 9), ranks(1, 2, 3, 9, 9, 9, 9, 9, 9), ranks(9, 9, 9, 1, 2, 3, 9, 9, 9)
+    base, first, second = (
+        ranks(9, 9, 9, 9, 9, 9, 9, 9, 9),
+        ranks(1, 2, 3, 9, 9, 9, 9, 9, 9),
+        ranks(9, 9, 9, 1, 2, 3, 9, 9, 9),
+    )
     assert choose([first, second, base], [(0, 2), (1, 2)], 6)[:4] == [0, 3, 1, 4]
 
 
@@ -61,8 +65,15 @@ def test_wins_of_a_swapped_pair_are_swapped(seed):
     rng = np.random.default_rng(seed)
     ours, base = (rng.integers(1, 5, 40) for _ in range(2))
     one, other = count_wins(ours, base), count_wins(base, ours)
-    assert (one.wins, one.losses, one.both_hit, one.both_miss) == (other.losses, other.wins, other.both_hit, other.both_miss)
+    assert (one.wins, one.losses, one.both_hit, one.both_miss) == (
+        other.losses,
+        other.wins,
+        other.both_hit,
+        other.both_miss,
+    )
 
 
 def test_wins_by_hand():
-    assert count_wins(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == WinCounts(wins=2, losses=1, both_hit=1, both_miss=2)
+    assert count_wins(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == WinCounts(
+        wins=2, losses=1, both_hit=1, both_miss=2
+    )

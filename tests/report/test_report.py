@@ -87,7 +87,9 @@ def test_a_folder_given_twice_is_one_run(folders):
 def test_the_difference_to_the_baseline_is_that_of_the_comparison(folders):
     found = read_demo(folders)
     ours, base = (files.read_ranks(folder / "ranks.parquet") for folder in (folders[1], folders[-1]))
-    assert next(one for one in found.models if one.label == "dual").comparison == significance.compare_ranks([ours], [base])
+    assert next(one for one in found.models if one.label == "dual").comparison == significance.compare_ranks(
+        [ours], [base]
+    )
     assert found.of_role("baseline").comparison is None
 
 
@@ -169,7 +171,10 @@ def test_the_command_for_a_model_outside_a_run_writes_into_its_evaluation_folder
 def test_the_command_for_a_cascade_has_its_reranker_and_depth(folders):
     (folders[1] / "cascade-top.parquet").unlink()
     found = read_demo(folders)
-    assert f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 10" in commands(found)
+    assert (
+        f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 10"
+        in commands(found)
+    )
 
 
 def test_images_are_read_from_the_corpus_of_the_evaluation(folders, split):

@@ -91,7 +91,9 @@ def test_recall_is_drawn_for_trainings_with_validation(tmp_path):
 
 def test_scores_are_drawn_for_models_and_not_for_cascades(found):
     scores = report_charts.scores(found)
-    assert titles(scores["image"]) == [f"{name}: images of a caption" for name in ("teacher", "dual", "fusion", "dual-alone")]
+    assert titles(scores["image"]) == [
+        f"{name}: images of a caption" for name in ("teacher", "dual", "fusion", "dual-alone")
+    ]
     assert titles(scores["text"])[0] == "teacher: captions of an image"
 
 

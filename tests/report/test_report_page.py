@@ -77,7 +77,12 @@ def page_of(folders: list[Path], tmp_path: Path) -> str:
 
 def test_the_page_is_self_contained(text):
     page = Page(text)
-    links = [value for _, attributes in page.elements for name in ("src", "href", "xlink:href") if (value := attributes.get(name))]
+    links = [
+        value
+        for _, attributes in page.elements
+        for name in ("src", "href", "xlink:href")
+        if (value := attributes.get(name))
+    ]
     assert links
     assert all(link.startswith(("#", "data:image/webp;base64,")) for link in links)
     styles = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
@@ -101,7 +106,10 @@ def test_the_page_supports_light_and_dark_mode_phones_and_print(text):
 
 
 def test_every_variable_that_is_used_has_a_light_and_a_dark_value(text):
-    light, dark = (re.findall(r"(--[a-z0-9]+):", part) for part in (text, "".join(re.findall(r"dark\) \{(.*?\})", text, re.DOTALL))))
+    light, dark = (
+        re.findall(r"(--[a-z0-9]+):", part)
+        for part in (text, "".join(re.findall(r"dark\) \{(.*?\})", text, re.DOTALL)))
+    )
     used = set(re.findall(r"var\((--[a-z0-9]+)\)", text)) - {"--mark"}
     assert used <= set(light)
     assert used <= set(dark)
@@ -131,7 +139,10 @@ def test_commands_and_the_corpus_of_the_runs_are_shown_by_name(text, found, spli
 
 
 def test_the_page_opens_with_the_sentence_and_the_chart(text, found):
-    first, chart = text.index('<p class="headline">The dual student answers in 1.0 ms'), text.index('<section id="speed-and-recall"')
+    first, chart = (
+        text.index('<p class="headline">The dual student answers in 1.0 ms'),
+        text.index('<section id="speed-and-recall"'),
+    )
     assert text.index("<h1>") < first < chart < text.index("<table>")
 
 
@@ -148,13 +159,20 @@ def test_a_query_shows_five_answers_of_every_model_and_marks_positives(text, fou
     query = next(one for one in range(80) if f'<p dir="auto">{found.models[0].answers.captions[one]}</p>' in cards[0])
     for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
         top = system.answers.top["image"]
-        assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[query, :5].tolist()
-        assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_positive_QK[query, :5].tolist()
+        assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[
+            query, :5
+        ].tolist()
+        assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_positive_QK[
+            query, :5
+        ].tolist()
         assert f"rank {system.answers.table.ranks('image')[query]}<" in section
 
 
 def test_the_page_gives_the_numbers_of_queries(text):
-    assert "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are shown" in "".join(Page(text).texts)
+    assert (
+        "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are shown"
+        in "".join(Page(text).texts)
+    )
 
 
 def test_every_image_is_in_the_page_once_as_a_thumbnail(text):
@@ -182,7 +200,9 @@ def test_captions_ids_and_paths_cannot_become_markup(tmp_path):
         for name in ("ranks.parquet", "top.parquet"):
             table = pd.read_parquet(folder / name)
             if "image_id" in table:
-                table.assign(image_id=[f"<i onclick=x>{one}" for one in table["image_id"]]).to_parquet(folder / name, index=False)
+                table.assign(image_id=[f"<i onclick=x>{one}" for one in table["image_id"]]).to_parquet(
+                    folder / name, index=False
+                )
         reseal(folder)
         folders.append(write_run(folder))
     text = page_of(folders, tmp_path)

@@ -1,6 +1,7 @@
 """The filters of a report's page, in a browser.
 
-Chromium writes out what a page is once its script has run. What would be clicked is clicked by a line that is added to a copy of the page.
+Chromium writes out what a page is once its script has run. What would be clicked is clicked by a line that is added to
+a copy of the page.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def found(scenes_corpus_dir, tmp_path_factory):
-    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("script") / "demo", Corpus.open(scenes_corpus_dir, "test"))
+    teacher, *runs, baseline = write_demo(
+        tmp_path_factory.mktemp("script") / "demo", Corpus.open(scenes_corpus_dir, "test")
+    )
     return report.read_report(runs, teacher=teacher, baseline=baseline)
 
 
@@ -51,7 +54,9 @@ def see(found, tmp_path_factory):
 
     @functools.cache
     def look(address: str = "", script: str = "") -> Seen:
-        (folder / "copy.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+        (folder / "copy.html").write_text(
+            page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
+        )
         return read(chromium.html(f"file://{folder}/copy.html{address}"))
 
     with browser.started(folder / "profile") as chromium:
@@ -60,7 +65,9 @@ def see(found, tmp_path_factory):
 
 def read(html: str) -> Seen:
     cards = re.findall(
-        r'<li class="query" data-direction="(\w+)" data-ranks="([\d ]+)"( hidden="")?>(.*?)<div class="answers">', html, re.DOTALL
+        r'<li class="query" data-direction="(\w+)" data-ranks="([\d ]+)"( hidden="")?>(.*?)<div class="answers">',
+        html,
+        re.DOTALL,
     )
     shown = [
         (way, tuple(map(int, ranks.split())), unescape(" ".join(re.findall(r'<p dir="auto">(.*?)</p>', words))))
@@ -91,7 +98,8 @@ def test_losses_are_largest_first_too(see):
 
 
 @pytest.mark.parametrize(
-    ("show", "is_right"), [("both-hit", lambda one, other: one == other == 1), ("both-miss", lambda one, other: min(one, other) > 1)]
+    ("show", "is_right"),
+    [("both-hit", lambda one, other: one == other == 1), ("both-miss", lambda one, other: min(one, other) > 1)],
 )
 def test_filters_for_hits_and_misses_of_both_models(see, show, is_right):
     shown = see(f"#show={show}&direction=both").shown
@@ -101,7 +109,9 @@ def test_filters_for_hits_and_misses_of_both_models(see, show, is_right):
 
 def test_counts_cover_the_whole_split(see, found):
     ours, base = (found.models[place].answers.table.ranks("text") for place in (1, -1))
-    expected = f"Over all 16 queries, dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} against dual-alone; "
+    expected = (
+        f"Over all 16 queries, dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} against dual-alone; "
+    )
     assert (
         expected + f"both hit {np.sum((ours == 1) & (base == 1))}, both miss {np.sum((ours > 1) & (base > 1))}"
         in see("#direction=text").told
@@ -169,7 +179,8 @@ def test_a_button_shows_more_queries(see):
 def test_filters_are_reachable_by_keyboard(see):
     script = """
       const form = document.getElementById("filters");
-      const fields = Array.from(form.elements, (one) => one.matches("fieldset") || (one.labels.length === 1 && one.tabIndex === 0));
+      const isUsable = (one) => one.matches("fieldset") || (one.labels.length === 1 && one.tabIndex === 0);
+      const fields = Array.from(form.elements, isUsable);
       document.body.dataset.address = fields.every(Boolean) && fields.length;
     """
     # Two groups with five and three buttons, two selects, one search field.

@@ -49,7 +49,9 @@ def test_the_difference_is_signed_and_the_baseline_has_none(found):
     assert "dual-alone" not in {line[0].split("\n")[0] for line in table.rows}
 
 
-@pytest.mark.parametrize(("p_value", "shown"), [(0.00019, "<\N{NO-BREAK SPACE}0.001"), (0.0318, "0.032"), (1.0, "1.000")])
+@pytest.mark.parametrize(
+    ("p_value", "shown"), [(0.00019, "<\N{NO-BREAK SPACE}0.001"), (0.0318, "0.032"), (1.0, "1.000")]
+)
 def test_a_small_p_value_is_shown_as_a_bound(found, p_value, shown):
     system = found.models[1]
     changed = dataclasses.replace(system, comparison=dataclasses.replace(system.comparison, p_value=p_value))
@@ -90,7 +92,8 @@ def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(fou
         f"The dual student answers in 1.0 ms, 100 times faster than the teacher, and keeps {dual:.0f} of 600.",
         f"The cascade dual + fusion, top 10, answers in 6.5 ms, 15 times faster than the teacher, "
         f"and keeps {found.models[2].result.rsum.value:.0f} of 600.",
-        f"600 is the highest sum of recalls (RSUM); the teacher has {teacher:.0f}; time: one caption among 1,000 encoded images.",
+        f"600 is the highest sum of recalls (RSUM); the teacher has {teacher:.0f}; time: one caption among 1,000 "
+        "encoded images.",
     ]
     assert write.headline(found) == expected
     write.write_markdown(tmp_path / "report.md", found)
@@ -106,7 +109,12 @@ def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
 def test_recalls_are_grouped_by_direction(found):
     columns = table_named(found, "Retrieval").columns
     measures = ("R@1", "R@5", "R@10", "mAP@R", "median rank")
-    assert columns == ("model", "RSUM", *(f"text\n{name}" for name in measures), *(f"image\n{name}" for name in measures))
+    assert columns == (
+        "model",
+        "RSUM",
+        *(f"text\n{name}" for name in measures),
+        *(f"image\n{name}" for name in measures),
+    )
 
 
 def test_runs_show_seeds_names_of_inputs_and_versions(found):
@@ -136,7 +144,8 @@ def test_runs_show_the_caches_by_name_or_else_their_teachers(tmp_path, cache, mo
 
 
 @pytest.mark.parametrize(
-    ("more", "shown"), [([], "data/my scenes, split val"), (["--validation-data", "data/other"], "data/other, split val")]
+    ("more", "shown"),
+    [([], "data/my scenes, split val"), (["--validation-data", "data/other"], "data/other, split val")],
 )
 def test_runs_show_the_corpus_that_they_were_validated_on_by_name(tmp_path, more, shown):
     run = write_run(tmp_path / "run")
@@ -191,5 +200,9 @@ def test_csv_read_back_is_what_was_measured(found, tmp_path):
     assert float(dual["text_R@1_low"]) == system.result.retrieval["text"].recalls["R@1"].interval.low
     assert float(dual["rsum_difference_high"]) == system.comparison.difference.rsum.interval.high
     assert float(dual["p_value"]) == system.comparison.p_value
-    assert (dual["corpus_fingerprint"], dual["role"], dual["ms_gallery_images"]) == (system.result.fingerprint, "student", "1000")
+    assert (dual["corpus_fingerprint"], dual["role"], dual["ms_gallery_images"]) == (
+        system.result.fingerprint,
+        "student",
+        "1000",
+    )
     assert rows["dual-alone"]["p_value"] == ""

@@ -27,7 +27,9 @@ def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length)
         counted.append((label, total))
         return Counting(counted)
 
-    vectors = embed_all(dual_embedder(dual, CPU), source, Compute(batch_size=batch_size), by_length=by_length, track=track)
+    vectors = embed_all(
+        dual_embedder(dual, CPU), source, Compute(batch_size=batch_size), by_length=by_length, track=track
+    )
     assert_close(vectors.texts_TD, dual.text_TD)
     assert_close(vectors.images_ID, dual.image_ID)
     assert sum(count for count in counted if isinstance(count, int)) == len(OWNER) + len(dual.image_ID)
@@ -108,7 +110,9 @@ def test_a_batch_of_images_or_captions_that_does_not_fit_is_embedded_in_halves(s
 
         return work
 
-    embedder = Embedder(preprocess=source.preprocess, texts=limited(dual.embed_texts), images=limited(dual.embed_images), device=CPU)
+    embedder = Embedder(
+        preprocess=source.preprocess, texts=limited(dual.embed_texts), images=limited(dual.embed_images), device=CPU
+    )
     vectors = embed_all(embedder, source, Compute(batch_size=8))
     assert_close(vectors.texts_TD, dual.text_TD)
     assert_close(vectors.images_ID, dual.image_ID)

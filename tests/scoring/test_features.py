@@ -1,4 +1,5 @@
-"""What frozen encoders made of a corpus, on disk: equal to encoding anew but for float16, never another corpus's or model's."""
+"""What frozen encoders made of a corpus, on disk: equal to encoding anew but for float16, never another corpus's or
+model's."""
 
 from __future__ import annotations
 
@@ -30,7 +31,13 @@ HALF = {"rtol": 2**-10, "atol": 1e-4}
 """Half a unit in the last of float16's 11 digits, and something for numbers near 0."""
 LOGITS = {"rtol": 0, "atol": 2e-3}
 """Of scores with a spread of some tenths, from features that were rounded so."""
-TRAIN = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
+TRAIN = [
+    "model.layers=[0, 2]",
+    "batch.size=4",
+    "batch.random_negatives=3",
+    "batch.hard_negatives=2",
+    "optimizer.steps=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +166,10 @@ def test_another_corpus_or_encoder_has_its_own_folder(root, kept, corpus, pair, 
         open_or_build(tmp_path / "features", corpus.subset(5), other),
     )
     assert len({kept.folder.name, first.folder.name, second.folder.name}) == 3
-    assert open_or_build(tmp_path / "features", corpus.subset(4), pair).folder.name not in (kept.folder.name, first.folder.name)
+    assert open_or_build(tmp_path / "features", corpus.subset(4), pair).folder.name not in (
+        kept.folder.name,
+        first.folder.name,
+    )
     # What comes after the encoders may differ: a student reads its teacher's.
     assert open_or_build(root, corpus, pair.student([1])).folder == kept.folder
 
@@ -170,7 +180,10 @@ def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, ro
     found = open_or_build(root, first, pair)
     assert found.folder == kept.folder
     image_ix, text_ix = [16, 0, 12], [first.num_captions - 1, 0, 61, 60]
-    for states, expected in ((found.images(image_ix), kept.images(image_ix)), (found.texts(text_ix), kept.texts(text_ix))):
+    for states, expected in (
+        (found.images(image_ix), kept.images(image_ix)),
+        (found.texts(text_ix), kept.texts(text_ix)),
+    ):
         assert torch.equal(states.tokens, expected.tokens)
         assert torch.equal(states.mask, expected.mask)
 
@@ -271,22 +284,29 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
     folder = tmp_path / kept.folder.name
     damaged = folder / "images-00001.npy"
     damaged.write_bytes(damaged.read_bytes()[:-2])
-    with pytest.raises(StaleError, match=r"images-00001\.npy is damaged: it has [\d,]+ bytes, not [\d,]+; delete .* again"):
+    with pytest.raises(
+        StaleError, match=r"images-00001\.npy is damaged: it has [\d,]+ bytes, not [\d,]+; delete .* again"
+    ):
         open_or_build(tmp_path, corpus, pair)
     damaged.write_bytes((kept.folder / damaged.name).read_bytes())
     plan, seal = features.FEATURES.read_plan_and_seal(folder)
     # Encoders whose digest begins alike: the folder would have the same name.
     other = {**plan, "encoders": plan["encoders"][:12] + "0" * 52}
     artifacts.write_document(folder / "plan.json", other)
-    with pytest.raises(StaleError, match=r"plan\.json belongs to another build: its checksum is \w{12}, features\.json names \w{12};"):
+    with pytest.raises(
+        StaleError, match=r"plan\.json belongs to another build: its checksum is \w{12}, features\.json names \w{12};"
+    ):
         open_or_build(tmp_path, corpus, pair)
     artifacts.write_document(folder / "features.json", {**seal, artifacts.PLAN_CHECKSUM: files.digest_of(other)})
-    with pytest.raises(StaleError, match=rf"made with another encoders \({other['encoders']}, not {plan['encoders']}\)"):
+    with pytest.raises(
+        StaleError, match=rf"made with another encoders \({other['encoders']}, not {plan['encoders']}\)"
+    ):
         open_or_build(tmp_path, corpus, pair)
     for name in ("plan.json", "features.json"):
         (folder / name).write_text(json.dumps({**json.loads((kept.folder / name).read_text()), "format": 2}))
         with pytest.raises(
-            StaleError, match=rf"{name} is of format 2, this dcdctl reads format 3; delete the folder and run the same command"
+            StaleError,
+            match=rf"{name} is of format 2, this dcdctl reads format 3; delete the folder and run the same command",
         ):
             open_or_build(tmp_path, corpus, pair)
         shutil.copyfile(kept.folder / name, folder / name)
@@ -298,7 +318,9 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
         shutil.copyfile(kept.folder / name, folder / name)
 
 
-def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(tmp_path, kept, corpus, pair, monkeypatch):
+def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
+    tmp_path, kept, corpus, pair, monkeypatch
+):
     folder, labels = tmp_path / kept.folder.name, []
 
     @contextmanager
@@ -330,7 +352,8 @@ def test_features_beyond_float16_are_refused(tmp_path, corpus):
 
 
 class SmallDevice:
-    """A model on a device that has memory for four images or captions: its encoders fail for more, as torch does on a GPU."""
+    """A model on a device that has memory for four images or captions: its encoders fail for more, as torch does on a
+    GPU."""
 
     def __init__(self, model) -> None:
         self.model, self.encoders, self.preprocess = model, self, model.preprocess
@@ -390,12 +413,18 @@ def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path
     inputs = Inputs(corpus, [], pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}", "loss.weight_group=none"]
     options = TrainingOptions(compute=Compute(features=root))
-    with pytest.raises(ConfigError, match=r"--features stores the outputs of frozen encoders, and these encoders are trained; set"):
-        distill.train(TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options)
+    with pytest.raises(
+        ConfigError, match=r"--features stores the outputs of frozen encoders, and these encoders are trained; set"
+    ):
+        distill.train(
+            TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options
+        )
 
 
 def test_a_dual_encoder_is_evaluated_without(corpus, root):
-    dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
+    dual = models.dual_student(
+        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions
+    )
     with pytest.raises(ModelError, match="leave --features out"):
         evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(features=root)))
 
@@ -408,8 +437,19 @@ def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):
 
 def test_a_new_pair_is_made_from_a_recipe(corpus, tmp_path):
     make_pair(corpus.captions, tmp_path)
-    sets = [f"model.vision={tmp_path / 'vision'}", f"model.text={tmp_path / 'text'}", "model.frozen_encoders=true", "model.start=new"]
-    sizes = ["model.layers=[]", "model.hidden_size=16", "model.num_layers=2", "model.num_heads=2", "model.max_text_len=9"]
+    sets = [
+        f"model.vision={tmp_path / 'vision'}",
+        f"model.text={tmp_path / 'text'}",
+        "model.frozen_encoders=true",
+        "model.start=new",
+    ]
+    sizes = [
+        "model.layers=[]",
+        "model.hidden_size=16",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "model.max_text_len=9",
+    ]
     model = initial_model.make_model(recipe.load_recipe("vilt-flickr30k", [*sets, *sizes]), corpus.captions, None)
     assert isinstance(model, models.CoAttentionScorer)
     assert model.encoders.is_frozen
@@ -422,4 +462,6 @@ def test_a_corpus_of_any_number_of_captions_is_read_back(tmp_path, pair):
     source = CorpusSource(corpus, pair.preprocess)
     everything = range(corpus.num_captions)
     with torch.no_grad():
-        assert_close(kept.texts(everything).tokens.float(), pair.encoders.text_features(source.texts(everything)).tokens, **HALF)
+        assert_close(
+            kept.texts(everything).tokens.float(), pair.encoders.text_features(source.texts(everything)).tokens, **HALF
+        )

@@ -23,7 +23,9 @@ def pair(corpus, tmp_path_factory):
 def test_features_have_the_same_bytes(corpus, pair, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(features, "IMAGES_PER_FILE", 12)
     monkeypatch.setattr(features, "IMAGE_CHUNK", 5)
-    alone, helped = (open_or_build(tmp_path / str(count), corpus, pair, Compute(workers=count)) for count in (0, workers))
+    alone, helped = (
+        open_or_build(tmp_path / str(count), corpus, pair, Compute(workers=count)) for count in (0, workers)
+    )
     assert alone.parts == helped.parts  # with the SHA-256 of each file
     assert len(alone.parts) > 4
 
@@ -37,8 +39,13 @@ def test_scores_have_the_same_bits(corpus, teacher, monkeypatch, workers):
 
     def scored(count: int) -> list[np.ndarray]:
         compute = Compute(batch_size=3, workers=count)
-        fold = scoring_pairs.PairScorer(scorer=teacher, source=source, images=range(32), texts=range(160), compute=compute)
-        return [scoring_pairs.score_pairs(teacher, source, image_P, text_P, compute=compute), fold.score(image_P, text_P)]
+        fold = scoring_pairs.PairScorer(
+            scorer=teacher, source=source, images=range(32), texts=range(160), compute=compute
+        )
+        return [
+            scoring_pairs.score_pairs(teacher, source, image_P, text_P, compute=compute),
+            fold.score(image_P, text_P),
+        ]
 
     for alone, helped in zip(scored(0), scored(workers), strict=True):
         np.testing.assert_array_equal(alone, helped)
@@ -51,7 +58,9 @@ def test_vectors_have_the_same_bits_and_a_damaged_image_the_same_message(corpus,
     alone, helped = (embed_all(embedder, source, Compute(batch_size=3, workers=count)) for count in (0, workers))
     assert torch.equal(alone.images_ID, helped.images_ID)
     whole = corpus._decode
-    monkeypatch.setattr(corpus, "_decode", lambda image, data: whole(image, data[: len(data) // (2 if image in (8, 9, 20) else 1)]))
+    monkeypatch.setattr(
+        corpus, "_decode", lambda image, data: whole(image, data[: len(data) // (2 if image in (8, 9, 20) else 1)])
+    )
     messages = []
     for count in (0, workers):
         with pytest.raises(CorpusError, match="cannot be decoded") as raised:

@@ -59,7 +59,9 @@ def test_pairs_of_an_image_share_batches_if_that_is_cheaper(monkeypatch, whole_c
     image_P = np.array([5, 2, 5, 9, 5, 2, 5, 5, 2, 5, 0])
     text_P = np.arange(11)
     scores = (
-        pairs.score_pairs(fusion, opened.source, image_P, text_P, compute=opened.compute) if whole_corpus else opened.score(image_P, text_P)
+        pairs.score_pairs(fusion, opened.source, image_P, text_P, compute=opened.compute)
+        if whole_corpus
+        else opened.score(image_P, text_P)
     )
     assert scores.tolist() == fusion.table_IT[image_P, text_P].tolist()
     # Batches of four: images 0 and 2 fit in one, and only the six captions of image 5 are split.
@@ -105,7 +107,8 @@ def test_a_rate_is_that_of_the_first_trial_that_takes_long_enough(monkeypatch):
         return 10 * scale, work
 
     monkeypatch.setattr(pairs.time, "perf_counter", lambda: now)
-    # 0.15, 0.3, 0.9 and 3.3 seconds: the last is the first above two, and its start-up of 0.1 s is spread over the most pairs.
+    # 0.15, 0.3, 0.9 and 3.3 seconds: the last is the first above two, and its start-up of 0.1 s is spread over the most
+    # pairs.
     assert pairs.measure_rate(trial, num_pairs=10_000) == pytest.approx(640 / 3.3)
     assert scales == [1, 4, 16, 64]
 

@@ -27,8 +27,13 @@ def pairs() -> tuple[np.ndarray, np.ndarray]:
 def one_by_one(teacher, corpus, image_ix, text_ix) -> np.ndarray:
     scores = []
     for image, text in zip(image_ix.tolist(), text_ix.tolist(), strict=True):
-        pixels, words = teacher.preprocess.images([corpus.image(image)]), teacher.preprocess.texts([corpus.captions[text]])
-        scores.append(float(teacher.score(pixels.pixel_values, words.input_ids, words.attention_mask, pixels.pixel_mask)))
+        pixels, words = (
+            teacher.preprocess.images([corpus.image(image)]),
+            teacher.preprocess.texts([corpus.captions[text]]),
+        )
+        scores.append(
+            float(teacher.score(pixels.pixel_values, words.input_ids, words.attention_mask, pixels.pixel_mask))
+        )
     return np.array(scores, dtype=np.float32)
 
 
@@ -36,7 +41,9 @@ def one_by_one(teacher, corpus, image_ix, text_ix) -> np.ndarray:
 def test_scores_equal_the_plain_way_pair_by_pair(teacher, corpus, pairs, batch_size, chunk, monkeypatch):
     monkeypatch.setattr(scoring_pairs, "TEXT_CHUNK", chunk)
     monkeypatch.setattr(scoring_pairs, "IMAGE_CHUNK", chunk)
-    scores = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=batch_size))
+    scores = scoring_pairs.score_pairs(
+        teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=batch_size)
+    )
     assert scores.dtype == np.float32
     assert scores.std() > 0.05
     np.testing.assert_allclose(scores, one_by_one(teacher, corpus, *pairs), atol=1e-5)
@@ -53,7 +60,10 @@ def test_every_pair_is_counted_once(teacher, corpus, pairs):
 def test_precision_is_what_scores_are_computed_in(teacher, corpus, pairs):
     full, half = (
         scoring_pairs.score_pairs(
-            teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=16, precision=precision)
+            teacher,
+            CorpusSource(corpus, teacher.preprocess),
+            *pairs,
+            compute=Compute(batch_size=16, precision=precision),
         )
         for precision in ("float32", "bfloat16")
     )
@@ -62,7 +72,8 @@ def test_precision_is_what_scores_are_computed_in(teacher, corpus, pairs):
 
 
 class Small:
-    """A device that has memory for a few items at a time: the methods of a scorer that fail for more, as torch does on a GPU."""
+    """A device that has memory for a few items at a time: the methods of a scorer that fail for more, as torch does on
+    a GPU."""
 
     def __init__(self, scorer, **most: int) -> None:
         self._scorer, self._most = scorer, most
@@ -94,7 +105,9 @@ def test_a_batch_of_pairs_that_does_not_fit_is_halved_and_scores_are_those_of_th
 
 def test_only_a_batch_size_that_the_user_did_not_set_grows_on_a_gpu(teacher):
     gpu = torch.device("cuda:0")
-    free, given = (scoring_pairs._fitting(teacher, "pairs", Compute(device=gpu, batch_size=size)) for size in (None, 64))
+    free, given = (
+        scoring_pairs._fitting(teacher, "pairs", Compute(device=gpu, batch_size=size)) for size in (None, 64)
+    )
     assert (free.memory is None, given.memory is None) == (False, True)
     free.grown = 2048
     assert (free.size(256), given.size(64)) == (2048, 64)
@@ -124,7 +137,9 @@ def test_a_corpus_that_is_encoded_once_is_encoded_in_halves(corpus):
 
 def test_a_single_pair_that_does_not_fit_is_an_error(teacher, corpus, pairs):
     with pytest.raises(torch.OutOfMemoryError):
-        scoring_pairs.score_pairs(Small(teacher, score_pairs=0), CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute())
+        scoring_pairs.score_pairs(
+            Small(teacher, score_pairs=0), CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute()
+        )
 
 
 @pytest.mark.parametrize("chunk", [7, 160])
@@ -147,5 +162,7 @@ def test_scoring_reads_nothing_back_from_the_device_until_all_pairs_are_scored(t
     compute = WithoutAutocast(device=torch.device("meta"), batch_size=7)
     moved = copy.deepcopy(teacher).to("meta")
     with pytest.raises(NotImplementedError, match="no data"):
-        scoring_pairs.score_pairs(moved, CorpusSource(corpus, teacher.preprocess), *pairs, compute=compute, advance=scored.append)
+        scoring_pairs.score_pairs(
+            moved, CorpusSource(corpus, teacher.preprocess), *pairs, compute=compute, advance=scored.append
+        )
     assert sum(scored) == 60

@@ -24,7 +24,12 @@ from dcdctl.core.search.storage import Segment
 VECTORS = unit_vectors(900)
 PARTS = [VECTORS[:500], VECTORS[500:]]
 QUERIES = unit_vectors(40, seed=1).astype(np.float32)
-GRAPHS = {"flat_up_to": 100, "segment_rows": 300, "candidates": 20, "hnsw": {"neighbors": 8, "build_width": 32, "search_width": 32}}
+GRAPHS = {
+    "flat_up_to": 100,
+    "segment_rows": 300,
+    "candidates": 20,
+    "hnsw": {"neighbors": 8, "build_width": 32, "search_width": 32},
+}
 
 
 def ranges(*bounds):
@@ -32,7 +37,9 @@ def ranges(*bounds):
 
 
 def segments(*bounds):
-    return [Segment(file="", kind="hnsw", first_row=first, rows=stop - first, bytes=0, sha256="") for first, stop in bounds]
+    return [
+        Segment(file="", kind="hnsw", first_row=first, rows=stop - first, bytes=0, sha256="") for first, stop in bounds
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,9 @@ class RecordingView:
 
 
 def test_the_numbers_of_a_query_use_the_whole_range_of_a_byte(graph):
-    segment = ann.open_segment(graph.folder / "ann", graph.segments[0], VECTORS.shape[1], Index.open(graph.folder).config)
+    segment = ann.open_segment(
+        graph.folder / "ann", graph.segments[0], VECTORS.shape[1], Index.open(graph.folder).config
+    )
     segment._views = [view := RecordingView()]
     assert segment.candidates(QUERIES, 4).tolist() == [[7, 7, -1, -1]] * len(QUERIES)
     assert np.abs(view.codes[0]).max(axis=1).tolist() == [127] * len(QUERIES)
@@ -90,7 +99,9 @@ def graph(tmp_path_factory):
 def recall(index, vectors, removed=()):
     found = index.nearest(QUERIES, 10)
     true = [exact(vectors, query, 10, removed) for query in QUERIES]
-    return found, np.mean([len(set(rows) & set(expected)) / 10 for rows, expected in zip(found.rows_QK.tolist(), true, strict=True)])
+    return found, np.mean(
+        [len(set(rows) & set(expected)) / 10 for rows, expected in zip(found.rows_QK.tolist(), true, strict=True)]
+    )
 
 
 def test_a_graph_has_high_recall_and_exact_scores(graph, tmp_path):
@@ -99,7 +110,9 @@ def test_a_graph_has_high_recall_and_exact_scores(graph, tmp_path):
     found, share = recall(graph, vectors)
     assert share >= 0.95
     flat = write_index(tmp_path, [vectors], kind="flat").nearest(QUERIES, 950)
-    scores = [dict(zip(rows, values, strict=True)) for rows, values in zip(flat.rows_QK.tolist(), flat.scores_QK, strict=True)]
+    scores = [
+        dict(zip(rows, values, strict=True)) for rows, values in zip(flat.rows_QK.tolist(), flat.scores_QK, strict=True)
+    ]
     for rows, values, of_row in zip(found.rows_QK.tolist(), found.scores_QK, scores, strict=True):
         assert [of_row[row] for row in rows] == values.tolist()
         assert sorted(values, reverse=True) == values.tolist()
@@ -133,14 +146,24 @@ def test_inverted_lists_have_high_recall(tmp_path, monkeypatch):
     set_threads = faiss.omp_set_num_threads
     monkeypatch.setattr(faiss, "omp_set_num_threads", lambda count: (limits.append(count), set_threads(count)))
     vectors = unit_vectors(2100)
-    settings = {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1050, "ivf_pq": {"probes": 20, "numbers_per_byte": 2}}
+    settings = {
+        "kind": "ivf-pq",
+        "flat_up_to": 1000,
+        "segment_rows": 1050,
+        "ivf_pq": {"probes": 20, "numbers_per_byte": 2},
+    }
     index = write_index(tmp_path / "a", [vectors], **settings)
     assert (index.kind, len(index.segments)) == ("ivf-pq", 2)
-    # One list for every 40 vectors, and one thread, because several would make the bytes of a build depend on their order.
-    assert [faiss.read_index(str(tmp_path / "a" / "ann" / segment.file)).nlist for segment in index.segments] == [26, 26]
+    # One list for every 40 vectors, and one thread, because several would make the bytes of a build depend on their
+    # order.
+    assert [faiss.read_index(str(tmp_path / "a" / "ann" / segment.file)).nlist for segment in index.segments] == [
+        26,
+        26,
+    ]
     assert limits == [1, 1]
     assert recall(index, vectors)[1] >= 0.95
-    # Codes are learned from at least 64 vectors for each of their 256 centroids, here from all, however few a list asks for.
+    # Codes are learned from at least 64 vectors for each of their 256 centroids, here from all, however few a list asks
+    # for.
     write_index(tmp_path / "b", [vectors], **{**settings, "ivf_pq": {**settings["ivf_pq"], "train_per_list": 1}})
     assert contents(tmp_path / "a" / "ann") == contents(tmp_path / "b" / "ann")
 
@@ -155,7 +178,12 @@ def test_queries_of_inverted_lists_do_not_look_for_the_package_again(tmp_path, m
 
 def test_settings_of_a_query_and_of_other_kinds_build_the_same_segment():
     graph, lists = {"hnsw": HnswConfig(neighbors=9)}, {"ivf_pq": IvfPqConfig(numbers_per_byte=3)}
-    in_a_query = [{"flat_up_to": 2000}, {"candidates": 7}, {"hnsw": HnswConfig(search_width=9)}, {"ivf_pq": IvfPqConfig(probes=3)}]
+    in_a_query = [
+        {"flat_up_to": 2000},
+        {"candidates": 7},
+        {"hnsw": HnswConfig(search_width=9)},
+        {"ivf_pq": IvfPqConfig(probes=3)},
+    ]
     for kind, foreign in (("hnsw", [lists]), ("ivf-pq", [graph]), ("int8", [lists, graph]), ("binary", [lists, graph])):
         config = IndexConfig(kind=kind)
         for same in (*in_a_query, *foreign):
@@ -200,7 +228,8 @@ def test_a_segment_of_other_vectors_is_named(tmp_path, kind):
     document["segments"][0] |= artifacts.seal_of(path)
     artifacts.write_document(index.folder / "index.json", document)
     with pytest.raises(
-        StaleError, match=f"{path.name} is damaged: index.json says that it has 1,050 vectors of 16 numbers, and it has 1,040"
+        StaleError,
+        match=f"{path.name} is damaged: index.json says that it has 1,050 vectors of 16 numbers, and it has 1,040",
     ):
         Index.open(index.folder).nearest(QUERIES, 3)
 
@@ -214,7 +243,10 @@ def test_a_graph_that_changes_after_it_was_opened_is_named(tmp_path):
     damaged[len(damaged) // 2] ^= 1
     path.unlink()  # the open views keep the old file
     path.write_bytes(damaged)
-    with graph._borrowed(), pytest.raises(StaleError, match=f"{path.name} is damaged: its SHA-256"):  # as another thread does
+    with (
+        graph._borrowed(),
+        pytest.raises(StaleError, match=f"{path.name} is damaged: its SHA-256"),
+    ):  # as another thread does
         index.nearest(QUERIES, 3)
 
 

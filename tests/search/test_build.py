@@ -71,7 +71,9 @@ def names(index):
 
 def skipped(index):
     file = index.document["skipped"]["file"]
-    found = {} if file is None else {one["path"]: one["reason"] for one in json.loads((index.folder / file).read_text())}
+    found = (
+        {} if file is None else {one["path"]: one["reason"] for one in json.loads((index.folder / file).read_text())}
+    )
     assert index.document["skipped"]["count"] == len(found)
     return found
 
@@ -84,7 +86,10 @@ def test_images_of_a_corpus_are_found_by_their_vectors(dual, scenes_corpus_dir, 
     assert found.rows_QK.ravel().tolist() == list(range(8))
     np.testing.assert_allclose(found.scores_QK, 1, atol=1e-4)
     for row in (0, 7):
-        assert (index.image_id(row), index.name(row), index.image_bytes(row)) == (*[corpus.image_ids[row]] * 2, corpus.image_bytes(row))
+        assert (index.image_id(row), index.name(row), index.image_bytes(row)) == (
+            *[corpus.image_ids[row]] * 2,
+            corpus.image_bytes(row),
+        )
     assert index.document["sources"] == [
         {"kind": "corpus", "path": str(scenes_corpus_dir), "split": "val", "fingerprint": corpus.fingerprint}
     ]
@@ -101,7 +106,9 @@ def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_cor
         update(whole.folder, Changes(add=scenes_corpus_dir, split="val"))
 
 
-def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embeds(dual, pictures, tmp_path, monkeypatch):
+def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embeds(
+    dual, pictures, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "usearch", None)
     few = IndexConfig(flat_up_to=7)
     index = build(str(dual), pictures, tmp_path / "index", few)
@@ -121,7 +128,9 @@ def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embe
 
 def test_splits_with_equal_ids_are_refused_as_one_source(dual, tmp_path):
     make_splits(tmp_path / "corpus", {"train": [["a"]] * 3, "test": [["b"]] * 2})
-    with pytest.raises(InputError, match=r"2 images of .*corpus have the same id in two splits, such as .*; index one split"):
+    with pytest.raises(
+        InputError, match=r"2 images of .*corpus have the same id in two splits, such as .*; index one split"
+    ):
         build(str(dual), tmp_path / "corpus", tmp_path / "index", FLAT)
     assert build(str(dual), tmp_path / "corpus", tmp_path / "index", FLAT, split="test").num_images == 2
 
@@ -257,7 +266,10 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus):
             r"another settings\.kind \(flat, not hnsw\); change them with `dcdctl",
         ),
         ((str(dual), pictures, other, FLAT), "is not empty and holds no index .*; name an empty or a new folder"),
-        ((str(dual), pictures, tmp_path / "model", FLAT), "is not empty and holds no index .*; name an empty or a new folder"),
+        (
+            (str(dual), pictures, tmp_path / "model", FLAT),
+            "is not empty and holds no index .*; name an empty or a new folder",
+        ),
     ):
         with pytest.raises((StaleError, InputError), match=message):
             build(*arguments)
@@ -320,10 +332,15 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     for step in ("vectors", "ann"):
         for rank in ("0", "1"):
             monkeypatch.setenv("RANK", rank)
-            before, waits = set(folder.glob(f"{step}/*")), 1 if step == "vectors" else 2  # after embedding; after building
+            before, waits = (
+                set(folder.glob(f"{step}/*")),
+                1 if step == "vectors" else 2,
+            )  # after embedding; after building
             with pytest.raises(Killed):
                 build(str(dual), pictures, folder, GRAPHS)
-            written[step, rank] = sorted(path.name for path in set(folder.glob(f"{step}/*")) - before if path.suffix != DIGEST_SUFFIX)
+            written[step, rank] = sorted(
+                path.name for path in set(folder.glob(f"{step}/*")) - before if path.suffix != DIGEST_SUFFIX
+            )
     assert written["vectors", "0"] == ["part-00000.parquet", "part-00002.parquet"]
     assert written["vectors", "1"] == ["part-00001.parquet"]
     assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
@@ -524,7 +541,9 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     assert Index.open(index.folder).document["generation"] == 3
 
 
-@pytest.mark.parametrize("changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"])
+@pytest.mark.parametrize(
+    "changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"]
+)
 def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
     build(str(dual), pictures, tmp_path / "old", GRAPHS)
     put(pictures, {f"z{seed}.png": png(20 + seed) for seed in range(4)})
@@ -639,4 +658,6 @@ def test_an_index_says_that_a_compiled_encoder_embedded_its_images_also_after_a_
     assert [part.read_bytes() for part in sorted((tmp_path / "index" / "vectors").iterdir())] == [
         part.read_bytes() for part in sorted((tmp_path / "plain" / "vectors").iterdir())
     ]
-    assert update(index.folder, Changes(remove=(index.image_id(0),))).document["versions"]["compiler"] == "torch.compile"
+    assert (
+        update(index.folder, Changes(remove=(index.image_id(0),))).document["versions"]["compiler"] == "torch.compile"
+    )

@@ -44,7 +44,9 @@ def nearest_by_codes(kind: str, query_D, rows: range, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["int8", "binary"])
-def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_of_them_by_numbers_are_found(kind, tmp_path):
+def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_of_them_by_numbers_are_found(
+    kind, tmp_path
+):
     index = write_index(tmp_path / "index", [VECTORS[:250], VECTORS[250:]], kind=kind, **SETTINGS)
     assert (index.kind, [len(range(s.first_row, s.stop)) for s in index.segments]) == (kind, [150, 150, 100])
     found = index.nearest(QUERIES, 5).rows_QK
@@ -61,7 +63,9 @@ def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_o
 def test_with_every_row_a_candidate_the_answer_is_exact_without_removed_rows(kind, tmp_path):
     gone = [0, 3, 160, 399]
     index = write_index(tmp_path / "index", [VECTORS], removed=gone, kind=kind, **{**SETTINGS, "candidates": 400})
-    assert [rows.tolist() for rows in index.nearest(QUERIES, 9).rows_QK] == [exact(VECTORS, query, 9, gone) for query in QUERIES]
+    assert [rows.tolist() for rows in index.nearest(QUERIES, 9).rows_QK] == [
+        exact(VECTORS, query, 9, gone) for query in QUERIES
+    ]
 
 
 def test_other_codes_are_built_from_the_stored_vectors_and_damaged_ones_are_refused(tmp_path):
@@ -69,7 +73,9 @@ def test_other_codes_are_built_from_the_stored_vectors_and_damaged_ones_are_refu
     write_index(folder, [VECTORS], kind="int8", **SETTINGS)
     sizes = {"int8": 70 * 150, "binary": 16 * 150}
     for kind, size in sizes.items():
-        result = CliRunner().invoke(app, ["index", str(folder), "--set", f"kind={kind}", "--set", "candidates=30"], catch_exceptions=False)
+        result = CliRunner().invoke(
+            app, ["index", str(folder), "--set", f"kind={kind}", "--set", "candidates=30"], catch_exceptions=False
+        )
         assert f"search by {kind}" in result.stdout
         assert Index.open(folder).segments[0].bytes == size + 128
     path = folder / "ann" / Index.open(folder).segments[0].file
@@ -101,8 +107,14 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     found = run("search", tmp_path / "short", "--image", images / "new.png", "-k", 1, "--device", "cpu", "--json")
     assert '"new.png"' in found
     for words, message in (
-        (["index", tmp_path / "short", "--set", "dims=5"], "have 3 numbers, and dims is fixed when an index is made; make a new index"),
-        ([*made, tmp_path / "wide", "--dims", 4000], "dims is 4000, and the vectors of the model have 8 numbers; set it to at most 8"),
+        (
+            ["index", tmp_path / "short", "--set", "dims=5"],
+            "have 3 numbers, and dims is fixed when an index is made; make a new index",
+        ),
+        (
+            [*made, tmp_path / "wide", "--dims", 4000],
+            "dims is 4000, and the vectors of the model have 8 numbers; set it to at most 8",
+        ),
         ([*made, tmp_path / "short", "--dims", 4], "name another folder with --out"),
     ):
         result = CliRunner().invoke(app, list(map(str, words)))
@@ -133,9 +145,14 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
         yield advance
 
     def make(to, **options):
-        return build(str(tmp_path / "dual"), images, to, IndexConfig(kind=kind, flat_up_to=2, segment_rows=4), **options)
+        return build(
+            str(tmp_path / "dual"), images, to, IndexConfig(kind=kind, flat_up_to=2, segment_rows=4), **options
+        )
 
-    for work, changed in ((make, "index"), (lambda to, **options: update(to, Changes(add=more), **options), "addition")):
+    for work, changed in (
+        (make, "index"),
+        (lambda to, **options: update(to, Changes(add=more), **options), "addition"),
+    ):
         work(whole)
         with pytest.raises(Killed):
             work(folder, track=dying)
@@ -145,7 +162,9 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
     index = Index.open(folder)
     assert [(segment.kind, segment.rows) for segment in index.segments] == [(kind, 4), (kind, 4), (kind, 4)]
     rows, queries = np.arange(13), unit_vectors(5, dim=8, seed=3).astype(np.float32)
-    assert [found.tolist() for found in index.nearest(queries, 4).rows_QK] == [exact(index.vectors(rows), query, 4) for query in queries]
+    assert [found.tolist() for found in index.nearest(queries, 4).rows_QK] == [
+        exact(index.vectors(rows), query, 4) for query in queries
+    ]
 
 
 @pytest.mark.parametrize("kind", ["int8", "binary"])
@@ -167,8 +186,14 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
     document = artifacts.read_document(index.folder / INDEX_FILE)
     bits = write_index(tmp_path / "bits", [VECTORS], kind="binary", **SETTINGS).document["segments"]
     for change, message in (
-        ({"segments": [*document["segments"][:-1], bits[-1]]}, "settings of kind int8, and segments that are searched by binary, int8"),
-        ({"settings": {**document["settings"], "kind": "hnsw"}}, "settings of kind hnsw, and segments that are searched by int8"),
+        (
+            {"segments": [*document["segments"][:-1], bits[-1]]},
+            "settings of kind int8, and segments that are searched by binary, int8",
+        ),
+        (
+            {"settings": {**document["settings"], "kind": "hnsw"}},
+            "settings of kind hnsw, and segments that are searched by int8",
+        ),
         ({"settings": {**document["settings"], "dims": 8}}, "settings for 8 numbers, and vectors of 70"),
     ):
         artifacts.write_document(index.folder / INDEX_FILE, {**document, **change})
@@ -176,7 +201,18 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
             Index.open(index.folder)
     models.save(make_models(corpus.captions)[1], tmp_path / "dual")
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(4)})
-    made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out", tmp_path / "made", "--set", "flat_up_to=2"]
+    made = [
+        "index",
+        tmp_path / "dual",
+        "--images",
+        images,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "made",
+        "--set",
+        "flat_up_to=2",
+    ]
     run(*made, "--codes", "int8")
     result = CliRunner().invoke(app, [*map(str, made), "--codes", "binary"])
     assert result.exit_code == 1
@@ -186,7 +222,11 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
 
 def test_inspect_says_what_an_index_holds(tmp_path):
     index = write_index(
-        tmp_path / "index", [VECTORS[:250], VECTORS[250:]], removed=[0, 399], kind="binary", **{**SETTINGS, "flat_up_to": 120}
+        tmp_path / "index",
+        [VECTORS[:250], VECTORS[250:]],
+        removed=[0, 399],
+        kind="binary",
+        **{**SETTINGS, "flat_up_to": 120},
     )
     shown = run("inspect", index.folder).splitlines()
     stored = sum(path.stat().st_size for path in (index.folder / "vectors").iterdir())

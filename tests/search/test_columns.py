@@ -59,7 +59,9 @@ def filtered(request, tmp_path_factory):
     vectors = unit_vectors(count)
     vectors[7] = vectors[12]  # a tie
     halves = [vectors[: count // 2], vectors[count // 2 :]]
-    made = write_index(tmp_path_factory.mktemp(request.param) / "index", halves, removed=REMOVED, **KINDS[request.param])
+    made = write_index(
+        tmp_path_factory.mktemp(request.param) / "index", halves, removed=REMOVED, **KINDS[request.param]
+    )
     assert made.kind == request.param
     table = table_of(count)
     return set_columns(made, metadata=table)[0], vectors, table
@@ -73,7 +75,10 @@ def filtered(request, tmp_path_factory):
         ("share >= 40", lambda row: row["share"] >= 40),
         ("owner = 'o''neil' or share < 5", lambda row: row["owner"] == "o'neil" or row["share"] < 5),
         ("not (owner in ('ann', 'bob'))", lambda row: row["owner"] == "o'neil"),
-        ("image_id in ('7.png', '12.png', '3.png', '299.png')", lambda row: row["image"] in ("7.png", "12.png", "3.png", "299.png")),
+        (
+            "image_id in ('7.png', '12.png', '3.png', '299.png')",
+            lambda row: row["image"] in ("7.png", "12.png", "3.png", "299.png"),
+        ),
         ("share > 100", lambda row: False),
     ],
 )
@@ -98,7 +103,9 @@ def test_hits_have_the_values_of_their_images(filtered):
     index, vectors, table = filtered
     (hits,) = index.search(vectors[:1], 4, parse_where("share >= 40", index.columns))
     rows = table.to_pylist()
-    assert [dict(hit.columns) for hit in hits] == [{"share": rows[hit.row]["share"], "owner": rows[hit.row]["owner"]} for hit in hits]
+    assert [dict(hit.columns) for hit in hits] == [
+        {"share": rows[hit.row]["share"], "owner": rows[hit.row]["owner"]} for hit in hits
+    ]
     assert all(hit.columns["share"] >= 40 for hit in hits)
 
 
@@ -175,7 +182,11 @@ def test_types_of_parquet_become_those_of_columns(tmp_path):
     [
         ("photo,year\na,1\n", "names no images, its columns are photo, year", "image, image_id, path, filepath"),
         ("image\na\n", "has no columns besides", "add some"),
-        ("image,row\na,1\n", r"the column 'row' of .* has a name that the index itself uses", "rename it, or name the other"),
+        (
+            "image,row\na,1\n",
+            r"the column 'row' of .* has a name that the index itself uses",
+            "rename it, or name the other",
+        ),
         ("image,Score\na,1\n", "has a name that the index itself uses", "rename it"),
         ('image,"a""b"\na,1\n', "has a name with quotation marks", "rename it"),
         (f"image,{'x' * 61}\na,1\n", "more than 60 bytes", "rename it"),
@@ -214,7 +225,13 @@ def test_the_first_row_of_an_image_counts_and_others_are_counted():
 @pytest.fixture
 def made(tmp_path):
     """An index of 0.png to 5.png, whose folder is called photos; 4.png is removed."""
-    return write_index(tmp_path / "index", [unit_vectors(4), unit_vectors(2, seed=1)], images=tmp_path / "photos", removed=[4], kind="flat")
+    return write_index(
+        tmp_path / "index",
+        [unit_vectors(4), unit_vectors(2, seed=1)],
+        images=tmp_path / "photos",
+        removed=[4],
+        kind="flat",
+    )
 
 
 def column(index, name):
@@ -223,7 +240,9 @@ def column(index, name):
 
 def test_values_are_replaced_for_named_images_only(made, tmp_path):
     photos = tmp_path / "photos"
-    given = pa.table({"image": ["0.png", "./1.png", f"{photos}/2.png", "photos/3.png", "x.png"], "year": [1, 2, 3, 4, 5]})
+    given = pa.table(
+        {"image": ["0.png", "./1.png", f"{photos}/2.png", "photos/3.png", "x.png"], "year": [1, 2, 3, 4, 5]}
+    )
     index, notes = set_columns(made, metadata=given)
     assert column(index, "year") == [1, 2, 3, 4, None, None]
     assert notes == [
@@ -231,7 +250,8 @@ def test_values_are_replaced_for_named_images_only(made, tmp_path):
         "1 images of the index are not in the table of metadata",
     ]
     index, _ = set_columns(
-        index, metadata=pa.table({"image": ["1.png", "5.png", "2.png"], "year": [2.5, 7, None], "owner": ["a", "b", ""]})
+        index,
+        metadata=pa.table({"image": ["1.png", "5.png", "2.png"], "year": [2.5, 7, None], "owner": ["a", "b", ""]}),
     )
     assert column(index, "year") == [1.0, 2.5, None, 4.0, None, 7.0]
     assert column(index, "owner") == [None, "a", None, None, None, "b"]
@@ -248,10 +268,14 @@ def test_the_same_metadata_again_changes_nothing(made):
 
 def test_metadata_of_other_images_or_of_another_type_is_refused(made):
     index, _ = set_columns(made, metadata=pa.table({"image": ["0.png", "1.png"], "year": [1, 2]}))
-    with pytest.raises(InputError, match=r"none of the 1 images of the table of metadata is in the index .*, such as 'a.png'") as caught:
+    with pytest.raises(
+        InputError, match=r"none of the 1 images of the table of metadata is in the index .*, such as 'a.png'"
+    ) as caught:
         set_columns(index, metadata=pa.table({"image": ["a.png"], "year": [1]}))
     assert "'0.png'" in caught.value.hint
-    with pytest.raises(InputError, match=r"column year of .* is a whole number, and in the table of metadata it is a text") as caught:
+    with pytest.raises(
+        InputError, match=r"column year of .* is a whole number, and in the table of metadata it is a text"
+    ) as caught:
         set_columns(index, metadata=pa.table({"image": ["0.png"], "year": ["x"]}))
     assert "--drop-column year" in caught.value.hint
     # No value of the old type stays.
@@ -274,7 +298,9 @@ def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
 
 
 def test_a_column_is_summarized_without_removed_images(made):
-    index, _ = set_columns(made, metadata=pa.table({"image": [f"{i}.png" for i in range(6)], "owner": ["b", "a", "b", None, "z", "a"]}))
+    index, _ = set_columns(
+        made, metadata=pa.table({"image": [f"{i}.png" for i in range(6)], "owner": ["b", "a", "b", None, "z", "a"]})
+    )
     (summary,) = index.summarize_columns()
     assert (summary.type, summary.missing, summary.distinct) == ("text", 1, 2)
     assert (summary.frequent, summary.low, summary.high) == ((("a", 2), ("b", 2)), "a", "b")
@@ -311,7 +337,13 @@ def test_values_of_all_types_come_back(made):
     index, _ = set_columns(made, metadata=pa.table(rows))
     (hits,) = index.search(unit_vectors(1), 2, parse_where("word = '\u72ac' or image_id = '1.png'", index.columns))
     values = {hit.row: dict(hit.columns) for hit in hits}
-    assert values[0] == {"flag": True, "day": date(2024, 2, 29), "taken": datetime(2024, 2, 29, 1, 2, 3, 4), "x": 0.1, "word": "\u72ac"}
+    assert values[0] == {
+        "flag": True,
+        "day": date(2024, 2, 29),
+        "taken": datetime(2024, 2, 29, 1, 2, 3, 4),
+        "x": 0.1,
+        "word": "\u72ac",
+    }
     assert set(values[1].values()) == {None}
     assert pc.is_null(index.values("x")).to_pylist() == [False] + [True] * 5
 
@@ -319,7 +351,8 @@ def test_values_of_all_types_come_back(made):
 def test_a_hybrid_search_meets_the_condition_in_both_lists(tmp_path):
     made = write_index(tmp_path / "index", [unit_vectors(30)], removed=[5], kind="flat", keywords=True)
     index, _ = set_columns(
-        made, metadata=pa.table({"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]})
+        made,
+        metadata=pa.table({"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]}),
     )
     condition = parse_where("parity = 1", index.columns)
     (hits,) = index.hybrid(["8 9 11 5 png"], unit_vectors(1, seed=3), 30, condition)

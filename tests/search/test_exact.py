@@ -10,7 +10,9 @@ from dcdctl.core.search import exact as search_exact
 
 
 def found(vectors, queries, k, block, is_gone=None):
-    blocks = ((first, search_exact.unit_rows(vectors[first : first + block])) for first in range(0, len(vectors), block))
+    blocks = (
+        (first, search_exact.unit_rows(vectors[first : first + block])) for first in range(0, len(vectors), block)
+    )
     candidates = search_exact.rough(search_exact.unit(queries, vectors.shape[1]), blocks, k, is_gone)
     return search_exact.exact(search_exact.unit(queries, vectors.shape[1]), candidates, lambda rows: vectors[rows], k)
 
@@ -18,7 +20,9 @@ def found(vectors, queries, k, block, is_gone=None):
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 @pytest.mark.parametrize("k", [1, 5, 300])
 def test_rows_are_those_of_a_full_sort(block, k):
-    vectors = np.concatenate([unit_vectors(90), unit_vectors(30), unit_vectors(90)])  # each of 30 vectors three times, 60 twice
+    vectors = np.concatenate(
+        [unit_vectors(90), unit_vectors(30), unit_vectors(90)]
+    )  # each of 30 vectors three times, 60 twice
     queries = np.concatenate([unit_vectors(3, seed=1), vectors[:2]]).astype(np.float32)
     result = found(vectors, queries, k, block)
     for query, rows in zip(queries, result.rows_QK.tolist(), strict=True):
@@ -46,7 +50,9 @@ def test_missing_answers_have_row_minus_one():
     assert result.scores_QK[0, 2:].tolist() == [-np.inf, -np.inf]
 
 
-@pytest.mark.parametrize("queries", [np.ones(3), np.ones((2, 4)), np.full((1, 3), np.nan), np.zeros((1, 3)), np.full((1, 3), np.inf)])
+@pytest.mark.parametrize(
+    "queries", [np.ones(3), np.ones((2, 4)), np.full((1, 3), np.nan), np.zeros((1, 3)), np.full((1, 3), np.inf)]
+)
 def test_queries_that_cannot_be_compared_are_refused(queries):
     with pytest.raises(ValueError, match="quer"):
         search_exact.unit(queries, 3)

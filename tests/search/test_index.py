@@ -56,7 +56,11 @@ def test_vectors_beyond_the_memory_limit_are_searched_too(folder, monkeypatch):
 
 def test_every_row_has_its_name_and_is_found_by_it(folder):
     index = Index.open(folder)
-    assert [index.name(row) for row in range(60)] == [index.image_id(row) for row in range(60)] == [f"{row}.png" for row in range(60)]
+    assert (
+        [index.name(row) for row in range(60)]
+        == [index.image_id(row) for row in range(60)]
+        == [f"{row}.png" for row in range(60)]
+    )
     assert [index.rows_of(f"{row}.png") for row in (0, 16, 17, 59)] == [[0], [16], [17], [59]]
     assert index.rows_of("60.png") == []
     np.testing.assert_array_equal(index.vectors(np.array([59, 0, 17, 17])), VECTORS[[59, 0, 17, 17]])
@@ -161,7 +165,11 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
             MissingError,
             r"part-00002\.parquet is missing; delete the folder and run",
         ),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), StaleError, r"part-00002\.parquet is damaged: it has .* bytes, not"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            StaleError,
+            r"part-00002\.parquet is damaged: it has .* bytes, not",
+        ),
     ],
 )
 def test_a_missing_or_truncated_file_is_named(tmp_path, harm, error, message):
@@ -211,7 +219,11 @@ def test_a_document_that_contradicts_itself_is_named(tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [([3, 4, 4], "it lists 2 rows, and index.json says 3"), ([3, 4, 60], "does not list rows"), ([0.5, 1, 2], "does not list rows")],
+    [
+        ([3, 4, 4], "it lists 2 rows, and index.json says 3"),
+        ([3, 4, 60], "does not list rows"),
+        ([0.5, 1, 2], "does not list rows"),
+    ],
 )
 def test_removed_rows_that_do_not_fit_are_named(tmp_path, rows, message):
     write_index(tmp_path, PARTS, removed=[3, 4, 5])

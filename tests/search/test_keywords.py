@@ -50,7 +50,9 @@ def photos(tmp_path):
     return Corpus.open(tmp_path / "corpus", "val")
 
 
-def captioned(folder: Path, corpus: Corpus, vectors_RD: np.ndarray, removed: tuple[int, ...] = (), **settings: object) -> Index:
+def captioned(
+    folder: Path, corpus: Corpus, vectors_RD: np.ndarray, removed: tuple[int, ...] = (), **settings: object
+) -> Index:
     """An index of made-up vectors of the images of a corpus, in parts of two."""
     source = ImageSource(kind="corpus", path=str(corpus.folder), split=corpus.split, fingerprint=corpus.fingerprint)
     images = [SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids)]
@@ -98,11 +100,14 @@ def row_words(index: Index) -> list[list[str]]:
 
 def test_bm25_of_a_small_example_worked_out_by_hand():
     words = Keywords.of([["a", "dog"], [], ["dog", "dog", "snow", "a"], ["cat"] * 3])
-    # Three documents of 2, 4 and 3 words: mean 3. dog is in 2 of 3: idf = ln(1 + 1.5 / 2.5). snow is in 1 of 3: idf = ln(1 + 2.5 / 1.5).
+    # Three documents of 2, 4 and 3 words: mean 3. dog is in 2 of 3: idf = ln(1 + 1.5 / 2.5). snow is in 1 of 3: idf =
+    # ln(1 + 2.5 / 1.5).
     dog, snow = 0.4700036, 0.9808293
     short, long = 1.2 * (0.25 + 0.75 * 2 / 3), 1.2 * (0.25 + 0.75 * 4 / 3)
     assert words.scores("DOG").tolist() == pytest.approx([dog / (1 + short), 0, 2 * dog / (2 + long), 0])
-    assert words.scores("dog snow!").tolist() == pytest.approx([dog / (1 + short), 0, 2 * dog / (2 + long) + snow / (1 + long), 0])
+    assert words.scores("dog snow!").tolist() == pytest.approx(
+        [dog / (1 + short), 0, 2 * dog / (2 + long) + snow / (1 + long), 0]
+    )
     assert words.scores("bird").tolist() == [0, 0, 0, 0]
 
 
@@ -132,7 +137,13 @@ def test_fused_ranks_worked_out_by_hand():
 
 def test_images_without_captions_beside_others_with_are_not_pushed_down():
     vectors, words = np.array([4, 2, 9, 1]), np.array([9, 2, 7, 1])
-    assert fuse(vectors, words, 9)[0].tolist() == [9, 2, 1, 4, 7]  # 4, the nearest image, follows those that share a word
+    assert fuse(vectors, words, 9)[0].tolist() == [
+        9,
+        2,
+        1,
+        4,
+        7,
+    ]  # 4, the nearest image, follows those that share a word
     has_captions = np.ones(10, dtype=bool)
     has_captions[[4, 7, 2]] = False
     rows, fused = fuse(vectors, words, 9, has_captions)
@@ -142,7 +153,9 @@ def test_images_without_captions_beside_others_with_are_not_pushed_down():
     assert fused.tolist() == pytest.approx(sorted(sums.values(), reverse=True))
     # A name ranks higher than the vector; of words that no caption has, a name alone has two ranks.
     assert fuse(np.array([3, 4]), np.array([4, 3]), 9, has_captions)[1].tolist() == pytest.approx([1 / 62 + 1 / 61] * 2)
-    assert fuse(np.array([2, 4]), np.array([4]), 9, has_captions)[1].tolist() == pytest.approx([1 / 62 + 1 / 61, 1 / 61])
+    assert fuse(np.array([2, 4]), np.array([4]), 9, has_captions)[1].tolist() == pytest.approx(
+        [1 / 62 + 1 / 61, 1 / 61]
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +192,10 @@ def test_words_of_names(name, words):
 def test_hybrid_hits_are_the_fused_ranks_of_the_cosines_and_of_bm25(photos, tmp_path):
     vectors = unit_vectors(5)
     index = captioned(tmp_path / "index", photos, vectors, keywords=True)
-    words_R = [[word for caption in captions for word in tokens_of(caption)] + [f"i{row}"] for row, captions in enumerate(CAPTIONS)]
+    words_R = [
+        [word for caption in captions for word in tokens_of(caption)] + [f"i{row}"]
+        for row, captions in enumerate(CAPTIONS)
+    ]
     assert row_words(index) == words_R
     queries = unit_vectors(3, seed=5).astype(np.float64)
     texts = ["a dog in snow", "i3", "sofa"]
@@ -187,11 +203,19 @@ def test_hybrid_hits_are_the_fused_ranks_of_the_cosines_and_of_bm25(photos, tmp_
         bm25 = lucene(words_R, text)
         by_words = sorted((row for row in range(5) if bm25[row] > 0), key=lambda row: -bm25[row])
         by_vectors = exact(vectors, query, 5)
-        fused = {row: sum(1 / (61 + order.index(row)) for order in (by_vectors, by_words) if row in order) for row in range(5)}
+        fused = {
+            row: sum(1 / (61 + order.index(row)) for order in (by_vectors, by_words) if row in order)
+            for row in range(5)
+        }
         assert [hit.row for hit in hits] == sorted(fused, key=lambda row: -fused[row])[:4], text
         for hit in hits:
-            cosine = float(vectors[hit.row].astype(np.float64) @ query / np.linalg.norm(vectors[hit.row].astype(np.float64)))
-            assert (hit.fused, hit.score) == (pytest.approx(fused[hit.row]), pytest.approx(cosine / np.linalg.norm(query), abs=1e-6))
+            cosine = float(
+                vectors[hit.row].astype(np.float64) @ query / np.linalg.norm(vectors[hit.row].astype(np.float64))
+            )
+            assert (hit.fused, hit.score) == (
+                pytest.approx(fused[hit.row]),
+                pytest.approx(cosine / np.linalg.norm(query), abs=1e-6),
+            )
             assert hit.bm25 == (pytest.approx(bm25[hit.row]) if bm25[hit.row] > 0 else None)
             assert hit.name == f"i{hit.row}"
 
@@ -233,7 +257,9 @@ def test_words_are_added_to_an_index_and_taken_away_without_its_model(photos, tm
     index = captioned(tmp_path / "index", photos, unit_vectors(5))
     assert not (index.folder / "keywords").exists()
     assert "keywords" not in index.document
-    with pytest.raises(MissingError, match=r"index has no words of captions and file names; add them: dcdctl index .*index --keywords"):
+    with pytest.raises(
+        MissingError, match=r"index has no words of captions and file names; add them: dcdctl index .*index --keywords"
+    ):
         index.hybrid(["a dog"], unit_vectors(1), 5)
     more = update(index.folder, Changes(sets=("keywords=true",)))
     assert keyword_bytes(more) == keyword_bytes(built)
@@ -284,7 +310,9 @@ def test_a_damaged_file_of_words_is_named(photos, tmp_path, kind):
     with pytest.raises(StaleError, match=rf"{kind}-1\.{KINDS[kind]} is damaged"):
         damaged.check()
     with pytest.raises(StaleError, match=rf"{kind}-1\.{KINDS[kind]} is damaged"):
-        damaged.hybrid(["dog"], unit_vectors(1), 1) if kind != "words" else update(index.folder, Changes(remove=("i0",)))
+        damaged.hybrid(["dog"], unit_vectors(1), 1) if kind != "words" else update(
+            index.folder, Changes(remove=("i0",))
+        )
     path.unlink()
     with pytest.raises(MissingError, match=rf"{kind}-1"):
         Index.open(index.folder)
@@ -342,7 +370,10 @@ def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path)
     assert (answer.hits[0].name, answer.notes) == ("beachDay_1.png", ())
     assert searcher.ask("beach day", 1, hybrid=True).hits == answer.hits
     unknown = searcher.by_text("zeppelins", 3, hybrid=True)
-    assert unknown.notes[-1] == "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
+    assert (
+        unknown.notes[-1]
+        == "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
+    )
     assert [hit.row for hit in unknown.hits] == [hit.row for hit in searcher.by_text("zeppelins", 3).hits]
     with pytest.raises(ConfigError, match="an image has none; search by a text"):
         searcher.ask(pictures / "z dog.png", hybrid=True)
@@ -353,5 +384,7 @@ def test_words_need_their_package_only_to_be_indexed(photos, tmp_path, monkeypat
     plain = captioned(tmp_path / "plain", photos, unit_vectors(5))
     monkeypatch.setitem(sys.modules, "bm25s", None)
     assert index.hybrid(["sofa"], unit_vectors(1), 1)[0][0].bm25
-    with pytest.raises(MissingError, match=r"an index of words needs bm25s, which is not installed; pip install 'bm25s>=0\.2\.7'"):
+    with pytest.raises(
+        MissingError, match=r"an index of words needs bm25s, which is not installed; pip install 'bm25s>=0\.2\.7'"
+    ):
         update(plain.folder, Changes(sets=("keywords=true",)))

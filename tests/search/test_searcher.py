@@ -192,7 +192,9 @@ def test_query_vectors_and_logits_that_are_not_finite_are_refused(searcher, rera
     monkeypatch.setattr(searcher.texts, "vectors", lambda _: np.full((1, searcher.index.dim), bad, dtype=np.float32))
     monkeypatch.setattr(searcher.model, "embed_images", lambda _: torch.full((1, searcher.index.dim), bad))
     for ask in (lambda: searcher.by_text(TEXT), lambda: searcher.by_image(picture_at(index, "plain.png"))):
-        with pytest.raises(ModelError, match="vectors of queries that are zero, NaN or infinite; its training diverged"):
+        with pytest.raises(
+            ModelError, match="vectors of queries that are zero, NaN or infinite; its training diverged"
+        ):
             ask()
 
 
@@ -220,7 +222,11 @@ def test_a_moved_index_gives_the_same_answers(index, searcher, tmp_path):
 
 def test_a_query_file_that_is_not_an_image_is_described(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
-    for path, found in ((tmp_path, "is a folder"), (tmp_path / "no.jpg", "does not exist"), (tmp_path / "text.jpg", "not an image file")):
+    for path, found in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "no.jpg", "does not exist"),
+        (tmp_path / "text.jpg", "not an image file"),
+    ):
         with pytest.raises(InputError, match=found):
             read_image(path)
     with pytest.raises(InputError, match="not a regular file"):

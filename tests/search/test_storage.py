@@ -20,7 +20,8 @@ def write(path, count, dim=5, skipped=()):
     vectors = unit_vectors(count, dim)
     path.parent.mkdir(parents=True, exist_ok=True)
     places = [
-        SourceImage(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None) for row in range(count)
+        SourceImage(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None)
+        for row in range(count)
     ]
     part_files.write_part(path, places, vectors, skipped)
     return vectors, places
@@ -54,7 +55,10 @@ def test_a_part_with_other_rows_or_vectors_elsewhere_is_named(tmp_path, change):
     path = tmp_path / "vectors" / "part.parquet"
     write(path, 1200)
     part, _ = part_files.describe_part(path, 0, 5)
-    wrong, message = change(part), r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d numbers at byte"
+    wrong, message = (
+        change(part),
+        r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d numbers at byte",
+    )
     for read in (part_files.mapped, part_files.part_path):
         with pytest.raises(StaleError, match=message):
             read(tmp_path, wrong, 5)
@@ -82,7 +86,8 @@ def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
     part, _ = part_files.describe_part(path, 0, 5)
     for _ in range(2):
         with pytest.raises(
-            StaleError, match=r"part\.parquet is damaged: it has vectors that are NaN or infinite; delete the folder and run"
+            StaleError,
+            match=r"part\.parquet is damaged: it has vectors that are NaN or infinite; delete the folder and run",
         ):
             part_files.mapped(tmp_path, part, 5)
 
@@ -157,5 +162,7 @@ def test_a_missing_index_names_the_command_that_makes_one(tmp_path, written, mes
 )
 def test_a_different_format_is_refused(tmp_path, text, found):
     (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(StaleError, match=rf"index\.json .*{found}.*; delete the folder and run the same `dcdctl index` again"):
+    with pytest.raises(
+        StaleError, match=rf"index\.json .*{found}.*; delete the folder and run the same `dcdctl index` again"
+    ):
         storage.read_document(tmp_path)

@@ -71,7 +71,9 @@ def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_in
     assert searcher.ask(noise_index.parent / "images" / name, 1).hits[0].name == name
     assert searcher.own.is_loaded
     assert isinstance(Searcher.open(noise_index, device=torch.device("cpu")).texts, TextTower)
-    assert isinstance(Searcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors)
+    assert isinstance(
+        Searcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors
+    )
     with pytest.raises(ConfigError, match="device nonsense is unknown"):
         Searcher.open(noise_index, device="nonsense")
 
@@ -132,10 +134,14 @@ def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_inde
 
 
 @pytest.mark.parametrize("package", onnx.TEXT_PACKAGES)
-def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_later(noise_index, tmp_path, monkeypatch, package):
+def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_later(
+    noise_index, tmp_path, monkeypatch, package
+):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, package, None)
-        index = build.build(str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig())
+        index = build.build(
+            str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig()
+        )
     assert "text" not in index.document
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
     assert isinstance(Searcher.open(index.folder, device="cpu").texts, DualVectors)

@@ -1,4 +1,5 @@
-"""Vectors of another engine become an index: the bytes of embedding here, and every row that does not fit is an error."""
+"""Vectors of another engine become an index: the bytes of embedding here, and every row that does not fit is an
+error."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def outputs(model, photos):
 
 def write(path, names, vectors, *, column="image_id", metadata=None, **extra):
     """A file of vectors as lists."""
-    table = pa.table({column: names, "vector": vectors if isinstance(vectors, pa.Array) else pa.array(list(vectors)), **extra})
+    table = pa.table(
+        {column: names, "vector": vectors if isinstance(vectors, pa.Array) else pa.array(list(vectors)), **extra}
+    )
     pq.write_table(table.replace_schema_metadata(metadata), path)
     return path
 
@@ -75,7 +78,9 @@ def given(*paths, verify=2):
 def comparable(folder):
     """The files of an index by their content."""
     found = contents(folder)
-    return {name: data for name, data in found.items() if name != "index.json"}, json.loads(found["index.json"])["parts"]
+    return {name: data for name, data in found.items() if name != "index.json"}, json.loads(found["index.json"])[
+        "parts"
+    ]
 
 
 @pytest.mark.parametrize("number", [pa.float32(), pa.float64()])
@@ -124,21 +129,30 @@ def test_rows_that_do_not_fit_are_counted_by_kind_and_nothing_is_stored(dual, mo
         assert not list(out.glob("vectors/*"))
         return str(caught.value)
 
-    assert re.search(r"1 rows of images that are not in .* \('x\.png' in bad\.parquet\)", error([*NAMES, "x.png"], [*good, good[0]]))
-    assert "1 rows of images that another row has too ('./0.png' in bad.parquet)" in error([*NAMES, "./0.png"], [*good, good[0]])
+    assert re.search(
+        r"1 rows of images that are not in .* \('x\.png' in bad\.parquet\)", error([*NAMES, "x.png"], [*good, good[0]])
+    )
+    assert "1 rows of images that another row has too ('./0.png' in bad.parquet)" in error(
+        [*NAMES, "./0.png"], [*good, good[0]]
+    )
     wrong = good.copy()
     wrong[1, 2], wrong[2], wrong[3, 0] = np.nan, 0, np.inf
     text = error(NAMES, wrong)
     assert "2 vectors with numbers that are not finite ('sub/1.png' in bad.parquet; 'sub/3.png' in bad.parquet)" in text
     assert "1 vectors of zeros ('2.png' in bad.parquet)" in text
-    assert re.search(r"2 of 8 files have no vector, and 'sub/5\.png' is an image", error(NAMES[:5] + NAMES[6:], good[[0, 1, 2, 3, 4, 6]]))
+    assert re.search(
+        r"2 of 8 files have no vector, and 'sub/5\.png' is an image",
+        error(NAMES[:5] + NAMES[6:], good[[0, 1, 2, 3, 4, 6]]),
+    )
     nulls = pa.array([None, *good[1:]])
     assert re.search(r"2 of 8 files have no vector, and '0\.png' is an image", error(NAMES, nulls))
     width = good.shape[1]
     assert f"have {width - 1} numbers, and those of the model have {width};" in error(NAMES, good[:, :-1])
     assert f"have {width - 1}, {width} numbers" in error(NAMES[:2], pa.array([good[0], good[1][:-1]]))
     assert "has no column image_id and no path (it has name, vector)" in error(NAMES, good, column="name")
-    assert re.search(r" is list<.*int64>, lists of floating-point numbers are expected", error(NAMES, pa.array([[1, 2]] * 7)))
+    assert re.search(
+        r" is list<.*int64>, lists of floating-point numbers are expected", error(NAMES, pa.array([[1, 2]] * 7))
+    )
     (tmp_path / "bad2.parquet").write_bytes(b"PAR1 damaged")
     with pytest.raises(InputError, match=r"bad2\.parquet cannot be read as vectors: "):
         build(str(dual), photos, out, FLAT, given=given(tmp_path / "bad2.parquet"), compute=BATCHES)
@@ -149,14 +163,27 @@ def test_vectors_of_another_model_are_refused_by_their_digest_and_by_embedding_a
     message = rf"are of the model {'f' * 8}, and this is the model {model.digest[:8]}"
     for extra in ({"metadata": {"dcdctl.model": "f" * 64}}, {"model_digest": [model.digest] * 6 + ["f" * 64]}):
         with pytest.raises(StaleError, match=message):
-            build(str(dual), photos, out, FLAT, given=given(write(tmp_path / "v.parquet", NAMES, good, **extra)), compute=BATCHES)
+            build(
+                str(dual),
+                photos,
+                out,
+                FLAT,
+                given=given(write(tmp_path / "v.parquet", NAMES, good, **extra)),
+                compute=BATCHES,
+            )
     path = write(tmp_path / "v.parquet", NAMES, [*good[:5], -good[5], good[6]], metadata={"dcdctl.model": model.digest})
-    with pytest.raises(InputError, match=r"the vector of 'sub/5\.png' is not that of this model: the cosine is -1\.0000, .*--verify 0"):
-        build(str(dual), photos, out, FLAT, given=given(path), compute=BATCHES)  # compares the first row and the last, sub/5.png
+    with pytest.raises(
+        InputError, match=r"the vector of 'sub/5\.png' is not that of this model: the cosine is -1\.0000, .*--verify 0"
+    ):
+        build(
+            str(dual), photos, out, FLAT, given=given(path), compute=BATCHES
+        )  # compares the first row and the last, sub/5.png
     assert build(str(dual), photos, out, FLAT, given=given(path, verify=0), compute=BATCHES).num_images == 7
 
 
-def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(dual, model, photos, tmp_path, monkeypatch):
+def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(
+    dual, model, photos, tmp_path, monkeypatch
+):
     own = build(str(dual), photos, tmp_path / "own", FLAT, compute=BATCHES)
     path = write(tmp_path / "v.parquet", NAMES, outputs(model, photos))
     out = tmp_path / "index"
@@ -178,21 +205,45 @@ def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(du
     assert comparable(work().folder) == comparable(own.folder)
 
 
-def test_the_list_of_images_goes_to_an_engine_and_its_vectors_come_back(dual, model, photos, scenes_corpus_dir, tmp_path):
+def test_the_list_of_images_goes_to_an_engine_and_its_vectors_come_back(
+    dual, model, photos, scenes_corpus_dir, tmp_path
+):
     listed = write_image_list(str(dual), photos, tmp_path / "list")
     assert (listed.num_images, listed.num_files, listed.model) == (8, 3, model.digest)
     table = pa.concat_tables(pq.read_table(path) for path in sorted(listed.folder.glob("*.parquet")))
     assert table.column_names == ["image_id", "path", "model_digest"]
     vectors = dict(zip(NAMES, outputs(model, photos), strict=True))
     # An engine that keeps the columns of a row, and gives null for a file that it cannot read.
-    table = table.append_column("vector", pa.array([vectors.get(name) for name in table.column("image_id").to_pylist()]))
+    table = table.append_column(
+        "vector", pa.array([vectors.get(name) for name in table.column("image_id").to_pylist()])
+    )
     (tmp_path / "vectors").mkdir()
     pq.write_table(table, tmp_path / "vectors" / "0.parquet")
     made = CliRunner().invoke(
-        app, list(map(str, ["index", dual, "--images", photos, "--out", tmp_path / "index", "--vectors", tmp_path / "vectors", "--json"]))
+        app,
+        list(
+            map(
+                str,
+                [
+                    "index",
+                    dual,
+                    "--images",
+                    photos,
+                    "--out",
+                    tmp_path / "index",
+                    "--vectors",
+                    tmp_path / "vectors",
+                    "--json",
+                ],
+            )
+        ),
     )
-    assert (made.exit_code, json.loads(made.stdout)["images"], json.loads(made.stdout)["left_out"]) == (0, 7, 1), made.output
-    with pytest.raises(InputError, match=r"is a corpus, whose Parquet files already list the images.*; let the engine read"):
+    assert (made.exit_code, json.loads(made.stdout)["images"], json.loads(made.stdout)["left_out"]) == (0, 7, 1), (
+        made.output
+    )
+    with pytest.raises(
+        InputError, match=r"is a corpus, whose Parquet files already list the images.*; let the engine read"
+    ):
         write_image_list(str(dual), scenes_corpus_dir, tmp_path / "other")
     with pytest.raises(InputError, match="is not empty"):
         write_image_list(str(dual), photos, tmp_path / "list")
@@ -202,7 +253,10 @@ def test_the_list_of_images_goes_to_an_engine_and_its_vectors_come_back(dual, mo
     ("words", "message"),
     [
         (["--plan-only"], "needs --images DIR and --out FOLDER"),
-        (["--plan-only", "--images", "DIR", "--out", "new", "--vectors", "v.parquet"], "are two steps: list the images first"),
+        (
+            ["--plan-only", "--images", "DIR", "--out", "new", "--vectors", "v.parquet"],
+            "are two steps: list the images first",
+        ),
         (["--images", "DIR", "--out", "new", "--verify", "3"], "compares given vectors: add --vectors"),
     ],
 )

@@ -33,7 +33,10 @@ TABLE = pa.table(
         "rating": pa.array([1.5, -2.0, 3.0, 0.0, None], pa.float64()),
         "starred": pa.array([True, False, None, True, False], pa.bool_()),
         "day": pa.array([date(2024, 1, 31), date(2023, 5, 1), None, date(2024, 2, 1), date(2020, 2, 29)], pa.date32()),
-        "taken": pa.array([datetime(2024, 1, 31, 8, 30), None, datetime(2023, 5, 1), datetime(2024, 2, 1), datetime(2020, 1, 1)], MOMENT),
+        "taken": pa.array(
+            [datetime(2024, 1, 31, 8, 30), None, datetime(2023, 5, 1), datetime(2024, 2, 1), datetime(2020, 1, 1)],
+            MOMENT,
+        ),
         "owner name": pa.array(["Ann", "Bob%", "b_b", "", None], pa.string()),
     }
 )
@@ -77,7 +80,9 @@ def test_the_rows_are_those_of_duckdb(text):
     assert held.nonzero()[0].tolist() == expected
 
 
-SIMPLE = st.sampled_from(["year > 2019", "owner = 'x'", "starred", "rating is null", "day < '2024-01-01'", "year in (2020, 2022)"])
+SIMPLE = st.sampled_from(
+    ["year > 2019", "owner = 'x'", "starred", "rating is null", "day < '2024-01-01'", "year in (2020, 2022)"]
+)
 NESTED = st.recursive(
     SIMPLE,
     lambda inner: st.one_of(
@@ -163,7 +168,14 @@ def test_deep_nesting_is_an_error(text):
 )
 @settings(max_examples=100, deadline=None)
 def test_a_quoted_value_is_read_back_unchanged(value):
-    types = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), date: pa.date32(), datetime: MOMENT}
+    types = {
+        str: pa.string(),
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        date: pa.date32(),
+        datetime: MOMENT,
+    }
     name = "a 'b' % \u72ac"
     condition = parse_where(f"{quoted_name(name)} = {quoted_value(value)}", pa.schema([(name, types[type(value)])]))
     assert condition == Compare(name, "=", value)
@@ -176,4 +188,6 @@ def test_several_conditions_must_all_hold():
 
 
 def test_ids_and_paths_are_columns_of_every_index():
-    assert parse_where("image_id = 'x' or path like 'a/%'", pa.schema([])) == AnyOf((Compare("image_id", "=", "x"), Like("path", "a/%")))
+    assert parse_where("image_id = 'x' or path like 'a/%'", pa.schema([])) == AnyOf(
+        (Compare("image_id", "=", "x"), Like("path", "a/%"))
+    )

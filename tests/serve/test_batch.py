@@ -63,7 +63,9 @@ def test_a_wrong_query_has_its_error_in_its_place_and_the_others_their_answers(s
     assert rows(answers[0]) == [hit.row for hit in searcher.by_text("two dogs", 4).hits]
     assert "the query is empty" in answers[1]["error"]
     assert answers[2] == {"error": "k: Input should be less than or equal to 9"}
-    assert answers[3] == {"error": "text: String should have at most 20 characters; limit: Extra inputs are not permitted"}
+    assert answers[3] == {
+        "error": "text: String should have at most 20 characters; limit: Extra inputs are not permitted"
+    }
     assert rows(answers[4]) == [hit.row for hit in searcher.by_text("a red bus", 4).hits]
     only_wrong = client_of(searcher).post("/search", json={"queries": ["a", {"k": 1}, {"text": "a", "k": True}]})
     errors = [one["error"] for one in only_wrong.json()["answers"]]
@@ -89,7 +91,11 @@ def test_texts_of_a_batch_may_have_conditions_and_be_searched_by_words(tmp_path)
 
 
 def test_words_that_an_index_lacks_are_an_error_of_their_query(searcher):
-    answers = client_of(searcher).post("/search", json={"queries": [{"text": "a", "hybrid": True}, {"text": "a"}]}).json()["answers"]
+    answers = (
+        client_of(searcher)
+        .post("/search", json={"queries": [{"text": "a", "hybrid": True}, {"text": "a"}]})
+        .json()["answers"]
+    )
     assert "an index with words" in answers[0]["error"]
     assert len(rows(answers[1])) == 4
 
@@ -107,7 +113,9 @@ def test_words_that_an_index_lacks_are_an_error_of_their_query(searcher):
     ],
 )
 def test_a_body_that_is_no_batch_is_refused(searcher, body, message):
-    response = client_of(searcher).post("/search", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
+    response = client_of(searcher).post(
+        "/search", content=body, headers={"Content-Type": "application/json; charset=utf-8"}
+    )
     assert response.status_code == 422
     assert message in response.json()["error"]
 
@@ -121,11 +129,16 @@ def test_the_openapi_document_has_both_kinds_of_body(searcher):
 
 def test_a_large_body_is_refused(searcher):
     body = json.dumps({"queries": [{"text": 2**20 * "a"}]})
-    assert client_of(searcher).post("/search", content=body, headers={"Content-Type": "application/json"}).status_code == 413
+    assert (
+        client_of(searcher).post("/search", content=body, headers={"Content-Type": "application/json"}).status_code
+        == 413
+    )
 
 
 def test_a_batch_is_never_larger_than_the_queue(searcher):
-    response = client_of(searcher, replace(CONFIG, max_waiting=1)).post("/search", json={"queries": 3 * [{"text": "a"}]})
+    response = client_of(searcher, replace(CONFIG, max_waiting=1)).post(
+        "/search", json={"queries": 3 * [{"text": "a"}]}
+    )
     assert "1 to 2 queries, got 3" in response.json()["error"]
 
 

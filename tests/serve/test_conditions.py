@@ -63,7 +63,9 @@ def test_each_query_of_a_batch_has_its_own_condition(client):
         {"text": "d", "where": "year = 2020"},
     ]
     answers = client.post("/search", json={"queries": queries}, params={"where": "owner is not null"}).json()["answers"]
-    names = [{one["name"] for one in answer["results"]} if "results" in answer else answer["error"] for answer in answers]
+    names = [
+        {one["name"] for one in answer["results"]} if "results" in answer else answer["error"] for answer in answers
+    ]
     with_owner, of_2020 = kept(lambda _, owner: owner), kept(lambda year, owner: owner and year == 2020)
     assert [names[0], names[1], names[3]] == [of_2020, with_owner, of_2020]
     assert "unknown column yaer" in names[2]
@@ -116,9 +118,18 @@ def test_the_page_offers_the_columns_with_the_fewest_values():
     def summary(name, type_, distinct):
         return ColumnSummary(name=name, type=type_, missing=0, distinct=distinct, frequent=(), low=None, high=None)
 
-    columns = [("same", "text", 1), ("many", "text", 51), ("owner", "text", 50), ("taken", "date and time", 12), ("f", "number", 3000)]
+    columns = [
+        ("same", "text", 1),
+        ("many", "text", 51),
+        ("owner", "text", 50),
+        ("taken", "date and time", 12),
+        ("f", "number", 3000),
+    ]
     assert choose_facets([summary(*column) for column in columns]) == {"taken": "range", "owner": "values"}
-    assert choose_facets([summary("n", "whole number", 51), summary("flag", "true or false", 2)]) == {"flag": "values", "n": "range"}
+    assert choose_facets([summary("n", "whole number", 51), summary("flag", "true or false", 2)]) == {
+        "flag": "values",
+        "n": "range",
+    }
 
 
 def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):

@@ -31,7 +31,10 @@ from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware
 HASTY_S = 0.2
 PATIENT = ServiceConfig(max_header_s=TIMEOUT_S, max_idle_s=TIMEOUT_S, max_send_s=TIMEOUT_S, max_upload_s=TIMEOUT_S)
 """All deadlines are longer than a test, also on a busy machine."""
-UPLOAD = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+UPLOAD = (
+    b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; "
+    b"boundary=x\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,9 @@ def get(address: tuple[str, int], path: str) -> httpx2.Response:
 
 
 def rejected(address: tuple[str, int], reason: str) -> int:
-    lines = [line for line in get(address, "/metrics").text.splitlines() if f'rejected_total{{reason="{reason}"}}' in line]
+    lines = [
+        line for line in get(address, "/metrics").text.splitlines() if f'rejected_total{{reason="{reason}"}}' in line
+    ]
     return int(float(lines[0].split()[-1])) if lines else 0
 
 
@@ -106,9 +111,13 @@ def test_more_slow_clients_than_connections_do_not_keep_others_out(searcher, mad
             assert get(address, "/health").status_code == 200
             assert get(address, "/search?text=a+bus").status_code == 200
             url = f"http://{address[0]}:{address[1]}/search"
-            assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=TIMEOUT_S, verify=False).status_code == 200
+            assert (
+                httpx2.post(url, files={"image": ("a.png", photo)}, timeout=TIMEOUT_S, verify=False).status_code == 200
+            )
         assert rejected(address, "too many connections") >= 40 - config.max_connections
-        open_now = next(line for line in get(address, "/metrics").text.splitlines() if line.startswith("dcdctl_connections"))
+        open_now = next(
+            line for line in get(address, "/metrics").text.splitlines() if line.startswith("dcdctl_connections")
+        )
         assert 1 <= float(open_now.split()[-1]) <= config.max_connections
         # The oldest were closed, without an answer.
         assert all(map(is_closed, attackers[:20]))
@@ -167,7 +176,10 @@ def test_a_client_is_disconnected_when_its_request_does_not_arrive_in_time(searc
 
 
 def test_an_upload_that_trickles_is_answered_408_and_disconnected(searcher):
-    with serving(searcher, replace(PATIENT, max_upload_s=HASTY_S)) as address, socket.create_connection(address) as client:
+    with (
+        serving(searcher, replace(PATIENT, max_upload_s=HASTY_S)) as address,
+        socket.create_connection(address) as client,
+    ):
         client.sendall(UPLOAD)
         client.settimeout(TIMEOUT_S)
         with sending(client, b"-"):
@@ -186,7 +198,10 @@ def test_a_slow_request_in_time_is_answered(searcher):
 
 
 def test_an_idle_connection_is_closed_after_a_while(searcher):
-    with serving(searcher, replace(PATIENT, max_idle_s=HASTY_S)) as address, socket.create_connection(address) as client:
+    with (
+        serving(searcher, replace(PATIENT, max_idle_s=HASTY_S)) as address,
+        socket.create_connection(address) as client,
+    ):
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert is_closed(client)
         assert rejected(address, "request too slow") == 0
@@ -196,7 +211,9 @@ def large_answer(searcher: Searcher, config: ServiceConfig, num_bytes: int) -> L
     """An app whose answers are larger than what the system buffers."""
 
     async def answer(_: Scope, __: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(num_bytes).encode())]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(num_bytes).encode())]}
+        )
         await send({"type": "http.response.body", "body": bytes(num_bytes)})
 
     return LimitsMiddleware(answer, config, Metrics(lambda: searcher.index), Lifecycle())
@@ -215,7 +232,9 @@ def test_a_client_that_does_not_read_the_answer_is_disconnected(searcher, num_re
             client.settimeout(TIMEOUT_S)
             assert sum(map(len, received(client))) < num_bytes
         until(lambda: "dcdctl_connections 0.0" in app.metrics.text().decode())
-        until(lambda: "dcdctl_requests_in_flight 0.0" in app.metrics.text().decode())  # the task ends after its connection
+        until(
+            lambda: "dcdctl_requests_in_flight 0.0" in app.metrics.text().decode()
+        )  # the task ends after its connection
 
 
 def test_too_many_clients_that_do_not_read_their_answers_do_not_keep_others_out(searcher):
@@ -252,9 +271,12 @@ NOT_HTTP = {
     "a header of 1 MB": b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 10**6 + b"\r\n\r\n",
     "control characters": b"GET /\x1b[2J\x07 HTTP/1.1\r\nHost: \x1b]0;x\x07\r\n\r\n",
     "no request": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 3 + b"\r\n\r\n",
-    "a length of 5000 digits": b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "a length of 5000 digits": b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+    + b"9" * 5000
+    + b"\r\n\r\n",
     "a wrong chunk": UPLOAD.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked") + b"nonsense\r\n",
-    "another protocol": b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: \x09h2c\r\nX: 1\r\n\r\nnonsense\r\n\r\n",
+    "another protocol": b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: \x09h2c\r\nX: "
+    b"1\r\n\r\nnonsense\r\n\r\n",
 }
 
 
@@ -272,7 +294,9 @@ def test_malformed_requests_are_counted_and_not_logged(searcher, logged, capfd, 
 
 def test_headers_that_arrive_at_once_and_are_too_large_are_refused(searcher):
     with serving(searcher, replace(PATIENT, max_header_bytes=1000)) as address:
-        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=a", headers={"X-Long": 1000 * "a"}, timeout=TIMEOUT_S)
+        answer = httpx2.get(
+            f"http://{address[0]}:{address[1]}/search?text=a", headers={"X-Long": 1000 * "a"}, timeout=TIMEOUT_S
+        )
         assert (answer.status_code, answer.json()["error"]) == (
             431,
             "the request line and headers are too large, at most 0.976562 KiB are accepted",
@@ -293,7 +317,9 @@ def test_log_records_are_bounded_and_have_no_control_characters():
         raise ValueError("\x1b[2J" + "a" * 10**6)
     except ValueError:
         error = sys.exc_info()
-    record = logging.LogRecord("uvicorn.error", logging.ERROR, "x.py", 1, "failed: %s\n", ("one\ntwo\x07\u202e",), error)
+    record = logging.LogRecord(
+        "uvicorn.error", logging.ERROR, "x.py", 1, "failed: %s\n", ("one\ntwo\x07\u202e",), error
+    )
     text = logs.TextFormatter().format(record)
     assert text.startswith("failed: one\\ntwo\\x07\\u202e\nTraceback")
     assert len(text) < logs.MAX_RECORD_CHARS + 10
@@ -324,13 +350,17 @@ def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(sear
     logged.set_level(logging.INFO, logger="dcdctl.access")
     with serving(searcher, replace(PATIENT, access_log=True)) as address:
         sent = {"X-Request-ID": "two words"}
-        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=secret&k=2", headers=sent, timeout=TIMEOUT_S, verify=False)
+        answer = httpx2.get(
+            f"http://{address[0]}:{address[1]}/search?text=secret&k=2", headers=sent, timeout=TIMEOUT_S, verify=False
+        )
         get(address, "/%0a%1b[2Jx" + 1000 * "y")
         until(lambda: len(logged.records) == 2)
     first, second = (logs.TextFormatter().format(record) for record in logged.records)
     made = answer.headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{16}", made)
-    assert re.fullmatch(rf"\S+Z request request_id={made} method=GET path=/search status=200 ms=[\d.]+ hits=2 client=127.0.0.1", first)
+    assert re.fullmatch(
+        rf"\S+Z request request_id={made} method=GET path=/search status=200 ms=[\d.]+ hits=2 client=127.0.0.1", first
+    )
     assert "path=/\\n\\x1b[2Jxyyy" in second
     assert len(second) < 400
 
@@ -339,10 +369,18 @@ def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searche
     logged.set_level(logging.INFO, logger="dcdctl.access")
     with serving(searcher, replace(PATIENT, access_log=True, log_queries=True)) as address:
         get(address, "/search?text=a+bus")
-        httpx2.get(f"http://{address[0]}:{address[1]}/search?text=no", headers={"Host": "evil.example"}, timeout=TIMEOUT_S, verify=False)
+        httpx2.get(
+            f"http://{address[0]}:{address[1]}/search?text=no",
+            headers={"Host": "evil.example"},
+            timeout=TIMEOUT_S,
+            verify=False,
+        )
         until(lambda: len(logged.records) == 2)
     found = [json.loads(logs.JsonFormatter(3).format(record)) for record in logged.records]
-    assert [(one["status"], one.get("query"), one["process"]) for one in found] == [(200, "text=a+bus", 3), (400, None, 3)]
+    assert [(one["status"], one.get("query"), one["process"]) for one in found] == [
+        (200, "text=a+bus", 3),
+        (400, None, 3),
+    ]
 
 
 def test_the_open_files_of_the_process_limit_connections_and_requests():
@@ -352,7 +390,9 @@ def test_the_open_files_of_the_process_limit_connections_and_requests():
     assert abs(fitted.max_connections - 50) <= 2
     assert fitted.max_requests == fitted.max_connections - connections.RESERVED_CONNECTIONS
     assert connections.fit_to_open_files(PATIENT, limit=10**6) == PATIENT
-    with pytest.raises(ConfigError, match=r"may open .* files only, too few for connections; raise the limit: ulimit -n 1024"):
+    with pytest.raises(
+        ConfigError, match=r"may open .* files only, too few for connections; raise the limit: ulimit -n 1024"
+    ):
         connections.fit_to_open_files(PATIENT, limit=free + 10)
     with pytest.raises(ConfigError, match="max_connections must be more than 8, got 8"):
         connections.fit_to_open_files(replace(PATIENT, max_connections=8), limit=10**6)

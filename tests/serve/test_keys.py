@@ -69,12 +69,19 @@ def test_a_search_needs_one_of_the_keys_in_a_header(client, headers, status):
 
 
 def test_health_needs_no_key_and_metrics_only_if_the_settings_say_so(client, searcher):
-    assert [client.get(path).status_code for path in ("/health", "/healthz", "/live", "/metrics")] == [200, 200, 200, 401]
+    assert [client.get(path).status_code for path in ("/health", "/healthz", "/live", "/metrics")] == [
+        200,
+        200,
+        200,
+        401,
+    ]
     assert client_of(searcher, replace(CONFIG, metrics_without_key=True)).get("/metrics").status_code == 200
     assert client.get("/metrics", headers={"X-API-Key": NEW}).status_code == 200
 
 
-@pytest.mark.parametrize("address", [f"/search?text=a&api_key={NEW}", "/search?text=a&key=", "/health?X-Api-Key=a", f"/search?text={NEW}"])
+@pytest.mark.parametrize(
+    "address", [f"/search?text=a&api_key={NEW}", "/search?text=a&key=", "/health?X-Api-Key=a", f"/search?text={NEW}"]
+)
 def test_a_key_in_an_address_is_refused_even_beside_a_right_one(client, address):
     answer = client.get(address, headers={"X-API-Key": NEW})
     assert answer.status_code == 400
@@ -90,7 +97,10 @@ def test_a_browser_signs_in_once_and_then_sees_the_page_it_asked_for(client):
     first = client.get("/?q=a+red+bus&where=year+%3E+3")
     form = Page(first.text)
     assert (first.status_code, form.all("form")[0]["action"]) == (401, "login")
-    assert {one["name"]: one.get("value") for one in form.all("input")} == {"key": None, "next": "q=a+red+bus&where=year+%3E+3"}
+    assert {one["name"]: one.get("value") for one in form.all("input")} == {
+        "key": None,
+        "next": "q=a+red+bus&where=year+%3E+3",
+    }
     assert client.get("/search.css").status_code == 200
     answer = sign_in(client, f" {NEW} ", "q=a+red+bus&where=year+%3E+3")
     assert (answer.status_code, answer.headers["location"]) == (303, "./?q=a+red+bus&where=year+%3E+3")
@@ -105,7 +115,9 @@ def test_a_cookie_over_https_is_sent_over_https_only(service):
     assert "; Secure" in sign_in(browser_of(service, "https://localhost"), OLD).headers["set-cookie"]
 
 
-@pytest.mark.parametrize("following", ["//evil.example", "https://evil.example/", "q=a\r\nX-Injected: 1", "q=" + 3000 * "a"])
+@pytest.mark.parametrize(
+    "following", ["//evil.example", "https://evil.example/", "q=a\r\nX-Injected: 1", "q=" + 3000 * "a"]
+)
 def test_signing_in_never_leads_elsewhere(client, following):
     answer = sign_in(client, OLD, following)
     assert answer.headers["location"].startswith("./")
@@ -128,7 +140,11 @@ def test_a_wrong_key_is_refused_and_what_it_was_is_not_shown(searcher):
 
 def test_a_session_ends_with_its_time_with_its_key_and_by_any_change(searcher, monkeypatch):
     def status(cookie: str, accepted: str = f"{OLD},{NEW}") -> int:
-        return client_of(searcher, text=accepted).get("/search?text=a", headers={"Cookie": f"dcdctl_session={cookie}"}).status_code
+        return (
+            client_of(searcher, text=accepted)
+            .get("/search?text=a", headers={"Cookie": f"dcdctl_session={cookie}"})
+            .status_code
+        )
 
     cookie = keys.session_of(NEW, 60)
     ends, signature = cookie.split(".")

@@ -120,7 +120,9 @@ def test_waiting_texts_are_answered_together_with_the_answers_of_each_alone(sear
     assert [one.status_code for one in answers] == [200, 200, 422, 200, 200]
     for k, (text, answer) in enumerate(zip(texts, answers, strict=True), start=1):
         if text != " ":
-            assert [one["row"] for one in answer.json()["results"]] == [hit.row for hit in searcher.by_text(text, k).hits]
+            assert [one["row"] for one in answer.json()["results"]] == [
+                hit.row for hit in searcher.by_text(text, k).hits
+            ]
 
 
 def test_only_texts_of_the_same_condition_are_answered_together(searcher):
@@ -179,7 +181,10 @@ def test_beyond_the_request_limit_only_health_and_metrics_answer(searcher):
     async def work(client: httpx2.AsyncClient) -> list[int]:
         first = asyncio.create_task(client.get("/search?text=a"))
         await asyncio.to_thread(held.begun.wait)
-        statuses = [(await client.get(address)).status_code for address in ("/", "/image/0", "/search?text=b", "/health", "/metrics")]
+        statuses = [
+            (await client.get(address)).status_code
+            for address in ("/", "/image/0", "/search?text=b", "/health", "/metrics")
+        ]
         held.may_end.set()
         return [*statuses, (await first).status_code]
 

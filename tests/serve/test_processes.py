@@ -41,7 +41,8 @@ KEY = {"Authorization": "Bearer a-key-of-the-environment"}
 
 
 def get(url: str, headers: Mapping[str, str] | None = None) -> httpx2.Response:
-    """A response over a connection of its own, so that either process may accept it; without TLS, certificates need not be read."""
+    """A response over a connection of its own, so that either process may accept it; without TLS, certificates need not
+    be read."""
     return httpx2.get(url, headers={**KEY, **(headers or {})}, timeout=TIMEOUT_S, verify=False)
 
 
@@ -74,7 +75,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def requests_all_the_time(url: str) -> Iterator[list[int]]:
-    """The statuses of searches that two clients send all the time, over one connection each; 0 is a broken connection."""
+    """The statuses of searches that two clients send all the time, over one connection each; 0 is a broken
+    connection."""
     statuses: list[int] = []
     ends = threading.Event()
 
@@ -113,7 +115,12 @@ def assert_metrics_are_those_of_all_processes(url: str, log: Log) -> None:
         assert (answer.status_code, answer.headers["x-request-id"]) == (200, one)
     assert count(url, SEARCHES) == len(ids)
     assert count(url, "dcdctl_processes") == 2
-    assert [count(url, f'process_resident_memory_bytes{{process="{number}"}}') > 2**20 for number in range(4)] == [True, True, True, False]
+    assert [count(url, f'process_resident_memory_bytes{{process="{number}"}}') > 2**20 for number in range(4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     until(lambda: len(log.records(path="/search")) == len(ids))
     requests = log.records(path="/search", method="GET", status=200, hits=12, client="127.0.0.1")
     assert sorted(str(one["request_id"]) for one in requests) == sorted(ids)
@@ -159,7 +166,9 @@ def assert_a_reload_of_a_damaged_index_changes_nothing(url: str, log: Log, index
     assert models_of(url) == before
 
 
-def assert_a_request_in_progress_is_answered_before_the_end(url: str, process: subprocess.Popen[str], photo: bytes) -> None:
+def assert_a_request_in_progress_is_answered_before_the_end(
+    url: str, process: subprocess.Popen[str], photo: bytes
+) -> None:
     ended, answers = threading.Event(), []
 
     def body() -> Iterator[bytes]:
@@ -201,7 +210,12 @@ def test_two_processes_behind_one_port_from_their_start_to_their_end(tmp_path):
     shutil.rmtree(bad / "model")
     index = tmp_path / "index"
     index.symlink_to(first.index)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DCDCTL_API_KEY": KEY["Authorization"].split()[1]}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "DCDCTL_API_KEY": KEY["Authorization"].split()[1],
+    }
     command = [sys.executable, "-W", "error", "-c", SCRIPT, str(index), str(bad)]
     log = Log(tmp_path / "log")
     with (
@@ -216,7 +230,9 @@ def test_two_processes_behind_one_port_from_their_start_to_their_end(tmp_path):
             assert_a_killed_process_is_replaced(url, log)
             assert_a_reload_loses_no_request(url, log, index, second.index)
             assert_a_reload_of_a_damaged_index_changes_nothing(url, log, index, bad)
-            assert_a_request_in_progress_is_answered_before_the_end(url, process, (first.photos / "00.png").read_bytes())
+            assert_a_request_in_progress_is_answered_before_the_end(
+                url, process, (first.photos / "00.png").read_bytes()
+            )
         finally:
             process.kill()
     assert not list(Path(f"/proc/{process.pid}").glob("*"))

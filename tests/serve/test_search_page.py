@@ -1,6 +1,7 @@
 """The search page, in a browser.
 
-Chromium writes out what the page is once its script has run. What a user would do is done by lines that are added to a copy of the script.
+Chromium writes out what the page is once its script has run. What a user would do is done by lines that are added to a
+copy of the script.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ const choose = (field, value) => {
   field.dispatchEvent(new Event("change"));
 };
 const deeds = {
-  "#choose": () => choose(document.querySelector("#facets select"), document.querySelector("#facets select").options[2].value),
+  "#choose": () => choose(document.querySelector("#facets select"),
+  document.querySelector("#facets select").options[2].value),
   "#dates": async () => {
     choose(document.querySelectorAll("#facets input")[0], "2024-01-03");
     await new Promise((resolve) => setTimeout(resolve, 500));
@@ -66,7 +68,8 @@ const deeds = {
 };
 const seen = () => {
   const images = [...document.querySelectorAll("#results img")];
-  Object.assign(document.body.dataset, { address: location.search, drawn: images.filter((one) => one.naturalWidth > 1).length });
+  Object.assign(document.body.dataset, { address: location.search,
+  drawn: images.filter((one) => one.naturalWidth > 1).length });
 };
 setTimeout(() => deeds[location.hash]?.(), 1500);
 setTimeout(seen, 4000);
@@ -104,7 +107,9 @@ def told(html: str) -> str:
 
 def test_a_link_shows_what_its_sender_saw(see):
     html, page = see("?q=a+red+bus")
-    assert re.fullmatch(rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[1].strip())
+    assert re.fullmatch(
+        rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[1].strip()
+    )
     assert page.all("body")[0]["data-drawn"] == str(NUM)
     assert page.all("input")[0]["id"] == "words"
     assert "<title>a red bus | Search index</title>" in html
@@ -145,9 +150,12 @@ def test_a_text_that_scores_as_nonsense_is_a_weak_match(see, url):
 
     best = [ask(text)["results"][0]["score"] for text in probe_texts()]
     limit = np.quantile(best, 0.95)
-    # The tiny model knows no word of the probes; of the words that it knows, this one is nearer to an image than the limit.
+    # The tiny model knows no word of the probes; of the words that it knows, this one is nearer to an image than the
+    # limit.
     weak, strong = probe_texts()[0], "red"
-    assert [ask(text)["weak"] for text in (weak, strong)] == [ask(text)["results"][0]["score"] <= limit for text in (weak, strong)]
+    assert [ask(text)["weak"] for text in (weak, strong)] == [
+        ask(text)["results"][0]["score"] <= limit for text in (weak, strong)
+    ]
     pages = [see(f"?{urlencode({'q': text})}")[0] for text in (weak, strong)]
     assert [told(html).startswith("Weak match: ") for html in pages] == [True, False]
     shares = [[float(share) for share in re.findall(r"--share: ([\d.]+)", html)] for html in pages]

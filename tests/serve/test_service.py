@@ -27,7 +27,9 @@ from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
 MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000
-CONFIG = ServiceConfig(max_k=50, default_k=5, max_upload_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS, max_text_chars=40, thumbnail_px=100)
+CONFIG = ServiceConfig(
+    max_k=50, default_k=5, max_upload_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS, max_text_chars=40, thumbnail_px=100
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def own_client(own) -> TestClient:
 
 
 def client_of(searcher: Searcher, config: ServiceConfig = CONFIG, **options: object) -> TestClient:
-    return TestClient(app.build(searcher, config, **options), base_url="http://localhost", raise_server_exceptions=False)
+    return TestClient(
+        app.build(searcher, config, **options), base_url="http://localhost", raise_server_exceptions=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +101,10 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
     build.update(folder, build.Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
     assert changing.get("/health").json()["kind"] == kind
     for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
-        assert changing.get("/search", params=params).json()["results"] == client.get("/search", params=params).json()["results"]
+        assert (
+            changing.get("/search", params=params).json()["results"]
+            == client.get("/search", params=params).json()["results"]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +120,15 @@ def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
     for text, hybrid in (("photo", True), ("photo", False), ("two dogs 05", True)):
         found = client.get("/search", params={"text": text, "k": 3, "hybrid": hybrid}).json()
         hits = worded.by_text(text, 3, hybrid=hybrid).hits
-        assert [(one["row"], one["bm25"], one["fused"]) for one in found["results"]] == [(hit.row, hit.bm25, hit.fused) for hit in hits]
+        assert [(one["row"], one["bm25"], one["fused"]) for one in found["results"]] == [
+            (hit.row, hit.bm25, hit.fused) for hit in hits
+        ]
         assert not (hybrid and found["weak"])
     alone = client.get("/search", params={"text": "photo", "hybrid": True}).json()["results"]
     assert alone[0]["name"] == served.LARGE
-    queries = [{"text": "photo", "hybrid": flag, "k": k} for flag, k in ((True, CONFIG.default_k), (False, 2), (True, 1))]
+    queries = [
+        {"text": "photo", "hybrid": flag, "k": k} for flag, k in ((True, CONFIG.default_k), (False, 2), (True, 1))
+    ]
     batch = client.post("/search", json={"queries": queries}).json()["answers"]
     assert [one["results"][0]["fused"] is None for one in batch] == [False, True, False]
     assert batch[0]["results"] == alone
@@ -129,14 +140,22 @@ def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params)
     found = client.get("/search", params={**params, "hybrid": True})
     expected = "hybrid search is for a text, and for an index with words; add them with `dcdctl index INDEX --keywords`"
     assert (found.status_code, found.json()) == (422, {"error": expected})
-    batch = client.post("/search", json={"queries": [{"text": "a bus", "hybrid": True}, {"text": "a bus"}]}).json()["answers"]
+    batch = client.post("/search", json={"queries": [{"text": "a bus", "hybrid": True}, {"text": "a bus"}]}).json()[
+        "answers"
+    ]
     assert (batch[0], len(batch[1]["results"])) == ({"error": expected}, CONFIG.default_k)
     assert 'id="hybrid"' not in client.get("/").text
 
 
 def test_texts_that_are_searched_in_other_ways_are_not_answered_together(worded):
     service = app.Service.of(worded, replace(CONFIG, search_workers=1))
-    wanted = [("photo", 2, True), ("photo", 2, False), ("photo", 5, True), ("two dogs", 2, True), ("two dogs", 4, False)]
+    wanted = [
+        ("photo", 2, True),
+        ("photo", 2, False),
+        ("photo", 5, True),
+        ("two dogs", 2, True),
+        ("two dogs", 4, False),
+    ]
 
     async def answers() -> list[Answer]:
         return await asyncio.gather(*(service.texts.answer(text, k, hybrid=hybrid) for text, k, hybrid in wanted))
@@ -176,7 +195,14 @@ def test_an_invalid_request_gets_an_error_that_names_the_problem(client, address
     "address",
     [
         *("/image/12", f"/image/{2**63 - 1}", "/search?row=12"),
-        *("/image/../index.json", "/image/..%2f..%2fetc%2fpasswd", "/image//etc/passwd", "/../../etc/passwd", "/search.html", "/nope"),
+        *(
+            "/image/../index.json",
+            "/image/..%2f..%2fetc%2fpasswd",
+            "/image//etc/passwd",
+            "/../../etc/passwd",
+            "/search.html",
+            "/nope",
+        ),
     ],
 )
 def test_unknown_paths_and_rows_are_not_found(client, address):
@@ -197,7 +223,10 @@ NOT_TAKEN = {
     "nothing": (b"", "the image file is empty"),
     "text": (b"hello", "not an image file"),
     "a page": (b"<html>", "it looks like a web page"),
-    "too many pixels": (png((600, 501)), r"too many pixels, it may be a decompression bomb \(300,600, the limit is 300,000\)"),
+    "too many pixels": (
+        png((600, 501)),
+        r"too many pixels, it may be a decompression bomb \(300,600, the limit is 300,000\)",
+    ),
     "a bomb": (b"P6 65535 65535 255\n", r"decompression bomb \(4,294,836,225, the limit is 300,000\)"),
     "half a file": (png((40, 40))[:-30], "truncated"),
     "a taller size in the header": (OF_SIZE["jpeg"](*TALLER), "truncated or damaged"),
@@ -269,7 +298,11 @@ def test_images_that_are_gone_or_damaged_are_not_served(own, own_client, tmp_pat
     client, row = own_client, own.row(name)
     assert client.get(f"/image/{row}").status_code == 200
     SPOILED[what](own.photos / name, tmp_path / "secret.png")
-    for address in (f"/image/{row}", f"/search?row={row}", *([f"/image/{row}?size=original"] if what != "a picture cut short" else [])):
+    for address in (
+        f"/image/{row}",
+        f"/search?row={row}",
+        *([f"/image/{row}?size=original"] if what != "a picture cut short" else []),
+    ):
         answer = client.get(address)
         assert answer.status_code == 404
         assert answer.json() == {"error": f"image {row} is not in this index, or not where it was"}
@@ -297,7 +330,9 @@ def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_o
     document = artifacts.read_document(folder / "index.json")
     (folder / "index.json").unlink()
     if what == "is of another model":
-        artifacts.write_document(folder / "index.json", {**document, "model": {**document["model"], "fingerprint": 64 * "a"}})
+        artifacts.write_document(
+            folder / "index.json", {**document, "model": {**document["model"], "fingerprint": 64 * "a"}}
+        )
     assert client.get("/search?text=a+bus").json()["results"] == before
     assert ("the service continues with the previous one" in logged.text) == (what == "is of another model")
 
@@ -362,7 +397,14 @@ def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
 
 def test_metrics_count_requests_by_route_and_status(searcher):
     client = client_of(searcher)
-    for address in ("/search?text=a+bus", "/search?text=a+dog", "/search?text=a&k=0", "/image/0", "/image/1", "/secret/path"):
+    for address in (
+        "/search?text=a+bus",
+        "/search?text=a+dog",
+        "/search?text=a&k=0",
+        "/image/0",
+        "/image/1",
+        "/secret/path",
+    ):
         client.get(address)
     assert samples(client, "dcdctl_requests_total") == {
         ("GET", "/search", "200"): 2,
@@ -380,10 +422,16 @@ def test_metrics_count_requests_by_route_and_status(searcher):
 
 def test_health_reports_what_is_searched(client, searcher):
     health = client.get("/health").json()
-    assert (health["status"], health["images"], health["model"]) == ("ok", len(served.NAMES), searcher.index.fingerprint[:12])
+    assert (health["status"], health["images"], health["model"]) == (
+        "ok",
+        len(served.NAMES),
+        searcher.index.fingerprint[:12],
+    )
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")]
+)
 def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, monkeypatch, error, logged):
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -414,7 +462,14 @@ def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"max_k": 0}, {"default_k": 30, "max_k": 20}, {"max_waiting": -1}, {"port": 70000}, {"host": ""}, {"max_upload_s": 0.0}),
+        *(
+            {"max_k": 0},
+            {"default_k": 30, "max_k": 20},
+            {"max_waiting": -1},
+            {"port": 70000},
+            {"host": ""},
+            {"max_upload_s": 0.0},
+        ),
         *({"max_pixels": images.MAX_PIXELS + 1}, {"allowed_hosts": ("a.org:80",)}, {"allowed_hosts": ("a*b",)}),
     ],
 )

@@ -58,7 +58,9 @@ def sql(postgres_url):
 def test_a_large_table_is_searched_by_its_graph_and_under_conditions_finds_as_many(make, sql, monkeypatch):
     monkeypatch.setattr(postgres_store, "EXACT_UP_TO", 50)
     store, images = fill(make("many"), MANY), made_images(MANY)
-    (method,) = sql.execute("SELECT amname FROM pg_am JOIN pg_class ON relam = pg_am.oid WHERE relname = 'many_vector_idx'").fetchone()
+    (method,) = sql.execute(
+        "SELECT amname FROM pg_am JOIN pg_class ON relam = pg_am.oid WHERE relname = 'many_vector_idx'"
+    ).fetchone()
     assert method == "hnsw"
     check_graph_search(StoreIndex.open(store), images)
 
@@ -90,7 +92,9 @@ def test_a_lost_connection_is_opened_again(make, sql, waits):
 def test_threads_have_connections_of_their_own(make):
     index, queries = StoreIndex.open(fill(make("threads"), 200)), unit_vectors(6, DIM, seed=2)
     expected, found = index.search(queries, 5), {}
-    threads = [threading.Thread(target=lambda name=name: found.update({name: index.search(queries, 5)})) for name in range(4)]
+    threads = [
+        threading.Thread(target=lambda name=name: found.update({name: index.search(queries, 5)})) for name in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -102,7 +106,9 @@ def test_a_name_may_hold_any_characters(make, sql):
     store = make('Fotos "2020%25"; drop table x--é')
     fill(store, 20)
     assert StoreIndex.open(store).search(unit_vectors(1, DIM), 5)
-    assert sql.execute("SELECT count(*) FROM pg_class WHERE relname = 'Fotos \"2020%\"; drop table x--é'").fetchone() == (1,)
+    assert sql.execute(
+        "SELECT count(*) FROM pg_class WHERE relname = 'Fotos \"2020%\"; drop table x--é'"
+    ).fetchone() == (1,)
     sql.execute("CREATE SCHEMA archive")
     assert fill(make("archive.photos"), 20).count() == 20
     assert sql.execute("SELECT count(*) FROM archive.photos").fetchone() == (20,)
@@ -127,7 +133,9 @@ def test_a_column_may_have_any_name(make):
 
 def test_a_table_of_another_program_is_never_touched(make, sql):
     sql.execute("CREATE TABLE theirs (a int); COMMENT ON TABLE theirs IS '{\"a\": 1}'")
-    with pytest.raises(StaleError, match=r"the table theirs of .* is there, and dcdctl did not make it; .*nothing was changed"):
+    with pytest.raises(
+        StaleError, match=r"the table theirs of .* is there, and dcdctl did not make it; .*nothing was changed"
+    ):
         make("theirs").facts()
 
 
@@ -152,8 +160,16 @@ def test_a_store_that_is_refused_or_not_there_is_told_without_the_password(postg
     folder = postgres_url.partition("host=")[2]
     for url, error, message in (
         (f"postgresql://me:secret@/postgres?host={folder}&table=a", InputError, 'refuses: .*role "me" does not exist'),
-        (f"postgresql://tester:secret@/nowhere?host={folder}&table=a", InputError, 'refuses: .*database "nowhere" does not exist'),
-        ("postgresql://me:secret@127.0.0.1:1/photos?table=a&sslpassword=secret", UnavailableError, "does not answer: .*Connection refused"),
+        (
+            f"postgresql://tester:secret@/nowhere?host={folder}&table=a",
+            InputError,
+            'refuses: .*database "nowhere" does not exist',
+        ),
+        (
+            "postgresql://me:secret@127.0.0.1:1/photos?table=a&sslpassword=secret",
+            UnavailableError,
+            "does not answer: .*Connection refused",
+        ),
         (
             f"{postgres_url}&table=nothing",
             MissingError,
@@ -172,7 +188,8 @@ def test_a_store_that_is_refused_or_not_there_is_told_without_the_password(postg
     [
         (
             "postgresql://host/photos",
-            r"postgresql://host/photos names no table, or several; such as postgresql://user@host/database\?table=photos",
+            r"postgresql://host/photos names no table, or several; such as "
+            r"postgresql://user@host/database\?table=photos",
         ),
         ("postgresql://me:secret@host?table=a", "postgresql://me@host names no place"),
         ("mysql://me:secret@host/photos", r"'mysql://host/photos' is not the URL of a store; write postgresql://"),

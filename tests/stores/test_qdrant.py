@@ -63,7 +63,10 @@ def test_the_name_of_a_store_is_an_alias_that_moves_to_the_published_draft(store
     draft.create(made_facts(generation=2))
     draft.publish()
     (after,) = client.get_aliases().aliases
-    assert (after.alias_name, [found.name for found in client.get_collections().collections]) == ("photos", [after.collection_name])
+    assert (after.alias_name, [found.name for found in client.get_collections().collections]) == (
+        "photos",
+        [after.collection_name],
+    )
     assert after.collection_name != before.collection_name
 
 
@@ -96,7 +99,9 @@ def test_a_collection_of_another_program_is_never_touched(store):
 def test_what_qdrant_does_not_keep_or_compare_is_refused(store):
     store.create(made_facts())
     images = made_images().slice(0, 3)
-    infinite = images.set_column(images.column_names.index("score of judges"), "score of judges", pa.array([float("inf")] * 3))
+    infinite = images.set_column(
+        images.column_names.index("score of judges"), "score of judges", pa.array([float("inf")] * 3)
+    )
     with pytest.raises(InputError, match="the column score of judges has the number inf, which Qdrant does not keep"):
         store.upsert(infinite)
     with pytest.raises(InputError, match="Qdrant does not order numbers as large as 9007199254740993"):

@@ -19,7 +19,10 @@ def index(noise_index, tmp_path_factory):
     """The noise images, with the columns year and owner."""
     folder = tmp_path_factory.mktemp("columns") / "index"
     shutil.copytree(noise_index, folder)
-    names = sorted(path.relative_to(noise_index.parent / "images").as_posix() for path in (noise_index.parent / "images").rglob("*.png"))
+    names = sorted(
+        path.relative_to(noise_index.parent / "images").as_posix()
+        for path in (noise_index.parent / "images").rglob("*.png")
+    )
     rows = [f'"{name}",{2018 + number % 4},{"ann" if number % 3 else ""}' for number, name in enumerate(names)]
     table = folder.parent / "photos.csv"
     table.write_text("\n".join(["image,year,owner", *rows]), encoding="utf-8")
@@ -58,7 +61,9 @@ def test_the_service_answers_from_a_store_as_from_the_index(store, index):
             {"row": 3, "k": 4},
         ):
             found, expected = (client.get("/search", params=query).json() for client in (ours, theirs))
-            assert [found[key] for key in ("results", "bars", "weak")] == [expected[key] for key in ("results", "bars", "weak")]
+            assert [found[key] for key in ("results", "bars", "weak")] == [
+                expected[key] for key in ("results", "bars", "weak")
+            ]
             assert found["results"]
         assert ours.get("/image/3?size=original").content == theirs.get("/image/3?size=original").content
         assert ours.get("/image/999").status_code == 404

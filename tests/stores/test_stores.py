@@ -75,7 +75,11 @@ def test_a_store_finds_what_an_exact_search_finds_ties_by_row(read_only, k):
     queries = np.concatenate([unit_vectors(4, DIM, seed=9), vectors[3:4]])
     for query, hits in zip(queries, index.search(queries, k), strict=True):
         assert hit_rows(hits) == exact(vectors, query, k)
-        scores = vectors[hit_rows(hits)].astype(float) @ query / np.linalg.norm(vectors[hit_rows(hits)].astype(float), axis=1)
+        scores = (
+            vectors[hit_rows(hits)].astype(float)
+            @ query
+            / np.linalg.norm(vectors[hit_rows(hits)].astype(float), axis=1)
+        )
         np.testing.assert_allclose([hit.score for hit in hits], scores / np.linalg.norm(query.astype(float)), atol=1e-6)
 
 
@@ -117,7 +121,9 @@ OF_TEXTS = [
 @pytest.mark.parametrize("text", [*CONDITIONS, *OF_TEXTS])
 def test_a_condition_holds_for_the_same_images_as_in_an_index(read_only, text):
     if read_only.kind == "qdrant" and text in OF_TEXTS:
-        with pytest.raises(InputError, match=r"Qdrant (has no LIKE|does not order texts), which the condition asks of owner; use ="):
+        with pytest.raises(
+            InputError, match=r"Qdrant (has no LIKE|does not order texts), which the condition asks of owner; use ="
+        ):
             read_only.count(parse_where(text, COLUMNS))
         return
     images = made_images()
@@ -131,7 +137,10 @@ def test_a_condition_holds_for_the_same_images_as_in_an_index(read_only, text):
 
 
 def test_a_condition_that_no_image_meets_finds_nothing(read_only):
-    assert StoreIndex.open(read_only).search(unit_vectors(2, DIM), 5, parse_where("owner = 'nobody'", COLUMNS)) == [(), ()]
+    assert StoreIndex.open(read_only).search(unit_vectors(2, DIM), 5, parse_where("owner = 'nobody'", COLUMNS)) == [
+        (),
+        (),
+    ]
 
 
 def test_images_come_back_as_they_were_sent(read_only):
@@ -217,7 +226,9 @@ def test_an_uploaded_index_answers_like_the_index(index, store):
 def test_the_same_upload_again_sends_nothing_and_a_change_of_the_index_is_followed(index, store, tmp_path):
     upload_index(index, store)
     assert upload_index(index, store).sent == 0
-    more = write_index(tmp_path / "more", [unit_vectors(30), unit_vectors(25, seed=1), unit_vectors(9, seed=2)], removed=[4, 5, 40])
+    more = write_index(
+        tmp_path / "more", [unit_vectors(30), unit_vectors(25, seed=1), unit_vectors(9, seed=2)], removed=[4, 5, 40]
+    )
     done = upload_index(more, store)
     assert (done.images, done.sent, done.deleted, done.is_new) == (61, 9, 1, False)
     queries = unit_vectors(6, seed=3)
@@ -253,7 +264,9 @@ def test_another_index_replaces_a_store_only_if_it_is_told_to(index, store, tmp_
     with pytest.raises(StaleError, match=r"holds the images of another index .*--replace"):
         upload_index(other, store)
     other.fingerprint = "b" * 64
-    with pytest.raises(StaleError, match=r"was filled with the model aaaaaaaa, and the index .* has the model bbbbbbbb; .*--replace"):
+    with pytest.raises(
+        StaleError, match=r"was filled with the model aaaaaaaa, and the index .* has the model bbbbbbbb; .*--replace"
+    ):
         upload_index(other, store)
     assert store.count() == 53
     done = upload_index(other, store, replace=True)

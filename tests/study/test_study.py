@@ -1,4 +1,5 @@
-"""`dcdctl study`: every number is that of its own command, the baseline differs in the teacher alone, and a killed study resumes."""
+"""`dcdctl study`: every number is that of its own command, the baseline differs in the teacher alone, and a killed
+study resumes."""
 
 from __future__ import annotations
 
@@ -132,7 +133,10 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
 def without_times(out: Path) -> dict[str, Any]:
     """study.json without what another run measures otherwise, and without the name of its folder."""
     found = json.loads((out / "study.json").read_text().replace(str(out), "OUT"))
-    found["models"] = [{name: value for name, value in row.items() if "ms" not in name and name != "speed_up"} for row in found["models"]]
+    found["models"] = [
+        {name: value for name, value in row.items() if "ms" not in name and name != "speed_up"}
+        for row in found["models"]
+    ]
     return {name: value for name, value in found.items() if name != "checksum"}
 
 
@@ -146,7 +150,9 @@ def recalls(row: dict[str, Any]) -> list[float]:
 
 def recalls_of(found: Sequence[Evaluation]) -> list[float]:
     """The same of evaluations: means over them."""
-    each = [[*one.recalls.text_retrieval.values(), *one.recalls.image_retrieval.values(), one.recalls.rsum] for one in found]
+    each = [
+        [*one.recalls.text_retrieval.values(), *one.recalls.image_retrieval.values(), one.recalls.rsum] for one in found
+    ]
     return np.mean(each, axis=0).tolist()
 
 
@@ -159,7 +165,9 @@ def recalls_of(found: Sequence[Evaluation]) -> list[float]:
         ("distilled", ["runs/distilled-seed0", "runs/distilled-seed1"]),
     ],
 )
-def test_the_recalls_of_a_row_are_the_means_of_evaluations_of_its_models(name: str, folders: list[str], stage: Stage, finished: Path):
+def test_the_recalls_of_a_row_are_the_means_of_evaluations_of_its_models(
+    name: str, folders: list[str], stage: Stage, finished: Path
+):
     found = [evaluate((stage.folder if name == "zero-shot" else finished) / folder, stage) for folder in folders]
     assert recalls(rows(finished)[name]) == pytest.approx(recalls_of(found))
     assert rows(finished)[name]["rsum_by_seed"] == pytest.approx([one.recalls.rsum for one in found])
@@ -167,7 +175,9 @@ def test_the_recalls_of_a_row_are_the_means_of_evaluations_of_its_models(name: s
 
 def test_the_cascade_is_the_distilled_model_re_ranked_by_the_teacher(stage: Stage, finished: Path):
     teacher, options = models.load_fusion(stage.folder / "teacher"), EvalOptions(depths=(3,))
-    found = [evaluate(finished / f"runs/distilled-seed{seed}", stage, rerank=teacher, options=options) for seed in (0, 1)]
+    found = [
+        evaluate(finished / f"runs/distilled-seed{seed}", stage, rerank=teacher, options=options) for seed in (0, 1)
+    ]
     assert recalls(rows(finished)["cascade"]) == pytest.approx(recalls_of(found))
     assert recalls(rows(finished)["cascade"]) != pytest.approx(recalls(rows(finished)["distilled"]))
 
@@ -180,7 +190,9 @@ def test_the_cascade_is_the_distilled_model_re_ranked_by_the_teacher(stage: Stag
         ("fine-tuned-random-seed0", "{ infonce = 1.0 }", False, 0),
     ],
 )
-def test_a_run_has_the_weights_that_distill_gives(run, terms, has_cache, seed, stage: Stage, finished: Path, tmp_path: Path):
+def test_a_run_has_the_weights_that_distill_gives(
+    run, terms, has_cache, seed, stage: Stage, finished: Path, tmp_path: Path
+):
     sets = [f"loss.terms={terms}", f"model.start={stage.folder / 'clip'}", f"seed={seed}"]
     sets += [] if "kl" in terms else ["loss.schedules={}"]
     job = TrainingJob("distill", stage.recipe, sets, tmp_path / "run")
@@ -212,7 +224,10 @@ def test_the_differences_are_paired_over_all_seeds(finished: Path):
     expected = compare_ranks(tables("distilled"), tables("fine-tuned"), draw_seeds=True).difference
     found = {(one["ours"], one["base"]): one for one in document(finished)["differences"]}
     rsum = found["distilled", "fine-tuned"]["rsum"]
-    assert (rsum["value"], rsum["interval"]) == (expected.rsum.value, [expected.rsum.interval.low, expected.rsum.interval.high])
+    assert (rsum["value"], rsum["interval"]) == (
+        expected.rsum.value,
+        [expected.rsum.interval.low, expected.rsum.interval.high],
+    )
     assert found["distilled", "fine-tuned"]["interval_over"] == "images and seeds"
     # One evaluation of the start has no seeds to draw.
     assert found["fine-tuned", "zero-shot"]["interval_over"] == "images"
@@ -230,14 +245,21 @@ def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
     bench = json.loads((first / "bench.json").read_text())
     ms = {
         name: 1000
-        * next(query["duration"]["seconds"] for query in bench[name]["queries"] if query["is_cached"] and query["num_images"] == 16)
+        * next(
+            query["duration"]["seconds"]
+            for query in bench[name]["queries"]
+            if query["is_cached"] and query["num_images"] == 16
+        )
         for name in ("teacher", "student")
     }
     found = rows(finished)
     assert found["teacher"]["query_ms"] == pytest.approx(ms["teacher"])
     assert found["distilled"]["query_ms"] == found["zero-shot"]["query_ms"] == pytest.approx(ms["student"])
     assert found["distilled"]["speed_up"] == pytest.approx(ms["teacher"] / ms["student"])
-    depths = [json.loads((finished / "runs" / f"distilled-seed{seed}" / "cascade.json").read_text())["depths"] for seed in (0, 1)]
+    depths = [
+        json.loads((finished / "runs" / f"distilled-seed{seed}" / "cascade.json").read_text())["depths"]
+        for seed in (0, 1)
+    ]
     assert found["cascade"]["query_ms"] == pytest.approx(np.mean([each[-1]["ms_per_query"] for each in depths]))
 
 
@@ -276,7 +298,9 @@ def test_a_killed_study_resumes_with_the_same_numbers_and_repeats_nothing(stage:
     with pytest.raises(InterruptError):
         run_study(stage.job(out), OPTIONS, StudyView(watch=dies))
     assert Run(out / "runs" / "distilled-seed0").checkpoint_steps() == [1, 2]
-    others = [path for path in out.rglob("*") if path.is_file() and path.parent.name not in ("distilled-seed0", "study")]
+    others = [
+        path for path in out.rglob("*") if path.is_file() and path.parent.name not in ("distilled-seed0", "study")
+    ]
     before = {path: path.stat().st_mtime_ns for path in others if "distilled-seed0" not in path.parts}
     lines: list[str] = []
     run_study(stage.job(out), OPTIONS, StudyView(announce=lines.append))
@@ -334,26 +358,52 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"recipe": "tiny-student"}, ConfigError, "recipe tiny-student trains a fusion model, and a study needs a dual student"),
+        (
+            {"recipe": "tiny-student"},
+            ConfigError,
+            "recipe tiny-student trains a fusion model, and a study needs a dual student",
+        ),
         ({"recipe": "demo-dual-alone"}, ConfigError, r"learns from no teacher: loss\.terms has infonce"),
-        ({"recipe": "demo-dual", "start": None}, ConfigError, "starts from new weights, which have no zero-shot quality"),
+        (
+            {"recipe": "demo-dual", "start": None},
+            ConfigError,
+            "starts from new weights, which have no zero-shot quality",
+        ),
         ({"start": "scenes-vilt"}, ModelError, "scenes-vilt is a fusion scorer, expected a dual encoder"),
         ({"teachers": ("absent",)}, ModelError, "absent does not exist"),
         ({"teachers": ()}, ConfigError, "a study needs a teacher"),
-        ({"teachers": ("scenes-vilt", "scenes-vilt")}, ConfigError, "--teacher names one model twice: scenes-vilt, scenes-vilt"),
+        (
+            {"teachers": ("scenes-vilt", "scenes-vilt")},
+            ConfigError,
+            "--teacher names one model twice: scenes-vilt, scenes-vilt",
+        ),
         ({"sets": ["batch.size=33"]}, ConfigError, r"batch\.size is 33, the split has only 32 images"),
         ({"sets": ["validation.every=1", "validation.split=absent"]}, CorpusError, "split 'absent'"),
         ({"seeds": (0, 0)}, ConfigError, "--seeds must be different numbers of at least 0, got 0,0"),
         ({"sets": ["seed=4"]}, ConfigError, "--set seed=4 sets one seed"),
         ({"sets": ["teachers.ema=0.9"]}, ConfigError, r"teachers\.ema makes the student its own teacher"),
-        ({"sets": ["batch.refresh_steps=[1]"]}, ConfigError, r"batch\.refresh_steps changes the batches of the distillation alone"),
+        (
+            {"sets": ["batch.refresh_steps=[1]"]},
+            ConfigError,
+            r"batch\.refresh_steps changes the batches of the distillation alone",
+        ),
         ({"split": "train"}, ConfigError, "trains on train and evaluates on train"),
-        ({"split": "val", "sets": ["validation.every=1"]}, ConfigError, r"validation\.split is val, on which the best weights are chosen"),
+        (
+            {"split": "val", "sets": ["validation.every=1"]},
+            ConfigError,
+            r"validation\.split is val, on which the best weights are chosen",
+        ),
         ({"sets": ["batch.size=1"]}, ConfigError, r"batch\.size must be at least 2"),
-        ({"sets": ["loss.terms={ kl = 1.0, embedding-l2 = 1.0 }"]}, ConfigError, "embedding-l2 needs the vectors of a dual teacher"),
+        (
+            {"sets": ["loss.terms={ kl = 1.0, embedding-l2 = 1.0 }"]},
+            ConfigError,
+            "embedding-l2 needs the vectors of a dual teacher",
+        ),
     ],
 )
-def test_what_a_study_cannot_use_is_refused_before_anything_is_written(changes, error, message, stage: Stage, tmp_path: Path):
+def test_what_a_study_cannot_use_is_refused_before_anything_is_written(
+    changes, error, message, stage: Stage, tmp_path: Path
+):
     out = tmp_path / "study"
     with pytest.raises(error, match=message) as refused:
         run_study(stage.job(out, **changes), OPTIONS)
@@ -368,13 +418,24 @@ def test_a_dual_teacher_needs_no_cache_and_has_no_cascade(stage: Stage, tmp_path
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"evaluations", "runs"}
     assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == {"fine-tuned-seed0", "distilled-seed0"}
     assert list(rows(out)) == ["zero-shot", "fine-tuned", "distilled", "teacher"]
-    assert any(line.startswith("cascade: a dual teacher is a dual encoder itself") for line in document(out)["left_out"])
+    assert any(
+        line.startswith("cascade: a dual teacher is a dual encoder itself") for line in document(out)["left_out"]
+    )
     assert recalls(rows(out)["teacher"]) == pytest.approx(recalls_of([evaluate(stage.folder / "siglip", stage)]))
-    assert Run(out / "runs" / "distilled-seed0").facts()["inputs"]["teachers"]["teacher"] == models.load(stage.folder / "siglip").digest
+    assert (
+        Run(out / "runs" / "distilled-seed0").facts()["inputs"]["teachers"]["teacher"]
+        == models.load(stage.folder / "siglip").digest
+    )
 
 
 def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(stage: Stage, tmp_path: Path):
-    sets = ["loss.terms={ dcd = 1.0 }", "loss.schedules={}", "batch.random_negatives=4", "batch.hard_negatives=2", "loss.weight_group=2"]
+    sets = [
+        "loss.terms={ dcd = 1.0 }",
+        "loss.schedules={}",
+        "batch.random_negatives=4",
+        "batch.hard_negatives=2",
+        "loss.weight_group=2",
+    ]
     plan = resolve(stage.job(tmp_path / "study", sets=sets), OPTIONS)
     baseline, distilled = plan.variants
     recipe = load_recipe(stage.recipe, baseline.sets)
@@ -416,7 +477,9 @@ def test_an_evaluation_without_its_ranks_is_made_again(stage: Stage, finished: P
     (out / "runs" / "distilled-seed1" / "ranks.parquet").unlink()
     lines: list[str] = []
     run_study(stage.job(out), OPTIONS, StudyView(announce=lines.append))
-    assert [line for line in lines if "finished before" not in line] == [f"9/11 distilled, seed 1: {out / 'runs' / 'distilled-seed1'}"]
+    assert [line for line in lines if "finished before" not in line] == [
+        f"9/11 distilled, seed 1: {out / 'runs' / 'distilled-seed1'}"
+    ]
     assert without_times(out) == without_times(finished)
 
 
@@ -440,15 +503,23 @@ def difference(ours: RankTable, base: RankTable, name: str = "fine-tuned") -> Di
 def test_the_verdict_says_in_words_whether_the_teacher_paid():
     # Rank 2 misses R@1 in both directions: 200 of 600 points.
     best, second = ranks(1, 1), ranks(2, 2)
-    assert verdict([difference(best, second)]) == "The teacher added 200.0 [200.0, 200.0] points of RSUM over fine-tuning."
-    lost = "The teacher did not pay: distillation changed RSUM by -200.0 [-200.0, -200.0] points compared with fine-tuning."
+    assert (
+        verdict([difference(best, second)]) == "The teacher added 200.0 [200.0, 200.0] points of RSUM over fine-tuning."
+    )
+    lost = (
+        "The teacher did not pay: distillation changed RSUM by -200.0 [-200.0, -200.0] points compared with "
+        "fine-tuning."
+    )
     assert verdict([difference(second, best)]) == lost
     same = "No difference was shown: distillation changed RSUM by +0.0 [0.0, 0.0] points compared with fine-tuning."
     assert verdict([difference(best, best)]) == same
 
 
 def test_the_verdict_is_against_the_better_baseline():
-    weak, strong = difference(ranks(1, 1), ranks(20, 20)), difference(ranks(1, 1), ranks(1, 2), "fine-tuned, random batches")
+    weak, strong = (
+        difference(ranks(1, 1), ranks(20, 20)),
+        difference(ranks(1, 1), ranks(1, 2), "fine-tuned, random batches"),
+    )
     expected = "The teacher added 100.0 [100.0, 100.0] points of RSUM over fine-tuning with random batches."
     assert verdict([weak, strong]) == verdict([strong, weak]) == expected
 
@@ -457,14 +528,19 @@ def test_the_verdict_says_if_the_start_is_better_than_what_was_trained():
     # RSUM 600 and 400, and a start between them and above them.
     both = [difference(ranks(1, 1), ranks(2, 2))]
     assert verdict(both, 599.0).endswith("points of RSUM over fine-tuning.")
-    assert verdict(both, 601.0).endswith("over fine-tuning; the start without any training has a higher RSUM than both.")
+    assert verdict(both, 601.0).endswith(
+        "over fine-tuning; the start without any training has a higher RSUM than both."
+    )
 
 
 def test_the_spread_is_the_sample_standard_deviation(finished: Path):
     first, second = rows(finished)["distilled"]["rsum_by_seed"]
     assert rows(finished)["distilled"]["rsum_spread"] == pytest.approx(abs(first - second) / np.sqrt(2))
     assert rows(finished)["zero-shot"]["rsum_spread"] is None
-    assert StudyRow(name="", folders=(), results=(), tables=(), query_ms=None, is_extrapolated=False, speed_up=None).spread is None
+    assert (
+        StudyRow(name="", folders=(), results=(), tables=(), query_ms=None, is_extrapolated=False, speed_up=None).spread
+        is None
+    )
 
 
 def run_cli(*words: object) -> Any:
@@ -472,7 +548,17 @@ def run_cli(*words: object) -> Any:
 
 
 def words(stage: Stage, out: Path) -> list[object]:
-    given = [stage.recipe, "--start", stage.folder / "clip", "--teacher", stage.folder / "teacher", "--data", stage.data, "--out", out]
+    given = [
+        stage.recipe,
+        "--start",
+        stage.folder / "clip",
+        "--teacher",
+        stage.folder / "teacher",
+        "--data",
+        stage.data,
+        "--out",
+        out,
+    ]
     return [*given, "--seeds", "0,1", "--depth", 3, "--device", "cpu", "--precision", "fp32"]
 
 

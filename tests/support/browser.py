@@ -1,7 +1,8 @@
-"""Pages in Chromium once their scripts have run, by one browser for many pages, whose start takes most of a second of processor time.
+"""Pages in Chromium once their scripts have run, by one browser for many pages, whose start takes most of a second of
+processor time.
 
-The browser reads commands of the DevTools protocol from one pipe and answers on another: JSON, each followed by a zero byte.
-https://chromedevtools.github.io/devtools-protocol/
+The browser reads commands of the DevTools protocol from one pipe and answers on another: JSON, each followed by a zero
+byte. https://chromedevtools.github.io/devtools-protocol/
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from processes import TIMEOUT_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROGRAM = next((path for name in NAMES if (path := shutil.which(name))), None)
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking", "--no-first-run")
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--no-first-run",
+)
 is_installed = pytest.mark.skipif(PROGRAM is None, reason=f"none of {', '.join(NAMES)} is installed")
 
 
@@ -36,14 +44,17 @@ class Browser:
         """Where pages without a budget are shown one after the other: a new tab starts a process."""
 
     def html(self, url: str, *, budget_ms: int | None = None) -> str:
-        """The document of a page after its `load` event or, with a budget, in a new tab after so much time of its clock.
+        """The document of a page after its `load` event or, with a budget, in a new tab after so much time of its
+        clock.
 
         That clock stands still while the page waits for a server, so a slow machine changes nothing.
         """
         if budget_ms is not None:
             target, session = self._open()
             self._call("Page.navigate", session, url=url)  # a clock that is set before belongs to the empty page
-            self._call("Emulation.setVirtualTimePolicy", session, policy="pauseIfNetworkFetchesPending", budget=budget_ms)
+            self._call(
+                "Emulation.setVirtualTimePolicy", session, policy="pauseIfNetworkFetchesPending", budget=budget_ms
+            )
             self._wait_for(session, "Emulation.virtualTimeBudgetExpired")
             document = self._document(session)
             self._call("Target.closeTarget", targetId=target)
@@ -64,7 +75,9 @@ class Browser:
         return target, session
 
     def _document(self, session: str) -> str:
-        found = self._call("Runtime.evaluate", session, expression="document.documentElement.outerHTML", returnByValue=True)
+        found = self._call(
+            "Runtime.evaluate", session, expression="document.documentElement.outerHTML", returnByValue=True
+        )
         return found["result"]["value"]
 
     def _call(self, method: str, session: str | None = None, **arguments: object) -> dict[str, Any]:
@@ -76,7 +89,12 @@ class Browser:
 
     def _send(self, method: str, session: str | None, **arguments: object) -> int:
         self._number += 1
-        message = {"id": self._number, "method": method, "params": arguments, **({"sessionId": session} if session else {})}
+        message = {
+            "id": self._number,
+            "method": method,
+            "params": arguments,
+            **({"sessionId": session} if session else {}),
+        }
         os.write(self._write, json.dumps(message).encode() + b"\0")
         return self._number
 
@@ -110,7 +128,9 @@ def started(profile: Path) -> Iterator[Browser]:
         yield browser
         browser._call("Browser.close")
         deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while (
+            time.monotonic() < deadline and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
             time.sleep(0.02)
     finally:
         os.kill(process, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Damages to the files of an artifact, and what reading it gives then.
 
-A trial damages one file, or swaps two, and reads the whole artifact as a new process would. Its outcome must be an error that names a file
-of the artifact, or the intact result. Never another result, another exception, or a signal.
+A trial damages one file, or swaps two, and reads the whole artifact as a new process would. Its outcome must be an
+error that names a file of the artifact, or the intact result. Never another result, another exception, or a signal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Artifact:
 
 
 def damages(artifact: Artifact, rng: np.random.Generator, count: int) -> Iterator[tuple[str, dict[Path, bytes]]]:
-    """Kinds of damage, each with the new content of files: `count` of each kind for each file, and swaps with every file."""
+    """Kinds of damage, each with the new content of files: `count` of each kind for each file, and swaps with every
+    file."""
     intact = {path: path.read_bytes() for path in artifact.files}
     for path, data in intact.items():
         for bit in {0, 8 * len(data) - 1, *rng.integers(0, 8 * len(data), count).tolist()}:
@@ -93,7 +94,9 @@ def count_outcomes(artifact: Artifact, rng: np.random.Generator, count: int) -> 
             if not is_changed:
                 continue
             outcome, result = _outcome(artifact, expected, names)
-        assert outcome in (NAMED, HARMLESS), f"{damage} of {', '.join(path.name for path in contents)}: {outcome}: {result}"
+        assert outcome in (NAMED, HARMLESS), (
+            f"{damage} of {', '.join(path.name for path in contents)}: {outcome}: {result}"
+        )
         outcomes[damage, outcome] += 1
     as_new_process()
     assert digest_of(artifact.read(artifact.folder)) == expected
@@ -148,7 +151,8 @@ def _parts_of(value: Any) -> Iterator[bytes]:
 
 
 def damage_image(folder: Path, split: str, row: int, data: bytes = b"no image") -> str:
-    """Replace the bytes of an image in the first shard of a split, with checksums that fit; returns the id of the image."""
+    """Replace the bytes of an image in the first shard of a split, with checksums that fit; returns the id of the
+    image."""
     document = artifacts.read_document(folder / "corpus.json")
     shard = document["splits"][split]["shards"][0]
     path = folder / shard["file"]

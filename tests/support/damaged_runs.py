@@ -41,9 +41,18 @@ def checkpoint_kind(folder: Path) -> Artifact:
         run = runs.start_run(path, Recipe(), "distill", {"corpus": "c"}, resume=True)
         step = runs.load_checkpoint(run, model, optimizer, scaler)
         runs.load_best(run, best)
-        return step, model.state_dict(), optimizer.state_dict(), scaler.state_dict(), runs.best_rsum(run), best.state_dict()
+        return (
+            step,
+            model.state_dict(),
+            optimizer.state_dict(),
+            scaler.state_dict(),
+            runs.best_rsum(run),
+            best.state_dict(),
+        )
 
-    return Artifact(folder / "made", folder / "other", read, is_part=lambda path: path.parent.name in ("best", "step-2"))
+    return Artifact(
+        folder / "made", folder / "other", read, is_part=lambda path: path.parent.name in ("best", "step-2")
+    )
 
 
 def fusion_kind(folder: Path) -> Artifact:
@@ -82,7 +91,13 @@ def _write_runs(folder: Path) -> None:
         run = folder / name
         write_run(run, seed=seed, is_measured=True)
         write_evaluation(run, corpus, scores_of(corpus, 2, seed))
-        write_evaluation(run, corpus, scores_of(corpus, 3, seed), prefix="cascade-", **cascade_changes("teacher", {5: (300.0, 4.0 + seed)}))
+        write_evaluation(
+            run,
+            corpus,
+            scores_of(corpus, 3, seed),
+            prefix="cascade-",
+            **cascade_changes("teacher", {5: (300.0, 4.0 + seed)}),
+        )
         write_bench(run, "teacher", student_ms=2.0 + seed)
         (run / "model").mkdir()  # a finished run
 
@@ -96,13 +111,23 @@ def model_card_kind(folder: Path) -> Artifact:
     _write_runs(folder)
     names = ("run.json", "result.json", "bench.json")
     return Artifact(
-        folder / "made", folder / "other", lambda path: history.read_history(str(path)), is_part=lambda path: path.name in names
+        folder / "made",
+        folder / "other",
+        lambda path: history.read_history(str(path)),
+        is_part=lambda path: path.name in names,
     )
 
 
 def comparison_kind(folder: Path) -> Artifact:
     _write_runs(folder)
-    names = ("result.json", "ranks.parquet", "top.parquet", "cascade.json", "cascade-ranks.parquet", "cascade-top.parquet")
+    names = (
+        "result.json",
+        "ranks.parquet",
+        "top.parquet",
+        "cascade.json",
+        "cascade-ranks.parquet",
+        "cascade-top.parquet",
+    )
 
     def read(path: Path) -> Any:
         systems = compare.read_systems([str(path)]) + compare.read_systems([f"{path}:cascade"])

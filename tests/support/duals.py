@@ -35,7 +35,13 @@ _ALIGN_VISION = {
     "kernel_sizes": [3],
     "strides": [2],
 }
-_ALIGN_VISION |= {"in_channels": [32], "out_channels": [16], "num_block_repeats": [1], "expand_ratios": [1], "depthwise_padding": []}
+_ALIGN_VISION |= {
+    "in_channels": [32],
+    "out_channels": [16],
+    "num_block_repeats": [1],
+    "expand_ratios": [1],
+    "depthwise_padding": [],
+}
 _CROP = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 _SQUARE = {"height": SIDE, "width": SIDE}
 
@@ -49,7 +55,9 @@ def _clip(text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _metaclip(text: dict[str, Any]) -> tuple[Any, Any]:
-    return MetaClip2Config(vision_config=_vision(text), text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
+    return MetaClip2Config(vision_config=_vision(text), text_config=text, projection_dim=8), CLIPImageProcessorPil(
+        **_CROP
+    )
 
 
 def _siglip(text: dict[str, Any]) -> tuple[Any, Any]:
@@ -58,37 +66,55 @@ def _siglip(text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _siglip2(text: dict[str, Any]) -> tuple[Any, Any]:
-    # The patches of the released models: their processor in transformers has these numbers in place of those that it was saved with.
+    # The patches of the released models: their processor in transformers has these numbers in place of those that it
+    # was saved with.
     vision = {**_SMALL, "num_hidden_layers": text["num_hidden_layers"], "patch_size": 16, "num_patches": 256}
     config = Siglip2Config(vision_config=vision, text_config={**text, "projection_size": 16})
     return config, Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256)
 
 
 def _chinese_clip(text: dict[str, Any]) -> tuple[Any, Any]:
-    config = ChineseCLIPConfig(vision_config=_vision(text), text_config={**text, "max_position_embeddings": 64}, projection_dim=8)
+    config = ChineseCLIPConfig(
+        vision_config=_vision(text), text_config={**text, "max_position_embeddings": 64}, projection_dim=8
+    )
     return config, ChineseCLIPImageProcessorPil(**_CROP)
 
 
 def _align(text: dict[str, Any]) -> tuple[Any, Any]:
-    config = AlignConfig(vision_config=_ALIGN_VISION, text_config={**text, "max_position_embeddings": 80}, projection_dim=16)
+    config = AlignConfig(
+        vision_config=_ALIGN_VISION, text_config={**text, "max_position_embeddings": 80}, projection_dim=16
+    )
     return config, EfficientNetImageProcessorPil(size=_SQUARE, do_center_crop=False)
 
 
-DUALS = {"CLIP": _clip, "MetaCLIP 2": _metaclip, "SigLIP": _siglip, "SigLIP 2": _siglip2, "Chinese-CLIP": _chinese_clip, "ALIGN": _align}
+DUALS = {
+    "CLIP": _clip,
+    "MetaCLIP 2": _metaclip,
+    "SigLIP": _siglip,
+    "SigLIP 2": _siglip2,
+    "Chinese-CLIP": _chinese_clip,
+    "ALIGN": _align,
+}
 
 
 def save_sentence_transformer(captions: list[str], folder: Path, *, with_dense: bool) -> Path:
-    """The folder of a SentenceTransformer over a CLIP, as that library saves it; with or without a layer behind the CLIP."""
-    transformer = Transformer(str(save_dual("CLIP", captions, folder / "clip", num_layers=1)), processor_kwargs={"backend": "pil"})
+    """The folder of a SentenceTransformer over a CLIP, as that library saves it; with or without a layer behind the
+    CLIP."""
+    transformer = Transformer(
+        str(save_dual("CLIP", captions, folder / "clip", num_layers=1)), processor_kwargs={"backend": "pil"}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
         modules = [transformer, *([Dense(in_features=8, out_features=6)] if with_dense else []), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder / "sentences"), create_model_card=False)
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(
+        str(folder / "sentences"), create_model_card=False
+    )
     return folder / "sentences"
 
 
 def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2) -> Path:
-    """A folder with weights large enough that vectors depend on their input, a tokenizer that has learned the captions, and a processor."""
+    """A folder with weights large enough that vectors depend on their input, a tokenizer that has learned the captions,
+    and a processor."""
     tokenizer = models.word_piece(captions, 120)
     # transformers reads it as the tokenizer of SigLIP 2 there, which adds two tokens.
     text = {

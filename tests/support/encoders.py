@@ -24,23 +24,34 @@ from dcdctl.core.models.preprocess import square_image_processor
 
 SIDE = 32
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-_TIMM = {"input_size": [3, SIDE, SIDE], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.4] * 3, "std": [0.3] * 3}
+_TIMM = {
+    "input_size": [3, SIDE, SIDE],
+    "crop_pct": 0.9,
+    "interpolation": "bicubic",
+    "mean": [0.4] * 3,
+    "std": [0.3] * 3,
+}
 VISION: dict[str, Any] = {
     "tokens": ViTConfig(image_size=SIDE, patch_size=8, **_SMALL),
     "map": ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"),
     "windows": SwinConfig(image_size=SIDE, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4),
     "timm map": TimmWrapperConfig(architecture="test_resnet", num_labels=0, pretrained_cfg=_TIMM),
-    "timm tokens": TimmWrapperConfig(architecture="test_vit", num_labels=0, model_args={"img_size": SIDE}, pretrained_cfg=_TIMM),
+    "timm tokens": TimmWrapperConfig(
+        architecture="test_vit", num_labels=0, model_args={"img_size": SIDE}, pretrained_cfg=_TIMM
+    ),
     "clip": CLIPConfig(
         vision_config={**_SMALL, "image_size": SIDE, "patch_size": 8},
         text_config={**_SMALL, "vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
         projection_dim=8,
     ),
 }
-"""Encoders with and without a class token, with maps whose channels come first, and the vision side of a dual encoder."""
+"""Encoders with and without a class token, with maps whose channels come first, and the vision side of a dual
+encoder."""
 TEXT: dict[str, Any] = {
     "bert": lambda size: BertConfig(vocab_size=size, max_position_embeddings=48, **_SMALL),
-    "distilbert": lambda size: DistilBertConfig(vocab_size=size, max_position_embeddings=48, dim=16, hidden_dim=16, n_layers=1, n_heads=2),
+    "distilbert": lambda size: DistilBertConfig(
+        vocab_size=size, max_position_embeddings=48, dim=16, hidden_dim=16, n_layers=1, n_heads=2
+    ),
 }
 
 
@@ -51,7 +62,9 @@ def save_vision(kind: str, folder: Path) -> str:
         torch.manual_seed(1)
         AutoModel.from_config(config).save_pretrained(folder)
     if kind == "clip":
-        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(
+            folder
+        )
     elif not kind.startswith("timm"):
         square_image_processor(SIDE).save_pretrained(folder)
     else:
@@ -71,16 +84,23 @@ def save_text(kind: str, captions: list[str], folder: Path) -> str:
 
 def set_pooling(folder: str, mode: str) -> None:
     """Make a text encoder a SentenceTransformer with this pooling."""
-    modules = [{"type": f"sentence_transformers.models.{name}", "path": path} for name, path in (("Transformer", ""), ("Pooling", "pool"))]
+    modules = [
+        {"type": f"sentence_transformers.models.{name}", "path": path}
+        for name, path in (("Transformer", ""), ("Pooling", "pool"))
+    ]
     (Path(folder) / "modules.json").write_text(json.dumps(modules))
     (Path(folder) / "pool").mkdir(exist_ok=True)
     (Path(folder) / "pool" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
 
 
-def make_pair(captions: list[str], folder: Path, vision: str = "tokens", text: str = "bert", **size: Any) -> models.CoAttentionScorer:
+def make_pair(
+    captions: list[str], folder: Path, vision: str = "tokens", text: str = "bert", **size: Any
+) -> models.CoAttentionScorer:
     """A scorer over two such encoders, its weights wide enough that scores differ."""
     refs = save_vision(vision, folder / "vision"), save_text(text, captions, folder / "text")
-    scorer = models.new_coattention(*refs, models.FusionSize(**{"hidden_size": 24, "num_layers": 3, "num_heads": 3, **size}))
+    scorer = models.new_coattention(
+        *refs, models.FusionSize(**{"hidden_size": 24, "num_layers": 3, "num_heads": 3, **size})
+    )
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in scorer.parameters():

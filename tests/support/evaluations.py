@@ -32,7 +32,8 @@ def write_evaluation(
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """A document as dcdctl writes it, with its checksum and, in a run folder, its run, in place of the one that is there."""
+    """A document as dcdctl writes it, with its checksum and, in a run folder, its run, in place of the one that is
+    there."""
     run = {} if path.name == "run.json" else artifacts.run_of(path.parent)
     artifacts.write_document(path, {key: value for key, value in document.items() if key != artifacts.CHECKSUM} | run)
     if path.name == "run.json":
@@ -50,7 +51,9 @@ def reseal(folder: Path) -> None:
     """List the tables of an evaluation in its documents again, as if they had been written with these tables."""
     for prefix, name in (("", "result.json"), ("cascade-", "cascade.json")):
         if (folder / name).exists():
-            tables = [table for table in (f"{prefix}ranks.parquet", f"{prefix}top.parquet") if (folder / table).exists()]
+            tables = [
+                table for table in (f"{prefix}ranks.parquet", f"{prefix}top.parquet") if (folder / table).exists()
+            ]
             change_json(folder / name, files=artifacts.list_files(folder, tables))
 
 
@@ -58,8 +61,12 @@ def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence
     owner = corpus.caption_image
     texts = pd.DataFrame({"direction": "text", "query": range(len(text)), "image_id": corpus.image_ids, "rank": text})
     captions = {"caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions, "rank": image}
-    images = pd.DataFrame({"direction": "image", "query": range(len(image)), "image_id": np.array(corpus.image_ids)[owner], **captions})
-    pd.concat([texts.assign(caption_id=pd.array([pd.NA] * len(text), dtype="Int64"), caption=None), images]).to_parquet(path, index=False)
+    images = pd.DataFrame(
+        {"direction": "image", "query": range(len(image)), "image_id": np.array(corpus.image_ids)[owner], **captions}
+    )
+    pd.concat([texts.assign(caption_id=pd.array([pd.NA] * len(text), dtype="Int64"), caption=None), images]).to_parquet(
+        path, index=False
+    )
     return path
 
 
@@ -80,7 +87,9 @@ def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, ca
     }
 
 
-def write_top(path: Path, corpus: Corpus, first_text: Sequence[Sequence[int]], first_image: Sequence[Sequence[int]]) -> Path:
+def write_top(
+    path: Path, corpus: Corpus, first_text: Sequence[Sequence[int]], first_image: Sequence[Sequence[int]]
+) -> Path:
     """The first places of every query, scored by how far they are from 1."""
     rows = [
         {
@@ -89,7 +98,9 @@ def write_top(path: Path, corpus: Corpus, first_text: Sequence[Sequence[int]], f
             "place": np.int16(place),
             "candidate": candidate,
             "score": np.float32(1 / place),
-            "is_own": corpus.caption_image[candidate] == query if direction == "text" else corpus.caption_image[query] == candidate,
+            "is_own": corpus.caption_image[candidate] == query
+            if direction == "text"
+            else corpus.caption_image[query] == candidate,
         }
         for direction, lists in (("text", first_text), ("image", first_image))
         for query, candidates in enumerate(lists)

@@ -38,14 +38,16 @@ COMMANDS: dict[str, list[str]] = {
     "prepare": ["prepare", "manifest.toml", "--out", NEW, "--workers", "1"],
     "prepare csv": ["prepare", "--csv", "pairs.csv", "--images", "photos", "--out", NEW, "--workers", "1"],
     "prepare jsonl": ["prepare", "--jsonl", "pairs.jsonl", "--images", "photos", "--out", NEW, "--workers", "1"],
-    "prepare karpathy": ["prepare", "--karpathy", "karpathy.json", "--images", "photos", "--out", NEW, "--workers", "1"],
+    "prepare karpathy": ["prepare", "--karpathy", "karpathy.json", "--images", "photos", "--out", NEW, "--workers",
+    "1"],
     "prepare zip": ["prepare", "--csv", "pairs.csv", "--images", "photos.zip", "--out", NEW, "--workers", "1"],
     "prepare again": ["prepare", "scenes", *SCENES, "--out", "corpus", "--workers", "1"],
     "inspect corpus": ["inspect", "corpus"],
     "inspect cache": ["inspect", "cache"],
     "inspect index": ["inspect", "index"],
     "cache-teacher": ["cache-teacher", *DATA, "--teacher", "teacher", "--out", NEW, *ONE, *CPU],
-    "cache-teacher --extend": ["cache-teacher", *DATA, "--teacher", "teacher", "--extend", "cache", "--out", NEW, *ONE, *CPU],
+    "cache-teacher --extend": ["cache-teacher", *DATA, "--teacher", "teacher", "--extend", "cache", "--out", NEW,
+    *ONE, *CPU],
     "finetune-teacher": ["finetune-teacher", "recipe.toml", *DATA, "--out", NEW, *SETS, *CPU],
     "distill": ["distill", "tiny-student", *DATA, *SCORED, "--out", NEW, *SETS, *LISTS, *CPU],
     "distill --resume": ["distill", "tiny-student", *DATA, *SCORED, "--out", "run", "--resume", *SETS, *LISTS, *CPU],
@@ -89,7 +91,8 @@ def make_stage(folder: Path) -> Path:
     with inside(folder):
         for name in ("cache-teacher", "distill", "index"):
             words = [
-                {"cache-teacher": "cache", "distill": "run", "index": "index"}[name] if word == NEW else word for word in COMMANDS[name]
+                {"cache-teacher": "cache", "distill": "run", "index": "index"}[name] if word == NEW else word
+                for word in COMMANDS[name]
             ]
             made = CliRunner().invoke(app, words)
             assert made.exit_code == 0, made.output

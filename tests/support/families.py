@@ -22,7 +22,9 @@ def refs(captions: list[str], folder: Path, vision: str) -> tuple[str, str]:
 
 
 def frozen_dual(captions: list[str], folder: Path, vision: str) -> models.FrozenDual:
-    return models.new_frozen_dual(*refs(captions, folder, vision), models.ProjectionSize(projection_dim=8), max_text_len=12)
+    return models.new_frozen_dual(
+        *refs(captions, folder, vision), models.ProjectionSize(projection_dim=8), max_text_len=12
+    )
 
 
 def from_backbones(captions: list[str], folder: Path, vision: str) -> models.DualModel:
@@ -33,7 +35,9 @@ def with_cosine(captions: list[str], folder: Path, vision: str) -> models.CoAtte
     dual = folder / "dual"
     models.save(frozen_dual(captions, folder, vision), dual)
     size = models.FusionSize(hidden_size=24, num_layers=1, num_heads=3)
-    return models.new_coattention(str(folder / "vision"), str(folder / "text"), size, max_text_len=12, dual_init=str(dual))
+    return models.new_coattention(
+        str(folder / "vision"), str(folder / "text"), size, max_text_len=12, dual_init=str(dual)
+    )
 
 
 def saved_dual(kind: str, captions: list[str], folder: Path) -> models.DualModel:
@@ -45,11 +49,17 @@ def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.Dual
 
 
 DUAL_SIZE = models.DualSize(
-    hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8
+    hidden_size=16,
+    num_vision_layers=1,
+    num_text_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    projection_dim=8,
 )
 FAMILIES: dict[str, Any] = {
     "vilt": lambda captions, folder: models.new_vilt(
-        models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
+        models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16),
+        models.word_piece(captions, 120),
     ),
     "BLIP": lambda captions, folder: make_blip(captions),
     "BLIP-2": lambda captions, folder: make_blip2(captions),
@@ -66,7 +76,9 @@ FAMILIES: dict[str, Any] = {
 }
 READ_ONLY: dict[str, Any] = {
     "CrossEncoder": lambda captions, folder: models.load(save_reranker(folder / "reranker", captions)),
-    "SentenceTransformer": lambda captions, folder: models.load(save_sentence_transformer(captions, folder, with_dense=True)),
+    "SentenceTransformer": lambda captions, folder: models.load(
+        save_sentence_transformer(captions, folder, with_dense=True)
+    ),
 }
 """Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: they are not trained."""
 VARIANTS: dict[str, Any] = {
@@ -76,7 +88,8 @@ VARIANTS: dict[str, Any] = {
     "frozen dual over timm": lambda captions, folder: frozen_dual(captions, folder, "timm tokens"),
     "METER": lambda captions, folder: load_meter("meter_tiny_a"),
 }
-"""All families, and what they treat differently: encoders of timm, added logits, METER's image transform and a byte-level tokenizer."""
+"""All families, and what they treat differently: encoders of timm, added logits, METER's image transform and a
+byte-level tokenizer."""
 
 
 def with_noise(model: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Changes of every field of the JSON files of a saved model, and what a change does: refused, another fingerprint, or equal scores."""
+"""Changes of every field of the JSON files of a saved model, and what a change does: refused, another fingerprint, or
+equal scores."""
 
 from __future__ import annotations
 
@@ -63,7 +64,14 @@ def images() -> list[Image.Image]:
     """Odd sizes and modes: RGBA, gray, palette, one pixel, a thin strip."""
     rng = np.random.default_rng(5)
     made = []
-    for width, height, mode in [(37, 50, "RGB"), (64, 40, "RGBA"), (33, 32, "L"), (21, 90, "P"), (1, 1, "RGB"), (200, 3, "RGB")]:
+    for width, height, mode in [
+        (37, 50, "RGB"),
+        (64, 40, "RGBA"),
+        (33, 32, "L"),
+        (21, 90, "P"),
+        (1, 1, "RGB"),
+        (200, 3, "RGB"),
+    ]:
         rows = rng.integers(0, 256, (7, 9, 4), dtype=np.uint8)
         made.append(Image.fromarray(rows).resize((width, height)).convert(mode))
     return made
@@ -88,7 +96,9 @@ REMOVED = "(removed)"
 def flips(folder: Path) -> Iterator[Flip]:
     """Every change of every field of every JSON file of a saved model."""
     for file in sorted(folder.glob("*.json")):
-        document = artifacts.read_document(file) if file.name == SETTINGS else json.loads(file.read_text(encoding="utf-8"))
+        document = (
+            artifacts.read_document(file) if file.name == SETTINGS else json.loads(file.read_text(encoding="utf-8"))
+        )
         for key in ("format", artifacts.FILES):  # what `load` compares, not settings
             document.pop(key, None) if file.name == SETTINGS else None
         for path, value in _leaves(document):
@@ -97,7 +107,9 @@ def flips(folder: Path) -> Iterator[Flip]:
 
 
 def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    entries = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    entries = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     if not entries:
         yield path, value
         return

@@ -1,4 +1,5 @@
-"""Scripts in forks of the test process, in which the imports of the tests, or of torch and transformers alone, take no time again."""
+"""Scripts in forks of the test process, in which the imports of the tests, or of torch and transformers alone, take no
+time again."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _servers: dict[str, tuple[int, socket.socket]] = {}
 
 
 def start(name: str) -> None:
-    """Keep a fork of this process, which has run no test yet, under this name. It ends with this process, or by `stop`."""
+    """Keep a fork of this process, which has run no test yet, under this name. It ends with this process, or by
+    `stop`."""
     ours, requests = socket.socketpair()
     with warnings.catch_warnings():
         # In a process of pytest-xdist another thread waits for messages; it has no lock that a script needs.
@@ -52,16 +54,31 @@ def stop() -> None:
         os.waitpid(child, 0)
 
 
-def run_forked(script: str, *arguments: object, environment: Mapping[str, str] | None = None, imported: str = TESTS) -> tuple[str, str]:
-    """The output and the messages of a Python script in a fork with one thread; AssertionError with the messages if it fails.
+def run_forked(
+    script: str, *arguments: object, environment: Mapping[str, str] | None = None, imported: str = TESTS
+) -> tuple[str, str]:
+    """The output and the messages of a Python script in a fork with one thread; AssertionError with the messages if it
+    fails.
 
-    The script finds imported what the tests of this process import, so a variable that a library reads when it is imported has no effect.
-    With `LIBRARIES` it finds torch and transformers only, and dcdctl has not been imported before.
+    The script finds imported what the tests of this process import, so a variable that a library reads when it is
+    imported has no effect. With `LIBRARIES` it finds torch and transformers only, and dcdctl has not been imported
+    before.
     """
     assert imported in _servers, "conftest.py starts the servers"
     _, server = _servers[imported]
-    with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        json.dump({"script": script, "arguments": list(map(str, arguments)), "environment": {**os.environ, **(environment or {})}}, request)
+    with (
+        tempfile.TemporaryFile("w+") as request,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
+        json.dump(
+            {
+                "script": script,
+                "arguments": list(map(str, arguments)),
+                "environment": {**os.environ, **(environment or {})},
+            },
+            request,
+        )
         request.flush()
         socket.send_fds(server, [b"."], [file.fileno() for file in (request, out, err)])
         try:

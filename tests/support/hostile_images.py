@@ -74,7 +74,9 @@ OF_SIZE = {
     "jpeg": jpeg_of_size,
     "gray jpeg": lambda width, height: jpeg_of_size(width, height, encoded("JPEG", NOISE.convert("L"))),
     "cmyk jpeg": lambda width, height: jpeg_of_size(width, height, encoded("JPEG", NOISE.convert("CMYK"))),
-    "jpeg with restart markers": lambda width, height: jpeg_of_size(width, height, encoded("JPEG", restart_marker_rows=1)),
+    "jpeg with restart markers": lambda width, height: jpeg_of_size(
+        width, height, encoded("JPEG", restart_marker_rows=1)
+    ),
     "jpeg with its own codes": lambda width, height: jpeg_of_size(width, height, encoded("JPEG", optimize=True)),
     "png": png_of_size,
     "gif": gif_of_size,
@@ -101,7 +103,12 @@ def interlaced_png(pixels_YX):
     parts = [pixels_YX[top::down, left::across] for top, left, down, across in passes]
     rows = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
     height, width = pixels_YX.shape
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks.items()
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
     )

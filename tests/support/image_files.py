@@ -10,7 +10,9 @@ from PIL import Image
 
 def png(seed=0, size=(40, 30), kind="PNG"):
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(stream, kind)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(
+        stream, kind
+    )
     return stream.getvalue()
 
 

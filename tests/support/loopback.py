@@ -1,4 +1,5 @@
-"""A real HTTP server on 127.0.0.1 that plays a file server and the Hugging Face Hub, faults included, and records the requests.
+"""A real HTTP server on 127.0.0.1 that plays a file server and the Hugging Face Hub, faults included, and records the
+requests.
 
 with loopback.serve(files={"a.zip": b"..."}, datasets={"me/birds": {"data/0.parquet": b"..."}}) as server:
     server.url + "/a.zip"                                  # ETag, Last-Modified, ranges, If-Range
@@ -22,7 +23,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LFS_BYTES = 1024
-"""Minimum size of a large file of the Hub: named by its SHA-256, and sent from another host. Git's digest names smaller files."""
+"""Minimum size of a large file of the Hub: named by its SHA-256, and sent from another host. Git's digest names smaller
+files."""
 LAST_MODIFIED = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 Files = Mapping[str, bytes] | Path
@@ -87,7 +89,9 @@ class Loopback:
 
     def gets(self, path: str) -> list[Request]:
         """The GETs of a path."""
-        return [request for request in self.requests if request.method == "GET" and request.path.partition("?")[0] == path]
+        return [
+            request for request in self.requests if request.method == "GET" and request.path.partition("?")[0] == path
+        ]
 
     def take_fault(self, path: str) -> Fault:
         """The fault of this request; a limited fault counts down."""
@@ -103,7 +107,8 @@ class Loopback:
 def serve(
     files: Files = NONE, datasets: Repositories = NONE, models: Repositories = NONE, gated: Mapping[str, str] = NONE
 ) -> Iterator[Loopback]:
-    """A server for the block. A tree of files is a dict or a folder; `gated` names the token that a repository wants."""
+    """A server for the block. A tree of files is a dict or a folder; `gated` names the token that a repository
+    wants."""
     loopback = Loopback(files, datasets, models, gated)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"loopback": loopback}))
     loopback.url, loopback.cdn_url = (f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost"))
@@ -131,7 +136,9 @@ def commit_of(files: Mapping[str, bytes]) -> str:
 
 def _read(files: Files) -> dict[str, bytes]:
     if isinstance(files, Path):
-        return {path.relative_to(files).as_posix(): path.read_bytes() for path in sorted(files.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(files).as_posix(): path.read_bytes() for path in sorted(files.rglob("*")) if path.is_file()
+        }
     return dict(files)
 
 
@@ -191,7 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut_to_range(self, answer: _Answer, headers: Mapping[str, str]) -> None:
         requested = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
-        is_same = not self.loopback.if_range or headers.get("if-range", answer.headers["ETag"]) in (answer.headers["ETag"], LAST_MODIFIED)
+        is_same = not self.loopback.if_range or headers.get("if-range", answer.headers["ETag"]) in (
+            answer.headers["ETag"],
+            LAST_MODIFIED,
+        )
         if requested is not None and is_same and self.loopback.ranges:
             total, start = len(answer.body), int(requested[1])
             end = min(int(requested[2] or total), total - 1)
@@ -209,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._from_cdn(path.removeprefix("/cdn/"))
         if api := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
             revision, _, folder = (api[4] or "main").partition("/")
-            return self._within(api[1], api[2], revision, lambda files: self._listing(api[2], files, folder, api[3] == "tree"))
+            return self._within(
+                api[1], api[2], revision, lambda files: self._listing(api[2], files, folder, api[3] == "tree")
+            )
         if resolve := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             kind = "datasets" if resolve[1] else "models"
             return self._within(kind, resolve[2], resolve[3], lambda files: self._hub_file(files, resolve[4]))
@@ -221,9 +233,15 @@ class _Handler(BaseHTTPRequestHandler):
             return _Answer(status=401, headers={"X-Error-Code": "RepoNotFound"})
         token = self.loopback.gated.get(repo)
         if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
-            return _Answer(status=403 if "Authorization" in self.headers else 401, headers={"X-Error-Code": "GatedRepo"})
+            return _Answer(
+                status=403 if "Authorization" in self.headers else 401, headers={"X-Error-Code": "GatedRepo"}
+            )
         # A commit, or another name of one.
-        others = {name: tree for branch, tree in self.loopback.branches.get(repo, {}).items() for name in (branch, commit_of(tree))}
+        others = {
+            name: tree
+            for branch, tree in self.loopback.branches.get(repo, {}).items()
+            for name in (branch, commit_of(tree))
+        }
         if revision in others:
             return answer(others[revision])
         if revision not in ("main", self._commit(files)):
@@ -258,7 +276,20 @@ class _Handler(BaseHTTPRequestHandler):
             if not folder or path.startswith(f"{folder}/"):
                 entries.append({"type": "file", "path": path, "size": len(body), "oid": git_sha1(body)})
                 if len(body) >= LFS_BYTES:
-                    entries[-1]["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
+                    entries[-1]["lfs"] = {
+                        "oid": hashlib.sha256(body).hexdigest(),
+                        "size": len(body),
+                        "pointerSize": 134,
+                    }
         siblings = [{"rfilename": entry["path"], "size": entry["size"]} for entry in entries]
-        document = {"id": repo, "sha": self._commit(files), "private": False, "gated": False, "tags": [], "siblings": siblings}
-        return _Answer(headers={"Content-Type": "application/json"}, body=json.dumps(entries if is_tree else document).encode())
+        document = {
+            "id": repo,
+            "sha": self._commit(files),
+            "private": False,
+            "gated": False,
+            "tags": [],
+            "siblings": siblings,
+        }
+        return _Answer(
+            headers={"Content-Type": "application/json"}, body=json.dumps(entries if is_tree else document).encode()
+        )

@@ -1,4 +1,5 @@
-"""A real HTTP server on 127.0.0.1 that plays the part of the Hugging Face Hub that is written to, and keeps what it was given.
+"""A real HTTP server on 127.0.0.1 that plays the part of the Hugging Face Hub that is written to, and keeps what it was
+given.
 
 with loopback_uploads.serve(tokens={"hf_me"}) as hub:
     os.environ["HF_ENDPOINT"] = hub.url
@@ -85,7 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"warnings": [], "errors": []}
         if path.endswith(".git/info/lfs/objects/batch"):
             where = f"{self.hub.url}/upload"
-            objects = [{**file, "actions": {"upload": {"href": f"{where}/{file['oid']}"}}} for file in json.loads(body)["objects"]]
+            objects = [
+                {**file, "actions": {"upload": {"href": f"{where}/{file['oid']}"}}}
+                for file in json.loads(body)["objects"]
+            ]
             return 200, {"transfer": "basic", "objects": objects}
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(preupload|commit)/main|/revision/main)?", path):
             return self._repository(api[1], api[2], body)
@@ -107,7 +111,11 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "preupload":
             modes = {True: "lfs", False: "regular"}
             files = [
-                {"path": file["path"], "uploadMode": modes[file["path"].endswith((".safetensors", ".onnx"))], "shouldIgnore": False}
+                {
+                    "path": file["path"],
+                    "uploadMode": modes[file["path"].endswith((".safetensors", ".onnx"))],
+                    "shouldIgnore": False,
+                }
                 for file in json.loads(body)["files"]
             ]
             return 200, {"files": files}

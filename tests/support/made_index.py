@@ -48,7 +48,9 @@ def write_index(
         "model": {"kind": "dual", "dim": parts[0].shape[1], "fingerprint": "a" * 64},
         "precision": "float32",
         "settings": config.to_table(config.build(IndexConfig, settings)),
-        "sources": [{"kind": "folder", "path": str(images or folder.parent / "nowhere"), "split": None, "fingerprint": None}],
+        "sources": [
+            {"kind": "folder", "path": str(images or folder.parent / "nowhere"), "split": None, "fingerprint": None}
+        ],
         "skipped": nothing,
         "removed": nothing,
         "parts": entries,
@@ -58,7 +60,9 @@ def write_index(
     return Index.open(folder)
 
 
-def exact(vectors_RD: NDArray[np.float16], query_D: NDArray[np.floating], k: int, removed: Sequence[int] = ()) -> list[int]:
+def exact(
+    vectors_RD: NDArray[np.float16], query_D: NDArray[np.floating], k: int, removed: Sequence[int] = ()
+) -> list[int]:
     """The rows of the largest cosines in double precision, the smaller row first among equals: the oracle."""
     vectors = vectors_RD.astype(np.float64)
     scores = (vectors @ query_D / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query_D)).astype(np.float32)

@@ -32,18 +32,34 @@ def own_pairs(corpus: Corpus) -> NDArray[np.bool_]:
 def write_evaluation(
     folder: Path, corpus: Corpus, scores_IT: NDArray[np.float32], *, model: str = "", prefix: str = "", **changes: Any
 ) -> Path:
-    """ranks.parquet, top.parquet and result.json, or a cascade's with the prefix "cascade-"; `changes` are of the document."""
+    """ranks.parquet, top.parquet and result.json, or a cascade's with the prefix "cascade-"; `changes` are of the
+    document."""
     folder.mkdir(parents=True, exist_ok=True)
     own_IT, images, captions = own_pairs(corpus), np.arange(corpus.num_images), np.arange(corpus.num_captions)
     sides = {"text": (scores_IT, own_IT), "image": (scores_IT.T, own_IT.T)}
     best = {direction: np.where(own, scores, -np.inf).max(axis=1) for direction, (scores, own) in sides.items()}
-    ranks = {direction: 1 + ((scores >= best[direction][:, None]) & ~own).sum(axis=1) for direction, (scores, own) in sides.items()}
+    ranks = {
+        direction: 1 + ((scores >= best[direction][:, None]) & ~own).sum(axis=1)
+        for direction, (scores, own) in sides.items()
+    }
     nothing = [None] * len(images)
-    text = {"query": images, "image_id": corpus.image_ids, "caption_id": pd.array(nothing, dtype="Int64"), "caption": nothing}
+    text = {
+        "query": images,
+        "image_id": corpus.image_ids,
+        "caption_id": pd.array(nothing, dtype="Int64"),
+        "caption": nothing,
+    }
     ids = np.array(corpus.image_ids)[corpus.caption_image]
-    image = {"query": captions, "image_id": ids, "caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions}
+    image = {
+        "query": captions,
+        "image_id": ids,
+        "caption_id": pd.array(corpus.caption_ids, dtype="Int64"),
+        "caption": corpus.captions,
+    }
     rows = [
-        pd.DataFrame({"direction": direction, **columns, "rank": ranks[direction], "score": best[direction].astype(np.float32)})
+        pd.DataFrame(
+            {"direction": direction, **columns, "rank": ranks[direction], "score": best[direction].astype(np.float32)}
+        )
         for direction, columns in (("text", text), ("image", image))
     ]
     pd.concat(rows, ignore_index=True).to_parquet(folder / f"{prefix}ranks.parquet", index=False)
@@ -77,11 +93,17 @@ def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], e
     recalls = {name: {f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)} for name, rank_Q in both.items()}
     # In this fixture mAP@R is simply R@1.
     more = {
-        name: {"mAP@R": recalls[name]["R@1"], "median_rank": float(np.median(rank_Q)), "mean_rank": float(rank_Q.mean())}
+        name: {
+            "mAP@R": recalls[name]["R@1"],
+            "median_rank": float(np.median(rank_Q)),
+            "mean_rank": float(rank_Q.mean()),
+        }
         for name, rank_Q in both.items()
     }
     rsum = sum(value for by_name in recalls.values() for value in by_name.values())
-    bounds = {name: {k: [e.interval.low, e.interval.high] for k, e in getattr(estimates, name).items()} for name in both}
+    bounds = {
+        name: {k: [e.interval.low, e.interval.high] for k, e in getattr(estimates, name).items()} for name in both
+    }
     return {
         "model": model,
         "split": corpus.split,
@@ -90,7 +112,12 @@ def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], e
         **{name: {**recalls[name], **more[name]} for name in both},
         "rsum": rsum,
         "mean_recall": rsum / 6,
-        "intervals": {"level": 0.95, "resamples": 50, "rsum": [estimates.rsum.interval.low, estimates.rsum.interval.high], **bounds},
+        "intervals": {
+            "level": 0.95,
+            "resamples": 50,
+            "rsum": [estimates.rsum.interval.low, estimates.rsum.interval.high],
+            **bounds,
+        },
         "protocol": {
             "name": "whole",
             "folds": 1,
@@ -109,7 +136,15 @@ def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], e
 def cascade_changes(reranker: str, depths: dict[int, tuple[float, float]]) -> dict[str, Any]:
     """What is changed in the document of a cascade; for each depth RSUM and milliseconds."""
     rows = [
-        {"depth": depth, "text_retrieval": {}, "image_retrieval": {}, "rsum": rsum, "ms_per_query": ms, "pairs": 9, "on_front": True}
+        {
+            "depth": depth,
+            "text_retrieval": {},
+            "image_retrieval": {},
+            "rsum": rsum,
+            "ms_per_query": ms,
+            "pairs": 9,
+            "on_front": True,
+        }
         for depth, (rsum, ms) in depths.items()
     ]
     protocol = {
@@ -151,7 +186,11 @@ def write_bench(folder: Path, teacher_model: str, *, student_ms: float = 2.0, te
 
     def side(ms: float, parameters: int, *, extrapolated: bool) -> dict[str, Any]:
         queries = [
-            {"num_images": size, "is_cached": cached, "duration": {"seconds": ms / 1000 * size / 1000, "extrapolated": extrapolated}}
+            {
+                "num_images": size,
+                "is_cached": cached,
+                "duration": {"seconds": ms / 1000 * size / 1000, "extrapolated": extrapolated},
+            }
             for size in (100, 1000)
             for cached in (True, False)
         ]
@@ -171,7 +210,8 @@ def write_bench(folder: Path, teacher_model: str, *, student_ms: float = 2.0, te
 
 
 def write_demo(folder: Path, corpus: Corpus) -> list[Path]:
-    """A teacher that is no run, two students, a cascade of them, and a baseline; the teacher's folder first, the baseline's last."""
+    """A teacher that is no run, two students, a cascade of them, and a baseline; the teacher's folder first, the
+    baseline's last."""
     teacher = write_evaluation(folder / "teacher", corpus, scores_of(corpus, 6), model="scenes-vilt")
     dual, fusion, alone = (folder / name for name in ("dual", "fusion", "dual-alone"))
     for number, (run, skill, recipe_name) in enumerate(

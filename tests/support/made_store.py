@@ -26,7 +26,21 @@ COLUMNS = pa.schema(
         ("taken", MOMENT),
     ]
 )
-TEXTS = ["ann", "bob's", 'a "quote"', "50%", "5_0", "back\\slash", "Été", "日本 \U0001f600", "", "new\nline", "ann ", "Zoë", None]
+TEXTS = [
+    "ann",
+    "bob's",
+    'a "quote"',
+    "50%",
+    "5_0",
+    "back\\slash",
+    "Été",
+    "日本 \U0001f600",
+    "",
+    "new\nline",
+    "ann ",
+    "Zoë",
+    None,
+]
 """Texts that are hard to quote, to match and to sort."""
 
 
@@ -54,7 +68,9 @@ def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
 
     def column(values: list[object], type_: pa.DataType) -> pa.Array:
-        return pa.array([None if rng.random() < 0.15 else values[rng.integers(len(values))] for _ in range(count)], type_)
+        return pa.array(
+            [None if rng.random() < 0.15 else values[rng.integers(len(values))] for _ in range(count)], type_
+        )
 
     vectors = unit_vectors(count, DIM, seed)
     vectors[7] = vectors[3]  # a tie
@@ -71,7 +87,10 @@ def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
         "score of judges": column([0.1, -2.5, 1e300, 3.0, 7.25], pa.float64()),
         "is_public": column([True, False], pa.bool_()),
         "day": column([date(2020, 1, 31), date(1969, 7, 20), date(2024, 2, 29)], pa.date32()),
-        "taken": column([datetime(2020, 1, 31, 12, 30, 15, 123456), datetime(1969, 7, 20), datetime(2024, 2, 29, 23, 59, 59)], MOMENT),
+        "taken": column(
+            [datetime(2020, 1, 31, 12, 30, 15, 123456), datetime(1969, 7, 20), datetime(2024, 2, 29, 23, 59, 59)],
+            MOMENT,
+        ),
     }
     return pa.table([values[name] for name in schema.names], schema=schema)
 
@@ -83,7 +102,8 @@ def vectors_of(images: pa.Table) -> NDArray[np.float16]:
 
 
 def check_graph_search(index: StoreIndex, images: pa.Table) -> None:
-    """Compare searches by a graph, with and without conditions, with an exact search: as many hits, and nearly all the same."""
+    """Compare searches by a graph, with and without conditions, with an exact search: as many hits, and nearly all the
+    same."""
     queries = unit_vectors(5, DIM, seed=4)
     # The second holds for a third of the images, the last for a handful.
     for text in (None, "year >= 2020", "owner = 'ann' and year = 2021 and is_public"):

@@ -52,17 +52,37 @@ def blip_config(vocab_size: int, **text: Any) -> BlipConfig:
 
 def blip2_config(vocab_size: int, **settings: Any) -> Blip2Config:
     qformer = {**_TEXT, "vocab_size": vocab_size, "max_position_embeddings": 48, "use_qformer_text_input": True}
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn_dim": 8, "vocab_size": 8, "word_embed_proj_dim": 8}
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "ffn_dim": 8,
+        "vocab_size": 8,
+        "word_embed_proj_dim": 8,
+    }
     text = OPTConfig(**small, max_position_embeddings=8, bos_token_id=1, eos_token_id=1, pad_token_id=0)
     return Blip2Config(
-        vision_config=_VISION, qformer_config=qformer, text_config=text, num_query_tokens=5, image_text_hidden_size=8, **settings
+        vision_config=_VISION,
+        qformer_config=qformer,
+        text_config=text,
+        num_query_tokens=5,
+        image_text_hidden_size=8,
+        **settings,
     )
 
 
-def bridgetower_config(vocab_size: int, num_layers: int = 3, num_encoder_layers: int = 4, **settings: Any) -> BridgeTowerConfig:
+def bridgetower_config(
+    vocab_size: int, num_layers: int = 3, num_encoder_layers: int = 4, **settings: Any
+) -> BridgeTowerConfig:
     # The vision encoder has one attention head per 64 channels.
     vision = {"hidden_size": 64, "num_hidden_layers": num_encoder_layers, "image_size": SIDE, "patch_size": PATCH}
-    text = {**_TEXT, "num_hidden_layers": num_encoder_layers, "vocab_size": vocab_size, "max_position_embeddings": 50, "pad_token_id": 1}
+    text = {
+        **_TEXT,
+        "num_hidden_layers": num_encoder_layers,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 50,
+        "pad_token_id": 1,
+    }
     sizes = {"hidden_size": 24, "num_hidden_layers": num_layers, "num_attention_heads": 3}
     return BridgeTowerConfig(vision_config=vision, text_config=text, **sizes, **settings)
 
@@ -72,7 +92,9 @@ def square_processor() -> Any:
 
 
 def crop_processor() -> Any:
-    return BridgeTowerImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"shortest_edge": SIDE}, size_divisor=PATCH)
+    return BridgeTowerImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"shortest_edge": SIDE}, size_divisor=PATCH
+    )
 
 
 def make_blip(captions: list[str], **text: Any) -> BlipScorer:

@@ -18,7 +18,11 @@ from dcdctl.core.models.references import folders
 
 PAGE = DOCS / "models.md"
 BEGIN, END = "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->"
-CAPTIONS = ["a large red circle is left of a small blue square", "the tiny green star sits above the big pink heart", "a cross"]
+CAPTIONS = [
+    "a large red circle is left of a small blue square",
+    "the tiny green star sits above the big pink heart",
+    "a cross",
+]
 SOURCES = {
     "dcdctl-co-attention": "a run or a converted METER .ckpt",
     "dcdctl-encoder-dual": "a run over frozen encoders",
@@ -52,11 +56,21 @@ def built(root: Path) -> dict[str, Any]:
 
 def table(by_type: dict[str, Any]) -> str:
     """One row for each family that loads, each form of checkpoint, and Python functions."""
-    rows = ["| family (`model_type`) | loads | teacher, re-ranker | student | export | tested how |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| family (`model_type`) | loads | teacher, re-ranker | student | export | tested how |",
+        "|---|---|---|---|---|---|",
+    ]
     for model_type in [*load_save.FAMILIES, *OFFICIAL, "module:function"]:
         model, form = by_type.get(model_type), "a checkpoint of the official code" if model_type in OFFICIAL else ""
         source = form or SOURCES.get(model_type, "folder or Hub id of transformers")
-        cells = [f"`{model_type}`", source, _commands(model_type), _student(model), _export(model_type, model), _tested(model_type)]
+        cells = [
+            f"`{model_type}`",
+            source,
+            _commands(model_type),
+            _student(model),
+            _export(model_type, model),
+            _tested(model_type),
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n" + "\n".join(rows) + "\n\n"
 
@@ -69,9 +83,19 @@ def _commands(model_type: str) -> str:
 
 def _tested(model_type: str) -> str:
     """What the logits were compared with, and who saved the model."""
-    checkpoints = [path for path in FIXTURES.glob("*.ckpt") if path.name.startswith(model_type.partition(" ")[0].lower() + "_")]
-    found = [f"equal to outputs of the official code, {len(checkpoints)} tiny checkpoints"] if model_type in OFFICIAL else []
-    found += [f"equal to {each.equal_to}; saved by {each.saved_by}" for each in ORIGINS.values() if each.model_type == model_type]
+    checkpoints = [
+        path for path in FIXTURES.glob("*.ckpt") if path.name.startswith(model_type.partition(" ")[0].lower() + "_")
+    ]
+    found = (
+        [f"equal to outputs of the official code, {len(checkpoints)} tiny checkpoints"]
+        if model_type in OFFICIAL
+        else []
+    )
+    found += [
+        f"equal to {each.equal_to}; saved by {each.saved_by}"
+        for each in ORIGINS.values()
+        if each.model_type == model_type
+    ]
     return "; ".join(found)
 
 

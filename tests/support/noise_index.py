@@ -13,11 +13,20 @@ from dcdctl.core.search import build
 from dcdctl.core.search.config import IndexConfig
 
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle"]
-NAMES = ["plain.png", "[red]brackets[.png", "esc\x1b[31m.png", "\u202egnp.png", "<img src=x>.png", "sub/d\u00e9j\u00e0.png", *"ghijkl"]
+NAMES = [
+    "plain.png",
+    "[red]brackets[.png",
+    "esc\x1b[31m.png",
+    "\u202egnp.png",
+    "<img src=x>.png",
+    "sub/d\u00e9j\u00e0.png",
+    *"ghijkl",
+]
 
 
 def make_index(folder: Path) -> Path:
-    """An index of the twelve images in `folder/images`. Beside it are a dual encoder, `dual`, and a fusion scorer, `fusion`."""
+    """An index of the twelve images in `folder/images`. Beside it are a dual encoder, `dual`, and a fusion scorer,
+    `fusion`."""
     rng = np.random.default_rng(0)
     for name in NAMES:
         path = folder / "images" / (name if name.endswith(".png") else f"{name}.png")

@@ -25,7 +25,11 @@ TIMEOUT_S = 600
 
 SMALLER = {
     '"optimizer.steps": 60': '"optimizer.steps": 5',
-    **{'"counts.train": 64': '"counts.train": 32', '"counts.train": 96': '"counts.train": 32', '"counts.test": 32': '"counts.test": 16'},
+    **{
+        '"counts.train": 64': '"counts.train": 32',
+        '"counts.train": 96': '"counts.train": 32',
+        '"counts.test": 32': '"counts.test": 16',
+    },
 }
 """Numbers of the notebooks, and those that a test runs them with: what is trained well need not be shown again."""
 
@@ -36,7 +40,9 @@ class _ForkedKernel:
     stdout = stderr = stdin = None
 
     def __init__(self, arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
-        script = "import os, sys\nos.chdir(sys.argv.pop())\nfrom ipykernel import kernelapp\nkernelapp.launch_new_instance()"
+        script = (
+            "import os, sys\nos.chdir(sys.argv.pop())\nfrom ipykernel import kernelapp\nkernelapp.launch_new_instance()"
+        )
         self._status = 1
 
         def run() -> None:
@@ -70,9 +76,11 @@ class _ForkingManager(AsyncKernelManager):
 
 
 def execute_all(paths: Sequence[Path], folder: Path) -> dict[Path, NotebookNode]:
-    """The notebooks with the outputs of their cells, by one kernel in a fork of the test process, with the numbers of `SMALLER`.
+    """The notebooks with the outputs of their cells, by one kernel in a fork of the test process, with the numbers of
+    `SMALLER`.
 
-    Each notebook runs in a folder of its own, and without the names of the one before. CellExecutionError if a cell fails.
+    Each notebook runs in a folder of its own, and without the names of the one before. CellExecutionError if a cell
+    fails.
     """
     notebooks, cells = {path: nbformat.read(path, as_version=4) for path in paths}, []
     whole = "".join(cell.source for notebook in notebooks.values() for cell in notebook.cells)
@@ -83,8 +91,14 @@ def execute_all(paths: Sequence[Path], folder: Path) -> dict[Path, NotebookNode]
             cell.id = f"{path.stem}-{cell.id}"
             for number, smaller in SMALLER.items():
                 cell.source = cell.source.replace(number, smaller)
-        cells += [new_code_cell("%reset -f"), new_code_cell(f"import os\nos.chdir({str(folder / path.stem)!r})\ndel os"), *notebook.cells]
-    execute(new_notebook(cells=cells, metadata=notebooks[paths[0]].metadata), folder, kernel_manager_class=_ForkingManager)
+        cells += [
+            new_code_cell("%reset -f"),
+            new_code_cell(f"import os\nos.chdir({str(folder / path.stem)!r})\ndel os"),
+            *notebook.cells,
+        ]
+    execute(
+        new_notebook(cells=cells, metadata=notebooks[paths[0]].metadata), folder, kernel_manager_class=_ForkingManager
+    )
     return notebooks
 
 
@@ -92,7 +106,9 @@ def execute(notebook: NotebookNode, folder: Path, **options: Any) -> None:
     """Run the cells of a notebook in order in a folder, and set their outputs. CellExecutionError if one fails."""
     where = {"metadata": {"path": str(folder)}}
     # Without times, which would differ in every execution.
-    client = NotebookClient(notebook, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, record_timing=False, resources=where, **options)
+    client = NotebookClient(
+        notebook, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, record_timing=False, resources=where, **options
+    )
     # tqdm misses the widgets of a notebook, and its warning would name a folder of this machine.
     client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
 

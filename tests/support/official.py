@@ -1,7 +1,9 @@
-"""What the official code computed for the inputs of the fixtures, beside what dcdctl computes: models, pixels and recalls.
+"""What the official code computed for the inputs of the fixtures, beside what dcdctl computes: models, pixels and
+recalls.
 
 tests/training/test_official.py and benchmarks/fidelity.py compare the two. The fixtures were made by METER
-f4f0934, ViLT 762fd39 and DCD fbb5ff0 with transformers 4.6.0, in float32 on a CPU. `official_training` has DCD's training.
+f4f0934, ViLT 762fd39 and DCD fbb5ff0 with transformers 4.6.0, in float32 on a CPU. `official_training` has DCD's
+training.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Comparison(NamedTuple):
     @property
     def relative(self) -> float:
         """The largest difference over the official tensor's largest entry."""
-        return self.absolute / max(self.official.double().nan_to_num(0).abs().max().item(), torch.finfo(torch.float32).tiny)
+        return self.absolute / max(
+            self.official.double().nan_to_num(0).abs().max().item(), torch.finfo(torch.float32).tiny
+        )
 
 
 def fixture_json(name: str) -> Any:
@@ -132,7 +136,12 @@ def meter(name: str) -> Iterator[Comparison]:
         yield Comparison(name, "layer outputs", ours[rows], official.pop(layer)[rows])
     positions = network.vision.embeddings.position_embedding.weight
     yield Comparison(name, "position table", positions, official.pop("positional_embedding_used"))
-    yield Comparison(name, "scores, captions padded with id 0", scorer.score(pixels, ids * mask, mask), official.pop("rank_score_pad0"))
+    yield Comparison(
+        name,
+        "scores, captions padded with id 0",
+        scorer.score(pixels, ids * mask, mask),
+        official.pop("rank_score_pad0"),
+    )
     matrix = official.pop("score_matrix_images_by_texts")
     scores = scorer(ImageBatch(pixels), TextBatch(ids, mask), *pairs(*matrix.shape)).view_as(matrix)
     yield Comparison(name, "pair scores", scores, matrix)
@@ -186,7 +195,9 @@ def parameter_shapes(name: str) -> Iterator[Comparison]:
     state = {key: torch.empty(shape, device="meta") for key, shape in facts.get("keys", facts).items()}
     with torch.device("meta"):
         if "keys" in facts:
-            vision = CLIPVisionConfig(hidden_size=768, num_hidden_layers=11, image_size=facts["model"]["image_size"], patch_size=16)
+            vision = CLIPVisionConfig(
+                hidden_size=768, num_hidden_layers=11, image_size=facts["model"]["image_size"], patch_size=16
+            )
             text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
             network, (renamed, _) = CoAttentionNetwork.from_configs(vision, text, FusionSize()), to_network(state)
         else:
@@ -194,19 +205,27 @@ def parameter_shapes(name: str) -> Iterator[Comparison]:
     own = dict(network.named_parameters())
     assert own.keys() == renamed.keys()
     for key, parameter in own.items():
-        yield Comparison(name, "parameter shapes", torch.tensor(parameter.shape), torch.tensor(renamed[key].shape), bound=0)
+        yield Comparison(
+            name, "parameter shapes", torch.tensor(parameter.shape), torch.tensor(renamed[key].shape), bound=0
+        )
 
 
 def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
     """Preprocessed images of several sizes and modes, for ViLT and METER."""
     facts, tensors = fixture_json(name), load_file(FIXTURES / f"{name}.safetensors")
     vilts = Preprocess(tokenizer=None, image_processor=vilt_image_processor(96), max_text_len=40)
-    meters = Preprocess(tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter")
+    meters = Preprocess(
+        tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter"
+    )
     for i in range(len(facts["images"])):
         values = tensors[f"in.{i}"].numpy()
         image = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
-        yield Comparison(name, "ViLT's pixels", vilts.images([image]).pixel_values[0], tensors[f"out.pixelbert96.{i}"], bound=0)
-        yield Comparison(name, "METER's pixels", meters.images([image]).pixel_values[0], tensors[f"out.clip64.{i}"], bound=0)
+        yield Comparison(
+            name, "ViLT's pixels", vilts.images([image]).pixel_values[0], tensors[f"out.pixelbert96.{i}"], bound=0
+        )
+        yield Comparison(
+            name, "METER's pixels", meters.images([image]).pixel_values[0], tensors[f"out.clip64.{i}"], bound=0
+        )
     full_size = Preprocess(tokenizer=None, image_processor=vilt_image_processor(), max_text_len=40)
     for input_size, official in facts["pixelbert_384_output_hw_of_input_hxw"].items():
         height, width = map(int, input_size.split("x"))
@@ -221,14 +240,19 @@ def recalls(name: str = "recall_a") -> Iterator[Comparison]:
         own = recall.Recalls.from_ranks(rankings.ranks)
         for kind, ours in (("tr", own.text_retrieval), ("ir", own.image_retrieval)):
             official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])
-            yield Comparison(name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7)
+            yield Comparison(
+                name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7
+            )
 
 
 COMPARISONS: dict[str, Callable[[], Iterator[Comparison]]] = {
     **{name: functools.partial(vilt, name) for name in ("vilt_tiny_a", "vilt_eps_a")},
     **{name: functools.partial(meter, name) for name in ("meter_tiny_a", "meter_eps_a", "dcd_step_a_teacher")},
     **{name: functools.partial(position_tables, name) for name in ("meter_tiny_a_posinterp", "meter_eps_a_posinterp")},
-    **{name: functools.partial(parameter_shapes, name) for name in ("vilt_full_keys", "meter_full_384_keys", "meter_full_288_keys")},
+    **{
+        name: functools.partial(parameter_shapes, name)
+        for name in ("vilt_full_keys", "meter_full_384_keys", "meter_full_288_keys")
+    },
     "preprocess_a": pixels,
     "recall_a": recalls,
 }

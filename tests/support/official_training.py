@@ -1,4 +1,5 @@
-"""What DCD's official code computed in training, beside what dcdctl computes: students, losses, gradients, optimizer steps."""
+"""What DCD's official code computed in training, beside what dcdctl computes: students, losses, gradients, optimizer
+steps."""
 
 from __future__ import annotations
 
@@ -30,15 +31,25 @@ def students(name: str = "dcd_step_a") -> Iterator[Comparison]:
     facts, teacher = fixture_json(name), load_meter(f"{name}_teacher")
     student = teacher.student(RECIPE.model.layers)
     ours, theirs = student.network, teacher.network
-    copies = [(ours.text_pooler, theirs.text_pooler), (ours.image_pooler, theirs.image_pooler), (ours.rank_output, theirs.rank_output)]
+    copies = [
+        (ours.text_pooler, theirs.text_pooler),
+        (ours.image_pooler, theirs.image_pooler),
+        (ours.rank_output, theirs.rank_output),
+    ]
     for copied in facts["student_init_from_teacher"]["layers_equal_teacher"]:
         stream, new, old = re.fullmatch(r"(text|image)(\d)<-(\d)", copied).groups()
         copies.append((getattr(ours, f"{stream}_layers")[int(new)], getattr(theirs, f"{stream}_layers")[int(old)]))
     for own, copied in copies:
         for student_weight, teacher_weight in zip(own.parameters(), copied.parameters(), strict=True):
             yield Comparison(name, "a student's first weights", student_weight, teacher_weight, bound=0)
-    groups = {parameter: group for group in make_optimizer(student, RECIPE.optimizer).param_groups for parameter in group["params"]}
-    settings = {key: torch.tensor(values[:2]) for key, values in facts["optimizer_lr_wd_trainable"].items() if values[2]}
+    groups = {
+        parameter: group
+        for group in make_optimizer(student, RECIPE.optimizer).param_groups
+        for parameter in group["params"]
+    }
+    settings = {
+        key: torch.tensor(values[:2]) for key, values in facts["optimizer_lr_wd_trainable"].items() if values[2]
+    }
     official, _ = to_network(settings)
     trained = {key: parameter for key, parameter in ours.named_parameters() if parameter.requires_grad}
     assert groups.keys() == set(trained.values())
@@ -52,7 +63,10 @@ def students(name: str = "dcd_step_a") -> Iterator[Comparison]:
 def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
     """One step in training mode without dropout, and validation: scores, hardest negatives, losses, gradients."""
     facts, tensors = fixture_json(name), load_file(FIXTURES / f"{name}.safetensors")
-    teacher, saved = load_meter(f"{name}_teacher"), load(f"{name}_student", image_size=24, **{"text.num_attention_heads": 2})
+    teacher, saved = (
+        load_meter(f"{name}_teacher"),
+        load(f"{name}_student", image_size=24, **{"text.num_attention_heads": 2}),
+    )
     student = teacher.student(RECIPE.model.layers)
     student.network.load_state_dict(saved.network.state_dict())
     ids, mask = tensors["in.text_ids"], tensors["in.text_masks"]
@@ -60,10 +74,17 @@ def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
     num_images, num_texts = ids.shape[:2]
     every_pair = torch.arange(num_images).repeat_interleave(num_texts), torch.arange(num_images * num_texts)
     with torch.no_grad():
-        teacher_BK, student_BK = (scorer(*batch, *every_pair).view(num_images, num_texts) for scorer in (teacher, saved))
+        teacher_BK, student_BK = (
+            scorer(*batch, *every_pair).view(num_images, num_texts) for scorer in (teacher, saved)
+        )
     yield Comparison(f"{name}_student", "pair scores", student_BK, tensors["out.eval_student_score_all"])
     yield Comparison(f"{name}_student", "pair scores", student_BK[:, 0], tensors["out.eval_student_score_positive"])
-    yield Comparison(f"{name}_student", "validation loss", lists.ground_truth(student_BK, "softmax"), numbers(facts["validation_loss"]))
+    yield Comparison(
+        f"{name}_student",
+        "validation loss",
+        lists.ground_truth(student_BK, "softmax"),
+        numbers(facts["validation_loss"]),
+    )
     chosen_BN, teacher_BN = weights.select_as_official(teacher_BK, facts["hard_negative"])
     yield Comparison(name, "the teacher's pair scores", teacher_BK, tensors["out.teacher_score_all"])
     yield Comparison(name, "the teacher's pair scores", teacher_BN, tensors["out.teacher_score_selected"])
@@ -75,27 +96,37 @@ def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
             module.p = 0.0
     image_ix_B = torch.arange(num_images)
     text_ix_BN = chosen_BN + num_texts * image_ix_B[:, None]
-    student_BN = student(*batch, image_ix_B.repeat_interleave(chosen_BN.shape[1]), text_ix_BN.flatten()).view_as(chosen_BN)
+    student_BN = student(*batch, image_ix_B.repeat_interleave(chosen_BN.shape[1]), text_ix_BN.flatten()).view_as(
+        chosen_BN
+    )
     yield Comparison(name, "pair scores in training", student_BN, tensors["out.student_score"])
     yield Comparison(name, "pooled features", outputs["pooled"], tensors["out.student_cls_feats"])
     parts = dcd_official_parts(student_BN, teacher_BN, alpha=facts["alpha"], temperature=facts["T"])
     yield from _losses(name, parts, facts)
     parts.total.backward()
-    yield from _gradients(name, {key: parameter.grad for key, parameter in student.network.named_parameters() if parameter.requires_grad})
+    yield from _gradients(
+        name, {key: parameter.grad for key, parameter in student.network.named_parameters() if parameter.requires_grad}
+    )
 
 
 def _gradients(name: str, own: dict[str, Tensor]) -> Iterator[Comparison]:
     """Some complete gradients, and the norms of all."""
     tensors = load_file(FIXTURES / f"{name}.safetensors")
-    gradients, _ = to_network({key.removeprefix("grad."): tensor for key, tensor in tensors.items() if key.startswith("grad.")})
+    gradients, _ = to_network(
+        {key.removeprefix("grad."): tensor for key, tensor in tensors.items() if key.startswith("grad.")}
+    )
     for key, gradient in gradients.items():
         yield Comparison(name, "gradients", own[key], gradient)
     norms, _ = to_network({key: torch.tensor(norm) for key, norm in fixture_json(name)["grad_norms"].items()})
     assert own.keys() == norms.keys()
     for key in norms:
-        # A key's bias adds the same value to all scores of a query. Its gradient is only rounding, small beside that of the key's weight.
+        # A key's bias adds the same value to all scores of a query. Its gradient is only rounding, small beside that of
+        # the key's weight.
         together = [key, f"{key.removesuffix('bias')}weight"] if key.endswith("key.bias") else [key]
-        ours, official = torch.stack([own[part].norm() for part in together]), torch.stack([norms[part] for part in together])
+        ours, official = (
+            torch.stack([own[part].norm() for part in together]),
+            torch.stack([norms[part] for part in together]),
+        )
         yield Comparison(name, "gradient norms", ours, official)
 
 
@@ -133,7 +164,9 @@ def _golden_case(
         (gradient_BN,) = torch.autograd.grad(ours, student_BN, retain_graph=True)
         yield Comparison(name, f"{whose}gradients", gradient_BN, numbers(official[f"grad_{part}"]))
         # The official code rounds the terms of the NLL to float32 on their way.
-        yield Comparison(name, f"{whose}losses in float64", exact, numbers(official["float64"][part], torch.float64), bound=1e-7)
+        yield Comparison(
+            name, f"{whose}losses in float64", exact, numbers(official["float64"][part], torch.float64), bound=1e-7
+        )
 
 
 OPTIMIZER = fixture_json("optim_a")
@@ -154,7 +187,9 @@ class Parameters(nn.Module):
 def optimizer_steps(name: str = "optim_a") -> Iterator[Comparison]:
     """Learning rates, and parameters after each step, driven by the official gradients."""
     model, settings = Parameters(), OPTIMIZER["config"]
-    config = OptimizerConfig(lr=0.01, weight_decay=settings["wd"], warmup_share=settings["warmup"], lr_factors={"fusion": 5.0})
+    config = OptimizerConfig(
+        lr=0.01, weight_decay=settings["wd"], warmup_share=settings["warmup"], lr_factors={"fusion": 5.0}
+    )
     optimizer = make_optimizer(model, config)
     factors = {parameter: group["lr_factor"] for group in optimizer.param_groups for parameter in group["params"]}
     parameters = dict(zip(model.names, [*model.head, *model.fusion], strict=True))
@@ -165,7 +200,9 @@ def optimizer_steps(name: str = "optim_a") -> Iterator[Comparison]:
             parameter.grad = torch.tensor(official["grad"][key])
         optimizer.step()
         for key, parameter in parameters.items():
-            yield Comparison(name, "learning rates", torch.tensor(rate * factors[parameter]), torch.tensor(official["lr"][key]))
+            yield Comparison(
+                name, "learning rates", torch.tensor(rate * factors[parameter]), torch.tensor(official["lr"][key])
+            )
             yield Comparison(name, "optimizer steps", parameter.detach().clone(), torch.tensor(official["after"][key]))
 
 

@@ -21,11 +21,20 @@ _VISION = {"image_size": SIDE, "patch_size": 8, "width": 16, "head_width": 8}
 _TEXT = {"width": 16, "heads": 2}
 # As in the configurations of SigLIP in open_clip.
 _SIGLIP_TEXT = {
-    **{"context_length": LENGTH, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}},
+    **{
+        "context_length": LENGTH,
+        "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+    },
     **{"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
 }
 OPEN_CLIPS: dict[str, dict[str, Any]] = {
-    "open_clip ViT": {"embed_dim": 8, "quick_gelu": True, "vision_cfg": _VISION, "text_cfg": {"context_length": 77, **_TEXT}},
+    "open_clip ViT": {
+        "embed_dim": 8,
+        "quick_gelu": True,
+        "vision_cfg": _VISION,
+        "text_cfg": {"context_length": 77, **_TEXT},
+    },
     "open_clip SigLIP": {
         **{"embed_dim": 8, "custom_text": True, "init_logit_bias": -10},
         "vision_cfg": _VISION,
@@ -34,17 +43,36 @@ OPEN_CLIPS: dict[str, dict[str, Any]] = {
     # A convolutional image encoder of timm, as in MobileCLIP.
     "open_clip with timm": {
         **{"embed_dim": 8, "custom_text": True},
-        "vision_cfg": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIDE},
+        "vision_cfg": {
+            "timm_model_name": "test_efficientnet",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": SIDE,
+        },
         "text_cfg": {**_TEXT, "context_length": LENGTH, "hf_tokenizer_name": "bert-base-uncased"},
     },
     "open_clip with BERT": {
         "embed_dim": 8,
         "vision_cfg": _VISION,
-        "text_cfg": {"hf_model_name": "", "hf_tokenizer_name": "", "hf_pooler_type": "mean_pooler", "context_length": LENGTH},
+        "text_cfg": {
+            "hf_model_name": "",
+            "hf_tokenizer_name": "",
+            "hf_pooler_type": "mean_pooler",
+            "context_length": LENGTH,
+        },
     },
     "open_clip CoCa": {
-        **{"embed_dim": 8, "vision_cfg": {**_VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}},
-        "text_cfg": {**_TEXT, "context_length": LENGTH, "hf_tokenizer_name": "bert-base-uncased", "embed_cls": True, "output_tokens": True},
+        **{
+            "embed_dim": 8,
+            "vision_cfg": {**_VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        },
+        "text_cfg": {
+            **_TEXT,
+            "context_length": LENGTH,
+            "hf_tokenizer_name": "bert-base-uncased",
+            "embed_cls": True,
+            "output_tokens": True,
+        },
         "multimodal_cfg": {**_TEXT, "context_length": LENGTH, "vocab_size": 8, "attn_pooler_heads": 2},
         "custom_text": True,
     },
@@ -53,7 +81,8 @@ _TABLES: dict[str, dict[str, Any]] = {}
 
 
 def _read_tables(self: Any, *args: Any, read: Any = SimpleTokenizer.__init__, **kwargs: Any) -> None:
-    """Make CLIP's own tokenizer from the 49,000 tokens that were read for the first one, which takes a tenth of a second."""
+    """Make CLIP's own tokenizer from the 49,000 tokens that were read for the first one, which takes a tenth of a
+    second."""
     key = repr((args, kwargs))
     if key not in _TABLES:
         read(self, *args, **kwargs)
@@ -65,7 +94,8 @@ SimpleTokenizer.__init__ = _read_tables
 
 
 def save_open_clip(kind: str, captions: list[str], folder: Path, num_layers: int = 2) -> Path:
-    """A folder with weights large enough that vectors depend on their input; its tokenizer has learned the captions, or is CLIP's own."""
+    """A folder with weights large enough that vectors depend on their input; its tokenizer has learned the captions, or
+    is CLIP's own."""
     config, tokenizer = copy.deepcopy(OPEN_CLIPS[kind]), models.word_piece(captions, 120)
     text, folder = config["text_cfg"], folder / kind.replace(" ", "-")
     for part in (config["vision_cfg"], text, config.get("multimodal_cfg", {})):
@@ -90,7 +120,10 @@ def save_open_clip(kind: str, captions: list[str], folder: Path, num_layers: int
                 # CoCa leaves a projection that is not initialized.
                 parameter.nan_to_num_(0, 0, 0).clamp_(-1, 1).add_(0.2 * torch.randn(parameter.shape))
     network.visual.image_mean, network.visual.image_std = (0.5, 0.4, 0.45), (0.25, 0.3, 0.2)
-    network.visual.preprocess_cfg = {"interpolation": "bicubic", "resize_mode": "squash" if "SigLIP" in kind else "shortest"}
+    network.visual.preprocess_cfg = {
+        "interpolation": "bicubic",
+        "resize_mode": "squash" if "SigLIP" in kind else "shortest",
+    }
     if "hf_tokenizer_name" in text:
         wrapped = open_clip.tokenizer.HFTokenizer(str(folder), context_length=LENGTH)
         save_for_hf(network, wrapped, config, str(folder), safe_serialization=True)

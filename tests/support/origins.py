@@ -1,4 +1,5 @@
-"""A tiny model of each family as its own library saves it, and the logits that this library computes from the same folder.
+"""A tiny model of each family as its own library saves it, and the logits that this library computes from the same
+folder.
 
 tests/cli/test_every_family.py runs every command on each; the table of docs/models.md is made from the same list.
 """
@@ -56,7 +57,11 @@ class OwnVectors:
 
 
 Vectors = Callable[[str, Sequence[Image.Image], list[str]], OwnVectors]
-FORWARD, PREDICT, PLAIN = "transformers' own forward pass", "`CrossEncoder.predict`", "its own plain forward pass, pair by pair"
+FORWARD, PREDICT, PLAIN = (
+    "transformers' own forward pass",
+    "`CrossEncoder.predict`",
+    "its own plain forward pass, pair by pair",
+)
 OWN_MODULE = "scorer_of_a_user"
 OWN_SOURCE = """
 import numpy as np
@@ -120,7 +125,9 @@ def _save_source(captions: list[str], folder: Path) -> str:
     return f"{OWN_MODULE}:score"
 
 
-def _inputs(ref: str, images: Sequence[Image.Image], texts: list[str], **padding: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _inputs(
+    ref: str, images: Sequence[Image.Image], texts: list[str], **padding: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     pixels = AutoImageProcessor.from_pretrained(ref, backend="pil")(images=list(images), return_tensors="pt")
     words = AutoTokenizer.from_pretrained(ref)(texts, return_tensors="pt", **(padding or {"padding": True}))
     return dict(pixels), dict(words)
@@ -138,7 +145,9 @@ def _pair_logits(
     pixels, words = _inputs(ref, images, texts)
     logits = []
     for image in range(len(images)):
-        repeated = {name: value[image : image + 1].expand(len(texts), *value.shape[1:]) for name, value in pixels.items()}
+        repeated = {
+            name: value[image : image + 1].expand(len(texts), *value.shape[1:]) for name, value in pixels.items()
+        }
         rows = getattr(network(**repeated, **words, **options), field)
         logits.append(rows[:, 1] - rows[:, 0] if rows.shape[1] == 2 else rows[:, 0])
     return torch.stack(logits)
@@ -150,7 +159,11 @@ def _features(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnV
     network = AutoModel.from_pretrained(ref).eval()
     is_siglip = network.config.model_type.startswith("siglip")
     # SigLIP was trained on captions of full length, without a mask.
-    padding = {"padding": "max_length", "max_length": network.config.text_config.max_position_embeddings, "truncation": True}
+    padding = {
+        "padding": "max_length",
+        "max_length": network.config.text_config.max_position_embeddings,
+        "truncation": True,
+    }
     pixels, words = _inputs(ref, images, texts, **(padding if is_siglip else {}))
     if is_siglip:
         del words["attention_mask"]
@@ -175,7 +188,9 @@ def _encoded(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnVe
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(ref, device="cpu")
-    return OwnVectors(*(torch.from_numpy(encoder.encode(list(items), normalize_embeddings=True)) for items in (images, texts)))
+    return OwnVectors(
+        *(torch.from_numpy(encoder.encode(list(items), normalize_embeddings=True)) for items in (images, texts))
+    )
 
 
 def _predicted(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
@@ -188,7 +203,8 @@ def _predicted(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Ten
 
 @torch.no_grad()
 def _plain_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
-    """By the plain forward pass of a model of dcdctl's own format; tests/models compares that with the official code."""
+    """By the plain forward pass of a model of dcdctl's own format; tests/models compares that with the official
+    code."""
     model = models.load_fusion(ref)
     pixels, words = model.preprocess.images(images), model.preprocess.texts(texts)
     rows = []
@@ -212,7 +228,9 @@ def _source_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) ->
     return torch.tensor(means[:, None] * (np.array([len(text) for text in texts]) % 7 + 1) / 50)
 
 
-def _matching(make: Callable[[list[str]], Any], network_class: Any, field: str, recipe: str = "", **options: bool) -> Origin:
+def _matching(
+    make: Callable[[list[str]], Any], network_class: Any, field: str, recipe: str = "", **options: bool
+) -> Origin:
     model_type, logits = network_class.config_class.model_type, partial(_pair_logits, network_class, field, options)
     return Origin(model_type, "fusion", "transformers", partial(_save_parts, make), logits, FORWARD, recipe)
 
@@ -225,7 +243,9 @@ def _official(fixture: str, kind: str, recipe: str, settings: Sequence[str] = ()
     def save(captions: list[str], folder: Path) -> str:
         return str(FIXTURES / fixture)
 
-    return Origin(kind, "fusion", "the official code", save, _plain_logits, PLAIN, recipe, layers=(1,), settings=tokenizer)
+    return Origin(
+        kind, "fusion", "the official code", save, _plain_logits, PLAIN, recipe, layers=(1,), settings=tokenizer
+    )
 
 
 def _clip_kind(kind: str, model_type: str) -> Origin:
@@ -235,7 +255,9 @@ def _clip_kind(kind: str, model_type: str) -> Origin:
     return _dual(model_type, "transformers", save, _features, FORWARD)
 
 
-def _dual(model_type: str, saved_by: str, save: Callable[[list[str], Path], str], vectors: Vectors, equal_to: str) -> Origin:
+def _dual(
+    model_type: str, saved_by: str, save: Callable[[list[str], Path], str], vectors: Vectors, equal_to: str
+) -> Origin:
     has_dropout = model_type in WITH_DROPOUT
     return Origin(model_type, "dual", saved_by, save, None, equal_to, vectors=vectors, has_dropout=has_dropout)
 
@@ -261,17 +283,29 @@ DUAL_TYPES = ("clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align"
 ORIGINS: dict[str, Origin] = {
     "ViLT": _matching(make_teacher, ViltForImageAndTextRetrieval, "logits", "vilt-flickr30k"),
     "BLIP": _matching(partial(_spread, "BLIP"), BlipForImageTextRetrieval, "itm_score", "blip-itm", use_itm_head=True),
-    "BLIP-2": _matching(partial(_spread, "BLIP-2"), Blip2ForImageTextRetrieval, "logits_per_image", use_image_text_matching_head=True),
-    "BridgeTower": _matching(partial(_spread, "BridgeTower"), BridgeTowerForImageAndTextRetrieval, "logits", "bridgetower"),
-    "co-attention": Origin("dcdctl-co-attention", "fusion", "dcdctl", partial(_save_own, make_pair), _plain_logits, PLAIN),
+    "BLIP-2": _matching(
+        partial(_spread, "BLIP-2"), Blip2ForImageTextRetrieval, "logits_per_image", use_image_text_matching_head=True
+    ),
+    "BridgeTower": _matching(
+        partial(_spread, "BridgeTower"), BridgeTowerForImageAndTextRetrieval, "logits", "bridgetower"
+    ),
+    "co-attention": Origin(
+        "dcdctl-co-attention", "fusion", "dcdctl", partial(_save_own, make_pair), _plain_logits, PLAIN
+    ),
     "METER .ckpt": _official("meter_tiny_a.ckpt", "METER .ckpt", "meter-flickr30k", ["text.num_attention_heads=3"]),
     "ViLT .ckpt": _official("vilt_tiny_a.ckpt", "ViLT .ckpt", "vilt-flickr30k"),
     "CrossEncoder": Origin("CrossEncoder", "fusion", "sentence-transformers", _save_cross_encoder, _predicted, PREDICT),
-    "own scorer": Origin("module:function", "fusion", "its author", _save_source, _source_logits, "the function's numbers"),
-    "dual": _dual("vision-text-dual-encoder", "transformers", partial(_save_parts, partial(_spread, "dual")), _features, FORWARD),
+    "own scorer": Origin(
+        "module:function", "fusion", "its author", _save_source, _source_logits, "the function's numbers"
+    ),
+    "dual": _dual(
+        "vision-text-dual-encoder", "transformers", partial(_save_parts, partial(_spread, "dual")), _features, FORWARD
+    ),
     "frozen dual": _dual("dcdctl-encoder-dual", "dcdctl", partial(_save_own, _frozen), _plain_vectors, PLAIN),
     **{kind: _clip_kind(kind, model_type) for kind, model_type in zip(DUALS, DUAL_TYPES, strict=True)},
     "open_clip": _dual("open_clip", "open_clip", _save_open_clip, _open_clip_vectors, "open_clip's own vectors"),
-    "SentenceTransformer": _dual("SentenceTransformer", "sentence-transformers", _save_sentences, _encoded, "`SentenceTransformer.encode`"),
+    "SentenceTransformer": _dual(
+        "SentenceTransformer", "sentence-transformers", _save_sentences, _encoded, "`SentenceTransformer.encode`"
+    ),
 }
 """By name; tests/cli/test_every_family.py runs each."""

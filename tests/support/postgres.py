@@ -1,4 +1,5 @@
-"""A PostgreSQL server of its own for the tests of a process: in a folder of its own, reached by a socket in it, and stopped at the end."""
+"""A PostgreSQL server of its own for the tests of a process: in a folder of its own, reached by a socket in it, and
+stopped at the end."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def server() -> Iterator[str]:
         settings = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off", "shared_buffers": "16MB"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (folder / "log").open("wb") as log:
-            running = subprocess.Popen([binaries / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **as_user)
+            running = subprocess.Popen(
+                [binaries / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **as_user
+            )
         try:
             _wait(binaries, folder, running)
             yield f"postgresql://tester@/postgres?host={quote(str(folder), safe='')}"

@@ -1,4 +1,5 @@
-"""Processes that tests start: a time limit that allows for a busy machine, and an environment without the settings of its user."""
+"""Processes that tests start: a time limit that allows for a busy machine, and an environment without the settings of
+its user."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ WORKER = "PYTEST_XDIST_WORKER"
 TIMEOUT_S = 600
 """How long tests wait for a process or a server. Generous, because a test that passes does not wait for it."""
 USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_")
-"""Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one of the first."""
+"""Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one
+of the first."""
 LAUNCHER_SETTINGS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -35,9 +37,11 @@ def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProces
 
 
 def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
-    """What `make` returns for a new folder, made by the first process that asks and loaded by the others of this test run.
+    """What `make` returns for a new folder, made by the first process that asks and loaded by the others of this test
+    run.
 
-    For what takes many seconds, because the tests of a module may run in any of the processes. The folder is not to be written to.
+    For what takes many seconds, because the tests of a module may run in any of the processes. The folder is not to be
+    written to.
     """
     from dcdctl.core.locks import lock
     from dcdctl.core.progress import silent

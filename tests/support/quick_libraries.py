@@ -1,4 +1,5 @@
-"""What libraries do again for every tiny model and command, done once or left out from the import of this module on. No result changes."""
+"""What libraries do again for every tiny model and command, done once or left out from the import of this module on. No
+result changes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import torch
 import typer.testing
 from transformers import PreTrainedConfig, core_model_loading
 
-# A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the tests.
+# A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the
+# tests.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 # transformers compiles an expression for the name of every tensor that it loads, which are more than Python keeps.
 re._MAXCACHE = 2**15  # type: ignore[attr-defined]
@@ -35,7 +37,8 @@ def _unless_meta(init: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
     return run
 
 
-# And it makes every model without memory first, where torch takes a fifth of the time of loading a tiny one to draw no numbers.
+# And it makes every model without memory first, where torch takes a fifth of the time of loading a tiny one to draw no
+# numbers.
 for _name in ("kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"):
     setattr(torch.nn.init, _name, _unless_meta(getattr(torch.nn.init, _name)))
 
@@ -45,7 +48,8 @@ PreTrainedConfig.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 @contextmanager
 def operators_once() -> Iterator[None]:
-    """All exports in this block use one table of torch's ONNX operators, which torch makes for each file in half a second.
+    """All exports in this block use one table of torch's ONNX operators, which torch makes for each file in half a
+    second.
 
     Its import takes seconds, so only a process that exports enters the block.
     """

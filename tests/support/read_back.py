@@ -1,4 +1,5 @@
-"""What a fresh process computes from exported folders, and the ranks and recalls of its vectors by a plain computation."""
+"""What a fresh process computes from exported folders, and the ranks and recalls of its vectors by a plain
+computation."""
 
 from __future__ import annotations
 
@@ -45,5 +46,6 @@ def rankings(found: dict[str, Any], gallery: Corpus) -> dict[str, Any]:
 def recalls(ranks: dict[str, Any]) -> dict[str, dict[str, float]]:
     """In percent."""
     return {
-        f"{way}_retrieval": {f"R@{k}": 100 * int((rank_Q <= k).sum()) / len(rank_Q) for k in (1, 5, 10)} for way, rank_Q in ranks.items()
+        f"{way}_retrieval": {f"R@{k}": 100 * int((rank_Q <= k).sum()) / len(rank_Q) for k in (1, 5, 10)}
+        for way, rank_Q in ranks.items()
     }

@@ -1,4 +1,5 @@
-"""The tables of docs/architecture.md, made from the docstrings of the rooms and their files; run this file to write them."""
+"""The tables of docs/architecture.md, made from the docstrings of the rooms and their files; run this file to write
+them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def tables() -> str:
     lines = ["| # | room | contract | may import |", "|---|---|---|---|"]
     lines.append(f"| 0 | ground: {', '.join(GROUND)} | what every room may use | earlier ground files |")
     for number, (room, earlier) in enumerate(MAY_IMPORT.items(), start=1):
-        lines.append(f"| {number} | `{room}/` | {contract(CORE / room / '__init__.py')} | {', '.join(['ground', *earlier])} |")
+        lines.append(
+            f"| {number} | `{room}/` | {contract(CORE / room / '__init__.py')} | {', '.join(['ground', *earlier])} |"
+        )
     lines += [f"| | `{name}.py` | {contract(CORE / f'{name}.py')} | all rooms |" for name in WHOLE]
     lines += ["", "Which file holds what:", "", "| file | contract |", "|---|---|"]
     for folder in (*(f"{name}.py" for name in GROUND), *MAY_IMPORT):

@@ -25,7 +25,13 @@ from dcdctl.core.serve.middleware import LimitsMiddleware
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red bus", "two dogs in the snow", "a man on a horse"]
-NAMES = ["<img src=x onerror=alert(1)>.png", "a & b \"c\" 'd'.jpg", "犬 \u202eslow.png", "photo.jpg", *(f"{i:02}.png" for i in range(8))]
+NAMES = [
+    "<img src=x onerror=alert(1)>.png",
+    "a & b \"c\" 'd'.jpg",
+    "犬 \u202eslow.png",
+    "photo.jpg",
+    *(f"{i:02}.png" for i in range(8)),
+]
 """Names of the image files, in no particular order."""
 LARGE, WIDE = "photo.jpg", (900, 300)
 """The only large image; its EXIF orientation turns it by 90 degrees."""
@@ -79,7 +85,9 @@ class HeldSearcher(Searcher):
     def of(searcher: Searcher) -> HeldSearcher:
         return HeldSearcher(searcher.index, searcher.texts, searcher.own)
 
-    def by_texts(self, texts: list[str], k: int = 10, where: Condition | None = None, **options: object) -> list[Answer]:
+    def by_texts(
+        self, texts: list[str], k: int = 10, where: Condition | None = None, **options: object
+    ) -> list[Answer]:
         self.batches.append(list(texts))
         self.begun.set()
         self.may_end.wait()

@@ -21,7 +21,10 @@ Row = tuple[bytes, Sequence[str]]
 def rows_of(sizes: Sequence[int], num_captions: int = 1) -> list[list[Row]]:
     """Samples of shards of these sizes; every image and every caption occurs once."""
     return [
-        [(png(1000 * shard + row, (12, 10)), [f"a thing {shard} {row} {k}" for k in range(num_captions)]) for row in range(size)]
+        [
+            (png(1000 * shard + row, (12, 10)), [f"a thing {shard} {row} {k}" for k in range(num_captions)])
+            for row in range(size)
+        ]
         for shard, size in enumerate(sizes)
     ]
 
@@ -45,7 +48,10 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def parquet_of(rows: Sequence[Row], **options: Any) -> bytes:
     """A Parquet file of samples, in row groups of five."""
-    columns = {"image": [{"bytes": image, "path": None} for image, _ in rows], "captions": [list(captions) for _, captions in rows]}
+    columns = {
+        "image": [{"bytes": image, "path": None} for image, _ in rows],
+        "captions": [list(captions) for _, captions in rows],
+    }
     stream = io.BytesIO()
     pq.write_table(pa.table(columns), stream, row_group_size=5, **options)
     return stream.getvalue()

@@ -27,7 +27,8 @@ from dcdctl.core.models import onnx
 
 @pytest.fixture(scope="session", autouse=True)
 def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The text side of a model is exported only once, because many tests build an index; test_text_tower.py tests the export."""
+    """The text side of a model is exported only once, because many tests build an index; test_text_tower.py tests the
+    export."""
     kept = tmp_path_factory.mktemp("text-sides")
 
     def export_once(model: models.DualEncoder, folder: Path) -> None:
@@ -44,7 +45,8 @@ def _text_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def _duals_read_once() -> Iterator[None]:
-    """A dual encoder is the one that was read from files of the same bytes, unless it was changed since; for modules that train none."""
+    """A dual encoder is the one that was read from files of the same bytes, unless it was changed since; for modules
+    that train none."""
     read = models.load_dual
 
     def load_dual(ref: str | Path) -> models.DualEncoder:
@@ -107,7 +109,8 @@ def logged() -> Iterator[Logged]:
 
 @pytest.fixture(scope="session")
 def scenes_corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in corpus, small: train 32, val 8, test 16 images of 64 x 64 pixels, five captions each. Not to be written to."""
+    """The built-in corpus, small: train 32, val 8, test 16 images of 64 x 64 pixels, five captions each. Not to be
+    written to."""
     sets = ["counts.train=32", "counts.val=8", "counts.test=16", "side_px=64"]
     folder = tmp_path_factory.mktemp("corpus") / "scenes"
     prepare_corpus(manifest.find_manifest("scenes", sets), folder, options=PrepareOptions(workers=1))
@@ -122,12 +125,14 @@ def corpus(scenes_corpus_dir: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a random dual student, evaluated on the test split; it resizes the images and truncates most captions."""
+    """A run folder of a random dual student, evaluated on the test split; it resizes the images and truncates most
+    captions."""
     gallery = Corpus.open(scenes_corpus_dir, "test")
     run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
     models.save(make_wide_dual(gallery.captions), run / "model")
     evaluate.run_evaluation(
-        EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test", "auto", None)), EvalOptions(compute=Compute(batch_size=64))
+        EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test", "auto", None)),
+        EvalOptions(compute=Compute(batch_size=64)),
     )
     return run
 
@@ -138,7 +143,9 @@ def onnx_student(dual_run: Path, scenes_corpus_dir: Path, tmp_path_factory: pyte
 
     def make(folder: Path) -> Exported:
         with operators_once():
-            return export.export_model(ExportJob(ref=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir))
+            return export.export_model(
+                ExportJob(ref=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir)
+            )
 
     return make_once(tmp_path_factory, "dual-onnx", make)
 

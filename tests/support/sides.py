@@ -1,4 +1,5 @@
-"""Tiny random folders of CLIP-like models and of encoders alone, saved by transformers, as `model.vision` and `model.text` name them."""
+"""Tiny random folders of CLIP-like models and of encoders alone, saved by transformers, as `model.vision` and
+`model.text` name them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ SIDE = 32
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 _VISION = {**_SMALL, "image_size": SIDE, "patch_size": 8}
 _ROWS = 90
-_TEXT = {**_SMALL, "vocab_size": _ROWS, "max_position_embeddings": 32, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+_TEXT = {
+    **_SMALL,
+    "vocab_size": _ROWS,
+    "max_position_embeddings": 32,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
 _WIDE = {"hidden_size": 64, "num_hidden_layers": 1}
 _SIGLIP_TEXT = {**_TEXT, "projection_size": 16}
 _EFFICIENT = {"image_size": SIDE, "width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 16}
@@ -29,8 +37,14 @@ BOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "metaclip_2": ("MetaClip2Config", {"vision_config": _VISION, "text_config": _TEXT, "projection_dim": 8}),
     "chinese_clip": ("ChineseCLIPConfig", {"vision_config": _VISION, "text_config": _TEXT, "projection_dim": 8}),
     "align": ("AlignConfig", {"vision_config": _EFFICIENT, "text_config": _TEXT, "projection_dim": 16}),
-    "blip": ("BlipConfig", {"vision_config": _VISION, "text_config": {**_TEXT, "encoder_hidden_size": 16}, "projection_dim": 8}),
-    "bridgetower": ("BridgeTowerConfig", {"vision_config": {**_VISION, **_WIDE}, "text_config": {**_TEXT, **_WIDE}, "hidden_size": 64}),
+    "blip": (
+        "BlipConfig",
+        {"vision_config": _VISION, "text_config": {**_TEXT, "encoder_hidden_size": 16}, "projection_dim": 8},
+    ),
+    "bridgetower": (
+        "BridgeTowerConfig",
+        {"vision_config": {**_VISION, **_WIDE}, "text_config": {**_TEXT, **_WIDE}, "hidden_size": 64},
+    ),
 }
 """Models of two sides: name, configuration class and settings."""
 VISION: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,4 +1,5 @@
-"""What the tests of the code's conventions ask of every source file, from one parse of each for all processes of a test run."""
+"""What the tests of the code's conventions ask of every source file, from one parse of each for all processes of a test
+run."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def facts_of(tree: ast.Module, name: str = "") -> SourceFacts:
                 facts.strings.append((node.lineno, node.value))
         elif isinstance(node, ast.JoinedStr):
             facts.filled_strings.append(
-                [part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else None for part in node.values]
+                [
+                    part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else None
+                    for part in node.values
+                ]
             )
         elif isinstance(node, ast.Attribute):
             if isinstance(node.value, ast.Name):

@@ -21,7 +21,9 @@ from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write_shard
 
-SIZE = models.ViltSize(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16)
+SIZE = models.ViltSize(
+    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16
+)
 TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=200"]
 
 
@@ -39,13 +41,21 @@ def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize =
 def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.DualModel]:
     """A random ViLT and a random dual encoder, as small as they get."""
     tokenizer = models.word_piece(captions, 200)
-    shared = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16, "max_text_len": 24}
+    shared = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 32,
+        "patch_size": 16,
+        "max_text_len": 24,
+    }
     dual = models.DualSize(num_vision_layers=1, num_text_layers=1, projection_dim=8, **shared)
     return models.new_vilt(models.ViltSize(num_hidden_layers=2, **shared), tokenizer), models.new_dual(dual, tokenizer)
 
 
 def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
-    """A random dual encoder whose weights are large enough that its vectors differ; it reads images of 48 px and 12 tokens."""
+    """A random dual encoder whose weights are large enough that its vectors differ; it reads images of 48 px and 12
+    tokens."""
     size = models.DualSize(
         hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=48, patch_size=16, max_text_len=12,
         num_vision_layers=1, num_text_layers=1, projection_dim=8,
@@ -58,7 +68,11 @@ def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
 
 
 def make_corpus(
-    folder: Path, captions: Sequence[Sequence[str]], copies: Mapping[int, int] | None = None, *, has_colors: bool = False
+    folder: Path,
+    captions: Sequence[Sequence[str]],
+    copies: Mapping[int, int] | None = None,
+    *,
+    has_colors: bool = False,
 ) -> Corpus:
     """A corpus of noise images with these captions; `copies` maps an image to an earlier one whose file it has.
 
@@ -68,11 +82,18 @@ def make_corpus(
 
 
 def make_splits(
-    folder: Path, splits: Mapping[str, Sequence[Sequence[str]]], copies: Mapping[int, int] | None = None, *, has_colors: bool = False
+    folder: Path,
+    splits: Mapping[str, Sequence[Sequence[str]]],
+    copies: Mapping[int, int] | None = None,
+    *,
+    has_colors: bool = False,
 ) -> Corpus:
     """The same for several splits, which have the same images; returns the first one."""
     folder.mkdir(parents=True)
-    entries = {name: _write_split(folder, name, captions, copies or {}, has_colors=has_colors) for name, captions in splits.items()}
+    entries = {
+        name: _write_split(folder, name, captions, copies or {}, has_colors=has_colors)
+        for name, captions in splits.items()
+    }
     write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": entries})
     return Corpus.open(folder, next(iter(splits)))
 
@@ -99,12 +120,19 @@ def _row(rng: np.random.Generator, image: int, texts: Sequence[str], *, has_colo
     Image.fromarray(pixels).save(stream, "PNG")
     ids = [image * 10 + k for k in range(len(texts))]
     return CorpusRow(
-        image_id=f"i{image}", path=f"{image}.png", data=stream.getvalue(), width=32, height=32, captions=list(texts), caption_ids=ids
+        image_id=f"i{image}",
+        path=f"{image}.png",
+        data=stream.getvalue(),
+        width=32,
+        height=32,
+        captions=list(texts),
+        caption_ids=ids,
     )
 
 
 def run_script(script: str, *arguments: object) -> str:
-    """The output of a Python script in a separate process with one thread; AssertionError with its stderr if it fails."""
+    """The output of a Python script in a separate process with one thread; AssertionError with its stderr if it
+    fails."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = processes.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -28,10 +28,23 @@ from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 
-BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+BATCH = [
+    "batch.size=8",
+    "batch.random_negatives=7",
+    "batch.hard_negatives=3",
+    "candidates.kind=blocks",
+    "candidates.block_size=8",
+]
 FUSION = ["model.layers=[0, 2]", *BATCH]
 DUAL = [
-    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1", "model.num_text_layers=1"),
+    *(
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=32",
+        "model.num_layers=1",
+        "model.num_text_layers=1",
+    ),
     *("model.projection_dim=16", "model.vocab_size=200", *BATCH),
 ]
 KINDS = {
@@ -49,13 +62,24 @@ KINDS = {
 STARTED = ["model.kind=dual", "model.layers=[]", *BATCH]
 STARTS = {
     "CLIP": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }"],
-    "CLIP last layer": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=last-layers", "model.trained_layers=1"],
+    "CLIP last layer": [
+        *STARTED,
+        "loss.terms={ infonce = 1.0, kl = 1.0 }",
+        "model.trained=last-layers",
+        "model.trained_layers=1",
+    ],
     "CLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=lora", "model.lora_rank=2"],
     # Squared errors of logits have a gradient with respect to the bias, which a softmax cancels.
     "SigLIP": [*STARTED, "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }"],
-    "SigLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }", "model.trained=lora", "model.lora_rank=2"],
+    "SigLIP LoRA": [
+        *STARTED,
+        "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }",
+        "model.trained=lora",
+        "model.lora_rank=2",
+    ],
 }
-"""Recipes of students that start from a model; the first word is the family, and the name of the folder of its tiny model."""
+"""Recipes of students that start from a model; the first word is the family, and the name of the folder of its tiny
+model."""
 
 
 Student = tuple[models.Model, Recipe]
@@ -72,10 +96,13 @@ def gradients_of(
     scale: float | None = None,
     compile: bool = False,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The loss and the gradients of one step; in several processes those of all of them. The student keeps its weights."""
+    """The loss and the gradients of one step; in several processes those of all of them. The student keeps its
+    weights."""
     model, recipe = student
     model.zero_grad()
-    weight, own_scale = (None, None) if scale is None else (model.network.logit_scale.data, model.network.logit_scale.data.clone())
+    weight, own_scale = (
+        (None, None) if scale is None else (model.network.logit_scale.data, model.network.logit_scale.data.clone())
+    )
     if scale is not None:
         weight.fill_(math.log(scale))
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
@@ -92,7 +119,11 @@ def make_student(inputs: Inputs, kind: str, starts: Path) -> Student:
 
     A kind of `STARTS` starts from the model in `starts`, whose CLIPs have no dropout.
     """
-    own = [*KINDS[kind], "model.dropout=0.0"] if kind in KINDS else [*STARTS[kind], f"model.start={starts / kind.split()[0]}"]
+    own = (
+        [*KINDS[kind], "model.dropout=0.0"]
+        if kind in KINDS
+        else [*STARTS[kind], f"model.start={starts / kind.split()[0]}"]
+    )
     recipe = training_recipe.load_recipe("tiny-student", own)
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
     generator = torch.Generator().manual_seed(0)
@@ -104,10 +135,11 @@ def make_student(inputs: Inputs, kind: str, starts: Path) -> Student:
 
 
 def prepare_without_numbers(inputs: Inputs, student: Student, count: int) -> tuple[nn.Module, Callable[[], object]]:
-    """A copy of a student, and its step in `count` micro-batches on torch's `meta` device, whose tensors have shapes and no numbers.
+    """A copy of a student, and its step in `count` micro-batches on torch's `meta` device, whose tensors have shapes
+    and no numbers.
 
-    Every read of a number raises there: `tolist`, `item`, `cpu`, `nonzero`, `unique`, and an index that is a mask. So does the step, when
-    it reads its loss.
+    Every read of a number raises there: `tolist`, `item`, `cpu`, `nonzero`, `unique`, and an index that is a mask. So
+    does the step, when it reads its loss.
     """
     model, recipe = copy.deepcopy(student)
     plan = MicroBatchPlan(count, range(count), by_side=model.kind == "dual")
@@ -126,7 +158,8 @@ class WithoutAutocast(Compute):
 
 
 def save_shared_gradients(data: str, teacher: str, cache: str, students: str, out: str) -> None:
-    """Write the gradients of each pickled student, split into one and two micro-batches per process, to OUT/KIND-COUNT-RANK.safetensors."""
+    """Write the gradients of each pickled student, split into one and two micro-batches per process, to
+    OUT/KIND-COUNT-RANK.safetensors."""
     corpus = Corpus.open(Path(data), "train")
     inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
     Path(out).mkdir(exist_ok=True)
@@ -152,14 +185,19 @@ def save_shared_tensors(out: str) -> None:
     distributed.broadcast_weights(model)
     shared = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
     # Gradients in both processes, in the second, in none, and of a parameter that is not trained; several buckets.
-    parameters = {name: nn.Parameter(torch.zeros(size)) for name, size in (("both", 3), ("second", 2), ("none", 1), ("scalar", ()))}
+    parameters = {
+        name: nn.Parameter(torch.zeros(size))
+        for name, size in (("both", 3), ("second", 2), ("none", 1), ("scalar", ()))
+    }
     parameters["frozen"] = nn.Parameter(torch.zeros(2), requires_grad=False)
     parameters["both"].grad, parameters["scalar"].grad = torch.full((3,), rank + 1.0), torch.tensor(rank + 0.5)
     parameters["second"].grad = torch.tensor([4.0, 5.0]) if rank else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "BUCKET_SIZE", 4)
         distributed.sum_gradients(parameters.values())
-    shared |= {f"gradient.{name}": parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    shared |= {
+        f"gradient.{name}": parameter.grad for name, parameter in parameters.items() if parameter.grad is not None
+    }
     save_file(shared, Path(out) / f"shared-{rank}.safetensors")
 
 

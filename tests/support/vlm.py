@@ -8,23 +8,45 @@ from typing import Any
 
 import torch
 from byte_level import byte_level_bpe
-from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
+from transformers import (
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
-MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "yes", "no")
+MARKS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "yes",
+    "no",
+)
 PART = (
     "{%- for part in messages | selectattr('role', 'eq', ROLE) | map(attribute='content') | first -%}"
     "{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ part.text }}{%- endif -%}"
     "{%- endfor -%}"
 )
 TEMPLATE = (
-    "<|im_start|>{%- for message in messages if message.role == 'system' -%}{{ message.content[0].text }}{%- endfor -%} a: "
+    "<|im_start|>{%- for message in messages if message.role == 'system' -%}{{ message.content[0].text }}{%- endfor "
+    "-%} a: "
     + PART.replace("ROLE", "'query'")
     + " is "
     + PART.replace("ROLE", "'document'")
     + "<|im_end|>{{ '\\n' }}<|im_start|>"
 )
 """The query, then the document, then a fixed end, as in the template of Qwen3-VL-Reranker."""
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "deepstack_visual_indexes": [0]}
 
 
@@ -40,23 +62,29 @@ def save_reranker(
     patch_size: int = 8,
     vocab_size: int = 300,
 ) -> Path:
-    """A folder with a random Qwen3-VL and the score yes - no; `spread` scales its weights, so that scores depend on the inputs."""
+    """A folder with a random Qwen3-VL and the score yes - no; `spread` scales its weights, so that scores depend on the
+    inputs."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.cross_encoder.modules import LogitScore
 
     bare = folder.with_name(f"{folder.name}-bare")
-    tokenizer = byte_level_bpe([*captions, "Is it a good caption? yes no a: is\n", *map(chr, range(32, 127))], vocab_size)
+    tokenizer = byte_level_bpe(
+        [*captions, "Is it a good caption? yes no a: is\n", *map(chr, range(32, 127))], vocab_size
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
     config = Qwen3VLConfig(
         text_config={
             **text, "head_dim": head_dim, "vocab_size": len(tokenizer), "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections(head_dim), "mrope_interleaved": True},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections(head_dim),
+            "mrope_interleaved": True},
         },
-        vision_config={**vision, "out_hidden_size": text["hidden_size"], "patch_size": patch_size, "num_position_embeddings": 64},
+        vision_config={**vision, "out_hidden_size": text["hidden_size"], "patch_size": patch_size,
+        "num_position_embeddings": 64},
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -73,7 +101,9 @@ def save_reranker(
     network.save_pretrained(bare)
     processor.save_pretrained(bare)
     modules = [Transformer(str(bare), transformer_task="any-to-any"), LogitScore(ids["yes"], ids["no"])]
-    encoder = CrossEncoder(modules=modules, device="cpu", prompts={"query": "Is it a good caption?"}, default_prompt_name="query")
+    encoder = CrossEncoder(
+        modules=modules, device="cpu", prompts={"query": "Is it a good caption?"}, default_prompt_name="query"
+    )
     encoder.save_pretrained(str(folder), create_model_card=False)
     return folder
 

@@ -64,7 +64,9 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
     cache = teacher_cache.read_cache(folder, corpus=corpus, teacher=teacher.digest)
     image, text, _ = candidates.draw_candidates(corpus, CONFIG).pairs(corpus.caption_image)
     assert cache.num_pairs == len(image)
-    expected = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), image, text, compute=Compute(batch_size=24))
+    expected = scoring_pairs.score_pairs(
+        teacher, CorpusSource(corpus, teacher.preprocess), image, text, compute=Compute(batch_size=24)
+    )
     np.testing.assert_allclose(cache.lookup(image, text), expected, atol=1e-5)
     assert (np.diff(cache.image_P * 1000 + cache.text_P) > 0).all()
     drawn = candidates.draw_candidates(corpus, CONFIG)
@@ -81,7 +83,10 @@ def test_lookup_returns_scores_by_index_and_nan_for_missing_pairs(folder):
     everything = np.indices((32, 160)).reshape(2, -1)
     is_nan = np.isnan(cache.lookup(everything[0], everything[1]))
     assert is_nan.sum() == 32 * 160 - cache.num_pairs
-    assert all((pair in scored) != missing for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True))
+    assert all(
+        (pair in scored) != missing
+        for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True)
+    )
 
 
 def made_cache(folder: Path, pairs: dict[tuple[int, int], tuple[float, int]], size: tuple[int, int], **margins: float):
@@ -98,7 +103,8 @@ def made_cache(folder: Path, pairs: dict[tuple[int, int], tuple[float, int]], si
 
 
 def test_an_unscored_pair_never_gets_the_score_of_the_next_image(tmp_path):
-    """Each image is scored with captions of its own alone, so that past its end lie the next image's; image 2 has no pair at all."""
+    """Each image is scored with captions of its own alone, so that past its end lie the next image's; image 2 has no
+    pair at all."""
     scores = {(0, 0): 0.5, (0, 1): 1.5, (1, 2): 2.5, (1, 4): 3.5, (3, 5): 4.5, (4, 6): 5.5, (4, 7): 6.5}
     opened = made_cache(tmp_path, {pair: (score, candidate_lists.POSITIVE) for pair, score in scores.items()}, (5, 8))
     expected = np.array([[scores.get((i, t), np.nan) for t in range(8)] for i in range(5)], dtype=np.float32)
@@ -114,7 +120,8 @@ TEXT, IMAGE = candidate_lists.TEXT_CANDIDATE, candidate_lists.IMAGE_CANDIDATE
 def test_the_absolute_margin_by_hand(tmp_path):
     # Image 0 has captions 0 and 1, of mean 3; image 1 has caption 2, image 2 caption 3.
     pairs = {(0, 0): (2.0, 1), (0, 1): (4.0, 1), (1, 2): (9.0, 1), (2, 3): (-1.0, 1)}
-    # A pair may be near for its image and not for its caption: 2 - 1 is exactly at the margin and stays, 2.5 lies within.
+    # A pair may be near for its image and not for its caption: 2 - 1 is exactly at the margin and stays, 2.5 lies
+    # within.
     pairs |= {
         (0, 2): (2.0, TEXT | IMAGE),
         (0, 3): (2.5, TEXT | IMAGE),
@@ -131,7 +138,14 @@ def test_the_absolute_margin_by_hand(tmp_path):
 
 def test_the_relative_margin_tells_large_logits_apart_and_adds_to_the_absolute_one(tmp_path):
     """In float32 the sigmoid of each of these logits is 1."""
-    pairs = {(0, 0): (20.0, 1), (1, 1): (30.0, 1), (2, 2): (30.0, 1), (0, 1): (17.5, TEXT), (0, 2): (19.0, TEXT), (1, 0): (27.5, TEXT)}
+    pairs = {
+        (0, 0): (20.0, 1),
+        (1, 1): (30.0, 1),
+        (2, 2): (30.0, 1),
+        (0, 1): (17.5, TEXT),
+        (0, 2): (19.0, TEXT),
+        (1, 0): (27.5, TEXT),
+    }
     alone = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8)()
     assert [alone.candidates.texts_of_image[image].tolist() for image in range(3)] == [[1], [], []]
     both = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8, absolute_margin=3.0)()
@@ -144,7 +158,9 @@ def test_a_caption_index_out_of_range_is_an_error(folder):
         cache.lookup(np.array([0]), np.array([160]))
 
 
-def test_two_builds_give_the_same_bytes_and_a_finished_cache_is_not_rewritten(corpus, teacher, folder, tmp_path, sharded):
+def test_two_builds_give_the_same_bytes_and_a_finished_cache_is_not_rewritten(
+    corpus, teacher, folder, tmp_path, sharded
+):
     build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "again") == contents(folder)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
@@ -212,9 +228,13 @@ def test_a_file_of_an_unfinished_cache_that_is_damaged_is_named(corpus, teacher,
 
 def test_an_unfinished_cache_is_refused(copied, tmp_path):
     (copied / "cache.json").unlink()
-    with pytest.raises(MissingError, match=r"the teacher cache in .* is not finished; run `dcdctl cache-teacher` again .*: it resumes"):
+    with pytest.raises(
+        MissingError, match=r"the teacher cache in .* is not finished; run `dcdctl cache-teacher` again .*: it resumes"
+    ):
         teacher_cache.read_cache(copied)
-    with pytest.raises(MissingError, match=r"there is no teacher cache in .*absent \(no cache.json\); make one with `dcdctl cache-te"):
+    with pytest.raises(
+        MissingError, match=r"there is no teacher cache in .*absent \(no cache.json\); make one with `dcdctl cache-te"
+    ):
         teacher_cache.read_cache(tmp_path / "absent")
 
 
@@ -248,8 +268,11 @@ def test_a_build_with_another_plan_does_not_resume(corpus, teacher, copied, shar
 
 
 def test_a_cache_that_was_mined_with_the_mean_of_a_model_of_first_tokens_is_stale(corpus, teacher, tmp_path):
-    """As a text encoder without a pooling of its own, the model mines what it did when every text encoder was read as its mean."""
-    config = CandidateConfig(kind="embedding", per_query=4, model=save_text("bert", corpus.captions, tmp_path / "texts"))
+    """As a text encoder without a pooling of its own, the model mines what it did when every text encoder was read as
+    its mean."""
+    config = CandidateConfig(
+        kind="embedding", per_query=4, model=save_text("bert", corpus.captions, tmp_path / "texts")
+    )
 
     def build_again() -> dict[str, bytes]:
         build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
@@ -259,7 +282,10 @@ def test_a_cache_that_was_mined_with_the_mean_of_a_model_of_first_tokens_is_stal
     set_pooling(config.model, "mean")
     assert build_again() == old
     set_pooling(config.model, "cls")
-    message = r"cache was mined with the mean of the tokens of .*texts, whose vector is its first token; name another folder, or delete"
+    message = (
+        r"cache was mined with the mean of the tokens of .*texts, whose vector is its first token; name "
+        r"another folder, or delete"
+    )
     with pytest.raises(StaleError, match=message):
         build_again()
     assert contents(tmp_path / "cache") == old
@@ -275,7 +301,10 @@ def test_a_cache_that_was_mined_with_the_mean_of_a_model_of_first_tokens_is_stal
 
 def test_a_folder_with_other_files_is_refused_and_not_changed(corpus, teacher, tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
-    with pytest.raises(StaleError, match=r"is not empty and holds no teacher cache \(found thesis\.txt\); name an empty or a new folder"):
+    with pytest.raises(
+        StaleError,
+        match=r"is not empty and holds no teacher cache \(found thesis\.txt\); name an empty or a new folder",
+    ):
         build.build_cache(corpus, teacher, tmp_path, CONFIG)
     assert contents(tmp_path) == {"thesis.txt": b"dear"}
 
@@ -283,7 +312,9 @@ def test_a_folder_with_other_files_is_refused_and_not_changed(corpus, teacher, t
 @pytest.mark.parametrize("name", ["pairs-00002.parquet", "items.parquet"])
 def test_a_missing_file_is_named_and_the_hint_restores_it(name, corpus, teacher, folder, copied, sharded):
     (copied / name).unlink()
-    with pytest.raises(MissingError, match=rf"{name} is missing; delete cache\.json there and run `dcdctl cache-teacher` again"):
+    with pytest.raises(
+        MissingError, match=rf"{name} is missing; delete cache\.json there and run `dcdctl cache-teacher` again"
+    ):
         teacher_cache.read_cache(copied)
     (copied / "cache.json").unlink()
     build.build_cache(corpus, teacher, copied, CONFIG, compute=COMPUTE)
@@ -300,11 +331,15 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_other_shards_still_work(co
     with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: its SHA-256 is"):
         cache.lookup(np.array([5]), np.array([25]))
     path.write_bytes(data[:-1])
-    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1:,} bytes, not {len(data):,}"):
+    with pytest.raises(
+        StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1:,} bytes, not {len(data):,}"
+    ):
         teacher_cache.read_cache(copied)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("plan.json", "delete the folder and run"), ("cache.json", "delete it and run")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("plan.json", "delete the folder and run"), ("cache.json", "delete it and run")]
+)
 def test_damaged_json_of_a_cache_is_named(copied, name, hint):
     (copied / name).write_text((copied / name).read_text()[:-5])
     with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; {hint}"):
@@ -321,14 +356,20 @@ def test_scores_that_are_not_finite_are_refused(copied, bad):
     seal["files"][path.name] = artifacts.seal_of(path, pairs=len(pairs))
     artifacts.write_document(copied / "cache.json", seal)
     cache = teacher_cache.read_cache(copied)
-    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: 1 of its {len(pairs)} scores are not finite; delete"):
+    with pytest.raises(
+        StaleError, match=rf"pairs-00001\.parquet is damaged: 1 of its {len(pairs)} scores are not finite; delete"
+    ):
         assert cache.score_P is None
 
 
 def test_a_plan_of_another_cache_is_named(copied):
     plan = artifacts.read_document(copied / "plan.json")
-    artifacts.write_document(copied / "plan.json", {**plan, "candidates": {**plan["candidates"], "absolute_margin": 0.5}})
-    with pytest.raises(StaleError, match=r"plan\.json belongs to another build: its checksum is .*; delete the folder and run"):
+    artifacts.write_document(
+        copied / "plan.json", {**plan, "candidates": {**plan["candidates"], "absolute_margin": 0.5}}
+    )
+    with pytest.raises(
+        StaleError, match=r"plan\.json belongs to another build: its checksum is .*; delete the folder and run"
+    ):
         teacher_cache.read_cache(copied)
 
 
@@ -383,7 +424,9 @@ def test_negatives_that_score_within_the_margin_are_dropped(margins, corpus, tea
             positives = corpus.captions_of(query) if is_image_query else [int(corpus.caption_image[query])]
             negatives = lists[query]
             pairs = [(np.full(len(items), query), np.array(items)) for items in (positives, negatives)]
-            positive, negative = (cache.lookup(*(pair if is_image_query else pair[::-1])).astype(np.float64) for pair in pairs)
+            positive, negative = (
+                cache.lookup(*(pair if is_image_query else pair[::-1])).astype(np.float64) for pair in pairs
+            )
             if "absolute_margin" in margins:
                 near = negative > positive.mean() - 0.5
             else:
@@ -426,7 +469,9 @@ def test_a_missing_cache_to_extend_is_named(corpus, teacher, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_extending_a_grown_corpus_matches_images_and_captions_by_content(corpus, teacher, tmp_path, sharded, monkeypatch):
+def test_extending_a_grown_corpus_matches_images_and_captions_by_content(
+    corpus, teacher, tmp_path, sharded, monkeypatch
+):
     few, compute = corpus.subset(20), Compute(batch_size=64)
     build.build_cache(few, teacher, tmp_path / "few", CONFIG, compute=compute)
     larger = ReversedCorpus(corpus)
@@ -449,7 +494,10 @@ class ReversedCorpus:
         texts = [list(corpus.captions_of(image)) for image in self.order]
         self.captions = [corpus.captions[text] for captions in texts for text in captions]
         self.caption_image = np.repeat(np.arange(self.num_images), [len(captions) for captions in texts])
-        self.image_of, self.text_of = np.argsort(self.order), np.argsort([text for captions in texts for text in captions])
+        self.image_of, self.text_of = (
+            np.argsort(self.order),
+            np.argsort([text for captions in texts for text in captions]),
+        )
 
     def images(self, image_ix):
         return self.corpus.images([self.order[int(image)] for image in image_ix])
@@ -486,10 +534,16 @@ def lists_of(cache: teacher_cache.TeacherCache) -> tuple[list[list[int]], list[l
 
 def test_an_extended_cache_keeps_scores_of_duplicates_and_not_their_roles(twins, teacher, all_scored, tmp_path):
     assert all_scored.candidates.texts_of_image[0].tolist() == list(range(2, 12))
-    cache = build.build_cache(twins, teacher, tmp_path / "cache", dataclasses.replace(ALL, duplicate_bits=0), extend=all_scored.folder)
+    cache = build.build_cache(
+        twins, teacher, tmp_path / "cache", dataclasses.replace(ALL, duplicate_bits=0), extend=all_scored.folder
+    )
     not_of = {0: {0, 1, 6, 7}, 3: {0, 1, 6, 7}}
-    texts = [[text for text in range(12) if text not in not_of.get(image, {2 * image, 2 * image + 1})] for image in range(6)]
-    images = [[image for image in range(6) if text not in not_of.get(image, {2 * image, 2 * image + 1})] for text in range(12)]
+    texts = [
+        [text for text in range(12) if text not in not_of.get(image, {2 * image, 2 * image + 1})] for image in range(6)
+    ]
+    images = [
+        [image for image in range(6) if text not in not_of.get(image, {2 * image, 2 * image + 1})] for text in range(12)
+    ]
     assert lists_of(cache) == (texts, images)
     assert cache.num_pairs == 72
     assert np.array_equal(cache.lookup(*np.ogrid[:6, :12]), all_scored.lookup(*np.ogrid[:6, :12]))
@@ -514,9 +568,13 @@ def test_the_margins_of_an_extended_cache_hold_for_old_candidates(twins, teacher
     assert cache.num_pairs == all_scored.num_pairs
 
 
-def test_a_text_that_a_new_caption_makes_equal_is_no_candidate_of_the_extended_cache(twins, teacher, all_scored, tmp_path):
+def test_a_text_that_a_new_caption_makes_equal_is_no_candidate_of_the_extended_cache(
+    twins, teacher, all_scored, tmp_path
+):
     grown = make_corpus(tmp_path / "corpus", [PAIRS[0], [*PAIRS[1], PAIRS[2][1].upper()], *PAIRS[2:]])
-    cache = build.build_cache(grown, teacher, tmp_path / "cache", CandidateConfig(per_query=1), extend=all_scored.folder)
+    cache = build.build_cache(
+        grown, teacher, tmp_path / "cache", CandidateConfig(per_query=1), extend=all_scored.folder
+    )
     # Image 1 has captions 2, 3 and 4; captions 5 and 6 are those of image 2, and 4 equals 6.
     assert {4, 6}.isdisjoint(cache.candidates.texts_of_image[1].tolist())
     assert 1 not in cache.candidates.images_of_text[6]
@@ -525,8 +583,12 @@ def test_a_text_that_a_new_caption_makes_equal_is_no_candidate_of_the_extended_c
 
 
 @pytest.mark.parametrize("change", ["teacher", "precision", "image_size_px"])
-def test_a_cache_with_another_teacher_precision_or_image_size_is_not_extended(change, corpus, teacher, folder, tmp_path, sharded):
-    scorer = {"teacher": make_teacher(corpus.captions, seed=1), "image_size_px": at_size(corpus, 96)}.get(change, teacher)
+def test_a_cache_with_another_teacher_precision_or_image_size_is_not_extended(
+    change, corpus, teacher, folder, tmp_path, sharded
+):
+    scorer = {"teacher": make_teacher(corpus.captions, seed=1), "image_size_px": at_size(corpus, 96)}.get(
+        change, teacher
+    )
     compute = Compute(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
     with pytest.raises(StaleError, match=f"was made with another {change}"):
         build.build_cache(corpus, scorer, tmp_path / "cache", CONFIG, compute=compute, extend=folder)
@@ -559,7 +621,10 @@ def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, fold
 
 
 def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path):
-    with distributed.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"):
+    with (
+        distributed.lock(tmp_path / "cache"),
+        pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"),
+    ):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
@@ -575,7 +640,9 @@ def test_a_full_disk_is_an_error_and_finished_shards_are_kept(corpus, teacher, f
         write(*arguments, **named)
 
     monkeypatch.setattr(cache_format.pq, "write_table", write_until_full)
-    with pytest.raises(InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"):
+    with pytest.raises(
+        InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"
+    ):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     monkeypatch.undo()
     assert len(list((tmp_path / "cache").glob("pairs-*.parquet"))) == 2
@@ -588,7 +655,9 @@ def test_a_pair_takes_at_most_twelve_bytes(tmp_path):
     rng = np.random.default_rng(0)
     image, text = np.divmod(np.unique(rng.integers(0, 256 * 500_000, 256 * 300)), 500_000)
     role = rng.choice(np.array([2, 4, 6], dtype=np.uint8), len(image))
-    cache_format.write_pairs(tmp_path / "pairs", cache_format.Pairs(image, text, rng.normal(size=len(image)).astype(np.float32), role))
+    cache_format.write_pairs(
+        tmp_path / "pairs", cache_format.Pairs(image, text, rng.normal(size=len(image)).astype(np.float32), role)
+    )
     assert (tmp_path / "pairs").stat().st_size <= build.BYTES_PER_PAIR * len(image)
     assert np.array_equal(cache_format.read_pairs(tmp_path / "pairs").text, text)
 
@@ -631,7 +700,9 @@ def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(c
     assert num_asked_per_shard(2) == pytest.approx(num_asked_per_shard(8), abs=1)
 
 
-@pytest.mark.parametrize(("key", "value"), [("files", "text"), ("files", {"items.parquet": "/dev/zero"}), ("dropped", {"equal text": ""})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("files", "text"), ("files", {"items.parquet": "/dev/zero"}), ("dropped", {"equal text": ""})]
+)
 def test_a_document_of_a_stranger_with_an_entry_of_another_type_is_refused_by_name(copied, key, value):
     path = copied / "cache.json"
     artifacts.write_document(path, {**artifacts.read_document(path), key: value})

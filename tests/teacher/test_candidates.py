@@ -13,7 +13,8 @@ from dcdctl.core.teacher import CandidateConfig, candidates, false_negatives, mi
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory) -> Corpus:
-    """Twelve images with one to three captions each; images 0, 1 and 2 share a text that differs only in case and spaces."""
+    """Twelve images with one to three captions each; images 0, 1 and 2 share a text that differs only in case and
+    spaces."""
     texts = [["A dog  runs", "one"], ["a dog runs"], ["two", "three", "a DOG runs"]]
     texts += [[f"text {i} {k}" for k in range(1 + i % 3)] for i in range(3, 12)]
     return make_corpus(tmp_path_factory.mktemp("twins") / "corpus", texts)
@@ -40,7 +41,9 @@ def assert_no_positive(corpus: Corpus, drawn: candidates.Candidates) -> None:
 @pytest.mark.parametrize("kind", ["random", "blocks"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_negative_has_the_text_of_a_caption_of_its_image(twins, kind, seed):
-    assert_no_positive(twins, candidates.draw_candidates(twins, CandidateConfig(kind=kind, per_query=5, block_size=6, seed=seed)))
+    assert_no_positive(
+        twins, candidates.draw_candidates(twins, CandidateConfig(kind=kind, per_query=5, block_size=6, seed=seed))
+    )
 
 
 @pytest.mark.parametrize("per_query", [1, 5, 9])
@@ -54,7 +57,8 @@ def test_random_candidates_are_unique_and_as_many_as_set_in_both_directions(twin
 
 def test_random_candidates_are_all_negatives_when_there_are_fewer_than_requested(twins):
     drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=1000))
-    # Three captions share a text, so they are positives of images 0 to 2 and are excluded along with each image's own captions.
+    # Three captions share a text, so they are positives of images 0 to 2 and are excluded along with each image's own
+    # captions.
     assert len(drawn.texts_of_image[1]) == twins.num_captions - 3
     assert len(drawn.texts_of_image[5]) == twins.num_captions - len(twins.captions_of(5))
     assert drawn.images_of_text[0].tolist() == list(range(3, 12))
@@ -106,7 +110,8 @@ def test_blocks_use_the_set_number_of_captions_per_image(scenes):
 
 def test_more_rounds_give_more_candidates(scenes):
     one_round, three_rounds = (
-        candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, rounds=rounds)) for rounds in (1, 3)
+        candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, rounds=rounds))
+        for rounds in (1, 3)
     )
     assert len(three_rounds.texts_of_image.values) > 1.5 * len(one_round.texts_of_image.values)
 
@@ -141,5 +146,7 @@ def test_pairs_are_unique_sorted_and_include_every_positive(twins):
 
 @pytest.mark.parametrize("wrong", [{"per_query": 0}, {"block_size": 1}, {"rounds": 0}, {"seed": -1}])
 def test_a_setting_out_of_range_is_named(wrong):
-    with pytest.raises(ConfigError, match=rf"candidates\.{next(iter(wrong))} must be at least .*, got {next(iter(wrong.values()))}"):
+    with pytest.raises(
+        ConfigError, match=rf"candidates\.{next(iter(wrong))} must be at least .*, got {next(iter(wrong.values()))}"
+    ):
         CandidateConfig(**wrong)

@@ -33,7 +33,9 @@ def spread(model: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter += 0 if name.startswith("calibration.") else 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter += (
+                0 if name.startswith("calibration.") else 0.3 * torch.randn(parameter.shape, generator=generator)
+            )
     return model
 
 
@@ -44,7 +46,11 @@ def folders(corpus, tmp_path_factory) -> dict[str, Path]:
     refs = save_vision("tokens", folder / "vision"), save_text("bert", corpus.captions, folder / "text")
     frozen = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=6), max_text_len=20)
     spread(frozen.network.projections, 2)
-    made = {"whole": spread(make_wide_dual(corpus.captions), 1), "frozen": frozen, "fusion": make_teacher(corpus.captions)}
+    made = {
+        "whole": spread(make_wide_dual(corpus.captions), 1),
+        "frozen": frozen,
+        "fusion": make_teacher(corpus.captions),
+    }
     for name, model in made.items():
         models.save(model, folder / name)
     return {name: folder / name for name in made}
@@ -72,7 +78,9 @@ def cached(folders, scenes_corpus_dir, tmp_path_factory) -> dict[str, Path]:
     caches = {}
     for name in ("whole", "frozen"):
         caches[name] = tmp_path_factory.mktemp("caches") / name
-        result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", folders[name], "--out", caches[name], *FOUR)
+        result = run_cli(
+            "cache-teacher", "--data", scenes_corpus_dir, "--teacher", folders[name], "--out", caches[name], *FOUR
+        )
         assert result.exit_code == 0, result.stderr
         assert re.search(r"pairs, .* to score: .*pairs/s in a trial", result.stderr)
         assert "encode captions: " in result.stderr
@@ -146,7 +154,9 @@ def test_caches_of_a_fusion_and_a_dual_teacher_are_averaged(folders, cached, cor
     both = read_caches([fusion, read_cache(cached["whole"])], [3.0, 1.0])
     image, text = fusion.image_P, fusion.text_P
     parts = [fusion.score_P.astype(np.float64), logits_of(folders["whole"], corpus)[image, text]]
-    standard = 0.75 * (parts[0] - parts[0].mean()) / parts[0].std() + 0.25 * (parts[1] - parts[1].mean()) / parts[1].std()
+    standard = (
+        0.75 * (parts[0] - parts[0].mean()) / parts[0].std() + 0.25 * (parts[1] - parts[1].mean()) / parts[1].std()
+    )
     spread_of = 0.75 * parts[0].std() + 0.25 * parts[1].std()
     expected = standard * spread_of + 0.75 * parts[0].mean() + 0.25 * parts[1].mean()
     np.testing.assert_allclose(both.lookup(image, text), expected, rtol=1e-4, atol=1e-4)
@@ -157,7 +167,11 @@ def test_half_precision_encodes_in_half_precision_and_multiplies_in_float32(fold
     compute = Compute(precision="bfloat16")
     image, text = np.divmod(np.arange(200), 160)
     found = score_pairs(
-        scorer, scoring.encode_corpus(scorer, CorpusSource(corpus, scorer.preprocess), compute), image, text, compute=compute
+        scorer,
+        scoring.encode_corpus(scorer, CorpusSource(corpus, scorer.preprocess), compute),
+        image,
+        text,
+        compute=compute,
     )
     exact = logits_of(folders["whole"], corpus)[image, text]
     assert 1e-4 < np.abs(found - exact).max() < 1.0
@@ -193,16 +207,40 @@ def test_a_dual_scorer_refuses_to_be_trained_and_saves_the_dual(folders, tmp_pat
 
 
 def test_a_fusion_student_starts_from_no_dual_teacher(folders, cached, scenes_corpus_dir, tmp_path):
-    words = ["distill", "tiny-student", "--data", scenes_corpus_dir, "--cache", cached["whole"], "--teacher", folders["whole"]]
+    words = [
+        "distill",
+        "tiny-student",
+        "--data",
+        scenes_corpus_dir,
+        "--cache",
+        cached["whole"],
+        "--teacher",
+        folders["whole"],
+    ]
     result = run_cli(*words, "--out", tmp_path / "run", "--device", "cpu")
     assert result.exit_code == 1
     assert "is a dual encoder" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dual_teacher_scores_the_new_candidates_of_its_own_cache(folders, cached, scenes_corpus_dir, corpus, tmp_path):
-    sets = ["model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1"]
-    sets += ["batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=3", "batch.refresh_steps=[2]"]
+def test_a_dual_teacher_scores_the_new_candidates_of_its_own_cache(
+    folders, cached, scenes_corpus_dir, corpus, tmp_path
+):
+    sets = [
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=16",
+        "model.num_heads=2",
+        "model.num_layers=1",
+    ]
+    sets += [
+        "batch.size=4",
+        "batch.random_negatives=2",
+        "batch.hard_negatives=1",
+        "optimizer.steps=3",
+        "batch.refresh_steps=[2]",
+    ]
     words = ["distill", "tiny-student", "--data", scenes_corpus_dir, "--device", "cpu", "--cache", cached["whole"]]
     words += [word for each in [*sets, "model.vocab_size=200", "loss.terms={ kl = 1.0 }"] for word in ("--set", each)]
     result = run_cli(*words, "--teacher", folders["whole"], "--out", tmp_path / "run")
@@ -210,7 +248,9 @@ def test_a_dual_teacher_scores_the_new_candidates_of_its_own_cache(folders, cach
     before, after = read_cache(cached["whole"]), read_cache(tmp_path / "run" / "caches" / "step-2")
     assert after.num_pairs > before.num_pairs
     assert after.plan["teacher"] == before.plan["teacher"]
-    np.testing.assert_allclose(after.score_P, logits_of(folders["whole"], corpus)[after.image_P, after.text_P], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        after.score_P, logits_of(folders["whole"], corpus)[after.image_P, after.text_P], rtol=1e-5, atol=1e-5
+    )
     other = run_cli(*words, "--teacher", folders["frozen"], "--out", tmp_path / "other")
     assert other.exit_code == 1
     assert "another teacher" in other.stderr
@@ -224,11 +264,25 @@ def test_a_fusion_student_has_no_start_in_a_dual_scorer(folders, corpus):
 
 
 def test_bench_times_two_dual_encoders_on_the_same_pairs(folders, scenes_corpus_dir):
-    words = ["--num-images", 2, "--batch-size", 2, "--batch-sizes", "2", "--gallery-sizes", "10", "--reference-gallery", 10]
+    words = [
+        "--num-images",
+        2,
+        "--batch-size",
+        2,
+        "--batch-sizes",
+        "2",
+        "--gallery-sizes",
+        "10",
+        "--reference-gallery",
+        10,
+    ]
     words += ["--budget", 0.02, "--fresh-processes", 0, "--repeats", 4, "--no-onnx", "--device", "cpu", "--json"]
     result = run_cli("bench", folders["whole"], "--teacher", folders["frozen"], "--data", scenes_corpus_dir, *words)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert (document["teacher"]["kind"], document["student"]["kind"]) == ("dual", "dual")
-    vectors = {name: document[name]["footprint"]["index_bytes_per_million_images"]["float32"] for name in ("teacher", "student")}
+    vectors = {
+        name: document[name]["footprint"]["index_bytes_per_million_images"]["float32"]
+        for name in ("teacher", "student")
+    }
     assert vectors == {"teacher": 6 * 4 * 10**6, "student": 8 * 4 * 10**6}

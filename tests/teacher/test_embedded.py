@@ -1,4 +1,5 @@
-"""Dual teachers without a cache: the scores of a cache of all pairs, and the batches of a training without a teacher."""
+"""Dual teachers without a cache: the scores of a cache of all pairs, and the batches of a training without a
+teacher."""
 
 from __future__ import annotations
 
@@ -29,11 +30,27 @@ from dcdctl.core.teacher import (
     candidate_lists,
     embedded_teachers,
 )
-from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, load_recipe, loop, runs
+from dcdctl.core.training import (
+    InputRefs,
+    Inputs,
+    TrainingJob,
+    TrainingOptions,
+    distill,
+    initial_model,
+    load_recipe,
+    loop,
+    runs,
+)
 from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.objective import PairObjective
 
-SMALL = ["model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1", "model.num_heads=2", "model.projection_dim=8"]
+SMALL = [
+    "model.hidden_size=16",
+    "model.num_layers=1",
+    "model.num_text_layers=1",
+    "model.num_heads=2",
+    "model.projection_dim=8",
+]
 BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "model.vocab_size=200"]
 DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
 
@@ -49,7 +66,8 @@ def noisy(model: Any, seed: int) -> Any:
 
 @pytest.fixture(scope="module")
 def duals(corpus, tmp_path_factory) -> list[models.DualModel]:
-    """Two dual encoders: one reads images of 48 px and 12 tokens, the other has frozen encoders of its own and reads 32 px."""
+    """Two dual encoders: one reads images of 48 px and 12 tokens, the other has frozen encoders of its own and reads 32
+    px."""
     folder = tmp_path_factory.mktemp("encoders")
     refs = save_vision("tokens", folder / "vision"), save_text("bert", corpus.captions, folder / "text")
     frozen = models.new_frozen_dual(*refs, ProjectionSize(projection_dim=6), max_text_len=20)
@@ -123,7 +141,13 @@ def test_scores_are_the_logits_of_the_model_for_any_shape_of_pairs(duals, embedd
     for model, teacher in zip(duals, embedded, strict=True):
         logits_IT = logits_of(model, corpus)
         assert logits_IT.std() > 0.5
-        for pairs in ((image, text), (image[:, :1], text), (image[:, :1], text[:1]), (image[0], text[0]), (image[0, 0], text[0, 0])):
+        for pairs in (
+            (image, text),
+            (image[:, :1], text),
+            (image[:, :1], text[:1]),
+            (image[0], text[0]),
+            (image[0, 0], text[0, 0]),
+        ):
             np.testing.assert_allclose(teacher.lookup(*pairs), logits_IT[pairs], rtol=1e-4, atol=1e-4)
         for outside in ((-1, 0), (0, 160), (32, 0)):
             with pytest.raises(ValueError, match="indices must lie in"):
@@ -174,7 +198,9 @@ def test_lists_keep_the_hardest_of_fresh_draws_from_the_whole_corpus(embedded, c
     # 15 lists of 12 per image: about 100 different ones of 160, where a cache of 12 would show the same 12.
     assert np.mean([len(texts) for texts in negatives.values()]) > 80
     for image, texts in negatives.items():
-        assert not {corpus.captions[text] for text in texts} & {corpus.captions[text] for text in corpus.captions_of(image)}
+        assert not {corpus.captions[text] for text in texts} & {
+            corpus.captions[text] for text in corpus.captions_of(image)
+        }
 
 
 def test_the_offset_of_a_siglip_is_part_of_its_scores(corpus, tmp_path):
@@ -197,11 +223,19 @@ def test_several_teachers_are_averaged_as_their_caches_are(embedded, caches, dua
         assert ensemble.plan == [teacher.plan for teacher in embedded]
     with pytest.raises(ConfigError, match=r"teachers\.weights has 3 numbers, and there are 2 teachers"):
         embedded_teachers([("a", duals[0]), ("b", duals[1])], corpus, Compute(), (1, 2, 3))
-    with pytest.raises(ConfigError, match="the teachers a and c are one model, by their fingerprints; name each teacher once"):
+    with pytest.raises(
+        ConfigError, match="the teachers a and c are one model, by their fingerprints; name each teacher once"
+    ):
         embedded_teachers([("a", duals[0]), ("b", duals[1]), ("c", duals[0])], corpus, Compute())
 
 
-TERMS = [*DUAL, "loss.terms={ infonce = 1.0, kl = 2.0 }", "loss.temperature=2.0", "optimizer.steps=6", "optimizer.save_every=4"]
+TERMS = [
+    *DUAL,
+    "loss.terms={ infonce = 1.0, kl = 2.0 }",
+    "loss.temperature=2.0",
+    "optimizer.steps=6",
+    "optimizer.save_every=4",
+]
 
 
 def train(corpus: Any, out: Path, duals: Any, *sets: str, **job: Any) -> Any:
@@ -250,14 +284,23 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
 
 
 def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, corpus, tmp_path):
-    """Student and teacher have other encoders; the features of both lie in one folder, and a second teacher over the same finds them."""
+    """Student and teacher have other encoders; the features of both lie in one folder, and a second teacher over the
+    same finds them."""
     pixels, frozen = duals
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
-    sets = [f"model.vision={refs[0]}", f"model.text={refs[1]}", "model.vision_levels=[]", "model.vision_grid=2", "batch.size=8"]
+    sets = [
+        f"model.vision={refs[0]}",
+        f"model.text={refs[1]}",
+        "model.vision_levels=[]",
+        "model.vision_grid=2",
+        "batch.size=8",
+    ]
     for name, model in (("pixels", pixels), ("frozen", frozen)):
         models.save(model, tmp_path / name)
     teachers = [str(tmp_path / "frozen"), str(tmp_path / "pixels")]
-    job = TrainingJob("distill", "photos-self", [*sets, "model.projection_dim=8", "optimizer.steps=2"], tmp_path / "run")
+    job = TrainingJob(
+        "distill", "photos-self", [*sets, "model.projection_dim=8", "optimizer.steps=2"], tmp_path / "run"
+    )
     options, lines = TrainingOptions(compute=Compute(features=tmp_path / "features")), []
     run = distill.train(job, InputRefs(data=corpus.folder, teachers=teachers), options=options, say=lines.append)
     assert lines == ["the dual teacher scores every pair, so batches are drawn as without a teacher"]
@@ -299,13 +342,23 @@ def test_vectors_that_are_not_finite_are_refused_and_leave_no_run(duals, corpus,
         (1, 0, ["loss.terms={ infonce = 1.0 }"], "dual teacher 1 is a dual encoder, expected a fusion scorer"),
         (1, 0, ["candidates.absolute_margin=1.0"], r"candidates\.absolute_margin is for the candidates of a cache"),
         (2, 0, ["teachers.weights=[1, 2, 3]"], r"teachers\.weights has 3 numbers, and there are 2 teachers"),
-        (0, 0, [], "needs the teacher's scores; name a cache with --cache.*or a dual encoder with --teacher, which needs no cache"),
+        (
+            0,
+            0,
+            [],
+            "needs the teacher's scores; name a cache with --cache.*or a dual encoder with --teacher, which needs no "
+            "cache",
+        ),
     ],
 )
-def test_what_a_dual_teacher_cannot_do_is_refused_before_anything_is_read(duals, corpus, tmp_path, dual_teachers, caches, sets, message):
+def test_what_a_dual_teacher_cannot_do_is_refused_before_anything_is_read(
+    duals, corpus, tmp_path, dual_teachers, caches, sets, message
+):
     inputs = Inputs(corpus, [cast(Any, None)] * caches, None, duals[:dual_teachers])
     with pytest.raises((ConfigError, ModelError), match=message):
-        distill.resolve(TrainingJob("distill", "tiny-student", [*TERMS, *sets], tmp_path / "run"), inputs, TrainingOptions())
+        distill.resolve(
+            TrainingJob("distill", "tiny-student", [*TERMS, *sets], tmp_path / "run"), inputs, TrainingOptions()
+        )
 
 
 def test_two_models_to_start_from_are_refused(tmp_path):

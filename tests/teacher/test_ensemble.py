@@ -19,7 +19,9 @@ def folders(corpus, teacher, tmp_path_factory):
     """Caches of two teachers; the second has scored fewer pairs."""
     root = tmp_path_factory.mktemp("caches")
     build.build_cache(corpus, teacher, root / "first", CandidateConfig(per_query=12))
-    build.build_cache(corpus, make_teacher(corpus.captions, seed=3), root / "second", CandidateConfig(per_query=9, seed=5))
+    build.build_cache(
+        corpus, make_teacher(corpus.captions, seed=3), root / "second", CandidateConfig(per_query=9, seed=5)
+    )
     return root / "first", root / "second"
 
 
@@ -34,9 +36,16 @@ def test_scores_are_standardized_averaged_and_rescaled_to_the_mean_scale_of_the_
     first, second = (cache.lookup(*everything).astype(np.float64) for cache in caches)
     shared = ~np.isnan(first) & ~np.isnan(second)
     assert 160 < shared.sum() < min(cache.num_pairs for cache in caches)
-    expected = sum(weight * (scores - scores[shared].mean()) / scores[shared].std() for weight, scores in ((0.75, first), (0.25, second)))
-    mean, spread = (0.75 * statistic(first[shared]) + 0.25 * statistic(second[shared]) for statistic in (np.mean, np.std))
-    np.testing.assert_allclose(ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6)
+    expected = sum(
+        weight * (scores - scores[shared].mean()) / scores[shared].std()
+        for weight, scores in ((0.75, first), (0.25, second))
+    )
+    mean, spread = (
+        0.75 * statistic(first[shared]) + 0.25 * statistic(second[shared]) for statistic in (np.mean, np.std)
+    )
+    np.testing.assert_allclose(
+        ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6
+    )
     assert set(zip(ensemble.image_P.tolist(), ensemble.text_P.tolist(), strict=True)) == set(
         zip(*everything[:, shared].tolist(), strict=True)
     )
@@ -45,17 +54,28 @@ def test_scores_are_standardized_averaged_and_rescaled_to_the_mean_scale_of_the_
 def test_an_ensemble_of_one_teacher_twice_equals_that_teacher(caches):
     cache = caches[0]
     np.testing.assert_allclose(
-        TeacherEnsemble([cache, cache]).lookup(cache.image_P, cache.text_P), cache.lookup(cache.image_P, cache.text_P), rtol=1e-4, atol=1e-5
+        TeacherEnsemble([cache, cache]).lookup(cache.image_P, cache.text_P),
+        cache.lookup(cache.image_P, cache.text_P),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 def test_candidates_are_those_of_the_first_cache_that_all_teachers_scored(caches):
     ensemble = TeacherEnsemble(caches)
     for image in range(32):
-        expected = [text for text in caches[0].candidates.texts_of_image[image].tolist() if not np.isnan(caches[1].lookup(image, text))]
+        expected = [
+            text
+            for text in caches[0].candidates.texts_of_image[image].tolist()
+            if not np.isnan(caches[1].lookup(image, text))
+        ]
         assert ensemble.candidates.texts_of_image[image].tolist() == expected
     for text in range(160):
-        expected = [image for image in caches[0].candidates.images_of_text[text].tolist() if not np.isnan(caches[1].lookup(image, text))]
+        expected = [
+            image
+            for image in caches[0].candidates.images_of_text[text].tolist()
+            if not np.isnan(caches[1].lookup(image, text))
+        ]
         assert ensemble.candidates.images_of_text[text].tolist() == expected
 
 
@@ -72,8 +92,15 @@ def test_a_cache_named_twice_is_refused_however_it_is_named(folders, tmp_path, h
     first, second = folders
     (tmp_path / "link").symlink_to(first, target_is_directory=True)
     shutil.copytree(first, tmp_path / "copy")
-    again = {"same path": first, "spelling": first / ".." / "first", "link": tmp_path / "link", "copy": tmp_path / "copy"}[how]
-    with pytest.raises(ConfigError, match=r"first and .* are one cache, by the checksums of their files; name each cache once"):
+    again = {
+        "same path": first,
+        "spelling": first / ".." / "first",
+        "link": tmp_path / "link",
+        "copy": tmp_path / "copy",
+    }[how]
+    with pytest.raises(
+        ConfigError, match=r"first and .* are one cache, by the checksums of their files; name each cache once"
+    ):
         read_caches([teacher_cache.read_cache(folder) for folder in (first, second, again)], ())
 
 
@@ -89,7 +116,17 @@ def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, 
     with pytest.raises(ConfigError, match=r"teachers\.weights\[\d\] must be above 0"):
         recipe.load_recipe("tiny-student", ["teachers.weights=[1, 0]"])
     inputs = Inputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
-    sets = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]
-    run = distill.train(distill.TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions())
+    sets = [
+        "model.layers=[0, 2]",
+        "batch.size=4",
+        "batch.random_negatives=2",
+        "batch.hard_negatives=1",
+        "optimizer.steps=2",
+    ]
+    run = distill.train(
+        distill.TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions()
+    )
     assert run.is_finished
-    assert [plan["teacher"] for plan in run.facts()["inputs"]["cache"]] == [cache.plan["teacher"] for cache in inputs.caches]
+    assert [plan["teacher"] for plan in run.facts()["inputs"]["cache"]] == [
+        cache.plan["teacher"] for cache in inputs.caches
+    ]

@@ -1,4 +1,5 @@
-"""Scores from elsewhere: a work list that any program reads, files of scores by ids, and a cache that equals one of a model."""
+"""Scores from elsewhere: a work list that any program reads, files of scores by ids, and a cache that equals one of a
+model."""
 
 from __future__ import annotations
 
@@ -16,7 +17,17 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, ExternalJob, TeacherCache, build, estimate, plan_work, read_cache, read_caches, take_scores
+from dcdctl.core.teacher import (
+    CandidateConfig,
+    ExternalJob,
+    TeacherCache,
+    build,
+    estimate,
+    plan_work,
+    read_cache,
+    read_caches,
+    take_scores,
+)
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill
 
 CONFIG = CandidateConfig(per_query=4)
@@ -49,7 +60,8 @@ def job(tmp_path, scenes_corpus_dir) -> ExternalJob:
 
 @pytest.fixture(scope="module")
 def scored(corpus, teacher, scenes_corpus_dir, tmp_path_factory) -> pa.Table:
-    """The columns image_id, caption_id and score of every planned pair, by a loop over the work list with the teacher."""
+    """The columns image_id, caption_id and score of every planned pair, by a loop over the work list with the
+    teacher."""
     work = plan_work(job_in(tmp_path_factory.mktemp("plan"), scenes_corpus_dir))
     source, tables = CorpusSource(corpus, teacher.preprocess), []
     for path in sorted(work.folder.iterdir()):
@@ -82,7 +94,9 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
     work = plan_work(job, ("captions", "paths", "bytes"))
     assert (work.num_pairs, work.num_files) == (own.num_pairs, 7)
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(work.folder.iterdir())).to_pylist()
-    assert [(row["image_index"], row["caption_index"]) for row in rows] == list(zip(own.image_P.tolist(), own.text_P.tolist(), strict=True))
+    assert [(row["image_index"], row["caption_index"]) for row in rows] == list(
+        zip(own.image_P.tolist(), own.text_P.tolist(), strict=True)
+    )
     for row in rows[::50]:
         image, text = row["image_index"], row["caption_index"]
         assert (row["image_id"], row["caption_id"]) == (corpus.image_ids[image], corpus.caption_ids[text])
@@ -90,14 +104,23 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
         assert row["image_path"] == corpus.image_paths[image] != ""
     # The bytes of an image are in a file once, not once per pair.
     sizes = sum(len(corpus.image_bytes(image)) for image in range(32))
-    assert sum(path.stat().st_size for path in work.folder.iterdir()) - size_without < 2 * sizes < work.num_pairs * sizes / 32
+    assert (
+        sum(path.stat().st_size for path in work.folder.iterdir()) - size_without
+        < 2 * sizes
+        < work.num_pairs * sizes / 32
+    )
     before = contents(job.out)
     times = {path: path.stat().st_mtime_ns for path in work.folder.iterdir()}
     plan_work(job, ("captions", "paths", "bytes"))
     assert contents(job.out) == before
     assert {path: path.stat().st_mtime_ns for path in work.folder.iterdir()} == times
     plan_work(job)
-    assert pq.read_schema(work.folder / "work-00003.parquet").names == ["image_id", "caption_id", "image_index", "caption_index"]
+    assert pq.read_schema(work.folder / "work-00003.parquet").names == [
+        "image_id",
+        "caption_id",
+        "image_index",
+        "caption_index",
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -119,7 +142,9 @@ def test_scores_in_any_order_and_format_give_the_cache_of_the_model_itself(corpu
 
 def test_the_digest_is_that_of_the_scores_and_of_nothing_else(scored, tmp_path, scenes_corpus_dir):
     digests = []
-    changed = scored.set_column(2, "score", pa.array(np.nextafter(scored["score"].to_numpy(), np.float32(9), dtype=np.float32)))
+    changed = scored.set_column(
+        2, "score", pa.array(np.nextafter(scored["score"].to_numpy(), np.float32(9), dtype=np.float32))
+    )
     for number, (suffix, table) in enumerate([("csv", scored), ("parquet", shuffled(scored)), ("csv", changed)]):
         (tmp_path / str(number)).mkdir()
         job = job_in(tmp_path / str(number), scenes_corpus_dir)
@@ -127,20 +152,35 @@ def test_the_digest_is_that_of_the_scores_and_of_nothing_else(scored, tmp_path, 
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_training_from_both_caches_gives_equal_losses_and_run_json_names_the_teacher(corpus, teacher, own, scored, job, tmp_path):
+def test_training_from_both_caches_gives_equal_losses_and_run_json_names_the_teacher(
+    corpus, teacher, own, scored, job, tmp_path
+):
     external = take_scores(job, [write(tmp_path / "scores.parquet", scored)], NAME)
-    sets = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]
+    sets = [
+        "model.layers=[0, 2]",
+        "batch.size=4",
+        "batch.random_negatives=2",
+        "batch.hard_negatives=1",
+        "optimizer.steps=2",
+    ]
     runs = [
         distill.train(
-            TrainingJob("distill", "tiny-student", sets, tmp_path / name), Inputs(corpus, [cache], teacher), options=TrainingOptions()
+            TrainingJob("distill", "tiny-student", sets, tmp_path / name),
+            Inputs(corpus, [cache], teacher),
+            options=TrainingOptions(),
         )
         for name, cache in (("own", own), ("external", external))
     ]
-    assert [[step["loss"] for step in run.metrics()] for run in runs] == [[step["loss"] for step in runs[0].metrics()]] * 2
+    assert [[step["loss"] for step in run.metrics()] for run in runs] == [
+        [step["loss"] for step in runs[0].metrics()]
+    ] * 2
     named = runs[1].facts()["inputs"]["cache"]
     assert (named["teacher_name"], named["scores_sha256"]) == (NAME, external.plan["scores_sha256"])
     refresh = TrainingJob("distill", "tiny-student", [*sets, "batch.refresh_steps=[1]"], tmp_path / "refreshed")
-    with pytest.raises(ConfigError, match=rf"refresh_steps adds candidates, and the scores of .* are those of {NAME}, which dcdctl cannot"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"refresh_steps adds candidates, and the scores of .* are those of {NAME}, which dcdctl cannot",
+    ):
         distill.train(refresh, Inputs(corpus, [external], teacher), options=TrainingOptions())
 
 
@@ -151,8 +191,14 @@ def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_listed(own,
         take_scores(job, [write(tmp_path / "early.csv", shuffled(scored.filter(early)))], NAME)
     missing = [int(((image_P >= 12) & (image_P // 5 == shard)).sum()) for shard in range(7)]
     listed = ", ".join(f"shard {shard}: {missing[shard]}" for shard in range(2, 7))
-    assert f"{sum(missing)} of {own.num_pairs} pairs in {job.out} have no score yet, in 5 of 7 shards ({listed})" in str(raised.value)
-    assert sorted(path.name for path in job.out.glob("pairs-*.parquet")) == ["pairs-00000.parquet", "pairs-00001.parquet"]
+    assert (
+        f"{sum(missing)} of {own.num_pairs} pairs in {job.out} have no score yet, in 5 of 7 shards ({listed})"
+        in str(raised.value)
+    )
+    assert sorted(path.name for path in job.out.glob("pairs-*.parquet")) == [
+        "pairs-00000.parquet",
+        "pairs-00001.parquet",
+    ]
     # The work list now holds the missing pairs alone.
     work = plan_work(job)
     assert (work.num_pairs, work.num_files) == (sum(missing), 5)
@@ -186,19 +232,49 @@ def more_row(table: pa.Table, **values: object) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: more_row(t, image_id="absent"), r"1 rows of unknown images \(image 'absent' with caption \d+: .* in scores\.csv\)"),
+        (
+            lambda t: more_row(t, image_id="absent"),
+            r"1 rows of unknown images \(image 'absent' with caption \d+: .* in scores\.csv\)",
+        ),
         (lambda t: more_row(t, caption_id=987654), r"1 rows of unknown captions \(image '.*' with caption 987654: "),
         (lambda t: more_row(t, image_id=t["image_id"][-1].as_py()), r"1 rows of pairs that are not planned \(image '"),
-        (lambda t: more_row(t, score=99.5), r"1 rows of pairs with two different scores \(image '.*: -6\.\d+ and 99\.5 in scores\.csv\)"),
-        (lambda t: changed_row(t, 3, score=float("nan")), r"1 scores that are not finite \(image '.*: (nan|None) in scores\.csv\)"),
+        (
+            lambda t: more_row(t, score=99.5),
+            r"1 rows of pairs with two different scores \(image '.*: -6\.\d+ and 99\.5 in scores\.csv\)",
+        ),
+        (
+            lambda t: changed_row(t, 3, score=float("nan")),
+            r"1 scores that are not finite \(image '.*: (nan|None) in scores\.csv\)",
+        ),
         (lambda t: changed_row(t, 3, score=float("-inf")), r"1 scores that are not finite \(image '.*: -inf in"),
-        (lambda t: t.drop_columns("score"), r"scores\.csv has no column score \(it has image_id, caption_id\); give a row per pair"),
-        (lambda t: t.set_column(2, "score", pa.array(["high"] * len(t))), r"scores\.csv cannot be read as scores: .*'high'"),
+        (
+            lambda t: t.drop_columns("score"),
+            r"scores\.csv has no column score \(it has image_id, caption_id\); give a row per pair",
+        ),
+        (
+            lambda t: t.set_column(2, "score", pa.array(["high"] * len(t))),
+            r"scores\.csv cannot be read as scores: .*'high'",
+        ),
         (lambda t: t.set_column(2, "score", pa.array([1e39] * len(t))), r"\d+ scores that are not finite"),
-        (lambda t: t.append_column("caption", pa.array(["a cat"] * len(t))), r"\d+ rows with another caption than the corpus"),
+        (
+            lambda t: t.append_column("caption", pa.array(["a cat"] * len(t))),
+            r"\d+ rows with another caption than the corpus",
+        ),
         (lambda t: t.append_column("caption_index", pa.array([0] * len(t))), r"\d+ rows of unknown captions"),
     ],
-    ids=["image", "caption", "pair", "twice", "nan", "infinite", "no score", "text", "float64", "text of another corpus", "index"],
+    ids=[
+        "image",
+        "caption",
+        "pair",
+        "twice",
+        "nan",
+        "infinite",
+        "no score",
+        "text",
+        "float64",
+        "text of another corpus",
+        "index",
+    ],
 )
 def test_rows_that_do_not_fit_are_named_by_kind_and_nothing_is_stored(scored, job, tmp_path, change, message):
     plan_work(job)
@@ -211,7 +287,11 @@ def test_rows_that_do_not_fit_are_named_by_kind_and_nothing_is_stored(scored, jo
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"image_id": "a", "caption_id": 1}\n', r"a\.jsonl has no column score \(it has image_id, caption_id\)"),
+        (
+            "a.jsonl",
+            '{"image_id": "a", "caption_id": 1}\n',
+            r"a\.jsonl has no column score \(it has image_id, caption_id\)",
+        ),
         ("a.jsonl", '{"image_id": "a", "caption_id": 1, "score"\n', r"a\.jsonl cannot be read as scores: "),
         ("a.jsonl", '{"image_id": 7, "caption_id": 1, "score": 1}\n', r"a\.jsonl cannot be read as scores: .*image_id"),
         ("a.json", "[1, 2]", r"a\.json cannot be read as scores: a line is not a JSON object"),
@@ -233,7 +313,9 @@ def test_a_file_that_cannot_be_read_is_named(job, tmp_path, name, text, message)
 def test_a_pattern_names_files_and_one_without_a_file_is_an_error(own, scored, job, tmp_path):
     write(tmp_path / "part-0.csv", scored[:300])
     write(tmp_path / "part-1.csv", scored[300:])
-    with pytest.raises(InputError, match=r"part-\*\.jsonl does not exist; --scores takes a file, a folder or a pattern in quotes"):
+    with pytest.raises(
+        InputError, match=r"part-\*\.jsonl does not exist; --scores takes a file, a folder or a pattern in quotes"
+    ):
         take_scores(job, [str(tmp_path / "part-*.jsonl")], NAME)
     cache = take_scores(job, [str(tmp_path / "part-*.csv"), str(tmp_path / "part-1.csv")], NAME)
     assert cache.score_P.tobytes() == own.score_P.tobytes()
@@ -255,7 +337,10 @@ def test_ids_that_repeat_in_joined_splits_need_the_columns_of_indices(job, tmp_p
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(work.folder.iterdir()))
     rows = rows.append_column("score", pa.array(np.arange(len(rows)) / 7, pa.float32()))
     without = write(tmp_path / "without.csv", rows.drop_columns("caption_index"))
-    with pytest.raises(InputError, match=r"several captions with the id 0 in split train\+val; keep the columns image_index and caption_"):
+    with pytest.raises(
+        InputError,
+        match=r"several captions with the id 0 in split train\+val; keep the columns image_index and caption_",
+    ):
         take_scores(joined, [without], NAME)
     cache = take_scores(joined, [write(tmp_path / "with.csv", shuffled(rows))], NAME)
     assert cache.score_P.tolist() == rows["score"].to_pylist()
@@ -280,12 +365,18 @@ def test_an_external_cache_is_extended_by_scores_of_the_same_teacher(corpus, tea
 
 
 def test_an_external_cache_is_averaged_like_any_and_cannot_be_verified(corpus, teacher, own, scored, job, tmp_path):
-    cache = take_scores(job, [write(tmp_path / "half.csv", scored.set_column(2, "score", pa.array(scored["score"].to_numpy() / 2)))], NAME)
+    cache = take_scores(
+        job,
+        [write(tmp_path / "half.csv", scored.set_column(2, "score", pa.array(scored["score"].to_numpy() / 2)))],
+        NAME,
+    )
     pairs = own.image_P[:50], own.text_P[:50]
     average = read_caches([own, cache], ())
     # Half the scores are the same scores on another scale: the average has the mean of both scales.
     np.testing.assert_allclose(average.lookup(*pairs), 0.75 * own.lookup(*pairs), rtol=1e-4, atol=1e-4)
-    with pytest.raises(StaleError, match=rf"the scores of .*cache are those of {NAME}, which dcdctl cannot compute again"):
+    with pytest.raises(
+        StaleError, match=rf"the scores of .*cache are those of {NAME}, which dcdctl cannot compute again"
+    ):
         estimate.verify_scores(job.out, corpus, teacher, 5, compute=COMPUTE)
 
 

@@ -33,7 +33,8 @@ TEXTS = [
 ]
 
 
-# Twenty captions of the first image and nineteen of the second have equal texts: few captions of this corpus are negatives for either.
+# Twenty captions of the first image and nineteen of the second have equal texts: few captions of this corpus are
+# negatives for either.
 REPEATED = [[f"same thing {k}" for k in range(20)], [*(f"SAME thing {k}!" for k in range(19)), "x"]]
 REPEATED += [[f"other {image} {k}" for k in range(3)] for image in range(10)]
 
@@ -84,7 +85,9 @@ def test_lexical_candidates_are_the_best_by_bm25(corpus):
         ("image", drawn.images_of_text, of_text, of_image),
     ):
         for query, tokens in enumerate(queries):
-            scores = np.array(bm25([word for word in tokens if any(word in document for document in documents)], documents))
+            scores = np.array(
+                bm25([word for word in tokens if any(word in document for document in documents)], documents)
+            )
             scores[is_true_IT[query] if direction == "text" else is_true_IT[:, query]] = -np.inf
             kept = lists[query]
             assert len(kept) == 3
@@ -126,7 +129,8 @@ def test_lexical_candidates_are_the_same_in_every_process(repeated, monkeypatch)
 import sys
 from pathlib import Path
 from dcdctl.core import data, teacher
-drawn = teacher.draw_candidates(data.Corpus.open(Path(sys.argv[1]), "train"), teacher.CandidateConfig(kind="lexical", per_query=5))
+drawn = teacher.draw_candidates(data.Corpus.open(Path(sys.argv[1]), "train"),
+teacher.CandidateConfig(kind="lexical", per_query=5))
 print(drawn.texts_of_image.values.tolist(), drawn.images_of_text.values.tolist())
 """
     outputs = []
@@ -149,10 +153,19 @@ def embedder(request, corpus, tmp_path):
         return text
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision_size = {**size, "image_size": SIDE, "patch_size": 8}
-    text_size = {**size, "vocab_size": 200, "bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 1, "max_position_embeddings": 48}
+    text_size = {
+        **size,
+        "vocab_size": 200,
+        "bos_token_id": 0,
+        "eos_token_id": 3,
+        "pad_token_id": 1,
+        "max_position_embeddings": 48,
+    }
     if request.param == "clip":
         config = CLIPConfig(vision_config=vision_size, text_config=text_size, projection_dim=8)
-        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(text)
+        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(
+            text
+        )
     else:
         config = SiglipConfig(vision_config=vision_size, text_config={**text_size, "projection_size": 16})
         SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(text)
@@ -172,7 +185,9 @@ def test_embedding_candidates_are_the_best_by_inner_product(corpus, embedder):
         assert drawn.texts_of_image[image].tolist() == sorted(np.argsort(-scores_IT[image], kind="stable")[:4].tolist())
     for text in range(corpus.num_captions):
         allowed = int((~is_true_IT[:, text]).sum())
-        assert drawn.images_of_text[text].tolist() == sorted(np.argsort(-scores_IT[:, text], kind="stable")[: min(4, allowed)].tolist())
+        assert drawn.images_of_text[text].tolist() == sorted(
+            np.argsort(-scores_IT[:, text], kind="stable")[: min(4, allowed)].tolist()
+        )
 
 
 def test_embeddings_have_norm_1_and_the_order_of_the_corpus(corpus, embedder):
@@ -181,7 +196,9 @@ def test_embeddings_have_norm_1_and_the_order_of_the_corpus(corpus, embedder):
     model = embed.load_embedder(embedder, CPU)
     with torch.no_grad():
         for text in (0, 7):
-            expected_D = torch.nn.functional.normalize(model.texts(model.preprocess.texts([corpus.captions[text]])).float(), dim=-1)[0]
+            expected_D = torch.nn.functional.normalize(
+                model.texts(model.preprocess.texts([corpus.captions[text]])).float(), dim=-1
+            )[0]
             torch.testing.assert_close(embeddings.texts_TD[text], expected_D, rtol=1e-4, atol=1e-5)
 
 
@@ -190,7 +207,9 @@ def test_a_model_that_does_not_embed_captions_is_refused(tmp_path, kind):
     if kind == "vit":
         save_vision("tokens", tmp_path)
     else:
-        AutoModel.from_config(T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+        AutoModel.from_config(
+            T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"is a {kind} model, whose vectors are not known here; name a dual encoder"):
         embed.load_embedder(str(tmp_path), CPU)
 
@@ -220,7 +239,8 @@ def test_duplicates_of_two_miners_are_replaced_by_the_next_candidates():
 
     ranked, repeating = (lambda queries, width, row=row: np.array([row]) for row in ([5, 6, 7, 8], [5, 5, 9, 6]))
     mined = miners.mine(miners.mixed_miner([(repeating, 2), (ranked, 2)], no_exclusion), 1, 10, 4, no_exclusion)
-    # The first miner gives 5 and 9. The second gives 6, as its 5 is a duplicate. The first miner's next, 6, is one too, so 7 follows.
+    # The first miner gives 5 and 9. The second gives 6, as its 5 is a duplicate. The first miner's next, 6, is one too,
+    # so 7 follows.
     assert mined.candidates.tolist() == [5, 6, 7, 9]
 
 
@@ -236,7 +256,10 @@ def test_counts_by_shares_sum_to_the_total(total, shares, counts):
 @pytest.mark.parametrize("per_query", [1, 3, 20, 30])
 def test_a_query_has_the_set_number_of_candidates_or_all_its_negatives(repeated, kind, per_query):
     config = CandidateConfig(
-        kind=kind, per_query=per_query, model="given" if kind == "embedding" else "", shares={"random": 1.0} if kind == "mixed" else {}
+        kind=kind,
+        per_query=per_query,
+        model="given" if kind == "embedding" else "",
+        shares={"random": 1.0} if kind == "mixed" else {},
     )
     generator = torch.Generator().manual_seed(0)
     given = embed.Vectors(torch.randn(12, 4, generator=generator), torch.randn(70, 4, generator=generator))
@@ -269,10 +292,13 @@ def test_every_chunk_of_queries_has_random_candidates_of_its_own():
 
 def test_dropped_false_negatives_are_counted_by_reason(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", [["a dog", "grass"], ["A dog!"], ["sea"]])
-    # In each direction, four pairs of an image and its own caption, and two of equal text: image 0 with caption 2, image 1 with caption 0.
+    # In each direction, four pairs of an image and its own caption, and two of equal text: image 0 with caption 2,
+    # image 1 with caption 0.
     drawn = candidates.draw_candidates(corpus, CandidateConfig(per_query=9))
     assert drawn.dropped == {"same image": 8, "equal text": 4}
-    blocks = candidates.draw_candidates(corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1, directions=("text",)))
+    blocks = candidates.draw_candidates(
+        corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1, directions=("text",))
+    )
     assert blocks.dropped == {"same image": 4, "equal text": 2}
     both = candidates.draw_candidates(corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1))
     assert both.dropped == {"same image": 8, "equal text": 4}
@@ -297,7 +323,9 @@ def test_blocks_group_images_by_the_embeddings_of_a_model(embedder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["random", "lexical", "blocks"])
 def test_only_the_requested_directions_are_mined(corpus, kind):
-    drawn = candidates.draw_candidates(corpus, CandidateConfig(kind=kind, per_query=2, block_size=3, directions=("text",)))
+    drawn = candidates.draw_candidates(
+        corpus, CandidateConfig(kind=kind, per_query=2, block_size=3, directions=("text",))
+    )
     assert len(drawn.texts_of_image.values) > 0
     assert len(drawn.images_of_text.values) == 0
     assert len(drawn.images_of_text) == 10
@@ -325,7 +353,8 @@ def test_near_duplicate_images_are_excluded_as_negatives(corpus, monkeypatch, ki
 
 
 def test_other_candidates_replace_near_duplicate_images(repeated):
-    # With 63 of 64 bits allowed to differ, all noise images are near duplicates and none is left. With 20 bits, every query has its three.
+    # With 63 of 64 bits allowed to differ, all noise images are near duplicates and none is left. With 20 bits, every
+    # query has its three.
     for bits, count in ((20, 3), (63, 0)):
         drawn = candidates.mine_candidates(repeated, CandidateConfig(per_query=3, duplicate_bits=bits))
         assert set(np.diff(drawn.texts_of_image.offsets).tolist()) == {count}
@@ -333,7 +362,9 @@ def test_other_candidates_replace_near_duplicate_images(repeated):
 
 
 def test_the_first_filter_that_excludes_a_pair_gives_the_reason():
-    exclusion = FalseNegativeFilter(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1)
+    exclusion = FalseNegativeFilter(
+        np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1
+    )
     image, text = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
     assert exclusion(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
     assert exclusion.for_captions(text, image).tolist() == exclusion(image, text).tolist()
@@ -341,14 +372,17 @@ def test_the_first_filter_that_excludes_a_pair_gives_the_reason():
 
 def test_random_candidates_depend_on_the_seed_alone(corpus):
     drawn = [
-        candidates.draw_candidates(corpus, CandidateConfig(per_query=3, seed=seed)).texts_of_image.values.tolist() for seed in (1, 1, 2)
+        candidates.draw_candidates(corpus, CandidateConfig(per_query=3, seed=seed)).texts_of_image.values.tolist()
+        for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_exclusion_holds_in_every_chunk(monkeypatch):
     monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", 7)
-    mined = miners.mine(miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8))
+    mined = miners.mine(
+        miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8)
+    )
     assert (mined.candidates % 2 == 1).all()
     assert len(set(zip(mined.queries.tolist(), mined.candidates.tolist(), strict=True))) == len(mined.queries)
     assert np.bincount(mined.queries).tolist() == [20] * 50
@@ -366,7 +400,10 @@ def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
         ({"kind": "embedding"}, r"needs candidates\.model"),
         ({"kind": "mixed"}, r"candidates\.shares is for candidates\.kind mixed"),
         ({"shares": {"random": 1.0}}, r"candidates\.shares is for candidates\.kind mixed"),
-        ({"kind": "mixed", "shares": {"blocks": 1.0}}, r"candidates\.shares has blocks = 1\.0; known: random, lexical, embedding"),
+        (
+            {"kind": "mixed", "shares": {"blocks": 1.0}},
+            r"candidates\.shares has blocks = 1\.0; known: random, lexical, embedding",
+        ),
         ({"directions": ()}, r"candidates\.directions must not be empty, got \[\]"),
         ({"duplicate_bits": 64}, r"candidates\.duplicate_bits must lie in \[0, 64\), got 64"),
         ({"relative_margin": 1.0}, r"candidates\.relative_margin must lie in \[0, 1\), got 1\.0"),

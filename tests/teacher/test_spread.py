@@ -36,7 +36,10 @@ def test_scores_without_an_order_have_no_temperature():
     assert spread.recommend_temperature(np.array([[2.0, 2.0, 2.0]])) is None
     # Three of four pairs tie for the best: even at T = 0 the entropy is log 3 of log 4.
     assert spread.recommend_temperature(np.array([[5.0, 5.0, 5.0, 1.0]])) is None
-    assert spread.recommend_temperature(np.array([[5.0, 5.0, 5.0, 1.0], [3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]])) is not None
+    assert (
+        spread.recommend_temperature(np.array([[5.0, 5.0, 5.0, 1.0], [3.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]]))
+        is not None
+    )
 
 
 def test_a_list_has_its_own_pair_first_and_different_candidates_of_its_query(corpus, teacher, tmp_path):
@@ -58,7 +61,10 @@ def test_a_list_has_its_own_pair_first_and_different_candidates_of_its_query(cor
 
 
 def test_the_temperature_does_not_depend_on_how_many_candidates_are_cached(corpus, teacher, tmp_path):
-    few, many = (build.build_cache(corpus, teacher, tmp_path / str(count), CandidateConfig(per_query=count)) for count in (15, 25))
+    few, many = (
+        build.build_cache(corpus, teacher, tmp_path / str(count), CandidateConfig(per_query=count))
+        for count in (15, 25)
+    )
     found = [spread.measure_spread(cache) for cache in (few, many, TeacherEnsemble([many, many]))]
     assert found[1].temperature == pytest.approx(found[0].temperature, rel=0.03)
     assert found[2].temperature == pytest.approx(found[1].temperature, rel=0.005)

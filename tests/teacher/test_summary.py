@@ -25,7 +25,8 @@ PAIRS = [
     (2, 0, 5.0, BOTH),
     (2, 3, 7.0, POSITIVE),
 ]
-"""Image, caption, score, role. Caption 2 of image 1 outranks the captions of image 0; image 2 ties with the image of caption 0."""
+"""Image, caption, score, role. Caption 2 of image 1 outranks the captions of image 0; image 2 ties with the image of
+caption 0."""
 CAPTIONS = [["a dog", "a <b>dog</b>"], ["a cat & a dog"], ["a bird"]]
 
 
@@ -41,11 +42,20 @@ def folder(tmp_path, corpus):
     image, text, score, role = (np.array(column) for column in zip(*PAIRS, strict=True))
     cache_format.write_pairs(folder / "pairs-00000.parquet", Pairs(image, text, score.astype(np.float32), role))
     margins = {"absolute_margin": None, "relative_margin": None}
-    plan = {"format": 3, "corpus": corpus.fingerprint, "images": 3, "captions": 4, "images_per_shard": 256, "candidates": margins}
+    plan = {
+        "format": 3,
+        "corpus": corpus.fingerprint,
+        "images": 3,
+        "captions": 4,
+        "images_per_shard": 256,
+        "candidates": margins,
+    }
     build = Build(folder, plan, CACHE)
     build.note()
     name = "pairs-00000.parquet"
-    build.seal({"format": 3, "dropped": {"equal text": 2}, "files": {name: seal_of(folder / name, pairs=len(PAIRS))}}, [name])
+    build.seal(
+        {"format": 3, "dropped": {"equal text": 2}, "files": {name: seal_of(folder / name, pairs=len(PAIRS))}}, [name]
+    )
     return folder
 
 
@@ -53,7 +63,9 @@ def test_the_summary_equals_the_one_worked_out_by_hand(folder):
     result = summary.summarize_cache(cache.read_cache(folder), num_hardest=2)
     assert (result.num_images, result.num_captions, result.num_pairs, result.dropped) == (3, 4, 7, {"equal text": 2})
     # Images 0 and 2 have negatives: 6 beats 5, 5 does not beat 7.
-    assert result.text_retrieval == summary.DirectionSummary(num_queries=2, num_negatives=2, positive_first=0.5, outranking=0.5)
+    assert result.text_retrieval == summary.DirectionSummary(
+        num_queries=2, num_negatives=2, positive_first=0.5, outranking=0.5
+    )
     # Caption 0 (positive 5) has images 1 (-1) and 2 (5, a tie); caption 2 (positive 2) has image 0 (6).
     assert result.image_retrieval == summary.DirectionSummary(
         num_queries=2, num_negatives=3, positive_first=0.0, outranking=pytest.approx(2 / 3)
@@ -73,7 +85,8 @@ def test_the_spread_equals_the_one_worked_out_by_hand(folder):
     assert found.std == pytest.approx(np.std([5, 4, 6, -1, 2, 5, 7]))
     assert found.within_list_std == pytest.approx((0.5 + 1 + 1 + 8**0.5 + 2) / 5)
     assert found.gap == pytest.approx((-1 - 2 + 2 + 0 - 4) / 5)
-    # Two scores that differ by d have the entropy ln(1 + e^-d) + d / (1 + e^d): 0.5822, 0.3653 twice, 0.0901. For 5 -1 5 it is 0.7018.
+    # Two scores that differ by d have the entropy ln(1 + e^-d) + d / (1 + e^d): 0.5822, 0.3653 twice, 0.0901. For 5 -1
+    # 5 it is 0.7018.
     assert found.entropy == pytest.approx((0.5822 + 2 * 0.3653 + 0.0901 + 0.7018) / 5, abs=1e-4)
     assert found.entropy_share == pytest.approx((0.8399 + 2 * 0.5271 + 0.1300 + 0.6388) / 5, abs=1e-4)
 

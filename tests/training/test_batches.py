@@ -39,7 +39,8 @@ def blocks(corpus, teacher, tmp_path_factory) -> TeacherCache:
 
 
 class Named:
-    """Stands for a preprocessor: says which pictures and captions it was given, so that a test can tell the pairs of a batch."""
+    """Stands for a preprocessor: says which pictures and captions it was given, so that a test can tell the pairs of a
+    batch."""
 
     def images(self, images: list[Any]) -> Any:
         return Things([image.tobytes() for image in images])
@@ -117,7 +118,8 @@ def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
 def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
     batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
     expected = batch.teacher_RC.sort(dim=1, descending=True).values
-    # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its stead.
+    # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its
+    # stead.
     positive_is_in = batch.teacher_RC[:, 0] >= batch.teacher_RC[:, -1]
     assert positive_is_in.any()
     assert torch.equal(batch.official_teacher_RC[positive_is_in], expected[positive_is_in])
@@ -174,14 +176,18 @@ def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, k
 
 
 def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
-    with pytest.raises(ConfigError, match=r"batch\.random_negatives is 10, the cache has at most 9 candidates for a query"):
+    with pytest.raises(
+        ConfigError, match=r"batch\.random_negatives is 10, the cache has at most 9 candidates for a query"
+    ):
         CandidateListBatches(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
 
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
     config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", config)
-    batches = CandidateListBatches(CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache)
+    batches = CandidateListBatches(
+        CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache
+    )
     assert batches.batches_per_epoch == 8
     assert not any(batches[step].teacher_RC.isnan().any() for step in range(8))
 
@@ -240,7 +246,9 @@ def test_the_scored_share_of_a_batch_counts_its_negatives_alone(corpus, blocks, 
 
 def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(corpus, blocks, known):
     batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
-    first, second = ([known(batches[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8)))
+    first, second = (
+        [known(batches[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8))
+    )
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(32))
     assert first != second
 
@@ -303,7 +311,10 @@ def test_captions_that_say_the_same_are_marked(tmp_path):
     batch = AllPairsBatches(CorpusSource(twins, Named()), BatchConfig(size=3), 0, None)[0]
     known = Known(twins)
     image_QG, text_QG = known(batch)
-    expected = [[q != g and {int(image_QG[q, g]), [*twins.captions].index(text_QG[q][g])} == {0, 1} for g in range(3)] for q in range(3)]
+    expected = [
+        [q != g and {int(image_QG[q, g]), [*twins.captions].index(text_QG[q][g])} == {0, 1} for g in range(3)]
+        for q in range(3)
+    ]
     assert batch.same_RC.tolist() == expected
     assert batch.same_RC.sum() == 2
 
@@ -355,11 +366,22 @@ def has_clone(batch: Batch, image: Any, text: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("source", ["whole corpus", "mined", "cache"])
-def test_no_list_has_a_duplicate_image_as_a_negative_wherever_its_negatives_come_from(clones, teacher, tmp_path, source):
+def test_no_list_has_a_duplicate_image_as_a_negative_wherever_its_negatives_come_from(
+    clones, teacher, tmp_path, source
+):
     # Neither the cache nor the mined lists are made with duplicate_bits.
-    cache = build.build_cache(clones, teacher, tmp_path / "cache", CandidateConfig(per_query=99)) if source == "cache" else None
+    cache = (
+        build.build_cache(clones, teacher, tmp_path / "cache", CandidateConfig(per_query=99))
+        if source == "cache"
+        else None
+    )
     for bits, is_found in ((None, True), (0, False)):
-        config = {"size": 12, "random_negatives": 3, "hard_negatives": 3, "negatives": "mined" if source == "mined" else "random"}
+        config = {
+            "size": 12,
+            "random_negatives": 3,
+            "hard_negatives": 3,
+            "negatives": "mined" if source == "mined" else "random",
+        }
         batches = batches_of(clones, bits, cache, **config)
         if source == "mined":
             nothing = Candidates(RaggedArray.empty(6), RaggedArray.empty(18))
@@ -370,9 +392,14 @@ def test_no_list_has_a_duplicate_image_as_a_negative_wherever_its_negatives_come
 
 def test_without_duplicate_bits_batches_are_those_of_a_filter_without_hashes(clones):
     for config in ({"size": 6}, {"size": 8, "random_negatives": 3}):
-        plain = (CandidateListBatches if "random_negatives" in config else AllPairsBatches)(Indices(clones), BatchConfig(**config), 0, None)
+        plain = (CandidateListBatches if "random_negatives" in config else AllPairsBatches)(
+            Indices(clones), BatchConfig(**config), 0, None
+        )
         first, second = plain[3], batches_of(clones, None, **config)[3]
-        assert all(np.array_equal(getattr(first, part), getattr(second, part)) for part in ("images", "texts", "text_ix_RC", "same_RC"))
+        assert all(
+            np.array_equal(getattr(first, part), getattr(second, part))
+            for part in ("images", "texts", "text_ix_RC", "same_RC")
+        )
 
 
 @pytest.mark.parametrize("count", [1, 3])

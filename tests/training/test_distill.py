@@ -20,7 +20,16 @@ from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelErro
 from dcdctl.core.report import report, tables
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
-from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, grad_cache, initial_model, runs
+from dcdctl.core.training import (
+    InputRefs,
+    Inputs,
+    TrainingJob,
+    TrainingOptions,
+    distill,
+    grad_cache,
+    initial_model,
+    runs,
+)
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairsBatches
 from dcdctl.core.training.batches.lists import CandidateListBatches
@@ -29,7 +38,13 @@ from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective
 
 OPTIONS = TrainingOptions()
-SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200"]
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_text_layers=1",
+    "model.projection_dim=16",
+    "model.vocab_size=200",
+]
 CANDIDATES = ["candidates.kind=blocks", "candidates.block_size=8", "candidates.per_query=15"]
 BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", *CANDIDATES]
 FUSION = ["model.layers=[0, 2]", *BATCH]
@@ -68,7 +83,9 @@ def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs
     for value in ("auto", str(found), "1.0"):
         sets = [*DUAL, terms("kl"), f"loss.temperature={value}", "optimizer.steps=2"]
         job = TrainingJob("distill", "tiny-student", sets, tmp_path / value)
-        runs_by_value[value] = distill.train(job, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS, say=said.append)
+        runs_by_value[value] = distill.train(
+            job, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS, say=said.append
+        )
     losses = {value: [step["loss"] for step in run.metrics()] for value, run in runs_by_value.items()}
     assert losses["auto"] == losses[str(found)] != losses["1.0"]
     facts = runs_by_value["auto"].facts()
@@ -76,7 +93,11 @@ def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs
     assert said.count(f"loss.temperature is auto: {found:g} for these scores") == 1
     # The run resumes with the same recipe.
     again = TrainingJob(
-        "distill", "tiny-student", [*DUAL, terms("kl"), "loss.temperature=auto", "optimizer.steps=2"], tmp_path / "auto", True
+        "distill",
+        "tiny-student",
+        [*DUAL, terms("kl"), "loss.temperature=auto", "optimizer.steps=2"],
+        tmp_path / "auto",
+        True,
     )
     assert distill.train(again, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS).is_finished
     preview = distill.preview(replace(again, out=tmp_path / "new"), Inputs(inputs.corpus, inputs.caches, None), OPTIONS)
@@ -87,7 +108,8 @@ def test_temperature_auto_without_a_cache_is_an_error(inputs, corpus, tmp_path):
     _, dual = make_models(corpus.captions)
     job = TrainingJob("distill", "tiny-student", [*DUAL, terms("kl"), "loss.temperature=auto"], tmp_path / "run")
     with pytest.raises(
-        ConfigError, match=r"temperature is auto, which is taken from the scores of a cache, and there is none; name one with"
+        ConfigError,
+        match=r"temperature is auto, which is taken from the scores of a cache, and there is none; name one with",
     ):
         distill.train(job, Inputs(corpus, [], None, [dual]), options=OPTIONS)
 
@@ -99,7 +121,10 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
-    objective, optimizer = PairObjective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
+    objective, optimizer = (
+        PairObjective(recipe.loss),
+        torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3),
+    )
     values = []
     for _ in range(8):
         (value,) = objective(model, batch).values()
@@ -137,7 +162,9 @@ def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
         if isinstance(model, models.DualModel):
             alone = model.logit_scale * (model.embed_images(images) * model.embed_texts(texts)).sum()
         else:
-            alone = model.score(images.pixel_values, texts.input_ids, texts.attention_mask, batch.images.pixel_mask[i : i + 1])[0]
+            alone = model.score(
+                images.pixel_values, texts.input_ids, texts.attention_mask, batch.images.pixel_mask[i : i + 1]
+            )[0]
         assert float(logits_RC[row, column]) == pytest.approx(float(alone), abs=2e-5)
 
 
@@ -175,7 +202,9 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
     assert contents(tmp_path / "run") == before
     with pytest.raises(StaleError, match=r"another recipe\.optimizer\.lr \(0\.0001, not 0\.5\)"):
         distill.train(
-            TrainingJob("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True), inputs, options=OPTIONS
+            TrainingJob("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True),
+            inputs,
+            options=OPTIONS,
         )
     half = TrainingOptions(compute=Compute(precision="bfloat16"))
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
@@ -184,8 +213,13 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
 
 
 def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
-    job = TrainingJob("distill", "tiny-student", [*DUAL, terms("infonce"), "optimizer.steps=1"], tmp_path / "run", resume=True)
-    with locks.lock(tmp_path / "run"), pytest.raises(StaleError, match=r"another run is writing to .*run; wait until it ends"):
+    job = TrainingJob(
+        "distill", "tiny-student", [*DUAL, terms("infonce"), "optimizer.steps=1"], tmp_path / "run", resume=True
+    )
+    with (
+        locks.lock(tmp_path / "run"),
+        pytest.raises(StaleError, match=r"another run is writing to .*run; wait until it ends"),
+    ):
         distill.train(job, inputs, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
 
@@ -194,7 +228,9 @@ def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(
     before = teacher.digest
     sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=8", "batch.random_negatives=3"]
     run = distill.train(
-        TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS
+        TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"),
+        Inputs(corpus, [], teacher),
+        options=OPTIONS,
     )
     losses = [line["ranking"] for line in run.metrics()]
     assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
@@ -215,13 +251,27 @@ def test_a_new_teacher_and_a_new_dual_are_made_of_the_recipes_sizes(corpus):
 
 def test_every_size_of_a_recipe_reaches_a_new_model(corpus):
     """No two of the numbers are alike, and none is the default."""
-    sets = ["hidden_size=24", "num_heads=3", "num_layers=4", "image_size=48", "patch_size=12", "image_mean=0.3", "image_std=0.2"]
+    sets = [
+        "hidden_size=24",
+        "num_heads=3",
+        "num_layers=4",
+        "image_size=48",
+        "patch_size=12",
+        "image_mean=0.3",
+        "image_std=0.2",
+    ]
     sets = [f"model.{assignment}" for assignment in [*sets, "max_text_len=17", "vocab_size=60", "dropout=0.15"]]
     shared = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 96, "hidden_dropout_prob": 0.15}
     vision = {**shared, "num_hidden_layers": 4, "image_size": 48, "patch_size": 12}
 
     fusion = initial_model.make_model(training_recipe.load_recipe("tiny-teacher", sets), corpus.captions, None)
-    start = ["model.kind=dual", "model.start=new", "model.layers=[]", "model.num_text_layers=2", "model.projection_dim=10"]
+    start = [
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.num_text_layers=2",
+        "model.projection_dim=10",
+    ]
     dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", [*start, *sets]), corpus.captions, None)
     config = dual.network.config
     for part, expected in (
@@ -238,7 +288,9 @@ def test_every_size_of_a_recipe_reaches_a_new_model(corpus):
 
 
 def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
-    dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None)
+    dual = initial_model.make_model(
+        training_recipe.load_recipe("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None
+    )
     models.save(dual, tmp_path / "dual")
     recipe = training_recipe.load_recipe("tiny-student", [*DUAL, f"model.start={tmp_path / 'dual'}"])
     assert initial_model.make_model(recipe, corpus.captions, None).digest == dual.digest
@@ -247,20 +299,27 @@ def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
 def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monkeypatch):
     steps: list[tuple[int, int, int]] = []
 
-    def backward(model: Any, objective: Any, batch: Any, info: Any, options: Any, real: Any = grad_cache.backward) -> Any:
+    def backward(
+        model: Any, objective: Any, batch: Any, info: Any, options: Any, real: Any = grad_cache.backward
+    ) -> Any:
         steps.append((info.seed, info.step, info.num_steps))
         return real(model, objective, batch, info, options)
 
     monkeypatch.setattr(grad_cache, "backward", backward)
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2", "seed=7"]
-    distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(inputs.corpus, [], None), options=OPTIONS)
+    distill.train(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(inputs.corpus, [], None), options=OPTIONS
+    )
     assert steps == [(7, 0, 2), (7, 1, 2)]
     for loss, kind in (("infonce", AllPairsBatches), ("ranking", CandidateListBatches)):
         recipe = training_recipe.load_recipe("tiny-student", [*DUAL, terms(loss), "seed=7"])
         source = CorpusSource(inputs.corpus, initial_model.make_model(recipe, inputs.corpus.captions, None).preprocess)
         batch, expected, other = (
             drawn.texts.input_ids.tolist()
-            for drawn in (make_batches(source, recipe, None)[1], *(kind(source, recipe.batch, seed, None)[1] for seed in (7, 0)))
+            for drawn in (
+                make_batches(source, recipe, None)[1],
+                *(kind(source, recipe.batch, seed, None)[1] for seed in (7, 0)),
+            )
         )
         assert batch == expected != other
 
@@ -276,7 +335,12 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 
 @pytest.mark.parametrize(
     ("loss", "kind"),
-    [("dcd", CandidateListBatches), ("ranking", CandidateListBatches), ("infonce", AllPairsBatches), ("kl", AllPairsBatches)],
+    [
+        ("dcd", CandidateListBatches),
+        ("ranking", CandidateListBatches),
+        ("infonce", AllPairsBatches),
+        ("kl", AllPairsBatches),
+    ],
 )
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind, tmp_path):
     recipe = training_recipe.load_recipe("tiny-student", [*FUSION, terms(loss)])
@@ -291,11 +355,21 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
 
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
     with pytest.raises(ConfigError, match="needs the teacher's scores"):
-        distill.train(TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
+        distill.train(
+            TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"),
+            Inputs(corpus, [], teacher),
+            options=OPTIONS,
+        )
     with pytest.raises(ConfigError, match="trains a student; finetune-teacher expects"):
-        distill.train(TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
+        distill.train(
+            TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run"),
+            Inputs(corpus, [], teacher),
+            options=OPTIONS,
+        )
     with pytest.raises(ModelError, match="starts from its teacher, and no teacher is given; name it with --teacher"):
-        distill.train(TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], None), options=OPTIONS)
+        distill.train(
+            TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], None), options=OPTIONS
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -304,26 +378,43 @@ def read_all(refs: InputRefs) -> None:
     refs.load_teacher(refs.open()[1])
 
 
-def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
+def test_inputs_that_do_not_belong_together_are_refused(
+    scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path
+):
     read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teachers=[str(teacher_folder)]))
     with pytest.raises(StaleError, match="another corpus"):
-        read_all(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teachers=[str(teacher_folder)]))
+        read_all(
+            InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teachers=[str(teacher_folder)])
+        )
     with pytest.raises(StaleError, match="another corpus"):
         read_all(InputRefs(data=scenes_corpus_dir, split="val", caches=[cache_folder]))
     models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
     with pytest.raises(StaleError, match="another teacher"):
         read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teachers=[str(tmp_path / "other")]))
     with pytest.raises(StaleError, match="none of the caches was made with the teacher"):
-        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder, cache_folder], teachers=[str(tmp_path / "other")]))
+        read_all(
+            InputRefs(data=scenes_corpus_dir, caches=[cache_folder, cache_folder], teachers=[str(tmp_path / "other")])
+        )
     with pytest.raises(StaleError, match="another teacher"):
-        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teachers=[str(teacher_folder)], model_set=["max_text_len=9"]))
+        read_all(
+            InputRefs(
+                data=scenes_corpus_dir,
+                caches=[cache_folder],
+                teachers=[str(teacher_folder)],
+                model_set=["max_text_len=9"],
+            )
+        )
     with pytest.raises(MissingError, match="there is no teacher cache"):
         read_all(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
     with pytest.raises(ConfigError, match="--model-set is for the model named by --teacher"):
         InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"])
 
 
-MISSING_REFS: dict[str, Any] = {"data": Path("absent/data"), "caches": [Path("absent/cache")], "teachers": ["absent/teacher"]}
+MISSING_REFS: dict[str, Any] = {
+    "data": Path("absent/data"),
+    "caches": [Path("absent/cache")],
+    "teachers": ["absent/teacher"],
+}
 """Files that are not there: an error about anything else shows that none was opened."""
 
 
@@ -366,11 +457,15 @@ def test_a_taken_folder_fails_before_any_file_is_opened(inputs, tmp_path):
 
 
 def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # a Hub that does not answer is asked again for half a minute
+    monkeypatch.setattr(
+        constants, "HF_HUB_OFFLINE", True
+    )  # a Hub that does not answer is asked again for half a minute
 
     def run(sets: list[str], **refs: Any) -> None:
         job = TrainingJob("distill", "tiny-student", [*FUSION, *sets], tmp_path / "run")
-        named = InputRefs(**{"data": scenes_corpus_dir, "caches": [cache_folder], "teachers": ["absent/teacher"], **refs})
+        named = InputRefs(
+            **{"data": scenes_corpus_dir, "caches": [cache_folder], "teachers": ["absent/teacher"], **refs}
+        )
         distill.train(job, named, options=OPTIONS)
 
     with pytest.raises(MissingError, match="there is no teacher cache"):
@@ -394,14 +489,17 @@ def test_run_json_is_read_back(inputs, tmp_path):
 def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(inputs, tmp_path):
     lines: list[str] = []
     sets = [*DUAL, terms("infonce", "kl"), "optimizer.steps=2", "candidates.block_size=16", "candidates.seed=3"]
-    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append)
+    run = distill.train(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append
+    )
     differences = [
         "candidates.block_size is 16 in the recipe and 8 in the cache",
         "candidates.seed is 3 in the recipe and 0 in the cache",
     ]
     assert lines == [
         *differences,
-        "the cache covers 100% of the queries of a batch with a negative or more, and has scores of 100.0% of the negatives of a batch",
+        "the cache covers 100% of the queries of a batch with a negative or more, and has scores of 100.0% of the "
+        "negatives of a batch",
     ]
     assert run.facts()["inputs"]["different_candidates"] == differences
     assert (run.facts()["inputs"]["covered_queries"], run.facts()["inputs"]["scored_share"]) == (1.0, 1.0)
@@ -423,14 +521,19 @@ def test_a_run_says_that_its_cache_was_mined_with_another_pooling(corpus, teache
         job = TrainingJob("distill", "tiny-student", [*sets, "optimizer.steps=1"], tmp_path / mode)
         distill.train(job, inputs, options=OPTIONS, say=lines.append)
         said.append([line for line in lines if "mined" in line])
-    line = f"{tmp_path}/cache was mined with the mean of the tokens of {text}, whose vector is its first token; make the cache again"
+    line = (
+        f"{tmp_path}/cache was mined with the mean of the tokens of {text}, whose vector is its first token; make "
+        "the cache again"
+    )
     assert said == [[], [line]]
 
 
 def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_queries(inputs, tmp_path):
     lines: list[str] = []
     sets = [*FUSION, "optimizer.steps=1"]
-    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append)
+    run = distill.train(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append
+    )
     found = "the captions with batch.random_negatives = 7 candidates"
     assert lines[0] == f"the cache covers 100% of {found}, and has scores of 100.0% of the negatives of a batch"
     assert len(lines) == 2
@@ -444,14 +547,22 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
     # Every image has one negative, and a batch has a fifth of all captions: about a fifth of the queries have theirs.
     everything = [*DUAL, "batch.size=32", terms("infonce", "kl"), "optimizer.steps=2"]
     with pytest.raises(
-        ConfigError, match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 33% of the queries are expected; make"
+        ConfigError,
+        match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 33% of the queries are expected; make",
     ):
         distill.train(TrainingJob("distill", "tiny-student", everything, tmp_path / "run"), given, options=OPTIONS)
     # With a margin, candidates are removed after they are scored, and lists become short.
     scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, absolute_margin=0.0))
-    lists = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=5", "batch.hard_negatives=1", "optimizer.steps=1"]
+    lists = [
+        "model.layers=[0, 2]",
+        "batch.size=4",
+        "batch.random_negatives=5",
+        "batch.hard_negatives=1",
+        "optimizer.steps=1",
+    ]
     with pytest.raises(
-        ConfigError, match=r"covers \d+% of the captions with .* = 5 candidates.*; 33% of the queries are expected; set batch\.rand"
+        ConfigError,
+        match=r"covers \d+% of the captions with .* = 5 candidates.*; 33% of the queries are expected; set batch\.rand",
     ):
         distill.train(TrainingJob("distill", "tiny-student", lists, tmp_path / "run"), scores, options=OPTIONS)
     assert not (tmp_path / "run").exists()

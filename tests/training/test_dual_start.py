@@ -1,4 +1,5 @@
-"""Students that start from a pretrained dual encoder: its recalls before the first step, the parts that are trained, and its average."""
+"""Students that start from a pretrained dual encoder: its recalls before the first step, the parts that are trained,
+and its average."""
 
 from __future__ import annotations
 
@@ -24,13 +25,21 @@ from dcdctl.core.evaluation import evaluate
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe, runs
 from dcdctl.core.training.loop import make_optimizer
 
-STEPS = ["model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=3", "optimizer.lr=1e-3"]
+STEPS = [
+    "model.kind=dual",
+    "model.layers=[]",
+    "batch.size=8",
+    "loss.terms={ infonce = 1.0 }",
+    "optimizer.steps=3",
+    "optimizer.lr=1e-3",
+]
 STEPS += ["optimizer.warmup_share=0.0", "optimizer.weight_decay=0.0"]
 
 
 @pytest.fixture(scope="module")
 def start_of(corpus, tmp_path_factory) -> Callable[[str], Path]:
-    """The tiny model of a kind in two layers per tower, saved again by us: transformers changes some unused weights when it loads one."""
+    """The tiny model of a kind in two layers per tower, saved again by us: transformers changes some unused weights
+    when it loads one."""
 
     @functools.cache
     def save_start(kind: str) -> Path:
@@ -51,7 +60,13 @@ def projected(start, corpus, tmp_path_factory) -> runs.Run:
     """A run from each start, of three steps."""
     folder = tmp_path_factory.mktemp("projected") / "run"
     return train(
-        corpus, start, folder, "model.trained=projections", "validation.every=3", "validation.at_start=true", "validation.keep=last"
+        corpus,
+        start,
+        folder,
+        "model.trained=projections",
+        "validation.every=3",
+        "validation.at_start=true",
+        "validation.keep=last",
     )
 
 
@@ -66,14 +81,24 @@ def siglip(start_of) -> Path:
 
 
 def train(
-    corpus: Corpus, start: Path, folder: Path, *sets: str, features: Path | None = None, resume: bool = False, watch: Any = None
+    corpus: Corpus,
+    start: Path,
+    folder: Path,
+    *sets: str,
+    features: Path | None = None,
+    resume: bool = False,
+    watch: Any = None,
 ) -> runs.Run:
     job = TrainingJob("distill", "tiny-student", [*STEPS, f"model.start={start}", *sets], folder, resume)
-    return distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(compute=Compute(features=features)), watch=watch)
+    return distill.train(
+        job, Inputs(corpus, [], None), options=TrainingOptions(compute=Compute(features=features)), watch=watch
+    )
 
 
 def make(start: Path | str, *sets: str) -> Any:
-    return initial_model.make_model(recipe.load_recipe("tiny-student", [*STEPS, f"model.start={start}", *sets]), [], None)
+    return initial_model.make_model(
+        recipe.load_recipe("tiny-student", [*STEPS, f"model.start={start}", *sets]), [], None
+    )
 
 
 def trained_names(model: Any) -> set[str]:
@@ -82,7 +107,10 @@ def trained_names(model: Any) -> set[str]:
 
 def vectors(model: Any, corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        images, texts = model.preprocess.images([corpus.image(i) for i in range(4)]), model.preprocess.texts(corpus.captions[:6])
+        images, texts = (
+            model.preprocess.images([corpus.image(i) for i in range(4)]),
+            model.preprocess.texts(corpus.captions[:6]),
+        )
         return model.embed_images(images), model.embed_texts(texts)
 
 
@@ -112,7 +140,14 @@ def test_the_start_may_be_the_best_model_of_its_run(clip, corpus, tmp_path):
 
 
 def test_projections_are_trained_alone(start, projected):
-    expected = {"logit_scale", "logit_bias", "temperature", "visual_projection.weight", "text_projection.weight", "text_projection.bias"}
+    expected = {
+        "logit_scale",
+        "logit_bias",
+        "temperature",
+        "visual_projection.weight",
+        "text_projection.weight",
+        "text_projection.bias",
+    }
     expected |= {"text_model.head.weight", "text_model.head.bias"}  # SigLIP
     assert changed(projected, start) == expected & load_file(start / "model.safetensors").keys()
 
@@ -136,7 +171,10 @@ def test_a_siglip_head_is_trained_with_the_last_layers(siglip):
 
 def test_frozen_parts_have_no_dropout_and_trained_ones_have(corpus, start_of):
     folder = start_of("Chinese-CLIP")
-    for sets, is_random in ((["model.trained=projections"], False), (["model.trained=last-layers", "model.trained_layers=1"], True)):
+    for sets, is_random in (
+        (["model.trained=projections"], False),
+        (["model.trained=last-layers", "model.trained_layers=1"], True),
+    ):
         model = make(folder, *sets).train()
         texts = [vectors(model, corpus)[1] for _ in range(2)]
         assert torch.equal(*texts) != is_random, sets
@@ -156,7 +194,11 @@ def test_the_learning_rate_falls_with_the_distance_from_the_top(start):
     assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}{layer}.1.")} == {1}
     assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}{layer}.0.")} == {2}
     assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}embeddings.")} == {3}
-    rest = {name for name in depths if not name.startswith((f"{prefix}encoder.", f"{prefix}embeddings.", "network.vision_model."))}
+    rest = {
+        name
+        for name in depths
+        if not name.startswith((f"{prefix}encoder.", f"{prefix}embeddings.", "network.vision_model."))
+    }
     assert {depths[name] for name in rest} == {0}
     optimizer = make_optimizer(model, recipe.OptimizerConfig(layer_decay=0.5, lr_factors={"text_model": 4.0}))
     factors = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
@@ -169,7 +211,8 @@ def test_layers_of_the_towers_are_kept_with_their_weights(start, corpus, tmp_pat
     whole = models.load_dual(start)
     if whole.config["model_type"] == "align":
         with pytest.raises(
-            ModelError, match=r"model.vision_layers chooses layers, and those of the image encoder \(align_vision_model\) differ"
+            ModelError,
+            match=r"model.vision_layers chooses layers, and those of the image encoder \(align_vision_model\) differ",
         ):
             make(start, "model.vision_layers=[0]")
         model = make(start, "model.text_layers=[1]")
@@ -204,10 +247,14 @@ def plain(clip, corpus, tmp_path_factory) -> runs.Run:
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_saved_weights_are_the_average_of_start_and_end(clip, plain, corpus, tmp_path, share):
     averaged = train(corpus, clip, tmp_path / "averaged", f"model.average_with_start={share}")
-    start, end, found = (load_file(folder / "model.safetensors") for folder in (clip, plain.model_folder, averaged.model_folder))
+    start, end, found = (
+        load_file(folder / "model.safetensors") for folder in (clip, plain.model_folder, averaged.model_folder)
+    )
     assert averaged.facts()["recipe"]["model"]["average_with_start"] == share
     for name, tensor in found.items():
-        assert torch.equal(tensor, (1 - share) * end[name] + share * start[name] if tensor.is_floating_point() else start[name]), name
+        assert torch.equal(
+            tensor, (1 - share) * end[name] + share * start[name] if tensor.is_floating_point() else start[name]
+        ), name
     assert any(not torch.equal(start[name], end[name]) for name in start)
 
 
@@ -229,7 +276,10 @@ def test_a_start_that_has_changed_is_not_averaged(clip, corpus, tmp_path, monkey
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "Chinese-CLIP"])
 def test_lora_starts_at_the_start_and_is_merged_into_its_weights(kind, corpus, start_of, tmp_path):
     folder = start_of(kind)
-    model, start = make(folder, "model.trained=lora", "model.lora_rank=2", "model.lora_alpha=6"), models.load_dual(folder)
+    model, start = (
+        make(folder, "model.trained=lora", "model.lora_rank=2", "model.lora_alpha=6"),
+        models.load_dual(folder),
+    )
     assert model.digest == start.digest
     start_vectors = vectors(start, corpus)
     for vector, expected in zip(vectors(model, corpus), start_vectors, strict=True):
@@ -244,9 +294,12 @@ def test_lora_starts_at_the_start_and_is_merged_into_its_weights(kind, corpus, s
     adapted, digest = vectors(model, corpus), model.digest
     assert not torch.allclose(adapted[0], start_vectors[0], atol=1e-3)
     weights = dict(model.network.named_parameters())
-    name = next(name for name in weights if name.endswith(".lora_A.default.weight")).removesuffix(".lora_A.default.weight")
+    name = next(name for name in weights if name.endswith(".lora_A.default.weight")).removesuffix(
+        ".lora_A.default.weight"
+    )
     base, a, b = (
-        weights[f"{name}.{part}"].detach().clone() for part in ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
+        weights[f"{name}.{part}"].detach().clone()
+        for part in ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
     )
     assert a.shape[0] == 2
     model.merge_adapters()
@@ -265,8 +318,12 @@ def test_a_run_with_adapters_is_saved_without_them_and_may_be_averaged(clip, cor
     assert {"visual_projection.weight", "text_projection.weight"} <= names
     assert all(name.endswith("weight") for name in names - {"logit_scale"})
     assert sum("layers" in name for name in names) == 2 * 2 * 6
-    averaged = train(corpus, clip, tmp_path / "averaged", "model.trained=lora", "validation.every=2", "model.average_with_start=0.5")
-    start, end, found = (load_file(folder / "model.safetensors") for folder in (clip, run.model_folder, averaged.model_folder))
+    averaged = train(
+        corpus, clip, tmp_path / "averaged", "model.trained=lora", "validation.every=2", "model.average_with_start=0.5"
+    )
+    start, end, found = (
+        load_file(folder / "model.safetensors") for folder in (clip, run.model_folder, averaged.model_folder)
+    )
     name = "text_model.encoder.layers.0.mlp.fc1.weight"
     assert_close(found[name], (start[name] + end[name]) / 2)
 
@@ -290,14 +347,20 @@ def test_a_killed_run_with_adapters_resumes_to_the_same_model(clip, corpus, tmp_
         train(corpus, clip, tmp_path / "killed", *sets, watch=stopping)
     checkpoint = load_file(tmp_path / "killed" / "checkpoints" / "step-2" / "weights.safetensors")
     assert any(".lora_B." in name and tensor.any() for name, tensor in checkpoint.items())
-    resumed, whole = train(corpus, clip, tmp_path / "killed", *sets, resume=True), train(corpus, clip, tmp_path / "whole", *sets)
+    resumed, whole = (
+        train(corpus, clip, tmp_path / "killed", *sets, resume=True),
+        train(corpus, clip, tmp_path / "whole", *sets),
+    )
     files = [run.model_folder / "model.safetensors" for run in (resumed, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_vectors_from_pooled_features_equal_those_from_inputs(start, corpus):
     model = make(start, "model.trained=projections")
-    images, texts = model.preprocess.images([corpus.image(i) for i in range(4)]), model.preprocess.texts(corpus.captions[:6])
+    images, texts = (
+        model.preprocess.images([corpus.image(i) for i in range(4)]),
+        model.preprocess.texts(corpus.captions[:6]),
+    )
     with torch.no_grad():
         features = model.encoders.image_features(images), model.encoders.text_features(texts)
         assert [states.tokens.shape[1] for states in features] == [1, 1]
@@ -337,7 +400,9 @@ def test_features_of_trained_towers_are_refused(clip, corpus, tmp_path):
 
 def test_peft_is_required_before_weights_are_opened(corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingError, match=r"model.trained lora needs peft, .*; pip install 'peft>=0.18', or set model.trained to"):
+    with pytest.raises(
+        MissingError, match=r"model.trained lora needs peft, .*; pip install 'peft>=0.18', or set model.trained to"
+    ):
         train(corpus, Path("owner/clip"), tmp_path / "run", "model.trained=lora")
 
 
@@ -345,7 +410,8 @@ def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
     models.save(frozen_dual(corpus.captions, tmp_path, "map"), tmp_path / "model")
     for field in ("model.trained=projections", "model.trained=lora", "model.vision_layers=[0]"):
         with pytest.raises(
-            ModelError, match="is for dual encoders of transformers, such as CLIP and SigLIP, and this is a dcdctl-encoder-dual"
+            ModelError,
+            match="is for dual encoders of transformers, such as CLIP and SigLIP, and this is a dcdctl-encoder-dual",
         ):
             make(tmp_path / "model", field)
 
@@ -353,14 +419,23 @@ def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["model.trained=lora", "model.kind=fusion", "model.layers=[0]"], "model.trained is lora, which is for a dual encoder"),
+        (
+            ["model.trained=lora", "model.kind=fusion", "model.layers=[0]"],
+            "model.trained is lora, which is for a dual encoder",
+        ),
         (["model.trained=projections", "model.start=new"], "model.trained is projections, which is for a dual encoder"),
         (["model.trained=last-layers"], "model.trained_layers is not set"),
         (["model.trained_layers=2"], "model.trained_layers is for model.trained last-layers, and it is all"),
         (["model.lora_rank=2"], "model.lora_rank and model.lora_alpha are for model.trained lora"),
-        (["model.vision_layers=[0]", "model.start=new"], "model.vision_layers is for a dual encoder with a pretrained start"),
+        (
+            ["model.vision_layers=[0]", "model.start=new"],
+            "model.vision_layers is for a dual encoder with a pretrained start",
+        ),
         (["model.text_layers=[1, 0]"], "model.text_layers must ascend"),
-        (["model.average_with_start=0.5", "model.vision_layers=[0]"], "a model of fewer layers does not compute what they do"),
+        (
+            ["model.average_with_start=0.5", "model.vision_layers=[0]"],
+            "a model of fewer layers does not compute what they do",
+        ),
         (["model.average_with_start=0.5", "model.start=new"], "average_with_start is for a pretrained model.start"),
         (["model.average_with_start=1.5"], "must lie in"),
         (["optimizer.layer_decay=0.5", "model.kind=fusion"], "optimizer.layer_decay is for dual encoders"),

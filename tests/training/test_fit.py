@@ -1,4 +1,5 @@
-"""The different negatives of a training, counted as a loop over all its batches counts them; and what is said about them."""
+"""The different negatives of a training, counted as a loop over all its batches counts them; and what is said about
+them."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ class Indices:
 def caches(corpus, teacher, tmp_path_factory) -> dict[int, TeacherCache]:
     """Caches with as many candidates as are drawn, and ten times as many."""
     folder = tmp_path_factory.mktemp("caches")
-    return {times: build.build_cache(corpus, teacher, folder / str(times), CandidateConfig(per_query=times * DRAWN)) for times in (1, 10)}
+    return {
+        times: build.build_cache(corpus, teacher, folder / str(times), CandidateConfig(per_query=times * DRAWN))
+        for times in (1, 10)
+    }
 
 
 def batches_of(corpus: Corpus, cache: TeacherCache | None, **settings: Any) -> CandidateListBatches:
@@ -50,7 +54,9 @@ def batches_of(corpus: Corpus, cache: TeacherCache | None, **settings: Any) -> C
 
 def count_by_hand(batches: CandidateListBatches, queries: dict[Direction, Any]) -> dict[Direction, tuple[float, float]]:
     """Lists and different negatives per query, from every batch of the training."""
-    met: dict[Direction, dict[int, list[int]]] = {direction: {int(query): [] for query in queries[direction]} for direction in queries}
+    met: dict[Direction, dict[int, list[int]]] = {
+        direction: {int(query): [] for query in queries[direction]} for direction in queries
+    }
     lists = dict.fromkeys(queries, 0)
     for step in range(STEPS):
         batch: Any = batches[step]
@@ -62,13 +68,17 @@ def count_by_hand(batches: CandidateListBatches, queries: dict[Direction, Any]) 
                 met[direction][query] += negatives
                 lists[direction] += 1
     return {
-        direction: (lists[direction] / len(found), float(np.mean([len(set(negatives)) for negatives in found.values()])))
+        direction: (
+            lists[direction] / len(found),
+            float(np.mean([len(set(negatives)) for negatives in found.values()])),
+        )
         for direction, found in met.items()
     }
 
 
 def expected_different(cached: int, num_lists: float) -> float:
-    """Different negatives in lists of the KEPT hardest of DRAWN drawn: the sum over ranks of the chance to be kept at least once."""
+    """Different negatives in lists of the KEPT hardest of DRAWN drawn: the sum over ranks of the chance to be kept at
+    least once."""
     total = 0.0
     for better in range(cached):
         # Drawn, with fewer than KEPT of the better ones.
@@ -84,7 +94,9 @@ def test_different_negatives_are_those_of_all_batches(corpus, caches, directions
     for times, cache in caches.items():
         batches = batches_of(corpus, cache, directions=directions)
         counted = found[times] = fit.count_different_negatives(batches, STEPS)
-        by_hand = count_by_hand(batches, {direction: batches.queries(direction) for direction in batches.config.directions})
+        by_hand = count_by_hand(
+            batches, {direction: batches.queries(direction) for direction in batches.config.directions}
+        )
         for direction, count in counted.items():
             assert (count.lists, count.different) == pytest.approx(by_hand[direction], abs=0.01)
             assert (count.candidates, count.drawn, count.kept) == (times * DRAWN, DRAWN, KEPT)
@@ -140,11 +152,16 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
         "each image meets 2 different negatives in 10 lists (3 of 3 candidates drawn, 2 kept); "
         "each caption meets 1.8 different negatives in 2 lists (3 of 3 candidates drawn, 2 kept)"
     )
-    found = "warning: 3 of the 3 cached candidates of each {} are drawn for every list, so all {} lists have nearly the same negatives; {}"
+    found = (
+        "warning: 3 of the 3 cached candidates of each {} are drawn for every list, so all {} lists have nearly "
+        "the same negatives; {}"
+    )
     more = "cache more: --set candidates.per_query=30"
     assert warnings == [found.format("image", 10, more), found.format("caption", 2, more)]
     for_blocks = lines(caches[1], "candidates.kind=blocks", "candidates.captions_per_image=5")[2:]
-    assert [line.rpartition("; ")[2] for line in for_blocks] == [f"cache more: --set candidates.block_size={size}" for size in (7, 31)]
+    assert [line.rpartition("; ")[2] for line in for_blocks] == [
+        f"cache more: --set candidates.block_size={size}" for size in (7, 31)
+    ]
     assert len(lines(caches[10], *random)) == 2
     # A query with one list meets nothing twice.
     assert len(lines(caches[1], *random, "batch.directions=['image']")) == 3
@@ -167,7 +184,9 @@ def test_what_is_not_counted_is_said(corpus, caches):
     assert note("loss.terms={kl=1.0}") == ("counted for lists only, not for batches of all pairs", 0)
 
 
-def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(corpus, teacher, caches, tmp_path, monkeypatch):
+def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(
+    corpus, teacher, caches, tmp_path, monkeypatch
+):
     sets = [*TINY, "optimizer.steps=4", "optimizer.save_every=2"]
     job = TrainingJob("distill", "tiny-student", sets, tmp_path / "run")
     inputs = Inputs(corpus, [caches[10]], teacher)
@@ -192,7 +211,14 @@ def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(co
 
 def test_a_run_resumes_whatever_count_its_run_json_has(tmp_path):
     settings = load_recipe("tiny-student")
-    runs.start_run(tmp_path / "run", settings, "distill", {"corpus": "a"}, resume=False, measured={"different_negatives": {"per_image": 1}})
+    runs.start_run(
+        tmp_path / "run",
+        settings,
+        "distill",
+        {"corpus": "a"},
+        resume=False,
+        measured={"different_negatives": {"per_image": 1}},
+    )
     run = runs.start_run(tmp_path / "run", settings, "distill", {"corpus": "a"}, resume=True)
     assert run.facts()["different_negatives"] == {"per_image": 1}
 
@@ -215,7 +241,11 @@ def test_the_cost_of_a_paper_cache_is_in_the_recipes_head():
     for name in PAPER:
         images, captions = sizes[name.partition("-")[2]]
         config = load_recipe(name).candidates
-        pairs = images * config.per_query + captions if config.kind == "random" else images * config.block_size * config.captions_per_image
+        pairs = (
+            images * config.per_query + captions
+            if config.kind == "random"
+            else images * config.block_size * config.captions_per_image
+        )
         head = recipe.check_recipe_name(name).read_text(encoding="utf-8").partition("description")[0]
         assert f"{pairs / 1e6:.1f} M pairs, {12 * pairs / 1e6:,.0f} MB at most" in head
         assert read_toml(recipe.check_recipe_name(name))["candidates"]["kind"] == config.kind

@@ -28,7 +28,15 @@ from safetensors.torch import load_file
 from shards import rows_of, write_shards
 from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
-from training_steps import KINDS, STARTS, Student, gradients_of, make_student, prepare_without_numbers, relative_differences
+from training_steps import (
+    KINDS,
+    STARTS,
+    Student,
+    gradients_of,
+    make_student,
+    prepare_without_numbers,
+    relative_differences,
+)
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -49,7 +57,13 @@ from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.objective import PairObjective
 
 NO_DROPOUT = models.ViltSize(
-    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16, hidden_dropout_prob=0.0
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    image_size=64,
+    patch_size=16,
+    hidden_dropout_prob=0.0,
 )
 Gradients = tuple[dict[str, float], dict[str, torch.Tensor]]
 """A loss with its terms, and the gradients of the parameters."""
@@ -96,11 +110,13 @@ def whole_gradients(inputs, student_of) -> Callable[[str], Gradients]:
 
 
 def assert_same_gradients(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Equal within the rounding of float32, parameter by parameter: a factor of two in one scalar is 20,000 times as much."""
+    """Equal within the rounding of float32, parameter by parameter: a factor of two in one scalar is 20,000 times as
+    much."""
     assert gradients.keys() == expected.keys()
     total = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     for name, difference in relative_differences(gradients, expected).items():
-        # Some gradients are zero but for rounding: softmax cancels the bias of keys, and margins cancel an offset of the logits.
+        # Some gradients are zero but for rounding: softmax cancels the bias of keys, and margins cancel an offset of
+        # the logits.
         if float(expected[name].norm()) > 1e-6 * total:
             assert difference < 5e-5, name
         else:
@@ -162,7 +178,9 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
 
 def trained(inputs: Inputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
     chosen = [*KINDS[kind], *SHORT, *sets]
-    return distill.train(TrainingJob("distill", "tiny-student", chosen, folder), inputs, options=TrainingOptions(**options))
+    return distill.train(
+        TrainingJob("distill", "tiny-student", chosen, folder), inputs, options=TrainingOptions(**options)
+    )
 
 
 def weights(run: training_runs.Run) -> dict[str, torch.Tensor]:
@@ -196,8 +214,8 @@ def test_features_of_frozen_encoders_come_in_micro_batches_too(corpus, tmp_path)
 
 
 def assert_same_training(whole_run: training_runs.Run, split_run: training_runs.Run) -> None:
-    """Within rounding; but AdamW divides by the gradient's size, so where that is rounding alone (a bias that softmax cancels, one number
-    in a hundred others), the step is too."""
+    """Within rounding; but AdamW divides by the gradient's size, so where that is rounding alone (a bias that softmax
+    cancels, one number in a hundred others), the step is too."""
     for before, after in zip(whole_run.metrics(), split_run.metrics(), strict=True):
         assert {**after, "seconds": 0} == pytest.approx({**before, "seconds": 0}, rel=1e-5, abs=1e-5)
     split_weights = weights(split_run)
@@ -207,10 +225,13 @@ def assert_same_training(whole_run: training_runs.Run, split_run: training_runs.
 
 
 def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inputs):
-    """With dropout in both passes alike, the gradient is that of the loss: a step against it lowers the loss by its squared length."""
+    """With dropout in both passes alike, the gradient is that of the loss: a step against it lowers the loss by its
+    squared length."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
     micro_batch_plan = MicroBatchPlan(2, range(2))
-    options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
+    options = StepCompute(
+        compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan
+    )
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
     info = StepInfo(step=0, num_steps=4, seed=0)
@@ -244,7 +265,9 @@ class Draws:
     def numbers(self, batch: object) -> dict[str, float]:
         return {}
 
-    def loss(self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object, progress: float) -> dict[str, torch.Tensor]:
+    def loss(
+        self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object, progress: float
+    ) -> dict[str, torch.Tensor]:
         self.progress.append(progress)
         return {"sum": outputs[0].sum()}
 
@@ -253,9 +276,15 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
     def drawn(step: int, seed: int, count: int) -> list[float]:
         plan, objective = MicroBatchPlan(count, range(count)), Draws()
         recipe = training_recipe.load_recipe("tiny-student", KINDS["fusion lists"])
-        batch = make_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[step]
-        micro_batches = tuple(replace(part, row_ranges=(RowRange(i, i + 1, count),)) for i, part in enumerate(batch.micro_batches))
-        options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
+        batch = make_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[
+            step
+        ]
+        micro_batches = tuple(
+            replace(part, row_ranges=(RowRange(i, i + 1, count),)) for i, part in enumerate(batch.micro_batches)
+        )
+        options = StepCompute(
+            compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan
+        )
         info = StepInfo(step=step, num_steps=4, seed=seed)
         # Whatever was drawn before must not matter.
         torch.rand(step + 3)
@@ -295,7 +324,9 @@ class _LossOutsideAutocast(PairObjective):
 def test_in_half_precision_the_loss_of_vectors_is_that_of_float32(inputs, student_of, kind, count):
     plan, options = MicroBatchPlan(count, range(count)), {"precision": "bfloat16", "scale": 100.0}
     values, gradients = gradients_of(inputs, student_of(kind), plan, **options)
-    expected, expected_gradients = gradients_of(inputs, student_of(kind), plan, objective=_LossOutsideAutocast, **options)
+    expected, expected_gradients = gradients_of(
+        inputs, student_of(kind), plan, objective=_LossOutsideAutocast, **options
+    )
     assert values == expected
     for name, gradient in expected_gradients.items():
         assert torch.equal(gradients[name], gradient), name
@@ -303,12 +334,17 @@ def test_in_half_precision_the_loss_of_vectors_is_that_of_float32(inputs, studen
 
 def test_what_cannot_be_split_is_refused(inputs, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"batch\.size is 8, too few for 9 micro-batches in all processes together; set a smaller --accumulate"
+        ConfigError,
+        match=r"batch\.size is 8, too few for 9 micro-batches in all processes together; set a smaller --accumulate",
     ):
         trained(inputs, "fusion lists", tmp_path / "small", micro_batches=9)
-    model = initial_model.make_model(training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
+    model = initial_model.make_model(
+        training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None
+    )
     model.network.extra = nn.BatchNorm1d(3)
-    with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"):
+    with pytest.raises(
+        ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"
+    ):
         _check_micro_batches(model.train(), PairObjective(LossConfig()), TrainingOptions(micro_batches=2))
     with pytest.raises(ConfigError, match="cannot split a batch into micro-batches; leave --accumulate out"):
         _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
@@ -327,7 +363,9 @@ def trained_on_two_threads(inputs: Inputs, kind: str, folder: Path, **options: o
 @pytest.fixture(scope="module")
 def run_on_two_threads(inputs, tmp_path_factory) -> Callable[[str], training_runs.Run]:
     """One run of a kind."""
-    return functools.cache(lambda kind: trained_on_two_threads(inputs, kind, tmp_path_factory.mktemp("threads") / "run"))
+    return functools.cache(
+        lambda kind: trained_on_two_threads(inputs, kind, tmp_path_factory.mktemp("threads") / "run")
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -373,7 +411,9 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
             Saved.size = 0
             logits = scorer(images, texts, *pairs)
         logits.sum().backward()
-        results.append((logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size))
+        results.append(
+            (logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size)
+        )
     (logits, gradients, stored), (logits_again, gradients_again, stored_again) = results
     assert torch.equal(logits, logits_again)
     assert all(torch.equal(*both) for both in zip(gradients, gradients_again, strict=True))
@@ -404,7 +444,8 @@ build.IMAGES_PER_SHARD = 3
 command = typer.main.get_command(app)
 with socket.create_server(("localhost", 0)) as server:
     port = server.getsockname()[1]
-# What `torchrun --nproc-per-node 2` does, but in forks: in two new processes the imports would take as long as the commands.
+# What `torchrun --nproc-per-node 2` does, but in forks: in two new processes the imports would take as long as the
+# commands.
 rendezvous = {"rdzv_backend": "static", "rdzv_endpoint": f"localhost:{port}", "rdzv_configs": {"rank": 0}}
 place = LaunchConfig(1, 1, 2, run_id="two", start_method="fork", max_restarts=0, **rendezvous)
 elastic_launch(place, run)(json.loads(sys.argv[1]))
@@ -454,7 +495,12 @@ def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
 def together(inputs, calm, cache_folder, student_of, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, str, str]:
     """The folder of what two processes made, a cache and runs one after the other, and what they said."""
     make = functools.partial(
-        by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, student_of=student_of, corpus_dir=scenes_corpus_dir
+        by_two_processes,
+        inputs=inputs,
+        calm=calm,
+        cache_folder=cache_folder,
+        student_of=student_of,
+        corpus_dir=scenes_corpus_dir,
     )
     return processes.make_once(tmp_path_factory, "two-processes", make)
 
@@ -466,7 +512,9 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
     commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
     students = folder / "students.pickle"
     students.write_bytes(pickle.dumps({kind: student_of(kind) for kind in [*KINDS, *STARTS]}))
-    commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, students, folder / "gradients"))])
+    commands.append(
+        ["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, students, folder / "gradients"))]
+    )
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
     commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     shards = str(Path(write_shards(folder / "shards", rows_of(SHARD_SIZES))[0]).with_name("*.tar"))
@@ -474,7 +522,11 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
         data = [shards, "--validation-data", corpus_dir] if name == "stream" else [corpus_dir]
         places = ["--data", *data, "--out", folder / name, "--device", "cpu"]
         if name != "own teacher":
-            places += ["--teacher", folder / "dual"] if name in ("dual teacher", "vectors", "stream") else ["--cache", cache_folder]
+            places += (
+                ["--teacher", folder / "dual"]
+                if name in ("dual teacher", "vectors", "stream")
+                else ["--cache", cache_folder]
+            )
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -484,7 +536,9 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
 @pytest.mark.parametrize(("teacher", "cache"), [("teacher", "cache"), ("dual", "dual-cache")])
 def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, teacher, cache, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 3)
-    result = CliRunner().invoke(app, scoring(scenes_corpus_dir, together[0] / teacher, tmp_path / "alone"), catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, scoring(scenes_corpus_dir, together[0] / teacher, tmp_path / "alone"), catch_exceptions=False
+    )
     assert result.exit_code == 0, result.stderr
     assert len(list((tmp_path / "alone").glob("pairs-*"))) == 11
     assert contents(together[0] / cache) == contents(tmp_path / "alone")
@@ -510,7 +564,10 @@ def test_two_processes_have_the_gradient_of_one(together, whole_gradients, kind,
 
 def test_processes_start_from_the_weights_of_the_first_and_sum_the_gradients_that_any_of_them_has(together):
     for rank in (0, 1):
-        shared = {name: tensor.tolist() for name, tensor in load_file(together[0] / "gradients" / f"shared-{rank}.safetensors").items()}
+        shared = {
+            name: tensor.tolist()
+            for name, tensor in load_file(together[0] / "gradients" / f"shared-{rank}.safetensors").items()
+        }
         assert shared == {
             "weights.weight": [[1, 1]] * 3,
             "weights.bias": [1, 1, 1],
@@ -539,12 +596,19 @@ def test_two_processes_learn_from_a_dual_teacher_what_one_does(together, inputs,
 def test_two_processes_learn_from_vectors_what_one_does(together, inputs, tmp_path):
     """The gradient of the projection comes from one process."""
     kind, more, _ = TOGETHER["vectors"]
-    alone = trained(Inputs(inputs.corpus, [], None, [make_wide_dual(inputs.corpus.captions)]), kind, tmp_path / "alone", *MEASURED, *more)
+    alone = trained(
+        Inputs(inputs.corpus, [], None, [make_wide_dual(inputs.corpus.captions)]),
+        kind,
+        tmp_path / "alone",
+        *MEASURED,
+        *more,
+    )
     assert_same_training(alone, training_runs.open_run(together[0] / "vectors"))
 
 
 def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_dir, tmp_path):
-    """Each decodes a part of a batch, and embeds it with the teacher. The stream is read by both, over the end of its first epoch."""
+    """Each decodes a part of a batch, and embeds it with the teacher. The stream is read by both, over the end of its
+    first epoch."""
     folder, (kind, more, _) = together[0], TOGETHER["stream"]
     shards = [str(path) for path in sorted((folder / "shards").glob("*.tar"))]
     refs = InputRefs(data=shards, teachers=[str(folder / "dual")], validation_data=scenes_corpus_dir)
@@ -576,8 +640,21 @@ def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, t
 @pytest.mark.slow
 def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inputs, tmp_path):
     trained(inputs, "dual all pairs", tmp_path / "run")
-    words = ["distill", "tiny-student", "--data", str(inputs.corpus.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    words += [word for assignment in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"] for word in ("--set", assignment)]
+    words = [
+        "distill",
+        "tiny-student",
+        "--data",
+        str(inputs.corpus.folder),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
+    words += [
+        word
+        for assignment in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"]
+        for word in ("--set", assignment)
+    ]
     done = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dcdctl", *words)
     assert done.returncode != 0
     # The first that ends may be ended by torchrun before the other has said that it stops.
@@ -589,18 +666,26 @@ def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["fusion lists"], "batch.refresh_steps=[2]"])
     assert distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True).refresh_steps == [2]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"batch\.refresh_steps is for one process, and there are 2; start it without torchrun"):
+    with pytest.raises(
+        ConfigError, match=r"batch\.refresh_steps is for one process, and there are 2; start it without torchrun"
+    ):
         distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs", "dual lists", "CLIP", "SigLIP LoRA"])
-def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(inputs, student_of, kind, count, monkeypatch):
+def test_a_step_reads_no_number_of_its_device_before_its_backward_pass_is_done(
+    inputs, student_of, kind, count, monkeypatch
+):
     # torch has no autocast for this device.
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
     model, step = prepare_without_numbers(inputs, student_of(kind), count)
     with pytest.raises(RuntimeError, match="meta tensor") as raised:
         step()
     assert raised.traceback[-1].name == "read_values", str(raised.traceback[-1])
-    without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    assert [name for name in without if not name.startswith("calibration.")] == []  # for losses that compare logits with logits
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    assert [
+        name for name in without if not name.startswith("calibration.")
+    ] == []  # for losses that compare logits with logits

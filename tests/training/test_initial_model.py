@@ -23,9 +23,15 @@ STEPS = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=4", "optim
 
 @pytest.fixture(scope="module")
 def vilt(corpus) -> models.ViltScorer:
-    """A ViLT whose configuration has no dropout, like those on the Hub, with weights large enough that scores depend on the inputs."""
+    """A ViLT whose configuration has no dropout, like those on the Hub, with weights large enough that scores depend on
+    the inputs."""
     size = models.ViltSize(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=48, hidden_dropout_prob=0.0
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=48,
+        hidden_dropout_prob=0.0,
     )
     scorer = models.new_vilt(size, models.word_piece(corpus.captions, 120), seed=3)
     with torch.no_grad():
@@ -77,7 +83,9 @@ def test_a_saved_student_has_its_dropout_in_its_configuration(vilt, tmp_path):
 def test_a_resumed_run_has_the_dropout_of_its_recipe(vilt, corpus, tmp_path, monkeypatch):
     def run(folder: Path, *sets: str, resume: bool = False) -> list[float]:
         job = TrainingJob("finetune-teacher", "tiny-teacher", ["model.start=teacher", *STEPS, *sets], folder, resume)
-        return [line["loss"] for line in distill.train(job, Inputs(corpus, [], vilt), options=TrainingOptions()).metrics()]
+        return [
+            line["loss"] for line in distill.train(job, Inputs(corpus, [], vilt), options=TrainingOptions()).metrics()
+        ]
 
     whole = run(tmp_path / "whole", "model.dropout=0.3")
     save = distill.runs.save_checkpoint
@@ -110,10 +118,20 @@ def test_a_meter_student_keeps_the_released_dropout_of_its_fusion_layers():
 
 def test_every_kind_of_dual_takes_the_recipes_dropout(corpus, tmp_path):
     sets = ["model.kind=dual", "model.layers=[]", "model.start=new", "model.dropout=0.35"]
-    pair = [f"model.{side}={ref}" for side, ref in zip(("vision", "text"), refs(corpus.captions, tmp_path, "tokens"), strict=True)]
+    pair = [
+        f"model.{side}={ref}"
+        for side, ref in zip(("vision", "text"), refs(corpus.captions, tmp_path, "tokens"), strict=True)
+    ]
     whole = make(None, *sets, *pair)
-    assert dropouts(whole) == {0.35: 5, 0.0: 1}  # one layer in each encoder: embeddings, two sublayers; BERT's attention
-    assert whole.config["text_config"]["hidden_dropout_prob"] == whole.config["vision_config"]["hidden_dropout_prob"] == 0.35
+    assert dropouts(whole) == {
+        0.35: 5,
+        0.0: 1,
+    }  # one layer in each encoder: embeddings, two sublayers; BERT's attention
+    assert (
+        whole.config["text_config"]["hidden_dropout_prob"]
+        == whole.config["vision_config"]["hidden_dropout_prob"]
+        == 0.35
+    )
     models.save(frozen_dual(corpus.captions, tmp_path / "frozen", "map"), tmp_path / "dual")
     loaded = make(None, *sets, f"model.start={tmp_path / 'dual'}")
     assert loaded.network.projections.dropout.p == loaded.config["projection"]["dropout"] == 0.35
@@ -122,6 +140,9 @@ def test_every_kind_of_dual_takes_the_recipes_dropout(corpus, tmp_path):
 def test_a_dual_encoder_without_dropout_refuses_it(corpus, tmp_path):
     dual = models.dual_from_backbones(*refs(corpus.captions, tmp_path, "clip"), projection_dim=8)
     dual.network.text_model = dual.network.vision_model
-    message = r"no encoder .* has dropout that can be set \(clip_vision_model and clip_vision_model\); leave model\.dropout out"
+    message = (
+        r"no encoder .* has dropout that can be set \(clip_vision_model and clip_vision_model\); leave "
+        r"model\.dropout out"
+    )
     with pytest.raises(ModelError, match=message):
         dual.set_dropout(0.1)

@@ -1,4 +1,5 @@
-"""Weights & Biases, told by a module that stands in for the package: it is not a dependency, and a test must not call a server."""
+"""Weights & Biases, told by a module that stands in for the package: it is not a dependency, and a test must not call a
+server."""
 
 from __future__ import annotations
 
@@ -14,8 +15,21 @@ from dcdctl.core.errors import InputError, MissingError
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, runs
 
 SETS = [
-    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1", "model.num_text_layers=1"),
-    *("model.projection_dim=16", "model.vocab_size=200", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=12"),
+    *(
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=32",
+        "model.num_layers=1",
+        "model.num_text_layers=1",
+    ),
+    *(
+        "model.projection_dim=16",
+        "model.vocab_size=200",
+        "batch.size=8",
+        "loss.terms={ infonce = 1.0 }",
+        "optimizer.steps=12",
+    ),
     *("validation.every=6", "optimizer.save_every=6"),
 ]
 
@@ -59,7 +73,9 @@ def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same
     def go() -> runs.Run:
         options = TrainingOptions(wandb="search")
         return distill.train(
-            TrainingJob("distill", "tiny-student", SETS, tmp_path / "run", resume=True), Inputs(corpus, [], None), options=options
+            TrainingJob("distill", "tiny-student", SETS, tmp_path / "run", resume=True),
+            Inputs(corpus, [], None),
+            options=options,
         )
 
     run = go()
@@ -80,7 +96,9 @@ def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same
     assert [line["step"] for line in wandb_run.lines] == [10, 11]
     shutil.rmtree(run.model_folder)
     path.write_text(path.read_text().replace("r4nd0m", "r5nd0m"))
-    with pytest.raises(InputError, match=r"wandb\.json is damaged: .*; delete it to start another run at Weights & Biases"):
+    with pytest.raises(
+        InputError, match=r"wandb\.json is damaged: .*; delete it to start another run at Weights & Biases"
+    ):
         go()
 
 

@@ -93,8 +93,12 @@ def squares(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     return {"square": 0.5 * error.square().mean(), "absolute": 0.1 * error.abs().mean()}
 
 
-def train(folder: Path, objective=squares, *, steps=60, options=None, batches=None, **config) -> tuple[runs.Run, nn.Module]:
-    recipe = Recipe(optimizer=OptimizerConfig(**{"lr": 0.1, "steps": steps, "weight_decay": 0.0, "save_every": 25, **config}))
+def train(
+    folder: Path, objective=squares, *, steps=60, options=None, batches=None, **config
+) -> tuple[runs.Run, nn.Module]:
+    recipe = Recipe(
+        optimizer=OptimizerConfig(**{"lr": 0.1, "steps": steps, "weight_decay": 0.0, "save_every": 25, **config})
+    )
     run = runs.start_run(folder, recipe, "test", {}, resume=True)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.Linear(8, 1))
@@ -124,9 +128,15 @@ def test_the_last_step_leaves_no_checkpoint_because_the_model_follows(tmp_path):
 def test_a_loss_that_is_not_a_number_is_an_error_that_names_step_and_part(tmp_path):
     def broken(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         parts = squares(model, batch)
-        return {**parts, "absolute": parts["absolute"] * math.nan} if float(batch.x[0]) == float(Lines()[7].x[0]) else parts
+        return (
+            {**parts, "absolute": parts["absolute"] * math.nan}
+            if float(batch.x[0]) == float(Lines()[7].x[0])
+            else parts
+        )
 
-    with pytest.raises(ConfigError, match=r"the loss of step 7 is nan \(square \d.*, absolute nan\); try a lower optimizer\.lr"):
+    with pytest.raises(
+        ConfigError, match=r"the loss of step 7 is nan \(square \d.*, absolute nan\); try a lower optimizer\.lr"
+    ):
         train(tmp_path, broken)
 
 
@@ -137,7 +147,12 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
         _, model = train(tmp_path / name, steps=3, warmup_share=0.0, max_grad_norm=norm)
         torch.manual_seed(0)
         before = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.Linear(8, 1))
-        moved.append(max(float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), before.parameters(), strict=True)))
+        moved.append(
+            max(
+                float((a - b).detach().abs().max())
+                for a, b in zip(model.parameters(), before.parameters(), strict=True)
+            )
+        )
     assert moved[0] > 5 * moved[1]
 
 
@@ -183,7 +198,9 @@ class Pushes(Dataset[torch.Tensor]):
         self.size, self.overflows = size, overflows
 
     def __getitem__(self, step: int) -> torch.Tensor:
-        push = self.size * (1 + 0.5 * torch.rand(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step)))
+        push = self.size * (
+            1 + 0.5 * torch.rand(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        )
         return torch.full_like(push, 1e305) if step in self.overflows else push
 
 
@@ -211,7 +228,8 @@ def pushed(folder: Path, pushes: Pushes, *, until: int | None = None, precision:
 
 
 def transformers_adamw(pushes: Pushes) -> torch.Tensor:
-    """The AdamW of transformers 4.6 (`correct_bias=True`), written out; a step with an overflow changes and counts nothing."""
+    """The AdamW of transformers 4.6 (`correct_bias=True`), written out; a step with an overflow changes and counts
+    nothing."""
     matrix, (beta_1, beta_2) = Pushed().matrix.detach(), PUSHED.betas
     first = second = torch.zeros_like(matrix)
     update = 0
@@ -262,7 +280,9 @@ def test_a_step_that_the_loss_scale_skips_is_no_update(tmp_path):
 def test_workers_change_no_number(tmp_path):
     _, alone = train(tmp_path / "alone", steps=12)
     _, with_workers = train(tmp_path / "helped", steps=12, options=TrainingOptions(compute=Compute(workers=1)))
-    assert all(torch.equal(first, second) for first, second in zip(alone.parameters(), with_workers.parameters(), strict=True))
+    assert all(
+        torch.equal(first, second) for first, second in zip(alone.parameters(), with_workers.parameters(), strict=True)
+    )
 
 
 class DamagedLines(Lines):
@@ -291,8 +311,10 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig, build_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
 corpus = Corpus.open(Path(sys.argv[1]), "train")
-sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batch.hard_negatives=3", "candidates.per_query=6",
-        "optimizer.steps=16", "optimizer.save_every=3", "optimizer.lr=1e-3", "validation.every=7", "validation.max_images=4"]
+sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batch.hard_negatives=3",
+"candidates.per_query=6",
+        "optimizer.steps=16", "optimizer.save_every=3", "optimizer.lr=1e-3", "validation.every=7",
+        "validation.max_images=4"]
 def work(folder):
     teacher = make_teacher(corpus.captions)
     cache = build_cache(corpus, teacher, folder.with_name(folder.name + "-cache"), CandidateConfig(per_query=6))
@@ -306,10 +328,15 @@ kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 def test_killed_again_and_again_a_run_ends_with_the_same_losses_and_weights(scenes_corpus_dir, tmp_path):
     run_forked(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
     whole, victim = runs.open_run(tmp_path / "whole"), runs.open_run(tmp_path / "killed")
-    timeless = [[{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()] for run in (whole, victim)]
+    timeless = [
+        [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()]
+        for run in (whole, victim)
+    ]
     assert timeless[0] == timeless[1]
     assert [line["step"] for line in timeless[0]] == [0, 6, 10, 13, 15]
-    assert [runs.best_rsum(run) for run in (whole, victim)] == [max(line.get("val_rsum", 0) for line in timeless[0])] * 2
+    assert [runs.best_rsum(run) for run in (whole, victim)] == [
+        max(line.get("val_rsum", 0) for line in timeless[0])
+    ] * 2
     files = [(run.model_folder / "model.safetensors").read_bytes() for run in (whole, victim)]
     assert files[0] == files[1]
     assert not list(victim.folder.rglob("*.partial"))

@@ -52,13 +52,17 @@ def test_the_loss_is_the_mean_over_the_widths_of_the_loss_of_prefixes(dual, batc
     value = PairObjective(LossConfig(terms={"infonce": 2.0}, dims=DIMS))(dual, batch)["infonce"]
     images_ID, texts_TD = (side.detach().double().numpy() for side in dual.outputs(batch))
     assert not batch.same_RC.any()
-    of_each = [infonce_by_loops(images_ID[:, :dims], texts_TD[:, :dims], float(dual.logit_scale.detach())) for dims in DIMS]
+    of_each = [
+        infonce_by_loops(images_ID[:, :dims], texts_TD[:, :dims], float(dual.logit_scale.detach())) for dims in DIMS
+    ]
     assert value.item() == pytest.approx(2 * sum(of_each) / 3, rel=1e-5)
     assert max(of_each) - min(of_each) > 0.01
 
 
 def test_the_full_width_alone_is_the_loss_without_widths_bit_for_bit(dual, batch):
-    with_dims, without = (PairObjective(LossConfig(terms={"infonce": 1.0}, dims=dims))(dual, batch) for dims in ((8,), ()))
+    with_dims, without = (
+        PairObjective(LossConfig(terms={"infonce": 1.0}, dims=dims))(dual, batch) for dims in ((8,), ())
+    )
     assert torch.equal(with_dims["infonce"], without["infonce"])
 
 
@@ -102,5 +106,9 @@ def test_widths_without_a_meaning_are_refused(sets, message):
 def test_a_width_above_that_of_the_model_is_refused_before_a_run_folder_is_made(corpus, tmp_path):
     sets = [*DUAL, "loss.terms={ infonce = 1.0 }", "model.projection_dim=8", "loss.dims=[4, 9]"]
     with pytest.raises(ConfigError, match=r"loss\.dims ends with 9, and the vectors of the model have 8 numbers"):
-        distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(corpus, [], None), options=TrainingOptions())
+        distill.train(
+            TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
+            Inputs(corpus, [], None),
+            options=TrainingOptions(),
+        )
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""What a recipe and a batch hand to each loss of the table: the loss of a step equals a direct call with the same values.
+"""What a recipe and a batch hand to each loss of the table: the loss of a step equals a direct call with the same
+values.
 
 The settings are far from their defaults, and each of them must move exactly the losses that read it.
 """
@@ -24,14 +25,20 @@ from dcdctl.core.training.recipe import load_recipe
 
 NUM_ROWS, NUM_COLUMNS = 6, 6
 ALPHA, T, MARGIN, AFFINITY_T, SMOOTHING, GROUP, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.3, 4, 0.7
-SETS = [f"loss.alpha={ALPHA}", f"loss.temperature={T}", f"loss.plausible_margin={MARGIN}", f"loss.affinity_temperature={AFFINITY_T}"]
+SETS = [
+    f"loss.alpha={ALPHA}",
+    f"loss.temperature={T}",
+    f"loss.plausible_margin={MARGIN}",
+    f"loss.affinity_temperature={AFFINITY_T}",
+]
 OPTIONS = {"label_smoothing": SMOOTHING, "weight_group": GROUP}
 """Settings that only some losses have: a recipe may set them for these alone."""
 FACTOR, OFFSET = 1.7, -0.4
 """Of the calibration."""
 
 Direct = Callable[[Tensor, Tensor, Batch, Tensor], Tensor]
-"""The student's logits, the same on the teacher's scale, the batch, and a dual model's logits of all images and captions."""
+"""The student's logits, the same on the teacher's scale, the batch, and a dual model's logits of all images and
+captions."""
 
 
 def scored(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -40,7 +47,9 @@ def scored(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def of_both_groups(loss: Callable[..., Tensor], student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
     """The mean over six lists, of a group of four and a group of two."""
-    return torch.stack([len(s) / 6 * loss(s, t, alpha=ALPHA) for s, t in zip(student_BN.split(4), teacher_BN.split(4), strict=True)]).sum()
+    return torch.stack(
+        [len(s) / 6 * loss(s, t, alpha=ALPHA) for s, t in zip(student_BN.split(4), teacher_BN.split(4), strict=True)]
+    ).sum()
 
 
 DIRECT: dict[str, Direct] = {
@@ -112,7 +121,8 @@ def calibration(factor: float = FACTOR, offset: float = OFFSET) -> Calibration:
 
 
 def made_batch() -> Batch:
-    """A batch that serves lists and all pairs: unscored pairs, an official order of its own, and pairs that match off the diagonal."""
+    """A batch that serves lists and all pairs: unscored pairs, an official order of its own, and pairs that match off
+    the diagonal."""
     teacher_RC = draw(1, NUM_ROWS, NUM_COLUMNS)
     # The teacher prefers the positives, so that the margin of cprd has something on both sides.
     teacher_RC += 2 * torch.eye(NUM_ROWS)
@@ -140,7 +150,13 @@ def config_of(name: str, *sets: str) -> LossConfig:
 
 
 def loss_of(
-    name: str, config: LossConfig, batch: Batch, *, all_IT: Tensor = ALL_IT, calibrate: Calibration | None = None, progress: float = 1.0
+    name: str,
+    config: LossConfig,
+    batch: Batch,
+    *,
+    all_IT: Tensor = ALL_IT,
+    calibrate: Calibration | None = None,
+    progress: float = 1.0,
 ) -> Tensor:
     """The weighted term of a step."""
     model = Given(STUDENT_RC, all_IT, calibrate or calibration())
@@ -184,11 +200,16 @@ def test_each_setting_and_part_of_a_batch_moves_the_losses_that_read_it_and_no_o
     other_true = batch.true_IT.clone()
     other_true[2, 5] = True
     moved = {
-        **{field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch) for field in list(READERS)[:6]},
+        **{
+            field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch)
+            for field in list(READERS)[:6]
+        },
         "calibration": loss_of(name, config, batch, calibrate=calibration(1, 0)),
         "a teacher's score": loss_of(name, config, replace(batch, teacher_RC=more_scores)),
         "which pairs are scored": loss_of(name, config, replace(batch, teacher_RC=fewer_scores)),
-        "the official order": loss_of(name, config, replace(batch, official_teacher_RC=batch.official_teacher_RC.flip(1))),
+        "the official order": loss_of(
+            name, config, replace(batch, official_teacher_RC=batch.official_teacher_RC.flip(1))
+        ),
         "other matches": loss_of(name, config, replace(batch, same_RC=torch.zeros_like(batch.same_RC))),
         "logits of all pairs": loss_of(name, config, batch, all_IT=ALL_IT + torch.eye(NUM_ROWS)),
         "matches of all pairs": loss_of(name, config, replace(batch, true_IT=other_true)),
@@ -202,4 +223,6 @@ def test_every_loss_of_the_table_is_here():
     assert WEIGHTED.keys() == {name for name, loss in LOSSES.items() if loss.confidence}
     assert READERS["calibration"] == {name for name, loss in LOSSES.items() if loss.calibrated}
     assert {name for name, loss in LOSSES.items() if loss.teacher} == TEACHER
-    assert all(READERS[option] == {name for name, loss in LOSSES.items() if option in loss.options} for option in OPTIONS)
+    assert all(
+        READERS[option] == {name for name, loss in LOSSES.items() if option in loss.options} for option in OPTIONS
+    )

@@ -15,18 +15,24 @@ from torch.testing import assert_close
 from dcdctl.core.training.losses import all_pairs, lists, official, weights
 
 
-@pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}"
+)
 @pytest.mark.parametrize(("part", "name"), [("total", "total"), ("kd", "d_loss"), ("nll", "nll")])
 def test_the_released_loss_and_its_gradient_are_those_of_the_released_code(case, part, name):
     student_BN = tensor(case["student_scores"]).requires_grad_()
-    parts = official.dcd_official_parts(student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
+    parts = official.dcd_official_parts(
+        student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"]
+    )
     value = getattr(parts, part)
     assert_close(value.detach(), tensor(case["distillation_loss"][name]), equal_nan=True, **CLOSE)
     (gradient_BN,) = torch.autograd.grad(value, student_BN)
     assert_close(gradient_BN, tensor(case["distillation_loss"][f"grad_{name}"]), equal_nan=True, **CLOSE)
 
 
-@pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}"
+)
 def test_float64_stays_float64(case):
     student_BN, teacher_BN = (tensor(case[f"{who}_scores"], torch.float64) for who in ("student", "teacher"))
     parts = official.dcd_official_parts(student_BN, teacher_BN, alpha=case["alpha"], temperature=case["T"])
@@ -36,7 +42,9 @@ def test_float64_stays_float64(case):
     assert_close(parts.nll, tensor(golden["nll"], torch.float64), rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("case", GOLDEN["selection_cases"], ids=lambda case: "-".join(map(str, case["rank_of_positive"])))
+@pytest.mark.parametrize(
+    "case", GOLDEN["selection_cases"], ids=lambda case: "-".join(map(str, case["rank_of_positive"]))
+)
 def test_selection_is_that_of_the_released_code(case):
     teacher_BK, student_BK = tensor(case["teacher_scores"]), tensor(case["student_scores_all"])
     columns_BN, teacher_BN = weights.select_as_official(teacher_BK, 7)
@@ -65,7 +73,14 @@ def test_the_hardest_negatives_come_in_the_teachers_order_and_ties_from_the_left
 
 def test_entropy_by_hand_and_at_the_edges():
     teacher_BK = torch.tensor(
-        [[0.0, 0.0, math.log(2.0)], [5.0, 5.0, 5.0], [300.0, -300.0, 0.0], [0.0, -math.inf, 0.0], [-math.inf] * 3, [3e38, -3e38, 0.0]]
+        [
+            [0.0, 0.0, math.log(2.0)],
+            [5.0, 5.0, 5.0],
+            [300.0, -300.0, 0.0],
+            [0.0, -math.inf, 0.0],
+            [-math.inf] * 3,
+            [3e38, -3e38, 0.0],
+        ]
     )
     # p = 1/4, 1/4, 1/2: 2 * log(4)/4 + log(2)/2 = 1.5 log 2. A row without any finite score is even, not NaN.
     by_hand = [1.5 * math.log(2), math.log(3), 0.0, math.log(2), math.log(3), 0.0]
@@ -99,14 +114,19 @@ def test_weights_within_groups_by_hand():
     assert by_group.kd_B.tolist() == pytest.approx([0.4 * weak, 0.4 * strong, 0.2, 0.2, 0.2])
     whole = weights.dcd_weights(teacher_BN)
     assert whole.nll_B.tolist() == pytest.approx([0.25, 0.0, 0.25, 0.25, 0.25])
-    assert whole.kd_B.tolist() == pytest.approx([math.exp((1 - w) ** 2) / (math.e + 4 * math.exp(0.75**2)) for w in whole.nll_B.tolist()])
-    # An error in the teacher's sure list alone: its weight is 0.4 e / (1 + e) in the distillation, and 0 in the ground truth.
+    assert whole.kd_B.tolist() == pytest.approx(
+        [math.exp((1 - w) ** 2) / (math.e + 4 * math.exp(0.75**2)) for w in whole.nll_B.tolist()]
+    )
+    # An error in the teacher's sure list alone: its weight is 0.4 e / (1 + e) in the distillation, and 0 in the ground
+    # truth.
     student_BN = teacher_BN + torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     parts = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=1.0, group=2)
     # BCE of (x, x) is log(1 + e^-x) / 2 + log(1 + e^x) / 2.
     bce = [(math.log1p(math.exp(-x)) + math.log1p(math.exp(x))) / 2 for x in (1, 2, 3, 4)]
     nll = 0.4 * bce[0] + 0.2 * sum(bce[1:])
-    assert [part.item() for part in parts] == pytest.approx([0.25 * 0.4 * strong * 2 + 0.75 * nll, 0.4 * strong * 2, nll])
+    assert [part.item() for part in parts] == pytest.approx(
+        [0.25 * 0.4 * strong * 2 + 0.75 * nll, 0.4 * strong * 2, nll]
+    )
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 11, 20, None])
@@ -160,9 +180,13 @@ def test_dcd_weights_each_query_and_the_released_loss_does_not():
     wrong_where_sure = teacher_BN + torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     wrong_where_unsure = teacher_BN + torch.tensor([[0.0, 1.0], [0.0, 0.0]])
     ours = [
-        lists.dcd_parts(student, teacher_BN, alpha=0.2, temperature=1.0).kd.item() for student in (wrong_where_sure, wrong_where_unsure)
+        lists.dcd_parts(student, teacher_BN, alpha=0.2, temperature=1.0).kd.item()
+        for student in (wrong_where_sure, wrong_where_unsure)
     ]
-    released = [official.dcd_official_parts(student, teacher_BN, alpha=0.2).kd.item() for student in (wrong_where_sure, wrong_where_unsure)]
+    released = [
+        official.dcd_official_parts(student, teacher_BN, alpha=0.2).kd.item()
+        for student in (wrong_where_sure, wrong_where_unsure)
+    ]
     assert ours[0] > 2 * ours[1]
     assert released[0] == pytest.approx(released[1])
 
@@ -225,7 +249,9 @@ def test_a_query_without_any_teacher_score_counts_for_nothing_in_dcd():
     student_BN, teacher_BN = draw(0, 3, 6), draw(1, 3, 6)
     teacher_BN[2] = math.nan
     parts = lists.dcd_parts(student_BN, teacher_BN, alpha=0.2, temperature=1.0)
-    assert_close(torch.stack(parts), torch.stack(lists.dcd_parts(student_BN[:2], teacher_BN[:2], alpha=0.2, temperature=1.0)))
+    assert_close(
+        torch.stack(parts), torch.stack(lists.dcd_parts(student_BN[:2], teacher_BN[:2], alpha=0.2, temperature=1.0))
+    )
     nothing = lists.dcd_parts(student_BN, torch.full_like(teacher_BN, math.nan), alpha=0.2, temperature=1.0)
     assert torch.stack(nothing).tolist() == [0, 0, 0]
 
@@ -268,7 +294,10 @@ def test_a_masked_pair_has_no_influence_on_infonce(smoothing):
 def test_smoothed_labels_are_those_of_torch_where_nothing_is_masked():
     logits_QG, target_Q = 3 * draw(3, 5, 5), torch.arange(5)
     for smoothing in (0.1, 0.6):
-        rows, columns = (torch.nn.functional.cross_entropy(each, target_Q, label_smoothing=smoothing) for each in (logits_QG, logits_QG.T))
+        rows, columns = (
+            torch.nn.functional.cross_entropy(each, target_Q, label_smoothing=smoothing)
+            for each in (logits_QG, logits_QG.T)
+        )
         assert_close(all_pairs.infonce(logits_QG, label_smoothing=smoothing), (rows + columns) / 2)
     # Without smoothing the loss keeps every bit.
     assert torch.equal(all_pairs.infonce(logits_QG, label_smoothing=0.0), all_pairs.infonce(logits_QG))
@@ -276,7 +305,8 @@ def test_smoothed_labels_are_those_of_torch_where_nothing_is_masked():
 
 def test_smoothed_labels_by_hand_share_their_mass_among_the_pairs_that_are_not_masked():
     logits_QG = torch.tensor([[math.log(2.0), 0.0, 0.0], [0.0, math.log(2.0), 9.0], [0.0, 0.0, math.log(2.0)]])
-    # Pair (1, 2) is masked: row 1 and column 2 have two pairs, with q = (1/3, 2/3) and targets (0.15, 0.85) at smoothing 0.3.
+    # Pair (1, 2) is masked: row 1 and column 2 have two pairs, with q = (1/3, 2/3) and targets (0.15, 0.85) at
+    # smoothing 0.3.
     same = torch.tensor([[False, False, False], [False, False, True], [False, False, False]])
     masked = 0.85 * math.log(3 / 2) + 0.15 * math.log(3)
     # The other two rows and columns have three pairs, with q = (1/2, 1/4, 1/4) and targets (0.8, 0.1, 0.1).
@@ -285,8 +315,12 @@ def test_smoothed_labels_by_hand_share_their_mass_among_the_pairs_that_are_not_m
 
 
 def test_kl_by_hand():
-    # Row 0: p = (1/4, 3/4), q = (1/2, 1/2), KL = log 2 - H(p). Row 1 has one scored pair, so has column 1; column 0: p = q.
-    teacher_QG, student_QG = torch.tensor([[0.0, 2 * math.log(3.0)], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 9.0]])
+    # Row 0: p = (1/4, 3/4), q = (1/2, 1/2), KL = log 2 - H(p). Row 1 has one scored pair, so has column 1; column 0: p
+    # = q.
+    teacher_QG, student_QG = (
+        torch.tensor([[0.0, 2 * math.log(3.0)], [0.0, 0.0]]),
+        torch.tensor([[1.0, 1.0], [1.0, 9.0]]),
+    )
     scored_QG = torch.tensor([[True, True], [True, False]])
     row_0 = math.log(2) - (math.log(4) - 0.75 * math.log(3))
     assert all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=2.0).item() == pytest.approx(row_0 / 2)
@@ -308,7 +342,9 @@ def test_dcd_kl_weights_rows_by_how_many_columns_the_teacher_rules_out():
 def test_the_weights_of_dcd_kl_do_not_fade_as_the_batch_grows():
     teacher_QG, student_QG, scored_QG = draw(0, 4, 4, scale=3.0), draw(1, 4, 4), torch.ones(4, 4, dtype=torch.bool)
     # Blocks without scores between them: every row and column says what it said before.
-    teacher, student, scored = (torch.block_diag(*[tensor.float()] * 32) for tensor in (teacher_QG, student_QG, scored_QG))
+    teacher, student, scored = (
+        torch.block_diag(*[tensor.float()] * 32) for tensor in (teacher_QG, student_QG, scored_QG)
+    )
     value = all_pairs.dcd_kl(student, teacher, scored > 0, temperature=1.0)
     assert_close(value, all_pairs.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0))
     assert not torch.isclose(value, all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=0.01)
@@ -373,7 +409,12 @@ def test_margin_mse_is_the_mean_squared_difference_of_all_margins():
         for s, t, known in zip(student, teacher, scored, strict=True):
             n = int(known.sum())
             if n >= 2:
-                gaps = [((s[j] - s[k]) - (t[j] - t[k]) / 2.0) ** 2 for j in range(len(s)) for k in range(len(s)) if known[j] and known[k]]
+                gaps = [
+                    ((s[j] - s[k]) - (t[j] - t[k]) / 2.0) ** 2
+                    for j in range(len(s))
+                    for k in range(len(s))
+                    if known[j] and known[k]
+                ]
                 rows.append(torch.stack(gaps).sum() / (2 * n * n))
         sides.append(torch.stack(rows).mean())
     assert_close(all_pairs.margin_mse(student_QG, teacher_QG, scored_QG, temperature=2.0), torch.stack(sides).mean())

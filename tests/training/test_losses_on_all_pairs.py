@@ -41,9 +41,13 @@ def both_ways(one_way, student: Tensor, teacher: Tensor, scored: Tensor) -> Tens
 
 
 def test_cprd_by_hand():
-    # Row 0, its positive at 0: negatives at 2, -2, -4 of which 2 and -2 are within 3 of it; student even. 2 is above two: log 3; -2 above
-    # one: log 2. Other rows, and columns 1 to 3: positives at 9, nothing within 3. Column 0: three negatives at 0, none above another.
-    teacher_QG = torch.tensor([[0.0, 2.0, -2.0, -4.0], [0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    # Row 0, its positive at 0: negatives at 2, -2, -4 of which 2 and -2 are within 3 of it; student even. 2 is above
+    # two: log 3; -2 above one: log 2. Other rows, and columns 1 to 3: positives at 9, nothing within 3. Column 0: three
+    # negatives at 0, none
+    # above another.
+    teacher_QG = torch.tensor(
+        [[0.0, 2.0, -2.0, -4.0], [0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]]
+    )
     scored_QG, same = torch.ones(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
 
     def loss(**settings) -> float:
@@ -85,7 +89,9 @@ def test_cprd_against_the_loop_over_pairs():
 
 def test_cprd_and_its_gradient_read_no_number_of_their_device():
     student_QG, teacher_QG = (torch.zeros(4, 4, device="meta") for _ in range(2))
-    relations.cprd(student_QG.requires_grad_(), teacher_QG, torch.ones(4, 4, dtype=torch.bool, device="meta"), margin=1.0).backward()
+    relations.cprd(
+        student_QG.requires_grad_(), teacher_QG, torch.ones(4, 4, dtype=torch.bool, device="meta"), margin=1.0
+    ).backward()
     with pytest.raises(RuntimeError, match="meta"):
         student_QG.nonzero()
 
@@ -123,23 +129,28 @@ def test_cprd_pushes_the_implausible_down_and_leaves_the_positive_alone():
 def test_cprd_sees_of_the_teacher_its_order_alone(seed, factor):
     student, teacher = draw(seed, 5, 5), draw(seed + 1, 5, 5)
     stretched = torch.where(teacher > 0, factor * teacher, teacher)
-    assert_close(relations.cprd(student, stretched, ALL, margin=math.inf), relations.cprd(student, teacher, ALL, margin=math.inf))
+    assert_close(
+        relations.cprd(student, stretched, ALL, margin=math.inf), relations.cprd(student, teacher, ALL, margin=math.inf)
+    )
 
 
 def test_affinity_by_hand():
-    # Rows of the teacher: 0 and 1 go together (correlation 1), 2 goes the other way (-1). The student's: 0 and 2 together.
+    # Rows of the teacher: 0 and 1 go together (correlation 1), 2 goes the other way (-1). The student's: 0 and 2
+    # together.
     up, down = [0.0, 1.0, 2.0], [2.0, 1.0, 0.0]
     teacher_QG, student_QG = torch.tensor([up, [5.0, 7.0, 9.0], down]), torch.tensor([up, down, [1.0, 4.0, 7.0]])
     scored = torch.ones(3, 3, dtype=torch.bool)
-    # T = 2, u = softmax(1/2, -1/2). Row 0 (others 1 and 2): u against u turned round: tanh(1/2). Row 1 (0 and 2): u against even, for the
-    # student's row 1 goes against both. Row 2 (0 and 1): even against u.
+    # T = 2, u = softmax(1/2, -1/2). Row 0 (others 1 and 2): u against u turned round: tanh(1/2). Row 1 (0 and 2): u
+    # against even, for the student's row 1 goes against both. Row 2 (0 and 1): even against u.
     more, less = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))
     row_1 = more * math.log(2 * more) + less * math.log(2 * less)
     row_2 = (math.log(0.5 / more) + math.log(0.5 / less)) / 2
     rows = (math.tanh(0.5) + row_1 + row_2) / 3
     # Columns of the teacher: (0, 5, 2), (1, 7, 1), (2, 9, 0); of the student: (0, 2, 1), (1, 1, 4), (2, 0, 7).
     columns = _row_affinity(student_QG.T, teacher_QG.T, scored, 2.0).item()
-    assert relations.affinity(student_QG, teacher_QG, scored, temperature=2.0).item() == pytest.approx((rows + columns) / 2, rel=1e-5)
+    assert relations.affinity(student_QG, teacher_QG, scored, temperature=2.0).item() == pytest.approx(
+        (rows + columns) / 2, rel=1e-5
+    )
 
 
 def _row_affinity(student: Tensor, teacher: Tensor, scored: Tensor, temperature: float) -> Tensor:
@@ -226,11 +237,16 @@ def test_wsl_pairs_is_the_weighted_kl_div_of_torch():
             student_nll, teacher_nll = (
                 functional.cross_entropy(tensor[i, rivals], torch.tensor(0)) for tensor in (student.detach(), teacher)
             )
-            soft = functional.kl_div((student[i] / 3).log_softmax(0), (teacher[i] / 3).log_softmax(0), reduction="sum", log_target=True)
+            soft = functional.kl_div(
+                (student[i] / 3).log_softmax(0), (teacher[i] / 3).log_softmax(0), reduction="sum", log_target=True
+            )
             rows.append(9 * (1 - (-student_nll / teacher_nll).exp()) * soft)
         return torch.stack(rows).mean()
 
-    value, oracle = all_pairs.wsl_pairs(student, teacher, ALL, temperature=3.0, same_mask=same), both_ways(one_way, student, teacher, same)
+    value, oracle = (
+        all_pairs.wsl_pairs(student, teacher, ALL, temperature=3.0, same_mask=same),
+        both_ways(one_way, student, teacher, same),
+    )
     assert_close(value, oracle)
     assert_close(*(torch.autograd.grad(tensor, student)[0] for tensor in (value, oracle)))
 
@@ -246,7 +262,9 @@ def test_a_query_whose_positive_is_not_scored_has_no_confidence():
 @each_loss
 def test_weights_of_one_change_nothing_and_those_of_zero_leave_nothing(loss):
     student, teacher, scored = draw(0, 5, 5), draw(1, 5, 5), scored_some(2)
-    assert_close(loss(student, teacher, scored, Weights(torch.ones(5), torch.ones(5))), loss(student, teacher, scored, None))
+    assert_close(
+        loss(student, teacher, scored, Weights(torch.ones(5), torch.ones(5))), loss(student, teacher, scored, None)
+    )
     assert loss(student, teacher, scored, Weights(torch.zeros(5), torch.zeros(5))).item() == 0
 
 

@@ -1,4 +1,5 @@
-"""Losses on lists beside DCD's: WSL, squared distance and InfoNCE with hard negatives, by golden values, by hand and by properties."""
+"""Losses on lists beside DCD's: WSL, squared distance and InfoNCE with hard negatives, by golden values, by hand and by
+properties."""
 
 from __future__ import annotations
 
@@ -17,34 +18,45 @@ from dcdctl.core.training.losses import lists, official, weights
 LIST_LOSSES = {
     "mse": lambda student, teacher: lists.mse(student, teacher, temperature=2.0),
     "wsl": lambda student, teacher: lists.wsl(student, teacher, temperature=2.0),
-    "mse, confident": lambda student, teacher: lists.mse(student, teacher, temperature=2.0, weight_B=weights.confidence(student, teacher)),
+    "mse, confident": lambda student, teacher: lists.mse(
+        student, teacher, temperature=2.0, weight_B=weights.confidence(student, teacher)
+    ),
     "dcd, confident": lambda student, teacher: lists.dcd(
         student, teacher, alpha=0.3, temperature=2.0, weight_B=weights.confidence(student, teacher)
     ),
 }
 
 
-@pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}"
+)
 @pytest.mark.parametrize(("part", "name"), [("total", "total"), ("kd", "d_loss"), ("nll", "nll")])
 def test_the_other_released_loss_and_its_gradient_are_those_of_the_released_code(case, part, name):
     student_BN = tensor(case["student_scores"]).requires_grad_()
-    parts = official.wsl_official_parts(student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
+    parts = official.wsl_official_parts(
+        student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"]
+    )
     value = getattr(parts, part)
     assert_close(value.detach(), tensor(case["WSLDistiller"][name]), equal_nan=True, **CLOSE)
     (gradient_BN,) = torch.autograd.grad(value, student_BN)
     assert_close(gradient_BN, tensor(case["WSLDistiller"][f"grad_{name}"]), equal_nan=True, **CLOSE)
 
 
-@pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}"
+)
 def test_the_other_released_loss_in_float64(case):
     student_BN, teacher_BN = (tensor(case[f"{who}_scores"], torch.float64) for who in ("student", "teacher"))
     parts = official.wsl_official_parts(student_BN, teacher_BN, alpha=case["alpha"], temperature=case["T"])
     golden = case["WSLDistiller"]["float64"]
-    assert_close(torch.stack(parts), tensor([golden["total"], golden["d_loss"], golden["nll"]], torch.float64), rtol=1e-7, atol=0)
+    assert_close(
+        torch.stack(parts), tensor([golden["total"], golden["d_loss"], golden["nll"]], torch.float64), rtol=1e-7, atol=0
+    )
 
 
 def test_confidence_by_hand():
-    # Rows: student 1/2 and teacher 1/4 for the positive: a/b = log 2 / log 4. Student 3/4, teacher 1/2: log(4/3) / log 2.
+    # Rows: student 1/2 and teacher 1/4 for the positive: a/b = log 2 / log 4. Student 3/4, teacher 1/2: log(4/3) / log
+    # 2.
     student_BK = torch.tensor([[0.0, 0.0, -99.0, -99.0], [math.log(3.0), 0.0, -99.0, -99.0]])
     teacher_BK = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, -99.0, -99.0]])
     by_hand = [1 - math.exp(-0.5), 1 - math.exp(-math.log(4 / 3) / math.log(2))]
@@ -64,8 +76,12 @@ def test_confidence_at_its_limits():
 
 
 def test_wsl_by_hand():
-    # T = 2. Row 0: p = (3/4, 1/4), q even: KL = log 2 - H(p). CE at T = 1: student log 2, teacher log(10/9). Row 1: one score: left out.
-    student_BN, teacher_BN = torch.tensor([[1.0, 1.0], [0.0, 5.0]]), torch.tensor([[2 * math.log(3.0), 0.0], [1.0, math.nan]])
+    # T = 2. Row 0: p = (3/4, 1/4), q even: KL = log 2 - H(p). CE at T = 1: student log 2, teacher log(10/9). Row 1: one
+    # score: left out.
+    student_BN, teacher_BN = (
+        torch.tensor([[1.0, 1.0], [0.0, 5.0]]),
+        torch.tensor([[2 * math.log(3.0), 0.0], [1.0, math.nan]]),
+    )
     focus = 1 - math.exp(-math.log(2) / math.log(10 / 9))
     kl = math.log(2) - (math.log(4) - 0.75 * math.log(3))
     assert lists.wsl(student_BN, teacher_BN, temperature=2.0).item() == pytest.approx(4 * focus * kl, rel=1e-5)
@@ -75,8 +91,12 @@ def test_wsl_is_the_weighted_kl_div_of_torch_and_the_weight_is_a_constant():
     student_BN, teacher_BN = draw(0, 5, 7).requires_grad_(), draw(1, 5, 7)
     rows = []
     for student, teacher in zip(student_BN, teacher_BN, strict=True):
-        ratio = functional.cross_entropy(student.detach(), torch.tensor(0)) / functional.cross_entropy(teacher, torch.tensor(0))
-        soft = functional.kl_div((student / 3).log_softmax(0), (teacher / 3).log_softmax(0), reduction="sum", log_target=True)
+        ratio = functional.cross_entropy(student.detach(), torch.tensor(0)) / functional.cross_entropy(
+            teacher, torch.tensor(0)
+        )
+        soft = functional.kl_div(
+            (student / 3).log_softmax(0), (teacher / 3).log_softmax(0), reduction="sum", log_target=True
+        )
         rows.append(9 * (1 - (-ratio).exp()) * soft)
     oracle = torch.stack(rows).mean()
     value = lists.wsl(student_BN, teacher_BN, temperature=3.0)
@@ -106,7 +126,8 @@ def test_a_weight_multiplies_a_querys_distillation_and_not_its_ground_truth():
 
 
 def test_infonce_over_the_batch_by_hand():
-    # Image 0 over captions 0, 2, 3 (1 is its own too): log(1 + e + e^2) - 0. Caption 3 over images 0 and 2: log(e^2 + e^3) - 3.
+    # Image 0 over captions 0, 2, 3 (1 is its own too): log(1 + e + e^2) - 0. Caption 3 over images 0 and 2: log(e^2 +
+    # e^3) - 3.
     all_IT = torch.tensor([[0.0, 50.0, 1.0, 2.0], [9.0, 0.0, 0.0, 60.0], [1.0, 2.0, 3.0, 3.0]])
     true_IT = torch.tensor([[True, True, False, False], [False, False, True, True], [False, False, False, True]])
     image_ix_BN, text_ix_BN = torch.tensor([[0, 0, 0], [2, 0, 0]]), torch.tensor([[0, 2, 3], [3, 3, 3]])
@@ -124,7 +145,10 @@ def test_infonce_over_the_batch_is_the_ranking_loss_where_each_list_holds_all_th
 
 
 def test_a_true_pair_elsewhere_in_the_batch_has_no_influence_on_infonce_over_the_batch():
-    all_IT, true_IT = draw(0, 2, 4).requires_grad_(), torch.tensor([[True, False, True, False], [False, True, False, False]])
+    all_IT, true_IT = (
+        draw(0, 2, 4).requires_grad_(),
+        torch.tensor([[True, False, True, False], [False, True, False, False]]),
+    )
     lists.infonce_hard(all_IT, true_IT, torch.tensor([[0, 0], [1, 1]]), torch.tensor([[0, 3], [1, 0]])).backward()
     assert all_IT.grad[0, 2] == 0
     assert (all_IT.grad[~true_IT] > 0).all()  # every false pair is pushed down, those of no list too

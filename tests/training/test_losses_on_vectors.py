@@ -1,4 +1,5 @@
-"""Embedding distillation: the losses by hand and by plain loops, and trainings of dual students that compare vectors."""
+"""Embedding distillation: the losses by hand and by plain loops, and trainings of dual students that compare
+vectors."""
 
 from __future__ import annotations
 
@@ -35,9 +36,28 @@ from dcdctl.core.training.losses.table import VECTOR_LOSSES, VectorInputs
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
-    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1"),
-    *("model.num_heads=2", "model.projection_dim=5", "model.vocab_size=200", "batch.size=8", "batch.random_negatives=7"),
-    *("batch.hard_negatives=3", "optimizer.steps=6", "optimizer.lr=1e-2", "optimizer.warmup_share=0.0", "optimizer.save_every=2"),
+    *(
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=16",
+        "model.num_layers=1",
+        "model.num_text_layers=1",
+    ),
+    *(
+        "model.num_heads=2",
+        "model.projection_dim=5",
+        "model.vocab_size=200",
+        "batch.size=8",
+        "batch.random_negatives=7",
+    ),
+    *(
+        "batch.hard_negatives=3",
+        "optimizer.steps=6",
+        "optimizer.lr=1e-2",
+        "optimizer.warmup_share=0.0",
+        "optimizer.save_every=2",
+    ),
 ]
 ALL = "{ infonce = 1.0, kl = 0.5, embedding-cosine = 0.7, embedding-l2 = 0.4, embedding-affinity = 2.0 }"
 
@@ -63,13 +83,17 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def by_loops(name: str, student_ND: np.ndarray, weight_ED: np.ndarray, teacher_NE: np.ndarray, temperature: float) -> float:
+def by_loops(
+    name: str, student_ND: np.ndarray, weight_ED: np.ndarray, teacher_NE: np.ndarray, temperature: float
+) -> float:
     """The loss of one side, item by item."""
     total, count = 0.0, len(student_ND)
     for i in range(count):
         projected = weight_ED @ student_ND[i]
         if name == "embedding-cosine":
-            total += 1 - projected @ teacher_NE[i] / math.sqrt(projected @ projected) / math.sqrt(teacher_NE[i] @ teacher_NE[i])
+            total += 1 - projected @ teacher_NE[i] / math.sqrt(projected @ projected) / math.sqrt(
+                teacher_NE[i] @ teacher_NE[i]
+            )
         elif name == "embedding-l2":
             total += sum((p - t) ** 2 for p, t in zip(projected, teacher_NE[i], strict=True))
         else:
@@ -91,7 +115,9 @@ def test_a_loss_and_its_gradient_equal_plain_loops(name):
         return VECTOR_LOSSES[name](VectorInputs(student_ND, student_ND @ weight_ED.T, teacher_NE, config))
 
     arrays = student_ND.numpy(), weight_ED.numpy()
-    assert float(loss(student_ND, weight_ED)) == pytest.approx(by_loops(name, *arrays, teacher_NE.numpy(), 0.3), rel=1e-12)
+    assert float(loss(student_ND, weight_ED)) == pytest.approx(
+        by_loops(name, *arrays, teacher_NE.numpy(), 0.3), rel=1e-12
+    )
     student_ND.requires_grad_()
     loss(student_ND, weight_ED).backward()
     for i, d in ((0, 0), (3, 2), (5, 1)):
@@ -112,7 +138,11 @@ def test_a_student_with_the_teachers_vectors_has_no_loss(name):
 
 def test_in_half_precision_losses_are_those_of_float32():
     student_ND, teacher_NE = drawn(0, 6, 4).bfloat16(), drawn(2, 6, 4).bfloat16()
-    for loss in (vectors.embedding_cosine, vectors.embedding_l2, lambda s, t: vectors.embedding_affinity(s, t, temperature=0.1)):
+    for loss in (
+        vectors.embedding_cosine,
+        vectors.embedding_l2,
+        lambda s, t: vectors.embedding_affinity(s, t, temperature=0.1),
+    ):
         with torch.autocast("cpu", torch.bfloat16):
             half = loss(student_ND, teacher_NE)
         assert half.dtype == torch.float32
@@ -136,7 +166,9 @@ def made(corpus: Any, recipe: Any, teachers: Any) -> tuple[Any, Any]:
     """The initial model of a recipe with its projection, and its batches."""
     model = initial_model.make_model(recipe, corpus.captions, None)
     model.add_projection(teachers.width)
-    batches = make_batches(CorpusSource(corpus, model.preprocess), recipe, teachers if recipe.loss.needs_teacher else None)
+    batches = make_batches(
+        CorpusSource(corpus, model.preprocess), recipe, teachers if recipe.loss.needs_teacher else None
+    )
     return model, batches.with_vectors(teachers)
 
 
@@ -144,12 +176,15 @@ def made(corpus: Any, recipe: Any, teachers: Any) -> tuple[Any, Any]:
 def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dual, embedded, shape):
     """Lists name an image several times, and a batch has each image once."""
     recipe = load_recipe(
-        "tiny-student", terms(f"{{ {shape} = 1.0, embedding-cosine = 0.7, embedding-l2 = 0.4, embedding-affinity = 2.0 }}")
+        "tiny-student",
+        terms(f"{{ {shape} = 1.0, embedding-cosine = 0.7, embedding-l2 = 0.4, embedding-affinity = 2.0 }}"),
     )
     model, batches = made(corpus, recipe, embedded)
     model.eval()
     with torch.no_grad():
-        model.projection.weight += 0.2 * torch.randn(model.projection.weight.shape, generator=torch.Generator().manual_seed(1))
+        model.projection.weight += 0.2 * torch.randn(
+            model.projection.weight.shape, generator=torch.Generator().manual_seed(1)
+        )
         found = PairObjective(recipe.loss)(model, batch := batches[1])
         sides = []
         for index, items, embed in (
@@ -158,7 +193,9 @@ def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dua
         ):
             assert sorted(set(index.flatten().tolist())) == list(range(len(items)))
             sides.append(getattr(model, embed)(items).double().numpy())
-        image_RC, text_RC = np.broadcast_arrays(*batches._pairs(1)) if shape == "infonce" else batches.kept(range(8, 16))[:2]
+        image_RC, text_RC = (
+            np.broadcast_arrays(*batches._pairs(1)) if shape == "infonce" else batches.kept(range(8, 16))[:2]
+        )
         read = CorpusSource(corpus, dual.preprocess)
         taught = [
             dual.embed_images(read.images(np.unique(image_RC))).double().numpy(),
@@ -166,7 +203,9 @@ def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dua
         ]
     for name, weight in (("embedding-cosine", 0.7), ("embedding-l2", 0.4), ("embedding-affinity", 2.0)):
         arrays = model.projection.weight.detach().double().numpy()
-        expected = weight * np.mean([by_loops(name, side, arrays, teacher, 0.3) for side, teacher in zip(sides, taught, strict=True)])
+        expected = weight * np.mean(
+            [by_loops(name, side, arrays, teacher, 0.3) for side, teacher in zip(sides, taught, strict=True)]
+        )
         assert float(found[name]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -194,9 +233,13 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(corpus, embedded, co
         model = initial_model.make_model(recipe, corpus.captions, None).train()
         model.add_projection(embedded.width)
         batches = make_batches(CorpusSource(corpus, model.preprocess), recipe, embedded, plan).with_vectors(embedded)
-        compute = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
+        compute = StepCompute(
+            compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan
+        )
         values = backward(model, PairObjective(recipe.loss), batches[1], StepInfo(step=1, num_steps=4, seed=0), compute)
-        gradients.append((values, {name: each.grad for name, each in model.named_parameters() if each.grad is not None}))
+        gradients.append(
+            (values, {name: each.grad for name, each in model.named_parameters() if each.grad is not None})
+        )
     (whole, expected), (split, found) = gradients
     assert split == pytest.approx(whole, rel=1e-5)
     assert found.keys() == expected.keys() > {"projection.weight"}
@@ -216,7 +259,10 @@ def test_several_teachers_give_unit_vectors_whose_product_is_the_mean_of_their_c
     assert_close(images.norm(dim=1), torch.ones(4))
     source = CorpusSource(corpus, dual.preprocess)
     with torch.no_grad():
-        cosines = [model.embed_images(source.images(range(4))) @ model.embed_texts(source.texts(range(9))).T for model in (dual, other)]
+        cosines = [
+            model.embed_images(source.images(range(4))) @ model.embed_texts(source.texts(range(9))).T
+            for model in (dual, other)
+        ]
     assert_close(images @ texts.T, 0.75 * cosines[0] + 0.25 * cosines[1], rtol=1e-4, atol=1e-5)
 
 
@@ -260,14 +306,18 @@ def test_a_killed_training_resumes_with_its_projection_to_the_same_weights(corpu
     assert not torch.equal(weights["projection.weight"], torch.eye(8, 5))
     killed = trained(corpus, dual, tmp_path / "killed")
     assert contents(killed.model_folder) == contents(whole.model_folder)
-    assert [line["embedding-cosine"] for line in killed.metrics()] == [line["embedding-cosine"] for line in whole.metrics()]
+    assert [line["embedding-cosine"] for line in killed.metrics()] == [
+        line["embedding-cosine"] for line in whole.metrics()
+    ]
 
 
 def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, tmp_path):
     fusion = make_teacher(corpus.captions)
     cache = build_cache(corpus, fusion, tmp_path / "cache", CandidateConfig(kind="blocks", block_size=8))
     table = "{ kl = 1.0, embedding-cosine = 1.0 }"
-    inputs = json.loads((trained(corpus, dual, tmp_path / "both", table, caches=[cache]).folder / "run.json").read_text())["inputs"]
+    inputs = json.loads(
+        (trained(corpus, dual, tmp_path / "both", table, caches=[cache]).folder / "run.json").read_text()
+    )["inputs"]
     assert (inputs["cache"]["teacher"], inputs["teachers"]["teacher"]) == (fusion.digest, dual.digest)
     steps = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
     alone = distill.train(
@@ -275,14 +325,28 @@ def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, t
         Inputs(corpus, [cache], None),
         options=TrainingOptions(),
     )
-    assert steps[0]["kl"] == pytest.approx(json.loads((alone.folder / "metrics.jsonl").read_text().splitlines()[0])["kl"], rel=1e-5)
+    assert steps[0]["kl"] == pytest.approx(
+        json.loads((alone.folder / "metrics.jsonl").read_text().splitlines()[0])["kl"], rel=1e-5
+    )
 
 
 def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpus_dir, tmp_path):
     models.save(dual, tmp_path / "dual")
     sets = [word for each in terms("{ embedding-l2 = 1.0 }") for word in ("--set", each)]
-    words = ["distill", "tiny-student", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
-    result = CliRunner().invoke(app, [str(word) for word in [*words, "--teacher", tmp_path / "dual"]], catch_exceptions=False)
+    words = [
+        "distill",
+        "tiny-student",
+        "--data",
+        scenes_corpus_dir,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        *sets,
+    ]
+    result = CliRunner().invoke(
+        app, [str(word) for word in [*words, "--teacher", tmp_path / "dual"]], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.stderr
     assert "scores every pair" not in result.stderr
     assert models.load_dual(tmp_path / "run").embedding_dim == 5
@@ -310,7 +374,16 @@ def test_what_a_loss_of_vectors_lacks_is_named(corpus, dual, scenes_corpus_dir, 
     models.save(make_teacher(corpus.captions), tmp_path / "FUSION")
     named = [str(tmp_path / word) if word.isupper() else word for word in words]
     assignments = [word for each in [*terms("{ embedding-cosine = 1.0 }"), *sets] for word in ("--set", each)]
-    command = ["distill", "tiny-student", "--data", str(scenes_corpus_dir), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    command = [
+        "distill",
+        "tiny-student",
+        "--data",
+        str(scenes_corpus_dir),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     result = CliRunner().invoke(app, [*command, *assignments, *named], catch_exceptions=False)
     assert result.exit_code == 1
     assert message in result.stderr
@@ -318,7 +391,10 @@ def test_what_a_loss_of_vectors_lacks_is_named(corpus, dual, scenes_corpus_dir, 
 
 
 def test_a_schedule_weighs_a_loss_of_vectors(corpus, embedded):
-    recipe = load_recipe("tiny-student", [*terms("{ infonce = 1.0, embedding-l2 = 2.0 }"), 'loss.schedules={ embedding-l2 = "linear-up" }'])
+    recipe = load_recipe(
+        "tiny-student",
+        [*terms("{ infonce = 1.0, embedding-l2 = 2.0 }"), 'loss.schedules={ embedding-l2 = "linear-up" }'],
+    )
     model, batches = made(corpus, recipe, embedded)
     objective, batch = PairObjective(recipe.loss), batches[0]
     outputs = objective.outputs(model.eval(), batch)

@@ -41,7 +41,13 @@ from dcdctl.core.training.recipe import BatchConfig, Recipe
 NUM_IMAGES = 12
 MINED = BatchConfig(size=24, random_negatives=4, hard_negatives=1, negatives="mined")
 LR = 1e-3
-SETS = ["batch.size=4", "batch.random_negatives=3", f"optimizer.lr={LR}", "optimizer.steps=2", "optimizer.warmup_share=0.0"]
+SETS = [
+    "batch.size=4",
+    "batch.random_negatives=3",
+    f"optimizer.lr={LR}",
+    "optimizer.steps=2",
+    "optimizer.warmup_share=0.0",
+]
 MINE = ["batch.negatives=mined", "candidates.per_query=4"]
 
 
@@ -67,9 +73,13 @@ def pairs_corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hand_made():
-    """The captions of the two next images (2i + 2 to 2i + 5 for image i), and these images (i + 1 and i + 2 for its captions)."""
+    """The captions of the two next images (2i + 2 to 2i + 5 for image i), and these images (i + 1 and i + 2 for its
+    captions)."""
     images, texts = np.arange(NUM_IMAGES), np.arange(2 * NUM_IMAGES)
-    after_I, after_T = (images[:, None] * 2 + [2, 3, 4, 5]) % (2 * NUM_IMAGES), (texts[:, None] // 2 + [1, 2]) % NUM_IMAGES
+    after_I, after_T = (
+        (images[:, None] * 2 + [2, 3, 4, 5]) % (2 * NUM_IMAGES),
+        (texts[:, None] // 2 + [1, 2]) % NUM_IMAGES,
+    )
     return Candidates(
         RaggedArray.from_pairs(images.repeat(4), after_I.ravel(), NUM_IMAGES),
         RaggedArray.from_pairs(texts.repeat(2), after_T.ravel(), 2 * NUM_IMAGES),
@@ -100,7 +110,9 @@ def mined_in(batches: CandidateListBatches, step: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("direction", "num_mined"), [("text", 4), ("image", 2)])
-def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(pairs_corpus, hand_made, direction, num_mined):
+def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(
+    pairs_corpus, hand_made, direction, num_mined
+):
     batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, directions=(direction,)), 0, None).with_mined(
         MinedNegatives(hand_made, 4)
     )
@@ -115,7 +127,8 @@ def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpu
     config = replace(MINED, random_negatives=3, directions=("text",))
     batches = CandidateListBatches(Indices(pairs_corpus), config, 0, None).with_mined(MinedNegatives(hand_made, 1))
     counts = [count for step in range(8) for count in mined_in(batches, step)]
-    # One of the four, then two of the 21 that are neither own nor chosen, three of which are mined too: 1 + 2 * 3 / 21 on average.
+    # One of the four, then two of the 21 that are neither own nor chosen, three of which are mined too: 1 + 2 * 3 / 21
+    # on average.
     assert min(counts) == 1
     assert np.mean(counts) == pytest.approx(1.29, abs=0.12)
     others = {int(text) for step in range(8) for text in lists_of(batches, step)[1][:, 2:].ravel()}
@@ -139,20 +152,30 @@ def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_cor
             else:
                 assert len(set(texts)) == 1
                 assert len(set(images)) == 9
-                assert not any(texts_T[texts[0]] in {texts_T[text] for text in pairs_corpus.captions_of(image)} for image in images[1:])
+                assert not any(
+                    texts_T[texts[0]] in {texts_T[text] for text in pairs_corpus.captions_of(image)}
+                    for image in images[1:]
+                )
 
 
 def test_where_there_are_no_others_random_ones_come_again(tmp_path):
     few = make_corpus(tmp_path / "corpus", [["a"], ["b"], ["c"]])
     mined = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
-    images, _ = lists_of(CandidateListBatches(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(mined), 0)
+    images, _ = lists_of(
+        CandidateListBatches(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(mined), 0
+    )
     assert all(set(row[1:]) == {0, 1, 2} - {row[0]} for row in images.tolist())
 
 
 def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs_corpus, hand_made):
     plain = CandidateListBatches(Indices(pairs_corpus), BatchConfig(size=24, random_negatives=4), 0, None)
-    batches = CandidateListBatches(Indices(pairs_corpus), MINED, 0, None).with_mined(MinedNegatives(hand_made, 4, first_step=3))
-    same = [all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(batches, step), strict=True)) for step in range(6)]
+    batches = CandidateListBatches(Indices(pairs_corpus), MINED, 0, None).with_mined(
+        MinedNegatives(hand_made, 4, first_step=3)
+    )
+    same = [
+        all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(batches, step), strict=True))
+        for step in range(6)
+    ]
     assert same == [True, True, True, False, False, False]
 
 
@@ -174,11 +197,17 @@ def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch
 
 
 def test_a_batch_is_a_function_of_seed_and_step_however_it_is_split(corpus, teacher):
-    recipe = Recipe(batch=BatchConfig(size=8, random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5))
+    recipe = Recipe(
+        batch=BatchConfig(
+            size=8, random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5
+        )
+    )
     source = CorpusSource(corpus, teacher.preprocess)
 
     def batch_of(step: int, micro_batch_plan: MicroBatchPlan, seed: int = 5) -> Any:
-        batches = CandidateListBatches(source, recipe.batch, seed, None, micro_batch_plan).with_mined(mined_for(source, recipe, 40))
+        batches = CandidateListBatches(source, recipe.batch, seed, None, micro_batch_plan).with_mined(
+            mined_for(source, recipe, 40)
+        )
         _ = batches[0]
         return pickle.loads(pickle.dumps(batches))[step]
 
@@ -244,7 +273,11 @@ def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monk
     assert [line["step"] for line in whole] == [0, 10, 14]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
-    assert saved == (tmp_path / "killed" / "mined.safetensors").read_bytes() == (tmp_path / "whole" / "mined.safetensors").read_bytes()
+    assert (
+        saved
+        == (tmp_path / "killed" / "mined.safetensors").read_bytes()
+        == (tmp_path / "whole" / "mined.safetensors").read_bytes()
+    )
 
 
 def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
@@ -269,7 +302,9 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
         (corpus, ['batch.directions=["text"]'], 'another candidates.directions (["text", "image"], not ["text"])'),
     ):
         recipe = training_recipe.load_recipe("tiny-teacher", [*SMALL, *sets])
-        with pytest.raises(StaleError, match=re.escape(f"mined.safetensors was made with {message}; name another folder with --out")):
+        with pytest.raises(
+            StaleError, match=re.escape(f"mined.safetensors was made with {message}; name another folder with --out")
+        ):
             negatives.read_or_mine(tmp_path / "run", Indices(other), recipe)
     with pytest.raises(StaleError, match=re.escape("was made with another corpus")):
         trained(corpus.subset(8), tmp_path / "run", "optimizer.steps=1", resume=True)
@@ -307,7 +342,10 @@ def test_no_flipped_bits_of_mined_negatives_are_unnoticed(pairs_corpus, tmp_path
 def test_mined_negatives_of_an_earlier_format_are_refused_by_name(pairs_corpus, tmp_path):
     header = {"mined": json.dumps({"format": 1, "checksum": 17})}
     (tmp_path / "mined.safetensors").write_bytes(save({"texts_of_image.offsets": np.zeros(2)}, header))
-    message = r"mined\.safetensors is of format 1, this dcdctl reads format 2; delete it and resume with --resume: it is mined again"
+    message = (
+        r"mined\.safetensors is of format 1, this dcdctl reads format 2; delete it and resume with --resume: "
+        r"it is mined again"
+    )
     with pytest.raises(StaleError, match=message):
         negatives.read_or_mine(tmp_path, Indices(pairs_corpus), Recipe(batch=MINED))
 
@@ -339,10 +377,31 @@ app(sys.argv[2:], prog_name="dcdctl")
 def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_dir, tmp_path):
     (tmp_path / "script.py").write_text(TOGETHER)
     sets = [word for assignment in [*SMALL, *STEPS] for word in ("--set", assignment)]
-    words = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", tmp_path]
+    words = [
+        "finetune-teacher",
+        "tiny-teacher",
+        "--data",
+        scenes_corpus_dir,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        *sets,
+    ]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        tmp_path / "script.py",
+        tmp_path,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = processes.run([str(word) for word in [*launch, *words]], env=environment, capture_output=True, text=True, check=False)
+    done = processes.run(
+        [str(word) for word in [*launch, *words]], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "miners").read_text() == "0"
     losses = [line["loss"] for line in runs.open_run(tmp_path / "run").metrics()]
@@ -372,12 +431,26 @@ def test_vectors_of_features_are_those_of_the_images(corpus, tmp_path, monkeypat
 
 def _finetune(data: Path, out: Path, *words: object) -> Any:
     settings = [word for assignment in SETS for word in ("--set", assignment)]
-    line = ["finetune-teacher", "tiny-teacher", "--data", data, "--out", out, "--max-images", 8, *settings, *words, "--device", "cpu"]
+    line = [
+        "finetune-teacher",
+        "tiny-teacher",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--max-images",
+        8,
+        *settings,
+        *words,
+        "--device",
+        "cpu",
+    ]
     return CliRunner().invoke(app, [str(word) for word in line], catch_exceptions=False)
 
 
 def _pretrained(name: str, corpus: Any, folder: Path) -> tuple[list[object], dict[str, Any]]:
-    """A released checkpoint as pre-training leaves it, without a ranking head: the words that name it, and its weights."""
+    """A released checkpoint as pre-training leaves it, without a ranking head: the words that name it, and its
+    weights."""
     content = torch.load(FIXTURES / f"{name}.ckpt", weights_only=True)
     state = {key: tensor for key, tensor in content["state_dict"].items() if not key.startswith("rank_output")}
     torch.save({**content, "state_dict": state}, folder / "pretrained.ckpt")
@@ -389,7 +462,9 @@ def _pretrained(name: str, corpus: Any, folder: Path) -> tuple[list[object], dic
 
 
 @pytest.mark.parametrize("name", ["vilt_tiny_a", "meter_tiny_a"])
-def test_a_pretraining_checkpoint_goes_on_from_its_matching_row_with_mined_negatives(name, scenes_corpus_dir, corpus, tmp_path):
+def test_a_pretraining_checkpoint_goes_on_from_its_matching_row_with_mined_negatives(
+    name, scenes_corpus_dir, corpus, tmp_path
+):
     words, state = _pretrained(name, corpus, tmp_path)
     mined = [word for assignment in [*MINE, "candidates.kind=lexical"] for word in ("--set", assignment)]
     result = _finetune(scenes_corpus_dir, tmp_path / "run", *words, *mined)

@@ -30,7 +30,12 @@ from dcdctl.core.training.objective import PairObjective, loss_terms, term_weigh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 SIZE = models.DualSize(
-    hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8
+    hidden_size=16,
+    num_vision_layers=1,
+    num_text_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    projection_dim=8,
 )
 
 
@@ -88,7 +93,9 @@ def test_confidence_weighs_the_term_of_each_query(name):
     teacher, student = draw(1, *size), draw(0, *size)
     teacher[0, 3] = math.nan
     plain, weighted = (
-        loss_terms(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules=schedules, alpha=1.0), 0.5)[name]
+        loss_terms(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules=schedules, alpha=1.0), 0.5)[
+            name
+        ]
         for schedules in ({}, {name: "confidence"})
     )
     assert 0 < weighted < plain
@@ -96,7 +103,9 @@ def test_confidence_weighs_the_term_of_each_query(name):
     student[:, 0] += 100.0
     if size == (6, 6):
         student = draw(0, 6, 6).fill_diagonal_(100.0)
-    sure = loss_terms(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules={name: "confidence"}, alpha=1.0), 0.5)[name]
+    sure = loss_terms(
+        student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules={name: "confidence"}, alpha=1.0), 0.5
+    )[name]
     assert sure.item() == pytest.approx(0, abs=1e-4)
 
 
@@ -133,7 +142,9 @@ def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, 
         calibration.log_scale.fill_(math.log(2))
         calibration.offset.fill_(-3.0)
     moved = loss_terms(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
-    assert_close(moved, loss_terms(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name])
+    assert_close(
+        moved, loss_terms(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name]
+    )
 
 
 def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
@@ -152,7 +163,9 @@ def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
 def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(corpus, dual, tmp_path):
     digest = dual.digest
     optimizer = torch.optim.AdamW(dual.parameters(), lr=0.1)
-    batches = CandidateListBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None)
+    batches = CandidateListBatches(
+        CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None
+    )
     teacher_RC = draw(0, 4, 4)
     batch = replace(batches[0], teacher_RC=teacher_RC)
     before = {name: tensor.clone() for name, tensor in dual.network.state_dict().items()}
@@ -185,7 +198,9 @@ def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
     for row in range(6):
         image, text = int(batch.image_ix_RC[row, 0]), int(batch.text_ix_RC[row, 0])
         line, true, positive = (
-            (logits_IT[image], batch.true_IT[image], text) if row % 2 == 0 else (logits_IT[:, text], batch.true_IT[:, text], image)
+            (logits_IT[image], batch.true_IT[image], text)
+            if row % 2 == 0
+            else (logits_IT[:, text], batch.true_IT[:, text], image)
         )
         rivals = [positive, *(j for j in range(len(line)) if not true[j])]
         assert len(rivals) > 4
@@ -200,7 +215,9 @@ def test_a_fusion_models_hard_negatives_stay_in_their_lists():
 
 
 def test_a_batch_of_lists_knows_which_of_its_images_and_captions_belong_together(corpus, dual):
-    batches = CandidateListBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None)
+    batches = CandidateListBatches(
+        CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None
+    )
     batch = batches[0]
     rows = [batches._list(sample) for sample in range(8)]
     images, texts = np.unique([row[0] for row in rows]), np.unique([row[1] for row in rows])
@@ -255,7 +272,9 @@ def test_under_autocast_losses_on_lists_are_those_of_float32(name):
 @pytest.mark.parametrize("family", ["vilt", "co-attention"])
 def test_under_autocast_the_head_of_a_fusion_model_does_not_round_its_logits(corpus, family, tmp_path):
     model = make_teacher(corpus.captions) if family == "vilt" else make_pair(corpus.captions, tmp_path)
-    batch = CandidateListBatches(CorpusSource(corpus, model.preprocess), BatchConfig(size=8, random_negatives=3), 0, None)[0]
+    batch = CandidateListBatches(
+        CorpusSource(corpus, model.preprocess), BatchConfig(size=8, random_negatives=3), 0, None
+    )[0]
     with in_half():
         (logits,) = model.eval().outputs(batch)
     assert logits.dtype == torch.float32

@@ -18,7 +18,9 @@ def test_ours_is_what_the_official_code_gave(compare):
     comparisons = list(compare())
     assert comparisons
     for comparison in comparisons:
-        assert comparison.relative <= comparison.bound, f"{comparison.fixture}, {comparison.part}: {comparison.relative:.1e}"
+        assert comparison.relative <= comparison.bound, (
+            f"{comparison.fixture}, {comparison.part}: {comparison.relative:.1e}"
+        )
 
 
 def test_a_difference_is_counted_over_the_largest_entry_and_nan_is_equal_to_nan_alone():

@@ -48,7 +48,10 @@ def test_a_recipe_as_toml_has_every_field_below_its_sentences():
     text = toml.recipe_text("demo-dual")
     table = tomllib.loads(text)
     assert flatten(table) == flatten(with_none_as_text(to_table(recipe.load_recipe("demo-dual"))))
-    assert "# Share of the steps in which the learning rate rises from 0; then it falls to 0.\nwarmup_share = 0.1\n" in text
+    assert (
+        "# Share of the steps in which the learning rate rises from 0; then it falls to 0.\nwarmup_share = 0.1\n"
+        in text
+    )
     assert "# How the learning rate falls to 0 after the warm-up. One of linear, cosine.\nschedule = " in text
     assert "\n# What is trained.\n[model]\n" in text
 
@@ -67,13 +70,17 @@ def recipe_classes() -> list[type]:
 @pytest.mark.parametrize("cls", recipe_classes(), ids=lambda cls: cls.__name__)
 def test_every_field_of_a_recipe_has_a_sentence(cls):
     docs, config = toml.field_docs(cls), cls()
-    values = [field.name for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(getattr(config, field.name))]
+    values = [
+        field.name for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(getattr(config, field.name))
+    ]
     assert [name for name in values if not docs.get(name, "").endswith(".")] == []
 
 
 def test_the_names_for_completion_are_those_of_the_classes():
     tables = to_table(Recipe())
-    names = [[f"{key}.{field}" for field in value] if isinstance(value, dict) else [key] for key, value in tables.items()]
+    names = [
+        [f"{key}.{field}" for field in value] if isinstance(value, dict) else [key] for key, value in tables.items()
+    ]
     assert packaged.field_names() == [name for part in names for name in part]
     assert packaged.loss_names() == [*LOSSES, *VECTOR_LOSSES]
 
@@ -84,7 +91,11 @@ def test_the_papers_setting_is_the_papers(teacher):
     assert (flickr.batch.random_negatives, coco.batch.random_negatives) == (63, 15)
     for loaded in (flickr, coco):
         assert (loaded.batch.hard_negatives, loaded.loss.alpha, loaded.loss.temperature) == (7, 0.2, 1.0)
-        assert (loaded.optimizer.betas, loaded.optimizer.weight_decay, loaded.optimizer.warmup_share) == ((0.9, 0.98), 0.01, 0.1)
+        assert (loaded.optimizer.betas, loaded.optimizer.weight_decay, loaded.optimizer.warmup_share) == (
+            (0.9, 0.98),
+            0.01,
+            0.1,
+        )
         assert (loaded.optimizer.epochs, loaded.batch.size, loaded.seed) == (10, 512, 12345)
         # 512 lists in micro-batches of 8: on a whole batch r would be even within a percent.
         assert loaded.loss.weight_group == 8
@@ -93,14 +104,25 @@ def test_the_papers_setting_is_the_papers(teacher):
 def test_meters_recipes_boost_the_fusion_part_and_know_one_direction():
     for name in ("meter-flickr30k", "meter-coco"):
         loaded = recipe.load_recipe(name)
-        assert (loaded.model.layers, loaded.loss.terms, loaded.batch.directions) == ((0, 3, 5), {"dcd-released": 1.0}, ("text",))
+        assert (loaded.model.layers, loaded.loss.terms, loaded.batch.directions) == (
+            (0, 3, 5),
+            {"dcd-released": 1.0},
+            ("text",),
+        )
         assert loaded.optimizer.lr == 5e-6
         assert set(loaded.optimizer.lr_factors.values()) == {5.0}
 
 
 def test_a_set_reaches_every_table():
-    loaded = recipe.load_recipe("vilt-coco", ["loss.alpha=0.5", "optimizer.steps=7", 'batch.directions=["text"]', "model.layers=[0, 1]"])
-    assert (loaded.loss.alpha, loaded.optimizer.steps, loaded.batch.directions, loaded.model.layers) == (0.5, 7, ("text",), (0, 1))
+    loaded = recipe.load_recipe(
+        "vilt-coco", ["loss.alpha=0.5", "optimizer.steps=7", 'batch.directions=["text"]', "model.layers=[0, 1]"]
+    )
+    assert (loaded.loss.alpha, loaded.optimizer.steps, loaded.batch.directions, loaded.model.layers) == (
+        0.5,
+        7,
+        ("text",),
+        (0, 1),
+    )
 
 
 def test_schedules_are_read_from_the_recipe_and_go_through_json():
@@ -137,11 +159,15 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["loss.alpha=1.5"], r"loss\.alpha must lie in \[0, 1\], got 1\.5"),
         (["loss.alpha=nan"], r"loss\.alpha must lie in \[0, 1\], got nan"),
         (["loss.temperature=0"], r"loss\.temperature must be above 0, got 0"),
-        (["loss.temperature=inf"], r"loss\.temperature must be above 0, got inf; or auto, which takes it from the cache"),
+        (
+            ["loss.temperature=inf"],
+            r"loss\.temperature must be above 0, got inf; or auto, which takes it from the cache",
+        ),
         (["loss.temperature=half"], r"loss\.temperature must be float, got 'half'"),
         (
             ["loss.temperature=auto", "loss.terms={ ranking = 1 }", "loss.weight_group=none"],
-            r"loss\.temperature is auto, and no loss of the recipe has a teacher: loss\.terms has ranking; leave it out, or add a loss",
+            r"loss\.temperature is auto, and no loss of the recipe has a teacher: loss\.terms has ranking; leave it "
+            r"out, or add a loss",
         ),
         (["loss.terms.dcdd=1"], r"loss\.terms has dcdd; known losses: dcd, "),
         (["loss.terms={}"], r"loss\.terms has nothing"),
@@ -152,20 +178,31 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
             r"loss\.schedules\.dcd must be one of constant, linear-up, linear-down, confidence, got 'sideways'",
         ),
         (["loss.schedules.kl=linear-up"], r"loss\.schedules\.kl has no loss: loss\.terms has dcd"),
-        (["loss.terms={ wsl = 1 }", "loss.schedules.wsl=confidence"], r"schedules\.wsl cannot be confidence; confidence is for dcd, mse, "),
-        (["loss.terms={ infonce = 1 }", "loss.schedules.infonce=confidence"], r"loss\.schedules\.infonce cannot be confidence"),
+        (
+            ["loss.terms={ wsl = 1 }", "loss.schedules.wsl=confidence"],
+            r"schedules\.wsl cannot be confidence; confidence is for dcd, mse, ",
+        ),
+        (
+            ["loss.terms={ infonce = 1 }", "loss.schedules.infonce=confidence"],
+            r"loss\.schedules\.infonce cannot be confidence",
+        ),
         (["loss.plausible_margin=-1"], r"loss\.plausible_margin must be at least 0, got -1"),
         (["loss.plausible_margin=nan"], r"loss\.plausible_margin must be at least 0, got nan"),
-        (["loss.terms={ infonce = 1 }", "loss.label_smoothing=1"], r"loss\.label_smoothing must lie in \[0, 1\), got 1"),
+        (
+            ["loss.terms={ infonce = 1 }", "loss.label_smoothing=1"],
+            r"loss\.label_smoothing must lie in \[0, 1\), got 1",
+        ),
         (
             ["loss.label_smoothing=0.1"],
-            r"loss\.label_smoothing is 0\.1, and no loss of the recipe reads it: loss\.terms has dcd; set it to 0.0, or add one of infonce",
+            r"loss\.label_smoothing is 0\.1, and no loss of the recipe reads it: loss\.terms has dcd; set it to 0.0, "
+            r"or add one of infonce",
         ),
         (["loss.weight_group=0"], r"loss\.weight_group must be at least 1, got 0"),
         (["loss.weight_group=half"], r"loss\.weight_group must be int, got 'half'"),
         (
             ["loss.weight_group=8", "loss.terms={ mse = 1, ranking = 1 }"],
-            r"loss\.weight_group is 8, and no loss .* loss\.terms has mse, ranking; set it to none, or add one of dcd, dcd-released, wsl-r",
+            r"loss\.weight_group is 8, and no loss .* loss\.terms has mse, ranking; set it to none, or add one of "
+            r"dcd, dcd-released, wsl-r",
         ),
         (["loss.affinity_temperature=0"], r"loss\.affinity_temperature must be above 0, got 0"),
         (["batch.size=1"], r"batch\.size must be at least 2, got 1"),
@@ -181,7 +218,10 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["optimizer.betas=[0.9]"], r"optimizer\.betas must have 2 items, got \[0\.9\]"),
         (["optimizer.weight_decay=-1"], r"optimizer\.weight_decay must be at least 0"),
         (["optimizer.steps=0"], r"optimizer\.steps must be at least 1, got 0"),
-        (["candidates.kind=near"], r"candidates\.kind must be one of random, lexical, embedding, blocks, mixed, got 'near'"),
+        (
+            ["candidates.kind=near"],
+            r"candidates\.kind must be one of random, lexical, embedding, blocks, mixed, got 'near'",
+        ),
         (["seed=-1"], "seed must be at least 0, got -1"),
         (["model.hidden_size=0"], r"model\.hidden_size must be at least 1, got 0"),
         (["model.dropout=1"], r"model\.dropout must lie in \[0, 1\), got 1"),

@@ -22,8 +22,21 @@ from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, 
 from dcdctl.core.training.objective import PairObjective
 
 CPU = torch.device("cpu")
-FUSION = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=6"]
-DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1"]
+FUSION = [
+    "model.layers=[0, 2]",
+    "batch.size=4",
+    "batch.random_negatives=2",
+    "batch.hard_negatives=1",
+    "optimizer.steps=6",
+]
+DUAL = [
+    "model.kind=dual",
+    "model.start=new",
+    "model.layers=[]",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "model.num_layers=1",
+]
 DUAL += ["batch.size=4", "optimizer.steps=6", "loss.terms={infonce = 1.0, kl = 1.0}"]
 
 
@@ -39,7 +52,9 @@ def inputs(corpus, teacher, tmp_path_factory):
 
 
 def run(sets, inputs, folder, *, resume=False):
-    done = distill.train(TrainingJob("distill", "tiny-student", sets, folder, resume=resume), inputs, options=TrainingOptions())
+    done = distill.train(
+        TrainingJob("distill", "tiny-student", sets, folder, resume=resume), inputs, options=TrainingOptions()
+    )
     return [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -49,7 +64,9 @@ def test_each_refresh_adds_the_students_hardest_and_scores_only_what_is_missing(
     monkeypatch.setattr(
         build,
         "score_pairs",
-        lambda job, image, text, advance=None, real=build.score_pairs: scored.append(len(image)) or real(job, image, text),
+        lambda job, image, text, advance=None, real=build.score_pairs: (
+            scored.append(len(image)) or real(job, image, text)
+        ),
     )
     run([*student, "batch.refresh_steps=[2, 4]"], inputs, tmp_path / "run")
     sizes = [cache.num_pairs for cache in inputs.caches]
@@ -75,22 +92,32 @@ def test_a_run_killed_between_refreshes_ends_with_the_same_losses_and_caches(inp
             run(sets, inputs, tmp_path / "killed")
     run(sets, inputs, tmp_path / "killed", resume=True)
     for step in (2, 4):
-        first, second = (teacher_cache.read_cache(tmp_path / name / "caches" / f"step-{step}") for name in ("whole", "killed"))
+        first, second = (
+            teacher_cache.read_cache(tmp_path / name / "caches" / f"step-{step}") for name in ("whole", "killed")
+        )
         assert np.array_equal(first.text_P, second.text_P)
         assert np.array_equal(first.score_P, second.score_P)
-    weights = [torch.cat([p.flatten() for p in models.load(tmp_path / name).parameters()]) for name in ("whole", "killed")]
+    weights = [
+        torch.cat([p.flatten() for p in models.load(tmp_path / name).parameters()]) for name in ("whole", "killed")
+    ]
     assert torch.equal(*weights)
 
 
 def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, inputs, tmp_path):
-    dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
+    dual = models.dual_student(
+        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions
+    )
     source = CorpusSource(corpus, dual.preprocess)
-    refreshed = refresh.refresh_cache(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
+    refreshed = refresh.refresh_cache(
+        inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3
+    )
     embedded = embed.embed_corpus(embed.dual_embedder(dual, CPU), corpus)
     nearest = candidates.mine_candidates(corpus, CandidateConfig(kind="embedding", model="it", per_query=4), embedded)
     for image in range(corpus.num_images):
         old = inputs.caches[0].candidates.texts_of_image[image].tolist()
-        assert set(refreshed.candidates.texts_of_image[image].tolist()) == set(old) | set(nearest.texts_of_image[image].tolist())
+        assert set(refreshed.candidates.texts_of_image[image].tolist()) == set(old) | set(
+            nearest.texts_of_image[image].tolist()
+        )
 
 
 def test_a_fusion_student_keeps_the_highest_of_a_pool_by_its_own_scores(corpus, teacher):
@@ -112,7 +139,9 @@ def test_every_refresh_draws_another_pool_and_a_repeated_one_the_same(corpus, te
     def candidates_after(name: str, step: int) -> list[list[int]]:
         # A student in the middle of its training has dropout, and mines without.
         source = CorpusSource(few, student.train().preprocess)
-        refreshed = refresh.refresh_cache(cache, tmp_path / name, student, teacher, source, compute=Compute(), step=step)
+        refreshed = refresh.refresh_cache(
+            cache, tmp_path / name, student, teacher, source, compute=Compute(), step=step
+        )
         return [refreshed.candidates.texts_of_image[image].tolist() for image in range(12)]
 
     first, again, later = candidates_after("first", 2), candidates_after("again", 2), candidates_after("later", 4)
@@ -144,7 +173,17 @@ def test_a_refresh_comes_between_its_steps_and_the_later_ones_read_its_cache(inp
     sizes += [teacher_cache.read_cache(tmp_path / "run" / "caches" / f"step-{step}").num_pairs for step in (1, 3)]
     batches = [f"batches of {size} pairs" for size in sizes]
     assert len(set(batches)) == 3
-    expected = [batches[0], "step", "refresh before step 1", batches[1], "step", "step", "refresh before step 3", batches[2], "step"]
+    expected = [
+        batches[0],
+        "step",
+        "refresh before step 1",
+        batches[1],
+        "step",
+        "step",
+        "refresh before step 3",
+        batches[2],
+        "step",
+    ]
     assert events == expected
 
 
@@ -162,9 +201,24 @@ def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp
     saved = features.open_or_build(root, corpus, pair)
     config = CandidateConfig(per_query=4)
     cache = build.build_cache(corpus, pair, tmp_path / "cache", config, compute=Compute(features=root))
-    encoders = {"vision": save_vision("map", tmp_path / "vision"), "text": save_text("distilbert", corpus.captions, tmp_path / "text")}
-    over = [*(f"model.{side}={ref}" for side, ref in encoders.items()), "model.frozen_encoders=true", "model.hidden_size=8"]
-    sets = ["model.kind=dual", "model.start=new", "model.layers=[]", *over, *DUAL[6:], "batch.refresh_steps=[2]", "optimizer.steps=3"]
+    encoders = {
+        "vision": save_vision("map", tmp_path / "vision"),
+        "text": save_text("distilbert", corpus.captions, tmp_path / "text"),
+    }
+    over = [
+        *(f"model.{side}={ref}" for side, ref in encoders.items()),
+        "model.frozen_encoders=true",
+        "model.hidden_size=8",
+    ]
+    sets = [
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        *over,
+        *DUAL[6:],
+        "batch.refresh_steps=[2]",
+        "optimizer.steps=3",
+    ]
     student = initial_model.make_model(recipe.load_recipe("tiny-student", sets), corpus.captions, None)
     features.open_or_build(root, corpus, student)
     monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("a picture was read"))
@@ -186,5 +240,7 @@ def test_a_refresh_without_the_features_of_its_cache_says_so(corpus, tmp_path):
     pair = make_pair(corpus.captions, tmp_path / "pair")
     config = CandidateConfig(per_query=4)
     cache = build.build_cache(corpus, pair, tmp_path / "cache", config, compute=Compute(features=tmp_path / "features"))
-    with pytest.raises(ConfigError, match=r"made with --features, and the run has none; name the folder with --features"):
+    with pytest.raises(
+        ConfigError, match=r"made with --features, and the run has none; name the folder with --features"
+    ):
         refresh.teacher_compute(cache, Compute())

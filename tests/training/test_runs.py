@@ -76,7 +76,10 @@ def test_no_run_says_how_to_make_one(tmp_path):
 def test_damaged_files_of_a_run_are_named(tmp_path):
     run = start(tmp_path / "run")
     for content, message in (
-        (run_json(run).replace('"seed": 3', '"seed": 4'), r"run\.json is damaged: its content does not match its checksum; restore it"),
+        (
+            run_json(run).replace('"seed": 3', '"seed": 4'),
+            r"run\.json is damaged: its content does not match its checksum; restore it",
+        ),
         ('{"what": ', r"run\.json is not JSON: .*; restore it"),
     ):
         (run.folder / "run.json").write_text(content)
@@ -103,10 +106,14 @@ def test_every_flipped_byte_of_the_metrics_is_named_with_its_line(tmp_path):
     for k in range(len(content)):
         (run.folder / "metrics.jsonl").write_bytes(content[:k] + bytes([content[k] ^ 1]) + content[k + 1 :])
         if k == ends[-1]:
-            assert [line["step"] for line in run.metrics()] == [0, 1]  # as if it was killed while it wrote the last line
+            assert [line["step"] for line in run.metrics()] == [
+                0,
+                1,
+            ]  # as if it was killed while it wrote the last line
             continue
         with pytest.raises(
-            InputError, match=rf"line {1 + sum(end < k for end in ends)} of .*metrics\.jsonl is damaged: .*; restore it, or"
+            InputError,
+            match=rf"line {1 + sum(end < k for end in ends)} of .*metrics\.jsonl is damaged: .*; restore it, or",
         ):
             run.metrics()
 
@@ -198,7 +205,9 @@ def test_a_checkpoint_brings_back_weights_moments_and_loss_scale_and_two_are_kep
     assert fresh.first.weight is fresh.second.weight
     step(model, optimizer)
     step(fresh, fresh_optimizer)
-    assert all(torch.equal(trained, loaded) for trained, loaded in zip(model.parameters(), fresh.parameters(), strict=True))
+    assert all(
+        torch.equal(trained, loaded) for trained, loaded in zip(model.parameters(), fresh.parameters(), strict=True)
+    )
 
 
 def test_a_checkpoint_of_a_gpu_loads_on_a_machine_without_one(tmp_path, monkeypatch):
@@ -227,7 +236,8 @@ def test_no_checkpoint_is_step_0_and_one_of_another_model_is_refused(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A run with checkpoints after 2 and 3 steps and best weights, and a function that resumes it with another model."""
+    """A run with checkpoints after 2 and 3 steps and best weights, and a function that resumes it with another
+    model."""
     run, model = start(tmp_path / "run"), Tied()
     optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=512.0)
     runs.save_best(run, 1, 1 / 3, model)
@@ -264,14 +274,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumes(trained, na
     shutil.rmtree(folder)
     assert resume() == 2
     (run.folder / "checkpoints" / "step-2" / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(StaleError, match=r"step-2/optimizer\.pt is damaged: .*; delete .*step-2 to resume from the first step"):
+    with pytest.raises(
+        StaleError, match=r"step-2/optimizer\.pt is damaged: .*; delete .*step-2 to resume from the first step"
+    ):
         resume()
 
 
 def test_a_checkpoint_of_an_earlier_format_is_refused_by_name(trained):
     run, resume = trained
     (run.folder / "checkpoints" / "step-3" / "checkpoint.json").unlink()
-    with pytest.raises(StaleError, match=r"step-3 has no checkpoint\.json, so it is of format 1 .*; train into another folder"):
+    with pytest.raises(
+        StaleError, match=r"step-3 has no checkpoint\.json, so it is of format 1 .*; train into another folder"
+    ):
         resume()
 
 
@@ -298,10 +312,14 @@ def test_seals_of_a_checkpoint_and_of_the_best_weights_are_not_exchanged(trained
     paths = [run.folder / "checkpoints" / name / "checkpoint.json" for name in ("best", "step-3")]
     best, newest = (path.read_text() for path in paths)
     paths[0].write_text(newest)
-    with pytest.raises(StaleError, match=r"best/checkpoint\.json belongs to another folder of checkpoints: it has no rsum"):
+    with pytest.raises(
+        StaleError, match=r"best/checkpoint\.json belongs to another folder of checkpoints: it has no rsum"
+    ):
         runs.best_rsum(run)
     paths[1].write_text(best)
-    with pytest.raises(StaleError, match=r"step-3/checkpoint\.json belongs to another folder of checkpoints: it has no best_rsum"):
+    with pytest.raises(
+        StaleError, match=r"step-3/checkpoint\.json belongs to another folder of checkpoints: it has no best_rsum"
+    ):
         resume()
     assert len(verify(run.folder).problems) > 2
 
@@ -311,7 +329,9 @@ def test_weights_of_a_checkpoint_that_are_not_finite_are_named(tmp_path):
     with torch.no_grad():
         model.second.bias[1] = float("inf")
     runs.save_checkpoint(run, 4, model, optimizer_of(model))
-    with pytest.raises(StaleError, match=r"weights\.safetensors: 1 of 3 numbers of the weights second\.bias are not finite; delete"):
+    with pytest.raises(
+        StaleError, match=r"weights\.safetensors: 1 of 3 numbers of the weights second\.bias are not finite; delete"
+    ):
         runs.load_checkpoint(run, Tied(), optimizer_of(model))
 
 
@@ -327,14 +347,20 @@ def test_the_best_weights_are_those_that_their_seal_names(trained):
     assert torch.equal(loaded.first.bias, best.first.bias)
     seal = (folder / "checkpoint.json").read_text()
     for name, content, message in (
-        ("weights-3.safetensors", (folder / "weights-3.safetensors").read_bytes()[:-1], r"weights-3\.safetensors is damaged: it has"),
+        (
+            "weights-3.safetensors",
+            (folder / "weights-3.safetensors").read_bytes()[:-1],
+            r"weights-3\.safetensors is damaged: it has",
+        ),
         ("checkpoint.json", seal.replace("0.5", "0.6").encode(), r"best/checkpoint\.json is damaged: its content"),
     ):
         (folder / name).write_bytes(content)
         with pytest.raises(StaleError, match=message):
             runs.load_best(run, Tied())
     (folder / "checkpoint.json").unlink()
-    with pytest.raises(StaleError, match=r"best/checkpoint\.json is missing or old: at step 3 the best RSUM was 0\.333"):
+    with pytest.raises(
+        StaleError, match=r"best/checkpoint\.json is missing or old: at step 3 the best RSUM was 0\.333"
+    ):
         resume()
 
 
@@ -351,7 +377,11 @@ def test_a_half_written_checkpoint_is_none_and_is_cleared_away(tmp_path):
 def test_tied_weights_are_kept_once(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
     runs.save_checkpoint(run, 1, model, optimizer_of(model))
-    assert set(load_file(run.folder / "checkpoints" / "step-1" / "weights.safetensors")) == {"first.weight", "first.bias", "second.bias"}
+    assert set(load_file(run.folder / "checkpoints" / "step-1" / "weights.safetensors")) == {
+        "first.weight",
+        "first.bias",
+        "second.bias",
+    }
     assert json.loads((run.folder / "run.json").read_text())["what"] == "distill"
 
 

@@ -21,14 +21,21 @@ SMALL = PretrainingConfig(
     families=3,
     other_negatives=2,
     words_only_steps=2,
-    model=models.ViltSize(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0),
+    model=models.ViltSize(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0
+    ),
     optimizer=OptimizerConfig(lr=1e-3, steps=4, save_every=2),
 )
 
 
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
-    return [line.text for index in range(300) for item in scenes.describe_family(1, "train", index) for line in item.statements]
+    return [
+        line.text
+        for index in range(300)
+        for item in scenes.describe_family(1, "train", index)
+        for line in item.statements
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +68,30 @@ def test_in_half_of_the_captions_the_relation_is_masked_and_nothing_else(batches
     for batch in drawn:
         for ids, masked in zip(batch.texts.input_ids, batch.is_masked_BL, strict=True):
             words = tokenizer.convert_ids_to_tokens(ids[masked].tolist())
-            said = [word for word in tokenizer.convert_ids_to_tokens(ids.tolist()) if word in scenes_teacher.RELATION_WORDS]
+            said = [
+                word for word in tokenizer.convert_ids_to_tokens(ids.tolist()) if word in scenes_teacher.RELATION_WORDS
+            ]
             relations += words == said
     captions = sum(len(batch.texts) for batch in drawn)
     assert 0.3 * captions < relations < 0.75 * captions
 
 
 def test_places_are_those_of_the_objects_that_the_caption_names(batches: PretrainingBatches) -> None:
-    described = [item for index in range(4) for item in scenes.describe_family(SMALL.seed, "train", index)]  # those of step 0
+    described = [
+        item for index in range(4) for item in scenes.describe_family(SMALL.seed, "train", index)
+    ]  # those of step 0
     batch = batches[0]
     tokenizer = batches.preprocess.tokenizer
     for item, ids, places in zip(described, batch.texts.input_ids, batch.patches_BL, strict=True):
-        patches = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != IGNORED).nonzero().flatten()}
+        patches = {
+            tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k])
+            for k in (places != IGNORED).nonzero().flatten()
+        }
         assert len(patches) == 2
-        cells = {drawn_object.shape: drawn_object.row * scenes.GRID + drawn_object.column for drawn_object in item.scene.objects}
+        cells = {
+            drawn_object.shape: drawn_object.row * scenes.GRID + drawn_object.column
+            for drawn_object in item.scene.objects
+        }
         assert patches == {shape: cells[shape] for shape in patches}
 
 
@@ -86,7 +103,11 @@ def test_every_content_word_is_one_token(captions: list[str]) -> None:
 def test_object_labels_name_what_lies_in_each_cell() -> None:
     drawn_object = scenes.SceneObject("heart", "teal", "large", column=2, row=1, shift=(0.0, 0.0))
     labels = scenes_teacher._object_labels(scenes.Scene((drawn_object,), scenes.BACKGROUNDS[0]))
-    assert [known[index] for known, index in zip(OBJECT_WORDS, labels[1 * 4 + 2].tolist(), strict=True)] == ["heart", "teal", "large"]
+    assert [known[index] for known, index in zip(OBJECT_WORDS, labels[1 * 4 + 2].tolist(), strict=True)] == [
+        "heart",
+        "teal",
+        "large",
+    ]
     assert (labels == IGNORED).sum() == 15 * 3
 
 
@@ -117,7 +138,11 @@ def test_matching_reads_each_column_from_the_caption_too() -> None:
 def test_matching_compares_a_caption_with_the_images_that_drew_it() -> None:
     text_ix_BK = torch.tensor([[0, 1], [1, 2], [2, 0]])
     logits_BK = torch.tensor([[2.0, 0.5], [1.0, 3.0], [0.0, -1.0]])
-    score = {(image, text): logits_BK[image, k].item() for image, row in enumerate(text_ix_BK.tolist()) for k, text in enumerate(row)}
+    score = {
+        (image, text): logits_BK[image, k].item()
+        for image, row in enumerate(text_ix_BK.tolist())
+        for k, text in enumerate(row)
+    }
     drew = {text: image for image, (_, text) in enumerate(text_ix_BK.tolist())}
     rows = [np.logaddexp(*row) - row[0] for row in logits_BK.tolist()]
     columns = [np.logaddexp(score[text, text], score[drew[text], text]) - score[text, text] for text in range(3)]
@@ -132,7 +157,9 @@ def test_pretraining_leaves_a_half_precision_model_that_scores(tmp_path: Path) -
     assert {"words", "objects", "places", "matching"} <= set(run.metrics()[-1])
     assert "matching" not in run.metrics()[0]
     images = teacher.preprocess.images([scenes_picture()])
-    logit = teacher.score_pairs(teacher.encode_images(images), teacher.encode_texts(teacher.preprocess.texts(["a red star"])), *two_zeros())
+    logit = teacher.score_pairs(
+        teacher.encode_images(images), teacher.encode_texts(teacher.preprocess.texts(["a red star"])), *two_zeros()
+    )
     assert torch.isfinite(logit).all()
 
 

@@ -21,8 +21,15 @@ SMALL = GradingConfig(families=3, other_negatives=2, optimizer=OptimizerConfig(l
 
 @pytest.fixture(scope="module")
 def teacher() -> models.ViltScorer:
-    captions = [line.text for index in range(100) for item in scenes.describe_family(1, "train", index) for line in item.statements]
-    size = models.ViltSize(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0)
+    captions = [
+        line.text
+        for index in range(100)
+        for item in scenes.describe_family(1, "train", index)
+        for line in item.statements
+    ]
+    size = models.ViltSize(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0
+    )
     return scenes_teacher.new_teacher(scenes_teacher.PretrainingConfig(model=size), captions)
 
 
@@ -59,11 +66,14 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(teacher: models.ViltScorer)
     batches = GradingBatches(teacher.preprocess, SMALL)
     assert_close(batches[3].images.pixel_values, batches[3].images.pixel_values, rtol=0, atol=0)
     assert batches[3].text_ix_BK.equal(batches[3].text_ix_BK)
-    assert not torch.isin(batches[3].images.pixel_values.flatten(1).sum(1), batches[4].images.pixel_values.flatten(1).sum(1)).any()
+    assert not torch.isin(
+        batches[3].images.pixel_values.flatten(1).sum(1), batches[4].images.pixel_values.flatten(1).sum(1)
+    ).any()
 
 
 def test_the_loss_is_matching_and_the_weighted_squared_distance_to_the_agreement() -> None:
-    """Two pictures with two captions each: logits 4.5 and -2.5 on one side of agreements 9 and 1 that are -4.5 about the middle."""
+    """Two pictures with two captions each: logits 4.5 and -2.5 on one side of agreements 9 and 1 that are -4.5 about
+    the middle."""
     table_IT = torch.tensor([[4.5, -2.5], [-3.5, 4.5]])
     scorer = SimpleNamespace(
         encode_images=lambda images: None,
@@ -74,10 +84,14 @@ def test_the_loss_is_matching_and_the_weighted_squared_distance_to_the_agreement
     batch = GradingBatch(None, None, text_ix_BK, agreement_BK)  # type: ignore[arg-type]
     parts = scenes_teacher.grading_objective(GradingConfig(agreement_weight=0.5))(scorer, batch)
     assert parts["agreement"].item() == pytest.approx(0.5 * (0 + 1 + 0 + 0) / 4)  # -2.5 and -3.5 beside 1 - 4.5 = -3.5
-    assert parts["matching"].item() == pytest.approx(scenes_teacher.matching_loss(table_IT.gather(1, text_ix_BK), text_ix_BK).item())
+    assert parts["matching"].item() == pytest.approx(
+        scenes_teacher.matching_loss(table_IT.gather(1, text_ix_BK), text_ix_BK).item()
+    )
 
 
-def test_grading_moves_the_weights_and_leaves_a_half_precision_model(tmp_path: Path, teacher: models.ViltScorer) -> None:
+def test_grading_moves_the_weights_and_leaves_a_half_precision_model(
+    tmp_path: Path, teacher: models.ViltScorer
+) -> None:
     before = teacher.digest
     run = runs.start_run(tmp_path / "run", SMALL, "grade-teacher", {"start": before}, resume=True)
     scenes_teacher.grade(run, teacher, SMALL, options=TrainingOptions())

@@ -23,7 +23,13 @@ from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, 
 from dcdctl.core.training.batches.make import make_batches
 
 DECAY = 0.75
-SETS = ["model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ infonce = 1.0, kl = 2.0 }", "optimizer.lr=1e-3"]
+SETS = [
+    "model.kind=dual",
+    "model.layers=[]",
+    "batch.size=8",
+    "loss.terms={ infonce = 1.0, kl = 2.0 }",
+    "optimizer.lr=1e-3",
+]
 SETS += ["optimizer.warmup_share=0.0", "optimizer.weight_decay=0.0", "optimizer.save_every=1", f"teachers.ema={DECAY}"]
 
 
@@ -36,7 +42,9 @@ def starts(corpus, tmp_path_factory) -> dict[str, Path]:
     return {kind: folder / kind for kind in ("CLIP", "Chinese-CLIP")}
 
 
-def train(corpus: Corpus, start: Path, folder: Path, *sets: str, resume: bool = False, watch: Any = None, **options: Any) -> runs.Run:
+def train(
+    corpus: Corpus, start: Path, folder: Path, *sets: str, resume: bool = False, watch: Any = None, **options: Any
+) -> runs.Run:
     job = TrainingJob("distill", "tiny-student", [*SETS, f"model.start={start}", *sets], folder, resume)
     return distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(**options), watch=watch)
 
@@ -58,7 +66,11 @@ def all_logits(start: Path, loaded: dict[str, torch.Tensor], batch: Any) -> torc
 def test_the_teacher_of_a_step_is_the_average_of_the_weights_before_it(kind, corpus, starts, tmp_path):
     start = starts[kind]
     run = train(corpus, start, tmp_path / "run", "optimizer.steps=4", "validation.every=4")
-    initial = {name: tensor for name, tensor in models.load_dual(start).network.state_dict().items() if tensor.is_floating_point()}
+    initial = {
+        name: tensor
+        for name, tensor in models.load_dual(start).network.state_dict().items()
+        if tensor.is_floating_point()
+    }
     students = [initial, *(weights(run, step, "network") for step in (2, 3))]
     teachers = [weights(run, step, "average") for step in (2, 3)]
     for name, tensor in teachers[1].items():
@@ -73,7 +85,10 @@ def test_the_teacher_of_a_step_is_the_average_of_the_weights_before_it(kind, cor
     if kind == "CLIP":
         # Pairs that match off the diagonal are never negatives, and are still taught.
         both = (teacher_QQ, student_QQ), (teacher_QQ.T, student_QQ.T)
-        expected = [functional.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean") for t, s in both]
+        expected = [
+            functional.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
+            for t, s in both
+        ]
         assert found == pytest.approx(2 * float(sum(expected)) / 2, rel=1e-4)
         assert run.metrics()[0]["kl"] == pytest.approx(0, abs=1e-6)  # the first teacher is the student
     else:
@@ -146,7 +161,10 @@ def test_a_killed_run_resumes_with_its_teacher(corpus, starts, tmp_path):
             ["loss.terms={ infonce = 1.0 }"],
             "teachers.ema gives scores, and loss.terms has infonce; add a loss that has a teacher, such as kl",
         ),
-        (["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"], "teachers.ema gives scores, and loss.terms has kl, embedding-cosine"),
+        (
+            ["loss.terms={ kl = 1.0, embedding-cosine = 1.0 }"],
+            "teachers.ema gives scores, and loss.terms has kl, embedding-cosine",
+        ),
     ],
 )
 def test_a_recipe_that_an_average_cannot_teach_is_refused(sets, message):
@@ -157,5 +175,7 @@ def test_a_recipe_that_an_average_cannot_teach_is_refused(sets, message):
 def test_a_second_teacher_is_refused(corpus, starts, tmp_path):
     job = TrainingJob("distill", "tiny-student", [*SETS, f"model.start={starts['CLIP']}"], tmp_path / "run")
     inputs = Inputs(corpus, [], None, [models.load_dual(starts["CLIP"])])
-    with pytest.raises(ConfigError, match=r"teachers\.ema makes the student its own teacher, and --cache or --teacher names another"):
+    with pytest.raises(
+        ConfigError, match=r"teachers\.ema makes the student its own teacher, and --cache or --teacher names another"
+    ):
         distill.train(job, inputs, options=TrainingOptions())

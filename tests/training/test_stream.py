@@ -27,7 +27,14 @@ from dcdctl.core.training.recipe import BatchConfig
 from dcdctl.core.training.runs import read_lines
 
 SIZES = (7, 11, 9, 6)
-SETS = [*DUAL, "loss.terms={ infonce = 1.0 }", "batch.size=4", "stream.window=12", "optimizer.save_every=5", "optimizer.lr=1e-3"]
+SETS = [
+    *DUAL,
+    "loss.terms={ infonce = 1.0 }",
+    "batch.size=4",
+    "stream.window=12",
+    "optimizer.save_every=5",
+    "optimizer.lr=1e-3",
+]
 OPTIONS = TrainingOptions()
 
 
@@ -39,13 +46,17 @@ def tars(tmp_path):
 @pytest.fixture(scope="module")
 def dual_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dual") / "model"
-    models.save(make_wide_dual([caption for rows in rows_of(SIZES) for _, captions in rows for caption in captions]), folder)
+    models.save(
+        make_wide_dual([caption for rows in rows_of(SIZES) for _, captions in rows for caption in captions]), folder
+    )
     return folder
 
 
 def run(places, out, *sets, options=OPTIONS, resume=False, watch=None, **refs):
     job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=15", *sets], out, resume)
-    return distill.train(job, InputRefs(data=places, **refs), options=options, **({} if watch is None else {"watch": watch}))
+    return distill.train(
+        job, InputRefs(data=places, **refs), options=options, **({} if watch is None else {"watch": watch})
+    )
 
 
 def weights(trained):
@@ -122,7 +133,13 @@ def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, whol
 def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_folder, monkeypatch):
     opened = []
     start = f"model.start={dual_folder}"
-    sets = ["model.hidden_size=128", "model.num_layers=6", "model.num_text_layers=2", "model.projection_dim=256", "model.vocab_size=4000"]
+    sets = [
+        "model.hidden_size=128",
+        "model.num_layers=6",
+        "model.num_text_layers=2",
+        "model.projection_dim=256",
+        "model.vocab_size=4000",
+    ]
     with pytest.raises(KilledError):
         run(tars, tmp_path / "run", start, *sets, watch=killed_after(6))
     first = stream_of(tars).order(0)[0]
@@ -153,7 +170,9 @@ def test_micro_batches_train_what_a_whole_batch_does(tars, tmp_path, dual_folder
 
 def test_each_process_decodes_only_its_images(tars):
     preprocess = make_wide_dual(["a thing"]).preprocess
-    batches = StreamBatches(stream_of(tars), preprocess, BatchConfig(size=4), MicroBatchPlan(4, range(2, 4), by_side=True))
+    batches = StreamBatches(
+        stream_of(tars), preprocess, BatchConfig(size=4), MicroBatchPlan(4, range(2, 4), by_side=True)
+    )
     (encoded,) = batches._encoded(range(3, 4))
     assert [bool(image) for image in encoded.images] == [False, False, True, True]
     whole = next(StreamBatches(stream_of(tars), preprocess, BatchConfig(size=4)).read(range(3, 4), 0))
@@ -164,11 +183,15 @@ def test_each_process_decodes_only_its_images(tars):
 
 def test_a_dual_teacher_gives_the_scores_and_vectors_of_its_model(tars):
     dual, (_, student) = make_wide_dual(["a thing 0 1"]), make_models(["a thing 0 1"])
-    batches = StreamBatches(stream_of(tars), student.preprocess, BatchConfig(size=4), teacher=StreamTeacher(dual.eval(), Compute(), True))
+    batches = StreamBatches(
+        stream_of(tars), student.preprocess, BatchConfig(size=4), teacher=StreamTeacher(dual.eval(), Compute(), True)
+    )
     (batch,) = batches.read(range(2, 3), 0)
     (encoded,) = batches._encoded(range(2, 3))
     with torch.no_grad():
-        images = functional.normalize(dual.embed_images(dual.preprocess.images([decode_image(image) for image in encoded.images])), dim=-1)
+        images = functional.normalize(
+            dual.embed_images(dual.preprocess.images([decode_image(image) for image in encoded.images])), dim=-1
+        )
         texts = functional.normalize(dual.embed_texts(dual.preprocess.texts(encoded.captions)), dim=-1)
         torch.testing.assert_close(batch.teacher_RC, dual.logit_scale * images @ texts.T)
     torch.testing.assert_close(batch.teacher_vectors.images_IE, images)
@@ -180,7 +203,9 @@ def test_equal_captions_and_equal_files_are_no_negatives(tmp_path):
     rows[1] = (rows[1][0], ["another", "A thing 0 0  0!"])  # the text of row 0 as its second caption
     rows[3] = (rows[2][0], rows[3][1])
     (tmp_path / "0.tar").write_bytes(tar_of(rows))
-    batches = StreamBatches(stream_of([str(tmp_path / "0.tar")], window=4), make_wide_dual(["a thing"]).preprocess, BatchConfig(size=4))
+    batches = StreamBatches(
+        stream_of([str(tmp_path / "0.tar")], window=4), make_wide_dual(["a thing"]).preprocess, BatchConfig(size=4)
+    )
     (encoded,) = batches._encoded(range(1))
     row = {int(where[-1]): number for number, where in enumerate(encoded.where)}
     expected = torch.zeros(4, 4, dtype=torch.bool)
@@ -194,7 +219,10 @@ def test_an_image_that_cannot_be_decoded_is_an_error_that_names_it_or_is_left_ou
     (rows,) = rows_of([12])
     rows[5] = (rows[5][0][:-80], rows[5][1])
     (tmp_path / "0.tar").write_bytes(tar_of(rows))
-    with pytest.raises(InputError, match=r"0.tar s0005: the image is truncated.*; leave such samples out with --set stream.on_error=skip"):
+    with pytest.raises(
+        InputError,
+        match=r"0.tar s0005: the image is truncated.*; leave such samples out with --set stream.on_error=skip",
+    ):
         run([str(tmp_path / "0.tar")], tmp_path / "run")
     kept = run([str(tmp_path / "0.tar")], tmp_path / "other", "stream.on_error=skip")
     (line,) = read_lines(kept.folder / "shards.jsonl", "")
@@ -204,7 +232,9 @@ def test_an_image_that_cannot_be_decoded_is_an_error_that_names_it_or_is_left_ou
 
 def test_epochs_count_the_rows_of_parquet_files(tmp_path):
     parquet = write_shards(tmp_path / "parquet", rows_of(SIZES), ".parquet")
-    job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=none", "optimizer.epochs=1.5"], tmp_path / "run")
+    job = TrainingJob(
+        "distill", "tiny-student", [*SETS, "optimizer.steps=none", "optimizer.epochs=1.5"], tmp_path / "run"
+    )
     preview = distill.preview(job, InputRefs(data=parquet), OPTIONS)
     assert (preview.num_steps, preview.batches_per_epoch) == (12, 8)
     assert distill.train(job, InputRefs(data=parquet), options=OPTIONS).metrics()[-1]["step"] == 11
@@ -222,7 +252,10 @@ def test_a_training_on_a_corpus_may_validate_on_another_one(scenes_corpus_dir, t
     other.symlink_to(scenes_corpus_dir)
     with pytest.raises(ConfigError, match=r"validation.split is train, and the training reads --split train"):
         distill.train(job, InputRefs(data=scenes_corpus_dir), options=OPTIONS)
-    assert "val_rsum" in distill.train(job, InputRefs(data=scenes_corpus_dir, validation_data=other), options=OPTIONS).metrics()[-1]
+    assert (
+        "val_rsum"
+        in distill.train(job, InputRefs(data=scenes_corpus_dir, validation_data=other), options=OPTIONS).metrics()[-1]
+    )
 
 
 def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
@@ -244,13 +277,21 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
         ((), {"caches": [Path("c")]}, "--cache holds scores of the pairs of a corpus"),
         (["loss.terms={ dcd = 1.0 }"], {}, "loss dcd takes candidate lists"),
         (["loss.terms={ kl = 1.0 }"], {}, "loss kl needs the teacher's scores"),
-        (["loss.terms={ kl = 1.0 }", "loss.temperature=auto"], {}, "loss.temperature is auto, which is taken from a cache"),
+        (
+            ["loss.terms={ kl = 1.0 }", "loss.temperature=auto"],
+            {},
+            "loss.temperature is auto, which is taken from a cache",
+        ),
         (["batch.refresh_steps=[2]"], {}, "batch.refresh_steps adds candidates to a cache"),
         (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits compares the images of the whole corpus"),
         (["model.kind=fusion", "model.start=teacher"], {}, "this model starts from the teacher of a cache"),
         ((), {"split": "val"}, "--split val is a part of a corpus"),
         ((), {"max_images": 5}, "--max-images counts the images of a corpus"),
-        (["validation.every=1"], {}, "validation.every is set, and a stream has no split to validate on; .*--validation-data"),
+        (
+            ["validation.every=1"],
+            {},
+            "validation.every is set, and a stream has no split to validate on; .*--validation-data",
+        ),
         (["optimizer.steps=none"], {}, "tars do not say how many samples they have; set optimizer.steps"),
         (["stream.window=3"], {}, "stream.window is 3, less than batch.size 4"),
         (["stream.windows=3"], {}, "windows"),

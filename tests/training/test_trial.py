@@ -1,4 +1,5 @@
-"""The trial of the first step: a batch that does not fit into memory is split, and a run that runs out of memory says what needs less."""
+"""The trial of the first step: a batch that does not fit into memory is split, and a run that runs out of memory says
+what needs less."""
 
 from __future__ import annotations
 
@@ -24,12 +25,27 @@ from dcdctl.core.training.trial import Trial
 
 AUTO = TrainingOptions(tries_micro_batches=True, tries_precision=True)
 DUAL = [
-    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1", "model.num_text_layers=1"),
-    *("model.projection_dim=16", "model.vocab_size=200", "batch.size=8", "loss.terms={ infonce = 1.0 }", "model.dropout=0.1"),
+    *(
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=32",
+        "model.num_layers=1",
+        "model.num_text_layers=1",
+    ),
+    *(
+        "model.projection_dim=16",
+        "model.vocab_size=200",
+        "batch.size=8",
+        "loss.terms={ infonce = 1.0 }",
+        "model.dropout=0.1",
+    ),
     *("optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3", "optimizer.warmup_share=0.0"),
 ]
 CUDA = torch.OutOfMemoryError("Tried to allocate 2 GiB")
-CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
 
 
 @pytest.fixture
@@ -52,8 +68,12 @@ def memory(monkeypatch) -> dict[str, Any]:
     return limit
 
 
-def train(corpus: Corpus, folder: Path, options: TrainingOptions = AUTO, *, resume: bool = False, **more: Any) -> runs.Run:
-    return distill.train(TrainingJob("distill", "tiny-student", DUAL, folder, resume), Inputs(corpus, [], None), options=options, **more)
+def train(
+    corpus: Corpus, folder: Path, options: TrainingOptions = AUTO, *, resume: bool = False, **more: Any
+) -> runs.Run:
+    return distill.train(
+        TrainingJob("distill", "tiny-student", DUAL, folder, resume), Inputs(corpus, [], None), options=options, **more
+    )
 
 
 def weights(run: runs.Run) -> bytes:
@@ -66,7 +86,9 @@ def weights_of(corpus, tmp_path_factory) -> Callable[[int], bytes]:
 
     @functools.cache
     def trained(micro_batches: int) -> bytes:
-        return weights(train(corpus, tmp_path_factory.mktemp("plain") / "run", TrainingOptions(micro_batches=micro_batches)))
+        return weights(
+            train(corpus, tmp_path_factory.mktemp("plain") / "run", TrainingOptions(micro_batches=micro_batches))
+        )
 
     return trained
 
@@ -158,9 +180,13 @@ def test_the_precision_is_the_one_with_the_shorter_step(corpus, slow):
     model.network.vision_model.register_forward_pre_hook(wait)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batches = make_batches(CorpusSource(corpus, model.preprocess), loaded, None)
-    step = Trial(model, batches, PairObjective(loaded.loss), StepInfo(step=0, num_steps=4, seed=0), ("float32", "bfloat16"))
+    step = Trial(
+        model, batches, PairObjective(loaded.loss), StepInfo(step=0, num_steps=4, seed=0), ("float32", "bfloat16")
+    )
     found = trial.settle(AUTO, step, said.append)
-    assert found == replace(AUTO.settled(), compute=replace(AUTO.compute, precision="bfloat16" if slow == "float32" else "float32"))
+    assert found == replace(
+        AUTO.settled(), compute=replace(AUTO.compute, precision="bfloat16" if slow == "float32" else "float32")
+    )
     assert len(said) == (1 if slow == "float32" else 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -17,7 +17,14 @@ from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
-    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
+    *(
+        "model.kind=dual",
+        "model.start=new",
+        "model.layers=[]",
+        "model.hidden_size=32",
+        "model.num_layers=2",
+        "model.num_text_layers=1",
+    ),
     *("model.projection_dim=16", "model.vocab_size=200", "batch.size=8", "loss.terms={ infonce = 1.0 }"),
     *("optimizer.steps=12", "optimizer.lr=1e-3", "optimizer.warmup_share=0.0"),
 ]
@@ -26,7 +33,9 @@ DUAL = [
 def train(corpus: Corpus, folder, *sets: str) -> runs.Run:
     options = TrainingOptions()
     return distill.train(
-        TrainingJob("distill", "tiny-student", [*DUAL, *sets], folder, resume=True), Inputs(corpus, [], None), options=options
+        TrainingJob("distill", "tiny-student", [*DUAL, *sets], folder, resume=True),
+        Inputs(corpus, [], None),
+        options=options,
     )
 
 
@@ -50,7 +59,9 @@ def test_a_model_is_measured_every_so_often_and_at_the_end(measured, val):
     assert [line["step"] for line in lines] == [3, 7, 11]
     for line in lines:
         assert line["loss"] > 0
-        assert line["val_rsum"] == pytest.approx(sum(line[f"val_{direction}_r{k}"] for direction in ("text", "image") for k in (1, 5, 10)))
+        assert line["val_rsum"] == pytest.approx(
+            sum(line[f"val_{direction}_r{k}"] for direction in ("text", "image") for k in (1, 5, 10))
+        )
     sums = [line["val_rsum"] for line in lines]
     assert [line["val_best_rsum"] for line in lines] == [max(sums[: k + 1]) for k in range(3)]
 
@@ -91,7 +102,9 @@ def test_dropout_goes_on_after_a_validation_and_after_a_refresh(corpus, teacher,
     sets = [*DUAL, "model.dropout=0.1", "optimizer.steps=3", "validation.max_images=3", between]
     cache = build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=2))
     distill.train(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(corpus, [cache], teacher), options=TrainingOptions()
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
+        Inputs(corpus, [cache], teacher),
+        options=TrainingOptions(),
     )
     assert modes == [True] * 3
 
@@ -118,7 +131,10 @@ def test_a_split_that_is_not_there_is_an_error_before_anything_is_written(corpus
 @pytest.mark.parametrize(("trained", "measured"), [("train+val", "val"), ("val+train", "test+val"), ("train", "train")])
 def test_a_split_that_is_trained_on_does_not_choose_the_weights(scenes_corpus_dir, tmp_path, trained, measured):
     joined = Corpus.open(scenes_corpus_dir, trained)
-    message = rf"validation\.split is {re.escape(measured)}, and the training reads --split {re.escape(trained)}; set validation\.split"
+    message = (
+        rf"validation\.split is {re.escape(measured)}, and the training reads --split {re.escape(trained)}; "
+        r"set validation\.split"
+    )
     with pytest.raises(ConfigError, match=message):
         train(joined, tmp_path / "run", "validation.every=12", f"validation.split={measured}")
     assert not (tmp_path / "run").exists()

@@ -23,17 +23,29 @@ def show_bench(result: Bench) -> None:
     if result.onnx.times is not None:
         names, times = [*names, "student, ONNX"], [*times, result.onnx.times]
     _show_footprints(result)
-    show_table("Latency, ms", names, _latency_rows(times, result.settings.reference_gallery), caption=_latency_caption(result))
+    show_table(
+        "Latency, ms", names, _latency_rows(times, result.settings.reference_gallery), caption=_latency_caption(result)
+    )
     show_table("Throughput per second", names, _throughput_rows(times))
-    show_table("One query over N images", [*names, "student's speed-up"], _query_rows(result, times), caption=f"{EXTRAPOLATED}; {INTERVAL}")
-    show_table("Speed-up: the teacher's time divided by the student's", *_speed_ups(result), caption=_speed_up_caption(result))
+    show_table(
+        "One query over N images",
+        [*names, "student's speed-up"],
+        _query_rows(result, times),
+        caption=f"{EXTRAPOLATED}; {INTERVAL}",
+    )
+    show_table(
+        "Speed-up: the teacher's time divided by the student's", *_speed_ups(result), caption=_speed_up_caption(result)
+    )
 
 
 def _show_footprints(result: Bench) -> None:
     machine, settings = result.machine, result.settings
     where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
-    title = f"{where}, {threads}, {settings.precision}, torch {machine['torch']}, transformers {machine['transformers']}{_busy(result)}"
+    title = (
+        f"{where}, {threads}, {settings.precision}, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}{_busy(result)}"
+    )
     rows: list[tuple[str, Callable[[ModelTimes], str]]] = [
         ("model", lambda times: f"{times.kind}, {times.dtype}"),
         ("parameters", lambda times: operations(times.num_parameters)),
@@ -42,8 +54,14 @@ def _show_footprints(result: Bench) -> None:
         ("operations per caption", lambda times: operations(times.footprint.flops.per_caption)),
         ("operations per pair, everything encoded", lambda times: operations(times.footprint.flops.per_pair)),
         ("operations per additional encoded image", lambda times: operations(times.footprint.flops.per_ranked_image)),
-        ("index of a million images, float32", lambda times: size(times.footprint.index_bytes_per_million_images["float32"])),
-        ("index of a million images, float16", lambda times: size(times.footprint.index_bytes_per_million_images["float16"])),
+        (
+            "index of a million images, float32",
+            lambda times: size(times.footprint.index_bytes_per_million_images["float32"]),
+        ),
+        (
+            "index of a million images, float16",
+            lambda times: size(times.footprint.index_bytes_per_million_images["float16"]),
+        ),
     ]
     if result.teacher.first_query is not None:
         rows += [
@@ -67,7 +85,9 @@ def _busy(result: Bench) -> str:
     if not loads or max(loads) <= cores:
         return ""
     affected = "all times" if result.settings.clock == "wall" else "times of fresh processes"
-    advice = ", and short ones vary; --clock processor measures CPU time instead" if result.settings.clock == "wall" else ""
+    advice = (
+        ", and short ones vary; --clock processor measures CPU time instead" if result.settings.clock == "wall" else ""
+    )
     return f"\nbusy: {max(loads):.1f} processes needed {cores} cores; {affected} are upper bounds{advice}"
 
 
@@ -86,7 +106,12 @@ def _peak(times: ModelTimes) -> str:
 
 
 def _latency_rows(times: Sequence[ModelTimes], gallery_size: int) -> list[Row]:
-    labels = {"pair": "one pair", "image": "one image", "caption": "one caption", "query": f"one query, N = {gallery_size:,}"}
+    labels = {
+        "pair": "one pair",
+        "image": "one image",
+        "caption": "one caption",
+        "query": f"one query, N = {gallery_size:,}",
+    }
     return [
         (f"{label}: p{percent}", *(_percentile(model.latencies.get(name), percent) for model in times))
         for name, label in labels.items()
@@ -106,8 +131,13 @@ def _percentile(latency: Latency | None, percent: int) -> str:
 def _latency_caption(result: Bench) -> str:
     settings = result.settings
     clock = "" if settings.clock == "wall" else "CPU time, not wall-clock time; "
-    steps = f"{clock}one pair: both encoded and scored; one image, one caption: encoded; one query: images already encoded"
-    repeats = f"warm-up {settings.num_warmup}, then up to {settings.num_repeats} repeats or {settings.budget_s:g} s, models alternating"
+    steps = (
+        f"{clock}one pair: both encoded and scored; one image, one caption: encoded; one query: images already encoded"
+    )
+    repeats = (
+        f"warm-up {settings.num_warmup}, then up to {settings.num_repeats} repeats or {settings.budget_s:g} s, "
+        "models alternating"
+    )
     return f"{steps}\n{repeats}\n{INTERVAL}; * too few repeats for this percentile: close to their maximum"
 
 
@@ -139,8 +169,13 @@ def _speed_ups(result: Bench) -> tuple[list[str], list[list[str]]]:
 
 
 def _speed_up_caption(result: Bench) -> str:
-    protocol = f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed; {EXTRAPOLATED}"
-    paper = 'the paper: "compared to the existing ITR models"; its abstract names neither the models, nor the hardware, nor what was timed'
+    protocol = (
+        f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed; {EXTRAPOLATED}"
+    )
+    paper = (
+        'the paper: "compared to the existing ITR models"; its abstract names neither the models, nor the '
+        "hardware, nor what was timed"
+    )
     onnx = f"\nONNX Runtime: {result.onnx.note}" if result.onnx.note else ""
     return f"{protocol}\n{paper}{onnx}"
 

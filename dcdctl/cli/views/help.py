@@ -1,6 +1,8 @@
-"""The help of a command as plain text: metavars instead of Python types, options in panels, and words that are never cut or split.
+"""The help of a command as plain text: metavars instead of Python types, options in panels, and words that are never
+cut or split.
 
-Typer's own help either imports Rich, which takes longer than the rest of `--help`, or has no panels and breaks names at their hyphens.
+Typer's own help either imports Rich, which takes longer than the rest of `--help`, or has no panels and breaks names at
+their hyphens.
 """
 
 from __future__ import annotations
@@ -21,16 +23,20 @@ NAME_COLUMNS = 26
 """Longest name that has its text on the same line."""
 PANELS = {
     "Input": (
-        "--data --validation-data --train-split --split --splits --max-images --images --image --karpathy --csv --jsonl --from --source "
-        "--offline --list --cache --teacher --start --recipe --extend --scores --vectors --teacher-name --rerank --add --remove "
+        "--data --validation-data --train-split --split --splits --max-images --images --image --karpathy --csv "
+        "--jsonl --from --source "
+        "--offline --list --cache --teacher --start --recipe --extend --scores --vectors --teacher-name --rerank "
+        "--add --remove "
         "--remove-gone --base --baseline --teacher-eval --evaluation"
     ),
     "Compute": (
-        "--device --precision --batch-size --workers --threads --accumulate --checkpoint-activations --features --budget --repeats "
+        "--device --precision --batch-size --workers --threads --accumulate --checkpoint-activations --features "
+        "--budget --repeats "
         "--clock --fresh-processes --onnx"
     ),
     "Output": (
-        "--out --html --json --to-csv --to-markdown --ranks --resume --dry-run --plan-only --with --wandb --to --int8 --license "
+        "--out --html --json --to-csv --to-markdown --ranks --resume --dry-run --plan-only --with --wandb --to "
+        "--int8 --license "
         "--push-to-hub --private --thumbnails --queries --hardest --show-images --vector-table --k"
     ),
 }
@@ -79,12 +85,17 @@ class HelpCommand(TyperCommand):
                 formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The example, a command that runs when it is copied, continued with backslashes where the line is too short."""
-        formatter.write("\nExample:\n\n" + "".join(f"{line}\n" for line in continued(self.epilog or "", formatter.width)))
+        """The example, a command that runs when it is copied, continued with backslashes where the line is too
+        short."""
+        formatter.write(
+            "\nExample:\n\n" + "".join(f"{line}\n" for line in continued(self.epilog or "", formatter.width))
+        )
 
 
 def _arguments(command: Any) -> list[Any]:
-    return [parameter for parameter in command.params if parameter.param_type_name == "argument" and not parameter.hidden]
+    return [
+        parameter for parameter in command.params if parameter.param_type_name == "argument" and not parameter.hidden
+    ]
 
 
 def lines_of(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
@@ -118,7 +129,8 @@ def continued(command: str, width: int) -> list[str]:
 
 
 def _with_values(command: str) -> list[str]:
-    """The words of a command; an option is one word with its value, and so is the first option with what comes before it."""
+    """The words of a command; an option is one word with its value, and so is the first option with what comes before
+    it."""
     parts: list[str] = []
     for word in shlex.split(command):
         quoted = word if word == ">" else shlex.quote(word)

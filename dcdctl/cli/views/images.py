@@ -25,7 +25,8 @@ MULTIPLEXERS = ("TMUX", "STY", "ZELLIJ")
 
 
 def protocol(setting: str, environment: Mapping[str, str]) -> str | None:
-    """The graphics protocol of a setting; "auto" detects it from the environment. None for "none", or if stdout is not a terminal."""
+    """The graphics protocol of a setting; "auto" detects it from the environment. None for "none", or if stdout is not
+    a terminal."""
     if setting == "none" or not sys.stdout.isatty():
         return None
     return _detect(environment) if setting == "auto" else setting
@@ -57,7 +58,9 @@ def escape_sequence(image: Image, protocol: str) -> str:
     data = base64.b64encode(stream.getvalue()).decode()
     if protocol == KITTY:
         return _kitty(data)
-    return f"\x1b]1337;File=inline=1;size={len(stream.getvalue())};height={NUM_LINES};preserveAspectRatio=1:{data}\x07\n"
+    return (
+        f"\x1b]1337;File=inline=1;size={len(stream.getvalue())};height={NUM_LINES};preserveAspectRatio=1:{data}\x07\n"
+    )
 
 
 def _kitty(data: str) -> str:

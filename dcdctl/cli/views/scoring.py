@@ -1,4 +1,5 @@
-"""What scores will cost, on stderr, before the model starts to score: pairs, time, a precision that is slow here, and compiling."""
+"""What scores will cost, on stderr, before the model starts to score: pairs, time, a precision that is slow here, and
+compiling."""
 
 from __future__ import annotations
 
@@ -15,8 +16,15 @@ if TYPE_CHECKING:
 
 def show_estimate(estimate: Estimate) -> None:
     """The cost of a teacher cache."""
-    rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"
-    note(f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most {estimate.disk_bytes / 1e6:,.1f} MB on disk")
+    rate = (
+        f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}"
+        if estimate.num_to_score
+        else "nothing to do"
+    )
+    note(
+        f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most "
+        f"{estimate.disk_bytes / 1e6:,.1f} MB on disk"
+    )
 
 
 def estimate_document(estimate: Estimate) -> dict[str, Any]:

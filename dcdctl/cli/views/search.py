@@ -61,7 +61,9 @@ def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
     is_hybrid = any(hit.fused is not None for hit in answer.hits)
-    show("  ".join([f"{'#':>4}", *([f"{'logit':>8}"] * is_reranked), "cosine", *([f"{'BM25':>6}"] * is_hybrid), "image"]))
+    show(
+        "  ".join([f"{'#':>4}", *([f"{'logit':>8}"] * is_reranked), "cosine", *([f"{'BM25':>6}"] * is_hybrid), "image"])
+    )
     for position, hit in enumerate(answer.hits, start=1):
         logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
         bm25 = f"{'-' if hit.bm25 is None else f'{hit.bm25:.3f}':>6}  " if is_hybrid else ""

@@ -44,7 +44,9 @@ class LastAnswer:
 class Session:
     """The state of a prompt."""
 
-    def __init__(self, searcher: Searcher, view: View, k: int, where: Condition | None = None, *, hybrid: bool = False) -> None:
+    def __init__(
+        self, searcher: Searcher, view: View, k: int, where: Condition | None = None, *, hybrid: bool = False
+    ) -> None:
         self.searcher, self.view, self.k, self.where, self.is_hybrid = searcher, view, k, where, hybrid
         self.last: LastAnswer | None = None
         self.is_over = False
@@ -144,13 +146,16 @@ def run(searcher: Searcher, view: View, k: int, where: Condition | None = None, 
 def _read_lines(session: Session) -> int:
     """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0."""
     num_failed, searcher, view = 0, session.searcher, session.view
-    # Bytes, because one line that is not UTF-8 must not end the others; files from Windows may begin with a byte order mark.
+    # Bytes, because one line that is not UTF-8 must not end the others; files from Windows may begin with a byte order
+    # mark.
     for number, raw in enumerate(sys.stdin.buffer, start=1):
         text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
         if not text:
             continue
         try:
-            show_line(view, searcher.index, text, searcher.by_text(text, session.k, session.where, hybrid=session.is_hybrid))
+            show_line(
+                view, searcher.index, text, searcher.by_text(text, session.k, session.where, hybrid=session.is_hybrid)
+            )
         except DcdError as error:
             num_failed += 1
             show_failure(view, text, error)
@@ -186,7 +191,8 @@ def _read_prompt() -> str:
 
 @contextlib.contextmanager
 def _history() -> Iterator[None]:
-    """Keep a history of queries for the arrow keys, also across sessions; none without readline or if its file cannot be written."""
+    """Keep a history of queries for the arrow keys, also across sessions; none without readline or if its file cannot
+    be written."""
     try:
         import readline
     except ImportError:  # Windows

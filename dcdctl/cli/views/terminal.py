@@ -32,7 +32,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ErrorGroup(TyperGroup):
-    """Shows what a user can put right as one line and exits with 1; any other exception is a bug and keeps its traceback.
+    """Shows what a user can put right as one line and exits with 1; any other exception is a bug and keeps its
+    traceback.
 
     A thread that fails, such as one that writes for TensorBoard, lets the command fail when it ends.
     Help lists commands by panel.
@@ -68,7 +69,9 @@ class ErrorGroup(TyperGroup):
         for name, command in self.commands.items():
             panel = getattr(command, "rich_help_panel", None)
             summary = " ".join((command.help or "").split()).partition(". ")[0].rstrip(".") + "."
-            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name.ljust(longest), summary))
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
+                (name.ljust(longest), summary)
+            )
         for panel, rows in panels.items():
             formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
 
@@ -113,7 +116,8 @@ def _name_new_option(error: Any) -> None:
 
 
 def show_error(error: DcdError) -> None:
-    """One line on stderr: what is wrong, and the next step. Several reasons and the step after them have a line each."""
+    """One line on stderr: what is wrong, and the next step. Several reasons and the step after them have a line
+    each."""
     lines = [f"{error.args[0]}:", *error.details, error.hint] if error.details else [str(error)]
     # https://no-color.org: any value but the empty one.
     color = None if os.environ.get("NO_COLOR") else "red"
@@ -122,7 +126,8 @@ def show_error(error: DcdError) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with every character that does not print escaped as in JSON, so that a file name cannot control the terminal.
+    """The text with every character that does not print escaped as in JSON, so that a file name cannot control the
+    terminal.
 
     >>> print(printable("caf\\u00e9 \\x1b[31m \\u202e"))
     café \\u001b[31m \\u202e
@@ -130,7 +135,9 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     # Joiners belong to some scripts and to emoji; unusual spaces are harmless.
-    return "".join(char if char.isprintable() or char in JOINERS or category(char) == "Zs" else _escaped(char) for char in text)
+    return "".join(
+        char if char.isprintable() or char in JOINERS or category(char) == "Zs" else _escaped(char) for char in text
+    )
 
 
 def _escaped(character: str) -> str:
@@ -162,13 +169,15 @@ def note(text: str) -> None:
 
 
 def is_main() -> bool:
-    """Whether this process prints: the first of several (`core/distributed.py`). Errors are printed by the process that has them."""
+    """Whether this process prints: the first of several (`core/distributed.py`). Errors are printed by the process that
+    has them."""
     # torchrun sets RANK; asking torch.distributed would import torch, which takes seconds.
     return os.environ.get("RANK", "0") == "0"
 
 
 def show_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print one JSON document on stdout, on one line if `indent` is None; ValueError for nan and infinity, which JSON lacks."""
+    """Print one JSON document on stdout, on one line if `indent` is None; ValueError for nan and infinity, which JSON
+    lacks."""
     document = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     if not is_main():
         return
@@ -186,7 +195,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     table = Table()
     for i, column in enumerate(columns):
         is_text = any(row[i][:1].isalpha() or row[i].startswith("#") for row in cells)
-        table.add_column(Text(printable_lines(column)), justify="left" if i == 0 or is_text else "right", overflow="fold")
+        table.add_column(
+            Text(printable_lines(column)), justify="left" if i == 0 or is_text else "right", overflow="fold"
+        )
     for row in cells:
         table.add_row(*map(Text, row))
     # A file has no width: make the table as wide as it needs, so that a script never reads a folded cell.
@@ -198,9 +209,14 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 @contextmanager
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
-    """A Track on stderr, with rate and time left: a moving bar on a terminal, otherwise a line every few seconds and one at the end."""
+    """A Track on stderr, with rate and time left: a moving bar on a terminal, otherwise a line every few seconds and
+    one at the end."""
     label = printable(label)
-    with _moving_bar(label, total, unit) if is_main() and sys.stderr.isatty() else _sparse_lines(label, total, unit) as advance:
+    with (
+        _moving_bar(label, total, unit)
+        if is_main() and sys.stderr.isatty()
+        else _sparse_lines(label, total, unit) as advance
+    ):
         yield advance
 
 
@@ -209,7 +225,11 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[so_far]}", markup=False))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[so_far]}", markup=False),
+    )
     # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(label, total=total, so_far="")
@@ -239,12 +259,17 @@ def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]
 
     yield advance
     seconds, done = time.monotonic() - started, pace.done
-    note(f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}" if unit else f"{label}: {clock(seconds)}")
+    note(
+        f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}"
+        if unit
+        else f"{label}: {clock(seconds)}"
+    )
 
 
 @dataclass
 class Pace:
-    """How far a bar is. The time left is shown after `BATCHES_BEFORE_ESTIMATE` batches, and the first one, which warms up, does not count.
+    """How far a bar is. The time left is shown after `BATCHES_BEFORE_ESTIMATE` batches, and the first one, which warms
+    up, does not count.
 
     >>> pace = Pace(started=0.0)
     >>> for now in (60.0, 62.0, 64.0, 66.0):
@@ -272,7 +297,11 @@ class Pace:
 
     def so_far(self, total: int | None, unit: str) -> str:
         """The state of the bar as text."""
-        count = amount(self.done, unit) if total is None else f"{amount(self.done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
+        count = (
+            amount(self.done, unit)
+            if total is None
+            else f"{amount(self.done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
+        )
         done, seconds = self.done - self.warm[0], self.now - self.warm[1]
         if self.batches <= BATCHES_BEFORE_ESTIMATE or done <= 0:
             return count + rate(self.done, unit, self.now - self.started)

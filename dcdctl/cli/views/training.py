@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, bar, clock, is_main, note, rate, show, show_json, show_table
+from dcdctl.cli.views.terminal import (
+    SECONDS_BETWEEN_LINES,
+    bar,
+    clock,
+    is_main,
+    note,
+    rate,
+    show,
+    show_json,
+    show_table,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,17 +47,26 @@ class TrainingProgress:
 
     def speed(self) -> str:
         """Units per second; empty before the first step."""
-        return rate((self.done - self.first) * self.per_step, self.unit, self.seconds).removeprefix(", ") if self.done > self.first else ""
+        return (
+            rate((self.done - self.first) * self.per_step, self.unit, self.seconds).removeprefix(", ")
+            if self.done > self.first
+            else ""
+        )
 
     def left(self) -> str:
         """The time left; empty if it is unknown or zero."""
         steps = self.done - self.first
-        return f"{clock((self.total - self.done) * self.seconds / steps)} left" if steps > 0 and self.done < self.total else ""
+        return (
+            f"{clock((self.total - self.done) * self.seconds / steps)} left"
+            if steps > 0 and self.done < self.total
+            else ""
+        )
 
     def line(self) -> str:
         """The state on one line.
 
-        >>> TrainingProgress(100, 0, "pairs", 8, done=25, seconds=10.0, values={"loss": 0.5, "dcd": 0.5, "lr": 1e-4}).line()
+        >>> TrainingProgress(100, 0, "pairs", 8, done=25, seconds=10.0, values={"loss": 0.5, "dcd": 0.5,
+        ...     "lr": 1e-4}).line()
         'train: 25/100 steps, loss 0.5000, 20 pairs/s, 0:30 left'
         """
         loss = f"loss {self.values['loss']:.4f}" if "loss" in self.values else ""
@@ -70,7 +89,11 @@ class TrainingProgress:
         table.add_column(justify="right")
         rows = {"step": f"{self.done:,} of {self.total:,}"}
         hidden = ("lr", "seconds")
-        rows |= {name: f"{value:.4f}" for name, value in self.values.items() if name not in hidden and not name.startswith("val_")}
+        rows |= {
+            name: f"{value:.4f}"
+            for name, value in self.values.items()
+            if name not in hidden and not name.startswith("val_")
+        }
         rows |= {"learning rate": f"{self.values['lr']:.3g}"} if "lr" in self.values else {}
         rows |= {"speed": self.speed(), "time": self.left(), "validation": self.measured()}
         for name, value in rows.items():
@@ -102,7 +125,10 @@ def _live_table(state: TrainingProgress) -> Iterator[Callable[[], None]]:
     drawn = 0.0
     # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Live(
-        state.table(), console=Console(file=sys.stderr, highlight=False), auto_refresh=False, redirect_stdout=sys.stdout.isatty()
+        state.table(),
+        console=Console(file=sys.stderr, highlight=False),
+        auto_refresh=False,
+        redirect_stdout=sys.stdout.isatty(),
     ) as live:
 
         def show() -> None:
@@ -140,10 +166,20 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
     started, already_there = time.monotonic(), Run(job.out).is_finished
     run = train(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:
-        return show(f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: {command_after_training(job, refs)}")
+        return show(
+            f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: "
+            f"{command_after_training(job, refs)}"
+        )
     if is_main():
         seconds = round(time.monotonic() - started, 3)
-        show_json({**run_document(run), "seconds": seconds, "already_there": already_there, "next": command_after_training(job, refs)})
+        show_json(
+            {
+                **run_document(run),
+                "seconds": seconds,
+                "already_there": already_there,
+                "next": command_after_training(job, refs),
+            }
+        )
 
 
 def _show_preview(preview: Preview) -> None:

@@ -93,8 +93,8 @@ class BenchPlan:
 def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> BenchPlan:
     """The plan of a benchmark. Opens no corpus and no weights.
 
-    ModelError for a reference that names nothing, ConfigError for a wrong setting of the teacher and for a clock that does not measure
-    the device, InputError if the result cannot be written.
+    ModelError for a reference that names nothing, ConfigError for a wrong setting of the teacher and for a clock that
+    does not measure the device, InputError if the result cannot be written.
     """
     models.check_ref(pair.student)
     models.check_ref(pair.teacher, pair.overrides)
@@ -145,7 +145,9 @@ def compare(
         with onnx_student(student, bench_models[STUDENT].inputs, is_requested=config.is_onnx_timed) as onnx:
             if onnx.model is not None:
                 bench_models[ONNX] = onnx.model
-            timings = _timings(bench_models, corpus, config, _timer(config, device, clock or _clock(config, device)), track)
+            timings = _timings(
+                bench_models, corpus, config, _timer(config, device, clock or _clock(config, device)), track
+            )
         machine = {**devices.describe(device), "load_average": [load_before, devices.load_average()]}
     return Bench(
         split=corpus.split,
@@ -167,7 +169,10 @@ def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or before)
     try:
-        with torch.inference_mode(), Compute(device=device, precision=config.precision, compile=config.compile).forward_pass():
+        with (
+            torch.inference_mode(),
+            Compute(device=device, precision=config.precision, compile=config.compile).forward_pass(),
+        ):
             yield
     finally:
         torch.set_num_threads(before)
@@ -188,7 +193,9 @@ def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
     if config.clock == "wall":
         return time.perf_counter
     if device.type != "cpu":
-        raise ConfigError(f"a processor's seconds say nothing of work on {device.type}", hint="use --clock wall or --device cpu")
+        raise ConfigError(
+            f"a processor's seconds say nothing of work on {device.type}", hint="use --clock wall or --device cpu"
+        )
     return time.process_time
 
 
@@ -228,7 +235,8 @@ def _timings(
             rates=steps,
             cached=cached[name],
             uncached=uncached[name],
-            test_set_s=steps.image_s * corpus.num_images + (steps.text_s + steps.block_s * corpus.num_images) * corpus.num_captions,
+            test_set_s=steps.image_s * corpus.num_images
+            + (steps.text_s + steps.block_s * corpus.num_images) * corpus.num_captions,
         )
         for name, steps in by_model.items()
     }
@@ -238,7 +246,12 @@ def _model_times(facts: ModelFacts, timings: ModelTimings, config: BenchConfig) 
     steps, size = timings.rates, config.batch_size
     pair = result.latency(steps.pair)
     query = timings.cached[config.reference_gallery].sample
-    latencies = {"pair": steps.pair, "image": steps.image, "caption": steps.text, **({} if query is None else {"query": query})}
+    latencies = {
+        "pair": steps.pair,
+        "image": steps.image,
+        "caption": steps.text,
+        **({} if query is None else {"query": query}),
+    }
     queries = [
         result.query_time(count, by_size[count], is_cached=is_cached)
         for count in sorted(timings.cached)
@@ -256,7 +269,9 @@ def _model_times(facts: ModelFacts, timings: ModelTimings, config: BenchConfig) 
         text_encode_ms=1000 * steps.text_s.value,
         throughput=tuple(_throughput(count, times) for count, times in steps.batches.items()),
         queries=tuple(queries),
-        test_set=Duration(seconds=timings.test_set_s.value, extrapolated=True, interval=timings.test_set_s.interval, num_repeats=0),
+        test_set=Duration(
+            seconds=timings.test_set_s.value, extrapolated=True, interval=timings.test_set_s.interval, num_repeats=0
+        ),
     )
 
 
@@ -273,7 +288,9 @@ def _throughput(size: int, times: BatchTimes) -> Throughput:
     )
 
 
-def _onnx_times(onnx: OnnxStudent, student: ModelFacts, timings: Mapping[str, ModelTimings], config: BenchConfig) -> OnnxTimes:
+def _onnx_times(
+    onnx: OnnxStudent, student: ModelFacts, timings: Mapping[str, ModelTimings], config: BenchConfig
+) -> OnnxTimes:
     if onnx.model is None:
         return OnnxTimes(note=onnx.note, times=None, largest_difference=None, file_bytes=None, speed_ups=())
     facts = dataclasses.replace(student, runtime=models.onnxruntime_version(), dtype="float32", first_query=None)
@@ -289,14 +306,19 @@ def _onnx_times(onnx: OnnxStudent, student: ModelFacts, timings: Mapping[str, Mo
 def _speed_ups(teacher: ModelTimings, other: ModelTimings, num_images: int) -> tuple[SpeedUp, ...]:
     """Teacher over other: for one pair, for one query, for the whole test set."""
     return (
-        speed_up("one pair, everything encoded", teacher.rates.pair.median, other.rates.pair.median, extrapolated=False),
+        speed_up(
+            "one pair, everything encoded", teacher.rates.pair.median, other.rates.pair.median, extrapolated=False
+        ),
         _query_speed_up(teacher.cached, other.cached, num_images, "encoded before"),
         speed_up("whole test set, all pairs", teacher.test_set_s, other.test_set_s, extrapolated=True),
     )
 
 
 def _curve(teacher: ModelTimings, student: ModelTimings) -> tuple[CurvePoint, ...]:
-    modes = ((True, teacher.cached, student.cached, "encoded before"), (False, teacher.uncached, student.uncached, "encoded with it"))
+    modes = (
+        (True, teacher.cached, student.cached, "encoded before"),
+        (False, teacher.uncached, student.uncached, "encoded with it"),
+    )
     return tuple(
         CurvePoint(num_images=count, is_cached=is_cached, speed_up=_query_speed_up(slow, fast, count, when))
         for is_cached, slow, fast, when in modes
@@ -304,7 +326,9 @@ def _curve(teacher: ModelTimings, student: ModelTimings) -> tuple[CurvePoint, ..
     )
 
 
-def _query_speed_up(teacher: Mapping[int, QueryTiming], other: Mapping[int, QueryTiming], num_images: int, when: str) -> SpeedUp:
+def _query_speed_up(
+    teacher: Mapping[int, QueryTiming], other: Mapping[int, QueryTiming], num_images: int, when: str
+) -> SpeedUp:
     slow, fast = teacher[num_images], other[num_images]
     label = f"one query over {num_images:,} images, {when}"
     return speed_up(label, slow.seconds, fast.seconds, extrapolated=slow.sample is None or fast.sample is None)

@@ -1,7 +1,7 @@
 """Time and memory until the first answer of a fresh process.
 
-`measure` starts processes that import dcdctl, load a model, encode some images and answer a caption. Each runs `answer` and prints its
-times. Files that were read before are in the system's file cache.
+`measure` starts processes that import dcdctl, load a model, encode some images and answer a caption. Each runs `answer`
+and prints its times. Files that were read before are in the system's file cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ try:
 except ImportError:  # not a POSIX system
     resource = None  # type: ignore[assignment]
 # The clock is read before anything else is imported.
-_SCRIPT = "import sys, time; begun = time.time(); from dcdctl.core.bench import cold_start; cold_start.answer(sys.argv[1], begun)"
+_SCRIPT = (
+    "import sys, time; begun = time.time(); from dcdctl.core.bench import cold_start; "
+    "cold_start.answer(sys.argv[1], begun)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,9 @@ class FirstQuery:
     processes: tuple[ColdStartTimes, ...]
 
 
-def measure(requests: Mapping[str, ColdStartRequest], num_processes: int, track: Track = silent) -> dict[str, FirstQuery]:
+def measure(
+    requests: Mapping[str, ColdStartRequest], num_processes: int, track: Track = silent
+) -> dict[str, FirstQuery]:
     """Times of each model, in turn; ModelError if a process cannot answer."""
     times: dict[str, list[ColdStartTimes]] = {name: [] for name in requests}
     with track("fresh processes", total=num_processes * len(requests), unit="processes") as advance:
@@ -112,11 +117,16 @@ def _run(request: ColdStartRequest) -> ColdStartTimes:
     # -P: files in the current folder cannot replace modules.
     # time.time, because perf_counter starts at another point in each process.
     command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps({**asdict(request), "started": time.time()})]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}"
+        )
         raise ModelError(
-            f"a fresh process that loads {request.ref} could not answer: {reason}", hint="--fresh-processes 0 leaves this measurement out"
+            f"a fresh process that loads {request.ref} could not answer: {reason}",
+            hint="--fresh-processes 0 leaves this measurement out",
         )
     # The last line, because a library may have printed to stdout before.
     return build(ColdStartTimes, json.loads(done.stdout.splitlines()[-1]))
@@ -160,7 +170,9 @@ def answer(request_json: str, begun: float) -> None:
     sys.stdout.write(json.dumps(parts) + "\n")
 
 
-def _answer_twice(model: Model, corpus: Corpus, request: ColdStartRequest, device: torch.device) -> tuple[float, float, float, float]:
+def _answer_twice(
+    model: Model, corpus: Corpus, request: ColdStartRequest, device: torch.device
+) -> tuple[float, float, float, float]:
     """Seconds to encode, for the first and the second answer, and CPU seconds of the first."""
     steps = timed_model(model, request.batch_size)
     started = time.perf_counter()

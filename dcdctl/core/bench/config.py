@@ -49,7 +49,9 @@ class BenchConfig:
         check_fields(self)
         if self.reference_gallery not in self.gallery_sizes:
             sizes = ", ".join(map(str, self.gallery_sizes))
-            raise ConfigError(f"reference_gallery must be one of the gallery sizes {sizes}, got {self.reference_gallery}")
+            raise ConfigError(
+                f"reference_gallery must be one of the gallery sizes {sizes}, got {self.reference_gallery}"
+            )
 
     @property
     def all_batch_sizes(self) -> tuple[int, ...]:

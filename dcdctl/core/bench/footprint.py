@@ -1,9 +1,10 @@
 """The size of a model: parameters, bytes and floating-point operations.
 
-torch counts the operations (`FlopCounterMode`) of the passes that are timed, two for a multiply-add. It counts matrix products,
-convolutions and attention. It leaves out softmax, norms, activations, additions, look-ups, interpolation and the search for the highest
-scores; these are few in a transformer, but they take time too. Two operations that torch leaves out are added here: attention on CPUs, and
-products of a matrix and a vector, such as a query vector with all vectors of an index.
+torch counts the operations (`FlopCounterMode`) of the passes that are timed, two for a multiply-add. It counts matrix
+products, convolutions and attention. It leaves out softmax, norms, activations, additions, look-ups, interpolation and
+the search for the highest scores; these are few in a transformer, but they take time too. Two operations that torch
+leaves out are added here: attention on CPUs, and products of a matrix and a vector, such as a query vector with all
+vectors of an index.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Foot
         num_floats, flops = bench_model.steps.index_floats(bench_model.images), _flops(bench_model)
     return Footprint(
         num_parameters=num_parameters(model.named_parameters()),
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items() if _is_saved(name)),
+        weight_bytes=sum(
+            tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items() if _is_saved(name)
+        ),
         flops=flops,
         index_bytes_per_million_images={name: round(MILLION * num_floats * size) for name, size in _SIZES.items()},
     )
@@ -101,7 +104,8 @@ def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Foot
 
 @contextmanager
 def _without_gradients(model: FusionScorer | DualEncoder) -> Iterator[None]:
-    """No parameter requires a gradient. In inference mode a view of one that does has no history, and torch's counter fails on it."""
+    """No parameter requires a gradient. In inference mode a view of one that does has no history, and torch's counter
+    fails on it."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

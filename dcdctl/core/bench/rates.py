@@ -131,7 +131,10 @@ def _batch_times(measurement: RateMeasurement, size: int) -> dict[str, BatchTime
     of_pairs = measurement.time(pairs)
     of_images = measurement.time(lambda model: lambda number: model.steps.encode_images(model.inputs.images[size]))
     of_texts = measurement.time(lambda model: lambda number: model.steps.encode_texts(model.inputs.texts[size]))
-    return {name: BatchTimes(pairs=of_pairs[name], images=of_images[name], texts=of_texts[name]) for name in measurement.models}
+    return {
+        name: BatchTimes(pairs=of_pairs[name], images=of_images[name], texts=of_texts[name])
+        for name in measurement.models
+    }
 
 
 def _rank(model: BenchModel) -> Work:
@@ -160,7 +163,8 @@ class QueryCurve:
     by_size: dict[int, QueryTiming] = field(default_factory=dict)
 
     def expected(self, count: int) -> Quantity:
-        """The time extrapolated from the largest timed gallery, after subtracting the caption; by the single steps if none was timed."""
+        """The time extrapolated from the largest timed gallery, after subtracting the caption; by the single steps if
+        none was timed."""
         text_s = self.rates.text.median
         largest = max((size for size, timing in self.by_size.items() if timing.sample is not None), default=0)
         if largest:
@@ -189,7 +193,9 @@ class QueryCurve:
         return work
 
 
-def queries(measurement: RateMeasurement, by_model: Mapping[str, Rates], *, is_cached: bool) -> dict[str, dict[int, QueryTiming]]:
+def queries(
+    measurement: RateMeasurement, by_model: Mapping[str, Rates], *, is_cached: bool
+) -> dict[str, dict[int, QueryTiming]]:
     """Query times by model and gallery size; extrapolated where timing would take too long."""
     config = measurement.config
     curves = {name: QueryCurve(model, by_model[name], is_cached) for name, model in measurement.models.items()}

@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # these measure with torch, and a report only reads the times
 
 Interval = tuple[float, float]
 PAPER_SPEED_UP = 129
-PAPER = 'Rao et al. 2023: at least 129x, "compared to the existing ITR models"; its abstract names no model, hardware or way of timing'
+PAPER = (
+    'Rao et al. 2023: at least 129x, "compared to the existing ITR models"; its abstract names no model, '
+    "hardware or way of timing"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +90,8 @@ class ModelTimes:
     pair_p95_ms: float
     pair_p99_ms: float
     latencies: dict[str, Latency]
-    """Latencies of a pair including encoding, one image, one caption, and a query over the encoded reference gallery (absent if
-    extrapolated)."""
+    """Latencies of a pair including encoding, one image, one caption, and a query over the encoded reference gallery
+    (absent if extrapolated)."""
     pairs_per_s: float
     """In batches of `settings.batch_size`, encoding included."""
     image_encode_ms: float
@@ -103,7 +106,9 @@ class ModelTimes:
     """None without fresh processes, and for other runtimes than torch."""
 
     def query(self, num_images: int, *, is_cached: bool) -> Duration:
-        return next(item.duration for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached))
+        return next(
+            item.duration for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +171,9 @@ class Bench:
         table: dict[str, Any] = to_table(self)
         settings = table["settings"]
         # The key of the file format, which is older than the name of the setting.
-        table["settings"] = {"headline_size" if name == "reference_gallery" else name: value for name, value in settings.items()}
+        table["settings"] = {
+            "headline_size" if name == "reference_gallery" else name: value for name, value in settings.items()
+        }
         return table
 
 
@@ -186,7 +193,10 @@ def query_time(num_images: int, timing: QueryTiming, *, is_cached: bool) -> Quer
     """The time of a query as plain values."""
     num_repeats = 0 if timing.sample is None else timing.sample.num_repeats
     duration = Duration(
-        seconds=timing.seconds.value, extrapolated=timing.sample is None, interval=timing.seconds.interval, num_repeats=num_repeats
+        seconds=timing.seconds.value,
+        extrapolated=timing.sample is None,
+        interval=timing.seconds.interval,
+        num_repeats=num_repeats,
     )
     return QueryTime(num_images=num_images, is_cached=is_cached, duration=duration)
 
@@ -213,7 +223,8 @@ class QueryTimes:
 
 
 def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes | None:
-    """The query time of the teacher or the student in a bench.json; None if there is no such file. InputError for a damaged one."""
+    """The query time of the teacher or the student in a bench.json; None if there is no such file. InputError for a
+    damaged one."""
     if not path.exists():
         return None
     document = artifacts.read_document(path, error=InputError, hint="run `dcdctl bench` again")
@@ -237,9 +248,12 @@ def _query_times(document: dict[str, Any], model: Literal["teacher", "student"])
         num_parameters=document[model]["num_parameters"],
         speed_up=None if model == "teacher" else durations["teacher"]["seconds"] / duration["seconds"],
         teacher_model=document["teacher_model"],
-        machine=f"{device}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch {machine['torch']}",
+        machine=f"{device}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch "
+        f"{machine['torch']}",
     )
 
 
 def _cached_query(queries: list[dict[str, Any]], num_images: int) -> dict[str, Any]:
-    return next(query["duration"] for query in queries if (query["num_images"], query["is_cached"]) == (num_images, True))
+    return next(
+        query["duration"] for query in queries if (query["num_images"], query["is_cached"]) == (num_images, True)
+    )

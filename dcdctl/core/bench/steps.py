@@ -54,7 +54,8 @@ class TimedModel(Protocol):
 
 
 class TimedFusion:
-    """A cross-encoder: every pair passes through the fusion layers, in batches. Its gallery repeats indices, not states."""
+    """A cross-encoder: every pair passes through the fusion layers, in batches. Its gallery repeats indices, not
+    states."""
 
     kind = "fusion"
 
@@ -88,7 +89,8 @@ class TimedFusion:
 
 
 class TimedDual:
-    """A dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as evaluation and search compute it."""
+    """A dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as evaluation and
+    search compute it."""
 
     kind = "dual"
 
@@ -176,7 +178,8 @@ def timed_model(model: FusionScorer | DualEncoder, batch_size: int) -> TimedMode
 
 
 def device_of(model: FusionScorer | DualEncoder) -> torch.device:
-    """The device of the first parameter; the CPU for a model without any, such as a Python function, whose own device is not known."""
+    """The device of the first parameter; the CPU for a model without any, such as a Python function, whose own device
+    is not known."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -190,7 +193,8 @@ def inputs_for(
     batch_sizes: Collection[int] = (),
     counts: Collection[int] = (),
 ) -> Inputs:
-    """The first images of a corpus with their captions, preprocessed: singly, in batches, and the remainders of `counts` images."""
+    """The first images of a corpus with their captions, preprocessed: singly, in batches, and the remainders of
+    `counts` images."""
     images = corpus.images(range(min(num_images, corpus.num_images)))
 
     def caption(k: int) -> str:
@@ -204,7 +208,10 @@ def inputs_for(
     sizes = {batch_size, *batch_sizes}
     remainders = {count % batch_size for count in counts} - {0}
     return Inputs(
-        singles=[(preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device)) for k, image in enumerate(images)],
+        singles=[
+            (preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device))
+            for k, image in enumerate(images)
+        ],
         images={count: image_batch(count) for count in sizes | remainders},
         texts={size: preprocess.texts([caption(k) for k in range(size)]).to(device) for size in sizes},
         batch_size=batch_size,

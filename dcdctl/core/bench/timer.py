@@ -1,11 +1,12 @@
 """A timer that waits for the device, models that are timed in turn, and bootstrap intervals of their times.
 
-A measurement consists of rounds. In each round every model does the same work, one after the other, fast ones several times. So a machine
-that is busy for a while slows all of them. The order in a round is random, because a short piece of work takes another time after a long
-one than before it.
+A measurement consists of rounds. In each round every model does the same work, one after the other, fast ones several
+times. So a machine that is busy for a while slows all of them. The order in a round is random, because a short piece of
+work takes another time after a long one than before it.
 
-Intervals are percentile bootstraps over rounds: rounds are resampled with replacement, the same for all models, and everything computed
-from the times is recomputed. They show how much a result depends on the moments that were timed, in this process, on this machine.
+Intervals are percentile bootstraps over rounds: rounds are resampled with replacement, the same for all models, and
+everything computed from the times is recomputed. They show how much a result depends on the moments that were timed, in
+this process, on this machine.
 
 Shape letters: N rounds, K repeats in a round, R resamples.
 """

@@ -27,7 +27,15 @@ from .images import (
     thumbnail,
     upright_rgb,
 )
-from .manifest import TEXT_FIELDS, FileSettings, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
+from .manifest import (
+    TEXT_FIELDS,
+    FileSettings,
+    Manifest,
+    choose_manifest,
+    find_manifest,
+    known_manifests,
+    manifests_folder,
+)
 from .prepare import CorpusSummary, PrepareOptions, prepare_corpus
 from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene

@@ -1,7 +1,9 @@
-"""The words of captions, and which captions have equal text: the one rule for false negatives, repeats in a corpus and BM25.
+"""The words of captions, and which captions have equal text: the one rule for false negatives, repeats in a corpus and
+BM25.
 
-Case, spacing, punctuation (Unicode categories P) and invisible format characters make no difference. Combining marks and symbols do: the
-vowel signs of Hindi tell "boy" from "girl", and an emoji or a plus sign can be all that a caption says.
+Case, spacing, punctuation (Unicode categories P) and invisible format characters make no difference. Combining marks
+and symbols do: the vowel signs of Hindi tell "boy" from "girl", and an emoji or a plus sign can be all that a caption
+says.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ _FORMS: dict[pa.DataType, re.Pattern[str]] = {
     pa.date32(): re.compile(_DAY),
     MOMENT: re.compile(rf"{_DAY}[T ]\d{{2}}:\d{{2}}(:\d{{2}}(\.\d+)?)?(Z|[+-]\d{{2}}:?\d{{2}})?"),
 }
-"""How the cells of a text file are written, by the type of their column; the first type whose form all cells have is taken."""
+"""How the cells of a text file are written, by the type of their column; the first type whose form all cells have is
+taken."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def read_columns(path: Path, chosen: Sequence[str] | None = None) -> ImageColumn
     InputError if the file cannot be read, names no images, or lacks a column, and for a name that a column cannot have.
     """
     hint = "a table of metadata is a .csv, .jsonl or .parquet file with a column that names images"
-    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
+    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}.get(
+        path.suffix.lower()
+    )
     if read is None:
         raise InputError(f"{path} is no table of metadata, its name ends with {path.suffix or 'nothing'!r}", hint=hint)
     try:
@@ -73,7 +76,9 @@ def read_columns(path: Path, chosen: Sequence[str] | None = None) -> ImageColumn
 
 def columns_of_table(table: pa.Table, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
     """The columns of a table in memory, as for `read_columns`."""
-    return columns_by_image({name: typed_column(table.column(name).combine_chunks()) for name in table.column_names}, where, chosen)
+    return columns_by_image(
+        {name: typed_column(table.column(name).combine_chunks()) for name in table.column_names}, where, chosen
+    )
 
 
 def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
@@ -82,20 +87,29 @@ def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = No
     names = None if key is None else cells[key]
     if names is None:
         found = ", ".join(list(cells)[:8]) or "none"
-        raise InputError(f"{where} names no images, its columns are {found:.300}", hint=f"one column must: {', '.join(KEYS)}")
+        raise InputError(
+            f"{where} names no images, its columns are {found:.300}", hint=f"one column must: {', '.join(KEYS)}"
+        )
     named = [name for name in cells if name not in KEYS]
     for name in chosen or ():
         if name not in named:
             near = difflib.get_close_matches(name, named, n=1)
-            known = f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
+            known = (
+                f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
+            )
             raise InputError(f"{where} has no column {name!r}", hint=known)
     kept = list(named if chosen is None else dict.fromkeys(chosen))
     for name in kept:
         if problem := problem_of_name(name):
-            raise InputError(f"the column {name!r:.80} of {where} {problem}", hint="rename it, or name the other columns with --columns")
+            raise InputError(
+                f"the column {name!r:.80} of {where} {problem}",
+                hint="rename it, or name the other columns with --columns",
+            )
     if not kept:
         raise InputError(f"{where} has no columns besides the names of images", hint="add some, such as year or owner")
-    return by_first_row([None if name is None else str(name) for name in names.to_pylist()], {name: cells[name] for name in kept}, where)
+    return by_first_row(
+        [None if name is None else str(name) for name in names.to_pylist()], {name: cells[name] for name in kept}, where
+    )
 
 
 def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | None], where: str) -> ImageColumns:
@@ -108,13 +122,19 @@ def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | No
     columns, notes = {}, []
     for name, column in cells.items():
         if column is None or column.null_count == len(column):
-            reason = "it has no values" if column is not None else "its values are not texts, numbers, dates, or true and false"
+            reason = (
+                "it has no values"
+                if column is not None
+                else "its values are not texts, numbers, dates, or true and false"
+            )
             notes.append(f"column {name} of {where} is left out: {reason}")
             continue
         columns[name] = column.take(pa.array(first.values(), pa.int64()))
         others = pc.indices_nonzero(pc.fill_null(pc.not_equal(column, column.take(of_image)), False))
         if count := len({images[row] for row in others.to_pylist()}):
-            notes.append(f"column {name} of {where} has several values for {count:,} images: the first row of an image counts")
+            notes.append(
+                f"column {name} of {where} has several values for {count:,} images: the first row of an image counts"
+            )
     return ImageColumns(list(first), pa.table(columns), where, tuple(notes))
 
 
@@ -124,11 +144,16 @@ def problem_of_name(name: str) -> str:
         return "has a name that the index itself uses"
     if not name or name != name.strip() or not name.isprintable() or '"' in name:
         return "has a name with quotation marks, or with blanks at an end, or without letters"
-    return f"has a name of more than {MAX_NAME_BYTES} bytes" if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES else ""
+    return (
+        f"has a name of more than {MAX_NAME_BYTES} bytes"
+        if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
+        else ""
+    )
 
 
 def typed_column(values: pa.Array) -> pa.Array | None:
-    """Values of Arrow as one of the types of columns; NaN, infinities and empty texts are missing. None for other types, such as lists."""
+    """Values of Arrow as one of the types of columns; NaN, infinities and empty texts are missing. None for other
+    types, such as lists."""
     type_ = values.type
     if isinstance(type_, pa.DictionaryType):
         return typed_column(values.dictionary_decode())
@@ -203,7 +228,9 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
             return typed_column(pa.array(values, pa.float64() if float in kinds else None))
         except (OverflowError, pa.ArrowInvalid):  # a number of more than 64 bits
             pass
-    return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string())
+    return pa.array(
+        [value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string()
+    )
 
 
 def _encoding(path: Path) -> str:
@@ -227,12 +254,18 @@ def _read_csv(path: Path) -> Cells:
         rows = []
         for row in reader:
             if len(row) > len(header):
-                found = f"{path} line {reader.line_num} has {len(row)} cells, and the first line names {len(header)} columns"
+                found = (
+                    f"{path} line {reader.line_num} has {len(row)} cells, and the first line names {len(header)} "
+                    "columns"
+                )
                 raise InputError(found, hint="a text with a comma needs quotation marks")
             if any(row):
                 rows.append([*row, *[""] * (len(header) - len(row))])
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)
-    return {name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(header, columns, strict=True)}
+    return {
+        name: pa.array(cells) if name in KEYS else from_cells(cells)
+        for name, cells in zip(header, columns, strict=True)
+    }
 
 
 def _read_jsonl(path: Path) -> Cells:
@@ -243,7 +276,9 @@ def _read_jsonl(path: Path) -> Cells:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} line {number} is not JSON: {error}", hint='for example {"image": "a.jpg", "year": 2020}') from error
+            raise InputError(
+                f"{path} line {number} is not JSON: {error}", hint='for example {"image": "a.jpg", "year": 2020}'
+            ) from error
         if not isinstance(value, dict):
             raise InputError(f"{path} line {number} is no object", hint='for example {"image": "a.jpg", "year": 2020}')
         rows.append(value)

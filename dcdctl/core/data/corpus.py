@@ -1,9 +1,9 @@
 """A prepared corpus: a folder of Parquet shards `SPLIT-00000-of-00003.parquet`, and `corpus.json`, written last.
 
-One row per image, in the order of the source. An image index is a row of its split; a caption index counts captions in row order.
-The fingerprint of a split covers ids, captions and image bytes, and not the division into shards. Opening a corpus reads corpus.json;
-a shard's SHA-256 is compared when the shard is first read. The folder may be a URL; the pages that are read are then compared with their
-CRC-32 instead.
+One row per image, in the order of the source. An image index is a row of its split; a caption index counts captions in
+row order. The fingerprint of a split covers ids, captions and image bytes, and not the division into shards. Opening a
+corpus reads corpus.json; a shard's SHA-256 is compared when the shard is first read. The folder may be a URL; the pages
+that are read are then compared with their CRC-32 instead.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ CORPUS = Kind(
 class Direction(StrEnum):
     """Direction of retrieval, named after what is retrieved.
 
-    Text retrieval: a query is an image, and its captions are found. Image retrieval: a query is a caption, and its image is found.
+    Text retrieval: a query is an image, and its captions are found. Image retrieval: a query is a caption, and its
+    image is found.
     """
 
     TEXT = "text"
@@ -139,7 +140,8 @@ def columns_name(split: str) -> str:
 
 
 def read_corpus_json(folder: Path) -> dict[str, Any]:
-    """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another format."""
+    """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another
+    format."""
     url, name = places.url_of(folder), f"{places.shown(folder)}/{CORPUS_FILE}"
     index = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
     config.check_document(_Contents, index, name, error=CorpusError, hint=CORPUS.remake)
@@ -152,7 +154,8 @@ def all_splits(folder: Path) -> str:
 
 
 def split_to_measure(folder: Path, trained: str) -> str:
-    """The split of a corpus to measure a model on that was trained on `trained`: test, else val, else one that it did not train on.
+    """The split of a corpus to measure a model on that was trained on `trained`: test, else val, else one that it did
+    not train on.
 
     The first split if it was trained on all.
     """
@@ -191,9 +194,12 @@ def _entry(folder: Path, entries: Mapping[str, Any], split: str, requested: str)
 
 
 class Corpus:
-    """A split of a prepared corpus, or several joined. Images are read on demand; safe to pickle, to fork and to share between threads."""
+    """A split of a prepared corpus, or several joined. Images are read on demand; safe to pickle, to fork and to share
+    between threads."""
 
-    def __init__(self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int
+    ) -> None:
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
         self.num_images = num_images
         self.whole: Corpus = self
@@ -207,7 +213,8 @@ class Corpus:
 
     @staticmethod
     def open(folder: Path | str, split: str, max_images: int | None = None) -> Corpus:
-        """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without that split.
+        """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without
+        that split.
 
         A folder may be a URL (`urls`), also as a Path. Its shards are then read by row groups, and not copied.
         `train+val` is the images of train, followed by those of val: one gallery with a fingerprint of its own.
@@ -221,11 +228,15 @@ class Corpus:
             if not is_remote:
                 CORPUS.check_part(folder, shard.file, shard.bytes)
             elif files.escapes_root(shard.file):
-                raise CorpusError(f"{places.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {shard.file}")
+                raise CorpusError(
+                    f"{places.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {shard.file}"
+                )
         prints = [entry["fingerprint"] for entry in entries]
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
         num_images = sum(entry["images"] for entry in entries)
-        corpus = Corpus(folder, split, name=index["name"], fingerprint=fingerprint, shards=shards, num_images=num_images)
+        corpus = Corpus(
+            folder, split, name=index["name"], fingerprint=fingerprint, shards=shards, num_images=num_images
+        )
         corpus._columns = [index["columns"][part] for part in split.split(JOIN) if part in index.get("columns", {})]
         for entry in corpus._columns if not is_remote else ():
             CORPUS.check_part(folder, entry["file"], entry["bytes"])
@@ -239,7 +250,9 @@ class Corpus:
         self.__dict__.update(state, _open=threading.local())
 
     def __repr__(self) -> str:
-        return f"Corpus({places.shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
+        return (
+            f"Corpus({places.shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
+        )
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -248,25 +261,32 @@ class Corpus:
 
     @cached_property
     def columns(self) -> pa.Table | None:
-        """The columns of the images, such as a year, one row per image; None for a corpus without, and for one at a URL."""
+        """The columns of the images, such as a year, one row per image; None for a corpus without, and for one at a
+        URL."""
         whole = self.whole
         if not whole._columns or self.is_remote:
             return None
         paths = [CORPUS.checked(self.folder / entry["file"], entry["sha256"]) for entry in whole._columns]
         table = pa.concat_tables([pq.read_table(path) for path in paths])
         if len(table) != whole.num_images:
-            raise CORPUS.damaged(paths[0], f"its columns have {len(table):,} rows, and the corpus has {whole.num_images:,} images")
+            raise CORPUS.damaged(
+                paths[0], f"its columns have {len(table):,} rows, and the corpus has {whole.num_images:,} images"
+            )
         return table.slice(0, self.num_images)
 
     @cached_property
     def image_paths(self) -> list[str]:
         """The path of each image's file in its source, relative to the folder or the archive of the images."""
-        return [path for column in self._column("image.path") for path in column.field("path").to_pylist()][: self.num_images]
+        return [path for column in self._column("image.path") for path in column.field("path").to_pylist()][
+            : self.num_images
+        ]
 
     @cached_property
     def captions(self) -> list[str]:
         """The text of each caption."""
-        return [text for column in self._column("captions") for text in column.flatten().to_pylist()][: self.num_captions]
+        return [text for column in self._column("captions") for text in column.flatten().to_pylist()][
+            : self.num_captions
+        ]
 
     @cached_property
     def caption_ids(self) -> npt.NDArray[np.int64]:
@@ -320,7 +340,9 @@ class Corpus:
         if max_images >= self.num_images:
             return self
         fingerprint = files.digest_of({"parent": self.fingerprint, "first": max_images})
-        first = Corpus(self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images)
+        first = Corpus(
+            self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images
+        )
         first.whole = self.whole
         return first
 
@@ -363,18 +385,22 @@ class Corpus:
         return shard, group, row - (group_ends[group - 1] if group else 0)
 
     def _group_bytes(self, shard: int, group: int) -> pa.Array:
-        """The image bytes of a row group. The last one is kept in memory: reading in order reads each row group once."""
+        """The image bytes of a row group. The last one is kept in memory: reading in order reads each row group
+        once."""
         self._file(shard)
         if self._open.group_key != (shard, group):
             # The old row group is released first, so that only one is in memory.
             self._open.group_key = self._open.group = None
             with self._readable(shard):
-                table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"], use_threads=not self.is_remote)
+                table = self._file(shard)[0].read_row_group(
+                    group, columns=["image.bytes"], use_threads=not self.is_remote
+                )
             self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")
         return self._open.group
 
     def _file(self, shard: int) -> tuple[Any, list[int]]:
-        """The open shard and the end of each row group. Opened once per process and thread, because they cannot share a file position."""
+        """The open shard and the end of each row group. Opened once per process and thread, because they cannot share a
+        file position."""
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
         if shard not in self._open.files:
@@ -384,16 +410,21 @@ class Corpus:
         return self._open.files[shard]
 
     def _open_remote(self, shard: int) -> pq.ParquetFile:
-        """A shard of a remote corpus. Its SHA-256 would take all its bytes: its size and rows are compared, and the CRC-32 of each page."""
+        """A shard of a remote corpus. Its SHA-256 would take all its bytes: its size and rows are compared, and the
+        CRC-32 of each page."""
         entry = self._shards[shard]
         where = f"{places.shown(self.folder)}/{entry.file}"
         stream = urls.open_file(f"{places.url_of(self.folder)}/{entry.file}")
         if stream.seek(0, os.SEEK_END) != entry.bytes:
-            raise CorpusError(f"{where} is damaged: it has {stream.tell():,} bytes, not {entry.bytes:,}", hint=_COPY_AGAIN)
+            raise CorpusError(
+                f"{where} is damaged: it has {stream.tell():,} bytes, not {entry.bytes:,}", hint=_COPY_AGAIN
+            )
         with self._readable(shard):
             file = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
         if file.metadata.num_rows != entry.rows:
-            raise CorpusError(f"{where} is damaged: it has {file.metadata.num_rows:,} rows, not {entry.rows:,}", hint=_COPY_AGAIN)
+            raise CorpusError(
+                f"{where} is damaged: it has {file.metadata.num_rows:,} rows, not {entry.rows:,}", hint=_COPY_AGAIN
+            )
         return file
 
     @contextmanager

@@ -1,4 +1,5 @@
-"""What is wrong with the rows of a corpus whose files are as they were written: counts, ids, images and the fingerprint."""
+"""What is wrong with the rows of a corpus whose files are as they were written: counts, ids, images and the
+fingerprint."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from dcdctl.core.progress import Advance
 
 
 def find_faults(corpus: Corpus, entry: Mapping[str, Any], advance: Advance) -> Iterator[str]:
-    """What is wrong with the rows of a whole split whose shards have the right checksums; `entry` is that of the split in corpus.json.
+    """What is wrong with the rows of a whole split whose shards have the right checksums; `entry` is that of the split
+    in corpus.json.
 
     Every image is decoded, ids and captions are counted, and the fingerprint is computed again.
     """

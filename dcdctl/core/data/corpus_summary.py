@@ -41,7 +41,9 @@ _SIGNATURES = {
     "BMP": rb"BM",
     "PPM": rb"P[1-7fF]\s",
 }
-_SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), head) for name, head in _SIGNATURES.items()), re.DOTALL)
+_SIGNATURE = re.compile(
+    b"|".join(b"(?P<%s>%s)" % (name.encode(), head) for name, head in _SIGNATURES.items()), re.DOTALL
+)
 # The end of the longest signature, that of WEBP.
 _SIGNATURE_BYTES = 12
 
@@ -98,7 +100,8 @@ class CorpusInspection:
 
 
 def artifact_kind(folder: Path) -> Kind:
-    """Whether a folder is a teacher cache or a corpus, finished or not, or an index; InputError if it is none of them."""
+    """Whether a folder is a teacher cache or a corpus, finished or not, or an index; InputError if it is none of
+    them."""
     kind = kind_of_folder(folder)
     # Of what dcdctl writes, only a corpus is read from a URL.
     if url_of(folder) is not None:
@@ -119,10 +122,15 @@ def artifact_kind(folder: Path) -> Kind:
         content = ", ".join(inside[:3]) + (f" and {len(inside) - 3:,} more" if len(inside) > 3 else "")
         problem = f"{folder} holds {content or 'nothing'}"
     expected = f"expected a corpus ({CORPUS_FILE}), a teacher cache (cache.json) or an index (index.json)"
-    raise InputError(f"{problem}; {expected}", hint="name a folder written by `dcdctl prepare`, `dcdctl cache-teacher` or `dcdctl index`")
+    raise InputError(
+        f"{problem}; {expected}",
+        hint="name a folder written by `dcdctl prepare`, `dcdctl cache-teacher` or `dcdctl index`",
+    )
 
 
-def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent) -> CorpusInspection:
+def summarize_corpus(
+    folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent
+) -> CorpusInspection:
     """The summary of a corpus, or of one split; CorpusError if there is no corpus, or if it is damaged."""
     index = read_corpus_json(folder)
     opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else index["splits"])}
@@ -184,7 +192,9 @@ def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
     """The rows of a split, a few at a time."""
     num_left = corpus.num_images
     for shard in range(corpus.num_shards):
-        batches = corpus.parquet_file(shard).iter_batches(batch_size=ROW_GROUP_ROWS, columns=_COLUMNS, use_threads=not corpus.is_remote)
+        batches = corpus.parquet_file(shard).iter_batches(
+            batch_size=ROW_GROUP_ROWS, columns=_COLUMNS, use_threads=not corpus.is_remote
+        )
         for batch in batches:
             yield batch.slice(0, num_left)
             num_left -= batch.num_rows
@@ -193,7 +203,9 @@ def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
 
 
 def _spread(values: NDArray[Any]) -> Spread:
-    return Spread(min=int(values.min()), mean=float(values.mean()), median=float(np.median(values)), max=int(values.max()))
+    return Spread(
+        min=int(values.min()), mean=float(values.mean()), median=float(np.median(values)), max=int(values.max())
+    )
 
 
 def format_of(head: bytes) -> str:

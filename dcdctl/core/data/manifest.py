@@ -39,7 +39,9 @@ from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import url_of
 
 TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
-_COUNTS_HINT = "results would not be comparable: find what is missing, drop the split with --splits, or add --set protocol=none"
+_COUNTS_HINT = (
+    "results would not be comparable: find what is missing, drop the split with --splits, or add --set protocol=none"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +88,14 @@ class Manifest:
     def __post_init__(self) -> None:
         check_splits("expected", self.expected)
         if not files.is_file_name(self.name):  # it names the folder of the corpus
-            raise ConfigError(f"name {self.name!r} is not the name of a folder", hint="write letters and digits, without / or ..")
+            raise ConfigError(
+                f"name {self.name!r} is not the name of a folder", hint="write letters and digits, without / or .."
+            )
         for name, file in self.files.items():
             if outside := next((other for other in file.also if files.escapes_root(other)), None):
-                raise ConfigError(f"files.{name}.also leads out of the folder of placed files ({outside!r})", hint="write a file name")
+                raise ConfigError(
+                    f"files.{name}.also leads out of the folder of placed files ({outside!r})", hint="write a file name"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,8 @@ class FileSettings:
     def default_name(self, path: Path) -> str:
         """The name of the folder, or else of a file of captions, without the characters that no folder may have.
 
-        >>> FileSettings().default_name(Path("dataset_birds.json")), FileSettings(folder=Path("data/my birds")).default_name(Path("a.csv"))
+        >>> FileSettings().default_name(Path("dataset_birds.json")),
+        ...     FileSettings(folder=Path("data/my birds")).default_name(Path("a.csv"))
         ('birds', 'my birds')
         """
         # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
@@ -135,12 +142,14 @@ def known_manifests() -> list[Manifest]:
 
 
 def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
-    """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known names."""
+    """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known
+    names."""
     path = Path(name) if name.endswith(".toml") else manifests_folder() / f"{name}.toml"
     if not path.is_file() or ("/" in name and not name.endswith(".toml")):
         names = ", ".join(item.stem for item in sorted(manifests_folder().glob("*.toml")))
         raise InputError(
-            f"no manifest {name!r}", hint=f"known: {names}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR"
+            f"no manifest {name!r}",
+            hint=f"known: {names}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR",
         )
     return _read_manifest(path, sets)
 
@@ -158,7 +167,10 @@ def choose_manifest(
     """The data set that the flags of `dcdctl prepare` name; InputError unless there is exactly one."""
     settings = settings or FileSettings()
     flags = {"--karpathy": karpathy, "--csv": csv, "--jsonl": jsonl}
-    given = [*(["a manifest"] if name is not None else []), *(flag for flag, value in flags.items() if value is not None)]
+    given = [
+        *(["a manifest"] if name is not None else []),
+        *(flag for flag, value in flags.items() if value is not None),
+    ]
     if len(given) != 1:
         problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
         message = f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl"
@@ -166,7 +178,8 @@ def choose_manifest(
     if name is not None:
         if images:
             raise InputError(
-                "--images goes with --karpathy, --csv or --jsonl", hint="a manifest names its own images; --from DIR says where they are"
+                "--images goes with --karpathy, --csv or --jsonl",
+                hint="a manifest names its own images; --from DIR says where they are",
             )
         return find_manifest(name, [*settings.to_sets(), *sets])
     if not images:
@@ -181,7 +194,9 @@ def choose_manifest(
     return _parse_manifest(config.apply_sets(table, [*settings.to_sets(), *sets]), settings.default_name(path), Path())
 
 
-def check_protocol(manifest: Manifest, counts: Mapping[str, SplitCounts], splits: Sequence[str], max_images: int | None) -> str:
+def check_protocol(
+    manifest: Manifest, counts: Mapping[str, SplitCounts], splits: Sequence[str], max_images: int | None
+) -> str:
     """The published protocol that a corpus with these counts reproduces, or "none: " and the reason.
 
     InputError if the counts of the test split differ from those of the papers, unless the corpus is limited on purpose.
@@ -201,7 +216,8 @@ def check_protocol(manifest: Manifest, counts: Mapping[str, SplitCounts], splits
 
 
 def path_fields(source: type[SourceConfig]) -> dict[str, Any]:
-    """The fields of a source that are paths, and their types: Path, Path | None, Paths, or a dict of Path or Paths by split.
+    """The fields of a source that are paths, and their types: Path, Path | None, Paths, or a dict of Path or Paths by
+    split.
 
     >>> from dcdctl.core.data.readers.lavis import LavisSource
     >>> list(path_fields(LavisSource))
@@ -255,7 +271,9 @@ def _parse_sources(table: Mapping[str, Any], files: Mapping[str, SourceFile], fo
     rest = {key: value for key, value in table.items() if key != "sources"}
     is_single = "sources" not in table
     if not is_single and rest:
-        raise ConfigError(f"{next(iter(rest))} is outside [[sources]]", hint="move the fields of a source into its [[sources]] table")
+        raise ConfigError(
+            f"{next(iter(rest))} is outside [[sources]]", hint="move the fields of a source into its [[sources]] table"
+        )
     tables = [rest] if is_single else table["sources"]
     if not isinstance(tables, list) or not tables or not all(isinstance(item, Mapping) for item in tables):
         raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
@@ -279,11 +297,14 @@ def _parse_source(table: Mapping[str, Any], files: Mapping[str, SourceFile], fol
         return Path(text) if text in files or url_of(text) is not None else folder / text
 
     fields = {key: value for key, value in table.items() if key != "format"}
-    return config.build(source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()})
+    return config.build(
+        source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()}
+    )
 
 
 def _to_paths(value: Any, hint: Any, to_path: Callable[[str], Path]) -> Any:
-    """A value of a manifest with paths in place of text; a single text may stand for a list. `config.build` checks all other values."""
+    """A value of a manifest with paths in place of text; a single text may stand for a list. `config.build` checks all
+    other values."""
     if isinstance(value, str):
         return [to_path(value)] if hint == Paths else to_path(value)
     if isinstance(value, list) and hint == Paths:

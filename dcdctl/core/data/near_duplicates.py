@@ -1,9 +1,11 @@
-"""Leakage between splits: images of one split that are also in another, as the same file or as a copy that was saved again.
+"""Leakage between splits: images of one split that are also in another, as the same file or as a copy that was saved
+again.
 
-Files are compared by the SHA-256 of their bytes, images by `images.difference_hash`. A match is a hint for a person, not a verdict. Among
-24 million pairs of Flickr8k photos, two were within 6 bits: one photo twice (0 bits) and one scene photographed twice (5 bits). Pairs at 7
-to 9 bits had nothing in common. Copies at JPEG quality 50, at half the size, or enlarged stay within 3 bits in 98 of 100 cases; copies with
-1% cut off each side in 86, with 2% in 54. Heavier cropping and mirroring are not found.
+Files are compared by the SHA-256 of their bytes, images by `images.difference_hash`. A match is a hint for a person,
+not a verdict. Among 24 million pairs of Flickr8k photos, two were within 6 bits: one photo twice (0 bits) and one scene
+photographed twice (5 bits). Pairs at 7 to 9 bits had nothing in common. Copies at JPEG quality 50, at half the size, or
+enlarged stay within 3 bits in 98 of 100 cases; copies with 1% cut off each side in 86, with 2% in 54. Heavier cropping
+and mirroring are not found.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 
 PAIRS = (("test", "train"), ("val", "train"), ("test", "val"))
 NEAR_BITS = 3
-"""Images count as near up to this distance. At COCO's size (5,000 by 113,287 photos), extrapolation gives a few to ten unlike pairs."""
+"""Images count as near up to this distance. At COCO's size (5,000 by 113,287 photos), extrapolation gives a few to ten
+unlike pairs."""
 NUM_EXAMPLES = 5
 _BLOCK = 1 << 16
 """Pairs of hashes compared at a time, so that the intermediate results stay in the processor's cache."""
@@ -88,9 +91,11 @@ def find_leakage(splits: Mapping[str, SplitImages], near_bits: int = NEAR_BITS) 
 
 
 def leakage_facts(leakage: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, in words, of a `Leakage` as saved in `corpus.json`; empty if no split shares an image with another.
+    """Names and values, in words, of a `Leakage` as saved in `corpus.json`; empty if no split shares an image with
+    another.
 
-    >>> leakage_facts({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}}})
+    >>> leakage_facts({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a",
+    ...     "like": "b", "bits": None}]}}})
     [('images of test in train', '1 the same file, 0 look the same; the first: a and b')]
     """
     facts = []
@@ -105,8 +110,11 @@ def leakage_facts(leakage: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def nearest_hashes(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each hash of A: the index of the nearest hash of B, the first of equally near ones, and the number of bits in which they differ.
+def nearest_hashes(
+    hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each hash of A: the index of the nearest hash of B, the first of equally near ones, and the number of bits in
+    which they differ.
 
     >>> index, bits = nearest_hashes(np.array([7, 8], np.uint64), np.array([0, 3], np.uint64))
     >>> index.tolist(), bits.tolist()
@@ -135,7 +143,11 @@ def _overlap(held_out: SplitImages, other: SplitImages, near_bits: int) -> Overl
     same_rows = {row for row, _ in same}
     nearest, bits = nearest_hashes(held_out.hashes, other.hashes)
     near = [row for row in np.flatnonzero(bits <= near_bits).tolist() if row not in same_rows]
-    examples = [Match(image=held_out.image_ids[row], like=other.image_ids[copy], bits=None) for row, copy in same[:NUM_EXAMPLES]]
+    examples = [
+        Match(image=held_out.image_ids[row], like=other.image_ids[copy], bits=None) for row, copy in same[:NUM_EXAMPLES]
+    ]
     for row in near[: NUM_EXAMPLES - len(examples)]:
-        examples.append(Match(image=held_out.image_ids[row], like=other.image_ids[int(nearest[row])], bits=int(bits[row])))
+        examples.append(
+            Match(image=held_out.image_ids[row], like=other.image_ids[int(nearest[row])], bits=int(bits[row]))
+        )
     return Overlap(same_file=len(same), near=len(near), examples=tuple(examples))

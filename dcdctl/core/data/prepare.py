@@ -1,7 +1,8 @@
-"""Preparation of a corpus from raw files: threads decode every image once, to find damaged ones; rows keep the source's order.
+"""Preparation of a corpus from raw files: threads decode every image once, to find damaged ones; rows keep the source's
+order.
 
-A shard holds a fixed range of source rows. `prepare.json` notes the finished shards, so that a killed run resumes. `corpus.json` is written
-last, and `prepare.json` is removed then.
+A shard holds a fixed range of source rows. `prepare.json` notes the finished shards, so that a killed run resumes.
+`corpus.json` is written last, and `prepare.json` is removed then.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.threads import read_in_threads
 
 AHEAD_PER_WORKER = 8
-"""Images read ahead per worker: enough to keep it busy while a shard is written, few enough that large photos do not fill the memory."""
+"""Images read ahead per worker: enough to keep it busy while a shard is written, few enough that large photos do not
+fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +107,17 @@ class CorpusSummary:
     def __str__(self) -> str:
         lines = [f"{self.name}: {'already prepared in' if self.already_there else 'prepared in'} {self.folder}"]
         for split, entry in self.splits.items():
-            lines.append(f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint {entry['fingerprint'][:8]}")
+            lines.append(
+                f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint "
+                f"{entry['fingerprint'][:8]}"
+            )
         lines.append(f"  protocol: {self.protocol}")
         lines += [f"  {name}: {value}" for name, value in near_duplicates.leakage_facts(self.leakage)]
         lines += [f"  {note}" for note in self.notes]
         if self.skipped:
-            lines.append(f"  {len(self.skipped):,} rows skipped, listed in {CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
+            lines.append(
+                f"  {len(self.skipped):,} rows skipped, listed in {CORPUS_FILE}; the first: {self.skipped[0]['reason']}"
+            )
         lines.append(f"  next: {self.next_step}")
         return "\n".join(lines)
 
@@ -125,15 +132,17 @@ def prepare_corpus(
 ) -> CorpusSummary:
     """Write a corpus, or resume an interrupted one; does nothing if the corpus is finished.
 
-    InputError if a row cannot be used, or if the test split is not the one of the manifest's protocol; StaleError if another run is
-    writing to the folder, or if the folder holds something else.
+    InputError if a row cannot be used, or if the test split is not the one of the manifest's protocol; StaleError if
+    another run is writing to the folder, or if the folder holds something else.
     """
     options = options or PrepareOptions()
     CORPUS.check_folder(out)
     located = source_files.locate(manifest, source_options or SourceOptions(), track)
     check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
     listing = list_source(located.source, check)
-    listed = {split: SplitCounts(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
+    listed = {
+        split: SplitCounts(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()
+    }
     # Before any image is read, and again below, because damaged images may be skipped.
     check_protocol(manifest, listed, options.splits, options.max_images)
     # `licence` is the key of corpus.json format 1.
@@ -141,14 +150,19 @@ def prepare_corpus(
     plan |= {"citation": manifest.citation, "source": dict(listing.provenance), "counts": dict(listing.counts)}
     plan |= {"options": options.to_plan()}
     digest = files.digest_of(plan)
-    # Shards of other library versions are not mixed, because their bytes may differ. A finished corpus is valid with any version.
-    build = Build(out, {"format": CORPUS.format, "plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}, CORPUS)
+    # Shards of other library versions are not mixed, because their bytes may differ. A finished corpus is valid with
+    # any version.
+    build = Build(
+        out, {"format": CORPUS.format, "plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}, CORPUS
+    )
     with build.lock():
         if build.is_sealed:
             return _already_there(out, digest)
         splits, skipped = _write_splits(listing, build, options, track)
         entries = {split: _entry(shards) for split, shards in splits.items()}
-        written = {split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
+        written = {
+            split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()
+        }
         index: dict[str, Any] = {"format": CORPUS.format, "name": manifest.name, "splits": entries}
         index |= {"protocol": check_protocol(manifest, written, options.splits, options.max_images)}
         index |= {"leakage": config.to_table(_find_leakage(splits))}
@@ -156,7 +170,9 @@ def prepare_corpus(
         index |= {"licence": manifest.license, "citation": manifest.citation, "homepage": manifest.homepage}
         index |= {"skipped": config.to_table(skipped), "plan": digest}
         if (kept := listing.columns) is not None:
-            index["columns"] = {split: _write_columns(out / columns_name(split), kept, shards) for split, shards in splits.items()}
+            index["columns"] = {
+                split: _write_columns(out / columns_name(split), kept, shards) for split, shards in splits.items()
+            }
         names = [entry["file"] for entry in index.get("columns", {}).values()]
         build.seal(index, [*names, *(shard.entry["file"] for shards in splits.values() for shard in shards)])
     notes = [] if kept is None else [f"columns: {', '.join(kept.table.column_names)}", *kept.notes]
@@ -167,7 +183,11 @@ def _write_columns(path: Path, columns: ImageColumns, shards: Sequence[Shard]) -
     """Write the columns of a split's images, in their order. Returns the entry in corpus.json."""
     ids = pa.array([image_id for shard in shards for image_id in shard.image_ids], pa.string())
     with files.atomic_path(path) as partial:
-        pq.write_table(columns.table.take(pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))), partial, compression="zstd")
+        pq.write_table(
+            columns.table.take(pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))),
+            partial,
+            compression="zstd",
+        )
     return {"file": path.name, **seal_of(path)}
 
 
@@ -199,7 +219,11 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield f"held out: nothing, because {hold_out['share']:.0%} of so few images is less than one"
     if (encoding := source.get("encoding")) is not None:
-        example = f"; if this caption is wrong, name another with --encoding: {encoding['example']}" if encoding["example"] else ""
+        example = (
+            f"; if this caption is wrong, name another with --encoding: {encoding['example']}"
+            if encoding["example"]
+            else ""
+        )
         yield f"{source['pairs']['file']} was read as {encoding['name']}{example}"
 
 
@@ -219,7 +243,8 @@ def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class Shard:
-    """A finished shard: its entry in corpus.json, and what its split's counts, fingerprint and duplicates are computed from."""
+    """A finished shard: its entry in corpus.json, and what its split's counts, fingerprint and duplicates are computed
+    from."""
 
     entry: dict[str, Any] = field(default_factory=dict)
     captions: int = 0
@@ -248,14 +273,19 @@ class ShardProgress:
 
     @staticmethod
     def load(build: Build) -> ShardProgress:
-        """The shards of an earlier run of the same plan with the same library versions; those of another plan are removed."""
+        """The shards of an earlier run of the same plan with the same library versions; those of another plan are
+        removed."""
         shards = build.begin(restart=True).get("shards", {})
         build.clean(shards)  # a shard that is not noted may be of another plan
         return ShardProgress(build=build, shards=shards)
 
     def add(self, shard: Shard) -> None:
         hashes = [f"{value:016x}" for value in shard.hashes]
-        self.shards[shard.entry["file"]] = {"entry": shard.entry, "skipped": config.to_table(shard.skipped), "hashes": hashes}
+        self.shards[shard.entry["file"]] = {
+            "entry": shard.entry,
+            "skipped": config.to_table(shard.skipped),
+            "hashes": hashes,
+        }
         self.build.note(shards=self.shards)
 
     def finished(self, name: str) -> Shard | None:
@@ -264,15 +294,21 @@ class ShardProgress:
         if known is None or self.build.missing([name]) or sha256_of(path) != known["entry"]["sha256"]:
             return None
         # The hashes come from the notes, because computing them again would decode every image.
-        hashes, skipped = [int(value, 16) for value in known["hashes"]], [SkippedRow(**skip) for skip in known["skipped"]]
+        hashes, skipped = (
+            [int(value, 16) for value in known["hashes"]],
+            [SkippedRow(**skip) for skip in known["skipped"]],
+        )
         shard = Shard(entry=known["entry"], hashes=hashes, skipped=skipped)
         for row in read_shard(path):
             shard.add(row)
         return shard
 
 
-def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track: Track) -> tuple[dict[str, list[Shard]], list[SkippedRow]]:
-    """The shards of each split, written unless an earlier run did, and the skipped rows; InputError for an empty split."""
+def _write_splits(
+    listing: Listing, build: Build, options: PrepareOptions, track: Track
+) -> tuple[dict[str, list[Shard]], list[SkippedRow]]:
+    """The shards of each split, written unless an earlier run did, and the skipped rows; InputError for an empty
+    split."""
     progress = ShardProgress.load(build)
     num_images = sum(listing.counts.values())
     splits: dict[str, list[Shard]] = {}
@@ -311,7 +347,9 @@ def _write_shard(path: Path, rows: Sequence[SourceRow], options: PrepareOptions,
             elif options.on_error == "skip":
                 shard.skipped.append(SkippedRow(row=row.where, image=row.path, reason=result.reason))
             else:
-                raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
+                raise InputError(
+                    f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT
+                )
 
     # Closed here, because the traceback of an error would keep the generator, and with it the threads.
     with closing(_check_images([row.image_file for row in rows], options)) as results:

@@ -1,12 +1,12 @@
 """The built-in corpus: drawn images of a few objects, with captions that state the relation of two of them.
 
-A scene has three to five objects on a 4 x 4 grid, with different shapes and different colors. Scenes come in families of four with the same
-shapes, colors and sizes: the first scene; the same with every position reflected through the center, which inverts every relation; the same
-with each color moved to the next object; and both. A caption names two objects and their relation. It is true of one member of the family
-only, although its words fit all four.
+A scene has three to five objects on a 4 x 4 grid, with different shapes and different colors. Scenes come in families
+of four with the same shapes, colors and sizes: the first scene; the same with every position reflected through the
+center, which inverts every relation; the same with each color moved to the next object; and both. A caption names two
+objects and their relation. It is true of one member of the family only, although its words fit all four.
 
-Everything is a function of (seed, split, index). A hash of a family's objects decides its split, so the train, val and test scenes of any
-two seeds are disjoint.
+Everything is a function of (seed, split, index). A hash of a family's objects decides its split, so the train, val and
+test scenes of any two seeds are disjoint.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny"), "larg
 ANY = None
 """For a relation that does not depend on an axis."""
 EXACT_SHARE, SIZE_SHARE, QUARTER_SHARE = 0.85, 0.95, 0.5
-"""Shares of captions with a relation in both axes, of objects named with their size, of subjects named with their quarter. They are so high
-because captions must tell 500 test scenes apart: a model that understands everything reaches at least 95 R@1."""
+"""Shares of captions with a relation in both axes, of objects named with their size, of subjects named with their
+quarter. They are so high because captions must tell 500 test scenes apart: a model that understands everything reaches
+at least 95 R@1."""
 TEMPLATES = (
     "a {subject} is {relation} a {object}",
     "the {subject} sits {relation} the {object}",
@@ -55,7 +56,8 @@ RADIUS_IN_CELLS = {"small": 0.28, "large": 0.46}
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object; `column` and `row` are its grid cell, `shift` its offset from the center of the cell, in cells."""
+    """One drawn object; `column` and `row` are its grid cell, `shift` its offset from the center of the cell, in
+    cells."""
 
     shape: str
     color: str
@@ -130,8 +132,11 @@ class Mention:
         )
 
     def agreement(self, scene: Scene) -> int:
-        """How well the best object of a scene agrees, from 0 to 3: 1 for the shape, 1 for the color, and 1 if everything fits."""
-        return max((thing.shape == self.shape) + (thing.color == self.color) + self.fits(thing) for thing in scene.objects)
+        """How well the best object of a scene agrees, from 0 to 3: 1 for the shape, 1 for the color, and 1 if
+        everything fits."""
+        return max(
+            (thing.shape == self.shape) + (thing.color == self.color) + self.fits(thing) for thing in scene.objects
+        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,9 @@ def _draw_family(rng: random.Random, split: str) -> list[Scene]:
         first = _draw_scene(rng)
         if split_of(first) == split:
             break
-    reflected = tuple(replace(thing, column=GRID - 1 - thing.column, row=GRID - 1 - thing.row) for thing in first.objects)
+    reflected = tuple(
+        replace(thing, column=GRID - 1 - thing.column, row=GRID - 1 - thing.row) for thing in first.objects
+    )
     return [
         Scene(_jitter(rng, objects), rng.choice(BACKGROUNDS))
         for objects in (first.objects, reflected, _rotate_colors(first.objects), _rotate_colors(reflected))
@@ -233,11 +240,15 @@ def _write_statements(rng: random.Random, scene: Scene, count: int) -> tuple[Sta
 
 def _write_statement(rng: random.Random, subject: SceneObject, thing: SceneObject) -> Statement:
     exact = rng.random() < EXACT_SHARE
-    true_relations = [name for name, relation in RELATIONS.items() if relation.is_exact == exact and relation.holds(subject, thing)]
+    true_relations = [
+        name for name, relation in RELATIONS.items() if relation.is_exact == exact and relation.holds(subject, thing)
+    ]
     relation = rng.choice(true_relations)
     subject_text, subject_mention = _mention(rng, subject, quarter_share=QUARTER_SHARE)
     object_text, object_mention = _mention(rng, thing, quarter_share=0.0)
-    text = rng.choice(TEMPLATES).format(subject=subject_text, object=object_text, relation=rng.choice(RELATIONS[relation].phrases))
+    text = rng.choice(TEMPLATES).format(
+        subject=subject_text, object=object_text, relation=rng.choice(RELATIONS[relation].phrases)
+    )
     text = text.replace("a orange", "an orange")
     return Statement(text, subject_mention, relation, object_mention)
 
@@ -310,12 +321,16 @@ def _paint_circle(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float
     _paint_disc(canvas, x, y, 0.95 * radius, color)
 
 
-def _paint_ring(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color) -> None:
+def _paint_ring(
+    canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color
+) -> None:
     _paint_disc(canvas, x, y, radius, color)
     _paint_disc(canvas, x, y, 0.55 * radius, background)
 
 
-def _paint_moon(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color) -> None:
+def _paint_moon(
+    canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color
+) -> None:
     _paint_disc(canvas, x, y, 0.95 * radius, color)
     _paint_disc(canvas, x + 0.45 * radius, y - 0.1 * radius, 0.75 * radius, background)
 
@@ -323,7 +338,10 @@ def _paint_moon(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, 
 def _paint_heart(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
     for side in (-1, 1):
         _paint_disc(canvas, x + side * 0.45 * radius, y - 0.35 * radius, 0.5 * radius, color)
-    canvas.polygon([(x - 0.9 * radius, y - 0.13 * radius), (x + 0.9 * radius, y - 0.13 * radius), (x, y + 0.95 * radius)], fill=color)
+    canvas.polygon(
+        [(x - 0.9 * radius, y - 0.13 * radius), (x + 0.9 * radius, y - 0.13 * radius), (x, y + 0.95 * radius)],
+        fill=color,
+    )
 
 
 _PAINTERS: dict[str, Painter] = {

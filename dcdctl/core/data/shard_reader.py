@@ -1,4 +1,5 @@
-"""The samples of one shard of a stream, in order: a WebDataset tar or a Parquet file with images, read from start to end."""
+"""The samples of one shard of a stream, in order: a WebDataset tar or a Parquet file with images, read from start to
+end."""
 
 from __future__ import annotations
 
@@ -86,9 +87,12 @@ Found = StreamSample | UnusableSample
 
 
 def open_shard(place: str) -> Shard:
-    """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known ending."""
+    """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known
+    ending."""
     if not places.shown(place).endswith(FORMATS):
-        raise InputError(f"{places.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}")
+        raise InputError(
+            f"{places.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}"
+        )
     facts = urls.facts_of(place)
     return Shard(place=place, size=facts.size, version=facts.version)
 
@@ -117,7 +121,9 @@ def _tar_samples(shard: Shard) -> Iterator[Found]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 yield from _grouped(shard, archive, file)
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            raise InputError(f"{shard.name} cannot be read as a tar ({error})", hint=f"expected an uncompressed tar; {_CUT_OFF}") from error
+            raise InputError(
+                f"{shard.name} cannot be read as a tar ({error})", hint=f"expected an uncompressed tar; {_CUT_OFF}"
+            ) from error
 
 
 def _grouped(shard: Shard, archive: tarfile.TarFile, file: Any) -> Iterator[Found]:
@@ -141,7 +147,8 @@ def _grouped(shard: Shard, archive: tarfile.TarFile, file: Any) -> Iterator[Foun
 
 
 def _check_end(shard: Shard, end: int, file: Any) -> None:
-    """InputError unless a tar ends with a block of zeros: tarfile also takes a damaged header, and the end of the file, for its end."""
+    """InputError unless a tar ends with a block of zeros: tarfile also takes a damaged header, and the end of the file,
+    for its end."""
     file.seek(end)
     block = file.read(TAR_BLOCK_BYTES)
     if not block or block.strip(b"\0"):
@@ -181,7 +188,10 @@ class _TarSample:
             if self.refused:
                 raise RowError(self.refused)
             return StreamSample(
-                self.shard, self.key, self.parts[require_image(self.parts)], captions_of(self.parts, self.parts.__getitem__)
+                self.shard,
+                self.key,
+                self.parts[require_image(self.parts)],
+                captions_of(self.parts, self.parts.__getitem__),
             )
         except RowError as error:
             return UnusableSample(self.shard, self.key, str(error))
@@ -237,9 +247,13 @@ def _rows(shard: Shard, file: pq.ParquetFile, group: int, names: list[str]) -> I
         raise InputError(f"row group {group} of {shard.name} cannot be read ({error})", hint=_CUT_OFF) from error
 
 
-def _row_sample(shard: Shard, row: int, value: dict[str, Any], image_column: str, caption_columns: tuple[str, ...]) -> Found:
+def _row_sample(
+    shard: Shard, row: int, value: dict[str, Any], image_column: str, caption_columns: tuple[str, ...]
+) -> Found:
     key = f"row {row}"
     try:
-        return StreamSample(shard.name, key, image_bytes_of_row(value[image_column]), captions_of_row(value, caption_columns))
+        return StreamSample(
+            shard.name, key, image_bytes_of_row(value[image_column]), captions_of_row(value, caption_columns)
+        )
     except RowError as error:
         return UnusableSample(shard.name, key, str(error))

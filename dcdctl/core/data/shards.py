@@ -36,7 +36,10 @@ _COLUMNS = [
     ("captions", pa.list_(pa.string())),
     ("caption_ids", pa.list_(pa.int64())),
 ]
-SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})})
+SCHEMA = pa.schema(
+    _COLUMNS,
+    metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})},
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +78,12 @@ def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
     """Write rows to a shard atomically, and yield each row once it is written."""
     # Not the image bytes, which are compressed already.
     options = {"use_dictionary": False, "write_statistics": ["image_id"], "write_page_checksum": True}
-    compression = {"image_id": "zstd", "image.path": "zstd", "captions.list.element": "zstd", "caption_ids.list.element": "zstd"}
+    compression = {
+        "image_id": "zstd",
+        "image.path": "zstd",
+        "captions.list.element": "zstd",
+        "caption_ids.list.element": "zstd",
+    }
     with (
         files.atomic_path(path) as partial,
         pq.ParquetWriter(partial, SCHEMA, compression=compression, **options) as writer,

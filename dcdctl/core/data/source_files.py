@@ -46,7 +46,8 @@ class LocatedSource:
 
 
 def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) -> LocatedSource:
-    """The first source with all its files; SourceError gives the reason for each source, and which files to place where."""
+    """The first source with all its files; SourceError gives the reason for each source, and which files to place
+    where."""
     names = _sources_to_try(manifest, options)
     failures: list[str] = []
     for name in names:
@@ -55,10 +56,14 @@ def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) ->
         except SourceError as error:
             failures.append(f"{name}: {error}")
             continue
-        return dataclasses.replace(located, notes=(*(f"skipped source {failure}" for failure in failures), *located.notes))
+        return dataclasses.replace(
+            located, notes=(*(f"skipped source {failure}" for failure in failures), *located.notes)
+        )
     if len(names) == 1:
         raise SourceError(f"{manifest.name} from {failures[0]}", hint=_placing_hint(manifest, names))
-    raise SourceError(f"no source of {manifest.name} is available", hint=_placing_hint(manifest, names), details=failures)
+    raise SourceError(
+        f"no source of {manifest.name} is available", hint=_placing_hint(manifest, names), details=failures
+    )
 
 
 def files_needed(manifest: Manifest, name: str) -> list[str]:
@@ -78,7 +83,8 @@ def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | N
 
 
 def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
-    """The names of sources in the order in which they are tried: those with the fewest files missing from the folder first."""
+    """The names of sources in the order in which they are tried: those with the fewest files missing from the folder
+    first."""
     if options.source:
         if options.source not in manifest.sources:
             message = f"{manifest.name} has no source {options.source!r}"
@@ -88,9 +94,12 @@ def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
     if options.placed is None:
         return names
     if not options.placed.is_dir():
-        raise InputError(f"{options.placed} is not a folder", hint="--from takes a folder with the files that were placed by hand")
+        raise InputError(
+            f"{options.placed} is not a folder", hint="--from takes a folder with the files that were placed by hand"
+        )
     missing = {
-        name: [file for file in files_needed(manifest, name) if not _placed_files(manifest.files[file], file, options)] for name in names
+        name: [file for file in files_needed(manifest, name) if not _placed_files(manifest.files[file], file, options)]
+        for name in names
     }
     if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
         raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_placing_hint(manifest, names))
@@ -123,7 +132,10 @@ def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track:
     for file in needed:
         if placed[file]:
             paths[file] = placed[file]
-            notes += [f"{path.name}: placed by hand, {_check_placed(path, manifest.files[file], track)}" for path in paths[file]]
+            notes += [
+                f"{path.name}: placed by hand, {_check_placed(path, manifest.files[file], track)}"
+                for path in paths[file]
+            ]
             continue
         remote_files = _remote_files(manifest.files[file], options.offline)
         fetched = [cache.fetch_file(remote, offline=options.offline, track=track) for remote in remote_files]
@@ -143,7 +155,8 @@ def _remote_files(file: SourceFile, offline: bool) -> list[RemoteFile]:
 def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
     """Compare a placed file with its known checksum; the result in words.
 
-    A difference is not an error, because archives may be packed again. The counts and every image are checked in any case.
+    A difference is not an error, because archives may be packed again. The counts and every image are checked in any
+    case.
     """
     if path.is_dir():
         return "a folder, not checked"
@@ -179,7 +192,9 @@ def _fetch(url: str, options: SourceOptions, track: Track) -> Path:
     if url.startswith(("http://", "https://", "hf://")) and "?" not in url:
         return cache.fetch_file(RemoteFile(url=url), offline=options.offline, track=track).path
     if options.offline:
-        raise SourceError(f"{shown(url)} is looked up before it is read, and --offline is set", hint="leave --offline out")
+        raise SourceError(
+            f"{shown(url)} is looked up before it is read, and --offline is set", hint="leave --offline out"
+        )
     return copy_to(url, cache.cache_folder() / "downloads", track)
 
 
@@ -199,4 +214,6 @@ def _with_paths(source: SourceConfig, files_of: Callable[[Path], list[Path]]) ->
 def _placing_hint(manifest: Manifest, names: list[str]) -> str:
     """The hint that names the files to place in a folder, for the source that needs the fewest."""
     fewest = min((files_needed(manifest, name) for name in names if files_needed(manifest, name)), key=len, default=[])
-    return f"or place {' and '.join(fewest)} in a folder and add --from FOLDER" if fewest else "see dcdctl prepare --list"
+    return (
+        f"or place {' and '.join(fewest)} in a folder and add --from FOLDER" if fewest else "see dcdctl prepare --list"
+    )

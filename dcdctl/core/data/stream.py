@@ -1,11 +1,13 @@
-"""A stream of captioned images from shards that need not fit into memory or on the disk, in a random order that is a function of the seed.
+"""A stream of captioned images from shards that need not fit into memory or on the disk, in a random order that is a
+function of the seed.
 
-In each epoch the shards are permuted, and their samples, one shard after another, are cut into windows. A window is shuffled in memory and
-cut into batches; the images of the last batch of an epoch are left out if they do not fill it. One window is in use while a thread reads
-the next, so memory holds two windows of image files, however many shards there are.
+In each epoch the shards are permuted, and their samples, one shard after another, are cut into windows. A window is
+shuffled in memory and cut into batches; the images of the last batch of an epoch are left out if they do not fill it.
+One window is in use while a thread reads the next, so memory holds two windows of image files, however many shards
+there are.
 
-A tar does not say how many samples it has. Counts are learned where a shard is read to its end, and a stream that knows the counts of all
-earlier shards starts at any step without reading them.
+A tar does not say how many samples it has. Counts are learned where a shard is read to its end, and a stream that knows
+the counts of all earlier shards starts at any step without reading them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from dcdctl.core import files
 from dcdctl.core.config import AtLeast, Share, check_fields
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
-from dcdctl.core.data.shard_reader import FORMATS, Found, Shard, StreamSample, UnusableSample, count_rows, open_shard, read_samples
+from dcdctl.core.data.shard_reader import (
+    FORMATS,
+    Found,
+    Shard,
+    StreamSample,
+    UnusableSample,
+    count_rows,
+    open_shard,
+    read_samples,
+)
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.places import shown
 
@@ -38,9 +49,11 @@ class StreamConfig:
     """The `[stream]` table: the order of a training on shards."""
 
     window: Annotated[int, AtLeast(2)] = 8192
-    """Images that are in memory and shuffled together, as files; rounded down to whole batches. Two windows are in memory."""
+    """Images that are in memory and shuffled together, as files; rounded down to whole batches. Two windows are in
+    memory."""
     on_error: Literal["stop", "skip"] = "stop"
-    """stop: a sample that cannot be used is an error. skip: it is left out and counted; each image is then decoded once more."""
+    """stop: a sample that cannot be used is an error. skip: it is left out and counted; each image is then decoded once
+    more."""
     max_skipped: Share = 0.1
     """skip: the largest share of a shard's samples that may be left out."""
     image_column: str = "image"
@@ -123,7 +136,8 @@ class ShardStream:
         return {shard.name: f"{shard.size:,} bytes, version {shard.version or 'unknown'}" for shard in self.shards}
 
     def batches_per_epoch(self) -> float | None:
-        """Batches in a pass over all shards, from the footers of Parquet files; None if there are tars, whose samples are not known."""
+        """Batches in a pass over all shards, from the footers of Parquet files; None if there are tars, whose samples
+        are not known."""
         if any(shard.is_tar for shard in self.shards):
             return None
         with ThreadPoolExecutor(OPENERS) as pool:
@@ -140,7 +154,8 @@ class ShardStream:
         return order
 
     def first_window(self) -> list[StreamSample]:
-        """The samples of the first window, unshuffled; they stay in memory until the batches of the training are read."""
+        """The samples of the first window, unshuffled; they stay in memory until the batches of the training are
+        read."""
         if self._first is None:
             self._first = next(self._windows(0, 0, threading.Event()), [])
         return self._first
@@ -150,7 +165,8 @@ class ShardStream:
         return next(self._cut(self.first_window(), 0, 0, 0))
 
     def read(self, first_step: int) -> Generator[StreamBatch, None, None]:
-        """The batches from a step on, without end, each a function of the seed, the shards and the step. The next window is read ahead."""
+        """The batches from a step on, without end, each a function of the seed, the shards and the step. The next
+        window is read ahead."""
         step = first_step
         epoch, batch = self._locate(step)
         while True:
@@ -175,7 +191,9 @@ class ShardStream:
             return 0, step
         return divmod(step, max(1, sum(self.counts.values()) // self.batch_size))
 
-    def _cut(self, samples: list[StreamSample], epoch: int, number: int, first: int, step: int = 0) -> Iterator[StreamBatch]:
+    def _cut(
+        self, samples: list[StreamSample], epoch: int, number: int, first: int, step: int = 0
+    ) -> Iterator[StreamBatch]:
         """The whole batches of a window from batch `first` on, shuffled."""
         order = self._rng(1, epoch, number).permutation(len(samples))
         for batch in range(first, len(samples) // self.batch_size):
@@ -245,8 +263,13 @@ class ShardStream:
     def _learn(self, found: ShardCount) -> None:
         total = found.samples + found.skipped
         if found.skipped > self.config.max_skipped * total:
-            message = f"{found.skipped:,} of {total:,} samples of {self.shards[found.shard].name} cannot be used, the first: {found.reason}"
-            raise InputError(message, hint=f"correct them, or raise stream.max_skipped, which is {self.config.max_skipped:g}")
+            message = (
+                f"{found.skipped:,} of {total:,} samples of {self.shards[found.shard].name} cannot be used, "
+                f"the first: {found.reason}"
+            )
+            raise InputError(
+                message, hint=f"correct them, or raise stream.max_skipped, which is {self.config.max_skipped:g}"
+            )
         known = self.counts.get(found.shard)
         if known is None:
             self.counts[found.shard] = found.samples
@@ -256,7 +279,9 @@ class ShardStream:
 
     @cached_property
     def _columns(self) -> ParquetSource:
-        return ParquetSource(rows={"all": ()}, image_column=self.config.image_column, caption_column=self.config.caption_column)
+        return ParquetSource(
+            rows={"all": ()}, image_column=self.config.image_column, caption_column=self.config.caption_column
+        )
 
     def _rng(self, *key: Any) -> np.random.Generator:
         # The first number separates the order of shards (0) from that of a window (1).

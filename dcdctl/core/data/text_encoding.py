@@ -1,7 +1,8 @@
-"""The encoding of a text file: UTF-8, UTF-16 or UTF-32, or a guess among the encodings that spreadsheets of other languages write.
+"""The encoding of a text file: UTF-8, UTF-16 or UTF-32, or a guess among the encodings that spreadsheets of other
+languages write.
 
-A guess is never silent: `prepare` shows it with a caption, and corpus.json has it. Text that is mostly UTF-8 is never guessed, because a
-damaged line would turn all other lines into wrong characters.
+A guess is never silent: `prepare` shows it with a caption, and corpus.json has it. Text that is mostly UTF-8 is never
+guessed, because a damaged line would turn all other lines into wrong characters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from charset_normalizer import from_bytes
 from dcdctl.core.errors import ConfigError, InputError
 
 CANDIDATES = ("cp1252", "gb18030", "cp932", "cp1251", "big5", "euc_kr", "euc_jp")
-"""Encodings that are guessed: Western, Chinese, Japanese (Shift-JIS), Cyrillic, Chinese of Taiwan, Korean, Japanese (EUC).
+"""Encodings that are guessed: Western, Chinese, Japanese (Shift-JIS), Cyrillic, Chinese of Taiwan, Korean, Japanese
+(EUC).
 
 If two fit equally, the first one is taken."""
 SAMPLE_BYTES = 20_000
@@ -43,13 +45,15 @@ def check_encoding(name: str) -> str:
         "".encode(name)
     except LookupError as error:
         raise ConfigError(
-            f"unknown encoding {name!r}", hint="known: utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030, and Python's others"
+            f"unknown encoding {name!r}",
+            hint="known: utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030, and Python's others",
         ) from error
     return codecs.lookup(name).name
 
 
 def find_encoding(path: Path, forced: str | None = None) -> str:
-    """The encoding that the whole file decodes in: `forced`, or the one that its bytes show or suggest; utf-8-sig for UTF-8.
+    """The encoding that the whole file decodes in: `forced`, or the one that its bytes show or suggest; utf-8-sig for
+    UTF-8.
 
     InputError if it does not decode, if it is damaged UTF-8, or if no candidate fits.
     """
@@ -63,7 +67,8 @@ def find_encoding(path: Path, forced: str | None = None) -> str:
         if data.startswith(mark):
             if wrong := _fault(data, name):
                 raise InputError(
-                    f"{path} is not {name.removesuffix('-sig').upper()} text ({wrong}), and its first bytes say so", hint=FORCE
+                    f"{path} is not {name.removesuffix('-sig').upper()} text ({wrong}), and its first bytes say so",
+                    hint=FORCE,
                 )
             return name
     if (wide := _without_mark(data)) is not None and not _fault(data, wide):
@@ -71,7 +76,9 @@ def find_encoding(path: Path, forced: str | None = None) -> str:
     if not (wrong := _fault(data, "utf-8")):
         return "utf-8-sig"
     lines = [line for line in data.split(b"\n") if not line.isascii()]
-    guess = None if _are_mostly_utf8(lines) else next((name for name in _guesses(lines) if not _fault(data, name)), None)
+    guess = (
+        None if _are_mostly_utf8(lines) else next((name for name in _guesses(lines) if not _fault(data, name)), None)
+    )
     if guess is None:
         raise InputError(f"{path} is not UTF-8 text ({wrong})", hint=FORCE)
     return guess
@@ -83,7 +90,8 @@ def is_utf8(encoding: str) -> bool:
 
 
 def example_of(texts: Iterable[str]) -> str:
-    """The first text with other letters than ASCII, which shows whether the encoding is right; empty if there is none."""
+    """The first text with other letters than ASCII, which shows whether the encoding is right; empty if there is
+    none."""
     return next((text for text in texts if not text.isascii()), "")
 
 
@@ -106,7 +114,8 @@ def _without_mark(data: bytes) -> str | None:
 
 
 def _are_mostly_utf8(lines: list[bytes]) -> bool:
-    """Whether most lines with other letters than ASCII are UTF-8, half of a surrogate pair included: the file is then a damaged one."""
+    """Whether most lines with other letters than ASCII are UTF-8, half of a surrogate pair included: the file is then a
+    damaged one."""
 
     def is_like_utf8(line: bytes) -> bool:
         try:

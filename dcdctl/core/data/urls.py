@@ -1,7 +1,8 @@
 """Places of files: local paths, and URLs that are read by byte ranges with retries, without a copy on disk.
 
-https://, http:// and hf:// are read here, because fsspec's readers need further packages and repeat no failed request. Every other protocol
-(s3://, gs://, memory://, ...) is read through fsspec. Passwords and queries of URLs, which may be credentials, appear in no message.
+https://, http:// and hf:// are read here, because fsspec's readers need further packages and repeat no failed request.
+Every other protocol (s3://, gs://, memory://, ...) is read through fsspec. Passwords and queries of URLs, which may be
+credentials, appear in no message.
 """
 
 from __future__ import annotations
@@ -32,14 +33,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated", "created")
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
 """What file systems of fsspec call the version of a file, the most exact first."""
 READ_BYTES = 4 << 20
 """What is requested at once where a file is read from start to end."""
 
 
 def expand(pattern: str) -> list[str]:
-    """The places that a pattern names: {0000..0331} and {a,b} in the order written, then *, locally also ? and [...], by name.
+    """The places that a pattern names: {0000..0331} and {a,b} in the order written, then *, locally also ? and [...],
+    by name.
 
     InputError or SourceError if nothing matches, ConfigError for a * on a plain web server, which lists no files.
     """
@@ -58,7 +70,11 @@ def _expand_braces(pattern: str) -> list[str]:
         choices = [f"{number:0{width}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
     else:
         choices = match[1].split(",")
-    return [place for choice in choices for place in _expand_braces(f"{pattern[: match.start()]}{choice}{pattern[match.end() :]}")]
+    return [
+        place
+        for choice in choices
+        for place in _expand_braces(f"{pattern[: match.start()]}{choice}{pattern[match.end() :]}")
+    ]
 
 
 def _expand_stars(pattern: str) -> list[str]:
@@ -118,7 +134,8 @@ def facts_of(place: str | Path) -> FileFacts:
 
 
 def open_file(place: str | Path, *, buffer_bytes: int = 0) -> io.BufferedReader | RangeFile:
-    """A file to read, at any position; with `buffer_bytes`, a URL is requested in ranges of that size, ahead of what is read."""
+    """A file to read, at any position; with `buffer_bytes`, a URL is requested in ranges of that size, ahead of what is
+    read."""
     url = url_of(place)
     if url is not None:
         raw = RangeFile(open_remote(url))
@@ -137,14 +154,16 @@ def read_text(url: str) -> str:
 
 
 def open_remote(url: str) -> Remote:
-    """A remote file, whose size and version are read now. SourceError if it cannot be read, MissingError without the protocol's package."""
+    """A remote file, whose size and version are read now. SourceError if it cannot be read, MissingError without the
+    protocol's package."""
     if url.startswith("hf://"):
         return _HubFile(url)
     return _WebFile(url) if url.startswith(("http://", "https://")) else _FileSystemFile(url)
 
 
 def copy_to(url: str, folder: Path, track: Track = silent) -> Path:
-    """A remote file copied into a folder, unless this version of it is there. Its name begins with a digest of URL, size and version."""
+    """A remote file copied into a folder, unless this version of it is there. Its name begins with a digest of URL,
+    size and version."""
     remote = open_remote(url)
     name = urlsplit(url).path.rpartition("/")[2]
     digest = hashlib.sha256(f"{url} {remote.size} {remote.version}".encode()).hexdigest()[:16]
@@ -152,7 +171,11 @@ def copy_to(url: str, folder: Path, track: Track = silent) -> Path:
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial, partial.open("wb") as file, track(f"download {name}", total=remote.size, unit="bytes") as advance:
+    with (
+        atomic_path(path) as partial,
+        partial.open("wb") as file,
+        track(f"download {name}", total=remote.size, unit="bytes") as advance,
+    ):
         for start in range(0, remote.size, READ_BYTES):
             advance(file.write(remote.read_range(start, min(start + READ_BYTES, remote.size))))
     return path
@@ -193,7 +216,8 @@ class _UnfinishedError(Exception):
 
 
 def _attempted(request: Callable[[], T], url: str) -> T:
-    """The result of a request, repeated with increasing waits; SourceError if it fails for good, or as often as a download may."""
+    """The result of a request, repeated with increasing waits; SourceError if it fails for good, or as often as a
+    download may."""
     import httpx2
 
     for attempt in itertools.count(1):
@@ -226,7 +250,9 @@ class _WebFile:
         head = _attempted(lambda: self._checked(_client(os.getpid()).head(address, headers=headers)), self.url)
         length = str(head.headers.get("x-linked-size") or head.headers.get("content-length", ""))
         if not length.isdecimal():
-            raise SourceError(f"{shown(self.url)}: the server does not say how long the file is", hint="download it first")
+            raise SourceError(
+                f"{shown(self.url)}: the server does not say how long the file is", hint="download it first"
+            )
         self.size = int(length)
         linked, etag = (str(head.headers.get(name, "")) for name in ("x-linked-etag", "etag"))
         self.version = linked or etag or str(head.headers.get("last-modified", ""))
@@ -243,7 +269,9 @@ class _WebFile:
             span = http.CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             if response.status_code != 206 or span is None:
                 raise SourceError(f"{shown(self.url)}: the server sends no byte ranges", hint="download the file first")
-            if span["size"] != str(self.size) or (self._etag and response.headers.get("etag", self._etag) != self._etag):
+            if span["size"] != str(self.size) or (
+                self._etag and response.headers.get("etag", self._etag) != self._etag
+            ):
                 raise StaleError(f"{shown(self.url)} has changed while it was read", hint="run the command again")
             data = response.read()
         if int(span["first"]) != start or len(data) != stop - start:
@@ -257,7 +285,10 @@ class _WebFile:
         if status in (404, 410):
             raise SourceError(f"{shown(self.url)} does not exist ({status})", hint="check the URL")
         if status >= 400:
-            raise SourceError(f"{shown(self.url)} was refused ({status} {response.reason_phrase})", hint="it may need a login or a token")
+            raise SourceError(
+                f"{shown(self.url)} was refused ({status} {response.reason_phrase})",
+                hint="it may need a login or a token",
+            )
         return response
 
 
@@ -270,7 +301,11 @@ class _HubFile(_WebFile):
 
         self.url, parts = url, hub.HubPath.parse(url)
         address = hf_hub_url(
-            parts.repo, parts.path, repo_type=parts.kind, revision=parts.revision, endpoint=os.environ.get("HF_ENDPOINT") or None
+            parts.repo,
+            parts.path,
+            repo_type=parts.kind,
+            revision=parts.revision,
+            endpoint=os.environ.get("HF_ENDPOINT") or None,
         )
         self._open(address, {**build_hf_headers(), "Accept-Encoding": "identity"})
 
@@ -281,7 +316,9 @@ def _client(process: int) -> httpx2.Client:
     import httpx2
 
     headers = {"Accept-Encoding": "identity"}
-    return httpx2.Client(follow_redirects=True, timeout=http.TIMEOUT_SECONDS, headers=headers, verify=http.certificates())
+    return httpx2.Client(
+        follow_redirects=True, timeout=http.TIMEOUT_SECONDS, headers=headers, verify=http.certificates()
+    )
 
 
 class _FileSystemFile:
@@ -315,10 +352,14 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url)
     except ImportError as error:
-        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(protocol)
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(
+            protocol
+        )
         what = package or str(error).splitlines()[0]
         hint = f"pip install {package}" if package else f"install what fsspec needs for {protocol}"
-        raise MissingError(f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}", hint=hint) from error
+        raise MissingError(
+            f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}", hint=hint
+        ) from error
     except ValueError as error:
         hint = "known are s3://, gs://, az://, https://, hf:// and the other protocols of fsspec"
         raise ConfigError(f"{shown(url)}: the protocol {protocol}:// is unknown", hint=hint) from error
@@ -328,4 +369,6 @@ def _file_system(url: str) -> tuple[Any, str]:
 def refuse_password(url: str) -> None:
     """ConfigError for a password in a URL, which would end up in command histories and in saved command lines."""
     if ":" in urlsplit(url).netloc.rpartition("@")[0]:
-        raise ConfigError(f"{shown(url)} is given with a password", hint="use the settings or environment variables of its protocol")
+        raise ConfigError(
+            f"{shown(url)} is given with a password", hint="use the settings or environment variables of its protocol"
+        )

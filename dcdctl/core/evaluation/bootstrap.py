@@ -46,10 +46,12 @@ def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) ->
 def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> SignFlip:
     """How often the sum of the differences would be at least as far from zero if each had a random sign.
 
-    The p-value is the share of all patterns of signs, the observed one included. If there are too many, it is the share among `flips`
-    drawn patterns and the observed one. An equal sum counts, so differences should be whole numbers, whose sums are exact.
+    The p-value is the share of all patterns of signs, the observed one included. If there are too many, it is the share
+    among `flips` drawn patterns and the observed one. An equal sum counts, so differences should be whole numbers,
+    whose sums are exact.
 
-    >>> sign_flip_test(np.array([3.0, 2.0, 0.0, -1.0]), flips=100, seed=0)  # of 8: 3 + 2 - 1, 3 + 2 + 1, and the negatives of both
+    >>> # of 8: 3 + 2 - 1, 3 + 2 + 1, and the negatives of both
+    >>> sign_flip_test(np.array([3.0, 2.0, 0.0, -1.0]), flips=100, seed=0)
     SignFlip(p_value=0.5, is_exact=True)
     """
     nonzero_I = difference_I[difference_I != 0]  # the sign of a zero changes nothing
@@ -67,9 +69,11 @@ def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of several tests (Holm 1979): below a level, any of them is wrong no more often than the level says.
+    """Adjusted p-values of several tests (Holm 1979): below a level, any of them is wrong no more often than the level
+    says.
 
-    The smallest is multiplied by the number of tests, the next by one less, and so on. None falls below a smaller one, or exceeds 1.
+    The smallest is multiplied by the number of tests, the next by one less, and so on. None falls below a smaller one,
+    or exceeds 1.
 
     >>> holm([0.04, 0.01, 0.03])
     [0.06, 0.03, 0.06]

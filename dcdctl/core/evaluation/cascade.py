@@ -1,4 +1,5 @@
-"""The cascade: a dual encoder finds candidates, a fusion scorer orders them. Which pairs that scores, and what each depth gains and costs.
+"""The cascade: a dual encoder finds candidates, a fusion scorer orders them. Which pairs that scores, and what each
+depth gains and costs.
 
 Shape letters: I images, T texts (captions); Q queries; P pairs; K candidates of a query; D dimensions.
 """
@@ -25,7 +26,8 @@ from dcdctl.core.models import DualEncoder, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
 
 TIMED_CAPTIONS, TIMED_IMAGES = 16, 64
-"""Captions that are timed, spread over the split, and images that stand in for their candidates, repeated at larger depths."""
+"""Captions that are timed, spread over the split, and images that stand in for their candidates, repeated at larger
+depths."""
 MIN_ROUNDS, MAX_ROUNDS, BUDGET_S = 5, 50, 5.0
 """Rounds of timing: as many as fit into the seconds, within these bounds."""
 Query = tuple[TextBatch, TextBatch]
@@ -44,7 +46,8 @@ class Shortlists:
 
     @cached_property
     def pair_P(self) -> NDArray[np.int64]:
-        """Image times the number of captions, plus caption; ascending. A pair that both directions ask for is there once."""
+        """Image times the number of captions, plus caption; ascending. A pair that both directions ask for is there
+        once."""
         return self._pairs(self.depth)
 
     @property
@@ -57,7 +60,9 @@ class Shortlists:
         """Number of pairs at a smaller depth."""
         return len(self._pairs(depth))
 
-    def rerank(self, scores_P: NDArray[np.float32], depth: int, *, num_top: int = NUM_TOP, margin: float = LOGIT_ROUNDING) -> Rankings:
+    def rerank(
+        self, scores_P: NDArray[np.float32], depth: int, *, num_top: int = NUM_TOP, margin: float = LOGIT_ROUNDING
+    ) -> Rankings:
         """The rankings at a depth, from the scores of all pairs; scores within `margin` of a positive tie with it."""
         text, image = self.rankings.text, self.rankings.image
         pair_IK, pair_TK = self._text_pairs(self.depth), self._image_pairs(self.depth)
@@ -84,11 +89,15 @@ class Shortlists:
 
 
 @torch.inference_mode()
-def query_ms(dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Corpus, depths: Sequence[int]) -> list[float]:
-    """Milliseconds that a caption takes to find its images, for each depth: medians over rounds, in each of which all depths are timed.
+def query_ms(
+    dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Corpus, depths: Sequence[int]
+) -> list[float]:
+    """Milliseconds that a caption takes to find its images, for each depth: medians over rounds, in each of which all
+    depths are timed.
 
-    The dual encoder embeds the caption, multiplies it with all vectors and takes the first candidates. The fusion scorer encodes the
-    caption and scores it with as many images as the depth, which were encoded before. Captions are tokenized before.
+    The dual encoder embeds the caption, multiplies it with all vectors and takes the first candidates. The fusion
+    scorer encodes the caption and scores it with as many images as the depth, which were encoded before. Captions are
+    tokenized before.
     """
     compute = fusion.compute
     spread = np.unique(np.linspace(fusion.texts.start, fusion.texts.stop - 1, TIMED_CAPTIONS).astype(int)).tolist()
@@ -112,9 +121,14 @@ def query_ms(dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Co
         with compute.forward_pass():
             texts = fusion.scorer.encode_texts(query[1])
             batches = (torch.arange(depth) % len(states)).split(fusion.batch_size)
-            return torch.cat([fusion.scorer.score_pairs(states, texts, batch, torch.zeros_like(batch)) for batch in batches]).argsort()
+            return torch.cat(
+                [fusion.scorer.score_pairs(states, texts, batch, torch.zeros_like(batch)) for batch in batches]
+            ).argsort()
 
-    steps: list[Callable[[Query], object]] = [find, *(partial(score, depth=min(depth, deepest)) for depth in depths if depth)]
+    steps: list[Callable[[Query], object]] = [
+        find,
+        *(partial(score, depth=min(depth, deepest)) for depth in depths if depth),
+    ]
     find_ms, *score_ms = _median_ms(steps, queries, compute.device)
     remaining = iter(score_ms)
     return [find_ms + (next(remaining) if depth else 0.0) for depth in depths]
@@ -130,7 +144,9 @@ def on_front(results: Sequence[DepthResult]) -> list[bool]:
     return [not any(beats(other, result) for other in results) for result in results]
 
 
-def _median_ms(steps: Sequence[Callable[[Query], object]], queries: Sequence[Query], device: torch.device) -> list[float]:
+def _median_ms(
+    steps: Sequence[Callable[[Query], object]], queries: Sequence[Query], device: torch.device
+) -> list[float]:
     """The median time of each step over rounds of one query each; the first round warms up and does not count."""
     began, rounds = time.perf_counter(), []
     for count, query in enumerate(itertools.cycle(queries)):

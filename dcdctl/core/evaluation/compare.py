@@ -1,8 +1,10 @@
-"""Comparison of systems: which evaluations are compared, the tests of every system against the base, and the queries that differ most.
+"""Comparison of systems: which evaluations are compared, the tests of every system against the base, and the queries
+that differ most.
 
 A system is an evaluation on disk, or several evaluations that differ only in the seed. It is named by one of
 
-    FOLDER           ranks.parquet and result.json, as `dcdctl eval` writes them; the cascade's files if there are no others
+    FOLDER           ranks.parquet and result.json, as `dcdctl eval` writes them; the cascade's files if there are
+        no others
     FOLDER:cascade   cascade-ranks.parquet and cascade.json
     FILE             a table of ranks; with the usual names, the document and the other table beside it are read too
     REF,REF,REF      the seeds of one system, each any of the above
@@ -36,7 +38,8 @@ from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
 MAX_ROUNDING = 1e-6
-"""Largest difference between the RSUM of the ranks and that of the document: both are sums of the same six percentages."""
+"""Largest difference between the RSUM of the ranks and that of the document: both are sums of the same six
+percentages."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DECIMALS = 9
 """Digits of a difference of mean logarithms that are kept: further digits are rounding."""
@@ -130,7 +133,8 @@ class ComparisonReport:
 
     @property
     def summary(self) -> EvalSummary | None:
-        """A summary, for the split and the protocol that all systems share; None if only tables of ranks are compared."""
+        """A summary, for the split and the protocol that all systems share; None if only tables of ranks are
+        compared."""
         return next((system.summary for system in self.systems.values() if system.summary is not None), None)
 
     @property
@@ -151,8 +155,9 @@ def compare_systems(
 ) -> ComparisonReport:
     """Compare each system with the base, which is the first one unless named.
 
-    Up to `num_queries` queries that rank better, and as many that rank worse, are listed for each direction. InputError for a system that
-    does not exist, or that has one run and seeds to draw; StaleError for systems that cannot be compared.
+    Up to `num_queries` queries that rank better, and as many that rank worse, are listed for each direction. InputError
+    for a system that does not exist, or that has one run and seeds to draw; StaleError for systems that cannot be
+    compared.
     """
     if not 2 <= len(names) <= len(LETTERS):
         raise InputError(f"got {len(names)} systems, expected 2 to {len(LETTERS)}", hint="name two or more evaluations")
@@ -172,12 +177,20 @@ def compare_systems(
             comparison=comparisons[i],
             holm_p_value=holm_p_values[i],
             holm_sign_flip_p_value=holm_sign_flip_p_values[i],
-            shifts={direction: find_rank_shifts(system.tables, base_tables, direction, num_queries) for direction in Direction},
+            shifts={
+                direction: find_rank_shifts(system.tables, base_tables, direction, num_queries)
+                for direction in Direction
+            },
         )
         for i, (letter, system) in enumerate(others.items())
     ]
     return ComparisonReport(
-        systems=systems, base=base_letter, comparisons=tuple(pairwise), num_resamples=resamples, seed=seed, draws_seeds=draw_seeds
+        systems=systems,
+        base=base_letter,
+        comparisons=tuple(pairwise),
+        num_resamples=resamples,
+        seed=seed,
+        draws_seeds=draw_seeds,
     )
 
 
@@ -199,12 +212,16 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [f"{name} ({letter})" for name, letter in zip(short, LETTERS, strict=False)]
 
 
-def find_rank_shifts(ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direction, num_queries: int) -> RankShifts:
+def find_rank_shifts(
+    ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direction, num_queries: int
+) -> RankShifts:
     """The queries of a direction whose ranks differ most, by the ratio of the geometric means over runs.
 
-    Up to `num_queries` better and as many worse queries are listed, the largest ratio first; of equal ratios, the query nearer to the top.
+    Up to `num_queries` better and as many worse queries are listed, the largest ratio first; of equal ratios, the query
+    nearer to the top.
 
-    >>> ours, base = (RankTable(("a", "b"), np.arange(2), np.arange(2), np.array(ranks), np.ones(2)) for ranks in ([3, 9], [5, 1]))
+    >>> ours, base = (RankTable(("a", "b"), np.arange(2), np.arange(2), np.array(ranks),
+    ...     np.ones(2)) for ranks in ([3, 9], [5, 1]))
     >>> find_rank_shifts([ours], [base], Direction.TEXT, 1).worse
     (RankShift(query=1, ours=(9,), base=(1,)),)
     """
@@ -216,14 +233,18 @@ def find_rank_shifts(ours: Sequence[RankTable], base: Sequence[RankTable], direc
     order_Q = np.lexsort([np.minimum(log_ours_Q, log_base_Q), -np.abs(gain_Q)])
     better, worse = order_Q[gain_Q[order_Q] > 0], order_Q[gain_Q[order_Q] < 0]
     listed = [
-        tuple(RankShift(query, tuple(ours_QR[query].tolist()), tuple(base_QR[query].tolist())) for query in queries[:num_queries].tolist())
+        tuple(
+            RankShift(query, tuple(ours_QR[query].tolist()), tuple(base_QR[query].tolist()))
+            for query in queries[:num_queries].tolist()
+        )
         for queries in (better, worse)
     ]
     return RankShifts(len(better), len(gain_Q) - len(better) - len(worse), len(worse), *listed)
 
 
 def read_systems(names: Sequence[str]) -> list[System]:
-    """Read all systems; InputError for a missing or damaged file, StaleError that names both if two cannot be compared."""
+    """Read all systems; InputError for a missing or damaged file, StaleError that names both if two cannot be
+    compared."""
     systems = [System(name, tuple(_read(ref) for ref in _refs(name))) for name in names]
     for system in systems:
         _check_alike(system.runs, _kind_facts, "are not seeds of one system", "name them as two")
@@ -238,7 +259,9 @@ def index_of(systems: Sequence[System], name: str) -> int:
     for index, system in enumerate(systems):
         if system.name.rstrip("/") == name.rstrip("/"):
             return index
-    raise InputError(f"{name} is none of the systems", hint=f"they are {' and '.join(system.name for system in systems)}")
+    raise InputError(
+        f"{name} is none of the systems", hint=f"they are {' and '.join(system.name for system in systems)}"
+    )
 
 
 def _refs(name: str) -> list[str]:
@@ -266,18 +289,28 @@ def _find(ref: str) -> tuple[Path, FileNames]:
     if not path.exists() and ref.endswith(CASCADE_SUFFIX):
         path, is_cascade = Path(ref.removesuffix(CASCADE_SUFFIX)), True
     if path.suffix == ".parquet" and not path.is_dir():
-        return path.parent, next((names for names in (MODEL_FILES, CASCADE_FILES) if names.ranks == path.name), FileNames(path.name))
+        return path.parent, next(
+            (names for names in (MODEL_FILES, CASCADE_FILES) if names.ranks == path.name), FileNames(path.name)
+        )
     if not path.is_dir():
         raise InputError(f"there is no folder {shown(path)}, expected an evaluation", hint=_how_to_make("RUN"))
     for names in (CASCADE_FILES,) if is_cascade else (MODEL_FILES, CASCADE_FILES):
         if (path / names.ranks).is_file():
             if not (path / str(names.result)).is_file():
-                raise InputError(f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off", hint=_how_to_make(path))
+                raise InputError(
+                    f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off",
+                    hint=_how_to_make(path),
+                )
             return path, names
-    if kind_of_folder(path) not in ("a run", "an evaluation") and (other := other_folder_error(path, "evaluation", error=InputError)):
+    if kind_of_folder(path) not in ("a run", "an evaluation") and (
+        other := other_folder_error(path, "evaluation", error=InputError)
+    ):
         raise other
     missing = (CASCADE_FILES if is_cascade else MODEL_FILES).ranks
-    raise InputError(f"{path} has no {missing}, so it is no evaluation", hint=_how_to_make(path, " --rerank REF" if is_cascade else ""))
+    raise InputError(
+        f"{path} has no {missing}, so it is no evaluation",
+        hint=_how_to_make(path, " --rerank REF" if is_cascade else ""),
+    )
 
 
 def _how_to_make(ref: Path | str, more: str = "") -> str:
@@ -308,7 +341,9 @@ def _protocol_facts(summary: EvalSummary) -> dict[str, Any]:
     }
 
 
-def _check_alike(runs: Sequence[EvaluatedRun], facts_of: Callable[[EvalSummary], dict[str, Any]], fault: str, hint: str) -> None:
+def _check_alike(
+    runs: Sequence[EvaluatedRun], facts_of: Callable[[EvalSummary], dict[str, Any]], fault: str, hint: str
+) -> None:
     """StaleError if a run with a summary differs from the first one."""
     known = [(run.ref, facts_of(run.result.summary)) for run in runs if run.result.summary is not None]
     for ref, facts in known[1:]:

@@ -1,8 +1,9 @@
-"""ECCV Caption and CrissCrossed Captions: recall and mAP@R on COCO's test split, including the positives that COCO's own pairs lack.
+"""ECCV Caption and CrissCrossed Captions: recall and mAP@R on COCO's test split, including the positives that COCO's
+own pairs lack.
 
-The package `eccv_caption` (MIT) has the judgments and the measures: Chun et al., ECCV 2022. It includes CrissCrossed Captions (Apache-2.0):
-Parekh et al., EACL 2021. The package numbers images and captions as COCO does, knows five captions per image, and reads the candidates of
-every query in order.
+The package `eccv_caption` (MIT) has the judgments and the measures: Chun et al., ECCV 2022. It includes CrissCrossed
+Captions (Apache-2.0): Parekh et al., EACL 2021. The package numbers images and captions as COCO does, knows five
+captions per image, and reads the candidates of every query in order.
 
 Shape letters: T texts (captions); Q queries; K candidates.
 """
@@ -57,7 +58,8 @@ class Judge:
 
     @property
     def num_top(self) -> int:
-        """Candidates of each query that the measures read, plus the number of captions that the package does not know."""
+        """Candidates of each query that the measures read, plus the number of captions that the package does not
+        know."""
         counts = [
             len(set(positives))
             for judgments in (self._metrics.eccv_gts, self._metrics.cxc_gts)
@@ -78,12 +80,15 @@ class Judge:
     ) -> dict[str, dict[str, float]]:
         is_known_T = np.isin(self._texts, list(self._known))
         i2t = _candidate_lists(rankings.text, positives["i2t"], self._images, self._texts, is_known_T)
-        t2i = _candidate_lists(rankings.image, positives["t2i"], self._texts, self._images, np.ones(len(self._images), dtype=bool))
+        t2i = _candidate_lists(
+            rankings.image, positives["t2i"], self._texts, self._images, np.ones(len(self._images), dtype=bool)
+        )
         # The package shows progress bars that cannot be turned off.
         with contextlib.redirect_stderr(io.StringIO()):
             values = self._metrics.compute_all_metrics(i2t, t2i, target_metrics=target_metrics, Ks=KS)
         return {
-            direction.key: {ours: 100 * float(values[theirs][key]) for ours, theirs in names.items()} for direction, key in _KEYS.items()
+            direction.key: {ours: 100 * float(values[theirs][key]) for ours, theirs in names.items()}
+            for direction, key in _KEYS.items()
         }
 
 
@@ -102,12 +107,16 @@ def load_package() -> Any:
 
 
 def _candidate_lists(
-    ranking: Ranking, positives: Mapping[int, list[int]], query_ids: Numbers, candidate_ids: Numbers, is_known: NDArray[np.bool_]
+    ranking: Ranking,
+    positives: Mapping[int, list[int]],
+    query_ids: Numbers,
+    candidate_ids: Numbers,
+    is_known: NDArray[np.bool_],
 ) -> dict[int, list[int]]:
     """The candidates of each judged query that the package knows, in order, as COCO numbers.
 
-    A tie counts against positives: they come last among candidates with one score. In a truncated list, positives that tie with its last
-    candidate are left out, because candidates beyond the list may come before them.
+    A tie counts against positives: they come last among candidates with one score. In a truncated list, positives that
+    tie with its last candidate are left out, because candidates beyond the list may come before them.
     """
     lists, is_truncated = {}, ranking.top_QK.shape[1] < len(candidate_ids)
     for query, candidates, scores in zip(query_ids.tolist(), ranking.top_QK, ranking.top_score_QK, strict=True):

@@ -1,4 +1,5 @@
-"""Evaluation of a model, or of a cascade of two, on a split: `evaluate_model` measures, `run_evaluation` does what `dcdctl eval` does.
+"""Evaluation of a model, or of a cascade of two, on a split: `evaluate_model` measures, `run_evaluation` does what
+`dcdctl eval` does.
 
 Everything that needs no model is checked first, then the corpus is opened, and the weights are loaded last.
 """
@@ -39,16 +40,19 @@ def evaluate_model(
 ) -> Evaluation:
     """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again.
 
-    `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer scores them.
-    ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or a form of vectors with anything
-    but a dual encoder alone.
+    `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer
+    scores them. ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or
+    a form of vectors with anything but a dual encoder alone.
     """
     started = time.perf_counter()
     if options.form != VectorForm() and (model.kind == "fusion" or rerank is not None):
         raise _no_vectors()
     task = RankingTask(corpus, options, folds_of(corpus, options.protocol), track, on_workload)
     if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
-        raise ModelError("a dual encoder's features are its vectors, which are computed only once anyway", hint="leave --features out")
+        raise ModelError(
+            "a dual encoder's features are its vectors, which are computed only once anyway",
+            hint="leave --features out",
+        )
     if options.compute.compile:
         models.require_compiled_sides(model, *([] if rerank is None else [rerank]))
     kind: Kind
@@ -66,7 +70,9 @@ def evaluate_model(
         text_retrieval=text_retrieval,
         image_retrieval=image_retrieval,
         rankings=rankings,
-        table=RankTable(tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, rankings.text.ranks, rankings.image.ranks),
+        table=RankTable(
+            tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, rankings.text.ranks, rankings.image.ranks
+        ),
         kind=kind,
         protocol=options.protocol,
         depth=options.depths[-1] if kind == "cascade" else None,
@@ -84,7 +90,8 @@ def evaluate_model(
 
 
 def _concatenate(rankings: list[Rankings], folds: list[Fold]) -> Rankings:
-    """The rankings of all folds, with candidates as indices of the corpus: captions for text retrieval, images for image retrieval."""
+    """The rankings of all folds, with candidates as indices of the corpus: captions for text retrieval, images for
+    image retrieval."""
     text = ranks.concatenate([fold.text for fold in rankings], [fold.texts.start for fold in folds])
     return Rankings(text, ranks.concatenate([fold.image for fold in rankings], [fold.images.start for fold in folds]))
 
@@ -140,16 +147,20 @@ class EvalPlan:
 def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: Path | None = None) -> EvalPlan:
     """The plan of an evaluation. Opens no corpus and no weights.
 
-    ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth, MissingError if
-    ECCV Caption is asked for and not installed, InputError if the results cannot be written.
+    ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth,
+    MissingError if ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
     options = replace(_with_depths(options, job), form=job.forms.single)
-    overrides, rerank_overrides = models.parse_overrides(job.model_sets), models.parse_overrides(job.rerank_sets, "rerank-set")
+    overrides, rerank_overrides = (
+        models.parse_overrides(job.model_sets),
+        models.parse_overrides(job.rerank_sets, "rerank-set"),
+    )
     if job.loaded is None:
         _check_model(job.model, overrides)
     elif overrides:
         raise ConfigError(
-            "settings are for a model that is loaded by its name, and this one is in memory", hint="set them when you load it"
+            "settings are for a model that is loaded by its name, and this one is in memory",
+            hint="set them when you load it",
         )
     if job.rerank is not None:
         models.check_ref(job.rerank, rerank_overrides)
@@ -179,7 +190,9 @@ def _check_model(ref: str, overrides: dict[str, Any]) -> None:
     except ModelError as error:
         if Path(ref).exists():
             raise
-        raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
+        raise ModelError(
+            error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")
+        ) from error
 
 
 def run_evaluation(
@@ -192,11 +205,13 @@ def run_evaluation(
     on_workload: OnWorkload | None = None,
     say: Say = unsaid,
 ) -> EvalOutcome:
-    """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file for another copy of the ranks.
+    """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file for another copy of the
+    ranks.
 
     `say` gets a line if the model's run was trained on the split.
 
-    Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same folder.
+    Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same
+    folder.
     """
     plan = resolve(job, options, out, ranks)
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
@@ -208,7 +223,9 @@ def run_evaluation(
         model = models.load(job.model, plan.overrides, track) if job.loaded is None else job.loaded
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, plan.rerank_overrides, track)
         options = replace(plan.options, protocol=protocol, num_top=num_top)
-        evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
+        evaluation = evaluate_model(
+            model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload
+        )
         document = result.evaluation_document(evaluation, job.model, corpus.split)
         document |= {} if job.rerank is None else {"reranker": job.rerank}
         document |= {} if judge is None else judge.measure(evaluation.rankings)
@@ -228,9 +245,11 @@ def run_vector_table(
     track: Track = silent,
     say: Say = unsaid,
 ) -> dict[str, Any]:
-    """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for each form.
+    """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for
+    each form.
 
-    The widths are those of the job; without any, those of `loss.dims` in the recipe of a run, or else halves of the full width.
+    The widths are those of the job; without any, those of `loss.dims` in the recipe of a run, or else halves of the
+    full width.
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
     """
@@ -259,14 +278,20 @@ def run_vector_table(
 
 
 def _no_vectors() -> ModelError:
-    return ModelError("forms of vectors are those of a dual encoder alone", hint="leave --dims, --codes, --rescore and --vector-table out")
+    return ModelError(
+        "forms of vectors are those of a dual encoder alone",
+        hint="leave --dims, --codes, --rescore and --vector-table out",
+    )
 
 
 def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
     """The split of a job and its protocol; says so if the model was trained on the split."""
     corpus, protocol = open_split(job.choice)
     if (trained := _training_split(job.model, corpus)) is not None:
-        say(f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other images")
+        say(
+            f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other "
+            "images"
+        )
     return corpus, protocol
 
 
@@ -276,9 +301,9 @@ def _training_split(ref: str, corpus: Corpus) -> str | None:
     inputs: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("inputs", {}) if path.exists() else {}
     split = inputs.get("split", "")
     try:
-        is_same = share_split(corpus.split, split) and Corpus.open(corpus.folder, split, inputs.get("images")).fingerprint == inputs.get(
-            "corpus"
-        )
+        is_same = share_split(corpus.split, split) and Corpus.open(
+            corpus.folder, split, inputs.get("images")
+        ).fingerprint == inputs.get("corpus")
     except CorpusError:  # another data set, whose splits have the same names
         return None
     return split if is_same else None
@@ -287,7 +312,10 @@ def _training_split(ref: str, corpus: Corpus) -> str | None:
 def _judge(corpus: Corpus, protocol: Protocol) -> eccv.Judge:
     """ConfigError if the gallery is not the one that ECCV Caption judges."""
     if protocol.name != eccv.PROTOCOL:
-        message = f"ECCV Caption requires the protocol {eccv.PROTOCOL}, and {shown(corpus.folder)} is evaluated by {protocol.name}"
+        message = (
+            f"ECCV Caption requires the protocol {eccv.PROTOCOL}, and {shown(corpus.folder)} is evaluated by "
+            f"{protocol.name}"
+        )
         raise ConfigError(message, hint="leave --eccv out")
     return eccv.open_judge(corpus)
 
@@ -297,7 +325,10 @@ def _with_depths(options: EvalOptions, job: EvalJob) -> EvalOptions:
     if job.depth is None:
         return options
     if job.rerank is None:
-        raise ConfigError(f"--depth {job.depth} is the number of candidates to re-rank, and there is no re-ranker", hint="add --rerank REF")
+        raise ConfigError(
+            f"--depth {job.depth} is the number of candidates to re-rank, and there is no re-ranker",
+            hint="add --rerank REF",
+        )
     try:
         return replace(options, depths=tuple(sorted({int(word) for word in job.depth.split(",")})))
     except ValueError as error:

@@ -1,13 +1,14 @@
-"""The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `EvalResult.load` reads them back.
+"""The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `EvalResult.load` reads
+them back.
 
     DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score
     DIR/top.parquet              direction, query, place, candidate, score, is_own
     DIR/result.json              the document of `result.evaluation_document`, written last
 
-The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of its dual encoder.
-docs/formats.md describes the columns. The document lists size and SHA-256 of both tables, which are compared before a table is read. A
-table also holds a checksum of its rows, for copies without a document. The old document is removed first: a killed evaluation leaves no
-document, and never one that belongs to other ranks.
+The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of
+its dual encoder. docs/formats.md describes the columns. The document lists size and SHA-256 of both tables, which are
+compared before a table is read. A table also holds a checksum of its rows, for copies without a document. The old
+document is removed first: a killed evaluation leaves no document, and never one that belongs to other ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES, EvalSummar
 TABLES_HINT = "`dcdctl eval` writes both tables again"
 _CHECKSUM = b"dcdctl.checksum"
 """The key of a table's metadata that holds the checksum of its rows."""
-_RANKS = {"direction": pa.string(), "query": pa.int64(), "image_id": pa.string(), "caption_id": pa.int64(), "rank": pa.int64()}
+_RANKS = {
+    "direction": pa.string(),
+    "query": pa.int64(),
+    "image_id": pa.string(),
+    "caption_id": pa.int64(),
+    "rank": pa.int64(),
+}
 _OPTIONAL = {"caption": pa.string(), "score": pa.float32()}
 """Columns that a table of ranks may lack: older versions did not write them."""
 _TOP = {
@@ -60,7 +67,8 @@ class TopCandidates:
     def hardest_negative_Q(self) -> NDArray[np.float32]:
         """The highest score among the negatives of each query; NaN if its first K candidates are all positives.
 
-        >>> TopCandidates(np.array([[4, 7]]), np.array([[3.0, 1.0]], np.float32), np.array([[True, False]])).hardest_negative_Q
+        >>> TopCandidates(np.array([[4, 7]]), np.array([[3.0, 1.0]], np.float32), np.array([[True,
+        ...     False]])).hardest_negative_Q
         array([1.], dtype=float32)
         """
         first_Q = self.is_positive_QK.argmin(axis=1)
@@ -83,7 +91,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """An evaluation on disk. The summary is read at once, the tables when they are first needed; a part without its file is None."""
+    """An evaluation on disk. The summary is read at once, the tables when they are first needed; a part without its
+    file is None."""
 
     folder: Path
     names: FileNames
@@ -91,7 +100,8 @@ class EvalResult:
 
     @staticmethod
     def load(folder: Path, names: FileNames = MODEL_FILES) -> EvalResult:
-        """The evaluation in a folder: that of a model, or with `CASCADE_FILES` that of a cascade. InputError for a damaged document."""
+        """The evaluation in a folder: that of a model, or with `CASCADE_FILES` that of a cascade. InputError for a
+        damaged document."""
         return EvalResult(folder, names, None if names.result is None else read_summary(folder / names.result))
 
     @property
@@ -99,7 +109,8 @@ class EvalResult:
         return self.folder / self.names.ranks
 
     def check_tables(self) -> None:
-        """InputError for a table that is not the one that the document lists. Missing tables and missing documents are no error."""
+        """InputError for a table that is not the one that the document lists. Missing tables and missing documents are
+        no error."""
         if self.summary is None:
             return
         for name in (self.names.ranks, self.names.top):
@@ -113,7 +124,8 @@ class EvalResult:
 
     @cached_property
     def answers(self) -> Answers | None:
-        """Ranks, scores and best candidates of every query; None without a table of ranks. InputError for a damaged table."""
+        """Ranks, scores and best candidates of every query; None without a table of ranks. InputError for a damaged
+        table."""
         if not self.ranks_file.exists():
             return None
         self.check_tables()
@@ -167,7 +179,9 @@ def _rank_table(table: pa.Table) -> RankTable:
     text, image = _by_direction(table)
     caption_image = pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64)
     image_ids = tuple(text["image_id"].to_pylist())
-    return RankTable(image_ids, image["caption_id"].to_numpy(), caption_image, text["rank"].to_numpy(), image["rank"].to_numpy())
+    return RankTable(
+        image_ids, image["caption_id"].to_numpy(), caption_image, text["rank"].to_numpy(), image["rank"].to_numpy()
+    )
 
 
 def _by_direction(table: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -199,7 +213,9 @@ def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
     try:
         whole = table = pq.read_table(path.absolute())
         if missing := [name for name in _TOP if name not in table.column_names]:
-            raise InputError(f"{path} is not a table of best candidates: it has no column {missing[0]!r}", hint=TABLES_HINT)
+            raise InputError(
+                f"{path} is not a table of best candidates: it has no column {missing[0]!r}", hint=TABLES_HINT
+            )
         table = table.select(list(_TOP)).cast(pa.schema(_TOP)).sort_by([("query", "ascending"), ("place", "ascending")])
     except PermissionError as error:
         raise files.unreadable(path, error) from error
@@ -209,20 +225,29 @@ def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
     num_images, num_captions = len(ranks.text_ranks), len(ranks.image_ranks)
     sizes = {Direction.TEXT: (num_images, num_captions), Direction.IMAGE: (num_captions, num_images)}
     text, image = _by_direction(table)
-    return {direction: _top_of(rows, path, *sizes[direction]) for direction, rows in zip(Direction, (text, image), strict=True)}
+    return {
+        direction: _top_of(rows, path, *sizes[direction])
+        for direction, rows in zip(Direction, (text, image), strict=True)
+    }
 
 
 def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> TopCandidates:
     """The rows of one direction as arrays; they must be the first K candidates of every query, numbered from 1."""
     # Booleans are bits in Arrow, so they cannot be read without a copy.
-    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in ("query", "place", "candidate", "score", "is_own")}
+    columns = {
+        name: rows[name].to_numpy(zero_copy_only=False) for name in ("query", "place", "candidate", "score", "is_own")
+    }
     k = rows.num_rows // num_queries
     query, place = np.divmod(np.arange(num_queries * k), max(1, k))
     if not k or not np.array_equal(columns["query"], query) or not np.array_equal(columns["place"], place + 1):
         expected = f"expected {num_queries:,} queries with the same number of candidates each"
-        raise InputError(f"{path} and the ranks beside it do not belong to one evaluation: {expected}", hint=TABLES_HINT)
+        raise InputError(
+            f"{path} and the ranks beside it do not belong to one evaluation: {expected}", hint=TABLES_HINT
+        )
     if not 0 <= columns["candidate"].min() <= columns["candidate"].max() < gallery_size:
-        raise InputError(f"{path} names candidates that are not among the {gallery_size:,} of the ranks beside it", hint=TABLES_HINT)
+        raise InputError(
+            f"{path} names candidates that are not among the {gallery_size:,} of the ranks beside it", hint=TABLES_HINT
+        )
     return TopCandidates(*(columns[name].reshape(num_queries, k) for name in ("candidate", "score", "is_own")))
 
 
@@ -231,17 +256,22 @@ def file_names(*, is_cascade: bool) -> FileNames:
 
 
 def result_folder(ref: str, out: Path | None) -> Path | None:
-    """Where the results of a model go: into `out` if it is given, else into the model's run folder; None for a model that is not a run."""
+    """Where the results of a model go: into `out` if it is given, else into the model's run folder; None for a model
+    that is not a run."""
     return out if out is not None else Path(ref) if Path(ref, "run.json").exists() else None
 
 
 def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
-    """InputError if a copy of the ranks at `path` would replace ranks that belong to the document of another evaluation."""
+    """InputError if a copy of the ranks at `path` would replace ranks that belong to the document of another
+    evaluation."""
     for other in (MODEL_FILES, CASCADE_FILES):
         is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
         if path.name == other.ranks and path.with_name(str(other.result)).exists() and not is_own:
             found = f"{path.with_name(str(other.result))} belongs to the ranks in {path}"
-            raise InputError(f"{found}, which --ranks would replace by those of another evaluation", hint="name another file with --ranks")
+            raise InputError(
+                f"{found}, which --ranks would replace by those of another evaluation",
+                hint="name another file with --ranks",
+            )
 
 
 def write_evaluation(folder: Path, document: dict[str, Any], evaluation: Evaluation, corpus: Corpus) -> None:
@@ -334,5 +364,9 @@ def _digest(table: pa.Table) -> bytes:
         else:
             # The value below a missing one is not stored.
             digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
-            digest.update(column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy(zero_copy_only=False).tobytes())
+            digest.update(
+                column.fill_null(False if pa.types.is_boolean(column.type) else 0)
+                .to_numpy(zero_copy_only=False)
+                .tobytes()
+            )
     return digest.hexdigest().encode()

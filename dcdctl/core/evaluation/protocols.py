@@ -1,4 +1,5 @@
-"""Evaluation protocols: which images of a split are evaluated, in how many galleries, and whether it is the test split of the papers."""
+"""Evaluation protocols: which images of a split are evaluated, in how many galleries, and whether it is the test split
+of the papers."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ PAPER_PROTOCOLS = (
 
 
 def open_split(choice: SplitChoice) -> tuple[Corpus, Protocol]:
-    """A split and its protocol. ConfigError for an unknown protocol, CorpusError for one that does not fit the corpus."""
+    """A split and its protocol. ConfigError for an unknown protocol, CorpusError for one that does not fit the
+    corpus."""
     name, first = choice.protocol, f"first-{choice.max_images}"
     if choice.max_images is not None and name not in ("auto", first):
         message = f"--max-images {choice.max_images} is the protocol {first}, but the protocol {name} is given"
@@ -93,13 +95,19 @@ def _check(corpus: Corpus, served: str | None, protocol: Protocol) -> None:
     if protocol.data_set is None:
         return
     expected = data.find_manifest(protocol.data_set).expected["test"]
-    requirement = f"protocol {protocol.name} requires a test split of {expected.images:,} images and {expected.captions:,} captions"
+    requirement = (
+        f"protocol {protocol.name} requires a test split of {expected.images:,} images and "
+        f"{expected.captions:,} captions"
+    )
     found = f"split {corpus.split!r} of {shown(corpus.folder)} has {corpus.num_images:,} and {corpus.num_captions:,}"
     hint = f"leave --protocol out, or run `dcdctl prepare {protocol.data_set} --out DIR`"
     if corpus.split != "test" or (corpus.num_images, corpus.num_captions) != (expected.images, expected.captions):
         raise CorpusError(f"{requirement}; {found}", hint=hint)
     if served not in (None, _title_of(protocol)):
-        raise CorpusError(f"protocol {protocol.name} is for {_title_of(protocol)}, but {shown(corpus.folder)} serves {served}", hint=hint)
+        raise CorpusError(
+            f"protocol {protocol.name} is for {_title_of(protocol)}, but {shown(corpus.folder)} serves {served}",
+            hint=hint,
+        )
 
 
 def _title_of(protocol: Protocol) -> str | None:

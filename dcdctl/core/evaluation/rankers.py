@@ -1,13 +1,14 @@
 """How each kind of model ranks the galleries of a split.
 
 - dual: every image and caption is embedded once, and scores are streamed.
-- fusion: every pair is scored, in chunks of images. The positives come first, so that no score needs to be kept. Each caption is encoded
-  once and each image twice, which costs little compared with its pairs.
-- cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, and a fusion scorer, or another dual
-  encoder as one, orders them; candidates below keep the first one's order. Of several depths only the deepest is scored: its scores give
-  the others.
+- fusion: every pair is scored, in chunks of images. The positives come first, so that no score needs to be kept. Each
+  caption is encoded once and each image twice, which costs little compared with its pairs.
+- cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, and a fusion
+  scorer, or another dual encoder as one, orders them; candidates below keep the first one's order. Of several depths
+  only the deepest is scored: its scores give the others.
 
-Each fold of a protocol is a gallery of its own. A dual encoder still embeds once; a fusion scorer scores only pairs within a fold.
+Each fold of a protocol is a gallery of its own. A dual encoder still embeds once; a fusion scorer scores only pairs
+within a fold.
 
 Shape letters: I images, T texts (captions), P pairs, D dimensions.
 """
@@ -50,7 +51,8 @@ class EvalOptions:
 
     protocol: Protocol = WHOLE
     depths: Annotated[tuple[Annotated[int, AtLeast(0)], ...], NotEmpty(), Ascending()] = (50,)
-    """cascade: candidates per query that are re-ranked. The result is that of the last depth; all are listed beside it."""
+    """cascade: candidates per query that are re-ranked. The result is that of the last depth; all are listed beside
+    it."""
     compute: Compute = ON_CPU
     num_top: int = NUM_TOP
     """Candidates of each query that are kept."""
@@ -96,7 +98,8 @@ def rank_by_dual(model: DualEncoder, task: RankingTask) -> RankingResult:
 
 
 def rank_by_forms(model: DualEncoder, forms: Sequence[VectorForm], task: RankingTask) -> list[list[Rankings]]:
-    """The rankings of each fold, for each form of vectors, from one embedding of the split. ConfigError for a form that is too wide."""
+    """The rankings of each fold, for each form of vectors, from one embedding of the split. ConfigError for a form that
+    is too wide."""
     widest = max((form.dims for form in forms if form.dims is not None), default=None)
     if widest is not None and widest > model.embedding_dim:
         message = f"--dims is {widest}, and the vectors of the model have {model.embedding_dim} numbers"
@@ -112,33 +115,48 @@ def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> RankingResult:
     # Images are encoded once for their positives and once for all other pairs.
     _report_workload(task, open_fold(task.folds[0]), num_pairs, 2 * task.corpus.num_images)
     with task.track("score", total=num_pairs, unit="pairs") as advance:
-        folds = [_rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance) for fold in task.folds]
+        folds = [
+            _rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance) for fold in task.folds
+        ]
     return RankingResult(folds, num_pairs)
 
 
 def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask) -> RankingResult:
-    """Rank by the logits of what a dual encoder finds, at the last depth; with several depths, also what each gains and costs."""
+    """Rank by the logits of what a dual encoder finds, at the last depth; with several depths, also what each gains and
+    costs."""
     depths, num_top = task.options.depths, task.options.num_top
     image_ID, text_TD = _embed(model, task)
     firsts = _rank_embeddings(image_ID, text_TD, task, max(depths[-1], num_top))
-    shortlists = [Shortlists(first, task.image_T(fold), depths[-1]) for first, fold in zip(firsts, task.folds, strict=True)]
+    shortlists = [
+        Shortlists(first, task.image_T(fold), depths[-1]) for first, fold in zip(firsts, task.folds, strict=True)
+    ]
     num_pairs = sum(len(shortlist.pair_P) for shortlist in shortlists)
     open_fold = _fold_scorers(scorer, task)
     _report_workload(task, open_fold(task.folds[0]), num_pairs, task.corpus.num_images)
     with task.track("re-rank", total=num_pairs, unit="pairs") as advance:
-        scores = [open_fold(fold).score(*shortlist.pairs, advance) for fold, shortlist in zip(task.folds, shortlists, strict=True)]
+        scores = [
+            open_fold(fold).score(*shortlist.pairs, advance)
+            for fold, shortlist in zip(task.folds, shortlists, strict=True)
+        ]
 
     def at(depth: int) -> list[Rankings]:
-        return [shortlist.rerank(scores_P, depth, num_top=num_top) for shortlist, scores_P in zip(shortlists, scores, strict=True)]
+        return [
+            shortlist.rerank(scores_P, depth, num_top=num_top)
+            for shortlist, scores_P in zip(shortlists, scores, strict=True)
+        ]
 
     if len(depths) == 1:
         return RankingResult(at(depths[-1]), num_pairs)
-    times_ms = cascade.query_ms(model, image_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths)
+    times_ms = cascade.query_ms(
+        model, image_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths
+    )
     results = [
         _depth_result(depth, at(depth), ms, sum(shortlist.num_pairs(depth) for shortlist in shortlists))
         for depth, ms in zip(depths, times_ms, strict=True)
     ]
-    marked = [replace(result, is_on_front=is_on) for result, is_on in zip(results, cascade.on_front(results), strict=True)]
+    marked = [
+        replace(result, is_on_front=is_on) for result, is_on in zip(results, cascade.on_front(results), strict=True)
+    ]
     return RankingResult(at(depths[-1]), num_pairs, tuple(marked))
 
 
@@ -147,13 +165,17 @@ def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:
     compute = task.options.compute
     embedder = dual_embedder(model, compute.device)
     # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
-    source = open_source(task.corpus, model, compute if model.encoders is not None else replace(compute, features=None), task.track)
+    source = open_source(
+        task.corpus, model, compute if model.encoders is not None else replace(compute, features=None), task.track
+    )
     # The vectors have length 1 already; normalizing them again would only move their last bits.
     vectors = embed_all(embedder, source, compute, normalize=False, track=task.track)
     return vectors.images_ID, vectors.texts_TD
 
 
-def _rank_embeddings(image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int, form: VectorForm = ALL_NUMBERS) -> list[Rankings]:
+def _rank_embeddings(
+    image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int, form: VectorForm = ALL_NUMBERS
+) -> list[Rankings]:
     return [
         rank_vectors(
             image_ID[fold.images.start : fold.images.stop],
@@ -183,7 +205,9 @@ def _fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], P
     """A function that gives the pair scorer of a fold."""
     compute = task.options.compute
     scorer.to(compute.device).eval()
-    source = scoring.encode_corpus(scorer, open_source(task.corpus, scorer, compute, task.track), compute, track=task.track)
+    source = scoring.encode_corpus(
+        scorer, open_source(task.corpus, scorer, compute, task.track), compute, track=task.track
+    )
     return lambda fold: PairScorer(scorer=scorer, source=source, images=fold.images, texts=fold.texts, compute=compute)
 
 
@@ -194,4 +218,6 @@ def _report_workload(task: RankingTask, scorer: PairScorer, num_pairs: int, num_
 
 def _depth_result(depth: int, folds: list[Rankings], ms_per_query: float, num_pairs: int) -> DepthResult:
     text, image = recall.mean_measures(folds)
-    return DepthResult(depth=depth, text_retrieval=text, image_retrieval=image, ms_per_query=ms_per_query, num_pairs=num_pairs)
+    return DepthResult(
+        depth=depth, text_retrieval=text, image_retrieval=image, ms_per_query=ms_per_query, num_pairs=num_pairs
+    )

@@ -30,7 +30,8 @@ class Ranking:
     positive_score_Q: NDArray[np.float32]
     """Score of the best positive."""
     top_QK: NDArray[np.int64]
-    """The first candidates, best first, positives last among equal scores; K is smaller than asked for if the gallery is."""
+    """The first candidates, best first, positives last among equal scores; K is smaller than asked for if the gallery
+    is."""
     top_score_QK: NDArray[np.float32]
 
     @property

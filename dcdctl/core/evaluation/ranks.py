@@ -1,14 +1,16 @@
-"""Ranks of the positives of every query, and its first candidates, from blocks of a score matrix that is never held as a whole.
+"""Ranks of the positives of every query, and its first candidates, from blocks of a score matrix that is never held as
+a whole.
 
-The position of a positive is 1 plus the number of candidates before it; the rank of a query is the position of its best positive. A
-candidate with the score of a positive stands before it: a tie counts against the positive, so that no constant model looks good. Other
-positives of the query stand before it only if they score higher. Scores are compared in float32. docs/metrics.md has an example.
+The position of a positive is 1 plus the number of candidates before it; the rank of a query is the position of its best
+positive. A candidate with the score of a positive stands before it: a tie counts against the positive, so that no
+constant model looks good. Other positives of the query stand before it only if they score higher. Scores are compared
+in float32. docs/metrics.md has an example.
 
-Counting takes two passes. The first scores the positives, one per caption. Then any block of the score matrix can be counted and
-discarded, in any order.
+Counting takes two passes. The first scores the positives, one per caption. Then any block of the score matrix can be
+counted and discarded, in any order.
 
-Shape letters: I images, T texts (captions); Q queries, G gallery; R positives of the query that has most; K first candidates, D the
-depth of a cascade or the dimensions of a vector; B a block.
+Shape letters: I images, T texts (captions); Q queries, G gallery; R positives of the query that has most; K first
+candidates, D the depth of a cascade or the dimensions of a vector; B a block.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
 COSINE_ROUNDING = 1e-6
-"""Cosines of unit vectors this close are a tie: a matrix product rounds equal pairs differently, by their place in a block."""
+"""Cosines of unit vectors this close are a tie: a matrix product rounds equal pairs differently, by their place in a
+block."""
 UINT8_ROWS = 255
 """Rows whose True entries a byte can count."""
 MOST_THREADS = 8
@@ -40,12 +43,18 @@ MOST_THREADS = 8
 class RankCounter:
     """Rankings of both directions from blocks of a score matrix.
 
-    `positive_T` holds the score of each caption with its image, `caption_image` the image index of each caption; every image has a
-    caption. Candidates within `margin * max(1, |score|)` below a positive tie with it; leave it 0 if equal pairs have equal bits.
+    `positive_T` holds the score of each caption with its image, `caption_image` the image index of each caption; every
+    image has a caption. Candidates within `margin * max(1, |score|)` below a positive tie with it; leave it 0 if equal
+    pairs have equal bits.
     """
 
     def __init__(
-        self, positive_T: NDArray[np.float32], caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP, margin: float = 0.0
+        self,
+        positive_T: NDArray[np.float32],
+        caption_image: NDArray[np.int64],
+        *,
+        num_top: int = NUM_TOP,
+        margin: float = 0.0,
     ) -> None:
         positive_T, self._image_T = _checked(positive_T), np.asarray(caption_image)
         if len(positive_T) != len(self._image_T) or not len(positive_T):
@@ -61,7 +70,10 @@ class RankCounter:
         self._threshold_IR = np.full((len(counts_I), int(counts_I.max())), np.inf, dtype=np.float32)
         self._threshold_IR[image_T, nth_T] = self._threshold_T[order_T]
         self._best_positive_I = positive_T[order_T[nth_T == 0]]
-        self._above_IR, self._above_T = np.zeros(self._threshold_IR.shape, dtype=np.int64), np.zeros(len(positive_T), dtype=np.int64)
+        self._above_IR, self._above_T = (
+            np.zeros(self._threshold_IR.shape, dtype=np.int64),
+            np.zeros(len(positive_T), dtype=np.int64),
+        )
         self._top_texts_I = RowTops(len(counts_I), min(num_top, len(positive_T)))
         self._top_images_T = ColumnTops(len(positive_T), min(num_top, len(counts_I)))
         self._num_counted = 0
@@ -71,14 +83,21 @@ class RankCounter:
         self.merge(self.count(scores_IT, first_image, first_text))
 
     def count(
-        self, scores_IT: NDArray[np.float32], first_image: int, first_text: int, bar_T: NDArray[np.float32] | None = None
+        self,
+        scores_IT: NDArray[np.float32],
+        first_image: int,
+        first_text: int,
+        bar_T: NDArray[np.float32] | None = None,
     ) -> _Counted:
-        """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the same time.
+        """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the
+        same time.
 
         `bar_T` is the `bar` of an earlier moment; None for now.
         """
         scores_IT = _checked(scores_IT)
-        images, texts = (slice(first, first + size) for first, size in zip((first_image, first_text), scores_IT.shape, strict=True))
+        images, texts = (
+            slice(first, first + size) for first, size in zip((first_image, first_text), scores_IT.shape, strict=True)
+        )
         above_IR = np.zeros((len(scores_IT), self._threshold_IR.shape[1]), dtype=np.int64)
         for score_T, threshold_R, above_R, num_positives in zip(
             scores_IT, self._threshold_IR[images], above_IR, self._num_positives_I[images].tolist(), strict=True
@@ -88,7 +107,9 @@ class RankCounter:
         above_T = _count_in_columns(scores_IT >= self._threshold_T[texts])
         self._discount_positives(scores_IT, images, texts, above_IR, above_T)
         score_IK, text_IK = top_k_of_rows(torch.from_numpy(scores_IT), self._top_texts_I.k)
-        best = self._top_images_T.candidates(scores_IT, first_image, texts, self.bar[texts] if bar_T is None else bar_T[texts])
+        best = self._top_images_T.candidates(
+            scores_IT, first_image, texts, self.bar[texts] if bar_T is None else bar_T[texts]
+        )
         return _Counted(images, texts, above_IR, above_T, score_IK, text_IK + first_text, best)
 
     def merge(self, block: _Counted) -> None:
@@ -101,7 +122,8 @@ class RankCounter:
 
     @property
     def bar(self) -> NDArray[np.float32]:
-        """(T,): scores that an image must exceed to be among the first of a caption, so far; -inf without enough images."""
+        """(T,): scores that an image must exceed to be among the first of a caption, so far; -inf without enough
+        images."""
         return self._top_images_T.bar
 
     def rankings(self) -> Rankings:
@@ -121,9 +143,15 @@ class RankCounter:
         )
 
     def _discount_positives(
-        self, scores_IT: NDArray[np.float32], images: slice, texts: slice, above_IR: NDArray[np.int64], above_T: NDArray[np.int64]
+        self,
+        scores_IT: NDArray[np.float32],
+        images: slice,
+        texts: slice,
+        above_IR: NDArray[np.int64],
+        above_T: NDArray[np.int64],
     ) -> None:
-        """Subtract the positives of a block from its counts: positives of a query are ordered among themselves, and none beats itself."""
+        """Subtract the positives of a block from its counts: positives of a query are ordered among themselves, and
+        none beats itself."""
         row_T = self._image_T[texts] - images.start
         column = np.flatnonzero((row_T >= 0) & (row_T < len(scores_IT)))
         row = row_T[column]
@@ -170,7 +198,10 @@ def rank_embeddings(
     image_T = torch.tensor(caption_image, dtype=torch.int64, device=image_ID.device)
     # Products of single pairs round differently from the blocks below; the margin of the counter covers that.
     positive_T = torch.cat(
-        [(image_ID[image_B] * text_BD).sum(dim=1) for image_B, text_BD in zip(image_T.split(block), text_TD.split(block), strict=True)]
+        [
+            (image_ID[image_B] * text_BD).sum(dim=1)
+            for image_B, text_BD in zip(image_T.split(block), text_TD.split(block), strict=True)
+        ]
     )
     counter = RankCounter(positive_T.cpu().numpy(), caption_image, num_top=num_top, margin=COSINE_ROUNDING)
     _count_in_threads(counter, image_ID, text_TD, block)
@@ -180,7 +211,8 @@ def rank_embeddings(
 def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, block: int) -> None:
     """Count the score matrix in blocks, each computed and counted by one thread, and merged in order.
 
-    Torch's own threads share the work of one product, and would have nothing to do while its scores are counted by NumPy.
+    Torch's own threads share the work of one product, and would have nothing to do while its scores are counted by
+    NumPy.
     """
     texts_BD = text_TD.split(GALLERY_BLOCK)
     corners = [(image, number) for number in range(len(texts_BD)) for image in range(0, len(image_ID), block)]
@@ -222,9 +254,9 @@ def rerank(
 ) -> Ranking:
     """The ranking of a cascade: the first model's best `depth` candidates, ordered by the second model's scores.
 
-    `scores_QK` and `is_positive_QK` belong to `first.top_QK`, whose K is at least `depth`, or the gallery size. Candidates below `depth`
-    keep the first model's order; at depth 0 all do. The positive and top scores are the second model's for candidates that it ordered and
-    the first model's for others: numbers on two scales.
+    `scores_QK` and `is_positive_QK` belong to `first.top_QK`, whose K is at least `depth`, or the gallery size.
+    Candidates below `depth` keep the first model's order; at depth 0 all do. The positive and top scores are the second
+    model's for candidates that it ordered and the first model's for others: numbers on two scales.
 
     >>> first = Ranking(
     ...     positions_QR=np.array([[2], [9]]),
@@ -232,13 +264,15 @@ def rerank(
     ...     top_QK=np.array([[4, 7, 5], [1, 2, 3]]),
     ...     top_score_QK=np.array([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]]),
     ... )
-    >>> ranking = rerank(first, np.array([[0.1, 0.7, 0.5], [0.3, 0.2, 0.4]]), np.array([[0, 1, 0], [0, 0, 0]]) > 0, depth=3)
+    >>> ranking = rerank(first, np.array([[0.1, 0.7, 0.5], [0.3, 0.2, 0.4]]), np.array([[0, 1, 0], [0, 0, 0]]) > 0,
+    ...     depth=3)
     >>> ranking.ranks, ranking.top_QK
     (array([1, 9]), array([[7, 5, 4],
            [3, 1, 2]]))
     """
     scores_QD, is_positive_QD = scores_QK[:, :depth], is_positive_QK[:, :depth]
-    # A positive that ties with the last of the first D candidates may be among them by chance. Its position is beyond D, and stays there.
+    # A positive that ties with the last of the first D candidates may be among them by chance. Its position is beyond
+    # D, and stays there.
     num_within_Q = np.count_nonzero(first.positions_QR <= depth, axis=1)
     is_within_QD = is_positive_QD & (np.cumsum(is_positive_QD, axis=1) <= num_within_Q[:, None])
     negatives_QD = np.where(is_positive_QD, -np.inf, scores_QD)
@@ -264,7 +298,10 @@ def rerank(
 
 def concatenate(rankings: Sequence[Ranking], offsets: Sequence[int]) -> Ranking:
     """The rankings of several galleries as one; gallery i starts at index `offsets[i]` of the joint gallery."""
-    most, k = max(ranking.positions_QR.shape[1] for ranking in rankings), min(ranking.top_QK.shape[1] for ranking in rankings)
+    most, k = (
+        max(ranking.positions_QR.shape[1] for ranking in rankings),
+        min(ranking.top_QK.shape[1] for ranking in rankings),
+    )
     padded = [
         np.pad(ranking.positions_QR, ((0, 0), (0, most - ranking.positions_QR.shape[1])), constant_values=NO_POSITION)
         for ranking in rankings
@@ -272,7 +309,9 @@ def concatenate(rankings: Sequence[Ranking], offsets: Sequence[int]) -> Ranking:
     return Ranking(
         positions_QR=np.concatenate(padded),
         positive_score_Q=np.concatenate([ranking.positive_score_Q for ranking in rankings]),
-        top_QK=np.concatenate([ranking.top_QK[:, :k] + offset for ranking, offset in zip(rankings, offsets, strict=True)]),
+        top_QK=np.concatenate(
+            [ranking.top_QK[:, :k] + offset for ranking, offset in zip(rankings, offsets, strict=True)]
+        ),
         top_score_QK=np.concatenate([ranking.top_score_QK[:, :k] for ranking in rankings]),
     )
 
@@ -302,12 +341,17 @@ def _ranking(
 def _count_in_columns(is_above: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Number of True entries in each column. Sums of bytes are an order of magnitude faster than sums of int64."""
     blocks = (is_above[start : start + UINT8_ROWS].view(np.uint8) for start in range(0, len(is_above), UINT8_ROWS))
-    return sum((np.add.reduce(block, axis=0, dtype=np.uint8).astype(np.int64) for block in blocks), np.zeros(is_above.shape[1], np.int64))
+    return sum(
+        (np.add.reduce(block, axis=0, dtype=np.uint8).astype(np.int64) for block in blocks),
+        np.zeros(is_above.shape[1], np.int64),
+    )
 
 
 def _checked(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """The scores as contiguous float32; ModelError if one is NaN or infinite."""
     # NaN and infinity reach the minimum or the maximum, which need no mask as large as the block.
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
-        raise ModelError("the model gives scores that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")
+        raise ModelError(
+            "the model gives scores that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr"
+        )
     return np.ascontiguousarray(scores, dtype=np.float32)

@@ -1,4 +1,5 @@
-"""Recall@K, RSUM, mAP@R, median and mean rank of a ranking. docs/metrics.md works out each number by hand on two images.
+"""Recall@K, RSUM, mAP@R, median and mean rank of a ranking. docs/metrics.md works out each number by hand on two
+images.
 
 `evaluation.ranks` defines what a rank is and how ties count.
 
@@ -64,8 +65,8 @@ def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS
 def average_precision_at_r(positions_QR: NDArray[np.int64]) -> NDArray[np.float64]:
     """AP@R of each query, in [0, 1] (Musgrave et al. 2020).
 
-    R is the number of positives of the query. AP@R sums, over the positives among the first R candidates, the share of positives up to
-    that position, and divides by R.
+    R is the number of positives of the query. AP@R sums, over the positives among the first R candidates, the share of
+    positives up to that position, and divides by R.
 
     >>> average_precision_at_r(np.array([[1, 3, 4], [2, 9, NO_POSITION]])).round(4)
     array([0.5556, 0.25  ])
@@ -78,7 +79,11 @@ def average_precision_at_r(positions_QR: NDArray[np.int64]) -> NDArray[np.float6
 def measures(ranking: Ranking) -> dict[str, float]:
     """Recall@K and mAP@R in percent, and the median and the mean rank."""
     mean_precision = 100 * float(average_precision_at_r(ranking.positions_QR).mean())
-    others = {MAP_AT_R: mean_precision, MEDIAN_RANK: float(np.median(ranking.ranks)), MEAN_RANK: float(ranking.ranks.mean())}
+    others = {
+        MAP_AT_R: mean_precision,
+        MEDIAN_RANK: float(np.median(ranking.ranks)),
+        MEAN_RANK: float(ranking.ranks.mean()),
+    }
     return recall_at_k(ranking.ranks) | others
 
 

@@ -1,4 +1,5 @@
-"""Results of an evaluation: as values, as the document that `dcdctl eval` writes, and as the summary read back from that document."""
+"""Results of an evaluation: as values, as the document that `dcdctl eval` writes, and as the summary read back from
+that document."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ class Evaluation:
 
 
 def evaluation_document(evaluation: Evaluation, model_name: str, split: str) -> dict[str, Any]:
-    """The evaluation as a JSON-able document; recalls and mAP@R are percentages, with bootstrap intervals over images."""
+    """The evaluation as a JSON-able document; recalls and mAP@R are percentages, with bootstrap intervals over
+    images."""
     recalls = evaluation.recalls
     document = {
         "model": model_name,
@@ -253,7 +255,9 @@ def read_summary(path: Path) -> EvalSummary | None:
     except KeyError as error:
         raise InputError(f"{path} is not as `dcdctl eval` writes it: it has no {error}", hint=hint) from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not as `dcdctl eval` writes it ({type(error).__name__}: {error})", hint=hint) from error
+        raise InputError(
+            f"{path} is not as `dcdctl eval` writes it ({type(error).__name__}: {error})", hint=hint
+        ) from error
     check_document(EvalSummary, to_table(summary), path, error=InputError, hint=hint)
     return summary
 
@@ -269,7 +273,10 @@ def _summary(document: dict[str, Any], listed: dict[str, artifacts.Document]) ->
         split=document["split"],
         num_images=document["images"],
         num_captions=document["captions"],
-        retrieval={direction: _retrieval(document[direction.key], intervals.get(direction.key) or {}) for direction in Direction},
+        retrieval={
+            direction: _retrieval(document[direction.key], intervals.get(direction.key) or {})
+            for direction in Direction
+        },
         rsum=_figure(document["rsum"], intervals.get("rsum")),
         kind=protocol["kind"],
         depth=protocol["depth"],

@@ -1,19 +1,23 @@
-"""Significance of recalls: intervals from the bootstrap over images, and tests of whether one system retrieves better than another.
+"""Significance of recalls: intervals from the bootstrap over images, and tests of whether one system retrieves better
+than another.
 
-Bootstrap: images are drawn with replacement, as many as there are, each with its captions, and the recalls of the draw are computed. The
-middle 95 % of many draws is the interval (the percentile interval; Efron & Tibshirani 1993, chapter 13). Systems are compared on the same
-draws, so that images that are hard for all of them do not hide their difference. The gallery is not drawn: ranks do not change. An interval
-shows how much a result depends on which images are in the split. Runs that differ in the seed are averaged query by query, not drawn: how
-much a result depends on the seed is not in the interval.
+Bootstrap: images are drawn with replacement, as many as there are, each with its captions, and the recalls of the draw
+are computed. The middle 95 % of many draws is the interval (the percentile interval; Efron & Tibshirani 1993, chapter
+13). Systems are compared on the same draws, so that images that are hard for all of them do not hide their difference.
+The gallery is not drawn: ranks do not change. An interval shows how much a result depends on which images are in the
+split. Runs that differ in the seed are averaged query by query, not drawn: how much a result depends on the seed is not
+in the interval.
 
-With `draw_seeds`, each draw also takes N - 1 of the N runs of a system with replacement. N draws would make the variance of their mean too
-small by the factor (N - 1) / N. Systems draw their runs independently, also if the seeds are equal: what a seed does to both of them makes
-the interval too wide rather than too narrow.
+With `draw_seeds`, each draw also takes N - 1 of the N runs of a system with replacement. N draws would make the
+variance of their mean too small by the factor (N - 1) / N. Systems draw their runs independently, also if the seeds are
+equal: what a seed does to both of them makes the interval too wide rather than too narrow.
 
-Sign-flip test: how often would a difference in RSUM be as large if, image by image, it were chance which of two systems has which hits?
+Sign-flip test: how often would a difference in RSUM be as large if, image by image, it were chance which of two systems
+has which hits?
 
-Shape letters: I images, T texts (captions); R draws, the first of them every image once; S systems, the base last; C columns of a system,
-half of them for text retrieval and half for image retrieval: hits at each K, and the reciprocal rank; N runs of a system.
+Shape letters: I images, T texts (captions); R draws, the first of them every image once; S systems, the base last; C
+columns of a system, half of them for text retrieval and half for image retrieval: hits at each K, and the reciprocal
+rank; N runs of a system.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ LEVEL = 0.95
 MIN_DRAWN_SEEDS = 2
 """Fewest runs of a system whose seeds can be drawn: one run does not show how runs differ."""
 _OUR_SEEDS, _BASE_SEEDS = 2, 3
-"""Streams of the drawn seeds: one for the base, one for all others, so that a comparison does not depend on what else is compared."""
+"""Streams of the drawn seeds: one for the base, one for all others, so that a comparison does not depend on what else
+is compared."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Comparison:
 
     Draws at zero count on both sides, and each side counts one draw more, so it is at least 2 / (R + 1)."""
     sign_flip_p_value: float
-    """Two-sided p-value for no difference in RSUM, with a sign for each image and its captions (`bootstrap.sign_flip_test`)."""
+    """Two-sided p-value for no difference in RSUM, with a sign for each image and its captions
+    (`bootstrap.sign_flip_test`)."""
     sign_flip_is_exact: bool
     num_images: int
     num_resamples: int
@@ -85,12 +91,18 @@ class Comparison:
 
 
 def compare_ranks(
-    ours: Sequence[RankTable], base: Sequence[RankTable], *, resamples: int = 10_000, seed: int = 0, draw_seeds: bool = False
+    ours: Sequence[RankTable],
+    base: Sequence[RankTable],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    draw_seeds: bool = False,
 ) -> Comparison:
-    """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same draws.
+    """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same
+    draws.
 
-    With `draw_seeds`, the draws are of runs too, except those of the sign-flip test. InputError for a system without runs, or with one run
-    whose seeds are to be drawn; StaleError for ranks of other queries.
+    With `draw_seeds`, the draws are of runs too, except those of the sign-flip test. InputError for a system without
+    runs, or with one run whose seeds are to be drawn; StaleError for ranks of other queries.
 
     >>> run = RankTable(("a", "b"), np.arange(2), np.arange(2), np.array([1, 1]), np.array([1, 7]))
     >>> comparison = compare_ranks([run], [run])
@@ -125,14 +137,21 @@ def check_queries(named: Mapping[str, RankTable]) -> None:
         # Lists of different lengths differ in their first entry, the counts.
         pairs = zip(_queries(table), _queries(first), strict=False)
         if difference := next((f"{query}, not {expected}" for query, expected in pairs if query != expected), None):
-            raise StaleError(f"{name} has other queries than {first_name}: {difference}", hint="evaluate both on the same corpus and split")
+            raise StaleError(
+                f"{name} has other queries than {first_name}: {difference}",
+                hint="evaluate both on the same corpus and split",
+            )
 
 
 def _queries(table: RankTable) -> list[str]:
     """The number of queries, then the name of each."""
     caption_keys = zip(table.caption_image.tolist(), table.caption_ids.tolist(), strict=True)
     captions = [f"caption {number} of {table.image_ids[image]!r}" for image, number in caption_keys]
-    return [f"{len(table.image_ids):,} images and {len(captions):,} captions", *map("image {!r}".format, table.image_ids), *captions]
+    return [
+        f"{len(table.image_ids):,} images and {len(captions):,} captions",
+        *map("image {!r}".format, table.image_ids),
+        *captions,
+    ]
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,9 @@ def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int,
     if draw_seeds and (few := [name for name, tables in systems.items() if len(tables) < MIN_DRAWN_SEEDS]):
         hint = "name the runs of each seed, separated by commas, or leave --draw-seeds out"
         raise InputError(f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more", hint=hint)
-    check_queries({f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)})
+    check_queries(
+        {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
+    )
     runs_S = tuple(map(len, systems.values()))
     columns_SIC = np.stack([_columns(tables) for tables in systems.values()])
     num_captions_I = np.bincount(next(iter(systems.values()))[0].caption_image)
@@ -179,7 +200,8 @@ def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int,
 
 
 def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> NDArray[np.float64]:
-    """(R, S, N): how often each draw takes each run of each system; N counts the runs of all systems, and those of others are 0."""
+    """(R, S, N): how often each draw takes each run of each system; N counts the runs of all systems, and those of
+    others are 0."""
     taken_RSN, first = np.zeros((resamples, len(runs_S), sum(runs_S))), 0
     for system, num_runs in enumerate(runs_S):
         is_base = system == len(runs_S) - 1
@@ -246,7 +268,9 @@ def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[n
 
 def _estimates(percents_RC: NDArray[np.float64]) -> Estimates:
     bounds_2C = np.quantile(percents_RC[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    *columns, rsum = [Estimate(value, Interval(*bounds)) for value, *bounds in np.vstack([percents_RC[0], bounds_2C]).T.tolist()]
+    *columns, rsum = [
+        Estimate(value, Interval(*bounds)) for value, *bounds in np.vstack([percents_RC[0], bounds_2C]).T.tolist()
+    ]
     names = [f"R@{k}" for k in KS]
     (*text, text_reciprocal), (*image, image_reciprocal) = columns[: len(KS) + 1], columns[len(KS) + 1 :]
     return Estimates(

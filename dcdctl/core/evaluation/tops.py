@@ -26,7 +26,10 @@ class RowTops:
 
     def add(self, score_QK: Tensor, index_QK: Tensor, queries: slice) -> None:
         """Sort in the first candidates of a block."""
-        score, index = torch.cat([self._score_QK[queries], score_QK], dim=1), torch.cat([self._index_QK[queries], index_QK], dim=1)
+        score, index = (
+            torch.cat([self._score_QK[queries], score_QK], dim=1),
+            torch.cat([self._index_QK[queries], index_QK], dim=1),
+        )
         self._score_QK[queries], kept = score.topk(self.k, dim=1)
         self._index_QK[queries] = index.gather(1, kept)
 
@@ -38,8 +41,8 @@ class RowTops:
 class ColumnTops:
     """The first K candidates of each query, where queries are columns of a block.
 
-    A block has few scores above a query's K-th best so far. They wait in a list, and many are sorted in at once. Among equal scores, those
-    that were added first are kept.
+    A block has few scores above a query's K-th best so far. They wait in a list, and many are sorted in at once. Among
+    equal scores, those that were added first are kept.
     """
 
     def __init__(self, num_queries: int, k: int) -> None:
@@ -49,11 +52,15 @@ class ColumnTops:
         self.bar = self._score_QK[:, -1]
         """The K-th best score of each query when candidates were last sorted in."""
 
-    def candidates(self, scores_GQ: NDArray[np.float32], first: int, queries: slice, bar_Q: NDArray[np.float32]) -> Waiting:
-        """The scores of a block above a bar of each query; without a bar, those that may be among the first K of the block."""
+    def candidates(
+        self, scores_GQ: NDArray[np.float32], first: int, queries: slice, bar_Q: NDArray[np.float32]
+    ) -> Waiting:
+        """The scores of a block above a bar of each query; without a bar, those that may be among the first K of the
+        block."""
         k = self._score_QK.shape[1]
         if len(scores_GQ) >= k and np.isinf(bar_Q).all():
-            # All scores of the first block would wait. K groups have a maximum of at least the K-th best of these maxima.
+            # All scores of the first block would wait. K groups have a maximum of at least the K-th best of these
+            # maxima.
             bar_Q = np.nextafter(_kth_of_groups(scores_GQ, k), np.float32(-np.inf))
         found = np.flatnonzero(scores_GQ > bar_Q)
         if len(found) > MOST_WAITING * k * len(bar_Q) and len(scores_GQ) >= k:
@@ -88,7 +95,8 @@ class ColumnTops:
 def _by_query_and_score(query: NDArray[np.int64], score: NDArray[np.float32]) -> NDArray[np.int64]:
     """The order by ascending query and, within a query, descending score; equal ones keep their order.
 
-    One sort of integers is far faster than two sorts: the bits of a float, with the lower ones flipped if it is negative, ascend with it.
+    One sort of integers is far faster than two sorts: the bits of a float, with the lower ones flipped if it is
+    negative, ascend with it.
     """
     bits = (-score).view(np.int32)
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)

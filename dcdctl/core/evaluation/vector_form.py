@@ -47,12 +47,17 @@ class FormChoice:
         """The numbers in `dims`, ascending; ConfigError if they are not numbers above 0."""
         words = [] if self.dims is None else [word.strip() for word in self.dims.split(",")]
         if not all(word.isdecimal() and int(word) for word in words):
-            raise ConfigError(f"--dims must be a number, or for --vector-table a list, got {self.dims}", hint="for example --dims 64,128")
+            raise ConfigError(
+                f"--dims must be a number, or for --vector-table a list, got {self.dims}",
+                hint="for example --dims 64,128",
+            )
         return tuple(sorted(set(map(int, words))))
 
     @property
     def single(self) -> VectorForm:
         """How the vectors are compared; ConfigError for several widths."""
         if len(self.widths) > 1:
-            raise ConfigError(f"--dims {self.dims} names several widths, and one is measured", hint="add --vector-table for a table")
+            raise ConfigError(
+                f"--dims {self.dims} names several widths, and one is measured", hint="add --vector-table for a table"
+            )
         return VectorForm(dims=next(iter(self.widths), None), kind=self.kind, rescore=self.rescore)

@@ -1,7 +1,8 @@
-"""What shorter and quantized vectors cost: rankings by prefixes and codes of a dual encoder's vectors, and a table of them.
+"""What shorter and quantized vectors cost: rankings by prefixes and codes of a dual encoder's vectors, and a table of
+them.
 
-A gallery is ranked as an index would search it: by the codes alone, or by the codes first and then the best N again by the float32
-vectors. Queries are coded like the gallery.
+A gallery is ranked as an index would search it: by the codes alone, or by the codes first and then the best N again by
+the float32 vectors. Queries are coded like the gallery.
 
 Shape letters: I images, T texts (captions), P pairs, D numbers of a vector.
 """
@@ -30,12 +31,15 @@ from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 PAIRS_AT_A_TIME = 16_384
 """Pairs whose float32 vectors are compared at a time."""
 NUM_HALVINGS = 3
-"""Widths of a table below the full one, each half of the one above, for a model that was trained without `loss.dims`."""
+"""Widths of a table below the full one, each half of the one above, for a model that was trained without
+`loss.dims`."""
 RESCORED = 50
 """Candidates of a table that are scored again, unless the user sets a number: as many as an index takes."""
 
 
-def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: NDArray[np.int64], form: VectorForm, *, num_top: int) -> Rankings:
+def rank_vectors(
+    image_ID: Tensor, text_TD: Tensor, image_T: NDArray[np.int64], form: VectorForm, *, num_top: int
+) -> Rankings:
     """The rankings of a gallery by vectors in a form; `image_T` is the image of each caption.
 
     A positive that ties with the last of the N candidates that are scored again counts as not among them.
@@ -44,35 +48,48 @@ def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: NDArray[np.int64], 
         image_ID, text_TD = models.prefix_vectors(image_ID, form.dims), models.prefix_vectors(text_TD, form.dims)
     if form.kind == "float32":
         return ranks.rank_embeddings(image_ID, text_TD, image_T, num_top=num_top)
-    coded_ID, coded_TD = (torch.from_numpy(decoded(side.float().cpu().numpy(), form.kind)).to(side.device) for side in (image_ID, text_TD))
+    coded_ID, coded_TD = (
+        torch.from_numpy(decoded(side.float().cpu().numpy(), form.kind)).to(side.device) for side in (image_ID, text_TD)
+    )
     first = ranks.rank_embeddings(coded_ID, coded_TD, image_T, num_top=max(num_top, form.rescore or 0))
     if form.rescore is None:
         return first
     shortlists = Shortlists(first, image_T, form.rescore)
-    return shortlists.rerank(_cosines(image_ID, text_TD, *shortlists.pairs), form.rescore, num_top=num_top, margin=COSINE_ROUNDING)
+    return shortlists.rerank(
+        _cosines(image_ID, text_TD, *shortlists.pairs), form.rescore, num_top=num_top, margin=COSINE_ROUNDING
+    )
 
 
-def _cosines(image_ID: Tensor, text_TD: Tensor, image_P: NDArray[np.int64], text_P: NDArray[np.int64]) -> NDArray[np.float32]:
+def _cosines(
+    image_ID: Tensor, text_TD: Tensor, image_P: NDArray[np.int64], text_P: NDArray[np.int64]
+) -> NDArray[np.float32]:
     image_ix, text_ix = (torch.from_numpy(ix).to(image_ID.device).split(PAIRS_AT_A_TIME) for ix in (image_P, text_P))
-    products = [(image_ID[image].float() * text_TD[text].float()).sum(dim=1) for image, text in zip(image_ix, text_ix, strict=True)]
+    products = [
+        (image_ID[image].float() * text_TD[text].float()).sum(dim=1)
+        for image, text in zip(image_ix, text_ix, strict=True)
+    ]
     found: NDArray[np.float32] = torch.cat(products).cpu().numpy()
     return found
 
 
 def trained_widths(ref: str) -> tuple[int, ...]:
-    """`loss.dims` of the recipe of a run; empty for other models, and for a run that was trained for the full width alone."""
+    """`loss.dims` of the recipe of a run; empty for other models, and for a run that was trained for the full width
+    alone."""
     path = Path(ref, "run.json")
     recipe: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("recipe", {}) if path.exists() else {}
     return tuple(recipe.get("loss", {}).get("dims", ()))
 
 
 def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[VectorForm]:
-    """The rows of a table: for each width, and last the full one, float32, int8, binary, and binary with candidates scored again.
+    """The rows of a table: for each width, and last the full one, float32, int8, binary, and binary with candidates
+    scored again.
 
     >>> [form.dims for form in forms_of(256, (), None)][::4]
     [32, 64, 128, 256]
     """
-    widths = sorted({*(dims or (width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings)), width})
+    widths = sorted(
+        {*(dims or (width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings)), width}
+    )
     kinds: tuple[tuple[VectorKind, int | None], ...] = (
         ("float32", None),
         ("int8", None),
@@ -83,12 +100,20 @@ def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[Vecto
 
 
 def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]) -> list[dict[str, Any]]:
-    """The measures of each form of `forms_of` as plain values, recalls in percent, with the change of RSUM from float32 at full width."""
+    """The measures of each form of `forms_of` as plain values, recalls in percent, with the change of RSUM from float32
+    at full width."""
     rows = []
     for form, folds in zip(forms, ranked, strict=True):
         assert form.dims is not None
         text, image = recall.mean_measures(folds)
         row = {**form.to_document(), "bytes_per_image": bytes_per_vector(form.dims, form.kind)}
-        rows.append({**row, Direction.TEXT.key: text, Direction.IMAGE.key: image, "rsum": Recalls.from_measures(text, image).rsum})
+        rows.append(
+            {
+                **row,
+                Direction.TEXT.key: text,
+                Direction.IMAGE.key: image,
+                "rsum": Recalls.from_measures(text, image).rsum,
+            }
+        )
     full = next(row for row in rows if row["kind"] == "float32" and row["dims"] == forms[-1].dims)
     return [{**row, "rsum_change": row["rsum"] - full["rsum"]} for row in rows]

@@ -18,8 +18,8 @@ from dcdctl.core.models import DualEncoder
 
 NUM_SAMPLES = 32
 LOWEST_COSINE = {"fp32": 0.9999, "int8": 0.98}
-"""Minimum cosine between the vectors of the exported and the original model, for every image and caption. With int8 weights the captions of
-MiniLM-L6 reach 0.991; products that saturated gave 0.913."""
+"""Minimum cosine between the vectors of the exported and the original model, for every image and caption. With int8
+weights the captions of MiniLM-L6 reach 0.991; products that saturated gave 0.913."""
 LARGEST_DIFFERENCE = 1e-3
 """Maximum difference between the logits of the exported and the original model."""
 
@@ -68,11 +68,16 @@ class Check:
 
 
 def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPLES) -> Samples:
-    """The first images of a split with their first captions; of the last split if there is none of that name. Scenes without `data`."""
+    """The first images of a split with their first captions; of the last split if there is none of that name. Scenes
+    without `data`."""
     if data is None:
         described = list(islice(describe_scenes(0, "test", 1), num))
         images = [draw_scene(description.scene) for description in described]
-        return Samples(images, [description.statements[0].text for description in described], f"{num} images of the built-in corpus")
+        return Samples(
+            images,
+            [description.statements[0].text for description in described],
+            f"{num} images of the built-in corpus",
+        )
     index = read_corpus_json(data)
     names = list(index["splits"])
     corpus = Corpus.open(data, split if split is not None and split in names else names[-1])
@@ -96,7 +101,9 @@ def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hin
     """The lowest cosine between exported and original vectors; ModelError if it is too low for the precision."""
     pairs = ((exported.images_ID, original.images_ID), (exported.texts_TD, original.texts_TD))
     # torch's minimum, because Python's would ignore a NaN.
-    lowest = float(torch.cat([functional.cosine_similarity(ours.float(), theirs.float()) for ours, theirs in pairs]).min())
+    lowest = float(
+        torch.cat([functional.cosine_similarity(ours.float(), theirs.float()) for ours, theirs in pairs]).min()
+    )
     # Not `<`, which would let a NaN pass.
     if not lowest >= LOWEST_COSINE[precision]:
         cosine = f"the vectors of the exported {precision} model have a cosine of {lowest:.5f} with those of the model"

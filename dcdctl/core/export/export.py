@@ -1,6 +1,7 @@
 """`dcdctl export`: a model in the format of another library, with a model card, written atomically.
 
-The exported files are read back by that library, and must give the same results as the model, before the folder takes its name.
+The exported files are read back by that library, and must give the same results as the model, before the folder takes
+its name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any, get_args
 
 from dcdctl.core import files, locks, models
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.export import check, hub, model_card, to_onnx, to_open_clip, to_sentence_transformers, to_transformers, usage
+from dcdctl.core.export import (
+    check,
+    hub,
+    model_card,
+    to_onnx,
+    to_open_clip,
+    to_sentence_transformers,
+    to_transformers,
+    usage,
+)
 from dcdctl.core.export.check import Check, Samples
 from dcdctl.core.export.history import read_history
 from dcdctl.core.export.hub import Push
@@ -77,7 +87,11 @@ class Exported:
 
     def to_json(self) -> dict[str, Any]:
         checks = [
-            {"precision": check.precision, "lowest_cosine": check.lowest_cosine, "largest_difference": check.largest_difference}
+            {
+                "precision": check.precision,
+                "lowest_cosine": check.lowest_cosine,
+                "largest_difference": check.largest_difference,
+            }
             for check in self.checks
         ]
         missing = [{"what": part.what, "command": part.command} for part in self.missing]
@@ -97,8 +111,8 @@ class ExportPlan:
 def export_model(job: ExportJob, track: Track = silent) -> Exported:
     """Export a model into a new folder, atomically and checked.
 
-    The errors of `resolve`; ModelError for a model that the format cannot hold, or that gives other results when it is read back;
-    SourceError if it cannot be pushed, and then the folder stays.
+    The errors of `resolve`; ModelError for a model that the format cannot hold, or that gives other results when it is
+    read back; SourceError if it cannot be pushed, and then the folder stays.
     """
     plan = resolve(job)
     to = plan.to
@@ -125,14 +139,18 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
 def resolve(job: ExportJob) -> ExportPlan:
     """The plan of an export. Opens no corpus and no weights.
 
-    ConfigError for an unknown format, license or repository name, for a wrong model setting and for a folder that is not empty;
-    ModelError for a reference that names nothing, MissingError for a package or a token, InputError if the folder cannot be written.
+    ConfigError for an unknown format, license or repository name, for a wrong model setting and for a folder that is
+    not empty; ModelError for a reference that names nothing, MissingError for a package or a token, InputError if the
+    folder cannot be written.
     """
     to = next((known for known in FORMATS if known == job.to), None)
     if to is None:
         raise ConfigError(f"--to {job.to} is not a format", hint=f"known: {', '.join(FORMATS)}")
     if job.license is not None and not _LICENSE.fullmatch(job.license):
-        raise ConfigError(f"--license {job.license} is not a license name of the Hub", hint="for example apache-2.0, mit, cc-by-4.0, other")
+        raise ConfigError(
+            f"--license {job.license} is not a license name of the Hub",
+            hint="for example apache-2.0, mit, cc-by-4.0, other",
+        )
     if job.push is not None:
         hub.check(job.push)
     if to == "sentence-transformers":
@@ -150,7 +168,10 @@ def resolve(job: ExportJob) -> ExportPlan:
 def _check_folder(out: Path) -> None:
     """ConfigError if there is something at the path of a new folder, InputError if it cannot be written."""
     if out.is_file() or not files.is_vacant(out):
-        raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is expected", hint="name another folder")
+        raise ConfigError(
+            f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is expected",
+            hint="name another folder",
+        )
     files.check_output_folder(out)
 
 
@@ -161,11 +182,19 @@ def _check_kind(model: Model, to: Format, ref: str) -> None:
         found = f"{ref} is a model of {spec.library}, and cannot be exported to {to}: {spec.refusals[to]}"
         raise ModelError(found, hint=f"export it with --to {spec.library}")
     if to == to_open_clip.EXTRA and spec.library != to:
-        raise ModelError(f"{ref} is no model of open_clip, which cannot read it", hint=f"export it with --to {spec.library or FORMATS[0]}")
+        raise ModelError(
+            f"{ref} is no model of open_clip, which cannot read it",
+            hint=f"export it with --to {spec.library or FORMATS[0]}",
+        )
     if model.kind == "dual" or to == "transformers":
         return
-    reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"
-    raise ModelError(f"{ref} is a fusion model, which {reason}", hint="export it with --to transformers, or a dual student to this format")
+    reason = (
+        "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"
+    )
+    raise ModelError(
+        f"{ref} is a fusion model, which {reason}",
+        hint="export it with --to transformers, or a dual student to this format",
+    )
 
 
 def _write(model: Model, to: Format, folder: Path, with_int8: bool) -> None:
@@ -190,7 +219,9 @@ def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8:
         return (check.compare_logits(exported, to_transformers.scores_of(model, samples), hint="nothing was written"),)
     original = check.vectors_of(model, samples)
     if to == "onnx":
-        hints = {"fp32": "this model cannot be served by ONNX Runtime"} | ({INT8: "export it with --no-int8"} if with_int8 else {})
+        hints = {"fp32": "this model cannot be served by ONNX Runtime"} | (
+            {INT8: "export it with --no-int8"} if with_int8 else {}
+        )
         return tuple(
             check.compare_vectors(precision, to_onnx.embed(folder, model, samples, precision), original, hint=hint)
             for precision, hint in hints.items()
@@ -199,11 +230,19 @@ def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8:
     return (check.compare_vectors("fp32", embed(folder, model, samples), original, hint="nothing was written"),)
 
 
-def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.CardContent:
+def _card_content(
+    model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples
+) -> model_card.CardContent:
     name = job.out.resolve().name if job.push is None else job.push.repo
     spec = model.export_spec()
     library = to if spec.model_class or spec.library else "dcdctl"
-    task = None if model.kind == "fusion" else "sentence-similarity" if to == "sentence-transformers" else "feature-extraction"
+    task = (
+        None
+        if model.kind == "fusion"
+        else "sentence-similarity"
+        if to == "sentence-transformers"
+        else "feature-extraction"
+    )
     notes: tuple[str, ...] = ()
     if spec.code and to != "onnx":
         notes = ("`trust_remote_code=True` runs the Python file next to the weights; read it first.",)
@@ -215,7 +254,8 @@ def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check,
         tags=("onnx",) if to == "onnx" else ("sentence-transformers",) if to == "sentence-transformers" else (),
         usage=usage.usage(model, to, name, is_on_hub=job.push is not None),
         requirements=tuple(usage.requirements(model, to)),
-        checked=f"Compared with the trained model when it was exported, on {samples.source}: {check.checks_in_words(checks)}.",
+        checked=f"Compared with the trained model when it was exported, on {samples.source}: "
+        f"{check.checks_in_words(checks)}.",
         license=job.license,
         notes=notes,
     )
@@ -225,9 +265,15 @@ def _title(model: Model) -> str:
     length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
     inputs = f"It reads images of {side} px and captions of up to {length} tokens."
     if model.kind == "dual":
-        vectors = f"it embeds images and captions as vectors of {model.embedding_dim} numbers, which are compared by their cosine"
+        vectors = (
+            f"it embeds images and captions as vectors of {model.embedding_dim} numbers, which are compared by "
+            "their cosine"
+        )
         return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
-    return f"A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well they match. {inputs}"
+    return (
+        "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
+        f"they match. {inputs}"
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""How a model was trained, and how good and fast it is, by the files of its run and by evaluations that the user names."""
+"""How a model was trained, and how good and fast it is, by the files of its run and by evaluations that the user
+names."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class RunHistory:
         return None if start in ("new", "teacher") else str(start)
 
     def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[dict[str, Any], str] | None:
-        """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the same corpus."""
+        """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the
+        same corpus."""
         for folder in self.data:
             index = read_corpus_json(folder)
             try:
@@ -60,7 +62,11 @@ class RunHistory:
                 continue
             if whole.fingerprint == fingerprint:
                 return index, str(index["name"])
-            if num_images is not None and num_images < whole.num_images and whole.subset(num_images).fingerprint == fingerprint:
+            if (
+                num_images is not None
+                and num_images < whole.num_images
+                and whole.subset(num_images).fingerprint == fingerprint
+            ):
                 return index, f"{index['name']}, first {num_images:,} images"
         return None
 
@@ -73,7 +79,9 @@ class RunHistory:
         """The corpus and protocol of an evaluation, in words."""
         corpus = self.corpus_name(result.split, result.fingerprint, result.num_images)
         protocol = "" if result.protocol in (None, "whole") else f", protocol {result.protocol}"
-        return f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions{protocol}"
+        return (
+            f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions{protocol}"
+        )
 
 
 def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path] = ()) -> RunHistory:
@@ -86,11 +94,19 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
     has_run = (folder / "run.json").exists()
     facts = run.facts() if has_run else None
     result, times = EvalResult.load(folder).summary, read_times(folder / "bench.json", "student")
-    history = RunHistory(ref=ref, facts=facts, metrics=tuple(run.metrics()) if has_run else (), result=result, times=times)
+    history = RunHistory(
+        ref=ref, facts=facts, metrics=tuple(run.metrics()) if has_run else (), result=result, times=times
+    )
     if evaluations and history.start is None:
-        raise ConfigError(f"--evaluation is for a run that started from a dual encoder, and {ref} is none", hint="leave it out")
+        raise ConfigError(
+            f"--evaluation is for a run that started from a dual encoder, and {ref} is none", hint="leave it out"
+        )
     others = [_read_evaluation(path, history) for path in evaluations]
-    named = [data, *(Path(each.data) for each in (result, *others) if each is not None and each.data), *option_values(facts, "--data")]
+    named = [
+        data,
+        *(Path(each.data) for each in (result, *others) if each is not None and each.data),
+        *option_values(facts, "--data"),
+    ]
     corpora = dict.fromkeys(path for path in named if path is not None and (path / CORPUS_FILE).exists())
     return replace(history, evaluations=tuple(others), data=tuple(corpora))
 
@@ -98,7 +114,9 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
 def _read_evaluation(path: Path, history: RunHistory) -> EvalSummary:
     summary = EvalResult.load(path).summary
     if summary is None:
-        raise ConfigError(f"--evaluation {path} holds no result.json", hint="name a folder that `dcdctl eval --out` wrote")
+        raise ConfigError(
+            f"--evaluation {path} holds no result.json", hint="name a folder that `dcdctl eval --out` wrote"
+        )
     known = [history.ref] + ([] if history.start is None else [history.start])
     if not any(is_same_model(summary.model, ref) for ref in known):
         found = f"--evaluation {path} is of {summary.model}, expected an evaluation of {' or '.join(known)}"
@@ -110,7 +128,9 @@ def is_same_model(ref: str, other: str) -> bool:
     """Whether two references are equal, or name the same folder; a run is its model folder."""
     if ref == other:
         return True
-    folders = [path / "model" if (path / "run.json").exists() else path for path in (Path(ref), Path(other)) if path.exists()]
+    folders = [
+        path / "model" if (path / "run.json").exists() else path for path in (Path(ref), Path(other)) if path.exists()
+    ]
     return len(folders) == 2 and folders[0].resolve() == folders[1].resolve()
 
 

@@ -53,7 +53,8 @@ def check(push: Push) -> None:
 def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
     """Push a folder, creating the repository if necessary. Returns the address of the commit.
 
-    SourceError if the Hub refuses, and for an existing public repository if a private one is requested: its visibility is not changed.
+    SourceError if the Hub refuses, and for an existing public repository if a private one is requested: its visibility
+    is not changed.
     """
     from huggingface_hub import HfApi
 
@@ -64,7 +65,8 @@ def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
         api.create_repo(push.repo, private=push.is_private, exist_ok=True)
         if push.is_private and not api.repo_info(push.repo).private:
             raise SourceError(
-                f"{push.repo} exists and is public, but --private was given", hint=f"name another repository; the export is in {folder}"
+                f"{push.repo} exists and is public, but --private was given",
+                hint=f"name another repository; the export is in {folder}",
             )
         with track(f"push to {push.repo}", total=num_bytes, unit="bytes") as advance, _without_bars():
             commit: Any = api.upload_folder(repo_id=push.repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
@@ -89,6 +91,12 @@ def _without_bars() -> Iterator[None]:
 def _explain(push: Push, error: Exception, again: str) -> SourceError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return SourceError(f"the Hub refuses to write to {push.repo} ({status})", hint=f"set HF_TOKEN to a token that may; {again}")
-    reason = f"the Hub answers {status}" if status is not None else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return SourceError(
+            f"the Hub refuses to write to {push.repo} ({status})", hint=f"set HF_TOKEN to a token that may; {again}"
+        )
+    reason = (
+        f"the Hub answers {status}"
+        if status is not None
+        else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    )
     return SourceError(f"{push.repo} was not pushed: {reason}", hint=again)

@@ -1,6 +1,8 @@
-"""What a model started from, what its training changed, and the recalls of both: what was gained and lost, for the model card.
+"""What a model started from, what its training changed, and the recalls of both: what was gained and lost, for the
+model card.
 
-Every number is one that the training logged or `dcdctl eval` saved. What was not measured is named, with the command that measures it.
+Every number is one that the training logged or `dcdctl eval` saved. What was not measured is named, with the command
+that measures it.
 """
 
 from __future__ import annotations
@@ -76,14 +78,21 @@ def _trained_in_words(recipe: dict[str, Any]) -> str:
             "all": "All weights were trained",
             "last-layers": f"The last {last} of both encoders, heads and projections were trained",
             "projections": "The projections were trained, and the encoders were not",
-            "lora": f"Adapters of both encoders (LoRA, rank {recipe['model.lora_rank']}, alpha {recipe['model.lora_alpha']}) and the "
+            "lora": f"Adapters of both encoders (LoRA, rank {recipe['model.lora_rank']}, alpha "
+            f"{recipe['model.lora_alpha']}) and the "
             "projections were trained, and the adapters are merged into the weights",
         }[recipe["model.trained"]]
     ]
     kept = {side: recipe[f"model.{name}_layers"] for side, name in (("image", "vision"), ("text", "text"))}
-    sentences += [f"The {side} encoder keeps only the layers {', '.join(map(str, layers))}" for side, layers in kept.items() if layers]
+    sentences += [
+        f"The {side} encoder keeps only the layers {', '.join(map(str, layers))}"
+        for side, layers in kept.items()
+        if layers
+    ]
     if share := recipe["model.average_with_start"]:
-        average = f"The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)"
+        average = (
+            f"The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)"
+        )
         sentences.append(average)
     return " ".join(f"{sentence}." for sentence in sentences)
 
@@ -102,12 +111,15 @@ def _own(history: RunHistory) -> list[EvalSummary]:
 
 
 def _table(history: RunHistory, start: EvalSummary, own: EvalSummary) -> GainTable:
-    before, after = ([*(each.retrieval[way].recalls[f"R@{k}"].value for way, k in _NAMES), each.rsum.value] for each in (start, own))
+    before, after = (
+        [*(each.retrieval[way].recalls[f"R@{k}"].value for way, k in _NAMES), each.rsum.value] for each in (start, own)
+    )
     return GainTable(f"On {history.measured_on(own)}, by `dcdctl eval`", _rows(before, after, "this model"))
 
 
 def _validation_table(history: RunHistory) -> list[GainTable]:
-    """The recalls of the validation before the first step and of the weights that were kept; empty if one of them was not measured."""
+    """The recalls of the validation before the first step and of the weights that were kept; empty if one of them was
+    not measured."""
     logged, recipe = [line for line in history.metrics if "val_rsum" in line], history.recipe
     first = next((line for line in history.metrics if "start_rsum" in line), None)
     if first is None or not logged or history.facts is None:
@@ -118,7 +130,9 @@ def _validation_table(history: RunHistory) -> list[GainTable]:
         best = max(logged, key=lambda line: line["val_rsum"])
         # Later weights replace earlier ones only if they are better.
         is_start = best["val_rsum"] <= first["start_rsum"]
-        kept, when = (start, "before the first step") if is_start else (_logged(best, "val"), f"after step {best['step'] + 1:,}")
+        kept, when = (
+            (start, "before the first step") if is_start else (_logged(best, "val"), f"after step {best['step'] + 1:,}")
+        )
     split, most = recipe["validation.split"], recipe["validation.max_images"]
     corpus = history.corpus_name(split, history.facts["inputs"]["validation"], most)
     before = ", before they were averaged with the start's" if recipe["model.average_with_start"] else ""
@@ -141,7 +155,11 @@ def _rows(start: Sequence[float], own: Sequence[float], name: str) -> tuple[tupl
     (('start', '50.00', '120.00'), ('this model', '52.50', '119.00'), ('difference', '+2.50', '-1.00'))
     """
     differences = [f"{after - before:+.2f}" for before, after in zip(start, own, strict=True)]
-    return ("start", *(f"{value:.2f}" for value in start)), (name, *(f"{value:.2f}" for value in own)), ("difference", *differences)
+    return (
+        ("start", *(f"{value:.2f}" for value in start)),
+        (name, *(f"{value:.2f}" for value in own)),
+        ("difference", *differences),
+    )
 
 
 def _unknown(history: RunHistory, pairs: Sequence[tuple[EvalSummary, EvalSummary]]) -> list[MissingPart]:
@@ -151,13 +169,18 @@ def _unknown(history: RunHistory, pairs: Sequence[tuple[EvalSummary, EvalSummary
     measured = {own.basis for _, own in pairs}
     for own in _own(history):
         if own.basis not in measured:
-            command = shlex.join(["dcdctl", "eval", start, "--data", "DIR", "--split", own.split, "--out", "EVALUATION"])
+            command = shlex.join(
+                ["dcdctl", "eval", start, "--data", "DIR", "--split", own.split, "--out", "EVALUATION"]
+            )
             found.append(MissingPart(f"recalls of the start on {history.measured_on(own)}", command))
     if not any(_is_elsewhere(history, own) for _, own in pairs):
         commands = (
-            shlex.join(["dcdctl", "eval", ref, "--data", "OTHER", "--out", f"EVALUATION{i}"]) for i, ref in ((1, start), (2, own_ref))
+            shlex.join(["dcdctl", "eval", ref, "--data", "OTHER", "--out", f"EVALUATION{i}"])
+            for i, ref in ((1, start), (2, own_ref))
         )
-        found.append(MissingPart("losses: recalls of the start and of this model on another corpus", " && ".join(commands)))
+        found.append(
+            MissingPart("losses: recalls of the start and of this model on another corpus", " && ".join(commands))
+        )
     return found
 
 

@@ -70,7 +70,9 @@ def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]
     """What the card lacks, and the commands that add it."""
     missing = []
     if history.result is None or history.result.rsum.interval is None:
-        missing.append(MissingPart("recall" if history.result is None else "intervals of the recalls", _eval_command(history)))
+        missing.append(
+            MissingPart("recall" if history.result is None else "intervals of the recalls", _eval_command(history))
+        )
     if history.times is None:
         missing.append(MissingPart("speed", _bench_command(history)))
     missing += lineage.missing_gains(history)
@@ -119,7 +121,11 @@ def _eval_results(result: EvalSummary | None, history: RunHistory) -> list[huggi
             dataset_type=re.sub(r"\W+", "-", corpus.lower()),
             dataset_name=corpus,
             dataset_split=result.split,
-            dataset_args={"fingerprint": result.fingerprint, "images": result.num_images, "captions": result.num_captions},
+            dataset_args={
+                "fingerprint": result.fingerprint,
+                "images": result.num_images,
+                "captions": result.num_captions,
+            },
             metric_type=f"{direction.key}_{name.lower().replace('@', '_at_')}",
             metric_name=f"{direction.title.capitalize()} {name}",
             metric_value=round(figure.value, 2),
@@ -158,7 +164,10 @@ def _recall(history: RunHistory) -> _Recall | None:
         has_intervals=result.rsum.interval is not None,
         columns=columns,
         rows=[
-            [direction.title.capitalize(), *(_with_interval(result.retrieval[direction].recalls[name]) for name in columns)]
+            [
+                direction.title.capitalize(),
+                *(_with_interval(result.retrieval[direction].recalls[name]) for name in columns),
+            ]
             for direction in Direction
         ],
     )
@@ -183,7 +192,9 @@ def _training(history: RunHistory) -> _Training | None:
         teacher=_teacher(facts),
         command=shlex.join(public(word) for word in command_of(facts)),
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        recipe="\n".join(f"{key} = {_toml(value)}" for key, value in history.recipe.items() if value not in (None, "", [], {})),
+        recipe="\n".join(
+            f"{key} = {_toml(value)}" for key, value in history.recipe.items() if value not in (None, "", [], {})
+        ),
     )
 
 
@@ -194,7 +205,9 @@ def _stream(facts: dict[str, Any]) -> str:
     names = f"{first} to {more[-1].rpartition('/')[2]}" if more else first
     # Each image of a batch comes with one of its captions.
     pairs = inputs["steps"] * facts["recipe"]["batch"]["size"]
-    return f"{pairs:,} image-caption pairs, streamed from {len(inputs['shards']):,} shard{'s' if more else ''} ({names})"
+    return (
+        f"{pairs:,} image-caption pairs, streamed from {len(inputs['shards']):,} shard{'s' if more else ''} ({names})"
+    )
 
 
 def _teacher(facts: dict[str, Any]) -> str:

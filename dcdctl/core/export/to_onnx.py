@@ -1,10 +1,12 @@
-"""A dual encoder as a folder for ONNX Runtime and the preprocessing of transformers, which need no torch, or that of open_clip.
+"""A dual encoder as a folder for ONNX Runtime and the preprocessing of transformers, which need no torch, or that of
+open_clip.
 
 OUT/image.onnx, OUT/text.onnx             float32, as `models.export_onnx` writes them
 OUT/int8/image.onnx, OUT/int8/text.onnx   the same with int8 weights, if requested
 OUT/tokenizer.json, ...                   the tokenizer, with the caption length as its limit
 OUT/preprocessor_config.json              the image processor of transformers
-OUT/open_clip_config.json                 for open_clip: its image transform and the settings of its tokenizer, in place of that file
+OUT/open_clip_config.json                 for open_clip: its image transform and the settings of its tokenizer, in place
+of that file
 """
 
 from __future__ import annotations
@@ -37,17 +39,21 @@ def write(model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
 
 
 def embed(folder: Path, model: DualEncoder, samples: Samples, precision: str) -> Vectors:
-    """The vectors of samples by ONNX Runtime and the preprocessing of transformers or open_clip alone, from a folder."""
+    """The vectors of samples by ONNX Runtime and the preprocessing of transformers or open_clip alone, from a
+    folder."""
     import onnxruntime
 
     towers = Towers.of(folder / INT8 if precision == INT8 else folder)
     image_tower, text_tower = (
-        onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"]) for tower in (towers.image, towers.text)
+        onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"])
+        for tower in (towers.image, towers.text)
     )
     spec = model.export_spec()
     prepare_images, prepare_texts = to_open_clip.preprocessing(folder) if spec.library else _preprocessing(folder, spec)
     return embed_in_two_batches(
-        samples, lambda images: _run(image_tower, prepare_images(images)), lambda captions: _run(text_tower, prepare_texts(captions))
+        samples,
+        lambda images: _run(image_tower, prepare_images(images)),
+        lambda captions: _run(text_tower, prepare_texts(captions)),
     )
 
 
@@ -55,7 +61,9 @@ def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:
     """The inputs of the image and the text tower by transformers alone, from a folder."""
     with silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=spec.timm_config is not None)
+        processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=spec.timm_config is not None
+        )
     return (
         lambda images: processor(images=images, return_tensors="pt"),
         lambda captions: tokenizer(captions, return_tensors="pt", **spec.text_options),
@@ -63,5 +71,7 @@ def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:
 
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    (vectors,) = session.run([models.ONNX_OUTPUT], {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()})
+    (vectors,) = session.run(
+        [models.ONNX_OUTPUT], {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()}
+    )
     return torch.from_numpy(vectors)

@@ -26,8 +26,11 @@ def write(model: DualEncoder, folder: Path) -> None:
     models.save(model.export_copy(), folder)
 
 
-def preprocessing(folder: Path) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Callable[[Sequence[Any]], dict[str, Any]]]:
-    """The inputs of an image and a text tower by open_clip alone, from the open_clip_config.json of a folder without a network."""
+def preprocessing(
+    folder: Path,
+) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Callable[[Sequence[Any]], dict[str, Any]]]:
+    """The inputs of an image and a text tower by open_clip alone, from the open_clip_config.json of a folder without a
+    network."""
     require()
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2

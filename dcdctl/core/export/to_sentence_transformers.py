@@ -1,8 +1,10 @@
-"""A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads; images and captions are encoded in separate calls.
+"""A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads; images and captions are encoded in separate
+calls.
 
-It is the folder for transformers with four more small files, in the layout of sentence-transformers from version 5.4: there its Transformer
-module calls get_text_features and get_image_features of a model. So no module of dcdctl is needed. Only a network that transformers has no
-class for (`ExportSpec.code`) is code in the folder and needs `trust_remote_code=True`.
+It is the folder for transformers with four more small files, in the layout of sentence-transformers from version 5.4:
+there its Transformer module calls get_text_features and get_image_features of a model. So no module of dcdctl is
+needed. Only a network that transformers has no class for (`ExportSpec.code`) is code in the folder and needs
+`trust_remote_code=True`.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ def write(model: DualEncoder, folder: Path) -> None:
     files.write_json(folder / "modules.json", MODULES)
     table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
     files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
-    module = {"transformer_task": "feature-extraction", "modality_config": MODALITIES, "module_output_name": "sentence_embedding"}
+    module = {
+        "transformer_task": "feature-extraction",
+        "modality_config": MODALITIES,
+        "module_output_name": "sentence_embedding",
+    }
     # torchvision, if it is installed, would resize images differently than Pillow.
     module |= {"processor_kwargs": {"backend": "pil"}}
     if (spec := model.export_spec()).padded_length is not None:

@@ -1,9 +1,10 @@
 """A model as a folder that transformers reads without dcdctl.
 
-A dual encoder of one network is a model of transformers with its processor, such as a CLIPModel or a VisionTextDualEncoderModel. For a
-dual encoder over two backbones (stages, mean of tokens, normalized features) the folder has a code file, which transformers runs with
-`trust_remote_code=True`. A ViLT, BLIP, BLIP-2 or BridgeTower scorer is a model of transformers with its processor. A co-attention scorer
-has no class in transformers; `models.load_fusion` reads its folder.
+A dual encoder of one network is a model of transformers with its processor, such as a CLIPModel or a
+VisionTextDualEncoderModel. For a dual encoder over two backbones (stages, mean of tokens, normalized features) the
+folder has a code file, which transformers runs with `trust_remote_code=True`. A ViLT, BLIP, BLIP-2 or BridgeTower
+scorer is a model of transformers with its processor. A co-attention scorer has no class in transformers;
+`models.load_fusion` reads its folder.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def _write_processor(spec: ExportSpec, preprocess: Preprocessor, folder: Path) -
         files.write_json(folder / "processor_config.json", {"processor_class": spec.processor_class})
         return
     with silence_transformers():
-        getattr(transformers, spec.processor_class)(preprocess.image_processor, preprocess.tokenizer).save_pretrained(folder)
+        getattr(transformers, spec.processor_class)(preprocess.image_processor, preprocess.tokenizer).save_pretrained(
+            folder
+        )
         # AutoImageProcessor looks for its file here.
         preprocess.image_processor.save_pretrained(folder)
 

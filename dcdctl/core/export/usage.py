@@ -1,4 +1,5 @@
-"""The Python code that loads an exported model, as its card and docs/export.md show it. Tests run this code in separate processes."""
+"""The Python code that loads an exported model, as its card and docs/export.md show it. Tests run this code in separate
+processes."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _MASKED = """\
     ids, mask = tokens["input_ids"], tokens["attention_mask"]"""
 _PADDED = """\
     # The model was trained on captions of this length, and attends to the padding.
-    tokens = processor(text=captions, padding="max_length", max_length={length}, truncation=True, return_tensors="pt")"""
+    tokens = processor(text=captions, padding="max_length", max_length={length}, truncation=True,
+    return_tensors="pt")"""
 _SENTENCE_TRANSFORMERS = """\
 from PIL import Image
 from sentence_transformers import SentenceTransformer
@@ -151,7 +153,7 @@ model = models.load_fusion(folder)
 
 
 def score(images, captions):
-    """The logit of each image with the caption of the same index; higher is better. Each image and caption is encoded once."""
+    """The logit of each image with the caption of the same index; higher is better. Each is encoded once."""
     image_states = model.encode_images(model.preprocess.images(images))
     text_states = model.encode_texts(model.preprocess.texts(captions))
     index = torch.arange(len(captions))
@@ -191,8 +193,14 @@ def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> st
 def _onnx_preprocessing(spec: ExportSpec) -> dict[str, str]:
     """The parts of the code for ONNX Runtime that prepare images and captions."""
     has_timm = spec.timm_config is not None
-    options = ", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in spec.text_options.items())
-    values = {"trust": ", trust_remote_code=True" if has_timm else "", "tensors": "pt" if has_timm else "np", "options": options}
+    options = ", ".join(
+        f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in spec.text_options.items()
+    )
+    values = {
+        "trust": ", trust_remote_code=True" if has_timm else "",
+        "tensors": "pt" if has_timm else "np",
+        "options": options,
+    }
     parts = _BY_OPEN_CLIP if spec.library else _BY_TRANSFORMERS
     return {name: part.format(**values) for name, part in parts.items()}
 

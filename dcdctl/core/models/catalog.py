@@ -1,4 +1,5 @@
-"""What `dcdctl models` lists: the model families that load, with the packages that they need, and the teachers that have a name."""
+"""What `dcdctl models` lists: the model families that load, with the packages that they need, and the teachers that
+have a name."""
 
 from __future__ import annotations
 
@@ -70,7 +71,14 @@ def _of_other_packages() -> Iterator[FamilyEntry]:
 def list_teachers() -> list[TeacherEntry]:
     """All teachers that have a name: built in, or published by others."""
     built_in = [
-        TeacherEntry(name, "A small ViLT that grades generated scenes, for the demo.", "1.34 M parameters", "built in", "Apache-2.0", ())
+        TeacherEntry(
+            name,
+            "A small ViLT that grades generated scenes, for the demo.",
+            "1.34 M parameters",
+            "built in",
+            "Apache-2.0",
+            (),
+        )
         for name in BUILT_IN
     ]
     named = [

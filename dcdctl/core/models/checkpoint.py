@@ -18,7 +18,8 @@ from dcdctl.core.errors import DcdError, ModelError
 from dcdctl.core.models.preprocess import silence_transformers
 
 WEIGHTS_FILE = "model.safetensors"
-# Lightning before 1.5 uses classes as keys of its callbacks, so plain unpickling of such a file needs that Lightning installed.
+# Lightning before 1.5 uses classes as keys of its callbacks, so plain unpickling of such a file needs that Lightning
+# installed.
 _REBUILDERS = {
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
@@ -46,13 +47,21 @@ def check_complete(source: object, missing: Iterable[str], what: str) -> None:
         raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")
 
 
-def check_finite(state: Mapping[str, Tensor], source: object, *, error: type[DcdError] = ModelError, hint: str = "") -> None:
+def check_finite(
+    state: Mapping[str, Tensor], source: object, *, error: type[DcdError] = ModelError, hint: str = ""
+) -> None:
     """`error` that names the first tensor with a number that is not finite; ModelError by default."""
     for name, tensor in sorted(state.items()):
         # The extremes are NaN if any number is, and need no copy: 0.05 s for 100 million numbers on two cores.
-        if tensor.is_floating_point() and tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not all(extreme.isfinite() for extreme in tensor.aminmax())
+        ):
             num_bad = int(tensor.numel() - tensor.isfinite().sum())
-            raise error(f"{source}: {num_bad:,} of {tensor.numel():,} numbers of the weights {name} are not finite", hint=hint)
+            raise error(
+                f"{source}: {num_bad:,} of {tensor.numel():,} numbers of the weights {name} are not finite", hint=hint
+            )
 
 
 def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:
@@ -63,7 +72,8 @@ def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:
 
 
 def save_own(network: nn.Module, table: Mapping[str, Any], folder: Path, *, half: bool = False) -> None:
-    """Write config.json from a table and the weights of a network that is not a class of transformers; float16 where `half`."""
+    """Write config.json from a table and the weights of a network that is not a class of transformers; float16 where
+    `half`."""
     state = to_dtype(network.state_dict(), torch.float16 if half else torch.float32)
     files.write_json(folder / "config.json", table)
     # safetensors refuses tensors that are not contiguous.
@@ -103,7 +113,8 @@ class _Inert(dict[Any, Any]):
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Rebuilds tensors and plain containers. Every other class or function becomes a placeholder, so no code of the file is called."""
+    """Rebuilds tensors and plain containers. Every other class or function becomes a placeholder, so no code of the
+    file is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REBUILDERS:
@@ -113,20 +124,27 @@ class _InertUnpickler(pickle.Unpickler):
         return type(name, (_Inert,), {"__module__": __name__})
 
 
-# torch.load takes a module with these two names: it reads zip files with `Unpickler`, and files before torch 1.6 also with `load`.
+# torch.load takes a module with these two names: it reads zip files with `Unpickler`, and files before torch 1.6 also
+# with `load`.
 _INERT_PICKLE = types.ModuleType("inert_pickle")
-_INERT_PICKLE.__dict__.update(Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load())
+_INERT_PICKLE.__dict__.update(
+    Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load()
+)
 
 
 def _is_hostile(module: str, name: str) -> bool:
-    """Whether the only use of this name in a checkpoint is to run code; a dotted name may lead from one module to another."""
+    """Whether the only use of this name in a checkpoint is to run code; a dotted name may lead from one module to
+    another."""
     *namespaces, last = name.split(".")
     namespaces.append(module.partition(".")[0])
-    return not _HOSTILE_MODULES.isdisjoint(namespaces) or (last in _HOSTILE_BUILTINS and not _BUILTINS.isdisjoint(namespaces))
+    return not _HOSTILE_MODULES.isdisjoint(namespaces) or (
+        last in _HOSTILE_BUILTINS and not _BUILTINS.isdisjoint(namespaces)
+    )
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The contents of a .ckpt on the CPU: tensors and plain containers; objects of other classes become inert dictionaries.
+    """The contents of a .ckpt on the CPU: tensors and plain containers; objects of other classes become inert
+    dictionaries.
 
     ModelError for a file that is no checkpoint, and for one that would run code if it were unpickled.
     """
@@ -136,14 +154,25 @@ def read_checkpoint(path: Path) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
-                # The safe reader refuses Lightning's classes. The inert unpickler replaces them, and calls no code of the file either.
+                # The safe reader refuses Lightning's classes. The inert unpickler replaces them, and calls no code of
+                # the file either.
                 return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except _HostileError as error:
         raise ModelError(
-            f"{path} is refused: it asks for {error}, which can run any code and which no weights need; no code was run",
+            f"{path} is refused: it asks for {error}, which can run any code and which no weights need; no code was "
+            "run",
             hint="get the checkpoint from a source you trust",
         ) from error
     # The error of a damaged file depends on where the damage is.
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        KeyError,
+    ) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} is not a PyTorch checkpoint: {lines[0]}", hint="is the download complete?") from error

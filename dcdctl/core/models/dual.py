@@ -25,10 +25,11 @@ from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 
 class Calibration(nn.Module):
-    """A learned factor above 0 and a learned offset that bring a dual encoder's logits to a teacher's scale; at first the identity.
+    """A learned factor above 0 and a learned offset that bring a dual encoder's logits to a teacher's scale; at first
+    the identity.
 
-    They serve losses that compare logits with logits, and change no ranking. So they are neither saved with the model nor part of its
-    digest.
+    They serve losses that compare logits with logits, and change no ranking. So they are neither saved with the model
+    nor part of its digest.
     """
 
     def __init__(self) -> None:
@@ -42,10 +43,12 @@ class Calibration(nn.Module):
 
 
 class Projection(nn.Module):
-    """A learned linear map from a student's vectors to the width of a teacher's, for losses that compare vectors with vectors.
+    """A learned linear map from a student's vectors to the width of a teacher's, for losses that compare vectors with
+    vectors.
 
-    One map for images and captions, so that it keeps how they lie to each other. It changes no ranking, so it is neither saved with the
-    model nor part of its digest. At first it copies coordinates: the student may have been made from the teacher.
+    One map for images and captions, so that it keeps how they lie to each other. It changes no ranking, so it is
+    neither saved with the model nor part of its digest. At first it copies coordinates: the student may have been made
+    from the teacher.
     """
 
     def __init__(self, width: int, teacher_width: int) -> None:
@@ -64,14 +67,16 @@ def unit_vectors(vectors_ND: Tensor) -> Tensor:
 
 
 def keep_statistics(network: nn.Module) -> None:
-    """Put BatchNorms into eval mode, so that they keep their statistics: those of a batch would depend on the size of a micro-batch."""
+    """Put BatchNorms into eval mode, so that they keep their statistics: those of a batch would depend on the size of a
+    micro-batch."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
 
 
 def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
-    """The first `dims` numbers of unit vectors, divided by their lengths, N x `dims`, float32; at full width the vectors as they are.
+    """The first `dims` numbers of unit vectors, divided by their lengths, N x `dims`, float32; at full width the
+    vectors as they are.
 
     >>> prefix_vectors(torch.tensor([[0.48, 0.36, 0.8]]), 2)
     tensor([[0.8000, 0.6000]])
@@ -80,7 +85,8 @@ def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
 
 
 class DualModel(nn.Module, ABC):
-    """Base of the dual encoders; created in eval mode. `unused_keys` are the entries of a checkpoint that embedding does not need."""
+    """Base of the dual encoders; created in eval mode. `unused_keys` are the entries of a checkpoint that embedding
+    does not need."""
 
     kind: Literal["dual"] = "dual"
     network: nn.Module
@@ -180,7 +186,8 @@ class DualModel(nn.Module, ABC):
             all_IT = self.logit_scale * images_ID.float() @ texts_TD.float().T
             if self.logit_bias is not None:
                 all_IT = all_IT + self.logit_bias
-        # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a CPU.
+        # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on
+        # a CPU.
         flat_ix_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
         return select_rows(all_IT.flatten(), flat_ix_RC.flatten()).view(flat_ix_RC.shape), all_IT
 
@@ -249,13 +256,18 @@ class DualModel(nn.Module, ABC):
             raise self._without_towers("model.vision_layers and model.text_layers")
 
     def _without_towers(self, field: str) -> ModelError:
-        found = f"{field} is for dual encoders of transformers, such as CLIP and SigLIP, and this is a {self.config['model_type']}"
+        found = (
+            f"{field} is for dual encoders of transformers, such as CLIP and SigLIP, and this is a "
+            f"{self.config['model_type']}"
+        )
         return ModelError(found, hint="leave it out, or name another model.start")
 
     def checkpoint_activations(self) -> None:
         """Compute activations of trained encoders again in the backward pass; ModelError if no encoder supports it."""
         if not enable_checkpointing(self._encoder_modules):
-            raise ModelError("the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out")
+            raise ModelError(
+                "the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out"
+            )
 
     def export_copy(self) -> Self:
         """The same network, with preprocessing files that need no dcdctl."""

@@ -19,8 +19,8 @@ from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import DualEncoder, Encoders, ExportSpec
 
 DENSE_FACTOR = 24
-"""All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the vectors of 5,500
-pairs takes as long as the product of 256 images with 512 texts (width 512, one core)."""
+"""All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the
+vectors of 5,500 pairs takes as long as the product of 256 images with 512 texts (width 512, one core)."""
 PAIRS_AT_A_TIME = 256
 """Pairs whose vectors a CPU gathers at a time: they fit its cache, and 16,384 pairs take 10 ms in place of 50."""
 
@@ -28,7 +28,9 @@ PAIRS_AT_A_TIME = 256
 def vector_states(vectors_ND: Tensor) -> States:
     """States that are unit vectors alone: one token of width 0 each."""
     count = len(vectors_ND)
-    return States(vectors_ND.new_empty(count, 1, 0), torch.ones(count, 1, dtype=torch.bool, device=vectors_ND.device), vectors_ND)
+    return States(
+        vectors_ND.new_empty(count, 1, 0), torch.ones(count, 1, dtype=torch.bool, device=vectors_ND.device), vectors_ND
+    )
 
 
 def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
@@ -44,7 +46,9 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
         return all_IT.flatten().index_select(0, image_ix_P * len(texts_TD) + text_ix_P)
     products_P = images_ID.new_empty(len(image_ix_P))
     step = PAIRS_AT_A_TIME if images_ID.device.type == "cpu" else max(1, len(image_ix_P))
-    for part, image_ix, text_ix in zip(products_P.split(step), image_ix_P.split(step), text_ix_P.split(step), strict=True):
+    for part, image_ix, text_ix in zip(
+        products_P.split(step), image_ix_P.split(step), text_ix_P.split(step), strict=True
+    ):
         torch.sum(images_ID.index_select(0, image_ix).mul_(texts_TD.index_select(0, text_ix)), dim=1, out=part)
     return products_P
 
@@ -59,8 +63,10 @@ class DualScorer(FusionModel):
     keeps_states = True
 
     def __init__(self, dual: DualEncoder) -> None:
-        """The dual encoder is shared, not copied. It may have more parameters than its scores need, such as a calibration."""
-        # The protocols list only the parts that other rooms use; every dual encoder that loads is a module with a `Preprocess`.
+        """The dual encoder is shared, not copied. It may have more parameters than its scores need, such as a
+        calibration."""
+        # The protocols list only the parts that other rooms use; every dual encoder that loads is a module with a
+        # `Preprocess`.
         super().__init__(cast(nn.Module, dual), cast(Preprocess, dual.preprocess), dual.unused_keys)
 
     @property
@@ -111,7 +117,9 @@ class DualScorer(FusionModel):
         assert texts.vectors is not None
         return self._logits(pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)).detach()
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Scaled cosines of B aligned pairs."""
         images_BD = self.dual.embed_images(ImageBatch(pixel_values, pixel_mask))
         texts_BD = self.dual.embed_texts(TextBatch(input_ids, attention_mask))
@@ -138,7 +146,9 @@ class DualScorer(FusionModel):
 
     def set_dropout(self, probability: float) -> None:
         """ModelError: as a scorer it is not trained."""
-        raise ModelError("a dual encoder that scores pairs is not trained", hint="train it as a dual encoder: model.kind dual")
+        raise ModelError(
+            "a dual encoder that scores pairs is not trained", hint="train it as a dual encoder: model.kind dual"
+        )
 
     def checkpoint_activations(self) -> None:
         """ModelError: as a scorer it is not trained."""

@@ -1,8 +1,10 @@
-"""The fingerprint of a model or of its encoders: a digest of all that decides a score outside training, for every family.
+"""The fingerprint of a model or of its encoders: a digest of all that decides a score outside training, for every
+family.
 
-Every setting counts unless it is named here, so a setting that a new version of a library adds counts too. What is named here cannot change
-a score: names, places, versions, labels, dropout, initialization, and the number type of the saved file, since a loaded model is float32.
-The implementation of attention and the device are not settings of a model, so they do not count either.
+Every setting counts unless it is named here, so a setting that a new version of a library adds counts too. What is
+named here cannot change a score: names, places, versions, labels, dropout, initialization, and the number type of the
+saved file, since a loaded model is float32. The implementation of attention and the device are not settings of a model,
+so they do not count either.
 """
 
 from __future__ import annotations
@@ -21,17 +23,51 @@ from torch import nn
 from dcdctl.core import files
 
 VERSION = "dcdctl model 2"
-"""The first bytes of the digest's input; a new rule gets a new number, so that an old fingerprint never equals a new one."""
+"""The first bytes of the digest's input; a new rule gets a new number, so that an old fingerprint never equals a new
+one."""
 _NAMES = {
-    *("name_or_path", "_name_or_path", "transformers_version", "architectures", "auto_map", "processor_class", "_processor_class"),
-    *("id2label", "label2id", "num_labels", "num_classes", "label_names", "label_descriptions", "problem_type", "finetuning_task"),
+    *(
+        "name_or_path",
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "auto_map",
+        "processor_class",
+        "_processor_class",
+    ),
+    *(
+        "id2label",
+        "label2id",
+        "num_labels",
+        "num_classes",
+        "label_names",
+        "label_descriptions",
+        "problem_type",
+        "finetuning_task",
+    ),
     *("dtype", "torch_dtype", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
 }
 # Not every name with "drop" in it: ESM's token_dropout scales the embeddings in eval mode.
 _TRAINING = {
-    *("dropout", "hidden_dropout", "hidden_dropout_prob", "activation_dropout", "classifier_dropout", "projection_dropout", "dropout_rate"),
+    *(
+        "dropout",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "activation_dropout",
+        "classifier_dropout",
+        "projection_dropout",
+        "dropout_rate",
+    ),
     *("attention_dropout", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
-    *("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "layerdrop", "encoder_layerdrop"),
+    *(
+        "drop_rate",
+        "drop_path_rate",
+        "attn_drop_rate",
+        "proj_drop_rate",
+        "pos_drop_rate",
+        "layerdrop",
+        "encoder_layerdrop",
+    ),
     *("initializer_range", "initializer_factor", "init_std", "use_cache", "gradient_checkpointing"),
 }
 _CONFIG = frozenset(_NAMES | _TRAINING)
@@ -42,12 +78,23 @@ _TIMM_SOURCE = frozenset(
 """Entries of timm's `pretrained_cfg` that say where the weights come from."""
 # `Preprocess` gives processors RGB images only.
 _PROCESSOR = frozenset(_NAMES | {"do_convert_rgb"})
-# A call sets truncation and padding of the backend, from its arguments and `_TOKENIZER_ATTRIBUTES`. No decoder is ever called.
+# A call sets truncation and padding of the backend, from its arguments and `_TOKENIZER_ATTRIBUTES`. No decoder is ever
+# called.
 _BACKEND = ("version", "truncation", "padding", "decoder")
 _TOKENIZER_ATTRIBUTES = ("truncation_side", "padding_side", "pad_token_id", "split_special_tokens", "model_input_names")
-"""All that decides token ids and mask besides the backend. `model_max_length` is never read, because `Preprocess` gives a length."""
+"""All that decides token ids and mask besides the backend. `model_max_length` is never read, because `Preprocess` gives
+a length."""
 _SLOW_TOKENIZER = frozenset(
-    _NAMES | {"model_max_length", "chat_template", "backend", "is_local", "local_files_only", "tokenizer_file", "special_tokens_map_file"}
+    _NAMES
+    | {
+        "model_max_length",
+        "chat_template",
+        "backend",
+        "is_local",
+        "local_files_only",
+        "tokenizer_file",
+        "special_tokens_map_file",
+    }
 )
 
 
@@ -59,7 +106,8 @@ def digest_of(
     settings: Mapping[str, Any] | None = None,
     leave_out: str = "",
 ) -> str:
-    """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a network, and of all settings that change its scores.
+    """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a network, and of all settings that change
+    its scores.
 
     `config` is what config.json holds, `preprocess` is `Preprocess.settings`, and `settings` is what dcdctl.json holds.
     Tensors whose names start with `leave_out` do not count, if it is not empty.
@@ -89,9 +137,11 @@ def processor_settings(processor: Any) -> Any:
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
-    """The class of a tokenizer, a digest of what it saves, and the attributes that a call reads. Use changes none of them.
+    """The class of a tokenizer, a digest of what it saves, and the attributes that a call reads. Use changes none of
+    them.
 
-    For 250,000 tokens this takes 0.7 s (WordPiece) to 1.4 s (BPE) on one core of a 2-core x86 VM, for 30,000 tokens 0.03 s.
+    For 250,000 tokens this takes 0.7 s (WordPiece) to 1.4 s (BPE) on one core of a 2-core x86 VM, for 30,000 tokens
+    0.03 s.
     """
     attributes = {name: _plain(getattr(tokenizer, name)) for name in _TOKENIZER_ATTRIBUTES}
     digest = _backend_digest(tokenizer.backend_tokenizer) if tokenizer.is_fast else _saved_digest(tokenizer)
@@ -99,7 +149,8 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
 
 
 def _backend_digest(backend: Any) -> str:
-    # The backend reads a number as up to one unit in the last place off, so numbers that are saved again differ from those that were read.
+    # The backend reads a number as up to one unit in the last place off, so numbers that are saved again differ from
+    # those that were read.
     saved = json.loads(backend.to_str(), parse_float=lambda text: float(np.float32(text)))
     return files.digest_of({name: value for name, value in saved.items() if name not in _BACKEND})
 
@@ -116,12 +167,16 @@ def _saved_digest(tokenizer: Any) -> str:
 
 
 def _plain(value: Any, unseen: Set[str] = frozenset()) -> Any:
-    """A JSON-able value without the entries of these names and those that are None; 1.0 is 1, as a file may hold either."""
+    """A JSON-able value without the entries of these names and those that are None; 1.0 is 1, as a file may hold
+    either."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list | tuple):
         return [_plain(item, unseen) for item in value]
     if isinstance(value, Mapping):
         kept = {str(key): item for key, item in value.items() if key not in unseen and item is not None}
-        return {key: _plain(item, unseen | _TIMM_SOURCE if key == "pretrained_cfg" else unseen) for key, item in kept.items()}
+        return {
+            key: _plain(item, unseen | _TIMM_SOURCE if key == "pretrained_cfg" else unseen)
+            for key, item in kept.items()
+        }
     return value

@@ -22,7 +22,8 @@ from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 
 class FusionModel(nn.Module, ABC):
-    """Base of the fusion scorers; created in eval mode. `unused_keys` are the entries of a checkpoint that scoring does not need."""
+    """Base of the fusion scorers; created in eval mode. `unused_keys` are the entries of a checkpoint that scoring does
+    not need."""
 
     kind: Literal["fusion"] = "fusion"
     pairs_per_batch = 256
@@ -53,7 +54,9 @@ class FusionModel(nn.Module, ABC):
         """See `FusionScorer.score_pairs`."""
 
     @abstractmethod
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """See `FusionScorer.score`."""
 
     @property
@@ -95,10 +98,11 @@ class FusionModel(nn.Module, ABC):
         """The student of `student`, from checked layers."""
 
     def student(self, layers: Sequence[int]) -> Self:
-        """A scorer with only these fusion layers, the weights copied, trainable. ModelError unless the layers exist and ascend.
+        """A scorer with only these fusion layers, the weights copied, trainable. ModelError unless the layers exist and
+        ascend.
 
-        The student of a co-attention scorer owns its layers, poolers and head, as in DCD. Both encoders, the transforms and the modality
-        vectors are the teacher's own tensors, and are frozen from now on.
+        The student of a co-attention scorer owns its layers, poolers and head, as in DCD. Both encoders, the transforms
+        and the modality vectors are the teacher's own tensors, and are frozen from now on.
         """
         return self._with_layers(_checked_layers(layers, self.num_layers))
 
@@ -108,7 +112,8 @@ class FusionModel(nn.Module, ABC):
         return ()
 
     def checkpoint_activations(self) -> None:
-        """Compute activations again in the backward pass: those of the fusion layers, and of trained encoders that support it."""
+        """Compute activations again in the backward pass: those of the fusion layers, and of trained encoders that
+        support it."""
         # The result does not matter: the fusion layers can always be computed again.
         enable_checkpointing(self._encoder_modules)
         self.network.recomputes = True  # type: ignore[assignment]
@@ -125,7 +130,9 @@ class FusionModel(nn.Module, ABC):
         """The same network, with preprocessing files that need no dcdctl."""
         return type(self)(self.network, self.preprocess.self_contained())
 
-    def forward(self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+    def forward(
+        self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor
+    ) -> Tensor:
         """Logits of P pairs of a batch."""
         return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
 
@@ -136,7 +143,8 @@ class FusionModel(nn.Module, ABC):
         return (logits_P.view(pairs.image_ix_RC.shape).float(),)
 
     def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, None]:
-        """The logits of the pairs; those of all images with all texts would each need a pass through the fusion layers."""
+        """The logits of the pairs; those of all images with all texts would each need a pass through the fusion
+        layers."""
         return outputs[0], None
 
     def calibrate(self, logits: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The inputs of models: images and texts as tensors, states that were encoded once, and the pairs of a training step.
 
-Masks and positions decide the shapes of what is computed. A program that reads them from a GPU waits until the GPU has finished all earlier
-work, and the GPU then waits for the program. So each class keeps a copy of them on the CPU (`..._on_cpu`), made before they are moved.
+Masks and positions decide the shapes of what is computed. A program that reads them from a GPU waits until the GPU has
+finished all earlier work, and the GPU then waits for the program. So each class keeps a copy of them on the CPU
+(`..._on_cpu`), made before they are moved.
 
 Shape letters as in `protocols`.
 """
@@ -100,7 +101,9 @@ class TextBatch:
         return with_copies(States(tokens, self.attention_mask.bool()), mask_on_cpu=self.mask_on_cpu.bool())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
-        return _with_copies_of(self, TextBatch(change(self.input_ids), change(self.attention_mask)), self.attention_mask)
+        return _with_copies_of(
+            self, TextBatch(change(self.input_ids), change(self.attention_mask)), self.attention_mask
+        )
 
 
 def with_copies(item: T, **copies: object) -> T:
@@ -110,7 +113,8 @@ def with_copies(item: T, **copies: object) -> T:
 
 
 def _with_copies_of(source: Masked, item: Masked, on_device: Tensor) -> Masked:
-    """The item with the copy of the mask that its source has, or that costs the source nothing because it is on the CPU itself."""
+    """The item with the copy of the mask that its source has, or that costs the source nothing because it is on the CPU
+    itself."""
     has_copy = on_device.device.type == "cpu" or "mask_on_cpu" in vars(source)
     return with_copies(item, mask_on_cpu=source.mask_on_cpu) if has_copy else item
 
@@ -136,8 +140,8 @@ def distinct(index_P: Tensor) -> tuple[Tensor, Tensor]:
 def select_rows(tensor: Tensor, index: Tensor) -> Tensor:
     """The rows at these positions, which may repeat and may be on the CPU.
 
-    Use this where gradients flow: on a CPU the gradient of `tensor[index]` is summed in the order of the threads, so a run is not
-    repeatable; the gradient of `index_select` does not depend on it.
+    Use this where gradients flow: on a CPU the gradient of `tensor[index]` is summed in the order of the threads, so a
+    run is not repeatable; the gradient of `index_select` does not depend on it.
     """
     return tensor.index_select(0, index.to(tensor.device, non_blocking=True))
 
@@ -235,7 +239,8 @@ class States:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images, texts and the R x C pairs of them that a step of training computes; each image and text appears once, whatever its pairs."""
+    """Images, texts and the R x C pairs of them that a step of training computes; each image and text appears once,
+    whatever its pairs."""
 
     images: ImageBatch | States
     """Pixels, or the stored features of frozen encoders."""

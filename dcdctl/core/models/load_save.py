@@ -1,12 +1,13 @@
 """Load a model by reference, and save it; `FAMILIES` is the table of model families.
 
-A folder is loaded by the family of its model's type (`folders`), and so is the folder that a Hub id is fetched into (`hub`). A folder that
-`save` wrote also has dcdctl.json (`saved_folder`); `load` compares the files with it before it reads anything.
+A folder is loaded by the family of its model's type (`folders`), and so is the folder that a Hub id is fetched into
+(`hub`). A folder that `save` wrote also has dcdctl.json (`saved_folder`); `load` compares the files with it before it
+reads anything.
 
 Importing this module does not import transformers: many commands only check a reference or list the families.
 
-A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in `FAMILIES`, and one
-in tests/support/families.py.
+A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in
+`FAMILIES`, and one in tests/support/families.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from dcdctl.core.models import families, saved_folder
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.models.references import folders, hub, plugins, published
-from dcdctl.core.models.references.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER, SETTINGS_FILE
+from dcdctl.core.models.references.folders import (
+    CONFIG_FILE,
+    CROSS_ENCODER,
+    OPEN_CLIP,
+    SENTENCE_TRANSFORMER,
+    SETTINGS_FILE,
+)
 from dcdctl.core.models.saved_folder import REMAKE
 from dcdctl.core.progress import Track, silent
 
@@ -37,12 +44,14 @@ class Family:
 
     kind: Kind
     file: str
-    """A file of `families`, imported when a model of the family is loaded: the classes of transformers take seconds to import."""
+    """A file of `families`, imported when a model of the family is loaded: the classes of transformers take seconds to
+    import."""
     extra: str = ""
     """Optional extra of dcdctl that has its library; empty if transformers is enough."""
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
-        """The model of a folder or Hub id, by the file's `load`; `saved` is dcdctl.json, None where there is no such file."""
+        """The model of a folder or Hub id, by the file's `load`; `saved` is dcdctl.json, None where there is no such
+        file."""
         model: Model = importlib.import_module(f"{families.__name__}.{self.file}").load(ref, overrides, saved)
         return model
 
@@ -70,8 +79,10 @@ ACCEPTED = (
     f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl models` shows"
 )
 ALWAYS_OPEN = (
-    f"these families load: {', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}; any other model is a teacher by a "
-    "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --plan-only`, then `--scores`)"
+    f"these families load: {', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}; any other model "
+    "is a teacher by a "
+    "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --plan-only`, then "
+    "`--scores`)"
 )
 """The hint for a model whose family does not load."""
 _TEACHERS = files.packaged("teachers")
@@ -81,9 +92,9 @@ _KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder"
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU.
 
-    A reference is tried as a built-in name, a .ckpt file, a model folder, a run folder (with `model/`), module:function (which runs), the
-    name of a published teacher (`published`; its file is downloaded once), and a Hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a
-    branch, tag or commit).
+    A reference is tried as a built-in name, a .ckpt file, a model folder, a run folder (with `model/`), module:function
+    (which runs), the name of a published teacher (`published`; its file is downloaded once), and a Hub id
+    (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, tag or commit).
     """
     return _load(ref, overrides, track)
 
@@ -113,8 +124,8 @@ def _load(ref: str | Path, overrides: Mapping[str, Any] | None, track: Track, ki
 def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind | None = None) -> Kind | None:
     """The kind of model that a reference names; None for a Hub id, whose kind is not known before it is loaded.
 
-    Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if it names a model of
-    another kind than `kind`; ConfigError for a wrong model setting.
+    Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
+    it names a model of another kind than `kind`; ConfigError for a wrong model setting.
     """
     _check_settings(read_overrides(dict(overrides or {})), ref)
     form, source = _locate(ref)
@@ -151,7 +162,8 @@ def text_pooling(ref: str | Path) -> folders.Pooling:
 
 
 def _check_settings(overrides: Overrides, ref: str | Path) -> None:
-    """ModelError for a setting of another kind of model than a reference names; what a Hub id names is checked when it is known."""
+    """ModelError for a setting of another kind of model than a reference names; what a Hub id names is checked when it
+    is known."""
     form, source = _locate(ref)
     if form != "hub" and not (form == "folder" and folders.is_cross_encoder(Path(source))):
         check_no_cross_encoder(overrides, ref)
@@ -180,7 +192,8 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
 
 
 def save(model: Model, folder: Path, *, half: bool = False) -> None:
-    """Write a folder that `load` reads without other files, atomically; the weights are float16 if `half`, else float32.
+    """Write a folder that `load` reads without other files, atomically; the weights are float16 if `half`, else
+    float32.
 
     A model that is already in the folder is replaced. ModelError if the folder holds anything else.
     """
@@ -208,14 +221,16 @@ def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track:
 
 
 def _check_folder(folder: Path) -> None:
-    """InputError if a model cannot be written to a folder, ModelError if the folder holds something other than a model."""
+    """InputError if a model cannot be written to a folder, ModelError if the folder holds something other than a
+    model."""
     files.check_output_folder(folder)
     if not files.is_vacant(folder) and not folders.holds_model(folder):
         raise ModelError(f"{folder} holds something that is not a model", hint="name an empty or a new folder")
 
 
 def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "function", "hub"], str]:
-    """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names nothing."""
+    """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names
+    nothing."""
     path = Path(ref).expanduser()
     # A file or folder of the user with this name comes first.
     if str(ref) in BUILT_IN and not path.exists():
@@ -284,7 +299,8 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
 
 
 def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family | plugins.Plugin:
-    """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of another kind."""
+    """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of
+    another kind."""
     model_type = _checked_type(folder)
     if model_type is None:
         raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)

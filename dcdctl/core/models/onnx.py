@@ -3,16 +3,19 @@
 FOLDER/image.onnx    pixel_values float32, images x 3 x H x W                         ->  vectors float32, images x D
 FOLDER/text.onnx     input_ids int64, attention_mask int64, texts x tokens each       ->  vectors float32, texts x D
 
-Vectors have length 1; a logit is their cosine times `logit_scale`, plus `logit_bias` if there is one. Both numbers are in the metadata of
-both files. Numbers of images, texts and tokens may vary; H and W are those of the model's image processor. A model that was trained on
-captions of one padded length (SigLIP, open_clip) takes no mask, and only that number of tokens. SigLIP 2 with variable resolution takes
-patches: pixel_values float32, images x patches x values, pixel_attention_mask int32, images x patches, and spatial_shapes int64,
-images x 2, where the number of patches may vary.
+Vectors have length 1; a logit is their cosine times `logit_scale`, plus `logit_bias` if there is one. Both numbers are
+in the metadata of both files. Numbers of images, texts and tokens may vary; H and W are those of the model's image
+processor. A model that was trained on captions of one padded length (SigLIP, open_clip) takes no mask, and only that
+number of tokens. SigLIP 2 with variable resolution takes patches: pixel_values float32, images x patches x values,
+pixel_attention_mask int32, images x patches, and spatial_shapes int64, images x 2, where the number of patches may
+vary.
 
-Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models cannot be exported.
-Their computation depends on the data (which pairs share an image, the length of the longest caption), and an ONNX file is one fixed graph.
+Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models
+cannot be exported. Their computation depends on the data (which pairs share an image, the length of the longest
+caption), and an ONNX file is one fixed graph.
 
-`export_text_tower` writes the text side alone, with its tokenizer, for `text_tower.TextTower`, which needs neither torch nor transformers.
+`export_text_tower` writes the text side alone, with its tokenizer, for `text_tower.TextTower`, which needs neither
+torch nor transformers.
 
 Shape letters: I images, T texts, D length of the vectors.
 """
@@ -51,7 +54,17 @@ NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
 PROBES = (
-    *("a", ".", "?!", "a b c", "\u00a0", "dog", "A DOG in the Snow", "two dogs run on a beach", "a red circle left of a blue square"),
+    *(
+        "a",
+        ".",
+        "?!",
+        "a b c",
+        "\u00a0",
+        "dog",
+        "A DOG in the Snow",
+        "two dogs run on a beach",
+        "a red circle left of a blue square",
+    ),
     *(
         "caf\u00e9",
         "cafe\u0301",
@@ -61,7 +74,14 @@ PROBES = (
         "\ufb01re",
         "na\u00efve \u0130stanbul stra\u00dfe",
     ),
-    *("qzxv wkrjh", "antidisestablishmentarianism", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "x" * 300, "12,345.67 % of 3/4", "it's the dog's"),
+    *(
+        "qzxv wkrjh",
+        "antidisestablishmentarianism",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "x" * 300,
+        "12,345.67 % of 3/4",
+        "it's the dog's",
+    ),
     *(
         "tabs\tand\nlines",
         "  spaces   inside  ",
@@ -80,7 +100,8 @@ PROBES = (
     ),
     *(" ".join(["a small dog and a large cat"] * count) for count in (2, 8, 40)),
 )
-"""Texts that show whether the text side is equal: short, long, in other scripts, with words and signs that tokenizers treat differently."""
+"""Texts that show whether the text side is equal: short, long, in other scripts, with words and signs that tokenizers
+treat differently."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +119,9 @@ class Towers:
     @property
     def num_bytes(self) -> int:
         """Size of both files, including weights beside them."""
-        return sum(path.stat().st_size for tower in (self.image, self.text) for path in tower.parent.glob(f"{tower.name}*"))
+        return sum(
+            path.stat().st_size for tower in (self.image, self.text) for path in tower.parent.glob(f"{tower.name}*")
+        )
 
 
 class _ImageTower(nn.Module):
@@ -106,7 +129,9 @@ class _ImageTower(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None
+    ) -> Tensor:
         mask = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         return self.model.embed_images(ImageBatch(pixel_values, mask, spatial_shapes))
 
@@ -122,9 +147,12 @@ class _TextTower(nn.Module):
 
 
 class OnnxDual:
-    """A dual encoder run by ONNX Runtime, on the CPU or a CUDA device, with `embed_images` and `embed_texts` as in `DualEncoder`."""
+    """A dual encoder run by ONNX Runtime, on the CPU or a CUDA device, with `embed_images` and `embed_texts` as in
+    `DualEncoder`."""
 
-    def __init__(self, towers: Towers, preprocess: Preprocessor, *, device: torch.device, num_threads: int | None = None) -> None:
+    def __init__(
+        self, towers: Towers, preprocess: Preprocessor, *, device: torch.device, num_threads: int | None = None
+    ) -> None:
         require_onnx()
         import onnxruntime
 
@@ -134,7 +162,8 @@ class OnnxDual:
         self.preprocess, self._device = preprocess, device
         providers = _providers(device, onnxruntime.get_available_providers())
         self._image, self._text = (
-            onnxruntime.InferenceSession(str(tower), options, providers=providers) for tower in (towers.image, towers.text)
+            onnxruntime.InferenceSession(str(tower), options, providers=providers)
+            for tower in (towers.image, towers.text)
         )
 
     def embed_images(self, images: ImageBatch) -> Tensor:
@@ -146,8 +175,12 @@ class OnnxDual:
         return self._run(self._text, {"input_ids": texts.input_ids, "attention_mask": texts.attention_mask})
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        known = {node.name for node in session.get_inputs()}  # the graph of an encoder that ignores a mask lacks that input
-        (vectors,) = session.run([ONNX_OUTPUT], {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in known})
+        known = {
+            node.name for node in session.get_inputs()
+        }  # the graph of an encoder that ignores a mask lacks that input
+        (vectors,) = session.run(
+            [ONNX_OUTPUT], {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in known}
+        )
         return torch.from_numpy(vectors).to(self._device)
 
 
@@ -168,7 +201,9 @@ def export_onnx(model: Model, folder: Path) -> Towers:
     """
     require_onnx()
     if model.kind != "dual":
-        raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
+        raise ModelError(
+            "a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student"
+        )
     spec = model.export_spec()
     if reason := spec.refusals.get("onnx"):
         raise ModelError(f"this model does not export to ONNX: {reason}", hint=f"export it with --to {spec.library}")
@@ -182,7 +217,11 @@ def export_onnx(model: Model, folder: Path) -> Towers:
         images = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
         texts = model.preprocess.texts(["a b c", "a"]).to(device)
         patches = {} if images.grid is None else {1: "patches"}
-        free = {"pixel_values": {0: "images", **patches}, "pixel_attention_mask": {0: "images", **patches}, "spatial_shapes": {0: "images"}}
+        free = {
+            "pixel_values": {0: "images", **patches},
+            "pixel_attention_mask": {0: "images", **patches},
+            "spatial_shapes": {0: "images"},
+        }
         text_inputs = {"input_ids": texts.input_ids}
         if spec.padded_length is None:
             free |= {name: {0: "texts", 1: "tokens"} for name in ("input_ids", "attention_mask")}
@@ -204,10 +243,12 @@ def exports_text_towers() -> bool:
 
 
 def export_text_tower(model: DualEncoder, folder: Path) -> float:
-    """Write the text side of a dual encoder as `text_tower` describes, atomically; the largest difference from torch on `PROBES`.
+    """Write the text side of a dual encoder as `text_tower` describes, atomically; the largest difference from torch on
+    `PROBES`.
 
-    ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a vector by more than
-    `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of `exports_text_towers`.
+    ModelError for a model whose texts cannot be prepared or computed without it, and if a token, or a number of a
+    vector by more than `LARGEST_DIFFERENCE`, is another than the model's. MissingError without the packages of
+    `exports_text_towers`.
     """
     require_extra("index", *TEXT_PACKAGES, needed_by="the text side for ONNX Runtime")
     if reason := model.export_spec().refusals.get("onnx"):
@@ -236,10 +277,13 @@ def export_text_tower(model: DualEncoder, folder: Path) -> float:
 
 
 def _text_settings(model: DualEncoder) -> TextSettings:
-    """How a model's texts become tokens; ModelError if anything but a tokenizer of the library tokenizers takes part."""
+    """How a model's texts become tokens; ModelError if anything but a tokenizer of the library tokenizers takes
+    part."""
     tokenizer = model.preprocess.tokenizer
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"its tokenizer, {type(tokenizer).__name__}, is Python code, and no file of the library tokenizers holds it")
+        raise ModelError(
+            f"its tokenizer, {type(tokenizer).__name__}, is Python code, and no file of the library tokenizers holds it"
+        )
     return TextSettings(
         max_text_len=model.preprocess.max_text_len,
         truncation_side=tokenizer.truncation_side,
@@ -265,13 +309,14 @@ def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Pat
         inputs["attention_mask"] = texts.attention_mask
     free = {name: {0: "texts"} if settings.padding.to_maximum else {0: "texts", 1: "tokens"} for name in inputs}
     graph, refusal = folder / text_tower.GRAPH_FILE, ModelError("no exporter")
-    # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes constants where the
-    # computation depends on sizes, which the comparison on texts of many lengths finds.
+    # Tracing takes a tenth of a second where the newer exporter takes three, and does not need onnxscript. It writes
+    # constants where the computation depends on sizes, which the comparison on texts of many lengths finds.
     for write in (_trace, *([_write] if all(map(is_installed, PACKAGES)) else [])):
         for path in folder.glob(f"{graph.name}*"):
             path.unlink()
         try:
-            # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had before.
+            # In eval mode itself, because tracing puts the module, and the model in it, into the mode that it had
+            # before.
             write(_TextTower(model).eval(), inputs, free, graph)
             return _compare_texts(TextTower(folder, settings), model, preprocess)
         except ModelError as error:
@@ -282,25 +327,37 @@ def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Pat
 
 
 def _compare_texts(tower: TextTower, model: DualEncoder, preprocess: Preprocessor) -> float:
-    """The largest difference of a coordinate from torch's vectors over `PROBES`, each alone and together; ModelError if it is too large."""
+    """The largest difference of a coordinate from torch's vectors over `PROBES`, each alone and together; ModelError if
+    it is too large."""
     device, difference = next(iter(model.parameters())).device, 0.0
     for texts in (*([text] for text in PROBES), PROBES):
         tokens, batch = tower.tokenize(texts), preprocess.texts(texts)
         whole = [len(preprocess.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-        if tokens.batch["input_ids"].tolist() != batch.input_ids.tolist() or list(map(tower.num_tokens, texts)) != whole:
-            raise ModelError(f"the library tokenizers alone reads {texts[0][:40]!r} as other tokens than the model's preprocessing")
+        if (
+            tokens.batch["input_ids"].tolist() != batch.input_ids.tolist()
+            or list(map(tower.num_tokens, texts)) != whole
+        ):
+            raise ModelError(
+                f"the library tokenizers alone reads {texts[0][:40]!r} as other tokens than the model's preprocessing"
+            )
         with torch.no_grad():
             expected = model.embed_texts(batch.to(device)).cpu()
         difference = max(difference, largest_difference(torch.from_numpy(tower.vectors(tokens)), expected))
     if not difference <= LARGEST_DIFFERENCE:  # NaN fails too
-        raise ModelError(f"ONNX Runtime's vectors of texts differ from torch's by {difference:.1e}, more than {LARGEST_DIFFERENCE:.0e}")
+        raise ModelError(
+            f"ONNX Runtime's vectors of texts differ from torch's by {difference:.1e}, more than "
+            f"{LARGEST_DIFFERENCE:.0e}"
+        )
     return difference
 
 
 def _metadata(model: DualEncoder) -> dict[str, str]:
     """What makes a logit of a cosine."""
     bias = model.logit_bias
-    return {"logit_scale": repr(float(model.logit_scale)), **({} if bias is None else {"logit_bias": repr(float(bias))})}
+    return {
+        "logit_scale": repr(float(model.logit_scale)),
+        **({} if bias is None else {"logit_bias": repr(float(bias))}),
+    }
 
 
 def largest_difference(vectors: Tensor, expected: Tensor) -> float:
@@ -311,12 +368,17 @@ def largest_difference(vectors: Tensor, expected: Tensor) -> float:
 def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: TextBatch) -> float:
     """The largest difference of a coordinate from torch's vectors; ModelError if it exceeds `LARGEST_DIFFERENCE`."""
     with torch.no_grad():
-        pairs = ((onnx.embed_images(images), model.embed_images(images)), (onnx.embed_texts(texts), model.embed_texts(texts)))
+        pairs = (
+            (onnx.embed_images(images), model.embed_images(images)),
+            (onnx.embed_texts(texts), model.embed_texts(texts)),
+        )
     difference = max(largest_difference(vectors, expected) for vectors, expected in pairs)
     # Written this way, NaN fails too.
     if not difference <= LARGEST_DIFFERENCE:
         problem = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
-        raise ModelError(f"{problem}, expected at most {LARGEST_DIFFERENCE:.0e}", hint="this model cannot be served by ONNX Runtime")
+        raise ModelError(
+            f"{problem}, expected at most {LARGEST_DIFFERENCE:.0e}", hint="this model cannot be served by ONNX Runtime"
+        )
     return difference
 
 
@@ -333,10 +395,12 @@ def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
     small = Towers.of(folder)
     for source, target in ((towers.image, small.image), (towers.text, small.text)):
         with files.atomic_path(target) as partial, _quietly():
-            # Unsigned weights: on x86 without VNNI, sums of two products of unsigned and signed bytes overflow 16 bits, and cosines fall
-            # from 0.99 to 0.91. One scale per column, since columns of a matrix differ. The convolution that makes patches stays float32:
-            # ONNX Runtime lacks its int8 form on some processors.
-            quantize(source, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+            # Unsigned weights: on x86 without VNNI, sums of two products of unsigned and signed bytes overflow 16 bits,
+            # and cosines fall from 0.99 to 0.91. One scale per column, since columns of a matrix differ. The
+            # convolution that makes patches stays float32: ONNX Runtime lacks its int8 form on some processors.
+            quantize(
+                source, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+            )
     return small
 
 
@@ -355,7 +419,8 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _without_value_checks() -> Iterator[None]:
-    """Without the checks of transformers that compare values of tensors, by its own switch: ONNX has no operator that fails."""
+    """Without the checks of transformers that compare values of tensors, by its own switch: ONNX has no operator that
+    fails."""
     before = os.environ.get(NO_CHECKS)
     os.environ[NO_CHECKS] = "1"
     try:
@@ -373,7 +438,8 @@ def _providers(device: torch.device, available: list[str]) -> list[str]:
     if device.type == "cuda" and "CUDAExecutionProvider" in available:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
     raise MissingError(
-        f"this ONNX Runtime has no provider for {device.type} (it has {', '.join(available)})", hint="pip install onnxruntime-gpu"
+        f"this ONNX Runtime has no provider for {device.type} (it has {', '.join(available)})",
+        hint="pip install onnxruntime-gpu",
     )
 
 
@@ -382,7 +448,11 @@ def _image_inputs(images: ImageBatch) -> dict[str, Tensor]:
     if images.grid is None:
         return {"pixel_values": images.pixel_values}
     assert images.pixel_mask is not None
-    return {"pixel_values": images.pixel_values, "pixel_attention_mask": images.pixel_mask.int(), "spatial_shapes": images.grid}
+    return {
+        "pixel_values": images.pixel_values,
+        "pixel_attention_mask": images.pixel_mask.int(),
+        "spatial_shapes": images.grid,
+    }
 
 
 def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
@@ -396,14 +466,18 @@ def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, 
         raise _export_error(error, path) from error
 
 
-def _write(tower: _ImageTower | _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
+def _write(
+    tower: _ImageTower | _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path
+) -> None:
     """Write one file; `free` names the dimensions of each input that may vary."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
     shapes = tuple(free[name] for name in example)
     names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
     try:
         with _quietly(), _without_value_checks():
-            program = torch.onnx.export(tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            program = torch.onnx.export(
+                tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+            )
             assert program is not None
             program.model.metadata_props.update(_metadata(tower.model))
             program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
@@ -414,4 +488,6 @@ def _write(tower: _ImageTower | _TextTower, example: Mapping[str, Tensor], free:
 
 def _export_error(error: Exception, path: Path) -> ModelError:
     reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
-    return ModelError(f"torch cannot export this model's {'image' if path.stem == 'image' else 'text'} side to ONNX: {reason}")
+    return ModelError(
+        f"torch cannot export this model's {'image' if path.stem == 'image' else 'text'} side to ONNX: {reason}"
+    )

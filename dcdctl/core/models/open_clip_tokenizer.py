@@ -1,4 +1,5 @@
-"""A tokenizer of open_clip as dcdctl reads it, and the file of the library tokenizers that gives the same ids without open_clip."""
+"""A tokenizer of open_clip as dcdctl reads it, and the file of the library tokenizers that gives the same ids without
+open_clip."""
 
 from __future__ import annotations
 
@@ -49,19 +50,27 @@ class OpenClipTokenizer:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the ids of a caption, JSON-able."""
-        shared = {"class": type(self.tokenizer).__name__, "length": self.model_max_length, "clean": self.tokenizer.clean_fn.__name__}
+        shared = {
+            "class": type(self.tokenizer).__name__,
+            "length": self.model_max_length,
+            "clean": self.tokenizer.clean_fn.__name__,
+        }
         if (inner := self.hugging_face) is not None:
             own = {"mode": self.tokenizer.tokenizer_mode, "strips_sep": self.tokenizer.strip_sep_token}
             return {**shared, **own, "tokenizer": tokenizer_settings(inner)}
         # Tokens in the order of their ids, and merges in the order of their ranks.
-        vocabulary = hashlib.sha256("\n".join([*self.tokenizer.encoder, *map(" ".join, self.tokenizer.bpe_ranks)]).encode())
+        vocabulary = hashlib.sha256(
+            "\n".join([*self.tokenizer.encoder, *map(" ".join, self.tokenizer.bpe_ranks)]).encode()
+        )
         return {**shared, "tokenizer": vocabulary.hexdigest(), "pattern": self.tokenizer.pat.pattern}
 
     @property
     def is_fast(self) -> bool:
         """Whether a file of the library tokenizers gives the same ids, once a text is cleaned (`cleaning`)."""
         inner = self.hugging_face
-        return inner is None or (inner.is_fast and not self.tokenizer.tokenizer_mode and not self.tokenizer.strip_sep_token)
+        return inner is None or (
+            inner.is_fast and not self.tokenizer.tokenizer_mode and not self.tokenizer.strip_sep_token
+        )
 
     @property
     def cleaning(self) -> str:
@@ -83,7 +92,13 @@ class OpenClipTokenizer:
 
 
 CLIP_PADDING = {
-    **{"truncation_side": "right", "padding_side": "right", "pad_token_id": 0, "pad_token": "!", "pad_token_type_id": 0},
+    **{
+        "truncation_side": "right",
+        "padding_side": "right",
+        "pad_token_id": 0,
+        "pad_token": "!",
+        "pad_token_type_id": 0,
+    },
     "split_special_tokens": False,
 }
 """Members of a tokenizer of transformers, for CLIP's own. It pads with 0, the id of an exclamation mark."""
@@ -95,7 +110,9 @@ def _byte_pairs(tokenizer: Any) -> Tokenizer:
     made = Tokenizer(BPE(tokenizer.encoder, list(tokenizer.bpe_ranks), end_of_word_suffix="</w>"))
     # The pattern of open_clip ignores case and keeps what it matches, so that spaces are left out.
     words = pre_tokenizers.Split(Regex(f"(?i){tokenizer.pat.pattern}"), "removed", invert=True)
-    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     start, end = specials[:2]
     ends = [(token, tokenizer.encoder[token]) for token in (start, end)]
     made.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)

@@ -1,4 +1,5 @@
-"""Settings of a model that the user may set where its files lack them or differ (`--model-set NAME=VALUE`, `--rerank-set`)."""
+"""Settings of a model that the user may set where its files lack them or differ (`--model-set NAME=VALUE`,
+`--rerank-set`)."""
 
 from __future__ import annotations
 
@@ -32,20 +33,24 @@ class Overrides:
     image_size: Count | None = None
     """Shorter side of the resized image, in pixels."""
     max_text_len: Annotated[int, AtLeast(3)] | None = None  # [CLS], a word, [SEP]
-    """Maximum number of tokens of a caption, including [CLS] and [SEP]; a cross-encoder of sentence-transformers adds none of these."""
+    """Maximum number of tokens of a caption, including [CLS] and [SEP]; a cross-encoder of sentence-transformers adds
+    none of these."""
     tokenizer: str | None = None
     """Folder or Hub id of a tokenizer."""
     num_attention_heads: Count | None = None
-    """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give their number."""
+    """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give
+    their number."""
     text: TextOverrides = TextOverrides()
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number type of the weights; float32 if None."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """Implementation of attention in transformers. It is not part of the digest, because it changes no score beyond rounding."""
+    """Implementation of attention in transformers. It is not part of the digest, because it changes no score beyond
+    rounding."""
     prompt: str | None = None
     """The instruction before a pair; if None, the default prompt that is saved with the model."""
     order: Literal["image-first", "text-first"] | None = None
-    """Which of image and caption is the query, and so comes first in the prompt. Only image-first, the default, shares the image's part."""
+    """Which of image and caption is the query, and so comes first in the prompt. Only image-first, the default, shares
+    the image's part."""
     min_pixels: Count | None = None
     """Least number of pixels of a resized image."""
     max_pixels: Count | None = None
@@ -56,7 +61,8 @@ class Overrides:
 
 
 def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overrides:
-    """The overrides in a table, whose names may be dotted. ConfigError for an unknown name of the option lists the known ones."""
+    """The overrides in a table, whose names may be dotted. ConfigError for an unknown name of the option lists the
+    known ones."""
     nested: dict[str, Any] = {}
     for name, value in table.items():
         outer, dot, inner = name.partition(".")
@@ -70,14 +76,19 @@ def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overr
 def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting of the text encoder is given for a model without one, or whose files give it."""
     if overrides.text != TextOverrides():
-        raise ModelError(f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out")
+        raise ModelError(
+            f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out"
+        )
 
 
 def check_no_cross_encoder(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting is given that only a cross-encoder of sentence-transformers has."""
     for name in OF_CROSS_ENCODERS:
         if getattr(overrides, name) is not None:
-            raise ModelError(f"{name} is for cross-encoders of sentence-transformers, and {ref} is none", hint="leave that setting out")
+            raise ModelError(
+                f"{name} is for cross-encoders of sentence-transformers, and {ref} is none",
+                hint="leave that setting out",
+            )
 
 
 def check_dual_overrides(overrides: Overrides, ref: object) -> None:
@@ -90,7 +101,10 @@ def check_fixed_overrides(overrides: Overrides, ref: object, what: str) -> None:
     check_no_text_encoder(overrides, ref)
     for name in ("image_size", "num_attention_heads"):
         if getattr(overrides, name) is not None:
-            raise ModelError(f"{ref} is {what}, whose {name} is fixed by its weights", hint=f"{what} takes max_text_len and tokenizer")
+            raise ModelError(
+                f"{ref} is {what}, whose {name} is fixed by its weights",
+                hint=f"{what} takes max_text_len and tokenizer",
+            )
 
 
 def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> dict[str, Any]:
@@ -103,7 +117,9 @@ def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> di
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--{option} expects NAME=VALUE, got {assignment!r}", hint=f"for example --{option} image_size=384")
+            raise ConfigError(
+                f"--{option} expects NAME=VALUE, got {assignment!r}", hint=f"for example --{option} image_size=384"
+            )
         table[name.strip()] = config.parse_value(value)
     read_overrides(table, option)
     return table

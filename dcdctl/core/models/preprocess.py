@@ -1,7 +1,9 @@
-"""Images and captions to tensors: equal to the Pillow processors of transformers, and faster; loading and training of tokenizers.
+"""Images and captions to tensors: equal to the Pillow processors of transformers, and faster; loading and training of
+tokenizers.
 
-A normalized pixel depends only on its channel and its gray level. So it is looked up in a table of 3 x 256 values, which the processor
-itself has computed: the result is equal to the last bit. Processors with other steps (crops, other resizing rules) are called themselves.
+A normalized pixel depends only on its channel and its gray level. So it is looked up in a table of 3 x 256 values,
+which the processor itself has computed: the result is equal to the last bit. Processors with other steps (crops, other
+resizing rules) are called themselves.
 
 Shape letters: I images, T texts, H and W pixels, L text tokens.
 """
@@ -59,7 +61,8 @@ class Preprocess:
     image_processor: Any
     max_text_len: int
     image_transform: Literal["", "meter"] = ""
-    """meter: images are resized and cropped as in METER's code, which no processor of transformers reproduces to the pixel."""
+    """meter: images are resized and cropped as in METER's code, which no processor of transformers reproduces to the
+    pixel."""
     pads_texts: bool = False
     """Pad every caption to `max_text_len`, and mask no padding, as SigLIP was trained."""
 
@@ -72,7 +75,9 @@ class Preprocess:
             return ImageBatch(self._normalize_and_pad(cropped).pixel_values)
         rgb_images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
         if self._is_vilt:
-            return self._normalize_and_pad([_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images])
+            return self._normalize_and_pad(
+                [_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images]
+            )
         if self._is_bridgetower:
             crop = int(self.image_processor.crop_size["shortest_edge"])
             resized = (_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images)
@@ -84,16 +89,24 @@ class Preprocess:
             return ImageBatch(batch.pixel_values)
         processed = self.image_processor(images=rgb_images, return_tensors="pt")
         if "spatial_shapes" in processed:  # SigLIP 2 with variable resolution
-            return ImageBatch(processed["pixel_values"], processed["pixel_attention_mask"].bool(), processed["spatial_shapes"])
+            return ImageBatch(
+                processed["pixel_values"], processed["pixel_attention_mask"].bool(), processed["spatial_shapes"]
+            )
         return ImageBatch(processed["pixel_values"])
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
-        """Captions as token ids, T x L, cut to `max_text_len` tokens including special ones, padded to the longest or by `pads_texts`."""
+        """Captions as token ids, T x L, cut to `max_text_len` tokens including special ones, padded to the longest or
+        by `pads_texts`."""
         if not texts:
             raise ValueError("no texts to preprocess")
         padding = "max_length" if self.pads_texts else "longest"
         # SigLIP's tokenizers give no mask unless asked.
-        options = {"truncation": True, "max_length": self.max_text_len, "return_attention_mask": True, "return_tensors": "pt"}
+        options = {
+            "truncation": True,
+            "max_length": self.max_text_len,
+            "return_attention_mask": True,
+            "return_tensors": "pt",
+        }
         tokens = self.tokenizer(list(texts), padding=padding, **options)
         ids = tokens["input_ids"]
         return TextBatch(ids, torch.ones_like(ids) if self.pads_texts else tokens["attention_mask"])
@@ -126,10 +139,12 @@ class Preprocess:
             self.image_processor.save_pretrained(folder)
 
     def self_contained(self) -> Self:
-        """A copy whose saved files also convert images to RGB and cut captions to `max_text_len`, as this class does."""
+        """A copy whose saved files also convert images to RGB and cut captions to `max_text_len`, as this class
+        does."""
         tokenizer, processor = copy.deepcopy(self.tokenizer), copy.deepcopy(self.image_processor)
         tokenizer.model_max_length = self.max_text_len
-        # Processors of transformers read this entry of tokenizer_config.json instead, if there is one, or a number of their class.
+        # Processors of transformers read this entry of tokenizer_config.json instead, if there is one, or a number of
+        # their class.
         tokenizer.init_kwargs["max_length"] = self.max_text_len
         processor.do_convert_rgb = True
         return replace(self, tokenizer=tokenizer, image_processor=processor)
@@ -148,7 +163,9 @@ class Preprocess:
     def _is_bridgetower(self) -> bool:
         """ViLT's resizing, then a square from the center. The processor itself fails for very long images."""
         processor = self.image_processor.to_dict()
-        is_known = processor["image_processor_type"] == "BridgeTowerImageProcessor" and bool(processor.get("do_center_crop"))
+        is_known = processor["image_processor_type"] == "BridgeTowerImageProcessor" and bool(
+            processor.get("do_center_crop")
+        )
         return is_known and self._resizes_and_normalizes(processor)
 
     @cached_property
@@ -175,11 +192,14 @@ class Preprocess:
         processor = self.image_processor
         # The processor takes images with channels first, so the gray levels are given as an image of 16 x 16 pixels.
         levels = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 16, 16), (3, 16, 16))
-        values = processor.normalize(processor.rescale(levels, processor.rescale_factor), processor.image_mean, processor.image_std)
+        values = processor.normalize(
+            processor.rescale(levels, processor.rescale_factor), processor.image_mean, processor.image_std
+        )
         return np.ascontiguousarray(values.reshape(3, 256), dtype=np.float32)
 
     def _vilt_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height after resizing: the shorter side as set, the longer side at most 1333/800 of it, both cut to the divisor."""
+        """Width and height after resizing: the shorter side as set, the longer side at most 1333/800 of it, both cut to
+        the divisor."""
         width, height = size
         shorter, divisor = self.image_size_px, int(self.image_processor.size_divisor)
         # Rounded down as in the official code: 639 for 384, not 640.
@@ -223,8 +243,8 @@ def _center(image: Image.Image, side: int) -> Image.Image:
 def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
     """The central square of an image whose shorter side has been resized to `side`.
 
-    As in METER's code, the image is resized with its alpha channel and loses it afterwards, the longer side is rounded down, and a crop
-    origin of half a pixel is rounded to the even number.
+    As in METER's code, the image is resized with its alpha channel and loses it afterwards, the longer side is rounded
+    down, and a crop origin of half a pixel is rounded to the even number.
     """
     width, height = image.size
     shorter = min(width, height)
@@ -236,13 +256,18 @@ def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Im
     return resized.crop((left, top, left + side, top + side)).convert("RGB")
 
 
-def vilt_image_processor(image_size: int = 384, size_divisor: int = VILT_SIZE_DIVISOR, mean: float = 0.5, std: float = 0.5) -> Any:
+def vilt_image_processor(
+    image_size: int = 384, size_divisor: int = VILT_SIZE_DIVISOR, mean: float = 0.5, std: float = 0.5
+) -> Any:
     """The official ViLT transform for this shorter side; `mean` and `std` normalize pixel values from 0 to 1."""
-    return ViltImageProcessorPil(size={"shortest_edge": image_size}, size_divisor=size_divisor, image_mean=[mean] * 3, image_std=[std] * 3)
+    return ViltImageProcessorPil(
+        size={"shortest_edge": image_size}, size_divisor=size_divisor, image_mean=[mean] * 3, image_std=[std] * 3
+    )
 
 
 def meter_image_processor(image_size: int = 384) -> Any:
-    """CLIP's processor at this size: the closest one in transformers to METER's transform, which `Preprocess` completes."""
+    """CLIP's processor at this size: the closest one in transformers to METER's transform, which `Preprocess`
+    completes."""
     size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
     return CLIPImageProcessorPil(size=size, crop_size=crop, resample=Image.Resampling.BICUBIC)
 
@@ -250,7 +275,9 @@ def meter_image_processor(image_size: int = 384) -> Any:
 def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5) -> Any:
     """Resize to a square, whatever the aspect ratio, then normalize pixel values from 0 to 1 by `mean` and `std`."""
     size = {"height": image_size, "width": image_size}
-    return ViTImageProcessorPil(size=size, resample=Image.Resampling.BICUBIC, image_mean=[mean] * 3, image_std=[std] * 3)
+    return ViTImageProcessorPil(
+        size=size, resample=Image.Resampling.BICUBIC, image_mean=[mean] * 3, image_std=[std] * 3
+    )
 
 
 TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
@@ -259,10 +286,12 @@ TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
 def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT, use: str = "", config: Any = None) -> Any:
     """The tokenizer of a folder or Hub id; ModelError if there is none.
 
-    `use` is that of `hub.reading`. `config` is the configuration of transformers in the same place, if it has been read.
+    `use` is that of `hub.reading`. `config` is the configuration of transformers in the same place, if it has been
+    read.
     """
     with hub_errors(ref, hint=hint, use=use):
-        # A folder may hold code for transformers (`dcdctl export`). Without this argument transformers would ask whether to run it.
+        # A folder may hold code for transformers (`dcdctl export`). Without this argument transformers would ask
+        # whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(**hub.hub_source(ref), trust_remote_code=False, config=config)
     check_words(tokenizer, ref, hint)
     return tokenizer
@@ -282,28 +311,36 @@ def load_image_processor(ref: str) -> Any:
 
 
 def load_own_tokenizer(ref: str, config: Any, other: str | None) -> Any:
-    """The tokenizer of a network's folder or Hub id, whose configuration is `config`, or that of `other`, if the user names another."""
+    """The tokenizer of a network's folder or Hub id, whose configuration is `config`, or that of `other`, if the user
+    names another."""
     return load_tokenizer(ref, config=config) if not other else load_tokenizer(other)
 
 
 def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:
-    """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens, trained on these captions; [PAD] is 0. Repeatable."""
+    """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens, trained on these captions; [PAD] is 0.
+    Repeatable."""
     texts = list(captions)
     trained = Tokenizer(WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = sorted(letter for letter in set().union(*map(trained.normalizer.normalize_str, texts)) if not letter.isspace())
-    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number. Pieces that are
-    # given to it in advance have a fixed order, which makes the vocabulary reproducible.
+    letters = sorted(
+        letter for letter in set().union(*map(trained.normalizer.normalize_str, texts)) if not letter.isspace()
+    )
+    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and resolves equal counts by number.
+    # Pieces that are given to it in advance have a fixed order, which makes the vocabulary reproducible.
     pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]
-    trainer = trainers.WordPieceTrainer(vocab_size=max(vocab_size, len(pieces)), special_tokens=pieces, show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(pieces)), special_tokens=pieces, show_progress=False
+    )
     trained.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)
 
 
 def check_text_length(max_text_len: int, num_positions: int) -> int:
     """`max_text_len`; ModelError if the model has fewer text positions, or if there is no room for a word."""
-    if max_text_len < 3:  # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are
+    if (
+        max_text_len < 3
+    ):  # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are
         raise ModelError(f"max_text_len must be at least 3, got {max_text_len}")
     if max_text_len > num_positions:
         problem = f"max_text_len is {max_text_len}, but the model has {num_positions} text positions"
@@ -326,13 +363,16 @@ def num_text_positions(config: Any) -> int:
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
     """ModelError if the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > vocab_size:
-        problem = f"the tokenizer has {len(tokenizer):,} tokens, but the model's embedding table has {vocab_size:,} rows"
+        problem = (
+            f"the tokenizer has {len(tokenizer):,} tokens, but the model's embedding table has {vocab_size:,} rows"
+        )
         raise ModelError(problem, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`")
 
 
 @contextlib.contextmanager
 def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
-    """Turn the errors of libraries for missing or broken files, or an unreachable Hub (`hub.reading`), into a ModelError; others pass."""
+    """Turn the errors of libraries for missing or broken files, or an unreachable Hub (`hub.reading`), into a
+    ModelError; others pass."""
     is_local = Path(ref).exists()
     try:
         check_sizes(Path(ref))
@@ -340,9 +380,9 @@ def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
             yield
     except (DcdError, ImportError):  # not about the files; `needing_timm` names a missing timm
         raise
-    # transformers raises OSError for missing files, and also where the Hub is unreachable. A setting that it does not know is a KeyError,
-    # TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it cannot read, tokenizers raises a plain
-    # Exception, so no list of types is complete.
+    # transformers raises OSError for missing files, and also where the Hub is unreachable. A setting that it does not
+    # know is a KeyError, TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it
+    # cannot read, tokenizers raises a plain Exception, so no list of types is complete.
     except Exception as error:
         is_named = isinstance(error, PermissionError | MemoryError)
         if is_named and (refusal := as_user_error(error, Path(ref), kind=ModelError)) is not None:
@@ -365,7 +405,8 @@ def silence_transformers() -> Iterator[None]:
     had_bar, handlers = logging.is_progress_bar_enabled(), list(logging.get_logger("transformers").handlers)
     levels = [handler.level for handler in handlers]
     logging.disable_progress_bar()
-    # The level of a logger would do as well, but each change of it goes through all loggers of the process, which are thousands.
+    # The level of a logger would do as well, but each change of it goes through all loggers of the process, which are
+    # thousands.
     for handler in handlers:
         handler.setLevel(stdlib_logging.ERROR)
     try:
@@ -379,7 +420,8 @@ def silence_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_sentence_transformers() -> Iterator[None]:
-    """Without the notes of sentence-transformers on its progress, and on prompts and number types, which dcdctl sets itself."""
+    """Without the notes of sentence-transformers on its progress, and on prompts and number types, which dcdctl sets
+    itself."""
     logger = stdlib_logging.getLogger("sentence_transformers")
     level = logger.level
     logger.setLevel(stdlib_logging.ERROR)

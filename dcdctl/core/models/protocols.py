@@ -1,7 +1,7 @@
 """The contract of all models: the two protocols, and the capabilities that callers use.
 
-Shape letters: I images, T texts, P pairs, R x C pairs of a training step, B aligned pairs, H and W pixels, L text tokens, V image tokens,
-N tokens of an encoded input, D width of tokens or vectors, W width of features.
+Shape letters: I images, T texts, P pairs, R x C pairs of a training step, B aligned pairs, H and W pixels, L text
+tokens, V image tokens, N tokens of an encoded input, D width of tokens or vectors, W width of features.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Preprocessor(Protocol):
         ...
 
     def self_contained(self) -> Self:
-        """A copy whose saved files also contain the steps that this class adds to the tokenizer and the image processor."""
+        """A copy whose saved files also contain the steps that this class adds to the tokenizer and the image
+        processor."""
         ...
 
 
@@ -82,11 +83,13 @@ class _Module(Protocol):
 
 
 class Encoders(Protocol):
-    """A vision and a text encoder whose outputs, the features, may be computed once and stored while they are frozen."""
+    """A vision and a text encoder whose outputs, the features, may be computed once and stored while they are
+    frozen."""
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of all that decides the features of an image and a caption; models with equal digests share them."""
+        """SHA-256, in hex, of all that decides the features of an image and a caption; models with equal digests share
+        them."""
         ...
 
     @property
@@ -101,7 +104,8 @@ class Encoders(Protocol):
 
     @property
     def pools_texts(self) -> bool:
-        """Whether the features of a caption are one token, its pooled output; otherwise one for each token of the caption."""
+        """Whether the features of a caption are one token, its pooled output; otherwise one for each token of the
+        caption."""
         ...
 
     @property
@@ -139,17 +143,20 @@ class ExportSpec:
     options: Mapping[str, bool] = field(default_factory=dict)
     """Arguments of a fusion model's forward pass besides the batch."""
     code: str = ""
-    """The module of dcdctl/assets that defines `model_class`; it is saved with the weights and needs `trust_remote_code`."""
+    """The module of dcdctl/assets that defines `model_class`; it is saved with the weights and needs
+    `trust_remote_code`."""
     timm_config: Any = None
     """The configuration of a timm vision encoder, whose image transform is saved as code too."""
     padded_length: int | None = None
-    """Number of tokens to which a dual encoder's captions are all padded, without a mask; None: padded to the longest, with a mask."""
+    """Number of tokens to which a dual encoder's captions are all padded, without a mask; None: padded to the longest,
+    with a mask."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Formats of `dcdctl export` that cannot hold this dual encoder, each with the reason."""
 
     @property
     def text_options(self) -> dict[str, Any]:
-        """Arguments of the tokenizer for a dual encoder's captions; those of the folder cut captions at their own maximum length."""
+        """Arguments of the tokenizer for a dual encoder's captions; those of the folder cut captions at their own
+        maximum length."""
         if self.padded_length is None:
             return {"padding": True, "truncation": True}
         # The processor of SigLIP 2 has a maximum length of its own, which only an argument changes.
@@ -181,15 +188,18 @@ class _Model(_Module, Protocol):
         ...
 
     def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
-        """The float32 tensors of a micro-batch from which `logits` computes a loss's inputs; row k of each comes from row k of its input.
+        """The float32 tensors of a micro-batch from which `logits` computes a loss's inputs; row k of each comes from
+        row k of its input.
 
-        A fusion model gives the logits of the pairs, R x C. A dual encoder gives the vectors of all images and texts, I x D and T x D, and
-        does not read the indices of `pairs`. Outputs of several micro-batches may be concatenated row by row.
+        A fusion model gives the logits of the pairs, R x C. A dual encoder gives the vectors of all images and texts, I
+        x D and T x D, and does not read the indices of `pairs`. Outputs of several micro-batches may be concatenated
+        row by row.
         """
         ...
 
     def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-        """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for a fusion model."""
+        """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for
+        a fusion model."""
         ...
 
     @property
@@ -207,15 +217,18 @@ class _Model(_Module, Protocol):
         ...
 
     def checkpoint_activations(self) -> None:
-        """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports it."""
+        """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports
+        it."""
         ...
 
     def set_dropout(self, probability: float) -> None:
-        """Set the dropout of training, as in a new model of this family; no score in eval mode changes. ModelError if there is none.
+        """Set the dropout of training, as in a new model of this family; no score in eval mode changes. ModelError if
+        there is none.
 
-        ViLT and duals whose encoders are trained: embeddings and sublayer outputs, none of attention probabilities. Co-attention: sublayer
-        outputs and attention probabilities of the fusion layers. Duals over frozen encoders: the features. Other parts keep their own.
-        A saved model's config.json has the number; the digest does not depend on it.
+        ViLT and duals whose encoders are trained: embeddings and sublayer outputs, none of attention probabilities.
+        Co-attention: sublayer outputs and attention probabilities of the fusion layers. Duals over frozen encoders: the
+        features. Other parts keep their own. A saved model's config.json has the number; the digest does not depend on
+        it.
         """
         ...
 
@@ -228,7 +241,8 @@ class _Model(_Module, Protocol):
         ...
 
     def calibrate(self, logits: Tensor) -> Tensor:
-        """The logits on the teacher's scale, for losses that compare logits with logits; unchanged for a fusion model."""
+        """The logits on the teacher's scale, for losses that compare logits with logits; unchanged for a fusion
+        model."""
         ...
 
 
@@ -240,8 +254,8 @@ class FusionScorer(_Model, Protocol):
 
     @property
     def keeps_states(self) -> bool:
-        """Whether states are small enough to keep those of a whole corpus, such as unit vectors; then each item is encoded once for all its
-        pairs."""
+        """Whether states are small enough to keep those of a whole corpus, such as unit vectors; then each item is
+        encoded once for all its pairs."""
         ...
 
     @property
@@ -256,7 +270,8 @@ class FusionScorer(_Model, Protocol):
 
     @property
     def groups_by_image(self) -> bool:
-        """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a time."""
+        """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images
+        at a time."""
         ...
 
     def student(self, layers: Sequence[int]) -> FusionScorer:
@@ -268,20 +283,24 @@ class FusionScorer(_Model, Protocol):
         ...
 
     def encode_texts(self, texts: TextBatch | States) -> States:
-        """The part of scoring that depends on T captions alone. A scorer with `encoders` takes their features as well."""
+        """The part of scoring that depends on T captions alone. A scorer with `encoders` takes their features as
+        well."""
         ...
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
         ...
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of B aligned pairs by the plain, slow forward pass: the oracle of `score_pairs`."""
         ...
 
 
 class DualEncoder(_Model, Protocol):
-    """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`, plus `logit_bias`."""
+    """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`,
+    plus `logit_bias`."""
 
     @property
     def kind(self) -> Literal["dual"]: ...
@@ -312,32 +331,38 @@ class DualEncoder(_Model, Protocol):
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts; ModelError for a family that has no such parts.
 
-        With adapters (lora), `merge_adapters` must be called before the model is saved. With `projections`, `encoders` gives the frozen
-        towers, whose pooled outputs may be stored.
+        With adapters (lora), `merge_adapters` must be called before the model is saved. With `projections`, `encoders`
+        gives the frozen towers, whose pooled outputs may be stored.
         """
         ...
 
     def merge_adapters(self) -> None:
-        """Add the adapters of `set_trained` to the weights that they adapt, and remove them; does nothing without adapters."""
+        """Add the adapters of `set_trained` to the weights that they adapt, and remove them; does nothing without
+        adapters."""
         ...
 
     def depth_of(self, parameter: str) -> int:
-        """Distance of a parameter, by its dotted name, from the top of its tower; ModelError for a family without towers of layers.
+        """Distance of a parameter, by its dotted name, from the top of its tower; ModelError for a family without
+        towers of layers.
 
-        0 for projections, logit scale and what follows the layers, 1 for the last layer, N + 1 for what comes before N layers.
+        0 for projections, logit scale and what follows the layers, 1 for the last layer, N + 1 for what comes before N
+        layers.
         """
         ...
 
     def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
-        """Remove all layers of the towers but these, which ascend; an empty list keeps all. ModelError for layers that a tower lacks."""
+        """Remove all layers of the towers but these, which ascend; an empty list keeps all. ModelError for layers that
+        a tower lacks."""
         ...
 
     def add_average(self) -> None:
-        """Add a copy of the network that is its own average over the steps, for training alone: it is neither saved nor in the digest."""
+        """Add a copy of the network that is its own average over the steps, for training alone: it is neither saved nor
+        in the digest."""
         ...
 
     def update_average(self, decay: float) -> None:
-        """Set each weight of the average to `decay` times itself plus 1 - `decay` times the network's. ValueError before `add_average`."""
+        """Set each weight of the average to `decay` times itself plus 1 - `decay` times the network's. ValueError
+        before `add_average`."""
         ...
 
     def averaged(self) -> DualEncoder:
@@ -345,7 +370,8 @@ class DualEncoder(_Model, Protocol):
         ...
 
     def add_projection(self, teacher_width: int) -> None:
-        """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in the digest."""
+        """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in
+        the digest."""
         ...
 
     def project(self, vectors_ND: Tensor) -> Tensor:

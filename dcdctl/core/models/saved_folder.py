@@ -1,4 +1,5 @@
-"""The dcdctl.json of a saved model: the settings that no other file holds, and the size and SHA-256 of every other file.
+"""The dcdctl.json of a saved model: the settings that no other file holds, and the size and SHA-256 of every other
+file.
 
 `dcdctl verify` compares the files of a model by it, without torch and without a request to the Hub.
 """
@@ -60,7 +61,8 @@ def listed_in(folder: Path, saved: Mapping[str, Any]) -> dict[str, artifacts.Doc
 
 
 def find_damages(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged dcdctl.json."""
+    """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged
+    dcdctl.json."""
     listed = listed_in(folder, read_seal(folder))
     yield from artifacts.damages(folder, listed)
     yield from _added(folder, listed)

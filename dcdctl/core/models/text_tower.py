@@ -1,9 +1,12 @@
-"""The text side of a dual encoder without torch and transformers: a graph for ONNX Runtime and a tokenizer, opened in tenths of a second.
+"""The text side of a dual encoder without torch and transformers: a graph for ONNX Runtime and a tokenizer, opened in
+tenths of a second.
 
-    TEXT/model.onnx       input_ids int64, texts x tokens, and attention_mask, the same, unless all texts are padded to one length
+    TEXT/model.onnx       input_ids int64, texts x tokens, and attention_mask, the same, unless all texts are padded
+        to one length
                           -> vectors float32, texts x D, of length 1
     TEXT/tokenizer.json   the tokenizer, by the library tokenizers
-    TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, and the size and SHA-256 of the other files
+    TEXT/text.json        how texts are cut and padded, the fingerprint of the dual encoder, and the size and
+        SHA-256 of the other files
 
 `onnx.export_text_tower` writes such a folder, after it has compared tokens and vectors with those of the dual encoder.
 Shape letters: T texts, D length of the vectors.
@@ -148,7 +151,9 @@ class TextTower:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = machine.num_threads(threads)
         options.log_severity_level = 3  # errors
-        self._session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"]
+        )
         self._inputs = {node.name for node in self._session.get_inputs()}
         # To count the tokens of a whole text, the tokenizer is changed for a moment.
         self._tokenizing = threading.Lock()
@@ -160,11 +165,15 @@ class TextTower:
 
     @staticmethod
     def open(folder: Path, fingerprint: str, threads: int | None = None) -> TextTower:
-        """The text side in a folder. StaleError for a damaged file, and for the side of a dual encoder of another fingerprint."""
+        """The text side in a folder. StaleError for a damaged file, and for the side of a dual encoder of another
+        fingerprint."""
         document = artifacts.read_document(folder / TEXT_FILE, FORMAT, hint=HINT)
         listed = artifacts.listed_files(folder / TEXT_FILE, document, hint=HINT)
         if (found := document.get("model")) != fingerprint:
-            problem = f"{folder} is the text side of the model {str(found)[:8]}, and the vectors are those of the model {fingerprint[:8]}"
+            problem = (
+                f"{folder} is the text side of the model {str(found)[:8]}, and the vectors are those of the "
+                f"model {fingerprint[:8]}"
+            )
             raise StaleError(problem, hint=HINT)
         artifacts.check_files(folder, listed, hint=HINT)
         try:
@@ -172,7 +181,9 @@ class TextTower:
             if settings.cleaning not in CLEANINGS:
                 raise ConfigError(f"cleaning is {settings.cleaning!r}", hint=f"known: {', '.join(CLEANINGS)}")
         except (KeyError, ConfigError) as error:
-            raise StaleError(f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl") from error
+            raise StaleError(
+                f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
+            ) from error
         return TextTower(folder, settings, threads)
 
     @property

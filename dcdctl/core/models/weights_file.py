@@ -18,13 +18,15 @@ EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
-"""By number type: an unsigned type of its width, and the bits of the exponent, which are all set in NaN and the infinities (IEEE 754)."""
+"""By number type: an unsigned type of its width, and the bits of the exponent, which are all set in NaN and the
+infinities (IEEE 754)."""
 CHUNK = 1 << 22
 """Numbers that are compared at a time."""
 
 
 def check_finite_file(path: Path, *, error: type[DcdError] = ModelError) -> None:
-    """`error` that names the first tensor of a safetensors file with a number that is not finite, or the file if it cannot be read."""
+    """`error` that names the first tensor of a safetensors file with a number that is not finite, or the file if it
+    cannot be read."""
     try:
         with safe_open(path, "numpy"):  # compares the header with the size of the file
             pass
@@ -37,7 +39,9 @@ def check_finite_file(path: Path, *, error: type[DcdError] = ModelError) -> None
     for name, entry in sorted(header.items()):
         if (kind := entry.get("dtype")) in EXPONENTS and (size := entry["data_offsets"][1] - entry["data_offsets"][0]):
             unsigned, exponent = EXPONENTS[kind]
-            bits = np.memmap(path, unsigned, "r", 8 + length + entry["data_offsets"][0], (size // np.dtype(unsigned).itemsize,))
+            bits = np.memmap(
+                path, unsigned, "r", 8 + length + entry["data_offsets"][0], (size // np.dtype(unsigned).itemsize,)
+            )
             if num_bad := _count_set(bits, unsigned(exponent)):
                 raise error(f"{path}: {num_bad:,} of {len(bits):,} numbers of the weights {name} are not finite")
 

@@ -1,4 +1,5 @@
-"""Charts of a report as SVG inside the page: text is the page's text, colors are the page's CSS variables, light and dark.
+"""Charts of a report as SVG inside the page: text is the page's text, colors are the page's CSS variables, light and
+dark.
 
 matplotlib draws each chart; its SVG is then adapted to a page with other charts. The same numbers give the same bytes.
 """
@@ -59,7 +60,8 @@ _LOOK: dict[Any, Any] = {
     "text.color": _PLACEHOLDERS["text"],
 }
 _DISTANCES = (6, 20, 34, 48)
-"""Distances of a name from its point in pixels; the first place that is free is taken, and a line leads to the farther ones."""
+"""Distances of a name from its point in pixels; the first place that is free is taken, and a line leads to the farther
+ones."""
 _SIDES: tuple[tuple[int, int, Literal["left", "right", "center"], Literal["top", "bottom", "center"]], ...] = (
     (1, -1, "left", "top"),
     (-1, 1, "right", "bottom"),
@@ -68,7 +70,8 @@ _SIDES: tuple[tuple[int, int, Literal["left", "right", "center"], Literal["top",
     (0, -1, "center", "top"),
     (0, 1, "center", "bottom"),
 )
-"""The directions in which a name may be, and the corner of the name at that place. A rising front does not cross the lower right."""
+"""The directions in which a name may be, and the corner of the name at that place. A rising front does not cross the
+lower right."""
 _SVG = "http://www.w3.org/2000/svg"
 # Otherwise ElementTree writes the prefix ns0 before every tag.
 ElementTree.register_namespace("", _SVG)
@@ -110,7 +113,8 @@ def colors(report: Report) -> dict[str, str]:
 
 
 def training_curves(report: Report) -> list[Markup]:
-    """For each training a chart of the loss and its parts; then validation recall and learning rate of all trainings."""
+    """For each training a chart of the loss and its parts; then validation recall and learning rate of all
+    trainings."""
     logged = [training for training in report.trainings if training.metrics]
     charts = [_loss(number, training) for number, training in enumerate(logged)]
     color = colors(report)
@@ -124,7 +128,9 @@ def training_curves(report: Report) -> list[Markup]:
             if any(key in line for line in training.metrics)
         ]
         if series:
-            labels = ChartLabels(name=f"training-{name}", title=title, description=_ends(series), x_label="step", y_label=label)
+            labels = ChartLabels(
+                name=f"training-{name}", title=title, description=_ends(series), x_label="step", y_label=label
+            )
             charts.append(lines(labels, series))
     return charts
 
@@ -136,10 +142,15 @@ def _loss(number: int, training: Training) -> Markup:
     names = {"loss": "all" if len(parts) > 1 else (parts or ["loss"])[0]}
     # From -1, because the first key is the loss, which has the color of the text.
     series = [
-        _curve(training, key, names.get(key, key), "text" if key == "loss" else f"c{color}") for color, key in enumerate(keys, start=-1)
+        _curve(training, key, names.get(key, key), "text" if key == "loss" else f"c{color}")
+        for color, key in enumerate(keys, start=-1)
     ]
     labels = ChartLabels(
-        name=f"loss-{number}", title=f"Loss of {training.label}", description=_ends(series), x_label="step", y_label="loss"
+        name=f"loss-{number}",
+        title=f"Loss of {training.label}",
+        description=_ends(series),
+        x_label="step",
+        y_label="loss",
     )
     return lines(labels, series)
 
@@ -152,12 +163,14 @@ def _curve(training: Training, key: str, label: str, color: str) -> Series:
 def _ends(curves: Iterable[Series]) -> str:
     """The first and last point of each curve, in words."""
     return "; ".join(
-        f"{curve.label}: from {curve.y[0]:.4g} at step {curve.x[0]} to {curve.y[-1]:.4g} at step {curve.x[-1]}" for curve in curves
+        f"{curve.label}: from {curve.y[0]:.4g} at step {curve.x[0]} to {curve.y[-1]:.4g} at step {curve.x[-1]}"
+        for curve in curves
     )
 
 
 def speed_against_recall(report: Report) -> Markup | None:
-    """RSUM against milliseconds per query, all among `report.gallery_size` images, with a point for each depth of a cascade.
+    """RSUM against milliseconds per query, all among `report.gallery_size` images, with a point for each depth of a
+    cascade.
 
     None with fewer than two points.
     """
@@ -165,7 +178,8 @@ def speed_against_recall(report: Report) -> Markup | None:
     timed = [
         series
         for model in report.models
-        if model.gallery_size == report.gallery_size and (series := _speed_and_recall(model, color[model.label])) is not None
+        if model.gallery_size == report.gallery_size
+        and (series := _speed_and_recall(model, color[model.label])) is not None
     ]
     points = [(x, y, name) for series in timed for x, y, name in zip(series.x, series.y, series.names, strict=True)]
     if len(points) < 2:
@@ -217,7 +231,9 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
     Cascades have none: their scores come from two models.
     """
-    scored = [model for model in report.answering if model.answers and model.answers.positive_scores and not model.is_cascade]
+    scored = [
+        model for model in report.answering if model.answers and model.answers.positive_scores and not model.is_cascade
+    ]
     return {
         direction: [_scores(f"scores-{direction}-{number}", direction, model) for number, model in enumerate(scored)]
         for direction in Direction
@@ -258,7 +274,9 @@ def lines(labels: ChartLabels, curves: Sequence[Series]) -> Markup:
         # Labels are placed in shares of the height of the axes, which take about 0.78 of the chart's.
         ends = [(curve.y[-1] - low) / (high - low) for curve in curves]
         for curve, height in zip(curves, spread(ends, gap=1.25 * _FONT_PX / (0.78 * SMALL[1])), strict=True):
-            axes.text(1.02, height, curve.label, color=_PLACEHOLDERS[curve.color], transform=axes.transAxes, va="center")
+            axes.text(
+                1.02, height, curve.label, color=_PLACEHOLDERS[curve.color], transform=axes.transAxes, va="center"
+            )
 
     return _chart(labels, SMALL, draw)
 
@@ -286,9 +304,23 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
-        axes.plot([x for x, _ in front], [y for _, y in front], color=_PLACEHOLDERS["quiet"], linewidth=1, linestyle="--", zorder=1)
+        axes.plot(
+            [x for x, _ in front],
+            [y for _, y in front],
+            color=_PLACEHOLDERS["quiet"],
+            linewidth=1,
+            linestyle="--",
+            zorder=1,
+        )
         for number, points in enumerate(series):
-            axes.scatter(points.x, points.y, s=44, color=_PLACEHOLDERS[points.color], marker=_MARKERS[number % len(_MARKERS)], zorder=2)
+            axes.scatter(
+                points.x,
+                points.y,
+                s=44,
+                color=_PLACEHOLDERS[points.color],
+                marker=_MARKERS[number % len(_MARKERS)],
+                zorder=2,
+            )
         axes.margins(0.14, 0.12)
         axes.grid(which="major")
         _label_times(axes, [x for points in series for x in points.x])
@@ -315,7 +347,8 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _label_times(axes: Axes, times: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 times the powers of ten for times within two powers; at a few round numbers for times that are close."""
+    """Ticks at 1, 2 and 5 times the powers of ten for times within two powers; at a few round numbers for times that
+    are close."""
     span = max(times) / min(times)
     if span < 4:
         axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
@@ -328,7 +361,8 @@ def _label_times(axes: Axes, times: Sequence[float]) -> None:
 def _name_points(axes: Axes, series: Sequence[Series]) -> None:
     """Write the name of each point where it overlaps no point, no line and no other name.
 
-    The names of models come first. The depths of a cascade that find no place are left out: the description of the chart has them.
+    The names of models come first. The depths of a cascade that find no place are left out: the description of the
+    chart has them.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
@@ -378,7 +412,11 @@ def _moved(text: Annotation, side: tuple[int, int, Any, Any], distance: int) -> 
     """The box of a name after it was moved to a side of its point."""
     across, up, horizontal, vertical = side
     # Half of the height is enough above and below.
-    text.set(position=(distance * across, distance * up / (2 if across else 1)), horizontalalignment=horizontal, verticalalignment=vertical)
+    text.set(
+        position=(distance * across, distance * up / (2 if across else 1)),
+        horizontalalignment=horizontal,
+        verticalalignment=vertical,
+    )
     return text.get_window_extent()
 
 
@@ -416,13 +454,19 @@ def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes]
         figure.set_layout_engine(None)
         stream = io.StringIO()
         # By default the metadata have the date, so equal numbers would give other bytes.
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            stream,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     # ElementTree has escaped the texts in the SVG.
     return templates.render("chart.html", title=labels.title, svg=Markup(_for_page(stream.getvalue(), labels)))
 
 
 def _for_page(svg: str, labels: ChartLabels) -> str:
-    """An SVG adapted to a page: unique ids, CSS variables for colors, a title and a description, no style of its own."""
+    """An SVG adapted to a page: unique ids, CSS variables for colors, a title and a description, no style of its
+    own."""
     root = ElementTree.fromstring(svg)
     for child in list(root):
         # The metadata name the software; the style would apply to the whole page.
@@ -433,9 +477,14 @@ def _for_page(svg: str, labels: ChartLabels) -> str:
         root[number].text = text
     for element in root.iter():
         element.attrib = {
-            name: f"{labels.name}-{value}" if name == "id" else _attribute(value, labels.name) for name, value in element.items()
+            name: f"{labels.name}-{value}" if name == "id" else _attribute(value, labels.name)
+            for name, value in element.items()
         }
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": f"{labels.name}-title {labels.name}-desc"}
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-labelledby": f"{labels.name}-title {labels.name}-desc",
+    }
     return re.sub(r"\s*\n\s*", " ", ElementTree.tostring(root, encoding="unicode"))
 
 

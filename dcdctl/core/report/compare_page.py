@@ -1,4 +1,5 @@
-"""The page of `dcdctl compare`: tables, and the queries whose ranks differ most, with images and first answers of both systems.
+"""The page of `dcdctl compare`: tables, and the queries whose ranks differ most, with images and first answers of both
+systems.
 
 For a system with several runs, the first answers are those of its first run.
 """
@@ -75,7 +76,8 @@ class _Words:
 
 
 def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus | None:
-    """The corpus of the queries: `data`, or the folder that an evaluation names; None if that one is not known, not there, or changed.
+    """The corpus of the queries: `data`, or the folder that an evaluation names; None if that one is not known, not
+    there, or changed.
 
     StaleError if `data` has other images or captions.
     """
@@ -91,13 +93,20 @@ def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus | 
     if data is None:
         return None
     expected = f"the {len(queries.image_ids):,} images and {len(queries.caption_ids):,} captions of the ranks"
-    raise StaleError(f"{shown(folder)} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
+    raise StaleError(
+        f"{shown(folder)} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR"
+    )
 
 
 def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus | None) -> None:
     """Write the page of a comparison; without a corpus it has the names of the images, and no image."""
     words = _Words.of(report, corpus)
-    sections = {heading: queries for pairwise in report.comparisons for heading, queries in _queries(report, pairwise) if queries}
+    sections = {
+        heading: queries
+        for pairwise in report.comparisons
+        for heading, queries in _queries(report, pairwise)
+        if queries
+    }
     images = _embedded_images(words, [query for queries in sections.values() for query in queries])
     html.write(
         path,
@@ -141,7 +150,10 @@ def _queries(report: ComparisonReport, pairwise: PairwiseComparison) -> Iterator
     for direction in Direction:
         shifts = pairwise.shifts[direction]
         kind = f"{direction.query}s"
-        for verb, listed, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
+        for verb, listed, count in (
+            ("better", shifts.better, shifts.num_better),
+            ("worse", shifts.worse, shifts.num_worse),
+        ):
             shown = listed[:limit]
             title = f"{ours} {verb} than {base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
             yield title, _with_answers(report, pairwise, direction, shown)
@@ -173,7 +185,9 @@ def _first_answers(system: System, direction: Direction, queries: list[int]) -> 
     top = answers.top[direction]
     columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
     return {
-        query: [_Ranked(*row) for row in zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)]
+        query: [
+            _Ranked(*row) for row in zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
+        ]
         for query in queries
     }
 
@@ -222,7 +236,13 @@ def _embedded_images(words: _Words, queries: list[_Query]) -> _Images:
     if words.corpus is None:
         return _Images({}, {})
     shown = (query.image(words.queries) for query in queries)
-    ranked = (answer.candidate for query in queries if query.direction == Direction.IMAGE for top in query.top for answer in top)
+    ranked = (
+        answer.candidate
+        for query in queries
+        if query.direction == Direction.IMAGE
+        for top in query.top
+        for answer in top
+    )
     return _Images(_embed(words.corpus, shown, QUERY_PX), _embed(words.corpus, ranked, ANSWER_PX))
 
 

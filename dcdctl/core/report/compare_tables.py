@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import LEVEL, ComparisonReport, Estimate, Estimates, PairwiseComparison, RankShift, RankTable, System
+from dcdctl.core.evaluation import (
+    LEVEL,
+    ComparisonReport,
+    Estimate,
+    Estimates,
+    PairwiseComparison,
+    RankShift,
+    RankTable,
+    System,
+)
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
@@ -26,7 +35,10 @@ def comparison_document(report: ComparisonReport) -> dict[str, Any]:
         "seed": report.seed,
         "draws_seeds": report.draws_seeds,
         "base": report.base,
-        "sides": [{"side": letter, **_system(system), **_estimates(report.estimates[letter])} for letter, system in report.systems.items()],
+        "sides": [
+            {"side": letter, **_system(system), **_estimates(report.estimates[letter])}
+            for letter, system in report.systems.items()
+        ],
         "comparisons": [_pairwise(report, pairwise) for pairwise in report.comparisons],
     }
 
@@ -67,7 +79,13 @@ def _queries(report: ComparisonReport, pairwise: PairwiseComparison, direction: 
 def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str, Any]:
     image = shift.query if direction == Direction.TEXT else int(ranks.caption_image[shift.query])
     caption = {} if direction == Direction.TEXT else {"caption_id": int(ranks.caption_ids[shift.query])}
-    return {"query": shift.query, "image_id": ranks.image_ids[image], **caption, "ranks": list(shift.ours), "base_ranks": list(shift.base)}
+    return {
+        "query": shift.query,
+        "image_id": ranks.image_ids[image],
+        **caption,
+        "ranks": list(shift.ours),
+        "base_ranks": list(shift.base),
+    }
 
 
 def _estimates(estimates: Estimates) -> dict[str, Any]:
@@ -77,7 +95,10 @@ def _estimates(estimates: Estimates) -> dict[str, Any]:
     }
     return {
         "rsum": _estimate(estimates.rsum),
-        **{key: {name: _estimate(estimate) for name, estimate in by_name.items()} for key, by_name in directions.items()},
+        **{
+            key: {name: _estimate(estimate) for name, estimate in by_name.items()}
+            for key, by_name in directions.items()
+        },
     }
 
 
@@ -91,9 +112,18 @@ def comparison_facts(report: ComparisonReport) -> list[tuple[str, str]]:
     measured = [] if summary is None else [f"split {summary.split}", f"protocol {summary.protocol or 'unknown'}"]
     counts = f"{len(queries.image_ids):,} images, {len(queries.caption_ids):,} captions"
     return [
-        *((report.names[letter], _about(system, is_base=letter == report.base)) for letter, system in report.systems.items()),
-        ("measured on", "; ".join([counts, *(measured or ["split and protocol unknown: no result.json next to the ranks"])])),
-        ("draws", f"{report.num_resamples:,} of images{' and of runs' if report.draws_seeds else ''}, seed {report.seed}"),
+        *(
+            (report.names[letter], _about(system, is_base=letter == report.base))
+            for letter, system in report.systems.items()
+        ),
+        (
+            "measured on",
+            "; ".join([counts, *(measured or ["split and protocol unknown: no result.json next to the ranks"])]),
+        ),
+        (
+            "draws",
+            f"{report.num_resamples:,} of images{' and of runs' if report.draws_seeds else ''}, seed {report.seed}",
+        ),
     ]
 
 
@@ -114,7 +144,10 @@ def comparison_summary(report: ComparisonReport) -> Table:
         cells = [report.names[letter], f"{estimates.rsum.value:.2f}"]
         if pairwise := compared.get(letter):
             comparison = pairwise.comparison
-            p_values = [(comparison.sign_flip_p_value, pairwise.holm_sign_flip_p_value), (comparison.p_value, pairwise.holm_p_value)]
+            p_values = [
+                (comparison.sign_flip_p_value, pairwise.holm_sign_flip_p_value),
+                (comparison.p_value, pairwise.holm_p_value),
+            ]
             rsum = comparison.difference.rsum
             cells += [f"{signed(rsum.value)} {_interval(rsum)}"]
             cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in p_values]
@@ -124,19 +157,29 @@ def comparison_summary(report: ComparisonReport) -> Table:
 
 def comparison_details(report: ComparisonReport, pairwise: PairwiseComparison) -> Table:
     """Recalls and mean reciprocal ranks of both systems, and the differences with their intervals."""
-    parts = [_flat(estimates) for estimates in (pairwise.comparison.base, pairwise.comparison.ours, pairwise.comparison.difference)]
+    parts = [
+        _flat(estimates)
+        for estimates in (pairwise.comparison.base, pairwise.comparison.ours, pairwise.comparison.difference)
+    ]
     rows = [
         [name, f"{base.value:.2f}", f"{ours.value:.2f}", signed(difference.value), _interval(difference)]
         for name, base, ours, difference in zip(parts[0], *(part.values() for part in parts), strict=True)
     ]
-    return ["", report.names[report.base], report.names[pairwise.letter], "difference", f"{100 * LEVEL:g} % interval"], rows
+    return [
+        "",
+        report.names[report.base],
+        report.names[pairwise.letter],
+        "difference",
+        f"{100 * LEVEL:g} % interval",
+    ], rows
 
 
 def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list[str]:
     """The numbers of queries that rank better and worse, a line per direction."""
     queries = {"images": pairwise.shifts[Direction.TEXT], "captions": pairwise.shifts[Direction.IMAGE]}
     return [
-        f"ranks of {name}: {shifts.num_better:,} better with {report.names[pairwise.letter]} than with {report.names[report.base]}, "
+        f"ranks of {name}: {shifts.num_better:,} better with {report.names[pairwise.letter]} than with "
+        f"{report.names[report.base]}, "
         f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
         for name, shifts in queries.items()
     ]

@@ -1,6 +1,7 @@
 """The queries that a report shows, and how often each model wins over each other one on all queries.
 
-Q queries of a direction. A model wins a query if it ranks the best positive higher than the other model does; a hit is rank 1.
+Q queries of a direction. A model wins a query if it ranks the best positive higher than the other model does; a hit is
+rank 1.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ def count_wins(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> WinCount
     )
 
 
-def choose(ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]], count: int, seed: int = SEED) -> list[int]:
+def choose(
+    ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]], count: int, seed: int = SEED
+) -> list[int]:
     """Query indices: the largest wins and losses of each pair in turn, largest first, then a third drawn at random.
 
-    `ranks` has an array (Q,) for each model; a pair is two indices into it. The size of a win is the ratio of the ranks: from rank 10 to 1
-    is more than from rank 100 to 50. All queries if there are no more than `count`.
+    `ranks` has an array (Q,) for each model; a pair is two indices into it. The size of a win is the ratio of the
+    ranks: from rank 10 to 1 is more than from rank 100 to 50. All queries if there are no more than `count`.
     """
     order_Q = np.random.default_rng(seed).permutation(len(ranks[0]))
     chosen: dict[int, None] = {}
@@ -77,7 +80,8 @@ def choose(ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]],
 
 
 def _extremes(gain_Q: NDArray[np.float64], order_Q: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Queries with a gain below zero, lowest first, and queries with a gain above zero, highest first; ties in the order of `order_Q`."""
+    """Queries with a gain below zero, lowest first, and queries with a gain above zero, highest first; ties in the
+    order of `order_Q`."""
     by_gain = order_Q[np.argsort(gain_Q[order_Q], kind="stable")]
     by_loss = order_Q[np.argsort(-gain_Q[order_Q], kind="stable")]
     return by_gain[gain_Q[by_gain] < 0].tolist(), by_loss[gain_Q[by_loss] > 0].tolist()
@@ -134,7 +138,9 @@ class Gallery:
     """For the script: `WinCounts` of all queries for every pair of models."""
 
 
-def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent) -> Gallery | None:
+def make_gallery(
+    report: Report, colors: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent
+) -> Gallery | None:
     """The gallery of a report; None if the first answers of no model are known, or for 0 queries."""
     models = report.answering
     if not models or not num_queries:
@@ -155,8 +161,12 @@ def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_
     )
 
 
-def _about(chosen: dict[Direction, list[int]], ranks: dict[Direction, list[NDArray[np.int64]]], *, is_comparison: bool) -> str:
-    counts = [f"{len(chosen[direction]):,} of {len(ranks[direction][0]):,} queries for {title}" for direction, title in TITLES]
+def _about(
+    chosen: dict[Direction, list[int]], ranks: dict[Direction, list[NDArray[np.int64]]], *, is_comparison: bool
+) -> str:
+    counts = [
+        f"{len(chosen[direction]):,} of {len(ranks[direction][0]):,} queries for {title}" for direction, title in TITLES
+    ]
     wins = "the largest wins and losses of each model against the baseline and the teacher in turn, and a third "
     return (
         f"{' and '.join(counts)} are shown: {wins if is_comparison else ''}drawn at random (seed {SEED}). "
@@ -170,7 +180,8 @@ def _answers(model: ModelResults) -> Answers:
 
 
 def _pairs(models: Sequence[ModelResults]) -> list[tuple[int, int]]:
-    """The models that are compared: students with the baseline, then with the teacher; without these, all with the last."""
+    """The models that are compared: students with the baseline, then with the teacher; without these, all with the
+    last."""
     by_role: dict[str, list[int]] = {}
     for number, model in enumerate(models):
         by_role.setdefault(model.role, []).append(number)
@@ -184,7 +195,9 @@ def _shown_images(models: Sequence[ModelResults], chosen: dict[Direction, list[i
     image_of_caption = _answers(models[0]).table.caption_image
     shown = {*chosen[Direction.TEXT], *(int(image_of_caption[query]) for query in chosen[Direction.IMAGE])}
     for model in models:
-        shown.update(_answers(model).top[Direction.IMAGE].candidate_QK[chosen[Direction.IMAGE], :NUM_ANSWERS].ravel().tolist())
+        shown.update(
+            _answers(model).top[Direction.IMAGE].candidate_QK[chosen[Direction.IMAGE], :NUM_ANSWERS].ravel().tolist()
+        )
     return sorted(shown)
 
 
@@ -204,13 +217,17 @@ def _outcomes(models: Sequence[ModelResults], ranks: dict[Direction, list[NDArra
         "models": [model.label for model in models],
         "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
         "outcomes": {
-            direction: [[asdict(count_wins(ours_Q, base_Q)) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
+            direction: [
+                [asdict(count_wins(ours_Q, base_Q)) for base_Q in ranks[direction]] for ours_Q in ranks[direction]
+            ]
             for direction in Direction
         },
     }
 
 
-def _queries(models: Sequence[ModelResults], colors: dict[str, str], chosen: dict[Direction, list[int]]) -> Iterator[QueryView]:
+def _queries(
+    models: Sequence[ModelResults], colors: dict[str, str], chosen: dict[Direction, list[int]]
+) -> Iterator[QueryView]:
     table, captions = _answers(models[0]).table, _answers(models[0]).captions
     for direction, _ in TITLES:
         for query in chosen[direction]:
@@ -229,6 +246,9 @@ def _queries(models: Sequence[ModelResults], colors: dict[str, str], chosen: dic
 def _column(model: ModelResults, color: str, direction: Direction, query: int) -> ColumnView:
     answers, top = _answers(model), _answers(model).top[direction]
     names = answers.captions if direction == Direction.TEXT else answers.table.image_ids
-    rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_positive_QK)), strict=True)
+    rows = zip(
+        *(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_positive_QK)),
+        strict=True,
+    )
     views = [AnswerView(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
     return ColumnView(model.label, color, int(answers.table.ranks(direction)[query]), views)

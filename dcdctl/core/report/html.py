@@ -1,4 +1,5 @@
-"""HTML pages in one file each: images are embedded, nothing is loaded from elsewhere, and light and dark modes are supported.
+"""HTML pages in one file each: images are embedded, nothing is loaded from elsewhere, and light and dark modes are
+supported.
 
 The templates are in assets/templates.
 """
@@ -33,7 +34,9 @@ class EmbeddedImage:
     height: int
 
 
-def embed_image(image: Image.Image, side_px: int, *, encoding: str = "JPEG", quality: int = JPEG_QUALITY) -> EmbeddedImage:
+def embed_image(
+    image: Image.Image, side_px: int, *, encoding: str = "JPEG", quality: int = JPEG_QUALITY
+) -> EmbeddedImage:
     """An image whose longer side is at most `side_px`."""
     # JPEG has neither palettes nor transparency.
     small = image.convert("RGB")

@@ -28,8 +28,11 @@ class _CorpusCard:
     captions: list[str]
 
 
-def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, title: str, num_images: int = NUM_IMAGES) -> None:
-    """Write the page of a corpus: counts, caption lengths, and images spread evenly over `corpus`, one of the inspected splits."""
+def write_corpus_page(
+    path: Path, inspection: CorpusInspection, corpus: Corpus, title: str, num_images: int = NUM_IMAGES
+) -> None:
+    """Write the page of a corpus: counts, caption lengths, and images spread evenly over `corpus`, one of the inspected
+    splits."""
     counts = inspection.splits[corpus.split].captions_by_words
     shortest = next(words for words, count in enumerate(counts) if count)
     bins = [f"{words}+" if words == MAX_WORDS_COUNTED else str(words) for words in range(shortest, len(counts))]
@@ -47,7 +50,8 @@ def write_corpus_page(path: Path, inspection: CorpusInspection, corpus: Corpus, 
 
 
 def spread_over(num_images: int, count: int) -> list[int]:
-    """Image indices spread evenly: the middle of each of `count` equal parts; all indices if there are no more than `count`.
+    """Image indices spread evenly: the middle of each of `count` equal parts; all indices if there are no more than
+    `count`.
 
     >>> spread_over(10, 2), spread_over(2, 5)
     ([2, 7], [0, 1])
@@ -75,7 +79,8 @@ class _CachePair:
 
 
 def write_cache_page(path: Path, summary: CacheSummary, corpus: Corpus, title: str) -> None:
-    """Write the page of a teacher cache: counts, a histogram of the scores, and the hardest negatives with their images."""
+    """Write the page of a teacher cache: counts, a histogram of the scores, and the hardest negatives with their
+    images."""
     edges = [f"{low:.2f}" for low in summary.edges[:-1]]
     html.write(
         path,
@@ -105,7 +110,9 @@ class _HitCard:
     columns: str
 
 
-def write_search_page(path: Path, index: ImageIndex, question: str | Path, answer: Answer, track: Track = silent) -> None:
+def write_search_page(
+    path: Path, index: ImageIndex, question: str | Path, answer: Answer, track: Track = silent
+) -> None:
     """Write the page of a search by a text or by the image in a file: the hits with small images.
 
     InputError if the file cannot be written.

@@ -51,7 +51,8 @@ class ModelResults:
 
     @property
     def query_ms(self) -> tuple[float, ...]:
-        """Milliseconds per query among `gallery_size` images: one number, or one per depth of a cascade; empty if not timed."""
+        """Milliseconds per query among `gallery_size` images: one number, or one per depth of a cascade; empty if not
+        timed."""
         depths = [] if self.result is None else [depth.query_ms for depth in self.result.depths]
         if self.times is None:
             return tuple(depths)
@@ -101,7 +102,8 @@ class Report:
 
     @property
     def gallery_size(self) -> int | None:
-        """Images that the queries of the chart are compared with: those of the first benchmark, or of a cascade if there is none."""
+        """Images that the queries of the chart are compared with: those of the first benchmark, or of a cascade if
+        there is none."""
         sizes = [model.gallery_size for model in self.models if model.times is not None]
         sizes += [model.gallery_size for model in self.models]
         return next((size for size in sizes if size is not None), None)
@@ -121,22 +123,31 @@ class Report:
         return tuple(model for model in self.models if model.answers is not None and model.answers.top)
 
 
-def read_report(runs: Sequence[Path], *, teacher: Path | None = None, baseline: Path | None = None, data: Path | None = None) -> Report:
+def read_report(
+    runs: Sequence[Path], *, teacher: Path | None = None, baseline: Path | None = None, data: Path | None = None
+) -> Report:
     """Read evaluation folders. The default `baseline` is the first of `runs` that is not the teacher.
 
-    MissingError for a folder with nothing to show; StaleError for results on different corpora, splits or protocols, and for `data` that
-    is not their corpus.
+    MissingError for a folder with nothing to show; StaleError for results on different corpora, splits or protocols,
+    and for `data` that is not their corpus.
     """
     folders = list(dict.fromkeys([*([teacher] if teacher else []), *runs, *([baseline] if baseline else [])]))
     if baseline is None:
         baseline = next((folder for folder in folders if folder != teacher), None)
     roles: dict[Path, Role] = {
-        folder: "teacher" if folder == teacher else "baseline" if folder == baseline else "student" for folder in folders
+        folder: "teacher" if folder == teacher else "baseline" if folder == baseline else "student"
+        for folder in folders
     }
     labels = _labels(folders)
     models = [model for folder in folders for model in _models(folder, labels[folder], roles[folder])]
     trainings = tuple(
-        Training(label=labels[folder], role=roles[folder], folder=folder, facts=Run(folder).facts(), metrics=Run(folder).metrics())
+        Training(
+            label=labels[folder],
+            role=roles[folder],
+            folder=folder,
+            facts=Run(folder).facts(),
+            metrics=Run(folder).metrics(),
+        )
         for folder in folders
         if (folder / "run.json").exists()
     )
@@ -189,7 +200,8 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
 
 
 def _cascade_times(dual: QueryTimes | None, cascade: EvalSummary) -> QueryTimes | None:
-    """The time of a cascade in the gallery of its dual encoder's benchmark: re-ranking takes the same time in any gallery.
+    """The time of a cascade in the gallery of its dual encoder's benchmark: re-ranking takes the same time in any
+    gallery.
 
     None without that benchmark, or without the time of depth 0, which tells re-ranking from retrieval.
     """
@@ -217,7 +229,11 @@ def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
     if teacher is None:
         return list(models)
     names = {teacher.folder, *([] if teacher.result is None else [Path(teacher.result.model)])}
-    paths = (model.folder / "bench.json" for model in models if model.times is not None and Path(model.times.teacher_model) in names)
+    paths = (
+        model.folder / "bench.json"
+        for model in models
+        if model.times is not None and Path(model.times.teacher_model) in names
+    )
     times = next((read_times(path, "teacher") for path in paths), None)
     return [replace(model, times=times) if model is teacher else model for model in models]
 
@@ -234,7 +250,8 @@ def _compared(models: Sequence[ModelResults]) -> tuple[ModelResults, ...]:
 
 
 def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
-    """The split that the results are on, in `data` or where it was; None if it is gone or has changed. StaleError for another `data`."""
+    """The split that the results are on, in `data` or where it was; None if it is gone or has changed. StaleError for
+    another `data`."""
     result = next((model.result for model in models if model.result), None)
     folder = data if data is not None or result is None or result.data is None else Path(result.data)
     if result is None or folder is None or (data is None and not (folder / CORPUS_FILE).exists()):
@@ -245,7 +262,8 @@ def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
     if data is None:
         return None
     raise StaleError(
-        f"{shown(folder)} is the corpus {corpus.fingerprint[:12]}, the results are on {result.about_basis}", hint="name theirs with --data"
+        f"{shown(folder)} is the corpus {corpus.fingerprint[:12]}, the results are on {result.about_basis}",
+        hint="name theirs with --data",
     )
 
 
@@ -268,7 +286,9 @@ def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> li
         missing.append(MissingPart(f"times of {model.label}", _bench_command(model, models, data)))
     if model.is_cascade and result is not None and (not result.depths or result.dual_query_ms is None):
         depths = ",".join(map(str, sorted({0, result.depth or 0, *(depth.depth for depth in result.depths)})))
-        missing.append(MissingPart(f"time of re-ranking of {model.label}", _eval_command(model, data, result.split, depths)))
+        missing.append(
+            MissingPart(f"time of re-ranking of {model.label}", _eval_command(model, data, result.split, depths))
+        )
     return missing
 
 

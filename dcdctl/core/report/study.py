@@ -1,6 +1,8 @@
-"""The report of a study: each way to use a start and a teacher, the differences between them, and whether the teacher paid.
+"""The report of a study: each way to use a start and a teacher, the differences between them, and whether the teacher
+paid.
 
-A study trains several seeds. Recalls are means over the seeds; a difference is paired query by query, as in `dcdctl compare`.
+A study trains several seeds. Recalls are means over the seeds; a difference is paired query by query, as in `dcdctl
+compare`.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class StudyModel:
     is_cascade: bool = False
     is_teacher: bool = False
     timed_in: Path | None = None
-    """Folder whose bench.json has its time; None for a cascade, whose evaluation has it, and for a model without one."""
+    """Folder whose bench.json has its time; None for a cascade, whose evaluation has it, and for a model without
+    one."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +150,29 @@ def read_study(
     notes: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> Study:
-    """Read the evaluations and times of a study, and compare its models; contrasts with a model that was not evaluated are left out.
+    """Read the evaluations and times of a study, and compare its models; contrasts with a model that was not evaluated
+    are left out.
 
-    Systems of two runs or more on both sides are compared with their seeds drawn too (`compare_ranks`). InputError for a damaged
-    evaluation; StaleError for evaluations on different corpora, splits or protocols.
+    Systems of two runs or more on both sides are compared with their seeds drawn too (`compare_ranks`). InputError for
+    a damaged evaluation; StaleError for evaluations on different corpora, splits or protocols.
     """
-    teacher_ms = next((found.query_ms for model in models if model.is_teacher and (found := _times(model)) is not None), None)
+    teacher_ms = next(
+        (found.query_ms for model in models if model.is_teacher and (found := _times(model)) is not None), None
+    )
     rows = {model.name: _row(model, teacher_ms) for model in models}
     _check_comparable([result for row in rows.values() for result in row.results])
-    measured = [contrast for contrast in contrasts if all(name in rows and rows[name].tables for name in (contrast.ours, contrast.base))]
+    measured = [
+        contrast
+        for contrast in contrasts
+        if all(name in rows and rows[name].tables for name in (contrast.ours, contrast.base))
+    ]
     differences = [_compared(contrast, rows) for contrast in measured]
     return Study(
-        rows=tuple(rows.values()), differences=tuple(differences), facts=tuple(facts), notes=tuple(notes), left_out=tuple(left_out)
+        rows=tuple(rows.values()),
+        differences=tuple(differences),
+        facts=tuple(facts),
+        notes=tuple(notes),
+        left_out=tuple(left_out),
     )
 
 
@@ -170,13 +184,21 @@ def verdict(differences: Sequence[Difference], untrained: float | None = None) -
     strongest = max(differences, key=lambda difference: difference.comparison.base.rsum.value)
     rsum, base = strongest.rsum, _as_training(strongest.contrast.base)
     interval = f"[{rsum.interval.low:.1f}, {rsum.interval.high:.1f}]"
-    is_start_best = untrained is not None and untrained > max(strongest.comparison.ours.rsum.value, strongest.comparison.base.rsum.value)
+    is_start_best = untrained is not None and untrained > max(
+        strongest.comparison.ours.rsum.value, strongest.comparison.base.rsum.value
+    )
     end = "; the start without any training has a higher RSUM than both." if is_start_best else "."
     if rsum.interval.low > 0:
         return f"The teacher added {rsum.value:.1f} {interval} points of RSUM over {base}{end}"
     if rsum.interval.high < 0:
-        return f"The teacher did not pay: distillation changed RSUM by {rsum.value:.1f} {interval} points compared with {base}{end}"
-    return f"No difference was shown: distillation changed RSUM by {rsum.value:+.1f} {interval} points compared with {base}{end}"
+        return (
+            f"The teacher did not pay: distillation changed RSUM by {rsum.value:.1f} {interval} points compared "
+            f"with {base}{end}"
+        )
+    return (
+        f"No difference was shown: distillation changed RSUM by {rsum.value:+.1f} {interval} points compared with "
+        f"{base}{end}"
+    )
 
 
 def _as_training(name: str) -> str:
@@ -190,11 +212,17 @@ def _as_training(name: str) -> str:
 
 
 def _times(model: StudyModel) -> QueryTimes | None:
-    return None if model.timed_in is None else read_times(model.timed_in / "bench.json", "teacher" if model.is_teacher else "student")
+    return (
+        None
+        if model.timed_in is None
+        else read_times(model.timed_in / "bench.json", "teacher" if model.is_teacher else "student")
+    )
 
 
 def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
-    evaluations = [EvalResult.load(folder, CASCADE_FILES if model.is_cascade else MODEL_FILES) for folder in model.folders]
+    evaluations = [
+        EvalResult.load(folder, CASCADE_FILES if model.is_cascade else MODEL_FILES) for folder in model.folders
+    ]
     results, tables = zip(*map(_read_evaluation, evaluations), strict=True) if evaluations else ((), ())
     times = _times(model)
     query_ms = None if times is None else times.query_ms
@@ -213,17 +241,24 @@ def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
 
 
 def _read_evaluation(found: EvalResult) -> tuple[EvalSummary, RankTable]:
-    """The summary and the ranks of an evaluation. MissingError for a folder without them: a mean over fewer seeds is another one."""
+    """The summary and the ranks of an evaluation. MissingError for a folder without them: a mean over fewer seeds is
+    another one."""
     if found.summary is None or found.answers is None:
-        raise MissingError(f"{found.folder} has no evaluation with ranks", hint=f"`dcdctl eval {found.folder} --data DIR` makes one")
+        raise MissingError(
+            f"{found.folder} has no evaluation with ranks", hint=f"`dcdctl eval {found.folder} --data DIR` makes one"
+        )
     return found.summary, found.answers.table
 
 
 def _check_comparable(results: Sequence[EvalSummary]) -> None:
     for result in results[1:]:
         if result.basis != results[0].basis:
-            found = f"{result.model} was evaluated on {result.about_basis}, {results[0].model} on {results[0].about_basis}"
-            raise StaleError(found, hint="evaluate both on the same with `dcdctl eval`, or run the study into another folder")
+            found = (
+                f"{result.model} was evaluated on {result.about_basis}, {results[0].model} on {results[0].about_basis}"
+            )
+            raise StaleError(
+                found, hint="evaluate both on the same with `dcdctl eval`, or run the study into another folder"
+            )
 
 
 def _compared(contrast: Contrast, rows: dict[str, StudyRow]) -> Difference:
@@ -258,7 +293,11 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
         recalls = [estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"], estimates.rsum]
         name = f"{difference.contrast.ours} \N{MINUS SIGN} {difference.contrast.base}"
         rows.append((name, *map(_estimate, recalls), difference.covers))
-    return Table("Differences in percentage points", ("difference", "text R@1", "image R@1", "RSUM", "interval over"), tuple(rows))
+    return Table(
+        "Differences in percentage points",
+        ("difference", "text R@1", "image R@1", "RSUM", "interval over"),
+        tuple(rows),
+    )
 
 
 def _estimate(estimate: Estimate) -> str:
@@ -285,7 +324,12 @@ def _row_document(row: StudyRow) -> dict[str, Any]:
         for direction in Direction:
             document[direction.key] = {name: row.recall(direction, name) for of, name in RECALLS if of == direction}
         document |= {"rsum": statistics.fmean(row.rsums), "rsum_by_seed": row.rsums, "rsum_spread": row.spread}
-    return {**document, "query_ms": row.query_ms, "query_ms_extrapolated": row.is_extrapolated, "speed_up": row.speed_up}
+    return {
+        **document,
+        "query_ms": row.query_ms,
+        "query_ms_extrapolated": row.is_extrapolated,
+        "speed_up": row.speed_up,
+    }
 
 
 def _difference_document(difference: Difference) -> dict[str, Any]:
@@ -295,7 +339,9 @@ def _difference_document(difference: Difference) -> dict[str, Any]:
         "base": difference.contrast.base,
         "rsum": _estimate_document(estimates.rsum),
         Direction.TEXT.key: {name: _estimate_document(estimate) for name, estimate in estimates.text_retrieval.items()},
-        Direction.IMAGE.key: {name: _estimate_document(estimate) for name, estimate in estimates.image_retrieval.items()},
+        Direction.IMAGE.key: {
+            name: _estimate_document(estimate) for name, estimate in estimates.image_retrieval.items()
+        },
         "interval_over": difference.covers,
         "p_value": difference.comparison.p_value,
     }

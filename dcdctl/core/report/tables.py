@@ -43,7 +43,11 @@ class Table:
 
 def report_tables(report: Report) -> list[Table]:
     """The tables that have rows, results first."""
-    return [table for table in (_quality(report), _differences(report), _speed(report), _runs(report), _recipes(report)) if table.rows]
+    return [
+        table
+        for table in (_quality(report), _differences(report), _speed(report), _runs(report), _recipes(report))
+        if table.rows
+    ]
 
 
 def _quality(report: Report) -> Table:
@@ -58,7 +62,9 @@ def _quality(report: Report) -> Table:
         "Text: captions retrieved for an image; image: images retrieved for a caption"
     )
     names = (*(f"R@{k}" for k in KS), "mAP@R", "median rank")
-    return Table(caption, ("model", "RSUM", *(f"{direction}\n{name}" for direction in Direction for name in names)), tuple(rows))
+    return Table(
+        caption, ("model", "RSUM", *(f"{direction}\n{name}" for direction in Direction for name in names)), tuple(rows)
+    )
 
 
 def _measures(retrieval: Retrieval) -> tuple[str, ...]:
@@ -94,13 +100,20 @@ def _speed(report: Report) -> Table:
             continue
         times = model.times
         mark = "~" if times is not None and times.is_extrapolated else ""
-        speed_up = NOTHING if times is None or times.speed_up is None else f"{mark}{shown_ratio(times.speed_up)}\N{MULTIPLICATION SIGN}"
+        speed_up = (
+            NOTHING
+            if times is None or times.speed_up is None
+            else f"{mark}{shown_ratio(times.speed_up)}\N{MULTIPLICATION SIGN}"
+        )
         parameters = NOTHING if times is None or model.is_cascade else f"{times.num_parameters / 1e6:,.2f} M"
         query_ms = f"{mark}{shown_ms(model.query_ms[-1])}\namong {model.gallery_size:,} images"
         rows.append((_name(model), parameters, query_ms, speed_up))
     machines = dict.fromkeys(model.times.machine for model in report.models if model.times is not None)
     caption = "; ".join(
-        ["Size and speed: a query is one caption, images encoded before; ~: extrapolated, measured rate times count", *machines]
+        [
+            "Size and speed: a query is one caption, images encoded before; ~: extrapolated, measured rate times count",
+            *machines,
+        ]
     )
     return Table(caption, ("model", "parameters", "ms per query", "speed-up over the teacher"), tuple(rows))
 
@@ -131,7 +144,9 @@ def _runs(report: Report) -> Table:
         "seed": [str(training.facts["seed"]) for training in trainings],
         **_transposed([_inputs(training) for training in trainings]),
         **_transposed([_negatives(training) for training in trainings]),
-        **_transposed([{f"version: {name}": text for name, text in training.facts["versions"].items()} for training in trainings]),
+        **_transposed(
+            [{f"version: {name}": text for name, text in training.facts["versions"].items()} for training in trainings]
+        ),
     }
     rows = tuple((name, *values) for name, values in facts.items() if any(value != NOTHING for value in values))
     return Table(
@@ -163,11 +178,17 @@ def _inputs(training: Training) -> dict[str, str]:
         for name, option in _OPTION_OF_INPUT.items()
     }
     # The recipe says what a student starts from; the name of its teacher is in the command.
-    named["start"] = {"teacher": named["start"], "new": "random weights"}.get(start := training.recipe["model.start"], start)
+    named["start"] = {"teacher": named["start"], "new": "random weights"}.get(
+        start := training.recipe["model.start"], start
+    )
     if validation := named["validation"] or named["corpus"]:
         named["validation"] = f"{validation}, split {training.recipe['validation.split']}"
     teachers = teachers_of(inputs)
-    scores = (named["cache"] if inputs.get("cache") else named["teachers"]) or ", ".join(map(_value, teachers)) if teachers else NOTHING
+    scores = (
+        (named["cache"] if inputs.get("cache") else named["teachers"]) or ", ".join(map(_value, teachers))
+        if teachers
+        else NOTHING
+    )
     others = {
         f"input: {name}": (named.get(name) if is_digest(value) else None) or _value(value)
         for name, value in flatten(inputs).items()
@@ -187,8 +208,12 @@ def _negatives(training: Training) -> dict[str, str]:
 
 def _recipes(report: Report) -> Table:
     """The fields in which the recipes differ; all fields of a single recipe."""
-    table = _transposed([{name: _value(value) for name, value in training.recipe.items()} for training in report.trainings])
-    rows = tuple((name, *table[name]) for name in sorted(table) if len(set(table[name])) > 1 or len(report.trainings) == 1)
+    table = _transposed(
+        [{name: _value(value) for name, value in training.recipe.items()} for training in report.trainings]
+    )
+    rows = tuple(
+        (name, *table[name]) for name in sorted(table) if len(set(table[name])) > 1 or len(report.trainings) == 1
+    )
     same = len(table) - len(rows)
     return Table(
         f"Recipes: the fields that differ; {same} fields are equal in all recipes",
@@ -228,7 +253,9 @@ def _figure(figure: Figure) -> str:
     >>> _figure(Figure(63.25, Interval(58.0, 68.04)))
     '63.2\\n58.0 to 68.0'
     """
-    return f"{figure.value:.1f}" + ("" if figure.interval is None else f"\n{figure.interval.low:.1f} to {figure.interval.high:.1f}")
+    return f"{figure.value:.1f}" + (
+        "" if figure.interval is None else f"\n{figure.interval.low:.1f} to {figure.interval.high:.1f}"
+    )
 
 
 def _difference(estimate: Estimate) -> str:

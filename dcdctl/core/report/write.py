@@ -72,7 +72,10 @@ def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
     if speed_up is None:
         return f"{subject} answers in {tables.shown_ms(model.query_ms[-1])} ms and {outcome}."
     mark = "about " if model.times is not None and model.times.is_extrapolated else ""
-    ratio = f"{mark}{tables.shown_ratio(max(speed_up, 1 / speed_up))} times {'faster' if speed_up >= 1 else 'slower'} than the teacher"
+    ratio = (
+        f"{mark}{tables.shown_ratio(max(speed_up, 1 / speed_up))} times "
+        f"{'faster' if speed_up >= 1 else 'slower'} than the teacher"
+    )
     return f"{subject} answers in {tables.shown_ms(model.query_ms[-1])} ms, {ratio}, and {outcome}."
 
 
@@ -86,7 +89,10 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     corpus = "/".join(Path(result.data).parts[-2:]) if result.data else result.fingerprint[: tables.FINGERPRINT_DIGITS]
     return [
         *facts,
-        ("measured on", f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions"),
+        (
+            "measured on",
+            f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions",
+        ),
         ("protocol", f"{result.protocol or tables.NOTHING}{folds}; a tie counts against the positive"),
     ]
 
@@ -94,10 +100,16 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
 def write_markdown(path: Path, report: Report) -> None:
     """Write the facts, the tables and the missing parts as Markdown."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
-    missing = ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)] if report.missing else []
+    missing = (
+        ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)]
+        if report.missing
+        else []
+    )
     tables = [_markdown_table(table) for table in report_tables(report)]
     files.write_text(
-        path, "\n".join(["# Report", "", *map(_plain, headline(report)), "", *facts, "", *tables, *missing]).rstrip("\n") + "\n"
+        path,
+        "\n".join(["# Report", "", *map(_plain, headline(report)), "", *facts, "", *tables, *missing]).rstrip("\n")
+        + "\n",
     )
 
 
@@ -109,7 +121,8 @@ def write_csv(path: Path, report: Report) -> None:
 
 
 def report_document(report: Report) -> dict[str, object]:
-    """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that adds it."""
+    """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that
+    adds it."""
     left_out = [{"what": part.what, "command": part.command} for part in report.missing]
     return {"models": [_numbers(model) for model in report.models], "left_out": left_out}
 
@@ -117,7 +130,11 @@ def report_document(report: Report) -> dict[str, object]:
 def _markdown_table(table: Table) -> str:
     is_number = templates.numeric_columns(table.rows)
     # Numbers are aligned to the right.
-    lines = [table.names, ["---:" if number in is_number else "---" for number in range(len(table.columns))], *table.rows]
+    lines = [
+        table.names,
+        ["---:" if number in is_number else "---" for number in range(len(table.columns))],
+        *table.rows,
+    ]
     return "\n".join([f"{_plain(table.caption)}.", "", *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""])
 
 
@@ -165,7 +182,11 @@ def _numbers(model: ModelResults) -> dict[str, object]:
         row |= {"ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
     elif result is not None and result.depths:
-        row |= {"ms_per_query": result.depths[-1].query_ms, "ms_extrapolated": False, "ms_gallery_images": result.gallery_size}
+        row |= {
+            "ms_per_query": result.depths[-1].query_ms,
+            "ms_extrapolated": False,
+            "ms_gallery_images": result.gallery_size,
+        }
     if (comparison := model.comparison) is not None:
         rsum = comparison.difference.rsum
         row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": comparison.p_value}

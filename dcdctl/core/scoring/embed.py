@@ -1,7 +1,7 @@
 """Embeddings of a corpus: a vector for each image and each caption.
 
-Evaluation embeds with the dual encoder it evaluates; hard-negative mining with a run of a dual encoder, a CLIP-like model or a text
-encoder. An index embeds images that it reads itself, batch by batch.
+Evaluation embeds with the dual encoder it evaluates; hard-negative mining with a run of a dual encoder, a CLIP-like
+model or a text encoder. An index embeds images that it reads itself, batch by batch.
 
 Shape letters: I images, T texts, D width of a vector.
 """
@@ -40,7 +40,8 @@ from dcdctl.core.scoring.features import CorpusSource, Features, Source, images_
 DEFAULT_BATCH_SIZE = 256
 """Images or captions per forward pass, unless the user sets a batch size."""
 BATCH_SIZE = 64
-"""Images or captions per forward pass of a miner's model. Not an option: mined candidates could depend on its rounding."""
+"""Images or captions per forward pass of a miner's model. Not an option: mined candidates could depend on its
+rounding."""
 MAX_TEXT_LEN = 64
 """Tokens of a caption that a text encoder reads; fewer if the model has fewer positions."""
 
@@ -60,7 +61,8 @@ class Vectors:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
-    """A model that embeds batches of captions and, unless it is a text encoder, of images. Its vectors may have any length."""
+    """A model that embeds batches of captions and, unless it is a text encoder, of images. Its vectors may have any
+    length."""
 
     preprocess: Preprocessor
     texts: Callable[[Texts], Tensor]
@@ -70,7 +72,8 @@ class Embedder:
 
 
 def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute, fitting: Fitting | None = None) -> Tensor:
-    """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved, as are later ones of its `fitting`."""
+    """Float32 vectors of one batch, on the device; a batch that does not fit into memory is halved, as are later ones
+    of its `fitting`."""
 
     def work(part: B) -> Tensor:
         with compute.forward_pass():
@@ -81,17 +84,30 @@ def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute, fittin
 
 @torch.inference_mode()
 def embed_all(
-    embedder: Embedder, source: Source, compute: Compute, *, normalize: bool = True, by_length: bool = True, track: Track = silent
+    embedder: Embedder,
+    source: Source,
+    compute: Compute,
+    *,
+    normalize: bool = True,
+    by_length: bool = True,
+    track: Track = silent,
 ) -> Vectors:
-    """The vectors of all images and captions of a source, in float32; for a text encoder, an image's is the mean over its captions.
+    """The vectors of all images and captions of a source, in float32; for a text encoder, an image's is the mean over
+    its captions.
 
     Captions of similar length share a batch if `by_length` is set, so that little of it is padding.
     """
     corpus = source.corpus
-    order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text])) if by_length else range(corpus.num_captions)
+    order = (
+        sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
+        if by_length
+        else range(corpus.num_captions)
+    )
     with track("embed captions", total=corpus.num_captions, unit="captions") as advance:
         batches = _batches(order, compute)
-        sorted_TD = _embed_in_batches(embedder.texts, (source.texts(batch) for batch in batches), compute, normalize, advance)
+        sorted_TD = _embed_in_batches(
+            embedder.texts, (source.texts(batch) for batch in batches), compute, normalize, advance
+        )
     texts_TD = torch.empty_like(sorted_TD).index_copy_(0, torch.tensor(order, device=sorted_TD.device), sorted_TD)
     if embedder.images is None:
         image_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
@@ -104,7 +120,9 @@ def embed_all(
     return Vectors(images_ID, texts_TD)
 
 
-def _embed_in_batches(embed: Callable[[B], Tensor], batches: Iterable[B], compute: Compute, normalize: bool, advance: Advance) -> Tensor:
+def _embed_in_batches(
+    embed: Callable[[B], Tensor], batches: Iterable[B], compute: Compute, normalize: bool, advance: Advance
+) -> Tensor:
     """The vectors of these images or captions, in this order."""
     embedded, fitting = [], Fitting()
     for batch in batches:
@@ -133,12 +151,18 @@ def embed_source(ref: str, source: Source, device: torch.device, track: Track = 
     return embed_corpus(load_embedder(ref, device), source.corpus, track)
 
 
-def embed_with_model(model: DualEncoder, source: Source, device: torch.device, track: Track = silent, *, compile: bool = False) -> Vectors:
-    """The unit vectors of a source's corpus by a dual encoder; from the source's features if they come from the model's encoders."""
+def embed_with_model(
+    model: DualEncoder, source: Source, device: torch.device, track: Track = silent, *, compile: bool = False
+) -> Vectors:
+    """The unit vectors of a source's corpus by a dual encoder; from the source's features if they come from the model's
+    encoders."""
     embedder = dual_embedder(model, device)
-    if not (isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]):
+    if not (
+        isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]
+    ):
         return embed_corpus(embedder, source.corpus, track, compile=compile)
-    # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
+    # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they
+    # are stored.
     source = replace(source, only_first=True)
     return embed_all(embedder, source, Compute(device=device, batch_size=BATCH_SIZE), by_length=False, track=track)
 
@@ -150,8 +174,8 @@ def dual_embedder(model: DualEncoder, device: torch.device) -> Embedder:
 
 
 def load_embedder(ref: str, device: torch.device) -> Embedder:
-    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, or a text encoder with its own pooling, the mean if it
-    has none.
+    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, or a text encoder with its own pooling,
+    the mean if it has none.
 
     ModelError for any other model.
     """
@@ -160,7 +184,9 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     with hub_errors(ref, hint="candidates.model requires a dual encoder or a text encoder"):
         source = models.hub_source(ref)
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        network = AutoModel.from_pretrained(**source, config=config, dtype=torch.float32, trust_remote_code=False).eval()
+        network = AutoModel.from_pretrained(
+            **source, config=config, dtype=torch.float32, trust_remote_code=False
+        ).eval()
     if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
         found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
         raise ModelError(found, hint="name a dual encoder, such as a CLIP, or a text model")
@@ -168,11 +194,14 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     models.check_finite(network.state_dict(), ref)
     network.to(device)
     preprocess = Preprocess(tokenizer=_tokenizer(ref), image_processor=None, max_text_len=_max_text_len(config))
-    return Embedder(preprocess=preprocess, texts=lambda batch: _pooled(network, batch, pooling), images=None, device=device)
+    return Embedder(
+        preprocess=preprocess, texts=lambda batch: _pooled(network, batch, pooling), images=None, device=device
+    )
 
 
 def embeds_by_first_token(ref: str) -> bool:
-    """Whether a reference names a text encoder whose vector is that of its first token; the small files of a Hub id are fetched."""
+    """Whether a reference names a text encoder whose vector is that of its first token; the small files of a Hub id are
+    fetched."""
     return not _is_ours(ref) and not models.is_dual(ref) and models.text_pooling(ref) == "cls"
 
 

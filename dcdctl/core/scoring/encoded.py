@@ -1,4 +1,5 @@
-"""A corpus encoded once for all its pairs, by a scorer whose states are small enough to keep: the unit vectors of a dual encoder.
+"""A corpus encoded once for all its pairs, by a scorer whose states are small enough to keep: the unit vectors of a
+dual encoder.
 
 Shape letters: I images, T texts, D width of a vector.
 """
@@ -42,12 +43,15 @@ class EncodedCorpus:
 
 
 @torch.inference_mode()
-def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False) -> Source:
-    """What a scorer reads to score pairs: the whole corpus encoded, if the scorer keeps its states; else the source as it is.
+def encode_corpus(
+    scorer: FusionScorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
+) -> Source:
+    """What a scorer reads to score pairs: the whole corpus encoded, if the scorer keeps its states; else the source as
+    it is.
 
-    The batches are the same in every call, so a vector does not depend on the pairs that need it. If several processes call this together
-    with `is_shared`, each encodes its share of the batches, and all of them have all vectors. A batch that does not fit into memory is
-    halved.
+    The batches are the same in every call, so a vector does not depend on the pairs that need it. If several processes
+    call this together with `is_shared`, each encodes its share of the batches, and all of them have all vectors. A
+    batch that does not fit into memory is halved.
     """
     if not scorer.keeps_states:
         return source
@@ -56,7 +60,8 @@ def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, tra
     # Captions of similar length share a batch, so that little of it is padding.
     text_order: Sequence[int] = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
     if isinstance(source, Features):
-        # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
+        # A dual encoder reads one token of an image's features; and features are read fastest in the order in which
+        # they are stored.
         source, text_order = replace(source, only_first=True), range(corpus.num_captions)
 
     image_fitting, text_fitting = Fitting(), Fitting()
@@ -69,15 +74,22 @@ def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, tra
     def encode_texts(batches: Iterable[Sequence[int]]) -> Iterator[States]:
         for batch in batches:
             texts: Any = source.texts(batch).to(compute.device)
-            yield States.cat([states for _, states in in_fitting_parts(texts, TEXT_CHUNK, scorer.encode_texts, text_fitting)])
+            yield States.cat(
+                [states for _, states in in_fitting_parts(texts, TEXT_CHUNK, scorer.encode_texts, text_fitting)]
+            )
 
-    def encode(noun: str, order: Sequence[int], step: int, states_of: Callable[[Iterable[Sequence[int]]], Iterator[States]]) -> Tensor:
+    def encode(
+        noun: str, order: Sequence[int], step: int, states_of: Callable[[Iterable[Sequence[int]]], Iterator[States]]
+    ) -> Tensor:
         batches = [order[start : start + step] for start in range(0, len(order), step)]
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
             # Every process needs the width of the vectors, also one without a batch of its own.
             first_1D = _vectors(next(states_of([batches[0][:1]])))
             vectors_ND = first_1D.new_zeros(len(order), first_1D.shape[1])
-            local = [batches[number] for number in (distributed.local_indices(len(batches)) if is_shared else range(len(batches)))]
+            local = [
+                batches[number]
+                for number in (distributed.local_indices(len(batches)) if is_shared else range(len(batches)))
+            ]
             for batch, states in zip(local, states_of(local), strict=True):
                 vectors_ND[torch.tensor(batch, device=vectors_ND.device)] = _vectors(states)
                 advance(len(batch))

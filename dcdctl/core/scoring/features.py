@@ -6,11 +6,11 @@
     ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions, concatenated without padding
     ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
 
-The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. The first images of a
-split (`--max-images`) are read from the features of the whole split, or of more of its images, if these are stored. A new folder takes the
-files that another one of the root has: those of the first images of its split, and those of the captions for another image size; they are
-hard links, so they take no space. A killed encoding resumes with the missing files.
-Files are memory-mapped, and compared with their checksums when they are first mapped.
+The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. The
+first images of a split (`--max-images`) are read from the features of the whole split, or of more of its images, if
+these are stored. A new folder takes the files that another one of the root has: those of the first images of its split,
+and those of the captions for another image size; they are hard links, so they take no space. A killed encoding resumes
+with the missing files. Files are memory-mapped, and compared with their checksums when they are first mapped.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D width of an encoder.
 """
@@ -50,7 +50,8 @@ Half = NDArray[np.float16]
 
 
 class Source(Protocol):
-    """Images and captions of a corpus by index, as a model reads them: preprocessed, or encoded by its frozen encoders."""
+    """Images and captions of a corpus by index, as a model reads them: preprocessed, or encoded by its frozen
+    encoders."""
 
     @property
     def corpus(self) -> Corpus: ...
@@ -61,7 +62,8 @@ class Source(Protocol):
 
 
 class CorpusSource:
-    """Images and captions, preprocessed each time they are read; decoded images are kept in memory up to `memory_bytes`."""
+    """Images and captions, preprocessed each time they are read; decoded images are kept in memory up to
+    `memory_bytes`."""
 
     def __init__(self, corpus: Corpus, preprocess: Preprocessor, memory_bytes: int = 0) -> None:
         self.corpus, self.preprocess = corpus, preprocess
@@ -101,7 +103,8 @@ class Features:
     parts: dict[str, dict[str, Any]]
     """Size and SHA-256 of each file, by name."""
     only_first: bool = False
-    """Read only the first token of an image, which stands for the whole image and is all that a dual encoder needs; then V is 1."""
+    """Read only the first token of an image, which stands for the whole image and is all that a dual encoder needs;
+    then V is 1."""
 
     def images(self, image_ix: Sequence[int] | Index) -> States:
         """Image features in the order given, I x V x D."""
@@ -118,7 +121,9 @@ class Features:
         lengths, starts = self._lengths[index_T], self._starts[index_T]
         parts = self.corpus.caption_image[index_T] // IMAGES_PER_FILE
         tokens = np.zeros((len(index_T), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
-        for text_tokens, part, start, length in zip(tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+        for text_tokens, part, start, length in zip(
+            tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True
+        ):
             text_tokens[:length] = self._mapped("texts", part)[start : start + length]
         return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
 
@@ -142,33 +147,41 @@ class Features:
 
 
 def read_images(source: Source, image_ix: Sequence[int] | Index, compute: Compute) -> ImageBatch | States:
-    """Images of a source as a reader leaves them: not on the device yet, but for CUDA in memory that it copies from by itself."""
+    """Images of a source as a reader leaves them: not on the device yet, but for CUDA in memory that it copies from by
+    itself."""
     images = source.images(image_ix)
     is_copied = compute.device.type == "cuda" and isinstance(images, ImageBatch)
     return images.pin_memory() if is_copied else images
 
 
-def images_ahead(source: Source, batches: Iterable[Sequence[int] | Index], compute: Compute) -> Iterator[ImageBatch | States]:
+def images_ahead(
+    source: Source, batches: Iterable[Sequence[int] | Index], compute: Compute
+) -> Iterator[ImageBatch | States]:
     """Batches of images on the device, in order; images and stored features are read ahead by threads."""
     for images in read_in_threads(lambda batch: read_images(source, batch, compute), batches, compute.readers):
         yield images.to(compute.device, non_blocking=compute.device.type == "cuda")
 
 
 def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent) -> Source:
-    """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and captions."""
+    """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and
+    captions."""
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess)
     return open_or_build(compute.features, corpus, model, compute, track=track)
 
 
-def open_or_build(root: Path, corpus: Corpus, model: Model, compute: Compute = ON_CPU, *, track: Track = silent) -> Features:
+def open_or_build(
+    root: Path, corpus: Corpus, model: Model, compute: Compute = ON_CPU, *, track: Track = silent
+) -> Features:
     """The features of a corpus, encoded and stored first if `root` lacks them.
 
-    The progress label shows their size on disk. If another run is encoding them, this one waits for it and reads what it stored.
-    ModelError for a model without encoders of its own, InputError if the disk is too small.
+    The progress label shows their size on disk. If another run is encoding them, this one waits for it and reads what
+    it stored. ModelError for a model without encoders of its own, InputError if the disk is too small.
     """
     if model.encoders is None:
-        raise ModelError("this model has no encoders of its own whose features could be stored", hint="leave --features out")
+        raise ModelError(
+            "this model has no encoders of its own whose features could be stored", hint="leave --features out"
+        )
     if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
         raise other
     build = _build_of(root, corpus, model.encoders)
@@ -197,7 +210,9 @@ def _build_with_more_images(root: Path, corpus: Corpus, encoders: Encoders) -> B
     """The finished features of more images of the split, by the same encoders; None if there are none."""
     digest = encoders.digest
     found = [
-        stored for stored in _stored_nearby(root, corpus) if stored.plan["encoders"] == digest and stored.num_images >= corpus.num_images
+        stored
+        for stored in _stored_nearby(root, corpus)
+        if stored.plan["encoders"] == digest and stored.num_images >= corpus.num_images
     ]
     if not found:
         return None
@@ -221,7 +236,8 @@ class _Stored:
 def _stored_nearby(root: Path, corpus: Corpus) -> list[_Stored]:
     """Finished features of the corpus's split, whole or of its first images, by any encoders; the most images first.
 
-    Their fingerprints must be those of the split and so many images. What cannot be read, such as an earlier format, is left out.
+    Their fingerprints must be those of the split and so many images. What cannot be read, such as an earlier format, is
+    left out.
     """
     found = []
     for seal_file in sorted(root.glob(f"{corpus.split}-*/{FEATURES.seal_file}")):
@@ -236,7 +252,8 @@ def _stored_nearby(root: Path, corpus: Corpus) -> list[_Stored]:
 
 
 def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
-    """Take files that another folder of the root has for the same images or captions, by encoders of the same digest."""
+    """Take files that another folder of the root has for the same images or captions, by encoders of the same
+    digest."""
     for stored in _stored_nearby(build.folder.parent, corpus):
         shared = min(stored.num_images, corpus.num_images)
         for kind, is_same in (
@@ -245,7 +262,10 @@ def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
         ):
             # The last file of fewer images holds only some of those of the same number.
             is_whole = stored.num_images == corpus.num_images
-            names = [_name(kind, part) for part in range(-(-shared // IMAGES_PER_FILE) if is_whole else shared // IMAGES_PER_FILE)]
+            names = [
+                _name(kind, part)
+                for part in range(-(-shared // IMAGES_PER_FILE) if is_whole else shared // IMAGES_PER_FILE)
+            ]
             for name in build.missing(names) if is_same else []:
                 _link(stored, name, build)
 
@@ -285,14 +305,18 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
-        raise InputError(f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free")
+        raise InputError(
+            f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free"
+        )
     images = {part: _images_of(corpus, part) for part in parts if build.missing([_name("images", part)])}
     texts = {part: _texts_of(corpus, part) for part in parts if build.missing([_name("texts", part)])}
     num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     if num_images:
         size = f"{_gigabytes(size_in_bytes(plan))} in all"
-        with track(f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images") as advance:
+        with track(
+            f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images"
+        ) as advance:
             reading = images_ahead(source, (chunk for rows in images.values() for chunk in _chunks(rows)), compute)
             encoding = _Encoding(source, encoders, compute, advance, Fitting())
             for part, rows in images.items():
@@ -340,11 +364,14 @@ class _Encoding:
 
 
 def _chunks(images: Index) -> list[Index]:
-    """The batches of a part. They start again in each part: a resumed run encodes the same ones and writes the same bytes."""
+    """The batches of a part. They start again in each part: a resumed run encodes the same ones and writes the same
+    bytes."""
     return [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
 
 
-def _build_images(build: Build, part: int, images: Index, reading: Iterator[ImageBatch | States], encoding: _Encoding) -> None:
+def _build_images(
+    build: Build, part: int, images: Index, reading: Iterator[ImageBatch | States], encoding: _Encoding
+) -> None:
     """Encode the images of a part, whose batches come next from `reading`."""
     name, encoded = _name("images", part), []
     for chunk in _chunks(images):
@@ -378,7 +405,10 @@ def size_in_bytes(plan: dict[str, Any]) -> int:
 def _token_counts(source: CorpusSource) -> Index:
     """Number of tokens of each caption."""
     chunks = range(0, source.corpus.num_captions, TEXT_CHUNK)
-    counts = [source.texts(range(source.corpus.num_captions)[start : start + TEXT_CHUNK]).attention_mask.sum(dim=1) for start in chunks]
+    counts = [
+        source.texts(range(source.corpus.num_captions)[start : start + TEXT_CHUNK]).attention_mask.sum(dim=1)
+        for start in chunks
+    ]
     return torch.cat(counts).numpy()
 
 
@@ -386,7 +416,9 @@ def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
     """Tokens in float16, and the mask; ModelError if a number is too large for float16."""
     tokens = states.tokens.half().cpu().numpy()
     if not np.isfinite(tokens[states.mask.cpu().numpy()]).all():
-        raise ModelError(f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out")
+        raise ModelError(
+            f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out"
+        )
     return tokens, states.mask.cpu().numpy()
 
 

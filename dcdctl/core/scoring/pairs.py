@@ -1,8 +1,9 @@
-"""Pair scores of a fusion model: many image-caption pairs, each image and caption encoded once, and how long they will take.
+"""Pair scores of a fusion model: many image-caption pairs, each image and caption encoded once, and how long they will
+take.
 
-`score_pairs` scores any pairs of a corpus; all their images are in memory at once, their captions come in chunks. For a model that groups
-pairs by image, the images come in chunks instead, each with all captions that it is paired with. `PairScorer` scores pairs of a part of a
-corpus again and again; all captions stay in memory, the images come in chunks.
+`score_pairs` scores any pairs of a corpus; all their images are in memory at once, their captions come in chunks. For a
+model that groups pairs by image, the images come in chunks instead, each with all captions that it is paired with.
+`PairScorer` scores pairs of a part of a corpus again and again; all captions stay in memory, the images come in chunks.
 
 Shape letters: P pairs, T texts.
 """
@@ -55,7 +56,9 @@ def encode_images(scorer: FusionScorer, source: Source, image_ix: Index, compute
 
 
 @torch.inference_mode()
-def _encode_chunk(scorer: FusionScorer, source: Source, chunk: Index, images: ImageBatch | States, compute: Compute) -> States:
+def _encode_chunk(
+    scorer: FusionScorer, source: Source, chunk: Index, images: ImageBatch | States, compute: Compute
+) -> States:
     """The states of the images of a chunk, which were read ahead."""
 
     def encode(part: Index) -> States:
@@ -64,7 +67,9 @@ def _encode_chunk(scorer: FusionScorer, source: Source, chunk: Index, images: Im
         return scorer.encode_images(read.to(compute.device, non_blocking=True))
 
     with compute.forward_pass():
-        return States.cat([states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))])
+        return States.cat(
+            [states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))]
+        )
 
 
 @torch.inference_mode()
@@ -76,13 +81,18 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
 
     captions = source.corpus.captions
     starts = range(0, len(text_ix), TEXT_CHUNK)
-    # The chunk with the longest caption first: its width is most often that of all, and the captions of a fold are in memory only once.
-    longest_first = sorted(starts, key=lambda start: -max(len(captions[text]) for text in text_ix[start : start + TEXT_CHUNK].tolist()))
+    # The chunk with the longest caption first: its width is most often that of all, and the captions of a fold are in
+    # memory only once.
+    longest_first = sorted(
+        starts, key=lambda start: -max(len(captions[text]) for text in text_ix[start : start + TEXT_CHUNK].tolist())
+    )
     room: States | None = None
     with compute.forward_pass():
         for start in longest_first:
             at = start
-            for _, part in in_fitting_parts(text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode, _fitting(scorer, "captions", compute)):
+            for _, part in in_fitting_parts(
+                text_ix[start : start + TEXT_CHUNK], TEXT_CHUNK, encode, _fitting(scorer, "captions", compute)
+            ):
                 if len(part) == len(text_ix):
                     return part
                 room = _with_room(room, part, len(text_ix))
@@ -93,7 +103,8 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
 
 
 def _with_room(room: States | None, part: States, count: int) -> States:
-    """States of `count` items that have place for the tokens of a part: the ones given, or wider ones with the same content."""
+    """States of `count` items that have place for the tokens of a part: the ones given, or wider ones with the same
+    content."""
     if room is not None and room.tokens.shape[1] >= part.tokens.shape[1]:
         return room
     wider = part.room_for(count, part.tokens.shape[1])
@@ -114,8 +125,8 @@ def score_block(
 ) -> Tensor:
     """Logits of pairs of encoded images and captions, float32 on the CPU, in the order given.
 
-    A batch that does not fit into memory is halved, and on a GPU one whose size the user did not set grows. Positions stay on the CPU and
-    scores on the device until all are computed, so that the program waits for a GPU once.
+    A batch that does not fit into memory is halved, and on a GPU one whose size the user did not set grows. Positions
+    stay on the CPU and scores on the device until all are computed, so that the program waits for a GPU once.
     """
     length_T = texts.mask_on_cpu.sum(dim=1)
     image_ix_P, text_ix_P = image_ix_P.cpu(), text_ix_P.cpu()
@@ -160,7 +171,8 @@ def pairs_per_batch(scorer: FusionScorer, compute: Compute) -> int:
 
 
 def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tensor]:
-    """The pairs in batches of at most `batch_size`, image after image; only pairs of an image that exceed a batch are split.
+    """The pairs in batches of at most `batch_size`, image after image; only pairs of an image that exceed a batch are
+    split.
 
     >>> [batch.tolist() for batch in _by_image(torch.arange(6), torch.tensor([1, 0, 1, 0, 1, 2]), batch_size=3)]
     [[1, 3], [0, 2, 4], [5]]
@@ -176,9 +188,16 @@ def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tens
 
 
 def score_pairs(
-    scorer: FusionScorer, source: Source, image_P: Index, text_P: Index, *, compute: Compute, advance: Advance | None = None
+    scorer: FusionScorer,
+    source: Source,
+    image_P: Index,
+    text_P: Index,
+    *,
+    compute: Compute,
+    advance: Advance | None = None,
 ) -> NDArray[np.float32]:
-    """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images, unless pairs are grouped."""
+    """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images, unless pairs
+    are grouped."""
     if scorer.groups_by_image:
         return _score_grouped(scorer, source, image_P, text_P, compute=compute, advance=advance)
     images, image_at_P = np.unique(image_P, return_inverse=True)
@@ -215,7 +234,8 @@ def _score_grouped(
 
 
 def _score_by_chunk(chunk_P: Index, score_chunk: Callable[[int, Index], Tensor]) -> NDArray[np.float32]:
-    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]`; one chunk of captions is in memory at a time."""
+    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]`; one chunk of captions is in memory at a
+    time."""
     scores_P = np.empty(len(chunk_P), dtype=np.float32)
     for chunk in np.unique(chunk_P).tolist():
         pairs = np.flatnonzero(chunk_P == chunk)
@@ -231,7 +251,8 @@ def _score_by_images(
     score_chunk: Callable[[States, Tensor, Index], Tensor],
     compute: Compute,
 ) -> NDArray[np.float32]:
-    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]` of at most `IMAGE_CHUNK` images, which are read ahead.
+    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]` of at most `IMAGE_CHUNK` images, which are
+    read ahead.
 
     `score_chunk` receives the states of a chunk's images, the position of each pair's image among them, and the pairs.
     """
@@ -261,7 +282,8 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class PairScorer:
-    """Scores pairs of consecutive images and captions of a corpus, such as a fold, given by their positions within these ranges."""
+    """Scores pairs of consecutive images and captions of a corpus, such as a fold, given by their positions within
+    these ranges."""
 
     scorer: FusionScorer
     source: Source
@@ -294,7 +316,9 @@ class PairScorer:
         image_ix = rng.permutation(len(self.images))[:TRIAL_IMAGES]
         text_ix = rng.permutation(len(self.texts))[:TRIAL_TEXTS]
         zeros = torch.zeros(WARM_UP, dtype=torch.int64)
-        score_block(self.scorer, self.encode_images(image_ix[:1]), self._encode_texts(text_ix[:1]), zeros, zeros, self.compute)
+        score_block(
+            self.scorer, self.encode_images(image_ix[:1]), self._encode_texts(text_ix[:1]), zeros, zeros, self.compute
+        )
         image_s, images = _timed(lambda: self.encode_images(image_ix), self.compute.device)
         text_s, texts = _timed(lambda: self._encode_texts(text_ix), self.compute.device)
 
@@ -315,11 +339,13 @@ class PairScorer:
         return encode_texts(self.scorer, self.source, texts + self.texts.start, self.compute)
 
 
-def measure_rate(trial: Callable[[int], tuple[int, Callable[[], object]]], num_pairs: int, device: torch.device = CPU) -> float:
+def measure_rate(
+    trial: Callable[[int], tuple[int, Callable[[], object]]], num_pairs: int, device: torch.device = CPU
+) -> float:
     """Pairs per second of the last of several trials, each about four times as large as the one before.
 
-    `trial(scale)` returns a number of pairs, about proportional to the scale, and the work that scores them. The trials end when one takes
-    `TRIAL_S` or has scored all `num_pairs`, of which there is at least one.
+    `trial(scale)` returns a number of pairs, about proportional to the scale, and the work that scores them. The trials
+    end when one takes `TRIAL_S` or has scored all `num_pairs`, of which there is at least one.
     """
     scale, count, seconds = 1, 0, 0.0
     while seconds < TRIAL_S and count < num_pairs:

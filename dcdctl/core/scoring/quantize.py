@@ -1,7 +1,9 @@
-"""Vectors of fewer bytes: int8 and binary codes of unit vectors, as an index scans them and as an evaluation measures them.
+"""Vectors of fewer bytes: int8 and binary codes of unit vectors, as an index scans them and as an evaluation measures
+them.
 
-- int8: each vector has its own scale, which brings its largest number to 127 or -127, and is compared by the cosine of codes. The code of
-  a vector depends on that vector alone: nothing is calibrated, and an index that grows keeps its codes.
+- int8: each vector has its own scale, which brings its largest number to 127 or -127, and is compared by the cosine
+  of codes. The code of a vector depends on that vector alone: nothing is calibrated, and an index that grows keeps its
+  codes.
 - binary: a bit per number, 1 if it is above 0. Codes are compared by the number of equal bits.
 
 Only NumPy is imported here, because an index is opened before torch is.

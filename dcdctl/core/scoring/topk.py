@@ -41,9 +41,13 @@ def top_k_of_rows(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def top_k(
     queries_QD: Tensor, gallery_GD: Tensor, k: int, *, block: int = BLOCK, gallery_block: int = GALLERY_BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """Scores and gallery indices of each query's k best by inner product, best first; the whole gallery if it has fewer than k."""
+    """Scores and gallery indices of each query's k best by inner product, best first; the whole gallery if it has fewer
+    than k."""
     queries_QD, gallery_GD = finite_vectors(queries_QD), finite_vectors(gallery_GD)
-    best = [_top_k_of_block(query_BD, gallery_GD, min(k, len(gallery_GD)), gallery_block) for query_BD in queries_QD.split(block)]
+    best = [
+        _top_k_of_block(query_BD, gallery_GD, min(k, len(gallery_GD)), gallery_block)
+        for query_BD in queries_QD.split(block)
+    ]
     return torch.cat([scores for scores, _ in best]), torch.cat([index for _, index in best])
 
 
@@ -52,7 +56,10 @@ def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int, gallery_block:
     index_BK = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start in range(0, len(gallery_GD), gallery_block):
         values_BK, position_BK = top_k_of_rows(query_BD @ gallery_GD[start : start + gallery_block].T, k)
-        scores_BK, index_BK = torch.cat([scores_BK, values_BK], dim=1), torch.cat([index_BK, position_BK + start], dim=1)
+        scores_BK, index_BK = (
+            torch.cat([scores_BK, values_BK], dim=1),
+            torch.cat([index_BK, position_BK + start], dim=1),
+        )
         scores_BK, kept_BK = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
         index_BK = index_BK.gather(1, kept_BK)
     return scores_BK, index_BK
@@ -63,5 +70,7 @@ def finite_vectors(vectors: Tensor) -> Tensor:
     # In half precision close candidates would have equal scores.
     vectors = vectors.detach().float()
     if not all(bool(part.isfinite().all()) for part in vectors.split(CHECKED)):
-        raise ModelError("the model gives vectors that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")
+        raise ModelError(
+            "the model gives vectors that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr"
+        )
     return vectors

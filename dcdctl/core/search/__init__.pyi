@@ -23,7 +23,17 @@ from .index import Index
 from .keywords import check_hybrid
 from .part_files import SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
-from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image, value_for_json
+from .query import (
+    Answer,
+    answer_document,
+    as_text,
+    check_query,
+    columns_text,
+    image_of,
+    looks_like_a_path,
+    read_image,
+    value_for_json,
+)
 from .searcher import Searcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, files_of, read_document, text_side_note

@@ -1,7 +1,8 @@
-"""Approximate search over a range of rows: graphs by usearch, inverted lists by faiss, codes by NumPy. All only propose candidates.
+"""Approximate search over a range of rows: graphs by usearch, inverted lists by faiss, codes by NumPy. All only propose
+candidates.
 
-One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are built in parallel.
-Shape letters: Q queries, R rows, D width, C candidates.
+One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are
+built in parallel. Shape letters: Q queries, R rows, D width, C candidates.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def describe(build: Build, kind: str, rows: range, generation: int) -> Segment:
 
 
 def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
-    """The ranges of rows that need a segment. Full segments never change; the rows after the last have none while they are few.
+    """The ranges of rows that need a segment. Full segments never change; the rows after the last have none while they
+    are few.
 
     >>> config = IndexConfig(segment_rows=100, flat_up_to=30)
     >>> segment_ranges(250, [], config), segment_ranges(230, [], config), segment_ranges(30, [], config)
@@ -125,7 +127,8 @@ def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) 
 
 
 def _checked(folder: Path, segment: Segment) -> Path:
-    """The file of a segment, compared with its checksum before native code maps it: a damaged graph would end the process by a signal."""
+    """The file of a segment, compared with its checksum before native code maps it: a damaged graph would end the
+    process by a signal."""
     return INDEX.checked(folder / segment.file, segment.sha256)
 
 
@@ -198,7 +201,9 @@ class Graph:
         return view
 
 
-def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance) -> None:
+def _build_graph(
+    path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance
+) -> None:
     packages("hnsw")
     from usearch.index import Index
 
@@ -282,7 +287,9 @@ def _codes(folder: Path, segment: Segment, dim: int) -> NDArray[Any]:
     return codes
 
 
-def _build_codes(path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance) -> None:
+def _build_codes(
+    path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance
+) -> None:
     parts = []
     for block_RD in blocks_of(rows):
         parts.append(scoring.int8_codes(block_RD) if config.kind == "int8" else _words(block_RD))
@@ -307,11 +314,15 @@ class InvertedLists:
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         _one_thread(self._faiss)
-        rows_QC: NDArray[np.int64] = self._index.search(queries_QD, min(count, self._index.ntotal), params=self._parameters)[1]
+        rows_QC: NDArray[np.int64] = self._index.search(
+            queries_QD, min(count, self._index.ntotal), params=self._parameters
+        )[1]
         return rows_QC
 
 
-def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance) -> None:
+def _build_lists(
+    path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance
+) -> None:
     faiss, settings = _faiss(), config.ivf_pq
     _one_thread(faiss)
     # faiss warns if k-means has fewer than 39 vectors per centroid.
@@ -350,8 +361,14 @@ def _faiss() -> Any:
 
 
 def _one_thread(faiss: Any) -> None:
-    # This setting applies to the calling thread. Several threads do not speed up single queries, and would make builds irreproducible.
+    # This setting applies to the calling thread. Several threads do not speed up single queries, and would make builds
+    # irreproducible.
     faiss.omp_set_num_threads(1)
 
 
-_BUILD: dict[str, Callable[..., None]] = {"hnsw": _build_graph, "ivf-pq": _build_lists, "int8": _build_codes, "binary": _build_codes}
+_BUILD: dict[str, Callable[..., None]] = {
+    "hnsw": _build_graph,
+    "ivf-pq": _build_lists,
+    "int8": _build_codes,
+    "binary": _build_codes,
+}

@@ -1,8 +1,9 @@
 """What counts as a weak match in an index: the scores of texts that its images do not show.
 
-The scale of cosines differs between models, so no fixed number tells a match from a chance. The probes are texts without visible things,
-such as "tax policy theory": their best scores in the index are what a query reaches that no image answers. They are computed
-for the first search of a service in an index, and are not stored, so that they fit every index, also after images were added or removed.
+The scale of cosines differs between models, so no fixed number tells a match from a chance. The probes are texts
+without visible things, such as "tax policy theory": their best scores in the index are what a query reaches that no
+image answers. They are computed for the first search of a service in an index, and are not stored, so that they fit
+every index, also after images were added or removed.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ LEVEL = 0.95
 SAMPLE = 1024
 """Images, spread evenly over the rows, for the typical scores."""
 WORDS = (
-    "tax invoice quarter policy theory verb decimal treaty melody rumor honesty algebra budget clause deadline election fiction grammar "
-    "hypothesis interest justice kilobyte liability metaphor nitrogen opinion parliament quota rhetoric salary tenure urgency variable "
-    "wisdom yield abstract bankruptcy consent doctrine evidence formula gravity hierarchy inflation jurisdiction knowledge logic mortgage "
+    "tax invoice quarter policy theory verb decimal treaty melody rumor honesty algebra budget clause deadline "
+    "election fiction grammar "
+    "hypothesis interest justice kilobyte liability metaphor nitrogen opinion parliament quota rhetoric salary "
+    "tenure urgency variable "
+    "wisdom yield abstract bankruptcy consent doctrine evidence formula gravity hierarchy inflation jurisdiction "
+    "knowledge logic mortgage "
     "notation obligation philosophy quotient revenue syntax tariff usage velocity warranty"
 )
 """Words for things that cannot be seen. Captions of photos have hardly one of them."""
@@ -51,10 +55,12 @@ class Background:
         return best <= self.limit
 
     def share(self, score: float, *, is_text: bool) -> float:
-        """Where a score lies, from 0 to 1: for a text, 0 is the typical score and 0.5 the limit; for an image, 1 is the image itself.
+        """Where a score lies, from 0 to 1: for a text, 0 is the typical score and 0.5 the limit; for an image, 1 is the
+        image itself.
 
         >>> background = Background(typical=0.0, limit=0.25, typical_of_images=0.5)
-        >>> [background.share(score, is_text=True) for score in (-0.1, 0.25, 0.4)], background.share(0.75, is_text=False)
+        >>> [background.share(score, is_text=True) for score in (-0.1, 0.25, 0.4)], background.share(0.75,
+        ...     is_text=False)
         ([0.0, 0.5, 0.8], 0.5)
         """
         low, high = (self.typical, 2 * self.limit - self.typical) if is_text else (self.typical_of_images, 1.0)

@@ -1,7 +1,8 @@
-"""Building and changing an index: images are planned, embedded and made searchable, and then index.json is replaced atomically.
+"""Building and changing an index: images are planned, embedded and made searchable, and then index.json is replaced
+atomically.
 
-So an index can be searched at any moment of a change, and after a killed one. A killed run resumes with any number of processes and gives
-the same bytes.
+So an index can be searched at any moment of a change, and after a killed one. A killed run resumes with any number of
+processes and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Changes:
     split: str | None = None
     """The split of a corpus to add, or several joined; None for all."""
     precision: str | None = None
-    """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that of the index."""
+    """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that
+    of the index."""
     vectors: VectorFiles | None = None
     """The vectors of the images of a new index, or of those to add; None: the model embeds them."""
     columns: ColumnChanges = field(default_factory=ColumnChanges)
@@ -72,12 +74,15 @@ def build(
 ) -> Index:
     """Embed the images of a folder or a corpus with a dual encoder and make them searchable; resumes a killed run.
 
-    Without `split`, all splits of a corpus are read as one. `given` are vectors that another engine computed with this dual encoder.
-    StaleError if the folder holds an index of other images, another model or other settings; InputError if there is no image.
+    Without `split`, all splits of a corpus are read as one. `given` are vectors that another engine computed with this
+    dual encoder. StaleError if the folder holds an index of other images, another model or other settings; InputError
+    if there is no image.
     """
     folder, source = Path(folder), embed.find_source(Path(images), split)
     _refuse_inside(folder, source)
-    _check_packages(config, lambda: sum(1 for _ in itertools.islice(embed.list_images(source, folder), config.flat_up_to + 1)))
+    _check_packages(
+        config, lambda: sum(1 for _ in itertools.islice(embed.list_images(source, folder), config.flat_up_to + 1))
+    )
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = _loaded(ref, compute)
@@ -123,7 +128,8 @@ def _stored_width(config: IndexConfig, model: models.DualEncoder) -> int:
 
 
 def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
-    """Change the settings or the images of an index. Rows keep their images. InputError if a name to remove matches no image."""
+    """Change the settings or the images of an index. Rows keep their images. InputError if a name to remove matches no
+    image."""
     storage.read_document(folder)  # an error, before a lock file is written next to another folder
     with distributed.lock(folder):
         # Again, because another run may have changed the index before this one had the lock.
@@ -154,7 +160,8 @@ def _refuse_inside(folder: Path, source: ImageSource) -> None:
 
 
 def _begin(build: Build, model: models.DualEncoder) -> None:
-    """Make the folder this plan's: the model, and the images of each part. Another plan is replaced if none of it is embedded."""
+    """Make the folder this plan's: the model, and the images of each part. Another plan is replaced if none of it is
+    embedded."""
     folder, source = build.folder, build.plan["sources"][0]
     if build.is_sealed:
         document = storage.read_document(folder)
@@ -176,7 +183,9 @@ def _begin(build: Build, model: models.DualEncoder) -> None:
 def _begin_adding(folder: Path, document: Document, source: ImageSource, origin: str) -> None:
     """Plan which images of a source are new, unless a killed run has."""
     sources = list(document["sources"])
-    number = next((number for number, entry in enumerate(sources) if ImageSource(**entry).key == source.key), len(sources))
+    number = next(
+        (number for number, entry in enumerate(sources) if ImageSource(**entry).key == source.key), len(sources)
+    )
     if number == len(sources):
         _refuse_overlap(folder, source, sources)
         sources.append(asdict(source))
@@ -203,7 +212,8 @@ def _refuse_overlap(folder: Path, source: ImageSource, sources: Sequence[Mapping
 
 
 def _is_planned(build: Build, notes: Document, kept: Collection[str]) -> bool:
-    """Whether a killed run has planned the parts; if its plan is damaged, all of its files are removed, and planning starts over."""
+    """Whether a killed run has planned the parts; if its plan is damaged, all of its files are removed, and planning
+    starts over."""
     if "rows" not in notes:
         return False
     parts = range(notes["first_part"], notes["first_part"] + len(notes["rows"]))
@@ -216,7 +226,8 @@ def _is_planned(build: Build, notes: Document, kept: Collection[str]) -> bool:
 
 
 def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) -> Document:
-    """Write into the folder which images each part has, without those that are known. Returns the notes for the plan."""
+    """Write into the folder which images each part has, without those that are known. Returns the notes for the
+    plan."""
     folder, plan = build.folder, build.plan
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
@@ -237,7 +248,9 @@ def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) 
     # A full disk is an error here, not after the images were embedded.
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free")
+        raise InputError(
+            f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free"
+        )
     return {"source": source, "first_part": first_part, "rows": rows, "skipped": [asdict(file) for file in skipped]}
 
 
@@ -272,14 +285,20 @@ def _fill(filling: _Filling, track: Track) -> None:
     _check_packages(configs.build(IndexConfig, plan["settings"]), lambda: num_rows)
     task = EmbeddingTask(folder, plan, model, replace(filling.compute, precision=plan["precision"]))
     embed.embed(task, track) if filling.given is None else vector_files.take(task, filling.given, track)
-    described = [part_files.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts]
+    described = [
+        part_files.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts
+    ]
     parts = [asdict(part) for part, _ in described if part.rows]
     skipped_now = [*plan["skipped"], *(asdict(file) for _, files_of_part in described for file in files_of_part)]
     if not (parts or document["parts"]):
         first = "; ".join(f"{file['path']}: {file['reason']}" for file in skipped_now[:2])
-        raise InputError(f"none of {len(skipped_now):,} files in {task.source.path} is an image that can be read: {first}")
+        raise InputError(
+            f"none of {len(skipped_now):,} files in {task.source.path} is an image that can be read: {first}"
+        )
     before = commit.skipped_of(folder, document)
-    skipped = [file for file in before if file["source"] != plan["source"]] + [{**file, "source": plan["source"]} for file in skipped_now]
+    skipped = [file for file in before if file["source"] != plan["source"]] + [
+        {**file, "source": plan["source"]} for file in skipped_now
+    ]
     document = text_side.added(folder, document, model)
     planned = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
     # Nothing is new, so the index keeps its generation and its sources.
@@ -290,7 +309,8 @@ def _fill(filling: _Filling, track: Track) -> None:
 
 
 def _check_packages(config: IndexConfig, count_rows: Callable[[], int]) -> None:
-    """MissingError if a package is not installed that the settings need for so many rows; few rows are searched without a graph."""
+    """MissingError if a package is not installed that the settings need for so many rows; few rows are searched without
+    a graph."""
     if config.keywords:
         keywords.packages()
     try:
@@ -306,13 +326,20 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     config = configs.build(IndexConfig, table)
     before = configs.build(IndexConfig, document["settings"])
     if config.dims != before.dims:
-        message = f"the vectors of {folder} have {document['model']['dim']} numbers, and dims is fixed when an index is made"
+        message = (
+            f"the vectors of {folder} have {document['model']['dim']} numbers, and dims is fixed when an index is made"
+        )
         raise ConfigError(message, hint="make a new index with --dims")
     _check_packages(config, lambda: sum(part["rows"] for part in document["parts"]))
     removed = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
     settings, kept = configs.to_table(config), storage.files_of(document)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
-    plan = {"format": INDEX.format, "generation": document["generation"] + 1, "settings": settings, "changes": "settings"}
+    plan = {
+        "format": INDEX.format,
+        "generation": document["generation"] + 1,
+        "settings": settings,
+        "changes": "settings",
+    }
     with distributed.main_first():
         if distributed.is_main():
             Build(folder, plan, INDEX).begin(restart=True, kept=kept)
@@ -335,7 +362,10 @@ class IndexChange:
     """What the user should know about columns: images of the metadata that the index lacks, and the other way round."""
 
     def __repr__(self) -> str:
-        return f"IndexChange({self.index!r}: {self.added:,} added, {self.removed:,} removed, {len(self.skipped):,} skipped)"
+        return (
+            f"IndexChange({self.index!r}: {self.added:,} added, {self.removed:,} removed, {len(self.skipped):,} "
+            "skipped)"
+        )
 
 
 def run_index_job(
@@ -347,7 +377,8 @@ def run_index_job(
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> IndexChange:
-    """Build an index of `images` in `out` with the model `target`, or change the index `target`. Without changes the index is only opened.
+    """Build an index of `images` in `out` with the model `target`, or change the index `target`. Without changes the
+    index is only opened.
 
     ConfigError for a mix of both.
     """
@@ -357,10 +388,17 @@ def run_index_job(
     # Before anything is embedded, because a typing error in a table would come out hours later.
     read = changes.columns.read()
     if images is None and out is None:
-        refuse_url(Path(target), "and the index to change is a folder of this machine", "copy it to this machine, and name the copy")
+        refuse_url(
+            Path(target),
+            "and the index to change is a folder of this machine",
+            "copy it to this machine, and name the copy",
+        )
         change = _change_open_index(Path(target).expanduser(), changes, compute, track)
     elif images is None or out is None or is_change:
-        hint = "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
+        hint = (
+            "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or "
+            "--remove NAME"
+        )
         raise ConfigError("--images and --out are for a new index only, and belong together", hint=hint)
     else:
         config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
@@ -376,11 +414,17 @@ def run_index_job(
 
 def _change_open_index(folder: Path, changes: Changes, compute: Compute, track: Track) -> IndexChange:
     if artifacts.kind_of_folder(folder) == "a run":
-        raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
+        raise ConfigError(
+            f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX"
+        )
     before = Index.open(folder)
     if changes == Changes(split=changes.split, precision=changes.precision, columns=changes.columns):
         return IndexChange(before, [])
     after = update(folder, changes, compute=compute, track=track)
-    removed_before, removed = (0 if index.is_removed is None else int(index.is_removed.sum()) for index in (before, after))
+    removed_before, removed = (
+        0 if index.is_removed is None else int(index.is_removed.sum()) for index in (before, after)
+    )
     added = after.num_rows - before.num_rows
-    return IndexChange(after, skipped_of(folder, after.document) if changes.add else [], added=added, removed=removed - removed_before)
+    return IndexChange(
+        after, skipped_of(folder, after.document) if changes.add else [], added=added, removed=removed - removed_before
+    )

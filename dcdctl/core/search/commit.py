@@ -49,15 +49,17 @@ def ids_of(index: Index, source: int) -> set[str]:
 def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | None:
     """All rows to be empty after the removal, including rows removed before; None if there is nothing to remove.
 
-    A name is an image id, or a pattern (`*`, `?`, `[...]`) of image ids. With `gone`, images whose files are gone are removed too.
-    InputError if a name matches no image, or if an image folder itself is gone.
+    A name is an image id, or a pattern (`*`, `?`, `[...]`) of image ids. With `gone`, images whose files are gone are
+    removed too. InputError if a name matches no image, or if an image folder itself is gone.
     """
     if not names and not gone:
         return None
     if gone:
         _check_folders(index)
     # A file name may contain * or [, so a name that is an image id is not read as a pattern.
-    patterns = {name: re.compile(re.escape(name) + r"\Z" if index.rows_of(name) else fnmatch.translate(name)) for name in names}
+    patterns = {
+        name: re.compile(re.escape(name) + r"\Z" if index.rows_of(name) else fnmatch.translate(name)) for name in names
+    }
     unused, rows = set(names), []
     for first, part, ids in _parts(index):
         source = index.document["sources"][part.source]
@@ -73,7 +75,8 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
     if unused:
         unknown = ", ".join(map(repr, sorted(unused)[:SHOWN]))
         raise InputError(
-            f"the index {index.folder} has no image {unknown}; nothing was removed", hint="name image ids, or patterns such as '2019/*'"
+            f"the index {index.folder} has no image {unknown}; nothing was removed",
+            hint="name image ids, or patterns such as '2019/*'",
         )
     return np.array(rows, dtype=np.int64)
 
@@ -93,7 +96,9 @@ def _parts(index: Index) -> Any:
         yield (
             first,
             part,
-            pq.read_table(part_files.part_path(index.folder, part, index.dim), columns=["image_id"]).column("image_id").to_pylist(),
+            pq.read_table(part_files.part_path(index.folder, part, index.dim), columns=["image_id"])
+            .column("image_id")
+            .to_pylist(),
         )
         first += part.rows
 
@@ -103,7 +108,9 @@ def skipped_of(folder: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
     listed = Listed(**document["skipped"])
     if listed.file is None or listed.sha256 is None:
         return []
-    return files.read_json(INDEX.checked(folder / listed.file, listed.sha256), kind=list, error=StaleError, hint=INDEX.remake)
+    return files.read_json(
+        INDEX.checked(folder / listed.file, listed.sha256), kind=list, error=StaleError, hint=INDEX.remake
+    )
 
 
 def commit(
@@ -114,9 +121,11 @@ def commit(
     skipped: list[dict[str, Any]] | None = None,
     track: Track = silent,
 ) -> dict[str, Any]:
-    """Replace index.json by this document, after all processes have built the segments that the index lacks. Returns the new index.json.
+    """Replace index.json by this document, after all processes have built the segments that the index lacks. Returns
+    the new index.json.
 
-    `removed` are all rows without an image, `skipped` all image files that could not be read; None leaves them as they are.
+    `removed` are all rows without an image, `skipped` all image files that could not be read; None leaves them as they
+    are.
     """
     segments = _segments(folder, document, track)
     distributed.barrier()  # until all have read what is about to be replaced
@@ -157,12 +166,18 @@ def _keywords(folder: Path, document: dict[str, Any], track: Track) -> WordFiles
 def _words_of_part(index: Index, part: Part, sources: SourceImages) -> list[list[str]]:
     """The words of the images of a part. MissingError or StaleError for a corpus that is gone or has changed."""
     images = part_files.read_images(part_files.part_path(index.folder, part, index.dim))
-    return [keywords.words_of_image(image.path or image.image_id, sources.read_captions(part.source, image)) for image in images]
+    return [
+        keywords.words_of_image(image.path or image.image_id, sources.read_captions(part.source, image))
+        for image in images
+    ]
 
 
 def commit_columns(folder: Path, document: dict[str, Any], table: pa.Table) -> None:
-    """Replace index.json by one with these columns of all rows; a table without columns removes them. For one process."""
-    document = {key: value for key, value in document.items() if key != "columns"} | {"generation": document["generation"] + 1}
+    """Replace index.json by one with these columns of all rows; a table without columns removes them. For one
+    process."""
+    document = {key: value for key, value in document.items() if key != "columns"} | {
+        "generation": document["generation"] + 1
+    }
     if table.column_names:
         path = folder / f"columns-{document['generation']}.parquet"
         write_columns(path, table)

@@ -29,7 +29,8 @@ class HnswConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IvfPqConfig:
-    """Inverted lists of product-quantization codes (Jégou et al. 2011): the smallest index, and the fastest to build."""
+    """Inverted lists of product-quantization codes (Jégou et al. 2011): the smallest index, and the fastest to
+    build."""
 
     lists_per_root: Count = 4
     """Number of lists, as a multiple of the square root of the number of vectors."""
@@ -49,13 +50,17 @@ class IndexConfig:
     """How vectors are searched. Candidates of all kinds but `flat` are scored again with the stored vectors."""
 
     kind: Literal["flat", "hnsw", "ivf-pq", "int8", "binary"] = "hnsw"
-    """flat: exact search over all vectors. int8, binary: search over the codes of all vectors, see `scoring.quantize`."""
+    """flat: exact search over all vectors. int8, binary: search over the codes of all vectors, see
+    `scoring.quantize`."""
     dims: Count | None = None
-    """Only the first numbers of each vector are stored and searched, divided by their length; None for all. Fixed when an index is made."""
+    """Only the first numbers of each vector are stored and searched, divided by their length; None for all. Fixed when
+    an index is made."""
     flat_up_to: Annotated[int, AtLeast(0)] = 50_000
-    """Up to this many vectors are searched exactly for every kind, which is fast enough: all vectors of a small index, or the last ones."""
+    """Up to this many vectors are searched exactly for every kind, which is fast enough: all vectors of a small index,
+    or the last ones."""
     segment_rows: Count = 262_144
-    """Vectors of a segment. A segment is a graph or a set of lists that is built by itself; a query searches all segments."""
+    """Vectors of a segment. A segment is a graph or a set of lists that is built by itself; a query searches all
+    segments."""
     candidates: Count = 50
     """Minimum number of candidates per segment that are scored again; at least twice the number of answers."""
     keywords: bool = False
@@ -74,7 +79,8 @@ class IndexConfig:
         return self.kind == "flat"
 
     def builds_as(self, other: IndexConfig) -> bool:
-        """Whether both build the same bytes of a segment; settings of other kinds and of words, and those of queries, are ignored."""
+        """Whether both build the same bytes of a segment; settings of other kinds and of words, and those of queries,
+        are ignored."""
         return self._build_settings == other._build_settings
 
     @property
@@ -82,4 +88,6 @@ class IndexConfig:
         default = IndexConfig()
         hnsw = replace(self.hnsw, search_width=default.hnsw.search_width) if self.kind == "hnsw" else default.hnsw
         lists = replace(self.ivf_pq, probes=default.ivf_pq.probes) if self.kind == "ivf-pq" else default.ivf_pq
-        return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to, keywords=False)
+        return replace(
+            self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to, keywords=False
+        )

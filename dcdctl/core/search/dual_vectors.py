@@ -33,7 +33,8 @@ class DualVectors:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """See `TextEncoder.special_ids`. The unknown token is a special one for transformers, but it stands for a word of the text."""
+        """See `TextEncoder.special_ids`. The unknown token is a special one for transformers, but it stands for a word
+        of the text."""
         return frozenset(self.model.preprocess.tokenizer.all_special_ids) - {self.unknown_id}
 
     @property
@@ -45,7 +46,9 @@ class DualVectors:
         """See `TextEncoder.tokenize`."""
         with self._tokenizing:
             batch = self.model.preprocess.texts(texts)
-        ids = [ids_L[mask_L.bool()].tolist() for ids_L, mask_L in zip(batch.input_ids, batch.attention_mask, strict=True)]
+        ids = [
+            ids_L[mask_L.bool()].tolist() for ids_L, mask_L in zip(batch.input_ids, batch.attention_mask, strict=True)
+        ]
         return TokenizedTexts(batch, ids)
 
     def num_tokens(self, text: str) -> int:

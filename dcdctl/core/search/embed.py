@@ -36,21 +36,25 @@ from dcdctl.core.search.storage import INDEX, ImageSource
 from dcdctl.core.threads import read_in_threads
 
 MAX_ASPECT = 200
-"""Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take gigabytes."""
+"""Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take
+gigabytes."""
 DEFAULT_BATCH_SIZE = 32
 """Images per forward pass, unless the user sets a batch size."""
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 
 
 def find_source(images: Path, split: str | None = None) -> ImageSource:
-    """The source at a path: a corpus if `dcdctl prepare` wrote it, else a folder of images; InputError if it is neither.
+    """The source at a path: a corpus if `dcdctl prepare` wrote it, else a folder of images; InputError if it is
+    neither.
 
     Without `split`, a corpus is read with all its splits; InputError if two of them have an image of the same id.
     """
     path = images.expanduser()
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"{images} {problem}", hint="--images takes a folder of images, or one that `dcdctl prepare` wrote")
+        raise InputError(
+            f"{images} {problem}", hint="--images takes a folder of images, or one that `dcdctl prepare` wrote"
+        )
     path = path.resolve()
     if (path / data.CORPUS_FILE).is_file():
         corpus = Corpus.open(path, split or data.all_splits(path))
@@ -74,20 +78,29 @@ def list_images(source: ImageSource, ignored: Path) -> Iterator[SourceImage | Sk
 
 
 def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
-    """Files sorted by name, before those of subfolders; without hidden files and the folders that macOS adds to zips."""
+    """Files sorted by name, before those of subfolders; without hidden files and the folders that macOS adds to
+    zips."""
     failed: list[OSError] = []
     for folder, folders, names in os.walk(root, onerror=failed.append):
-        yield from (SkippedFile(path=_printable(_relative(Path(error.filename), root)), reason=f"{error.strerror}") for error in failed)
+        yield from (
+            SkippedFile(path=_printable(_relative(Path(error.filename), root)), reason=f"{error.strerror}")
+            for error in failed
+        )
         failed.clear()
         here = Path(folder)
         # os.walk lists links to folders among the folders, and does not follow them.
         links = [name for name in folders if (here / name).is_symlink()]
         # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
-        folders[:] = sorted(name for name in folders if name not in links and _is_visible(name) and here / name != ignored)
+        folders[:] = sorted(
+            name for name in folders if name not in links and _is_visible(name) and here / name != ignored
+        )
         for name in sorted([*names, *links]):
             if _is_visible(name):
                 yield _source_image(here / name, root)
-    yield from (SkippedFile(path=_printable(_relative(Path(error.filename), root)), reason=f"{error.strerror}") for error in failed)
+    yield from (
+        SkippedFile(path=_printable(_relative(Path(error.filename), root)), reason=f"{error.strerror}")
+        for error in failed
+    )
 
 
 def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
@@ -166,7 +179,9 @@ class ChunkReader:
         return self._corpus.image(image.corpus_row)
 
 
-def _planned_chunks(build: Build, counts: Mapping[int, int], size: int) -> Iterator[tuple[ReadChunk, Sequence[SourceImage]]]:
+def _planned_chunks(
+    build: Build, counts: Mapping[int, int], size: int
+) -> Iterator[tuple[ReadChunk, Sequence[SourceImage]]]:
     """The chunks of planned parts of so many images, with their images; one part is in memory at a time."""
     for part, count in counts.items():
         images = part_files.read_images(build.written(part_files.planned_name(part)))
@@ -176,7 +191,9 @@ def _planned_chunks(build: Build, counts: Mapping[int, int], size: int) -> Itera
 
 def _refuse_strip(image: Image.Image) -> None:
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ImageError(f"a strip of {image.width} x {image.height} pixels, more than {MAX_ASPECT} times as long as wide")
+        raise ImageError(
+            f"a strip of {image.width} x {image.height} pixels, more than {MAX_ASPECT} times as long as wide"
+        )
 
 
 def in_parts(images: Iterator[SourceImage], rows: int) -> Iterator[list[SourceImage]]:
@@ -271,6 +288,7 @@ def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Half:
 
 
 def stored(vectors_ID: Tensor, dims: int) -> Half:
-    """The first `dims` numbers of vectors, of unit length before rounding, I x `dims`; zero or not finite where the vector is."""
+    """The first `dims` numbers of vectors, of unit length before rounding, I x `dims`; zero or not finite where the
+    vector is."""
     first_ID = prefix_vectors(functional.normalize(vectors_ID, dim=-1), dims)
     return functional.normalize(first_ID, dim=-1).half().cpu().numpy()

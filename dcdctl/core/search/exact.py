@@ -1,4 +1,5 @@
-"""The nearest vectors by cosine: candidates are scored exactly, so scores and ties do not depend on how the candidates were found.
+"""The nearest vectors by cosine: candidates are scored exactly, so scores and ties do not depend on how the candidates
+were found.
 
 Shape letters: Q queries, R rows of vectors, D width, K answers per query, C candidates.
 """
@@ -49,7 +50,8 @@ def unit_rows(vectors_RD: Half) -> Floats:
 
 
 def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
-    """Exact cosines of a query with stored vectors, rounded to float32 once: equal vectors have equal scores in every position.
+    """Exact cosines of a query with stored vectors, rounded to float32 once: equal vectors have equal scores in every
+    position.
 
     >>> cosines(np.array([3, 4], np.float32), np.array([[3, 4], [4, -3], [0, 2]], np.float16)).round(4).tolist()
     [1.0, 0.0, 0.800000011920929]
@@ -61,7 +63,9 @@ def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
     return np.clip(products / lengths, -1, 1).astype(np.float32)
 
 
-def rough(queries_QD: Floats, blocks: Iterable[tuple[int, Floats]], k: int, is_gone: NDArray[np.bool_] | None = None) -> list[Rows]:
+def rough(
+    queries_QD: Floats, blocks: Iterable[tuple[int, Floats]], k: int, is_gone: NDArray[np.bool_] | None = None
+) -> list[Rows]:
     """For each query the rows that may be among its k best: all within the rounding error of the k-th.
 
     `blocks` are unit vectors in blocks, each with its first row; rows marked in `is_gone` are left out.

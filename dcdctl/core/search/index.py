@@ -41,7 +41,8 @@ OPEN_FILES = 256
 CONDITIONS = 8
 """Conditions whose rows are remembered."""
 MANY = 0.05
-"""Share of the rows above which a condition masks all rows; the vectors of fewer rows are gathered, which takes longer for each."""
+"""Share of the rows above which a condition masks all rows; the vectors of fewer rows are gathered, which takes longer
+for each."""
 GATHERED = 8192
 """Vectors that are gathered together."""
 FLOAT_BYTES = 2 << 30
@@ -81,8 +82,8 @@ class Index:
 
     @staticmethod
     def open(folder: Path) -> Index:
-        """The index in a folder. MissingError if there is none or a file is missing; StaleError if a file has another size than when it was
-        written."""
+        """The index in a folder. MissingError if there is none or a file is missing; StaleError if a file has another
+        size than when it was written."""
         folder = Path(folder)
         document = storage.read_document(folder)
         return Index(folder, document)
@@ -97,7 +98,8 @@ class Index:
         return self.num_images
 
     def check(self) -> None:
-        """StaleError if a file of the index is damaged. Compares all files at once, so that no later search waits for it."""
+        """StaleError if a file of the index is damaged. Compares all files at once, so that no later search waits for
+        it."""
         for name, entry in storage.files_of(self.document).items():
             INDEX.checked(self.folder / name, entry["sha256"])
 
@@ -134,7 +136,10 @@ class Index:
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the index."""
         if fingerprint != self.fingerprint:
-            message = f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
+            message = (
+                f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the "
+                f"model {fingerprint[:8]}"
+            )
             raise StaleError(message, hint=f"search with {self.folder / 'model'}, or index the images with this model")
 
     @property
@@ -149,7 +154,8 @@ class Index:
 
     @property
     def text_side(self) -> Path | None:
-        """The folder of the text side of the model for ONNX Runtime; None if the index has none. StaleError if it is not the index's."""
+        """The folder of the text side of the model for ONNX Runtime; None if the index has none. StaleError if it is
+        not the index's."""
         entries = {entry["file"]: entry for entry in (self.document.get("text") or {"files": []})["files"]}
         if not entries:
             return None
@@ -157,10 +163,12 @@ class Index:
         return INDEX.checked(self.folder / storage.TEXT / TextTower.FILE, entries[TextTower.FILE]["sha256"]).parent
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> Nearest:
-        """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
+        """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to
+        call from threads.
 
         With a condition, all rows that meet it are compared; graphs and codes are not used.
-        ValueError for queries that are not Q x D finite numbers, and for k below 1. InputError for a condition on unknown columns.
+        ValueError for queries that are not Q x D finite numbers, and for k below 1. InputError for a condition on
+        unknown columns.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -169,7 +177,9 @@ class Index:
         starts = range(0, max(len(queries_QD), 1), QUERY_BLOCK)
         parts = (queries_QD[start : start + QUERY_BLOCK] for start in starts)
         blocks = [self._nearest(part, k) if rows is None else self._nearest_of(part, k, rows) for part in parts]
-        return Nearest(np.concatenate([block.scores_QK for block in blocks]), np.concatenate([block.rows_QK for block in blocks]))
+        return Nearest(
+            np.concatenate([block.scores_QK for block in blocks]), np.concatenate([block.rows_QK for block in blocks])
+        )
 
     def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
         proposals = [self._proposed(segment, self._segment(segment), queries_QD, k) for segment in self.segments]
@@ -181,7 +191,10 @@ class Index:
         if len(rows) > MANY * self.num_rows:
             proposed = exact.rough(queries_QD, self._all_unit_blocks(), k, self._all_but(rows))
         else:
-            blocks = ((start, exact.unit_rows(self._gathered(rows[start : start + GATHERED]))) for start in range(0, len(rows), GATHERED))
+            blocks = (
+                (start, exact.unit_rows(self._gathered(rows[start : start + GATHERED])))
+                for start in range(0, len(rows), GATHERED)
+            )
             proposed = [rows[places] for places in exact.rough(queries_QD, blocks, k)]
         return exact.exact(queries_QD, proposed, self.vectors, k)
 
@@ -196,7 +209,10 @@ class Index:
         names = sorted(columns_of(where))
         # Another index may be open now than when the condition was read.
         if unknown := [name for name in names if name not in (*self.columns.names, *BUILT_IN.names)]:
-            raise InputError(f"the index {self.folder} has no column {unknown[0]}", hint="`dcdctl inspect` lists the columns of an index")
+            raise InputError(
+                f"the index {self.folder} has no column {unknown[0]}",
+                hint="`dcdctl inspect` lists the columns of an index",
+            )
         held = matches(where, pa.table({name: self.values(name) for name in names}))
         return np.flatnonzero(held if self.is_removed is None else held & ~self.is_removed)
 
@@ -220,7 +236,10 @@ class Index:
         enough = min(k, segment.rows - (0 if gone is None else int(gone.sum())))
         while True:
             candidates = [rows_C[rows_C >= 0] for rows_C in opened.candidates(queries_QD, count)]
-            live = [rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row for rows in candidates]
+            live = [
+                rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row
+                for rows in candidates
+            ]
             if count == segment.rows or all(len(rows) >= enough for rows in live):
                 return live
             # Removed rows took the places of others, so more candidates are requested.
@@ -242,7 +261,8 @@ class Index:
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
     ) -> list[tuple[Hit, ...]]:
-        """The k images of the best ranks by words and by vectors, fused; at least the first `keywords.DEPTH` of both are.
+        """The k images of the best ranks by words and by vectors, fused; at least the first `keywords.DEPTH` of both
+        are.
 
         MissingError for an index without words.
         """
@@ -252,10 +272,14 @@ class Index:
         hits_Q, is_out = [], None if where is None else self._all_but(self._matching(where))
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), nearest.rows_QK, strict=True):
             bm25_R = words.scores(text)
-            rows, fused = keywords.fuse(near_K[near_K >= 0], keywords.best(bm25_R, depth, is_out), k, self._has_captions())
+            rows, fused = keywords.fuse(
+                near_K[near_K >= 0], keywords.best(bm25_R, depth, is_out), k, self._has_captions()
+            )
             cosines = exact.cosines(query_D, self.vectors(rows))
             facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
-            hits_Q.append(tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts))
+            hits_Q.append(
+                tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts)
+            )
         return hits_Q
 
     def _hit(self, row: int, score: float) -> Hit:
@@ -302,7 +326,8 @@ class Index:
     def image_bytes(self, row: int) -> bytes:
         """The image file of a row, read from its source.
 
-        MissingError if the row was removed, or its file is gone or is a link out of its folder; StaleError if the corpus has changed.
+        MissingError if the row was removed, or its file is gone or is a link out of its folder; StaleError if the
+        corpus has changed.
         """
         return self.images.read(*self._image(row))
 
@@ -400,7 +425,9 @@ def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
     try:
         return config.build(IndexConfig, document["settings"])
     except ConfigError as error:
-        raise StaleError(f"the settings of the index {folder} are not known here: {error}", hint="update dcdctl") from error
+        raise StaleError(
+            f"the settings of the index {folder} are not known here: {error}", hint="update dcdctl"
+        ) from error
 
 
 def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:

@@ -1,14 +1,15 @@
 """Search by words: BM25 over the captions and the file names of images, and its fusion with the nearest vectors.
 
-    INDEX/keywords/words-N.parquet    the words of each row, from which a change of the index computes the other files again
+    INDEX/keywords/words-N.parquet    the words of each row, from which a change of the index computes the other
+        files again
     INDEX/keywords/vocabulary-N.txt   each word once, in order; its number is its line
     INDEX/keywords/starts-N.npy       where the rows of each word begin
     INDEX/keywords/rows-N.npy         the rows that have a word
     INDEX/keywords/scores-N.npy       what a word adds to the BM25 of each of these rows
 
-BM25 is that of Lucene, computed by bm25s (Lù 2024). A word adds idf * tf / (tf + K1 * (1 - B + B * length / mean length)), with
-idf = ln(1 + (N - n + 0.5) / (n + 0.5)) for a word of n of the N rows that have words.
-Shape letters: R rows, C candidates, W entries of words.
+BM25 is that of Lucene, computed by bm25s (Lù 2024). A word adds idf * tf / (tf + K1 * (1 - B + B * length / mean
+length)), with idf = ln(1 + (N - n + 0.5) / (n + 0.5)) for a word of n of the N rows that have words. Shape letters: R
+rows, C candidates, W entries of words.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _SUFFIX = re.compile(r"\.[A-Za-z]{3,4}$")
 
 
 def words_of_name(name: str) -> list[str]:
-    """The words of a file name or an image id, without a suffix such as .jpg, then the parts of words such as sunsetBeach and IMG2041.
+    """The words of a file name or an image id, without a suffix such as .jpg, then the parts of words such as
+    sunsetBeach and IMG2041.
 
     >>> words_of_name("Italy 2019/sunsetBeach_IMG2041.jpg")
     ['italy', '2019', 'sunsetbeach', 'img2041', 'sunset', 'beach', 'img', '2041']
@@ -70,7 +72,11 @@ def check_hybrid(index: ImageIndex) -> None:
     """MissingError if an index cannot be searched by words."""
     if not index.has_keywords:
         is_folder = Path(index.location).is_dir()
-        hint = f"add them: dcdctl index {index.location} --keywords" if is_folder else "hybrid search needs an index in a folder"
+        hint = (
+            f"add them: dcdctl index {index.location} --keywords"
+            if is_folder
+            else "hybrid search needs an index in a folder"
+        )
         raise MissingError(f"{index.location} has no words of captions and file names", hint=hint)
 
 
@@ -86,14 +92,21 @@ class Keywords:
 
     @staticmethod
     def of(words_R: Sequence[Sequence[str]]) -> Keywords:
-        """The words of rows; a row without words does not count as a document. MissingError if bm25s is not installed."""
+        """The words of rows; a row without words does not count as a document. MissingError if bm25s is not
+        installed."""
         packages()
         import bm25s
 
         vocabulary = {word: number for number, word in enumerate(sorted({word for words in words_R for word in words}))}
         rows = np.array([row for row, words in enumerate(words_R) if words], dtype=np.int32)
         if not len(rows):
-            return Keywords(len(words_R), {}, np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+            return Keywords(
+                len(words_R),
+                {},
+                np.zeros(1, dtype=np.int64),
+                np.empty(0, dtype=np.int32),
+                np.empty(0, dtype=np.float32),
+            )
         bm25 = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
         documents = [[vocabulary[word] for word in words_R[row]] for row in rows.tolist()]
         # The empty token would stand for texts without words, which score nothing here.
@@ -102,7 +115,8 @@ class Keywords:
         return Keywords(len(words_R), vocabulary, starts.astype(np.int64), rows[indices], data.astype(np.float32))
 
     def scores(self, text: str) -> Floats:
-        """(R,): the BM25 of each row, 0 for a row without a word of the text. A word that the text repeats counts as often."""
+        """(R,): the BM25 of each row, 0 for a row without a word of the text. A word that the text repeats counts as
+        often."""
         scores_R = np.zeros(self.num_rows, dtype=np.float32)
         for word in tokens_of(text):
             if (number := self.vocabulary.get(word)) is not None:
@@ -125,11 +139,14 @@ def best(scores_R: Floats, count: int, is_left_out: NDArray[np.bool_] | None = N
     return rows[np.argsort(-scores_R[rows], kind="stable")[:count]].astype(np.int64)
 
 
-def fuse(by_vectors: Rows, by_words: Rows, count: int, has_captions_R: NDArray[np.bool_] | None = None) -> tuple[Rows, NDArray[np.float64]]:
+def fuse(
+    by_vectors: Rows, by_words: Rows, count: int, has_captions_R: NDArray[np.bool_] | None = None
+) -> tuple[Rows, NDArray[np.float64]]:
     """The first `count` rows by the sum of 1 / (RRF_K + rank) over the lists that have them, and the sums; ties by row.
 
-    If only some rows have captions and one of these is found by words, a row without takes its rank by vectors as its rank by words too,
-    unless its name ranks higher. Otherwise the rows whose captions share any word with the query would precede almost every row without.
+    If only some rows have captions and one of these is found by words, a row without takes its rank by vectors as its
+    rank by words too, unless its name ranks higher. Otherwise the rows whose captions share any word with the query
+    would precede almost every row without.
 
     >>> rows, fused = fuse(np.array([7, 8]), np.array([8, 9]), 3)  # 1/62 + 1/61, 1/61, 1/62
     >>> rows.tolist(), fused.round(4).tolist()
@@ -157,14 +174,19 @@ def write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_r
         pq.write_table(pa.table({"words": pa.array(words_R, type=pa.list_(pa.string()))}), partial, compression="zstd")
     with build.write(f"keywords/{name('vocabulary', 'txt')}") as partial:
         partial.write_text("".join(f"{word}\n" for word in keywords.vocabulary), encoding="utf-8", newline="\n")
-    arrays: dict[str, NDArray[Any]] = {"starts": keywords.starts_W, "rows": keywords.rows_W, "scores": keywords.scores_W}
+    arrays: dict[str, NDArray[Any]] = {
+        "starts": keywords.starts_W,
+        "rows": keywords.rows_W,
+        "scores": keywords.scores_W,
+    }
     for kind, array in arrays.items():
         # An open file, because np.save appends .npy to other names.
         with build.write(f"keywords/{name(kind, 'npy')}") as partial, partial.open("wb") as file:
             np.save(file, array)
     kinds = {"words": "parquet", "vocabulary": "txt", **dict.fromkeys(arrays, "npy")}
     entries: dict[str, Any] = {
-        kind: SealedFile(file=name(kind, suffix), **seal_of(folder / "keywords" / name(kind, suffix))) for kind, suffix in kinds.items()
+        kind: SealedFile(file=name(kind, suffix), **seal_of(folder / "keywords" / name(kind, suffix)))
+        for kind, suffix in kinds.items()
     }
     return WordFiles(num_rows=len(words_R), removed=num_removed, **entries)
 
@@ -185,7 +207,9 @@ def open_keywords(folder: Path, files: WordFiles) -> Keywords:
     is_row = len(rows_W) == 0 or (rows_W.min() >= 0 and rows_W.max() < files.num_rows)
     ends = (len(starts_W), starts_W[0], starts_W[-1], len(scores_W)) == (len(words) + 1, 0, len(rows_W), len(rows_W))
     if not (ends and is_row and bool((np.diff(starts_W) >= 0).all()) and bool(np.isfinite(scores_W).all())):
-        raise INDEX.damaged(folder / "keywords" / files.rows.file, "it does not fit the words and the rows of the index")
+        raise INDEX.damaged(
+            folder / "keywords" / files.rows.file, "it does not fit the words and the rows of the index"
+        )
     return Keywords(files.num_rows, {word: number for number, word in enumerate(words)}, starts_W, rows_W, scores_W)
 
 

@@ -1,8 +1,8 @@
 """The files of vectors of an index: written once, compared with index.json, and memory-mapped.
 
-A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory. The places and the
-numbers of the vectors of a part are checked when a process first maps it.
-Shape letters: R rows, D width.
+A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory.
+The places and the numbers of the vectors of a part are checked when a process first maps it. Shape letters: R rows, D
+width.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class SkippedFile:
 
 
 IMAGE_COLUMNS = pa.schema(
-    [pa.field("image_id", pa.string(), nullable=False), pa.field("path", pa.string()), pa.field("corpus_row", pa.int64())]
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("corpus_row", pa.int64()),
+    ]
 )
 """The fields of `SourceImage`."""
 
@@ -77,7 +81,9 @@ def planned_name(number: int) -> str:
     return f"{PLANNED}/{part_name(number)}"
 
 
-def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()) -> None:
+def write_part(
+    path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()
+) -> None:
     """Write a file of vectors; its metadata lists the skipped files."""
     dim = vectors_RD.shape[1]
     vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
@@ -96,7 +102,10 @@ def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skip
     )
     # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
     written = _vectors_at(path, dim)
-    if not all(np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True) for first, block_RD in written):
+    if not all(
+        np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True)
+        for first, block_RD in written
+    ):
         raise AssertionError("this version of pyarrow lays out vectors in another way")
 
 
@@ -109,7 +118,9 @@ def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped
     file = pq.ParquetFile(path)
     offsets = tuple(offset for _, offset in _layout(file.metadata, dim))
     skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    return Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets), skipped
+    return Part(
+        file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets
+    ), skipped
 
 
 def _offset(group: Any, dim: int) -> int:
@@ -125,7 +136,10 @@ def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
     raw = path.read_bytes()
     return [
         # Parquet stores numbers as little-endian on every machine.
-        (first, np.frombuffer(raw, dtype="<f2", count=dim * group.num_rows, offset=_offset(group, dim)).reshape(-1, dim))
+        (
+            first,
+            np.frombuffer(raw, dtype="<f2", count=dim * group.num_rows, offset=_offset(group, dim)).reshape(-1, dim),
+        )
         for first, group in zip(firsts, groups, strict=False)
     ]
 
@@ -142,7 +156,8 @@ def read_images(path: Path) -> list[SourceImage]:
 
 
 def part_path(folder: Path, part: Part, dim: int) -> Path:
-    """The file of a part. StaleError if it is damaged, or if its rows and the places of its vectors are not those of index.json."""
+    """The file of a part. StaleError if it is damaged, or if its rows and the places of its vectors are not those of
+    index.json."""
     path = INDEX.checked(folder / "vectors" / part.file, part.sha256)
     if (part, dim) not in _WELL_LAID:
         _check_layout(path, part, dim)
@@ -156,7 +171,8 @@ def mapped(folder: Path, part: Part, dim: int) -> tuple[Half, ...]:
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
     groups = tuple(
-        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim) for count, offset in _groups_of(part)
+        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim)
+        for count, offset in _groups_of(part)
     )
     if part.sha256 not in _FINITE:
         if not all(map(_all_finite, groups)):
@@ -193,7 +209,8 @@ def _all_finite(vectors_RD: Half) -> bool:
     >>> _all_finite(np.array([[6e4, -6e4]], np.float16)), _all_finite(np.array([[-np.inf]], np.float16))
     (True, False)
     """
-    # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each sign.
+    # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each
+    # sign.
     return bool(vectors_RD.view("<i2").max() < 0x7C00 and vectors_RD.view("<u2").max() < 0xFC00)
 
 

@@ -30,7 +30,8 @@ class Hit:
     columns: Mapping[str, Value | None] = field(default_factory=dict)
     """The values of the image in the columns of the index."""
     bm25: float | None = None
-    """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without a common word."""
+    """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without
+    a common word."""
     fused: float | None = None
     """Sum of reciprocal ranks by which a hybrid search orders; None without hybrid search."""
 
@@ -59,7 +60,8 @@ class ImageIndex(Protocol):
         """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
 
     def check(self) -> None:
-        """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search waits for it."""
+        """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search
+        waits for it."""
 
     @property
     def text_side(self) -> Path | None:
@@ -69,9 +71,11 @@ class ImageIndex(Protocol):
         """StaleError if a model of another fingerprint made the vectors."""
 
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
-        """For each query the k images of the highest exact cosines among those that meet a condition, or all if there are fewer.
+        """For each query the k images of the highest exact cosines among those that meet a condition, or all if there
+        are fewer.
 
-        Ties by row. Safe to call from threads. ValueError for queries that are not Q x D finite numbers, and for k below 1.
+        Ties by row. Safe to call from threads. ValueError for queries that are not Q x D finite numbers, and for k
+        below 1.
         """
 
     @property
@@ -81,7 +85,8 @@ class ImageIndex(Protocol):
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
     ) -> list[tuple[Hit, ...]]:
-        """For each query the k images of the best ranks by words and by vectors, fused (`keywords.fuse`); `texts` are those of the vectors.
+        """For each query the k images of the best ranks by words and by vectors, fused (`keywords.fuse`); `texts` are
+        those of the vectors.
 
         MissingError for an index without words; otherwise as `search`.
         """
@@ -96,7 +101,8 @@ class ImageIndex(Protocol):
         """The name of an image for users: its path in the folder, or its id in the corpus."""
 
     def image_bytes(self, row: int) -> bytes:
-        """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has changed."""
+        """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has
+        changed."""
 
     def has_image(self, row: int) -> bool:
         """Whether `image_bytes` finds the image file of a row, without reading the file."""

@@ -25,7 +25,8 @@ MAX_FILE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of a query, best first, and the time they took. Texts that are answered together share their time equally."""
+    """The hits of a query, best first, and the time they took. Texts that are answered together share their time
+    equally."""
 
     hits: tuple[Hit, ...]
     encode_seconds: float
@@ -49,12 +50,16 @@ def checked_text(text: str) -> str:
     if not words:
         raise InputError("the query is empty, it must be a text", hint='for example "a dog in the snow"')
     if len(words) > MAX_CHARACTERS:
-        raise InputError(f"the query has {len(words):,} characters, at most {MAX_CHARACTERS:,} are read", hint="a sentence is enough")
+        raise InputError(
+            f"the query has {len(words):,} characters, at most {MAX_CHARACTERS:,} are read", hint="a sentence is enough"
+        )
     try:
         # Command-line bytes that are not UTF-8 reach Python as lone surrogates, which do not encode.
         words.encode()
     except UnicodeEncodeError as error:
-        raise InputError("the query holds bytes that are not UTF-8 text", hint="use a UTF-8 terminal or file") from error
+        raise InputError(
+            "the query holds bytes that are not UTF-8 text", hint="use a UTF-8 terminal or file"
+        ) from error
     return words
 
 
@@ -153,7 +158,14 @@ def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> 
 
 
 def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
-    table = {"place": rank, "row": hit.row, "image_id": hit.image_id, "name": hit.name, "score": hit.score, "reranked": hit.reranked}
+    table = {
+        "place": rank,
+        "row": hit.row,
+        "image_id": hit.image_id,
+        "name": hit.name,
+        "score": hit.score,
+        "reranked": hit.reranked,
+    }
     table |= {"bm25": hit.bm25, "fused": hit.fused}
     columns = {name: None if value is None else value_for_json(value) for name, value in hit.columns.items()}
     return {**table, "columns": columns, "is_there": index.has_image(hit.row)}

@@ -31,11 +31,17 @@ class Reranker:
 
     @staticmethod
     def open(ref: str, *, depth: int | None, device: torch.device, settings: Sequence[str] = ()) -> Reranker:
-        """The model that `models.load` knows by this name, with settings such as "dtype=bfloat16"; ConfigError for a depth below 1."""
+        """The model that `models.load` knows by this name, with settings such as "dtype=bfloat16"; ConfigError for a
+        depth below 1."""
         depth = DEPTH if depth is None else depth
         if depth < 1:
             raise ConfigError(f"a depth of {depth} re-ranks nothing, it must be at least 1")
-        return Reranker(ref, models.load_scorer(ref, models.parse_overrides(settings, "rerank-set")).to(device).eval(), depth, device)
+        return Reranker(
+            ref,
+            models.load_scorer(ref, models.parse_overrides(settings, "rerank-set")).to(device).eval(),
+            depth,
+            device,
+        )
 
     def apply(self, text: str, answer: Answer, index: ImageIndex) -> Answer:
         """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
@@ -48,7 +54,11 @@ class Reranker:
         scored = [replace(hit, reranked=logits[hit.row]) for hit in first if hit.row in logits]
         scored.sort(key=lambda hit: -logits[hit.row])
         unscored = [hit for hit in first if hit.row not in logits]
-        notes = [f"{len(unscored)} of {len(first)} candidates are not re-ranked: their images are gone or damaged"] if unscored else []
+        notes = (
+            [f"{len(unscored)} of {len(first)} candidates are not re-ranked: their images are gone or damaged"]
+            if unscored
+            else []
+        )
         return replace(
             answer,
             hits=(*scored, *unscored, *rest),
@@ -62,7 +72,9 @@ class Reranker:
         texts = self.scorer.encode_texts(self.scorer.preprocess.texts([text]).to(self.device))
         logits: dict[int, float] = {}
         for start in range(0, len(hits), IMAGE_BATCH):
-            images = {hit.row: image for hit in hits[start : start + IMAGE_BATCH] if (image := image_of(index, hit.row))}
+            images = {
+                hit.row: image for hit in hits[start : start + IMAGE_BATCH] if (image := image_of(index, hit.row))
+            }
             if images:
                 states = self.scorer.encode_images(self.scorer.preprocess.images(list(images.values())).to(self.device))
                 logits |= zip(images, self._score(states, texts), strict=True)
@@ -72,5 +84,8 @@ class Reranker:
         image_ix = torch.arange(len(images))
         logits = self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float()
         if not bool(logits.isfinite().all()):
-            raise ModelError(f"{self.ref} gives scores that are NaN or infinite", hint="its training diverged: re-rank with another model")
+            raise ModelError(
+                f"{self.ref} gives scores that are NaN or infinite",
+                hint="its training diverged: re-rank with another model",
+            )
         return logits.tolist()

@@ -1,7 +1,8 @@
 """Search by text or by image: the nearest images of an index, optionally re-ranked by another model.
 
-Importing this module imports no torch: texts are read by the text side that an index holds for ONNX Runtime (`models.TextTower`), and torch
-and transformers, which take seconds to import, come with the first image or the re-ranker.
+Importing this module imports no torch: texts are read by the text side that an index holds for ONNX Runtime
+(`models.TextTower`), and torch and transformers, which take seconds to import, come with the first image or the
+re-ranker.
 
 Shape letters: Q queries, K answers per query, D width of the vectors.
 """
@@ -43,7 +44,8 @@ class IndexModel:
     """The dual encoder of an index, loaded when it is first needed. Thread-safe."""
 
     def __init__(self, index: ImageIndex, device: str | torch.device, threads: int | None = None) -> None:
-        """MissingError if the index lacks its model. `device` is a name for `devices.choose`, or a device; `threads` are those of torch."""
+        """MissingError if the index lacks its model. `device` is a name for `devices.choose`, or a device; `threads`
+        are those of torch."""
         self._index, self._folder, self._device, self._threads = index, index.model, device, threads
         self._loaded: DualVectors | None = None
         self._loading = threading.Lock()
@@ -93,7 +95,11 @@ class Wanted:
         if self.where is not None and not hits:
             return ["no image meets the condition"]
         has_words = self.texts is None or any(hit.bm25 is not None for hit in hits)
-        return [] if has_words else ["no word of the text is in the captions or names of these images: they are ordered by vectors alone"]
+        return (
+            []
+            if has_words
+            else ["no word of the text is in the captions or names of these images: they are ordered by vectors alone"]
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,9 @@ class Searcher:
     reranker: Reranker | None = None
 
     @staticmethod
-    def open(folder: Path, *, device: str | torch.device, rerank: str | None = None, depth: int | None = None) -> Searcher:
+    def open(
+        folder: Path, *, device: str | torch.device, rerank: str | None = None, depth: int | None = None
+    ) -> Searcher:
         """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `Index.open`."""
         return Searcher.for_index(Index.open(folder), device=device, rerank=rerank, depth=depth)
 
@@ -123,13 +131,15 @@ class Searcher:
     ) -> Searcher:
         """A searcher with the dual encoder of an index.
 
-        On the CPU, and on a device `auto`, ONNX Runtime encodes texts on the CPU if the index has a text side, and the dual encoder is
-        loaded for the first image. Otherwise, and with a re-ranker, it is loaded now.
+        On the CPU, and on a device `auto`, ONNX Runtime encodes texts on the CPU if the index has a text side, and the
+        dual encoder is loaded for the first image. Otherwise, and with a re-ranker, it is loaded now.
 
-        `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings (`Reranker.open`). It
-        orders the first `depth` candidates, `DEPTH` if None. `threads` is the number of CPU threads, None for torch's default.
+        `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings
+        (`Reranker.open`). It orders the first `depth` candidates, `DEPTH` if None. `threads` is the number of CPU
+        threads, None for torch's default.
 
-        MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model cannot be loaded.
+        MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model
+        cannot be loaded.
         """
         overrides = models.parse_overrides(rerank_set, "rerank-set")
         if rerank is not None:
@@ -137,7 +147,12 @@ class Searcher:
         elif overrides:
             raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
         own, tower = IndexModel(index, device, threads), None
-        if rerank is None and str(device) in ("auto", "cpu") and TextTower.is_available() and index.text_side is not None:
+        if (
+            rerank is None
+            and str(device) in ("auto", "cpu")
+            and TextTower.is_available()
+            and index.text_side is not None
+        ):
             tower = TextTower.open(index.text_side, index.fingerprint, threads)
         searcher = Searcher(index, tower or own.load(), own)
         if rerank is None:
@@ -148,7 +163,8 @@ class Searcher:
 
     @staticmethod
     def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> Searcher:
-        """A searcher whose dual encoder is loaded now and encodes texts too, for a query by an image: no text side is opened.
+        """A searcher whose dual encoder is loaded now and encodes texts too, for a query by an image: no text side is
+        opened.
 
         Errors and settings as in `for_index`.
         """
@@ -161,23 +177,37 @@ class Searcher:
         return self.own.load().model
 
     def ask(
-        self, question: str | Path | Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
+        self,
+        question: str | Path | Image.Image,
+        k: int = NUM_ANSWERS,
+        where: Condition | None = None,
+        *,
+        hybrid: bool = False,
     ) -> Answer:
-        """The answer to a text, to the image in a file, or to an image in memory; ConfigError for a hybrid search by an image."""
+        """The answer to a text, to the image in a file, or to an image in memory; ConfigError for a hybrid search by an
+        image."""
         if isinstance(question, str):
             return self.by_text(question, k, where, hybrid=hybrid)
         if hybrid:
-            raise ConfigError("a hybrid search compares the words of a text, and an image has none", hint="search by a text")
+            raise ConfigError(
+                "a hybrid search compares the words of a text, and an image has none", hint="search by a text"
+            )
         return self.by_image(query_image(question), k, where)
 
-    def by_text(self, text: str, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False) -> Answer:
-        """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the model reads.
+    def by_text(
+        self, text: str, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
+    ) -> Answer:
+        """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the
+        model reads.
 
-        With `hybrid`, the ranks by vectors are fused with those by the words of captions and file names; MissingError for an index without.
+        With `hybrid`, the ranks by vectors are fused with those by the words of captions and file names; MissingError
+        for an index without.
         """
         return self.by_texts([text], k, where, hybrid=hybrid)[0]
 
-    def by_texts(self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False) -> list[Answer]:
+    def by_texts(
+        self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
+    ) -> list[Answer]:
         """An answer for each text, computed together."""
         if hybrid:
             check_hybrid(self.index)
@@ -192,7 +222,8 @@ class Searcher:
         return self.texts.vectors(self.texts.tokenize(texts))[:, : self.index.dim]
 
     def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
-        """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts only."""
+        """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts
+        only."""
         if self.reranker is not None:
             reason = f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image"
             raise ConfigError(reason, hint="leave --rerank out, or search by a text")
@@ -209,10 +240,14 @@ class Searcher:
         if self.reranker is None:
             return self._nearest(vectors_QD, Wanted(k, where, words), started, notes)
         candidates = self._nearest(vectors_QD, Wanted(max(k, self.reranker.depth), where, words), started, notes)
-        answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, candidates, strict=True)]
+        answers = [
+            self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, candidates, strict=True)
+        ]
         return [replace(answer, hits=answer.hits[:k]) for answer in answers]
 
-    def _nearest(self, vectors_QD: NDArray[np.float32], wanted: Wanted, started: float, notes: Sequence[tuple[str, ...]]) -> list[Answer]:
+    def _nearest(
+        self, vectors_QD: NDArray[np.float32], wanted: Wanted, started: float, notes: Sequence[tuple[str, ...]]
+    ) -> list[Answer]:
         """The answers to vectors whose encoding began at `started`."""
         if wanted.k < 1:
             raise ConfigError(f"k must be at least 1, got {wanted.k}")
@@ -223,8 +258,13 @@ class Searcher:
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
         hits_Q = wanted.find(self.index, vectors_QD)
-        encode_s, find_s = ((end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter())))
-        return [Answer(hits, encode_s, find_s, notes=(*note, *wanted.notes(hits))) for hits, note in zip(hits_Q, notes, strict=True)]
+        encode_s, find_s = (
+            (end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter()))
+        )
+        return [
+            Answer(hits, encode_s, find_s, notes=(*note, *wanted.notes(hits)))
+            for hits, note in zip(hits_Q, notes, strict=True)
+        ]
 
     def _notes(self, text: str, ids: Sequence[int]) -> tuple[str, ...]:
         """Notes on the tokens of a text; InputError if it has none."""

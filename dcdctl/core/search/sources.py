@@ -27,7 +27,8 @@ class SourceImages:
         self._corpus = lru_cache(maxsize=OPEN_CORPORA)(_open_corpus)
 
     def read(self, source: int, image: SourceImage) -> bytes:
-        """The image file. MissingError if it is gone, or is a link out of its folder; StaleError if the corpus has changed."""
+        """The image file. MissingError if it is gone, or is a link out of its folder; StaleError if the corpus has
+        changed."""
         if image.corpus_row is not None:
             return self._corpus(self.sources[source]).image_bytes(image.corpus_row)
         folder, path = Path(self.sources[source].path), self._path(image)
@@ -63,7 +64,8 @@ class SourceImages:
             return []
 
     def read_captions(self, source: int, image: SourceImage) -> list[str]:
-        """The captions of an image of a corpus; empty for one of a folder. MissingError or StaleError if the corpus is gone or another."""
+        """The captions of an image of a corpus; empty for one of a folder. MissingError or StaleError if the corpus is
+        gone or another."""
         if image.corpus_row is None:
             return []
         corpus = self._corpus(self.sources[source])

@@ -1,8 +1,10 @@
 """index.json, which names all files of an index of images and their facts.
 
-    INDEX/index.json                       replaced atomically, last; files that it does not name are not part of the index
+    INDEX/index.json                       replaced atomically, last; files that it does not name are not part of
+        the index
     INDEX/model/                           the dual encoder that made the vectors
-    INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it could be made
+    INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it
+        could be made
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
     INDEX/ann/...                          graphs or inverted lists over ranges of rows; none for small indices
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
@@ -33,7 +35,16 @@ INDEX = Kind(
     format=3,
     seal_file=INDEX_FILE,
     keeps_plan=False,
-    files=("vectors/*", "ann/*", "keywords/*", "removed-*.npy", "skipped-*.json", "columns-*.parquet", f"{TEXT}/*", PLANNED),
+    files=(
+        "vectors/*",
+        "ann/*",
+        "keywords/*",
+        "removed-*.npy",
+        "skipped-*.json",
+        "columns-*.parquet",
+        f"{TEXT}/*",
+        PLANNED,
+    ),
     make="make one with `dcdctl index RUN --images DIR --out INDEX`",
     make_again="run the same `dcdctl index` again",
 )
@@ -190,8 +201,8 @@ class _Contents:
 def read_document(folder: Path) -> dict[str, Any]:
     """The content of index.json. Opens no other file, and compares their sizes.
 
-    MissingError if there is no finished index, or if a file is missing; StaleError if a file is damaged, of another format, or outside of
-    the folder.
+    MissingError if there is no finished index, or if a file is missing; StaleError if a file is damaged, of another
+    format, or outside of the folder.
     """
     document = INDEX.read_seal(folder)
     try:
@@ -219,14 +230,29 @@ def _check_counts(path: Path, document: dict[str, Any]) -> None:
     words_fit = words is None or (words.num_rows, words.removed) == (num_rows, removed)
     are_sources_known = all(0 <= part["source"] < len(document["sources"]) for part in document["parts"])
     for fits, problem in (
-        (document["images"] == num_rows - removed, f"{document['images']:,} images, and parts of {num_rows:,} rows, {removed:,} removed"),
-        (starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows, "segments that do not follow each other"),
+        (
+            document["images"] == num_rows - removed,
+            f"{document['images']:,} images, and parts of {num_rows:,} rows, {removed:,} removed",
+        ),
+        (
+            starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows,
+            "segments that do not follow each other",
+        ),
         (are_sources_known, "a part whose source it does not list"),
-        (kinds == [kind if starts else "flat"], f"settings of kind {kind}, and segments that are searched by {', '.join(kinds)}"),
+        (
+            kinds == [kind if starts else "flat"],
+            f"settings of kind {kind}, and segments that are searched by {', '.join(kinds)}",
+        ),
         (words_fit, "words of other rows"),
         (columns is None or columns.rows <= num_rows, "columns of more rows than its parts"),
-        (columns is None or {column.type for column in columns.columns} <= set(COLUMN_TYPES), "columns of unknown types"),
-        (dims in (None, document["model"]["dim"]), f"settings for {dims} numbers, and vectors of {document['model']['dim']}"),
+        (
+            columns is None or {column.type for column in columns.columns} <= set(COLUMN_TYPES),
+            "columns of unknown types",
+        ),
+        (
+            dims in (None, document["model"]["dim"]),
+            f"settings for {dims} numbers, and vectors of {document['model']['dim']}",
+        ),
     ):
         if not fits:
             raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
@@ -253,7 +279,10 @@ def columns_file(document: dict[str, Any]) -> ColumnsFile | None:
 def text_side_note(document: dict[str, Any]) -> str:
     """Why texts are searched with torch, for the user; empty if they are not."""
     if (side := document.get("text")) is None:
-        return "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the index was made"
+        return (
+            "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the "
+            "index was made"
+        )
     return f"a search starts with torch, in seconds: {side['refused']}" if side["refused"] else ""
 
 
@@ -266,5 +295,10 @@ def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
         entries |= {PurePosixPath("keywords", file.file).as_posix(): asdict(file) for file in words.files}
     if (columns := document.get("columns")) is not None:
         entries[columns["file"]] = columns
-    entries |= {PurePosixPath(TEXT, entry["file"]).as_posix(): entry for entry in (document.get("text") or {"files": []})["files"]}
-    return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}
+    entries |= {
+        PurePosixPath(TEXT, entry["file"]).as_posix(): entry
+        for entry in (document.get("text") or {"files": []})["files"]
+    }
+    return entries | {
+        listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None
+    }

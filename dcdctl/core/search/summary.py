@@ -84,7 +84,8 @@ def summarize_index(index: Index) -> IndexSummary:
         precision=document["precision"],
         settings=document["settings"],
         sources=tuple(
-            SourceSummary(source=ImageSource(**entry), images=count) for entry, count in zip(document["sources"], images, strict=True)
+            SourceSummary(source=ImageSource(**entry), images=count)
+            for entry, count in zip(document["sources"], images, strict=True)
         ),
         columns=tuple(index.summarize_columns()),
     )
@@ -109,30 +110,48 @@ def index_facts(summary: IndexSummary) -> list[tuple[str, str]]:
     searches = []
     if summary.segments:
         per_vector = f"{summary.segment_bytes / summary.segment_rows:,.1f} bytes each"
-        searches.append(f"{summary.kind} in {summary.segments:,} segments of {summary.segment_rows:,} vectors, {per_vector}")
+        searches.append(
+            f"{summary.kind} in {summary.segments:,} segments of {summary.segment_rows:,} vectors, {per_vector}"
+        )
     if summary.exact_rows:
         searches.append(f"exact for {summary.exact_rows:,} vectors")
     if summary.word_bytes:
         searches.append(f"by words with --hybrid, {summary.word_bytes:,} bytes")
-    counts = [f"{count:,} {name}" for count, name in ((summary.removed, "removed"), (summary.skipped, "files left out")) if count]
+    counts = [
+        f"{count:,} {name}"
+        for count, name in ((summary.removed, "removed"), (summary.skipped, "files left out"))
+        if count
+    ]
     return [
         ("images", ", ".join([f"{summary.images:,}", *counts])),
         *(("source", _source(each)) for each in summary.sources),
-        ("vectors", f"{summary.dims:,} numbers, {HALF_BYTES * summary.dims:,} bytes each; files of {summary.vector_bytes:,} bytes"),
+        (
+            "vectors",
+            f"{summary.dims:,} numbers, {HALF_BYTES * summary.dims:,} bytes each; files of {summary.vector_bytes:,} "
+            "bytes",
+        ),
         ("search", "; ".join(searches)),
         ("model", f"{summary.model[:8]}, precision {summary.precision}"),
-        ("texts", summary.text_note or f"searched without torch, by a text side for ONNX Runtime of {summary.text_bytes:,} bytes"),
+        (
+            "texts",
+            summary.text_note
+            or f"searched without torch, by a text side for ONNX Runtime of {summary.text_bytes:,} bytes",
+        ),
         *((f"column {column.name}", _column(column)) for column in summary.columns),
     ]
 
 
 def _column(summary: ColumnSummary) -> str:
-    """A column in words: its type, how many values are missing, and the most frequent values, or the first and the last."""
+    """A column in words: its type, how many values are missing, and the most frequent values, or the first and the
+    last."""
     missing = f", {summary.missing:,} missing" if summary.missing else ""
     if not summary.frequent:
         return f"{summary.type}{missing}"
     if summary.low is not None and summary.high is not None and summary.frequent[0][1] == 1:
-        return f"{summary.type}{missing}; {summary.distinct:,} values from {cut(shown(summary.low))} to {cut(shown(summary.high))}"
+        return (
+            f"{summary.type}{missing}; {summary.distinct:,} values from {cut(shown(summary.low))} to "
+            f"{cut(shown(summary.high))}"
+        )
     frequent = ", ".join(f"{cut(shown(value))} ({count:,})" for value, count in summary.frequent[:NUM_SHOWN])
     others = summary.distinct - NUM_SHOWN
     return f"{summary.type}{missing}; {frequent}{f' and {others:,} other values' if others > 0 else ''}"

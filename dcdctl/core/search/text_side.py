@@ -1,4 +1,5 @@
-"""The text side of an index's model for ONNX Runtime: made with the index, so that a search by a text starts without torch."""
+"""The text side of an index's model for ONNX Runtime: made with the index, so that a search by a text starts without
+torch."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from dcdctl.core.search.storage import TEXT
 
 
 def added(folder: Path, document: dict[str, Any], model: models.DualEncoder | None = None) -> dict[str, Any]:
-    """index.json with the text side of the model, which is written into the folder if the index has none. Only the main process does so.
+    """index.json with the text side of the model, which is written into the folder if the index has none. Only the main
+    process does so.
 
-    Without `model`, that of the index is loaded. Nothing changes if it is gone or damaged, because a removal of images does not need it,
-    and without the packages that export it. The index holds the reason why a model has no text side, so that it is not tried again.
+    Without `model`, that of the index is loaded. Nothing changes if it is gone or damaged, because a removal of images
+    does not need it, and without the packages that export it. The index holds the reason why a model has no text side,
+    so that it is not tried again.
     """
     if document.get("text") is not None or not models.exports_text_towers() or not distributed.is_main():
         return document

@@ -1,11 +1,14 @@
-"""Vectors that another engine computed, in place of embedding here: which images it must embed, and files of vectors that become an index.
+"""Vectors that another engine computed, in place of embedding here: which images it must embed, and files of vectors
+that become an index.
 
-    LIST/images-00000.parquet ...          of `--plan-only`: `image_id`, `path` (absolute) and `model_digest` of each file of a folder
-    VECTORS/*.parquet                      of another engine: `image_id` or `path`, `vector`, and `model_digest` where it was kept
+    LIST/images-00000.parquet ...          of `--plan-only`: `image_id`, `path` (absolute) and `model_digest` of
+        each file of a folder
+    VECTORS/*.parquet                      of another engine: `image_id` or `path`, `vector`, and `model_digest`
+        where it was kept
 
-A vector is stored with the bits that embedding here would give for the same numbers. The images must be there: they decide the order of
-rows, files that are no images are skipped as always, and a few are embedded again to compare.
-Shape letters: B rows of a batch, N planned images, D width.
+A vector is stored with the bits that embedding here would give for the same numbers. The images must be there: they
+decide the order of rows, files that are no images are skipped as always, and a few are embedded again to compare. Shape
+letters: B rows of a batch, N planned images, D width.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ METADATA_KEY = b"dcdctl.model"
 ROWS_PER_BATCH = 8192
 NUM_VERIFIED = 4
 LEAST_COSINE = 0.99
-"""Between a given vector and that of the model here. Other number formats and decoders stay above, another model or preprocessing below."""
+"""Between a given vector and that of the model here. Other number formats and decoders stay above, another model or
+preprocessing below."""
 _HINT = "give a row per image with image_id or path, and vector: a list of numbers"
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
 Flags = NDArray[np.bool_]
@@ -99,7 +103,9 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
     with files.atomic_folder(folder) as partial:
         for num_files, part in enumerate(embed.in_parts(listed, part_files.ROWS_PER_PART), 1):
             paths = [str(PurePosixPath(source.path) / image.image_id) for image in part]
-            table = pa.table({"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)})
+            table = pa.table(
+                {"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)}
+            )
             pq.write_table(table, partial / f"images-{num_files - 1:05d}.parquet", compression="zstd")
             num_images += len(part)
         if not num_images:
@@ -110,8 +116,8 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
 def take(task: EmbeddingTask, given: VectorFiles, track: Track = silent) -> None:
     """Write the planned parts with given vectors, in place of `embed`.
 
-    InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give; StaleError for vectors of
-    another model. Nothing is then written.
+    InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give;
+    StaleError for vectors of another model. Nothing is then written.
     """
     with distributed.main_first():
         if distributed.is_main():
@@ -140,19 +146,29 @@ class _Gathered:
 
     @staticmethod
     def new(task: EmbeddingTask) -> _Gathered:
-        tables = [pq.read_table(task.build.written(part_files.planned_name(part)), columns=["image_id"]) for part in task.parts]
-        ids = pa.chunked_array([chunk for table in tables for chunk in table.column(0).chunks], pa.string()).combine_chunks()
+        tables = [
+            pq.read_table(task.build.written(part_files.planned_name(part)), columns=["image_id"])
+            for part in task.parts
+        ]
+        ids = pa.chunked_array(
+            [chunk for table in tables for chunk in table.column(0).chunks], pa.string()
+        ).combine_chunks()
         starts = list(accumulate((len(table) for table in tables), initial=0))
-        # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the end.
+        # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the
+        # end.
         path = task.folder / PLANNED / "vectors.f16"
         shape = (max(len(ids), 1), task.dim)
         vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
-        return _Gathered(task, ids, starts, vectors_ND, np.zeros(len(ids), dtype=np.bool_), Faults("the vectors cannot be used"))
+        return _Gathered(
+            task, ids, starts, vectors_ND, np.zeros(len(ids), dtype=np.bool_), Faults("the vectors cannot be used")
+        )
 
     def read(self, paths: Sequence[Path], track: Track) -> None:
         """Take the vectors of files. All names are checked before the first vector is read."""
         names = [_read_names(path) for path in paths]
-        rows = self._rows_of(pa.chunked_array(names, pa.string()).combine_chunks(), paths, [len(found) for found in names])
+        rows = self._rows_of(
+            pa.chunked_array(names, pa.string()).combine_chunks(), paths, [len(found) for found in names]
+        )
         self.faults.check()
         with track("read vectors", total=len(rows), unit="vectors") as advance:
             first = 0
@@ -165,7 +181,8 @@ class _Gathered:
         self.faults.check()
 
     def _rows_of(self, names: pa.Array, paths: Sequence[Path], counts: Sequence[int]) -> Rows:
-        """The planned image that each name means. Notes names of no image, and images that are named twice, as faults."""
+        """The planned image that each name means. Notes names of no image, and images that are named twice, as
+        faults."""
         rows = pc.index_in(names, value_set=self.ids).fill_null(-1).to_numpy().astype(np.int64)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown) and self.task.source.kind == "folder":
@@ -180,7 +197,10 @@ class _Gathered:
             examples = [f"{names[int(place)].as_py()!r} in {where[place]}" for place in places[:NUM_EXAMPLES]]
             self.faults.add(kind, examples, len(places))
 
-        fault(f"rows of images that are not in {self.task.source.path} or are in the index already", np.flatnonzero(rows < 0))
+        fault(
+            f"rows of images that are not in {self.task.source.path} or are in the index already",
+            np.flatnonzero(rows < 0),
+        )
         known = np.flatnonzero(rows >= 0)
         _, firsts = np.unique(rows[known], return_index=True)
         fault("rows of images that another row has too", np.delete(known, firsts))
@@ -192,7 +212,10 @@ class _Gathered:
         if MODEL in batch.schema.names:
             found |= set(pc.unique(batch.column(MODEL)).to_pylist())
         if other := found - {None, self.task.model.digest}:
-            message = f"the vectors of {path} are of the model {str(other.pop())[:8]}, and this is the model {self.task.model.digest[:8]}"
+            message = (
+                f"the vectors of {path} are of the model {str(other.pop())[:8]}, and this is the model "
+                f"{self.task.model.digest[:8]}"
+            )
             raise StaleError(message, hint="name the model that made them, or let the engine run this one")
 
     def _take(self, column: pa.Array, row_B: Rows, path: Path) -> None:
@@ -206,7 +229,9 @@ class _Gathered:
         if len(widths) > 1 or int(widths[0]) not in accepted:
             numbers = " or ".join(map(str, sorted(accepted)))
             given = ", ".join(map(str, widths[:NUM_EXAMPLES]))
-            raise InputError(f"the vectors of {path} have {given} numbers, and those of the model have {numbers}", hint=_HINT)
+            raise InputError(
+                f"the vectors of {path} have {given} numbers, and those of the model have {numbers}", hint=_HINT
+            )
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
         stored_BD = embed.stored(vectors_BD, self.task.dim)
@@ -217,7 +242,9 @@ class _Gathered:
             ("vectors without a direction", ~(np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1))),
         ):
             rows = row_B[is_wrong & (row_B >= 0)]
-            self.faults.add(kind, [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in rows[:NUM_EXAMPLES]], len(rows))
+            self.faults.add(
+                kind, [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in rows[:NUM_EXAMPLES]], len(rows)
+            )
             row_B = np.where(is_wrong, -1, row_B)
         here = row_B >= 0
         self.vectors_ND[row_B[here]] = stored_BD[here]
@@ -229,7 +256,10 @@ class _Gathered:
         missing = np.flatnonzero(~self.is_given).tolist()
         for row, read in self._read_images(missing):
             if read.pixels is not None:
-                found = f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} is an image"
+                found = (
+                    f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} "
+                    "is an image"
+                )
                 raise InputError(found, hint="give the files of all vectors; `--plan-only` lists the images")
             skipped[row] = read.skipped[0]
         return skipped
@@ -238,7 +268,11 @@ class _Gathered:
     def verify(self, count: int) -> None:
         """Embed some images and compare; InputError if a vector is not that of the model."""
         given = np.flatnonzero(self.is_given)
-        rows = given[np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))].tolist() if count else []
+        rows = (
+            given[np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))].tolist()
+            if count
+            else []
+        )
         found = [(row, read.pixels) for row, read in self._read_images(rows) if read.pixels is not None]
         if not found:
             return
@@ -249,9 +283,12 @@ class _Gathered:
         if (least := float(cosines.min())) < LEAST_COSINE:
             name = self.ids[found[int(cosines.argmin())][0]].as_py()
             message = (
-                f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least {LEAST_COSINE} is expected"
+                f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least "
+                f"{LEAST_COSINE} is expected"
             )
-            raise InputError(message, hint="embed with this model and its image preprocessing; --verify 0 skips the comparison")
+            raise InputError(
+                message, hint="embed with this model and its image preprocessing; --verify 0 skips the comparison"
+            )
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
         """The planned images of some rows, one by one."""
@@ -286,7 +323,9 @@ def _check_columns(path: Path) -> None:
         raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
     if _number_type(schema.field(VECTOR).type) not in _FLOATS:
         found = schema.field(VECTOR).type
-        raise InputError(f"the column {VECTOR} of {path} is {found}, lists of floating-point numbers are expected", hint=_HINT)
+        raise InputError(
+            f"the column {VECTOR} of {path} is {found}, lists of floating-point numbers are expected", hint=_HINT
+        )
 
 
 def _number_type(type_: Any) -> Any:
@@ -338,5 +377,8 @@ def _readable(path: Path) -> Iterator[None]:
 def check_use(given: VectorFiles, *, embeds: bool) -> None:
     """ConfigError for files of vectors where nothing is to be embedded, InputError for files that cannot be used."""
     if not embeds:
-        raise ConfigError("--vectors are the vectors of images that are new", hint="name the images with --images and --out, or with --add")
+        raise ConfigError(
+            "--vectors are the vectors of images that are new",
+            hint="name the images with --images and --out, or with --add",
+        )
     given.find()

@@ -112,7 +112,9 @@ class Service:
         metrics = Metrics(lambda: live.now().index, shared)
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
         reading = Workers("image", config.image_workers, config.max_waiting_images, config.max_wait_s, metrics)
-        return Service(live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Lifecycle())
+        return Service(
+            live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Lifecycle()
+        )
 
 
 def build(
@@ -146,7 +148,8 @@ def build(
         # FastAPI's pages load scripts from another host; ours is made from the same OpenAPI document.
         docs_url=None,
         redoc_url=None,
-        # Its spans and logs would send the texts of searches, and keys in addresses, to a collector that the environment may name.
+        # Its spans and logs would send the texts of searches, and keys in addresses, to a collector that the
+        # environment may name.
         telemetry={"tracing": False, "logs": False},
         lifespan=lifespan,
         responses=errors,
@@ -172,12 +175,16 @@ def _hosts(config: ServiceConfig, is_loopback: bool) -> list[str]:
 def _search_routes(service: Service) -> APIRouter:
     router, config = APIRouter(), service.config
     number = Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
-    condition = Query([], description="Only images whose columns meet this condition: year >= 2020. Several must all hold.")
+    condition = Query(
+        [], description="Only images whose columns meet this condition: year >= 2020. Several must all hold."
+    )
 
     @router.get("/search", summary="Search by a text, or by an image of the index.")
     async def by_text(
         text: str | None = Query(None, max_length=config.max_text_chars, description="What the image shows."),
-        row: int | None = Query(None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."),
+        row: int | None = Query(
+            None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."
+        ),
         k: int = number,
         hybrid: bool = Query(False, description="Rank by the words of captions and file names too."),
         where: list[str] = condition,
@@ -188,8 +195,12 @@ def _search_routes(service: Service) -> APIRouter:
             answer = await service.texts.answer(text, k, _condition(service, where), hybrid=hybrid)
             return await _response(service, answer, is_text=True)
         if row is None or text is not None:
-            raise InputError("the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus")
-        answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where))
+            raise InputError(
+                "the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus"
+            )
+        answer = await _by_image(
+            service, lambda searcher: images.image_of(searcher.index, row), k, _condition(service, where)
+        )
         return await _response(service, answer, is_text=False)
 
     batches = Batches.of(config, service.searching.num_slots)
@@ -226,7 +237,11 @@ async def _by_texts(service: Service, queries: Sequence[BatchQuery | str], where
             if isinstance(query, BatchQuery) and query.hybrid:
                 _check_words(service)
             own = [] if isinstance(query, str) or query.where is None else [query.where]
-            asked.append(query if isinstance(query, str) else (query.text, query.k, _condition(service, [*where, *own]), query.hybrid))
+            asked.append(
+                query
+                if isinstance(query, str)
+                else (query.text, query.k, _condition(service, [*where, *own]), query.hybrid)
+            )
         except InputError as error:
             asked.append(error)
     answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, tuple)]))
@@ -263,11 +278,15 @@ def _check_words(service: Service, text: str | None = "") -> None:
 def _condition(service: Service, texts: Sequence[str]) -> Condition | None:
     """The condition of a request; InputError if it is too long or cannot be read."""
     if (length := sum(map(len, texts))) > service.config.max_where_chars:
-        raise InputError(f"the conditions have {length:,} characters, at most {service.config.max_where_chars:,} are read")
+        raise InputError(
+            f"the conditions have {length:,} characters, at most {service.config.max_where_chars:,} are read"
+        )
     return parse_all(texts, service.searcher.now().index.columns)
 
 
-async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k: int, where: Condition | None) -> Answer:
+async def _by_image(
+    service: Service, read: Callable[[Searcher], Image.Image], k: int, where: Condition | None
+) -> Answer:
     def work() -> Answer:
         searcher = service.searcher.now()
         # A re-ranker compares images with texts only.
@@ -290,7 +309,11 @@ def _other_routes(service: Service) -> APIRouter:
         "/image/{row}",
         summary="An image of the index, as a thumbnail or as the original file.",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}}}, 304: {"description": "The image has not changed."}, 404: {"model": ErrorResponse}},
+        responses={
+            200: {"content": {"image/*": {}}},
+            304: {"description": "The image has not changed."},
+            404: {"model": ErrorResponse},
+        },
     )
     async def image(
         row: int = Path(ge=0, le=MAX_ROW),
@@ -324,7 +347,12 @@ def _other_routes(service: Service) -> APIRouter:
     async def live() -> LiveResponse:
         return LiveResponse("alive")
 
-    @router.get("/metrics", summary="Metrics for Prometheus.", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @router.get(
+        "/metrics",
+        summary="Metrics for Prometheus.",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -332,7 +360,8 @@ def _other_routes(service: Service) -> APIRouter:
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
-    """Answer every error with one line of JSON. Bugs, and errors that name files of this machine, are logged to stderr only."""
+    """Answer every error with one line of JSON. Bugs, and errors that name files of this machine, are logged to stderr
+    only."""
 
     def respond(status: int, error: str, headers: Any = None) -> JSONResponse:
         return JSONResponse({"error": error}, status_code=status, headers=headers)

@@ -51,7 +51,8 @@ class Batches:
         return Batches(Limited, min(config.max_queries, num_slots))
 
     async def read(self, request: Request) -> list[BatchQuery | str]:
-        """The queries of a body in order, each a query or what is wrong with it. InputError if the body is not a batch."""
+        """The queries of a body in order, each a query or what is wrong with it. InputError if the body is not a
+        batch."""
         body = await request.body()
         if len(body) > MAX_BATCH_BYTES:
             raise HTTPException(413, f"the batch is too large, at most {MAX_BATCH_BYTES / KiB:g} KiB are accepted")
@@ -70,7 +71,12 @@ class Batches:
         """The JSON schema of a batch, for the OpenAPI document."""
         items = self.model.model_json_schema() | {"title": "Query"}
         queries = {"type": "array", "minItems": 1, "maxItems": self.max_queries, "items": items}
-        return {"type": "object", "required": ["queries"], "properties": {"queries": queries}, "additionalProperties": False}
+        return {
+            "type": "object",
+            "required": ["queries"],
+            "properties": {"queries": queries},
+            "additionalProperties": False,
+        }
 
     def _checked(self, query: object) -> BatchQuery | str:
         try:

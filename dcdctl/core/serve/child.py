@@ -1,7 +1,7 @@
 """One process of a service: it loads the index and the models, and answers requests until it is stopped.
 
-Importing this module imports torch, transformers and the web framework. A service of several processes imports it once, in the process from
-which the others are forked.
+Importing this module imports torch, transformers and the web framework. A service of several processes imports it once,
+in the process from which the others are forked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def run(job: Job, index: ImageIndex, listener: socket.socket, on_ready: Callable
 
 def run_child(number: int, job: Job, listener: socket.socket, control: Connection, shared: Shared) -> None:
     """Answer requests in a process of its own, until SIGTERM or the end of the parent at the other end of `control`."""
-    # Ctrl-C reaches every process of a terminal; what it means is decided by the parent, and by the server once it runs.
+    # Ctrl-C reaches every process of a terminal; what it means is decided by the parent, and by the server once it
+    # runs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # What was imported before the fork stays shared: the collector would write into each page of it.
@@ -54,7 +55,9 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
     shared.join()
     with logs.to_stderr(job.config, number):
         try:
-            searcher, server = load(job, job.index(), listener, lambda num_images: control.send(Ready(num_images)), shared)
+            searcher, server = load(
+                job, job.index(), listener, lambda num_images: control.send(Ready(num_images)), shared
+            )
         except DcdError as error:
             control.send(Failed(error))
             return
@@ -64,10 +67,16 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
 
 
 def load(
-    job: Job, index: ImageIndex, listener: socket.socket, on_ready: Callable[[int], None] = lambda _: None, shared: Shared | None = None
+    job: Job,
+    index: ImageIndex,
+    listener: socket.socket,
+    on_ready: Callable[[int], None] = lambda _: None,
+    shared: Shared | None = None,
 ) -> tuple[LiveSearcher, uvicorn.Server]:
-    """The searcher of a job, and a server that answers with it; `on_ready` gets the number of images when it answers."""
-    # One of several processes has torch from its start, so the model costs little, and no image waits for it or finds that it is gone.
+    """The searcher of a job, and a server that answers with it; `on_ready` gets the number of images when it
+    answers."""
+    # One of several processes has torch from its start, so the model costs little, and no image waits for it or finds
+    # that it is gone.
     searcher = LiveSearcher(_searcher_of(job, index, with_images=shared is not None))
     # The index and the libraries have opened their files by now.
     config = fit_to_open_files(job.config)
@@ -90,7 +99,8 @@ def reload(job: Job, searcher: LiveSearcher) -> str | None:
 def signals_handled(server: uvicorn.Server, on_hangup: Callable[[], object]) -> Iterator[None]:
     """End at SIGINT and SIGTERM, and reload at SIGHUP.
 
-    uvicorn raises the signals that ended it again, which is ignored: being stopped is not a failure. Before it runs, they end it, too.
+    uvicorn raises the signals that ended it again, which is ignored: being stopped is not a failure. Before it runs,
+    they end it, too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -111,7 +121,8 @@ def signals_handled(server: uvicorn.Server, on_hangup: Callable[[], object]) -> 
 
 
 def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> Searcher:
-    """The searcher of an index; unless `with_images`, a searcher whose texts need no torch loads the model for the first image."""
+    """The searcher of an index; unless `with_images`, a searcher whose texts need no torch loads the model for the
+    first image."""
     models = job.models
     # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
     machine.return_freed_memory()

@@ -23,10 +23,12 @@ class ServiceConfig:
     port: Annotated[int, Between(0, 65_535)] = 8000
     """0 for any free port."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may use, besides the loopback names; needed behind a proxy that forwards its own name. A service on
-    loopback accepts no others, so that no web page can reach it by a name that points to this machine (DNS rebinding)."""
+    """Host names that requests may use, besides the loopback names; needed behind a proxy that forwards its own name. A
+    service on loopback accepts no others, so that no web page can reach it by a name that points to this machine (DNS
+    rebinding)."""
     processes: Annotated[int, Between(1, 256)] = 1
-    """Processes behind the port, each with its own model; the index is mapped from disk once for all. Every limit holds per process."""
+    """Processes behind the port, each with its own model; the index is mapped from disk once for all. Every limit holds
+    per process."""
     log_format: Literal["text", "json"] = "text"
     """Form of what is logged to stderr; json is one object per line."""
     access_log: bool = False
@@ -54,7 +56,8 @@ class ServiceConfig:
     max_pixels: Annotated[int, Between(1, MAX_PIXELS)] = 50_000_000
     """Maximum size of an uploaded image, checked before it is decoded; decoding takes up to 12 bytes per pixel."""
     max_scans: Count = 100
-    """Maximum number of scans in an uploaded progressive JPEG. Cameras write about 10; each costs as much as the whole image."""
+    """Maximum number of scans in an uploaded progressive JPEG. Cameras write about 10; each costs as much as the whole
+    image."""
     search_workers: Count = 1
     """Threads that run the model."""
     max_batch: Count = 32
@@ -68,12 +71,14 @@ class ServiceConfig:
     max_waiting_images: Annotated[int, AtLeast(0)] = 256
     """Maximum number of image requests that wait for a thread: the pages of about ten users at the same time."""
     max_requests: Count = 512
-    """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always answered."""
+    """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always
+    answered."""
     max_connections: Count = 1000
-    """Maximum number of open connections; fewer where the process may open fewer files (`ulimit -n`). Beyond it, the connection that has
-    waited longest for a request is closed."""
+    """Maximum number of open connections; fewer where the process may open fewer files (`ulimit -n`). Beyond it, the
+    connection that has waited longest for a request is closed."""
     max_header_s: Positive = 10.0
-    """Maximum time for the request line and the headers to arrive, from the start of the connection or from their first byte."""
+    """Maximum time for the request line and the headers to arrive, from the start of the connection or from their first
+    byte."""
     max_header_bytes: Count = 16 * KiB
     """Maximum size of the request line and the headers."""
     max_idle_s: Positive = 5.0
@@ -85,7 +90,8 @@ class ServiceConfig:
     thumbnail_px: Count = 320
     """Longer side of the thumbnails."""
     drain_s: Annotated[float, AtLeast(0)] = 0.0
-    """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its requests elsewhere."""
+    """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its
+    requests elsewhere."""
     shutdown_s: Positive = 10.0
     """Time that requests in progress get when the service is stopped."""
 
@@ -93,7 +99,10 @@ class ServiceConfig:
         check_fields(self)
         for name in self.allowed_hosts:
             if not re.fullmatch(r"(\*\.)?[\w.-]+", name):
-                raise ConfigError(f"an allowed host is a name without a port, such as search.example.org or *.example.org, got {name!r}")
+                raise ConfigError(
+                    "an allowed host is a name without a port, such as search.example.org or *.example.org, got "
+                    f"{name!r}"
+                )
         if self.default_k > self.max_k:
             raise ConfigError(f"default_k must be at most max_k {self.max_k}, got {self.default_k}")
 

@@ -1,7 +1,7 @@
 """Connections of clients: a cap on their number, and deadlines for requests to arrive and for answers to be read.
 
-uvicorn parses and answers requests; the classes here only watch its connections. A client that is slow on purpose occupies a socket, which
-is an open file, so without a cap some hundred such clients would keep everyone out.
+uvicorn parses and answers requests; the classes here only watch its connections. A client that is slow on purpose
+occupies a socket, which is an open file, so without a cap some hundred such clients would keep everyone out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
 RESERVED_CONNECTIONS = 8
-"""Connections beyond `max_requests`, so that /health, /live and /metrics are answered while all requests are in progress."""
+"""Connections beyond `max_requests`, so that /health, /live and /metrics are answered while all requests are in
+progress."""
 MAX_ACCEPTED_AT_ONCE = 8
-"""Connections that are accepted before those already accepted are counted. asyncio would accept 2,048, each of which is an open file."""
+"""Connections that are accepted before those already accepted are counted. asyncio would accept 2,048, each of which is
+an open file."""
 RESERVED_FILES = 64
-"""Files that may be open besides connections and uploads: connections about to be closed, images that are read, an index opened again."""
+"""Files that may be open besides connections and uploads: connections about to be closed, images that are read, an
+index opened again."""
 FILES_PER_CONNECTION = 2
 """A socket, and the temporary file of an upload of more than 1 MiB."""
 # The middleware answers a slow upload with 408 first; the connection is closed if nothing reads the upload.
@@ -45,8 +48,14 @@ def fit_to_open_files(config: ServiceConfig, limit: int | None = None) -> Servic
     if max_connections <= RESERVED_CONNECTIONS:
         if max_connections == config.max_connections:
             raise ConfigError(f"max_connections must be more than {RESERVED_CONNECTIONS}, got {max_connections}")
-        raise ConfigError(f"this process may open {limit} files only, too few for connections", hint="raise the limit: ulimit -n 1024")
-    return replace(config, max_connections=max_connections, max_requests=min(config.max_requests, max_connections - RESERVED_CONNECTIONS))
+        raise ConfigError(
+            f"this process may open {limit} files only, too few for connections", hint="raise the limit: ulimit -n 1024"
+        )
+    return replace(
+        config,
+        max_connections=max_connections,
+        max_requests=min(config.max_requests, max_connections - RESERVED_CONNECTIONS),
+    )
 
 
 def open_file_limit() -> int | None:
@@ -75,14 +84,16 @@ class ConnectionPool:
         self._connections: dict[Activity, dict[Connection, None]] = {activity: {} for activity in Activity}
 
     def set(self, connection: Connection, activity: Activity) -> None:
-        """Note what a connection does now. A connection that starts something else becomes the youngest of those that do the same."""
+        """Note what a connection does now. A connection that starts something else becomes the youngest of those that
+        do the same."""
         if connection not in self._connections[activity]:
             self._forget(connection)
             self._connections[activity][connection] = None
             self._metrics.connections.set(len(self))
 
     def add(self, connection: Connection) -> None:
-        """Add a new connection. If there are too many, the one that has waited longest is closed, which may be the new one."""
+        """Add a new connection. If there are too many, the one that has waited longest is closed, which may be the new
+        one."""
         self.set(connection, Activity.WAITING)
         if len(self) > self.config.max_connections:
             by_age = [one for activity in (Activity.WAITING, Activity.SENDING) for one in self._connections[activity]]
@@ -118,7 +129,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # By default asyncio reports unsent bytes from 64 KiB on, and a client that reads nothing could hold a smaller answer for ever.
+        # By default asyncio reports unsent bytes from 64 KiB on, and a client that reads nothing could hold a smaller
+        # answer for ever.
         transport.set_write_buffer_limits(high=0)
         self.pool.add(self)
         self._watch()
@@ -176,7 +188,9 @@ class Connection(H11Protocol):
                 self._request_timer.cancel()
             config = self.pool.config
             seconds = {"headers": config.max_header_s, "body": config.max_upload_s + UPLOAD_GRACE_S}
-            self._request_timer = self.loop.call_later(seconds[awaited], self.drop, "request too slow") if awaited else None
+            self._request_timer = (
+                self.loop.call_later(seconds[awaited], self.drop, "request too slow") if awaited else None
+            )
 
     def _activity(self) -> Activity:
         if self._is_answering():
@@ -187,7 +201,8 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _awaited_part(self) -> str | None:
-        """The part of a request that has yet to arrive; None while the request is complete, or none has begun after an answer."""
+        """The part of a request that has yet to arrive; None while the request is complete, or none has begun after an
+        answer."""
         if self.conn.their_state is h11.SEND_BODY:
             return "body"
         # Between requests uvicorn's timer runs until the first byte arrives.

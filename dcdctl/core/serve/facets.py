@@ -1,4 +1,5 @@
-"""The columns of an index for programs and for the search page: which of them the page offers, and conditions with quoted values."""
+"""The columns of an index for programs and for the search page: which of them the page offers, and conditions with
+quoted values."""
 
 from __future__ import annotations
 
@@ -53,11 +54,16 @@ def columns_of(index: ImageIndex) -> list[ColumnResponse]:
 
 
 def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Literal["values", "range"]]:
-    """The columns that the page offers: those with the fewest values, from two on; dates and many numbers as a range."""
+    """The columns that the page offers: those with the fewest values, from two on; dates and many numbers as a
+    range."""
     kinds: dict[str, Literal["values", "range"]] = {}
     for summary in sorted(summaries, key=lambda summary: summary.distinct):
         is_short = summary.distinct <= MAX_CHOICES and summary.type not in ("number", *MOMENTS)
-        if summary.distinct >= 2 and (is_short or summary.type in ("whole number", "number", *MOMENTS)) and len(kinds) < NUM_FACETS:
+        if (
+            summary.distinct >= 2
+            and (is_short or summary.type in ("whole number", "number", *MOMENTS))
+            and len(kinds) < NUM_FACETS
+        ):
             kinds[summary.name] = "values" if is_short else "range"
     return kinds
 
@@ -70,5 +76,13 @@ def _response(summary: ColumnSummary, facet: Literal["values", "range"] | None) 
     )
     low, high = (None if end is None else value_for_json(end) for end in (summary.low, summary.high))
     return ColumnResponse(
-        summary.name, name, summary.type, summary.missing, summary.distinct, values=values, low=low, high=high, facet=facet
+        summary.name,
+        name,
+        summary.type,
+        summary.missing,
+        summary.distinct,
+        values=values,
+        low=low,
+        high=high,
+        facet=facet,
     )

@@ -19,8 +19,10 @@ START_OF_SCAN = b"\xff\xda"
 
 
 def uploaded(data: bytes, config: ServiceConfig) -> Image.Image:
-    """An uploaded image, upright and RGB; ImageError if it is not an image, or would take too long or too much memory to decode."""
-    # In the compressed data of a JPEG a byte of 255 is followed by 0, so each of these marks a scan over the whole image.
+    """An uploaded image, upright and RGB; ImageError if it is not an image, or would take too long or too much memory
+    to decode."""
+    # In the compressed data of a JPEG a byte of 255 is followed by 0, so each of these marks a scan over the whole
+    # image.
     if data[:2] == b"\xff\xd8" and (num_scans := data.count(START_OF_SCAN)) > config.max_scans:
         raise ImageError(f"a JPEG of {num_scans:,} scans, at most {config.max_scans} are decoded")
     return decode_image(data, max_pixels=config.max_pixels)

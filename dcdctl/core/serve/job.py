@@ -18,7 +18,8 @@ class Models:
 
     device: str
     threads: int | None = None
-    """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several processes."""
+    """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several
+    processes."""
     own: Path | None = None
     """The folder of the dual encoder of a store, if it is not where the store was filled."""
     rerank: str | None = None
@@ -39,7 +40,8 @@ class Job:
     models: Models
 
     def index(self) -> ImageIndex:
-        """The index, opened and compared with its checksums, so that no query waits for that; the errors of `open_index`."""
+        """The index, opened and compared with its checksums, so that no query waits for that; the errors of
+        `open_index`."""
         index = open_index(self.place, self.models.own)
         index.check()
         return index

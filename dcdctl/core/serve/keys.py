@@ -1,7 +1,7 @@
 """API keys: who may search and see images.
 
-The session of a browser has its end, and the HMAC of it under the key. Each process of a service accepts it, and removing a key ends its
-sessions.
+The session of a browser has its end, and the HMAC of it under the key. Each process of a service accepts it, and
+removing a key ends its sessions.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ class Keys:
 
     @staticmethod
     def of(text: str) -> Keys:
-        """Keys separated by commas; ConfigError for an empty or short one, and for characters that no header can hold."""
+        """Keys separated by commas; ConfigError for an empty or short one, and for characters that no header can
+        hold."""
         keys = [key.strip() for key in text.split(",")]
         hint = "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         for place, key in enumerate(keys, start=1):
             if len(key) < MIN_CHARS:
-                raise ConfigError(f"key {place} of {VARIABLE} has {len(key)} characters, at least {MIN_CHARS} are required", hint=hint)
+                raise ConfigError(
+                    f"key {place} of {VARIABLE} has {len(key)} characters, at least {MIN_CHARS} are required", hint=hint
+                )
             if not re.fullmatch(r"[!-~]+", key):
                 raise ConfigError(f"key {place} of {VARIABLE} has spaces or characters outside ASCII", hint=hint)
         return Keys(tuple(map(_digest, keys)))
@@ -45,7 +48,8 @@ class Keys:
         return Keys.of(environment[VARIABLE]) if VARIABLE in environment else None
 
     def accept(self, sent: str) -> bool:
-        """Whether this is one of the keys. The time does not depend on how much of it is right, nor on which key it is."""
+        """Whether this is one of the keys. The time does not depend on how much of it is right, nor on which key it
+        is."""
         # A list: `any` of a generator would stop at the first equal key.
         return any([hmac.compare_digest(_digest(sent), one) for one in self._digests])
 

@@ -1,4 +1,5 @@
-"""The socket of a service, and uvicorn on it: bound first, so that an address that is taken is told before anything loads.
+"""The socket of a service, and uvicorn on it: bound first, so that an address that is taken is told before anything
+loads.
 
 Importing this module imports no web framework.
 """
@@ -32,10 +33,13 @@ BACKLOG = 2048
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket bound to the address that does not listen yet; InputError if the address is not available."""
     with _bind_errors(host, port):
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
     with listener:
-        # Without it, a restart would have to wait until closed connections time out. On Windows it lets two programs share a port.
+        # Without it, a restart would have to wait until closed connections time out. On Windows it lets two programs
+        # share a port.
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with _bind_errors(host, port):
@@ -66,7 +70,9 @@ def _bind_errors(host: str, port: int) -> Iterator[None]:
     try:
         yield
     except socket.gaierror as error:
-        raise InputError(f"host {host} is not known here ({error.strerror})", hint="--host 127.0.0.1 is this machine only") from error
+        raise InputError(
+            f"host {host} is not known here ({error.strerror})", hint="--host 127.0.0.1 is this machine only"
+        ) from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             hint = f"name another with --port {port + 1}, or any free port with --port 0"
@@ -78,8 +84,11 @@ def _bind_errors(host: str, port: int) -> Iterator[None]:
         ) from error
 
 
-def http_server(app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
-    """uvicorn with the limits of the settings, for an app of `app.build`; it runs on a bound socket. `on_ready`: it answers."""
+def http_server(
+    app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """uvicorn with the limits of the settings, for an app of `app.build`; it runs on a bound socket. `on_ready`: it
+    answers."""
     import uvicorn
 
     from dcdctl.core.serve.connections import MAX_ACCEPTED_AT_ONCE, protocol_of
@@ -88,7 +97,8 @@ def http_server(app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             with _bind_errors(config.host, config.port):
                 await super().startup(sockets)
-            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
+            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be
+            # longer.
             for listener in sockets or ():
                 listen(listener, config)
             on_ready()
@@ -103,7 +113,8 @@ def http_server(app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable
     settings = uvicorn.Config(
         app,
         log_config=None,
-        # Requests are not logged, for privacy. Malformed ones are counted in the metrics, so that a flood of them cannot fill a disk.
+        # Requests are not logged, for privacy. Malformed ones are counted in the metrics, so that a flood of them
+        # cannot fill a disk.
         log_level="error",
         access_log=False,
         server_header=False,

@@ -1,4 +1,5 @@
-"""What a service writes to stderr: its errors, and on request a line for each request; as text, or as one JSON object per line.
+"""What a service writes to stderr: its errors, and on request a line for each request; as text, or as one JSON object
+per line.
 
 Queries are logged only if `log_queries` says so. Keys are never logged.
 """
@@ -61,7 +62,11 @@ def printable(line: str) -> str:
 
 def _shortened(text: str) -> str:
     # A traceback names the request at its beginning, and the error at its end.
-    return text if len(text) <= MAX_RECORD_CHARS else f"{text[: MAX_RECORD_CHARS // 2]} ... {text[-MAX_RECORD_CHARS // 2 :]}"
+    return (
+        text
+        if len(text) <= MAX_RECORD_CHARS
+        else f"{text[: MAX_RECORD_CHARS // 2]} ... {text[-MAX_RECORD_CHARS // 2 :]}"
+    )
 
 
 class TextFormatter(logging.Formatter):
@@ -81,7 +86,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time, level, logger, message, the process, the request's id, and what the record adds."""
+    """One JSON object per record: time, level, logger, message, the process, the request's id, and what the record
+    adds."""
 
     def __init__(self, process: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """The metrics of the service for Prometheus, by the official client.
 
-The client also reports memory and CPU time of each process. Each service has its own registries, so that a process may run several.
-The processes of one service share their numbers through files (`Shared`), so that each of them answers with the sums.
+The client also reports memory and CPU time of each process. Each service has its own registries, so that a process may
+run several. The processes of one service share their numbers through files (`Shared`), so that each of them answers
+with the sums.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Shared:
 
     def join(self) -> None:
         """Keep the metrics of this process there from now on; called before any metric is made, once per process."""
-        # The number names the files, not the process id: a process that is started again continues the counters of the one that ended.
+        # The number names the files, not the process id: a process that is started again continues the counters of the
+        # one that ended.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
         values.ValueClass = values.MultiProcessValue(lambda: self.number)
         self.note_pid()
@@ -83,14 +85,24 @@ class Metrics:
             self._own.register(_Processes(shared))
         names: dict[str, Any] = {"registry": counted, "namespace": "dcdctl"}
         self._requests = Counter("requests", "Requests answered.", ["route", "method", "status"], **names)
-        self._seconds = Histogram("request_seconds", "Time until a request was answered completely.", ["route"], buckets=SECONDS, **names)
-        self._stages = Histogram("search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names)
-        self._batches = Histogram("text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names)
-        self._rejected = Counter("rejected", "Requests and connections refused because of a limit.", ["reason"], **names)
+        self._seconds = Histogram(
+            "request_seconds", "Time until a request was answered completely.", ["route"], buckets=SECONDS, **names
+        )
+        self._stages = Histogram(
+            "search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names
+        )
+        self._batches = Histogram(
+            "text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names
+        )
+        self._rejected = Counter(
+            "rejected", "Requests and connections refused because of a limit.", ["reason"], **names
+        )
         now: dict[str, Any] = {**names, "multiprocess_mode": "livesum"}
         self.in_flight = Gauge("requests_in_flight", "Requests in progress.", **now)
         self.connections = Gauge("connections", "Open connections.", **now)
-        self.under_way = Gauge("under_way", "Searches and image requests that have a thread or wait for one.", ["work"], **now)
+        self.under_way = Gauge(
+            "under_way", "Searches and image requests that have a thread or wait for one.", ["work"], **now
+        )
         Gauge("processes", "Processes that answer requests.", **now).set(1)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:

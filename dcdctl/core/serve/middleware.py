@@ -1,4 +1,5 @@
-"""Middleware that counts requests, refuses those beyond the limits before they are read, and adds headers to every response."""
+"""Middleware that counts requests, refuses those beyond the limits before they are read, and adds headers to every
+response."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ class LimitsMiddleware:
 
         self._count(1)
         try:
-            await self._answer(scope)(scope, _LimitedBody(scope, receive, self._config, self.metrics), send_with_headers)
+            await self._answer(scope)(
+                scope, _LimitedBody(scope, receive, self._config, self.metrics), send_with_headers
+            )
         finally:
             self._count(-1)
             seconds = time.perf_counter() - started
@@ -78,7 +81,10 @@ class LimitsMiddleware:
         """What answers a request: the app, or a refusal."""
         if _header_bytes(scope) > self._config.max_header_bytes:
             self.metrics.rejected("headers too large")
-            error = f"the request line and headers are too large, at most {self._config.max_header_bytes / KiB:g} KiB are accepted"
+            error = (
+                f"the request line and headers are too large, at most {self._config.max_header_bytes / KiB:g} "
+                "KiB are accepted"
+            )
             return JSONResponse({"error": error}, status_code=431, headers={"Connection": "close"})
         if self._in_flight > self._config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
             return refusal("too many requests", self._config, self.metrics)
@@ -127,12 +133,18 @@ class _LimitedBody:
     def _check(self, size: int) -> None:
         if size > self._config.max_upload_bytes:
             self._metrics.rejected("upload too large")
-            raise HTTPException(413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted")
+            raise HTTPException(
+                413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted"
+            )
 
 
 def _header_bytes(scope: Scope) -> int:
     """Size of the request line and the headers. The parser compares it only while they are incomplete."""
-    return len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+    return (
+        len(scope["raw_path"])
+        + len(scope["query_string"])
+        + sum(len(name) + len(value) for name, value in scope["headers"])
+    )
 
 
 def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:

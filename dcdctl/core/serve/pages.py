@@ -1,4 +1,5 @@
-"""The pages of the service: image search, and how to use the service from a program. They load nothing from elsewhere."""
+"""The pages of the service: image search, and how to use the service from a program. They load nothing from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+
 def add_pages(app: FastAPI, index: Callable[[], ImageIndex], config: ServiceConfig) -> None:
     """Add the pages to an app that has all its other routes; `index` returns the index that is searched now.
 
-    The page about the routes is made when it is first asked for: its schema takes longer than all other parts of an app.
+    The page about the routes is made when it is first asked for: its schema takes longer than all other parts of an
+    app.
     """
     _add(app, "/", lambda: search_page(index(), config).encode(), "text/html")
     for suffix, media_type in MEDIA_TYPES.items():
@@ -42,7 +44,8 @@ EXAMPLES = ("a person", "an animal", "food on a table", "a street with cars")
 
 
 def search_page(index: ImageIndex, config: ServiceConfig) -> str:
-    """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and example queries."""
+    """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and
+    example queries."""
     rows = [row for row in index.spread_rows(2 * NUM_SAMPLE) if index.has_image(row)][:NUM_SAMPLE]
     return templates.render(
         "search.html",
@@ -85,7 +88,9 @@ def docs_page(schema: dict[str, Any], config: ServiceConfig) -> str:
         for path, methods in schema["paths"].items()
         for method, route in methods.items()
     ]
-    return templates.render("search-docs.html", config=config, max_upload_mib=f"{config.max_upload_bytes / MiB:g}", routes=routes)
+    return templates.render(
+        "search-docs.html", config=config, max_upload_mib=f"{config.max_upload_bytes / MiB:g}", routes=routes
+    )
 
 
 def _parameters(route: dict[str, Any]) -> Iterator[_Parameter]:
@@ -94,7 +99,9 @@ def _parameters(route: dict[str, Any]) -> Iterator[_Parameter]:
     if "requestBody" in route:
         yield _Parameter("image", "a file", "In the body, as multipart/form-data.")
         yield _Parameter(
-            "queries", "a list", 'Instead of an image, in the body as application/json: {"queries": [{"text": "a red bus", "k": 5}]}.'
+            "queries",
+            "a list",
+            'Instead of an image, in the body as application/json: {"queries": [{"text": "a red bus", "k": 5}]}.',
         )
 
 

@@ -1,8 +1,9 @@
 """Several processes behind one port: a parent that starts them, replaces those that end, and passes on signals.
 
-The parent binds the port, and all processes accept connections from the one socket that they inherit. The system gives a connection to a
-process that is free to accept it, and connections wait in the queue of the socket while a process starts again. Each process maps the same
-files of the index, which the system holds once in memory, and has a model of its own.
+The parent binds the port, and all processes accept connections from the one socket that they inherit. The system gives
+a connection to a process that is free to accept it, and connections wait in the queue of the socket while a process
+starts again. Each process maps the same files of the index, which the system holds once in memory, and has a model of
+its own.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ PRELOADED = (
     *("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "transformers.generation.utils"),
     *("transformers.models.auto.tokenization_auto", "transformers.models.auto.image_processing_auto"),
 )
-"""Modules that are imported once for all processes. Loading a model imports most of transformers, which takes seconds."""
+"""Modules that are imported once for all processes. Loading a model imports most of transformers, which takes
+seconds."""
 STABLE_S = 60.0
-"""A process that has answered this long is replaced at once when it ends; one that ends earlier waits longer each time."""
+"""A process that has answered this long is replaced at once when it ends; one that ends earlier waits longer each
+time."""
 MAX_DELAY_S = 30.0
 MAX_FAILED_STARTS = 3
 """Failed starts in a row after which the service ends, if no other process answers."""
@@ -67,7 +70,10 @@ def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]
     `on_ready` gets the number of images once all answer. The error of a process that cannot start.
     """
     if sys.platform == "win32":
-        raise ConfigError("several processes need a system that shares sockets between them, which Windows does not", hint="--processes 1")
+        raise ConfigError(
+            "several processes need a system that shares sockets between them, which Windows does not",
+            hint="--processes 1",
+        )
     with tempfile.TemporaryDirectory(prefix="dcdctl-metrics-") as folder, _signals() as (signals, wakeup):
         Shared(Path(folder), 0).note_pid()
         supervisor = _Supervisor(job, listener, Path(folder), on_ready)
@@ -86,8 +92,8 @@ class _Supervisor:
     """The processes of a service."""
 
     def __init__(self, job: Job, listener: socket.socket, folder: Path, on_ready: Callable[[int], None]) -> None:
-        # Forked from one process that has imported the libraries and started no thread, so they start in a second and share that memory.
-        # macOS libraries do not survive a fork.
+        # Forked from one process that has imported the libraries and started no thread, so they start in a second and
+        # share that memory. macOS libraries do not survive a fork.
         self._context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
             self._context.set_forkserver_preload(list(PRELOADED))
@@ -106,7 +112,9 @@ class _Supervisor:
         running = [child for child in self._children if child.is_running]
         due = [child.starts_at for child in self._children if child.starts_at is not None]
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
-        happened = connection.wait([wakeup, *(one for child in running for one in (child.control, child.process.sentinel))], timeout)
+        happened = connection.wait(
+            [wakeup, *(one for child in running for one in (child.control, child.process.sentinel))], timeout
+        )
         if wakeup in happened:
             wakeup.recv(4096)
         for child in running:
@@ -120,7 +128,8 @@ class _Supervisor:
                 child.ready_since = child.starts_at = child.error = None
 
     def reload(self) -> None:
-        """Let each process open the index and the models again, one after another, so that only one needs memory for two models."""
+        """Let each process open the index and the models again, one after another, so that only one needs memory for
+        two models."""
         self._to_reload = deque(child.number for child in self._children)
         self._reload_next()
 

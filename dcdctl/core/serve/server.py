@@ -38,12 +38,14 @@ class Started:
 
 
 def serve(place: str | Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
-    """Answer searches of an index, in a folder or a store, until SIGINT or SIGTERM; requests in progress are answered first.
+    """Answer searches of an index, in a folder or a store, until SIGINT or SIGTERM; requests in progress are answered
+    first.
 
     SIGHUP reloads the index and its model.
 
-    `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
-    the extra, ConfigError for a weak key, and the errors of `devices.choose` and `Searcher.for_index`.
+    `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError
+    without the packages of the extra, ConfigError for a weak key, and the errors of `devices.choose` and
+    `Searcher.for_index`.
     """
     require()
     # Malformed uploads are reported to the client, not logged.

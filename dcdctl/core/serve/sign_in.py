@@ -1,7 +1,8 @@
 """Requests without a key are answered here: by an error for programs, and by a sign-in page for browsers.
 
-A program sends its key with each request. A browser signs in once: a form sends the key, and a cookie keeps the session. The page and its
-images then need no script for it, and no script, no address and no history ever holds the key.
+A program sends its key with each request. A browser signs in once: a form sends the key, and a cookie keeps the
+session. The page and its images then need no script for it, and no script, no address and no history ever holds the
+key.
 """
 
 from __future__ import annotations
@@ -27,11 +28,25 @@ OPEN_PATHS = ("/health", "/healthz", "/live", "/login", "/search.css", "/search.
 """Paths that need no key: health checks, and what the sign-in page needs."""
 PAGES = ("/", "/docs")
 """Paths where a browser without a session gets the sign-in page."""
-NAMES_IN_URLS = ("key", "apikey", "xapikey", "accesskey", "accesstoken", "authtoken", "token", "bearer", "authorization", "password")
+NAMES_IN_URLS = (
+    "key",
+    "apikey",
+    "xapikey",
+    "accesskey",
+    "accesstoken",
+    "authtoken",
+    "token",
+    "bearer",
+    "authorization",
+    "password",
+)
 """Names of parameters, in small letters without hyphens, by which programs send keys in addresses."""
 MAX_NEXT_CHARS = 2000
 REALM = {"WWW-Authenticate": 'Bearer realm="dcdctl"'}
-KEY_IN_URL = "addresses are logged and shared, so a key must not be in one: send the header Authorization: Bearer KEY, and replace this key"
+KEY_IN_URL = (
+    "addresses are logged and shared, so a key must not be in one: send the header Authorization: Bearer "
+    "KEY, and replace this key"
+)
 NO_KEY = "a key is required: send the header Authorization: Bearer KEY, or sign in on the search page"
 
 
@@ -64,7 +79,9 @@ class KeyMiddleware:
 
     def _has_key_in_url(self, scope: Scope) -> bool:
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=None)
-        return any(re.sub("[-_]", "", name.lower()) in NAMES_IN_URLS or self._keys.accept(value) for name, value in query)
+        return any(
+            re.sub("[-_]", "", name.lower()) in NAMES_IN_URLS or self._keys.accept(value) for name, value in query
+        )
 
 
 def _key_of(headers: Headers) -> str:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import INDEX_FILE, Answer, Background, Condition, ImageIndex, Index, Searcher, measure_background
+from dcdctl.core.search import (
+    INDEX_FILE,
+    Answer,
+    Background,
+    Condition,
+    ImageIndex,
+    Index,
+    Searcher,
+    measure_background,
+)
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
@@ -25,7 +34,8 @@ LATE = "waited too long"
 
 
 class LiveSearcher:
-    """A searcher that opens an index on disk again when it has changed, so that removed images are not served. Thread-safe."""
+    """A searcher that opens an index on disk again when it has changed, so that removed images are not served.
+    Thread-safe."""
 
     def __init__(self, searcher: Searcher) -> None:
         # A store is searched as it is now, and is never opened again.
@@ -103,7 +113,8 @@ class Workers:
         self._gauge = metrics.under_way.labels(name)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of a call; BusyError if the queue is full, or if the call has waited too long when its turn comes."""
+        """The result of a call; BusyError if the queue is full, or if the call has waited too long when its turn
+        comes."""
         queued = time.monotonic()
 
         def in_time() -> T:
@@ -154,7 +165,8 @@ class _WaitingText:
 
     @property
     def group(self) -> tuple[object, ...]:
-        """Equal for texts that may be answered together. A hybrid search of more images fuses more ranks, so its first hits may differ."""
+        """Equal for texts that may be answered together. A hybrid search of more images fuses more ranks, so its first
+        hits may differ."""
         return self.where, self.hybrid, self.k if self.hybrid else None
 
 
@@ -169,7 +181,11 @@ class _Batch:
     def add(self, text: _WaitingText) -> bool:
         """Add a text; False if the batch has started or is full, or if its texts are of another group."""
         with self._lock:
-            if self._has_started or len(self._texts) >= self._max_size or any(text.group != one.group for one in self._texts[:1]):
+            if (
+                self._has_started
+                or len(self._texts) >= self._max_size
+                or any(text.group != one.group for one in self._texts[:1])
+            ):
                 return False
             self._texts.append(text)
             return True
@@ -182,7 +198,8 @@ class _Batch:
 
 
 class TextBatcher:
-    """Answers texts that arrive while the model is busy together, as soon as a thread is free. No text waits for others to arrive."""
+    """Answers texts that arrive while the model is busy together, as soon as a thread is free. No text waits for others
+    to arrive."""
 
     def __init__(self, searcher: LiveSearcher, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
         self._searcher, self._workers, self._metrics = searcher, workers, metrics
@@ -204,10 +221,13 @@ class TextBatcher:
                 self._workers.start(partial(self._answer_batch, self._open))
             return await asyncio.wrap_future(waiting.answer)
 
-    async def answer_all(self, texts: Sequence[tuple[str, int, Condition | None, bool]]) -> list[Answer | BaseException]:
+    async def answer_all(
+        self, texts: Sequence[tuple[str, int, Condition | None, bool]]
+    ) -> list[Answer | BaseException]:
         """For each text with its k, its condition, and whether it is hybrid, the answer or the error of the searcher.
 
-        Texts of the same condition are computed together, those of hybrid searches of the same k. BusyError like `Workers.run`.
+        Texts of the same condition are computed together, those of hybrid searches of the same k. BusyError like
+        `Workers.run`.
         """
         with self._workers.slot(len(texts)):
             waiting = [_WaitingText(*text) for text in texts]
@@ -219,7 +239,9 @@ class TextBatcher:
                     for text in together[start : start + self._max_size]:
                         self._open.add(text)
                     self._workers.start(partial(self._answer_batch, self._open))
-            answers = await asyncio.gather(*(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True)
+            answers = await asyncio.gather(
+                *(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True
+            )
         for answer in answers:
             if isinstance(answer, BusyError):
                 raise answer

@@ -1,6 +1,8 @@
-"""A table of LanceDB, in a folder or in object storage: one row per image, its vector as float16, the facts as metadata of the column row.
+"""A table of LanceDB, in a folder or in object storage: one row per image, its vector as float16, the facts as metadata
+of the column row.
 
-Each change is one commit of the table, and a search reads one version of it, so a table and its facts are never of two uploads.
+Each change is one commit of the table, and a search reads one version of it, so a table and its facts are never of two
+uploads.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ ROWS_PER_QUESTION = 10_000
 FACTS = "dcdctl"
 _DRAFT = "__draft"
 _PASSING = re.compile(
-    r"tim(?:ed|e) ?out|connection|connect error|dispatch failure|reset by peer|conflict|try again|too many requests|\b(?:429|50[0234])\b",
+    r"tim(?:ed|e) ?out|connection|connect error|dispatch failure|reset by peer|conflict|try again|too many "
+    r"requests|\b(?:429|50[0234])\b",
     re.I,
 )
 """What LanceDB and the clients of object storage say of errors that may pass: its errors have no numbers."""
@@ -80,7 +83,13 @@ class LanceStore:
 
     def rows_in(self, span: range) -> Rows:
         with self._errors():
-            found = self._open().search().where(f"`row` >= {span.start} AND `row` < {span.stop}").select(["row"]).limit(max(len(span), 1))
+            found = (
+                self._open()
+                .search()
+                .where(f"`row` >= {span.start} AND `row` < {span.stop}")
+                .select(["row"])
+                .limit(max(len(span), 1))
+            )
             return np.sort(found.to_arrow().column("row").to_numpy())
 
     def count(self, where: Condition | None = None) -> int:
@@ -133,7 +142,9 @@ class LanceStore:
         with self._errors():
             facts = self._facts_of(table)
             batches = table.search().to_batches()
-            reader = pa.RecordBatchReader.from_batches(_schema(facts), (_batch(batch, _schema(facts)) for batch in batches))
+            reader = pa.RecordBatchReader.from_batches(
+                _schema(facts), (_batch(batch, _schema(facts)) for batch in batches)
+            )
             # One commit: a search sees the old version or the new one.
             self._database.create_table(published._table, data=reader, schema=_schema(facts), mode=published._mode())
         published.finish()
@@ -161,7 +172,9 @@ class LanceStore:
     def _open(self) -> Any:
         table = self._find()
         if table is None:
-            raise MissingError(f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`")
+            raise MissingError(
+                f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
+            )
         return table
 
     def _facts_of(self, table: Any) -> StoreFacts:
@@ -177,8 +190,12 @@ class LanceStore:
         except (OSError, RuntimeError, ValueError) as error:
             text = " ".join(str(error).split())[:500]
             if _PASSING.search(text):
-                raise UnavailableError(f"{self.location} does not answer: {text}", hint="run the same command again") from error
-            raise InputError(f"{self.location} refuses: {text}", hint="check the URL, and the rights and credentials") from error
+                raise UnavailableError(
+                    f"{self.location} does not answer: {text}", hint="run the same command again"
+                ) from error
+            raise InputError(
+                f"{self.location} refuses: {text}", hint="check the URL, and the rights and credentials"
+            ) from error
 
 
 def _nearest(table: Any, query_D: Floats, count: int, condition: str | None) -> pa.Table:
@@ -203,7 +220,13 @@ def _cast(found: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    return pa.Table.from_batches([batch]).select(schema.names).cast(schema).combine_chunks().to_batches(max_chunksize=None)[0]
+    return (
+        pa.Table.from_batches([batch])
+        .select(schema.names)
+        .cast(schema)
+        .combine_chunks()
+        .to_batches(max_chunksize=None)[0]
+    )
 
 
 def _one_of(rows: Rows) -> str:

@@ -1,7 +1,8 @@
-"""A table of PostgreSQL with pgvector: one row per image, its vector as halfvec, and the facts as the comment of the table.
+"""A table of PostgreSQL with pgvector: one row per image, its vector as halfvec, and the facts as the comment of the
+table.
 
-The comment follows the table when it is renamed, so a table and its facts are never of two uploads. A table of up to `EXACT_UP_TO` images,
-or of a filter with so few matches, is searched exactly; a larger one by an HNSW graph.
+The comment follows the table when it is renamed, so a table and its facts are never of two uploads. A table of up to
+`EXACT_UP_TO` images, or of a filter with so few matches, is searched exactly; a larger one by an HNSW graph.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[tuple[Any, ...]]
 
 EXACT_UP_TO = 20_000
-"""Vectors that are compared one by one: this takes some milliseconds and finds all. pgvector's graph would visit as many under a filter."""
+"""Vectors that are compared one by one: this takes some milliseconds and finds all. pgvector's graph would visit as
+many under a filter."""
 MAX_SEARCH_WIDTH = 1000
 """Of pgvector's hnsw.ef_search."""
 MAX_INDEXED_DIMS = 4000
@@ -53,8 +55,11 @@ TYPES = {
     pa.timestamp("us"): "timestamp",
 }
 _PASSING = ("08", "40001", "40P01", "53", "55P03", "57P", "57014")
-"""The beginnings of the SQLSTATEs of errors that may pass: lost connections, deadlocks, too many clients, restarts, timeouts."""
-_REFUSED = re.compile(r"FATAL:\s+(?!the database system|sorry, too many|remaining connection|terminating)|no password supplied|invalid")
+"""The beginnings of the SQLSTATEs of errors that may pass: lost connections, deadlocks, too many clients, restarts,
+timeouts."""
+_REFUSED = re.compile(
+    r"FATAL:\s+(?!the database system|sorry, too many|remaining connection|terminating)|no password supplied|invalid"
+)
 """What libpq says of a server that was reached and refuses."""
 
 
@@ -155,12 +160,16 @@ class PostgresStore:
     def create(self, facts: StoreFacts) -> None:
         for name in facts.columns:
             if len(name.encode()) > MAX_NAME_BYTES:
-                raise InputError(f"the column {name!r} has a longer name than PostgreSQL takes", hint="rename it to at most 63 bytes")
+                raise InputError(
+                    f"the column {name!r} has a longer name than PostgreSQL takes", hint="rename it to at most 63 bytes"
+                )
         with self._session() as session, session.connection.transaction():
             _install(session.connection)
             session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
             columns = [_definition(column, facts.dims) for column in facts.image_schema]
-            session.connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table.quoted, sql.SQL(", ").join(columns)))
+            session.connection.execute(
+                sql.SQL("CREATE TABLE {} ({})").format(self.table.quoted, sql.SQL(", ").join(columns))
+            )
             self._comment(session, facts)
 
     def describe(self, facts: StoreFacts) -> None:
@@ -192,24 +201,34 @@ class PostgresStore:
         session.connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self.table.in_query), [rows])
 
     def rows_in(self, span: range) -> Rows:
-        query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(self.table.in_query)
+        query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(
+            self.table.in_query
+        )
         with self._session() as session:
-            return np.array([row for (row,) in session.connection.execute(query, [span.start, span.stop])], dtype=np.int64)
+            return np.array(
+                [row for (row,) in session.connection.execute(query, [span.start, span.stop])], dtype=np.int64
+            )
 
     def count(self, where: Condition | None = None) -> int:
         with self._session() as session:
             return self._count(session, *self._where(where))
 
-    def _count(self, session: _Session, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None) -> int:
+    def _count(
+        self, session: _Session, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None
+    ) -> int:
         limit = sql.SQL("" if up_to is None else f"LIMIT {up_to}")
-        query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(self.table.in_query, test, limit)
+        query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(
+            self.table.in_query, test, limit
+        )
         found = session.connection.execute(query, parameters).fetchone()
         assert found is not None
         return int(found[0])
 
     def fetch(self, rows: Rows) -> pa.Table:
         facts = self._described()
-        query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(_names(facts), self.table.in_query)
+        query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(
+            _names(facts), self.table.in_query
+        )
         with self._session() as session, session.connection.cursor(binary=True) as cursor:
             return _table(cursor.execute(query, [rows.tolist()]).fetchall(), facts)
 
@@ -217,12 +236,22 @@ class PostgresStore:
         test, parameters = self._where(where)
         with self._session() as session, session.connection.transaction():
             version = self._version(session)
-            is_exact = version.is_small or (where is not None and self._count(session, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO)
-            found = [self._nearest(session, version, (test, [*parameters, _text(query_D)]), count, is_exact) for query_D in queries_QD]
+            is_exact = version.is_small or (
+                where is not None and self._count(session, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO
+            )
+            found = [
+                self._nearest(session, version, (test, [*parameters, _text(query_D)]), count, is_exact)
+                for query_D in queries_QD
+            ]
         return Found(found, version.facts.model)
 
     def _nearest(
-        self, session: _Session, version: _Version, where: tuple[sql.Composable, Sequence[Value]], count: int, is_exact: bool
+        self,
+        session: _Session,
+        version: _Version,
+        where: tuple[sql.Composable, Sequence[Value]],
+        count: int,
+        is_exact: bool,
     ) -> pa.Table:
         """The nearest rows of a query, which is the last of the parameters."""
         distance = sql.SQL("vector <=> %s::halfvec")
@@ -233,14 +262,18 @@ class PostgresStore:
         )
         with session.connection.pipeline():
             # relaxed_order, because the candidates are scored and ordered again.
-            settings = "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true)"
+            settings = (
+                "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', "
+                "'relaxed_order', true)"
+            )
             session.connection.execute(settings, [str(min(max(count, 1), MAX_SEARCH_WIDTH))])
             cursor = session.connection.cursor(binary=True).execute(query, where[1])
         rows = cursor.fetchall()
         if any(oid != version.oid for oid, *_ in rows):
             raise UnavailableError(f"{self._name} was replaced during a search")
         if not is_exact and len(rows) < count:
-            # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing points to.
+            # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing points
+            # to.
             return self._nearest(session, version, where, count, is_exact=True)
         return _table([row[1:] for row in rows], version.facts)
 
@@ -263,7 +296,9 @@ class PostgresStore:
 
     def num_bytes(self) -> int | None:
         with self._session() as session:
-            found = session.connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass]).fetchone()
+            found = session.connection.execute(
+                "SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass]
+            ).fetchone()
             return None if found is None else found[0]
 
     def publish(self) -> None:
@@ -294,7 +329,9 @@ class PostgresStore:
         """The table that has the name now."""
         found = session.connection.execute("SELECT to_regclass(%s)::oid::int8", [self._regclass]).fetchone()
         if found is None or found[0] is None:
-            raise MissingError(f"{self._name} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`")
+            raise MissingError(
+                f"{self._name} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
+            )
         if self._latest is None or self._latest.oid != found[0]:
             query = "SELECT obj_description(oid, 'pg_class'), reltuples FROM pg_class WHERE oid = %s"
             described = session.connection.execute(query, found).fetchone()
@@ -351,7 +388,10 @@ class PostgresStore:
         if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
             hint = "is the server running, and are host and port right?" if is_lost else "run the same command again"
             return UnavailableError(f"{self.location} does not answer: {text}", hint=hint)
-        return InputError(f"{self.location} refuses: {text}", hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights")
+        return InputError(
+            f"{self.location} refuses: {text}",
+            hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights",
+        )
 
 
 def _one_line(error: psycopg.Error) -> str:
@@ -405,8 +445,12 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     """The values of a column, as psycopg sends them."""
     if not pa.types.is_fixed_size_list(column.type):
         values: list[Any] = column.to_pylist()
-        if column.type == pa.string() and (bad := next((value for value in values if value is not None and "\0" in value), None)):
-            raise InputError(f"the text {bad!r} has the character NUL, which PostgreSQL does not keep", hint="change the column")
+        if column.type == pa.string() and (
+            bad := next((value for value in values if value is not None and "\0" in value), None)
+        ):
+            raise InputError(
+                f"the text {bad!r} has the character NUL, which PostgreSQL does not keep", hint="change the column"
+            )
         return values
     vectors_RD = half_of(column)
     header = struct.pack(">HH", vectors_RD.shape[1], 0)

@@ -54,7 +54,9 @@ class StoreFacts:
     @property
     def image_schema(self) -> pa.Schema:
         """The columns of an upload and of an answer."""
-        vector = pa.field("vector", pa.list_(pa.field("element", pa.float16(), nullable=False), self.dims), nullable=False)
+        vector = pa.field(
+            "vector", pa.list_(pa.field("element", pa.float16(), nullable=False), self.dims), nullable=False
+        )
         return pa.schema([*IMAGE_FIELDS, vector, *self.schema])
 
     def to_json(self) -> str:
@@ -62,7 +64,8 @@ class StoreFacts:
 
     @staticmethod
     def of_json(text: str | None, location: str) -> StoreFacts:
-        """The facts that `to_json` wrote; StaleError if another program, or another version of dcdctl, wrote the store."""
+        """The facts that `to_json` wrote; StaleError if another program, or another version of dcdctl, wrote the
+        store."""
         try:
             document = json.loads(text or "")["dcdctl"]
         except (ValueError, LookupError, TypeError) as error:
@@ -84,7 +87,8 @@ IMAGE_FIELDS = (
     pa.field("path", pa.string()),
     pa.field("corpus_row", pa.int64()),
 )
-"""What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the index."""
+"""What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the
+index."""
 
 
 def half_of(column: pa.ChunkedArray) -> Half:
@@ -105,7 +109,8 @@ class Found:
 class Store(Protocol):
     """Vectors with their images under one name. Safe to call from threads.
 
-    An error that may pass, such as a lost connection, is an UnavailableError; wrong credentials and the like are InputErrors.
+    An error that may pass, such as a lost connection, is an UnavailableError; wrong credentials and the like are
+    InputErrors.
     """
 
     kind: str
@@ -139,7 +144,8 @@ class Store(Protocol):
         """The images of rows, in the order of rows; those that are not there are left out."""
 
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
-        """About the `count` nearest images of each query among those that meet a condition, or all of these if they are fewer."""
+        """About the `count` nearest images of each query among those that meet a condition, or all of these if they are
+        fewer."""
 
     def finish(self) -> None:
         """Build what makes searches fast, after many images were written."""

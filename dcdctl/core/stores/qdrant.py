@@ -1,7 +1,8 @@
 """A collection of Qdrant: one point per image, its vector as float16, and the facts as metadata of the collection.
 
-The name of a store is an alias. Each upload that fills a store as a whole makes a collection of another name, so a search never mixes two.
-Vectors are compared by their dot product, because Qdrant changes the numbers of vectors that it compares by cosine.
+The name of a store is an alias. Each upload that fills a store as a whole makes a collection of another name, so a
+search never mixes two. Vectors are compared by their dot product, because Qdrant changes the numbers of vectors that it
+compares by cosine.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def open_folder(folder: Path) -> QdrantClient:
         try:
             client = QdrantClient(path=name)
         except RuntimeError as error:
-            raise InputError(f"{name} is used by another process", hint="wait until it ends, or start a Qdrant server") from error
+            raise InputError(
+                f"{name} is used by another process", hint="wait until it ends, or start a Qdrant server"
+            ) from error
         _LOCAL[name] = client
     return client
 
@@ -133,7 +136,9 @@ class QdrantStore:
         offset: Any = span.start
         with self._errors():
             while offset is not None and offset < span.stop:
-                points, offset = self._client.scroll(collection, offset=offset, limit=ROWS_PER_QUESTION, with_payload=False)
+                points, offset = self._client.scroll(
+                    collection, offset=offset, limit=ROWS_PER_QUESTION, with_payload=False
+                )
                 found += [int(point.id) for point in points if int(point.id) < span.stop]
         return np.array(found, dtype=np.int64)
 
@@ -187,7 +192,9 @@ class QdrantStore:
     def _resolve(self, name: str | None = None) -> str | None:
         """The collection that an alias stands for."""
         name = name or self._name
-        return next((alias.collection_name for alias in self._client.get_aliases().aliases if alias.alias_name == name), None)
+        return next(
+            (alias.collection_name for alias in self._client.get_aliases().aliases if alias.alias_name == name), None
+        )
 
     def _point(self, collection: str) -> None:
         """Let the alias stand for another collection, and remove the one that it stood for."""
@@ -207,7 +214,9 @@ class QdrantStore:
             self.facts()
             behind = self._behind
         if behind is None:
-            raise MissingError(f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`")
+            raise MissingError(
+                f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
+            )
         return behind
 
     @contextmanager
@@ -224,9 +233,17 @@ class QdrantStore:
         if is_gone:
             # Replaced by an upload: the next try asks which collection has the alias now.
             self._behind = None
-        is_passing = isinstance(error, ResponseHandlingException | ResourceExhaustedResponse) or status == 429 or (status or 0) >= 500
+        is_passing = (
+            isinstance(error, ResponseHandlingException | ResourceExhaustedResponse)
+            or status == 429
+            or (status or 0) >= 500
+        )
         if is_gone or is_passing:
-            hint = "is the server running, and are host and port right?" if status is None else "run the same command again"
+            hint = (
+                "is the server running, and are host and port right?"
+                if status is None
+                else "run the same command again"
+            )
             return UnavailableError(f"{self.location} does not answer: {text}", hint=hint)
         return InputError(f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY")
 
@@ -264,7 +281,9 @@ def _payload(values: dict[str, Any]) -> dict[str, Any]:
 
 def _as_json(name: str, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"the column {name} has the number {value}, which Qdrant does not keep", hint="leave the value out")
+        raise InputError(
+            f"the column {name} has the number {value}, which Qdrant does not keep", hint="leave the value out"
+        )
     if isinstance(value, datetime):
         return f"{value.isoformat()}Z"
     return value.isoformat() if isinstance(value, date) else value
@@ -317,7 +336,9 @@ def _test(condition: Condition, columns: pa.Schema) -> Any:
     if isinstance(condition, IsNull):
         return models.Filter(must_not=[is_missing]) if condition.negated else is_missing
     if isinstance(condition, Like):
-        raise InputError(f"Qdrant has no LIKE, which the condition asks of {condition.column}", hint="use =, IN or another store")
+        raise InputError(
+            f"Qdrant has no LIKE, which the condition asks of {condition.column}", hint="use =, IN or another store"
+        )
     if isinstance(condition, OneOf):
         held = models.Filter(should=[_equal(key, value, type_) for value in condition.values])
         is_opposite = condition.negated
@@ -341,7 +362,10 @@ def _equal(key: str, value: Value, type_: pa.DataType) -> Any:
 def _range(key: str, condition: Compare, type_: pa.DataType) -> Any:
     value, end = condition.value, _RANGES[condition.operator]
     if isinstance(value, str | bool):
-        raise InputError(f"Qdrant does not order texts, which the condition asks of {condition.column}", hint="use =, IN or another store")
+        raise InputError(
+            f"Qdrant does not order texts, which the condition asks of {condition.column}",
+            hint="use =, IN or another store",
+        )
     if isinstance(value, date):
         return models.FieldCondition(key=key, range=models.DatetimeRange(**{end: _moment(value)}))
     if type_ == pa.int64() and abs(value) > EXACT_INTEGERS:

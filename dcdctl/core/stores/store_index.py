@@ -1,7 +1,7 @@
 """A store as an index: searched, shown and served like an index in a folder.
 
-The engine proposes candidates; their stored vectors come with them and are scored exactly, so answers equal those of the index.
-Shape letters: Q queries, D width, R rows.
+The engine proposes candidates; their stored vectors come with them and are scored exactly, so answers equal those of
+the index. Shape letters: Q queries, D width, R rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import Condition, Floats, Half, Hit, Rows, SourceImage, SourceImages, check_hybrid, cosines, text_side_beside, unit
+from dcdctl.core.search import (
+    Condition,
+    Floats,
+    Half,
+    Hit,
+    Rows,
+    SourceImage,
+    SourceImages,
+    check_hybrid,
+    cosines,
+    text_side_beside,
+    unit,
+)
 from dcdctl.core.stores.protocol import IMAGE_FIELDS, Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import FOR_A_QUESTION, repeated
 
@@ -44,7 +56,8 @@ class StoreIndex:
     def open(store: Store, model: Path | None = None) -> StoreIndex:
         """The index of a store; `model` is the folder of its dual encoder, if it is not where the store was filled.
 
-        MissingError if the store is empty, StaleError if another program filled it, UnavailableError if it does not answer.
+        MissingError if the store is empty, StaleError if another program filled it, UnavailableError if it does not
+        answer.
         """
         facts = repeated(store.facts, FOR_A_QUESTION)
         if facts is None:
@@ -69,7 +82,9 @@ class StoreIndex:
         folder = self._model or Path(self.facts.model_folder)
         if not folder.is_dir():
             found = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
-            raise MissingError(found, hint="copy the folder `model` of the index to this machine, and name it with --model")
+            raise MissingError(
+                found, hint="copy the folder `model` of the index to this machine, and name it with --model"
+            )
         return folder
 
     @property
@@ -81,12 +96,18 @@ class StoreIndex:
         """StaleError if the store has another number of images than it had when an upload ended."""
         if (count := self._ask(self.store.count)) != self.num_images:
             message = f"{self.location} has {count:,} images, and its last upload ended with {self.num_images:,}"
-            raise StaleError(message, hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?")
+            raise StaleError(
+                message,
+                hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?",
+            )
 
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the vectors."""
         if fingerprint != self.fingerprint:
-            message = f"{self.location} was filled with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
+            message = (
+                f"{self.location} was filled with the model {self.fingerprint[:8]}, and this is the model "
+                f"{fingerprint[:8]}"
+            )
             raise StaleError(message, hint="name the folder `model` of its index with --model")
 
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
@@ -148,7 +169,8 @@ class StoreIndex:
         return image.path or image.image_id
 
     def image_bytes(self, row: int) -> bytes:
-        """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has changed."""
+        """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has
+        changed."""
         # Asked each time, so that a removed image is not shown.
         self._known.pop(row, None)
         return self.images.read(*self._image(row))

@@ -60,8 +60,14 @@ def store_facts(summary: StoreSummary) -> list[tuple[str, str]]:
     is_off = summary.images != summary.expected
     size = "" if summary.bytes is None else f"; {summary.bytes:,} bytes on disk"
     return [
-        ("images", f"{summary.images:,}" + (f", and the last upload ended with {summary.expected:,}" if is_off else "")),
-        *(("source", f"{source.kind} {source.path}" + (f", split {source.split}" if source.split else "")) for source in summary.sources),
+        (
+            "images",
+            f"{summary.images:,}" + (f", and the last upload ended with {summary.expected:,}" if is_off else ""),
+        ),
+        *(
+            ("source", f"{source.kind} {source.path}" + (f", split {source.split}" if source.split else ""))
+            for source in summary.sources
+        ),
         ("vectors", f"{summary.dims:,} numbers{size}"),
         ("columns", ", ".join(f"{name} ({type_})" for name, type_ in summary.columns.items()) or "none"),
         ("model", f"{summary.model[:8]}, precision {summary.precision}, at {summary.model_folder}"),

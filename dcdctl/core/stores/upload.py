@@ -1,7 +1,7 @@
 """Bringing a store up to an index: what is missing is sent, what was removed is deleted, and a killed upload resumes.
 
-A store that is new, or is to be replaced, is filled as a draft beside the published one, which takes its place when all is there: no search
-sees a half-filled store.
+A store that is new, or is to be replaced, is filled as a draft beside the published one, which takes its place when all
+is there: no search sees a half-filled store.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Upload:
 
 
 def upload_index(index: Index, store: Store, *, replace: bool = False, track: Track = silent) -> Upload:
-    """Make a store hold the images of an index. `replace` fills it again as a whole, in place of whatever images it holds.
+    """Make a store hold the images of an index. `replace` fills it again as a whole, in place of whatever images it
+    holds.
 
     StaleError if it holds the images of another index or of another model, or has another number of images in the end.
     """
@@ -79,7 +80,8 @@ def facts_of(index: Index) -> StoreFacts:
 
 
 def content_digest(index: Index, rows: int) -> str | None:
-    """A digest of the vectors and names of the first rows; None if no part of the index ends there. Parts never change."""
+    """A digest of the vectors and names of the first rows; None if no part of the index ends there. Parts never
+    change."""
     digest, stop = hashlib.sha256(), 0
     for part in index.parts:
         if stop == rows:
@@ -109,7 +111,8 @@ def _expect(facts: StoreFacts, index: Index, location: str) -> None:
     hint = "name another table or collection, or replace what is there with --replace"
     if facts.model != index.fingerprint:
         found = (
-            f"{location} was filled with the model {facts.model[:8]}, and the index {index.folder} has the model {index.fingerprint[:8]}"
+            f"{location} was filled with the model {facts.model[:8]}, and the index {index.folder} has the model "
+            f"{index.fingerprint[:8]}"
         )
         raise StaleError(found, hint=hint)
     if not _continues(facts, index):
@@ -117,13 +120,18 @@ def _expect(facts: StoreFacts, index: Index, location: str) -> None:
 
 
 def _fill(index: Index, store: Store, wanted: StoreFacts, *, is_new: bool, track: Track) -> Upload:
-    """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers agree."""
+    """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers
+    agree."""
     sent, deleted = 0, 0
     with track("upload", total=index.num_rows, unit="images") as advance:
         for first, table in _parts(index, wanted):
             span = range(first, first + len(table))
             there = repeated(lambda span=span: store.rows_in(span), FOR_A_BATCH)  # type: ignore[misc]
-            live = np.flatnonzero(~index.is_removed[span.start : span.stop]) + first if index.is_removed is not None else np.array(span)
+            live = (
+                np.flatnonzero(~index.is_removed[span.start : span.stop]) + first
+                if index.is_removed is not None
+                else np.array(span)
+            )
             if len(gone := np.setdiff1d(there, live)):
                 repeated(lambda gone=gone: store.delete(gone), FOR_A_BATCH)  # type: ignore[misc]
                 deleted += len(gone)
@@ -136,7 +144,10 @@ def _fill(index: Index, store: Store, wanted: StoreFacts, *, is_new: bool, track
             repeated(store.finish, FOR_A_BATCH)
     count = repeated(store.count, FOR_A_BATCH)
     if count != wanted.images:
-        found = f"{store.location} has {count:,} images after the upload, and the index {index.folder} has {wanted.images:,}"
+        found = (
+            f"{store.location} has {count:,} images after the upload, and the index {index.folder} has "
+            f"{wanted.images:,}"
+        )
         raise StaleError(found, hint="does another program write to it? Fill it again with --replace")
     repeated(lambda: store.describe(wanted), FOR_A_BATCH)
     return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)

@@ -38,7 +38,8 @@ def is_store(place: str) -> bool:
 
 
 def open_store(url: str) -> Store:
-    """The store at a URL; nothing is read yet. InputError for another form of URL, MissingError without the packages of its extra."""
+    """The store at a URL; nothing is read yet. InputError for another form of URL, MissingError without the packages of
+    its extra."""
     match = _SCHEME.fullmatch(url)
     if match is None or match[1] not in _OPENERS:
         raise InputError(f"{places.shown(url)!r} is not the URL of a store", hint=FORMS)
@@ -54,7 +55,9 @@ def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
         if places.url_of(place) is not None:
             raise InputError(f"{places.shown(place)!r} is not the URL of a store", hint=FORMS)
         if model is not None:
-            raise InputError(f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine")
+            raise InputError(
+                f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine"
+            )
         return Index.open(Path(place).expanduser())
     return StoreIndex.open(open_store(str(place)), model)
 
@@ -99,8 +102,18 @@ def _lance(url: str) -> Store:
 
     parts = urlsplit(url)
     protocol = parts.scheme.partition("+")[2]
-    folder = f"{protocol}://{parts.netloc}{parts.path}" if protocol else str(Path(f"{parts.netloc}{parts.path}").expanduser())
-    name = _only(url, parts, "table", is_complete=bool(parts.netloc if protocol else parts.path), example="lancedb:FOLDER?table=photos")
+    folder = (
+        f"{protocol}://{parts.netloc}{parts.path}"
+        if protocol
+        else str(Path(f"{parts.netloc}{parts.path}").expanduser())
+    )
+    name = _only(
+        url,
+        parts,
+        "table",
+        is_complete=bool(parts.netloc if protocol else parts.path),
+        example="lancedb:FOLDER?table=photos",
+    )
     return LanceStore(folder, name, f"{_shown(url)}?table={name}")
 
 
@@ -111,20 +124,27 @@ def _qdrant(url: str) -> Store:
     parts = urlsplit(url)
     if not parts.netloc:
         name = _only(url, parts, "collection", is_complete=bool(parts.path), example="qdrant:FOLDER?collection=photos")
-        return qdrant.QdrantStore(qdrant.open_folder(Path(parts.path)), name, f"{_shown(url)}?collection={name}", is_server=False)
+        return qdrant.QdrantStore(
+            qdrant.open_folder(Path(parts.path)), name, f"{_shown(url)}?collection={name}", is_server=False
+        )
     name, protocol = parts.path.strip("/"), "https" if parts.scheme == "qdrants" else "http"
     if not name or "/" in name:
         raise InputError(f"{_shown(url)} names no collection", hint="such as qdrant://host:6333/photos")
     server = f"{protocol}://{parts.hostname}:{parts.port or QDRANT_PORT}"
-    return qdrant.QdrantStore(qdrant.connect(server, os.environ.get("QDRANT_API_KEY")), name, _shown(url), is_server=True)
+    return qdrant.QdrantStore(
+        qdrant.connect(server, os.environ.get("QDRANT_API_KEY")), name, _shown(url), is_server=True
+    )
 
 
 def _only(url: str, parts: SplitResult, parameter: str, *, is_complete: bool, example: str) -> str:
-    """The value of the only parameter of this name; InputError with an example if there is none, or if the URL is not complete."""
+    """The value of the only parameter of this name; InputError with an example if there is none, or if the URL is not
+    complete."""
     found = [value for name, value in parse_qsl(parts.query, keep_blank_values=True) if name == parameter and value]
     if is_complete and len(found) == 1:
         return found[0]
-    raise InputError(f"{_shown(url)} names no {parameter if is_complete else 'place'}, or several", hint=f"such as {example}")
+    raise InputError(
+        f"{_shown(url)} names no {parameter if is_complete else 'place'}, or several", hint=f"such as {example}"
+    )
 
 
 _OPENERS = {"postgresql": _postgres, "postgres": _postgres, "lancedb": _lance, "qdrant": _qdrant, "qdrants": _qdrant}

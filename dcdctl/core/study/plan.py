@@ -1,12 +1,14 @@
 """What a study does, from its request to its plan: the trainings, their fair baselines, and the settings that name it.
 
-A fair baseline differs from distillation in the teacher alone. It has the same start, steps, images, optimizer and seeds.
+A fair baseline differs from distillation in the teacher alone. It has the same start, steps, images, optimizer and
+seeds.
 
-- Losses on all pairs, with a cache: batches are neighborhoods of the cache. They need no score of the teacher, so the baseline has them
-  too. But neighborhoods may suit the teacher's losses better than InfoNCE, and a user without a teacher has random batches. So a second
-  baseline has those, and the verdict is against the better of the two.
+- Losses on all pairs, with a cache: batches are neighborhoods of the cache. They need no score of the teacher, so the
+  baseline has them too. But neighborhoods may suit the teacher's losses better than InfoNCE, and a user without a
+  teacher has random batches. So a second baseline has those, and the verdict is against the better of the two.
 - Losses on all pairs, with dual teachers: both trainings have the same random batches.
-- Losses on lists: distillation keeps the negatives that the teacher scores highest. The baseline draws as many at random.
+- Losses on lists: distillation keeps the negatives that the teacher scores highest. The baseline draws as many at
+  random.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ FORMAT = 1
 SETTINGS_FILE = "settings.json"
 FINE_TUNED, RANDOM, DISTILLED = "fine-tuned", "fine-tuned, random batches", "distilled"
 """The ways to train the start."""
-BENCH = BenchConfig(budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False)
+BENCH = BenchConfig(
+    budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
+)
 """How queries are timed; the gallery is the evaluated split."""
 PARTS = ("cache", "evaluations", "runs")
 """The folders of results, without the caches of further teachers."""
@@ -103,7 +107,9 @@ class StudyPlan:
     @property
     def runs(self) -> list[tuple[Variant, int, Path]]:
         """Variant, seed and folder of each training, seed by seed."""
-        return [(variant, seed, self.run_folder(variant.name, seed)) for seed in self.job.seeds for variant in self.variants]
+        return [
+            (variant, seed, self.run_folder(variant.name, seed)) for seed in self.job.seeds for variant in self.variants
+        ]
 
     def run_folder(self, name: str, seed: int) -> Path:
         return self.job.out / "runs" / f"{name.replace(', ', '-').removesuffix(' batches')}-seed{seed}"
@@ -122,11 +128,19 @@ class StudyPlan:
     def inputs(self, variant: Variant) -> InputRefs:
         """What a training reads."""
         job, model_set = self.job, self.job.model_set if variant.teachers else ()
-        return InputRefs(data=job.data, split=job.train_split, caches=variant.caches, teachers=variant.teachers, model_set=model_set)
+        return InputRefs(
+            data=job.data, split=job.train_split, caches=variant.caches, teachers=variant.teachers, model_set=model_set
+        )
 
     def training_job(self, variant: Variant, seed: int) -> TrainingJob:
         """A training that resumes if it was interrupted."""
-        return TrainingJob("distill", self.job.recipe, (*variant.sets, f"seed={seed}"), self.run_folder(variant.name, seed), resume=True)
+        return TrainingJob(
+            "distill",
+            self.job.recipe,
+            (*variant.sets, f"seed={seed}"),
+            self.run_folder(variant.name, seed),
+            resume=True,
+        )
 
     def cache_job(self, ref: str, folder: Path) -> CacheJob:
         """The scores of a teacher for the recipe's candidates."""
@@ -142,27 +156,40 @@ class StudyPlan:
 
 
 def resolve(job: StudyJob, options: StudyOptions) -> StudyPlan:
-    """The plan of a study. Reads the recipe, the corpus's index, and the checksums of local models; loads no weights."""
+    """The plan of a study. Reads the recipe, the corpus's index, and the checksums of local models; loads no
+    weights."""
     if distributed.world_size() > 1:
         raise ConfigError("a study runs in one process", hint="start it without torchrun")
     recipe, sets = _recipe(job)
     overrides = models.parse_overrides(job.model_set)
     if len(set(job.seeds)) < len(job.seeds) or min(job.seeds) < 0:
-        raise ConfigError(f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}", hint="such as 0,1,2")
+        raise ConfigError(
+            f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}",
+            hint="such as 0,1,2",
+        )
     if len(set(job.teachers)) < len(job.teachers):
         raise ConfigError(f"--teacher names one model twice: {', '.join(job.teachers)}", hint="name each teacher once")
     if not job.teachers:
         raise ConfigError("a study needs a teacher", hint="name it with --teacher")
     models.check_ref(recipe.model.start, kind="dual")
-    kinds = {ref: models.check_ref(ref, overrides) or ("dual" if models.is_dual(ref) else "fusion") for ref in job.teachers}
+    kinds = {
+        ref: models.check_ref(ref, overrides) or ("dual" if models.is_dual(ref) else "fusion") for ref in job.teachers
+    }
     fusions = [ref for ref in job.teachers if kinds[ref] == "fusion"]
     # A dual encoder beside a fusion teacher is cached like it, unless the loss reads its vectors.
     cached = [] if not fusions else fusions if recipe.loss.vector_terms else list(job.teachers)
-    caches = {job.out / ("cache" if number == 1 else f"cache-{number}"): ref for number, ref in enumerate(cached, start=1)}
+    caches = {
+        job.out / ("cache" if number == 1 else f"cache-{number}"): ref for number, ref in enumerate(cached, start=1)
+    }
     if caches:
         recipe.candidates.require_packages()
     corpora = [_open(job, job.train_split), _open(job, job.split)]
-    distilled = Variant(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=tuple(ref for ref in job.teachers if ref not in cached))
+    distilled = Variant(
+        name=DISTILLED,
+        sets=sets,
+        caches=tuple(caches),
+        teachers=tuple(ref for ref in job.teachers if ref not in cached),
+    )
     plan = StudyPlan(
         job=job,
         options=options,
@@ -185,11 +212,16 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         raise ConfigError(f"--set {fixed} sets one seed, and a study trains several", hint="name them with --seeds")
     given = training.load_recipe(job.recipe, job.sets)
     if given.model.kind != "dual":
-        found = f"recipe {job.recipe} trains a fusion model, and a study needs a dual student, which can search without its teacher"
+        found = (
+            f"recipe {job.recipe} trains a fusion model, and a study needs a dual student, which can search "
+            "without its teacher"
+        )
         raise ConfigError(found, hint="take a recipe with model.kind dual")
     if not given.loss.needs_teacher and not given.loss.vector_terms:
         found = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
-        raise ConfigError(found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'")
+        raise ConfigError(
+            found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
+        )
     if given.teachers.ema is not None:
         found = "teachers.ema makes the student its own teacher, and a study is about the teachers of --teacher"
         raise ConfigError(found, hint="unset it: --set teachers.ema=none")
@@ -197,7 +229,10 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         found = "batch.refresh_steps changes the batches of the distillation alone, so its baseline would not be fair"
         raise ConfigError(found, hint="set it to []: --set 'batch.refresh_steps=[]'")
     if job.start is None and given.model.start == "new":
-        raise ConfigError(f"recipe {job.recipe} starts from new weights, which have no zero-shot quality", hint="name a start with --start")
+        raise ConfigError(
+            f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
+            hint="name a start with --start",
+        )
     sets = (*job.sets, *([] if job.start is None else [f"model.start={json.dumps(job.start)}"]))
     return training.load_recipe(job.recipe, sets), sets
 
@@ -208,11 +243,17 @@ def baseline_terms(recipe: Recipe) -> dict[str, float]:
 
 
 def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) -> Iterator[Variant]:
-    """The recipe without the teacher's losses, with the batches of the distillation where they need no score of the teacher."""
+    """The recipe without the teacher's losses, with the batches of the distillation where they need no score of the
+    teacher."""
     loss, terms = recipe.loss, baseline_terms(recipe)
     schedules = {name: schedule for name, schedule in loss.schedules.items() if name in terms}
     # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
-    own = (f"loss.terms={_toml(terms)}", f"loss.schedules={_toml(schedules)}", "loss.temperature=1.0", "loss.weight_group=none")
+    own = (
+        f"loss.terms={_toml(terms)}",
+        f"loss.schedules={_toml(schedules)}",
+        "loss.temperature=1.0",
+        "loss.weight_group=none",
+    )
     alone = (*sets, *own, "teachers.weights=[]")
     if loss.on_lists:
         yield Variant(name=FINE_TUNED, sets=(*alone, f"batch.random_negatives={recipe.batch.hard_negatives}"))
@@ -235,7 +276,9 @@ def _toml(table: Mapping[str, Any]) -> str:
 def _open(job: StudyJob, split: str) -> Corpus:
     corpus = Corpus.open(job.data, split)
     if share_split(job.train_split, job.split):
-        raise ConfigError(f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split")
+        raise ConfigError(
+            f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split"
+        )
     return corpus
 
 
@@ -243,7 +286,10 @@ def _settings(job: StudyJob, options: StudyOptions, recipe: Recipe, corpora: Seq
     """Everything that changes a number. The seeds and --with-teacher only add results."""
     validation, compute = recipe.validation, options.training.compute
     if validation.every and validation.keep == "best" and share_split(validation.split, job.split):
-        found = f"validation.split is {validation.split}, on which the best weights are chosen, and the study evaluates on {job.split}"
+        found = (
+            f"validation.split is {validation.split}, on which the best weights are chosen, and the study "
+            f"evaluates on {job.split}"
+        )
         raise ConfigError(found, hint="name another --split, or set validation.split")
     return {
         "format": FORMAT,
@@ -253,13 +299,17 @@ def _settings(job: StudyJob, options: StudyOptions, recipe: Recipe, corpora: Seq
         "model_set": list(job.model_set),
         "corpora": {corpus.split: corpus.fingerprint for corpus in corpora},
         "depth": job.depth,
-        "precision": {"training": "auto" if options.training.tries_precision else compute.precision, "cache": options.scoring.precision},
+        "precision": {
+            "training": "auto" if options.training.tries_precision else compute.precision,
+            "cache": options.scoring.precision,
+        },
         "features": None if compute.features is None else "float16",
     }
 
 
 def _digest(ref: str) -> str | None:
-    """What tells a local model from a later one of the same name: SHA-256 over its files; None for a model that is not local."""
+    """What tells a local model from a later one of the same name: SHA-256 over its files; None for a model that is not
+    local."""
     path = Path(ref).expanduser()
     if path.is_file():
         return artifacts.sha256_of(path)
@@ -268,7 +318,9 @@ def _digest(ref: str) -> str | None:
     if (sealed := folder / models.SETTINGS_FILE).exists():
         return artifacts.sha256_of(sealed)
     found = sorted(part for part in folder.rglob("*") if part.is_file() and not part.name.startswith("."))
-    return files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in found}) if found else None
+    return (
+        files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in found}) if found else None
+    )
 
 
 def _check_folder(plan: StudyPlan) -> None:

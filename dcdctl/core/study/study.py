@@ -29,7 +29,17 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import Contrast, Study, StudyModel
 from dcdctl.core.scoring import Workload
-from dcdctl.core.study.plan import DISTILLED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, StudyPlan, Variant, baseline_terms, resolve
+from dcdctl.core.study.plan import (
+    DISTILLED,
+    RANDOM,
+    SETTINGS_FILE,
+    StudyJob,
+    StudyOptions,
+    StudyPlan,
+    Variant,
+    baseline_terms,
+    resolve,
+)
 from dcdctl.core.teacher import CACHE, Estimate, cache_scores
 from dcdctl.core.training import Preview, Run
 
@@ -73,8 +83,8 @@ class Step:
 def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> Study:
     """Do the steps that are not finished, and write the report.
 
-    ConfigError or ModelError for a recipe, a start or a teacher that does not fit; StaleError if the folder holds another study or anything
-    else, or another process writes to it; and what the steps raise.
+    ConfigError or ModelError for a recipe, a start or a teacher that does not fit; StaleError if the folder holds
+    another study or anything else, or another process writes to it; and what the steps raise.
     """
     plan = resolve(job, options)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
@@ -95,20 +105,28 @@ def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) ->
 
 
 def preview_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> list[Step]:
-    """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes nothing."""
+    """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes
+    nothing."""
     plan = resolve(job, options)
     num_steps = _preview_training(plan, view).num_steps
     size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
     trained = {folder: f"{num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
     steps = [replace(step, work=step.work or trained.get(step.folder, "")) for step in make_steps(plan)]
-    trials = {ref: _trial(plan, ref, view) for ref in dict.fromkeys([*plan.caches.values(), *_reranked_by(plan)]) if _is_needed(steps)}
+    trials = {
+        ref: _trial(plan, ref, view)
+        for ref in dict.fromkeys([*plan.caches.values(), *_reranked_by(plan)])
+        if _is_needed(steps)
+    }
     return [_estimated(plan, step, trials) for step in steps]
 
 
 def _preview_training(plan: StudyPlan, view: StudyView) -> Preview:
-    """What a training does, from the one variant that needs no cache; opens all files that do not depend on a teacher."""
+    """What a training does, from the one variant that needs no cache; opens all files that do not depend on a
+    teacher."""
     variant = next(variant for variant in plan.variants if not variant.caches and variant.name != DISTILLED)
-    return training.preview(plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.options.training, view.track)
+    return training.preview(
+        plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.options.training, view.track
+    )
 
 
 def _reranked_by(plan: StudyPlan) -> list[str]:
@@ -124,7 +142,9 @@ def _trial(plan: StudyPlan, ref: str, view: StudyView) -> Estimate:
     """The cost of the cache of a teacher. The plan of the cache goes to a temporary folder."""
     found: list[Estimate] = []
     with tempfile.TemporaryDirectory(prefix="dcdctl-study-") as folder:
-        cache_scores(plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=found.append)
+        cache_scores(
+            plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=found.append
+        )
     return found[0]
 
 
@@ -132,7 +152,9 @@ def _estimated(plan: StudyPlan, step: Step, trials: Mapping[str, Estimate]) -> S
     if step.is_done():
         return step
     if (estimate := trials.get(plan.caches.get(step.folder, ""))) is not None:
-        return replace(step, work=f"{estimate.num_pairs:,} pairs", num_pairs=estimate.num_pairs, seconds=estimate.seconds)
+        return replace(
+            step, work=f"{estimate.num_pairs:,} pairs", num_pairs=estimate.num_pairs, seconds=estimate.seconds
+        )
     if step.num_pairs and (estimate := trials.get(plan.teacher)) is not None and estimate.pairs_per_s:
         return replace(step, seconds=step.num_pairs / estimate.pairs_per_s)
     return step
@@ -143,10 +165,20 @@ def make_steps(plan: StudyPlan) -> list[Step]:
     steps = [_evaluation_step(plan, ZERO_SHOT, plan.recipe.model.start)]
     for folder, ref in plan.caches.items():
         run = partial(_score, plan, ref, folder)
-        steps.append(Step(name=f"scores of {ref}", folder=folder, work="", is_done=(folder / CACHE.seal_file).exists, run=run))
+        steps.append(
+            Step(name=f"scores of {ref}", folder=folder, work="", is_done=(folder / CACHE.seal_file).exists, run=run)
+        )
     for variant, seed, folder in plan.runs:
         run = partial(_train, plan, variant, seed)
-        steps.append(Step(name=f"{variant.name}, seed {seed}", folder=folder, work="", is_done=partial(_is_trained, plan, folder), run=run))
+        steps.append(
+            Step(
+                name=f"{variant.name}, seed {seed}",
+                folder=folder,
+                work="",
+                is_done=partial(_is_trained, plan, folder),
+                run=run,
+            )
+        )
         if variant.name == DISTILLED and plan.reranker is not None:
             steps.append(_cascade_step(plan, seed, folder))
     if plan.job.with_teacher:
@@ -173,9 +205,15 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
     job, corpus = plan.job, plan.corpus
     # Depth 0 adds the time of the dual encoder alone; a list of depths is what makes an evaluation take times.
     cascade = EvalJob(
-        model=str(folder), choice=_choice(plan), rerank=plan.reranker, rerank_sets=tuple(job.model_set), depth=f"0,{job.depth}"
+        model=str(folder),
+        choice=_choice(plan),
+        rerank=plan.reranker,
+        rerank_sets=tuple(job.model_set),
+        depth=f"0,{job.depth}",
     )
-    num_pairs = corpus.num_images * min(job.depth, corpus.num_captions) + corpus.num_captions * min(job.depth, corpus.num_images)
+    num_pairs = corpus.num_images * min(job.depth, corpus.num_captions) + corpus.num_captions * min(
+        job.depth, corpus.num_images
+    )
     return Step(
         name=f"{CASCADE}, seed {seed}",
         folder=folder,
@@ -189,7 +227,13 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
 def _bench_step(plan: StudyPlan) -> Step:
     folder = plan.run_folder(DISTILLED, plan.job.seeds[0])
     work = f"one caption against {plan.corpus.num_images:,} images"
-    return Step(name="time per query", folder=folder, work=work, is_done=partial(_is_timed, plan, folder), run=partial(_time, plan, folder))
+    return Step(
+        name="time per query",
+        folder=folder,
+        work=work,
+        is_done=partial(_is_timed, plan, folder),
+        run=partial(_time, plan, folder),
+    )
 
 
 def _choice(plan: StudyPlan) -> SplitChoice:
@@ -205,7 +249,8 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
     folder = plan.run_folder(variant.name, seed)
     if not Run(folder).is_finished:
         options = plan.options.training
-        # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the precision.
+        # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the
+        # precision.
         first = Run(plan.runs[0][2])
         if options.tries_precision and first.folder != folder and first.is_finished:
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
@@ -223,7 +268,8 @@ def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) 
 
 
 def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
-    """Time the teacher and a distilled model. A failure, such as too little memory, leaves the times out and not the report."""
+    """Time the teacher and a distilled model. A failure, such as too little memory, leaves the times out and not the
+    report."""
     scoring, job = plan.options.scoring, plan.job
     overrides = models.parse_overrides(job.model_set)
     pair = ModelPair(teacher=plan.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
@@ -263,7 +309,14 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     job, timed = plan.job, plan.run_folder(DISTILLED, plan.job.seeds[0])
     distilled = tuple(plan.run_folder(DISTILLED, seed) for seed in job.seeds)
     is_cut = bool(plan.recipe.model.vision_layers or plan.recipe.model.text_layers)
-    found = [StudyModel(name=ZERO_SHOT, folders=(job.out / "evaluations" / ZERO_SHOT,), is_start=True, timed_in=None if is_cut else timed)]
+    found = [
+        StudyModel(
+            name=ZERO_SHOT,
+            folders=(job.out / "evaluations" / ZERO_SHOT,),
+            is_start=True,
+            timed_in=None if is_cut else timed,
+        )
+    ]
     for variant in plan.variants:
         folders = tuple(plan.run_folder(variant.name, seed) for seed in job.seeds)
         found.append(StudyModel(name=variant.name, folders=folders, timed_in=timed))
@@ -285,7 +338,10 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
 def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
     """What the study leaves out by its settings."""
     if plan.reranker is None:
-        yield "cascade: a dual teacher is a dual encoder itself, so it can search all images as fast as it could re-rank the first ones"
+        yield (
+            "cascade: a dual teacher is a dual encoder itself, so it can search all images as fast as it could "
+            "re-rank the first ones"
+        )
     if not plan.job.with_teacher:
         pairs = f", {plan.corpus.num_images * plan.corpus.num_captions:,} pairs" if plan.reranker is not None else ""
         yield f"recalls of the teacher: it was not evaluated{pairs}; add --with-teacher"
@@ -315,8 +371,14 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
             f"{recipe.batch.random_negatives}, those that the teacher scores highest."
         )
     elif plan.caches:
-        yield "Fine-tuned and distilled have the same batches: neighborhoods of the cache, which need no score of the teacher."
-        yield f"{RANDOM.capitalize()}: those of a training without a cache. The verdict is against the better of the two baselines."
+        yield (
+            "Fine-tuned and distilled have the same batches: neighborhoods of the cache, which need no score of "
+            "the teacher."
+        )
+        yield (
+            f"{RANDOM.capitalize()}: those of a training without a cache. The verdict is against the better of the "
+            "two baselines."
+        )
     else:
         yield "Fine-tuned and distilled have the same batches, which are random."
     if plan.reranker is not None:
@@ -326,10 +388,14 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         if several
         else ("There is one seed: the intervals do not show how much another seed would change.")
     )
-    yield "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both models have several."
+    yield (
+        "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both "
+        "models have several."
+    )
     if several and plan.caches:
         yield "All seeds share one cache, so no interval covers the draw of the candidates."
     yield (
-        f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on {plan.options.scoring.device}; "
+        f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on "
+        f"{plan.options.scoring.device}; "
         "~: extrapolated. Zero-shot, fine-tuned and distilled models of equal layers take the same time."
     )

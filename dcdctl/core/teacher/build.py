@@ -1,7 +1,7 @@
 """Building a teacher cache: the pairs are planned, scored by shard, and sealed.
 
-A cache can extend a finished one: for more negatives, another miner, or a corpus with new images. Images and captions of the old corpus are
-matched by digests of the image's bytes and the caption's text, not by position.
+A cache can extend a finished one: for more negatives, another miner, or a corpus with new images. Images and captions
+of the old corpus are matched by digests of the image's bytes and the caption's text, not by position.
 """
 
 from __future__ import annotations
@@ -62,11 +62,17 @@ def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
             captions.append([_digest(corpus.captions[text].encode(), 8) for text in corpus.captions_of(image)])
             advance(1)
     # Digests look like random bytes, so compression and dictionaries would gain nothing.
-    pq.write_table(pa.table({"image": images, "captions": captions}, schema=_SCHEMA), path, compression="none", use_dictionary=False)
+    pq.write_table(
+        pa.table({"image": images, "captions": captions}, schema=_SCHEMA),
+        path,
+        compression="none",
+        use_dictionary=False,
+    )
 
 
 def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
-    """The scored pairs of a finished cache whose image and caption are in this corpus, with their indices in it, sorted.
+    """The scored pairs of a finished cache whose image and caption are in this corpus, with their indices in it,
+    sorted.
 
     StaleError if the cache is of another teacher, or was scored with other settings.
     """
@@ -85,8 +91,8 @@ def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
 def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, track: Track = silent) -> Pairs:
     """Pairs of an old cache with their scores, and with only the roles that the new plan allows.
 
-    A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. The margins of the new
-    plan apply to all candidates when the cache is read.
+    A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. The
+    margins of the new plan apply to all candidates when the cache is read.
     """
     reason_against = false_negative_filter(corpus, config.duplicate_bits, track)
     allowed = sum(role for direction, role in ROLES.items() if direction in config.directions)
@@ -114,7 +120,11 @@ def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
     for digest, captions in zip(table["image"].to_pylist(), table["captions"].to_pylist(), strict=True):
         image = images.get(digest, -1)
         new_image.append(image)
-        own = {} if image < 0 else {_digest(corpus.captions[text].encode(), 8): text for text in reversed(corpus.captions_of(image))}
+        own = (
+            {}
+            if image < 0
+            else {_digest(corpus.captions[text].encode(), 8): text for text in reversed(corpus.captions_of(image))}
+        )
         new_text += [own.get(caption, -1) for caption in captions]
     return np.array(new_image, dtype=np.int64), np.array(new_text, dtype=np.int64)
 
@@ -164,13 +174,14 @@ def build_cache(
 ) -> TeacherCache:
     """Score the candidates of every query and store the scores; a killed run of the same plan resumes.
 
-    The teacher is put in eval mode, because dropout would make its scores random. `extend` is a finished cache of the same teacher: its
-    pairs whose image and caption are also in this corpus are reused with their scores. StaleError if the folder holds a cache of another
-    corpus, teacher or plan.
+    The teacher is put in eval mode, because dropout would make its scores random. `extend` is a finished cache of the
+    same teacher: its pairs whose image and caption are also in this corpus are reused with their scores. StaleError if
+    the folder holds a cache of another corpus, teacher or plan.
     """
     with distributed.lock(folder):
         return score_planned(
-            plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, drawn=drawn, track=track), track=track
+            plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, drawn=drawn, track=track),
+            track=track,
         )
 
 
@@ -185,14 +196,17 @@ def plan_cache(
     drawn: Candidates | None = None,
     track: Track = silent,
 ) -> CacheJob:
-    """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the recipe's."""
+    """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the
+    recipe's."""
     build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
     # The main process encodes missing features, and the others find them.
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
 
     def draw() -> Candidates:
-        return candidates.draw_candidates(corpus, config, device=compute.device, track=track) if drawn is None else drawn
+        return (
+            candidates.draw_candidates(corpus, config, device=compute.device, track=track) if drawn is None else drawn
+        )
 
     with distributed.main_first():
         if distributed.is_main():
@@ -246,7 +260,11 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
         # A share of all shards: processes look at different times, so their lists of missing shards may differ.
         mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
         # Before any shard, for a teacher whose states can be kept: a shard needs captions of nearly the whole corpus.
-        source = scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True) if missing else job.source
+        source = (
+            scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True)
+            if missing
+            else job.source
+        )
         total = sum(_count_unscored(job.build.written(planned_name(shard))) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
@@ -255,7 +273,9 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
                 # Arrays that come from pyarrow are read-only.
                 scores = pairs.score.copy()
                 if todo.any():
-                    scores[todo] = score_pairs(replace(job, source=source), pairs.image[todo], pairs.text[todo], advance)
+                    scores[todo] = score_pairs(
+                        replace(job, source=source), pairs.image[todo], pairs.text[todo], advance
+                    )
                 with job.build.write(pairs_name(shard)) as partial:
                     write_pairs(partial, Pairs(pairs.image, pairs.text, scores, pairs.role))
         # The seal needs the shards of all processes.
@@ -274,7 +294,10 @@ def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Advance |
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(found).all():
-        raise StaleError(f"the teacher gave {int((~np.isfinite(found)).sum())} scores that are not finite", hint="try --precision fp32")
+        raise StaleError(
+            f"the teacher gave {int((~np.isfinite(found)).sum())} scores that are not finite",
+            hint="try --precision fp32",
+        )
     return found
 
 

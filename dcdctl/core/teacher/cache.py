@@ -1,7 +1,7 @@
 """The teacher's scores as a training reads them, from the folder that `build` writes and `cache_format` describes.
 
-Opening reads two small files. A shard is read, after its checksum is compared, when a pair of its images is first requested.
-Scores are found by image and caption index, never by position; there is no fallback for a missing score.
+Opening reads two small files. A shard is read, after its checksum is compared, when a pair of its images is first
+requested. Scores are found by image and caption index, never by position; there is no fallback for a missing score.
 
 Shape letters: P pairs of the whole cache, I images.
 """
@@ -21,7 +21,15 @@ from dcdctl.core import artifacts
 from dcdctl.core.config import check_document
 from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.cache_format import CACHE, POOLING, TEACHER_NAME, CacheContents, pairs_name, read_pairs, shards_of
+from dcdctl.core.teacher.cache_format import (
+    CACHE,
+    POOLING,
+    TEACHER_NAME,
+    CacheContents,
+    pairs_name,
+    read_pairs,
+    shards_of,
+)
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 from dcdctl.core.teacher.scores import AverageScores, check_weights, in_range
 
@@ -43,19 +51,24 @@ class TeacherCache:
         self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
 
     def __repr__(self) -> str:
-        return f"TeacherCache({str(self.folder)!r}: {self.num_pairs:,} pairs of {self.num_images:,} images and {self.num_texts:,} captions)"
+        return (
+            f"TeacherCache({str(self.folder)!r}: {self.num_pairs:,} pairs of {self.num_images:,} images and "
+            f"{self.num_texts:,} captions)"
+        )
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
     @property
     def teacher_name(self) -> str | None:
-        """Who gave the scores, if they come from elsewhere (`external_scores`); None for scores that dcdctl computed."""
+        """Who gave the scores, if they come from elsewhere (`external_scores`); None for scores that dcdctl
+        computed."""
         name: str | None = self.plan.get(TEACHER_NAME)
         return name
 
     def check_teacher(self, fingerprint: str) -> None:
-        """StaleError if the scores are of another teacher than this one. For scores from elsewhere the user's word counts."""
+        """StaleError if the scores are of another teacher than this one. For scores from elsewhere the user's word
+        counts."""
         if self.teacher_name is None:
             artifacts.expect(self.folder, self.plan, {"teacher": fingerprint})
 
@@ -91,7 +104,8 @@ class TeacherCache:
         if not images.size or not self.num_pairs:
             return np.full(images.shape, np.nan, dtype=np.float32)
         self._read(np.unique(images // self.plan["images_per_shard"]))
-        # A binary search for all pairs at once, each among the pairs of its image; np.searchsorted has one range for all.
+        # A binary search for all pairs at once, each among the pairs of its image; np.searchsorted has one range for
+        # all.
         low, end = self._starts_I[images], self._starts_I[images + 1]
         high = end.copy()
         while (open_ones := low < high).any():
@@ -105,12 +119,16 @@ class TeacherCache:
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The negatives of every query, without those that score too close to the query's positives (the margins of the plan)."""
+        """The negatives of every query, without those that score too close to the query's positives (the margins of the
+        plan)."""
         image_P, text_P, role_P = self.image_P, self.text_P, self.role_P
         is_text, is_image = (role_P & TEXT_CANDIDATE) > 0, (role_P & IMAGE_CANDIDATE) > 0
         dropped = {}
         if self._has_margins:
-            near_text, near_image = (is_text & self._is_near(image_P, self.num_images)), (is_image & self._is_near(text_P, self.num_texts))
+            near_text, near_image = (
+                (is_text & self._is_near(image_P, self.num_images)),
+                (is_image & self._is_near(text_P, self.num_texts)),
+            )
             dropped["margins"] = int(near_text.sum() + near_image.sum())
             is_text, is_image = is_text & ~near_text, is_image & ~near_image
         texts_of_image = RaggedArray.from_sorted(image_P[is_text], text_P[is_text].astype(np.int64), self.num_images)
@@ -121,7 +139,8 @@ class TeacherCache:
 
     @property
     def pooling(self) -> str:
-        """What the vector of a text was for a text encoder that mined the candidates: the mean of its tokens, or cls, its first token."""
+        """What the vector of a text was for a text encoder that mined the candidates: the mean of its tokens, or cls,
+        its first token."""
         return str(self.plan.get(POOLING, "mean"))
 
     @property
@@ -143,16 +162,23 @@ class TeacherCache:
         return is_near
 
     def find_faults(self) -> Iterator[str]:
-        """What is wrong with the pairs of files that have the right checksums. StaleError for scores that are not finite."""
+        """What is wrong with the pairs of files that have the right checksums. StaleError for scores that are not
+        finite."""
         self._all()
         for shard, images in enumerate(self._shards):
             pairs = read_pairs(self.folder / pairs_name(shard))
             key = pairs.image * self.num_texts + pairs.text
             for is_wrong, fault in (
-                ((pairs.image < images.start) | (pairs.image >= images.stop), f"images outside of {images.start} to {images.stop - 1}"),
+                (
+                    (pairs.image < images.start) | (pairs.image >= images.stop),
+                    f"images outside of {images.start} to {images.stop - 1}",
+                ),
                 ((pairs.text < 0) | (pairs.text >= self.num_texts), f"captions outside of 0 to {self.num_texts - 1}"),
                 (np.diff(key, prepend=-1) <= 0, "pairs that are not in order, or twice"),
-                ((pairs.role == 0) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE), "pairs without a role"),
+                (
+                    (pairs.role == 0) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE),
+                    "pairs without a role",
+                ),
             ):
                 if is_wrong.any():
                     yield f"{self.folder / pairs_name(shard)} has {fault}: {int(is_wrong.sum()):,} of {len(pairs):,}"
@@ -165,12 +191,15 @@ class TeacherCache:
         for shard in shards[~self._is_read[shards]].tolist():
             path, images = self.folder / pairs_name(shard), self._shards[shard]
             pairs = read_pairs(CACHE.checked(path, self.seal["files"][path.name]["sha256"]))
-            # The teacher's scores are checked when they are written; other programs may write NaN, which would count as not scored.
+            # The teacher's scores are checked when they are written; other programs may write NaN, which would count as
+            # not scored.
             if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
             here = slice(self._first[shard], self._first[shard + 1])
             if len(pairs) != here.stop - here.start:
-                raise CACHE.damaged(path, f"it has {len(pairs):,} pairs, {CACHE.seal_file} says {here.stop - here.start:,}")
+                raise CACHE.damaged(
+                    path, f"it has {len(pairs):,} pairs, {CACHE.seal_file} says {here.stop - here.start:,}"
+                )
             self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
             starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
             self._starts_I[images.start : images.stop + 1] = starts
@@ -180,8 +209,8 @@ class TeacherCache:
 def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:
     """The cache in a folder.
 
-    `corpus` and `teacher` (a fingerprint) are what the reader expects. StaleError names both sides if they differ, and a file that is
-    damaged; MissingError if there is no finished cache, or if a file of it is missing.
+    `corpus` and `teacher` (a fingerprint) are what the reader expects. StaleError names both sides if they differ, and
+    a file that is damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
     plan, seal = CACHE.read_plan_and_seal(folder)
     check_document(CacheContents, seal, folder / CACHE.seal_file, error=CACHE.error, hint=CACHE.remake)
@@ -203,10 +232,12 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 class TeacherEnsemble(AverageScores):
-    """The teachers of several caches as one. Its candidates are those of the first cache that all teachers have scored."""
+    """The teachers of several caches as one. Its candidates are those of the first cache that all teachers have
+    scored."""
 
     def __init__(self, caches: Sequence[TeacherCache], weights: Sequence[float] = ()) -> None:
-        """`weights` are normalized to a sum of 1; equal weights if empty. StaleError if the caches belong to different corpora."""
+        """`weights` are normalized to a sum of 1; equal weights if empty. StaleError if the caches belong to different
+        corpora."""
         super().__init__(caches, weights, "caches")
         self.caches = list(caches)
 
@@ -273,7 +304,8 @@ def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> Tea
 
 
 def _check_different(caches: Sequence[TeacherCache]) -> None:
-    # By content: the paths of one folder may differ by a link or a spelling, and a copy counts its teacher twice as well.
+    # By content: the paths of one folder may differ by a link or a spelling, and a copy counts its teacher twice as
+    # well.
     folders: dict[str, Path] = {}
     for cache in caches:
         content = json.dumps(cache.seal["files"], sort_keys=True)

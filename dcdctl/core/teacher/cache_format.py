@@ -5,13 +5,15 @@
     CACHE/planned-00000.parquet   pairs of a range of images before scoring; removed when the cache is finished
     CACHE/dropped.json            number of rejected candidates, by reason; removed when the cache is finished
     CACHE/pairs-00000.parquet     the same pairs, scored
-    CACHE/work/                   the planned pairs without a score, by id, for other engines (`work_list`); removed likewise
+    CACHE/work/                   the planned pairs without a score, by id, for other engines (`work_list`); removed
+        likewise
     CACHE/cache.json              completion marker, written last: counts, versions, size and SHA-256 of each file
 
-A pair has image and text (int32, positions in the corpus; a shard is sorted by them), score (float32, the teacher's raw logit) and role
-(uint8, a sum of POSITIVE, TEXT_CANDIDATE and IMAGE_CANDIDATE of `candidates`).
+A pair has image and text (int32, positions in the corpus; a shard is sorted by them), score (float32, the teacher's raw
+logit) and role (uint8, a sum of POSITIVE, TEXT_CANDIDATE and IMAGE_CANDIDATE of `candidates`).
 
-A planned pair has a score too, where an extended cache or a file of scores (`external_scores`) gave one; else it is NaN.
+A planned pair has a score too, where an extended cache or a file of scores (`external_scores`) gave one; else it is
+NaN.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from dcdctl.core.data import Index
 
 ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
 POOLING = "candidates_pooling"
-"""The entry of a plan for a `candidates.model` whose vector is its first token. Earlier plans have none, and were mined with the mean."""
+"""The entry of a plan for a `candidates.model` whose vector is its first token. Earlier plans have none, and were mined
+with the mean."""
 TEACHER_NAME, SCORES_DIGEST, NUM_GIVEN = "teacher_name", "scores_sha256", "given_scores"
-"""Notes in the plan of a cache whose scores come from elsewhere: its teacher, a digest of all scores, and, before that, their number."""
+"""Notes in the plan of a cache whose scores come from elsewhere: its teacher, a digest of all scores, and, before that,
+their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +68,14 @@ CACHE = Kind(
 IMAGES_PER_SHARD = 256
 """Images in a shard, which one process scores and writes atomically: what a killed run loses at most per process."""
 SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32()), ("role", pa.uint8())])
-# Sorted positions differ by little, and the high bytes of scores repeat; with zstd a pair took 5.4 of 13 bytes on a trial corpus.
-_ENCODINGS = {"image": "DELTA_BINARY_PACKED", "text": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "role": "PLAIN"}
+# Sorted positions differ by little, and the high bytes of scores repeat; with zstd a pair took 5.4 of 13 bytes on a
+# trial corpus.
+_ENCODINGS = {
+    "image": "DELTA_BINARY_PACKED",
+    "text": "DELTA_BINARY_PACKED",
+    "score": "BYTE_STREAM_SPLIT",
+    "role": "PLAIN",
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dcdctl.core.data import Direction, Index, RaggedArray
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
-"""Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate of the caption."""
+"""Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate
+of the caption."""
 ROLES = {Direction.TEXT: TEXT_CANDIDATE, Direction.IMAGE: IMAGE_CANDIDATE}
 """The role of the candidates of each direction."""
 
@@ -29,7 +30,8 @@ class Candidates:
     """Number of removed candidates by reason, for both directions together."""
 
     def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
-        """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image and caption."""
+        """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image
+        and caption."""
         num_texts = len(caption_image)
         # One number per pair and role, so that a single in-place sort is enough: there may be 40 million.
         coded = np.concatenate(

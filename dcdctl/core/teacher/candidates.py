@@ -1,7 +1,7 @@
 """The candidates of every query: the pairs of images and captions that the teacher scores.
 
-The candidates of an image are captions, those of a caption are images. The positives (the captions of an image, the image of a caption) are
-always candidates and are not drawn. Every result is a function of the corpus and the seed.
+The candidates of an image are captions, those of a caption are images. The positives (the captions of an image, the
+image of a caption) are always candidates and are not drawn. Every result is a function of the corpus and the seed.
 """
 
 from __future__ import annotations
@@ -31,23 +31,27 @@ class CandidateConfig:
     """The `[candidates]` table: the pairs that the teacher scores."""
 
     kind: Literal["random", "lexical", "embedding", "blocks", "mixed"] = "random"
-    """random: negatives drawn separately for each query, as in the released code. lexical: by BM25; an image is represented by its
-    captions. embedding: by the vectors of `model`. mixed: `shares` of these kinds. blocks: images are grouped into blocks, and every
-    caption of a block is scored against every image of it. A batch of one block then has a teacher score for every pair."""
+    """random: negatives drawn separately for each query, as in the released code. lexical: by BM25; an image is
+    represented by its captions. embedding: by the vectors of `model`. mixed: `shares` of these kinds. blocks: images
+    are grouped into blocks, and every caption of a block is scored against every image of it. A batch of one block then
+    has a teacher score for every pair."""
     per_query: Count = 15
-    """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every list of a query has
-    the same ones."""
+    """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every
+    list of a query has the same ones."""
     directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
-    """text: caption candidates for each image (the only direction of the released code); image: image candidates for each caption."""
+    """text: caption candidates for each image (the only direction of the released code); image: image candidates for
+    each caption."""
     shares: dict[str, Positive] = field(default_factory=dict)
     """mixed: the share of each kind in `per_query`."""
     model: str = ""
-    """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: the same, instead of the words of the captions."""
+    """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: the same, instead of the words
+    of the captions."""
     duplicate_bits: Annotated[int, Between(0, 64, "[)")] | None = None
-    """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative for the other's
-    captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
+    """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
+    for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
     absolute_margin: float | None = None
-    """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no margin."""
+    """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
+    margin."""
     relative_margin: Annotated[float, Between(0, 1, "[)")] | None = None
     """The same for sigmoids of the scores: removes negatives above the positives' mean times (1 - margin)."""
     block_size: Annotated[int, AtLeast(2)] = 32
@@ -64,7 +68,9 @@ class CandidateConfig:
     def __post_init__(self) -> None:
         check_fields(self, "candidates")
         if (self.kind == "embedding" or "embedding" in self.shares) and not self.model:
-            raise ConfigError("candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder")
+            raise ConfigError(
+                "candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder"
+            )
         self._check_shares()
 
     def require_packages(self) -> None:
@@ -74,7 +80,8 @@ class CandidateConfig:
 
     @property
     def embeds_by_first_token(self) -> bool:
-        """Whether `model` is a text encoder whose vector is its first token. False for one that cannot be read: only mining needs it."""
+        """Whether `model` is a text encoder whose vector is its first token. False for one that cannot be read: only
+        mining needs it."""
         try:
             return bool(self.model) and scoring.embeds_by_first_token(self.model)
         except ModelError:
@@ -83,20 +90,29 @@ class CandidateConfig:
     def _check_shares(self) -> None:
         if bool(self.shares) != (self.kind == "mixed"):
             raise ConfigError(
-                "candidates.shares is for candidates.kind mixed, which needs it", hint="shares = { random = 0.5, lexical = 0.5 }"
+                "candidates.shares is for candidates.kind mixed, which needs it",
+                hint="shares = { random = 0.5, lexical = 0.5 }",
             )
         for name, share in self.shares.items():
             if name not in SIMPLE_KINDS:
                 raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}")
 
 
-def draw_candidates(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:
+def draw_candidates(
+    corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent
+) -> Candidates:
     """The negatives of every query of a corpus, without false negatives."""
     vectors = scoring.embed_corpus(scoring.load_embedder(config.model, device), corpus, track) if config.model else None
-    return _draw_blocks(corpus, config, vectors, track) if config.kind == "blocks" else mine_candidates(corpus, config, vectors, track)
+    return (
+        _draw_blocks(corpus, config, vectors, track)
+        if config.kind == "blocks"
+        else mine_candidates(corpus, config, vectors, track)
+    )
 
 
-def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None = None, track: Track = silent) -> Candidates:
+def mine_candidates(
+    corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None = None, track: Track = silent
+) -> Candidates:
     """Candidates mined separately for each query, of every kind except blocks. The kind embedding needs `vectors`."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     # The released code may draw captions of the same image as negatives; here they are removed.
@@ -106,7 +122,9 @@ def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: scoring.Ve
     for direction in config.directions:
         sizes = (num_images, num_texts) if direction == Direction.TEXT else (num_texts, num_images)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
-        result = miners.mine(_miner(corpus, config, direction, vectors, reason_against), *sizes, config.per_query, reason_against)
+        result = miners.mine(
+            _miner(corpus, config, direction, vectors, reason_against), *sizes, config.per_query, reason_against
+        )
         lists[direction] = RaggedArray.from_sorted(result.queries, result.candidates, sizes[0])
         num_dropped += result.num_dropped
     return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped))
@@ -117,26 +135,45 @@ def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[st
 
 
 def _miner(
-    corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: scoring.Vectors | None, reason_against: PairFilter
+    corpus: Corpus,
+    config: CandidateConfig,
+    direction: Direction,
+    vectors: scoring.Vectors | None,
+    reason_against: PairFilter,
 ) -> Miner:
     """The miner of a recipe for one direction."""
     # Each direction has its own random draws.
     seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == Direction.TEXT else 2)]
-    sizes = (corpus.num_images, corpus.num_captions) if direction == Direction.TEXT else (corpus.num_captions, corpus.num_images)
+    sizes = (
+        (corpus.num_images, corpus.num_captions)
+        if direction == Direction.TEXT
+        else (corpus.num_captions, corpus.num_images)
+    )
 
     def simple(kind: str) -> Miner:
         if kind == "lexical":
-            of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in range(corpus.num_images)]
-            return miners.lexical_miner(*((of_image, corpus.captions) if direction == Direction.TEXT else (corpus.captions, of_image)))
+            of_image = [
+                " ".join(corpus.captions[text] for text in corpus.captions_of(image))
+                for image in range(corpus.num_images)
+            ]
+            return miners.lexical_miner(
+                *((of_image, corpus.captions) if direction == Direction.TEXT else (corpus.captions, of_image))
+            )
         if kind == "embedding" and vectors is not None:
-            sides = (vectors.images_ID, vectors.texts_TD) if direction == Direction.TEXT else (vectors.texts_TD, vectors.images_ID)
+            sides = (
+                (vectors.images_ID, vectors.texts_TD)
+                if direction == Direction.TEXT
+                else (vectors.texts_TD, vectors.images_ID)
+            )
             return miners.embedding_miner(*sides)
         return miners.random_miner(seed, *sizes)
 
     if config.kind != "mixed":
         return simple(config.kind)
     counts = miners.split_by_shares(config.per_query, list(config.shares.values()))
-    return miners.mixed_miner([(simple(kind), count) for kind, count in zip(config.shares, counts, strict=True)], reason_against)
+    return miners.mixed_miner(
+        [(simple(kind), count) for kind, count in zip(config.shares, counts, strict=True)], reason_against
+    )
 
 
 def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None, track: Track) -> Candidates:
@@ -160,11 +197,16 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vecto
     if Direction.IMAGE in config.directions:
         images_of_text = RaggedArray.from_pairs(text, image, corpus.num_captions)
     # A removed pair is missing in the lists of each direction.
-    return Candidates(texts_of_image, images_of_text, _counts(false_negatives, np.bincount(reason, minlength=256) * len(config.directions)))
+    return Candidates(
+        texts_of_image,
+        images_of_text,
+        _counts(false_negatives, np.bincount(reason, minlength=256) * len(config.directions)),
+    )
 
 
 def _blocks(order: Index, size: int) -> list[Index]:
-    """The images split into blocks of one size. The last block is padded with the first images, so that no query has few candidates."""
+    """The images split into blocks of one size. The last block is padded with the first images, so that no query has
+    few candidates."""
     size = min(size, len(order))
     num_blocks = -(-len(order) // size)
     return np.split(np.resize(order, num_blocks * size), num_blocks)

@@ -1,7 +1,8 @@
 """Dual teachers without a cache: each embeds a corpus once, and then the score of any pair is a product of two vectors.
 
-The vectors are float32 and stay in memory: 4 x D bytes per image and per caption, with D = 512 1.4 GB for COCO's 113,287 training images
-and their 566,747 captions. Half of that in float16 would change logits of a scale of 100 in the third decimal.
+The vectors are float32 and stay in memory: 4 x D bytes per image and per caption, with D = 512 1.4 GB for COCO's
+113,287 training images and their 566,747 captions. Half of that in float16 would change logits of a scale of 100 in the
+third decimal.
 
 Shape letters: I images, T texts, D width of a vector.
 """
@@ -40,7 +41,8 @@ class EmbeddedTeacher:
     scored_pairs = None
 
     def __init__(self, model: DualEncoder, corpus: Corpus, compute: Compute) -> None:
-        """The model reads its stored features where `compute` names a folder and it has encoders; otherwise images and captions."""
+        """The model reads its stored features where `compute` names a folder and it has encoders; otherwise images and
+        captions."""
         self._compute = compute if model.encoders is not None else replace(compute, features=None)
         self._corpus = corpus
         self._model: DualEncoder | None = model
@@ -52,7 +54,8 @@ class EmbeddedTeacher:
         self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
 
     def embed(self, track: Track = silent) -> None:
-        """Embed the corpus; the main process of several does so and gives the others its vectors. ModelError if one is not finite."""
+        """Embed the corpus; the main process of several does so and gives the others its vectors. ModelError if one is
+        not finite."""
         assert self._model is not None
         # By one process, because others could round differently, and would then keep other negatives of a list.
         with distributed.main_first():
@@ -60,7 +63,8 @@ class EmbeddedTeacher:
                 self._images_ID, self._texts_TD = self._vectors(self._model, track)
         if not distributed.is_main():
             self._images_ID, self._texts_TD = (
-                torch.zeros(count, self._model.embedding_dim) for count in (self._corpus.num_images, self._corpus.num_captions)
+                torch.zeros(count, self._model.embedding_dim)
+                for count in (self._corpus.num_images, self._corpus.num_captions)
             )
         for vectors in (self._images_ID, self._texts_TD):
             distributed.broadcast(vectors)
@@ -73,7 +77,8 @@ class EmbeddedTeacher:
         return scoring.finite_vectors(vectors.images_ID).cpu(), scoring.finite_vectors(vectors.texts_TD).cpu()
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
-        """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix product."""
+        """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix
+        product."""
         images, texts = in_range(image_ix, text_ix, len(self._images_ID), len(self._texts_TD))
         if images.ndim == texts.ndim == 2 and images.shape[1] == texts.shape[0] == 1:
             scores = self._images_ID[torch.tensor(images[:, 0])] @ self._texts_TD[torch.tensor(texts[0])].T
@@ -91,10 +96,12 @@ class EmbeddedTeacher:
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of the scores of all images with all captions.
 
-        From the mean vectors and the mean products of their components: mean (i . t)^2 = sum of (mean i i^T) (mean t t^T). COCO has 64
-        billion pairs.
+        From the mean vectors and the mean products of their components: mean (i . t)^2 = sum of (mean i i^T) (mean t
+        t^T). COCO has 64 billion pairs.
         """
-        (image_D, image_DD), (text_D, text_DD) = (_mean_and_products(vectors) for vectors in (self._images_ID, self._texts_TD))
+        (image_D, image_DD), (text_D, text_DD) = (
+            _mean_and_products(vectors) for vectors in (self._images_ID, self._texts_TD)
+        )
         mean = float(image_D @ text_D)
         variance = max(float((image_DD * text_DD).sum()) - mean**2, 0.0)
         # A teacher whose scores are all equal has no spread to divide by.
@@ -158,7 +165,9 @@ def embedded_teachers(
         # By fingerprint, as for caches: a copy of a model counts its teacher twice as well.
         if (digest := teacher.plan["teacher"]) in names:
             found = f"the teachers {names[digest]} and {name} are one model, by their fingerprints"
-            raise ConfigError(found, hint="name each teacher once; teachers.weights gives the teachers different shares")
+            raise ConfigError(
+                found, hint="name each teacher once; teachers.weights gives the teachers different shares"
+            )
         names[digest], teachers[digest] = name, teacher
     first, *others = teachers.values()
     return EmbeddedTeachers([first, *others], weights) if others else first

@@ -24,7 +24,8 @@ from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_n
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
 HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
-"""The same for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32 have steps of 0.125."""
+"""The same for a model whose weights have this type. Its head rounds too: bfloat16 logits of 16 to 32 have steps of
+0.125."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,25 @@ def estimate_cost(job: CacheJob) -> Estimate:
     rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
     seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
     return Estimate(
-        num_pairs=num_pairs, num_to_score=num_to_score, pairs_per_s=rate, seconds=seconds, disk_bytes=BYTES_PER_PAIR * num_pairs
+        num_pairs=num_pairs,
+        num_to_score=num_to_score,
+        pairs_per_s=rate,
+        seconds=seconds,
+        disk_bytes=BYTES_PER_PAIR * num_pairs,
     )
 
 
 def _trial(job: CacheJob, pairs: Pairs | None, num_to_score: int) -> float:
-    """Pairs per second for the first images of a shard. The time includes the encoding of images and captions, as in the full run."""
+    """Pairs per second for the first images of a shard. The time includes the encoding of images and captions, as in
+    the full run."""
     if pairs is None:
         return 0.0
     if job.teacher.keeps_states:
         # Each image and caption is encoded once for all its pairs, which no trial on a few images can show.
         num_images, num_texts = job.corpus.num_images, job.corpus.num_captions
-        trial = PairScorer(scorer=job.teacher, source=job.source, images=range(num_images), texts=range(num_texts), compute=job.compute)
+        trial = PairScorer(
+            scorer=job.teacher, source=job.source, images=range(num_images), texts=range(num_texts), compute=job.compute
+        )
         return num_to_score / trial.workload(num_to_score, num_images, num_texts).seconds
     todo = np.flatnonzero(np.isnan(pairs.score))
     image_P, text_P = pairs.image[todo], pairs.text[todo]
@@ -85,11 +93,13 @@ def check_verifiable(cache: TeacherCache) -> None:
         )
 
 
-def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent) -> float:
+def verify_scores(
+    folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent
+) -> float:
     """Recompute `count` scores of a finished cache; the largest difference relative to max(1, |cached score|).
 
-    StaleError if the difference exceeds the rounding of the cache's precision, or if the cache belongs to another corpus or teacher, or
-    was scored with other settings.
+    StaleError if the difference exceeds the rounding of the cache's precision, or if the cache belongs to another
+    corpus or teacher, or was scored with other settings.
     """
     cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
     check_verifiable(cache)

@@ -1,7 +1,8 @@
 """A cache whose scores come from elsewhere: planned here, scored by any engine, read by ids, checked and sealed here.
 
-Scores may come in several calls. Each call checks all rows that it is given before it stores one. A shard is written when every pair of it
-has a score; the scores of other shards are kept with their planned pairs. The cache is sealed when nothing is missing.
+Scores may come in several calls. Each call checks all rows that it is given before it stores one. A shard is written
+when every pair of it has a score; the scores of other shards are kept with their planned pairs. The cache is sealed
+when nothing is missing.
 
 Memory: 12 bytes per planned pair, and one batch of rows. Shape letters: P planned pairs, B rows of a batch.
 """
@@ -76,20 +77,26 @@ def plan_work(job: ExternalJob, extras: Sequence[Extra] = (), *, track: Track = 
     _resolve(job)
     with _opened(job, track) as opened:
         if opened.build.is_sealed:
-            raise StaleError(f"the teacher cache in {job.out} is finished: no pair is left to score", hint="name another folder with --out")
+            raise StaleError(
+                f"the teacher cache in {job.out} is finished: no pair is left to score",
+                hint="name another folder with --out",
+            )
         return write_work_list(opened.build, opened.corpus, extras, track)
 
 
 def take_scores(job: ExternalJob, names: Sequence[str], teacher: str, *, track: Track = silent) -> TeacherCache:
     """The sealed cache with the scores of these files (`score_files.find_files`), which `teacher` gave.
 
-    A pair may be in several rows with the same score, since engines repeat a task that failed. InputError for rows that do not fit, by kind
-    with examples; then nothing is stored. MissingError if pairs still have no score; then what was given is stored, and a further call may
-    bring the rest. StaleError if the folder or `job.extend` holds scores of another teacher.
+    A pair may be in several rows with the same score, since engines repeat a task that failed. InputError for rows that
+    do not fit, by kind with examples; then nothing is stored. MissingError if pairs still have no score; then what was
+    given is stored, and a further call may bring the rest. StaleError if the folder or `job.extend` holds scores of
+    another teacher.
     """
     _resolve(job)
     if not teacher.strip() or not teacher.isprintable():
-        raise ConfigError(f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt")
+        raise ConfigError(
+            f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
+        )
     paths = score_files.find_files(names)
     with _opened(job, track) as opened:
         _check_name(job, opened.notes.get(TEACHER_NAME), teacher)
@@ -110,7 +117,8 @@ def _resolve(job: ExternalJob) -> None:
     """An error for what can be checked before anything is opened."""
     if distributed.world_size() > 1:
         raise ConfigError(
-            f"--plan-only and --scores are for one process, and there are {distributed.world_size()}", hint="start it without torchrun"
+            f"--plan-only and --scores are for one process, and there are {distributed.world_size()}",
+            hint="start it without torchrun",
         )
     job.candidates.require_packages()
     CACHE.check_folder(job.out)
@@ -131,7 +139,9 @@ def _opened(job: ExternalJob, track: Track) -> Iterator[_Opened]:
     corpus = Corpus.open(job.data, job.split, job.max_images)
     old = None if job.extend is None else read_cache(job.extend)
     if old is not None and old.teacher_name is None:
-        raise StaleError(f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher")
+        raise StaleError(
+            f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher"
+        )
     planned = Build(job.out, build.plan_of(corpus, job.candidates, NO_SCORER, job.extend), CACHE)
     with distributed.lock(job.out):
         notes = build.begin(
@@ -175,7 +185,8 @@ class _Ids:
     def index(self, batch: pa.RecordBatch, what: str) -> Index:
         """The index of the image or the caption that each row names by its id; -1 for none.
 
-        By the index of the row, if it has one, which must be that of the id: in joined splits, an id may be that of several captions.
+        By the index of the row, if it has one, which must be that of the id: in joined splits, an id may be that of
+        several captions.
         """
         own: pa.Array = self.images if what == "image" else self.captions
         ids = batch.column(f"{what}_id")
@@ -184,7 +195,9 @@ class _Ids:
             return _numbers(pc.index_in(ids, value_set=own), -1)
         index_B = _numbers(batch.column(f"{what}_index"), -1)
         index_B = np.where((index_B >= 0) & (index_B < len(own)), index_B, -1)
-        is_own = pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False).to_numpy(zero_copy_only=False)
+        is_own = (
+            pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False).to_numpy(zero_copy_only=False)
+        )
         return np.where(is_own, index_B, -1)
 
     def _check_unique(self, own: pa.Array, what: str) -> None:
@@ -192,7 +205,8 @@ class _Ids:
         if len(counts) < len(own):
             repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
             raise InputError(
-                f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split {self.corpus.split}",
+                f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split "
+                f"{self.corpus.split}",
                 hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s apart",
             )
 
@@ -205,7 +219,12 @@ class _GivenScores:
     """The planned pairs of a cache, and the scores that are known of them."""
 
     def __init__(self, corpus: Corpus, planned: Build) -> None:
-        self.corpus, self.build, self.faults, self._ids = corpus, planned, Faults("the scores do not fit the plan"), _Ids(corpus)
+        self.corpus, self.build, self.faults, self._ids = (
+            corpus,
+            planned,
+            Faults("the scores do not fit the plan"),
+            _Ids(corpus),
+        )
         self._is_whole = [not planned.missing([pairs_name(shard)]) for shard in range(len(shards_of(planned.plan)))]
         shards = [self._read(shard) for shard in range(len(self._is_whole))]
         self._first = offsets_of([len(pairs) for pairs in shards])
@@ -237,14 +256,21 @@ class _GivenScores:
             nonlocal is_open
             rows = np.flatnonzero(is_wrong & is_open)
             others = ["" if other_B is None else f" and {other_B[row]}" for row in rows[:NUM_EXAMPLES]]
-            self.faults.add(kind, [self._named(batch, int(row), other, where) for row, other in zip(rows, others, strict=False)], len(rows))
+            self.faults.add(
+                kind,
+                [self._named(batch, int(row), other, where) for row, other in zip(rows, others, strict=False)],
+                len(rows),
+            )
             is_open &= ~is_wrong
 
         fault("rows of unknown images", image_B < 0)
         fault("rows of unknown captions", text_B < 0)
         if "caption" in batch.schema.names:
             own = self._ids.texts.take(pa.array(np.maximum(text_B, 0)))
-            fault("rows with another caption than the corpus", ~pc.equal(own, batch.column("caption")).fill_null(False).to_numpy(False))
+            fault(
+                "rows with another caption than the corpus",
+                ~pc.equal(own, batch.column("caption")).fill_null(False).to_numpy(False),
+            )
         fault("rows of pairs that are not planned", ~is_planned)
         fault("scores that are not finite", ~np.isfinite(score_B))
         rows, known_B = np.flatnonzero(is_open), self._score_P[position_B]
@@ -273,7 +299,10 @@ class _GivenScores:
             if is_whole:
                 continue
             pairs = self._read(shard)
-            num_known, is_changed = self._count(here), not np.array_equal(pairs.score, self._score_P[here], equal_nan=True)
+            num_known, is_changed = (
+                self._count(here),
+                not np.array_equal(pairs.score, self._score_P[here], equal_nan=True),
+            )
             name = pairs_name(shard) if num_known == len(pairs) else planned_name(shard)
             if is_changed or num_known == len(pairs):
                 with self.build.write(name) as partial:
@@ -303,5 +332,6 @@ class _GivenScores:
         raise MissingError(
             f"{sum(unfinished.values()):,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet, "
             f"in {len(unfinished):,} of {len(missing):,} shards ({', '.join(named)}{more})",
-            hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of what is missing",
+            hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of "
+            "what is missing",
         )

@@ -1,7 +1,7 @@
 """False negatives: candidates that a miner proposes although they match the query.
 
-A caption of the same image, a caption with equal text, and a caption of a duplicate image are no negatives. Indices are those of the
-corpus: an image is a row of its split, a caption counts captions in row order.
+A caption of the same image, a caption with equal text, and a caption of a duplicate image are no negatives. Indices are
+those of the corpus: an image is a row of its split, a caption counts captions in row order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ SAME_IMAGE, EQUAL_TEXT, DUPLICATE_IMAGE = "same image", "equal text", "near-dupl
 class FalseNegativeFilter:
     """Tells why an image and a caption are no negatives of each other. Call it with two index arrays of one shape."""
 
-    def __init__(self, caption_image: Index, text_class: Index, hash_I: NDArray[np.uint64] | None = None, duplicate_bits: int = 0) -> None:
-        """`text_class` gives equal texts the same number. Images whose `hash_I` differ in at most `duplicate_bits` bits are duplicates."""
+    def __init__(
+        self, caption_image: Index, text_class: Index, hash_I: NDArray[np.uint64] | None = None, duplicate_bits: int = 0
+    ) -> None:
+        """`text_class` gives equal texts the same number. Images whose `hash_I` differ in at most `duplicate_bits` bits
+        are duplicates."""
         self._caption_image, self._num_classes = caption_image, int(text_class.max()) + 1
         self.text_class = text_class
         self._true_keys = np.unique(caption_image * self._num_classes + text_class)
@@ -66,7 +69,8 @@ class FalseNegativeFilter:
 
 
 def false_negative_filter(corpus: Corpus, duplicate_bits: int | None, track: Track = silent) -> FalseNegativeFilter:
-    """The filter of a corpus; `duplicate_bits` is that of a recipe's `[candidates]`, and None looks for no duplicate images."""
+    """The filter of a corpus; `duplicate_bits` is that of a recipe's `[candidates]`, and None looks for no duplicate
+    images."""
     hash_I = None if duplicate_bits is None else image_hashes(corpus, track)
     return FalseNegativeFilter(corpus.caption_image, text_classes(corpus.captions), hash_I, duplicate_bits or 0)
 

@@ -1,4 +1,5 @@
-"""One `dcdctl cache-teacher`: what needs no model is checked first, then the corpus is opened, and the teacher is loaded last."""
+"""One `dcdctl cache-teacher`: what needs no model is checked first, then the corpus is opened, and the teacher is
+loaded last."""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ class CachePlan:
 def resolve(job: CacheJob) -> CachePlan:
     """The plan of a job. Opens no corpus and no weights.
 
-    ConfigError for a wrong model setting, ModelError for a reference that names nothing, MissingError if the candidates need a package
-    that is not installed, StaleError or InputError if the output folder is taken or cannot be written.
+    ConfigError for a wrong model setting, ModelError for a reference that names nothing, MissingError if the candidates
+    need a package that is not installed, StaleError or InputError if the output folder is taken or cannot be written.
     """
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides)
@@ -63,12 +64,16 @@ def resolve(job: CacheJob) -> CachePlan:
 
 
 def cache_scores(
-    job: CacheJob, *, dry_run: bool = False, track: Track = silent, on_estimate: Callable[[Estimate], None] | None = None
+    job: CacheJob,
+    *,
+    dry_run: bool = False,
+    track: Track = silent,
+    on_estimate: Callable[[Estimate], None] | None = None,
 ) -> TeacherCache | None:
     """Score the candidates of a job, or resume; None for a dry run, which ends after the estimate.
 
-    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored. Without it there is no trial, which
-    takes seconds.
+    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored. Without it there
+    is no trial, which takes seconds.
     """
     assert job.candidates is not None
     plan = resolve(job)
@@ -78,14 +83,17 @@ def cache_scores(
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, plan.overrides, track)
     with distributed.lock(job.out):
-        planned = build.plan_cache(corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track)
+        planned = build.plan_cache(
+            corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track
+        )
         if on_estimate is not None:
             on_estimate(estimate.estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)
 
 
 def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
-    """The largest relative difference between `count` scores of the finished cache in `out` and the same scores computed again.
+    """The largest relative difference between `count` scores of the finished cache in `out` and the same scores
+    computed again.
 
     StaleError if it is larger than rounding explains, or if the cache belongs to another corpus, teacher or precision.
     """

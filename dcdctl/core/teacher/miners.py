@@ -1,7 +1,7 @@
 """Hard-negative mining: for each query, candidates sorted by similarity.
 
-A miner does not know which candidates are true. `mine` removes false negatives and repeats, and asks the miner for more where too few
-remain. Every result is a function of the corpus and the seed.
+A miner does not know which candidates are true. `mine` removes false negatives and repeats, and asks the miner for more
+where too few remain. Every result is a function of the corpus and the seed.
 
 Shape letters: Q queries, K candidates, I images, D dimensions.
 """
@@ -22,7 +22,8 @@ from dcdctl.core.errors import require_extra
 from dcdctl.core.teacher.false_negatives import Reasons
 
 Miner = Callable[[Index, int], Index]
-"""Given queries and a number K, a Q x K matrix of the best K candidates per query, or all candidates if there are fewer."""
+"""Given queries and a number K, a Q x K matrix of the best K candidates per query, or all candidates if there are
+fewer."""
 PairFilter = Callable[[Index, Index], Reasons]
 """Given queries and candidates, arrays of one shape: 0 where the pair is allowed, else the reason against it."""
 # Both numbers decide which queries `random_miner` draws for together, so another value gives other random candidates.
@@ -49,7 +50,8 @@ def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Mine
     """Random candidates, possibly with repeats; a permutation of all if K is at least the population."""
 
     def mine(queries: Index, width: int) -> Index:
-        # The draws of a query depend on the other queries of its chunk. Chunks are always cut alike, so results are reproducible.
+        # The draws of a query depend on the other queries of its chunk. Chunks are always cut alike, so results are
+        # reproducible.
         rng = np.random.default_rng([*seed, int(queries[0]), num_queries])
         if width >= population:
             return np.argsort(rng.random((len(queries), population)), axis=1)
@@ -83,12 +85,15 @@ def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
 
 
 def _first(scores: NDArray[np.float32], count: int) -> Index:
-    """Positions of the highest scores, best first, ties by position. A partition alone would leave ties to the processor."""
+    """Positions of the highest scores, best first, ties by position. A partition alone would leave ties to the
+    processor."""
     if count >= len(scores):
         return np.argsort(-scores, kind="stable")
     least = np.partition(scores, -count)[-count]
     above = np.flatnonzero(scores > least)
-    return np.concatenate([above[np.argsort(-scores[above], kind="stable")], np.flatnonzero(scores == least)[: count - len(above)]])
+    return np.concatenate(
+        [above[np.argsort(-scores[above], kind="stable")], np.flatnonzero(scores == least)[: count - len(above)]]
+    )
 
 
 def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
@@ -102,7 +107,8 @@ def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
 
 
 def mixed_miner(miners: Sequence[tuple[Miner, int]], reason_against: PairFilter) -> Miner:
-    """The first allowed candidates of each miner, as many as its count, then the remaining candidates in the same order."""
+    """The first allowed candidates of each miner, as many as its count, then the remaining candidates in the same
+    order."""
 
     def mine(queries: Index, width: int) -> Index:
         matrices, ranks = [], []
@@ -142,7 +148,9 @@ def mine(miner: Miner, num_queries: int, population: int, count: int, reason_aga
             short, num_at_once = [], max(1, MAX_MATRIX_ENTRIES // min(width, population))
             for first in range(0, len(remaining), num_at_once):
                 queries = remaining[first : first + num_at_once]
-                is_enough, new_keys, dropped = _choose(miner(queries, width), queries, population, count, reason_against)
+                is_enough, new_keys, dropped = _choose(
+                    miner(queries, width), queries, population, count, reason_against
+                )
                 keys.append(new_keys)
                 num_dropped += dropped
                 short.append(queries[~is_enough])
@@ -159,7 +167,8 @@ def mine(miner: Miner, num_queries: int, population: int, count: int, reason_aga
 def _choose(
     matrix_QK: Index, queries: Index, population: int, count: int, reason_against: PairFilter
 ) -> tuple[NDArray[np.bool_], Index, Index]:
-    """Which queries have enough candidates or have seen all; the keys of their pairs; for each reason, how many pairs it removed."""
+    """Which queries have enough candidates or have seen all; the keys of their pairs; for each reason, how many pairs
+    it removed."""
     query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
     reason_QK, is_first_QK = reason_against(query_QK, matrix_QK), _is_first(matrix_QK)
     is_allowed_QK = is_first_QK & (reason_QK == 0)
@@ -168,7 +177,11 @@ def _choose(
     is_in_time_QK = (num_before_QK < count) & is_enough_Q[:, None]
     kept_QK = is_allowed_QK & is_in_time_QK
     dropped_QK = is_first_QK & (reason_QK != 0) & is_in_time_QK
-    return is_enough_Q, query_QK[kept_QK] * population + matrix_QK[kept_QK], np.bincount(reason_QK[dropped_QK], minlength=256)
+    return (
+        is_enough_Q,
+        query_QK[kept_QK] * population + matrix_QK[kept_QK],
+        np.bincount(reason_QK[dropped_QK], minlength=256),
+    )
 
 
 def _is_first(matrix_QK: Index) -> NDArray[np.bool_]:
@@ -186,8 +199,8 @@ def _is_first(matrix_QK: Index) -> NDArray[np.bool_]:
 def clusters(corpus: Corpus, cluster_size: int, vectors_ID: NDArray[np.float32] | None = None) -> list[Index]:
     """Clusters of similar images; every image is in one cluster.
 
-    Similarity is the inner product of `vectors_ID` (I x D), or by default of the words of the captions, each weighted by its inverse
-    document frequency. The search is greedy from the first image on: its nearest free images join it.
+    Similarity is the inner product of `vectors_ID` (I x D), or by default of the words of the captions, each weighted
+    by its inverse document frequency. The search is greedy from the first image on: its nearest free images join it.
     """
     if cluster_size == 1:
         return [np.array([i], dtype=np.int64) for i in range(corpus.num_images)]

@@ -1,6 +1,7 @@
 """Files of scores from elsewhere, read in batches: Parquet, CSV or JSON lines, one pair a row.
 
-Columns: image_id, caption_id and score; image_index, caption_index and caption of the work list are read where a file still has them.
+Columns: image_id, caption_id and score; image_index, caption_index and caption of the work list are read where a file
+still has them.
 """
 
 from __future__ import annotations
@@ -45,8 +46,15 @@ def find_files(names: Sequence[str]) -> list[Path]:
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, with those of COLUMNS that it has, in the types of COLUMNS; InputError for a file that cannot be used."""
-    read = _read_parquet if path.suffix.lower() in PARQUET else _read_csv if path.suffix.lower() in CSV else _read_json_lines
+    """The rows of a file, with those of COLUMNS that it has, in the types of COLUMNS; InputError for a file that cannot
+    be used."""
+    read = (
+        _read_parquet
+        if path.suffix.lower() in PARQUET
+        else _read_csv
+        if path.suffix.lower() in CSV
+        else _read_json_lines
+    )
     try:
         for batch in read(path):
             _require_columns(path, batch.schema.names)
@@ -87,8 +95,11 @@ def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
     options: dict[str, Any] = {
         "read_options": pa_csv.ReadOptions(block_size=BYTES_PER_BATCH),
         "parse_options": pa_csv.ParseOptions(newlines_in_values=True),
-        # Of the known columns alone: the types of the others are guessed from the first block, and may not hold in the next.
-        "convert_options": pa_csv.ConvertOptions(column_types=COLUMNS, include_columns=[name for name in names if name in COLUMNS]),
+        # Of the known columns alone: the types of the others are guessed from the first block, and may not hold in the
+        # next.
+        "convert_options": pa_csv.ConvertOptions(
+            column_types=COLUMNS, include_columns=[name for name in names if name in COLUMNS]
+        ),
     }
     with pa_csv.open_csv(path, **options) as reader:
         yield from reader

@@ -1,4 +1,5 @@
-"""What a training asks of its teachers: the scores of pairs, and which pairs have one; and the average of several teachers."""
+"""What a training asks of its teachers: the scores of pairs, and which pairs have one; and the average of several
+teachers."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Scores = NDArray[np.float32]
 
 
 class TeacherScores(Protocol):
-    """Scores of one teacher or of several: of the pairs of a cache, or of every pair, computed when they are looked up."""
+    """Scores of one teacher or of several: of the pairs of a cache, or of every pair, computed when they are looked
+    up."""
 
     @property
     def plan(self) -> dict[str, Any] | list[dict[str, Any]]:
@@ -55,16 +57,19 @@ class OneTeacher(Protocol):
 class AverageScores(ABC):
     """Several teachers as one.
 
-    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and scaled to the weighted
-    mean of the teachers' means and standard deviations. The average is thus a logit like theirs, and a temperature keeps its meaning. Pairs
-    without a score of every teacher have none: an average over fewer teachers would be another kind of score.
+    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and
+    scaled to the weighted mean of the teachers' means and standard deviations. The average is thus a logit like theirs,
+    and a temperature keeps its meaning. Pairs without a score of every teacher have none: an average over fewer
+    teachers would be another kind of score.
     """
 
     def __init__(self, teachers: Sequence[OneTeacher], weights: Sequence[float], noun: str) -> None:
         """`weights` are normalized to a sum of 1; equal weights if empty. `noun` is what messages call the teachers."""
         check_weights(weights, len(teachers), noun)
         if len({teacher.plan["corpus"] for teacher in teachers}) > 1:
-            raise StaleError(f"the {noun} are of different corpora", hint="make each with the same --data, --split and --max-images")
+            raise StaleError(
+                f"the {noun} are of different corpora", hint="make each with the same --data, --split and --max-images"
+            )
         shares = np.array(weights or [1.0] * len(teachers))
         self.weights = shares / shares.sum()
         self.plan = [teacher.plan for teacher in teachers]
@@ -78,7 +83,9 @@ class AverageScores(ABC):
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
         """The average scores of these pairs, in their shape; NaN for pairs that a teacher has not scored."""
         parts = zip(self._teachers, self.weights, self._moments, strict=True)
-        total = sum(weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts)
+        total = sum(
+            weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts
+        )
         mean, spread = np.average(self._moments, axis=0, weights=self.weights)
         return np.asarray(total * spread + mean, dtype=np.float32)
 

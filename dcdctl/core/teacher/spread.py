@@ -1,11 +1,13 @@
 """How far a teacher's scores are apart within a list, and the temperature that follows.
 
-A list is a caption's own pair and NUM_NEGATIVES of its query's candidates: the image with candidate captions, or the caption with candidate
-images. Lists of one size make caches comparable: the spread of a teacher's scores does not depend on how many candidates were cached.
+A list is a caption's own pair and NUM_NEGATIVES of its query's candidates: the image with candidate captions, or the
+caption with candidate images. Lists of one size make caches comparable: the spread of a teacher's scores does not
+depend on how many candidates were cached.
 
-The softmax of scores at temperature T has an entropy between 0 (one-hot: the teacher adds nothing to the label) and log K (uniform: it says
-nothing of the order). The recommended T puts the mean of entropy / log K halfway. Setting a bandwidth by a target entropy is the rule of
-t-SNE (van der Maaten and Hinton 2008, perplexity); the target of one half is ours (docs/losses.md).
+The softmax of scores at temperature T has an entropy between 0 (one-hot: the teacher adds nothing to the label) and log
+K (uniform: it says nothing of the order). The recommended T puts the mean of entropy / log K halfway. Setting a
+bandwidth by a target entropy is the rule of t-SNE (van der Maaten and Hinton 2008, perplexity); the target of one half
+is ours (docs/losses.md).
 
 Shape letters: L lists, K pairs of a list, the own pair in column 0.
 """
@@ -57,7 +59,13 @@ def measure_spread(scores: TeacherCache | TeacherEnsemble) -> ScoreSpread:
     std = float(np.std(scores.lookup(image_P, text_P), dtype=np.float64)) if len(image_P) else math.nan
     if not len(lists):
         return ScoreSpread(
-            num_lists=0, std=std, within_list_std=math.nan, gap=math.nan, entropy=math.nan, entropy_share=math.nan, temperature=None
+            num_lists=0,
+            std=std,
+            within_list_std=math.nan,
+            gap=math.nan,
+            entropy=math.nan,
+            entropy_share=math.nan,
+            temperature=None,
         )
     return ScoreSpread(
         num_lists=len(lists),
@@ -97,7 +105,9 @@ def _share(lists_LK: Lists, temperature: float) -> float:
 
 def _entropy(lists_LK: Lists, temperature: float) -> NDArray[np.float64]:
     """The entropy of the softmax of each list, in nats."""
-    logits = np.where(np.isnan(lists_LK), -np.inf, (lists_LK - np.nanmax(lists_LK, axis=1, keepdims=True)) / temperature)
+    logits = np.where(
+        np.isnan(lists_LK), -np.inf, (lists_LK - np.nanmax(lists_LK, axis=1, keepdims=True)) / temperature
+    )
     share = np.exp(logits)
     total = share.sum(axis=1)
     # log sum exp(x) - sum p x; a place of no pair has p = 0.
@@ -128,7 +138,8 @@ def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
 
 
 def _draw(rng: np.random.Generator, candidates: RaggedArray, query_L: Index) -> Index:
-    """NUM_NEGATIVES different candidates of each query, L x NUM_NEGATIVES; -1 in the places of a query that has fewer."""
+    """NUM_NEGATIVES different candidates of each query, L x NUM_NEGATIVES; -1 in the places of a query that has
+    fewer."""
     drawn = np.full((len(query_L), NUM_NEGATIVES), -1, dtype=np.int64)
     for row, query in enumerate(query_L.tolist()):
         own = candidates[query]

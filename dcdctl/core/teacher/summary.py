@@ -1,7 +1,7 @@
 """A summary of a teacher cache.
 
-It holds counts, histograms of the scores of positives and negatives, how often the teacher ranks the positive first, and the hardest
-negatives. A hardest negative is either useful to learn from, or a false negative.
+It holds counts, histograms of the scores of positives and negatives, how often the teacher ranks the positive first,
+and the hardest negatives. A hardest negative is either useful to learn from, or a false negative.
 
 Shape letters: P pairs, Q queries.
 """
@@ -101,7 +101,9 @@ def _best(query_P: NDArray[np.int64], score_P: NDArray[np.float32], num_queries:
     return best_Q
 
 
-def _direction(cache: TeacherCache, negatives: RaggedArray, best_Q: NDArray[np.float32], *, is_image_query: bool) -> DirectionSummary:
+def _direction(
+    cache: TeacherCache, negatives: RaggedArray, best_Q: NDArray[np.float32], *, is_image_query: bool
+) -> DirectionSummary:
     query = negatives.rows
     image, text = (query, negatives.values) if is_image_query else (negatives.values, query)
     outranks = cache.lookup(image, text) >= best_Q[query]
@@ -158,7 +160,8 @@ def _spread_facts(spread: ScoreSpread) -> list[tuple[str, str]]:
     if not spread.num_lists:
         return []
     apart = (
-        f"standard deviation {spread.std:.2f} of all, {spread.within_list_std:.2f} within a list; positive {spread.gap:+.2f} to the hardest"
+        f"standard deviation {spread.std:.2f} of all, {spread.within_list_std:.2f} within a list; positive "
+        f"{spread.gap:+.2f} to the hardest"
     )
     entropy = f"{spread.entropy:.2f} nats, {spread.entropy_share:.0%} of the largest possible, at temperature 1"
     if spread.temperature is None:

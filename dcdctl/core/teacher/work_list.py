@@ -1,10 +1,11 @@
 """The planned pairs of a cache as Parquet files that any data engine splits and scores.
 
-    CACHE/work/work-00000.parquet   the pairs of a range of images that have no score yet; no file for a range in which none is missing
+    CACHE/work/work-00000.parquet   the pairs of a range of images that have no score yet; no file for a range in
+        which none is missing
 
-A row is a pair: image_id (string) and caption_id (int64) of the corpus, image_index and caption_index (int32, positions in the split), and
-if asked for caption (string), image_path (string, as in the source) and image_bytes (binary, the image file). The rows of an image follow
-each other, so that a scorer can encode it once.
+A row is a pair: image_id (string) and caption_id (int64) of the corpus, image_index and caption_index (int32, positions
+in the split), and if asked for caption (string), image_path (string, as in the source) and image_bytes (binary, the
+image file). The rows of an image follow each other, so that a scorer can encode it once.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher.cache_format import WORK_FOLDER, Pairs, pairs_name, planned_name, read_pairs, shards_of
 
 Extra = Literal["captions", "paths", "bytes"]
-"""What is joined to the ids: the text of the caption, the path of the image in its source, the bytes of the image file."""
+"""What is joined to the ids: the text of the caption, the path of the image in its source, the bytes of the image
+file."""
 IMAGES_PER_GROUP = 16
 """Images in a row group: what a reader of image bytes has in memory at once."""
 _METADATA = b"dcdctl"
@@ -54,12 +56,15 @@ def parse_extras(text: str | None) -> tuple[Extra, ...]:
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
     known: tuple[Extra, ...] = get_args(Extra)
     if unknown := [word for word in words if word not in known]:
-        raise ConfigError(f"--with takes {', '.join(known)}, got {unknown[0]!r}", hint="for example --with captions,paths")
+        raise ConfigError(
+            f"--with takes {', '.join(known)}, got {unknown[0]!r}", hint="for example --with captions,paths"
+        )
     return tuple(extra for extra in known if extra in words)
 
 
 def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra] = (), track: Track = silent) -> WorkList:
-    """Write the pairs of a planned cache that have no score yet; a file that is there already is kept if it has the same rows."""
+    """Write the pairs of a planned cache that have no score yet; a file that is there already is kept if it has the
+    same rows."""
     folder, shards = build.folder / WORK_FOLDER, shards_of(build.plan)
     folder.mkdir(exist_ok=True)
     files.remove_partials(folder)
@@ -95,7 +100,9 @@ class _Writer:
     @cached_property
     def _image_columns(self) -> dict[str, pa.Array]:
         columns = {"image_id": pa.array(self.corpus.image_ids, pa.string())}
-        return columns | ({"image_path": pa.array(self.corpus.image_paths, pa.string())} if "paths" in self.extras else {})
+        return columns | (
+            {"image_path": pa.array(self.corpus.image_paths, pa.string())} if "paths" in self.extras else {}
+        )
 
     @cached_property
     def _caption_columns(self) -> dict[str, pa.Array]:
@@ -114,7 +121,9 @@ class _Writer:
             # Without a limit, so that the bytes of an image are stored once per row group and not once per pair.
             with pq.ParquetWriter(partial, schema, compression="zstd", dictionary_pagesize_limit=2**30) as writer:
                 for group in (first, *groups):
-                    writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=max(1, len(group)))
+                    writer.write_table(
+                        group.replace_schema_metadata(schema.metadata), row_group_size=max(1, len(group))
+                    )
 
     def _groups(self, pairs: Pairs) -> Iterator[pa.Table]:
         """Tables of the pairs of some images each."""

@@ -1,7 +1,8 @@
 """A training from its request to its finished run.
 
 Each step needs only the ones before it, and the cheap ones come first:
-resolve (recipe and settings) -> open files -> load the teacher -> initial model -> batches -> run folder -> steps -> save the model.
+resolve (recipe and settings) -> open files -> load the teacher -> initial model -> batches -> run folder -> steps ->
+save the model.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from dcdctl.core.training.trial import Trial
 from dcdctl.core.training.validation import Validation
 
 IMAGE_CACHE_BYTES = 512 * 2**20
-"""Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in training."""
+"""Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in
+training."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class _Training:
 
     @property
     def dual_teachers(self) -> DualTeachers:
-        """Whether dual teachers score the batches, and have embedded the corpus: they have not where the run is finished."""
+        """Whether dual teachers score the batches, and have embedded the corpus: they have not where the run is
+        finished."""
         if not self.plan.scores_batches:
             return "none"
         return "unread" if Run(self.plan.job.out).is_finished else "embedded"
@@ -125,13 +128,14 @@ def train(
     watch: Watch | None = None,
     say: Say = unsaid,
 ) -> Run:
-    """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if `watch` is None.
+    """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if
+    `watch` is None.
 
-    `say` gets a line for each field in which the candidates of a cache differ from the recipe's, and the lines of `Fit`; ConfigError if the
-    caches cover too little of what the recipe needs.
+    `say` gets a line for each field in which the candidates of a cache differ from the recipe's, and the lines of
+    `Fit`; ConfigError if the caches cover too little of what the recipe needs.
 
-    Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, and then what the files and
-    the models raise.
+    Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, and then
+    what the files and the models raise.
     """
     if isinstance(inputs, InputRefs) and inputs.is_stream:
         return stream.train(job, inputs, options=options, track=track, watch=watch, say=say)
@@ -161,7 +165,8 @@ def train(
 
 
 def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, track: Track = silent) -> Preview:
-    """What `train` would do: its steps, and how its batches and caches fit the recipe. Opens files, loads no model and writes nothing.
+    """What `train` would do: its steps, and how its batches and caches fit the recipe. Opens files, loads no model and
+    writes nothing.
 
     Raises what `train` raises before it loads a model; too little coverage is part of the answer.
     """
@@ -173,16 +178,21 @@ def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, 
     batches = preview_batches(opened.corpus, recipe, opened.scores, options.micro_batch_plan, track)
     num_steps = count_steps(recipe, batches.batches_per_epoch)
     _schedule(recipe, num_steps, opened.scores, has_teacher=bool(inputs.teacher_kinds) and not plan.embeds_corpus)
-    fit = measure_fit(recipe, opened.caches, batches, num_steps, dual_teachers="unread" if plan.scores_batches else "none")
-    return Preview(num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit, temperature=opened.temperature)
+    fit = measure_fit(
+        recipe, opened.caches, batches, num_steps, dual_teachers="unread" if plan.scores_batches else "none"
+    )
+    return Preview(
+        num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit, temperature=opened.temperature
+    )
 
 
 def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
-    """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache and no weights.
+    """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache and no
+    weights.
 
-    ConfigError for a wrong recipe or override, for a recipe of another kind of training, or for one that needs scores where none are
-    given; ModelError if it needs a teacher where none is given, or one of the other kind; MissingError if a package is not installed;
-    StaleError or InputError if the output folder is taken or cannot be written.
+    ConfigError for a wrong recipe or override, for a recipe of another kind of training, or for one that needs scores
+    where none are given; ModelError if it needs a teacher where none is given, or one of the other kind; MissingError
+    if a package is not installed; StaleError or InputError if the output folder is taken or cannot be written.
     """
     recipe = load_recipe(job.recipe, job.sets)
     if job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
@@ -211,7 +221,9 @@ def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
     scores = read_caches(caches, plan.recipe.teachers.weights) if caches or not plan.embeds_corpus else None
     config = plan.recipe.validation
     measured = validation.open_corpus(corpus, config, inputs.validation_data) if config.every else None
-    return _Files(corpus, caches, scores, measured, _recommended(scores) if plan.recipe.loss.temperature == "auto" else None)
+    return _Files(
+        corpus, caches, scores, measured, _recommended(scores) if plan.recipe.loss.temperature == "auto" else None
+    )
 
 
 def _recommended(scores: TeacherCache | TeacherEnsemble | None) -> float:
@@ -219,12 +231,16 @@ def _recommended(scores: TeacherCache | TeacherEnsemble | None) -> float:
     assert scores is not None
     found = measure_spread(scores).temperature
     if found is None:
-        raise ConfigError("loss.temperature is auto, and the best scores of too many lists of the cache are equal", hint="set a number")
+        raise ConfigError(
+            "loss.temperature is auto, and the best scores of too many lists of the cache are equal",
+            hint="set a number",
+        )
     return found
 
 
 def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, track: Track) -> _Training:
-    """Load the teachers, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
+    """Load the teachers, make the initial model, and encode the corpus once if its frozen encoders' features are
+    stored."""
     teacher, embedded, duals = None, None, list[tuple[str, models.DualEncoder]]()
     if plan.embeds_corpus:
         # With caches the weights are those of the caches, and the dual teachers have equal ones.
@@ -262,7 +278,8 @@ def _embed_for_teachers(training: _Training, track: Track) -> None:
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
-    """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are trained."""
+    """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are
+    trained."""
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess, IMAGE_CACHE_BYTES)
     if model.encoders is not None and not model.encoders.is_frozen:
@@ -275,11 +292,14 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, *, h
     """The steps of a training; ConfigError if its cache cannot be refreshed as the recipe asks."""
     steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
     if steps and not (has_teacher and isinstance(scores, TeacherCache)):
-        raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
+        raise ConfigError(
+            "batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher"
+        )
     if steps and isinstance(scores, TeacherCache) and scores.teacher_name is not None:
         found = f"the scores of {scores.folder} are those of {scores.teacher_name}, which dcdctl cannot compute"
         raise ConfigError(
-            f"batch.refresh_steps adds candidates, and {found}", hint="set it to [], and extend the cache by hand with --extend"
+            f"batch.refresh_steps adds candidates, and {found}",
+            hint="set it to [], and extend the cache by hand with --extend",
         )
     if steps and distributed.world_size() > 1:
         message = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
@@ -287,15 +307,26 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, *, h
     return _Schedule(num_steps, steps)
 
 
-def _settle(training: _Training, batches: TrainingBatches, num_steps: int, say: Say) -> tuple[_Training, TrainingBatches]:
+def _settle(
+    training: _Training, batches: TrainingBatches, num_steps: int, say: Say
+) -> tuple[_Training, TrainingBatches]:
     """The training and its batches with the settings that a trial of the first step chooses."""
-    plan, model = training.plan, cast(nn.Module, training.model)  # the protocol lists only the part of nn.Module that other rooms use
+    plan, model = (
+        training.plan,
+        cast(nn.Module, training.model),
+    )  # the protocol lists only the part of nn.Module that other rooms use
     if plan.options.checkpoint_activations:
         training.model.checkpoint_activations()
     info = StepInfo(step=0, num_steps=num_steps, seed=plan.recipe.seed)
     # Negatives are mined after the trial, and random ones take the same time and memory.
-    tried = batches.with_random() if isinstance(batches, CandidateListBatches) and batches.config.negatives == "mined" else batches
-    options = trial.settle(plan.options, Trial(model, tried, _objective(training), info, trial.precisions(plan.options)), say)
+    tried = (
+        batches.with_random()
+        if isinstance(batches, CandidateListBatches) and batches.config.negatives == "mined"
+        else batches
+    )
+    options = trial.settle(
+        plan.options, Trial(model, tried, _objective(training), info, trial.precisions(plan.options)), say
+    )
     return replace(training, plan=replace(plan, options=options)), batches.with_plan(options.micro_batch_plan)
 
 
@@ -311,11 +342,16 @@ def _start_run(
 ) -> tuple[Run, TrainingBatches]:
     """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
 
-    Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main one saved.
+    Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main
+    one saved.
     """
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
     facts, mined = {**_facts(training), **fit.inputs()}, None
-    measured = {**fit.measured(), "micro_batches": options.micro_batches, "batches_per_epoch": batches.batches_per_epoch}
+    measured = {
+        **fit.measured(),
+        "micro_batches": options.micro_batches,
+        "batches_per_epoch": batches.batches_per_epoch,
+    }
     measured |= runs.equivalent_command(job, inputs.options()) | options.compute.compiled_fact
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
@@ -349,7 +385,9 @@ def _facts(training: _Training) -> dict[str, Any]:
     }
 
 
-def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule: _Schedule, track: Track, watch: Watch) -> None:
+def _run_steps(
+    training: _Training, run: Run, batches: TrainingBatches, schedule: _Schedule, track: Track, watch: Watch
+) -> None:
     """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
     recipe, options, scores = training.plan.recipe, training.plan.options, training.scores
     measured = training.opened.validation
@@ -365,14 +403,16 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         options=options,
         validation=validate,
     )
-    # Each stop leaves a checkpoint, so a run that is killed during a refresh mines again with the same weights. A resumed run passes
-    # the earlier stops without a step and reads their finished caches.
+    # Each stop leaves a checkpoint, so a run that is killed during a refresh mines again with the same weights. A
+    # resumed run passes the earlier stops without a step and reads their finished caches.
     for stop in [*schedule.refresh_steps, None]:
         unit, per_step = work_per_step(recipe, scores)
         train_until(batches=batches, until=stop, watch=functools.partial(watch, unit=unit, per_step=per_step))
         if stop is not None:
             scores = _refresh(training, run, scores, stop, track)
-            batches = make_batches(training.source, recipe, scores, options.micro_batch_plan).with_vectors(training.vectors)
+            batches = make_batches(training.source, recipe, scores, options.micro_batch_plan).with_vectors(
+                training.vectors
+            )
     final_model.save_model(run, training.model, recipe, validate, training.opened.corpus.captions, training.teacher)
 
 
@@ -387,4 +427,6 @@ def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: i
     assert training.teacher is not None
     compute = teacher_compute(cache, training.plan.options.compute)
     folder = run.folder / "caches" / f"step-{step}"
-    return refresh_cache(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
+    return refresh_cache(
+        cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track
+    )

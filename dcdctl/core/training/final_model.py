@@ -13,9 +13,15 @@ from dcdctl.core.training.validation import Validation
 
 
 def save_model(
-    run: Run, model: Model, recipe: Recipe, validate: Validation | None, captions: Sequence[str] = (), teacher: FusionScorer | None = None
+    run: Run,
+    model: Model,
+    recipe: Recipe,
+    validate: Validation | None,
+    captions: Sequence[str] = (),
+    teacher: FusionScorer | None = None,
 ) -> None:
-    """Save the trained model, or the best one by validation, in the run folder, averaged with its start if the recipe says so.
+    """Save the trained model, or the best one by validation, in the run folder, averaged with its start if the recipe
+    says so.
 
     `captions` and `teacher` are those that the initial model was made from.
     """

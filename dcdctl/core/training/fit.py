@@ -1,8 +1,8 @@
 """How a training's batches and caches fit its recipe, measured before the first step.
 
-Three questions: in what the candidates of a cache differ from the recipe's, how many queries have enough candidates (`Coverage`), and how
-many different negatives a query meets in all its lists (`DifferentNegatives`). A cache with as many candidates as are drawn shows a query
-the same few negatives in every list, however long the training is.
+Three questions: in what the candidates of a cache differ from the recipe's, how many queries have enough candidates
+(`Coverage`), and how many different negatives a query meets in all its lists (`DifferentNegatives`). A cache with as
+many candidates as are drawn shows a query the same few negatives in every list, however long the training is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ FRESH = 10
 
 @dataclass(frozen=True, kw_only=True)
 class DifferentNegatives:
-    """How many different negatives the images, or the captions, of a corpus meet in a training: means over a sample of them."""
+    """How many different negatives the images, or the captions, of a corpus meet in a training: means over a sample of
+    them."""
 
     queries: int
     """How many were counted."""
@@ -107,7 +108,8 @@ class Fit:
     not_counted: str
     """Why they are not, or what the count leaves out; empty if there is nothing to say."""
     mined_otherwise: Sequence[str] = ()
-    """A line for each cache that other vectors of the recipe's model have mined. Not in run.json: a resumed run may lack the model."""
+    """A line for each cache that other vectors of the recipe's model have mined. Not in run.json: a resumed run may
+    lack the model."""
 
     def check(self) -> None:
         """ConfigError if most queries would learn nothing from the teacher."""
@@ -122,7 +124,9 @@ class Fit:
             yield "the dual teacher scores every pair, so batches are drawn as without a teacher"
         if self.negatives:
             note = f"; {self.not_counted}" if self.not_counted else ""
-            yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items()) + note
+            yield (
+                "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items()) + note
+            )
         yield from self.warnings()
 
     def warnings(self) -> Iterator[str]:
@@ -130,9 +134,13 @@ class Fit:
         for direction, count in self.negatives.items():
             if self.has_cache and count.is_drained:
                 found = (
-                    f"{count.drawn} of the {shown(count.candidates)} cached candidates of each {direction.query} are drawn for every list"
+                    f"{count.drawn} of the {shown(count.candidates)} cached candidates of each {direction.query} "
+                    "are drawn for every list"
                 )
-                yield f"warning: {found}, so all {shown(count.lists)} lists have nearly the same negatives; {self._more(direction)}"
+                yield (
+                    f"warning: {found}, so all {shown(count.lists)} lists have nearly the same negatives; "
+                    f"{self._more(direction)}"
+                )
 
     def _more(self, direction: Direction) -> str:
         """How to cache candidates that last."""
@@ -147,7 +155,10 @@ class Fit:
         """What a resumed run must find again, for run.json."""
         table: dict[str, Any] = {"different_candidates": list(self.differences)} if self.differences else {}
         if self.coverage is not None:
-            table |= {"covered_queries": round(self.coverage.queries, 4), "scored_share": round(self.coverage.scored, 4)}
+            table |= {
+                "covered_queries": round(self.coverage.queries, 4),
+                "scored_share": round(self.coverage.scored, 4),
+            }
         if self.has_dual_teachers:
             table |= {"covered_queries": 1.0, "scored_share": 1.0}
         return table
@@ -159,11 +170,18 @@ class Fit:
 
 
 def measure_fit(
-    recipe: Recipe, caches: Sequence[TeacherCache], batches: TrainingBatches, num_steps: int, *, dual_teachers: DualTeachers = "none"
+    recipe: Recipe,
+    caches: Sequence[TeacherCache],
+    batches: TrainingBatches,
+    num_steps: int,
+    *,
+    dual_teachers: DualTeachers = "none",
 ) -> Fit:
     """How the batches of a training of `num_steps`, made from these caches, fit its recipe. Nothing is encoded."""
     differences = [
-        line for number, cache in enumerate(caches, start=1) for line in _differences(recipe, cache, number if caches[1:] else None)
+        line
+        for number, cache in enumerate(caches, start=1)
+        for line in _differences(recipe, cache, number if caches[1:] else None)
     ]
     negatives: Mapping[Direction, DifferentNegatives] = {}
     not_counted = ""
@@ -208,7 +226,10 @@ def _mined_otherwise(recipe: Recipe, cache: TeacherCache) -> list[str]:
     is_asked = cache.pooling == "mean" and cache.plan["candidates"]["model"] == model and Path(model).is_dir()
     if not is_asked or not recipe.candidates.embeds_by_first_token:
         return []
-    return [f"{cache.folder} was mined with the mean of the tokens of {model}, whose vector is its first token; make the cache again"]
+    return [
+        f"{cache.folder} was mined with the mean of the tokens of {model}, whose vector is its first token; make the "
+        "cache again"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +265,9 @@ class Preview:
         if self.batches_per_epoch is not None:
             epochs = shown(self.num_steps / self.batches_per_epoch)
             facts += [("batches per epoch", shown(self.batches_per_epoch)), ("epochs", epochs)]
-        facts.append(("batch", f"{batch.size:,} {'lists' if self.fit.recipe.loss.on_lists else 'images, each with one caption'}"))
+        facts.append(
+            ("batch", f"{batch.size:,} {'lists' if self.fit.recipe.loss.on_lists else 'images, each with one caption'}")
+        )
         if coverage is not None:
             facts.append(("the cache covers", str(coverage)))
         if self.temperature is not None:
@@ -253,13 +276,19 @@ class Preview:
             facts.append(("scores", "every pair, by the dual teacher"))
         if self.fit.not_counted:
             facts.append(("different negatives", self.fit.not_counted))
-        return [*facts, *(("different in the cache", line) for line in (*self.fit.differences, *self.fit.mined_otherwise))]
+        return [
+            *facts,
+            *(("different in the cache", line) for line in (*self.fit.differences, *self.fit.mined_otherwise)),
+        ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows: one row for each direction."""
         columns = ["query", "lists", "candidates", "drawn per list", "kept per list", "different negatives", "counted"]
         rows = [
-            [direction.query, *map(shown, (each.lists, each.candidates, each.drawn, each.kept, each.different, each.queries))]
+            [
+                direction.query,
+                *map(shown, (each.lists, each.candidates, each.drawn, each.kept, each.different, each.queries)),
+            ]
             for direction, each in self.fit.negatives.items()
         ]
         return columns, rows

@@ -1,9 +1,10 @@
 """The gradient of a batch's loss, computed in any number of micro-batches and processes (GradCache).
 
-The loss is one function of all outputs of a batch: each query's weight depends on the other queries, and each is a negative of the others.
-So the outputs of each micro-batch are computed without a graph, the loss is computed once from all of them, and its gradient with respect
-to the outputs is backpropagated through each micro-batch, computed again with a graph (Gao et al. 2021, arXiv 2101.06983). Several
-processes compute some micro-batches each, gather their outputs, compute the same loss, and sum their gradients.
+The loss is one function of all outputs of a batch: each query's weight depends on the other queries, and each is a
+negative of the others. So the outputs of each micro-batch are computed without a graph, the loss is computed once from
+all of them, and its gradient with respect to the outputs is backpropagated through each micro-batch, computed again
+with a graph (Gao et al. 2021, arXiv 2101.06983). Several processes compute some micro-batches each, gather their
+outputs, compute the same loss, and sum their gradients.
 """
 
 from __future__ import annotations
@@ -74,10 +75,12 @@ class StepInfo:
         return self.step / self.num_steps
 
     def seed_dropout(self, micro_batch: int | None = None) -> None:
-        """Seed dropout by seed, step and number of the micro-batch alone: the same in every process, and when it is computed again."""
+        """Seed dropout by seed, step and number of the micro-batch alone: the same in every process, and when it is
+        computed again."""
         # Factors above any number of steps and of micro-batches keep all seeds distinct.
         number = self.seed * 1_000_003 + self.step
-        # torch.manual_seed records its caller for every kind of accelerator that is not in use, which takes half a millisecond.
+        # torch.manual_seed records its caller for every kind of accelerator that is not in use, which takes half a
+        # millisecond.
         set_seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         set_seed(number if micro_batch is None else (number * 65_537 + micro_batch + 1) % 2**63)
 
@@ -94,7 +97,8 @@ class StepCompute:
 def backward(
     model: nn.Module, objective: Objective | MicroBatchObjective, batch: Any, info: StepInfo, options: StepCompute
 ) -> dict[str, float]:
-    """Add the gradient of a batch's loss, times the scale of the scaler, to the parameters; the loss and its terms by name.
+    """Add the gradient of a batch's loss, times the scale of the scaler, to the parameters; the loss and its terms by
+    name.
 
     ConfigError if the loss is not finite; the weights are then unchanged.
     """
@@ -149,12 +153,15 @@ def _backward_in_micro_batches(
 
 @torch.no_grad()
 def _taught(objective: SelfTaught, model: nn.Module, batch: Batch, options: StepCompute) -> Batch:
-    """The batch with the scores of the objective's own teacher, of which each process computes those of its micro-batches."""
+    """The batch with the scores of the objective's own teacher, of which each process computes those of its
+    micro-batches."""
     teacher = objective.teacher(model)
     with options.compute.forward_pass():
         if not batch.micro_batches:
             return objective.taught(teacher, objective.outputs(teacher, batch), batch)
-        local = [objective.outputs(teacher, micro_batch.to(options.compute.device)) for micro_batch in batch.micro_batches]
+        local = [
+            objective.outputs(teacher, micro_batch.to(options.compute.device)) for micro_batch in batch.micro_batches
+        ]
         gathered = _gather_outputs(local, batch.micro_batches)
         return objective.taught(teacher, [output.detach() for output in gathered], batch)
 
@@ -186,7 +193,8 @@ def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], r
 def _loss_of(terms: dict[str, Tensor]) -> tuple[Tensor, Callable[[], dict[str, float]]]:
     """The loss, and a function that reads its value and those of its terms, to be called after the backward pass.
 
-    A GPU computes the backward pass while the program waits for these numbers; read before it, they would leave the GPU without work.
+    A GPU computes the backward pass while the program waits for these numbers; read before it, they would leave the GPU
+    without work.
     """
     loss = torch.stack(list(terms.values())).sum()
     read = devices.read_later(torch.stack([loss, *terms.values()]))

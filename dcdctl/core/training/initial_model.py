@@ -14,7 +14,8 @@ from dcdctl.core.training.recipe import LORA, ModelConfig, Recipe
 
 
 def check(recipe: Recipe, *, has_teacher: bool) -> None:
-    """ModelError if a recipe's model starts from its teacher and there is none, or from a reference that names nothing."""
+    """ModelError if a recipe's model starts from its teacher and there is none, or from a reference that names
+    nothing."""
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
@@ -26,7 +27,8 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
 
 
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
-    """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not changed."""
+    """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not
+    changed."""
     if recipe.model.kind == "dual":
         model: Model = _make_dual(recipe.model, captions, recipe.seed)
     else:
@@ -49,14 +51,22 @@ def check_dims(dims: Sequence[int], model: Model) -> None:
 def _trained_parts(recipe: Recipe) -> TrainedParts:
     config = recipe.model
     return TrainedParts(
-        which=config.trained, num_layers=config.trained_layers or 0, rank=config.lora_rank, alpha=config.lora_alpha, seed=recipe.seed
+        which=config.trained,
+        num_layers=config.trained_layers or 0,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        seed=recipe.seed,
     )
 
 
-def average_with_start(model: Model, recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, start_digest: str) -> None:
-    """Replace the weights w of a trained model by (1 - s) w + s w_0, with the recipe's share s and the weights w_0 of its start.
+def average_with_start(
+    model: Model, recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, start_digest: str
+) -> None:
+    """Replace the weights w of a trained model by (1 - s) w + s w_0, with the recipe's share s and the weights w_0 of
+    its start.
 
-    The start is made again; StaleError if its digest is not that of the run's start, because the reference names another model now.
+    The start is made again; StaleError if its digest is not that of the run's start, because the reference names
+    another model now.
     """
     share = recipe.model.average_with_start
     if not share:
@@ -77,14 +87,20 @@ def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer 
     config = recipe.model
     check(recipe, has_teacher=teacher is not None)
     if teacher is None:
-        teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
+        teacher = (
+            _new_fusion(config, captions, recipe.seed)
+            if config.start == "new"
+            else models.load_fusion(config.start, track=track)
+        )
     # Trained weights are copies, because the teacher still scores the pairs of a refresh.
     # A scorer without fusion layers, such as a dual encoder, says why it has no student.
     is_chosen = config.layers or not teacher.num_layers
     model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
     if config.frozen_encoders:
         if model.encoders is None:
-            raise ConfigError("model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and words")
+            raise ConfigError(
+                "model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and words"
+            )
         model.encoders.freeze()
     return model
 
@@ -92,11 +108,16 @@ def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer 
 def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> FusionScorer:
     if config.vision:
         fusion = models.FusionSize(
-            hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=_new_dropout(config)
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            dropout=_new_dropout(config),
         )
         sides = config.vision, config.text
         length, dual_init = config.max_text_len, config.dual_init or None
-        return models.new_coattention(*sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, dual_init=dual_init)
+        return models.new_coattention(
+            *sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, dual_init=dual_init
+        )
     size = models.ViltSize(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,
@@ -130,7 +151,9 @@ def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEn
     if config.vision and config.frozen_encoders:
         projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=_new_dropout(config))
         sides = config.vision, config.text
-        return models.new_frozen_dual(*sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
+        return models.new_frozen_dual(
+            *sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed
+        )
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
     size = models.DualSize(

@@ -1,7 +1,8 @@
-"""What a training reads: a corpus, the caches of its teachers' scores, and the teachers themselves; by name or in memory.
+"""What a training reads: a corpus, the caches of its teachers' scores, and the teachers themselves; by name or in
+memory.
 
-A teacher model is one of two things. Dual encoders score the batches of a loss that needs scores, where no cache does. Otherwise the only
-one is the fusion scorer that the student starts from.
+A teacher model is one of two things. Dual encoders score the batches of a loss that needs scores, where no cache does.
+Otherwise the only one is the fusion scorer that the student starts from.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class InputRefs:
     """What a training reads, by name; ModelError if a teacher names no model, ConfigError for wrong model settings."""
 
     data: Path | Sequence[str]
-    """The folder of a prepared corpus, or its URL; or shards to stream: tars and Parquet files, as names, patterns and URLs."""
+    """The folder of a prepared corpus, or its URL; or shards to stream: tars and Parquet files, as names, patterns and
+    URLs."""
     split: str = "train"
     max_images: int | None = None
     caches: Sequence[Path] = ()
@@ -71,7 +73,9 @@ class InputRefs:
     def __post_init__(self) -> None:
         overrides = models.parse_overrides(self.model_set)
         if overrides and not self.teachers:
-            raise ConfigError("--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher")
+            raise ConfigError(
+                "--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher"
+            )
         object.__setattr__(self, "teacher_kinds", [(ref, models.check_ref(ref, overrides)) for ref in self.teachers])
 
     @property
@@ -98,10 +102,16 @@ class InputRefs:
         first_images = [] if self.max_images is None else ["--max-images", str(self.max_images)]
         settings = [word for text in self.model_set for word in ("--model-set", text)]
         places = [word for place in self.places for word in ("--data", shown(place))]
-        return [*places, *_options(self.split, self.caches, self.teachers, self.validation_data), *first_images, *settings]
+        return [
+            *places,
+            *_options(self.split, self.caches, self.teachers, self.validation_data),
+            *first_images,
+            *settings,
+        ]
 
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
-        """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
+        """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another
+        corpus."""
         corpus = Corpus.open(Path(*self.places), self.split, self.max_images)
         return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
 
@@ -117,7 +127,9 @@ class InputRefs:
         if len(caches) == 1:
             caches[0].check_teacher(model.digest)
         elif caches and not any(cache.teacher_name or model.digest == cache.plan["teacher"] for cache in caches):
-            raise StaleError(f"none of the caches was made with the teacher {ref}", hint="name the teacher whose scores are cached")
+            raise StaleError(
+                f"none of the caches was made with the teacher {ref}", hint="name the teacher whose scores are cached"
+            )
         return model
 
     def load_dual_teachers(self, track: Track = silent) -> list[tuple[str, DualEncoder]]:
@@ -150,7 +162,11 @@ class Inputs:
         """The options of a command line that name the same; REF for a model without a name."""
         teachers = [*([] if self.teacher is None else [self.teacher_ref]), *(UNNAMED for _ in self.dual_teachers)]
         caches = [cache.folder for cache in self.caches]
-        return ["--data", shown(self.corpus.folder), *_options(self.corpus.split, caches, teachers, self.validation_data)]
+        return [
+            "--data",
+            shown(self.corpus.folder),
+            *_options(self.corpus.split, caches, teachers, self.validation_data),
+        ]
 
     def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
         """The corpus and the caches, which are open."""
@@ -180,16 +196,21 @@ def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
 
 
 def embeds_corpus(recipe: Recipe, inputs: TrainingInputs) -> bool:
-    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, or for a loss of their vectors."""
+    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, or for a loss of their
+    vectors."""
     return bool(inputs.teacher_kinds) and (scores_batches(recipe, inputs) or bool(recipe.loss.vector_terms))
 
 
 def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
-    """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong kind."""
+    """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
+    kind."""
     if recipe.teachers.ema is not None:
         if inputs.caches or inputs.teacher_kinds:
             found = "teachers.ema makes the student its own teacher, and --cache or --teacher names another"
-            raise ConfigError(found, hint="leave one out; to learn from a finished run, name it with --teacher and leave teachers.ema out")
+            raise ConfigError(
+                found,
+                hint="leave one out; to learn from a finished run, name it with --teacher and leave teachers.ema out",
+            )
         return None
     losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
     if duals and recipe.model.start == "teacher":
@@ -197,9 +218,12 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
             f"this model starts from its teacher, and {duals[0]} is a dual encoder",
             hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
         )
-    if recipe.loss.vector_terms and (not inputs.teacher_kinds or any(kind == "fusion" for _, kind in inputs.teacher_kinds)):
+    if recipe.loss.vector_terms and (
+        not inputs.teacher_kinds or any(kind == "fusion" for _, kind in inputs.teacher_kinds)
+    ):
         raise ConfigError(
-            f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher", hint="name a dual encoder with --teacher"
+            f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher",
+            hint="name a dual encoder with --teacher",
         )
     if recipe.loss.needs_teacher and not inputs.caches:
         return _check_dual_teachers(recipe, inputs, losses)
@@ -212,7 +236,10 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
             hint="leave one out; to average both, cache the dual encoder too and name both caches",
         )
     if duals and not inputs.caches:
-        found = f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no teacher"
+        found = (
+            f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no "
+            "teacher"
+        )
         raise ModelError(found, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
     if len(inputs.teacher_kinds) > 1:
         found = f"--teacher names {len(inputs.teacher_kinds)} models, expected the one that the student starts from"
@@ -224,13 +251,18 @@ def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str) ->
     if not scores_batches(recipe, inputs) or any(kind == "fusion" for _, kind in inputs.teacher_kinds):
         raise ConfigError(
             f"loss {losses} needs the teacher's scores",
-            hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or a dual encoder with --teacher, which needs no cache",
+            hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or a dual encoder with --teacher, "
+            "which needs no cache",
         )
     check_weights(recipe.teachers.weights, len(inputs.teacher_kinds), "teachers")
     if recipe.batch.refresh_steps:
         raise ConfigError(
-            "batch.refresh_steps adds candidates to a cache, and a dual --teacher scores every pair without one", hint="set it to []"
+            "batch.refresh_steps adds candidates to a cache, and a dual --teacher scores every pair without one",
+            hint="set it to []",
         )
     for name in ("absolute_margin", "relative_margin"):
         if getattr(recipe.candidates, name) is not None:
-            raise ConfigError(f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none", hint="leave it out")
+            raise ConfigError(
+                f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none",
+                hint="leave it out",
+            )

@@ -16,7 +16,8 @@ Write = Callable[[int, Mapping[str, float]], None]
 
 
 class Log:
-    """metrics.jsonl and TensorBoard of a run. Later lines than `first_step`, logged by a run that was killed, are removed."""
+    """metrics.jsonl and TensorBoard of a run. Later lines than `first_step`, logged by a run that was killed, are
+    removed."""
 
     def __init__(self, run: Run, first_step: int) -> None:
         self._path = run.folder / METRICS_FILE
@@ -37,7 +38,8 @@ class Log:
 
 
 class WandbLog:
-    """A run of a Weights & Biases project, configured with the recipe; a resumed run keeps its id, saved in RUN/wandb.json."""
+    """A run of a Weights & Biases project, configured with the recipe; a resumed run keeps its id, saved in
+    RUN/wandb.json."""
 
     def __init__(self, run: Run, project: str) -> None:
         path = run.folder / "wandb.json"
@@ -45,7 +47,12 @@ class WandbLog:
         run_id = artifacts.read_document(path, error=InputError, hint=hint).get("id") if path.exists() else None
         # "allow" also starts a run whose id is not known yet, so the first start and a resumed one are the same call.
         self._wandb_run: Any = require().init(
-            project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=run_id, resume="allow"
+            project=project,
+            name=run.folder.name,
+            dir=str(run.folder),
+            config=run.facts()["recipe"],
+            id=run_id,
+            resume="allow",
         )
         if run_id is None:
             artifacts.write_document(path, {"project": project, "id": self._wandb_run.id})

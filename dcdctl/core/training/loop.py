@@ -1,7 +1,7 @@
 """The one training loop: for teachers and students, fusion and dual.
 
-`train` depends on no loss and no model: a data set gives the batch of a step, `grad_cache` the gradient of an objective, and the step's
-numbers go to the logs and the watcher.
+`train` depends on no loss and no model: a data set gives the batch of a step, `grad_cache` the gradient of an
+objective, and the step's numbers go to the logs and the watcher.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Where and how to train. None of it changes a number beyond rounding, except the precision and dropout in micro-batches."""
+    """Where and how to train. None of it changes a number beyond rounding, except the precision and dropout in
+    micro-batches."""
 
     compute: Compute = ON_CPU
     micro_batches: int = 1
@@ -53,14 +54,22 @@ class TrainingOptions:
 
     @staticmethod
     def choose(
-        compute: Compute, precision: str, micro_batches: int | None, *, checkpoint_activations: bool = False, wandb: str | None = None
+        compute: Compute,
+        precision: str,
+        micro_batches: int | None,
+        *,
+        checkpoint_activations: bool = False,
+        wandb: str | None = None,
     ) -> TrainingOptions:
-        """The options of these names. A trial of the first step chooses a precision of auto, and the micro-batches if they are None.
+        """The options of these names. A trial of the first step chooses a precision of auto, and the micro-batches if
+        they are None.
 
         ConfigError for an unknown precision.
         """
         if micro_batches is not None and micro_batches < 1:
-            raise ConfigError(f"a batch cannot be split into {micro_batches} micro-batches", hint="expected a number of at least 1")
+            raise ConfigError(
+                f"a batch cannot be split into {micro_batches} micro-batches", hint="expected a number of at least 1"
+            )
         return TrainingOptions(
             compute=replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision)),
             micro_batches=micro_batches or 1,
@@ -105,10 +114,11 @@ def train(
     validation: Validation | None = None,
     watch: Watch = UNWATCHED,
 ) -> None:
-    """Train a model in place for `num_steps`, resuming from the run's newest checkpoint, and write logs and checkpoints to its folder.
+    """Train a model in place for `num_steps`, resuming from the run's newest checkpoint, and write logs and checkpoints
+    to its folder.
 
-    With `until` it stops before that step, with a checkpoint, so that a further call can resume with other batches. If there are several
-    processes, the main one writes logs and checkpoints; all of them have the trained model.
+    With `until` it stops before that step, with a checkpoint, so that a further call can resume with other batches. If
+    there are several processes, the main one writes logs and checkpoints; all of them have the trained model.
     """
     compute = options.compute
     model.to(compute.device).train()
@@ -143,16 +153,25 @@ class _Learner:
     compute: StepCompute
 
     @staticmethod
-    def make(model: nn.Module, objective: Objective | MicroBatchObjective, config: OptimizerConfig, options: TrainingOptions) -> _Learner:
+    def make(
+        model: nn.Module, objective: Objective | MicroBatchObjective, config: OptimizerConfig, options: TrainingOptions
+    ) -> _Learner:
         """A learner before its first step."""
         compute = options.compute
         # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
         scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
         step_compute = StepCompute(compute=compute, scaler=scaler, micro_batch_plan=options.micro_batch_plan)
-        return _Learner(model=model, objective=objective, config=config, optimizer=make_optimizer(model, config), compute=step_compute)
+        return _Learner(
+            model=model,
+            objective=objective,
+            config=config,
+            optimizer=make_optimizer(model, config),
+            compute=step_compute,
+        )
 
     def resume(self, run: Run) -> int:
-        """The first step to compute, 0 if the run has no checkpoint to load; all processes then have the same weights."""
+        """The first step to compute, 0 if the run has no checkpoint to load; all processes then have the same
+        weights."""
         first = runs.load_checkpoint(run, self.model, self.optimizer, self.compute.scaler)
         distributed.check_equal(first, "the step that they resume from")
         distributed.broadcast_weights(self.model)
@@ -194,16 +213,24 @@ def _validate_start(model: nn.Module, validation: Validation | None) -> dict[str
     return {f"start_{name.removeprefix('val_')}": value for name, value in values.items() if name != "val_best_rsum"}
 
 
-def _check_micro_batches(model: nn.Module, objective: Objective | MicroBatchObjective, options: TrainingOptions) -> None:
+def _check_micro_batches(
+    model: nn.Module, objective: Objective | MicroBatchObjective, options: TrainingOptions
+) -> None:
     """ConfigError if micro-batches would give another loss than the whole batch."""
     if options.micro_batch_plan.count == 1:
         return
     hint = "leave --accumulate out and start one process"
     if not isinstance(objective, MicroBatchObjective):
         raise ConfigError("this training cannot split a batch into micro-batches", hint=hint)
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
+    norms = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
     if norms:
-        raise ConfigError(f"{norms[0]} is a BatchNorm: its output would depend on how a batch is split into micro-batches", hint=hint)
+        raise ConfigError(
+            f"{norms[0]} is a BatchNorm: its output would depend on how a batch is split into micro-batches", hint=hint
+        )
 
 
 @contextmanager
@@ -227,12 +254,14 @@ def _next_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     """Number of the update that a step makes, counted from 1 as the optimizer does it."""
     if not scaler.is_enabled():
         return step + 1
-    # A scaler skips the steps whose gradient overflows, and only the optimizer counts without them. Its counter lies on the device: reading
-    # it waits for the device, so it is read only where the number of the step is not enough.
+    # A scaler skips the steps whose gradient overflows, and only the optimizer counts without them. Its counter lies on
+    # the device: reading it waits for the device, so it is read only where the number of the step is not enough.
     return 1 + next((int(state["step"]) for state in optimizer.state.values()), 0)
 
 
-def _update_weights(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float | None) -> None:
+def _update_weights(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float | None
+) -> None:
     """One optimizer step, with the gradient clipped to a norm if the recipe sets one."""
     if max_grad_norm is not None:
         # Before clipping: the recipe's norm is that of the gradient without the loss scale.
@@ -258,9 +287,9 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors.
 
-    Each group carries `lr_factor`, a factor of the learning rate, and `decay`, from which `set_rates` sets the rates of a step. The factor
-    is that of `lr_factors`, times `layer_decay` to the power of the parameter's depth. ConfigError if a part in `lr_factors` has no
-    parameters, ModelError if rates depend on the depth in a model without towers.
+    Each group carries `lr_factor`, a factor of the learning rate, and `decay`, from which `set_rates` sets the rates of
+    a step. The factor is that of `lr_factors`, times `layer_decay` to the power of the parameter's depth. ConfigError
+    if a part in `lr_factors` has no parameters, ModelError if rates depend on the depth in a model without towers.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used_parts = set()
@@ -274,23 +303,29 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
             groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     if unused := config.lr_factors.keys() - used_parts:
         raise ConfigError(
-            f"optimizer.lr_factors.{min(unused)} is no part of the model", hint="parts are components of dotted parameter names"
+            f"optimizer.lr_factors.{min(unused)} is no part of the model",
+            hint="parts are components of dotted parameter names",
         )
-    options = [{"params": parameters, "decay": decay, "lr_factor": factor} for (factor, decay), parameters in groups.items()]
+    options = [
+        {"params": parameters, "decay": decay, "lr_factor": factor} for (factor, decay), parameters in groups.items()
+    ]
     beta_1, beta_2 = config.betas
     # `set_rates` sets the decay and eps of every step.
     return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), eps=EPS, weight_decay=0.0, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, update: int) -> None:
-    """Set the learning rates, weight decays and eps of a step in the groups of `make_optimizer`; its update is counted from 1.
+    """Set the learning rates, weight decays and eps of a step in the groups of `make_optimizer`; its update is counted
+    from 1.
 
-    With these values torch's AdamW computes the update of the released code, the AdamW of transformers 4.6, which differs in two places:
+    With these values torch's AdamW computes the update of the released code, the AdamW of transformers 4.6, which
+    differs in two places:
 
-    - It decays a weight after the update, p <- (1 - a w) (p - a u); torch decays it before the update, p <- (1 - a w) p - a u. The rate
-      a (1 - a w) and the decay w / (1 - a w) make them equal.
-    - Its eps is added before the correction of the second moment's bias: u = (m / c_1) sqrt(c_2) / (sqrt(v) + eps), where c_i is
-      1 - beta_i^t at update t. torch adds it after: u = (m / c_1) / (sqrt(v / c_2) + eps). The eps of eps / sqrt(c_2) makes them equal.
+    - It decays a weight after the update, p <- (1 - a w) (p - a u); torch decays it before the update, p <- (1 - a w)
+      p - a u. The rate a (1 - a w) and the decay w / (1 - a w) make them equal.
+    - Its eps is added before the correction of the second moment's bias: u = (m / c_1) sqrt(c_2) / (sqrt(v) + eps),
+      where c_i is 1 - beta_i^t at update t. torch adds it after: u = (m / c_1) / (sqrt(v / c_2) + eps). The eps of eps
+      / sqrt(c_2) makes them equal.
     """
     for group in optimizer.param_groups:
         # From the constant and not from the group, which holds the eps of the step before, also after a resume.

@@ -1,7 +1,8 @@
 """Negatives of candidate lists without a teacher cache: random ones from the whole corpus, or mined ones of the query.
 
-Mined negatives are a function of the corpus and the recipe. They are stored in the run's folder, RUN/mined.safetensors: the main process
-mines once; the other processes, and a run that resumes, read the file. Draws are a function of the given generator.
+Mined negatives are a function of the corpus and the recipe. They are stored in the run's folder, RUN/mined.safetensors:
+the main process mines once; the other processes, and a run that resumes, read the file. Draws are a function of the
+given generator.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from dcdctl.core.teacher import CandidateConfig, Candidates
 from dcdctl.core.training.recipe import Recipe
 
 FILE = "mined.safetensors"
-"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, the plan and a checksum of the file."""
+"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, the plan and a checksum of
+the file."""
 MINED = Kind(
     name="mined negatives",
     format=2,
@@ -60,8 +62,11 @@ class MinedNegatives:
     """All negatives are random before this step."""
 
     def sample(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
-        """Mined captions of an image (text), or mined images of a caption (image): `per_list` of them, or all if there are fewer."""
-        mined = (self.candidates.texts_of_image if direction == Direction.TEXT else self.candidates.images_of_text)[query]
+        """Mined captions of an image (text), or mined images of a caption (image): `per_list` of them, or all if there
+        are fewer."""
+        mined = (self.candidates.texts_of_image if direction == Direction.TEXT else self.candidates.images_of_text)[
+            query
+        ]
         return rng.choice(mined, min(self.per_list, len(mined)), replace=False)
 
 
@@ -76,16 +81,22 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
         raise ConfigError("batch.negatives is mined, and with a cache the negatives are those of the cache", hint=hint)
     if not recipe.loss.on_lists:
         hint = "take a loss on lists, such as ranking"
-        raise ConfigError(f"batch.negatives is mined, and loss {', '.join(recipe.loss.terms)} is on all pairs of a batch", hint=hint)
+        raise ConfigError(
+            f"batch.negatives is mined, and loss {', '.join(recipe.loss.terms)} is on all pairs of a batch", hint=hint
+        )
     if recipe.candidates.kind == "blocks":
         hint = "set it to random, lexical, embedding or mixed"
-        raise ConfigError("batch.negatives is mined, and candidates.kind blocks makes batches, not candidates of a query", hint=hint)
+        raise ConfigError(
+            "batch.negatives is mined, and candidates.kind blocks makes batches, not candidates of a query", hint=hint
+        )
     if missing := [direction for direction in recipe.batch.directions if direction not in recipe.candidates.directions]:
         hint = "set candidates.directions to those of the batch"
         raise ConfigError(f"batch.negatives is mined, and candidates.directions lacks {', '.join(missing)}", hint=hint)
     for name in ("absolute_margin", "relative_margin"):
         if getattr(recipe.candidates, name) is not None:
-            raise ConfigError(f"candidates.{name} needs the teacher's scores, and batch.negatives mined has none", hint="leave it out")
+            raise ConfigError(
+                f"candidates.{name} needs the teacher's scores, and batch.negatives mined has none", hint="leave it out"
+            )
 
 
 def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:
@@ -104,12 +115,14 @@ def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegativ
     return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
 
 
-def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:
+def read_or_mine(
+    folder: Path, source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent
+) -> Candidates:
     """The mined negatives of a run's folder, or newly mined ones if it has none.
 
-    StaleError if they were mined from another corpus or with other settings, because a run resumes with what it started with: the folder
-    belongs to another run then. For the same reason a candidates.model that has changed under its name is not used again. StaleError if the
-    file is damaged.
+    StaleError if they were mined from another corpus or with other settings, because a run resumes with what it started
+    with: the folder belongs to another run then. For the same reason a candidates.model that has changed under its name
+    is not used again. StaleError if the file is damaged.
     """
     build = Build(folder, _plan(source.corpus, recipe), MINED)
     if not build.is_sealed:
@@ -171,14 +184,17 @@ def _checksum(mined: Candidates) -> int:
 
 
 def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Index:
-    """Random negatives from the whole corpus, with replacement as in the released code, and never a positive of the query."""
+    """Random negatives from the whole corpus, with replacement as in the released code, and never a positive of the
+    query."""
     # The released code does not exclude other captions of the same image.
     chosen: list[int] = []
     for _ in range(MAX_DRAW_ROUNDS):
         chosen += [int(i) for i in rng.integers(0, population, count) if not is_positive(int(i))]
         if len(chosen) >= count:
             return np.array(chosen[:count], dtype=np.int64)
-    raise MissingError(f"no negatives to draw among {population} images or captions", hint="the corpus needs more than one image")
+    raise MissingError(
+        f"no negatives to draw among {population} images or captions", hint="the corpus needs more than one image"
+    )
 
 
 def pad_with_random(
@@ -189,7 +205,8 @@ def pad_with_random(
     is_positive: Callable[[int], bool],
     class_of: Callable[[int], int],
 ) -> Index:
-    """Mined negatives, padded with random ones to `count`: no positives, and no two of one class while the population has others."""
+    """Mined negatives, padded with random ones to `count`: no positives, and no two of one class while the population
+    has others."""
     chosen = mined.tolist()
     seen = {class_of(i) for i in chosen}
     for _ in range(MAX_DRAW_ROUNDS if len(chosen) < count else 0):

@@ -1,4 +1,5 @@
-"""The command that comes after another one, as it is typed: what the trainings and `dcdctl cache-teacher` print when they are done."""
+"""The command that comes after another one, as it is typed: what the trainings and `dcdctl cache-teacher` print when
+they are done."""
 
 from __future__ import annotations
 
@@ -19,13 +20,16 @@ def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
         return f"dcdctl eval {shlex.quote(str(job.out))} {refs.evaluation_flags}"
     (data,) = refs.places
     corpus = _corpus(data, refs.split, None)
-    return shlex.join(["dcdctl", "cache-teacher", "--teacher", str(job.out), *corpus, "--recipe", "RECIPE", "--out", "CACHE"])
+    return shlex.join(
+        ["dcdctl", "cache-teacher", "--teacher", str(job.out), *corpus, "--recipe", "RECIPE", "--out", "CACHE"]
+    )
 
 
 def command_after_cache(job: CacheJob | ExternalJob, recipe: str, sets: Sequence[str]) -> str:
     """The training of a student on a finished cache, with the recipe that it was made for.
 
-    It names the teacher only where the recipe reads more of it than its scores; REF stands for the model of scores from elsewhere.
+    It names the teacher only where the recipe reads more of it than its scores; REF stands for the model of scores from
+    elsewhere.
     """
     found = load_recipe(recipe, sets)
     words = ["dcdctl", "distill", recipe, *_corpus(job.data, job.split, job.max_images), "--cache", str(job.out)]
@@ -37,7 +41,14 @@ def command_after_cache(job: CacheJob | ExternalJob, recipe: str, sets: Sequence
 
 def command_after_plan(job: ExternalJob, recipe: str, sets: Sequence[str]) -> str:
     """The command that takes the scores of a work list."""
-    words = ["dcdctl", "cache-teacher", *_corpus(job.data, job.split, job.max_images), "--recipe", recipe, *_repeated("--set", sets)]
+    words = [
+        "dcdctl",
+        "cache-teacher",
+        *_corpus(job.data, job.split, job.max_images),
+        "--recipe",
+        recipe,
+        *_repeated("--set", sets),
+    ]
     words += [] if job.extend is None else ["--extend", str(job.extend)]
     return shlex.join([*words, "--scores", "SCORES", "--teacher-name", "NAME", "--out", str(job.out)])
 

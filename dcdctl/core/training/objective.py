@@ -17,7 +17,8 @@ from dcdctl.core.training.losses.weights import Weights, confidence, confidence_
 
 @dataclass(frozen=True)
 class PairObjective:
-    """The loss terms of a recipe, for fusion and dual models alike, on whole batches and on micro-batches (`grad_cache`)."""
+    """The loss terms of a recipe, for fusion and dual models alike, on whole batches and on micro-batches
+    (`grad_cache`)."""
 
     config: LossConfig
 
@@ -26,7 +27,8 @@ class PairObjective:
         return self.loss(model, self.outputs(model, batch), batch, 1.0)
 
     def numbers(self, batch: Batch) -> dict[str, float]:
-        """What is logged of a batch beside its loss: the share of its negatives with a teacher score, if the loss needs these."""
+        """What is logged of a batch beside its loss: the share of its negatives with a teacher score, if the loss needs
+        these."""
         return {"scored": batch.scored_share} if self.config.needs_teacher else {}
 
     def outputs(self, model: Model, pairs: Pairs) -> tuple[Tensor, ...]:
@@ -38,7 +40,8 @@ class PairObjective:
         if not self.config.dims:
             terms = self._terms(model, outputs, batch, progress)
         else:
-            # GradCache's outputs are the whole vectors, so the prefixes are exact in micro-batches and several processes too.
+            # GradCache's outputs are the whole vectors, so the prefixes are exact in micro-batches and several
+            # processes too.
             prefixes = ([prefix_vectors(side, dims) for side in outputs] for dims in self.config.dims)
             of_each = [self._terms(model, prefix, batch, progress) for prefix in prefixes]
             terms = {name: torch.stack([of_one[name] for of_one in of_each]).mean() for name in of_each[0]}
@@ -52,10 +55,11 @@ class PairObjective:
 
 @dataclass(frozen=True)
 class SelfTaughtObjective(PairObjective):
-    """The loss terms of a dual model whose teacher is the average of its own weights over the steps before (all pairs of a batch).
+    """The loss terms of a dual model whose teacher is the average of its own weights over the steps before (all pairs
+    of a batch).
 
-    A mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv 1703.01780): after each step its weights are `decay` times themselves plus
-    1 - `decay` times the student's. At first they are the student's.
+    A mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv 1703.01780): after each step its weights are `decay`
+    times themselves plus 1 - `decay` times the student's. At first they are the student's.
     """
 
     decay: float
@@ -81,7 +85,9 @@ class SelfTaughtObjective(PairObjective):
 def term_weights(config: LossConfig, progress: float) -> dict[str, float]:
     """The weight of each loss term; `progress` is the completed share of the training, in [0, 1]."""
     shares = {"linear-up": progress, "linear-down": 1 - progress}
-    return {name: weight * shares.get(config.schedules.get(name, "constant"), 1.0) for name, weight in config.terms.items()}
+    return {
+        name: weight * shares.get(config.schedules.get(name, "constant"), 1.0) for name, weight in config.terms.items()
+    }
 
 
 def loss_terms(
@@ -95,8 +101,8 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """The weighted loss terms of a batch, whose sum is minimized, from the logits of its pairs.
 
-    `all_IT` holds a dual encoder's logits of all images of the batch with all its captions. Only losses that compare logits with logits
-    see calibrated logits (`Loss.calibrated`).
+    `all_IT` holds a dual encoder's logits of all images of the batch with all its captions. Only losses that compare
+    logits with logits see calibrated logits (`Loss.calibrated`).
     """
     # Autocast gives half precision, in which losses are never computed.
     logits_RC = logits_RC.float()
@@ -110,22 +116,30 @@ def loss_terms(
     return {name: weight * term(name) for name, weight in term_weights(config, progress).items() if name in LOSSES}
 
 
-def vector_terms(model: Model, outputs: Sequence[Tensor], batch: Batch, config: LossConfig, progress: float) -> dict[str, Tensor]:
-    """The weighted loss terms that compare a dual model's vectors, its `outputs`, with its teacher's: means of images and captions."""
+def vector_terms(
+    model: Model, outputs: Sequence[Tensor], batch: Batch, config: LossConfig, progress: float
+) -> dict[str, Tensor]:
+    """The weighted loss terms that compare a dual model's vectors, its `outputs`, with its teacher's: means of images
+    and captions."""
     if not config.vector_terms:
         return {}
     assert model.kind == "dual"
     assert batch.teacher_vectors is not None
     teachers = batch.teacher_vectors.images_IE, batch.teacher_vectors.texts_TE
     sides = [
-        VectorInputs(student.float(), model.project(student), teacher, config) for student, teacher in zip(outputs, teachers, strict=True)
+        VectorInputs(student.float(), model.project(student), teacher, config)
+        for student, teacher in zip(outputs, teachers, strict=True)
     ]
     weights = term_weights(config, progress)
-    return {name: weights[name] * torch.stack([VECTOR_LOSSES[name](side) for side in sides]).mean() for name in config.vector_terms}
+    return {
+        name: weights[name] * torch.stack([VECTOR_LOSSES[name](side) for side in sides]).mean()
+        for name in config.vector_terms
+    }
 
 
 def _query_weights(name: str, config: LossConfig, logits_RC: Tensor, batch: Batch) -> Weights | None:
-    """The weights of a batch's queries if the term's schedule is `confidence`; for lists, both fields hold the weights of the lists."""
+    """The weights of a batch's queries if the term's schedule is `confidence`; for lists, both fields hold the weights
+    of the lists."""
     if config.schedules.get(name) != "confidence":
         return None
     teacher_RC, scored_RC = batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan()

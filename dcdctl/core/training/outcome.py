@@ -12,10 +12,11 @@ from dcdctl.core.training.runs import Run
 
 
 def run_document(run: Run) -> dict[str, Any]:
-    """The result of a finished run for JSON. Loads the model, whose fingerprint is that of caches and indexes made with it.
+    """The result of a finished run for JSON. Loads the model, whose fingerprint is that of caches and indexes made with
+    it.
 
-    `best` is the validation with the highest sum of recalls, None for a run without one; `kept` says which weights the model has.
-    InputError for a damaged log.
+    `best` is the validation with the highest sum of recalls, None for a run without one; `kept` says which weights the
+    model has. InputError for a damaged log.
     """
     facts, metrics = run.facts(), run.metrics()
     return {
@@ -30,7 +31,8 @@ def run_document(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Validation:
-    """A line of metrics.jsonl with recalls; the names of those of the initial model begin with start_, of others with val_."""
+    """A line of metrics.jsonl with recalls; the names of those of the initial model begin with start_, of others with
+    val_."""
 
     step: int
     """Steps done before it."""
@@ -42,7 +44,10 @@ class _Validation:
         return float(self.line[f"{self.prefix}_rsum"])
 
     def to_json(self, batches_per_epoch: float | None) -> dict[str, Any]:
-        recalls = {direction.key: {f"R@{k}": self.line[f"{self.prefix}_{direction}_r{k}"] for k in KS} for direction in Direction}
+        recalls = {
+            direction.key: {f"R@{k}": self.line[f"{self.prefix}_{direction}_r{k}"] for k in KS}
+            for direction in Direction
+        }
         epoch = None if batches_per_epoch is None else round(self.step / batches_per_epoch, 3)
         return {"step": self.step, "epoch": epoch, **recalls, "rsum": self.rsum}
 

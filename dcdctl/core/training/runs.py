@@ -12,8 +12,8 @@ RUN/wandb.json           id of the run at Weights & Biases, with --wandb
 RUN/model/               the trained model, with tokenizer and image processor; completion marker, written last
 RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
 
-A folder of checkpoints has a seal, checkpoint.json: the run, the step, and size and SHA-256 of its files. They are compared before one of
-them is loaded. All JSON files hold a checksum of their own (`artifacts.write_document`).
+A folder of checkpoints has a seal, checkpoint.json: the run, the step, and size and SHA-256 of its files. They are
+compared before one of them is loaded. All JSON files hold a checksum of their own (`artifacts.write_document`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """run.json."""
-        return artifacts.read_document(self.folder / "run.json", error=InputError, hint="restore it, or train into another folder")
+        return artifacts.read_document(
+            self.folder / "run.json", error=InputError, hint="restore it, or train into another folder"
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -120,9 +122,11 @@ class Run:
         yield from _line_damages(self.folder / SHARDS_FILE, RECOUNT_SHARDS)
 
     def checkpoint_seals(self) -> dict[Path, Callable[[], artifacts.Document]]:
-        """The folder of each checkpoint, and of the best weights, with a function that reads its seal or raises StaleError."""
+        """The folder of each checkpoint, and of the best weights, with a function that reads its seal or raises
+        StaleError."""
         seals: dict[Path, Callable[[], artifacts.Document]] = {
-            _checkpoint_folder(self, step): partial(read_checkpoint_seal, self, step) for step in self.checkpoint_steps()
+            _checkpoint_folder(self, step): partial(read_checkpoint_seal, self, step)
+            for step in self.checkpoint_steps()
         }
         if (self.folder / BEST / SEAL_FILE).exists():
             seals[self.folder / BEST] = partial(_read_seal, self, self.folder / BEST, "rsum", "")
@@ -138,7 +142,9 @@ class Run:
     def checkpoint_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
         paths = (self.folder / "checkpoints").glob("step-*")
-        return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
+        return sorted(
+            int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit()
+        )
 
 
 RECOUNT_SHARDS = "delete it: the shards are then counted again"
@@ -190,27 +196,39 @@ class SeededConfig(Protocol):
     def seed(self) -> int: ...
 
 
-def check_folder(folder: Path, recipe: SeededConfig, kind: str, *, resume: bool, inputs: Mapping[str, Any] | None = None) -> None:
-    """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds something else.
+def check_folder(
+    folder: Path, recipe: SeededConfig, kind: str, *, resume: bool, inputs: Mapping[str, Any] | None = None
+) -> None:
+    """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds
+    something else.
 
-    InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what the run reads, and
-    here `inputs`, if that is known already, is what it reads at least.
+    InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what
+    the run reads, and here `inputs`, if that is known already, is what it reads at least.
     """
     files.check_output_folder(folder)
     _check_taken(folder, {"what": kind, "recipe": to_table(recipe)}, resume=resume)
     if inputs is not None and (folder / "run.json").exists():
-        known, expected = ({f"inputs.{name}": value for name, value in part.items()} for part in (Run(folder).facts()["inputs"], inputs))
+        known, expected = (
+            {f"inputs.{name}": value for name, value in part.items()}
+            for part in (Run(folder).facts()["inputs"], inputs)
+        )
         artifacts.expect(folder, known, expected, hint="name another folder with --out")
 
 
 def start_run(
-    folder: Path, recipe: SeededConfig, kind: str, inputs: dict[str, Any], *, resume: bool, measured: Mapping[str, Any] | None = None
+    folder: Path,
+    recipe: SeededConfig,
+    kind: str,
+    inputs: dict[str, Any],
+    *,
+    resume: bool,
+    measured: Mapping[str, Any] | None = None,
 ) -> Run:
     """Make a run folder, or resume the one that is there.
 
-    `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and `resume` is not set, or if its run was
-    started with another recipe or other inputs. `measured` is kept beside them and not compared: it follows from them. Neither are the CPU
-    threads compared, which change a sum by its rounding.
+    `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and `resume` is not set, or
+    if its run was started with another recipe or other inputs. `measured` is kept beside them and not compared: it
+    follows from them. Neither are the CPU threads compared, which change a sum by its rounding.
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     _check_taken(folder, facts, resume=resume)
@@ -227,17 +245,21 @@ def start_run(
 
 
 def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
-    """StaleError if a folder holds a run with other facts, any run at all without `resume`, or something that is not a run."""
+    """StaleError if a folder holds a run with other facts, any run at all without `resume`, or something that is not a
+    run."""
     if (folder / "run.json").exists():
         if not resume:
-            raise StaleError(f"{folder} already holds a run", hint="resume with --resume, or name another folder with --out")
+            raise StaleError(
+                f"{folder} already holds a run", hint="resume with --resume, or name another folder with --out"
+            )
         artifacts.expect(folder, Run(folder).facts(), facts, hint="name another folder with --out")
     elif not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
 
 
 def _command() -> list[str]:
-    """The command line, without the program's folder, which would mean nothing on another machine, and without queries of URLs."""
+    """The command line, without the program's folder, which would mean nothing on another machine, and without queries
+    of URLs."""
     name = Path(sys.argv[0]).name
     return ["dcdctl" if name == "__main__.py" else name, *map(_without_secrets, sys.argv[1:])]
 
@@ -251,13 +273,15 @@ def _without_secrets(word: str) -> str:
 def command_of(facts: Mapping[str, Any]) -> list[str]:
     """The command line that trains a run, by its run.json.
 
-    It is the one that was typed; for a training in `dcdctl demo`, `dcdctl study` or a program, the `dcdctl distill` that equals it.
+    It is the one that was typed; for a training in `dcdctl demo`, `dcdctl study` or a program, the `dcdctl distill`
+    that equals it.
     """
     return list(facts.get("equivalent_command") or facts["command"])
 
 
 def equivalent_command(job: TrainingJob, inputs: Sequence[str]) -> dict[str, list[str]]:
-    """The command line of a job as an entry of run.json, if another one was typed; `inputs` are its options that name what it reads."""
+    """The command line of a job as an entry of run.json, if another one was typed; `inputs` are its options that name
+    what it reads."""
     if _command()[1:2] == [job.kind]:
         return {}
     sets = [word for text in job.sets for word in ("--set", text)]
@@ -295,10 +319,14 @@ def save_checkpoint(
         shutil.rmtree(_checkpoint_folder(run, old))
 
 
-def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> int:
-    """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a checkpoint.
+def load_checkpoint(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> int:
+    """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a
+    checkpoint.
 
-    StaleError that names the file and says how to resume from the checkpoint before it, if this one is damaged or not the one of its name.
+    StaleError that names the file and says how to resume from the checkpoint before it, if this one is damaged or not
+    the one of its name.
     """
     import torch
 
@@ -312,7 +340,8 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     check_best(run, seal)
     _load_weights(folder / WEIGHTS_FILE, model, hint)
     # weights_only, because unpickling a file must not run its code.
-    # On the CPU first: a tensor that was saved on cuda:0 would come back on cuda:0, in every process and on a machine without it.
+    # On the CPU first: a tensor that was saved on cuda:0 would come back on cuda:0, in every process and on a machine
+    # without it.
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
     if scaler is not None and scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
         scaler.load_state_dict(files.read_json(folder / SCALER_FILE, error=StaleError, hint=hint))
@@ -322,7 +351,10 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
 def check_best(run: Run, seal: artifacts.Document) -> None:
     """StaleError if the best weights that a run had at a checkpoint are gone: it would take worse ones for the best."""
     if best_rsum(run) < seal["best_rsum"]:
-        found = f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best RSUM was {seal['best_rsum']:.3f}"
+        found = (
+            f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best RSUM was "
+            f"{seal['best_rsum']:.3f}"
+        )
         raise StaleError(found, hint="restore it, or train into another folder")
 
 
@@ -331,15 +363,24 @@ def _checkpoint_folder(run: Run, step: int) -> Path:
 
 
 def _write_seal(folder: Path, run: Run, names: Sequence[str], **facts: Any) -> None:
-    document = {"format": CHECKPOINT_FORMAT, artifacts.RUN: run.digest, **facts, artifacts.FILES: artifacts.list_files(folder, names)}
+    document = {
+        "format": CHECKPOINT_FORMAT,
+        artifacts.RUN: run.digest,
+        **facts,
+        artifacts.FILES: artifacts.list_files(folder, names),
+    }
     artifacts.write_document(folder / SEAL_FILE, document)
 
 
 def read_checkpoint_seal(run: Run, step: int, hint: str = "") -> artifacts.Document:
-    """The seal of the checkpoint of a step; StaleError if it is damaged, of an earlier format, of another step, or of another run."""
+    """The seal of the checkpoint of a step; StaleError if it is damaged, of an earlier format, of another step, or of
+    another run."""
     folder = _checkpoint_folder(run, step)
     if not (folder / SEAL_FILE).exists():
-        found = f"{folder} has no {SEAL_FILE}, so it is of format 1 and has no checksums; this dcdctl reads format {CHECKPOINT_FORMAT}"
+        found = (
+            f"{folder} has no {SEAL_FILE}, so it is of format 1 and has no checksums; this dcdctl reads format "
+            f"{CHECKPOINT_FORMAT}"
+        )
         raise StaleError(found, hint="train into another folder with --out")
     seal = _read_seal(run, folder, "best_rsum", hint)
     if seal["step"] != step:
@@ -352,7 +393,9 @@ def _read_seal(run: Run, folder: Path, own_key: str, hint: str) -> artifacts.Doc
     seal = artifacts.read_document(path, CHECKPOINT_FORMAT, hint=hint)
     artifacts.listed_files(path, seal, hint=hint)
     if seal[artifacts.RUN] != run.digest:
-        raise StaleError(f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint)
+        raise StaleError(
+            f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint
+        )
     # Only the best weights have an RSUM of their own, and only checkpoints know the best one of their run.
     if own_key not in seal:
         raise StaleError(f"{path} belongs to another folder of checkpoints: it has no {own_key}", hint=hint)
@@ -364,7 +407,9 @@ def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
 
     weights = load_file(path)
     if different := set(weights) ^ set(_unshared(model)):
-        raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out")
+        raise StaleError(
+            f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out"
+        )
     models.check_finite(weights, path, error=StaleError, hint=hint)
     # Not strict: the file has tied weights under one name only. All other differences are found above.
     model.load_state_dict(weights, strict=False)
@@ -411,7 +456,8 @@ def load_best(run: Run, model: nn.Module) -> None:
 
 
 def finish(run: Run, model: Model, *, half: bool = False) -> None:
-    """Seal the metrics, then save the trained model in the run folder, atomically; its presence marks the run as finished."""
+    """Seal the metrics, then save the trained model in the run folder, atomically; its presence marks the run as
+    finished."""
     if (run.folder / METRICS_FILE).exists():
         listed = artifacts.list_files(run.folder, [METRICS_FILE])
         artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.RUN: run.digest, artifacts.FILES: listed})
@@ -419,7 +465,8 @@ def finish(run: Run, model: Model, *, half: bool = False) -> None:
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers, each storage once: tied weights are restored through the one parameter that is kept."""
+    """The parameters and buffers, each storage once: tied weights are restored through the one parameter that is
+    kept."""
     # safetensors refuses tensors that share memory.
     first: dict[int, str] = {}
     state = model.state_dict()

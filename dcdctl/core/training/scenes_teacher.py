@@ -1,10 +1,11 @@
 """The training of the built-in teacher: a small ViLT on drawn scenes, pretrained and then graded.
 
-Pretraining has four tasks, as for large models, on an endless stream of new images. Masked words: predict masked words of a caption, which
-the image shows. Objects: predict shape, color and size of the object in each patch, in place of an object detector's labels. Places:
-predict the patch of each object that a caption names, in place of the boxes of phrase grounding. Matching: choose the true caption among
-those of the scene's three siblings and of other scenes, and the true image for a caption. Matching starts last: from the first step it
-learns slowly, and without the places it learns which color belongs to which object but not where the objects are.
+Pretraining has four tasks, as for large models, on an endless stream of new images. Masked words: predict masked words
+of a caption, which the image shows. Objects: predict shape, color and size of the object in each patch, in place of an
+object detector's labels. Places: predict the patch of each object that a caption names, in place of the boxes of phrase
+grounding. Matching: choose the true caption among those of the scene's three siblings and of other scenes, and the true
+image for a caption. Matching starts last: from the first step it learns slowly, and without the places it learns which
+color belongs to which object but not where the objects are.
 
 Grading continues with matching, and fits the logits to the number of facts of a caption that hold in the image.
 
@@ -64,9 +65,11 @@ def num_steps(optimizer: OptimizerConfig) -> int:
 
 
 def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
-    """Candidate captions of each image, B x K: those of its family, its own first, then one from each of some other families.
+    """Candidate captions of each image, B x K: those of its family, its own first, then one from each of some other
+    families.
 
-    Every column is a permutation, so each caption is also compared with K images. Without `other_negatives` there are no columns.
+    Every column is a permutation, so each caption is also compared with K images. Without `other_negatives` there are
+    no columns.
     """
     index_B = np.arange(num_families * data.FAMILY_SIZE)
     if other_negatives is None:
@@ -88,7 +91,8 @@ def candidate_logits(scorer: FusionScorer, images: States, texts: States, text_i
 
 
 def matching_loss(logits_BK: Tensor, text_ix_BK: Tensor) -> Tensor:
-    """Cross-entropy of the true caption among an image's candidates, and of the true image among a caption's; their mean."""
+    """Cross-entropy of the true caption among an image's candidates, and of the true image among a caption's; their
+    mean."""
     # A column is a permutation of the captions, so its argsort gives the image that each caption is compared with.
     by_caption_BK = logits_BK.gather(0, text_ix_BK.argsort(dim=0))
     target_B = torch.zeros(len(logits_BK), dtype=torch.int64, device=logits_BK.device)
@@ -108,8 +112,8 @@ class PretrainingConfig:
     words_only_steps: int = 2500
     """Steps before matching begins."""
     mask_share: float = 0.35
-    """Share of the content words that are masked, in half of the captions. In the other half all relation words are masked and no
-    others, so that both objects remain readable."""
+    """Share of the content words that are masked, in half of the captions. In the other half all relation words are
+    masked and no others, so that both objects remain readable."""
     words_weight: float = 0.5
     objects_weight: float = 0.25
     places_weight: float = 0.5
@@ -118,7 +122,13 @@ class PretrainingConfig:
     )
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            lr=1e-3, weight_decay=0.05, steps=4000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
+            lr=1e-3,
+            weight_decay=0.05,
+            steps=4000,
+            warmup_share=0.02,
+            schedule="cosine",
+            max_grad_norm=1.0,
+            save_every=250,
         )
     )
 
@@ -151,16 +161,23 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
     def __init__(self, preprocess: Preprocessor, config: PretrainingConfig) -> None:
         self.preprocess, self.config = preprocess, config
         self._content_ids, self._relation_ids = (
-            torch.tensor(preprocess.tokenizer.convert_tokens_to_ids(list(words))) for words in (CONTENT_WORDS, RELATION_WORDS)
+            torch.tensor(preprocess.tokenizer.convert_tokens_to_ids(list(words)))
+            for words in (CONTENT_WORDS, RELATION_WORDS)
         )
-        self._shape_ids = dict(zip(data.SHAPES, preprocess.tokenizer.convert_tokens_to_ids(list(data.SHAPES)), strict=True))
+        self._shape_ids = dict(
+            zip(data.SHAPES, preprocess.tokenizer.convert_tokens_to_ids(list(data.SHAPES)), strict=True)
+        )
 
     def __getitem__(self, step: int) -> PretrainingBatch:
         rng = np.random.default_rng([self.config.seed, step])
         is_matching = step >= self.config.words_only_steps
         count = self.config.families if is_matching else self.config.families * 4 // 3
         first = step * 2 * self.config.families  # leaves room for the larger batches before matching
-        described = [scene for index in range(first, first + count) for scene in data.describe_family(self.config.seed, "train", index)]
+        described = [
+            scene
+            for index in range(first, first + count)
+            for scene in data.describe_family(self.config.seed, "train", index)
+        ]
         images = [data.draw_scene(item.scene) for item in described]
         texts = self.preprocess.texts([item.statements[rng.integers(len(item.statements))].text for item in described])
         is_masked = self._mask(texts.input_ids, rng)
@@ -170,12 +187,15 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
             texts.input_ids.masked_fill(is_masked, self.preprocess.tokenizer.mask_token_id),
             is_masked,
             torch.stack([_object_labels(item.scene) for item in described]),
-            torch.stack([self._patch_labels(ids, item.scene) for ids, item in zip(texts.input_ids, described, strict=True)]),
+            torch.stack(
+                [self._patch_labels(ids, item.scene) for ids, item in zip(texts.input_ids, described, strict=True)]
+            ),
             candidate_texts(rng, count, self.config.other_negatives if is_matching else None),
         )
 
     def _mask(self, ids_BL: Tensor, rng: np.random.Generator) -> Tensor:
-        """Which tokens are masked: a share of the content words in half of the captions, all relation words in the other half."""
+        """Which tokens are masked: a share of the content words in half of the captions, all relation words in the
+        other half."""
         is_drawn_BL = torch.from_numpy(rng.random(tuple(ids_BL.shape)) < self.config.mask_share)
         masks_content_B1 = torch.from_numpy(rng.random((len(ids_BL), 1)) < 0.5)
         content_BL = torch.isin(ids_BL, self._content_ids) & is_drawn_BL
@@ -200,7 +220,8 @@ def _object_labels(scene: data.Scene) -> Tensor:
 
 
 class PretrainingModel(nn.Module):
-    """A ViLT with two heads: one over the vocabulary, for masked words and for objects, and one over the patches, for places.
+    """A ViLT with two heads: one over the vocabulary, for masked words and for objects, and one over the patches, for
+    places.
 
     The head over the vocabulary shares the word embeddings of the text.
     """
@@ -235,14 +256,19 @@ def pretraining_objective(config: PretrainingConfig) -> Objective:
         words = functional.cross_entropy(masked_logits, batch.texts.input_ids[batch.is_masked_BL])
         # The class token stands between the caption and the patches.
         word_logits_BVW = model.word_logits(tokens[:, length + 1 :])
-        # Masked words alone do not teach the images; naming objects with the word embeddings teaches colors and shapes in minutes.
+        # Masked words alone do not teach the images; naming objects with the word embeddings teaches colors and shapes
+        # in minutes.
         objects = torch.stack(
             [
-                functional.cross_entropy(word_logits_BVW[..., ids].flatten(0, 1), batch.objects_BV3[..., k].flatten(), ignore_index=IGNORED)
+                functional.cross_entropy(
+                    word_logits_BVW[..., ids].flatten(0, 1), batch.objects_BV3[..., k].flatten(), ignore_index=IGNORED
+                )
                 for k, ids in enumerate(model.object_ids)
             ]
         ).mean()
-        places = functional.cross_entropy(model.place(tokens[:, :length]).flatten(0, 1), batch.patches_BL.flatten(), ignore_index=IGNORED)
+        places = functional.cross_entropy(
+            model.place(tokens[:, :length]).flatten(0, 1), batch.patches_BL.flatten(), ignore_index=IGNORED
+        )
         losses = {
             "words": config.words_weight * words,
             "objects": config.objects_weight * objects,
@@ -259,9 +285,9 @@ def pretraining_objective(config: PretrainingConfig) -> Objective:
 def new_teacher(config: PretrainingConfig, captions: Sequence[str]) -> models.ViltScorer:
     """The untrained teacher.
 
-    Pixels are normalized so that pale backgrounds lie near 0 and the patches do not dominate the position embeddings: with three times
-    the contrast and position embeddings less than half as large, it learned no place in 1,700 steps. Linear weights are drawn for its
-    width.
+    Pixels are normalized so that pale backgrounds lie near 0 and the patches do not dominate the position embeddings:
+    with three times the contrast and position embeddings less than half as large, it learned no place in 1,700 steps.
+    Linear weights are drawn for its width.
     """
     scorer = models.new_vilt(config.model, models.word_piece(captions), config.seed)
     torch.manual_seed(config.seed)
@@ -306,7 +332,13 @@ class GradingConfig:
     """Weight of the squared error between logits and agreements."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            lr=4e-4, weight_decay=0.05, steps=500, warmup_share=0.05, schedule="cosine", max_grad_norm=1.0, save_every=100
+            lr=4e-4,
+            weight_decay=0.05,
+            steps=500,
+            warmup_share=0.05,
+            schedule="cosine",
+            max_grad_norm=1.0,
+            save_every=100,
         )
     )
 
@@ -359,13 +391,16 @@ def grading_objective(config: GradingConfig) -> Objective:
         logits_BK = candidate_logits(scorer, images, texts, batch.text_ix_BK)
         return {
             "matching": matching_loss(logits_BK, batch.text_ix_BK),
-            "agreement": config.agreement_weight * functional.mse_loss(logits_BK, batch.agreement_BK - MIDDLE_AGREEMENT),
+            "agreement": config.agreement_weight
+            * functional.mse_loss(logits_BK, batch.agreement_BK - MIDDLE_AGREEMENT),
         }
 
     return parts
 
 
-def grade(run: Run, scorer: FusionScorer, config: GradingConfig, *, options: loop.TrainingOptions, track: Track = silent) -> None:
+def grade(
+    run: Run, scorer: FusionScorer, config: GradingConfig, *, options: loop.TrainingOptions, track: Track = silent
+) -> None:
     """Train a pretrained teacher further, in place, and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return

@@ -1,7 +1,9 @@
-"""A training on a stream of shards: tars and Parquet files that are not prepared, and need not fit into memory or on the disk.
+"""A training on a stream of shards: tars and Parquet files that are not prepared, and need not fit into memory or on
+the disk.
 
-The steps are those of `distill`, without what needs the whole corpus: caches, candidate lists, features. RUN/shards.jsonl has a line for
-each shard that was read to its end. With it a resumed run starts in the middle of an epoch without reading the earlier shards.
+The steps are those of `distill`, without what needs the whole corpus: caches, candidate lists, features.
+RUN/shards.jsonl has a line for each shard that was read to its end. With it a resumed run starts in the middle of an
+epoch without reading the earlier shards.
 """
 
 from __future__ import annotations
@@ -75,9 +77,16 @@ class _StreamTraining:
 
 
 def train(
-    job: TrainingJob, refs: InputRefs, *, options: TrainingOptions, track: Track = silent, watch: Watch | None = None, say: Say = unsaid
+    job: TrainingJob,
+    refs: InputRefs,
+    *,
+    options: TrainingOptions,
+    track: Track = silent,
+    watch: Watch | None = None,
+    say: Say = unsaid,
 ) -> Run:
-    """Train a model on a stream and return its finished run; `watch` sees the steps, `say` gets a line for each choice of a trial.
+    """Train a model on a stream and return its finished run; `watch` sees the steps, `say` gets a line for each choice
+    of a trial.
 
     Raises what `resolve` raises before it opens anything, and then what the shards and the models raise.
     """
@@ -88,7 +97,10 @@ def train(
             return Run(job.out)
         training = _open(recipe, options, refs, job, track)
         training = _settle(training, say)
-        measured: dict[str, Any] = {"micro_batches": training.options.micro_batches, "batches_per_epoch": training.batches_per_epoch}
+        measured: dict[str, Any] = {
+            "micro_batches": training.options.micro_batches,
+            "batches_per_epoch": training.batches_per_epoch,
+        }
         measured |= runs.equivalent_command(job, refs.options()) | training.options.compute.compiled_fact
         with distributed.main_first():
             run = Run(job.out)
@@ -119,7 +131,8 @@ def preview(job: TrainingJob, refs: InputRefs, options: TrainingOptions) -> Prev
 
 
 def resolve(job: TrainingJob, refs: InputRefs, options: TrainingOptions) -> tuple[Recipe, TrainingOptions]:
-    """The checked recipe and options. Opens no shard and no weights; ConfigError for whatever needs a prepared corpus."""
+    """The checked recipe and options. Opens no shard and no weights; ConfigError for whatever needs a prepared
+    corpus."""
     recipe = load_recipe(job.recipe, job.sets)
     if problem := next(_needs_corpus(job, recipe, refs, options), None):
         found, hint = problem
@@ -129,21 +142,32 @@ def resolve(job: TrainingJob, refs: InputRefs, options: TrainingOptions) -> tupl
     initial_model.check(recipe, has_teacher=False)
     check_teachers(recipe, refs)
     if len(refs.teachers) > 1:
-        found = f"--teacher names {len(refs.teachers)} models; their scores are averaged over a whole corpus, and a stream has none"
+        found = (
+            f"--teacher names {len(refs.teachers)} models; their scores are averaged over a whole corpus, and a "
+            "stream has none"
+        )
         raise ConfigError(found, hint=f"name one, {PREPARE_HINT}")
     if recipe.validation.every and refs.validation_data is None:
-        raise ConfigError("validation.every is set, and a stream has no split to validate on", hint="name a corpus with --validation-data")
+        raise ConfigError(
+            "validation.every is set, and a stream has no split to validate on",
+            hint="name a corpus with --validation-data",
+        )
     check_size(recipe.batch, options.micro_batch_plan)
     runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
     return recipe, trial.recorded(Run(job.out), options)
 
 
-def _needs_corpus(job: TrainingJob, recipe: Recipe, refs: InputRefs, options: TrainingOptions) -> Iterator[tuple[str, str]]:
+def _needs_corpus(
+    job: TrainingJob, recipe: Recipe, refs: InputRefs, options: TrainingOptions
+) -> Iterator[tuple[str, str]]:
     """What the training asks for that a stream cannot give, with what to do."""
     if job.kind != "distill":
         yield "finetune-teacher draws negatives from the whole corpus", "use `dcdctl distill`"
     if refs.caches:
-        yield "--cache holds scores of the pairs of a corpus", "leave it out; a dual --teacher scores the batches of a stream"
+        yield (
+            "--cache holds scores of the pairs of a corpus",
+            "leave it out; a dual --teacher scores the batches of a stream",
+        )
     if recipe.loss.on_lists:
         listed = ", ".join(recipe.loss.terms)
         yield (
@@ -218,7 +242,8 @@ def _open(recipe: Recipe, options: TrainingOptions, refs: InputRefs, job: Traini
 
 
 def _captions(recipe: Recipe, stream: ShardStream) -> list[str]:
-    """The captions from which a new model's word pieces are trained, those of the first window; empty for a model that brings its own."""
+    """The captions from which a new model's word pieces are trained, those of the first window; empty for a model that
+    brings its own."""
     if recipe.model.start != "new" or recipe.model.text:
         return []
     return [caption for sample in stream.first_window() for caption in sample.captions]
@@ -264,11 +289,14 @@ class _Counted:
 
     @staticmethod
     def of_run(run: Run, num_shards: int) -> _Counted:
-        """What an earlier start of a run has counted; InputError for a damaged line, MissingError for a shard that is not there."""
+        """What an earlier start of a run has counted; InputError for a damaged line, MissingError for a shard that is
+        not there."""
         path = run.folder / runs.SHARDS_FILE
         counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in runs.read_lines(path, runs.RECOUNT_SHARDS)]
         if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
-            raise MissingError(f"{path} counts shard {outside}, and the stream has {num_shards}", hint=runs.RECOUNT_SHARDS)
+            raise MissingError(
+                f"{path} counts shard {outside}, and the stream has {num_shards}", hint=runs.RECOUNT_SHARDS
+            )
         return _Counted(counts)
 
     def add(self, count: ShardCount) -> None:

@@ -53,31 +53,42 @@ def recorded(run: Run, options: TrainingOptions) -> TrainingOptions:
 
 
 def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
-    """The options with a number of micro-batches that fits into memory, and the faster precision, where these are to be tried.
+    """The options with a number of micro-batches that fits into memory, and the faster precision, where these are to be
+    tried.
 
-    `say` gets a line for each choice that differs from the default. InputError if not even one row fits. Several processes are not tried:
-    one that runs out of memory would leave the others waiting.
+    `say` gets a line for each choice that differs from the default. InputError if not even one row fits. Several
+    processes are not tried: one that runs out of memory would leave the others waiting.
     """
     if options.is_settled:
         return options
     if distributed.world_size() > 1:
         if options.compute.device.type != "cpu":
-            say("--accumulate auto and --precision auto try nothing in several processes: set them, or a batch is split by processes only")
+            say(
+                "--accumulate auto and --precision auto try nothing in several processes: set them, or a batch is "
+                "split by processes only"
+            )
         return options.settled()
     trial.model.to(options.compute.device).train()
     # Without compiled encoders: each number of micro-batches would be another shape to compile.
     plain = replace(options.compute, compile=False)
-    tried = [_fit(replace(options, compute=replace(plain, precision=precision)), trial) for precision in trial.precisions]
+    tried = [
+        _fit(replace(options, compute=replace(plain, precision=precision)), trial) for precision in trial.precisions
+    ]
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
         raise next(each for each in tried if isinstance(each, InputError))
     seconds = [_seconds(each, trial) for each in fitting] if len(fitting) > 1 else [0.0]
     found = fitting[seconds.index(min(seconds))]
     if found.compute.precision != options.compute.precision:
-        measured = ", ".join(f"{each.compute.precision} {time_s:.3f} s per step" for each, time_s in zip(fitting, seconds, strict=True))
+        measured = ", ".join(
+            f"{each.compute.precision} {time_s:.3f} s per step" for each, time_s in zip(fitting, seconds, strict=True)
+        )
         say(f"--precision auto is {found.compute.precision}" + (f": {measured}" if len(fitting) > 1 else ""))
     if found.micro_batches > options.micro_batches:
-        say(f"--accumulate auto is {found.micro_batches}: a batch of {trial.batches.config.size} does not fit into memory in fewer parts")
+        say(
+            f"--accumulate auto is {found.micro_batches}: a batch of {trial.batches.config.size} does not fit into "
+            "memory in fewer parts"
+        )
     return replace(found, compute=replace(found.compute, compile=options.compute.compile)).settled()
 
 
@@ -88,7 +99,8 @@ def precisions(options: TrainingOptions) -> tuple[str, ...]:
 
 
 def _fit(options: TrainingOptions, trial: Trial) -> TrainingOptions | InputError:
-    """The options with the smallest number of micro-batches, doubled from that of the options, that fits; what to raise if none does."""
+    """The options with the smallest number of micro-batches, doubled from that of the options, that fits; what to raise
+    if none does."""
     size = trial.batches.config.size
     while (error := _out_of_memory(options, trial)) is not None:
         if not options.tries_micro_batches or options.micro_batches >= size or not _may_split(trial.model):
@@ -99,7 +111,9 @@ def _fit(options: TrainingOptions, trial: Trial) -> TrainingOptions | InputError
 
 def _may_split(model: nn.Module) -> bool:
     """Whether micro-batches give the loss of the batch: not with a BatchNorm that is trained."""
-    return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
+    return not any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()
+    )
 
 
 def _out_of_memory(options: TrainingOptions, trial: Trial) -> InputError | None:
@@ -128,8 +142,12 @@ def _compute_beside_states(options: TrainingOptions, trial: Trial) -> None:
 def _compute(options: TrainingOptions, trial: Trial) -> None:
     """Add the gradient of the first batch to the parameters."""
     plan, device = options.micro_batch_plan, options.compute.device
-    compute = StepCompute(compute=options.compute, scaler=torch.amp.GradScaler(device.type, enabled=False), micro_batch_plan=plan)
-    grad_cache.backward(trial.model, trial.objective, trial.batches.with_plan(plan)[trial.info.step], trial.info, compute)
+    compute = StepCompute(
+        compute=options.compute, scaler=torch.amp.GradScaler(device.type, enabled=False), micro_batch_plan=plan
+    )
+    grad_cache.backward(
+        trial.model, trial.objective, trial.batches.with_plan(plan)[trial.info.step], trial.info, compute
+    )
 
 
 def _seconds(options: TrainingOptions, trial: Trial) -> float:

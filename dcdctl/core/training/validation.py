@@ -18,7 +18,8 @@ from dcdctl.core.training.runs import Run
 
 @dataclass(frozen=True)
 class Validation:
-    """Validates a model between the steps of a run. If there are several processes, the main one does so while the others wait."""
+    """Validates a model between the steps of a run. If there are several processes, the main one does so while the
+    others wait."""
 
     run: Run
     corpus: Corpus
@@ -40,7 +41,10 @@ class Validation:
             # Not compiled: its batches would be further shapes to compile, for few images.
             options = EvalOptions(compute=replace(self.compute, precision="float32", compile=False))
             recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
-            for direction, percents in ((Direction.TEXT, recalls.text_retrieval), (Direction.IMAGE, recalls.image_retrieval)):
+            for direction, percents in (
+                (Direction.TEXT, recalls.text_retrieval),
+                (Direction.IMAGE, recalls.image_retrieval),
+            ):
                 values |= {f"val_{direction}_r{k.removeprefix('R@')}": value for k, value in percents.items()}
             best = runs.best_rsum(self.run)
             if recalls.rsum > best:
@@ -56,12 +60,16 @@ class Validation:
 
 
 def open_corpus(corpus: Corpus, config: ValidationConfig, folder: Path | None = None) -> Corpus:
-    """The split that a training on `corpus` is validated on, of that corpus or of another one; CorpusError if there is no such split.
+    """The split that a training on `corpus` is validated on, of that corpus or of another one; CorpusError if there is
+    no such split.
 
-    ConfigError if the training reads that split too: recalls on its own images would choose the weights that know them best by heart.
+    ConfigError if the training reads that split too: recalls on its own images would choose the weights that know them
+    best by heart.
     """
     is_same = folder is None or folder == corpus.folder
     if is_same and share_split(corpus.split, config.split):
         hint = f"set validation.split to another split, set validation.every to 0, or train without {config.split}"
-        raise ConfigError(f"validation.split is {config.split}, and the training reads --split {corpus.split}", hint=hint)
+        raise ConfigError(
+            f"validation.split is {config.split}, and the training reads --split {corpus.split}", hint=hint
+        )
     return Corpus.open(folder or corpus.folder, config.split, config.max_images)

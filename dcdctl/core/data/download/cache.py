@@ -1,4 +1,5 @@
-"""A cache of remote files, each downloaded once and verified: from plain URLs and from repositories on the Hugging Face Hub."""
+"""A cache of remote files, each downloaded once and verified: from plain URLs and from repositories on the Hugging Face
+Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from dcdctl.core.progress import Advance, Track, silent
 HUB = "hf://"
 CHECKSUM = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
 BLOB_HASHES = {64: "sha256", 40: "git-sha1"}
-"""The hash by which the Hub names the content of a file, by the length of the name: SHA-256 for large files, git's SHA-1 for others."""
+"""The hash by which the Hub names the content of a file, by the length of the name: SHA-256 for large files, git's
+SHA-1 for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class RemoteFile:
     """A file to download, and its size and checksum if they are known."""
 
     url: str
-    """https://HOST/PATH, http://HOST/PATH, hf://datasets/OWNER/NAME@REVISION/PATH, or hf://OWNER/NAME@REVISION/PATH for a model
-    repository. @REVISION defaults to main."""
+    """https://HOST/PATH, http://HOST/PATH, hf://datasets/OWNER/NAME@REVISION/PATH, or hf://OWNER/NAME@REVISION/PATH for
+    a model repository. @REVISION defaults to main."""
     size: int | None = None
     """Bytes, if known."""
     checksum: str = ""
@@ -66,11 +68,13 @@ class LocalFile:
 
     path: Path
     check: str
-    """How it was verified, in words: by its checksum, the Hub's hash, or the SHA-256 of the first download, which may be this one."""
+    """How it was verified, in words: by its checksum, the Hub's hash, or the SHA-256 of the first download, which may
+    be this one."""
 
 
 def cache_folder() -> Path:
-    """The folder of downloads: $DCDCTL_CACHE, else $XDG_CACHE_HOME/dcdctl, else ~/.cache/dcdctl. Files of the Hub are in its own cache."""
+    """The folder of downloads: $DCDCTL_CACHE, else $XDG_CACHE_HOME/dcdctl, else ~/.cache/dcdctl. Files of the Hub are
+    in its own cache."""
     if folder := os.environ.get("DCDCTL_CACHE"):
         return Path(folder).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -78,10 +82,11 @@ def cache_folder() -> Path:
 
 
 def fetch_file(file: RemoteFile, *, offline: bool = False, track: Track = silent) -> LocalFile:
-    """The file, from the cache or downloaded, and verified. If several processes need it, one downloads and the others wait.
+    """The file, from the cache or downloaded, and verified. If several processes need it, one downloads and the others
+    wait.
 
-    SourceError: it is not available, it is not the expected file, or it is not in the cache and `offline` (or HF_HUB_OFFLINE) is set.
-    InputError: the disk is full, or the cache cannot be written.
+    SourceError: it is not available, it is not the expected file, or it is not in the cache and `offline` (or
+    HF_HUB_OFFLINE) is set. InputError: the disk is full, or the cache cannot be written.
     """
     # The hash of the URL separates files of the same name.
     target = cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}"
@@ -94,10 +99,11 @@ def fetch_file(file: RemoteFile, *, offline: bool = False, track: Track = silent
 
 
 def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
-    """The files that match an hf:// URL with * in its path, sorted by path; * matches any part of a name within one folder.
+    """The files that match an hf:// URL with * in its path, sorted by path; * matches any part of a name within one
+    folder.
 
-    A URL without * gives one file. The list is cached for runs with `offline`. SourceError if nothing matches, or if the repository cannot
-    be read.
+    A URL without * gives one file. The list is cached for runs with `offline`. SourceError if nothing matches, or if
+    the repository cannot be read.
     """
     if "*" not in pattern:
         return [RemoteFile(url=pattern)]
@@ -115,9 +121,14 @@ def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
         with _disk_errors("a list of files", target.parent):
             write_json(target, {"url": hub_path.folder, "sizes": sizes})
     names = re.compile("[^/]*".join(map(re.escape, hub_path.path.split("*"))))
-    files = [RemoteFile(url=hub_path.folder + path, size=sizes[path]) for path in sorted(sizes) if names.fullmatch(path)]
+    files = [
+        RemoteFile(url=hub_path.folder + path, size=sizes[path]) for path in sorted(sizes) if names.fullmatch(path)
+    ]
     if not files:
-        raise SourceError(f"{pattern} matches none of the {len(sizes):,} files there", hint=f"see {hub_path.page}/tree/{hub_path.revision}")
+        raise SourceError(
+            f"{pattern} matches none of the {len(sizes):,} files there",
+            hint=f"see {hub_path.page}/tree/{hub_path.revision}",
+        )
     return files
 
 
@@ -174,13 +185,18 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
         blob.unlink()
         path.unlink(missing_ok=True)
         hint = "it was removed: run the same command again"
-        raise SourceError(f"{file.url} has {blob_hash} {digests[blob_hash]}, expected {blob.name} from the Hub", hint=hint)
-    # With the Hub's hash the record is not compared: a branch such as main may have moved to other content since the first download.
+        raise SourceError(
+            f"{file.url} has {blob_hash} {digests[blob_hash]}, expected {blob.name} from the Hub", hint=hint
+        )
+    # With the Hub's hash the record is not compared: a branch such as main may have moved to other content since the
+    # first download.
     error = _difference(file, path, digests, {} if blob_hash else record)
     if error is not None:
         raise error
     _write_record(file, target, path, digests)
-    return LocalFile(path=path, check="matches the Hub's hash" if blob_hash and not file.checksum else _check(file, record))
+    return LocalFile(
+        path=path, check="matches the Hub's hash" if blob_hash and not file.checksum else _check(file, record)
+    )
 
 
 def _difference(file: RemoteFile, path: Path, digests: dict[str, str], record: dict[str, Any]) -> SourceError | None:
@@ -194,7 +210,9 @@ def _difference(file: RemoteFile, path: Path, digests: dict[str, str], record: d
     if not kind and record and digests["sha256"] != record["sha256"]:
         record_path = _record_path(cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}")
         hint = f"if the new file is right, delete {record_path} and run the same command again"
-        return SourceError(f"{file.url} has sha256 {digests['sha256']}, but had {record['sha256']} at the first download", hint=hint)
+        return SourceError(
+            f"{file.url} has sha256 {digests['sha256']}, but had {record['sha256']} at the first download", hint=hint
+        )
     return None
 
 
@@ -209,9 +227,12 @@ def _checksum_kind(file: RemoteFile) -> list[str]:
 
 
 def _digests(path: Path, kinds: Collection[str], record: dict[str, Any]) -> dict[str, str]:
-    """Digests of a file in hex, by kind: from the record if size and time of change are the same, else from all its bytes."""
+    """Digests of a file in hex, by kind: from the record if size and time of change are the same, else from all its
+    bytes."""
     state = path.stat()
-    if (record.get("size"), record.get("modified_ns")) == (state.st_size, state.st_mtime_ns) and set(kinds) <= record.keys():
+    if (record.get("size"), record.get("modified_ns")) == (state.st_size, state.st_mtime_ns) and set(
+        kinds
+    ) <= record.keys():
         return {kind: record[kind] for kind in kinds}
     return {kind: value.hexdigest() for kind, value in http.hashes_of(path, kinds).items()}
 
@@ -245,7 +266,9 @@ def _offline_reason(offline: bool) -> str:
 
 
 def _not_cached(file: RemoteFile, reason: str) -> SourceError:
-    return SourceError(f"{file.url} is not in the cache and {reason} is set", hint="run once without it, or place the file by hand")
+    return SourceError(
+        f"{file.url} is not in the cache and {reason} is set", hint="run once without it, or place the file by hand"
+    )
 
 
 @contextmanager

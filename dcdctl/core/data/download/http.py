@@ -1,4 +1,5 @@
-"""Download of a file over HTTP with retries and resume: a partial file is kept, and the next attempt or run requests the rest."""
+"""Download of a file over HTTP with retries and resume: a partial file is kept, and the next attempt or run requests
+the rest."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class _RetryError(Exception):
 
 
 def hashes_of(path: Path, kinds: Collection[str]) -> dict[str, Any]:
-    """Hash objects over all bytes of a file, by kind: sha256, md5, or git-sha1, git's name of a file. They can be updated further."""
+    """Hash objects over all bytes of a file, by kind: sha256, md5, or git-sha1, git's name of a file. They can be
+    updated further."""
     # usedforsecurity=False, because FIPS builds of OpenSSL refuse MD5 otherwise.
     hashes = {kind: hashlib.new(kind.removeprefix("git-"), usedforsecurity=False) for kind in sorted(kinds)}
     if "git-sha1" in hashes:
@@ -73,18 +75,26 @@ def discard(partial: Path) -> None:
     _notes_of(partial).unlink(missing_ok=True)
 
 
-def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], has_checksum: bool, begin: Begin) -> dict[str, str]:
-    """Download into `partial`, resuming a partial file if the server's file is unchanged; returns its digests in hex, by kind.
+def get(
+    url: str, partial: Path, *, size: int | None, kinds: Collection[str], has_checksum: bool, begin: Begin
+) -> dict[str, str]:
+    """Download into `partial`, resuming a partial file if the server's file is unchanged; returns its digests in hex,
+    by kind.
 
-    `size` is the length in bytes, if known. `has_checksum` means that the caller detects a mixture of two versions of the file. Only then
-    is a partial file resumed for which the server gave no ETag or date. SourceError gives the reason for a failure and keeps the file.
+    `size` is the length in bytes, if known. `has_checksum` means that the caller detects a mixture of two versions of
+    the file. Only then is a partial file resumed for which the server gave no ETag or date. SourceError gives the
+    reason for a failure and keeps the file.
     """
     import httpx2
 
     # Uncompressed, because lengths and ranges of a compressed response are not those of the file.
     headers = {"Accept-Encoding": "identity", "User-Agent": f"dcdctl/{__version__}"}
-    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers, verify=certificates()) as client:
-        transfer = _Transfer(client=client, url=url, partial=partial, size=size, kinds=kinds, has_checksum=has_checksum, begin=begin)
+    with httpx2.Client(
+        follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers, verify=certificates()
+    ) as client:
+        transfer = _Transfer(
+            client=client, url=url, partial=partial, size=size, kinds=kinds, has_checksum=has_checksum, begin=begin
+        )
         furthest, failures = transfer.length(), 0
         while True:
             try:
@@ -96,12 +106,15 @@ def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], ha
                     kept = f"{transfer.length():,} bytes are kept: " if transfer.length() else ""
                     hint = f"{kept}run the same command again{' to resume' if kept else ' later'}"
                     raise SourceError(f"{url}: gave up after {failures} attempts ({failure})", hint=hint) from failure
-                time.sleep(FIRST_WAIT_SECONDS * 2 ** (failures - 1) if failure.wait_seconds is None else failure.wait_seconds)
+                time.sleep(
+                    FIRST_WAIT_SECONDS * 2 ** (failures - 1) if failure.wait_seconds is None else failure.wait_seconds
+                )
 
 
 @cache
 def certificates() -> ssl.SSLContext:
-    """The certificates that vouch for servers, read once per process: that takes as long as the download of a small file."""
+    """The certificates that vouch for servers, read once per process: that takes as long as the download of a small
+    file."""
     import httpx2
 
     return httpx2.create_ssl_context()
@@ -132,7 +145,8 @@ class _Transfer:
 
         notes = self._read_notes()
         start = self.length()
-        # A complete partial file, left by a run that was killed before the rename, needs no request: the server would answer 416.
+        # A complete partial file, left by a run that was killed before the rename, needs no request: the server would
+        # answer 416.
         if not start or start != notes.get("size"):
             headers = {"Range": f"bytes={start}-"} if start else {}
             # If the file has changed, If-Range makes the server send all of it instead of the rest.
@@ -142,7 +156,12 @@ class _Transfer:
                 with self.client.stream("GET", self.url, headers=headers) as response:
                     self._check_response(response)
                     return self._receive(response, start, notes)
-            except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError) as error:
+            except (
+                httpx2.TimeoutException,
+                httpx2.NetworkError,
+                httpx2.RemoteProtocolError,
+                httpx2.ProxyError,
+            ) as error:
                 raise _RetryError(str(error) or type(error).__name__) from error
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 raise SourceError(f"{self.url} cannot be requested ({error})") from error
@@ -181,7 +200,9 @@ class _Transfer:
                 raise SourceError(f"{self.url} asks to wait {wait:,.0f} seconds ({status_text})", hint=hint)
             raise _RetryError(status_text, wait)
         if status in (404, 410):
-            raise SourceError(f"{self.url} does not exist ({status_text})", hint="it may have moved: find it and place it by hand")
+            raise SourceError(
+                f"{self.url} does not exist ({status_text})", hint="it may have moved: find it and place it by hand"
+            )
         if status not in (200, 206):
             raise SourceError(f"{self.url} was refused ({status_text})", hint=BY_HAND_HINT)
         # Some servers answer 200 with a login or error page.
@@ -203,7 +224,9 @@ class _Transfer:
             raise SourceError(f"{self.url} has {total:,} bytes, expected {self.size:,}")
         # The notes precede the bytes: a killed run leaves a partial file that can be resumed.
         if not _encoding(response.headers):  # a partial encoded file cannot be resumed
-            write_json(_notes_of(self.partial), {"url": self.url, "validator": _validator(response.headers), "size": total})
+            write_json(
+                _notes_of(self.partial), {"url": self.url, "validator": _validator(response.headers), "size": total}
+            )
         expected = total if total is not None else self.size
         if self.advance is None:
             self.advance = self.begin(None if expected is None else expected - start, start > 0)
@@ -226,7 +249,8 @@ class _Transfer:
         return _hex(hashes)
 
     def _check_rest(self, headers: Mapping[str, str], start: int, notes: Mapping[str, Any]) -> None:
-        """_RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the partial file."""
+        """_RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the
+        partial file."""
         span = CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         length = headers.get("content-length", "")
         problem = ""
@@ -248,7 +272,9 @@ class _Transfer:
             yield from response.iter_raw()
             return
         if encoding not in ("gzip", "x-gzip"):
-            raise SourceError(f"{self.url} is sent with content-encoding {encoding}, expected the plain file", hint=BY_HAND_HINT)
+            raise SourceError(
+                f"{self.url} is sent with content-encoding {encoding}, expected the plain file", hint=BY_HAND_HINT
+            )
         # Not iter_bytes, which takes packed data that end early for complete.
         unpacked = zlib.decompressobj(_GZIP)
         try:

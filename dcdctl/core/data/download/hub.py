@@ -1,4 +1,5 @@
-"""Files in repositories on the Hugging Face Hub, through `huggingface_hub`, which also reads HF_HOME, HF_ENDPOINT and HF_TOKEN."""
+"""Files in repositories on the Hugging Face Hub, through `huggingface_hub`, which also reads HF_HOME, HF_ENDPOINT and
+HF_TOKEN."""
 
 from __future__ import annotations
 
@@ -35,14 +36,17 @@ class HubPath:
 
     @classmethod
     def parse(cls, url: str) -> HubPath:
-        """The parts of hf://datasets/OWNER/NAME@REVISION/PATH, without datasets/ for a model; @REVISION is optional. Else ConfigError."""
+        """The parts of hf://datasets/OWNER/NAME@REVISION/PATH, without datasets/ for a model; @REVISION is optional.
+        Else ConfigError."""
         match = URL.fullmatch(url)
         if match is None:
             raise ConfigError(f"{url} is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH")
         if escapes_root(match["path"]):
             raise ConfigError(f"{url} leads out of its repository")
         kind = "dataset" if match["kind"] else "model"
-        return cls(url=url, repo=match["repo"], kind=kind, revision=unquote(match["revision"] or "main"), path=match["path"])
+        return cls(
+            url=url, repo=match["repo"], kind=kind, revision=unquote(match["revision"] or "main"), path=match["path"]
+        )
 
     @property
     def folder(self) -> str:
@@ -65,13 +69,16 @@ def cache_folder() -> Path:
 def get(file: HubPath, *, offline: bool, track: Track) -> Path:
     """The file in the cache of huggingface_hub, downloaded if it is not there, unless `offline`.
 
-    SourceError gives the reason if it is not available. A killed download starts again, because huggingface_hub keeps no partial files.
+    SourceError gives the reason if it is not available. A killed download starts again, because huggingface_hub keeps
+    no partial files.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if offline:
         # Not hf_hub_download with local_files_only, which may still make a request to the Hub.
-        cached = try_to_load_from_cache(file.repo, file.path, repo_type=file.kind, revision=file.revision, cache_dir=cache_folder())
+        cached = try_to_load_from_cache(
+            file.repo, file.path, repo_type=file.kind, revision=file.revision, cache_dir=cache_folder()
+        )
         # Besides None, the result may be an object that stands for a file known not to exist.
         if not isinstance(cached, str):
             raise SourceError(f"{file.url} is not in the cache of the Hub")
@@ -95,7 +102,9 @@ def sizes(file: HubPath) -> dict[str, int]:
     from huggingface_hub.hf_api import RepoFile
 
     with _connection(file) as endpoint:
-        entries = HfApi(endpoint=endpoint).list_repo_tree(file.repo, repo_type=file.kind, revision=file.revision, recursive=True)
+        entries = HfApi(endpoint=endpoint).list_repo_tree(
+            file.repo, repo_type=file.kind, revision=file.revision, recursive=True
+        )
         return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
 
@@ -131,7 +140,8 @@ def hub_requests() -> Iterator[str | None]:
     endpoint, verbosity, is_xet_off = _endpoint(), logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
     logging.set_verbosity_error()
     if endpoint is not None and urlsplit(endpoint).hostname != "huggingface.co":
-        # Xet storage is on another host, which the Hub gives: with an endpoint of the user's choice, all requests go there.
+        # Xet storage is on another host, which the Hub gives: with an endpoint of the user's choice, all requests go
+        # there.
         constants.HF_HUB_DISABLE_XET = True
     try:
         yield endpoint
@@ -145,7 +155,9 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
     from huggingface_hub import errors
 
     # huggingface_hub reports an unreachable or refusing Hub as a missing local file; the cause holds the reason.
-    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None else error
+    cause = (
+        error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None else error
+    )
     status = getattr(getattr(cause, "response", None), "status_code", None)
     # First, because it is a subclass of RepositoryNotFoundError.
     if isinstance(cause, errors.GatedRepoError):
@@ -153,13 +165,19 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
         return SourceError(f"{file.url} is gated ({status})", hint=hint)
     if isinstance(cause, errors.RepositoryNotFoundError):
         hint = f"see {file.page}; for a private one set HF_TOKEN"
-        return SourceError(f"{file.url}: there is no such {file.kind} repository, or it is private ({status})", hint=hint)
+        return SourceError(
+            f"{file.url}: there is no such {file.kind} repository, or it is private ({status})", hint=hint
+        )
     if isinstance(cause, errors.RevisionNotFoundError):
         return SourceError(f"{file.url}: there is no revision {file.revision} ({status})", hint=f"see {file.page}")
     if isinstance(cause, errors.RemoteEntryNotFoundError):
-        return SourceError(f"{file.url}: there is no such file ({status})", hint=f"see {file.page}/tree/{file.revision}")
+        return SourceError(
+            f"{file.url}: there is no such file ({status})", hint=f"see {file.page}/tree/{file.revision}"
+        )
     if status in (401, 403):
-        return SourceError(f"{file.url} was refused ({status})", hint=f"set HF_TOKEN to a token that may read {file.page}")
+        return SourceError(
+            f"{file.url} was refused ({status})", hint=f"set HF_TOKEN to a token that may read {file.page}"
+        )
     if status is not None:
         return SourceError(f"{file.url}: the Hub answered {status}", hint="run the same command again later")
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -1,7 +1,7 @@
 """Image files in folders, zips and tars: found by name without reading them, then read one at a time in any order.
 
-An `ImageFile` is an image that is not read yet: small, cheap to pickle, and safe for several threads. An `ImageStore` finds image files by
-the names that annotations use.
+An `ImageFile` is an image that is not read yet: small, cheap to pickle, and safe for several threads. An `ImageStore`
+finds image files by the names that annotations use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
 
 MAX_FILE_BYTES = 256 << 20
-"""Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded, has this size."""
+"""Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded,
+has this size."""
 TAR_BLOCK_BYTES = 512
 ZIP_READ_BYTES = 1 << 14
 """How much is read at once: zipfile unpacks all of it for LZMA, to at most some 100 MB."""
@@ -49,7 +50,8 @@ class ImageFile(Protocol):
         ...
 
     def stamp(self) -> str:
-        """A text that changes when the file changes, known without reading the file: its name and size, and its checksum in a zip."""
+        """A text that changes when the file changes, known without reading the file: its name and size, and its
+        checksum in a zip."""
         ...
 
 
@@ -85,7 +87,8 @@ class FolderImageFile:
         """The path; RowError for a link out of the folder and for a large file, OSError if there is no file."""
         path = self.root / self.name
         status = path.lstat()
-        # A file of the folder itself that is no link need not be resolved, which asks the system about each folder of its path.
+        # A file of the folder itself that is no link need not be resolved, which asks the system about each folder of
+        # its path.
         if path.parent != self.root or not stat.S_ISREG(status.st_mode):
             if not path.resolve().is_relative_to(_resolve_folder(self.root)):
                 raise RowError(f"its image is a link that leads out of the folder {self.root}")
@@ -115,7 +118,10 @@ class ZipImageFile:
             raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error
         if len(data) != info.file_size:
             length = "more" if len(data) > info.file_size else f"{len(data):,}"
-            raise RowError(f"its image cannot be read from {self.archive.name} (the zip says {info.file_size:,} bytes, it holds {length})")
+            raise RowError(
+                f"its image cannot be read from {self.archive.name} (the zip says {info.file_size:,} bytes, it holds "
+                f"{length})"
+            )
         if zlib.crc32(data) != info.CRC:
             raise RowError(f"its image cannot be read from {self.archive.name} (its CRC-32 differs)")
         return data
@@ -180,16 +186,19 @@ class TarImageFile:
 
 
 class ImageStore:
-    """Folders, zips and uncompressed tars of images, searched as one; names match with or without the folders before them."""
+    """Folders, zips and uncompressed tars of images, searched as one; names match with or without the folders before
+    them."""
 
     def __init__(self, paths: Path | Sequence[Path]) -> None:
         self.paths = (paths,) if isinstance(paths, Path) else tuple(paths)
         self._containers = [_open_container(path) for path in self.paths]
 
     def find(self, name: str) -> ImageFile:
-        """The image file of that name; RowError if there is none, more than one, or if the name leads out of the folder.
+        """The image file of that name; RowError if there is none, more than one, or if the name leads out of the
+        folder.
 
-        Matches by the whole path; else by the end of the path, to which the name of the folder or archive may belong; else by file name.
+        Matches by the whole path; else by the end of the path, to which the name of the folder or archive may belong;
+        else by file name.
         """
         if escapes_root(name):
             raise RowError("its image path leads out of the folder of images")
@@ -200,7 +209,8 @@ class ImageStore:
         return container.image_file(member)
 
     def members(self) -> list[str]:
-        """The names of all files, in archive order, sorted in folders, without macOS metadata. `find` accepts or rejects each of them."""
+        """The names of all files, in archive order, sorted in folders, without macOS metadata. `find` accepts or
+        rejects each of them."""
         return [name for container in self._containers for name in container.names if not is_macos_metadata(name)]
 
     def read(self, member: str) -> bytes:
@@ -211,15 +221,24 @@ class ImageStore:
         same_file_name = self._by_file_name.get(PurePosixPath(name).name, [])
         matches = (
             [(container, member) for container, member in same_file_name if member == name]
-            or [(container, member) for container, member in same_file_name if f"/{container.path.stem}/{member}".endswith(f"/{name}")]
+            or [
+                (container, member)
+                for container, member in same_file_name
+                if f"/{container.path.stem}/{member}".endswith(f"/{name}")
+            ]
             or same_file_name
         )
         searched = " or ".join(str(path) for path in self.paths)
         if not matches:
             raise RowError(f"there is no such image in {searched}")
         if len(matches) > 1:
-            shown = [member if len(self.paths) == 1 else f"{container.path.name}: {member}" for container, member in matches[:2]]
-            raise RowError(f"{len(matches)} images in {searched} have that name ({shown[0]}, {shown[1]}): give the full path")
+            shown = [
+                member if len(self.paths) == 1 else f"{container.path.name}: {member}"
+                for container, member in matches[:2]
+            ]
+            raise RowError(
+                f"{len(matches)} images in {searched} have that name ({shown[0]}, {shown[1]}): give the full path"
+            )
         return matches[0]
 
     @cached_property
@@ -312,7 +331,8 @@ def is_macos_metadata(member: str) -> bool:
 
 
 def _is_tar(path: Path) -> bool:
-    """Whether a file is a tar, by its first bytes, or by its name if they do not tell; InputError if it is compressed."""
+    """Whether a file is a tar, by its first bytes, or by its name if they do not tell; InputError if it is
+    compressed."""
     try:
         with path.open("rb") as file:
             head = file.read(TAR_BLOCK_BYTES)
@@ -327,7 +347,8 @@ def _is_tar(path: Path) -> bool:
 
 
 def _tar_entries(path: Path) -> dict[str, TarEntry]:
-    """All members except folders, in archive order, by name without a leading `./`; the later of two with one name, as when unpacking."""
+    """All members except folders, in archive order, by name without a leading `./`; the later of two with one name, as
+    when unpacking."""
     entries = {}
     try:
         # "r:" refuses compressed tars, whose members cannot be read at an offset.
@@ -372,8 +393,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return _cached_zip(path, path.stat().st_mtime_ns, os.getpid())
 
 
-# The caches know the process because a forked process must not share a file position, and the time of the last change because a path may
-# get other content. Four zips: COCO comes in two.
+# The caches know the process because a forked process must not share a file position, and the time of the last change
+# because a path may get other content. Four zips: COCO comes in two.
 @lru_cache(maxsize=4)
 def _cached_zip(path: Path, mtime_ns: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)

@@ -25,10 +25,11 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 JPEG_QUALITY = 95
 THUMBNAIL_QUALITY = 80
 HASH_REDUCING_GAP = 4
-"""Pillow's reducing_gap for the hash: images are first reduced to 4 pixels per cell by averaging blocks, then resized smoothly. With blocks
-alone, the hashes of copies differ in three times as many bits."""
+"""Pillow's reducing_gap for the hash: images are first reduced to 4 pixels per cell by averaging blocks, then resized
+smoothly. With blocks alone, the hashes of copies differ in three times as many bits."""
 SHRINK_REDUCING_GAP = 2
-"""Pillow's reducing_gap for smaller copies: averaging blocks to twice the size first is faster, and the smooth resize hides it."""
+"""Pillow's reducing_gap for smaller copies: averaging blocks to twice the size first is faster, and the smooth resize
+hides it."""
 EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +41,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow's decoders raise all of these on damaged files.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
 _HEAD_BYTES = 512
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame: its size and its kind of coding."""
@@ -76,13 +87,15 @@ class CheckedImage:
     width: int
     height: int
     hash: int
-    """The `difference_hash` of the upright image, 64 bits; copies that were saved again or shrunk differ in at most a few bits."""
+    """The `difference_hash` of the upright image, 64 bits; copies that were saved again or shrunk differ in at most a
+    few bits."""
     became_png: bool = False
     """Whether the bytes were encoded again, as PNG: the name of the file needs another suffix."""
 
 
 def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
-    """The image in a file, upright and RGB; the first frame of an animation. ImageError if it has more than `max_pixels`.
+    """The image in a file, upright and RGB; the first frame of an animation. ImageError if it has more than
+    `max_pixels`.
 
     Transparency and color profiles are ignored, as image processors of models do; 16 bits per channel become 8.
     """
@@ -92,7 +105,8 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as `decode_image` gives it: upright and RGB; ImageError if its pixels cannot be decoded or converted."""
+    """An opened image as `decode_image` gives it: upright and RGB; ImageError if its pixels cannot be decoded or
+    converted."""
     try:
         return _rotate_upright(_to_rgb(image), _orientation(image))
     except ImageError:
@@ -123,7 +137,8 @@ def media_type(data: bytes) -> str:
 
 
 def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
-    """Decode a file to its end, measure and hash it. With `max_side_px`, an image with a longer shorter side is shrunk to that."""
+    """Decode a file to its end, measure and hash it. With `max_side_px`, an image with a longer shorter side is shrunk
+    to that."""
     with _open_image(data) as image:
         width, height = image.size
         if max_side_px is not None and min(width, height) > max_side_px:
@@ -141,10 +156,11 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
 
 
 class _PillowWarnings:
-    """In the block, the warning about a decompression bomb is an error, and others are ignored; for all threads, whose filters are one.
+    """In the block, the warning about a decompression bomb is an error, and others are ignored; for all threads, whose
+    filters are one.
 
-    Threads that enter and leave in any order would restore each other's filters with `warnings.catch_warnings` alone: the first thread
-    that enters sets them, and the last one that leaves restores them.
+    Threads that enter and leave in any order would restore each other's filters with `warnings.catch_warnings` alone:
+    the first thread that enters sets them, and the last one that leaves restores them.
     """
 
     def __init__(self) -> None:
@@ -177,7 +193,8 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
     Pillow's warning about a decompression bomb is an error; its warnings about odd metadata are ignored.
     """
     limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
-    # A setting of the whole process: another library may have switched it on, and gray would then replace what is missing.
+    # A setting of the whole process: another library may have switched it on, and gray would then replace what is
+    # missing.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with _PILLOW_WARNINGS:
         try:
@@ -197,11 +214,15 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
             num_pixels = re.search(r"\d+", str(error))
             raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
         except UnidentifiedImageError as error:
-            raise ImageError(f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}") from error
+            raise ImageError(
+                f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}"
+            ) from error
         except DECODE_ERRORS as error:
             # Pillow raises a plain ValueError for this, with the name of its limit in the text.
             if "MAX_TEXT" in str(error):
-                raise ImageError("its text or color profile unpacks to too many bytes, it may be a decompression bomb") from error
+                raise ImageError(
+                    "its text or color profile unpacks to too many bytes, it may be a decompression bomb"
+                ) from error
             raise ImageError(f"the image is truncated or damaged ({error})") from error
 
 
@@ -210,7 +231,8 @@ def _too_many_pixels(size: str, limit: int) -> ImageError:
 
 
 def _load(image: Image.Image, data: bytes) -> None:
-    """Decode an image to its end; ImageError if its data ends before the last pixels of its header, which Pillow fills in."""
+    """Decode an image to its end; ImageError if its data ends before the last pixels of its header, which Pillow fills
+    in."""
     # The tiles of an uncompressed TIFF may leave rows out.
     covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in getattr(image, "tile", ()) if box is not None)
     if image.format == "TIFF" and covered < image.width * image.height:
@@ -218,12 +240,15 @@ def _load(image: Image.Image, data: bytes) -> None:
     size = image.width, image.height
     image.load()
     width, height = image.size
-    # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another color are spared it.
+    # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another color
+    # are spared it.
     if image.format in ("JPEG", "MPO"):
         last = image.getpixel((width - 1, height - 1))
         is_complete = not {127, 128}.issuperset(last if isinstance(last, tuple) else (last,)) or _is_complete_jpeg(data)
     elif image.format == "PNG":
-        is_complete = image.crop((0, height - 1, width, height)).getbbox(alpha_only=False) is not None or _is_complete_png(data, *size)
+        is_complete = image.crop((0, height - 1, width, height)).getbbox(
+            alpha_only=False
+        ) is not None or _is_complete_png(data, *size)
     else:
         is_complete = True
     if not is_complete:
@@ -253,7 +278,8 @@ def _find_scan(data: bytes) -> tuple[int, int]:
 
 
 def _is_complete_jpeg(data: bytes) -> bool:
-    """Whether the data of a JPEG of one sequential scan reach to its last block, apart from a few blocks; True for other JPEGs.
+    """Whether the data of a JPEG of one sequential scan reach to its last block, apart from a few blocks; True for
+    other JPEGs.
 
     libjpeg fills the rest with gray if it meets the end marker early. Without the marker it asks for more data.
     """
@@ -339,11 +365,14 @@ def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
     else:
         smaller.save(buffer, format="PNG")
     hash_bits = difference_hash(smaller)
-    return CheckedImage(data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg)
+    return CheckedImage(
+        data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg
+    )
 
 
 def difference_hash(image: Image.Image) -> int:
-    """The difference hash (dHash), 64 bits: where a 9 x 8 gray copy grows brighter from left to right. Few bits differ for like images.
+    """The difference hash (dHash), 64 bits: where a 9 x 8 gray copy grows brighter from left to right. Few bits differ
+    for like images.
 
     >>> difference_hash(Image.new("RGB", (40, 30), "red"))
     0

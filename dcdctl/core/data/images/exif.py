@@ -1,4 +1,5 @@
-"""What cameras write into image files: when, with what and where a photo was taken. Damaged EXIF data count as missing."""
+"""What cameras write into image files: when, with what and where a photo was taken. Damaged EXIF data count as
+missing."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _TIMES = (
 
 
 def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
-    """The values of `CAMERA_COLUMNS`, and with `place` of `PLACE_COLUMNS`; None for those that the file lacks. Reads no pixels."""
+    """The values of `CAMERA_COLUMNS`, and with `place` of `PLACE_COLUMNS`; None for those that the file lacks. Reads no
+    pixels."""
     values: dict[str, Any] = dict.fromkeys([*CAMERA_COLUMNS, *(PLACE_COLUMNS if place else ())])
     try:
         # Pillow warns about damaged data, which are expected here.
@@ -67,7 +69,8 @@ def _text(value: object) -> str:
 
 
 def _taken(tags: Mapping[int, Any]) -> tuple[datetime | None, int | None]:
-    """The moment in UTC and the year on the camera's clock. A clock without an offset, as of most cameras, is taken for one in UTC."""
+    """The moment in UTC and the year on the camera's clock. A clock without an offset, as of most cameras, is taken for
+    one in UTC."""
     for time, offset in _TIMES:
         try:
             local = datetime.strptime(_text(tags.get(time)), "%Y:%m:%d %H:%M:%S")

@@ -1,4 +1,5 @@
-"""Image files in rows of Parquet files, read a few rows at a time, and refused before they unpack to far more than images do."""
+"""Image files in rows of Parquet files, read a few rows at a time, and refused before they unpack to far more than
+images do."""
 
 from __future__ import annotations
 
@@ -17,18 +18,20 @@ from dcdctl.core.data.images.archives import MAX_FILE_BYTES, RowError, reject_la
 from dcdctl.core.machine import num_cores
 
 MAX_INFLATION = 200
-"""A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
+"""A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is
+refused."""
 PARQUET_BATCH_ROWS = 16
 PARQUET_BUFFER_BYTES = 1 << 20
 KEPT_BATCHES = 2 + num_cores() // PARQUET_BATCH_ROWS
-"""Batches of a column that stay in memory. Threads, one per core by default, read rows nearly in order: one is behind by a row for each
-other. A row of an earlier batch is read from the top again."""
+"""Batches of a column that stay in memory. Threads, one per core by default, read rows nearly in order: one is behind
+by a row for each other. A row of an earlier batch is read from the top again."""
 _OPEN_COLUMN = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetImageFile:
-    """An image file in a row of a Parquet file, in a column of struct<bytes, path>, as on the Hugging Face Hub, or of plain bytes."""
+    """An image file in a row of a Parquet file, in a column of struct<bytes, path>, as on the Hugging Face Hub, or of
+    plain bytes."""
 
     path: Path
     row_group: int
@@ -57,15 +60,17 @@ def _open_column(path: Path, row_group: int, column: str) -> _ImageColumn:
         return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
 
 
-# The key has the process and the time of the last change, for the reasons given in `archives`. Two columns, because their batches of
-# images are in memory, and threads that read rows in order are in one row group or at the border of two.
+# The key has the process and the time of the last change, for the reasons given in `archives`. Two columns, because
+# their batches of images are in memory, and threads that read rows in order are in one row group or at the border of
+# two.
 @lru_cache(maxsize=2)
 def _cached_column(path: Path, mtime_ns: int, process: int, row_group: int, column: str) -> _ImageColumn:
     return _ImageColumn(path, row_group, column)
 
 
 class _ImageColumn:
-    """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group. Safe for threads."""
+    """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group. Safe
+    for threads."""
 
     def __init__(self, path: Path, row_group: int, column: str) -> None:
         # pre_buffer would read the column of the whole row group into memory before the first batch.
@@ -80,13 +85,15 @@ class _ImageColumn:
         self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
         refuse_inflation(self._file.metadata, row_group, [self._column])
         self._lock = threading.Lock()
-        # The batches to come, the number of their first row, and the batches in memory by the number of their first row.
+        # The batches to come, the number of their first row, and the batches in memory by the number of their first
+        # row.
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._next_row = 0
         self._kept: deque[tuple[int, pa.Array]] = deque(maxlen=KEPT_BATCHES)
 
     def value(self, row: int) -> pa.Scalar:
-        """The image file in a row, a binary or null. Fast for nearly ascending rows; one before the kept batches reads from the top again.
+        """The image file in a row, a binary or null. Fast for nearly ascending rows; one before the kept batches reads
+        from the top again.
 
         pa.ArrowException or OSError if it cannot be read.
         """
@@ -111,11 +118,14 @@ class _ImageColumn:
     def _start_over(self) -> None:
         self._kept.clear()
         self._next_row = 0
-        self._batches = self._file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)
+        self._batches = self._file.iter_batches(
+            PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False
+        )
 
 
 def refuse_inflation(metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> None:
-    """pa.ArrowInvalid if columns of a row group unpack to far more than captions and image files do, before they are read.
+    """pa.ArrowInvalid if columns of a row group unpack to far more than captions and image files do, before they are
+    read.
 
     A column is named as a whole or by its path, such as image.bytes.
     """

@@ -65,7 +65,8 @@ class CsvSource:
     split: Literal["train", "val", "test"] | None = None
     """The split of all rows if the file has no split column; None to hold images out instead."""
     hold_out: Annotated[float, Between(0, MAX_HELD_OUT)] | None = None
-    """The share of images that is test, and as many are val, if the file has no split column; 0 for none, None for 0.1."""
+    """The share of images that is test, and as many are val, if the file has no split column; 0 for none, None for
+    0.1."""
     encoding: str | None = None
     """The encoding of the file; None to recognize it."""
     columns: tuple[str, ...] | None = None
@@ -74,7 +75,10 @@ class CsvSource:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.split is not None and self.hold_out:
-            raise ConfigError(f"hold_out is {self.hold_out:g}, and split = {self.split!r} leaves nothing to divide", hint="set one of them")
+            raise ConfigError(
+                f"hold_out is {self.hold_out:g}, and split = {self.split!r} leaves nothing to divide",
+                hint="set one of them",
+            )
         if self.encoding is not None:
             object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
@@ -142,7 +146,10 @@ def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: Row
     rows = read(source.pairs, encoding)
     provenance: dict[str, Any] = {"kind": source.format, "pairs": file_checksum(source.pairs)}
     if not is_utf8(encoding):
-        provenance["encoding"] = {"name": encoding, "example": " ".join(example_of(_captions_of(rows)).split())[:_EXAMPLE_LETTERS]}
+        provenance["encoding"] = {
+            "name": encoding,
+            "example": " ".join(example_of(_captions_of(rows)).split())[:_EXAMPLE_LETTERS],
+        }
     columns = _other_columns(source, rows)
     if columns is not None:
         provenance["columns"] = columns.table.column_names
@@ -154,16 +161,23 @@ def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: Row
     elif source.split is not None:
         splits = dict.fromkeys(_paths_of(rows, store), source.split)
     entries = (TableEntry(f"{source.pairs.name} line {line}", cells, splits, store) for line, cells in rows)
-    return replace(make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images), columns=columns)
+    return replace(
+        make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images), columns=columns
+    )
 
 
 def _other_columns(source: CsvSource, rows: Rows) -> ImageColumns | None:
-    """The columns without a role, by image; None if there are none. InputError for a column to keep that the table lacks."""
-    where, known = source.pairs.name, list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
+    """The columns without a role, by image; None if there are none. InputError for a column to keep that the table
+    lacks."""
+    where, known = (
+        source.pairs.name,
+        list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {}))),
+    )
     for name in source.columns or ():
         if name not in known:
             raise InputError(
-                f"{where} has no column {name!r} to keep", hint=f"besides images and captions it has {', '.join(known) or 'none'}"
+                f"{where} has no column {name!r} to keep",
+                hint=f"besides images and captions it has {', '.join(known) or 'none'}",
             )
         if problem := problem_of_name(name):
             raise InputError(f"the column {name!r} of {where} {problem}", hint="rename it")
@@ -191,10 +205,14 @@ def _normal_path(image: str) -> str:
 
 
 def _share_held_out(source: CsvSource, rows: Rows) -> float:
-    """The share of the images for each of val and test; 0 for a table with splits. InputError if such a table was to be divided."""
+    """The share of the images for each of val and test; 0 for a table with splits. InputError if such a table was to be
+    divided."""
     if any("split" in cells for _, cells in rows):
         if source.hold_out:
-            raise InputError(f"{source.pairs} has splits of its own, and hold_out is {source.hold_out:g}", hint="leave --hold-out out")
+            raise InputError(
+                f"{source.pairs} has splits of its own, and hold_out is {source.hold_out:g}",
+                hint="leave --hold-out out",
+            )
         return 0.0
     if source.split is not None:
         return 0.0
@@ -217,22 +235,26 @@ def _captions_of(rows: Rows) -> Iterator[str]:
 
 
 def read_csv(path: Path, encoding: str) -> Rows:
-    """Line number and cells of each row that is not blank; InputError if there is no image column or no caption column."""
+    """Line number and cells of each row that is not blank; InputError if there is no image column or no caption
+    column."""
     import pandas as pd  # not at the top: most commands import this module, and pandas takes half a second
 
     # Before pandas reads the file, because a JSON passed as a CSV has a header of a million columns.
     by_role = _find_columns(path, _read_header(path, encoding))
     try:
         with warnings.catch_warnings():
-            # Surplus cells, as from a caption with an unquoted comma: with index_col=False pandas drops them with a warning.
-            # Without it, pandas may take the first column for an index.
+            # Surplus cells, as from a caption with an unquoted comma: with index_col=False pandas drops them with a
+            # warning. Without it, pandas may take the first column for an index.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            # keep_default_na=False, because a caption may be "None" or "NA". Blank lines are kept, so that lines can be counted.
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding=encoding).fillna(
-                ""
-            )
+            # keep_default_na=False, because a caption may be "None" or "NA". Blank lines are kept, so that lines can be
+            # counted.
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding=encoding
+            ).fillna("")
     except (ValueError, pd.errors.ParserWarning) as error:
-        raise InputError(f"{path} is not a CSV of image and caption: {' '.join(str(error).split())}", hint=_CSV_HINT) from error
+        raise InputError(
+            f"{path} is not a CSV of image and caption: {' '.join(str(error).split())}", hint=_CSV_HINT
+        ) from error
     table.columns = table.columns.str.strip()
     names = table.columns.tolist()
     columns = [table[name].tolist() for name in names]
@@ -281,7 +303,8 @@ def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def _parse_cell(role: str, text: str) -> Any:
-    """The value of a cell: for captions and their numbers a JSON list, number or null if the whole text is one, else the text."""
+    """The value of a cell: for captions and their numbers a JSON list, number or null if the whole text is one, else
+    the text."""
     if role not in ("caption", "captions", "sentids"):
         return text
     # Most captions start as no JSON value does, and to parse them in vain takes a tenth of the time to list a table.
@@ -298,7 +321,9 @@ def _parse_cell(role: str, text: str) -> Any:
 def _read_jsonl(path: Path, encoding: str) -> Rows:
     """Line number and cells of each object."""
     rows = []
-    lines = path.read_text(encoding=encoding).split("\n")  # not splitlines, because a caption may contain a Unicode line separator
+    lines = path.read_text(encoding=encoding).split(
+        "\n"
+    )  # not splitlines, because a caption may contain a Unicode line separator
     for line, text in enumerate(lines, start=1):
         if text.strip():
             rows.append((line, _parse_object(path, line, text)))
@@ -312,7 +337,8 @@ def _parse_object(path: Path, line: int, text: str) -> dict[str, Any]:
         raise InputError(f"{path.name} line {line} is not JSON: {error}", hint=_JSONL_HINT) from error
     if not isinstance(value, dict):
         raise InputError(
-            f"{path.name} line {line} is {describe_value(value)}, expected an object", hint='{"image": "a.jpg", "caption": "a dog"}'
+            f"{path.name} line {line} is {describe_value(value)}, expected an object",
+            hint='{"image": "a.jpg", "caption": "a dog"}',
         )
     cells = {key: value[key] for key in ("split", "sentids") if key in value}
     cells["image"] = next((value[key] for key in _IMAGE_COLUMNS if key in value), None)

@@ -1,15 +1,15 @@
 """The items of a large JSON array, one at a time: COCO's 409 MB of annotations take about 3 GB as Python objects.
 
-Why not ijson 3.6. Measured on a Karpathy JSON of COCO's size (123,287 images with 5 captions, 151 MB) on a 2-core x86 VM, CPU seconds
-and memory above that of the imports:
+Why not ijson 3.6. Measured on a Karpathy JSON of COCO's size (123,287 images with 5 captions, 151 MB) on a 2-core x86
+VM, CPU seconds and memory above that of the imports:
 
     this module                 1.1 s   6 MiB
     ijson, yajl2_c backend      1.6 s   1 MiB
     ijson, Python backend      34   s   4 MiB    (the fallback where there is no wheel)
     json.loads                  5.7 s   970 MiB
 
-The yajl2_c backend also reads half of a surrogate pair (`\\ud83d`) as "?", which changes a caption without an error. It refuses a byte
-order mark and integers of more than 64 bits, and its errors have no position.
+The yajl2_c backend also reads half of a surrogate pair (`\\ud83d`) as "?", which changes a caption without an error. It
+refuses a byte order mark and integers of more than 64 bits, and its errors have no position.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ArrayError(Exception):
 def items(path: Path, key: str, hint: str) -> Iterator[Any]:
     """The items of the array under a key of the top-level object, or of the top-level array if the key is empty.
 
-    InputError, with the hint, if the file cannot be read; InputError with the position if it is not JSON; ArrayError if there is no such
-    array.
+    InputError, with the hint, if the file cannot be read; InputError with the position if it is not JSON; ArrayError if
+    there is no such array.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -53,7 +53,10 @@ def items(path: Path, key: str, hint: str) -> Iterator[Any]:
         raise files.encoding_error(path) or error from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg}: {scanner.locate(error.pos)}", hint=_CUT_OFF_HINT) from error
-    except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits; a value that is nested too deep
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an integer of more than 4,300 digits; a value that is nested too deep
         raise InputError(f"{path} is not JSON: {error}", hint=_CUT_OFF_HINT) from error
 
 
@@ -124,7 +127,8 @@ class _Scanner:
         return f"line {line} column {column} (char {self._num_chars + position})"
 
     def _read(self, size: int) -> bool:
-        """Append more text to the buffer and drop what is consumed; False at the end of the file, and then nothing changes."""
+        """Append more text to the buffer and drop what is consumed; False at the end of the file, and then nothing
+        changes."""
         more = self._file.read(size)
         if not more:
             return False

@@ -36,7 +36,8 @@ class KarpathySource:
     """Folders, zips and tars."""
 
     def list_rows(self, check: RowCheck) -> Listing:
-        """The rows of the JSON; `restval` is train. A caption's number is its `sentid` if all captions have one, else its position."""
+        """The rows of the JSON; `restval` is train. A caption's number is its `sentid` if all captions have one, else
+        its position."""
         store = ImageStore(self.images)
         # Two passes over the file, because its items do not have to fit in memory.
         all_numbered = all(_sentids(value) is not None for value in read_images(self.annotations))

@@ -1,4 +1,5 @@
-"""LAVIS's JSON of COCO: one list per split. Train has one row per caption, val and test one row per image with a list of captions."""
+"""LAVIS's JSON of COCO: one list per split. Train has one row per caption, val and test one row per image with a list
+of captions."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _HINT = "an example of this format is coco_karpathy_val.json"
 
 @dataclass(frozen=True, kw_only=True)
 class LavisSource:
-    """JSON lists in the format of LAVIS: objects with `image` and `caption`, which is a caption or a list of captions."""
+    """JSON lists in the format of LAVIS: objects with `image` and `caption`, which is a caption or a list of
+    captions."""
 
     format: ClassVar[str] = "lavis"
     annotations: dict[str, Path]
@@ -55,7 +57,11 @@ class LavisSource:
                     raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_HINT) from error
 
         rows = group_by_image(entries(), check, merge=True)
-        annotations = {split: file_checksum(path) for split, path in self.annotations.items() if not check.splits or split in check.splits}
+        annotations = {
+            split: file_checksum(path)
+            for split, path in self.annotations.items()
+            if not check.splits or split in check.splits
+        }
         return make_listing(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
 
 

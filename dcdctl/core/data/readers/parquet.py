@@ -1,4 +1,5 @@
-"""Parquet files that contain images, such as data sets on the Hub. Listing reads all columns except the bytes of the images."""
+"""Parquet files that contain images, such as data sets on the Hub. Listing reads all columns except the bytes of the
+images."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _NUMBERED = re.compile(r"caption_(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource:
-    """Parquet files that contain images, as on the Hub; captions as a list, as caption_0, caption_1, ... or as one row per caption."""
+    """Parquet files that contain images, as on the Hub; captions as a list, as caption_0, caption_1, ... or as one row
+    per caption."""
 
     format: ClassVar[str] = "parquet"
     rows: dict[str, Paths]
@@ -150,12 +152,15 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
 
 
 def _read_texts(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a row group with these columns; InputError if they are damaged, or unpack to far more than captions do."""
+    """The rows of a row group with these columns; InputError if they are damaged, or unpack to far more than captions
+    do."""
     try:
         refuse_inflation(file.metadata, group, columns)
         rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"row group {group} of {path} cannot be read ({error})", hint="a download may have been cut off") from error
+        raise InputError(
+            f"row group {group} of {path} cannot be read ({error})", hint="a download may have been cut off"
+        ) from error
     return rows
 
 
@@ -163,13 +168,16 @@ def _open_file(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist", hint="rows gives the names of Parquet files; a * matches any characters") from error
+        raise InputError(
+            f"{path} does not exist", hint="rows gives the names of Parquet files; a * matches any characters"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a Parquet file ({error})", hint="a download may have been cut off") from error
 
 
 def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, has_split: bool) -> Columns:
-    """The columns of a file, by the names in the source or by usual ones; InputError if one is missing or holds no image files."""
+    """The columns of a file, by the names in the source or by usual ones; InputError if one is missing or holds no
+    image files."""
 
     def require(name: str, purpose: str) -> str:
         if name.partition(".")[0] not in schema.names:
@@ -183,12 +191,17 @@ def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, 
     else:
         has_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if not has_bytes:
-        raise InputError(f"{path}: column {image!r} is {kind}, expected image files", hint="set image_column, or download the images too")
+        raise InputError(
+            f"{path}: column {image!r} is {kind}, expected image files",
+            hint="set image_column, or download the images too",
+        )
     image_id = require(source.id_column, "the identity of images") if source.id_column else ""
     if not image_id and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         image_id = f"{image}.path"
     # By number: as text, caption_10 precedes caption_2.
-    numbered = sorted((name for name in schema.names if _NUMBERED.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2]))
+    numbered = sorted(
+        (name for name in schema.names if _NUMBERED.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2])
+    )
     if source.caption_column:
         captions = (require(source.caption_column, "the captions"),)
     else:

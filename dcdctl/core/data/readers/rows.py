@@ -1,7 +1,8 @@
 """Rows to prepare: what a source is, what it lists, and what happens to rows that cannot be used.
 
-A reader turns each row of an annotation file into an `Entry`; `group_by_image` checks the entries and makes one `SourceRow` per image.
-Every mistake of an annotation file is found here and reported with its row. Images are only located, and read later.
+A reader turns each row of an annotation file into an `Entry`; `group_by_image` checks the entries and makes one
+`SourceRow` per image. Every mistake of an annotation file is found here and reported with its row. Images are only
+located, and read later.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dcdctl.core.errors import ConfigError, InputError
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"restval": "train", "validation": "val", "dev": "val"}
-"""COCO's `restval` images belong to train: 82,783 + 30,504. `validation` and `dev` are the names that the Hub and Flickr8k use for val."""
+"""COCO's `restval` images belong to train: 82,783 + 30,504. `validation` and `dev` are the names that the Hub and
+Flickr8k use for val."""
 Paths = tuple[Path, ...]
 HELD_OUT = ("test", "val")
 """Splits that `divide` fills. Recipes validate on val, and eval measures on test."""
@@ -30,10 +32,11 @@ SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 
 
 class SourceConfig(Protocol):
-    """The settings of a data source in one format: a frozen dataclass whose fields are the keys of the source's table in a manifest.
+    """The settings of a data source in one format: a frozen dataclass whose fields are the keys of the source's table
+    in a manifest.
 
-    The type of a field says whether it is a path: Path, Path | None, Paths, or a dict of Path or Paths by split. A manifest gives such a
-    field as text, and `source_files` replaces it by paths of local files.
+    The type of a field says whether it is a path: Path, Path | None, Paths, or a dict of Path or Paths by split. A
+    manifest gives such a field as text, and `source_files` replaces it by paths of local files.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -155,8 +158,8 @@ class RowCheck:
 def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) -> dict[str, list[SourceRow]]:
     """The rows of each split, in the order in which their images first appear.
 
-    With `merge`, entries of the same image become one row; else every entry after the first is rejected. Captions without a number get
-    their position in the split.
+    With `merge`, entries of the same image become one row; else every entry after the first is rejected. Captions
+    without a number get their position in the split.
     """
     rows: dict[str, list[SourceRow]] = {split: [] for split in SPLITS}
     by_path: dict[str, tuple[str, SourceRow]] = {}
@@ -190,17 +193,24 @@ def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) ->
     return rows
 
 
-def make_listing(rows: Mapping[str, list[SourceRow]], check: RowCheck, provenance: dict[str, Any], images: Sequence[Path]) -> Listing:
+def make_listing(
+    rows: Mapping[str, list[SourceRow]], check: RowCheck, provenance: dict[str, Any], images: Sequence[Path]
+) -> Listing:
     """A listing of rows that are all in memory; adds the files with the images to the provenance."""
     stamps = hashlib.sha256()
     for row in (row for split in SPLITS for row in rows[split]):
         stamps.update(f"{row.path} {row.image_file.stamp()}\n".encode())
-    # Names and sizes (and checksums in a zip) stand for the images, because reading them all would take as long as preparing them.
+    # Names and sizes (and checksums in a zip) stand for the images, because reading them all would take as long as
+    # preparing them.
     provenance |= {"images": {"files": [path.name for path in images], "listing_sha256": stamps.hexdigest()}}
     counts = {split: len(rows[split]) for split in SPLITS if rows[split]}
     captions = {split: sum(len(row.captions) for row in rows[split]) for split in counts}
     return Listing(
-        counts=counts, captions=captions, rows=lambda split: iter(rows[split]), provenance=provenance, skipped=tuple(check.skipped)
+        counts=counts,
+        captions=captions,
+        rows=lambda split: iter(rows[split]),
+        provenance=provenance,
+        skipped=tuple(check.skipped),
     )
 
 
@@ -264,7 +274,11 @@ def read_split(value: Any) -> str:
     split = SPLIT_ALIASES.get(value, value) if isinstance(value, str) else value
     if split not in SPLITS:
         known = ", ".join([*SPLITS, *SPLIT_ALIASES])
-        raise RowError(f"unknown split {value!r} (known: {known})" if isinstance(value, str) else f'"split" is {describe_value(value)}')
+        raise RowError(
+            f"unknown split {value!r} (known: {known})"
+            if isinstance(value, str)
+            else f'"split" is {describe_value(value)}'
+        )
     return str(split)
 
 
@@ -294,7 +308,11 @@ def read_caption(value: Any, name: str) -> str:
 def read_caption_ids(value: Any, count: int) -> list[int] | None:
     """The numbers of `count` captions; None if the value is anything else."""
     # Not isinstance, because a bool is an int. 64 bits, because the corpus stores int64.
-    if isinstance(value, list) and len(value) == count and all(type(number) is int and abs(number) < 2**63 for number in value):
+    if (
+        isinstance(value, list)
+        and len(value) == count
+        and all(type(number) is int and abs(number) < 2**63 for number in value)
+    ):
         return value
     return None
 

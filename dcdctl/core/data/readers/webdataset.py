@@ -1,4 +1,5 @@
-"""WebDataset tars: files with the same key are one sample, KEY.jpg with KEY.txt (one caption per line) or with KEY.json."""
+"""WebDataset tars: files with the same key are one sample, KEY.jpg with KEY.txt (one caption per line) or with
+KEY.json."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ class Sample:
 
 
 def key_and_suffix(name: str) -> tuple[str, str]:
-    """The key of a file in a tar, with its folder, and the rest of its name in lower case. The key ends at the first dot of the name.
+    """The key of a file in a tar, with its folder, and the rest of its name in lower case. The key ends at the first
+    dot of the name.
 
     >>> key_and_suffix("a/0001.seg.PNG")
     ('a/0001', 'seg.png')
@@ -106,13 +108,16 @@ def require_image(suffixes: Collection[str]) -> str:
 
 
 def captions_of(suffixes: Collection[str], read: Callable[[str], bytes]) -> list[str]:
-    """The captions of a sample with files of these suffixes; `read` gives the content of one. RowError if there are none."""
+    """The captions of a sample with files of these suffixes; `read` gives the content of one. RowError if there are
+    none."""
     if "txt" in suffixes:
         # Not splitlines, because a caption may contain a Unicode line separator.
         lines = _decoded(read("txt"), "txt").split("\n")
         return read_captions([line for line in lines if line.strip()])
     if "json" not in suffixes:
-        raise RowError(f"there is no caption with that key, only {', '.join(sorted(suffixes))}; expected KEY.txt or KEY.json")
+        raise RowError(
+            f"there is no caption with that key, only {', '.join(sorted(suffixes))}; expected KEY.txt or KEY.json"
+        )
     try:
         value = json.loads(_decoded(read("json"), "json"))
     except (ValueError, RecursionError) as error:

@@ -1,13 +1,17 @@
-"""BLIP (Li et al., ICML 2022) with its matching head as a fusion scorer: the weights of transformers, our own forward pass.
+"""BLIP (Li et al., ICML 2022) with its matching head as a fusion scorer: the weights of transformers, our own forward
+pass.
 
-The image is encoded once. A text layer attends to the caption, then to the image. The first layer's attention to the caption does not
-depend on the image and is computed once per caption; keys and values of an image are computed once for all of its pairs in a call, or
-folded into the queries where that is cheaper; the last layer computes only the first token. `score` is the plain way.
+The image is encoded once. A text layer attends to the caption, then to the image. The first layer's attention to the
+caption does not depend on the image and is computed once per caption; keys and values of an image are computed once for
+all of its pairs in a call, or folded into the queries where that is cheaper; the last layer computes only the first
+token. `score` is the plain way.
 
-The scores are those of transformers. Its forward pass starts a caption with [CLS], where the original code puts [ENC] (id 30523) before it
-scores a pair (salesforce/BLIP train_retrieval.py; huggingface/transformers#25629), so published recalls need not be reached exactly.
+The scores are those of transformers. Its forward pass starts a caption with [CLS], where the original code puts [ENC]
+(id 30523) before it scores a pair (salesforce/BLIP train_retrieval.py; huggingface/transformers#25629), so published
+recalls need not be reached exactly.
 
-Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of one image, L text tokens, M image tokens, D width.
+Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of one image, L text tokens, M image
+tokens, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from dcdctl.core.models.preprocess import Preprocess
 
 
 class FusedAttention(BlipAttention):
-    """The self-attention of the vision encoder by torch's fused kernel, equal up to rounding; transformers computes it in four steps."""
+    """The self-attention of the vision encoder by torch's fused kernel, equal up to rounding; transformers computes it
+    in four steps."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
         """The tokens after attention, and no probabilities."""
@@ -75,7 +80,9 @@ class BlipScorer(MatchingScorer):
 
     def _with_layers(self, layers: list[int]) -> Self:
         network = copy.deepcopy(self.network)
-        network.text_encoder.encoder.layer = nn.ModuleList([network.text_encoder.encoder.layer[index] for index in layers])
+        network.text_encoder.encoder.layer = nn.ModuleList(
+            [network.text_encoder.encoder.layer[index] for index in layers]
+        )
         for config in (network.config.text_config, network.text_encoder.config):
             config.num_hidden_layers = len(layers)
         return type(self)(network, self.preprocess)
@@ -100,7 +107,9 @@ class BlipScorer(MatchingScorer):
         mask_PL = None if mask_TL is None else mask_TL[text_at_P]
         tokens_PLD = texts.tokens
 
-        def run_layer(layer: Any, tokens_PLD: Tensor, image_GMD: Tensor, is_first: bool, num_queries: int | None) -> Tensor:
+        def run_layer(
+            layer: Any, tokens_PLD: Tensor, image_GMD: Tensor, is_first: bool, num_queries: int | None
+        ) -> Tensor:
             self_attention = layer.attention
             if is_first:
                 attended_TLD = self_attend(self_attention.self, self_attention.output, tokens_PLD, mask_TL, num_queries)
@@ -118,7 +127,9 @@ class BlipScorer(MatchingScorer):
 def cross_attend(attention: Any, tokens_PSD: Tensor, image_GMD: Tensor, groups: Groups) -> Tensor:
     """The tokens of pairs after attention to their images, with residual and LayerNorm."""
     inner = attention.self
-    return finish(attention.output, groups.attend(heads_of(inner), attention.output.dense, tokens_PSD, image_GMD), tokens_PSD)
+    return finish(
+        attention.output, groups.attend(heads_of(inner), attention.output.dense, tokens_PSD, image_GMD), tokens_PSD
+    )
 
 
 def feed_forward(layer: Any, tokens_PND: Tensor) -> Tensor:

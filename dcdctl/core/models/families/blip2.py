@@ -1,12 +1,14 @@
-"""BLIP-2 (Li et al., ICML 2023) with its matching head as a fusion scorer: the weights of transformers, our own forward pass.
+"""BLIP-2 (Li et al., ICML 2023) with its matching head as a fusion scorer: the weights of transformers, our own forward
+pass.
 
-The image is encoded once. The Q-Former's learned queries and the caption attend to each other in every layer, and the queries to the image
-in every second one; the head's rows are averaged over the queries. In the first layer nothing depends on the image before the queries
-attend to it, so that part is computed once per caption. Keys and values of an image are computed once for all of its pairs in a call, or
-folded into the queries where that is cheaper. The last layer computes only the queries. `score` is the plain way.
+The image is encoded once. The Q-Former's learned queries and the caption attend to each other in every layer, and the
+queries to the image in every second one; the head's rows are averaged over the queries. In the first layer nothing
+depends on the image before the queries attend to it, so that part is computed once per caption. Keys and values of an
+image are computed once for all of its pairs in a call, or folded into the queries where that is cheaper. The last layer
+computes only the queries. `score` is the plain way.
 
-Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of one image, Q queries, L text tokens, N = Q + L,
-M image tokens, D width.
+Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of one image, Q queries, L text tokens, N
+= Q + L, M image tokens, D width.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Blip2Scorer(MatchingScorer):
         return (self.network.vision_model,)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """See `MatchingScorer.requires_grad_`; the last layer's feed-forward part for captions has no gradient either."""
+        """See `MatchingScorer.requires_grad_`; the last layer's feed-forward part for captions has no gradient
+        either."""
         super().requires_grad_(requires_grad)
         for part in (self.layers[-1].intermediate, self.layers[-1].output):
             part.requires_grad_(False)
@@ -75,7 +78,8 @@ class Blip2Scorer(MatchingScorer):
     def _with_layers(self, layers: list[int]) -> Self:
         raise ModelError(
             "a BLIP-2 has no student of fewer layers: its Q-Former attends to the image in every second layer",
-            hint="use it as the teacher of a dual student, or take a BLIP or BridgeTower as the teacher of a fusion student",
+            hint="use it as the teacher of a dual student, or take a BLIP or BridgeTower as the teacher of a fusion "
+            "student",
         )
 
     def export_copy(self) -> Self:
@@ -83,7 +87,8 @@ class Blip2Scorer(MatchingScorer):
         network = copy.deepcopy(self.network)
         network.config.image_token_index = None
         preprocess = self.preprocess.self_contained()
-        # The processor of BLIP-2 subtracts from this entry the image tokens, of which there are none; it obeys model_max_length without it.
+        # The processor of BLIP-2 subtracts from this entry the image tokens, of which there are none; it obeys
+        # model_max_length without it.
         del preprocess.tokenizer.init_kwargs["max_length"]
         return type(self)(network, preprocess)
 
@@ -97,7 +102,9 @@ class Blip2Scorer(MatchingScorer):
             largest = int(texts.input_ids.max())
             if largest >= vocab_size:
                 token = self.preprocess.tokenizer.convert_ids_to_tokens(largest)
-                raise ModelError(f"a caption contains {token}, for which BLIP-2 has no embedding", hint="remove it from the captions")
+                raise ModelError(
+                    f"a caption contains {token}, for which BLIP-2 has no embedding", hint="remove it from the captions"
+                )
         return self._embedded(self.network.embeddings(input_ids=texts.input_ids))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
@@ -138,7 +145,9 @@ class Blip2Scorer(MatchingScorer):
         # The mean of the queries' logits is the logit of their mean, because the head is linear.
         return self.match(tokens_PND[:, : self.num_queries].mean(dim=1))
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`."""
         if self.network.config.image_token_index is not None:
             # The network then cuts off as many tokens as there are queries.
@@ -154,7 +163,8 @@ class Blip2Scorer(MatchingScorer):
 
     @classmethod
     def _check_tokenizer(cls, tokenizer: Any, config: Any) -> None:
-        # Its processor adds an image token to the tokenizer, which has no embedding; `encode_texts` refuses captions that contain it.
+        # Its processor adds an image token to the tokenizer, which has no embedding; `encode_texts` refuses captions
+        # that contain it.
         vocab_size = config.qformer_config.vocab_size
         has_image_token = len(tokenizer) > vocab_size and tokenizer.convert_ids_to_tokens(vocab_size) == IMAGE_TOKEN
         check_vocabulary(tokenizer, vocab_size + has_image_token)

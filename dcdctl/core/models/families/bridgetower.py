@@ -1,12 +1,15 @@
-"""BridgeTower (Xu et al., AAAI 2023) with its matching head as a fusion scorer: the weights of transformers, our own forward pass.
+"""BridgeTower (Xu et al., AAAI 2023) with its matching head as a fusion scorer: the weights of transformers, our own
+forward pass.
 
-Both encoders run alone up to a level. From there on each of their layers feeds one fusion layer of two streams, text and image: a link
-tower adds the encoder's tokens to the stream, then the stream attends to itself and to the other one. With n fusion layers over encoders
-of L layers, fusion layer k reads encoder layer L - n + k; all but the first have a link tower. No encoder layer reads the fusion.
+Both encoders run alone up to a level. From there on each of their layers feeds one fusion layer of two streams, text
+and image: a link tower adds the encoder's tokens to the stream, then the stream attends to itself and to the other one.
+With n fusion layers over encoders of L layers, fusion layer k reads encoder layer L - n + k; all but the first have a
+link tower. No encoder layer reads the fusion.
 
-So the encoders' lower layers are computed once per image or caption, the upper ones once for all pairs of a call, and so is the
-self-attention of the first fusion layer. Projections are folded where that is cheaper (`attention`); the last fusion layer computes only
-the first tokens. `score` is the plain way. transformers pads no image stream and does not read the pixel mask, and neither does this file.
+So the encoders' lower layers are computed once per image or caption, the upper ones once for all pairs of a call, and
+so is the self-attention of the first fusion layer. Projections are folded where that is cheaper (`attention`); the last
+fusion layer computes only the first tokens. `score` is the plain way. transformers pads no image stream and does not
+read the pixel mask, and neither does this file.
 
 Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, M image tokens, D width.
 """
@@ -116,8 +119,11 @@ class BridgeTowerScorer(MatchingScorer):
             return select_rows(text_TLD, text_at_P), select_rows(image_IMD, image_at_P)
 
         def run_first(layer: _Layer, streams: Streams, num_queries: int | None) -> Streams:
-            # No stream depends on the other side yet, so each image and caption attends to itself once, whatever the number of its pairs.
-            return _cross_attend(layer, at_pairs(*_self_attend(layer, streams, mask_TL, num_queries)), at_pairs(*streams), mask_PL)
+            # No stream depends on the other side yet, so each image and caption attends to itself once, whatever the
+            # number of its pairs.
+            return _cross_attend(
+                layer, at_pairs(*_self_attend(layer, streams, mask_TL, num_queries)), at_pairs(*streams), mask_PL
+            )
 
         def run(layer: _Layer, streams: Streams, level: Streams, num_queries: int | None) -> Streams:
             text, image = at_pairs(*level)
@@ -134,20 +140,30 @@ class BridgeTowerScorer(MatchingScorer):
 
     def _layers(self) -> Iterator[_Layer]:
         body = self._body
-        for index, (text, image) in enumerate(zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)):
+        for index, (text, image) in enumerate(
+            zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)
+        ):
             if index == 0:
                 yield _Layer(text, image)
             else:
-                yield _Layer(text, image, body.cross_modal_text_link_tower[index - 1], body.cross_modal_image_link_tower[index - 1])
+                yield _Layer(
+                    text,
+                    image,
+                    body.cross_modal_text_link_tower[index - 1],
+                    body.cross_modal_image_link_tower[index - 1],
+                )
 
     def _levels(self, text_TLD: Tensor, mask_TL: Tensor | None, image_IMD: Tensor) -> Iterator[Streams]:
-        """What each fusion layer reads of the encoders, T x L x D and I x M x D, from the tokens after their lower layers."""
+        """What each fusion layer reads of the encoders, T x L x D and I x M x D, from the tokens after their lower
+        layers."""
         body, types = self._body, self._body.token_type_embeddings.weight
         visual, text_layers = body.vision_model.visual, body.text_model.encoder.layer
         image_MID = image_IMD.transpose(0, 1)
         for index in range(self.num_layers):
             if index > 0:
-                text_TLD = recomputed(self.network, _run_text_layer, text_layers[self._split + index - 1], text_TLD, mask_TL)
+                text_TLD = recomputed(
+                    self.network, _run_text_layer, text_layers[self._split + index - 1], text_TLD, mask_TL
+                )
                 image_MID = recomputed(self.network, visual.transformer.resblocks[self._split + index - 1], image_MID)
             text = body._apply_text_transform(text_TLD, index) + types[TEXT_ROW]
             image = body._apply_image_transform(visual.forward_post(image_MID), index) + types[IMAGE_ROW]
@@ -159,14 +175,20 @@ class BridgeTowerScorer(MatchingScorer):
     def _check_config(cls, config: Any, ref: str) -> None:
         super()._check_config(config, ref)
         vision = config.vision_config
-        unsupported = {"share_link_tower_layers": config.share_link_tower_layers, "remove_last_layer": vision.remove_last_layer}
+        unsupported = {
+            "share_link_tower_layers": config.share_link_tower_layers,
+            "remove_last_layer": vision.remove_last_layer,
+        }
         for name, is_set in unsupported.items():
             if is_set:  # transformers has these settings, but its forward pass fails
-                raise ModelError(f"{ref} has {name}, which transformers cannot compute", hint=f"use a model such as {cls.example}")
+                raise ModelError(
+                    f"{ref} has {name}, which transformers cannot compute", hint=f"use a model such as {cls.example}"
+                )
         layers = config.text_config.num_hidden_layers, vision.num_hidden_layers
         if layers[0] != layers[1] or not 1 <= config.num_hidden_layers <= layers[0]:
             raise ModelError(
-                f"{ref} has {config.num_hidden_layers} fusion layers over encoders of {layers[0]} and {layers[1]} layers",
+                f"{ref} has {config.num_hidden_layers} fusion layers over encoders of {layers[0]} and {layers[1]} "
+                "layers",
                 hint="both encoders need as many layers as each other, and at least as many as the fusion",
             )
 
@@ -181,7 +203,9 @@ class BridgeTowerScorer(MatchingScorer):
         # Older files have no crop size, or a height and a width, which the Pillow processor of transformers cannot use.
         processor.crop_size = {"shortest_edge": config.vision_config.image_size}
         if not processor.do_center_crop:
-            raise ModelError(f"{ref}: the image processor does not crop images to a square", hint="restore preprocessor_config.json")
+            raise ModelError(
+                f"{ref}: the image processor does not crop images to a square", hint="restore preprocessor_config.json"
+            )
         return processor
 
 

@@ -1,7 +1,7 @@
 """CLIP and its relatives in transformers as dual encoders: MetaCLIP 2, SigLIP, SigLIP 2, Chinese-CLIP and ALIGN.
 
-Vectors and scores are those of the library's own class. The trained projections are kept, so a student that starts from such a model has
-its zero-shot quality.
+Vectors and scores are those of the library's own class. The trained projections are kept, so a student that starts from
+such a model has its zero-shot quality.
 
 Shape letters: I images, T texts, W width of an encoder, D length of the vectors, N patches of an image.
 """
@@ -58,17 +58,22 @@ VARIANTS = {
     "metaclip_2": Variant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
     "siglip": Variant(model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True),
     # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
-    "siglip2": Variant(model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True),
-    # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in Chinese-CLIP's code, and 64 in
-    # the processor of ALIGN.
-    "chinese_clip": Variant(model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52),
+    "siglip2": Variant(
+        model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True
+    ),
+    # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in
+    # Chinese-CLIP's code, and 64 in the processor of ALIGN.
+    "chinese_clip": Variant(
+        model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52
+    ),
     "align": Variant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
 }
 """By `model_type` in config.json."""
 
 
 class FusedTextAttention(AlignTextSelfAttention):
-    """The self-attention of ALIGN's BERT by torch's fused kernel, equal up to rounding; transformers computes it in four steps."""
+    """The self-attention of ALIGN's BERT by torch's fused kernel, equal up to rounding; transformers computes it in
+    four steps."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
         """The tokens after attention, and no probabilities. The mask is added to the scores."""
@@ -79,7 +84,9 @@ class FusedTextAttention(AlignTextSelfAttention):
         query, key, value = split
         mask = None if attention_mask is None else attention_mask.to(query.dtype)
         dropout = self.attention_dropout if self.training else 0.0
-        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=self.scaling)
+        context = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=self.scaling
+        )
         return context.transpose(1, 2).flatten(2), None
 
 
@@ -103,7 +110,8 @@ class ClipDual(VisionTextDual):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most 100."""
+        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most
+        100."""
         network = self.network
         if network.config.model_type == "align":
             return torch.as_tensor(1 / network.temperature.reshape(()))
@@ -176,21 +184,30 @@ class ClipDual(VisionTextDual):
         """A class of transformers."""
         variant, length = self._variant, self.preprocess.max_text_len
         padded = length if variant.pads_texts else None
-        return ExportSpec(model_class=variant.model_class, processor_class=variant.processor_class, padded_length=padded)
+        return ExportSpec(
+            model_class=variant.model_class, processor_class=variant.processor_class, padded_length=padded
+        )
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ClipDual:
-    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if there is one."""
+    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
+    there is one."""
     overrides = read_overrides(table)
     check_dual_overrides(overrides, ref)
-    with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
-        network, report = AutoModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
+    with hub_errors(
+        ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
+    ):
+        network, report = AutoModel.from_pretrained(
+            ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     variant = VARIANTS[network.config.model_type]
     check_complete(ref, report["missing_keys"], f"a {variant.model_class}")
     tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     num_positions = num_text_positions(network.config.text_config)
-    length = overrides.max_text_len or (saved["max_text_len"] if saved else min(variant.max_text_len or num_positions, num_positions))
+    length = overrides.max_text_len or (
+        saved["max_text_len"] if saved else min(variant.max_text_len or num_positions, num_positions)
+    )
     return ClipDual(
         network,
         Preprocess(

@@ -1,15 +1,16 @@
 """The co-attention network between two encoders: METER's fusion (Dou et al., CVPR 2022), over any pair of encoders.
 
-Two streams, text and image, pass through fusion steps. A step updates both streams from their values before it: self-attention within the
-stream, cross-attention to the other stream, and a feed-forward layer, each followed by a LayerNorm of the sum with its input. A linear
-layer on the pooled first tokens of both streams, text first, gives the logit. The scaled cosine of a dual encoder over the same encoders
-may be added to it.
+Two streams, text and image, pass through fusion steps. A step updates both streams from their values before it:
+self-attention within the stream, cross-attention to the other stream, and a feed-forward layer, each followed by a
+LayerNorm of the sum with its input. A linear layer on the pooled first tokens of both streams, text first, gives the
+logit. The scaled cosine of a dual encoder over the same encoders may be added to it.
 
-`score_pairs` computes many pairs with little work: tokens are self-attended once for each image and caption in the first step, projections
-are folded where that is cheaper (`attention`), and the last step computes only the first tokens.
+`score_pairs` computes many pairs with little work: tokens are self-attended once for each image and caption in the
+first step, projections are folded where that is cheaper (`attention`), and the last step computes only the first
+tokens.
 
-Shape letters: B aligned pairs, P pairs, I images, T texts, L text tokens, V image tokens, N tokens of a stream, M of the stream it attends
-to, D width, H heads, d width of a head.
+Shape letters: B aligned pairs, P pairs, I images, T texts, L text tokens, V image tokens, N tokens of a stream, M of
+the stream it attends to, D width, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ class FusionLayer(nn.Module):
         self.cross_attention = Attention(size)
         self.feed_forward = FeedForward(size)
 
-    def forward(self, stream_BND: Tensor, mask_BN: Tensor | None, other_BMD: Tensor, other_mask_BM: Tensor | None) -> Tensor:
+    def forward(
+        self, stream_BND: Tensor, mask_BN: Tensor | None, other_BMD: Tensor, other_mask_BM: Tensor | None
+    ) -> Tensor:
         """The stream after the step, from both streams before it."""
         tokens_BND = self.self_attention(stream_BND, stream_BND, mask_BN)
         tokens_BND = self.cross_attention(tokens_BND, other_BMD, other_mask_BM)
@@ -126,7 +129,8 @@ class FusionLayer(nn.Module):
 
 
 class CoAttentionNetwork(nn.Module):
-    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the encoders are untrained.
+    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the
+    encoders are untrained.
 
     `cosine` holds the projections of a dual encoder over the same encoders, whose logit is added to the fusion's.
     """
@@ -154,7 +158,9 @@ class CoAttentionNetwork(nn.Module):
         self.cosine = cosine
 
     @classmethod
-    def from_configs(cls, vision_config: Any, text_config: Any, size: FusionSize, cosine: ProjectionSize | None = None) -> Self:
+    def from_configs(
+        cls, vision_config: Any, text_config: Any, size: FusionSize, cosine: ProjectionSize | None = None
+    ) -> Self:
         """The network over untrained encoders of these configurations."""
         with backbones.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
             vision = backbones.new_encoder(vision_config)
@@ -190,7 +196,8 @@ class CoAttentionNetwork(nn.Module):
         return [self.vision, self.text, self.image_transform, self.text_transform, self.modality]
 
     def image_stream(self, features: Tensor) -> Tensor:
-        """The image stream before the fusion, I x V x D: image features, transformed, with the modality's vector added."""
+        """The image stream before the fusion, I x V x D: image features, transformed, with the modality's vector
+        added."""
         tokens: Tensor = self.image_transform(features) + self.modality.weight[IMAGE_ROW]
         return tokens
 
@@ -202,7 +209,8 @@ class CoAttentionNetwork(nn.Module):
     def rank(self, text_BND: Tensor, image_BND: Tensor) -> Tensor:
         """Logits of B pairs from the first tokens of both streams."""
         pooled = [self.text_pooler(text_BND[:, 0]).tanh(), self.image_pooler(image_BND[:, 0]).tanh()]
-        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close candidates tie.
+        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close
+        # candidates tie.
         with torch.autocast(text_BND.device.type, enabled=False):
             logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1).to(self.rank_output.weight.dtype)).squeeze(-1)
         return logits
@@ -235,7 +243,9 @@ Streams = tuple[Tensor, Tensor]
 """Text and image."""
 
 
-def score_pairs(network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+def score_pairs(
+    network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor
+) -> Tensor:
     """Logits of P pairs, given as positions in `images` and `texts`. All image tokens are real."""
     used_images, image_at_P = distinct(image_ix_P)
     used_texts, text_at_P = distinct(text_ix_P)
@@ -274,7 +284,8 @@ def _self_attention(layers: Layers, streams: Streams, text_mask: Tensor | None, 
 
 
 def _cross_attention(layers: Layers, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
-    """Both streams after cross-attention and feed-forward: self-attended tokens attend to the other stream as it was before the step."""
+    """Both streams after cross-attention and feed-forward: self-attended tokens attend to the other stream as it was
+    before the step."""
     (text_layer, image_layer), (text, image) = layers, before
     return _fuse(text_layer, attended[0], image, None), _fuse(image_layer, attended[1], text, text_mask)
 
@@ -284,7 +295,9 @@ def _fuse(layer: FusionLayer, tokens_PND: Tensor, other_PMD: Tensor, other_mask_
     return fused
 
 
-def attend(attention: Attention, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None) -> Tensor:
+def attend(
+    attention: Attention, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
+) -> Tensor:
     """`Attention.forward` for the first `num_queries` tokens, by the cheapest of three equal computations."""
     output_PND = attend_and_project(attention.heads, attention.dense, tokens_PND, source_PMD, mask_PM, num_queries)
     return attention.finish(output_PND, tokens_PND[:, :num_queries])

@@ -1,6 +1,7 @@
 """Co-attention networks as fusion scorers, METER among them.
 
-Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens, N tokens of a position table, D width.
+Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens, N tokens of a position table,
+D width.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ class CoAttentionScorer(FusionModel):
     @property
     def settings(self) -> dict[str, Any]:
         """What dcdctl.json holds."""
-        return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "image_transform": self.preprocess.image_transform}
+        return {
+            "kind": "fusion",
+            "max_text_len": self.preprocess.max_text_len,
+            "image_transform": self.preprocess.image_transform,
+        }
 
     @property
     def config(self) -> dict[str, Any]:
@@ -94,7 +99,8 @@ class CoAttentionScorer(FusionModel):
         return self.network.vision, self.network.text
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts but those of the encoders that stay in eval mode (`EncoderPair.restore_eval_mode`)."""
+        """Set the mode of all parts but those of the encoders that stay in eval mode
+        (`EncoderPair.restore_eval_mode`)."""
         super().train(mode)
         self.encoders.restore_eval_mode()
         return self
@@ -128,7 +134,9 @@ class CoAttentionScorer(FusionModel):
         """Logits of P pairs, given as positions in `images` and `texts`."""
         return coattention.score_pairs(self.network, images, texts, image_ix_P, text_ix_P)
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of B aligned pairs, each pair through all of every layer: the oracle of `score_pairs`."""
         mask = attention_mask.bool()
         images = self.encode_images(ImageBatch(pixel_values))
@@ -144,7 +152,8 @@ class CoAttentionScorer(FusionModel):
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
-    """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its dcdctl.json."""
+    """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
+    dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)
     config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
@@ -153,10 +162,14 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
         weights = to_dtype(load_file(folder / WEIGHTS_FILE), torch.float32)
     if overrides.image_size is not None:
         if saved["image_transform"] != METER:
-            raise ModelError(f"{folder} has a {config['vision']['model_type']} vision encoder, whose image size cannot be changed")
+            raise ModelError(
+                f"{folder} has a {config['vision']['model_type']} vision encoder, whose image size cannot be changed"
+            )
         check_image_size(overrides.image_size, config["vision"]["patch_size"])
         config["vision"]["image_size"] = overrides.image_size
-        weights[POSITIONS] = resize_positions(weights[POSITIONS], overrides.image_size // config["vision"]["patch_size"])
+        weights[POSITIONS] = resize_positions(
+            weights[POSITIONS], overrides.image_size // config["vision"]["patch_size"]
+        )
     if overrides.num_attention_heads is not None:
         config["fusion"]["num_heads"] = overrides.num_attention_heads
     if overrides.text.num_attention_heads is not None:
@@ -170,12 +183,15 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
     check_vocabulary(tokenizer, network.text_config.vocab_size)
     length = check_text_length(overrides.max_text_len or saved["max_text_len"], num_text_positions(network.text_config))
-    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length, image_transform=saved["image_transform"])
+    preprocess = Preprocess(
+        tokenizer=tokenizer, image_processor=processor, max_text_len=length, image_transform=saved["image_transform"]
+    )
     return CoAttentionScorer(network, preprocess)
 
 
 def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:
-    """Load the weights into the network and return the names that it does not use. ModelError names what is missing or of another shape."""
+    """Load the weights into the network and return the names that it does not use. ModelError names what is missing or
+    of another shape."""
     own = network.state_dict()
     check_complete(source, set(own) - set(weights), "a co-attention scorer")
     for name, tensor in own.items():
@@ -192,7 +208,8 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def resize_positions(table_ND: Tensor, side: int) -> Tensor:
-    """A position table for side x side patches: the class row is kept, the square of the other rows is resized bicubically."""
+    """A position table for side x side patches: the class row is kept, the square of the other rows is resized
+    bicubically."""
     first, rest = table_ND[:1], table_ND[1:]
     old_side = math.isqrt(len(rest))
     square = rest.T.reshape(1, -1, old_side, old_side)

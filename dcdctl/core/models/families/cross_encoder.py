@@ -1,7 +1,7 @@
 """Cross-encoders of sentence-transformers that read images, such as Qwen3-VL-Reranker, as teachers and re-rankers.
 
-A score is the raw output of `CrossEncoder.predict`, without its sigmoid. Captions of one image share the computation of the image where
-the model allows it (`shared_prefix`).
+A score is the raw output of `CrossEncoder.predict`, without its sigmoid. Captions of one image share the computation of
+the image where the model allows it (`shared_prefix`).
 
 Shape letters: P pairs.
 """
@@ -24,7 +24,13 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
-from dcdctl.core.models.overrides import IMAGE_FIRST, OF_CROSS_ENCODERS, Overrides, check_no_text_encoder, read_overrides
+from dcdctl.core.models.overrides import (
+    IMAGE_FIRST,
+    OF_CROSS_ENCODERS,
+    Overrides,
+    check_no_text_encoder,
+    read_overrides,
+)
 from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
 
 EXTRA = "sentence-transformers"
@@ -40,7 +46,9 @@ class CrossEncoderScorer(RawPairScorer):
     # A pair has hundreds of tokens, and 16 of them fill a processor or a small GPU.
     pairs_per_batch = 16
 
-    def __init__(self, encoder: nn.Module, preprocess: RawPreprocess, *, ref: str, prompt: str, order: str = IMAGE_FIRST) -> None:
+    def __init__(
+        self, encoder: nn.Module, preprocess: RawPreprocess, *, ref: str, prompt: str, order: str = IMAGE_FIRST
+    ) -> None:
         super().__init__(encoder, preprocess)
         self.ref, self.prompt, self.order = ref, prompt, order
         self._shared: SharedPrefix | None = None
@@ -189,7 +197,9 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
         model_kwargs["attn_implementation"] = overrides.attention
     with (
         quiet_sentence_transformers(),
-        hub_errors(ref, hint=f"{ref} is a cross-encoder of sentence-transformers; try `CrossEncoder(...)` of that library"),
+        hub_errors(
+            ref, hint=f"{ref} is a cross-encoder of sentence-transformers; try `CrossEncoder(...)` of that library"
+        ),
     ):
         try:
             return CrossEncoder(
@@ -202,19 +212,28 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
             )
         except ImportError as error:
             reason = str(error).strip().splitlines()[0]
-            raise MissingError(f"{ref} needs a package that is not installed: {reason}", hint=install_command(EXTRA)) from error
+            raise MissingError(
+                f"{ref} needs a package that is not installed: {reason}", hint=install_command(EXTRA)
+            ) from error
 
 
 def _check(encoder: Any, ref: str) -> None:
-    """ModelError unless a cross-encoder scores pairs of an image and a text, with one number, from weights that were all saved."""
+    """ModelError unless a cross-encoder scores pairs of an image and a text, with one number, from weights that were
+    all saved."""
     if not {"image", "message"} <= set(encoder.modalities):
         found = ", ".join(map(str, encoder.modalities))
-        raise ModelError(f"{ref} is a cross-encoder without images: it reads {found}", hint="take one such as Qwen3-VL-Reranker")
+        raise ModelError(
+            f"{ref} is a cross-encoder without images: it reads {found}", hint="take one such as Qwen3-VL-Reranker"
+        )
     if encoder.num_labels != 1:
         raise ModelError(f"{ref} gives {encoder.num_labels} scores for a pair, expected one")
     # transformers fills missing weights with random numbers, and marks those that it has read.
     parameters = dict(encoder[0].model.named_parameters())
-    check_complete(ref, {name for name, value in parameters.items() if not getattr(value, "_is_hf_initialized", False)}, "a cross-encoder")
+    check_complete(
+        ref,
+        {name for name, value in parameters.items() if not getattr(value, "_is_hf_initialized", False)},
+        "a cross-encoder",
+    )
 
 
 def _set_image_size(encoder: Any, overrides: Overrides, ref: str) -> None:
@@ -225,11 +244,16 @@ def _set_image_size(encoder: Any, overrides: Overrides, ref: str) -> None:
         return
     processor: Any = getattr(encoder[0].processor, "image_processor", None)
     if "min_pixels" not in getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}):
-        raise ModelError(f"the image processor of {ref} has no bounds for the number of pixels", hint="leave min_pixels and max_pixels out")
+        raise ModelError(
+            f"the image processor of {ref} has no bounds for the number of pixels",
+            hint="leave min_pixels and max_pixels out",
+        )
     # In Qwen's processors these names hold numbers of pixels.
     size = {name: processor.size[name] for name in bounds} | given
     if size["shortest_edge"] > size["longest_edge"]:
-        raise ModelError(f"min_pixels {size['shortest_edge']:,} is more than max_pixels {size['longest_edge']:,}", hint="set both")
+        raise ModelError(
+            f"min_pixels {size['shortest_edge']:,} is more than max_pixels {size['longest_edge']:,}", hint="set both"
+        )
     processor.size = size
 
 
@@ -240,4 +264,6 @@ def _named_errors(ref: str) -> Iterator[None]:
         yield
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{ref} cannot score a pair: {reason}", hint="the model's processor or chat template refuses it") from error
+        raise ModelError(
+            f"{ref} cannot score a pair: {reason}", hint="the model's processor or chat template refuses it"
+        ) from error

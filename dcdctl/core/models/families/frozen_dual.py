@@ -23,7 +23,14 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
-from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_tokenizer, num_text_positions
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    hub_errors,
+    load_tokenizer,
+    num_text_positions,
+)
 from dcdctl.core.models.protocols import ExportSpec
 
 MODEL_TYPE = "dcdctl-encoder-dual"
@@ -116,7 +123,8 @@ class FrozenDual(DualModel):
         return self.network.projections.project_texts(features.tokens, features.mask)
 
     def export_spec(self) -> ExportSpec:
-        """A class in a file of code: no class of transformers reads stages, the mean of tokens and normalized features."""
+        """A class in a file of code: no class of transformers reads stages, the mean of tokens and normalized
+        features."""
         config = self.network.vision_config
         return ExportSpec(
             model_class="EncoderDualModel",
@@ -131,9 +139,16 @@ class FrozenDual(DualModel):
 
 
 def new_frozen_dual(
-    vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, features: FeatureSpec = FeatureSpec.DEFAULT, seed: int = 0
+    vision_ref: str,
+    text_ref: str,
+    size: ProjectionSize,
+    *,
+    max_text_len: int,
+    features: FeatureSpec = FeatureSpec.DEFAULT,
+    seed: int = 0,
 ) -> FrozenDual:
-    """A dual encoder over two pretrained encoders (folders or Hub ids), which are frozen; only the two projections are new.
+    """A dual encoder over two pretrained encoders (folders or Hub ids), which are frozen; only the two projections are
+    new.
 
     Arguments as in `build.new_coattention`. Equal seeds give equal weights; the global random state is not touched.
     """
@@ -152,7 +167,8 @@ def new_frozen_dual(
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
-    """The dual encoder of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its dcdctl.json."""
+    """The dual encoder of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its
+    dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)
     check_dual_overrides(overrides, folder)

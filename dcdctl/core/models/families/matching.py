@@ -1,9 +1,10 @@
 """What BLIP, BLIP-2 and BridgeTower share: networks of transformers with an image-text matching head of two rows.
 
-The logit is that of "match" minus that of "no match", the log-odds of the head's probability of a match. Rows, sources: BLIP's and BLIP-2's
-training labels a true pair 1 and a drawn one 0 (`itm_labels` in salesforce/BLIP models/blip_retrieval.py and in salesforce/LAVIS
-blip2_qformer.py); so does BridgeTower's (`compute_itm` in microsoft/BridgeTower src/modules/objectives.py). Their retrieval scripts rank by
-row 1 alone, and those of BLIP and BLIP-2 add the cosine of the contrastive heads, which is not part of the logit here.
+The logit is that of "match" minus that of "no match", the log-odds of the head's probability of a match. Rows, sources:
+BLIP's and BLIP-2's training labels a true pair 1 and a drawn one 0 (`itm_labels` in salesforce/BLIP
+models/blip_retrieval.py and in salesforce/LAVIS blip2_qformer.py); so does BridgeTower's (`compute_itm` in
+microsoft/BridgeTower src/modules/objectives.py). Their retrieval scripts rank by row 1 alone, and those of BLIP and
+BLIP-2 add the cosine of the contrastive heads, which is not part of the logit here.
 
 Shape letters: I images, T texts, B aligned pairs, P pairs, L text tokens, M image tokens, N tokens, D width.
 """
@@ -40,7 +41,8 @@ NO_MATCH, MATCH = 0, 1
 
 
 class MatchingScorer(FusionModel):
-    """Scores image-caption pairs with a matching head of transformers; a family names its classes, its head and its unused parts."""
+    """Scores image-caption pairs with a matching head of transformers; a family names its classes, its head and its
+    unused parts."""
 
     # Keys and values of an image, and BridgeTower's upper encoder layers, are shared by the pairs of a batch.
     groups_by_image = True
@@ -102,7 +104,9 @@ class MatchingScorer(FusionModel):
             raise ValueError(f"a {self.family} has no text encoder whose features it could take")
         return texts.states(self._text_tokens(texts))
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`."""
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         return log_odds(getattr(self.network(**batch, **self.options), self.output))
@@ -118,7 +122,8 @@ class MatchingScorer(FusionModel):
         return dict(self.network.config.to_dict())
 
     def set_dropout(self, probability: float) -> None:
-        """See `FusionScorer.set_dropout`: that of the text encoder and the fusion layers; vision encoders keep their own."""
+        """See `FusionScorer.set_dropout`: that of the text encoder and the fusion layers; vision encoders keep their
+        own."""
         set_hidden_dropout(self.network, probability, self.text_part)
 
     def export_spec(self) -> ExportSpec:
@@ -138,16 +143,20 @@ class MatchingScorer(FusionModel):
     def match(self, features_PD: Tensor) -> Tensor:
         """Logits of P pairs from the inputs of the head."""
         head: nn.Linear = self.network.get_submodule(self.head)
-        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close candidates tie.
+        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close
+        # candidates tie.
         with torch.autocast(features_PD.device.type, enabled=False):
             return log_odds(head(features_PD.to(head.weight.dtype)))
 
     @classmethod
     def load(cls, ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Self:
-        """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the folder has one."""
+        """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if
+        the folder has one."""
         overrides = read_overrides(table)
         check_fixed_overrides(overrides, ref, f"a {cls.family}")
-        with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
+        with hub_errors(
+            ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
+        ):
             config = cls.network_class.config_class.from_pretrained(ref)
             cls._check_config(config, ref)
             # A .bin file is read without running its code, whatever the default of transformers is.
@@ -172,7 +181,9 @@ class MatchingScorer(FusionModel):
     def _check_config(cls, config: Any, ref: str) -> None:
         """ModelError, before any weights are read, for a class of the family that never has the head."""
         found = (config.architectures or [""])[0]
-        if found.endswith(("ForConditionalGeneration", "ForQuestionAnswering", "ForContrastiveLearning", "VisionModel", "TextModel")):
+        if found.endswith(
+            ("ForConditionalGeneration", "ForQuestionAnswering", "ForContrastiveLearning", "VisionModel", "TextModel")
+        ):
             raise cls._no_head(config, ref)
 
     @classmethod
@@ -197,7 +208,8 @@ class MatchingScorer(FusionModel):
         if (size.get("height"), size.get("width")) != (expected, expected):
             given = {name: value for name, value in size.items() if value}
             raise ModelError(
-                f"{ref}: the image processor resizes to {given}, but the vision encoder takes {expected} x {expected} pixels",
+                f"{ref}: the image processor resizes to {given}, but the vision encoder takes {expected} x "
+                f"{expected} pixels",
                 hint="restore preprocessor_config.json",
             )
         return processor
@@ -210,7 +222,11 @@ def log_odds(rows_P2: Tensor) -> Tensor:
 
 def heads_of(attention: Any) -> Heads:
     """The projections of a self-attention or cross-attention module of these families (its `self` or `attention`)."""
-    probability = attention.dropout.p if isinstance(getattr(attention, "dropout", None), nn.Dropout) else attention.attention_dropout
+    probability = (
+        attention.dropout.p
+        if isinstance(getattr(attention, "dropout", None), nn.Dropout)
+        else attention.attention_dropout
+    )
     dropout = float(probability) if attention.training else 0.0
     return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
 
@@ -221,7 +237,9 @@ def finish(output: Any, projected_PND: Tensor, tokens_PND: Tensor) -> Tensor:
     return normed
 
 
-def self_attend(attention: nn.Module, output: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
+def self_attend(
+    attention: nn.Module, output: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None
+) -> Tensor:
     """The first `num_queries` tokens after self-attention, with residual and LayerNorm."""
     projected_PND = attend_and_project(heads_of(attention), output.dense, tokens_PND, tokens_PND, mask_PN, num_queries)
     return finish(output, projected_PND, tokens_PND)

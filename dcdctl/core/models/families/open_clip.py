@@ -1,7 +1,7 @@
 """Models of open_clip as dual encoders: folders with open_clip_config.json, such as MobileCLIP 2 and the ViTs of LAION.
 
-open_clip builds the network, transforms images and tokenizes captions, so vectors and scores are its own. Its weights are read without
-running code of the folder.
+open_clip builds the network, transforms images and tokenizes captions, so vectors and scores are its own. Its weights
+are read without running code of the folder.
 
 Shape letters: I images, T texts, D length of the vectors, L tokens of a caption.
 """
@@ -43,7 +43,10 @@ from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPE
 WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
 TEXT_CONFIG = "hf_text_config"
 """Folder of the configuration of a text encoder of transformers, which open_clip_config.json gives only as a Hub id."""
-HINT = f"an open_clip folder holds {OPEN_CLIP_FILE}, {WEIGHTS_FILE} and the files of its tokenizer, unless that is CLIP's own"
+HINT = (
+    f"an open_clip folder holds {OPEN_CLIP_FILE}, {WEIGHTS_FILE} and the files of its tokenizer, unless that is "
+    "CLIP's own"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +88,18 @@ class OpenClipPreprocess:
         return ImageBatch(torch.stack([self._transform(image) for image in images]))
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
-        """Captions as token ids, T x L, all cut and padded to L tokens; ModelError for an id that the model has no embedding of."""
+        """Captions as token ids, T x L, all cut and padded to L tokens; ModelError for an id that the model has no
+        embedding of."""
         if not texts:
             raise ValueError("no texts to preprocess")
         ids = self.tokenizer.tokenizer(list(texts))
         if (largest := int(ids.max())) >= self.vocab_size:
-            problem = f"the tokenizer gives the id {largest:,}, but the model's embedding table has {self.vocab_size:,} rows"
-            raise ModelError(problem, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`")
+            problem = (
+                f"the tokenizer gives the id {largest:,}, but the model's embedding table has {self.vocab_size:,} rows"
+            )
+            raise ModelError(
+                problem, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`"
+            )
         return TextBatch(ids, torch.ones_like(ids))
 
     @property
@@ -105,7 +113,9 @@ class OpenClipPreprocess:
             self.tokenizer.hugging_face.save_pretrained(folder)
         if self.is_alone:
             text = {name: value for name, value in self.text_config.items() if name != "hf_model_name"}
-            files.write_json(folder / OPEN_CLIP_FILE, {"model_cfg": {"text_cfg": text}, "preprocess_cfg": dict(self.image_config)})
+            files.write_json(
+                folder / OPEN_CLIP_FILE, {"model_cfg": {"text_cfg": text}, "preprocess_cfg": dict(self.image_config)}
+            )
 
     def self_contained(self) -> Self:
         """A copy whose saved files are enough for open_clip's tokenizer and image transform."""
@@ -120,7 +130,11 @@ class OpenClipDual(DualModel):
     preprocess: OpenClipPreprocess  # type: ignore[assignment]
 
     def __init__(
-        self, network: nn.Module, preprocess: OpenClipPreprocess, table: Mapping[str, Any], unused_keys: tuple[str, ...] = ()
+        self,
+        network: nn.Module,
+        preprocess: OpenClipPreprocess,
+        table: Mapping[str, Any],
+        unused_keys: tuple[str, ...] = (),
     ) -> None:
         """`table` is the content of open_clip_config.json."""
         super().__init__(network, preprocess, unused_keys)  # type: ignore[arg-type]
@@ -145,7 +159,8 @@ class OpenClipDual(DualModel):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most 100."""
+        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most
+        100."""
         scale: Tensor = self.network.logit_scale.reshape(()).exp()
         return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
 
@@ -159,7 +174,9 @@ class OpenClipDual(DualModel):
         """Unit vectors, I x D. ValueError for features."""
         if isinstance(images, States):
             raise ValueError("this dual encoder takes pixels, not the features of an encoder")
-        return unit_vectors(run_encoder("image", self.network, _encode_image, in_kernel_order(self.network.visual, images.pixel_values)))
+        return unit_vectors(
+            run_encoder("image", self.network, _encode_image, in_kernel_order(self.network.visual, images.pixel_values))
+        )
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
@@ -174,8 +191,12 @@ class OpenClipDual(DualModel):
     def set_trained(self, parts: TrainedParts) -> None:
         """See `DualEncoder.set_trained`; ModelError for adapters, and for an encoder without a list of layers."""
         if parts.which == "lora":
-            # PEFT adds adapters of nn.MultiheadAttention to its weights before each pass and subtracts them after it; the rounding adds up.
-            found = "model.trained is lora, and the attention of open_clip has no linear layers that adapters could stand beside"
+            # PEFT adds adapters of nn.MultiheadAttention to its weights before each pass and subtracts them after it;
+            # the rounding adds up.
+            found = (
+                "model.trained is lora, and the attention of open_clip has no linear layers that adapters could "
+                "stand beside"
+            )
             raise ModelError(found, hint="set model.trained to last-layers, or name a start of transformers")
         # All weights need no towers, which not every encoder has.
         freeze_others(self, () if parts.which == "all" else find_towers(self.network), parts)
@@ -187,7 +208,9 @@ class OpenClipDual(DualModel):
 
     def set_dropout(self, probability: float) -> None:
         """ModelError: open_clip's encoders have no dropout of embeddings and sublayer outputs."""
-        raise ModelError("no encoder of this dual encoder has dropout that can be set (open_clip)", hint="leave model.dropout out")
+        raise ModelError(
+            "no encoder of this dual encoder has dropout that can be set (open_clip)", hint="leave model.dropout out"
+        )
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass."""
@@ -198,7 +221,8 @@ class OpenClipDual(DualModel):
             enable_checkpointing([self.network.text.transformer])
 
     def train(self, mode: bool = True) -> Self:
-        """Train mode, except for frozen parts, which have no dropout, and the BatchNorms of image encoders such as MobileCLIP's."""
+        """Train mode, except for frozen parts, which have no dropout, and the BatchNorms of image encoders such as
+        MobileCLIP's."""
         super().train(mode)
         use_eval_mode_where_frozen(self.network)
         keep_statistics(self.network)
@@ -220,7 +244,10 @@ class OpenClipDual(DualModel):
         """Write open_clip_config.json and the weights, as open_clip reads them."""
         files.write_json(folder / OPEN_CLIP_FILE, self.table)
         state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
-        save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+        save_file(
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
+            folder / WEIGHTS_FILE,
+        )
         if self._text_config is not None:
             self._text_config.save_pretrained(folder / TEXT_CONFIG)
 
@@ -236,9 +263,11 @@ def _encode_text(network: Any, input_ids: Tensor) -> Tensor:
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> OpenClipDual:
-    """The dual encoder of an open_clip folder; `table` are the user's overrides, `saved` is dcdctl.json, which adds nothing here.
+    """The dual encoder of an open_clip folder; `table` are the user's overrides, `saved` is dcdctl.json, which adds
+    nothing here.
 
-    MissingError if open_clip is not installed, ModelError for a folder that it cannot read or a setting that the weights fix.
+    MissingError if open_clip is not installed, ModelError for a folder that it cannot read or a setting that the
+    weights fix.
     """
     require_extra("open-clip", "open_clip", needed_by=f"{ref}, a model of open_clip,")
     overrides, folder = read_overrides(table), Path(ref)
@@ -246,7 +275,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     with hub_errors(ref, hint=HINT), quiet_open_clip():
         config = files.read_json(folder / OPEN_CLIP_FILE, error=ModelError, hint=HINT)
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
-            raise ModelError(f"{folder / OPEN_CLIP_FILE} has no model_cfg with embed_dim, vision_cfg and text_cfg", hint=HINT)
+            raise ModelError(
+                f"{folder / OPEN_CLIP_FILE} has no model_cfg with embed_dim, vision_cfg and text_cfg", hint=HINT
+            )
         network = _build(folder, config)
         unused = _load_weights(network, folder)
         preprocess = OpenClipPreprocess(
@@ -263,7 +294,9 @@ def _check_overrides(overrides: Overrides, ref: str) -> None:
     check_no_text_encoder(overrides, ref)
     for name in ("image_size", "num_attention_heads", "max_text_len"):
         if getattr(overrides, name) is not None:
-            raise ModelError(f"{ref} is a model of open_clip, whose {name} is fixed by its weights", hint="leave that setting out")
+            raise ModelError(
+                f"{ref} is a model of open_clip, whose {name} is fixed by its weights", hint="leave that setting out"
+            )
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> Any:
@@ -274,10 +307,13 @@ def _build(folder: Path, config: Mapping[str, Any]) -> Any:
     if name := text.get("hf_model_name"):
         source = str(folder / TEXT_CONFIG) if (folder / TEXT_CONFIG).is_dir() else str(name)
         with hub_errors(source, hint=f"fetch config.json of {name}, and put it into {folder / TEXT_CONFIG}"):
-            # open_clip would let transformers ask whether to run code of this repository; a type that is known here has none.
+            # open_clip would let transformers ask whether to run code of this repository; a type that is known here has
+            # none.
             AutoConfig.from_pretrained(source, trust_remote_code=False)
             text |= {"hf_model_name": source, "hf_model_pretrained": False}
-            return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text)
+            return open_clip.create_model(
+                f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text
+            )
     return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
 
 
@@ -297,7 +333,9 @@ def _weights_file(folder: Path) -> Path:
     if len(found) == 1:
         return folder / found[0]
     listed = ", ".join(found) or "no weights"
-    raise ModelError(f"{folder} holds {listed}, expected one file of weights", hint=f"name the right one {WEIGHTS_FILE}")
+    raise ModelError(
+        f"{folder} holds {listed}, expected one file of weights", hint=f"name the right one {WEIGHTS_FILE}"
+    )
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) -> Any:
@@ -307,10 +345,16 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) ->
     text = config["model_cfg"]["text_cfg"]
     if reduction := (text.get("tokenizer_kwargs") or {}).get("reduction_mask"):
         found = f"{folder} cuts long captions by reduction_mask={reduction}, which is for training"
-        raise ModelError(found, hint=f"remove reduction_mask from tokenizer_kwargs in {OPEN_CLIP_FILE}: captions are then cut at their end")
+        raise ModelError(
+            found,
+            hint=f"remove reduction_mask from tokenizer_kwargs in {OPEN_CLIP_FILE}: captions are then cut at their end",
+        )
     if not text.get("hf_tokenizer_name"):
         if overrides.tokenizer is not None:
-            raise ModelError(f"{folder} has CLIP's own tokenizer, which takes no other vocabulary", hint="leave --model-set tokenizer out")
+            raise ModelError(
+                f"{folder} has CLIP's own tokenizer, which takes no other vocabulary",
+                hint="leave --model-set tokenizer out",
+            )
         return open_clip.get_tokenizer(f"local-dir:{folder}")
     # Without these files transformers would make a tokenizer that knows no word.
     has_own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -335,7 +379,8 @@ def _image_config(network: Any) -> dict[str, Any]:
 
 @contextmanager
 def quiet_open_clip() -> Iterator[None]:
-    """Without open_clip's messages about its progress. For those, Python would also set up a handler of the root logger."""
+    """Without open_clip's messages about its progress. For those, Python would also set up a handler of the root
+    logger."""
     silent, before = logging.NullHandler(), logging.root.manager.disable
     logging.root.addHandler(silent)
     # It warns that a network without weights is random, but they are read next.

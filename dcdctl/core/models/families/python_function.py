@@ -1,7 +1,9 @@
-"""One's own scorer: a Python function, or an object with `score`, from images and captions to scores. It is code of the user, and it runs.
+"""One's own scorer: a Python function, or an object with `score`, from images and captions to scores. It is code of the
+user, and it runs.
 
-`module:function` takes a list of P PIL images (RGB) and a list of P captions, and returns P numbers, higher is better. `module:Class`, or a
-function without parameters, makes an object with such a `score`; the object may have `version`, `fingerprint` and `pairs_per_batch`.
+`module:function` takes a list of P PIL images (RGB) and a list of P captions, and returns P numbers, higher is better.
+`module:Class`, or a function without parameters, makes an object with such a `score`; the object may have `version`,
+`fingerprint` and `pairs_per_batch`.
 
 Shape letters: P pairs.
 """
@@ -80,7 +82,9 @@ def _checked(ref: str, result: Any, texts: Sequence[str]) -> Tensor:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelError(f"{ref} returned {value!r} for the caption {text!r}, expected a number", hint=EXAMPLE)
         if not math.isfinite(value):
-            raise ModelError(f"{ref} returned {value} for the caption {text!r}, expected a finite number", hint="return a raw logit")
+            raise ModelError(
+                f"{ref} returned {value} for the caption {text!r}, expected a finite number", hint="return a raw logit"
+            )
     return torch.tensor(values, dtype=torch.float32)
 
 
@@ -116,7 +120,11 @@ def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
     target = module
     for part in name.split("."):
         if not hasattr(target, part):
-            known = ", ".join(sorted(each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_"))[:8])
+            known = ", ".join(
+                sorted(each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_"))[
+                    :8
+                ]
+            )
             raise ModelError(f"{module_name} has no {name}", hint=f"it has {known}" if known else EXAMPLE)
         target = getattr(target, part)
     scorer = _made(ref, target)
@@ -131,7 +139,9 @@ def _made(ref: str, target: Any) -> Any:
         made = target()
         if callable(getattr(made, "score", None)) or _takes(made, 2):
             return made
-    raise ModelError(f"{ref} neither takes images and texts nor makes an object with score(images, texts)", hint=EXAMPLE)
+    raise ModelError(
+        f"{ref} neither takes images and texts nor makes an object with score(images, texts)", hint=EXAMPLE
+    )
 
 
 def _takes(target: Any, count: int) -> bool:
@@ -144,9 +154,14 @@ def _takes(target: Any, count: int) -> bool:
 
 
 def _declared(ref: str, module: Any, target: Any, scorer: Any) -> dict[str, Any]:
-    """What the digest of the scorer covers: the name, the source files of its module and class, and what it declares."""
+    """What the digest of the scorer covers: the name, the source files of its module and class, and what it
+    declares."""
     said = {name: str(getattr(scorer, name)) for name in ("name", "version", "fingerprint") if hasattr(scorer, name)}
-    modules = {module, inspect.getmodule(target), inspect.getmodule(type(scorer)) if not inspect.isfunction(scorer) else None}
+    modules = {
+        module,
+        inspect.getmodule(target),
+        inspect.getmodule(type(scorer)) if not inspect.isfunction(scorer) else None,
+    }
     paths = {Path(each.__file__) for each in modules if getattr(each, "__file__", None)}
     sources = sorted(files.sha256_of(path) for path in paths if path.suffix == ".py")
     if not sources and "fingerprint" not in said:

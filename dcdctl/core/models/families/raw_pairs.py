@@ -1,7 +1,8 @@
 """The base of scorers that read whole images and captions, such as another library's cross-encoder.
 
-Such a scorer has no part that depends on an image or a caption alone. Its "encoded" images are the pixels and its "encoded" captions are
-the UTF-8 bytes, so every caller that scores pairs of a corpus works unchanged, and the scorer gets back the same pixels and strings.
+Such a scorer has no part that depends on an image or a caption alone. Its "encoded" images are the pixels and its
+"encoded" captions are the UTF-8 bytes, so every caller that scores pairs of a corpus works unchanged, and the scorer
+gets back the same pixels and strings.
 
 Shape letters: I images, T texts, P pairs, B aligned pairs, H and W pixels, L bytes, N tokens of an encoded input.
 """
@@ -44,7 +45,10 @@ class RawPreprocess:
         if not images:
             raise ValueError("no images to preprocess")
         width, height = (max(image.size[side] for image in images) for side in (0, 1))
-        pixels, mask = np.zeros((len(images), 3, height, width), dtype=np.uint8), np.zeros((len(images), height, width), dtype=np.bool_)
+        pixels, mask = (
+            np.zeros((len(images), 3, height, width), dtype=np.uint8),
+            np.zeros((len(images), height, width), dtype=np.bool_),
+        )
         for i, image in enumerate(images):
             pixels[i, :, : image.height, : image.width] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             mask[i, : image.height, : image.width] = True
@@ -68,7 +72,9 @@ class RawPreprocess:
         if self.tokenizer is None:
             return text[: self.max_text_len]
         # verbose=False, because transformers warns about texts that are longer than the model's own limit.
-        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
         return text if len(ends) <= self.max_text_len else text[: ends[self.max_text_len - 1][1]]
 
     @property
@@ -128,7 +134,9 @@ class RawPairScorer(FusionModel):
         tokens_IN3 = torch.zeros(len(sizes), longest, 3, dtype=torch.uint8)
         lengths_I = torch.tensor([HEADER + width * height for width, height in sizes])
         for i, (width, height) in enumerate(sizes):
-            tokens_IN3[i, :HEADER] = torch.tensor([list(side.to_bytes(3, "big")) for side in (width, height)], dtype=torch.uint8)
+            tokens_IN3[i, :HEADER] = torch.tensor(
+                [list(side.to_bytes(3, "big")) for side in (width, height)], dtype=torch.uint8
+            )
             tokens_IN3[i, HEADER : lengths_I[i]] = pixels_IHW3[i, :height, :width].reshape(-1, 3)
         return States(tokens_IN3, torch.arange(longest) < lengths_I[:, None])
 
@@ -146,11 +154,16 @@ class RawPairScorer(FusionModel):
         captions = [_text(texts.tokens[text], texts.mask[text]) for text in used_texts.tolist()]
         return self._score(pictures, captions, image_at_P.tolist(), text_at_P.tolist())
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of B aligned pairs, each pair scored alone: the oracle of `score_pairs`."""
         images = self.encode_images(ImageBatch(pixel_values, pixel_mask))
         texts = self.encode_texts(TextBatch(input_ids, attention_mask))
-        alone = (self._score_alone(_image(images.tokens[b]), _text(texts.tokens[b], texts.mask[b])) for b in range(len(images)))
+        alone = (
+            self._score_alone(_image(images.tokens[b]), _text(texts.tokens[b], texts.mask[b]))
+            for b in range(len(images))
+        )
         return torch.cat(list(alone))
 
     def _score_alone(self, image: Image.Image, text: str) -> Tensor:
@@ -174,7 +187,9 @@ class RawPairScorer(FusionModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> Never:
         """ModelError: such a scorer is used where it is."""
-        raise ModelError(f"{self.noun} cannot be saved or exported", hint="give its own reference wherever it is needed")
+        raise ModelError(
+            f"{self.noun} cannot be saved or exported", hint="give its own reference wherever it is needed"
+        )
 
     def export_copy(self) -> Never:
         """ModelError: such a scorer is used where it is."""
@@ -190,12 +205,18 @@ def pictures_of(images: ImageBatch) -> list[Image.Image]:
     assert images.pixel_mask is not None
     mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
     sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
-    return [Image.fromarray(pixels[:height, :width].numpy()) for (width, height), pixels in zip(sizes, pixels_IHW3, strict=True)]
+    return [
+        Image.fromarray(pixels[:height, :width].numpy())
+        for (width, height), pixels in zip(sizes, pixels_IHW3, strict=True)
+    ]
 
 
 def captions_of(texts: TextBatch) -> list[str]:
     """The captions of a batch that `RawPreprocess` made."""
-    return [_text(ids[:, None], mask) for ids, mask in zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)]
+    return [
+        _text(ids[:, None], mask)
+        for ids, mask in zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)
+    ]
 
 
 def _image(tokens_N3: Tensor) -> Image.Image:

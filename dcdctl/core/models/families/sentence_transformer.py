@@ -1,7 +1,8 @@
 """Models of sentence-transformers that embed images and texts, as dual encoders that are not trained here.
 
-`SentenceTransformer.encode` computes the vectors: images and captions reach it as they are, and it preprocesses them itself. A folder whose
-only network is a CLIP or one of its relatives is no such model: it is loaded by the family of that network (`folders.network_folder`).
+`SentenceTransformer.encode` computes the vectors: images and captions reach it as they are, and it preprocesses them
+itself. A folder whose only network is a CLIP or one of its relatives is no such model: it is loaded by the family of
+that network (`folders.network_folder`).
 
 Shape letters: I images, T texts, D length of the vectors.
 """
@@ -29,7 +30,10 @@ from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 
-HINT = "use it for eval, index, candidates.model, or as a teacher; start a student from a CLIP or SigLIP of transformers or open_clip"
+HINT = (
+    "use it for eval, index, candidates.model, or as a teacher; start a student from a CLIP or SigLIP of "
+    "transformers or open_clip"
+)
 
 
 class ByteTokens:
@@ -67,7 +71,11 @@ class SentenceTransformerDual(DualModel):
         """The modules and their settings, and the configuration of a network of transformers."""
         modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
         network = getattr(self.encoder[0], "model", None)
-        return {"model_type": SENTENCE_TRANSFORMER, "modules": modules, "network": network.config.to_dict() if network is not None else {}}
+        return {
+            "model_type": SENTENCE_TRANSFORMER,
+            "modules": modules,
+            "network": network.config.to_dict() if network is not None else {},
+        }
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -80,7 +88,10 @@ class SentenceTransformerDual(DualModel):
             "default_prompt": encoder.default_prompt_name,
             "truncate_dim": encoder.truncate_dim,
             "max_seq_length": encoder.max_seq_length,
-            "processor": [type(processor).__name__, processor_settings(processor) if hasattr(processor, "to_dict") else {}],
+            "processor": [
+                type(processor).__name__,
+                processor_settings(processor) if hasattr(processor, "to_dict") else {},
+            ],
             # The classes with and without torchvision have the same settings and differ in some pixels.
             "image_processor": type(getattr(processor, "image_processor", None)).__name__,
             "tokenizer": tokenizer_settings(tokenizer),
@@ -110,7 +121,9 @@ class SentenceTransformerDual(DualModel):
 
     def _encode(self, inputs: list[dict[str, Any]]) -> Tensor:
         # As dictionaries: a caption that is the path or the address of an image would be read as that image.
-        vectors: Tensor = self.encoder.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
+        vectors: Tensor = self.encoder.encode(
+            inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False
+        )
         # A copy, because the library computes in inference mode, whose tensors take no part in a loss.
         return unit_vectors(vectors.clone())
 
@@ -152,17 +165,24 @@ class SentenceTransformerDual(DualModel):
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> SentenceTransformerDual:
     """The model of a SentenceTransformer's folder; `table` are the user's overrides, of which it takes none.
 
-    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code of their own, and
-    for a setting. No code of the folder is run.
+    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code
+    of their own, and for a setting. No code of the folder is run.
     """
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)
     for name in ("image_size", "max_text_len", "tokenizer", "num_attention_heads"):
         if getattr(overrides, name) is not None:
-            raise ModelError(f"{ref} is a model of sentence-transformers, whose {name} is its own", hint="leave that setting out")
+            raise ModelError(
+                f"{ref} is a model of sentence-transformers, whose {name} is its own", hint="leave that setting out"
+            )
     if foreign := [name for name in module_types(Path(ref)) if not name.startswith("sentence_transformers.")]:
-        raise ModelError(f"{ref} has a module {foreign[0]}, whose code is not run", hint=f"{MODULES_FILE} names it; take another model")
-    require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a model of sentence-transformers,")
+        raise ModelError(
+            f"{ref} has a module {foreign[0]}, whose code is not run",
+            hint=f"{MODULES_FILE} names it; take another model",
+        )
+    require_extra(
+        "sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a model of sentence-transformers,"
+    )
     from sentence_transformers import SentenceTransformer
 
     with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
@@ -171,17 +191,23 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         ).float()
         if not {"image", "text"} <= set(encoder.modalities):
             found = ", ".join(map(str, encoder.modalities))
-            raise ModelError(f"{ref} embeds {found} alone, and a dual encoder embeds images and texts", hint="name it as candidates.model")
+            raise ModelError(
+                f"{ref} embeds {found} alone, and a dual encoder embeds images and texts",
+                hint="name it as candidates.model",
+            )
         if hasattr(network := cast(Any, encoder[0]), "model"):
             # transformers fills missing weights with random numbers, and marks those that it has read.
-            missing = {name for name, value in network.named_parameters() if not getattr(value, "_is_hf_initialized", False)}
+            missing = {
+                name for name, value in network.named_parameters() if not getattr(value, "_is_hf_initialized", False)
+            }
             check_complete(ref, missing, "its network")
             _cap_length(encoder, network.model.config)
         return SentenceTransformerDual(encoder.requires_grad_(False), ref)
 
 
 def _cap_length(encoder: Any, config: Any) -> None:
-    """Cut captions at the last position of the text encoder. The library does so only where the network has one configuration."""
+    """Cut captions at the last position of the text encoder. The library does so only where the network has one
+    configuration."""
     text_config = config.get_text_config()
     if not hasattr(text_config, "max_position_embeddings"):
         return

@@ -1,10 +1,13 @@
-"""Scores of many captions of one image by a causal vision-language model, whose prompt up to the caption is computed once.
+"""Scores of many captions of one image by a causal vision-language model, whose prompt up to the caption is computed
+once.
 
-A causal model computes each token from the tokens before it. Where the image comes first in the prompt, the keys and values of the image,
-and of the template around it, are equal for all captions. They are computed once, and each caption adds only its own few tokens.
+A causal model computes each token from the tokens before it. Where the image comes first in the prompt, the keys and
+values of the image, and of the template around it, are equal for all captions. They are computed once, and each caption
+adds only its own few tokens.
 
-Token ids come from the cross-encoder's own preprocessing: those of one pair with the image, and those of each caption with a small stand-in
-image. An image only changes the number of image tokens, which is checked for each image. So the processor resizes an image once.
+Token ids come from the cross-encoder's own preprocessing: those of one pair with the image, and those of each caption
+with a small stand-in image. An image only changes the number of image tokens, which is checked for each image. So the
+processor resizes an image once.
 
 Shape letters: B captions, S tokens of a suffix, P tokens of the prefix.
 """
@@ -33,7 +36,8 @@ STAND_IN = (64, 64)
 PROBES = ("a dog", "Two 3")
 """Captions without a common first letter: what their prompts have in common after the image belongs to the template."""
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.03}
-"""Largest difference of the first scores from those of the plain way, relative to max(1, |logit|); half precision rounds both logits."""
+"""Largest difference of the first scores from those of the plain way, relative to max(1, |logit|); half precision
+rounds both logits."""
 MAX_CAPTIONS = 20_000
 """Captions whose token ids are kept in memory: in a cache, a caption meets many images."""
 
@@ -77,7 +81,8 @@ class _Prefix:
     key: object
     cache: DynamicCache
     next_position: int
-    """Rotary position of the token after the prefix; with positions in two dimensions, an image advances them by less than its tokens."""
+    """Rotary position of the token after the prefix; with positions in two dimensions, an image advances them by less
+    than its tokens."""
     num_position_axes: int
     """3 for a model with rotary positions in time, height and width, else 0."""
 
@@ -86,7 +91,8 @@ class SharedPrefix:
     """Scores captions of one image at a time; the prefix of the last image stays in memory."""
 
     def __init__(self, encoder: Any, to_pair: Callable[[Image.Image, str], Pair], prompt: str) -> None:
-        """`encoder` is a CrossEncoder; `to_pair` puts the image first. SharingError unless it is a causal model of a known shape."""
+        """`encoder` is a CrossEncoder; `to_pair` puts the image first. SharingError unless it is a causal model of a
+        known shape."""
         self._encoder, self._to_pair, self._prompt = encoder, to_pair, prompt
         transformer = encoder[0]
         if getattr(transformer, "transformer_task", None) not in CAUSAL:
@@ -107,14 +113,21 @@ class SharedPrefix:
         self._last: _Prefix | None = None
 
     def fits(self, caption: str) -> bool:
-        """Whether the prompt of a caption begins as that of any other; one that starts with a space may merge with the template."""
+        """Whether the prompt of a caption begins as that of any other; one that starts with a space may merge with the
+        template."""
         prompt, length = self._prompt_of(caption), len(self._common)
         # A prompt that was cut has lost its end.
         is_whole = len(prompt.head) + len(prompt.tail) < self._max_length
-        return is_whole and prompt.head == self._head and prompt.tail[:length] == self._common and len(prompt.tail) > length
+        return (
+            is_whole
+            and prompt.head == self._head
+            and prompt.tail[:length] == self._common
+            and len(prompt.tail) > length
+        )
 
     def scores(self, image: Image.Image, captions: Sequence[str]) -> Tensor:
-        """Raw logits of B captions that fit, with one image, float32. SharingError if the image's prompt is not of the expected shape."""
+        """Raw logits of B captions that fit, with one image, float32. SharingError if the image's prompt is not of the
+        expected shape."""
         suffixes = [self._prompt_of(caption).tail[len(self._common) :] for caption in captions]
         prefix = self._prefix(image, captions[0])
         if prefix.cache.get_seq_length() + max(map(len, suffixes)) > self._max_length:
@@ -170,7 +183,9 @@ class SharedPrefix:
         if not all(type(layer) is DynamicLayer for layer in cache.layers) or cache.get_seq_length() != length:
             raise SharingError("its cache does not hold the keys and values of all tokens")
         # Models with rotary positions in three dimensions keep how far positions lag behind the count of tokens.
-        deltas = [module.rope_deltas for module in self._encoder.modules() if getattr(module, "rope_deltas", None) is not None]
+        deltas = [
+            module.rope_deltas for module in self._encoder.modules() if getattr(module, "rope_deltas", None) is not None
+        ]
         lag = int(deltas[0].flatten()[0]) if deltas else 0
         shared = copy.copy(cache)
         shared.layers = [_PrefixLayer(layer) for layer in cache.layers]

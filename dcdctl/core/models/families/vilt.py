@@ -1,11 +1,12 @@
 """ViLT (Kim et al., ICML 2021) as a fusion scorer: the weights of transformers, our own forward pass.
 
-Our forward pass gives the scores of transformers' forward pass with less work and without the random state: patches keep their order
-instead of being shuffled, and padding patches stay masked. Each image and caption is embedded once and projected once for the first layer's
-attention, whatever the number of its pairs. The last layer computes only the class token. `score` is the plain way.
+Our forward pass gives the scores of transformers' forward pass with less work and without the random state: patches
+keep their order instead of being shuffled, and padding patches stay masked. Each image and caption is embedded once and
+projected once for the first layer's attention, whatever the number of its pairs. The last layer computes only the class
+token. `score` is the plain way.
 
-Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L + V, D width, H heads,
-d width of a head, h and w sides of the patch grid.
+Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L +
+V, D width, H heads, d width of a head, h and w sides of the patch grid.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from dcdctl.core.models.protocols import ExportSpec
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
 BLOCK_EPS = 1e-6
-"""LayerNorm epsilon of the blocks and the final norm in the official code; converted files on the Hub have 1e-12 in their configuration."""
+"""LayerNorm epsilon of the blocks and the final norm in the official code; converted files on the Hub have 1e-12 in
+their configuration."""
 EPS_SCALE = 2.0**10
 """Factor of the text embeddings in a network with one epsilon; its square is close to BLOCK_EPS / TEXT_EPS, 1e6."""
 TEXT_ROW, IMAGE_ROW = 0, 1
@@ -71,7 +73,9 @@ class ViltSize:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -110,7 +114,8 @@ class ViltScorer(FusionModel):
         return dict(self.network.config.to_dict())
 
     def encode_images(self, images: ImageBatch | States) -> States:
-        """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for features."""
+        """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for
+        features."""
         if isinstance(images, States):
             raise ValueError("a ViLT has no image encoder whose features it could take")
         embeddings = self.network.vilt.embeddings
@@ -123,7 +128,9 @@ class ViltScorer(FusionModel):
         tokens, mask_on_cpu = _pack(tokens, valid_Ihw.flatten(1))
         mask_on_cpu = functional.pad(mask_on_cpu, (1, 0), value=True)
         first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
-        tokens = embeddings.dropout(torch.cat([first, tokens], dim=1)) + embeddings.token_type_embeddings.weight[IMAGE_ROW]
+        tokens = (
+            embeddings.dropout(torch.cat([first, tokens], dim=1)) + embeddings.token_type_embeddings.weight[IMAGE_ROW]
+        )
         return with_copies(States(tokens, mask_on_cpu.to(tokens.device, non_blocking=True)), mask_on_cpu=mask_on_cpu)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
@@ -134,11 +141,14 @@ class ViltScorer(FusionModel):
         length, num_positions = texts.input_ids.shape[1], self.network.config.max_position_embeddings
         if length > num_positions:
             raise ValueError(f"captions of {length} tokens, but the model has {num_positions} text positions")
-        tokens = embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
+        tokens = (
+            embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
+        )
         return texts.states(tokens)
 
     def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
-        """Position vectors, I x (h w) x D: the table resized to each image's own grid, zero outside it. The mask is on the CPU."""
+        """Position vectors, I x (h w) x D: the table resized to each image's own grid, zero outside it. The mask is on
+        the CPU."""
         config, table = self.network.config, self.network.vilt.embeddings.position_embeddings
         side = config.image_size // config.patch_size
         square = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
@@ -160,7 +170,8 @@ class ViltScorer(FusionModel):
         class_P1D = self._run_layers(images, texts, image_ix_P, text_ix_P, num_queries=1)
         vilt, head = self.network.vilt, self.network.rank_output
         pooled_PD = vilt.pooler(vilt.layernorm(class_P1D))
-        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close candidates tie.
+        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close
+        # candidates tie.
         with torch.autocast(pooled_PD.device.type, enabled=False):
             return head(pooled_PD.to(head.weight.dtype)).squeeze(-1)
 
@@ -168,7 +179,9 @@ class ViltScorer(FusionModel):
         """The tokens of P pairs after all layers and the final norm, P x N x D: text first, then image."""
         return self.network.vilt.layernorm(self._run_layers(images, texts, image_ix_P, text_ix_P))
 
-    def _run_layers(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None) -> Tensor:
+    def _run_layers(
+        self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None
+    ) -> Tensor:
         """The first `num_queries` tokens of P pairs after all layers; all tokens if None."""
         used_texts, text_at_P = distinct(text_ix_P)
         used_images, image_at_P = distinct(image_ix_P)
@@ -179,28 +192,40 @@ class ViltScorer(FusionModel):
         mask = None if is_full else torch.cat([texts.mask[text_at_P], images.mask[image_at_P]], dim=1)
         tokens_PND = torch.cat([select_rows(texts.tokens, text_at_P), select_rows(images.tokens, image_at_P)], dim=1)
 
-        def first_layer(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, num_queries: int | None) -> Tensor:
-            # No token depends on the other modality yet, so each image and caption is projected once, whatever the number of its pairs.
+        def first_layer(
+            layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, num_queries: int | None
+        ) -> Tensor:
+            # No token depends on the other modality yet, so each image and caption is projected once, whatever the
+            # number of its pairs.
             both = zip(_project(layer, text_TLD), _project(layer, image_IVD), strict=True)
-            projected = [torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in both]
+            projected = [
+                torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in both
+            ]
             return _finish_block(layer, tokens_PND, _attend(layer, projected, mask, num_queries))
 
         for i, layer in enumerate(self.layers):
             count = num_queries if i == len(self.layers) - 1 else None
             if i == 0:
-                tokens_PND = recomputed(self.network, first_layer, layer, tokens_PND, texts.tokens, images.tokens, count)
+                tokens_PND = recomputed(
+                    self.network, first_layer, layer, tokens_PND, texts.tokens, images.tokens, count
+                )
             else:
                 tokens_PND = recomputed(self.network, run_block, layer, tokens_PND, mask, count)
         return tokens_PND
 
-    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+    def score(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`, for evaluation."""
         pixel_mask = _mask_of(pixel_values) if pixel_mask is None else pixel_mask
-        # transformers draws the order of patches from the CPU generator. A fork with a fixed seed leaves the global state untouched.
+        # transformers draws the order of patches from the CPU generator. A fork with a fixed seed leaves the global
+        # state untouched.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             # A length of -1 keeps all patches; a positive one drops random patches of larger images.
-            image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(pixel_values, pixel_mask, max_image_length=-1)
+            image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(
+                pixel_values, pixel_mask, max_image_length=-1
+            )
         logits_B1 = self.network(
             input_ids=input_ids, attention_mask=attention_mask, image_embeds=image_embeds, pixel_mask=patch_mask
         ).logits
@@ -224,19 +249,23 @@ class ViltScorer(FusionModel):
 
 
 def _mask_of(pixel_values: Tensor) -> Tensor:
-    """The image area, I x H x W, as the official code guesses it: pixels whose normalized channels do not sum to exactly 0."""
+    """The image area, I x H x W, as the official code guesses it: pixels whose normalized channels do not sum to
+    exactly 0."""
     return pixel_values.sum(dim=1) != 0
 
 
 def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens and their mask with the valid ones first, in their order, trimmed to the largest number that any image has.
+    """The tokens and their mask with the valid ones first, in their order, trimmed to the largest number that any image
+    has.
 
     Both masks are on the CPU.
     """
     if bool(valid_IN.all()):
         return tokens_IND, valid_IN
     order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
-    packed = tokens_IND.gather(1, order.to(tokens_IND.device, non_blocking=True)[..., None].expand(-1, -1, tokens_IND.shape[2]))
+    packed = tokens_IND.gather(
+        1, order.to(tokens_IND.device, non_blocking=True)[..., None].expand(-1, -1, tokens_IND.shape[2])
+    )
     return packed, valid_IN.gather(1, order)
 
 
@@ -247,7 +276,9 @@ def run_block(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_querie
     if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
         return _finish_block(layer, tokens_PND, attention.into_queries(heads, queries_PND, normed, mask_PN))
     linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
-    return _finish_block(layer, tokens_PND, _attend(layer, [heads.split(linear(states)) for linear, states in linears], mask_PN))
+    return _finish_block(
+        layer, tokens_PND, _attend(layer, [heads.split(linear(states)) for linear, states in linears], mask_PN)
+    )
 
 
 def _project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
@@ -283,16 +314,19 @@ def _heads(layer: Any) -> Heads:
 
 
 def build_network(config: ViltConfig) -> ViltForImageAndTextRetrieval:
-    """An untrained network with the text epsilon of the official code; `config.layer_norm_eps` is that of the blocks."""
+    """An untrained network with the text epsilon of the official code; `config.layer_norm_eps` is that of the
+    blocks."""
     network = ViltForImageAndTextRetrieval(config)
     network.vilt.embeddings.text_embeddings.LayerNorm.eps = TEXT_EPS
     return network
 
 
 def _with_one_epsilon(network: ViltForImageAndTextRetrieval) -> ViltForImageAndTextRetrieval:
-    """A copy with the same scores whose text embeddings have the blocks' LayerNorm epsilon, since transformers has one epsilon for all.
+    """A copy with the same scores whose text embeddings have the blocks' LayerNorm epsilon, since transformers has one
+    epsilon for all.
 
-    Scaling all text embeddings by a factor and the epsilon by its square leaves the normalized values equal; a power of two is exact.
+    Scaling all text embeddings by a factor and the epsilon by its square leaves the normalized values equal; a power of
+    two is exact.
     """
     copied = copy.deepcopy(network)
     embeddings = copied.vilt.embeddings.text_embeddings
@@ -328,11 +362,14 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
         for parameter in (network.vilt.embeddings.cls_token, network.vilt.embeddings.position_embeddings):
             nn.init.trunc_normal_(parameter, std=config.initializer_range)
     processor = vilt_image_processor(size.image_size, size.patch_size, size.image_mean, size.image_std)
-    return ViltScorer(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
+    return ViltScorer(
+        network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len)
+    )
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ViltScorer:
-    """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the folder has one."""
+    """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the
+    folder has one."""
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)
     hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
@@ -343,7 +380,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
             config.layer_norm_eps = BLOCK_EPS
         if overrides.num_attention_heads is not None:
             config.num_attention_heads = overrides.num_attention_heads
-        network, report = ViltForImageAndTextRetrieval.from_pretrained(ref, config=config, dtype=torch.float32, output_loading_info=True)
+        network, report = ViltForImageAndTextRetrieval.from_pretrained(
+            ref, config=config, dtype=torch.float32, output_loading_info=True
+        )
     check_complete(ref, report["missing_keys"], "a ViLT scorer")
     network.vilt.embeddings.text_embeddings.LayerNorm.eps = saved["text_layer_norm_eps"] if saved else TEXT_EPS
     tokenizer = load_own_tokenizer(ref, config, overrides.tokenizer)
@@ -353,5 +392,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         processor = vilt_image_processor(overrides.image_size, int(processor.size_divisor))
     num_positions = config.max_position_embeddings
     length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))
-    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, num_positions))
+    preprocess = Preprocess(
+        tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, num_positions)
+    )
     return ViltScorer(network, preprocess, tuple(sorted(report["unexpected_keys"])))

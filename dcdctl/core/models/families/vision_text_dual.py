@@ -52,11 +52,14 @@ from dcdctl.core.models.protocols import ExportSpec
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""
 POSITION_STD = 0.2
-"""Standard deviation of a new image encoder's position embeddings. A narrow encoder learns positions late if they are small beside its
-patches."""
+"""Standard deviation of a new image encoder's position embeddings. A narrow encoder learns positions late if they are
+small beside its patches."""
 
 
-FROZEN_HINT = "set model.frozen_encoders = true, or take a ViT, DINOv2, CLIP or SigLIP with a text encoder such as BERT or RoBERTa"
+FROZEN_HINT = (
+    "set model.frozen_encoders = true, or take a ViT, DINOv2, CLIP or SigLIP with a text encoder such as "
+    "BERT or RoBERTa"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,9 @@ class DualSize:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -206,8 +211,12 @@ class VisionTextDual(DualModel):
     def set_dropout(self, probability: float) -> None:
         """See `DualEncoder.set_dropout`; an encoder without hidden dropout, such as CLIP's, has none then either."""
         if not sum(set_hidden_dropout(encoder, probability) for encoder in self._encoder_modules):
-            types = " and ".join(encoder.config.model_type for encoder in (self.network.vision_model, self.network.text_model))
-            raise ModelError(f"no encoder of this dual encoder has dropout that can be set ({types})", hint="leave model.dropout out")
+            types = " and ".join(
+                encoder.config.model_type for encoder in (self.network.vision_model, self.network.text_model)
+            )
+            raise ModelError(
+                f"no encoder of this dual encoder has dropout that can be set ({types})", hint="leave model.dropout out"
+            )
 
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""
@@ -225,14 +234,16 @@ def _pooled(encoder: Any, pixel_values: Tensor) -> Tensor:
 
 
 def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
-    """An untrained dual encoder for this tokenizer. Equal seeds give equal weights; the global random state is not touched."""
+    """An untrained dual encoder for this tokenizer. Equal seeds give equal weights; the global random state is not
+    touched."""
     shared = {
         "hidden_size": size.hidden_size,
         "num_attention_heads": size.num_attention_heads,
         "intermediate_size": size.intermediate_size,
         "hidden_dropout_prob": size.hidden_dropout_prob,
         "attention_probs_dropout_prob": 0.0,
-        # The usual 0.02 suits a width of 768. In a narrow model it gives outputs that hardly depend on the input at the start.
+        # The usual 0.02 suits a width of 768. In a narrow model it gives outputs that hardly depend on the input at the
+        # start.
         "initializer_range": size.hidden_size**-0.5,
     }
     # The vector of an image is the mean over its patches. With little training data that is better than a class token.
@@ -261,7 +272,9 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
         network = VisionTextDualEncoderModel(config)
         nn.init.normal_(network.vision_model.embeddings.position_embeddings, std=POSITION_STD)
     processor = square_image_processor(size.image_size, size.image_mean, size.image_std)
-    return VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
+    return VisionTextDual(
+        network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len)
+    )
 
 
 def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2000, seed: int = 0) -> VisionTextDual:
@@ -282,12 +295,16 @@ def dual_from_backbones(
         vision, text = backbones.load_vision(vision_ref), backbones.load_text(text_ref)
         for ref, side, encoder in ((vision_ref, "vision", vision), (text_ref, "text", text)):
             _check_trainable(ref, side, encoder.config)
-        config = VisionTextDualEncoderConfig.from_vision_text_configs(vision.config, text.config, projection_dim=projection_dim)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(
+            vision.config, text.config, projection_dim=projection_dim
+        )
         network = VisionTextDualEncoderModel(config, vision, text)
     tokenizer = load_tokenizer(text_ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     length = min(max_text_len, num_text_positions(network.config.text_config))
-    model = VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
+    model = VisionTextDual(
+        network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length)
+    )
     _check_pooled(model, vision_ref, text_ref)
     return model
 
@@ -300,7 +317,10 @@ def _check_trainable(ref: str, side: str, config: Any) -> None:
     elif not isinstance(getattr(config, "hidden_size", None), int):
         problem = "its configuration gives no hidden_size"
     if problem:
-        found = f"the {side} encoder of {ref} ({config.model_type}) cannot be trained in a VisionTextDualEncoderModel: {problem}"
+        found = (
+            f"the {side} encoder of {ref} ({config.model_type}) cannot be trained in a "
+            f"VisionTextDualEncoderModel: {problem}"
+        )
         raise ModelError(found, hint=FROZEN_HINT)
 
 
@@ -320,10 +340,13 @@ def _check_pooled(model: VisionTextDual, vision_ref: str, text_ref: str) -> None
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
-    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if there is one."""
+    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
+    there is one."""
     overrides = read_overrides(table)
     check_dual_overrides(overrides, ref)
-    with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
+    with hub_errors(
+        ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
+    ):
         network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
     check_complete(ref, report["missing_keys"], "a dual encoder")
     tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
@@ -331,6 +354,8 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     num_positions = num_text_positions(network.config.text_config)
     length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))
     preprocess = Preprocess(
-        tokenizer=tokenizer, image_processor=load_image_processor(ref), max_text_len=check_text_length(length, num_positions)
+        tokenizer=tokenizer,
+        image_processor=load_image_processor(ref),
+        max_text_len=check_text_length(length, num_positions),
     )
     return VisionTextDual(network, preprocess)

@@ -1,13 +1,14 @@
 """Attention with folded and shared projections, activation checkpointing, and dropout, for fusion layers.
 
-Folding moves the projections of a long side into the short side: q . (W y) = (W^T q) . y, and sum_t a_t (W y_t) = W (sum_t a_t y_t). A few
-vectors as wide as the stream then replace D x D products with every token of the long side. The result equals that of projecting every
-token, including biases and dropout of attention probabilities.
+Folding moves the projections of a long side into the short side: q . (W y) = (W^T q) . y, and sum_t a_t (W y_t) = W
+(sum_t a_t y_t). A few vectors as wide as the stream then replace D x D products with every token of the long side. The
+result equals that of projecting every token, including biases and dropout of attention probabilities.
 
-Where several pairs have the same image, their queries share one row (`Groups`), so that the image is projected once for all of them.
+Where several pairs have the same image, their queries share one row (`Groups`), so that the image is projected once for
+all of them.
 
-Shape letters: P pairs, I images, G groups of pairs of one image, R pairs of a group, S tokens of the short side, N and M tokens of the long
-side, D width, H heads, d width of a head, C = S x H folded vectors.
+Shape letters: P pairs, I images, G groups of pairs of one image, R pairs of a group, S tokens of the short side, N and
+M tokens of the long side, D width, H heads, d width of a head, C = S x H folded vectors.
 """
 
 from __future__ import annotations
@@ -44,17 +45,25 @@ class Heads:
         return states_PND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def is_worth_folding(self, short: int, long: int) -> bool:
-        """Whether folding, and two products of each long token with the folded vectors, cost less than two projections of each token."""
+        """Whether folding, and two products of each long token with the folded vectors, cost less than two projections
+        of each token."""
         width = self.key.weight.shape[0]
         return short * (self.num_heads * long + width) < long * width
 
 
 def attend_and_project(
-    heads: Heads, dense: nn.Linear, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
+    heads: Heads,
+    dense: nn.Linear,
+    tokens_PND: Tensor,
+    source_PMD: Tensor,
+    mask_PM: Tensor | None,
+    num_queries: int | None = None,
 ) -> Tensor:
-    """The output of attention of the first `num_queries` tokens to a source, projected by `dense`, by the cheapest of three equal ways.
+    """The output of attention of the first `num_queries` tokens to a source, projected by `dense`, by the cheapest of
+    three equal ways.
 
-    `mask_PM` is True for a real source token, None if all are real. Residual, LayerNorm and output dropout are left to the caller.
+    `mask_PM` is True for a real source token, None if all are real. Residual, LayerNorm and output dropout are left to
+    the caller.
     """
     queries_PSD = tokens_PND[:, :num_queries]
     num_queries, num_sources = queries_PSD.shape[1], source_PMD.shape[1]
@@ -77,7 +86,8 @@ def attend_and_project(
 
 @dataclass(frozen=True)
 class Groups:
-    """Pairs in rows by their image. Each row is padded with copies of pair 0 to the longest one; their results are not read."""
+    """Pairs in rows by their image. Each row is padded with copies of pair 0 to the longest one; their results are not
+    read."""
 
     image_ix_G: Tensor
     """The image of each group."""
@@ -88,7 +98,8 @@ class Groups:
 
     @classmethod
     def of(cls, image_ix_P: Tensor, num_images: int) -> Groups:
-        """One group for each image; each pair is a group of its own where that would leave rows more than half empty on average.
+        """One group for each image; each pair is a group of its own where that would leave rows more than half empty on
+        average.
 
         Give positions on the CPU: the number of rows depends on them.
         """
@@ -107,7 +118,9 @@ class Groups:
 
     def to(self, device: torch.device) -> Groups:
         """The same groups on another device."""
-        return Groups(*(index.to(device, non_blocking=True) for index in (self.image_ix_G, self.pair_ix_GR, self.cell_P)))
+        return Groups(
+            *(index.to(device, non_blocking=True) for index in (self.image_ix_G, self.pair_ix_GR, self.cell_P))
+        )
 
     def attend(self, heads: Heads, dense: nn.Linear, tokens_PSD: Tensor, image_GMD: Tensor) -> Tensor:
         """`attend_and_project` for the tokens of pairs and the images of their groups; all image tokens are real."""
@@ -118,12 +131,14 @@ class Groups:
 
 
 def into_queries(heads: Heads, short_PSD: Tensor, long_PMD: Tensor, mask_PM: Tensor | None) -> Tensor:
-    """The context of few queries from a long source, P x S x D, before the output projection; the source is never projected."""
+    """The context of few queries from a long source, P x S x D, before the output projection; the source is never
+    projected."""
     num_heads, size = heads.num_heads, short_PSD.shape
     key_HdD, value_HdD = (_by_head(linear.weight, num_heads) for linear in (heads.key, heads.value))
     query_PHSd = heads.split(heads.query(short_PSD))
     folded_PCD = (query_PHSd @ key_HdD).flatten(1, 2)
-    # The key's bias adds the same to all scores of a query, which a softmax ignores. It is added so that every parameter has a gradient.
+    # The key's bias adds the same to all scores of a query, which a softmax ignores. It is added so that every
+    # parameter has a gradient.
     bias_PC1 = (query_PHSd @ heads.key.bias.view(num_heads, -1, 1)).flatten(1, 2)
     scores_PCM = torch.baddbmm(bias_PC1, folded_PCD, long_PMD.transpose(1, 2))
     share_PCM = _shares(heads, scores_PCM, None if mask_PM is None else mask_PM[:, None, :])
@@ -136,7 +151,8 @@ def into_queries(heads: Heads, short_PSD: Tensor, long_PMD: Tensor, mask_PM: Ten
 
 
 def into_source(heads: Heads, dense: nn.Linear, long_PND: Tensor, short_PSD: Tensor, mask_PS: Tensor | None) -> Tensor:
-    """The output of attention of many queries to a short source, P x N x D, projected by `dense`; the long side is never projected."""
+    """The output of attention of many queries to a short source, P x N x D, projected by `dense`; the long side is
+    never projected."""
     num_heads = heads.num_heads
     query_HdD = _by_head(heads.query.weight, num_heads)
     key_PHSd, value_PHSd = heads.split(heads.key(short_PSD)), heads.split(heads.value(short_PSD))
@@ -169,7 +185,8 @@ def _by_head(weight_DD: Tensor, num_heads: int) -> Tensor:
 def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R:
     """The result of `run`.
 
-    In training, if `module.recomputes` is set, its activations are not kept but computed again in the backward pass, with the same dropout.
+    In training, if `module.recomputes` is set, its activations are not kept but computed again in the backward pass,
+    with the same dropout.
     """
     if getattr(module, "recomputes", False) and module.training and torch.is_grad_enabled():
         # The reentrant form gives weights no gradient if no input requires one, as behind frozen encoders.
@@ -179,7 +196,8 @@ def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R
 
 
 def enable_checkpointing(encoders: Iterable[nn.Module]) -> bool:
-    """Let those of these encoders of transformers and timm that are trained compute their activations again in the backward pass.
+    """Let those of these encoders of transformers and timm that are trained compute their activations again in the
+    backward pass.
 
     False if none of them is trained and supports it.
     """
@@ -201,14 +219,15 @@ def _enable(encoder: Any) -> bool:
 def set_hidden_dropout(network: Any, probability: float, part: str = "") -> bool:
     """Set the dropout of embeddings and sublayer outputs in a network of transformers, its configuration included.
 
-    `part` names the part of the configuration that has it, such as text_config. Attention probabilities then have none. False if there is
-    no hidden dropout, as in CLIP.
+    `part` names the part of the configuration that has it, such as text_config. Attention probabilities then have none.
+    False if there is no hidden dropout, as in CLIP.
     """
     config = getattr(network.config, part) if part else network.config
     if not hasattr(config, "hidden_dropout_prob"):
         return False
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = probability, 0.0
-    # A network without storage has the settings that the configuration gives. Architectures keep them under many names, some as numbers.
+    # A network without storage has the settings that the configuration gives. Architectures keep them under many names,
+    # some as numbers.
     with torch.device("meta"):
         twin: nn.Module = type(network)(network.config)
     for name, module in network.named_modules():

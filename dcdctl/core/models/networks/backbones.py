@@ -1,9 +1,11 @@
-"""Pretrained encoders of transformers and timm as sequences of tokens, and the projections of a dual encoder over two of them.
+"""Pretrained encoders of transformers and timm as sequences of tokens, and the projections of a dual encoder over two
+of them.
 
-The first token of a sequence stands for the whole: an encoder's class token, or the mean over the positions of its feature map.
+The first token of a sequence stands for the whole: an encoder's class token, or the mean over the positions of its
+feature map.
 
-Shape letters: I images, T texts, P pairs, V image tokens, L text tokens, W width of an encoder's tokens, C channels, h and w sides of a
-feature map, D length of vectors.
+Shape letters: I images, T texts, P pairs, V image tokens, L text tokens, W width of an encoder's tokens, C channels, h
+and w sides of a feature map, D length of vectors.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from dcdctl.core.models.references import hub
 TIMM = "timm_wrapper"
 """The model type of timm's models in transformers."""
 LEVELS, GRID = "dcdctl_levels", "dcdctl_grid"
-"""Entries of a vision encoder's configuration that hold its `FeatureSpec`, so that it is saved, loaded and part of digests."""
+"""Entries of a vision encoder's configuration that hold its `FeatureSpec`, so that it is saved, loaded and part of
+digests."""
 Side = Literal["vision", "text"]
 INPUTS: dict[Side, str] = {"vision": "pixel_values", "text": "input_ids"}
 HINTS: dict[Side, str] = {
@@ -42,7 +45,8 @@ HINTS: dict[Side, str] = {
     "text": "take a text encoder such as BERT or RoBERTa, or a CLIP-like model",
 }
 NORMALIZED_AFTERWARDS = ("clip_vision_model", "metaclip_2_vision_model")
-"""Vision encoders whose tokens are normalized by `post_layernorm`, as in METER; transformers normalizes only their class token."""
+"""Vision encoders whose tokens are normalized by `post_layernorm`, as in METER; transformers normalizes only their
+class token."""
 CAUSAL = ("clip_text_model", "metaclip_2_text_model")
 """Text encoders of transformers in which a token attends to earlier ones only."""
 BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "chinese_clip_text_model")
@@ -59,11 +63,13 @@ class FeatureSpec:
     DEFAULT: ClassVar[FeatureSpec]
     """The encoder's output as it is."""
     levels: tuple[int, ...] = ()
-    """Stages appended to the encoder's output: entries of a timm model's feature_info, or of a transformer's hidden states."""
+    """Stages appended to the encoder's output: entries of a timm model's feature_info, or of a transformer's hidden
+    states."""
     grid: int | None = None
     """Side of the square grid to which a feature map is averaged; None keeps the size of the map."""
     size: int | None = None
-    """Side in pixels of the input image, for timm's models with feature maps, which take any size; None keeps the encoder's own."""
+    """Side in pixels of the input image, for timm's models with feature maps, which take any size; None keeps the
+    encoder's own."""
 
 
 FeatureSpec.DEFAULT = FeatureSpec()
@@ -72,7 +78,8 @@ FeatureSpec.DEFAULT = FeatureSpec()
 def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
     """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model.
 
-    The spec is stored in the encoder's configuration. ModelError for a stage that the encoder does not have, or a size that it cannot take.
+    The spec is stored in the encoder's configuration. ModelError for a stage that the encoder does not have, or a size
+    that it cannot take.
     """
     encoder: Any = _load(ref, "vision")
     if spec.levels:
@@ -82,7 +89,9 @@ def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
         setattr(encoder.config, GRID, spec.grid)
     if spec.size is not None:
         if encoder.config.model_type != TIMM or _has_positions(encoder):
-            raise ModelError(f"model.vision_size is for timm's models with feature maps, and {ref} is none", hint="leave it out")
+            raise ModelError(
+                f"model.vision_size is for timm's models with feature maps, and {ref} is none", hint="leave it out"
+            )
         encoder.config.pretrained_cfg["input_size"] = [3, spec.size, spec.size]
     network: nn.Module = encoder
     return network
@@ -91,7 +100,11 @@ def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
 def _check_levels(encoder: nn.Module, levels: tuple[int, ...], ref: str) -> None:
     widths = _level_widths(encoder)
     if any(not 0 <= level < len(widths) for level in levels) or len(set(levels)) < len(levels):
-        hint = f"known: 0 to {len(widths) - 1}, each once" if widths else "timm's models with feature maps and transformers have some"
+        hint = (
+            f"known: 0 to {len(widths) - 1}, each once"
+            if widths
+            else "timm's models with feature maps and transformers have some"
+        )
         raise ModelError(f"model.vision_levels is {list(levels)}, not stages of {ref}", hint=hint)
 
 
@@ -108,11 +121,15 @@ def _load(ref: str, side: Side) -> nn.Module:
         if side == "text" and hasattr(own or config, "vocab_size"):
             num_text_positions(own or config)  # refuses T5 and other relative positions before weights are opened
         # The type is given, since transformers 5 otherwise keeps that of the file, which may be float16.
-        whole, report = encoder_class(config).from_pretrained(**source, config=config, dtype=torch.float32, output_loading_info=True)
+        whole, report = encoder_class(config).from_pretrained(
+            **source, config=config, dtype=torch.float32, output_loading_info=True
+        )
     # AutoModel knows the text side of CLIP alone, so the side of a model of two is taken from the whole.
     encoder = whole if own is None else getattr(whole, f"{side}_model", None)
     if encoder is None or (own is not None and not hasattr(transformers, type(encoder).__name__)):
-        raise ModelError(f"{ref} is a {config.model_type} model, whose {side} side cannot be taken alone", hint=HINTS[side])
+        raise ModelError(
+            f"{ref} is a {config.model_type} model, whose {side} side cannot be taken alone", hint=HINTS[side]
+        )
     prefix = "" if own is None else f"{side}_model."
     missing = (name.removeprefix(prefix) for name in report["missing_keys"] if name.startswith(prefix))
     # A checkpoint may lack a pooler: only tokens are read.
@@ -130,7 +147,9 @@ def _check_inputs(encoder: Any, ref: str, side: Side) -> None:
         read = f"{ref} is a {encoder.config.model_type} model and reads {found}, expected one that reads {expected}"
         raise ModelError(read, hint=HINTS[side])
     parameters = inspect.signature(encoder.forward).parameters.values()
-    required = [each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+    required = [
+        each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
     if others := [name for name in required if name != expected]:
         found = f"{ref} is a {encoder.config.model_type} model, which needs {' and '.join(others)} besides {expected}"
         raise ModelError(found, hint="take a model of a fixed image size" if side == "vision" else HINTS[side])
@@ -146,15 +165,19 @@ def encoder_class(config: Any) -> Any:
     """What loads an encoder of this configuration: AutoModel, or a class that AutoModel does not know."""
     if type(config) in MODEL_MAPPING:
         return AutoModel
-    # AutoModel knows few sides of CLIP-like models. Their classes are named as their configurations, such as SiglipTextConfig.
+    # AutoModel knows few sides of CLIP-like models. Their classes are named as their configurations, such as
+    # SiglipTextConfig.
     return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")
 
 
 @torch.no_grad()
 def check_sides(
-    preprocess: Preprocess, vision: tuple[str, Callable[[ImageBatch], object]], text: tuple[str, Callable[[TextBatch], object]]
+    preprocess: Preprocess,
+    vision: tuple[str, Callable[[ImageBatch], object]],
+    text: tuple[str, Callable[[TextBatch], object]],
 ) -> None:
-    """ModelError, which names the encoder, if an image or a caption does not pass through it; each is a reference and what encodes."""
+    """ModelError, which names the encoder, if an image or a caption does not pass through it; each is a reference and
+    what encodes."""
     size = preprocess.image_size_px
     sides: tuple[tuple[str, Side, Callable[[], object]], ...] = (
         (vision[0], "vision", lambda: vision[1](preprocess.images([Image.new("RGB", (size, size))]))),
@@ -170,11 +193,14 @@ def check_sides(
 
 
 def load_processor(ref: str, config: Any) -> Any:
-    """The image processor of a vision encoder's folder or Hub id; that of a timm model follows from its configuration."""
+    """The image processor of a vision encoder's folder or Hub id; that of a timm model follows from its
+    configuration."""
     if config.model_type != TIMM:
         return load_image_processor(ref)
     with needing_timm(ref):
-        return transformers.TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
+        return transformers.TimmWrapperImageProcessor(
+            pretrained_cfg=config.pretrained_cfg, architecture=config.architecture
+        )
 
 
 @contextmanager
@@ -188,7 +214,8 @@ def needing_timm(what: object) -> Iterator[None]:
 
 
 def config_tables(vision_config: Any, text_config: Any) -> dict[str, Any]:
-    """The configurations of both encoders for config.json, without the place that they were loaded from, which may be a local folder."""
+    """The configurations of both encoders for config.json, without the place that they were loaded from, which may be a
+    local folder."""
     tables = {"vision": vision_config.to_dict(), "text": text_config.to_dict()}
     for table in tables.values():
         table.pop("_name_or_path", None)
@@ -208,12 +235,16 @@ def spec_of(config: Any) -> FeatureSpec:
 
 
 def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
-    """Tokens of images, I x V x W: the encoder's output, with the stages of its spec appended along the width, position by position."""
+    """Tokens of images, I x V x W: the encoder's output, with the stages of its spec appended along the width, position
+    by position."""
     spec = spec_of(encoder.config)
     if spec.levels and encoder.config.model_type == TIMM:
         states, maps = encoder.timm_model.forward_intermediates(pixel_values, indices=list(spec.levels))
-        # Earlier maps are larger: each position of the output gets the mean over the positions that it was computed from.
-        states = torch.cat([states, *(functional.adaptive_avg_pool2d(stage, states.shape[2:]) for stage in maps)], dim=1)
+        # Earlier maps are larger: each position of the output gets the mean over the positions that it was computed
+        # from.
+        states = torch.cat(
+            [states, *(functional.adaptive_avg_pool2d(stage, states.shape[2:]) for stage in maps)], dim=1
+        )
         return to_tokens(states, width, spec.grid)
     output = encoder(pixel_values=pixel_values, output_hidden_states=bool(spec.levels))
     states = output.last_hidden_state
@@ -227,8 +258,8 @@ def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
 def attention_mask(encoder: Any, texts: TextBatch) -> Tensor | None:
     """The mask for a text encoder of transformers, in a form of which it reads no number.
 
-    Given one number per token, the encoder first asks whether there is padding, and waits for the GPU. Here the copy of the mask on the
-    CPU answers that.
+    Given one number per token, the encoder first asks whether there is padding, and waits for the GPU. Here the copy of
+    the mask on the CPU answers that.
     """
     kind = encoder.config.model_type
     if kind in CAUSAL:
@@ -249,7 +280,8 @@ def _is_traced() -> bool:
 def in_kernel_order(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
     """Images for this encoder, channels last if it consists of convolutions.
 
-    The kernels of CPUs and GPUs compute a pixel's channels together: 1.04 to 1.29 times as fast, and equal up to rounding.
+    The kernels of CPUs and GPUs compute a pixel's channels together: 1.04 to 1.29 times as fast, and equal up to
+    rounding.
     """
     return pixel_values.contiguous(memory_format=torch.channels_last) if _is_convolutional(encoder) else pixel_values
 
@@ -263,14 +295,17 @@ def _is_convolutional(encoder: nn.Module) -> bool:
 def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
     """Tokens unchanged; a feature map, I x C x h x w or I x h x w x C, as its mean and then its positions.
 
-    A square number of tokens is a map as well, since an encoder with a class token has one more. With `grid`, the positions of a map are
-    averaged to grid x grid; the mean is still that of the whole map. ModelError for `grid` without a map.
+    A square number of tokens is a map as well, since an encoder with a class token has one more. With `grid`, the
+    positions of a map are averaged to grid x grid; the mean is still that of the whole map. ModelError for `grid`
+    without a map.
     """
     if states.ndim == 3:
         side = math.isqrt(states.shape[1])
         if side**2 != states.shape[1]:
             if grid is not None:
-                raise ModelError(f"model.vision_grid is for encoders with feature maps, and this one gives {states.shape[1]} tokens")
+                raise ModelError(
+                    f"model.vision_grid is for encoders with feature maps, and this one gives {states.shape[1]} tokens"
+                )
             return states
         states = states.unflatten(1, (side, side)).movedim(3, 1)
     elif states.shape[1] != width:
@@ -280,14 +315,16 @@ def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
 
 
 def image_width(encoder: Any) -> int:
-    """Width W of a vision encoder's tokens, or the number of channels of its feature map, including the stages of its spec."""
+    """Width W of a vision encoder's tokens, or the number of channels of its feature map, including the stages of its
+    spec."""
     levels = spec_of(encoder.config).levels
     widths = _level_widths(encoder) if levels else []
     return _output_width(encoder) + sum(widths[level] for level in levels)
 
 
 def _level_widths(encoder: Any) -> list[int]:
-    """The width of each stage that can be appended to the output; empty if stages and output differ in their positions."""
+    """The width of each stage that can be appended to the output; empty if stages and output differ in their
+    positions."""
     config = encoder.config
     if config.model_type == TIMM:
         # A model with tokens gives its stages as maps, without the class token.
@@ -299,7 +336,8 @@ def _level_widths(encoder: Any) -> list[int]:
 
 
 def _has_positions(encoder: Any) -> bool:
-    """Whether a timm model has tokens with position embeddings, whose number fixes the image size, and no feature map."""
+    """Whether a timm model has tokens with position embeddings, whose number fixes the image size, and no feature
+    map."""
     return hasattr(encoder.timm_model, "pos_embed")
 
 
@@ -331,7 +369,9 @@ class EncoderPair:
     def digest(self) -> str:
         """See `Encoders.digest`."""
         both = nn.ModuleDict({"vision": self.vision, "text": self.text})
-        return digest_of(both, config=config_tables(self.vision.config, self.text.config), preprocess=self.preprocess.settings)
+        return digest_of(
+            both, config=config_tables(self.vision.config, self.text.config), preprocess=self.preprocess.settings
+        )
 
     @property
     def text_digest(self) -> str:
@@ -352,7 +392,9 @@ class EncoderPair:
     @property
     def is_frozen(self) -> bool:
         """Whether training leaves both encoders unchanged, as it does those of the paper's student."""
-        return not any(parameter.requires_grad for encoder in (self.vision, self.text) for parameter in encoder.parameters())
+        return not any(
+            parameter.requires_grad for encoder in (self.vision, self.text) for parameter in encoder.parameters()
+        )
 
     def freeze(self) -> None:
         """Leave both encoders unchanged in training, and in eval mode."""
@@ -363,8 +405,9 @@ class EncoderPair:
     def restore_eval_mode(self) -> None:
         """Undo `Module.train` where it would change features.
 
-        Frozen encoders apply no dropout, since their features may be computed once. BatchNorm keeps its trained statistics even in an
-        encoder that is trained: those of a batch would make an image's features depend on its neighbors.
+        Frozen encoders apply no dropout, since their features may be computed once. BatchNorm keeps its trained
+        statistics even in an encoder that is trained: those of a batch would make an image's features depend on its
+        neighbors.
         """
         is_frozen = self.is_frozen
         for encoder in (self.vision, self.text):
@@ -433,7 +476,9 @@ class Projections(nn.Module):
         with torch.autocast(tokens_TLW.device.type, enabled=False):
             tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
             real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
-            return self._project(self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1))
+            return self._project(
+                self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1)
+            )
 
     def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
         # The width as a plain number: tracing (`onnx.export_text_tower`) would take that of the tensor as a variable.

@@ -27,12 +27,13 @@ def new_coattention(
     seed: int = 0,
     dual_init: str | None = None,
 ) -> CoAttentionScorer:
-    """A co-attention scorer over two pretrained encoders (folders or Hub ids); the fusion is new. ModelError if they do not fit together.
+    """A co-attention scorer over two pretrained encoders (folders or Hub ids); the fusion is new. ModelError if they do
+    not fit together.
 
-    `vision_ref` names any backbone of transformers or timm that gives tokens or a feature map, `text_ref` any text model of AutoModel; of a
-    CLIP-like model one side is taken. `features` says which outputs of the vision encoder are read. `dual_init` names a dual encoder over
-    the same encoders: its logit is added to the fusion's, which starts at 0. Equal seeds give equal weights; the global random state is not
-    touched.
+    `vision_ref` names any backbone of transformers or timm that gives tokens or a feature map, `text_ref` any text
+    model of AutoModel; of a CLIP-like model one side is taken. `features` says which outputs of the vision encoder are
+    read. `dual_init` names a dual encoder over the same encoders: its logit is added to the fusion's, which starts at
+    0. Equal seeds give equal weights; the global random state is not touched.
     """
     vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
@@ -58,11 +59,15 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None
     dual = load_dual(ref)
     if not isinstance(dual, FrozenDual):
         hint = "train one with model.kind dual, model.start new, model.vision, model.text and model.frozen_encoders"
-        raise ModelError(f"{ref} is a dual encoder whose own encoders were trained, expected one over frozen {encoders}", hint=hint)
+        raise ModelError(
+            f"{ref} is a dual encoder whose own encoders were trained, expected one over frozen {encoders}", hint=hint
+        )
     found, expected = dual.encoders.digest, scorer.encoders.digest
     if found != expected:
         hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
-        raise ModelError(f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint)
+        raise ModelError(
+            f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint
+        )
     scorer.network.start_from(dual.network.projections)
 
 

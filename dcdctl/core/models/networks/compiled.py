@@ -1,8 +1,9 @@
 """Encoders compiled by torch.compile, in the forward passes that ask for it (`Compute.compile`).
 
-A compiled encoder takes inputs of one shape: that of the first batch. A batch with a few rows less is padded to it. Any other batch, such
-as the last one of a corpus, is computed without the compiled encoder, because compiling takes a minute or more. So only encoders whose
-inputs have one shape are compiled: images of one size, and captions that are padded to a fixed length.
+A compiled encoder takes inputs of one shape: that of the first batch. A batch with a few rows less is padded to it. Any
+other batch, such as the last one of a corpus, is computed without the compiled encoder, because compiling takes a
+minute or more. So only encoders whose inputs have one shape are compiled: images of one size, and captions that are
+padded to a fixed length.
 
 Shape letters: N rows of a batch.
 """
@@ -25,11 +26,14 @@ BACKEND = "inductor"
 FEWEST_ROWS = 8
 """Smaller batches are not compiled: single queries, and the trial batches of a pass."""
 ROWS_MULTIPLE = 8
-"""In a training the first number of rows is rounded up to a multiple, because steps differ a little in the number of their images."""
+"""In a training the first number of rows is rounded up to a multiple, because steps differ a little in the number of
+their images."""
 PADDED_SHARE = 0.75
-"""Smallest share of the compiled rows that is padded; below it, the padding takes more time than the compiled encoder saves."""
+"""Smallest share of the compiled rows that is padded; below it, the padding takes more time than the compiled encoder
+saves."""
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""Largest difference of a compiled row from the same row without compilation, relative to its length; by the type to compute in."""
+"""Largest difference of a compiled row from the same row without compilation, relative to its length; by the type to
+compute in."""
 
 Run = Callable[[Any, Tensor], Tensor]
 """An encoder and its N inputs to N outputs."""
@@ -42,7 +46,8 @@ class _HasSides(Protocol):
 
 
 class _Programs(dict[tuple[Any, ...], "_Program"]):
-    """The compiled forms of an encoder, by side and mode. A copy of the encoder has other weights, and starts without any."""
+    """The compiled forms of an encoder, by side and mode. A copy of the encoder has other weights, and starts without
+    any."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Programs:
         return _Programs()
@@ -72,8 +77,8 @@ def require_compiled_sides(*loaded: _HasSides) -> None:
 def run_encoder(side: str, encoder: nn.Module, run: Run, rows: Tensor) -> Tensor:
     """`run(encoder, rows)`, by a compiled form of it in a forward pass that asks for it.
 
-    The first compiled batch of each mode is also computed without compilation: ModelError if the two differ by more than rounding, or if
-    the encoder cannot be compiled.
+    The first compiled batch of each mode is also computed without compilation: ModelError if the two differ by more
+    than rounding, or if the encoder cannot be compiled.
     """
     if not devices.is_compiling_asked():
         return run(encoder, rows)
@@ -106,7 +111,9 @@ def _compiled(run: Run, rows: Tensor) -> _Program:
     # With this option dropout draws what it draws without compilation, so both passes of a split batch drop the same.
     options: dict[str, Any] | None = {"fallback_random": True} if BACKEND == "inductor" else None
     count = -(-len(rows) // ROWS_MULTIPLE) * ROWS_MULTIPLE if torch.is_grad_enabled() else len(rows)
-    return _Program(torch.compile(own, backend=BACKEND, dynamic=False, fullgraph=True, options=options), (count, *rows.shape[1:]))
+    return _Program(
+        torch.compile(own, backend=BACKEND, dynamic=False, fullgraph=True, options=options), (count, *rows.shape[1:])
+    )
 
 
 def _checked(program: _Program, run: Run, encoder: nn.Module, rows: Tensor) -> Tensor:
@@ -115,7 +122,8 @@ def _checked(program: _Program, run: Run, encoder: nn.Module, rows: Tensor) -> T
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     tolerance = TOLERANCES[autocast or torch.float32]
     name = type(encoder).__name__
-    # Both draw the same dropout. Weights that are cast without a graph must not stay in the cache of the autocast around this.
+    # Both draw the same dropout. Weights that are cast without a graph must not stay in the cache of the autocast
+    # around this.
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.no_grad(),
@@ -133,8 +141,12 @@ def _checked(program: _Program, run: Run, encoder: nn.Module, rows: Tensor) -> T
         raise ModelError(f"{name} cannot be compiled: {reason}", hint=HINT) from error
     difference = _largest_difference(found.detach(), expected)
     if not difference <= tolerance:
-        problem = f"the compiled {name} differs from the one without compilation by {difference:.1e} of an output's length"
-        raise ModelError(f"{problem}, at most {tolerance:.0e} is rounding", hint=f"{HINT}; a report to PyTorch may help others")
+        problem = (
+            f"the compiled {name} differs from the one without compilation by {difference:.1e} of an output's length"
+        )
+        raise ModelError(
+            f"{problem}, at most {tolerance:.0e} is rounding", hint=f"{HINT}; a report to PyTorch may help others"
+        )
     return found
 
 
@@ -149,6 +161,7 @@ def _padded(rows: Tensor, count: int) -> Tensor:
     missing = count - len(rows)
     if not missing:
         return rows
-    # In the mode that the rows were made in: to torch a tensor of inference mode is another input, for which it would compile again.
+    # In the mode that the rows were made in: to torch a tensor of inference mode is another input, for which it would
+    # compile again.
     with torch.inference_mode(rows.is_inference()):
         return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

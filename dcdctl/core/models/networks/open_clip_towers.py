@@ -10,11 +10,13 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.networks.towers import Tower
 
 TIMM_LAYERS = ("blocks", "stages")
-"""What encoders of timm call their layers: the blocks of a ViT, the stages of a convolutional encoder such as MobileCLIP's FastViT."""
+"""What encoders of timm call their layers: the blocks of a ViT, the stages of a convolutional encoder such as
+MobileCLIP's FastViT."""
 
 
 def find_towers(network: Any) -> tuple[Tower, Tower]:
-    """The image and the text encoder; ModelError for an image encoder without a list of layers, such as a ResNet of OpenAI."""
+    """The image and the text encoder; ModelError for an image encoder without a list of layers, such as a ResNet of
+    OpenAI."""
     return _image_tower(network.visual), _text_tower(network)
 
 
@@ -23,13 +25,18 @@ def _image_tower(visual: Any) -> Tower:
         return _timm_tower(visual.trunk)
     if not hasattr(visual, "transformer"):
         raise _without_layers(visual)
-    return Tower("image", "network.visual", visual, projection="network.visual.proj", layers_name="transformer.resblocks")
+    return Tower(
+        "image", "network.visual", visual, projection="network.visual.proj", layers_name="transformer.resblocks"
+    )
 
 
 def _timm_tower(trunk: Any) -> Tower:
-    """An encoder of timm. Its classifier is the projection, if it has one; otherwise the projection lies behind the encoder."""
+    """An encoder of timm. Its classifier is the projection, if it has one; otherwise the projection lies behind the
+    encoder."""
     name, classifier = "network.visual.trunk", trunk.default_cfg.get("classifier")
-    layers = next((each for each in TIMM_LAYERS if isinstance(getattr(trunk, each, None), nn.Sequential | nn.ModuleList)), None)
+    layers = next(
+        (each for each in TIMM_LAYERS if isinstance(getattr(trunk, each, None), nn.Sequential | nn.ModuleList)), None
+    )
     if layers is None or not isinstance(classifier, str):
         raise _without_layers(trunk)
     return Tower("image", name, trunk, projection=f"{name}.{classifier}", layers_name=layers)
@@ -42,7 +49,9 @@ def _text_tower(network: Any) -> Tower:
     if getattr(text, "config", None) is not None:
         # An encoder of transformers, with the projection behind it.
         return Tower("text", "network.text.transformer", text.transformer)
-    return Tower("text", "network.text", text, projection="network.text.text_projection", layers_name="transformer.resblocks")
+    return Tower(
+        "text", "network.text", text, projection="network.text.text_projection", layers_name="transformer.resblocks"
+    )
 
 
 def _inlined_text_tower(network: Any) -> Tower:
@@ -55,4 +64,6 @@ def _inlined_text_tower(network: Any) -> Tower:
 
 
 def _without_layers(encoder: nn.Module) -> ModelError:
-    return ModelError(f"the image encoder ({type(encoder).__name__}) has no list of layers", hint="set model.trained to all")
+    return ModelError(
+        f"the image encoder ({type(encoder).__name__}) has no list of layers", hint="set model.trained to all"
+    )

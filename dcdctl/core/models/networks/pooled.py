@@ -1,4 +1,5 @@
-"""The frozen towers of a dual encoder whose projections are trained: a feature is one pooled output for each image and each caption.
+"""The frozen towers of a dual encoder whose projections are trained: a feature is one pooled output for each image and
+each caption.
 
 Shape letters: I images, T texts, W width of a tower.
 """

@@ -1,7 +1,8 @@
-"""The two towers of a dual encoder: the parts that a training changes, how deep a parameter lies, and layers that are left out.
+"""The two towers of a dual encoder: the parts that a training changes, how deep a parameter lies, and layers that are
+left out.
 
-A tower is an image or a text encoder: embeddings, then layers, then final norms or a head. Its projection maps the pooled output to the
-joint space.
+A tower is an image or a text encoder: embeddings, then layers, then final norms or a head. Its projection maps the
+pooled output to the joint space.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class TrainedParts:
     """The parts of a dual encoder that a training changes; the logit scale and bias always belong to them."""
 
     which: Literal["all", "last-layers", "projections", "lora"] = "all"
-    """last-layers: the last `num_layers` of each tower, with what follows them. projections: only these. lora: low-rank adapters of all
-    linear layers of both towers, and the projections."""
+    """last-layers: the last `num_layers` of each tower, with what follows them. projections: only these. lora: low-rank
+    adapters of all linear layers of both towers, and the projections."""
     num_layers: int = 0
     rank: int = 8
     """lora: inner dimension r of an adapter."""
@@ -44,13 +45,15 @@ class Tower:
     """Dotted name of the encoder in the model."""
     module: Any
     projection: str = ""
-    """Dotted name of the projection in the model, a module or a parameter, if it lies inside the encoder (SigLIP's texts)."""
+    """Dotted name of the projection in the model, a module or a parameter, if it lies inside the encoder (SigLIP's
+    texts)."""
     layers_name: str = ""
     """Dotted name of the layers in the encoder; empty for its outermost ModuleList."""
 
     @property
     def layers(self) -> tuple[str, nn.ModuleList | nn.Sequential]:
-        """The dotted name in the model, and the layers, first to last; ModelError for an encoder without a list of layers."""
+        """The dotted name in the model, and the layers, first to last; ModelError for an encoder without a list of
+        layers."""
         if self.layers_name:
             return f"{self.name}.{self.layers_name}", self.module.get_submodule(self.layers_name)
         # The outermost list: layers may hold lists of their own.
@@ -58,7 +61,8 @@ class Tower:
             if isinstance(module, nn.ModuleList) and len(module):
                 return f"{self.name}.{name}", module
         raise ModelError(
-            f"the {self.side} encoder ({self.module.config.model_type}) has no list of layers", hint="set model.trained to all"
+            f"the {self.side} encoder ({self.module.config.model_type}) has no list of layers",
+            hint="set model.trained to all",
         )
 
     def contains(self, parameter: ParameterName) -> bool:
@@ -73,7 +77,8 @@ class Tower:
         return frozenset(name for name, _ in self.module.named_parameters(prefix=self.name))
 
     def depth_of(self, parameter: ParameterName) -> int:
-        """Distance of one of its parameters from the top: 0 behind the layers, 1 in the last layer, N + 1 before the N layers."""
+        """Distance of one of its parameters from the top: 0 behind the layers, 1 in the last layer, N + 1 before the N
+        layers."""
         prefix, layers = self.layers
         if parameter.startswith(f"{prefix}."):
             return len(layers) - int(parameter.removeprefix(f"{prefix}.").partition(".")[0])
@@ -96,7 +101,9 @@ def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts
     if parts.which == "last-layers":
         for tower in towers:
             if parts.num_layers > (found := len(tower.layers[1])):
-                raise ModelError(f"model.trained_layers is {parts.num_layers}, and the {tower.side} encoder has {found} layers")
+                raise ModelError(
+                    f"model.trained_layers is {parts.num_layers}, and the {tower.side} encoder has {found} layers"
+                )
     for name, parameter in model.named_parameters():
         is_trained = parts.which == "all" or not any(tower.contains(name) for tower in towers)
         if parts.which == "last-layers":
@@ -106,7 +113,8 @@ def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts
 
 
 def use_eval_mode_where_frozen(network: nn.Module) -> None:
-    """Undo `Module.train` in modules whose parameters are all frozen: their outputs have no dropout, so they may be stored."""
+    """Undo `Module.train` in modules whose parameters are all frozen: their outputs have no dropout, so they may be
+    stored."""
     if all(parameter.requires_grad for parameter in network.parameters()):
         return
     for module in network.modules():
@@ -116,7 +124,8 @@ def use_eval_mode_where_frozen(network: nn.Module) -> None:
 
 
 def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
-    """Remove all other layers of a tower, and give their number to its configurations; `config` is the one that is saved.
+    """Remove all other layers of a tower, and give their number to its configurations; `config` is the one that is
+    saved.
 
     ModelError for layers that the tower lacks, and for one whose layers differ in their form.
     """
@@ -126,7 +135,10 @@ def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
     # Swin and similar encoders have stages of several depths, EfficientNet blocks of several forms.
     has_stages = hasattr(config, "depths") or hasattr(config, "num_block_repeats")
     if has_stages or getattr(config, "num_hidden_layers", None) != len(layers):
-        found = f"{field} chooses layers, and those of the {tower.side} encoder ({tower.module.config.model_type}) differ in their form"
+        found = (
+            f"{field} chooses layers, and those of the {tower.side} encoder ({tower.module.config.model_type}) "
+            "differ in their form"
+        )
         raise ModelError(found, hint=f"leave {field} out")
     if kept and not 0 <= kept[0] <= kept[-1] < len(layers):
         raise ModelError(f"{field} is {list(kept)}, and the {tower.side} encoder has layers 0 to {len(layers) - 1}")
@@ -142,7 +154,8 @@ def require_peft() -> None:
 
 
 def add_adapters(network: nn.Module, towers: Sequence[Tower], parts: TrainedParts) -> Any:
-    """Put LoRA adapters into a network (the first part of the towers' names), in place; returns PEFT's view of it, which merges them.
+    """Put LoRA adapters into a network (the first part of the towers' names), in place; returns PEFT's view of it,
+    which merges them.
 
     The outputs do not change, because B is 0. ModelError for a tower whose layers hold no linear layers.
     """
@@ -163,6 +176,9 @@ def _linear_layers(tower: Tower) -> Iterator[str]:
     _, _, path = prefix.partition(".")
     names = [f"{path}.{name}" for name, module in layers.named_modules() if type(module) is nn.Linear]
     if not names:
-        found = f"the layers of the {tower.side} encoder ({tower.module.config.model_type}) hold no linear layers for LoRA adapters"
+        found = (
+            f"the layers of the {tower.side} encoder ({tower.module.config.model_type}) hold no linear layers "
+            "for LoRA adapters"
+        )
         raise ModelError(found, hint="set model.trained to last-layers")
     yield from names

@@ -26,18 +26,26 @@ MAX_TEXT_LEN = 40
 
 
 def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The weights and the run's configuration in a checkpoint's contents; the configuration is empty if the file has none."""
+    """The weights and the run's configuration in a checkpoint's contents; the configuration is empty if the file has
+    none."""
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    state = {key: value for key, value in weights.items() if isinstance(value, Tensor)} if isinstance(weights, Mapping) else {}
+    state = (
+        {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+        if isinstance(weights, Mapping)
+        else {}
+    )
     if not state:
-        raise ModelError(f"{path} holds no weights", hint="a checkpoint is {'state_dict': ...}, or the weights themselves")
+        raise ModelError(
+            f"{path} holds no weights", hint="a checkpoint is {'state_dict': ...}, or the weights themselves"
+        )
     # Lightning keeps the run's configuration in hyper_parameters, under "config".
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
 
 
 def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head that ranks: `rank_output`. A pre-training checkpoint has none, and the "match" row of its matching head is used."""
+    """The head that ranks: `rank_output`. A pre-training checkpoint has none, and the "match" row of its matching head
+    is used."""
     # In a fine-tuned checkpoint the two heads differ: `rank_output` started as that row and was trained on its own.
     head = {name: state[name] for name in ("rank_output.weight", "rank_output.bias") if name in state}
     for part in ("weight", "bias"):
@@ -57,9 +65,11 @@ def make_preprocess(
     tokenizer: str,
     image_transform: Literal["", "meter"] = "",
 ) -> Preprocess:
-    """The preprocessing of a checkpoint: the user's overrides come first, then the run's configuration, then the official defaults.
+    """The preprocessing of a checkpoint: the user's overrides come first, then the run's configuration, then the
+    official defaults.
 
-    `tokenizer` is the official one; `text_config` gives the size of the model's vocabulary and its number of text positions.
+    `tokenizer` is the official one; `text_config` gives the size of the model's vocabulary and its number of text
+    positions.
     """
     loaded = load_tokenizer(overrides.tokenizer or tokenizer, use=TOKENIZER_HINT)
     check_vocabulary(loaded, text_config.vocab_size)

@@ -1,7 +1,9 @@
-"""Official checkpoints of METER (meter_clip16_288_roberta_flickr.ckpt and similar) and of DCD: parameter names, and sizes from tensors.
+"""Official checkpoints of METER (meter_clip16_288_roberta_flickr.ckpt and similar) and of DCD: parameter names, and
+sizes from tensors.
 
-There are three kinds. A retrieval checkpoint has `rank_output`. A pre-training checkpoint has none, and row 1 ("match") of its matching
-head is used. The checkpoint of a DCD student also holds its teacher; the parts named `stu_` are the student.
+There are three kinds. A retrieval checkpoint has `rank_output`. A pre-training checkpoint has none, and row 1 ("match")
+of its matching head is used. The checkpoint of a DCD student also holds its teacher; the parts named `stu_` are the
+student.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from transformers import CLIPVisionConfig, RobertaConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionSize
-from dcdctl.core.models.families.coattention_scorer import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
+from dcdctl.core.models.families.coattention_scorer import (
+    POSITIONS,
+    CoAttentionScorer,
+    check_image_size,
+    load_weights,
+    resize_positions,
+)
 from dcdctl.core.models.official import make_preprocess, ranking_head
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
@@ -32,7 +40,13 @@ BASE_WIDTH, BASE_HEADS = 768, 12
 """Base sizes, for a file without its configuration: no tensor shows the number of heads."""
 STUDENT = "stu_"
 """Prefix of the student's own parts in a DCD checkpoint."""
-_FUSION = ("cross_modal_text_layers.", "cross_modal_image_layers.", "cross_modal_text_pooler.", "cross_modal_image_pooler.", "rank_output.")
+_FUSION = (
+    "cross_modal_text_layers.",
+    "cross_modal_image_layers.",
+    "cross_modal_text_pooler.",
+    "cross_modal_image_pooler.",
+    "rank_output.",
+)
 _PREFIXES = {
     "cross_modal_text_transform.": "text_transform.",
     "cross_modal_image_transform.": "image_transform.",
@@ -91,7 +105,9 @@ def is_meter(state: Mapping[str, Any]) -> bool:
     return any(name.startswith("cross_modal_") for name in state)
 
 
-def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path) -> CoAttentionScorer:
+def from_state(
+    state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path
+) -> CoAttentionScorer:
     """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
     weights, unused = to_network(state)
     if not weights.keys() >= _NEEDED:
@@ -181,7 +197,9 @@ def _configs(
         hidden_size=fusion_width,
         # Counted: `num_layers` in METER's configuration is not used for the fusion.
         num_layers=_count(shape, "text_layers."),
-        num_heads=_heads(overrides.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path),
+        num_heads=_heads(
+            overrides.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path
+        ),
         mlp_ratio=up // fusion_width,
         dropout=float(hyper.get("drop_rate", 0.1)),
     )
@@ -190,10 +208,14 @@ def _configs(
 
 def _heads(given: int | None, width: int, name: str, path: Path) -> int:
     if given is None and width != BASE_WIDTH:
-        raise ModelError(f"{path} does not give {name}, and its width is {width}", hint=f"set it with `--model-set {name}=N`")
+        raise ModelError(
+            f"{path} does not give {name}, and its width is {width}", hint=f"set it with `--model-set {name}=N`"
+        )
     count = given or BASE_HEADS
     if width % count:
-        raise ModelError(f"{path}: the width {width} is not a multiple of {name} {count}", hint=f"set it with `--model-set {name}=N`")
+        raise ModelError(
+            f"{path}: the width {width} is not a multiple of {name} {count}", hint=f"set it with `--model-set {name}=N`"
+        )
     return count
 
 

@@ -1,4 +1,5 @@
-"""Official ViLT checkpoints (vilt_irtr_f30k.ckpt and similar): parameter names, and the sizes that the files do not give."""
+"""Official ViLT checkpoints (vilt_irtr_f30k.ckpt and similar): parameter names, and the sizes that the files do not
+give."""
 
 from __future__ import annotations
 
@@ -81,7 +82,10 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
         layer, part, kind = f"vilt.encoder.layer.{block[1]}", block[2], block[3]
         if part == "attn.qkv":
             names = ("query", "key", "value")
-            return {f"{layer}.attention.attention.{name}.{kind}": third for name, third in zip(names, tensor.chunk(3), strict=True)}
+            return {
+                f"{layer}.attention.attention.{name}.{kind}": third
+                for name, third in zip(names, tensor.chunk(3), strict=True)
+            }
         return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
     # A buffer of older versions of transformers, not a weight.
     if key.endswith("position_ids"):
@@ -92,7 +96,9 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
     return {}
 
 
-def _config_of(weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_heads: int | None, path: Path) -> ViltConfig:
+def _config_of(
+    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_heads: int | None, path: Path
+) -> ViltConfig:
     """Sizes from the tensors. Heads and dropout, which no tensor shows, come from the configuration or the user."""
     text = "vilt.embeddings.text_embeddings"
     shapes = {name: tensor.shape for name, tensor in weights.items()}
@@ -105,9 +111,14 @@ def _config_of(weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_head
     num_heads = num_heads or hyper.get("num_heads") or (BASE_HEADS if width == BASE_WIDTH else None)
     if num_heads is None or width % num_heads:
         reason = (
-            f"its width {width} is not a multiple of {num_heads}" if num_heads else f"the file does not give it, and its width is {width}"
+            f"its width {width} is not a multiple of {num_heads}"
+            if num_heads
+            else f"the file does not give it, and its width is {width}"
         )
-        raise ModelError(f"{path}: number of attention heads unknown: {reason}", hint="set it with `--model-set num_attention_heads=N`")
+        raise ModelError(
+            f"{path}: number of attention heads unknown: {reason}",
+            hint="set it with `--model-set num_attention_heads=N`",
+        )
     return ViltConfig(
         vocab_size=shapes[f"{text}.word_embeddings.weight"][0],
         type_vocab_size=shapes[f"{text}.token_type_embeddings.weight"][0],

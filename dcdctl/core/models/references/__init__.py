@@ -1,1 +1,2 @@
-"""From the reference of a model to its files: the Hub, folders, published checkpoints, plug-ins, and checks before a network is built."""
+"""From the reference of a model to its files: the Hub, folders, published checkpoints, plug-ins, and checks before a
+network is built."""

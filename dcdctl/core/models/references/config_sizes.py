@@ -1,6 +1,7 @@
 """Sizes in the configuration of a model folder, compared with its weights before a library builds the model.
 
-A library builds as many layers as config.json says, which may take hours, and allocates what the weights lack, which may take terabytes.
+A library builds as many layers as config.json says, which may take hours, and allocates what the weights lack, which
+may take terabytes.
 """
 
 from __future__ import annotations
@@ -17,16 +18,27 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.references.folders import OPEN_CLIP_FILE
 
 WIDTHS = {
-    *("hidden_size", "hidden_sizes", "embedding_size", "embed_dim", "dim", "hidden_dim", "intermediate_size", "projection_dim"),
+    *(
+        "hidden_size",
+        "hidden_sizes",
+        "embedding_size",
+        "embed_dim",
+        "dim",
+        "hidden_dim",
+        "intermediate_size",
+        "projection_dim",
+    ),
     *("num_channels", "num_attention_heads", "n_heads", "num_heads", "num_key_value_heads"),
 }
 """Fields that are a dimension of some weight, or smaller than one."""
 ROWS = {"vocab_size", "type_vocab_size", "modality_type_vocab_size", "num_labels"}
-"""Fields that are the rows of a table. An encoder may have none of it, and its configuration the default of its library."""
+"""Fields that are the rows of a table. An encoder may have none of it, and its configuration the default of its
+library."""
 LAYERS = {"num_hidden_layers", "n_layers", "num_layers", "depths"}
 """Fields that count layers, each of which has weights."""
 OTHERS = {"max_position_embeddings", "image_size", "patch_size"}
-"""Fields that may exceed every dimension: rotary positions have no weights, and an image has more pixels than patches."""
+"""Fields that may exceed every dimension: rotary positions have no weights, and an image has more pixels than
+patches."""
 FIELDS = WIDTHS | ROWS | LAYERS | OTHERS
 OF_OPEN_CLIP = {"width": "hidden_size", "head_width": "hidden_size", "heads": "num_heads", "layers": "num_layers"}
 OF_OPEN_CLIP |= {"context_length": "max_position_embeddings"}
@@ -35,7 +47,8 @@ MIN_WIDTH, MIN_ROWS = 2**13, 2**19
 ALWAYS_ACCEPTED = {**dict.fromkeys(WIDTHS, MIN_WIDTH), **dict.fromkeys(ROWS, MIN_ROWS)}
 """Accepted whatever the weights are."""
 MAX_WIDTH = 2**16
-"""The largest accepted width where there are no safetensors, such as for a .bin file: several times that of the widest encoders."""
+"""The largest accepted width where there are no safetensors, such as for a .bin file: several times that of the widest
+encoders."""
 MAX_POSITIONS, MAX_IMAGE_SIZE = 2**22, 2**14
 """The largest accepted numbers of positions, and of pixels of a side."""
 MAX_LAYERS = 1000
@@ -44,7 +57,8 @@ HINT = "restore it, or name another model"
 
 
 def check_sizes(folder: Path) -> None:
-    """ModelError that names the file and the field if a size is no whole number, negative, or too large for the weights of the folder.
+    """ModelError that names the file and the field if a size is no whole number, negative, or too large for the weights
+    of the folder.
 
     Does nothing without a configuration, such as for a Hub id.
     """
@@ -66,7 +80,8 @@ def _check_file(path: Path, aliases: Mapping[str, str]) -> None:
 
 
 def _sizes(root: dict[str, Any], aliases: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
-    """The sizes in a configuration and in those of its encoders: dotted name, field and value; a list gives one for each item."""
+    """The sizes in a configuration and in those of its encoders: dotted name, field and value; a list gives one for
+    each item."""
     tables: list[tuple[str, dict[str, Any]]] = [("", root)]
     while tables:
         where, table = tables.pop()
@@ -74,7 +89,9 @@ def _sizes(root: dict[str, Any], aliases: Mapping[str, str]) -> Iterator[tuple[s
             name, field = f"{where}{found}", aliases.get(found, found)
             if field in FIELDS:
                 # A list within a list is no size.
-                yield from ((name, field, item) for item in (value if isinstance(value, list) else [value]) if item is not None)
+                yield from (
+                    (name, field, item) for item in (value if isinstance(value, list) else [value]) if item is not None
+                )
             elif isinstance(value, dict):
                 tables.append((f"{name}.", value))
 

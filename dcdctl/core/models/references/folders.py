@@ -1,4 +1,5 @@
-"""The type of the model in a folder, from the small files that its library wrote: a key of `load_save.FAMILIES`, if the model loads."""
+"""The type of the model in a folder, from the small files that its library wrote: a key of `load_save.FAMILIES`, if the
+model loads."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 SETTINGS_FILE = "dcdctl.json"
 OPEN_CLIP, OPEN_CLIP_FILE = "open_clip", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
-    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *(
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "open_clip_pytorch_model.pth",
+    ),
     *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
 """Names of weights, in the order in which open_clip looks for them."""
@@ -27,7 +33,16 @@ DECIDING = (CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FIL
 Pooling = Literal["mean", "cls"]
 """The vector of a text: the mean of its tokens, or the first one."""
 SAME_VECTORS = frozenset(
-    {"clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align", "vision-text-dual-encoder", "dcdctl-encoder-dual"}
+    {
+        "clip",
+        "metaclip_2",
+        "siglip",
+        "siglip2",
+        "chinese_clip",
+        "align",
+        "vision-text-dual-encoder",
+        "dcdctl-encoder-dual",
+    }
 )
 """Types of networks whose own vectors a SentenceTransformer without further modules gives."""
 
@@ -35,14 +50,17 @@ SAME_VECTORS = frozenset(
 def holds_model(folder: Path) -> bool:
     """Whether a folder has one of the files that `type_of` reads."""
     # The networks of sentence-transformers may be in folders of their own.
-    return any((folder / name).is_file() for name in (CONFIG_FILE, OPEN_CLIP_FILE, MODULES_FILE)) or is_cross_encoder(folder)
+    return any((folder / name).is_file() for name in (CONFIG_FILE, OPEN_CLIP_FILE, MODULES_FILE)) or is_cross_encoder(
+        folder
+    )
 
 
 def type_of(folder: Path) -> str | None:
-    """The type of the model in a folder; None if config.json does not give it. ModelError for a file that cannot be read.
+    """The type of the model in a folder; None if config.json does not give it. ModelError for a file that cannot be
+    read.
 
-    A folder that both transformers and open_clip read, as LAION's are, is one of transformers. A SentenceTransformer has the type of its
-    network if it gives that network's own vectors, or embeds texts alone.
+    A folder that both transformers and open_clip read, as LAION's are, is one of transformers. A SentenceTransformer
+    has the type of its network if it gives that network's own vectors, or embeds texts alone.
     """
     if is_cross_encoder(folder):
         return CROSS_ENCODER
@@ -56,7 +74,8 @@ def type_of(folder: Path) -> str | None:
 
 
 def open_clip_weights(names: Iterable[str]) -> list[str]:
-    """The file of weights that open_clip reads among these; all files of weights, if none has a name that it prefers."""
+    """The file of weights that open_clip reads among these; all files of weights, if none has a name that it
+    prefers."""
     found = [name for name in names if "/" not in name and Path(name).suffix in (".safetensors", ".bin", ".pth", ".pt")]
     return next(([name] for name in OPEN_CLIP_WEIGHTS if name in found), sorted(found))
 
@@ -80,7 +99,8 @@ def module_types(folder: Path) -> list[str]:
 def text_pooling(folder: Path) -> Pooling:
     """How the tokens of a text encoder become its vector: as its SentenceTransformer does it; the mean if it is none.
 
-    ModelError for a SentenceTransformer that does it in another way, or changes captions or vectors by further modules or prompts.
+    ModelError for a SentenceTransformer that does it in another way, or changes captions or vectors by further modules
+    or prompts.
     """
     modules = {str(module.get("type", "")).rpartition(".")[2]: module for module in _modules(folder)}
     others = [name for name in modules if name not in ("Transformer", "Pooling", "Normalize")]
@@ -95,7 +115,9 @@ def text_pooling(folder: Path) -> Pooling:
         others.append(f"pooling {mode}")
     if others:
         found = f"{folder} is a SentenceTransformer with {', '.join(others)}, which is not computed here"
-        raise ModelError(found, hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder")
+        raise ModelError(
+            found, hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder"
+        )
     return "cls" if mode == "cls" else "mean"
 
 
@@ -122,7 +144,11 @@ def _is_network_alone(folder: Path, model_type: object) -> bool:
     """Whether the vectors of a SentenceTransformer are those of its network, except for their lengths."""
     first, *others = (name.rpartition(".")[2] for name in module_types(folder))
     settings, prompts = _read(network_folder(folder) / MODULE_CONFIG_FILE), _read(folder / SENTENCE_TRANSFORMERS_FILE)
-    methods = {name: each.get("method") for name, each in (settings.get("modality_config") or {}).items() if isinstance(each, dict)}
+    methods = {
+        name: each.get("method")
+        for name, each in (settings.get("modality_config") or {}).items()
+        if isinstance(each, dict)
+    }
     return (
         model_type in SAME_VECTORS
         and first in ("Transformer", "CLIPModel")

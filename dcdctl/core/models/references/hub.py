@@ -1,7 +1,8 @@
-"""Models of the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION: which files are fetched, and the one error if they cannot be read.
+"""Models of the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION: which files are fetched, and the one error if they
+cannot be read.
 
-A model is fetched into the cache of huggingface_hub and then read as a folder: tokenizer, image processor and weights are of one commit,
-and no Python file is fetched unless dcdctl itself saved it there, which never runs it.
+A model is fetched into the cache of huggingface_hub and then read as a folder: tokenizer, image processor and weights
+are of one commit, and no Python file is fetched unless dcdctl itself saved it there, which never runs it.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ TIMEOUT_S = 10.0
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configurations and tokenizers."""
-_WEIGHTS = (re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors"), re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin"))
+_WEIGHTS = (
+    re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors"),
+    re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin"),
+)
 """Files of weights, and those that stand in for them. Files for other number types or runtimes have other names."""
 
 
 def is_id(ref: str) -> bool:
     """Whether a reference has the form OWNER/NAME or OWNER/NAME@REVISION."""
-    # The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.
+    # The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the
+    # network.
     match = _ID.fullmatch(ref)
     return match is not None and "/" in match["repo"]
 
@@ -52,7 +57,9 @@ def fetch(ref: str) -> Path:
     is_off = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES), endpoint=constants.ENDPOINT))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES), endpoint=constants.ENDPOINT)
+        )
     finally:
         if not is_off:
             enable_progress_bars()
@@ -94,16 +101,21 @@ _outer_problem: ContextVar[str] = ContextVar("outer_problem", default="")
 
 @contextmanager
 def reading(ref: str, use: str = "") -> Iterator[None]:
-    """The files of a repository are downloaded in the block; where the Hub does not answer, they are read from its cache.
+    """The files of a repository are downloaded in the block; where the Hub does not answer, they are read from its
+    cache.
 
-    ModelError if there is no such repository, or if the Hub does not answer and the cache lacks a file; `use` says how a folder is named
-    then. huggingface_hub logs nothing: it would try each file five times, and say so.
+    ModelError if there is no such repository, or if the Hub does not answer and the cache lacks a file; `use` says how
+    a folder is named then. huggingface_hub logs nothing: it would try each file five times, and say so.
     """
     if not _ID.fullmatch(ref):
-        raise ModelError(f"{ref} does not exist", hint="name a folder, or a model of the Hugging Face Hub as OWNER/NAME")
+        raise ModelError(
+            f"{ref} does not exist", hint="name a folder, or a model of the Hugging Face Hub as OWNER/NAME"
+        )
     was_offline = constants.HF_HUB_OFFLINE
     with data.hub_requests():
-        problem = (_outer_problem.get() or "HF_HUB_OFFLINE is set") if was_offline else _problem(ref, constants.ENDPOINT)
+        problem = (
+            (_outer_problem.get() or "HF_HUB_OFFLINE is set") if was_offline else _problem(ref, constants.ENDPOINT)
+        )
         token = _outer_problem.set(problem)
         constants.HF_HUB_OFFLINE = bool(problem)
         try:
@@ -119,11 +131,14 @@ def reading(ref: str, use: str = "") -> Iterator[None]:
 
 @lru_cache
 def _problem(ref: str, endpoint: str) -> str:
-    """Why the Hub cannot be asked for a repository; empty if it can. ModelError if the Hub has none of this name, or refuses it."""
+    """Why the Hub cannot be asked for a repository; empty if it can. ModelError if the Hub has none of this name, or
+    refuses it."""
     repo, revision = _parts(ref)
     page = f"{endpoint}/{repo}"
     try:
-        get_hf_file_metadata(hf_hub_url(repo, constants.CONFIG_NAME, revision=revision, endpoint=endpoint), timeout=TIMEOUT_S)
+        get_hf_file_metadata(
+            hf_hub_url(repo, constants.CONFIG_NAME, revision=revision, endpoint=endpoint), timeout=TIMEOUT_S
+        )
     except hub.EntryNotFoundError:
         return ""  # a repository without config.json, as the caller finds out
     # First, because it is a subclass of RepositoryNotFoundError.
@@ -134,10 +149,14 @@ def _problem(ref: str, endpoint: str) -> str:
         found = f"{ref} is no file or folder here, and {page} does not exist or is private ({_status(error)})"
         raise ModelError(found, hint="check the name; for a private model set HF_TOKEN") from error
     except hub.RevisionNotFoundError as error:
-        raise ModelError(f"{page} has no revision {revision} ({_status(error)})", hint=f"see {page}/tree/main") from error
+        raise ModelError(
+            f"{page} has no revision {revision} ({_status(error)})", hint=f"see {page}/tree/main"
+        ) from error
     except hub.HfHubHTTPError as error:
         if _status(error) in (401, 403):
-            raise ModelError(f"{page} was refused ({_status(error)})", hint="set HF_TOKEN to a token that may read it") from error
+            raise ModelError(
+                f"{page} was refused ({_status(error)})", hint="set HF_TOKEN to a token that may read it"
+            ) from error
         return f"it answered {_status(error)}"
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -149,7 +168,8 @@ def _status(error: hub.HfHubHTTPError) -> int:
 
 
 def _is_not_cached(error: BaseException | None) -> bool:
-    """Whether an error comes from a file that is not in the cache of the Hub; transformers raises OSError for some of them."""
+    """Whether an error comes from a file that is not in the cache of the Hub; transformers raises OSError for some of
+    them."""
     while error is not None:
         if isinstance(error, OSError | hub.OfflineModeIsEnabled):
             return True
@@ -159,7 +179,12 @@ def _is_not_cached(error: BaseException | None) -> bool:
 
 def _unreachable(ref: str, problem: str, use: str) -> ModelError:
     repo, revision = _parts(ref)
-    page, download = f"{constants.ENDPOINT}/{repo}", f"hf download {repo}" + (f" --revision {revision}" if revision else "")
-    found = f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
+    page, download = (
+        f"{constants.ENDPOINT}/{repo}",
+        f"hf download {repo}" + (f" --revision {revision}" if revision else ""),
+    )
+    found = (
+        f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
+    )
     use = use or f"give DIR in place of {ref}, such as `--teacher DIR`"
     return ModelError(found, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")

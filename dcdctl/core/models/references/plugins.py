@@ -1,7 +1,8 @@
 """Model families of other packages, by entry points of the group `dcdctl.models`.
 
 The name of an entry point is the `model_type` in config.json. Its object is a pair: "fusion" or "dual", and a function
-`load(ref, overrides, saved)` that returns a model of `protocols`, where `saved` is dcdctl.json, None where there is no such file.
+`load(ref, overrides, saved)` that returns a model of `protocols`, where `saved` is dcdctl.json, None where there is no
+such file.
 """
 
 from __future__ import annotations
@@ -29,18 +30,25 @@ class Plugin:
         """The model of a folder or Hub id. ModelError for a model of another kind than the package declares."""
         model = self.loader(ref, overrides, saved)
         if getattr(model, "kind", None) != self.kind:
-            found = f"the package {self.package} loads {ref} as {getattr(model, 'kind', type(model).__name__)}, and declares {self.kind}"
+            found = (
+                f"the package {self.package} loads {ref} as {getattr(model, 'kind', type(model).__name__)}, and "
+                f"declares {self.kind}"
+            )
             raise ModelError(found, hint=f"report it to the authors of {self.package}")
         return model
 
 
 def find(model_type: str) -> Plugin | None:
-    """The family of another package; None if no package brings it. ModelError, which names the package, for one that cannot be used."""
+    """The family of another package; None if no package brings it. ModelError, which names the package, for one that
+    cannot be used."""
     points = [point for point in entry_points(group=GROUP) if point.name == model_type]
     if not points:
         return None
     if len(points) > 1:
-        raise ModelError(f"several packages bring {model_type}: {', '.join(sorted(map(_package, points)))}", hint="remove all but one")
+        raise ModelError(
+            f"several packages bring {model_type}: {', '.join(sorted(map(_package, points)))}",
+            hint="remove all but one",
+        )
     (point,) = points
     hint = f"update or remove {_package(point)}"
     try:
@@ -48,11 +56,15 @@ def find(model_type: str) -> Plugin | None:
     # The import of another package may fail in any way.
     except Exception as error:
         problem = (
-            f"the package {_package(point)} brings {model_type}, but {point.value} cannot be imported ({type(error).__name__}: {error})"
+            f"the package {_package(point)} brings {model_type}, but {point.value} cannot be imported "
+            f"({type(error).__name__}: {error})"
         )
         raise ModelError(problem, hint=hint) from error
     if not (isinstance(found, tuple) and len(found) == 2 and found[0] in ("fusion", "dual") and callable(found[1])):
-        problem = f"the package {_package(point)} brings {model_type}, but {point.value} is {found!r}, expected a kind and a function"
+        problem = (
+            f"the package {_package(point)} brings {model_type}, but {point.value} is {found!r}, expected a "
+            "kind and a function"
+        )
         raise ModelError(problem, hint=hint)
     return Plugin(found[0], _package(point), found[1])
 

@@ -1,4 +1,5 @@
-"""Published teachers by name: the source of the checkpoint, the settings that it lacks, and the recalls that its authors report.
+"""Published teachers by name: the source of the checkpoint, the settings that it lacks, and the recalls that its
+authors report.
 
 Each is a TOML file in `data_manifests/teachers/`.
 """
@@ -71,13 +72,18 @@ def _read(path: Path) -> PublishedTeacher:
     return config.parse_toml(path, lambda table: config.build(PublishedTeacher, table))
 
 
-def locate(teacher: PublishedTeacher, overrides: Mapping[str, Any], track: Track = silent) -> tuple[str, dict[str, Any]]:
-    """The file or Hub id of a teacher, downloaded if necessary, and its settings; the given overrides take precedence."""
+def locate(
+    teacher: PublishedTeacher, overrides: Mapping[str, Any], track: Track = silent
+) -> tuple[str, dict[str, Any]]:
+    """The file or Hub id of a teacher, downloaded if necessary, and its settings; the given overrides take
+    precedence."""
     settings = {**teacher.overrides, **overrides}
     if teacher.hub:
         return teacher.hub, settings
     try:
-        fetched = data.fetch_file(RemoteFile(url=teacher.url, size=teacher.size, checksum=teacher.checksum), track=track)
+        fetched = data.fetch_file(
+            RemoteFile(url=teacher.url, size=teacher.size, checksum=teacher.checksum), track=track
+        )
     except SourceError as error:
         given = " ".join(f"--model-set {key}={value}" for key, value in settings.items())
         hint = f"download it on a machine with a network, then name the file instead of the teacher, with {given}"
@@ -90,10 +96,13 @@ def _folder() -> Path:
 
 
 def list_published() -> dict[str, Any]:
-    """JSON-able: data sets with counts, sources, files and licenses, and teachers with their sources and published recalls."""
+    """JSON-able: data sets with counts, sources, files and licenses, and teachers with their sources and published
+    recalls."""
     return {
         "data_sets": [_data_set(manifest) for manifest in data.known_manifests()],
-        "teachers": [{"name": name, "source": teacher.source, **config.to_table(teacher)} for name, teacher in known().items()],
+        "teachers": [
+            {"name": name, "source": teacher.source, **config.to_table(teacher)} for name, teacher in known().items()
+        ],
     }
 
 

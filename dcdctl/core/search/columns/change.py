@@ -1,4 +1,5 @@
-"""Columns of an existing index: set from a table of metadata, from corpora and from EXIF data, or dropped. Nothing is embedded."""
+"""Columns of an existing index: set from a table of metadata, from corpora and from EXIF data, or dropped. Nothing is
+embedded."""
 
 from __future__ import annotations
 
@@ -17,7 +18,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core import distributed
-from dcdctl.core.data import CAMERA_COLUMNS, MOMENT, PLACE_COLUMNS, Corpus, ImageColumns, columns_of_table, read_columns, read_exif
+from dcdctl.core.data import (
+    CAMERA_COLUMNS,
+    MOMENT,
+    PLACE_COLUMNS,
+    Corpus,
+    ImageColumns,
+    columns_of_table,
+    read_columns,
+    read_exif,
+)
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import commit, storage
@@ -38,7 +48,8 @@ class ColumnChanges:
     drop: tuple[str, ...] = ()
     """Columns to remove."""
     metadata: Path | pa.Table | None = None
-    """A CSV, JSON lines or Parquet file, or a table, that names an image in each row. Its values replace those of the images it names."""
+    """A CSV, JSON lines or Parquet file, or a table, that names an image in each row. Its values replace those of the
+    images it names."""
     chosen: tuple[str, ...] | None = None
     """The columns that are taken of it; None for all."""
     exif: bool = False
@@ -65,10 +76,13 @@ class _Values:
     where: str
 
 
-def change_columns(folder: Path, changes: ColumnChanges, read: ImageColumns | None = None, track: Track = silent) -> list[str]:
+def change_columns(
+    folder: Path, changes: ColumnChanges, read: ImageColumns | None = None, track: Track = silent
+) -> list[str]:
     """Change the columns of an index; `read` is what `changes.read` gave. Returns notes for the user.
 
-    InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values of another type.
+    InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values
+    of another type.
     """
     with distributed.lock(folder):
         notes: list[str] = []
@@ -82,7 +96,9 @@ def change_columns(folder: Path, changes: ColumnChanges, read: ImageColumns | No
     return notes
 
 
-def _changed(index: Index, changes: ColumnChanges, read: ImageColumns | None, notes: list[str], track: Track) -> pa.Table:
+def _changed(
+    index: Index, changes: ColumnChanges, read: ImageColumns | None, notes: list[str], track: Track
+) -> pa.Table:
     """The columns of all rows after the changes; adds to the notes."""
     columns = {name: index.values(name) for name in index.columns.names}
     for name in changes.drop:
@@ -112,7 +128,10 @@ def _set(columns: dict[str, pa.Array], new: _Values, index: Index) -> None:
         type_ = WIDER.get(frozenset((old.type, new.values.type)), new.values.type)
         old, values = (each if each.type == type_ else _widened(each, type_) for each in (old, new.values))
     except pa.ArrowInvalid as error:
-        found = f"column {new.name} of {index.folder} is {TYPES[old.type]}, and in {new.where} it is {TYPES[new.values.type]}"
+        found = (
+            f"column {new.name} of {index.folder} is {TYPES[old.type]}, and in {new.where} it is "
+            f"{TYPES[new.values.type]}"
+        )
         raise InputError(found, hint=f"rename it, or remove the old one with --drop-column {new.name}") from error
     columns[new.name] = pc.if_else(pa.array(new.is_set), values, old)
 
@@ -156,7 +175,10 @@ def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator
     used = np.unique(rows_of_table[is_named])
     if not (is_named & live).any():
         example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
-        found = f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as {read.images[0]!r}"
+        found = (
+            f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
+            f"{read.images[0]!r}"
+        )
         raise InputError(found, hint=f"name images as the index does, such as {example!r}")
     if unknown := len(read.images) - len(used):
         known = set(used.tolist())
@@ -169,8 +191,11 @@ def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator
         yield _Values(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
 
 
-def _of_exif(index: Index, columns: Mapping[str, pa.Array], types: Mapping[str, pa.DataType], track: Track) -> Iterator[_Values]:
-    """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data fill has a value."""
+def _of_exif(
+    index: Index, columns: Mapping[str, pa.Array], types: Mapping[str, pa.DataType], track: Track
+) -> Iterator[_Values]:
+    """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data fill
+    has a value."""
     told = [name for name in types if name != "year"]  # a table often has years
     is_read = np.ones(index.num_rows, np.bool_) if index.is_removed is None else ~index.is_removed
     if all(name in columns for name in types):
@@ -179,7 +204,11 @@ def _of_exif(index: Index, columns: Mapping[str, pa.Array], types: Mapping[str, 
     rows = np.flatnonzero(is_read)
     values: list[dict[str, Any]] = []
     chunks = [rows[start : start + EXIF_CHUNK].tolist() for start in range(0, len(rows), EXIF_CHUNK)]
-    with track("read EXIF", total=len(rows), unit="images") as advance, warnings.catch_warnings(), ThreadPoolExecutor(EXIF_THREADS) as pool:
+    with (
+        track("read EXIF", total=len(rows), unit="images") as advance,
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(EXIF_THREADS) as pool,
+    ):
         warnings.simplefilter("ignore")  # Pillow's about damaged data
         for chunk in pool.map(partial(_read_chunk, index, place="latitude" in types), chunks):
             values += chunk
@@ -207,8 +236,8 @@ def _read_chunk(index: Index, rows: Sequence[int], *, place: bool) -> list[dict[
 def _rows_by_name(index: Index, names: Sequence[str]) -> Rows:
     """For each row of the index, the position of its image among names; -1 if it is not among them.
 
-    A name is an image id, or the path of a file in an image folder: relative to the folder, with the name of the folder before it, or
-    absolute.
+    A name is an image id, or the path of a file in an image folder: relative to the folder, with the name of the folder
+    before it, or absolute.
     """
     ids, rows = index.values("image_id"), np.full(index.num_rows, -1, np.int64)
     first = 0
@@ -216,7 +245,11 @@ def _rows_by_name(index: Index, names: Sequence[str]) -> Rows:
         here, source = slice(first, first + part.rows), index.document["sources"][part.source]
         root = PurePosixPath(source["path"]) if source["kind"] == "folder" else None
         for given in name_forms(names, root):
-            found = pc.index_in(ids.slice(first, part.rows), value_set=pa.array(given, pa.string())).fill_null(-1).to_numpy()
+            found = (
+                pc.index_in(ids.slice(first, part.rows), value_set=pa.array(given, pa.string()))
+                .fill_null(-1)
+                .to_numpy()
+            )
             rows[here] = np.where(rows[here] < 0, found, rows[here])
         first += part.rows
     return rows
@@ -232,4 +265,8 @@ def name_forms(names: Sequence[str], root: PurePosixPath | None) -> list[list[st
         return [list(names)]
     paths = [PurePosixPath(name) for name in names]
     relative = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths]
-    return [list(names), list(relative), [str(path.relative_to(root.name)) if path.is_relative_to(root.name) else None for path in paths]]
+    return [
+        list(names),
+        list(relative),
+        [str(path.relative_to(root.name)) if path.is_relative_to(root.name) else None for path in paths],
+    ]

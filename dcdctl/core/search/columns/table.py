@@ -46,7 +46,10 @@ class Columns:
         if row >= self.num_covered:
             return dict.fromkeys(self.schema.names)
         group, within = divmod(row, part_files.ROWS_PER_GROUP)
-        return {name: column[within].as_py() for name, column in zip(self.schema.names, self._group(group).columns, strict=True)}
+        return {
+            name: column[within].as_py()
+            for name, column in zip(self.schema.names, self._group(group).columns, strict=True)
+        }
 
     def _read_column(self, name: str) -> pa.Array:
         with self._file() as file:
@@ -99,7 +102,11 @@ def summarize_column(name: str, values: pa.Array, is_gone: NDArray[np.bool_] | N
     counts = pc.value_counts(filled)
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
     frequent = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, NUM_FREQUENT)
-    ends = {"min": None, "max": None} if len(filled) == 0 or pa.types.is_boolean(filled.type) else pc.min_max(filled).as_py()
+    ends = (
+        {"min": None, "max": None}
+        if len(filled) == 0 or pa.types.is_boolean(filled.type)
+        else pc.min_max(filled).as_py()
+    )
     return ColumnSummary(
         name=name,
         type=TYPE_NAMES[values.type],

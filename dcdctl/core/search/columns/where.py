@@ -1,7 +1,8 @@
-"""Conditions on the columns of images, such as `year >= 2020 and owner = 'x'`: read as SQL, checked against the columns, never executed.
+"""Conditions on the columns of images, such as `year >= 2020 and owner = 'x'`: read as SQL, checked against the
+columns, never executed.
 
-A condition has no NOT: it is moved into the comparisons, so that every engine gives the same rows. As in SQL, a comparison with a missing
-value does not hold, and neither does its opposite; only `IS NULL` finds missing values.
+A condition has no NOT: it is moved into the comparisons, so that every engine gives the same rows. As in SQL, a
+comparison with a missing value does not hold, and neither does its opposite; only `IS NULL` finds missing values.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ Condition = Compare | OneOf | Like | IsNull | All | AnyOf
 def parse_where(text: str, columns: pa.Schema) -> Condition:
     """The condition of a text in SQL, with values of the types of the columns, which `BUILT_IN` ones join.
 
-    InputError if the text is not a condition, or has an unknown column, a function, or a value of another type than its column.
+    InputError if the text is not a condition, or has an unknown column, a function, or a value of another type than its
+    column.
     """
     # Imported only for a search with a condition.
     import sqlglot
@@ -236,7 +238,11 @@ class _Reader:
         if isinstance(node, exp.In) and node.expressions:
             column = self._column(node.this)
             return OneOf(column, tuple(self._value(value, column) for value in node.expressions))
-        if isinstance(node, exp.Like | exp.ILike) and isinstance(node.expression, exp.Literal) and node.expression.is_string:
+        if (
+            isinstance(node, exp.Like | exp.ILike)
+            and isinstance(node.expression, exp.Literal)
+            and node.expression.is_string
+        ):
             column = self._column(node.this, pa.string())
             return Like(column, node.expression.name, bool(node.args.get("negate")), isinstance(node, exp.ILike))
         if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
@@ -252,10 +258,14 @@ class _Reader:
         if node.name not in self.columns.names:
             near = difflib.get_close_matches(node.name, self.columns.names, n=1)
             known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(self.columns.names)}"
-            hint = known if self.own else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+            hint = (
+                known if self.own else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+            )
             raise self._error(f"has the unknown column {node.name}", hint=hint)
         if type_ is not None and self.columns.field(node.name).type != type_:
-            raise self._error(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[self.columns.field(node.name).type]}")
+            raise self._error(
+                f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[self.columns.field(node.name).type]}"
+            )
         return str(node.name)
 
     def _value(self, node: exp.Expr, column: str) -> Value:

@@ -26,8 +26,8 @@ COVERED_STEPS = 16
 class AllPairsBatches(Batches):
     """Batches of images with one caption each, all pairs of which are candidates.
 
-    With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates of one query are the
-    positives of others.
+    With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
+    of one query are the positives of others.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class AllPairsBatches(Batches):
         self._neighbors = None if cache is None else find_neighbors(cache, corpus)
 
     def coverage(self, num_steps: int) -> Coverage:
-        """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are scored."""
+        """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are
+        scored."""
         assert self.cache is not None
         is_negative_QG = ~np.eye(self.config.size, dtype=bool)
         pairs = (self._pairs(step) for step in range(min(num_steps, COVERED_STEPS)))
@@ -59,7 +60,8 @@ class AllPairsBatches(Batches):
             queries=float((scored.any(axis=1).mean() + scored.any(axis=2).mean()) / 2),
             of_queries="the queries of a batch with a negative or more",
             scored=float(scored[:, is_negative_QG].mean()),
-            hint="make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set batch.size to candidates.block_size",
+            hint="make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set batch.size to "
+            "candidates.block_size",
         )
 
     def __getitem__(self, step: int) -> Batch:
@@ -94,7 +96,9 @@ class AllPairsBatches(Batches):
         if epoch != self._epoch:
             rng, size = self._rng(0, epoch), self.config.size
             near = self._neighbors
-            batches = random_batches(self.corpus.num_images, size, rng) if near is None else neighbor_batches(near, size, rng)
+            batches = (
+                random_batches(self.corpus.num_images, size, rng) if near is None else neighbor_batches(near, size, rng)
+            )
             self._epoch, self._epoch_images = epoch, batches
         return self._epoch_images
 
@@ -116,15 +120,17 @@ def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
     owner_P = corpus.caption_image[text_P]
     is_between_P = image_P != owner_P
     image, other = image_P[is_between_P], owner_P[is_between_P]
-    keys, counts = np.unique(np.concatenate([image * num_images + other, other * num_images + image]), return_counts=True)
+    keys, counts = np.unique(
+        np.concatenate([image * num_images + other, other * num_images + image]), return_counts=True
+    )
     return Neighbors(RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts)
 
 
 def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) -> list[Index]:
     """Batches of one size, in random order, each image in at most one.
 
-    A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random. Images that fill no
-    batch at the end are left out.
+    A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random.
+    Images that fill no batch at the end are left out.
     """
     num_images = len(neighbors.images)
     is_free = np.ones(num_images, dtype=bool)
@@ -145,7 +151,8 @@ def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) 
 
 
 def random_batches(num_images: int, size: int, rng: np.random.Generator) -> list[Index]:
-    """The batches of `neighbor_batches` for images without neighbors, up to the order within a batch, without its search per image."""
+    """The batches of `neighbor_batches` for images without neighbors, up to the order within a batch, without its
+    search per image."""
     is_free = np.ones(num_images, dtype=bool)
     batches = []
     for _ in range(num_images // size):

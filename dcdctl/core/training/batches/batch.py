@@ -1,8 +1,9 @@
 """The batch of one optimizer step, whole or in micro-batches.
 
-A batch that needs too much memory, or that several processes share, is computed in micro-batches. For a fusion model a micro-batch holds
-rows of the batch: lists, or images with all captions. For a dual model it holds some of the batch's images and some of its captions, so
-that each is embedded once; pairs are formed from the vectors of all micro-batches. Each process reads only its own micro-batches.
+A batch that needs too much memory, or that several processes share, is computed in micro-batches. For a fusion model a
+micro-batch holds rows of the batch: lists, or images with all captions. For a dual model it holds some of the batch's
+images and some of its captions, so that each is embedded once; pairs are formed from the vectors of all micro-batches.
+Each process reads only its own micro-batches.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class RowRange:
 
     @property
     def computed(self) -> range:
-        """The rows to compute. An empty micro-batch still computes one row, which is discarded, because models reject empty batches."""
+        """The rows to compute. An empty micro-batch still computes one row, which is discarded, because models reject
+        empty batches."""
         return range(self.start, max(self.stop, self.start + 1))
 
 
@@ -70,7 +72,8 @@ UNSPLIT = MicroBatchPlan()
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """A dual teacher's unit vectors of the images and captions of a batch, each once, in the order of the indices of the pairs."""
+    """A dual teacher's unit vectors of the images and captions of a batch, each once, in the order of the indices of
+    the pairs."""
 
     images_IE: Tensor
     texts_TE: Tensor
@@ -91,7 +94,8 @@ class Batch(Pairs):
     teacher_RC: Tensor
     """The teacher's logits, in the columns of the pairs; NaN for pairs without a score."""
     official_teacher_RC: Tensor
-    """Lists: the teacher's logits in the order in which the released code hands them to its loss; otherwise the same as `teacher_RC`."""
+    """Lists: the teacher's logits in the order in which the released code hands them to its loss; otherwise the same as
+    `teacher_RC`."""
     same_RC: Tensor
     """All pairs: True off the diagonal where the caption also matches the image (a false negative)."""
     micro_batches: tuple[MicroBatch, ...] = ()
@@ -103,7 +107,8 @@ class Batch(Pairs):
 
     @property
     def scored_share(self) -> float:
-        """The share of the negatives with a teacher score: the pairs outside column 0 of lists, or off the diagonal of all pairs."""
+        """The share of the negatives with a teacher score: the pairs outside column 0 of lists, or off the diagonal of
+        all pairs."""
         is_negative_RC = torch.ones(self.teacher_RC.shape, dtype=torch.bool)
         if self.true_IT is None:
             is_negative_RC.fill_diagonal_(False)
@@ -112,10 +117,13 @@ class Batch(Pairs):
         return float((~self.teacher_RC[is_negative_RC].isnan()).float().mean())
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device, with its positions on the CPU; its micro-batches stay, each is moved when it is computed."""
+        """The same batch on another device, with its positions on the CPU; its micro-batches stay, each is moved when
+        it is computed."""
         return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory, which a GPU reads directly."""
         # `in_pinned_memory` pins only fields that can pin themselves, and a tuple cannot.
-        return replace(in_pinned_memory(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches))
+        return replace(
+            in_pinned_memory(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches)
+        )

@@ -1,4 +1,5 @@
-"""Batches of candidate lists: a query, its positive, and negatives drawn from a cache, from the corpus, or from mined ones.
+"""Batches of candidate lists: a query, its positive, and negatives drawn from a cache, from the corpus, or from mined
+ones.
 
 Shape letters as in `batches`.
 """
@@ -28,8 +29,8 @@ from dcdctl.core.training.recipe import BatchConfig
 class CandidateListBatches(Batches):
     """Batches of candidate lists: a query, its positive and its hardest negatives.
 
-    With a cache, the negatives are drawn from the query's cached candidates and the hardest by the teacher's score are kept. Without one
-    they are drawn from the whole corpus, or from mined negatives (`with_mined`), and all are kept.
+    With a cache, the negatives are drawn from the query's cached candidates and the hardest by the teacher's score are
+    kept. Without one they are drawn from the whole corpus, or from mined negatives (`with_mined`), and all are kept.
     """
 
     mined: MinedNegatives | None = None
@@ -47,12 +48,15 @@ class CandidateListBatches(Batches):
         self.cache = cache
         cached = None if cache is None else cache.candidates
         self._candidates = None if cached is None else self._allowed(cached)
-        self._captions = np.arange(source.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
+        self._captions = (
+            np.arange(source.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
+        )
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / config.size
 
     def with_mined(self, mined: MinedNegatives) -> CandidateListBatches:
-        """The same queries with mined negatives. They come after counting the batches, because `mined_from` is a share of all steps."""
+        """The same queries with mined negatives. They come after counting the batches, because `mined_from` is a share
+        of all steps."""
         batches = copy.copy(self)
         batches.mined = mined
         return batches
@@ -69,12 +73,17 @@ class CandidateListBatches(Batches):
             queries=len(self._captions) / self.corpus.num_captions,
             of_queries=f"the captions with batch.random_negatives = {self.config.random_negatives} candidates",
             scored=1.0,
-            hint="set batch.random_negatives lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
+            hint="set batch.random_negatives lower, or cache more: --set candidates.per_query=N, or "
+            "candidates.block_size=N for blocks",
         )
 
     def _allowed(self, candidates: Candidates) -> Candidates:
         """A cache's candidates without duplicate images: the cache may have been made without looking for them."""
-        return candidates.without_false_negatives(self.false_negatives) if self.false_negatives.knows_duplicates else candidates
+        return (
+            candidates.without_false_negatives(self.false_negatives)
+            if self.false_negatives.knows_duplicates
+            else candidates
+        )
 
     def _with_enough(self, candidates: Candidates) -> Index:
         """The captions with enough candidates in each direction of the recipe, for the caption or for its image."""
@@ -84,7 +93,8 @@ class CandidateListBatches(Batches):
         captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
         if not len(captions):
             raise ConfigError(
-                f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {fewest_T.max()} candidates for a query",
+                f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {fewest_T.max()} "
+                "candidates for a query",
                 hint="set it lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
             )
         return captions
@@ -97,29 +107,41 @@ class CandidateListBatches(Batches):
         return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
 
     def num_candidates(self, direction: Direction, query: int) -> int:
-        """How many candidates a query's negatives are drawn from: those of the cache or, without one, the captions or images of others."""
+        """How many candidates a query's negatives are drawn from: those of the cache or, without one, the captions or
+        images of others."""
         if self._candidates is not None:
             lists = self._candidates.texts_of_image if direction == Direction.TEXT else self._candidates.images_of_text
             return len(lists[query])
-        return self.corpus.num_captions - len(self.corpus.captions_of(query)) if direction == Direction.TEXT else self.corpus.num_images - 1
+        return (
+            self.corpus.num_captions - len(self.corpus.captions_of(query))
+            if direction == Direction.TEXT
+            else self.corpus.num_images - 1
+        )
 
     def samples_of(self, direction: Direction, queries: Index, num_steps: int) -> Index:
-        """The numbers of all lists that these queries have in a training, ascending. List s has the direction s modulo their number."""
+        """The numbers of all lists that these queries have in a training, ascending. List s has the direction s modulo
+        their number."""
         sides, num_lists = self.config.directions, num_steps * self.config.size
-        is_counted_T = np.isin(self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions), queries)
+        is_counted_T = np.isin(
+            self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions), queries
+        )
         per_epoch = len(self._captions)
         epochs = range(-(-num_lists // per_epoch))
-        sample_S = np.concatenate([epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]) for epoch in epochs])
+        sample_S = np.concatenate(
+            [epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]) for epoch in epochs]
+        )
         return sample_S[(sample_S < num_lists) & (sample_S % len(sides) == sides.index(direction))]
 
     def kept(self, samples: Iterable[int]) -> tuple[Index, Index, NDArray[np.float32], NDArray[np.float32]]:
-        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two orders (`Batch`)."""
+        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two
+        orders (`Batch`)."""
         image_BN, text_BN = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
         if self.cache is None:
             missing_BN = np.full(image_BN.shape, np.nan, dtype=np.float32)
             return image_BN, text_BN, missing_BN, missing_BN
         teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
-        # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released losses read these.
+        # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released
+        # losses read these.
         column_BN, official_BN = select_as_official(teacher_BK, self.config.hard_negatives)
         return (
             np.take_along_axis(image_BN, column_BN.numpy(), axis=1),
@@ -128,7 +150,9 @@ class CandidateListBatches(Batches):
             official_BN.numpy(),
         )
 
-    def _with_matches(self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], official_BN: NDArray[np.float32]) -> Batch:
+    def _with_matches(
+        self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], official_BN: NDArray[np.float32]
+    ) -> Batch:
         true_IT = self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN)))
         return replace(self._assemble(image_BN, text_BN, teacher_BN, official_BN), true_IT=torch.from_numpy(true_IT))
 
@@ -175,7 +199,8 @@ class CandidateListBatches(Batches):
         return self._draw(rng, mined, self.corpus.num_images, positives.__contains__, int)
 
     def _sample(self, rng: np.random.Generator, candidates: Index) -> Index:
-        # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so are these.
+        # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so
+        # are these.
         return rng.choice(candidates, self.config.random_negatives, replace=False)
 
     def _mined_of(self, rng: np.random.Generator, direction: Direction, query: int, step: int) -> Index | None:

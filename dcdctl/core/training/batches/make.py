@@ -26,15 +26,22 @@ def make_batches(
     return _make_batches(source, recipe, scores, plan, track)
 
 
-def _make_batches(source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track) -> TrainingBatches:
+def _make_batches(
+    source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track
+) -> TrainingBatches:
     kind = CandidateListBatches if recipe.loss.on_lists else AllPairsBatches
     # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
     false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits, track)
-    return kind(source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"), false_negatives)
+    return kind(
+        source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"), false_negatives
+    )
 
 
-def preview_batches(corpus: Corpus, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track) -> TrainingBatches:
-    """The same batches to be counted and never read, so that no model is needed; dual teachers, which choose no batch, may be absent."""
+def preview_batches(
+    corpus: Corpus, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track
+) -> TrainingBatches:
+    """The same batches to be counted and never read, so that no model is needed; dual teachers, which choose no batch,
+    may be absent."""
     return _make_batches(_UnreadSource(corpus), recipe, scores, plan, track)
 
 

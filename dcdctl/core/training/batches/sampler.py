@@ -20,18 +20,29 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
 from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, false_negative_filter
-from dcdctl.core.training.batches.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, Batch, MicroBatch, MicroBatchPlan, TeacherVectors
+from dcdctl.core.training.batches.batch import (
+    NO_IMAGES,
+    NO_PAIRS,
+    NO_TEXTS,
+    Batch,
+    MicroBatch,
+    MicroBatchPlan,
+    TeacherVectors,
+)
 from dcdctl.core.training.recipe import BatchConfig
 
 LEAST_QUERIES = 1 / 3
-"""Below this share of the queries a training is refused: the teacher would teach nothing about most of them (docs/losses.md)."""
+"""Below this share of the queries a training is refused: the teacher would teach nothing about most of them
+(docs/losses.md)."""
 
 
 def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
     """ConfigError if a batch has fewer rows than micro-batches."""
     if config.size < plan.count:
         hint = "set a smaller --accumulate, or start fewer processes"
-        raise ConfigError(f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together", hint=hint)
+        raise ConfigError(
+            f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together", hint=hint
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +57,16 @@ class Coverage:
     hint: str
 
     def __str__(self) -> str:
-        return f"{self.queries:.0%} of {self.of_queries}, and has scores of {self.scored:.1%} of the negatives of a batch"
+        return (
+            f"{self.queries:.0%} of {self.of_queries}, and has scores of {self.scored:.1%} of the negatives of a batch"
+        )
 
     def check(self) -> None:
         """ConfigError if most queries would learn nothing from the teacher."""
         if self.queries < LEAST_QUERIES:
-            raise ConfigError(f"the cache covers {self}; {LEAST_QUERIES:.0%} of the queries are expected", hint=self.hint)
+            raise ConfigError(
+                f"the cache covers {self}; {LEAST_QUERIES:.0%} of the queries are expected", hint=self.hint
+            )
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
@@ -61,7 +76,12 @@ class Batches(torch.utils.data.Dataset[Batch]):
     """Dual teachers whose vectors the loss needs."""
 
     def __init__(
-        self, source: Source, config: BatchConfig, seed: int, plan: MicroBatchPlan, false_negatives: FalseNegativeFilter | None
+        self,
+        source: Source,
+        config: BatchConfig,
+        seed: int,
+        plan: MicroBatchPlan,
+        false_negatives: FalseNegativeFilter | None,
     ) -> None:
         self.corpus, self.config, self.seed, self.plan = source.corpus, config, seed, plan
         self.false_negatives = false_negatives or false_negative_filter(source.corpus, None)
@@ -83,16 +103,21 @@ class Batches(torch.utils.data.Dataset[Batch]):
         batches.vectors = teachers
         return batches
 
-    def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], official_RC: NDArray[np.float32]) -> Batch:
+    def _assemble(
+        self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], official_RC: NDArray[np.float32]
+    ) -> Batch:
         """The batch of these pairs. For all pairs `image_RC` may be a column and `text_RC` a row."""
         scores = torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(official_RC.astype(np.float32))
         batch = assemble(self.source, self.plan, image_RC, text_RC, scores)
         if self.vectors is None:
             return batch
-        return replace(batch, teacher_vectors=TeacherVectors(*self.vectors.vectors(np.unique(image_RC), np.unique(text_RC))))
+        return replace(
+            batch, teacher_vectors=TeacherVectors(*self.vectors.vectors(np.unique(image_RC), np.unique(text_RC)))
+        )
 
     def _is_match(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
-        """Whether each caption belongs to its image, or cannot be its negative for another reason (`FalseNegativeFilter`)."""
+        """Whether each caption belongs to its image, or cannot be its negative for another reason
+        (`FalseNegativeFilter`)."""
         return self.false_negatives(image_QG, text_QG) > 0
 
     def _rng(self, *key: int) -> np.random.Generator:
@@ -108,8 +133,11 @@ class Reader(Protocol):
     def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
 
 
-def assemble(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index, scores: tuple[Tensor, Tensor]) -> Batch:
-    """The batch of these pairs, as this process reads it: whole, or its micro-batches; `scores` are the teacher's in two orders (`Batch`).
+def assemble(
+    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index, scores: tuple[Tensor, Tensor]
+) -> Batch:
+    """The batch of these pairs, as this process reads it: whole, or its micro-batches; `scores` are the teacher's in
+    two orders (`Batch`).
 
     For all pairs `image_RC` may be a column and `text_RC` a row.
     """
@@ -121,13 +149,17 @@ def assemble(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Ind
     return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(source, plan, image_RC, text_RC)))
 
 
-def _micro_batches_by_row(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+def _micro_batches_by_row(
+    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index
+) -> Iterator[MicroBatch]:
     image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
     for rows in plan.row_ranges(len(image_RC)):
         yield MicroBatch(*_read(source, image_RC[rows.computed], text_RC[rows.computed]), (rows,))
 
 
-def _micro_batches_by_side(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+def _micro_batches_by_side(
+    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index
+) -> Iterator[MicroBatch]:
     # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
     images, texts = np.unique(image_RC), np.unique(text_RC)
     for sides in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
@@ -135,7 +167,9 @@ def _micro_batches_by_side(source: Reader, plan: MicroBatchPlan, image_RC: Index
         yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides)
 
 
-def _read(source: Reader, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
+def _read(
+    source: Reader, image_RC: Index, text_RC: Index
+) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
     """The distinct images and captions of pairs, and the indices of each pair's among them."""
     (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
     return source.images(images), source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)

@@ -1,7 +1,8 @@
 """The batches of a training on a stream of shards: images with one caption each, all pairs of which are candidates.
 
-The process that trains reads the stream. It hands the image files of a step to worker processes, if there are any, which decode them. Of
-several processes each reads the whole stream and decodes its own micro-batches. A dual teacher embeds each batch when it is read.
+The process that trains reads the stream. It hands the image files of a step to worker processes, if there are any,
+which decode them. Of several processes each reads the whole stream and decodes its own micro-batches. A dual teacher
+embeds each batch when it is read.
 
 Shape letters as in `batches`; E width of the teacher's vectors.
 """
@@ -66,7 +67,8 @@ class StreamTeacher:
         return tuple(scoring.finite_vectors(functional.normalize(side, dim=-1)) for side in vectors)  # type: ignore[return-value]
 
     def complete(self, batch: Batch, inputs: tuple[ImageBatch, TextBatch], rows: range, size: int) -> Batch:
-        """The batch with the teacher's scores or vectors; `inputs` are those of the rows of this process, `size` is that of the batch."""
+        """The batch with the teacher's scores or vectors; `inputs` are those of the rows of this process, `size` is
+        that of the batch."""
         sides = []
         for local in self._embed(*inputs):
             vectors = local.new_zeros(size, local.shape[1])
@@ -147,7 +149,9 @@ class StreamBatches:
 
     def _completed(self, decoded: _Decoded) -> Batch:
         return (
-            decoded.batch if self.teacher is None else self.teacher.complete(decoded.batch, decoded.teacher, self._rows, self.config.size)
+            decoded.batch
+            if self.teacher is None
+            else self.teacher.complete(decoded.batch, decoded.teacher, self._rows, self.config.size)
         )
 
 
@@ -179,7 +183,8 @@ class _Decoded:
 
 
 class _Decoder(torch.utils.data.Dataset[_Decoded]):
-    """Decodes the batches that it is given as keys. It holds no model and no window, so that worker processes get neither."""
+    """Decodes the batches that it is given as keys. It holds no model and no window, so that worker processes get
+    neither."""
 
     def __init__(self, batches: StreamBatches) -> None:
         self.preprocess, self.plan, self.rows = batches.preprocess, batches.plan, batches._rows
@@ -226,4 +231,7 @@ def _parts(batch: Any) -> Iterator[Any]:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     size = len(next(value for value in values.values() if value is not None))
     for start in range(0, size, TEACHER_ROWS):
-        yield replace(batch, **{name: None if value is None else value[start : start + TEACHER_ROWS] for name, value in values.items()})
+        yield replace(
+            batch,
+            **{name: None if value is None else value[start : start + TEACHER_ROWS] for name, value in values.items()},
+        )

@@ -1,7 +1,7 @@
 """Losses on all pairs of a batch, over single pairs or over the pairs of each query; shape letters in `losses`.
 
-The values of `teacher_QG` and `student_QG` outside `scored_QG` have no influence on any of them. `weights` multiply each query's part, for
-rows and columns; they are not normalized.
+The values of `teacher_QG` and `student_QG` outside `scored_QG` have no influence on any of them. `weights` multiply
+each query's part, for rows and columns; they are not normalized.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dcdctl.core.training.losses.weights import Weights, confidence_pairs, decis
 def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothing: float = 0.0) -> Tensor:
     """Softmax cross-entropy over a batch, mean of both directions; the diagonal is the positive.
 
-    Pairs in `same_mask` (Q x G, True where a pair off the diagonal matches too) are left out of both directions, as false negatives.
-    With `label_smoothing` e, each of the K_i pairs in the denominator of row i gets the target e / K_i, and the positive 1 - e more:
+    Pairs in `same_mask` (Q x G, True where a pair off the diagonal matches too) are left out of both directions, as
+    false negatives. With `label_smoothing` e, each of the K_i pairs in the denominator of row i gets the target e /
+    K_i, and the positive 1 - e more:
 
         loss = mean_i [ (1 - e) * -log q_ii + e * mean over j of -log q_ij ],   q_i = softmax of s_i over its K_i pairs
 
@@ -61,7 +62,8 @@ def kl(
     """Listwise distillation over all pairs of a batch with a teacher score, mean of both directions.
 
         p_i = softmax over scored j of t_ij / T,   q_i = softmax over scored j of s_ij / S
-        loss = S^2 * mean over i of KL(p_i || q_i)      the same over columns; S^2 keeps the size of the gradient (Hinton et al. 2015)
+        loss = S^2 * mean over i of KL(p_i || q_i)      the same over columns; S^2 keeps the size of the gradient
+            (Hinton et al. 2015)
 
     A row or column with fewer than two scored pairs has no order to teach and is left out of the mean.
     """
@@ -82,36 +84,49 @@ def dcd_kl(
 ) -> Tensor:
     """`kl` with each row and column weighted by the teacher's certainty. A loss of dcdctl, not of DCD.
 
-    It brings dynamic distillation to students that see all pairs of a batch, such as dual encoders. The weight of a row is its
-    `decisiveness` at temperature T, divided by the mean over the B rows that count, so the mean weight is 1; columns likewise.
+    It brings dynamic distillation to students that see all pairs of a batch, such as dual encoders. The weight of a row
+    is its `decisiveness` at temperature T, divided by the mean over the B rows that count, so the mean weight is 1;
+    columns likewise.
 
-    DCD's own weights (`sureness`) would have no effect here: a share w_i of a batch's entropy is about 1 / B, and softmax over (1 - w_i)^2
-    then differs from 1 / B by a few percent at B = 64 and by less than one percent at B = 256.
+    DCD's own weights (`sureness`) would have no effect here: a share w_i of a batch's entropy is about 1 / B, and
+    softmax over (1 - w_i)^2 then differs from 1 / B by a few percent at B = 64 and by less than one percent at B = 256.
     """
     by_row, by_column = (None, None) if weights is None else weights
     rows = _listwise(student_QG, teacher_QG, scored_QG, temperature, student_temperature, by_row, is_dynamic=True)
-    columns = _listwise(student_QG.T, teacher_QG.T, scored_QG.T, temperature, student_temperature, by_column, is_dynamic=True)
+    columns = _listwise(
+        student_QG.T, teacher_QG.T, scored_QG.T, temperature, student_temperature, by_column, is_dynamic=True
+    )
     return (rows + columns) / 2
 
 
-def wsl_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, same_mask: Tensor | None = None) -> Tensor:
-    """`kl` with both sides at temperature T, where each row and column counts by how much the student still has to learn about it.
+def wsl_pairs(
+    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, same_mask: Tensor | None = None
+) -> Tensor:
+    """`kl` with both sides at temperature T, where each row and column counts by how much the student still has to
+    learn about it.
 
-        loss = T^2 * mean over i of f_i * KL(p_i || q_i)        f as in `confidence_pairs`; the same over columns, and the mean of both
+        loss = T^2 * mean over i of f_i * KL(p_i || q_i)        f as in `confidence_pairs`; the same over columns,
+            and the mean of both
 
     From Zhou et al. 2021, arXiv 2102.00650, for one classification; here for two, one per direction.
     """
     weights = confidence_pairs(student_QG, teacher_QG, scored_QG, same_mask)
-    return kl(student_QG, teacher_QG, scored_QG, temperature=temperature, student_temperature=temperature, weights=weights)
+    return kl(
+        student_QG, teacher_QG, scored_QG, temperature=temperature, student_temperature=temperature, weights=weights
+    )
 
 
-def mse_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None) -> Tensor:
-    """Squared error of the logits, a mean over the scored pairs: mean_ij (s_ij - t_ij/T)^2. (Ba and Caruana 2014, arXiv 1312.6184.)
+def mse_pairs(
+    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None
+) -> Tensor:
+    """Squared error of the logits, a mean over the scored pairs: mean_ij (s_ij - t_ij/T)^2. (Ba and Caruana 2014, arXiv
+    1312.6184.)
 
     With `weights` f of rows and g of columns, each pair has the weight (f_i + g_j) / 2.
 
     >>> scored_QG = torch.tensor([[True, True], [False, True]])
-    >>> mse_pairs(torch.tensor([[1.0, 0.0], [9.0, 1.0]]), torch.zeros(2, 2), scored_QG, temperature=1.0)  # (1 + 0 + 1) / 3
+    >>> # (1 + 0 + 1) / 3
+    >>> mse_pairs(torch.tensor([[1.0, 0.0], [9.0, 1.0]]), torch.zeros(2, 2), scored_QG, temperature=1.0)
     tensor(0.6667)
     """
     # Both sides are masked before the difference, because masking the error would leave 0 * NaN in the gradient.
@@ -122,16 +137,21 @@ def mse_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temp
     return error_QG.sum() / scored_QG.sum().clamp(min=1)
 
 
-def margin_mse(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None) -> Tensor:
+def margin_mse(
+    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None
+) -> Tensor:
     """Squared error of the margins between any two scored pairs of a query.
 
-        d_ij = s_ij - t_ij / T,   loss = mean over i of (1 / 2n_i^2) sum_jk (d_ij - d_ik)^2 = mean over i of the variance of d_i
+        d_ij = s_ij - t_ij / T,   loss = mean over i of (1 / 2n_i^2) sum_jk (d_ij - d_ik)^2 = mean over i of the
+            variance of d_i
 
-    over the n_i scored pairs of row i; the same over columns, and the mean of both. From Hofstaetter et al. 2020, arXiv 2010.02666, for a
-    positive and one negative; here for all margins. Unlike `kl`, which gives little weight to candidates that the teacher finds unlikely,
-    it also teaches how far down they are. A row with fewer than two scored pairs is left out of the mean.
+    over the n_i scored pairs of row i; the same over columns, and the mean of both. From Hofstaetter et al. 2020, arXiv
+    2010.02666, for a positive and one negative; here for all margins. Unlike `kl`, which gives little weight to
+    candidates that the teacher finds unlikely, it also teaches how far down they are. A row with fewer than two scored
+    pairs is left out of the mean.
 
-    >>> student, teacher = torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 1.0]])  # margins 3 and 1: (3 - 1)^2 / 4, and no column
+    >>> # margins 3 and 1: (3 - 1)^2 / 4, and no column
+    >>> student, teacher = torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 1.0]])
     >>> margin_mse(student, teacher, torch.tensor([[True, True]]), temperature=1.0)
     tensor(0.5000)
     """
@@ -140,10 +160,14 @@ def margin_mse(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, tem
     return (rows + _margins(student_QG.T, teacher_QG.T, scored_QG.T, temperature, by_column)) / 2
 
 
-def _margins(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float, weight_Q: Tensor | None) -> Tensor:
+def _margins(
+    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float, weight_Q: Tensor | None
+) -> Tensor:
     """One direction of `margin_mse`."""
     num_scored_Q = scored_QG.sum(dim=1)
-    distance_QG = (in_full_precision(student_QG) - in_full_precision(teacher_QG.detach()) / temperature).masked_fill(~scored_QG, 0)
+    distance_QG = (in_full_precision(student_QG) - in_full_precision(teacher_QG.detach()) / temperature).masked_fill(
+        ~scored_QG, 0
+    )
     mean_Q1 = distance_QG.sum(dim=1, keepdim=True) / num_scored_Q.clamp(min=1)[:, None]
     variance_Q = mean_of_known((distance_QG - mean_Q1).square(), scored_QG)
     # A row with one scored pair has variance 0, so only the count must leave it out.
@@ -160,13 +184,16 @@ def _listwise(
     *,
     is_dynamic: bool = False,
 ) -> Tensor:
-    """One direction of `kl` or `dcd_kl`: the (weighted) mean over rows with at least two scored pairs; 0 without such rows."""
+    """One direction of `kl` or `dcd_kl`: the (weighted) mean over rows with at least two scored pairs; 0 without such
+    rows."""
     is_counted_Q = scored_QG.sum(dim=1) >= 2
     kl_Q = weighted(kl_of_rows(student_QG, teacher_QG, scored_QG, temperature, student_temperature), weight_Q)
     num_rows = is_counted_Q.sum().clamp(min=1)
     if not is_dynamic:
         return student_temperature**2 * kl_Q.sum() / num_rows
-    decisiveness_Q = decisiveness(in_full_precision(teacher_QG.detach()) / temperature, scored_QG & is_counted_Q[:, None])
+    decisiveness_Q = decisiveness(
+        in_full_precision(teacher_QG.detach()) / temperature, scored_QG & is_counted_Q[:, None]
+    )
     # Every row that counts has at least 1, so the clamp acts only where none counts.
     decisiveness_Q = decisiveness_Q * num_rows / decisiveness_Q.sum().clamp(min=1)
     return student_temperature**2 * (decisiveness_Q * kl_Q).sum() / num_rows

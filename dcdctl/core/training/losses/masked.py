@@ -32,8 +32,11 @@ def mean_of_known(values_BN: Tensor, known_BN: Tensor) -> Tensor:
     return values_BN.masked_fill(~known_BN, 0).sum(dim=1) / known_BN.sum(dim=1).clamp(min=1)
 
 
-def kl_of_rows(student_QG: Tensor, teacher_QG: Tensor, known_QG: Tensor, temperature: float, student_temperature: float) -> Tensor:
-    """KL(p_i || q_i) of each row over its known columns, Q: p = softmax(t / temperature), q = softmax(s / student_temperature).
+def kl_of_rows(
+    student_QG: Tensor, teacher_QG: Tensor, known_QG: Tensor, temperature: float, student_temperature: float
+) -> Tensor:
+    """KL(p_i || q_i) of each row over its known columns, Q: p = softmax(t / temperature), q = softmax(s /
+    student_temperature).
 
     A row with fewer than two known columns has no order to teach; its KL is 0.
     """

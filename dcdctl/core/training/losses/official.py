@@ -19,14 +19,16 @@ def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float,
     return dcd_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 
-def dcd_official_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Parts:
+def dcd_official_parts(
+    student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0
+) -> Parts:
     """The terms of the released loss; `teacher_BN` is in the order of `select_as_official`.
 
         KD  = T^2 * (sum_i r_i) * mean_ij (t_ij/T - s_ij/T)^2 = the plain mean squared error
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
 
-    Value and gradient are NaN if a softmax of the teacher underflows to 0, or if the teacher is sure of every query. Without a teacher,
-    where alpha must be 0, the loss is softmax cross-entropy with the positive as target.
+    Value and gradient are NaN if a softmax of the teacher underflows to 0, or if the teacher is sure of every query.
+    Without a teacher, where alpha must be 0, the loss is softmax cross-entropy with the positive as target.
     """
     if teacher_BN is None:
         if alpha != 0:
@@ -45,16 +47,21 @@ def dcd_official_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: 
     return Parts(alpha * kd + (1 - alpha) * nll, kd, nll)
 
 
-def in_groups(loss: Callable[[Tensor, Tensor], Tensor], student_BN: Tensor, teacher_BN: Tensor, group: int | None) -> Tensor:
-    """A released loss of `group` consecutive lists at a time, as of one device's micro-batch: the mean over the lists of all groups.
+def in_groups(
+    loss: Callable[[Tensor, Tensor], Tensor], student_BN: Tensor, teacher_BN: Tensor, group: int | None
+) -> Tensor:
+    """A released loss of `group` consecutive lists at a time, as of one device's micro-batch: the mean over the lists
+    of all groups.
 
-    The released code averages the losses of equal micro-batches over devices and accumulated steps. The last group may be smaller here, and
-    counts by its number of lists. Without `group`: the loss of the whole batch.
+    The released code averages the losses of equal micro-batches over devices and accumulated steps. The last group may
+    be smaller here, and counts by its number of lists. Without `group`: the loss of the whole batch.
     """
     size = max(1, len(student_BN)) if group is None else group
     parts = list(zip(student_BN.split(size), teacher_BN.split(size), strict=True))
     # A Python number as the share keeps the bits of a single group.
-    return torch.stack([len(student_GN) / len(student_BN) * loss(student_GN, teacher_GN) for student_GN, teacher_GN in parts]).sum()
+    return torch.stack(
+        [len(student_GN) / len(student_BN) * loss(student_GN, teacher_GN) for student_GN, teacher_GN in parts]
+    ).sum()
 
 
 def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:

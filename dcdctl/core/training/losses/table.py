@@ -1,4 +1,5 @@
-"""Every loss that a recipe can name: those of scores (`LOSSES`), with the batches that they need, and those of vectors (`VECTOR_LOSSES`).
+"""Every loss that a recipe can name: those of scores (`LOSSES`), with the batches that they need, and those of vectors
+(`VECTOR_LOSSES`).
 
 To add one: a function in this package, an entry here, and a row in docs/losses.md.
 """
@@ -64,11 +65,13 @@ class Loss:
     teacher: bool = False
     """Whether it needs the teacher's scores."""
     calibrated: bool = False
-    """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale (`DualModel.calibration`)."""
+    """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale
+    (`DualModel.calibration`)."""
     confidence: bool = False
     """Whether the schedule `confidence` can weigh it query by query; `wsl` and `wsl-pairs` do so by themselves."""
     options: frozenset[str] = frozenset()
-    """Fields of `LossConfig` that only some losses have and that this one reads; a recipe may set them only for such a loss."""
+    """Fields of `LossConfig` that only some losses have and that this one reads; a recipe may set them only for such a
+    loss."""
 
 
 def _infonce_hard(t: TermInputs) -> Tensor:
@@ -133,31 +136,41 @@ LOSSES: dict[str, Loss] = {
         options=frozenset({"label_smoothing"}),
     ),
     "kl": Loss(
-        term=lambda t: all_pairs.kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
+        term=lambda t: all_pairs.kl(
+            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
+        ),
         on="all pairs",
         teacher=True,
         confidence=True,
     ),
     "dcd-kl": Loss(
-        term=lambda t: all_pairs.dcd_kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
+        term=lambda t: all_pairs.dcd_kl(
+            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
+        ),
         on="all pairs",
         teacher=True,
         confidence=True,
     ),
     "wsl-pairs": Loss(
-        term=lambda t: all_pairs.wsl_pairs(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, same_mask=t.batch.same_RC),
+        term=lambda t: all_pairs.wsl_pairs(
+            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, same_mask=t.batch.same_RC
+        ),
         on="all pairs",
         teacher=True,
     ),
     "mse-pairs": Loss(
-        term=lambda t: all_pairs.mse_pairs(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
+        term=lambda t: all_pairs.mse_pairs(
+            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
+        ),
         on="all pairs",
         teacher=True,
         calibrated=True,
         confidence=True,
     ),
     "margin-mse": Loss(
-        term=lambda t: all_pairs.margin_mse(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
+        term=lambda t: all_pairs.margin_mse(
+            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
+        ),
         on="all pairs",
         teacher=True,
         calibrated=True,
@@ -202,7 +215,9 @@ class VectorInputs:
 VECTOR_LOSSES: dict[str, Callable[[VectorInputs], Tensor]] = {
     "embedding-cosine": lambda v: vectors.embedding_cosine(v.projected_NE, v.teacher_NE),
     "embedding-l2": lambda v: vectors.embedding_l2(v.projected_NE, v.teacher_NE),
-    "embedding-affinity": lambda v: vectors.embedding_affinity(v.student_ND, v.teacher_NE, temperature=v.config.affinity_temperature),
+    "embedding-affinity": lambda v: vectors.embedding_affinity(
+        v.student_ND, v.teacher_NE, temperature=v.config.affinity_temperature
+    ),
 }
-"""Losses that compare a dual student's vectors with a dual teacher's, on the batches of the other terms. The mean of the images'
-term and of the captions' term enters the loss."""
+"""Losses that compare a dual student's vectors with a dual teacher's, on the batches of the other terms. The mean of
+the images' term and of the captions' term enters the loss."""

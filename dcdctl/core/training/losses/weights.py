@@ -1,4 +1,5 @@
-"""Which negatives a query keeps, and how much each query counts: by the teacher's certainty (DCD), or by what is left to learn (WSL).
+"""Which negatives a query keeps, and how much each query counts: by the teacher's certainty (DCD), or by what is left
+to learn (WSL).
 
 Shape letters in `losses`.
 """
@@ -15,7 +16,8 @@ from dcdctl.core.training.losses.masked import in_full_precision, known_columns,
 
 
 def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
-    """Columns to keep, B x (num_hard + 1): column 0, then the negatives with the highest teacher scores, in descending order.
+    """Columns to keep, B x (num_hard + 1): column 0, then the negatives with the highest teacher scores, in descending
+    order.
 
     Equal scores are ordered by column; missing scores (NaN) come last.
 
@@ -32,8 +34,8 @@ def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
 def select_as_official(teacher_BK: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
     """Columns that the student scores, and the teacher's scores for the loss, as in the released code.
 
-    The columns are those of `select_hardest`. The scores are the num_hard + 1 highest of the row in descending order, the positive's among
-    them or not: they belong to these columns only if the positive has the highest score.
+    The columns are those of `select_hardest`. The scores are the num_hard + 1 highest of the row in descending order,
+    the positive's among them or not: they belong to these columns only if the positive has the highest score.
 
     >>> columns, scores = select_as_official(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
     >>> columns.tolist(), scores.tolist()
@@ -59,7 +61,8 @@ class Weights(NamedTuple):
 def entropy(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
     """Entropy of the softmax of each row, in nats: 0 for a one-hot row, log K for equal scores. Never NaN.
 
-    Columns outside `known_BK` (default: those that are not NaN) are left out; a row without known columns has entropy 0.
+    Columns outside `known_BK` (default: those that are not NaN) are left out; a row without known columns has entropy
+    0.
 
     >>> entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))  # log 2, and nearly one-hot
     tensor([0.6931, 0.0012])
@@ -88,12 +91,15 @@ def _share(entropy_B: Tensor, counts_B: Tensor) -> Tensor:
     """`entropy_share` from the entropies and the rows that have a known score; along the last dimension."""
     total = entropy_B.sum(dim=-1, keepdim=True)
     equal_B = counts_B / counts_B.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.where(total > 0, entropy_B / total.clamp(min=torch.finfo(total.dtype).tiny), equal_B.to(entropy_B.dtype))
+    return torch.where(
+        total > 0, entropy_B / total.clamp(min=torch.finfo(total.dtype).tiny), equal_B.to(entropy_B.dtype)
+    )
 
 
 @torch.no_grad()
 def sureness(share_B: Tensor, counts_B: Tensor) -> Tensor:
-    """r_i = softmax over i of (1 - w_i)^2: about 1/B each, more where the teacher is certain; 0 for rows outside `counts_B`.
+    """r_i = softmax over i of (1 - w_i)^2: about 1/B each, more where the teacher is certain; 0 for rows outside
+    `counts_B`.
 
     The batch is the last dimension.
 
@@ -116,10 +122,12 @@ class DcdWeights(NamedTuple):
 
 @torch.no_grad()
 def dcd_weights(teacher_BK: Tensor, known_BK: Tensor | None = None, *, group: int | None = None) -> DcdWeights:
-    """w and r, each normalized among `group` consecutive queries; the last group may be smaller. Without `group`, in the whole batch.
+    """w and r, each normalized among `group` consecutive queries; the last group may be smaller. Without `group`, in
+    the whole batch.
 
-    A group's weights are multiplied by its share of the queries that have a known score, so a query counts 1 / B on average in every group.
-    In a whole batch r is about 1 / B for every query, because w_i is; in a group of n it differs between queries as in a batch of n.
+    A group's weights are multiplied by its share of the queries that have a known score, so a query counts 1 / B on
+    average in every group. In a whole batch r is about 1 / B for every query, because w_i is; in a group of n it
+    differs between queries as in a batch of n.
 
     >>> scores = torch.tensor([[0.0, 0.0], [9.0, -9.0], [0.0, 0.0], [0.0, 0.0]])  # unsure, sure, unsure, unsure
     >>> dcd_weights(scores, group=2).kd_B
@@ -139,7 +147,8 @@ def dcd_weights(teacher_BK: Tensor, known_BK: Tensor | None = None, *, group: in
 
 @torch.no_grad()
 def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
-    """Number of known columns over the perplexity of the softmax, K_i / exp(H_i): 1 for a uniform row, K for a one-hot one.
+    """Number of known columns over the perplexity of the softmax, K_i / exp(H_i): 1 for a uniform row, K for a one-hot
+    one.
 
     0 for rows without known columns.
 
@@ -151,30 +160,37 @@ def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None, target_B: Tensor | None = None) -> Tensor:
+def confidence(
+    student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None, target_B: Tensor | None = None
+) -> Tensor:
     """How much the student still has to learn about each query, relative to the teacher's own loss, in [0, 1].
 
         f_i = 1 - exp(-a_i / b_i),   a_i = -log softmax_j(s_ij)[y_i],   b_i = -log softmax_j(t_ij)[y_i]
 
-    over the known columns, y_i the positive (`target_B`; default column 0). Near 0 where the student is already right, 1 - 1/e where its
-    loss equals the teacher's, near 1 where it is much larger. A query whose positive has no teacher score has weight 0. From Zhou et al.,
-    "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, arXiv 2102.00650.
+    over the known columns, y_i the positive (`target_B`; default column 0). Near 0 where the student is already right,
+    1 - 1/e where its loss equals the teacher's, near 1 where it is much larger. A query whose positive has no teacher
+    score has weight 0. From Zhou et al., "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, arXiv
+    2102.00650.
 
-    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2))  # the teacher's loss: 1 - 1/e; a much larger one
+    >>> # the teacher's loss: 1 - 1/e; a much larger one
+    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2))
     tensor([0.6321, 1.0000])
     """
     known_BK = known_columns(teacher_BK, known_BK)
     target_B1 = torch.zeros_like(known_BK[:, :1], dtype=torch.int64) if target_B is None else target_B[:, None]
     limits = torch.finfo(in_full_precision(student_BK).dtype)
     student_B, teacher_B = (
-        -log_softmax(scores_BK, known_BK).gather(1, target_B1).squeeze(1).clamp(min=limits.min) for scores_BK in (student_BK, teacher_BK)
+        -log_softmax(scores_BK, known_BK).gather(1, target_B1).squeeze(1).clamp(min=limits.min)
+        for scores_BK in (student_BK, teacher_BK)
     )
     # 1e-7, as in the released code of DCD, keeps the ratio finite where the teacher's loss is 0.
     ratio_B = student_B.clamp(max=limits.max) / (teacher_B.clamp(max=limits.max) + 1e-7)
     return (1 - (-ratio_B.clamp(min=0)).exp()).masked_fill(~known_BK.gather(1, target_B1).squeeze(1), 0)
 
 
-def confidence_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, same_mask: Tensor | None = None) -> Weights:
+def confidence_pairs(
+    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, same_mask: Tensor | None = None
+) -> Weights:
     """`confidence` of the queries of both directions of a batch; the positives lie on the diagonal.
 
     Pairs in `same_mask` (True where a pair off the diagonal matches too) are never negatives, as in `infonce`.
@@ -183,4 +199,7 @@ def confidence_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, 
     if same_mask is not None:
         on_diagonal = torch.eye(len(scored_QG), dtype=torch.bool, device=scored_QG.device)
         scored_QG = scored_QG & (~same_mask | on_diagonal)
-    return Weights(confidence(student_QG, teacher_QG, scored_QG, target_Q), confidence(student_QG.T, teacher_QG.T, scored_QG.T, target_Q))
+    return Weights(
+        confidence(student_QG, teacher_QG, scored_QG, target_Q),
+        confidence(student_QG.T, teacher_QG.T, scored_QG.T, target_Q),
+    )

@@ -1,4 +1,5 @@
-"""The recipes that come with the package: their files, and what the head of each says. Imports no torch, for completion and lists."""
+"""The recipes that come with the package: their files, and what the head of each says. Imports no torch, for completion
+and lists."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from dcdctl.core.errors import ConfigError
 
 RECIPES = files.packaged("recipes")
 FACTS = ("needs", "minutes", "expected")
-"""What the head of a recipe says in a line of its own: "# Needs: ...". Comments, because no training depends on them."""
+"""What the head of a recipe says in a line of its own: "# Needs: ...". Comments, because no training depends on
+them."""
 RENAMED_RECIPES = {
     "dual-flickr8k": "photos",
     "dual-flickr8k-large": "photos-large",
@@ -85,7 +87,9 @@ def field_names() -> list[str]:
     """The fields of a recipe by dotted name, read from the source, because an import of the classes takes seconds."""
     core = Path(__file__).parents[2]
     sources = ("training/recipe/recipe.py", "training/losses/config.py", "teacher/candidates.py", "data/stream.py")
-    classes = {node.name: node for name in sources for node in _parsed(core / name).body if isinstance(node, ast.ClassDef)}
+    classes = {
+        node.name: node for name in sources for node in _parsed(core / name).body if isinstance(node, ast.ClassDef)
+    }
 
     def of(name: str, prefix: str) -> Iterator[str]:
         for node in classes[name].body:
@@ -102,9 +106,16 @@ def loss_names() -> list[str]:
     dicts = [
         node.value
         for node in table.body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in ("LOSSES", "VECTOR_LOSSES") and isinstance(node.value, ast.Dict)
+        if isinstance(node, ast.AnnAssign)
+        and ast.unparse(node.target) in ("LOSSES", "VECTOR_LOSSES")
+        and isinstance(node.value, ast.Dict)
     ]
-    return [key.value for entries in dicts for key in entries.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    return [
+        key.value
+        for entries in dicts
+        for key in entries.keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    ]
 
 
 def _parsed(path: Path) -> ast.Module:

@@ -1,8 +1,8 @@
 """A recipe: one experiment, with everything that can change a number, in one TOML file.
 
-Its tables are `[candidates]` (the pairs that the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]`,
-`[stream]` (the order of a training on shards), `[optimizer]` and `[validation]`. Every field has a default, every key can be set on the
-command line (`--set loss.alpha=0.5`), and run.json stores the resolved recipe.
+Its tables are `[candidates]` (the pairs that the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`,
+`[batch]`, `[stream]` (the order of a training on shards), `[optimizer]` and `[validation]`. Every field has a default,
+every key can be set on the command line (`--set loss.alpha=0.5`), and run.json stores the resolved recipe.
 """
 
 from __future__ import annotations
@@ -47,28 +47,31 @@ class ModelConfig:
     kind: Literal["fusion", "dual"] = "fusion"
     """fusion: reads an image and a caption together. dual: one vector per image and one per caption."""
     start: str = "teacher"
-    """teacher: the cached teacher, reduced to `layers` (fusion only). new: random weights of the sizes below, or `vision` and `text`.
-    Anything else is the reference of the initial model."""
+    """teacher: the cached teacher, reduced to `layers` (fusion only). new: random weights of the sizes below, or
+    `vision` and `text`. Anything else is the reference of the initial model."""
     layers: tuple[int, ...] = ()
     """fusion: layers of the initial model to keep, in order; empty for all."""
     vision: str = ""
-    """start new: model reference of a pretrained image encoder, which goes with `text`; empty for a small new one of the sizes below."""
+    """start new: model reference of a pretrained image encoder, which goes with `text`; empty for a small new one of
+    the sizes below."""
     text: str = ""
-    """The same for the text encoder. fusion: the co-attention layers between the two have hidden_size, num_layers, num_heads and
-    dropout."""
+    """The same for the text encoder. fusion: the co-attention layers between the two have hidden_size, num_layers,
+    num_heads and dropout."""
     vision_levels: tuple[int, ...] = ()
     """frozen_encoders: stages of `vision` to read beside its output (for a timm model, entries of its feature_info)."""
     vision_grid: Count | None = None
-    """frozen_encoders: side of the square grid to which a feature map of `vision` is averaged; not averaged if not set."""
+    """frozen_encoders: side of the square grid to which a feature map of `vision` is averaged; not averaged if not
+    set."""
     vision_size: Count | None = None
     """frozen_encoders: input side of `vision` in pixels (a timm model with feature maps); its own if not set."""
     frozen_encoders: bool = False
-    """Keep vision and text unchanged, so that their features can be stored on disk (--features). fusion: the layers between them are
-    trained; dual: one linear layer per side."""
+    """Keep vision and text unchanged, so that their features can be stored on disk (--features). fusion: the layers
+    between them are trained; dual: one linear layer per side."""
     trained: Literal["all", "last-layers", "projections", "lora"] = "all"
-    """dual with a pretrained start: what is trained besides the projections and the logit scale. last-layers: the last `trained_layers` of
-    each encoder, with its final norm. projections: nothing; --features then stores the outputs of both encoders. lora: low-rank adapters
-    of all linear layers of both encoders (extra peft), merged into the weights at the end."""
+    """dual with a pretrained start: what is trained besides the projections and the logit scale. last-layers: the last
+    `trained_layers` of each encoder, with its final norm. projections: nothing; --features then stores the outputs of
+    both encoders. lora: low-rank adapters of all linear layers of both encoders (extra peft), merged into the weights
+    at the end."""
     trained_layers: Count | None = None
     """last-layers: how many of each encoder."""
     lora_rank: Count = LORA.rank
@@ -80,10 +83,11 @@ class ModelConfig:
     text_layers: Annotated[tuple[int, ...], Ascending()] = ()
     """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
     average_with_start: Share = 0.0
-    """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones (WiSE-FT, Wortsman et al.
-    2022). It returns some of the zero-shot quality that a training costs."""
+    """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones
+    (WiSE-FT, Wortsman et al. 2022). It returns some of the zero-shot quality that a training costs."""
     dual_init: str = ""
-    """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
+    """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit;
+    empty for none."""
     projection_dim: Count = 256
     """dual: width of the vectors."""
     hidden_size: Count = 128
@@ -108,10 +112,10 @@ class ModelConfig:
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
     dropout: Annotated[float, Between(0, 1, "[)")] | None = None
-    """Dropout in training. Not set: none in new layers, while pretrained models and the teacher keep their own. A number holds for both.
-    ViLT, and a dual encoder that is trained as a whole: embeddings and sublayer outputs, while attention probabilities have none.
-    Co-attention and METER: the fusion layers, attention probabilities included; trained encoders keep their own. Dual over frozen
-    encoders: the features."""
+    """Dropout in training. Not set: none in new layers, while pretrained models and the teacher keep their own. A
+    number holds for both. ViLT, and a dual encoder that is trained as a whole: embeddings and sublayer outputs, while
+    attention probabilities have none. Co-attention and METER: the fusion layers, attention probabilities included;
+    trained encoders keep their own. Dual over frozen encoders: the features."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -121,16 +125,24 @@ class ModelConfig:
             hint = "choose layers of a dual encoder with model.vision_layers and model.text_layers"
             raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual", hint=hint)
         if self.kind == "dual" and self.start == "teacher":
-            raise ConfigError("a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder")
+            raise ConfigError(
+                "a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder"
+            )
         if self.vision and self.start != "new":
             raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
         if self.frozen_encoders and self.start == "new" and not self.vision:
-            raise ConfigError("model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text")
+            raise ConfigError(
+                "model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text"
+            )
         if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
-            message = "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
+            message = (
+                "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
+            )
             raise ConfigError(message, hint="set model.frozen_encoders, and name both encoders")
         if self.dual_init and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
-            raise ConfigError("model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
+            raise ConfigError(
+                "model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders"
+            )
         self._check_start()
         self._check_trained()
 
@@ -142,24 +154,36 @@ class ModelConfig:
         """ConfigError for settings of the start that this kind of model does not have."""
         for name in ("vision_layers", "text_layers"):
             if getattr(self, name) and not self._is_pretrained_dual:
-                raise ConfigError(f"model.{name} is for a dual encoder with a pretrained start", hint="leave it out, or set model.start")
+                raise ConfigError(
+                    f"model.{name} is for a dual encoder with a pretrained start",
+                    hint="leave it out, or set model.start",
+                )
         if self.average_with_start and self.start == "new":
-            raise ConfigError("model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0")
+            raise ConfigError(
+                "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
+            )
         if self.average_with_start and (self.layers or self.vision_layers or self.text_layers):
-            found = "model.average_with_start averages with the start's weights, and a model of fewer layers does not compute what they do"
+            found = (
+                "model.average_with_start averages with the start's weights, and a model of fewer layers does "
+                "not compute what they do"
+            )
             raise ConfigError(found, hint="set it to 0, or keep all layers")
 
     def _check_trained(self) -> None:
-        """ConfigError for a choice of trained parts that this kind of model does not have, or that its own settings contradict."""
+        """ConfigError for a choice of trained parts that this kind of model does not have, or that its own settings
+        contradict."""
         if self.trained != "all" and not self._is_pretrained_dual:
             found = f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start"
             raise ConfigError(found, hint="set it to all; model.frozen_encoders trains the layers over two encoders")
         if self.trained == "last-layers" and self.trained_layers is None:
             raise ConfigError(
-                "model.trained is last-layers, and model.trained_layers is not set", hint="set the number of layers, such as 4"
+                "model.trained is last-layers, and model.trained_layers is not set",
+                hint="set the number of layers, such as 4",
             )
         if self.trained_layers is not None and self.trained != "last-layers":
-            raise ConfigError(f"model.trained_layers is for model.trained last-layers, and it is {self.trained}", hint="leave it out")
+            raise ConfigError(
+                f"model.trained_layers is for model.trained last-layers, and it is {self.trained}", hint="leave it out"
+            )
         if (self.lora_rank, self.lora_alpha) != (LORA.rank, LORA.alpha) and self.trained != "lora":
             found = f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}"
             raise ConfigError(found, hint="leave them out")
@@ -170,10 +194,11 @@ class TeachersConfig:
     """The `[teachers]` table: how several caches are averaged."""
 
     weights: tuple[Positive, ...] = ()
-    """Share of each cache, in the order of --cache; empty for equal shares. Scores are brought to one scale, then averaged."""
+    """Share of each cache, in the order of --cache; empty for equal shares. Scores are brought to one scale, then
+    averaged."""
     ema: Annotated[float, Between(0, 1, "()")] | None = None
-    """dual, all pairs: the teacher is an average of the student's own weights, in place of --cache and --teacher. After each step a weight
-    of it is ema times itself plus 1 - ema times the student's. Unset: no such teacher."""
+    """dual, all pairs: the teacher is an average of the student's own weights, in place of --cache and --teacher. After
+    each step a weight of it is ema times itself plus 1 - ema times the student's. Unset: no such teacher."""
 
     def __post_init__(self) -> None:
         check_fields(self, "teachers")
@@ -187,21 +212,26 @@ class BatchConfig:
     """Queries (lists) or images, each with one caption (all pairs)."""
     # The released code draws 15 for COCO and 63 for Flickr30K, and keeps 7 of them.
     random_negatives: Count = 15
-    """Lists: negatives drawn at random for a query, before the hardest are kept. Queries with fewer cached candidates are left out."""
+    """Lists: negatives drawn at random for a query, before the hardest are kept. Queries with fewer cached candidates
+    are left out."""
     hard_negatives: Count = 7
-    """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives. Without a cache all drawn ones are kept."""
+    """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives. Without a cache all drawn
+    ones are kept."""
     directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
-    """text: an image with candidate captions (the only direction of the released code); image: a caption with candidate images."""
+    """text: an image with candidate captions (the only direction of the released code); image: a caption with candidate
+    images."""
     refresh_steps: Annotated[tuple[Count, ...], Ascending()] = ()
-    """Before these steps the student mines new hard candidates, and the teacher (--teacher) scores those without a score. Empty: only the
-    candidates of the cache."""
+    """Before these steps the student mines new hard candidates, and the teacher (--teacher) scores those without a
+    score. Empty: only the candidates of the cache."""
     negatives: Literal["random", "mined"] = "random"
-    """Lists without a cache: random ones from the whole corpus, or those of `[candidates]`, mined once before the first step."""
+    """Lists without a cache: random ones from the whole corpus, or those of `[candidates]`, mined once before the first
+    step."""
     mined_share: Annotated[float, Between(0, 1, "(]")] = 1.0
-    """mined: share of random_negatives that is mined, rounded, at least one. The others are distinct random ones, also for queries with
-    too few mined ones."""
+    """mined: share of random_negatives that is mined, rounded, at least one. The others are distinct random ones, also
+    for queries with too few mined ones."""
     mined_from: Annotated[float, Between(0, 1, "[)")] = 0.0
-    """mined: share of the steps before which all negatives are random. A new fusion model may not start to learn from hard ones alone."""
+    """mined: share of the steps before which all negatives are random. A new fusion model may not start to learn from
+    hard ones alone."""
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
@@ -215,10 +245,11 @@ class OptimizerConfig:
     lr: Positive = 1e-4
     """Learning rate at its highest."""
     lr_factors: dict[str, Positive] = field(default_factory=dict)
-    """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning rate."""
+    """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning
+    rate."""
     layer_decay: Annotated[float, Between(0, 1, "(]")] = 1.0
-    """dual: factor of the learning rate from one layer to the one below it. Projections and final norms have the whole rate, the last layer
-    of N this factor, and the embeddings its power N + 1."""
+    """dual: factor of the learning rate from one layer to the one below it. Projections and final norms have the whole
+    rate, the last layer of N this factor, and the embeddings its power N + 1."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
@@ -247,19 +278,23 @@ class ValidationConfig:
     every: Annotated[int, AtLeast(0)] = 0
     """Steps between validations, the last of which is always at the end; 0 for no validation."""
     at_start: bool = False
-    """Also validate before the first step. The start's recalls are logged as start_..., and its weights may be the best ones."""
+    """Also validate before the first step. The start's recalls are logged as start_..., and its weights may be the best
+    ones."""
     split: str = "val"
     """Split of the training corpus; an error if the training reads it too (--split train+val)."""
     max_images: Count | None = None
-    """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so a few hundred images
-    are practical."""
+    """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so
+    a few hundred images are practical."""
     keep: Literal["best", "last"] = "best"
     """The weights that become the model: those with the highest sum of recalls, or the last."""
 
     def __post_init__(self) -> None:
         check_fields(self, "validation")
         if self.at_start and not self.every:
-            raise ConfigError("validation.at_start is set, and validation.every is 0", hint="set validation.every to a number of steps")
+            raise ConfigError(
+                "validation.at_start is set, and validation.every is 0",
+                hint="set validation.every to a number of steps",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +342,9 @@ class Recipe:
             return
         if self.model.kind != "dual" or self.loss.on_lists:
             found = "teachers.ema is for dual encoders and losses on all pairs of a batch, because it scores every pair"
-            raise ConfigError(found, hint="leave it out, or set model.kind to dual and loss.terms to losses such as infonce and kl")
+            raise ConfigError(
+                found, hint="leave it out, or set model.kind to dual and loss.terms to losses such as infonce and kl"
+            )
         if not self.loss.needs_teacher or self.loss.vector_terms:
             found = f"teachers.ema gives scores, and loss.terms has {', '.join(self.loss.terms)}"
             raise ConfigError(found, hint="add a loss that has a teacher, such as kl, and no loss of vectors")

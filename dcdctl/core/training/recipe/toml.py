@@ -25,7 +25,8 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def recipe_text(ref: str, sets: Sequence[str] = ()) -> str:
     """A recipe by name or from a .toml file with all its fields, as TOML that loads as an equal recipe.
 
-    It opens with the head of the file. Above each field are the sentences of its docstring, and its choices if no sentence names them.
+    It opens with the head of the file. Above each field are the sentences of its docstring, and its choices if no
+    sentence names them.
     """
     recipe = load_recipe(ref, sets)
     head = [f"# {line}".rstrip() for line in head_of(check_recipe_name(ref))]
@@ -69,7 +70,9 @@ def _comment(doc: str, hint: Any) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _value(value: Any) -> str:
@@ -81,7 +84,9 @@ def _value(value: Any) -> str:
     if value is None:
         return '"none"'
     if isinstance(value, Mapping):
-        pairs = [f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {_value(item)}" for key, item in value.items()]
+        pairs = [
+            f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {_value(item)}" for key, item in value.items()
+        ]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
