@@ -175,7 +175,7 @@ def test_every_command_has_a_sentence_and_help_for_each_option(command):
     tree = typer.main.get_command(app)
     function = tree.commands[command]
     assert function.help
-    assert function.help.strip().splitlines()[0].endswith(".")
+    assert function.help.strip().split("\n\n")[0].endswith(".")
     assert [parameter.name for parameter in function.params if not parameter.hidden and not parameter.help] == []
     assert CliRunner().invoke(app, [command, "-h"]).exit_code == 0
 

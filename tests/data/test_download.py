@@ -753,9 +753,8 @@ def test_the_environment_of_the_hub_is_read_and_stderr_stays_clean(server, tmp_p
     assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert [path.name for path in tmp_path.glob("home/hub/*/blobs/*") if path.name == sha256(b"a" * 3000)]
     asked = len(server.requests)
-    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(
-        timeout=TIMEOUT_S
-    )
+    names["HF_HUB_OFFLINE"] = "1"
+    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names).communicate(timeout=TIMEOUT_S)
     assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert len(server.requests) == asked
 

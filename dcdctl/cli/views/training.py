@@ -65,8 +65,8 @@ class TrainingProgress:
     def line(self) -> str:
         """The state on one line.
 
-        >>> TrainingProgress(100, 0, "pairs", 8, done=25, seconds=10.0, values={"loss": 0.5, "dcd": 0.5,
-        ...     "lr": 1e-4}).line()
+        >>> values = {"loss": 0.5, "dcd": 0.5, "lr": 1e-4}
+        >>> TrainingProgress(100, 0, "pairs", 8, done=25, seconds=10.0, values=values).line()
         'train: 25/100 steps, loss 0.5000, 20 pairs/s, 0:30 left'
         """
         loss = f"loss {self.values['loss']:.4f}" if "loss" in self.values else ""

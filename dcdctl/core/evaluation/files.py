@@ -67,8 +67,8 @@ class TopCandidates:
     def hardest_negative_Q(self) -> NDArray[np.float32]:
         """The highest score among the negatives of each query; NaN if its first K candidates are all positives.
 
-        >>> TopCandidates(np.array([[4, 7]]), np.array([[3.0, 1.0]], np.float32), np.array([[True,
-        ...     False]])).hardest_negative_Q
+        >>> scores_QK, is_positive_QK = np.array([[3.0, 1.0]], np.float32), np.array([[True, False]])
+        >>> TopCandidates(np.array([[4, 7]]), scores_QK, is_positive_QK).hardest_negative_Q
         array([1.], dtype=float32)
         """
         first_Q = self.is_positive_QK.argmin(axis=1)

@@ -55,13 +55,15 @@ class Background:
         return best <= self.limit
 
     def share(self, score: float, *, is_text: bool) -> float:
-        """Where a score lies, from 0 to 1: for a text, 0 is the typical score and 0.5 the limit; for an image, 1 is the
-        image itself.
+        """Where a score lies, from 0 to 1.
+
+        For a text, 0 is the typical score and 0.5 the limit; for an image, 1 is the image itself.
 
         >>> background = Background(typical=0.0, limit=0.25, typical_of_images=0.5)
-        >>> [background.share(score, is_text=True) for score in (-0.1, 0.25, 0.4)], background.share(0.75,
-        ...     is_text=False)
-        ([0.0, 0.5, 0.8], 0.5)
+        >>> [background.share(score, is_text=True) for score in (-0.1, 0.25, 0.4)]
+        [0.0, 0.5, 0.8]
+        >>> background.share(0.75, is_text=False)
+        0.5
         """
         low, high = (self.typical, 2 * self.limit - self.typical) if is_text else (self.typical_of_images, 1.0)
         return min(1.0, max(0.0, (score - low) / max(high - low, 1e-6)))
