@@ -42,14 +42,12 @@ sys.path.extend(
 import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
-from made_index import unit_vectors, write_index
 from reliability_hostile import documents, hostile_files
 from reliability_lines import wrong_lines
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
 from dcdctl.core.config import to_table
-from dcdctl.core.search import Index
 from dcdctl.core.training import load_recipe
 
 KILL_TRIES = 5
@@ -95,7 +93,7 @@ def _again(job: Job, out: Path, expected: str, details: str) -> tuple[str, str]:
 
 def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """Flipped bits, zeros, truncated, longer and swapped files, then a full read."""
-    for name, make in {**KINDS, "index of inverted lists": inverted_lists_kind, **run_kinds(stage)}.items():
+    for name, make in {**KINDS, **run_kinds(stage)}.items():
         folder = stage.folder / "damages" / name.replace(" ", "-")
         folder.mkdir(parents=True)
         artifact = make(folder)
@@ -129,19 +127,6 @@ def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Tri
 def _is_damage(changed: dict[Path, bytes]) -> bool:
     """Whether the new contents differ from those on disk: zeros over zeros are no damage."""
     return any(path.read_bytes() != data for path, data in changed.items())
-
-
-def inverted_lists_kind(folder: Path) -> Artifact:
-    for name, seed in (("made", 0), ("other", 1)):
-        settings = {
-            "kind": "ivf-pq",
-            "flat_up_to": 1000,
-            "segment_rows": 1050,
-            "ivf_pq": {"probes": 20, "numbers_per_byte": 2},
-        }
-        write_index(folder / name, [unit_vectors(2100, 8, seed=seed)], **settings)
-    queries = unit_vectors(4, 8, seed=2).astype(np.float32)
-    return Artifact(folder / "made", folder / "other", lambda path: Index.open(path).nearest(queries, 5))
 
 
 def run_kinds(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:

@@ -40,7 +40,7 @@ NAMED = {
         "--recipe",
         "recipe",
     ),
-    *("name", "--thumbnails", "--depth", "--batch-sizes", "--gallery-sizes"),
+    *("name", "--depth", "--batch-sizes", "--gallery-sizes"),
 }
 """Options that take one of several names, or numbers between commas."""
 WRONG_NAMES = ["absent", "CPU0", "tést", "\0", "a" * 5000, "../x", "cuda:x", "-", "*", "\u202e", "\ud800", "trai n"]

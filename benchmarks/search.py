@@ -4,7 +4,7 @@
     python benchmarks/search.py --images 100000 --stores 'postgresql://user@host/db?table=trial'
         'lancedb:/tmp/trial?table=trial'
     python benchmarks/search.py --images 1000000 --kinds hnsw
-    python benchmarks/search.py --images 100000 --kinds ivf-pq --set ivf_pq.probes=128
+    python benchmarks/search.py --images 100000 --kinds hnsw --set hnsw.search_width=256
 
 The vectors are made up, and written and searched as `dcdctl index` and `dcdctl search` do it. They are a mixture of
 2,000 centers with images around each. Centers and images have a spectrum that falls off like the principal components
@@ -272,7 +272,7 @@ def commit() -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--kinds", nargs="*", default=["hnsw"], choices=["hnsw", "ivf-pq", "int8", "binary"])
+    parser.add_argument("--kinds", nargs="*", default=["hnsw"], choices=["hnsw", "int8", "binary"])
     parser.add_argument(
         "--stores",
         nargs="+",

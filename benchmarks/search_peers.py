@@ -1,12 +1,11 @@
 """Search of image vectors: an index of dcdctl against faiss, usearch and LanceDB themselves, on the same vectors.
 
-    OMP_NUM_THREADS=1 python benchmarks/search_peers.py [--images 52000] [--dim 512] [--ways flat hnsw ivf-pq]
+    OMP_NUM_THREADS=1 python benchmarks/search_peers.py [--images 52000] [--dim 512] [--ways flat hnsw]
 
 The vectors are those of benchmarks/search.py: made up, rounded to float16, of unit length. All libraries get the same
 ones as float32, and search them with one thread. Settings are those of dcdctl's index: graphs with 16 edges (32 on the
-lowest level), 128 candidates while building and 128 per query; 4 lists per root of the number of vectors, a byte per 4
-numbers and 64 probes. LanceDB has the settings of the store `lancedb:`. dcdctl scores 50 candidates again with the
-float16 vectors in float64; "re-scored" does so with faiss and float32.
+lowest level), 128 candidates while building and 128 per query. LanceDB has the settings of the store `lancedb:`. dcdctl
+scores 50 candidates again with the float16 vectors in float64. It needs `pip install faiss-cpu`.
 
 A query returns ten rows and scores; "with names" is `Index.search`, which also reads names and columns. Queries are
 searched one after the other, in turns with the other ways. Recall is that of the first ten of the exact search, in
@@ -41,8 +40,7 @@ Floats = NDArray[np.float32]
 Search = Callable[[Floats], list[int]]
 """The rows nearest to one query of shape 1 x D."""
 CONFIG = IndexConfig()
-CANDIDATES = CONFIG.candidates
-KINDS = ("flat", "hnsw", "ivf-pq")
+KINDS = ("flat", "hnsw")
 PACKAGES = ("faiss-cpu", "usearch", "lancedb")
 
 
@@ -89,25 +87,6 @@ def faiss_hnsw(vectors: Vectors) -> dict[str, Search]:
     return {"faiss HNSW, float32": lambda query: index.search(query, K)[1][0].tolist()}
 
 
-def faiss_lists(vectors: Vectors) -> dict[str, Search]:
-    import faiss
-
-    settings, count = CONFIG.ivf_pq, len(vectors.unit_RD)
-    num_lists = max(1, min(round(settings.lists_per_root * count**0.5), count // 40))
-    name = f"IVF{num_lists},PQ{vectors.dim // settings.numbers_per_byte}"
-    index = faiss.index_factory(vectors.dim, name, faiss.METRIC_INNER_PRODUCT)
-    index.do_polysemous_training = False  # as dcdctl: minutes, for a filter that is not used
-    index.train(vectors.unit_RD[:: max(1, count // max(settings.train_per_list * num_lists, 64 * 256))].copy())
-    index.add(vectors.unit_RD)
-    index.nprobe = settings.probes
-    refined = faiss.IndexRefineFlat(index, faiss.swig_ptr(vectors.unit_RD))
-    parameters = faiss.IndexRefineSearchParameters(k_factor=CANDIDATES / K)
-    return {
-        f"faiss {name}": lambda query: index.search(query, K)[1][0].tolist(),
-        f"faiss {name}, re-scored": lambda query: refined.search(query, K, params=parameters)[1][0].tolist(),
-    }
-
-
 def usearch_graph(vectors: Vectors, dtype: str) -> dict[str, Search]:
     from usearch.index import Index as Graph
 
@@ -147,7 +126,6 @@ MAKERS: dict[str, list[tuple[str, Callable[[Vectors], dict[str, Search]]]]] = {
         ("usearch i8", lambda vectors: usearch_graph(vectors, "i8")),
         ("LanceDB", lancedb_table),
     ],
-    "ivf-pq": [("dcdctl ivf-pq", lambda vectors: dcdctl(vectors, "ivf-pq")), ("faiss IVF-PQ", faiss_lists)],
 }
 
 

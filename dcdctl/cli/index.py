@@ -61,7 +61,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Override a search setting: kind=flat, hnsw, ivf-pq, int8 or binary; repeatable.",
+        help="Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.",
         metavar="KEY=VALUE",
     ),
 ]

@@ -26,7 +26,6 @@ RENAMED = {
     ("report", "--csv"): "--to-csv",
     ("report", "--markdown"): "--to-markdown",
     ("report", "--teacher"): "--teacher-eval",
-    ("search", "--pictures"): "--thumbnails",
 }
 """Options of earlier versions -> the option that replaced them, named in the error."""
 

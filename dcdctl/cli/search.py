@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        help="What the images show; without a text and --image, a prompt, or one query per line of stdin.",
+        help="What the images show; without a text and --image, one query per line of stdin.",
         metavar="TEXT",
     ),
 ]
@@ -37,14 +38,6 @@ Where = Annotated[
         metavar="CONDITION",
     ),
 ]
-Thumbnails = Annotated[
-    Literal["auto", "none", "kitty", "iterm2"],
-    typer.Option(
-        "--thumbnails",
-        help="Show small images in the terminal: if it can, never, or by this graphics protocol.",
-        metavar="auto|none|kitty|iterm2",
-    ),
-]
 
 
 def search(
@@ -60,32 +53,33 @@ def search(
     depth: Depth = None,
     html: Page = None,
     json: Json = False,
-    thumbnails: Thumbnails = "auto",
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Find images by a text or by an image. Without a query it reads queries from a prompt or from stdin."""
-    from dcdctl.cli.views import images, search_session
-    from dcdctl.cli.views.search import View, show_answer
+    """Find images by a text or by an image. Without a query it answers each line of stdin."""
+    from dcdctl.cli.views.search import answer_lines, show_answer
 
     question = _question(text, image)
     _check_usage(question, rerank, depth, html, hybrid)
-    view = View(json, images.protocol(thumbnails, os.environ))
     reranking = {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}
     searcher, condition = _open((index, model), question, where, hybrid, reranking, (device, threads))
     if question is None:
-        raise typer.Exit(search_session.run(searcher, view, k, condition, hybrid=hybrid))
+        raise typer.Exit(answer_lines(searcher, k, condition, hybrid=hybrid, as_json=json))
     answer = searcher.ask(question, k, condition, hybrid=hybrid)
-    show_answer(view, searcher.index, question, answer)
+    show_answer(searcher.index, question, answer, as_json=json)
     if html is not None:
         _write_page(html, searcher.index, question, answer)
 
 
 def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
-    """The query: a text, of one argument or several, or an image file; None if queries come from a prompt or stdin."""
+    """The query: a text, of one argument or several, or an image file; None if queries come from stdin."""
     if text and image is not None:
         raise typer.BadParameter("cannot be combined with a text: give one of them", param_hint="--image")
     if image is None and not text:
+        if sys.stdin.isatty():
+            raise typer.BadParameter(
+                "is missing: give a text or --image, or one query per line of stdin", param_hint="TEXT"
+            )
         return None
     from dcdctl.core.search import check_query, looks_like_a_path
 
@@ -109,9 +103,7 @@ def _check_usage(
     if hybrid and isinstance(question, Path):
         raise typer.BadParameter("compares the words of a text, and --image has none", param_hint="--hybrid")
     if html is not None and question is None:
-        raise typer.BadParameter(
-            "shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html"
-        )
+        raise typer.BadParameter("shows the answer to one query: add a text or --image", param_hint="--html")
 
 
 def _open(

@@ -33,7 +33,6 @@ EXTRAS = {
     "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"),
     "eccv": ("eccv-caption>=0.1",),
     "index": ("usearch>=2.21", "onnx>=1.19", "onnxruntime>=1.23"),
-    "index-pq": ("faiss-cpu>=1.11",),
     "hybrid": ("bm25s>=0.2.7",),
     "postgres": ("psycopg[binary]>=3.2",),
     "lancedb": ("lancedb>=0.30",),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -13,8 +11,6 @@ from noise_index import CAPTIONS, NAMES
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.cli.views import search_session
-from dcdctl.cli.views.search import View
 from dcdctl.core.search import Index, Searcher
 
 TEXT = CAPTIONS[0]
@@ -89,30 +85,6 @@ def test_a_wrong_condition_is_one_line_before_a_model_is_loaded(index, monkeypat
     result = run("search", index, TEXT, "--where", "yaer = 2020", *CPU)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "error: the condition 'yaer = 2020' has the unknown column yaer; did you mean year?\n"
-
-
-def test_the_prompt_keeps_a_condition_until_it_is_cleared(index, monkeypatch, tmp_path, capsys):
-    lines = iter([":where owner = 'ann'", TEXT, ":where owner =", ":where", TEXT])
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-
-    def answer(_=""):
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr(builtins, "input", answer)
-    searcher = Searcher.open(index, device=torch.device("cpu"))
-    assert search_session.run(searcher, View(True, None), 12) == 0
-    out, err = capsys.readouterr()
-    documents = [json.loads(text + "}") for text in out.strip().removesuffix("}").split("\n}\n")]
-    assert [len(document["hits"]) for document in documents] == [
-        len(kept(index, lambda row: row["owner"] == "ann")),
-        12,
-    ]
-    assert "error: the condition 'owner =' cannot be read near '='; for example year >= 2020 and owner = 'x'" in err
 
 
 def test_inspect_lists_the_columns(index):

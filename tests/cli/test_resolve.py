@@ -170,7 +170,6 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--budget": [Mistake("0", r"budget_s must be above 0, got 0")],
     "--license": [Mistake("No Name", r"--license .*No Name.*; for example apache-2.0")],
     "--push-to-hub": [Mistake("absent", r"--push-to-hub .*absent.*OWNER/NAME")],
-    "--thumbnails": [Mistake("absent", r"'absent'", code=2)],
     "--allow-host": [Mistake("a b", r"allowed.host.*a b")],
     "--host": [Mistake("192.0.2.1", r"192\.0\.2\.1.*; .*--host")],
     "--where": [

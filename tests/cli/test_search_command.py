@@ -1,31 +1,23 @@
-"""`dcdctl search` on the command line, with queries from stdin, and at the prompt; and what reaches the terminal."""
+"""`dcdctl search` on the command line, and with queries from stdin; and what reaches the terminal."""
 
 from __future__ import annotations
 
-import base64
-import builtins
 import io
 import json
 import math
 import re
 import shutil
-import sys
-import tempfile
-import webbrowser
 
 import pytest
 import torch
 from hostile_images import OF_SIZE, TALLER, encoded
 from html_page import Page
 from noise_index import CAPTIONS, NAMES, make_index
-from PIL import Image
 from tiny import run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.cli.views import images as terminal_images
-from dcdctl.cli.views import search_session, terminal
-from dcdctl.cli.views.search import View, show_answer
+from dcdctl.cli.views import terminal
 from dcdctl.core.search import Changes, Index, Searcher, index_facts, summarize_index
 from dcdctl.core.search.build import update
 
@@ -195,7 +187,6 @@ def test_each_line_of_stdin_gives_one_json_document(index):
         (["--image", "images/plain.png", "--rerank", "fusion"], "scores an image with a text"),
         (["--html", "x.html"], "add a text"),
         (["red", "--k", "0"], "greater than or equal to 1"),
-        (["red", "--thumbnails", "sixel"], "'kitty', 'iterm2'"),
     ],
 )
 def test_options_without_effect_exit_with_2(index, monkeypatch, words, message):
@@ -204,6 +195,13 @@ def test_options_without_effect_exit_with_2(index, monkeypatch, words, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stdout == ""
+
+
+def test_a_terminal_without_a_query_is_told_what_to_give(index, monkeypatch):
+    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    with pytest.raises(SystemExit) as exit_:
+        app(["search", str(index)])
+    assert exit_.value.code == 2
 
 
 def test_a_hint_names_what_was_perhaps_meant(index):
@@ -238,129 +236,6 @@ def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-
-
-class Keyboard:
-    """What is typed at a prompt; an exception is raised in its place."""
-
-    def __init__(self, monkeypatch, *typed):
-        self.typed = list(typed)
-        monkeypatch.setattr(builtins, "input", lambda *_: self.next())
-
-    def next(self):
-        one = self.typed.pop(0) if self.typed else EOFError()
-        if isinstance(one, BaseException):
-            raise one
-        return one
-
-
-@pytest.fixture
-def prompt(searcher, monkeypatch, tmp_path, capsys):
-    """A function that types lines at the prompt and gives the exit code, stdout and stderr."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
-
-    def run(*typed, is_json=False):
-        keyboard = Keyboard(monkeypatch, *typed)
-        code = search_session.run(searcher, View(is_json, None), 2)
-        captured = capsys.readouterr()
-        assert keyboard.typed == []
-        return code, captured.out, captured.err
-
-    return run
-
-
-def test_the_prompt_answers_and_its_commands_work(prompt, index, tmp_path):
-    code, out, err = prompt(
-        "red", ":k 3", "red", f":image {index.parent / 'images' / 'plain.png'}", f":html {tmp_path / 'a.html'}", ":quit"
-    )
-    assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["#", "1", "2", "#", "1", "2", "3", "#", "1", "2", "3"]
-    assert out.splitlines()[8].split() == ["1", "1.0000", "plain.png"]
-    assert len(Page((tmp_path / "a.html").read_text()).all("img")) == 4
-    assert "error" not in err
-
-
-def test_an_error_at_the_prompt_does_not_end_it(prompt, monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    wrong = [":k x", ":k 0", ":image", ":image absent.png", ":html", ":html a.html", ":open", ":nope", "\u200b"]
-    wrong.append(":hybrid")  # this index has no words
-    code, out, err = prompt("", "  ", *wrong, KeyboardInterrupt(), "red")
-    assert code == 0
-    assert err.count("error: ") == len(wrong)
-    assert "interrupted" in err
-    assert not list(tmp_path.glob("dcdctl-search-*"))
-    assert out.splitlines()[1].split()[0] == "1"
-
-
-def test_the_prompt_opens_the_page_of_the_last_answer(prompt, monkeypatch, tmp_path):
-    opened = []
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(webbrowser, "open", lambda uri: bool(opened.append(uri)))
-    _, out, err = prompt("red", ":open", ":open", ":help", is_json=True)
-    assert json.loads(out)["query"] == {"text": "red"}
-    assert opened[0] == opened[1]
-    assert opened[0].startswith("file://")
-    assert "no browser" in err
-    assert ":image FILE" in err
-
-
-def test_the_prompt_ranks_by_words_too_until_told_otherwise(hybrid, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
-    Keyboard(monkeypatch, "gnp", ":hybrid", "gnp", ":hybrid", "gnp")
-    search_session.run(Searcher.open(hybrid, device=torch.device("cpu")), View(False, None), 1)
-    first, second, third = (line.split() for line in capsys.readouterr().out.splitlines()[1::2])
-    assert (len(first), second[3:], third) == (3, [r"\u202egnp.png"], first)
-
-
-@pytest.mark.parametrize(
-    ("environment", "spoken"),
-    [
-        ({"TERM": "xterm-kitty"}, "kitty"),
-        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
-        ({"TERM_PROGRAM": "ghostty"}, "kitty"),
-        ({"TERM_PROGRAM": "iTerm.app"}, "iterm2"),
-        ({"TERM_PROGRAM": "iTerm.app", "TMUX": "/tmp/t"}, None),
-        ({"TERM": "screen-256color", "LC_TERMINAL": "iTerm2"}, None),
-        ({"TERM": "dumb"}, None),
-        ({}, None),
-    ],
-)
-def test_the_protocol_for_images_is_that_of_the_terminal_and_none_elsewhere(monkeypatch, environment, spoken):
-    assert terminal_images.protocol("kitty", environment) is None  # stdout is no terminal here
-    monkeypatch.setattr(sys, "stdout", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
-    assert terminal_images.protocol("auto", environment) == spoken
-    assert terminal_images.protocol("none", environment) is None
-    assert terminal_images.protocol("iterm2", environment) == "iterm2"
-
-
-def test_an_image_for_kitty_is_one_png_in_chunks():
-    image = Image.effect_noise((600, 400), 80)
-    sent = terminal_images.escape_sequence(image, "kitty")
-    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", sent)
-    assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) + "\n" == sent
-    assert [dict(key.split("=") for key in keys.split(","))["m"] for keys, _ in parts] == ["1"] * (len(parts) - 1) + [
-        "0"
-    ]
-    assert max(len(data) for _, data in parts) <= 4096
-    assert len(parts) > 1
-    shown = Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in parts))))
-    assert (shown.format, shown.size) == ("PNG", (288, 192))
-
-
-def test_an_image_for_iterm_gives_its_number_of_bytes():
-    sent = terminal_images.escape_sequence(Image.new("RGBA", (10, 20), (9, 9, 9, 0)), "iterm2")
-    size, data = re.fullmatch(
-        r"\x1b\]1337;File=inline=1;size=(\d+);height=6;preserveAspectRatio=1:([^\x07]*)\x07\n", sent
-    ).groups()
-    assert len(base64.b64decode(data)) == int(size)
-    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (10, 20)
-
-
-def test_images_are_below_their_lines(searcher, capsys):
-    show_answer(View(False, "iterm2"), searcher.index, TEXT, searcher.by_text(TEXT, 2))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.startswith("\x1b]1337") for line in lines] == [False, False, True, False, True]
 
 
 def test_only_unprintable_characters_are_escaped():

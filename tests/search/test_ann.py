@@ -18,7 +18,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, install_command
 from dcdctl.core.search import Index, ann
 from dcdctl.core.search.ann import segment_ranges
-from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
+from dcdctl.core.search.config import HnswConfig, IndexConfig
 from dcdctl.core.search.storage import Segment
 
 VECTORS = unit_vectors(900)
@@ -140,66 +140,23 @@ def test_the_bytes_of_a_segment_do_not_depend_on_parallel_builds(graph, tmp_path
     assert len(contents(tmp_path / "ann")) == 3
 
 
-def test_inverted_lists_have_high_recall(tmp_path, monkeypatch):
-    faiss = pytest.importorskip("faiss")
-    limits = []
-    set_threads = faiss.omp_set_num_threads
-    monkeypatch.setattr(faiss, "omp_set_num_threads", lambda count: (limits.append(count), set_threads(count)))
-    vectors = unit_vectors(2100)
-    settings = {
-        "kind": "ivf-pq",
-        "flat_up_to": 1000,
-        "segment_rows": 1050,
-        "ivf_pq": {"probes": 20, "numbers_per_byte": 2},
-    }
-    index = write_index(tmp_path / "a", [vectors], **settings)
-    assert (index.kind, len(index.segments)) == ("ivf-pq", 2)
-    # One list for every 40 vectors, and one thread, because several would make the bytes of a build depend on their
-    # order.
-    assert [faiss.read_index(str(tmp_path / "a" / "ann" / segment.file)).nlist for segment in index.segments] == [
-        26,
-        26,
-    ]
-    assert limits == [1, 1]
-    assert recall(index, vectors)[1] >= 0.95
-    # Codes are learned from at least 64 vectors for each of their 256 centroids, here from all, however few a list asks
-    # for.
-    write_index(tmp_path / "b", [vectors], **{**settings, "ivf_pq": {**settings["ivf_pq"], "train_per_list": 1}})
-    assert contents(tmp_path / "a" / "ann") == contents(tmp_path / "b" / "ann")
-
-
-def test_queries_of_inverted_lists_do_not_look_for_the_package_again(tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
-    index = write_index(tmp_path, [unit_vectors(1100)], kind="ivf-pq", flat_up_to=1000, segment_rows=1100)
-    first = index.nearest(QUERIES, 3)
-    monkeypatch.setattr(ann, "packages", lambda kind: pytest.fail(f"the packages of {kind} were looked for"))
-    np.testing.assert_array_equal(index.nearest(QUERIES, 3).rows_QK, first.rows_QK)
-
-
 def test_settings_of_a_query_and_of_other_kinds_build_the_same_segment():
-    graph, lists = {"hnsw": HnswConfig(neighbors=9)}, {"ivf_pq": IvfPqConfig(numbers_per_byte=3)}
-    in_a_query = [
-        {"flat_up_to": 2000},
-        {"candidates": 7},
-        {"hnsw": HnswConfig(search_width=9)},
-        {"ivf_pq": IvfPqConfig(probes=3)},
-    ]
-    for kind, foreign in (("hnsw", [lists]), ("ivf-pq", [graph]), ("int8", [lists, graph]), ("binary", [lists, graph])):
+    graph = {"hnsw": HnswConfig(neighbors=9)}
+    in_a_query = [{"flat_up_to": 2000}, {"candidates": 7}, {"hnsw": HnswConfig(search_width=9)}]
+    for kind in ("hnsw", "int8", "binary"):
         config = IndexConfig(kind=kind)
-        for same in (*in_a_query, *foreign):
+        for same in (*in_a_query, *([] if kind == "hnsw" else [graph])):
             assert config.builds_as(replace(config, **same)), (kind, same)
-    for kind, own in (("hnsw", graph), ("ivf-pq", lists)):
-        config = IndexConfig(kind=kind)
-        for other in ({"kind": "flat"}, {"segment_rows": 5000}, own):
-            assert not config.builds_as(replace(config, **other)), (kind, other)
+    config = IndexConfig(kind="hnsw")
+    for other in ({"kind": "flat"}, {"segment_rows": 5000}, graph):
+        assert not config.builds_as(replace(config, **other)), other
 
 
-@pytest.mark.parametrize(("kind", "extra"), [("hnsw", "index"), ("ivf-pq", "index-pq")])
-def test_a_missing_package_is_named_with_its_extra(kind, extra, monkeypatch):
-    monkeypatch.setitem(sys.modules, "usearch" if kind == "hnsw" else "faiss", None)
-    command = re.escape(install_command(extra))
-    with pytest.raises(MissingError, match=rf"kind {kind} needs .*{command}, or search exactly with --set kind=flat"):
-        ann.packages(kind)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    command = re.escape(install_command("index"))
+    with pytest.raises(MissingError, match=rf"kind hnsw needs .*{command}, or search exactly with --set kind=flat"):
+        ann.packages("hnsw")
     assert ann.packages("flat") == {}
 
 
@@ -214,10 +171,9 @@ def test_a_damaged_segment_is_named(tmp_path):
         opened.check()
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
-def test_a_segment_of_other_vectors_is_named(tmp_path, kind):
-    pytest.importorskip("usearch" if kind == "hnsw" else "faiss")
-    settings = {"kind": kind, "flat_up_to": 1000, "segment_rows": 1050}
+def test_a_segment_of_other_vectors_is_named(tmp_path):
+    pytest.importorskip("usearch")
+    settings = {"kind": "hnsw", "flat_up_to": 1000, "segment_rows": 1050}
     index, other = (
         write_index(tmp_path / "a", [unit_vectors(1100)], **settings),
         write_index(tmp_path / "b", [unit_vectors(1040)], **settings),
@@ -278,7 +234,7 @@ def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}, {"kind": "ivf-pq", "flat_up_to": 10}],
+    [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}],
 )
 def test_invalid_settings_are_refused(settings):
     with pytest.raises(ConfigError, match="at least"):

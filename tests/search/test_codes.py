@@ -247,7 +247,7 @@ def test_inspect_says_what_an_index_holds(tmp_path):
 
 def test_settings_of_other_kinds_leave_the_codes_as_they_are(tmp_path):
     index = write_index(tmp_path / "index", [VECTORS], kind="int8", **SETTINGS)
-    changed = update(index.folder, Changes(sets=("hnsw.neighbors=4", "ivf_pq.numbers_per_byte=2")))
+    changed = update(index.folder, Changes(sets=("hnsw.neighbors=4",)))
     assert (changed.config.hnsw.neighbors, changed.segments) == (4, index.segments)
 
 

@@ -27,9 +27,7 @@ KINDS = {
     "hnsw": {"kind": "hnsw", "flat_up_to": 10, "segment_rows": 128},
     "int8": {"kind": "int8", "flat_up_to": 10, "segment_rows": 128},
     "binary": {"kind": "binary", "flat_up_to": 10, "segment_rows": 128},
-    "ivf-pq": {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1000},
 }
-NUM_ROWS = {"ivf-pq": 1500}
 REMOVED = (3, 40, 41)
 
 
@@ -55,7 +53,7 @@ def table_of(count, seed=0):
 @pytest.fixture(scope="module", params=list(KINDS))
 def filtered(request, tmp_path_factory):
     """An index of a kind with removed rows and columns; its vectors and its metadata."""
-    count = NUM_ROWS.get(request.param, 300)
+    count = 300
     vectors = unit_vectors(count)
     vectors[7] = vectors[12]  # a tie
     halves = [vectors[: count // 2], vectors[count // 2 :]]

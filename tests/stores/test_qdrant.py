@@ -17,8 +17,8 @@ from dcdctl.core.stores.retry import UnavailableError
 
 
 @pytest.fixture
-def store(tmp_path):
-    return open_store(f"qdrant:{tmp_path}?collection=photos")
+def store(qdrant_url):
+    return open_store(qdrant_url())
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_column_may_have_a_dot_or_a_bracket_in_its_name(store):
     [
         ("qdrant://host:6333", "qdrant://host:6333 names no collection; such as qdrant://host:6333/photos"),
         ("qdrants://host/a/b", "qdrants://host/a/b names no collection"),
-        ("qdrant:folder", r"qdrant:folder names no collection, or several; such as qdrant:FOLDER\?collection=photos"),
+        ("qdrant:folder/photos", "qdrant:folder/photos names no collection; such as qdrant://host:6333/photos"),
     ],
 )
 def test_a_wrong_url_says_how_one_looks(url, message):

@@ -35,8 +35,9 @@ def url(request, index, tmp_path_factory):
     """A store with these images."""
     if request.param == "postgresql":
         return f"{request.getfixturevalue('postgres_url')}&table=searched"
-    name = "table" if request.param == "lancedb" else "collection"
-    return f"{request.param}:{tmp_path_factory.mktemp('stores')}?{name}=photos"
+    if request.param == "qdrant":
+        return request.getfixturevalue("qdrant_url")()
+    return f"lancedb:{tmp_path_factory.mktemp('stores')}?table=photos"
 
 
 @pytest.fixture(scope="module")

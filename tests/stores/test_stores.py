@@ -23,7 +23,7 @@ def url_of(request, folder):
     if request.param == "lancedb":
         return f"lancedb:{folder / 'lance'}?table=photos"
     if request.param == "qdrant":
-        return f"qdrant:{folder / 'qdrant'}?collection=photos"
+        return request.getfixturevalue("qdrant_url")()
     return f"{request.getfixturevalue('postgres_url')}&table={next(NAMES)}"
 
 

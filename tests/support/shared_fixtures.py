@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import postgres
@@ -169,3 +170,18 @@ def postgres_url() -> Iterator[str]:
         pytest.skip(reason)
     with postgres.server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def qdrant_url() -> Iterator[Callable[[], str]]:
+    """A function that gives the URL of a collection, which does not exist yet, on a server in memory."""
+    # Here, because importing the client takes most of a second that only one process of the tests needs.
+    from memory_qdrant import client_of
+
+    from dcdctl.core.stores import qdrant
+
+    connect = qdrant.connect
+    numbers = itertools.count()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(qdrant, "connect", lambda url, key: client_of(url) if "//memory-" in url else connect(url, key))
+        yield lambda: f"qdrant://memory-{next(numbers)}/photos"

@@ -37,7 +37,7 @@ PANELS = {
     "Output": (
         "--out --html --json --to-csv --to-markdown --ranks --resume --dry-run --plan-only --with --wandb --to "
         "--int8 --license "
-        "--push-to-hub --private --thumbnails --queries --hardest --show-images --vector-table --k"
+        "--push-to-hub --private --queries --hardest --show-images --vector-table --k"
     ),
 }
 """The panel of each option, the same in every command; the others are settings."""

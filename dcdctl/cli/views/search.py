@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views import images
-from dcdctl.cli.views.terminal import note, printable, show, show_image, show_json
+from dcdctl.cli.views.terminal import note, printable, show, show_error, show_json
+from dcdctl.core.errors import DcdError
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, ImageIndex
+    from dcdctl.core.search import Answer, Condition, ImageIndex, Searcher
 
 
-@dataclass(frozen=True)
-class View:
-    """Text or JSON, with images between the lines of text if there is a graphics protocol."""
-
-    is_json: bool
-    protocol: str | None
-
-
-def show_answer(view: View, index: ImageIndex, question: str | Path, answer: Answer) -> None:
+def show_answer(index: ImageIndex, question: str | Path, answer: Answer, *, as_json: bool) -> None:
     """Show an answer: one hit per line, or a JSON document."""
-    if view.is_json:
+    if as_json:
         from dcdctl.core.search import answer_document
 
         return show_json(answer_document(question, answer, index))
-    _show_hits(view, index, answer)
+    _show_hits(index, answer)
     _show_notes(answer)
-    note(f"{len(answer.hits):,} of {index.num_images:,} images in {_times(answer)}")
+    parts = {"encoding": answer.encode_seconds, "search": answer.find_seconds, "re-ranking": answer.rerank_seconds}
+    details = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
+    times = f"{1000 * sum(parts.values()):.1f} ms ({details})"
+    note(f"{len(answer.hits):,} of {index.num_images:,} images in {times}")
 
 
-def show_line(view: View, index: ImageIndex, question: str, answer: Answer) -> None:
-    """Show an answer on one line: the query and the names of the hits, separated by tabs, or a JSON document."""
-    if view.is_json:
-        from dcdctl.core.search import answer_document
+def answer_lines(searcher: Searcher, k: int, where: Condition | None, *, hybrid: bool, as_json: bool) -> int:
+    """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0.
 
-        return show_json(answer_document(question, answer, index), indent=None)
-    show("\t".join(printable(text) for text in (question, *(hit.name for hit in answer.hits))))
-    _show_notes(answer)
+    An answer is one line: the query and the names of the hits, separated by tabs, or a JSON document.
+    """
+    from dcdctl.core.search import answer_document, as_text
 
-
-def show_failure(view: View, question: str, error: Exception) -> None:
-    """Show the line of a query that could not be answered."""
-    from dcdctl.core.search import as_text
-
-    if view.is_json:
-        return show_json({"query": {"text": as_text(question)}, "error": as_text(str(error))}, indent=None)
-    show(printable(as_text(question)))
+    num_failed = 0
+    # Bytes, because one line that is not UTF-8 must not end the others; files from Windows may begin with a byte order
+    # mark.
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
+        if not text:
+            continue
+        try:
+            answer = searcher.by_text(text, k, where, hybrid=hybrid)
+        except DcdError as error:
+            num_failed += 1
+            failure = {"query": {"text": as_text(text)}, "error": as_text(str(error))}
+            show_json(failure, indent=None) if as_json else show(printable(as_text(text)))
+            show_error(DcdError(f"line {number:,}: {error}"))
+            continue
+        if as_json:
+            show_json(answer_document(text, answer, searcher.index), indent=None)
+        else:
+            show("\t".join(printable(each) for each in (text, *(hit.name for hit in answer.hits))))
+            _show_notes(answer)
+    return int(num_failed > 0)
 
 
 def _show_notes(answer: Answer) -> None:
@@ -56,8 +62,8 @@ def _show_notes(answer: Answer) -> None:
         note(f"note: {printable(text)}")
 
 
-def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
-    from dcdctl.core.search import columns_text, image_of
+def _show_hits(index: ImageIndex, answer: Answer) -> None:
+    from dcdctl.core.search import columns_text
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
     is_hybrid = any(hit.fused is not None for hit in answer.hits)
@@ -71,11 +77,3 @@ def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
         show(f"{position:>4}  {logit}{hit.score:>6.4f}  {bm25}{printable(hit.name)}{gone}")
         if columns := columns_text(hit):
             show(f"{'':>{14 + 10 * is_reranked + 8 * is_hybrid}}{printable(columns)}")
-        if view.protocol is not None and (image := image_of(index, hit.row)) is not None:
-            show_image(images.escape_sequence(image, view.protocol).removesuffix("\n"))
-
-
-def _times(answer: Answer) -> str:
-    parts = {"encoding": answer.encode_seconds, "search": answer.find_seconds, "re-ranking": answer.rerank_seconds}
-    details = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
-    return f"{1000 * sum(parts.values()):.1f} ms ({details})"

@@ -156,12 +156,6 @@ def show(text: str) -> None:
         typer.echo(printable_lines(text))
 
 
-def show_image(sequence: str) -> None:
-    """Print an escape sequence that draws an image on stdout."""
-    if is_main():
-        typer.echo(sequence)
-
-
 def note(text: str) -> None:
     """Print a message on stderr; characters that do not print are escaped."""
     if is_main():

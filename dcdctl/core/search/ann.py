@@ -1,4 +1,4 @@
-"""Approximate search over a range of rows: graphs by usearch, inverted lists by faiss, codes by NumPy. All only propose
+"""Approximate search over a range of rows: graphs by usearch, codes by NumPy. All only propose
 candidates.
 
 One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are
@@ -25,7 +25,7 @@ from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring import HIGHEST
-from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
+from dcdctl.core.search.config import HnswConfig, IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, Segment
 
@@ -33,8 +33,6 @@ Blocks = Iterable[Floats]
 """The unit vectors of the rows of a segment, in order, in blocks."""
 CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
-# faiss's own default for k-means, set explicitly because the bytes of a segment depend on it.
-SEED = 1234
 
 
 class OpenSegment(Protocol):
@@ -121,9 +119,7 @@ def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) 
     """A memory-mapped segment; StaleError if the file is damaged, or is of other vectors than index.json says."""
     if segment.kind == "hnsw":
         return Graph(folder, segment, dim, config.hnsw)
-    if segment.kind in ("int8", "binary"):
-        return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
-    return InvertedLists(folder, segment, dim, config.ivf_pq)
+    return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
 
 
 def _checked(folder: Path, segment: Segment) -> Path:
@@ -132,29 +128,21 @@ def _checked(folder: Path, segment: Segment) -> Path:
     return INDEX.checked(folder / segment.file, segment.sha256)
 
 
-def _expect(path: Path, segment: Segment, dim: int, found: tuple[int, int]) -> None:
-    """StaleError if a segment has other numbers of rows and of numbers per vector than index.json says."""
-    if found != (segment.rows, dim):
-        expected = f"{INDEX_FILE} says that it has {segment.rows:,} vectors of {dim} numbers"
-        raise INDEX.damaged(path, f"{expected}, and it has {found[0]:,} of {found[1]}")
-
-
 def packages(kind: str) -> dict[str, str]:
     """The package that a kind needs, with its version; MissingError if it is not installed."""
-    if kind in ("flat", "int8", "binary"):
+    if kind != "hnsw":
         return {}
-    module, package, extra = ("usearch", "usearch", "index") if kind == "hnsw" else ("faiss", "faiss-cpu", "index-pq")
-    require_extra(extra, module, needed_by=f"an index of kind {kind}", or_else="search exactly with --set kind=flat")
-    return {package: _version_of(package, module)}
+    require_extra("index", "usearch", needed_by="an index of kind hnsw", or_else="search exactly with --set kind=flat")
+    return {"usearch": _version_of("usearch")}
 
 
 @functools.cache
-def _version_of(package: str, module: str) -> str:
+def _version_of(package: str) -> str:
     """The version of a package; to read its metadata takes longer than a query."""
     try:
         return version(package)
     except PackageNotFoundError:  # conda gives the distribution another name
-        return str(importlib.import_module(module).__version__)
+        return str(importlib.import_module(package).__version__)
 
 
 class Graph:
@@ -195,7 +183,9 @@ class Graph:
             view = Index.restore(str(path), view=True, enable_key_lookups=False)
         except (ValueError, RuntimeError, OSError) as error:
             raise INDEX.damaged(path, str(error)) from error
-        _expect(path, self._segment, self._dim, (len(view), view.ndim))
+        if (len(view), view.ndim) != (self._segment.rows, self._dim):
+            expected = f"{INDEX_FILE} says that it has {self._segment.rows:,} vectors of {self._dim} numbers"
+            raise INDEX.damaged(path, f"{expected}, and it has {len(view):,} of {view.ndim}")
         # Set here, not in the file: another search width needs no new graph.
         view.expansion_search = self._width
         return view
@@ -299,76 +289,8 @@ def _build_codes(
         np.save(file, np.concatenate(parts))
 
 
-class InvertedLists:
-    """Inverted lists of faiss with product-quantization codes."""
-
-    def __init__(self, folder: Path, segment: Segment, dim: int, config: IvfPqConfig) -> None:
-        # Kept, because finding the package reads its metadata, which takes longer than a query.
-        self._faiss, path = _faiss(), _checked(folder, segment)
-        try:
-            self._index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise INDEX.damaged(path, str(error).splitlines()[0]) from error
-        _expect(path, segment, dim, (self._index.ntotal, self._index.d))
-        self._parameters = self._faiss.SearchParametersIVF(nprobe=config.probes)
-
-    def candidates(self, queries_QD: Floats, count: int) -> Rows:
-        _one_thread(self._faiss)
-        rows_QC: NDArray[np.int64] = self._index.search(
-            queries_QD, min(count, self._index.ntotal), params=self._parameters
-        )[1]
-        return rows_QC
-
-
-def _build_lists(
-    path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance
-) -> None:
-    faiss, settings = _faiss(), config.ivf_pq
-    _one_thread(faiss)
-    # faiss warns if k-means has fewer than 39 vectors per centroid.
-    num_lists = max(1, min(round(settings.lists_per_root * len(rows) ** 0.5), len(rows) // 40))
-    num_bytes = max(1, round(dim / settings.numbers_per_byte))
-    while dim % num_bytes:  # each byte of a code covers the same number of numbers
-        num_bytes += 1
-    lists = faiss.index_factory(dim, f"IVF{num_lists},PQ{num_bytes}", faiss.METRIC_INNER_PRODUCT)
-    lists.cp.seed = lists.pq.cp.seed = SEED
-    lists.do_polysemous_training = False  # minutes of simulated annealing, for a filter that is not used here
-    # A byte of a code has 256 centroids, which are learned from the same vectors as the lists.
-    count = min(len(rows), max(settings.train_per_list * num_lists, 64 * 256))
-    lists.train(_sample(blocks_of(rows), len(rows), count))
-    for block_RD in blocks_of(rows):
-        lists.add(block_RD)
-        advance(len(block_RD))
-    faiss.write_index(lists, str(path))
-
-
-def _sample(blocks: Blocks, num_rows: int, count: int) -> Floats:
-    """`count` vectors, spread evenly."""
-    chosen = np.linspace(0, num_rows - 1, count).round().astype(np.int64)
-    taken, first = [], 0
-    for block_RD in blocks:
-        inside = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(block_RD))]
-        taken.append(block_RD[inside - first])
-        first += len(block_RD)
-    return np.concatenate(taken)
-
-
-def _faiss() -> Any:
-    packages("ivf-pq")
-    import faiss
-
-    return faiss
-
-
-def _one_thread(faiss: Any) -> None:
-    # This setting applies to the calling thread. Several threads do not speed up single queries, and would make builds
-    # irreproducible.
-    faiss.omp_set_num_threads(1)
-
-
 _BUILD: dict[str, Callable[..., None]] = {
     "hnsw": _build_graph,
-    "ivf-pq": _build_lists,
     "int8": _build_codes,
     "binary": _build_codes,
 }

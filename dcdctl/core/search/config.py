@@ -6,10 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from dcdctl.core.config import AtLeast, Count, check_fields
-from dcdctl.core.errors import ConfigError
-
-LEAST_FOR_CODES = 1000
-"""Minimum number of vectors in a segment of ivf-pq, because its codes are learned from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,28 +24,10 @@ class HnswConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IvfPqConfig:
-    """Inverted lists of product-quantization codes (Jégou et al. 2011): the smallest index, and the fastest to
-    build."""
-
-    lists_per_root: Count = 4
-    """Number of lists, as a multiple of the square root of the number of vectors."""
-    numbers_per_byte: Count = 4
-    """Numbers of a vector per byte of its code."""
-    probes: Count = 64
-    """Lists searched per query."""
-    train_per_list: Count = 64
-    """Vectors per list that the centroids are learned from."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "ivf_pq")
-
-
-@dataclass(frozen=True, kw_only=True)
 class IndexConfig:
     """How vectors are searched. Candidates of all kinds but `flat` are scored again with the stored vectors."""
 
-    kind: Literal["flat", "hnsw", "ivf-pq", "int8", "binary"] = "hnsw"
+    kind: Literal["flat", "hnsw", "int8", "binary"] = "hnsw"
     """flat: exact search over all vectors. int8, binary: search over the codes of all vectors, see
     `scoring.quantize`."""
     dims: Count | None = None
@@ -59,20 +37,16 @@ class IndexConfig:
     """Up to this many vectors are searched exactly for every kind, which is fast enough: all vectors of a small index,
     or the last ones."""
     segment_rows: Count = 262_144
-    """Vectors of a segment. A segment is a graph or a set of lists that is built by itself; a query searches all
+    """Vectors of a segment. A segment is a graph or a file of codes that is built by itself; a query searches all
     segments."""
     candidates: Count = 50
     """Minimum number of candidates per segment that are scored again; at least twice the number of answers."""
     keywords: bool = False
     """Whether the words of captions and file names are indexed too, for hybrid search."""
     hnsw: HnswConfig = field(default_factory=HnswConfig)
-    ivf_pq: IvfPqConfig = field(default_factory=IvfPqConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.kind == "ivf-pq" and min(self.flat_up_to, self.segment_rows) < LEAST_FOR_CODES:
-            least = f"at least {LEAST_FOR_CODES:,} for ivf-pq, because its codes are learned from vectors"
-            raise ConfigError(f"flat_up_to and segment_rows must be {least}")
 
     @property
     def is_flat(self) -> bool:
@@ -87,7 +61,4 @@ class IndexConfig:
     def _build_settings(self) -> IndexConfig:
         default = IndexConfig()
         hnsw = replace(self.hnsw, search_width=default.hnsw.search_width) if self.kind == "hnsw" else default.hnsw
-        lists = replace(self.ivf_pq, probes=default.ivf_pq.probes) if self.kind == "ivf-pq" else default.ivf_pq
-        return replace(
-            self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to, keywords=False
-        )
+        return replace(self, hnsw=hnsw, candidates=default.candidates, flat_up_to=default.flat_up_to, keywords=False)

@@ -6,7 +6,7 @@
     INDEX/text/                            the text side of the model for ONNX Runtime (`models.text_tower`), if it
         could be made
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
-    INDEX/ann/...                          graphs or inverted lists over ranges of rows; none for small indices
+    INDEX/ann/...                          graphs or codes over ranges of rows; none for small indices
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
     INDEX/removed-N.npy, skipped-N.json    removed rows; image files that could not be read
     INDEX/columns-N.parquet                the columns of images, if there are any: one row per image, removed ones too
@@ -66,7 +66,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The entry of a graph or a set of inverted lists in index.json."""
+    """The entry of a graph or a file of codes in index.json."""
 
     file: str
     kind: str

@@ -42,7 +42,7 @@ class IndexSummary:
     vector_bytes: int
     """The files of vectors, with the names of the images."""
     segment_bytes: int
-    """Codes, graphs or inverted lists."""
+    """Codes or graphs."""
     word_bytes: int
     """The words of captions and file names; 0 for an index without."""
     text_bytes: int

@@ -13,9 +13,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +34,6 @@ LEAST_SEARCH_WIDTH = 128
 EXACT_INTEGERS = 2**53
 """Qdrant compares larger numbers as floating-point numbers."""
 _DRAFT = "__draft"
-_LOCAL: WeakValueDictionary[str, QdrantClient] = WeakValueDictionary()
-"""The clients of folders: Qdrant locks a folder for one client."""
 _INDEXES = {
     pa.string(): models.PayloadSchemaType.KEYWORD,
     pa.bool_(): models.PayloadSchemaType.BOOL,
@@ -54,38 +50,22 @@ def connect(url: str, key: str | None) -> QdrantClient:
     return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False)
 
 
-def open_folder(folder: Path) -> QdrantClient:
-    """Qdrant's own imitation of a server over a folder: for trials, because it compares all vectors in Python."""
-    name = str(folder.expanduser().resolve())
-    client = _LOCAL.get(name)
-    if client is None:
-        try:
-            client = QdrantClient(path=name)
-        except RuntimeError as error:
-            raise InputError(
-                f"{name} is used by another process", hint="wait until it ends, or start a Qdrant server"
-            ) from error
-        _LOCAL[name] = client
-    return client
-
-
 class QdrantStore:
     """The images of one collection."""
 
     kind = "qdrant"
     batch_rows = 500
 
-    def __init__(self, client: QdrantClient, name: str, location: str, *, is_server: bool) -> None:
+    def __init__(self, client: QdrantClient, name: str, location: str) -> None:
         self.location = location
-        self._client, self._name, self._is_server = client, name, is_server
+        self._client, self._name = client, name
         self._behind: tuple[str, StoreFacts] | None = None
 
     def close(self) -> None:
-        if self._is_server:
-            self._client.close()
+        self._client.close()
 
     def draft(self) -> QdrantStore:
-        return _Draft(self._client, f"{self._name}{_DRAFT}", self.location, is_server=self._is_server)
+        return _Draft(self._client, f"{self._name}{_DRAFT}", self.location)
 
     def facts(self) -> StoreFacts | None:
         self._behind = None
@@ -105,10 +85,9 @@ class QdrantStore:
         vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
         with self._errors():
             self._client.create_collection(collection, vectors_config=vectors, metadata={FACTS: facts.to_json()})
-            if self._is_server:
-                # Before the points, so that the graph gets edges for these columns.
-                for column in facts.schema:
-                    self._client.create_payload_index(collection, _key(column.name), _INDEXES[column.type], wait=True)
+            # Before the points, so that the graph gets edges for these columns.
+            for column in facts.schema:
+                self._client.create_payload_index(collection, _key(column.name), _INDEXES[column.type], wait=True)
             self._point(collection)
 
     def describe(self, facts: StoreFacts) -> None:
@@ -159,11 +138,10 @@ class QdrantStore:
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
         collection, facts = self._known()
         condition = _filter(where, facts)
-        # The imitation of a server compares all vectors anyway, and warns of settings.
-        width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count)) if self._is_server else None
+        width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count))
         with self._errors():
             found = self._nearest(collection, queries_QD, count, condition, width)
-            if self._is_server and any(len(points) < count for points in found):
+            if any(len(points) < count for points in found):
                 # All images that meet the condition, or a graph that did not reach them.
                 found = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
         return Found([_table(points, facts) for points in found], facts.model)

@@ -2,7 +2,7 @@
 
     postgresql://user@host:5432/database?table=photos
     lancedb:FOLDER?table=photos, lancedb+s3://bucket/folder?table=photos
-    qdrant://host:6333/photos, qdrants://host:6333/photos (TLS), qdrant:FOLDER?collection=photos (no server, for trials)
+    qdrant://host:6333/photos, qdrants://host:6333/photos (TLS)
 
 Passwords and keys come from the environment, or for PostgreSQL also from the URL; they are never shown.
 """
@@ -122,18 +122,11 @@ def _qdrant(url: str) -> Store:
     from dcdctl.core.stores import qdrant
 
     parts = urlsplit(url)
-    if not parts.netloc:
-        name = _only(url, parts, "collection", is_complete=bool(parts.path), example="qdrant:FOLDER?collection=photos")
-        return qdrant.QdrantStore(
-            qdrant.open_folder(Path(parts.path)), name, f"{_shown(url)}?collection={name}", is_server=False
-        )
     name, protocol = parts.path.strip("/"), "https" if parts.scheme == "qdrants" else "http"
-    if not name or "/" in name:
+    if not parts.netloc or not name or "/" in name:
         raise InputError(f"{_shown(url)} names no collection", hint="such as qdrant://host:6333/photos")
     server = f"{protocol}://{parts.hostname}:{parts.port or QDRANT_PORT}"
-    return qdrant.QdrantStore(
-        qdrant.connect(server, os.environ.get("QDRANT_API_KEY")), name, _shown(url), is_server=True
-    )
+    return qdrant.QdrantStore(qdrant.connect(server, os.environ.get("QDRANT_API_KEY")), name, _shown(url))
 
 
 def _only(url: str, parts: SplitResult, parameter: str, *, is_complete: bool, example: str) -> str:
