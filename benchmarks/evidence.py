@@ -34,10 +34,8 @@ import evidence_clip
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
-import evidence_fresh
 import evidence_scenes
 import evidence_tables
-import evidence_weights
 from evidence_steps import Step
 
 from dcdctl.core import artifacts
@@ -48,12 +46,9 @@ PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
-    "fresh-flickr8k": evidence_fresh.fresh_flickr8k,
-    "fresh-scenes": evidence_fresh.fresh_scenes,
     "scenes": evidence_scenes.scenes,
     "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
-    "weights": evidence_weights.weights,
 }
 PARTS = {
     "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},

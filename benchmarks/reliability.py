@@ -1,8 +1,6 @@
-"""Counts for docs/reliability.md: kills, damaged files, full disks, places, hostile files and wrong command lines, on
-tiny artifacts.
+"""Counts for docs/reliability.md: kills, damaged files, full disks and wrong places, on tiny artifacts.
 
-    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places files documents
-        lines] [--json]
+    python benchmarks/reliability.py [--share 0.1] [--seed 0] [--only kills damages disks places] [--json]
 
 Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one
 of these ways:
@@ -12,7 +10,7 @@ of these ways:
 - unnamed: an error of one line that does not name the damaged file
 - wrong: another result, or a wrong value that was accepted
 - traceback: any other exception, another exit status, or a signal
-- hang: more than 60 s of processor time (a command line: 30 s), or 300 s
+- hang: more than 60 s of processor time, or 300 s
 
 Prints one table, or one JSON document. All columns but the first two must be 0. Parts give the same counts alone and
 together.
@@ -42,8 +40,6 @@ sys.path.extend(
 import numpy as np
 from damage import Artifact, as_new_process, damages, digest_of
 from every_command import without_root
-from reliability_hostile import documents, hostile_files
-from reliability_lines import wrong_lines
 from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
 
@@ -266,9 +262,6 @@ PARTS: dict[str, tuple[Part, int]] = {
     "damages": (damaged_files, 60),
     "disks": (full_disks, 4),
     "places": (wrong_places, len(PLACES)),
-    "files": (hostile_files, 20),
-    "documents": (documents, 10),
-    "lines": (wrong_lines, 40),
 }
 """What is tried, and the number of trials per row."""
 

@@ -32,26 +32,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dual_step import Batches, Case, file_name, make_corpus
+from prepare import made_up, to_jpeg
 from side_by_side import Spent, facts, median_processor, ratios, say, spent, table
 
+import dcdctl
 from dcdctl.cli.views.training import view
 from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.export import to_sentence_transformers
-from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.training import distill, runs
-from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.scoring import CorpusSource, Source
+from dcdctl.core.training import distill, load_recipe, runs
+from dcdctl.core.training.batches.all_pairs import AllPairsBatches
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import make_batches, work_per_step
 from dcdctl.core.training.loop import TrainingOptions, train
 from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.recipe import Recipe
 
+Batches = list[tuple[list[int], list[int]]]
+"""The images and captions of each step."""
 BATCH = 32
 MICRO_BATCHES = 4
 RECIPE = [f"batch.size={BATCH}", "optimizer.lr=1e-4"]
@@ -72,14 +78,58 @@ class Inputs:
     """A CLIP in both layouts, and photos with captions."""
 
     folder: Path
-    images: Path
     captions: list[str]
-    case: Case
+    model: models.DualModel
+    source: Callable[[], Source]
+    recipe: Recipe
     batches: Batches
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
 
     @property
     def exported(self) -> str:
         return str(self.folder / "exported")
+
+
+class Indices:
+    """A source that returns the requested indices in place of images and captions."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def images(self, image_ix: NDArray[np.int64]) -> NDArray[np.int64]:
+        return image_ix
+
+    def texts(self, text_ix: NDArray[np.int64]) -> NDArray[np.int64]:
+        return text_ix
+
+
+def drawn_batches(corpus: Corpus, recipe: Recipe, num_steps: int) -> Batches:
+    """The batches that dcdctl draws."""
+    indices: Any = Indices(corpus)
+    batches: Any = AllPairsBatches(indices, recipe.batch, recipe.seed, None)
+    drawn = [batches[step] for step in range(num_steps)]
+    return [(batch.images.tolist(), batch.texts[batch.text_ix_RC[0].numpy()].tolist()) for batch in drawn]
+
+
+def file_name(image: int) -> str:
+    return f"{image:06}.jpg"
+
+
+def make_corpus(folder: Path, num_images: int) -> list[str]:
+    """Write made-up photos and the corpus of them in `folder`; returns their captions, one per photo."""
+    rng = np.random.default_rng(0)
+    captions = [" ".join(f"word{word}" for word in row) for row in rng.integers(0, 800, (num_images, 10))]
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for image in range(num_images):
+        (images / file_name(image)).write_bytes(to_jpeg(made_up(image)))
+    lines = [f"{file_name(i)},{caption},train\n" for i, caption in enumerate(captions)]
+    (folder / "pairs.csv").write_text("image,caption,split\n" + "".join(lines), encoding="utf-8")
+    dcdctl.prepare(csv=folder / "pairs.csv", images=images, out=folder / "corpus")
+    return captions
 
 
 def make(folder: Path, num_steps: int) -> Inputs:
@@ -95,22 +145,22 @@ def make(folder: Path, num_steps: int) -> Inputs:
     to_sentence_transformers.write(model, folder / "exported")
     corpus = Corpus.open(folder / "corpus", "train")
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
-    case = Case(model, source, training_recipe.load_recipe("clip-finetune", RECIPE), lambda *_: 0.0)
-    return Inputs(folder, folder / "images", captions, case, case.batches(num_steps))
+    recipe = load_recipe("clip-finetune", RECIPE)
+    return Inputs(folder, captions, model, source, recipe, drawn_batches(corpus, recipe, num_steps))
 
 
 def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], float]:
     """A training by dcdctl, as its command does it; it returns the loss of the first step."""
-    case, plan = inputs.case, MicroBatchPlan(micro_batches, range(micro_batches))
-    model, batches = copy.deepcopy(case.model), make_batches(case.source(), case.recipe, None, plan)
-    run = runs.start_run(Path(tempfile.mkdtemp(dir=inputs.folder)), case.recipe, "benchmark", {}, resume=False)
-    unit, per_step = work_per_step(case.recipe, None)
+    plan = MicroBatchPlan(micro_batches, range(micro_batches))
+    model, batches = copy.deepcopy(inputs.model), make_batches(inputs.source(), inputs.recipe, None, plan)
+    run = runs.start_run(Path(tempfile.mkdtemp(dir=inputs.folder)), inputs.recipe, "benchmark", {}, resume=False)
+    unit, per_step = work_per_step(inputs.recipe, None)
     watch = functools.partial(view, unit=unit, per_step=per_step)
     options = TrainingOptions(micro_batches=micro_batches)
-    settings = {"num_steps": num_steps, "seed": case.recipe.seed, "options": options, "watch": watch}
+    settings = {"num_steps": num_steps, "seed": inputs.recipe.seed, "options": options, "watch": watch}
 
     def work() -> float:
-        train(run, model, batches, PairObjective(case.recipe.loss), case.recipe.optimizer, **settings)
+        train(run, model, batches, PairObjective(inputs.recipe.loss), inputs.recipe.optimizer, **settings)
         return run.metrics()[0]["loss"]
 
     return work
@@ -136,7 +186,7 @@ def theirs(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], f
         def __init__(self, dataset: Any, batch_size: int, drop_last: bool, **settings: Any) -> None:
             super().__init__(torch.utils.data.SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
-    optimizer, model = inputs.case.recipe.optimizer, SentenceTransformer(inputs.exported, device="cpu")
+    optimizer, model = inputs.recipe.optimizer, SentenceTransformer(inputs.exported, device="cpu")
     rows = [
         (image, text) for images, texts in inputs.batches[:num_steps] for image, text in zip(images, texts, strict=True)
     ]
@@ -146,7 +196,7 @@ def theirs(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], f
     }
     dataset = Dataset.from_dict(columns).cast_column("image", Image())
     settings: dict[str, Any] = {
-        "scale": inputs.case.model.logit_scale.item(),
+        "scale": inputs.model.logit_scale.item(),
         "directions": ("query_to_doc", "doc_to_query"),
         "partition_mode": "per_direction",
     }

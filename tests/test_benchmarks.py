@@ -32,12 +32,9 @@ PLANS = [
     "clip-scenes",
     "fair",
     "flickr8k",
-    "fresh-flickr8k",
-    "fresh-scenes",
     "scenes",
     "scenes-cascade",
     "small",
-    "weights",
 ]
 
 
@@ -224,7 +221,7 @@ def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
             load_recipe(recipe, values_of("--set", step.words))
 
 
-@pytest.mark.parametrize("plan", ["flickr8k", "fresh-flickr8k", "fresh-scenes", "scenes"])
+@pytest.mark.parametrize("plan", ["flickr8k", "scenes"])
 def test_the_rows_of_a_plan_are_those_of_the_published_tables(evidence, plan):
     page = (DOCS / "results.md").read_text(encoding="utf-8")
     for step in evidence.PLANS[plan]():

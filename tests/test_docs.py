@@ -137,9 +137,12 @@ def test_the_links_between_pages_lead_somewhere():
 
 def test_the_files_that_the_docs_name_exist():
     for page in PAGES:
-        for name in re.findall(r"\b(?:tests|benchmarks|dcdctl)/[\w/]+\.py\b", page.read_text(encoding="utf-8")):
-            is_placeholder = re.search("FAMILY|FORMAT|NAME", name)
-            assert is_placeholder or (ROOT / name).exists(), f"{page.name}: {name}"
+        for line in page.read_text(encoding="utf-8").splitlines():
+            # What settled a question once is only in the history: the line names the commit that has it.
+            is_old = re.search(r"\bat commit [0-9a-f]{7}\b", line)
+            for name in re.findall(r"\b(?:tests|benchmarks|dcdctl)/[\w/]+\.py\b", line):
+                is_placeholder = re.search("FAMILY|FORMAT|NAME", name)
+                assert is_placeholder or is_old or (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def pages_of_site(entry: Any) -> Iterator[str]:
