@@ -1,4 +1,4 @@
-"""The tables of docs/architecture.md, made from the docstrings of the rooms and their files; run this file to write
+"""The tables of docs/files.md, made from the docstrings of the rooms and their files; run this file to write
 them."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from paths import DOCS, ROOT
 from room_rules import GROUND, MAY_IMPORT, WHOLE
 
 CORE = ROOT / "dcdctl" / "core"
-PAGE = DOCS / "architecture.md"
+PAGE = DOCS / "files.md"
 BEGIN, END = "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->"
 
 
