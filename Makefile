@@ -1,6 +1,6 @@
 # make demo           the whole toolkit on the built-in corpus, on a CPU
 # make test           all tests but the slow ones
-# make test-slow      the slow tests: several processes, models of full size
+# make test-slow      the slow tests (several processes, models of full size), then all others without what makes them fast
 # make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
 # make check          format, lint, types and the size of the package
 # make docs           the documentation as a site, in site/
@@ -20,6 +20,7 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow
+	DCDCTL_PLAIN_TESTS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 
 results-small: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/evidence.py small --work work/small

@@ -9,7 +9,7 @@ import sys
 
 import forks
 import pytest
-from processes import WORKER, clear_user_settings
+from processes import IS_PLAIN, WORKER, clear_user_settings
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,6 +37,8 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
         import torch
 
         torch.set_num_threads(1)
+    if IS_PLAIN:
+        return
     # What tests write need not outlive a loss of power, and a disk takes milliseconds per file.
     os.fsync = os.fstat  # type: ignore[assignment]
     if _runs_tests(pluginmanager.get_plugin("pytestconfig")):
@@ -67,6 +69,8 @@ def _runs_tests(config: pytest.Config) -> bool:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """From here on, garbage is looked for among the objects of the tests only. A fork of the process as it is now runs
     scripts."""
+    if IS_PLAIN:
+        return
     gc.freeze()
     gc.enable()
     if session.items and hasattr(os, "fork"):

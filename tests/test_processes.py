@@ -9,7 +9,7 @@ import sys
 import pytest
 from forks import LIBRARIES, run_forked
 from paths import ROOT
-from processes import TIMEOUT_S, clear_user_settings, run
+from processes import IS_PLAIN, TIMEOUT_S, clear_user_settings, run
 
 SOURCES = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.name != "processes.py"]
 WITHOUT_LIMIT = re.compile(
@@ -42,7 +42,10 @@ def test_settings_of_the_user_reach_no_test_and_no_process():
     assert not set(settings) & (set(printed.split()) | set(os.environ))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+NEEDS_FORK = pytest.mark.skipif(IS_PLAIN or not hasattr(os, "fork"), reason="scripts run in new processes")
+
+
+@NEEDS_FORK
 def test_a_script_in_a_fork_finds_the_imports_of_the_tests_and_nothing_that_a_test_changed(monkeypatch):
     monkeypatch.setattr(re, "changed_by_a_test", True, raising=False)
     script = """
@@ -54,7 +57,7 @@ print("pytest" in sys.modules, file=sys.stderr)
     assert "GIVEN" not in os.environ
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@NEEDS_FORK
 def test_a_script_in_a_fork_of_the_libraries_finds_torch_and_transformers_and_no_dcdctl():
     script = 'import sys; print(*(name in sys.modules for name in ("torch", "transformers", "dcdctl", "tiny")))'
     assert run_forked(script, imported=LIBRARIES) == ("True True False False\n", "")
@@ -63,7 +66,7 @@ def test_a_script_in_a_fork_of_the_libraries_finds_torch_and_transformers_and_no
 KILLED = "import os, sys; print('at the end', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@NEEDS_FORK
 @pytest.mark.parametrize(
     ("script", "message"),
     [("1 / 0", "ZeroDivisionError: "), ("import sys; sys.exit(3)", "SystemExit: 3"), (KILLED, "at the end")],

@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from processes import TIMEOUT_S
+from paths import SUPPORT
+from processes import IS_PLAIN, TIMEOUT_S, run
 
 TESTS, LIBRARIES = "tests", "libraries"
 """What a script finds imported: all that the tests import, or torch and transformers without dcdctl."""
@@ -64,6 +65,12 @@ def run_forked(
     imported has no effect. With `LIBRARIES` it finds torch and transformers only, and dcdctl has not been imported
     before.
     """
+    if IS_PLAIN:
+        settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
+        variables = {**os.environ, **settings, **(environment or {})}
+        done = run([sys.executable, "-c", script, *arguments], env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
     assert imported in _servers, "conftest.py starts the servers"
     _, server = _servers[imported]
     with (

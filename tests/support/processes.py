@@ -21,13 +21,16 @@ TIMEOUT_S = 600
 USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_")
 """Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one
 of the first."""
+PLAIN_TESTS = "DCDCTL_PLAIN_TESTS"
+"""Set to 1, it runs the tests without what makes them fast: libraries as they are, new processes in place of forks."""
+IS_PLAIN = os.environ.get(PLAIN_TESTS) == "1"
 LAUNCHER_SETTINGS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def clear_user_settings(environment: MutableMapping[str, str]) -> None:
     """Remove the settings of the user who runs the tests; each test sets those that it is about."""
     for name in list(environment):
-        if name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS:
+        if name != PLAIN_TESTS and (name.startswith(USER_SETTINGS) or name in LAUNCHER_SETTINGS):
             del environment[name]
 
 

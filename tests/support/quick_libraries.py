@@ -1,5 +1,5 @@
 """What libraries do again for every tiny model and command, done once or left out from the import of this module on. No
-result changes."""
+result changes; DCDCTL_PLAIN_TESTS=1 leaves the libraries as they are."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ from typing import Any
 import pytest
 import torch
 import typer.testing
+from processes import IS_PLAIN
 from transformers import PreTrainedConfig, core_model_loading
 
-# A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of the
-# tests.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
-# transformers compiles an expression for the name of every tensor that it loads, which are more than Python keeps.
-re._MAXCACHE = 2**15  # type: ignore[attr-defined]
+
+def _make_quick() -> None:
+    # A runner of typer makes the tree of all commands from their signatures, which takes longer than most commands of
+    # the tests.
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
+    # transformers compiles an expression for the name of every tensor that it loads, which are more than Python keeps.
+    re._MAXCACHE = 2**15  # type: ignore[attr-defined]
+    # It also lets four threads copy the tensors, which takes longer than the copies where tensors are tiny.
+    core_model_loading.is_env_variable_true = _is_true
+    # And it makes every model without memory first, where torch takes a fifth of the time of loading a tiny one to draw
+    # no numbers.
+    for name in ("kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"):
+        setattr(torch.nn.init, name, _unless_meta(getattr(torch.nn.init, name)))
+    # And it writes every configuration that it reads into a message that nobody sees.
+    PreTrainedConfig.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 
 def _is_true(name: str, is_true: Callable[[str], bool] = core_model_loading.is_env_variable_true) -> bool:
     return name == "HF_DEACTIVATE_ASYNC_LOAD" or is_true(name)
-
-
-# It also lets four threads copy the tensors, which takes longer than the copies where tensors are tiny.
-core_model_loading.is_env_variable_true = _is_true
 
 
 def _unless_meta(init: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -37,13 +44,8 @@ def _unless_meta(init: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
     return run
 
 
-# And it makes every model without memory first, where torch takes a fifth of the time of loading a tiny one to draw no
-# numbers.
-for _name in ("kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"):
-    setattr(torch.nn.init, _name, _unless_meta(getattr(torch.nn.init, _name)))
-
-# And it writes every configuration that it reads into a message that nobody sees.
-PreTrainedConfig.__repr__ = object.__repr__  # type: ignore[method-assign]
+if not IS_PLAIN:
+    _make_quick()
 
 
 @contextmanager
@@ -53,6 +55,9 @@ def operators_once() -> Iterator[None]:
 
     Its import takes seconds, so only a process that exports enters the block.
     """
+    if IS_PLAIN:
+        yield
+        return
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:
