@@ -35,7 +35,7 @@ from dcdctl.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dcdctl.core.teacher import CacheJob, ExternalJob, TeacherCache
+    from dcdctl.core.teacher import CacheJob, TeacherCache
 
 Teacher = Annotated[
     str | None,
@@ -150,20 +150,20 @@ def cache_teacher(
     from dcdctl.cli.views.terminal import show, show_json
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
-    from dcdctl.core.teacher import CacheJob, ExternalJob
+    from dcdctl.core.teacher import CacheJob
 
     devices.use_threads(threads)
     candidates = None if recipe is None else training.load_recipe(recipe, sets or ()).candidates
     if teacher is None:
         assert candidates is not None
-        job = ExternalJob(
+        job = CacheJob(
             data=data,
             out=out,
             candidates=candidates,
             split=split,
             max_images=max_images,
             extend=extend,
-            device=devices.choose(device),
+            compute=Compute(device=devices.choose(device)),
         )
         result = _plan(job, with_columns) if plan_only else _take(job, scores or [], teacher_name or "")
     else:
@@ -203,7 +203,7 @@ def _check_external(
         raise typer.BadParameter("name the model that gave the scores", param_hint="--teacher-name")
 
 
-def _plan(job: ExternalJob, with_columns: str | None) -> _Result:
+def _plan(job: CacheJob, with_columns: str | None) -> _Result:
     from dcdctl.cli.views.terminal import bar
     from dcdctl.core.teacher import parse_extras, plan_work
     from dcdctl.core.training import command_after_plan
@@ -214,7 +214,7 @@ def _plan(job: ExternalJob, with_columns: str | None) -> _Result:
     return _Result(text, document, partial(command_after_plan, job))
 
 
-def _take(job: ExternalJob, scores: list[str], teacher_name: str) -> _Result:
+def _take(job: CacheJob, scores: list[str], teacher_name: str) -> _Result:
     from dcdctl.cli.views.terminal import bar
     from dcdctl.core.teacher import take_scores
 
@@ -233,11 +233,11 @@ def _verify(job: CacheJob, num_pairs: int) -> _Result:
 def _score(job: CacheJob, dry_run: bool) -> _Result:
     from dcdctl.cli.views.scoring import estimate_document, show_estimate
     from dcdctl.cli.views.terminal import bar
-    from dcdctl.core.teacher import Estimate, cache_scores
+    from dcdctl.core.teacher import CacheCost, cache_scores
 
-    estimates: list[Estimate] = []
+    estimates: list[CacheCost] = []
 
-    def on_estimate(estimate: Estimate) -> None:
+    def on_estimate(estimate: CacheCost) -> None:
         estimates.append(estimate)
         show_estimate(estimate)
 
@@ -247,7 +247,7 @@ def _score(job: CacheJob, dry_run: bool) -> _Result:
     return _of_cache(job, lambda: cache_scores(job, track=bar, on_estimate=show_estimate))
 
 
-def _of_cache(job: CacheJob | ExternalJob, make: Callable[[], TeacherCache | None]) -> _Result:
+def _of_cache(job: CacheJob, make: Callable[[], TeacherCache | None]) -> _Result:
     """The cache that `make` makes in the folder of a job."""
     from dcdctl.core.teacher import CACHE
     from dcdctl.core.training import command_after_cache

@@ -18,8 +18,8 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import (
+    CacheJob,
     CandidateConfig,
-    ExternalJob,
     TeacherCache,
     build,
     estimate,
@@ -49,12 +49,12 @@ def own(corpus, teacher, tmp_path_factory) -> TeacherCache:
     return build.build_cache(corpus, teacher, tmp_path_factory.mktemp("own") / "cache", CONFIG, compute=COMPUTE)
 
 
-def job_in(folder: Path, scenes_corpus_dir: Path, **more) -> ExternalJob:
-    return ExternalJob(**{"data": scenes_corpus_dir, "out": folder / "cache", "candidates": CONFIG, **more})
+def job_in(folder: Path, scenes_corpus_dir: Path, **more) -> CacheJob:
+    return CacheJob(**{"data": scenes_corpus_dir, "out": folder / "cache", "candidates": CONFIG, **more})
 
 
 @pytest.fixture
-def job(tmp_path, scenes_corpus_dir) -> ExternalJob:
+def job(tmp_path, scenes_corpus_dir) -> CacheJob:
     return job_in(tmp_path, scenes_corpus_dir)
 
 
@@ -211,7 +211,7 @@ def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_listed(own,
     with pytest.raises(StaleError, match=rf"cache has scores of '{NAME}', not of 'another'; name another folder"):
         take_scores(job, [str(tmp_path / "early.csv")], "another")
     with pytest.raises(StaleError, match=r"another candidates\.per_query \(4, not 3\)"):
-        plan_work(ExternalJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=3)))
+        plan_work(CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=3)))
     assert contents(job.out) == before
     cache = take_scores(job, [write(tmp_path / "late.parquet", scored.filter(~early))], NAME)
     assert cache.score_P.tobytes() == own.score_P.tobytes()
@@ -332,7 +332,7 @@ def test_a_finished_cache_compares_further_scores_with_its_own(scored, job, tmp_
 
 def test_ids_that_repeat_in_joined_splits_need_the_columns_of_indices(job, tmp_path):
     """Each split of scenes numbers its captions from 0."""
-    joined = ExternalJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=1), split="train+val")
+    joined = CacheJob(data=job.data, out=job.out, candidates=CandidateConfig(per_query=1), split="train+val")
     work = plan_work(joined)
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(work.folder.iterdir()))
     rows = rows.append_column("score", pa.array(np.arange(len(rows)) / 7, pa.float32()))
@@ -348,7 +348,7 @@ def test_ids_that_repeat_in_joined_splits_need_the_columns_of_indices(job, tmp_p
 
 def test_an_external_cache_is_extended_by_scores_of_the_same_teacher(corpus, teacher, own, scored, job, tmp_path):
     take_scores(job, [write(tmp_path / "first.csv", scored)], NAME)
-    more = ExternalJob(data=job.data, out=tmp_path / "more", candidates=CandidateConfig(per_query=6), extend=job.out)
+    more = CacheJob(data=job.data, out=tmp_path / "more", candidates=CandidateConfig(per_query=6), extend=job.out)
     expected = build.build_cache(corpus, teacher, tmp_path / "own", more.candidates, compute=COMPUTE, extend=own.folder)
     work = plan_work(more)
     assert work.num_pairs == expected.num_pairs - own.num_pairs
@@ -359,7 +359,7 @@ def test_an_external_cache_is_extended_by_scores_of_the_same_teacher(corpus, tea
         take_scores(more, [new], "another")
     assert take_scores(more, [new], NAME).score_P.tobytes() == expected.score_P.tobytes()
     with pytest.raises(StaleError, match="are those of a model that dcdctl ran; extend it with --teacher"):
-        plan_work(ExternalJob(data=job.data, out=tmp_path / "third", candidates=CONFIG, extend=own.folder))
+        plan_work(CacheJob(data=job.data, out=tmp_path / "third", candidates=CONFIG, extend=own.folder))
     with pytest.raises(StaleError, match=r"was made with another image_size_px \(null, not 64\)"):
         build.build_cache(corpus, teacher, tmp_path / "fourth", CONFIG, compute=COMPUTE, extend=job.out)
 
@@ -382,7 +382,7 @@ def test_an_external_cache_is_averaged_like_any_and_cannot_be_verified(corpus, t
 
 def test_a_corpus_of_other_captions_is_refused(job, scored, tmp_path):
     plan_work(job)
-    few = ExternalJob(data=job.data, out=job.out, candidates=CONFIG, max_images=9)
+    few = CacheJob(data=job.data, out=job.out, candidates=CONFIG, max_images=9)
     take_scores(job, [write(tmp_path / "all.csv", scored)], NAME)
     with pytest.raises(StaleError, match="was made with another corpus"):
         take_scores(few, [str(tmp_path / "all.csv")], NAME)

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import torch
 
     from dcdctl.core.scoring import Workload
-    from dcdctl.core.teacher import Estimate
+    from dcdctl.core.teacher import CacheCost
 
 
-def show_estimate(estimate: Estimate) -> None:
+def show_estimate(estimate: CacheCost) -> None:
     """The cost of a teacher cache."""
     rate = (
         f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}"
@@ -27,7 +27,7 @@ def show_estimate(estimate: Estimate) -> None:
     )
 
 
-def estimate_document(estimate: Estimate) -> dict[str, Any]:
+def estimate_document(estimate: CacheCost) -> dict[str, Any]:
     """The cost of a teacher cache for JSON."""
     counts = {"pairs": estimate.num_pairs, "to_score": estimate.num_to_score, "pairs_per_s": estimate.pairs_per_s}
     return {**counts, "seconds": estimate.seconds, "disk_bytes": estimate.disk_bytes}

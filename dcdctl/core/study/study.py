@@ -40,7 +40,7 @@ from dcdctl.core.study.plan import (
     baseline_terms,
     resolve,
 )
-from dcdctl.core.teacher import CACHE, Estimate, cache_scores
+from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
 from dcdctl.core.training import Preview, Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
@@ -56,7 +56,7 @@ class StudyView:
     say: Say = unsaid
     track: Track = silent
     watch: Watch | None = None
-    on_estimate: Callable[[Estimate], None] | None = None
+    on_estimate: Callable[[CacheCost], None] | None = None
     on_workload: Callable[[Workload], None] = lambda workload: None
 
 
@@ -138,9 +138,9 @@ def _is_needed(steps: Sequence[Step]) -> bool:
     return any(not step.is_done() and (step.num_pairs or step.folder.name.startswith("cache")) for step in steps)
 
 
-def _trial(plan: StudyPlan, ref: str, view: StudyView) -> Estimate:
+def _trial(plan: StudyPlan, ref: str, view: StudyView) -> CacheCost:
     """The cost of the cache of a teacher. The plan of the cache goes to a temporary folder."""
-    found: list[Estimate] = []
+    found: list[CacheCost] = []
     with tempfile.TemporaryDirectory(prefix="dcdctl-study-") as folder:
         cache_scores(
             plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=found.append
@@ -148,7 +148,7 @@ def _trial(plan: StudyPlan, ref: str, view: StudyView) -> Estimate:
     return found[0]
 
 
-def _estimated(plan: StudyPlan, step: Step, trials: Mapping[str, Estimate]) -> Step:
+def _estimated(plan: StudyPlan, step: Step, trials: Mapping[str, CacheCost]) -> Step:
     if step.is_done():
         return step
     if (estimate := trials.get(plan.caches.get(step.folder, ""))) is not None:

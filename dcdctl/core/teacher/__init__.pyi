@@ -4,8 +4,8 @@ from .cache_format import CACHE
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, draw_candidates, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
-from .estimate import Estimate
-from .external_scores import ExternalJob, plan_work, take_scores
+from .estimate import CacheCost
+from .external_scores import plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheJob, cache_scores, verify_cache
 from .scores import TeacherScores, check_weights
@@ -15,6 +15,7 @@ from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
+    "CacheCost",
     "CacheJob",
     "CacheSummary",
     "CandidateConfig",
@@ -22,8 +23,6 @@ __all__ = [
     "EmbeddedScores",
     "EmbeddedTeacher",
     "EmbeddedTeachers",
-    "Estimate",
-    "ExternalJob",
     "FalseNegativeFilter",
     "Negative",
     "TeacherCache",

@@ -138,7 +138,7 @@ BYTES_PER_PAIR = 12
 
 
 @dataclass(frozen=True)
-class CacheJob:
+class PlannedCache:
     """A planned cache, and the teacher that scores it."""
 
     build: Build
@@ -195,7 +195,7 @@ def plan_cache(
     extend: Path | None = None,
     drawn: Candidates | None = None,
     track: Track = silent,
-) -> CacheJob:
+) -> PlannedCache:
     """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the
     recipe's."""
     build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
@@ -215,7 +215,7 @@ def plan_cache(
     teacher.to(compute.device).eval()
     if compute.compile:
         models.require_compiled_sides(teacher)
-    return CacheJob(build, corpus, teacher, source, compute)
+    return PlannedCache(build, corpus, teacher, source, compute)
 
 
 def make_plan(
@@ -253,7 +253,7 @@ def plan_of(corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], 
     }
 
 
-def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
+def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
     """Score this process's share of the missing shards, and seal the cache."""
     if not job.build.is_sealed:
         missing = set(job.find_missing())
@@ -290,7 +290,9 @@ def _count_unscored(path: Path) -> int:
     return int(np.isnan(read_pairs(path).score).sum())
 
 
-def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Advance | None = None) -> NDArray[np.float32]:
+def score_pairs(
+    job: PlannedCache, image_P: Index, text_P: Index, advance: Advance | None = None
+) -> NDArray[np.float32]:
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(found).all():
@@ -314,7 +316,6 @@ def begin(
 
     Another plan is replaced if none of it is scored.
     """
-    _check_pooling(build, config)
     notes = build.begin(restart=not _has_scores(build.folder))
     if build.is_sealed:
         return notes
@@ -335,18 +336,6 @@ def begin(
         with build.write(ITEMS_FILE) as partial:
             write_items(partial, corpus, track)
     return notes
-
-
-def _check_pooling(build: Build, config: CandidateConfig) -> None:
-    """StaleError for a cache of this plan but for the pooling: its candidates are those of other vectors."""
-    if POOLING not in build.plan or not _has_scores(build.folder):
-        return
-    found = CACHE.read_plan(build.folder)
-    if POOLING not in found and build.plan.items() <= {**found, POOLING: build.plan[POOLING]}.items():
-        raise StaleError(
-            f"{build.folder} was mined with the mean of the tokens of {config.model}, whose vector is its first token",
-            hint=artifacts.ELSEWHERE,
-        )
 
 
 def _has_scores(folder: Path) -> bool:

@@ -31,10 +31,10 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
 )
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
-from dcdctl.core.teacher.scores import AverageScores, check_weights, in_range
+from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
 
-class TeacherCache:
+class TeacherCache(TeacherScores):
     """Scored pairs, sorted by image and text, and the candidate lists derived from them."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], seal: dict[str, Any]) -> None:
@@ -63,8 +63,7 @@ class TeacherCache:
     def teacher_name(self) -> str | None:
         """Who gave the scores, if they come from elsewhere (`external_scores`); None for scores that dcdctl
         computed."""
-        name: str | None = self.plan.get(TEACHER_NAME)
-        return name
+        return self.plan.get(TEACHER_NAME)
 
     def check_teacher(self, fingerprint: str) -> None:
         """StaleError if the scores are of another teacher than this one. For scores from elsewhere the user's word
@@ -124,11 +123,9 @@ class TeacherCache:
         image_P, text_P, role_P = self.image_P, self.text_P, self.role_P
         is_text, is_image = (role_P & TEXT_CANDIDATE) > 0, (role_P & IMAGE_CANDIDATE) > 0
         dropped = {}
-        if self._has_margins:
-            near_text, near_image = (
-                (is_text & self._is_near(image_P, self.num_images)),
-                (is_image & self._is_near(text_P, self.num_texts)),
-            )
+        if any(self.plan["candidates"][f"{kind}_margin"] is not None for kind in ("absolute", "relative")):
+            near_text = is_text & self._is_near(image_P, self.num_images)
+            near_image = is_image & self._is_near(text_P, self.num_texts)
             dropped["margins"] = int(near_text.sum() + near_image.sum())
             is_text, is_image = is_text & ~near_text, is_image & ~near_image
         texts_of_image = RaggedArray.from_sorted(image_P[is_text], text_P[is_text].astype(np.int64), self.num_images)
@@ -142,11 +139,6 @@ class TeacherCache:
         """What the vector of a text was for a text encoder that mined the candidates: the mean of its tokens, or cls,
         its first token."""
         return str(self.plan.get(POOLING, "mean"))
-
-    @property
-    def _has_margins(self) -> bool:
-        config = self.plan["candidates"]
-        return config["absolute_margin"] is not None or config["relative_margin"] is not None
 
     def _is_near(self, query_P: NDArray[Any], num_queries: int) -> NDArray[np.bool_]:
         """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
@@ -168,18 +160,15 @@ class TeacherCache:
         for shard, images in enumerate(self._shards):
             pairs = read_pairs(self.folder / pairs_name(shard))
             key = pairs.image * self.num_texts + pairs.text
-            for is_wrong, fault in (
-                (
-                    (pairs.image < images.start) | (pairs.image >= images.stop),
-                    f"images outside of {images.start} to {images.stop - 1}",
-                ),
-                ((pairs.text < 0) | (pairs.text >= self.num_texts), f"captions outside of 0 to {self.num_texts - 1}"),
-                (np.diff(key, prepend=-1) <= 0, "pairs that are not in order, or twice"),
-                (
-                    (pairs.role == 0) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE),
-                    "pairs without a role",
-                ),
-            ):
+            is_outside = (pairs.image < images.start) | (pairs.image >= images.stop)
+            is_roleless = (pairs.role == 0) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE)
+            faults = {
+                f"images outside of {images.start} to {images.stop - 1}": is_outside,
+                f"captions outside of 0 to {self.num_texts - 1}": (pairs.text < 0) | (pairs.text >= self.num_texts),
+                "pairs that are not in order, or twice": np.diff(key, prepend=-1) <= 0,
+                "pairs without a role": is_roleless,
+            }
+            for fault, is_wrong in faults.items():
                 if is_wrong.any():
                     yield f"{self.folder / pairs_name(shard)} has {fault}: {int(is_wrong.sum()):,} of {len(pairs):,}"
 
@@ -296,20 +285,18 @@ def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> Tea
 
     ConfigError if the number of weights differs from the number of caches, or if two caches hold the same scores.
     """
-    if len(caches) > 1:
-        _check_different(caches)
-        return TeacherEnsemble(caches, weights)
-    check_weights(weights, len(caches), "caches")
-    return caches[0] if caches else None
-
-
-def _check_different(caches: Sequence[TeacherCache]) -> None:
+    if len(caches) < 2:
+        check_weights(weights, len(caches), "caches")
+        return caches[0] if caches else None
     # By content: the paths of one folder may differ by a link or a spelling, and a copy counts its teacher twice as
     # well.
     folders: dict[str, Path] = {}
     for cache in caches:
         content = json.dumps(cache.seal["files"], sort_keys=True)
         if content in folders:
-            found = f"{folders[content]} and {cache.folder} are one cache, by the checksums of their files"
-            raise ConfigError(found, hint="name each cache once; teachers.weights gives the caches different shares")
+            raise ConfigError(
+                f"{folders[content]} and {cache.folder} are one cache, by the checksums of their files",
+                hint="name each cache once; teachers.weights gives the caches different shares",
+            )
         folders[content] = cache.folder
+    return TeacherEnsemble(caches, weights)

@@ -25,20 +25,17 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher.scores import AverageScores, Scores, check_weights, in_range
+from dcdctl.core.teacher.scores import AverageScores, Scores, TeacherScores, check_weights, in_range
 
 ROWS_AT_A_TIME = 8192
 """Vectors converted to float64 at a time, so that no copy of all of them is made."""
 
 
-class EmbeddedTeacher:
+class EmbeddedTeacher(TeacherScores):
     """The scores of a dual encoder for every image with every caption of a corpus: its logit scale times the cosine.
 
     `embed` comes before the first score. Until then, making one costs nothing but the fingerprint of the model.
     """
-
-    candidates = None
-    scored_pairs = None
 
     def __init__(self, model: DualEncoder, corpus: Corpus, compute: Compute) -> None:
         """The model reads its stored features where `compute` names a folder and it has encoders; otherwise images and
@@ -48,7 +45,7 @@ class EmbeddedTeacher:
         self._model: DualEncoder | None = model
         # The precision of the training is none of its teacher's: vectors are always computed in float32.
         features = None if self._compute.features is None else "float16"
-        self.plan: dict[str, Any] = {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
+        self.plan = {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
         self._scale, self._bias = model.logit_scale.item(), 0.0 if model.logit_bias is None else model.logit_bias.item()
         self.width = model.embedding_dim
         self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
@@ -111,15 +108,12 @@ class EmbeddedTeacher:
 class EmbeddedTeachers(AverageScores):
     """Several dual teachers as one, averaged over all pairs."""
 
-    candidates = None
-    scored_pairs = None
-
     def __init__(self, teachers: Sequence[EmbeddedTeacher], weights: Sequence[float] = ()) -> None:
         super().__init__(teachers, weights, "teachers")
         self.teachers = list(teachers)
 
     def embed(self, track: Track = silent) -> None:
-        """See `EmbeddedTeacher.embed`."""
+        """Embed the corpus with every teacher."""
         for teacher in self.teachers:
             teacher.embed(track)
         # Before worker processes copy this object: each would compute them again.
@@ -164,9 +158,9 @@ def embedded_teachers(
         teacher = EmbeddedTeacher(model, corpus, compute)
         # By fingerprint, as for caches: a copy of a model counts its teacher twice as well.
         if (digest := teacher.plan["teacher"]) in names:
-            found = f"the teachers {names[digest]} and {name} are one model, by their fingerprints"
             raise ConfigError(
-                found, hint="name each teacher once; teachers.weights gives the teachers different shares"
+                f"the teachers {names[digest]} and {name} are one model, by their fingerprints",
+                hint="name each teacher once; teachers.weights gives the teachers different shares",
             )
         names[digest], teachers[digest] = name, teacher
     first, *others = teachers.values()

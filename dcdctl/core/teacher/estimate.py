@@ -17,7 +17,7 @@ from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
-from dcdctl.core.teacher.build import BYTES_PER_PAIR, CacheJob, kind_of, score_pairs
+from dcdctl.core.teacher.build import BYTES_PER_PAIR, PlannedCache, kind_of, score_pairs
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
 
@@ -29,7 +29,7 @@ HALF_WEIGHTS = {"bfloat16": 0.25, "float16": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class CacheCost:
     """The cost of scoring a plan."""
 
     num_pairs: int
@@ -43,7 +43,7 @@ class Estimate:
     """Upper bound."""
 
 
-def estimate_cost(job: CacheJob) -> Estimate:
+def estimate_cost(job: PlannedCache) -> CacheCost:
     """Number of pairs, the rate of a short trial, and the time and space that the remaining pairs need."""
     missing = job.find_missing()
     planned = [read_pairs(job.build.written(planned_name(shard))) for shard in missing]
@@ -52,7 +52,7 @@ def estimate_cost(job: CacheJob) -> Estimate:
     num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.build.written(pairs_name(shard)))) for shard in whole)
     rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
     seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
-    return Estimate(
+    return CacheCost(
         num_pairs=num_pairs,
         num_to_score=num_to_score,
         pairs_per_s=rate,
@@ -61,7 +61,7 @@ def estimate_cost(job: CacheJob) -> Estimate:
     )
 
 
-def _trial(job: CacheJob, pairs: Pairs | None, num_to_score: int) -> float:
+def _trial(job: PlannedCache, pairs: Pairs | None, num_to_score: int) -> float:
     """Pairs per second for the first images of a shard. The time includes the encoding of images and captions, as in
     the full run."""
     if pairs is None:
@@ -108,7 +108,9 @@ def verify_scores(
     image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
     source = open_source(corpus, teacher, compute, track)
     teacher.to(compute.device).eval()
-    recomputed = score_pairs(CacheJob(Build(folder, cache.plan, CACHE), corpus, teacher, source, compute), image, text)
+    recomputed = score_pairs(
+        PlannedCache(Build(folder, cache.plan, CACHE), corpus, teacher, source, compute), image, text
+    )
     difference = np.abs(cached - recomputed) / np.maximum(1, np.abs(cached))
     worst = int(difference.argmax())
     types = {str(parameter.dtype).removeprefix("torch.") for parameter in teacher.parameters()}

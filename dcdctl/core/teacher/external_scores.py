@@ -15,19 +15,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import distributed
+from dcdctl.core import distributed, files
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Index, offsets_of
-from dcdctl.core.devices import CPU
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
@@ -45,7 +42,8 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.teacher.candidates import CandidateConfig
+from dcdctl.core.teacher.candidate_lists import Candidates
+from dcdctl.core.teacher.job import CacheJob
 from dcdctl.core.teacher.work_list import Extra, WorkList, write_work_list
 
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
@@ -54,38 +52,23 @@ NUM_SHARDS_NAMED = 10
 """Unfinished shards that a message names."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExternalJob:
-    """Which pairs another program scores, and the folder of their cache."""
-
-    data: Path
-    out: Path
-    candidates: CandidateConfig
-    split: str = "train"
-    max_images: int | None = None
-    extend: Path | None = None
-    """Finished cache of the same external teacher whose scores are reused."""
-    device: torch.device = CPU
-    """For the model of `candidates`, if they have one."""
-
-
-def plan_work(job: ExternalJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> WorkList:
+def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> WorkList:
     """Plan the cache, or find it planned, and write the pairs that have no score yet to its work list.
 
     StaleError if the folder holds a cache of another corpus or plan, or a finished one.
     """
     _resolve(job)
-    with _opened(job, track) as opened:
-        if opened.build.is_sealed:
+    with _planned(job, track) as (corpus, planned, _):
+        if planned.is_sealed:
             raise StaleError(
                 f"the teacher cache in {job.out} is finished: no pair is left to score",
                 hint="name another folder with --out",
             )
-        return write_work_list(opened.build, opened.corpus, extras, track)
+        return write_work_list(planned, corpus, extras, track)
 
 
-def take_scores(job: ExternalJob, names: Sequence[str], teacher: str, *, track: Track = silent) -> TeacherCache:
-    """The sealed cache with the scores of these files (`score_files.find_files`), which `teacher` gave.
+def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Track = silent) -> TeacherCache:
+    """The sealed cache with the scores of the files with these names, which `teacher` gave.
 
     A pair may be in several rows with the same score, since engines repeat a task that failed. InputError for rows that
     do not fit, by kind with examples; then nothing is stored. MissingError if pairs still have no score; then what was
@@ -97,24 +80,30 @@ def take_scores(job: ExternalJob, names: Sequence[str], teacher: str, *, track: 
         raise ConfigError(
             f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
         )
-    paths = score_files.find_files(names)
-    with _opened(job, track) as opened:
-        _check_name(job, opened.notes.get(TEACHER_NAME), teacher)
-        given = _GivenScores(opened.corpus, opened.build)
+    paths = files.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
+    with _planned(job, track) as (corpus, planned, earlier):
+        if earlier not in (None, teacher):
+            where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
+            raise StaleError(
+                f"{where} has scores of {earlier!r}, not of {teacher!r}", hint="name another folder with --out"
+            )
+        given = _GivenScores(corpus, planned)
         with track("read scores", total=len(paths), unit="files") as advance:
             for path in paths:
-                given.read(path)
+                for batch in score_files.read_batches(path):
+                    given.take(batch, path.name)
                 advance(1)
         given.faults.check()
-        if not opened.build.is_sealed:
+        if not planned.is_sealed:
             given.store(teacher)
         given.check_complete()
-        build.seal(opened.build)
-    return read_cache(job.out, corpus=opened.corpus)
+        build.seal(planned)
+    return read_cache(job.out, corpus=corpus)
 
 
-def _resolve(job: ExternalJob) -> None:
+def _resolve(job: CacheJob) -> None:
     """An error for what can be checked before anything is opened."""
+    assert job.candidates is not None
     if distributed.world_size() > 1:
         raise ConfigError(
             f"--plan-only and --scores are for one process, and there are {distributed.world_size()}",
@@ -124,44 +113,28 @@ def _resolve(job: ExternalJob) -> None:
     CACHE.check_folder(job.out)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A planned cache."""
-
-    corpus: Corpus
-    build: Build
-    notes: dict[str, Any]
-
-
 @contextmanager
-def _opened(job: ExternalJob, track: Track) -> Iterator[_Opened]:
-    """The planned cache of a job, whose folder is locked."""
+def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, str | None]]:
+    """The corpus of a job, its planned cache, whose folder is locked, and the teacher whose scores it has."""
+    assert job.candidates is not None
+    config = job.candidates
     corpus = Corpus.open(job.data, job.split, job.max_images)
     old = None if job.extend is None else read_cache(job.extend)
     if old is not None and old.teacher_name is None:
         raise StaleError(
             f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher"
         )
-    planned = Build(job.out, build.plan_of(corpus, job.candidates, NO_SCORER, job.extend), CACHE)
+    planned = Build(job.out, build.plan_of(corpus, config, NO_SCORER, job.extend), CACHE)
+
+    def draw() -> Candidates:
+        return candidates.draw_candidates(corpus, config, device=job.compute.device, track=track)
+
     with distributed.lock(job.out):
-        notes = build.begin(
-            planned,
-            corpus,
-            job.candidates,
-            lambda: candidates.draw_candidates(corpus, job.candidates, device=job.device, track=track),
-            extend=job.extend,
-            track=track,
-        )
-        if old is not None and TEACHER_NAME not in notes:
-            notes = {TEACHER_NAME: old.teacher_name}
-            planned.note(**notes)
-        yield _Opened(corpus, planned, notes)
-
-
-def _check_name(job: ExternalJob, found: str | None, expected: str) -> None:
-    if found not in (None, expected):
-        where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
-        raise StaleError(f"{where} has scores of {found!r}, not of {expected!r}", hint="name another folder with --out")
+        teacher = build.begin(planned, corpus, config, draw, extend=job.extend, track=track).get(TEACHER_NAME)
+        if old is not None and teacher is None:
+            teacher = old.teacher_name
+            planned.note(**{TEACHER_NAME: teacher})
+        yield corpus, planned, teacher
 
 
 @dataclass(frozen=True)
@@ -219,12 +192,8 @@ class _GivenScores:
     """The planned pairs of a cache, and the scores that are known of them."""
 
     def __init__(self, corpus: Corpus, planned: Build) -> None:
-        self.corpus, self.build, self.faults, self._ids = (
-            corpus,
-            planned,
-            Faults("the scores do not fit the plan"),
-            _Ids(corpus),
-        )
+        self.corpus, self.build, self._ids = corpus, planned, _Ids(corpus)
+        self.faults = Faults("the scores do not fit the plan")
         self._is_whole = [not planned.missing([pairs_name(shard)]) for shard in range(len(shards_of(planned.plan)))]
         shards = [self._read(shard) for shard in range(len(self._is_whole))]
         self._first = offsets_of([len(pairs) for pairs in shards])
@@ -239,17 +208,15 @@ class _GivenScores:
         """The number of known scores."""
         return int(np.count_nonzero(~np.isnan(self._score_P[where])))
 
-    def read(self, path: Path) -> None:
-        """Take the scores of a file; rows that do not fit are noted in `faults`."""
-        for batch in score_files.read_batches(path):
-            self._take(batch, path.name)
-
-    def _take(self, batch: pa.RecordBatch, where: str) -> None:
-        """Take the scores of some rows. A row counts as one fault, the first that it has."""
+    def take(self, batch: pa.RecordBatch, where: str) -> None:
+        """Take the scores of some rows of a file; rows that do not fit are noted in `faults`, each as one, the first
+        that it has."""
         image_B, text_B = self._ids.index(batch, "image"), self._ids.index(batch, "caption")
         with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, which is a fault
             score_B = batch.column("score").fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
-        position_B, is_planned = self._find(image_B, text_B)
+        key_B = image_B * self.corpus.num_captions + text_B
+        position_B = np.minimum(np.searchsorted(self._key_P, key_B), len(self._key_P) - 1)
+        is_planned = (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
         is_open = np.ones(len(score_B), dtype=bool)
 
         def fault(kind: str, is_wrong: NDArray[np.bool_], other_B: NDArray[np.float32] | None = None) -> None:
@@ -279,12 +246,6 @@ class _GivenScores:
         known_B = self._score_P[position_B]
         fault("rows of pairs with two different scores", known_B != score_B, known_B)
 
-    def _find(self, image_B: Index, text_B: Index) -> tuple[Index, NDArray[np.bool_]]:
-        """The position of each pair among the planned ones, and whether it is planned."""
-        key_B = image_B * self.corpus.num_captions + text_B
-        position_B = np.minimum(np.searchsorted(self._key_P, key_B), len(self._key_P) - 1)
-        return position_B, (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
-
     def _named(self, batch: pa.RecordBatch, row: int, other: str, where: str) -> str:
         image, caption, score = (batch.column(name)[row].as_py() for name in score_files.REQUIRED)
         return f"image {image!r} with caption {caption}: {score}{other} in {where}"
@@ -299,10 +260,8 @@ class _GivenScores:
             if is_whole:
                 continue
             pairs = self._read(shard)
-            num_known, is_changed = (
-                self._count(here),
-                not np.array_equal(pairs.score, self._score_P[here], equal_nan=True),
-            )
+            num_known = self._count(here)
+            is_changed = not np.array_equal(pairs.score, self._score_P[here], equal_nan=True)
             name = pairs_name(shard) if num_known == len(pairs) else planned_name(shard)
             if is_changed or num_known == len(pairs):
                 with self.build.write(name) as partial:

@@ -16,39 +16,31 @@ from dcdctl.core.teacher import build, estimate
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import CACHE
 from dcdctl.core.teacher.candidates import CandidateConfig
-from dcdctl.core.teacher.estimate import Estimate
+from dcdctl.core.teacher.estimate import CacheCost
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheJob:
     """Which pairs to score, with which teacher, into which folder."""
 
-    teacher: str
     data: Path
     out: Path
     candidates: CandidateConfig | None
     """None for `verify_cache`: the finished cache has its own."""
+    teacher: str = ""
+    """Empty where another program scores (`external_scores`)."""
     split: str = "train"
     max_images: int | None = None
     model_set: Sequence[str] = ()
     """Settings that the teacher's files lack: image_size=384."""
     extend: Path | None = None
-    """Finished cache whose scores are reused."""
+    """Finished cache of the same teacher whose scores are reused."""
     compute: Compute = ON_CPU
     """Its folder of features is made if it does not exist."""
 
 
-@dataclass(frozen=True)
-class CachePlan:
-    """A job whose settings are checked, with nothing opened yet."""
-
-    job: CacheJob
-    overrides: dict[str, Any]
-    """Model settings of the teacher."""
-
-
-def resolve(job: CacheJob) -> CachePlan:
-    """The plan of a job. Opens no corpus and no weights.
+def _resolve(job: CacheJob) -> dict[str, Any]:
+    """The model settings of a job's teacher, after every check that opens no corpus and no weights.
 
     ConfigError for a wrong model setting, ModelError for a reference that names nothing, MissingError if the candidates
     need a package that is not installed, StaleError or InputError if the output folder is taken or cannot be written.
@@ -60,7 +52,7 @@ def resolve(job: CacheJob) -> CachePlan:
     CACHE.check_folder(job.out)
     if job.compute.features is not None:
         files.check_output_folder(job.compute.features)
-    return CachePlan(job, overrides)
+    return overrides
 
 
 def cache_scores(
@@ -68,7 +60,7 @@ def cache_scores(
     *,
     dry_run: bool = False,
     track: Track = silent,
-    on_estimate: Callable[[Estimate], None] | None = None,
+    on_estimate: Callable[[CacheCost], None] | None = None,
 ) -> TeacherCache | None:
     """Score the candidates of a job, or resume; None for a dry run, which ends after the estimate.
 
@@ -76,12 +68,12 @@ def cache_scores(
     is no trial, which takes seconds.
     """
     assert job.candidates is not None
-    plan = resolve(job)
+    overrides = _resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
     # A missing or damaged cache is an error before the teacher is loaded.
     if job.extend is not None:
         read_cache(job.extend)
-    teacher = models.load_scorer(job.teacher, plan.overrides, track)
+    teacher = models.load_scorer(job.teacher, overrides, track)
     with distributed.lock(job.out):
         planned = build.plan_cache(
             corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track
@@ -97,8 +89,8 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
 
     StaleError if it is larger than rounding explains, or if the cache belongs to another corpus, teacher or precision.
     """
-    plan = resolve(job)
+    overrides = _resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
     estimate.check_verifiable(read_cache(job.out, corpus=corpus))
-    teacher = models.load_scorer(job.teacher, plan.overrides, track)
+    teacher = models.load_scorer(job.teacher, overrides, track)
     return estimate.verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)

@@ -35,28 +35,14 @@ REQUIRED = ("image_id", "caption_id", "score")
 ROWS_PER_BATCH = 2**18
 BYTES_PER_BATCH = 2**25
 """Of a text file."""
-PARQUET, CSV, JSON_LINES = (".parquet", ".pq"), (".csv",), (".jsonl", ".ndjson", ".json")
-SUFFIXES = (*PARQUET, *CSV, *JSON_LINES)
 _ROWS_HINT = f"give a row per pair with {', '.join(REQUIRED)}"
-
-
-def find_files(names: Sequence[str]) -> list[Path]:
-    """The files of scores that are named, each once; see `files.find_named`."""
-    return files.find_named(names, SUFFIXES, what="file of scores", option="--scores")
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The rows of a file, with those of COLUMNS that it has, in the types of COLUMNS; InputError for a file that cannot
     be used."""
-    read = (
-        _read_parquet
-        if path.suffix.lower() in PARQUET
-        else _read_csv
-        if path.suffix.lower() in CSV
-        else _read_json_lines
-    )
     try:
-        for batch in read(path):
+        for batch in READERS[path.suffix.lower()](path):
             _require_columns(path, batch.schema.names)
             yield _cast(batch)
     except OSError as error:
@@ -119,3 +105,11 @@ def _read_json_lines(path: Path) -> Iterator[pa.RecordBatch]:
             if block := b"".join(lines).strip():
                 table = pa_json.read_json(io.BytesIO(block), pa_json.ReadOptions(block_size=len(block) + 1), parse)
                 yield from table.to_batches()
+
+
+READERS = {
+    **dict.fromkeys((".parquet", ".pq"), _read_parquet),
+    ".csv": _read_csv,
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _read_json_lines),
+}
+"""By the suffix of a file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,44 +17,30 @@ from dcdctl.core.teacher.candidate_lists import Candidates
 Scores = NDArray[np.float32]
 
 
-class TeacherScores(Protocol):
+class TeacherScores(ABC):
     """Scores of one teacher or of several: of the pairs of a cache, or of every pair, computed when they are looked
     up."""
 
-    @property
-    def plan(self) -> dict[str, Any] | list[dict[str, Any]]:
-        """What the scores depend on, as JSON values; a list for several teachers."""
-        ...
+    plan: Any
+    """What the scores depend on, as JSON values: a table that names the corpus, or a list of them for several
+    teachers."""
 
     @property
     def candidates(self) -> Candidates | None:
         """The negatives of every query that have a score; None if every pair has one."""
-        ...
+        return None
 
     @property
     def scored_pairs(self) -> tuple[Index, NDArray[Any]] | None:
         """The images and the captions of all pairs that have a score; None if every pair has one."""
-        ...
+        return None
 
+    @abstractmethod
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
         """The scores of these pairs, in their common shape; NaN for pairs without a score."""
-        ...
 
 
-class OneTeacher(Protocol):
-    """The scores of a teacher that may be averaged with others."""
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """See `TeacherScores.plan`; it names the corpus."""
-        ...
-
-    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
-        """See `TeacherScores.lookup`."""
-        ...
-
-
-class AverageScores(ABC):
+class AverageScores(TeacherScores):
     """Several teachers as one.
 
     Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and
@@ -63,7 +49,7 @@ class AverageScores(ABC):
     teachers would be another kind of score.
     """
 
-    def __init__(self, teachers: Sequence[OneTeacher], weights: Sequence[float], noun: str) -> None:
+    def __init__(self, teachers: Sequence[TeacherScores], weights: Sequence[float], noun: str) -> None:
         """`weights` are normalized to a sum of 1; equal weights if empty. `noun` is what messages call the teachers."""
         check_weights(weights, len(teachers), noun)
         if len({teacher.plan["corpus"] for teacher in teachers}) > 1:
@@ -81,7 +67,6 @@ class AverageScores(ABC):
         """Mean and standard deviation of each teacher's scores, over the pairs that all teachers have scored."""
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
-        """The average scores of these pairs, in their shape; NaN for pairs that a teacher has not scored."""
         parts = zip(self._teachers, self.weights, self._moments, strict=True)
         total = sum(
             weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcdctl.core.places import shown
-from dcdctl.core.teacher import CacheJob, ExternalJob
+from dcdctl.core.teacher import CacheJob
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import TrainingJob
@@ -25,7 +25,7 @@ def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
     )
 
 
-def command_after_cache(job: CacheJob | ExternalJob, recipe: str, sets: Sequence[str]) -> str:
+def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     """The training of a student on a finished cache, with the recipe that it was made for.
 
     It names the teacher only where the recipe reads more of it than its scores; REF stands for the model of scores from
@@ -34,12 +34,12 @@ def command_after_cache(job: CacheJob | ExternalJob, recipe: str, sets: Sequence
     found = load_recipe(recipe, sets)
     words = ["dcdctl", "distill", recipe, *_corpus(job.data, job.split, job.max_images), "--cache", str(job.out)]
     if found.model.start == "teacher" or found.batch.refresh_steps or found.loss.vector_terms:
-        teacher, settings = (job.teacher, job.model_set) if isinstance(job, CacheJob) else ("REF", ())
+        teacher, settings = (job.teacher or "REF", job.model_set)
         words += ["--teacher", teacher, *_repeated("--model-set", settings)]
     return shlex.join([*words, *_repeated("--set", sets), "--out", "RUN"])
 
 
-def command_after_plan(job: ExternalJob, recipe: str, sets: Sequence[str]) -> str:
+def command_after_plan(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     """The command that takes the scores of a work list."""
     words = [
         "dcdctl",
