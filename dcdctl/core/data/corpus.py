@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from dcdctl.core.data.near_duplicates import Overlap
 from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.errors import CorpusError
 
+Side = TypeVar("Side")
 CORPUS_FILE = "corpus.json"
 _COPY_AGAIN = "copy the corpus to its place again"
 JOIN = "+"
@@ -132,6 +133,13 @@ class Direction(StrEnum):
     def gallery(self) -> str:
         """What the candidates of a query are: each a "caption" or an "image"."""
         return "caption" if self == Direction.TEXT else "image"
+
+    def query_first(self, of_images: Side, of_texts: Side) -> tuple[Side, Side]:
+        """What belongs to the queries, then what belongs to the gallery.
+
+        Its own inverse: of queries and gallery, it gives what belongs to images first.
+        """
+        return (of_images, of_texts) if self == Direction.TEXT else (of_texts, of_images)
 
 
 def columns_name(split: str) -> str:

@@ -120,12 +120,9 @@ def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
     for digest, captions in zip(table["image"].to_pylist(), table["captions"].to_pylist(), strict=True):
         image = images.get(digest, -1)
         new_image.append(image)
-        own = (
-            {}
-            if image < 0
-            else {_digest(corpus.captions[text].encode(), 8): text for text in reversed(corpus.captions_of(image))}
-        )
-        new_text += [own.get(caption, -1) for caption in captions]
+        texts = [] if image < 0 else reversed(corpus.captions_of(image))
+        new_text_of = {_digest(corpus.captions[text].encode(), 8): text for text in texts}
+        new_text += [new_text_of.get(caption, -1) for caption in captions]
     return np.array(new_image, dtype=np.int64), np.array(new_text, dtype=np.int64)
 
 
@@ -204,9 +201,7 @@ def plan_cache(
         source = open_source(corpus, teacher, compute, track)
 
     def draw() -> Candidates:
-        return (
-            candidates.draw_candidates(corpus, config, device=compute.device, track=track) if drawn is None else drawn
-        )
+        return drawn or candidates.draw_candidates(corpus, config, device=compute.device, track=track)
 
     with distributed.main_first():
         if distributed.is_main():
@@ -277,7 +272,7 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
                         replace(job, source=source), pairs.image[todo], pairs.text[todo], advance
                     )
                 with job.build.write(pairs_name(shard)) as partial:
-                    write_pairs(partial, Pairs(pairs.image, pairs.text, scores, pairs.role))
+                    write_pairs(partial, replace(pairs, score=scores))
         # The seal needs the shards of all processes.
         distributed.barrier()
     with distributed.main_first():
@@ -294,13 +289,13 @@ def score_pairs(
     job: PlannedCache, image_P: Index, text_P: Index, advance: Advance | None = None
 ) -> NDArray[np.float32]:
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
-    found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
-    if not np.isfinite(found).all():
+    scores_P = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
+    if not np.isfinite(scores_P).all():
         raise StaleError(
-            f"the teacher gave {int((~np.isfinite(found)).sum())} scores that are not finite",
+            f"the teacher gave {int((~np.isfinite(scores_P)).sum())} scores that are not finite",
             hint="try --precision fp32",
         )
-    return found
+    return scores_P
 
 
 def begin(
@@ -323,7 +318,10 @@ def begin(
     # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
     if not is_planned or build.missing([DROPPED_FILE]):
-        _check_room(build.folder, corpus)
+        if (free := shutil.disk_usage(build.folder).free) < BYTES_PER_PAIR * corpus.num_captions:
+            raise InputError(
+                f"{build.folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone"
+            )
         drawn = draw()
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
@@ -331,7 +329,11 @@ def begin(
             old = without_refused_roles(reusable_pairs(extend, corpus, build.plan), corpus, config, track)
             pairs = merge(pairs, old, corpus.num_captions)
         artifacts.write_document(build.folder / DROPPED_FILE, drawn.dropped)
-        _write_planned(build, pairs)
+        for shard, images in enumerate(shards_of(build.plan)):
+            inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())
+            if build.missing([pairs_name(shard)]):
+                with build.write(planned_name(shard)) as partial:
+                    write_pairs(partial, pairs.at(inside))
     if build.missing([ITEMS_FILE]):
         with build.write(ITEMS_FILE) as partial:
             write_items(partial, corpus, track)
@@ -343,20 +345,6 @@ def _has_scores(folder: Path) -> bool:
     if any(folder.glob("pairs-*.parquet")):
         return True
     return (folder / CACHE.plan_file).exists() and NUM_GIVEN in CACHE.read_plan(folder)
-
-
-def _check_room(folder: Path, corpus: Corpus) -> None:
-    if (free := shutil.disk_usage(folder).free) < BYTES_PER_PAIR * corpus.num_captions:
-        raise InputError(f"{folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone")
-
-
-def _write_planned(build: Build, pairs: Pairs) -> None:
-    for shard, images in enumerate(shards_of(build.plan)):
-        inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())
-        if build.missing([pairs_name(shard)]):
-            part = Pairs(pairs.image[inside], pairs.text[inside], pairs.score[inside], pairs.role[inside])
-            with build.write(planned_name(shard)) as partial:
-                write_pairs(partial, part)
 
 
 def seal(build: Build, compute: Compute = ON_CPU) -> None:

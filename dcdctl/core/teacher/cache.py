@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
 from dcdctl.core.config import check_document
-from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
     CACHE,
@@ -247,17 +247,14 @@ class TeacherEnsemble(AverageScores):
     def candidates(self) -> Candidates:
         """The first cache's candidates that all teachers have scored."""
         first = self.caches[0].candidates
-        return Candidates(
-            self._shared(first.texts_of_image, is_image_query=True),
-            self._shared(first.images_of_text, is_image_query=False),
-            first.dropped,
-        )
 
-    def _shared(self, lists: RaggedArray, *, is_image_query: bool) -> RaggedArray:
-        query = lists.rows
-        pairs = (query, lists.values) if is_image_query else (lists.values, query)
-        kept = ~np.isnan([cache.lookup(*pairs) for cache in self.caches]).any(axis=0)
-        return RaggedArray.from_sorted(query[kept], lists.values[kept], len(lists))
+        def shared(direction: Direction) -> RaggedArray:
+            lists = first.lists(direction)
+            pairs = direction.query_first(lists.rows, lists.values)
+            kept = ~np.isnan([cache.lookup(*pairs) for cache in self.caches]).any(axis=0)
+            return RaggedArray.from_sorted(lists.rows[kept], lists.values[kept], len(lists))
+
+        return Candidates(shared(Direction.TEXT), shared(Direction.IMAGE), first.dropped)
 
     @cached_property
     def _scores_KP(self) -> NDArray[np.float32]:

@@ -89,6 +89,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.image)
 
+    def at(self, where: slice | NDArray[np.bool_]) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(self.image[where], self.text[where], self.score[where], self.role[where])
+
 
 def shards_of(plan: dict[str, Any]) -> list[range]:
     """The images of each shard."""

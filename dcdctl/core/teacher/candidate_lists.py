@@ -29,6 +29,10 @@ class Candidates:
     dropped: dict[str, int] = field(default_factory=dict)
     """Number of removed candidates by reason, for both directions together."""
 
+    def lists(self, direction: Direction) -> RaggedArray:
+        """The negatives of the queries of a direction."""
+        return self.texts_of_image if direction == Direction.TEXT else self.images_of_text
+
     def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
         """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image
         and caption."""

@@ -71,7 +71,14 @@ class CandidateConfig:
             raise ConfigError(
                 "candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder"
             )
-        self._check_shares()
+        if bool(self.shares) != (self.kind == "mixed"):
+            raise ConfigError(
+                "candidates.shares is for candidates.kind mixed, which needs it",
+                hint="shares = { random = 0.5, lexical = 0.5 }",
+            )
+        for name, share in self.shares.items():
+            if name not in SIMPLE_KINDS:
+                raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}")
 
     def require_packages(self) -> None:
         """MissingError if these candidates need a package that is not installed."""
@@ -86,16 +93,6 @@ class CandidateConfig:
             return bool(self.model) and scoring.embeds_by_first_token(self.model)
         except ModelError:
             return False
-
-    def _check_shares(self) -> None:
-        if bool(self.shares) != (self.kind == "mixed"):
-            raise ConfigError(
-                "candidates.shares is for candidates.kind mixed, which needs it",
-                hint="shares = { random = 0.5, lexical = 0.5 }",
-            )
-        for name, share in self.shares.items():
-            if name not in SIMPLE_KINDS:
-                raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}")
 
 
 def draw_candidates(
@@ -120,7 +117,7 @@ def mine_candidates(
     lists = {Direction.TEXT: RaggedArray.empty(num_images), Direction.IMAGE: RaggedArray.empty(num_texts)}
     num_dropped = np.zeros(256, dtype=np.int64)
     for direction in config.directions:
-        sizes = (num_images, num_texts) if direction == Direction.TEXT else (num_texts, num_images)
+        sizes = direction.query_first(num_images, num_texts)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
         result = miners.mine(
             _miner(corpus, config, direction, vectors, reason_against), *sizes, config.per_query, reason_against
@@ -144,29 +141,15 @@ def _miner(
     """The miner of a recipe for one direction."""
     # Each direction has its own random draws.
     seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == Direction.TEXT else 2)]
-    sizes = (
-        (corpus.num_images, corpus.num_captions)
-        if direction == Direction.TEXT
-        else (corpus.num_captions, corpus.num_images)
-    )
 
     def simple(kind: str) -> Miner:
         if kind == "lexical":
-            of_image = [
-                " ".join(corpus.captions[text] for text in corpus.captions_of(image))
-                for image in range(corpus.num_images)
-            ]
-            return miners.lexical_miner(
-                *((of_image, corpus.captions) if direction == Direction.TEXT else (corpus.captions, of_image))
-            )
+            images = range(corpus.num_images)
+            of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in images]
+            return miners.lexical_miner(*direction.query_first(of_image, corpus.captions))
         if kind == "embedding" and vectors is not None:
-            sides = (
-                (vectors.images_ID, vectors.texts_TD)
-                if direction == Direction.TEXT
-                else (vectors.texts_TD, vectors.images_ID)
-            )
-            return miners.embedding_miner(*sides)
-        return miners.random_miner(seed, *sizes)
+            return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
+        return miners.random_miner(seed, *direction.query_first(corpus.num_images, corpus.num_captions))
 
     if config.kind != "mixed":
         return simple(config.kind)

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -265,7 +265,7 @@ class _GivenScores:
             name = pairs_name(shard) if num_known == len(pairs) else planned_name(shard)
             if is_changed or num_known == len(pairs):
                 with self.build.write(name) as partial:
-                    write_pairs(partial, Pairs(pairs.image, pairs.text, self._score_P[here], pairs.role))
+                    write_pairs(partial, replace(pairs, score=self._score_P[here]))
         if self._count(slice(None)) == len(self._key_P):
             self.build.note(**notes, teacher=f"external:{teacher}", **{SCORES_DIGEST: self._digest()})
 

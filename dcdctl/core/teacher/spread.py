@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Index, RaggedArray
+from dcdctl.core.data import Direction, Index, RaggedArray
 from dcdctl.core.teacher.cache import TeacherCache, TeacherEnsemble
 from dcdctl.core.teacher.candidate_lists import POSITIVE
 
@@ -120,16 +120,14 @@ def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     own = (first.role_P & POSITIVE) > 0
     image_L, text_L = first.image_P[own], first.text_P[own].astype(np.int64)
     rng, parts = np.random.default_rng(0), []
-    for candidates, query, is_image_query in (
-        (scores.candidates.texts_of_image, image_L, True),
-        (scores.candidates.images_of_text, text_L, False),
-    ):
+    for direction in Direction:
+        candidates, (query, _) = scores.candidates.lists(direction), direction.query_first(image_L, text_L)
         kept = np.flatnonzero(candidates.lengths[query] > 0)
         kept = kept[np.linspace(0, len(kept) - 1, min(len(kept), MAX_LISTS)).astype(np.int64)] if len(kept) else kept
         drawn_LK = _draw(rng, candidates, query[kept])
         other_LK = np.maximum(drawn_LK, 0)
         query_LK = np.broadcast_to(query[kept][:, None], drawn_LK.shape)
-        negative_LK = scores.lookup(*((query_LK, other_LK) if is_image_query else (other_LK, query_LK)))
+        negative_LK = scores.lookup(*direction.query_first(query_LK, other_LK))
         own_L = scores.lookup(image_L[kept], text_L[kept])
         part = np.column_stack([own_L, np.where(drawn_LK >= 0, negative_LK, np.nan)]).astype(np.float64)
         # Of several teachers, not all may have scored the own pair.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction, RaggedArray
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, measure_spread
@@ -84,8 +84,8 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
         num_captions=cache.num_texts,
         num_pairs=cache.num_pairs,
         dropped=cache.seal["dropped"],
-        text_retrieval=_direction(cache, cache.candidates.texts_of_image, best_I, is_image_query=True),
-        image_retrieval=_direction(cache, cache.candidates.images_of_text, best_T, is_image_query=False),
+        text_retrieval=_summarize_direction(cache, Direction.TEXT, best_I),
+        image_retrieval=_summarize_direction(cache, Direction.IMAGE, best_T),
         edges=edges.tolist(),
         positives=np.histogram(cache.score_P[is_own], edges)[0].tolist(),
         negatives=np.histogram(cache.score_P[is_negative], edges)[0].tolist(),
@@ -101,12 +101,10 @@ def _best(query_P: NDArray[np.int64], score_P: NDArray[np.float32], num_queries:
     return best_Q
 
 
-def _direction(
-    cache: TeacherCache, negatives: RaggedArray, best_Q: NDArray[np.float32], *, is_image_query: bool
-) -> DirectionSummary:
+def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: NDArray[np.float32]) -> DirectionSummary:
+    negatives = cache.candidates.lists(direction)
     query = negatives.rows
-    image, text = (query, negatives.values) if is_image_query else (negatives.values, query)
-    outranks = cache.lookup(image, text) >= best_Q[query]
+    outranks = cache.lookup(*direction.query_first(query, negatives.values)) >= best_Q[query]
     has_any = negatives.lengths > 0
     is_beaten = np.bincount(query[outranks], minlength=len(negatives)) > 0
     return DirectionSummary(
@@ -125,7 +123,8 @@ def _hardest(
     negatives = []
     for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
         image = int(image_P[pair])
-        own = np.flatnonzero((cache.role_P[_pairs_of(cache, image)] & POSITIVE) > 0) + cache.starts_I[image]
+        start, end = cache.starts_I[image : image + 2].tolist()
+        own = np.flatnonzero((cache.role_P[start:end] & POSITIVE) > 0) + start
         best = int(own[cache.score_P[own].argmax()])
         negatives.append(
             Negative(
@@ -137,10 +136,6 @@ def _hardest(
             )
         )
     return negatives
-
-
-def _pairs_of(cache: TeacherCache, image: int) -> slice:
-    return slice(int(cache.starts_I[image]), int(cache.starts_I[image + 1]))
 
 
 def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[str, Any]:

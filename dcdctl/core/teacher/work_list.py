@@ -86,8 +86,7 @@ def _unscored(build: Build, shard: int) -> Pairs:
     """The pairs of a shard without a score."""
     is_whole = not build.missing([pairs_name(shard)])
     pairs = read_pairs(build.written(pairs_name(shard) if is_whole else planned_name(shard)))
-    todo = np.isnan(pairs.score)
-    return Pairs(pairs.image[todo], pairs.text[todo], pairs.score[todo], pairs.role[todo])
+    return pairs.at(np.isnan(pairs.score))
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _digest_of(pairs: Pairs) -> str:
 def _content_of(path: Path) -> artifacts.Document | None:
     """What a file of a work list holds, by its metadata; None if it is not there or is something else."""
     try:
-        found = json.loads((pq.read_schema(path).metadata or {})[_METADATA])
+        content = json.loads((pq.read_schema(path).metadata or {})[_METADATA])
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
