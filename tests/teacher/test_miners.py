@@ -214,53 +214,22 @@ def test_a_model_that_does_not_embed_captions_is_refused(tmp_path, kind):
         embed.load_embedder(str(tmp_path), CPU)
 
 
-def test_mixed_candidates_follow_the_shares(corpus):
+def test_repeats_and_false_negatives_are_replaced_by_the_next_candidates():
     def excluded(query, item):
         return np.isin(item, [0, 1]).astype(np.uint8)
 
-    evens, odds = (lambda queries, width, first=first: np.array([range(first, 10, 2)]) for first in (0, 1))
-    mixed = miners.mixed_miner([(evens, 3), (odds, 1)], excluded)
-    # Three allowed even items, then an odd one; excluded items keep their positions.
-    assert mixed(np.array([0]), 10).tolist() == [[0, 2, 4, 6, 1, 3, 8, 5, 7, 9]]
-    mined = miners.mine(mixed, 1, 10, 4, excluded)
-    assert mined.candidates.tolist() == [2, 3, 4, 6]
-    assert mined.num_dropped[:3].tolist() == [0, 2, 0]
-    config = CandidateConfig(kind="mixed", per_query=4, shares={"lexical": 1.0, "random": 1.0})
-    drawn = candidates.draw_candidates(corpus, config)
-    best = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=2))
-    for image in range(corpus.num_images):
-        assert len(drawn.texts_of_image[image]) == 4
-        assert set(best.texts_of_image[image].tolist()) <= set(drawn.texts_of_image[image].tolist())
+    def ranked(queries, width):
+        return np.array([[0, 5, 5, 1, 9, 6, 7, 8]])
 
-
-def test_duplicates_of_two_miners_are_replaced_by_the_next_candidates():
-    def no_exclusion(query, item):
-        return np.zeros(item.shape, dtype=np.uint8)
-
-    ranked, repeating = (lambda queries, width, row=row: np.array([row]) for row in ([5, 6, 7, 8], [5, 5, 9, 6]))
-    mined = miners.mine(miners.mixed_miner([(repeating, 2), (ranked, 2)], no_exclusion), 1, 10, 4, no_exclusion)
-    # The first miner gives 5 and 9. The second gives 6, as its 5 is a duplicate. The first miner's next, 6, is one too,
-    # so 7 follows.
+    mined = miners.mine(ranked, 1, 10, 4, excluded)
     assert mined.candidates.tolist() == [5, 6, 7, 9]
+    assert mined.num_dropped[:3].tolist() == [0, 2, 0]
 
 
-@pytest.mark.parametrize(
-    ("total", "shares", "counts"),
-    [(15, [0.5, 0.5], [8, 7]), (4, [1, 1, 1], [1, 2, 1]), (1, [0.2, 0.8], [0, 1]), (63, [1, 3, 5], [7, 21, 35])],
-)
-def test_counts_by_shares_sum_to_the_total(total, shares, counts):
-    assert miners.split_by_shares(total, shares) == counts
-
-
-@pytest.mark.parametrize("kind", ["random", "lexical", "embedding", "mixed"])
+@pytest.mark.parametrize("kind", ["random", "lexical", "embedding"])
 @pytest.mark.parametrize("per_query", [1, 3, 20, 30])
 def test_a_query_has_the_set_number_of_candidates_or_all_its_negatives(repeated, kind, per_query):
-    config = CandidateConfig(
-        kind=kind,
-        per_query=per_query,
-        model="given" if kind == "embedding" else "",
-        shares={"random": 1.0} if kind == "mixed" else {},
-    )
+    config = CandidateConfig(kind=kind, per_query=per_query, model="given" if kind == "embedding" else "")
     generator = torch.Generator().manual_seed(0)
     given = embed.Vectors(torch.randn(12, 4, generator=generator), torch.randn(70, 4, generator=generator))
     drawn, is_true_IT = candidates.mine_candidates(repeated, config, given), true_pairs(repeated)
@@ -398,12 +367,6 @@ def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
     ("wrong", "message"),
     [
         ({"kind": "embedding"}, r"needs candidates\.model"),
-        ({"kind": "mixed"}, r"candidates\.shares is for candidates\.kind mixed"),
-        ({"shares": {"random": 1.0}}, r"candidates\.shares is for candidates\.kind mixed"),
-        (
-            {"kind": "mixed", "shares": {"blocks": 1.0}},
-            r"candidates\.shares has blocks = 1\.0; known: random, lexical, embedding",
-        ),
         ({"directions": ()}, r"candidates\.directions must not be empty, got \[\]"),
         ({"duplicate_bits": 64}, r"candidates\.duplicate_bits must lie in \[0, 64\), got 64"),
         ({"relative_margin": 1.0}, r"candidates\.relative_margin must lie in \[0, 1\), got 1\.0"),

@@ -220,7 +220,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["optimizer.steps=0"], r"optimizer\.steps must be at least 1, got 0"),
         (
             ["candidates.kind=near"],
-            r"candidates\.kind must be one of random, lexical, embedding, blocks, mixed, got 'near'",
+            r"candidates\.kind must be one of random, lexical, embedding, blocks, got 'near'",
         ),
         (["seed=-1"], "seed must be at least 0, got -1"),
         (["model.hidden_size=0"], r"model\.hidden_size must be at least 1, got 0"),

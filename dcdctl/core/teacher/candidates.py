@@ -6,14 +6,14 @@ image of a caption) are always candidates and are not drawn. Every result is a f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
 from dcdctl.core import scoring
-from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
+from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, ModelError
@@ -21,18 +21,16 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import miners
 from dcdctl.core.teacher.candidate_lists import Candidates
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, false_negative_filter
-from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
-
-SIMPLE_KINDS = ("random", "lexical", "embedding")
+from dcdctl.core.teacher.miners import Miner, clusters
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
     """The `[candidates]` table: the pairs that the teacher scores."""
 
-    kind: Literal["random", "lexical", "embedding", "blocks", "mixed"] = "random"
+    kind: Literal["random", "lexical", "embedding", "blocks"] = "random"
     """random: negatives drawn separately for each query, as in the released code. lexical: by BM25; an image is
-    represented by its captions. embedding: by the vectors of `model`. mixed: `shares` of these kinds. blocks: images
+    represented by its captions. embedding: by the vectors of `model`. blocks: images
     are grouped into blocks, and every caption of a block is scored against every image of it. A batch of one block then
     has a teacher score for every pair."""
     per_query: Count = 15
@@ -41,8 +39,6 @@ class CandidateConfig:
     directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for
     each caption."""
-    shares: dict[str, Positive] = field(default_factory=dict)
-    """mixed: the share of each kind in `per_query`."""
     model: str = ""
     """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: the same, instead of the words
     of the captions."""
@@ -67,22 +63,14 @@ class CandidateConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "candidates")
-        if (self.kind == "embedding" or "embedding" in self.shares) and not self.model:
+        if self.kind == "embedding" and not self.model:
             raise ConfigError(
                 "candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder"
             )
-        if bool(self.shares) != (self.kind == "mixed"):
-            raise ConfigError(
-                "candidates.shares is for candidates.kind mixed, which needs it",
-                hint="shares = { random = 0.5, lexical = 0.5 }",
-            )
-        for name, share in self.shares.items():
-            if name not in SIMPLE_KINDS:
-                raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}")
 
     def require_packages(self) -> None:
         """MissingError if these candidates need a package that is not installed."""
-        if "lexical" in (self.kind, *self.shares):
+        if self.kind == "lexical":
             miners.load_bm25s()
 
     @property
@@ -116,12 +104,10 @@ def mine_candidates(
     false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
     lists = {Direction.TEXT: RaggedArray.empty(num_images), Direction.IMAGE: RaggedArray.empty(num_texts)}
     num_dropped = np.zeros(256, dtype=np.int64)
-    for direction in config.directions:
+    for direction in map(Direction, config.directions):
         sizes = direction.query_first(num_images, num_texts)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
-        result = miners.mine(
-            _miner(corpus, config, direction, vectors, reason_against), *sizes, config.per_query, reason_against
-        )
+        result = miners.mine(_miner(corpus, config, direction, vectors), *sizes, config.per_query, reason_against)
         lists[direction] = RaggedArray.from_sorted(result.queries, result.candidates, sizes[0])
         num_dropped += result.num_dropped
     return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped))
@@ -131,32 +117,18 @@ def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[st
     return {name: int(num_dropped[reason]) for reason, name in enumerate(false_negatives.names, start=1)}
 
 
-def _miner(
-    corpus: Corpus,
-    config: CandidateConfig,
-    direction: Direction,
-    vectors: scoring.Vectors | None,
-    reason_against: PairFilter,
-) -> Miner:
+def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: scoring.Vectors | None) -> Miner:
     """The miner of a recipe for one direction."""
+    if config.kind == "lexical":
+        images = range(corpus.num_images)
+        of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in images]
+        return miners.lexical_miner(*direction.query_first(of_image, corpus.captions))
+    if config.kind == "embedding":
+        assert vectors is not None
+        return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
     # Each direction has its own random draws.
-    seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == Direction.TEXT else 2)]
-
-    def simple(kind: str) -> Miner:
-        if kind == "lexical":
-            images = range(corpus.num_images)
-            of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in images]
-            return miners.lexical_miner(*direction.query_first(of_image, corpus.captions))
-        if kind == "embedding" and vectors is not None:
-            return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
-        return miners.random_miner(seed, *direction.query_first(corpus.num_images, corpus.num_captions))
-
-    if config.kind != "mixed":
-        return simple(config.kind)
-    counts = miners.split_by_shares(config.per_query, list(config.shares.values()))
-    return miners.mixed_miner(
-        [(simple(kind), count) for kind, count in zip(config.shares, counts, strict=True)], reason_against
-    )
+    seed = [config.seed, 1 if direction == Direction.TEXT else 2]
+    return miners.random_miner(seed, *direction.query_first(corpus.num_images, corpus.num_captions))
 
 
 def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None, track: Track) -> Candidates:

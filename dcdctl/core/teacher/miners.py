@@ -106,37 +106,6 @@ def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
     return mine
 
 
-def mixed_miner(miners: Sequence[tuple[Miner, int]], reason_against: PairFilter) -> Miner:
-    """The first allowed candidates of each miner, as many as its count, then the remaining candidates in the same
-    order."""
-
-    def mine(queries: Index, width: int) -> Index:
-        matrices, ranks = [], []
-        for turn, (miner, count) in enumerate(miners):
-            matrix_QK = miner(queries, width)
-            query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
-            is_allowed_QK = _is_first(matrix_QK) & (reason_against(query_QK, matrix_QK) == 0)
-            num_before_QK = is_allowed_QK.cumsum(axis=1) - is_allowed_QK
-            matrices.append(matrix_QK)
-            ranks.append(np.where(num_before_QK < count, turn, turn + len(miners)).astype(np.int8))
-        # Stable, so that candidates of one rank keep their miner's order.
-        order_QK = np.argsort(np.concatenate(ranks, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(np.concatenate(matrices, axis=1), order_QK, axis=1)
-
-    return mine
-
-
-def split_by_shares(total: int, shares: Sequence[float]) -> list[int]:
-    """Integers in these proportions that sum to the total.
-
-    >>> split_by_shares(5, [1, 1]), split_by_shares(4, [1, 1, 1])
-    ([3, 2], [1, 2, 1])
-    """
-    # Rounding the cumulative sums instead of the shares keeps the total.
-    ends = np.floor(total * np.cumsum(shares) / np.sum(shares) + 0.5).astype(int)
-    return np.diff(ends, prepend=0).tolist()
-
-
 def mine(miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter) -> Mined:
     """The first `count` different allowed candidates of each query, or all of them if there are fewer."""
     parts = []

@@ -85,7 +85,7 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
             f"batch.negatives is mined, and loss {', '.join(recipe.loss.terms)} is on all pairs of a batch", hint=hint
         )
     if recipe.candidates.kind == "blocks":
-        hint = "set it to random, lexical, embedding or mixed"
+        hint = "set it to random, lexical or embedding"
         raise ConfigError(
             "batch.negatives is mined, and candidates.kind blocks makes batches, not candidates of a query", hint=hint
         )

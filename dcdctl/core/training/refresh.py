@@ -90,7 +90,7 @@ def _nearest_by_vectors(
     """The nearest images and captions by a dual student's vectors."""
     vectors = scoring.embed_with_model(student, source, device, track)
     # The vectors are given, so no model is loaded by this name.
-    nearest = replace(config, kind="embedding", shares={}, model="the student")
+    nearest = replace(config, kind="embedding", model="the student")
     return mine_candidates(source.corpus, nearest, vectors)
 
 
@@ -98,7 +98,7 @@ def _hardest_of_pool(
     student: FusionScorer, source: Source, config: CandidateConfig, device: torch.device
 ) -> Candidates:
     """The candidates that a fusion student scores highest in a random pool."""
-    wide = replace(config, kind="random", shares={}, model="", per_query=POOL * config.per_query)
+    wide = replace(config, kind="random", model="", per_query=POOL * config.per_query)
     pool = draw_candidates(source.corpus, wide)
 
     def hardest(lists: RaggedArray, *, is_image_query: bool) -> RaggedArray:
