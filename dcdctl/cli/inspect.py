@@ -60,7 +60,7 @@ def inspect(
     """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest
     negatives."""
     from dcdctl.core.data import artifact_kind
-    from dcdctl.core.places import shown
+    from dcdctl.core.files import shown
     from dcdctl.core.stores import is_store
 
     folder = Path(place)
@@ -86,7 +86,7 @@ def _inspect_corpus(
 ) -> None:
     from dcdctl.core import data, report
     from dcdctl.core.data import Corpus
-    from dcdctl.core.places import shown
+    from dcdctl.core.files import shown
 
     summary = data.summarize_corpus(folder, split, max_images=max_images, track=bar)
     if html is not None:

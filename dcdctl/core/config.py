@@ -1,4 +1,6 @@
-"""Frozen dataclasses from TOML tables and `--set key=value`, with the range of each field in its annotation.
+"""Frozen dataclasses from TOML tables, JSON documents and `--set key=value`, and back.
+
+The range of a field and its key in tables stand in its annotation:
 
     @dataclass(frozen=True, kw_only=True)
     class OptimizerConfig:
@@ -114,6 +116,15 @@ class Ascending:
         return "ascend"
 
 
+@dataclass(frozen=True)
+class Key:
+    """How tables write a field: under another name, such as R@1, which is no name of Python; without its default."""
+
+    name: str = ""
+    """Empty: the name of the field."""
+    omits_default: bool = False
+
+
 Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, Above(0)]
 Share = Annotated[float, Between(0, 1)]
@@ -136,7 +147,7 @@ def _check(hint: Any, value: Any, where: str) -> None:
         inner, *constraints = arguments
         _check(inner, value, where)
         for constraint in constraints:
-            if not constraint.admits(value):
+            if not isinstance(constraint, Key) and not constraint.admits(value):
                 raise ConfigError(f"{where} must {constraint}, got {_shown(value)}")
     elif origin is Literal:
         _check_choice(arguments, value, where)
@@ -224,41 +235,41 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
     `where` is the dotted name of the table, for messages.
     """
-    hints = _hints(cls)  # type: ignore[arg-type]
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = [key for key in table if key not in fields]
-    if unknown:
-        raise ConfigError(f"unknown key {_join(where, unknown[0])}", hint=f"known keys here: {', '.join(fields)}")
-    for name, field in fields.items():
-        if name not in table and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{_join(where, name)} is missing")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in table.items()})
+    known = _fields(cls)  # type: ignore[arg-type]
+    if unknown := next((key for key in table if key not in known), None):
+        raise ConfigError(f"unknown key {_join(where, unknown)}", hint=f"known keys here: {', '.join(known)}")
+    for key, field in known.items():
+        if key not in table and not field.has_default:
+            raise ConfigError(f"{_join(where, key)} is missing")
+    return cls(**{known[key].name: _convert(known[key].hint, value, _join(where, key)) for key, value in table.items()})
 
 
-def check_document(
+def build_document(
     cls: type[T], document: Mapping[str, Any], path: str | Path, *, error: type[DcdError], hint: str
-) -> None:
-    """`error` that names the entry if a document lacks an entry of a dataclass, or has one of another type; it may have
-    further ones.
+) -> T:
+    """The dataclass of a document; `error` that names the entry if one is missing or of another type.
 
-    A document of a stranger can have a checksum that fits.
+    Further entries are ignored. A document of a stranger can have a checksum that fits.
     """
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = _fields(cls)  # type: ignore[arg-type]
     try:
-        build(cls, {key: value for key, value in document.items() if key in known})
+        return build(cls, {key: value for key, value in document.items() if key in known})
     except ConfigError as reason:
         raise error(f"{path} is not as this dcdctl writes it: {reason}", hint=hint) from reason
 
 
 def to_table(value: Any) -> Any:
-    """The plain JSON-able form of a config."""
+    """The plain JSON-able form of a config or a document, from which `build` makes it again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_table(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        items = ((key, getattr(value, field.name), field.omitted) for key, field in _fields(type(value)).items())
+        return {key: to_table(item) for key, item, omitted in items if item != omitted}
     if isinstance(value, Mapping):
-        return {key: to_table(item) for key, item in value.items()}
+        return {to_table(key): to_table(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         # A list, as JSON and TOML give it back: a tuple would differ from the saved config.
         return [to_table(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return value.value if isinstance(value, Enum) else value
 
 
@@ -292,10 +303,31 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+@dataclass(frozen=True)
+class _Field:
+    """A field of a dataclass, as tables write it."""
+
+    name: str
+    hint: Any
+    """Its type, without constraints."""
+    has_default: bool
+    omitted: Any
+    """The value that is not written; MISSING if every value is."""
+
+
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """The type of each field, without constraints."""
-    return typing.get_type_hints(cls)
+def _fields(cls: Any) -> dict[str, _Field]:
+    """The fields of a dataclass by their keys."""
+    # Cached, because a document of many shards is built entry by entry, and type hints are slow to resolve.
+    hints, annotations, fields = typing.get_type_hints(cls), _annotations(cls), {}
+    for field in dataclasses.fields(cls):
+        options = getattr(annotations[field.name], "__metadata__", ())
+        key = next((option for option in options if isinstance(option, Key)), Key())
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        omitted = default if key.omits_default else dataclasses.MISSING
+        has_default = default is not dataclasses.MISSING
+        fields[key.name or field.name] = _Field(field.name, hints[field.name], has_default, omitted)
+    return fields
 
 
 @functools.cache
@@ -322,17 +354,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
         return build(hint, value, where)
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
-        kinds = _item_hints(arguments, value, where)
-        return tuple(
-            _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        )
+        kinds = _item_hints(arguments, value, where) if origin is tuple else arguments * len(value)
+        items = zip(kinds, value, strict=True)
+        return origin(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
     if _is_mapping(origin):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
-        return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        key_kind, kind = arguments
+        return {_convert(key_kind, key, where): _convert(kind, item, _join(where, key)) for key, item in value.items()}
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but not a number in
     # a recipe.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -21,12 +23,13 @@ from dcdctl.core.config import (
     Constraint,
     Count,
     Distinct,
+    Key,
     NotEmpty,
     Positive,
     Share,
     check_fields,
 )
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, StaleError
 
 
 class Side(StrEnum):
@@ -113,6 +116,36 @@ def test_a_config_survives_a_round_trip_through_a_table():
     table = config.to_table(built)
     assert table["inner"]["sizes"] == [1, 2]
     assert config.build(Outer, table) == built
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    recall: Annotated[float, Key("R@1")]
+    sides: dict[Side, list[Inner]]
+    folder: Path
+    is_compiled: Annotated[bool, Key("compile", omits_default=True)] = False
+
+
+def test_a_document_has_its_own_keys_and_omits_a_default_that_says_so():
+    written = Written(recall=50.0, sides={Side.LEFT: [Inner(most=2)]}, folder=Path("data"))
+    table = json.loads(json.dumps(config.to_table(written)))
+    assert table.keys() == {"R@1", "sides", "folder"}
+    assert table["sides"]["left"][0]["most"] == 2
+    assert config.build(Written, table) == written
+    compiled = replace(written, is_compiled=True)
+    assert config.to_table(compiled)["compile"] is True
+    assert config.build(Written, config.to_table(compiled)) == compiled
+    with pytest.raises(ConfigError, match=re.escape("R@1 is missing")):
+        config.build(Written, {"sides": {}, "folder": "data"})
+
+
+def test_a_document_may_have_further_entries_and_its_error_names_the_file():
+    table = {"name": "x", "later": 1}
+    built = config.build_document(Outer, table, "a.json", error=StaleError, hint="make it again")
+    assert built == Outer(name="x")
+    message = re.escape("a.json is not as this dcdctl writes it: name must be str, got 1; make it again")
+    with pytest.raises(StaleError, match=message):
+        config.build_document(Outer, {"name": 1}, "a.json", error=StaleError, hint="make it again")
 
 
 def test_a_string_becomes_an_enum_member_and_a_plain_string_again():
@@ -203,7 +236,9 @@ RANGES = ("Annotated", "Count", "Positive", "Share")
 
 
 def has_a_range(annotation: ast.expr) -> bool:
-    return any(isinstance(node, ast.Name) and node.id in RANGES for node in ast.walk(annotation))
+    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+    # `Annotated[float, Key("R@1")]` only says how the field is written.
+    return bool(names & set(RANGES)) and not {"Annotated", "Key"} <= names
 
 
 def test_every_config_with_a_range_checks_its_fields():

@@ -13,7 +13,7 @@ from dcdctl.core import machine
 from dcdctl.core.data import ImageError, decode_image
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import CorpusError
-from dcdctl.core.threads import read_in_threads
+from dcdctl.core.machine import read_in_threads
 
 
 @pytest.mark.parametrize("readers", [0, 1, 3])

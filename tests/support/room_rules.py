@@ -23,15 +23,13 @@ WHOLE = ("demo", "verify")
 GROUND = (
     "errors",
     "progress",
-    "places",
     "files",
     "locks",
     "artifacts",
     "config",
     "machine",
-    "threads",
     "devices",
-    "fitting",
+    "memory",
     "distributed",
     "templates",
 )

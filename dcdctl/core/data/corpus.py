@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dcdctl.core import config, files, places
+from dcdctl.core import config, files
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.near_duplicates import Overlap
@@ -150,9 +150,9 @@ def columns_name(split: str) -> str:
 def read_corpus_json(folder: Path) -> dict[str, Any]:
     """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another
     format."""
-    url, name = places.url_of(folder), f"{places.shown(folder)}/{CORPUS_FILE}"
+    url, name = files.url_of(folder), f"{files.shown(folder)}/{CORPUS_FILE}"
     index = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
-    config.check_document(_Contents, index, name, error=CorpusError, hint=CORPUS.remake)
+    config.build_document(_Contents, index, name, error=CorpusError, hint=CORPUS.remake)
     return index
 
 
@@ -196,7 +196,7 @@ def _entry(folder: Path, entries: Mapping[str, Any], split: str, requested: str)
             f"; {JOIN} joins splits, as in {JOIN.join(list(entries)[:2])}" if len(entries) > 1 else ""
         )
         of = "" if split == requested else f", a part of {requested!r}"
-        raise CorpusError(f"{places.shown(folder)} has no split {split!r}{of}", hint=known)
+        raise CorpusError(f"{files.shown(folder)} has no split {split!r}{of}", hint=known)
     entry: dict[str, Any] = entries[split]
     return entry
 
@@ -216,7 +216,7 @@ class Corpus:
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._columns: list[dict[str, Any]] = []
         self._open = threading.local()
-        self.is_remote = places.url_of(folder) is not None
+        self.is_remote = files.url_of(folder) is not None
         """Whether its folder is a URL."""
 
     @staticmethod
@@ -227,8 +227,8 @@ class Corpus:
         A folder may be a URL (`urls`), also as a Path. Its shards are then read by row groups, and not copied.
         `train+val` is the images of train, followed by those of val: one gallery with a fingerprint of its own.
         """
-        is_remote = places.url_of(folder) is not None
-        folder = Path(folder) if is_remote else places.local_path(folder)
+        is_remote = files.url_of(folder) is not None
+        folder = Path(folder) if is_remote else files.local_path(folder)
         index = read_corpus_json(folder)
         entries = [_entry(folder, index["splits"], part, split) for part in _check_distinct(split)]
         shards = [ShardFile(**shard) for entry in entries for shard in entry["shards"]]
@@ -237,7 +237,7 @@ class Corpus:
                 CORPUS.check_part(folder, shard.file, shard.bytes)
             elif files.escapes_root(shard.file):
                 raise CorpusError(
-                    f"{places.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {shard.file}"
+                    f"{files.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {shard.file}"
                 )
         prints = [entry["fingerprint"] for entry in entries]
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
@@ -258,9 +258,7 @@ class Corpus:
         self.__dict__.update(state, _open=threading.local())
 
     def __repr__(self) -> str:
-        return (
-            f"Corpus({places.shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
-        )
+        return f"Corpus({files.shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -338,7 +336,7 @@ class Corpus:
         try:
             return images.decode_image(data)
         except images.ImageError as error:
-            where = f"image {self.image_ids[image_ix]!r} of split {self.split} in {places.shown(self.folder)}"
+            where = f"image {self.image_ids[image_ix]!r} of split {self.split} in {files.shown(self.folder)}"
             raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
 
     def subset(self, max_images: int) -> Corpus:
@@ -421,8 +419,8 @@ class Corpus:
         """A shard of a remote corpus. Its SHA-256 would take all its bytes: its size and rows are compared, and the
         CRC-32 of each page."""
         entry = self._shards[shard]
-        where = f"{places.shown(self.folder)}/{entry.file}"
-        stream = urls.open_file(f"{places.url_of(self.folder)}/{entry.file}")
+        where = f"{files.shown(self.folder)}/{entry.file}"
+        stream = urls.open_file(f"{files.url_of(self.folder)}/{entry.file}")
         if stream.seek(0, os.SEEK_END) != entry.bytes:
             raise CorpusError(
                 f"{where} is damaged: it has {stream.tell():,} bytes, not {entry.bytes:,}", hint=_COPY_AGAIN
@@ -443,5 +441,5 @@ class Corpus:
         except (pa.ArrowException, OSError) as error:
             if not self.is_remote:
                 raise
-            where = f"{places.shown(self.folder)}/{self._shards[shard].file}"
+            where = f"{files.shown(self.folder)}/{self._shards[shard].file}"
             raise CorpusError(f"{where} is damaged ({error})", hint=_COPY_AGAIN) from error

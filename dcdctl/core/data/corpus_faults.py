@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dcdctl.core import places
+from dcdctl.core import files
 from dcdctl.core.data import images
 from dcdctl.core.data.corpus import CORPUS_FILE, Corpus
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard
@@ -19,7 +19,7 @@ def find_faults(corpus: Corpus, entry: Mapping[str, Any], advance: Advance) -> I
 
     Every image is decoded, ids and captions are counted, and the fingerprint is computed again.
     """
-    where = f"split {corpus.split} of {places.shown(corpus.folder)}"
+    where = f"split {corpus.split} of {files.shown(corpus.folder)}"
     digests: list[bytes] = []
     ids: set[str] = set()
     num_captions = 0

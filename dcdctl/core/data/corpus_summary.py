@@ -23,7 +23,7 @@ from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import CORPUS_FILE, Corpus, read_corpus_json
 from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
-from dcdctl.core.places import url_of
+from dcdctl.core.files import url_of
 from dcdctl.core.progress import Advance, Track, silent
 
 Kind = Literal["cache", "corpus", "index"]

@@ -36,9 +36,8 @@ from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, 
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.errors import InputError
-from dcdctl.core.machine import num_cores
+from dcdctl.core.machine import num_cores, read_in_threads
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.threads import read_in_threads
 
 AHEAD_PER_WORKER = 8
 """Images read ahead per worker: enough to keep it busy while a shard is written, few enough that large photos do not

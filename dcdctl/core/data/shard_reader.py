@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import places
+from dcdctl.core import files
 from dcdctl.core.data import urls
 from dcdctl.core.data.images import (
     PARQUET_BATCH_ROWS,
@@ -46,7 +46,7 @@ class Shard:
     @property
     def name(self) -> str:
         """The place without user, password and query."""
-        return places.shown(self.place)
+        return files.shown(self.place)
 
     @property
     def is_tar(self) -> bool:
@@ -89,9 +89,9 @@ Found = StreamSample | UnusableSample
 def open_shard(place: str) -> Shard:
     """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known
     ending."""
-    if not places.shown(place).endswith(FORMATS):
+    if not files.shown(place).endswith(FORMATS):
         raise InputError(
-            f"{places.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}"
+            f"{files.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}"
         )
     facts = urls.facts_of(place)
     return Shard(place=place, size=facts.size, version=facts.version)
@@ -202,7 +202,7 @@ class _ParquetShard:
 
     def __init__(self, shard: Shard) -> None:
         self._stream = urls.open_file(shard.place)
-        is_remote = places.url_of(shard.place) is not None
+        is_remote = files.url_of(shard.place) is not None
         try:
             # pre_buffer would read the columns of a whole row group into memory before the first batch.
             buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES

@@ -34,7 +34,7 @@ from dcdctl.core.evaluation.ranking import Ranks, RankTable
 from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES, EvalSummary, FileNames
 from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
-from dcdctl.core.places import shown
+from dcdctl.core.files import shown
 
 CASCADE_SUFFIX = ":cascade"
 MAX_ROUNDING = 1e-6

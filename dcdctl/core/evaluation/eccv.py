@@ -25,7 +25,7 @@ from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import CorpusError, require_extra
 from dcdctl.core.evaluation.ranking import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
-from dcdctl.core.places import shown
+from dcdctl.core.files import shown
 
 PROTOCOL = "coco-5k"
 """The protocol whose gallery the judgments cover."""

@@ -22,8 +22,8 @@ from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
 from dcdctl.core.evaluation.vector_form import FormChoice, VectorForm
+from dcdctl.core.files import shown, url_of
 from dcdctl.core.models import FusionScorer, Model
-from dcdctl.core.places import shown, url_of
 from dcdctl.core.progress import Say, Track, silent, unsaid
 
 DEFAULT = EvalOptions()

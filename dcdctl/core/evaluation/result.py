@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.config import check_document, to_table
+from dcdctl.core.config import build_document, to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import significance
@@ -258,7 +258,7 @@ def read_summary(path: Path) -> EvalSummary | None:
         raise InputError(
             f"{path} is not as `dcdctl eval` writes it ({type(error).__name__}: {error})", hint=hint
         ) from error
-    check_document(EvalSummary, to_table(summary), path, error=InputError, hint=hint)
+    build_document(EvalSummary, to_table(summary), path, error=InputError, hint=hint)
     return summary
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import StaleError
 from dcdctl.core.evaluation import ComparisonReport, PairwiseComparison, RankShift, RankTable, System
-from dcdctl.core.places import shown
+from dcdctl.core.files import shown
 from dcdctl.core.report import compare_tables, html
 from dcdctl.core.report.html import EmbeddedImage
 

@@ -22,7 +22,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
-from dcdctl.core.fitting import Fitting, in_fitting_parts
+from dcdctl.core.memory import Fitting, in_fitting_parts
 from dcdctl.core.models import (
     DualEncoder,
     ImageBatch,

@@ -16,7 +16,7 @@ from torch import Tensor
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
-from dcdctl.core.fitting import Fitting, in_fitting_parts
+from dcdctl.core.memory import Fitting, in_fitting_parts
 from dcdctl.core.models import FusionScorer, States, vector_states
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring.features import Features, Source, images_ahead

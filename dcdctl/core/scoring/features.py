@@ -34,11 +34,11 @@ from dcdctl.core.artifacts import Build, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
-from dcdctl.core.fitting import Fitting, in_fitting_parts
+from dcdctl.core.machine import read_in_threads
+from dcdctl.core.memory import Fitting, in_fitting_parts
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring.feature_files import FEATURES
-from dcdctl.core.threads import read_in_threads
 
 IMAGES_PER_FILE = 256
 """Images in a file, and what a killed run loses at most."""

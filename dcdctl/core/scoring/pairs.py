@@ -25,11 +25,11 @@ from torch import Tensor
 from dcdctl.core import devices
 from dcdctl.core.data import Index
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.fitting import Fitting, GpuMemory, in_fitting_parts
+from dcdctl.core.machine import read_in_threads
+from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import FusionScorer, ImageBatch, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import Source, read_images
-from dcdctl.core.threads import read_in_threads
 
 T = TypeVar("T")
 IMAGE_CHUNK = 64

@@ -20,7 +20,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
-from dcdctl.core.places import refuse_url
+from dcdctl.core.files import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, part_files, storage, text_side, vector_files
 from dcdctl.core.search.columns.change import ColumnChanges, change_columns, has_new_corpus_columns

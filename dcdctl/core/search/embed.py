@@ -25,7 +25,8 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, ModelError
-from dcdctl.core.fitting import Fitting
+from dcdctl.core.machine import read_in_threads
+from dcdctl.core.memory import Fitting
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
@@ -33,7 +34,6 @@ from dcdctl.core.search import part_files
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.part_files import SkippedFile, SourceImage, part_name
 from dcdctl.core.search.storage import INDEX, ImageSource
-from dcdctl.core.threads import read_in_threads
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from dcdctl.core import places
+from dcdctl.core import files
 from dcdctl.core.errors import InputError, require_extra
 from dcdctl.core.search import ImageIndex, Index
 from dcdctl.core.stores.protocol import Store
@@ -42,7 +42,7 @@ def open_store(url: str) -> Store:
     its extra."""
     match = _SCHEME.fullmatch(url)
     if match is None or match[1] not in _OPENERS:
-        raise InputError(f"{places.shown(url)!r} is not the URL of a store", hint=FORMS)
+        raise InputError(f"{files.shown(url)!r} is not the URL of a store", hint=FORMS)
     return _OPENERS[match[1]](url)
 
 
@@ -52,8 +52,8 @@ def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
     The errors of `Index.open`, `open_store` and `StoreIndex.open`.
     """
     if not is_store(str(place)):
-        if places.url_of(place) is not None:
-            raise InputError(f"{places.shown(place)!r} is not the URL of a store", hint=FORMS)
+        if files.url_of(place) is not None:
+            raise InputError(f"{files.shown(place)!r} is not the URL of a store", hint=FORMS)
         if model is not None:
             raise InputError(
                 f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine"

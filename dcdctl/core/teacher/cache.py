@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.config import check_document
+from dcdctl.core.config import build_document
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
@@ -202,7 +202,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     a file that is damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
     plan, seal = CACHE.read_plan_and_seal(folder)
-    check_document(CacheContents, seal, folder / CACHE.seal_file, error=CACHE.error, hint=CACHE.remake)
+    build_document(CacheContents, seal, folder / CACHE.seal_file, error=CACHE.error, hint=CACHE.remake)
     for name, part in seal["files"].items():
         CACHE.check_part(folder, name, part["bytes"])
     cache = TeacherCache(folder, plan, seal)

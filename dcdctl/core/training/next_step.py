@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcdctl.core.places import shown
+from dcdctl.core.files import shown
 from dcdctl.core.teacher import CacheJob
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.recipe import load_recipe

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
-from dcdctl.core.places import shown
+from dcdctl.core.files import shown
 
 if TYPE_CHECKING:  # a run is read without torch, which its checkpoints import
     import torch

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from dcdctl.core import devices, distributed, fitting
+from dcdctl.core import devices, distributed, memory
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
 from dcdctl.core.training import grad_cache
@@ -127,7 +127,7 @@ def _out_of_memory(options: TrainingOptions, trial: Trial) -> InputError | None:
         found = memory_error(options, trial.batches.config.size)
     # After the block, which keeps the tensors of the failed step alive through the traceback.
     trial.model.zero_grad(set_to_none=True)
-    fitting.free_cached_memory()
+    memory.free_cached_memory()
     return found
 
 

@@ -28,39 +28,26 @@ class Sliced(Protocol):
 S = TypeVar("S", bound=Sliced)
 
 
-class Memory(Protocol):
-    """The memory of a device, as a batch size grows into it."""
-
-    def begin(self) -> None:
-        """Start to watch what a batch takes."""
-        ...
-
-    def taken(self) -> int:
-        """The most bytes that were taken at once since `begin`."""
-        ...
-
-    def free(self) -> int:
-        """Bytes that are free now."""
-        ...
-
-
 class GpuMemory:
-    """That of a CUDA device. Its numbers come from the CPU, so they wait for no work of the GPU."""
+    """The memory of a CUDA device, as a batch size grows into it.
+
+    Its numbers come from the CPU, so they wait for no work of the GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._before = device, 0
 
     def begin(self) -> None:
-        """See `Memory.begin`."""
+        """Start to watch what a batch takes."""
         torch.cuda.reset_peak_memory_stats(self.device)
         self._before = torch.cuda.memory_allocated(self.device)
 
     def taken(self) -> int:
-        """See `Memory.taken`."""
+        """The most bytes that were taken at once since `begin`."""
         return torch.cuda.max_memory_allocated(self.device) - self._before
 
     def free(self) -> int:
-        """See `Memory.free`; torch gives what it keeps for itself to the next batch."""
+        """Bytes that are free now; torch gives what it keeps for itself to the next batch."""
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + kept
 
@@ -74,7 +61,7 @@ class Fitting:
     the double.
     """
 
-    memory: Memory | None = None
+    memory: GpuMemory | None = None
     most: int | None = None
     """Half of the batch that did not fit."""
     grown: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcdctl.core.fitting import Fitting, in_fitting_parts
+from dcdctl.core.memory import Fitting, in_fitting_parts
 
 
 def test_parts_shrink_where_memory_runs_out_and_stay_small():
