@@ -14,7 +14,8 @@ from bench_fakes import Clock, FakeCorpus, FakeFusion, bench
 
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.bench import bench as bench_bench
-from dcdctl.core.bench.rates import QueryCurve, QueryTiming
+from dcdctl.core.bench.rates import QueryCurve
+from dcdctl.core.bench.result import QueryTiming
 from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.errors import ConfigError
 

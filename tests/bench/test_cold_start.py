@@ -9,7 +9,8 @@ import torch
 
 from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig, bench, cold_start
-from dcdctl.core.bench.cold_start import ColdStartRequest, ColdStartTimes
+from dcdctl.core.bench.cold_start import ColdStartRequest
+from dcdctl.core.bench.result import ColdStartTimes
 from dcdctl.core.errors import ModelError
 
 

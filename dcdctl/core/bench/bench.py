@@ -16,11 +16,22 @@ import torch
 
 from dcdctl.core import artifacts, devices, files, models
 from dcdctl.core.bench import cold_start, footprint, rates, result
-from dcdctl.core.bench.cold_start import ColdStartRequest, FirstQuery
+from dcdctl.core.bench.cold_start import ColdStartRequest
 from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.footprint import Footprint
-from dcdctl.core.bench.rates import BatchTimes, QueryTiming, RateMeasurement, Rates
-from dcdctl.core.bench.result import Bench, CurvePoint, Duration, ModelTimes, OnnxTimes, SpeedUp, Throughput, speed_up
+from dcdctl.core.bench.rates import BatchTimes, RateMeasurement, Rates
+from dcdctl.core.bench.result import (
+    Bench,
+    CurvePoint,
+    Duration,
+    FirstQuery,
+    Footprint,
+    ModelTimes,
+    OnnxTimes,
+    QueryTiming,
+    SpeedUp,
+    Throughput,
+    speed_up,
+)
 from dcdctl.core.bench.steps import BenchModel, Inputs, TimedDual, device_of, inputs_for, timed_model
 from dcdctl.core.bench.timer import Quantity, Timer
 from dcdctl.core.data import Corpus

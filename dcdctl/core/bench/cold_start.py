@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import devices, files, models
+from dcdctl.core.bench.result import ColdStartTimes, FirstQuery
 from dcdctl.core.bench.steps import FIRST, MiB, timed_model
 from dcdctl.core.config import build
 from dcdctl.core.data import Corpus
@@ -54,45 +55,6 @@ class ColdStartRequest:
     device: str = "cpu"
     precision: str = "float32"
     num_threads: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColdStartTimes:
-    """Time and memory of one process."""
-
-    start_s: float
-    """From the start by the parent process to the first line of Python."""
-    import_s: float
-    load_s: float
-    """To load the model and move it to its device."""
-    encode_s: float
-    """To read, preprocess and encode a batch of images; not part of the total, because an index holds them encoded."""
-    first_answer_s: float
-    """To tokenize and encode a caption, and to rank all encoded images for the first ten."""
-    second_answer_s: float
-    """The same once more."""
-    total_s: float
-    """Start, import, load and first answer."""
-    processor_s: float
-    """CPU seconds of that, over all threads; the rest was waiting for files or for other processes."""
-    rss_imported_mib: float
-    """Peak memory of the process after the imports."""
-    rss_loaded_mib: float
-    """After loading."""
-    rss_peak_mib: float
-    """At the end."""
-    cuda_peak_mib: float | None
-    """Peak memory that torch allocated on the GPU; None on a CPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstQuery:
-    """The times of fresh processes and their medians."""
-
-    num_images: int
-    """Encoded images that the caption is ranked against."""
-    median: ColdStartTimes
-    processes: tuple[ColdStartTimes, ...]
 
 
 def measure(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
@@ -20,40 +19,15 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from dcdctl.core.bench.result import Flops, Footprint
 from dcdctl.core.bench.steps import FLOAT32_BYTES, BenchModel
 from dcdctl.core.models import DualEncoder, FusionScorer
 
 NUM_COUNTED = 4
 """Pairs that operations are counted on, because captions differ in length."""
 MILLION = 1_000_000
-NOT_COUNTED = "softmax, norms, activations, additions, look-ups, interpolation, sorting"
 Shape = Sequence[int]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flops:
-    """Floating-point operations, two for a multiply-add; means over some pairs."""
-
-    per_image: float
-    """To encode an image."""
-    per_caption: float
-    """To encode a caption without padding."""
-    per_pair: float
-    """To encode both and score the pair."""
-    per_ranked_image: float
-    """To rank one more encoded image for an encoded caption."""
-    not_counted: str = NOT_COUNTED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Footprint:
-    num_parameters: int
-    weight_bytes: int
-    """Parameters and buffers in memory."""
-    flops: Flops
-    index_bytes_per_million_images: dict[str, int]
-    """Vectors of a dual model, encoded images of a fusion model, by number format."""
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *rest: Any, **named: Any) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dcdctl.core.bench.config import BenchConfig
+from dcdctl.core.bench.result import QueryTiming
 from dcdctl.core.bench.steps import FIRST, BenchModel, MiB
 from dcdctl.core.bench.timer import Quantity, Sample, Timer, Work
 from dcdctl.core.progress import Advance
@@ -56,15 +57,6 @@ class Rates:
     def text_s(self) -> Quantity:
         """One caption in a batch."""
         return self.batches[self.batch_size].texts.median / self.batch_size
-
-
-@dataclass(frozen=True)
-class QueryTiming:
-    """The time to find the first images of a gallery for one caption."""
-
-    seconds: Quantity
-    sample: Sample | None
-    """The repeats; None if it was extrapolated."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dcdctl.core import artifacts
 from dcdctl.core.bench.config import BenchConfig
@@ -15,17 +15,86 @@ from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError
 
-if TYPE_CHECKING:  # these measure with torch, and a report only reads the times
-    from dcdctl.core.bench.cold_start import FirstQuery
-    from dcdctl.core.bench.footprint import Footprint
-    from dcdctl.core.bench.rates import QueryTiming
-
 Interval = tuple[float, float]
 PAPER_SPEED_UP = 129
 PAPER = (
     'Rao et al. 2023: at least 129x, "compared to the existing ITR models"; its abstract names no model, '
     "hardware or way of timing"
 )
+NOT_COUNTED = "softmax, norms, activations, additions, look-ups, interpolation, sorting"
+
+
+@dataclass(frozen=True)
+class QueryTiming:
+    """The time to find the first images of a gallery for one caption."""
+
+    seconds: Quantity
+    sample: Sample | None
+    """The repeats; None if it was extrapolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Floating-point operations, two for a multiply-add; means over some pairs."""
+
+    per_image: float
+    """To encode an image."""
+    per_caption: float
+    """To encode a caption without padding."""
+    per_pair: float
+    """To encode both and score the pair."""
+    per_ranked_image: float
+    """To rank one more encoded image for an encoded caption."""
+    not_counted: str = NOT_COUNTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    num_parameters: int
+    weight_bytes: int
+    """Parameters and buffers in memory."""
+    flops: Flops
+    index_bytes_per_million_images: dict[str, int]
+    """Vectors of a dual model, encoded images of a fusion model, by number format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStartTimes:
+    """Time and memory of one process."""
+
+    start_s: float
+    """From the start by the parent process to the first line of Python."""
+    import_s: float
+    load_s: float
+    """To load the model and move it to its device."""
+    encode_s: float
+    """To read, preprocess and encode a batch of images; not part of the total, because an index holds them encoded."""
+    first_answer_s: float
+    """To tokenize and encode a caption, and to rank all encoded images for the first ten."""
+    second_answer_s: float
+    """The same once more."""
+    total_s: float
+    """Start, import, load and first answer."""
+    processor_s: float
+    """CPU seconds of that, over all threads; the rest was waiting for files or for other processes."""
+    rss_imported_mib: float
+    """Peak memory of the process after the imports."""
+    rss_loaded_mib: float
+    """After loading."""
+    rss_peak_mib: float
+    """At the end."""
+    cuda_peak_mib: float | None
+    """Peak memory that torch allocated on the GPU; None on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstQuery:
+    """The times of fresh processes and their medians."""
+
+    num_images: int
+    """Encoded images that the caption is ranked against."""
+    median: ColdStartTimes
+    processes: tuple[ColdStartTimes, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

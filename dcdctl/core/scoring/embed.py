@@ -98,11 +98,9 @@ def embed_all(
     Captions of similar length share a batch if `by_length` is set, so that little of it is padding.
     """
     corpus = source.corpus
-    order = (
-        sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
-        if by_length
-        else range(corpus.num_captions)
-    )
+    order: Sequence[int] = range(corpus.num_captions)
+    if by_length:
+        order = sorted(order, key=lambda text: len(corpus.captions[text]))
     with track("embed captions", total=corpus.num_captions, unit="captions") as advance:
         batches = _batches(order, compute)
         sorted_TD = _embed_in_batches(
@@ -157,9 +155,8 @@ def embed_with_model(
     """The unit vectors of a source's corpus by a dual encoder; from the source's features if they come from the model's
     encoders."""
     embedder = dual_embedder(model, device)
-    if not (
-        isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]
-    ):
+    encoders = None if model.encoders is None else model.encoders.digest
+    if not isinstance(source, Features) or source.plan["encoders"] != encoders:
         return embed_corpus(embedder, source.corpus, track, compile=compile)
     # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they
     # are stored.
@@ -188,12 +185,18 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
             **source, config=config, dtype=torch.float32, trust_remote_code=False
         ).eval()
     if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
-        found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
-        raise ModelError(found, hint="name a dual encoder, such as a CLIP, or a text model")
+        raise ModelError(
+            f"{ref} is a {config.model_type} model, whose vectors are not known here",
+            hint="name a dual encoder, such as a CLIP, or a text model",
+        )
     pooling = models.text_pooling(ref)
     models.check_finite(network.state_dict(), ref)
     network.to(device)
-    preprocess = Preprocess(tokenizer=_tokenizer(ref), image_processor=None, max_text_len=_max_text_len(config))
+    preprocess = Preprocess(
+        tokenizer=load_tokenizer(ref, "a model's folder needs its tokenizer"),
+        image_processor=None,
+        max_text_len=min(MAX_TEXT_LEN, num_text_positions(config)),
+    )
     return Embedder(
         preprocess=preprocess, texts=lambda batch: _pooled(network, batch, pooling), images=None, device=device
     )
@@ -208,14 +211,6 @@ def embeds_by_first_token(ref: str) -> bool:
 def _is_ours(ref: str) -> bool:
     """Whether a reference is a run, or a folder that `models.save` wrote, whose type transformers may not know."""
     return any((Path(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))
-
-
-def _tokenizer(ref: str) -> Any:
-    return load_tokenizer(ref, "a model's folder needs its tokenizer")
-
-
-def _max_text_len(text_config: Any) -> int:
-    return min(MAX_TEXT_LEN, num_text_positions(text_config))
 
 
 def _pooled(network: Any, batch: Texts, pooling: Literal["mean", "cls"]) -> Tensor:

@@ -81,16 +81,12 @@ class CorpusSource:
     def _read(self, image_ix: list[int]) -> list[Image.Image]:
         missing = [index for index in image_ix if index not in self._decoded]
         read = dict(zip(missing, self.corpus.images(missing), strict=True))
-        if self._bytes_left:
-            self._keep(read)
-        return [read[index] if index in read else self._decoded[index] for index in image_ix]
-
-    def _keep(self, images: dict[int, Image.Image]) -> None:
-        for index, image in images.items():
+        for index, image in read.items() if self._bytes_left else ():
             size = 3 * image.width * image.height
             if size <= self._bytes_left:
                 self._bytes_left -= size
                 self._decoded[index] = image
+        return [read[index] if index in read else self._decoded[index] for index in image_ix]
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,9 @@ def open_or_build(
         )
     if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
         raise other
-    build = _build_of(root, corpus, model.encoders)
+    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
+    name = f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}"
+    build = Build(root / name, expected, FEATURES)
     if not build.is_sealed and corpus.whole is not corpus:
         build = _build_with_more_images(root, corpus, model.encoders) or build
     if not build.is_sealed:
@@ -200,46 +198,20 @@ def open_or_build(
     return Features(corpus, build.folder, plan, parts)
 
 
-def _build_of(root: Path, corpus: Corpus, encoders: Encoders) -> Build:
-    """The folder of a corpus and encoders, and what its plan must say."""
-    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": encoders.digest}
-    return Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{encoders.digest[:12]}", expected, FEATURES)
-
-
 def _build_with_more_images(root: Path, corpus: Corpus, encoders: Encoders) -> Build | None:
     """The finished features of more images of the split, by the same encoders; None if there are none."""
-    digest = encoders.digest
-    found = [
-        stored
-        for stored in _stored_nearby(root, corpus)
-        if stored.plan["encoders"] == digest and stored.num_images >= corpus.num_images
-    ]
-    if not found:
-        return None
-    stored = found[0]
-    return Build(stored.folder, {key: stored.plan[key] for key in ("format", "corpus", "encoders")}, FEATURES)
+    for stored in _stored_nearby(root, corpus):
+        if stored.plan["encoders"] == encoders.digest and stored.corpus.num_images >= corpus.num_images:
+            return Build(stored.folder, {key: stored.plan[key] for key in ("format", "corpus", "encoders")}, FEATURES)
+    return None
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """The finished features of the first images of a split, or of all."""
-
-    folder: Path
-    plan: dict[str, Any]
-    parts: dict[str, dict[str, Any]]
-
-    @property
-    def num_images(self) -> int:
-        return int(self.plan["images"])
-
-
-def _stored_nearby(root: Path, corpus: Corpus) -> list[_Stored]:
+def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
     """Finished features of the corpus's split, whole or of its first images, by any encoders; the most images first.
 
-    Their fingerprints must be those of the split and so many images. What cannot be read, such as an earlier format, is
-    left out.
+    Their fingerprints must be those of the split and so many images. What cannot be read is left out.
     """
-    found = []
+    nearby = []
     for seal_file in sorted(root.glob(f"{corpus.split}-*/{FEATURES.seal_file}")):
         try:
             plan, seal = FEATURES.read_plan_and_seal(seal_file.parent)
@@ -247,21 +219,21 @@ def _stored_nearby(root: Path, corpus: Corpus) -> list[_Stored]:
         except (StaleError, KeyError, ValueError):
             continue
         if plan["format"] == FEATURES.format and plan["corpus"] == same_images.fingerprint:
-            found.append(_Stored(seal_file.parent, plan, seal["files"]))
-    return sorted(found, key=lambda stored: -stored.num_images)
+            nearby.append(Features(same_images, seal_file.parent, plan, seal["files"]))
+    return sorted(nearby, key=lambda stored: -stored.corpus.num_images)
 
 
 def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
     """Take files that another folder of the root has for the same images or captions, by encoders of the same
     digest."""
     for stored in _stored_nearby(build.folder.parent, corpus):
-        shared = min(stored.num_images, corpus.num_images)
+        shared = min(stored.corpus.num_images, corpus.num_images)
         for kind, is_same in (
             ("images", stored.plan["encoders"] == build.plan["encoders"]),
             ("texts", stored.plan.get("text_encoder") == text_digest),
         ):
             # The last file of fewer images holds only some of those of the same number.
-            is_whole = stored.num_images == corpus.num_images
+            is_whole = stored.corpus.num_images == corpus.num_images
             names = [
                 _name(kind, part)
                 for part in range(-(-shared // IMAGES_PER_FILE) if is_whole else shared // IMAGES_PER_FILE)
@@ -270,7 +242,7 @@ def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
                 _link(stored, name, build)
 
 
-def _link(stored: _Stored, name: str, build: Build) -> None:
+def _link(stored: Features, name: str, build: Build) -> None:
     # Compared with its checksum first, so that damage stays where it is.
     source = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
     with build.write(name) as partial:
@@ -285,14 +257,14 @@ def _link(stored: _Stored, name: str, build: Build) -> None:
 def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64) if encoders.pools_texts else _token_counts(source)
-    first_image = encoders.image_features(source.images([0]).to(compute.device)).tokens
+    sample = encoders.image_features(source.images([0]).to(compute.device)).tokens
     plan = {
         **planned.plan,
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
-        "image_tokens": first_image.shape[1],
-        "image_width": first_image.shape[2],
+        "image_tokens": sample.shape[1],
+        "image_width": sample.shape[2],
         "text_tokens": int(lengths.sum()),
         "text_width": encoders.text_width,
         "text_encoder": encoders.text_digest,
@@ -308,8 +280,13 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
         raise InputError(
             f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free"
         )
-    images = {part: _images_of(corpus, part) for part in parts if build.missing([_name("images", part)])}
-    texts = {part: _texts_of(corpus, part) for part in parts if build.missing([_name("texts", part)])}
+    # The first image of each part and the first caption of these images; last, their numbers.
+    first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
+    first_text = np.searchsorted(corpus.caption_image, first_image).tolist()
+    images, texts = (
+        {part: np.arange(first[part], first[part + 1]) for part in parts if build.missing([_name(kind, part)])}
+        for kind, first in (("images", first_image), ("texts", first_text))
+    )
     num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     if num_images:
@@ -404,12 +381,9 @@ def size_in_bytes(plan: dict[str, Any]) -> int:
 
 def _token_counts(source: CorpusSource) -> Index:
     """Number of tokens of each caption."""
-    chunks = range(0, source.corpus.num_captions, TEXT_CHUNK)
-    counts = [
-        source.texts(range(source.corpus.num_captions)[start : start + TEXT_CHUNK]).attention_mask.sum(dim=1)
-        for start in chunks
-    ]
-    return torch.cat(counts).numpy()
+    texts = range(source.corpus.num_captions)
+    chunks = (texts[start : start + TEXT_CHUNK] for start in texts[::TEXT_CHUNK])
+    return torch.cat([source.texts(chunk).attention_mask.sum(dim=1) for chunk in chunks]).numpy()
 
 
 def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
@@ -420,19 +394,6 @@ def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
             f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out"
         )
     return tokens, states.mask.cpu().numpy()
-
-
-def _first_text(corpus: Corpus, part: int) -> int:
-    """The first caption of the images of a part; for the part after the last one, the number of captions."""
-    return int(np.searchsorted(corpus.caption_image, part * IMAGES_PER_FILE))
-
-
-def _images_of(corpus: Corpus, part: int) -> Index:
-    return np.arange(part * IMAGES_PER_FILE, min((part + 1) * IMAGES_PER_FILE, corpus.num_images))
-
-
-def _texts_of(corpus: Corpus, part: int) -> Index:
-    return np.arange(_first_text(corpus, part), _first_text(corpus, part + 1))
 
 
 def _name(kind: str, part: int) -> str:

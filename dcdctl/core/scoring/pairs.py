@@ -208,14 +208,15 @@ def score_pairs(
     position_T[by_length_T] = np.arange(len(by_length_T))
     position_P = position_T[text_at_P]
     image_states = encode_images(scorer, source, images, compute)
-
-    def score_chunk(chunk: int, pairs: Index) -> Tensor:
+    # One chunk of captions is in memory at a time.
+    scores_P, chunk_P = np.empty(len(position_P), dtype=np.float32), position_P // TEXT_CHUNK
+    for chunk in np.unique(chunk_P).tolist():
+        pairs = np.flatnonzero(chunk_P == chunk)
         first = chunk * TEXT_CHUNK
         text_states = encode_texts(scorer, source, texts[by_length_T[first : first + TEXT_CHUNK]], compute)
         ix = torch.from_numpy(image_at_P[pairs]), torch.from_numpy(position_P[pairs] - first)
-        return score_block(scorer, image_states, text_states, *ix, compute, advance)
-
-    return _score_by_chunk(position_P // TEXT_CHUNK, score_chunk)
+        scores_P[pairs] = score_block(scorer, image_states, text_states, *ix, compute, advance).numpy()
+    return scores_P
 
 
 def _score_grouped(
@@ -231,16 +232,6 @@ def _score_grouped(
     # By rank among the images of these pairs: a cache may use few of the corpus.
     chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
     return _score_by_images(scorer, source, image_P, chunk_P, score_chunk, compute)
-
-
-def _score_by_chunk(chunk_P: Index, score_chunk: Callable[[int, Index], Tensor]) -> NDArray[np.float32]:
-    """The scores of all pairs, where pair p belongs to chunk `chunk_P[p]`; one chunk of captions is in memory at a
-    time."""
-    scores_P = np.empty(len(chunk_P), dtype=np.float32)
-    for chunk in np.unique(chunk_P).tolist():
-        pairs = np.flatnonzero(chunk_P == chunk)
-        scores_P[pairs] = score_chunk(chunk, pairs).numpy()
-    return scores_P
 
 
 def _score_by_images(

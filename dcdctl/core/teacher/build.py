@@ -260,7 +260,7 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
             if missing
             else job.source
         )
-        total = sum(_count_unscored(job.build.written(planned_name(shard))) for shard in mine)
+        total = sum(int(np.isnan(read_pairs(job.build.written(planned_name(shard))).score).sum()) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
                 pairs = read_pairs(job.build.written(planned_name(shard)))
@@ -279,10 +279,6 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
         if distributed.is_main():
             seal(job.build, job.compute)
     return cache.read_cache(job.folder, corpus=job.corpus, teacher=job.teacher.digest)
-
-
-def _count_unscored(path: Path) -> int:
-    return int(np.isnan(read_pairs(path).score).sum())
 
 
 def score_pairs(

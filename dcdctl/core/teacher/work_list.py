@@ -110,7 +110,9 @@ class _Writer:
 
     def write(self, path: Path, pairs: Pairs) -> None:
         """Write the pairs of a shard, unless the file holds these rows already."""
-        content = {"corpus": self.corpus.fingerprint, "with": list(self.extras), "pairs": _digest_of(pairs)}
+        columns = [np.asarray(column, dtype="<i8").tobytes() for column in (pairs.image, pairs.text)]
+        digest = hashlib.sha256(b"".join(columns)).hexdigest()
+        content = {"corpus": self.corpus.fingerprint, "with": list(self.extras), "pairs": digest}
         if _content_of(path) == content:
             return
         with files.atomic_path(path) as partial:
@@ -144,11 +146,6 @@ class _Writer:
             columns["image_bytes"] = pa.DictionaryArray.from_arrays(pa.array(index_P, pa.int32()), data)
         order = ("image_id", "caption_id", "image_index", "caption_index", "caption", "image_path", "image_bytes")
         return pa.table({name: columns[name] for name in order if name in columns})
-
-
-def _digest_of(pairs: Pairs) -> str:
-    columns = [np.asarray(column, dtype="<i8").tobytes() for column in (pairs.image, pairs.text)]
-    return hashlib.sha256(b"".join(columns)).hexdigest()
 
 
 def _content_of(path: Path) -> artifacts.Document | None:
