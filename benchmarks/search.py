@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,12 @@ from numpy.typing import NDArray
 
 from dcdctl.core import config as config_module
 from dcdctl.core import devices
-from dcdctl.core.search import Hit, ImageIndex, Index, parse_where, part_files, storage
+from dcdctl.core.search import Hit, ImageIndex, ImageSource, Index, parse_where, part_files
 from dcdctl.core.search import commit as search_commit
+from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.part_files import ROWS_PER_PART, SourceImage
+from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 from dcdctl.core.stores import location_of, open_index, open_store, upload_index
 
 K = 10
@@ -84,7 +86,7 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[str, Any]]:
+def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[Part]:
     """Write the files of vectors. Returns their entries in index.json."""
     parts = []
     for number, first in enumerate(range(0, num_images, ROWS_PER_PART)):
@@ -93,28 +95,24 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
         path = folder / "vectors" / part_files.part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
-        parts.append(asdict(part_files.describe_part(path, 0, mixture.dim)[0]))
+        parts.append(part_files.describe_part(path, 0, mixture.dim)[0])
     return parts
 
 
-def seal(folder: Path, parts: list[dict[str, Any]], dim: int, config: IndexConfig) -> None:
+def seal(folder: Path, parts: list[Part], dim: int, config: IndexConfig) -> None:
     """Write an index of these vectors, without a model and without images."""
-    nothing = asdict(storage.Listed())
-    document = {
-        "format": storage.INDEX.format,
-        "generation": 1,
-        "model": {"kind": "dual", "dim": dim, "fingerprint": "0" * 64},
-        "precision": "float32",
-        "settings": config_module.to_table(config),
-        "sources": [{"kind": "folder", "path": str(folder), "split": None, "fingerprint": None}],
-        "skipped": nothing,
-        "removed": nothing,
-        "parts": parts,
-        "segments": [],
-    }
-    search_commit.commit(folder, document)
-    buckets = np.random.default_rng([7, 2**33]).integers(BUCKETS, size=sum(part["rows"] for part in parts))
-    search_commit.commit_columns(folder, storage.read_document(folder), pa.table({"bucket": pa.array(buckets)}))
+    document = IndexDocument(
+        generation=1,
+        model=IndexedModel(dim=dim, fingerprint="0" * 64),
+        precision="float32",
+        settings=config,
+        sources=(ImageSource(kind="folder", path=str(folder)),),
+        parts=tuple(parts),
+    )
+    document = search_commit.commit(folder, document)
+    buckets = np.random.default_rng([7, 2**33]).integers(BUCKETS, size=document.num_rows)
+    columns = write_columns(folder, 2, pa.table({"bucket": pa.array(buckets)}))
+    search_commit.seal(folder, replace(document, generation=2, columns=columns))
 
 
 def linked(folder: Path, vectors: Path) -> Path:
@@ -203,7 +201,7 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
     say(f"{num_images:,} images written in {time.perf_counter() - started:.1f} s")
     seal(flat, parts, args.dim, IndexConfig(kind="flat"))
     (flat / "model").mkdir()  # stores note where it is
-    bytes_of_vectors = sum(part["bytes"] for part in parts) / num_images
+    bytes_of_vectors = sum(part.bytes for part in parts) / num_images
     queries_QD = mixture.queries(args.queries)
     exact, *true = measure(flat, queries_QD[: args.exact_queries])
     results: list[dict[str, Any]] = []

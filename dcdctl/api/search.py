@@ -34,11 +34,10 @@ class Index(search.Index):
     `add` and `remove` change the folder and then this object: let no other thread search with it meanwhile.
     """
 
-    @staticmethod
-    def open(folder: Ref) -> Index:
+    @classmethod
+    def open(cls, folder: Ref) -> Index:
         """The index in a folder. MissingError if there is none or a file is missing."""
-        found = path(folder)
-        return Index(found, search.read_document(found))
+        return super().open(path(folder))
 
     @staticmethod
     def build(
@@ -124,7 +123,7 @@ class Index(search.Index):
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
         change = search.run_index_job(str(self.folder), changes, **how)
-        vars(self).update(vars(change.index))
+        self._open(change.index.document)
         return change
 
 

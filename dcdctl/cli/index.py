@@ -248,10 +248,8 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
     for file in skipped[:NUM_SKIPPED_SHOWN]:
         note(f"left out: {file['path']!r}: {file['reason']}")
     if len(skipped) > NUM_SKIPPED_SHOWN:
-        note(
-            f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in "
-            f"{index.folder / index.document['skipped']['file']}"
-        )
+        listed = index.folder / str(index.document.skipped.file)
+        note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {listed}")
     for text in change.notes:
         note(f"note: {printable(text)}")
     if reason := search.text_side_note(index.document):

@@ -119,13 +119,13 @@ def _open(
     device, threads = machine
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
-    from dcdctl.core.search import check_hybrid, parse_where
+    from dcdctl.core.search import parse_where
     from dcdctl.core.stores import open_index
 
     index = open_index(*place)
     condition = None if where is None else parse_where(where, index.columns)
     if hybrid:
-        check_hybrid(index)
+        index.check_hybrid()
     from dcdctl.core.search import Searcher
 
     if isinstance(question, Path):  # which comes without a re-ranker

@@ -210,10 +210,11 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
     artifact, document = _sealed(folder, search.INDEX, search.read_document)
     if document is None:
         return artifact
-    listed = search.files_of(document)
-    for name, entry in listed.items():
+    listed = {
         # The two small lists have a checksum and no size.
-        entry.setdefault("bytes", _size(folder / name))
+        name: {"bytes": _size(folder / name) if size is None else size, "sha256": sha256}
+        for name, (size, sha256) in document.files.items()
+    }
     if artifact.compare(folder, listed, track) == set(listed):
         with artifact.noting():
             search.check_vectors(folder, document)

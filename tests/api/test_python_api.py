@@ -15,6 +15,7 @@ import pandas as pd
 import processes
 import pyarrow as pa
 import pytest
+from made_index import update
 from paths import ROOT
 from PIL import Image
 from typer.testing import CliRunner
@@ -25,7 +26,6 @@ from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
 from dcdctl.core.search import Changes
-from dcdctl.core.search.build import update
 from dcdctl.core.training import LossConfig, ModelConfig, Run
 
 FUNCTIONS = (

@@ -125,9 +125,9 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
     assert run(*words, "--json").exit_code == 0
     built = Index.open(tmp_path / "index")
     assert (built.columns.names, built.values("owner").null_count) == (["owner"], 1)
-    generation = built.document["generation"]
+    generation = built.document.generation
     assert run(*words).exit_code == 0
-    assert Index.open(tmp_path / "index").document["generation"] == generation
+    assert Index.open(tmp_path / "index").document.generation == generation
     monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
     done = run(
         "index", tmp_path / "index", "--drop-column", "owner", "--metadata", metadata, "--columns", "year", "--json"

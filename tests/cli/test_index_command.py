@@ -9,20 +9,20 @@ import sys
 import processes
 import pytest
 from image_files import png, put
-from made_index import unit_vectors
+from made_index import build, unit_vectors
 from tiny import contents, make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
-from dcdctl.core.search import Index, build, part_files
+from dcdctl.core.search import Index, part_files
 from dcdctl.core.search.config import IndexConfig
 
 SCRIPT = """
 import torch
-from dcdctl.core.search import embed, part_files
-part_files.ROWS_PER_PART, embed.STRETCHES_OF_A_WORKER = 3, 1
+from dcdctl.core.search import part_files
+part_files.ROWS_PER_PART = 3
 if __name__ == "__main__":
     torch.set_num_threads(1)
     from dcdctl.cli.app import main
@@ -129,7 +129,7 @@ def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
 def test_two_processes_with_workers_write_the_files_of_one_without(dual, images, tmp_path, monkeypatch):
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
     settings = IndexConfig(flat_up_to=2, segment_rows=4, keywords=True)
-    build.build(str(dual), images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
+    build(str(dual), images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
     (tmp_path / "script.py").write_text(SCRIPT)
     words = ["--images", images, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
     more = ["--keywords", "--batch-size", "2", "--workers", "1", "--device", "cpu"]

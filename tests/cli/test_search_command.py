@@ -12,6 +12,7 @@ import pytest
 import torch
 from hostile_images import OF_SIZE, TALLER, encoded
 from html_page import Page
+from made_index import update
 from noise_index import CAPTIONS, NAMES, make_index
 from tiny import run_script
 from typer.testing import CliRunner
@@ -19,7 +20,6 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.cli.views import terminal
 from dcdctl.core.search import Changes, Index, Searcher, index_facts, summarize_index
-from dcdctl.core.search.build import update
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]

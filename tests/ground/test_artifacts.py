@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +32,7 @@ from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, commit, keywords, storage
+from dcdctl.core.search import Index, commit, keywords
 from dcdctl.core.teacher import CandidateConfig, build, read_cache
 from dcdctl.core.training import negatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -378,7 +378,7 @@ def make_index(folder, corpus) -> BuiltArtifact:
     index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50, keywords=True)
     commit.commit(
         index.folder,
-        {**index.document, "generation": 2},
+        replace(index.document, generation=2),
         skipped=[{"path": "a.txt", "reason": "no image", "source": 0}],
     )
     assert len(index.segments) == 2
@@ -387,7 +387,7 @@ def make_index(folder, corpus) -> BuiltArtifact:
         opened = Index.open(index.folder)
         opened.nearest(np.ones((1, opened.dim)), 3)
         opened.hybrid(["7"], np.ones((1, opened.dim)), 3)
-        keywords.read_words(opened.folder, storage.words_of(opened.document))
+        keywords.read_words(opened.folder, opened.document.keywords)
         opened.vectors(np.arange(opened.num_rows))
         commit.skipped_of(index.folder, opened.document)
 

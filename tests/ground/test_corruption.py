@@ -16,7 +16,7 @@ import pytest
 from damage import NAMED, Artifact, as_new_process, count_outcomes, damages, replaced
 from damaged_runs import RUN_KINDS
 from encoders import make_pair
-from made_index import unit_vectors, write_index
+from made_index import unit_vectors, update, write_index
 from noise_index import CAPTIONS, make_index
 from tiny import make_corpus, make_teacher
 
@@ -24,7 +24,7 @@ from dcdctl.core import files
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.devices import ON_CPU
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, Searcher, commit, keywords, parse_where, storage
+from dcdctl.core.search import Changes, ColumnChanges, Index, Searcher, commit, keywords, parse_where
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
 from dcdctl.core.training import negatives, refresh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -97,10 +97,10 @@ def index_kind(folder: Path) -> Artifact:
         parts = np.split(unit_vectors(120, seed=seed), 3)
         index = write_index(folder / name, parts, removed=[3, 50 + seed], flat_up_to=30, segment_rows=50, keywords=True)
         skipped = [{"path": f"{seed}.txt", "reason": "no image", "source": 0}]
-        document = commit.commit(index.folder, {**index.document, "generation": 2}, skipped=skipped)
-        commit.commit_columns(
-            index.folder, document, pa.table({"year": [2000 + row % (20 + seed) for row in range(120)]})
-        )
+        commit.commit(index.folder, replace(index.document, generation=2), skipped=skipped)
+        years = [2000 + row % (20 + seed) for row in range(120)]
+        metadata = pa.table({"image": [f"{row}.png" for row in range(120)], "year": years})
+        update(index.folder, Changes(columns=ColumnChanges(metadata=metadata)))
     queries = unit_vectors(4, seed=2).astype(np.float32)
 
     def read(path: Path) -> Any:
@@ -111,14 +111,13 @@ def index_kind(folder: Path) -> Artifact:
             index.nearest(queries, 5),
             index.search(queries, 3, parse_where("year > 2010", index.columns)),
             index.hybrid(["7 png"] * 4, queries, 5),
-            keywords.read_words(path, storage.words_of(index.document)),
+            keywords.read_words(path, index.document.keywords),
         )
         return (
             found,
             index.vectors(rows),
             names,
             index.column_table().to_pydict(),
-            index.rows_of("7.png"),
             commit.skipped_of(path, index.document),
         )
 
@@ -131,7 +130,9 @@ def model_of_index_kind(folder: Path) -> Artifact:
 
     def read(path: Path) -> Any:
         searcher = Searcher.open(path, device="cpu")
-        return [(hit.name, hit.score) for hit in replace(searcher, texts=searcher.own.load()).by_text(CAPTIONS[0]).hits]
+        return [
+            (hit.name, hit.score) for hit in replace(searcher, texts=searcher.encoder.load()).by_text(CAPTIONS[0]).hits
+        ]
 
     return Artifact(index, other, read, is_part=lambda path: path.parent.name == "model")
 

@@ -17,8 +17,8 @@ from tiny import contents
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, install_command
 from dcdctl.core.search import Index, ann
-from dcdctl.core.search.ann import segment_ranges
 from dcdctl.core.search.config import HnswConfig, IndexConfig
+from dcdctl.core.search.segments import BUILDERS, segment_ranges
 from dcdctl.core.search.storage import Segment
 
 VECTORS = unit_vectors(900)
@@ -218,15 +218,15 @@ def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):
 
 
 def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
-    build = ann._BUILD["hnsw"]
+    build = BUILDERS["hnsw"]
 
-    def fail(path, rows, *arguments):
-        if rows.start == 300:
+    def fail(path, vectors, advance):
+        if vectors.rows.start == 300:
             raise MemoryError("no room")
-        build(path, rows, *arguments)
+        build(path, vectors, advance)
 
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
-    monkeypatch.setitem(ann._BUILD, "hnsw", fail)
+    monkeypatch.setitem(BUILDERS, "hnsw", fail)
     with pytest.raises(InputError, match=r"too little memory for .*ann/hnsw-0+300-300-1"):
         write_index(tmp_path, PARTS, **GRAPHS)
     assert not (tmp_path / "index.json").exists()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import served
 import torch
+from made_index import update
 
-from dcdctl.core.search import Index, Searcher, background, build
-from dcdctl.core.search.build import Changes
+from dcdctl.core.search import Changes, Index, Searcher, background
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -46,7 +46,7 @@ def test_removed_images_are_no_background(made, tmp_path):
     name = searcher.index.name(
         int(searcher.index.nearest(searcher.text_vectors(background.probe_texts()), 1).rows_QK[0, 0])
     )
-    build.update(made.index, Changes(remove=(name,)))
+    update(made.index, Changes(remove=(name,)))
     after = background.measure_background(made.searcher)
     assert Index.open(made.index).num_images == len(served.NAMES) - 1
     assert [after.typical, after.limit, after.typical_of_images] == pytest.approx(by_hand(made.searcher), abs=2e-3)

@@ -16,7 +16,7 @@ import torch
 from damage import damage_image
 from hostile_images import TALLER, jpeg_of_size
 from image_files import png, put
-from made_index import Killed, killed_before
+from made_index import Killed, build, killed_before, update
 from PIL import Image
 from tiny import contents, make_models, make_splits
 
@@ -25,9 +25,7 @@ from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.models.networks import compiled
-from dcdctl.core.search import Changes, Index, embed, part_files
-from dcdctl.core.search.build import build, update
+from dcdctl.core.search import Changes, ImageSource, Index, embed, part_files
 from dcdctl.core.search.config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -70,11 +68,11 @@ def names(index):
 
 
 def skipped(index):
-    file = index.document["skipped"]["file"]
+    file = index.document.skipped.file
     found = (
         {} if file is None else {one["path"]: one["reason"] for one in json.loads((index.folder / file).read_text())}
     )
-    assert index.document["skipped"]["count"] == len(found)
+    assert index.document.skipped.count == len(found)
     return found
 
 
@@ -90,9 +88,8 @@ def test_images_of_a_corpus_are_found_by_their_vectors(dual, scenes_corpus_dir, 
             *[corpus.image_ids[row]] * 2,
             corpus.image_bytes(row),
         )
-    assert index.document["sources"] == [
-        {"kind": "corpus", "path": str(scenes_corpus_dir), "split": "val", "fingerprint": corpus.fingerprint}
-    ]
+    source = ImageSource(kind="corpus", path=str(scenes_corpus_dir), split="val", fingerprint=corpus.fingerprint)
+    assert index.document.sources == (source,)
 
 
 def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_corpus_dir, tmp_path):
@@ -101,7 +98,7 @@ def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_cor
     assert names(whole) == [image_id for corpus in splits for image_id in corpus.image_ids]
     first_of_val = splits[0].num_images
     assert whole.image_bytes(first_of_val) == splits[1].image_bytes(0)
-    assert whole.document["sources"][0]["split"] == "train+val+test"
+    assert whole.document.sources[0].split == "train+val+test"
     with pytest.raises(InputError, match=r"has split train\+val\+test of .*, and split val was to be added; "):
         update(whole.folder, Changes(add=scenes_corpus_dir, split="val"))
 
@@ -112,7 +109,7 @@ def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embe
     monkeypatch.setitem(sys.modules, "usearch", None)
     few = IndexConfig(flat_up_to=7)
     index = build(str(dual), pictures, tmp_path / "index", few)
-    assert (index.num_images, index.document["kind"], Index.open(tmp_path / "index").config.kind) == (7, "flat", "hnsw")
+    assert (index.num_images, index.document.kind, Index.open(tmp_path / "index").config.kind) == (7, "flat", "hnsw")
     with monkeypatch.context() as patch:
         patch.setattr(embed, "embed", lambda *_: pytest.fail("images are embedded"))
         put(pictures, {"8.png": png(8)})
@@ -478,7 +475,7 @@ def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_pat
     other = put(tmp_path / "other", {"0.png": png(60), "bad.png": b""})
     three = update(index.folder, Changes(add=other))
     assert names(three) == [*before, "aa/new.png", "0.png"]
-    assert len(three.rows_of("0.png")) == 2
+    assert names(three).count("0.png") == 2
     assert three.image_bytes(8) == png(60)
     assert sorted(skipped(three)) == ["bad.png", "broken.png"]
     four = update(index.folder, Changes(add=scenes_corpus_dir, split="val"))
@@ -495,7 +492,7 @@ def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_pat
 
 def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pictures, tmp_path):
     index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
-    rows = {name: index.rows_of(name)[0] for name in names(index)}
+    rows = {name: row for row, name in enumerate(names(index))}
     fewer = update(index.folder, Changes(remove=("0.png", "sub/*")))
     assert names(fewer) == ["2.png", "4.png", "6.png"]
     assert fewer.num_images == 3
@@ -535,10 +532,10 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     wider = update(index.folder, Changes(sets=("hnsw.search_width=99",)))
     assert (wider.config.hnsw.search_width, contents(index.folder / "ann")) == (99, graphs)
     flat = update(index.folder, Changes(sets=("kind=flat",)))
-    assert (flat.kind, flat.segments, contents(index.folder / "ann")) == ("flat", [], {})
+    assert (flat.kind, flat.segments, contents(index.folder / "ann")) == ("flat", (), {})
     with pytest.raises(ConfigError, match="unknown key colour; known keys here: kind"):
         update(index.folder, Changes(sets=("colour=red",)))
-    assert Index.open(index.folder).document["generation"] == 3
+    assert Index.open(index.folder).document.generation == 3
 
 
 @pytest.mark.parametrize(
@@ -598,7 +595,7 @@ def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, mon
 def test_damaged_json_of_an_index_is_named(dual, tmp_path):
     images = put(tmp_path / "images", {"a.png": png(1), "broken.png": b"no image"})
     index = build(str(dual), images, tmp_path / "index", IndexConfig())
-    skipped_file = index.document["skipped"]["file"]
+    skipped_file = index.document.skipped.file
     (index.folder / skipped_file).write_text("{}")
     with pytest.raises(StaleError, match=rf"{skipped_file} is damaged: its SHA-256 is .*; delete the folder"):
         update(index.folder, Changes(add=put(tmp_path / "more", {"b.png": png(2)})))
@@ -645,19 +642,3 @@ def test_an_index_whose_model_was_replaced_accepts_no_images(dual, pictures, tmp
     shutil.rmtree(index.folder / "model")
     with pytest.raises(MissingError, match=r"lacks its model .{8}; copy it to"):
         update(index.folder, Changes(add=pictures))
-
-
-def test_an_index_says_that_a_compiled_encoder_embedded_its_images_also_after_a_change(tmp_path, dual, monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    splits = {"train": [["a"]] * 9, "val": [["b"]] * 2}
-    made = make_splits(tmp_path / "corpus", splits).folder
-    plain = build(str(dual), made, tmp_path / "plain", FLAT, split="train", compute=Compute(batch_size=9))
-    index = build(str(dual), made, tmp_path / "index", FLAT, split="train", compute=Compute(batch_size=9, compile=True))
-    assert "compiler" not in plain.document["versions"]
-    assert index.document["versions"]["compiler"] == "torch.compile"
-    assert [part.read_bytes() for part in sorted((tmp_path / "index" / "vectors").iterdir())] == [
-        part.read_bytes() for part in sorted((tmp_path / "plain" / "vectors").iterdir())
-    ]
-    assert (
-        update(index.folder, Changes(remove=(index.image_id(0),))).document["versions"]["compiler"] == "torch.compile"
-    )

@@ -6,20 +6,20 @@ import json
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from image_files import png, put
-from made_index import Killed, exact, unit_vectors, write_index
+from made_index import Killed, build, exact, unit_vectors, update, write_index
 from tiny import contents, make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, commit, files_of, part_files
-from dcdctl.core.search.build import build, update
+from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, part_files
 from dcdctl.core.search.config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -170,7 +170,7 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
 @pytest.mark.parametrize("kind", ["int8", "binary"])
 def test_a_flipped_byte_of_any_file_is_an_error_and_never_another_answer(kind, tmp_path):
     intact = write_index(tmp_path / "intact", [VECTORS], removed=[3], kind=kind, **SETTINGS)
-    for number, name in enumerate([INDEX_FILE, *files_of(intact.document)]):
+    for number, name in enumerate([INDEX_FILE, *intact.document.files]):
         folder = shutil.copytree(intact.folder, tmp_path / f"{number}")
         flipped = bytearray((folder / name).read_bytes())
         flipped[len(flipped) // 2] ^= 1
@@ -184,10 +184,10 @@ def test_a_flipped_byte_of_any_file_is_an_error_and_never_another_answer(kind, t
 def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
     index = write_index(tmp_path / "index", [VECTORS], kind="int8", **SETTINGS)
     document = artifacts.read_document(index.folder / INDEX_FILE)
-    bits = write_index(tmp_path / "bits", [VECTORS], kind="binary", **SETTINGS).document["segments"]
+    bits = asdict(write_index(tmp_path / "bits", [VECTORS], kind="binary", **SETTINGS).segments[-1])
     for change, message in (
         (
-            {"segments": [*document["segments"][:-1], bits[-1]]},
+            {"segments": [*document["segments"][:-1], bits]},
             "settings of kind int8, and segments that are searched by binary, int8",
         ),
         (
@@ -262,11 +262,6 @@ def test_a_query_whose_first_numbers_are_zero_is_an_error_of_the_model(corpus, t
         Searcher.open(tmp_path / "index", device=torch.device("cpu")).by_text("a cross", 1)
 
 
-def test_an_index_of_a_version_without_dims_is_the_same_as_a_new_one(tmp_path):
-    index = write_index(tmp_path / "index", [VECTORS], kind="flat")
-    document = dict(index.document)
-    document["settings"] = {key: value for key, value in document["settings"].items() if key != "dims"}
-    commit.commit(tmp_path / "index", document)
-    assert Index.open(tmp_path / "index").config == IndexConfig(kind="flat")
+def test_an_index_stores_at_least_one_number():
     with pytest.raises(ConfigError, match="dims must be at least 1"):
         IndexConfig(dims=0)

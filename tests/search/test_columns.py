@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from datetime import date, datetime
 
 import numpy as np
@@ -18,9 +19,8 @@ from PIL.ExifTags import Base
 from dcdctl.core.artifacts import sha256_of
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search import ColumnChanges, Index, parse_where
+from dcdctl.core.search import Changes, ColumnChanges, Index, parse_where, run_index_job
 from dcdctl.core.search import index as index_module
-from dcdctl.core.search.columns.change import change_columns
 
 KINDS = {
     "flat": {"kind": "flat"},
@@ -31,10 +31,9 @@ KINDS = {
 REMOVED = (3, 40, 41)
 
 
-def set_columns(index, read=None, **changes):
-    changes = ColumnChanges(**changes)
-    notes = change_columns(index.folder, changes, changes.read())
-    return Index.open(index.folder), notes
+def set_columns(index, **changes):
+    change = run_index_job(str(index.folder), Changes(columns=ColumnChanges(**changes)))
+    return change.index, list(change.notes)
 
 
 def table_of(count, seed=0):
@@ -253,7 +252,7 @@ def test_values_are_replaced_for_named_images_only(made, tmp_path):
     )
     assert column(index, "year") == [1.0, 2.5, None, 4.0, None, 7.0]
     assert column(index, "owner") == [None, "a", None, None, None, "b"]
-    assert index.document["generation"] == 3
+    assert index.document.generation == 3
     assert sorted(path.name for path in index.folder.glob("columns-*")) == ["columns-3.parquet"]
     index.check()
 
@@ -283,7 +282,7 @@ def test_metadata_of_other_images_or_of_another_type_is_refused(made):
 
 def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
     before = made.document
-    assert "columns" not in before
+    assert before.columns is None
     index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1], "owner": ["x"]}))
     assert index.columns.names == ["year", "owner"]
     with pytest.raises(InputError, match="has no column 'yaer' to drop"):
@@ -291,7 +290,7 @@ def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
     index, _ = set_columns(index, drop=("year",))
     assert index.columns.names == ["owner"]
     index, _ = set_columns(index, drop=("owner",))
-    assert {**index.document, "generation": 1} == before
+    assert replace(index.document, generation=1) == before
     assert not list(index.folder.glob("columns-*"))
 
 
@@ -313,12 +312,12 @@ def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
 
 def test_columns_of_other_rows_than_index_json_says_are_damaged(made):
     index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1]}))
-    entry = index.document["columns"]
-    path = index.folder / entry["file"]
+    entry = index.document.columns
+    path = index.folder / entry.file
     table = pq.read_table(path)
     pq.write_table(table.slice(0, 3), path)
     # A stranger's index.json, whose checksum fits the file.
-    document = {**index.document, "columns": {**entry, "sha256": sha256_of(path)}}
+    document = replace(index.document, columns=replace(entry, sha256=sha256_of(path)))
     with pytest.raises(StaleError, match="has not the rows and the columns"):
         Index(index.folder, document).values("year")
 

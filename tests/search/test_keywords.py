@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import bm25s
@@ -13,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from image_files import png, put
-from made_index import exact, killed_before, unit_vectors
+from made_index import build, exact, killed_before, seal_index, unit_vectors, update
 from tiny import make_models, make_splits
 
-from dcdctl.core import artifacts, config, models
+from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import Changes, Index, Searcher, commit, keywords, part_files, storage
-from dcdctl.core.search.build import build, update
+from dcdctl.core.search import Changes, Index, Searcher, keywords, part_files, storage
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
 from dcdctl.core.search.part_files import SourceImage
@@ -61,22 +59,9 @@ def captioned(
     for number, first in enumerate(range(0, len(images), 2)):
         path = folder / "vectors" / part_files.part_name(number)
         part_files.write_part(path, images[first : first + 2], vectors_RD[first : first + 2])
-        entries.append(asdict(part_files.describe_part(path, 0, vectors_RD.shape[1])[0]))
-    nothing = asdict(storage.Listed())
-    document = {
-        "format": storage.INDEX.format,
-        "generation": 1,
-        "model": {"kind": "dual", "dim": vectors_RD.shape[1], "fingerprint": "a" * 64},
-        "precision": "float32",
-        "settings": config.to_table(config.build(IndexConfig, {"kind": "flat", **settings})),
-        "sources": [asdict(source)],
-        "skipped": nothing,
-        "removed": nothing,
-        "parts": entries,
-        "segments": [],
-    }
-    commit.commit(folder, document, removed=np.array(removed, dtype=np.int64) if removed else None)
-    return Index.open(folder)
+        entries.append(part_files.describe_part(path, 0, vectors_RD.shape[1])[0])
+    settings = {"kind": "flat", **settings}
+    return seal_index(folder, source, entries, dim=vectors_RD.shape[1], removed=removed or None, **settings)
 
 
 def lucene(words_R: list[list[str]], text: str) -> list[float]:
@@ -95,7 +80,7 @@ def lucene(words_R: list[list[str]], text: str) -> list[float]:
 
 
 def row_words(index: Index) -> list[list[str]]:
-    return keywords.read_words(index.folder, storage.words_of(index.document))
+    return keywords.read_words(index.folder, index.document.keywords)
 
 
 def test_bm25_of_a_small_example_worked_out_by_hand():
@@ -248,7 +233,7 @@ KINDS = {"words": "parquet", "vocabulary": "txt", "starts": "npy", "rows": "npy"
 
 def keyword_bytes(index: Index) -> dict[str, bytes]:
     """The files of words by kind, without the generation in their names."""
-    files = storage.words_of(index.document).files
+    files = index.document.keywords.files
     return {file.file.split("-")[0]: (index.folder / "keywords" / file.file).read_bytes() for file in files}
 
 
@@ -256,7 +241,7 @@ def test_words_are_added_to_an_index_and_taken_away_without_its_model(photos, tm
     built = captioned(tmp_path / "built", photos, unit_vectors(5), keywords=True)
     index = captioned(tmp_path / "index", photos, unit_vectors(5))
     assert not (index.folder / "keywords").exists()
-    assert "keywords" not in index.document
+    assert index.document.keywords is None
     with pytest.raises(
         MissingError, match=r"index has no words of captions and file names; add them: dcdctl index .*index --keywords"
     ):
@@ -332,7 +317,7 @@ def test_a_damaged_file_of_words_is_named(photos, tmp_path, kind):
 def test_words_that_do_not_fit_together_are_refused(photos, tmp_path, kind, change):
     """Such as files that another program has written, with their checksums."""
     index = captioned(tmp_path / "index", photos, unit_vectors(5), keywords=True)
-    files = storage.words_of(index.document)
+    files = index.document.keywords
     path = index.folder / "keywords" / getattr(files, kind).file
     with np.errstate(divide="ignore"):
         np.save(path, change(np.load(path)))
@@ -362,9 +347,8 @@ def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path)
     put(pictures, {"z dog.png": png(3)})
     more = update(first.folder, Changes(add=pictures))
     assert row_words(more) == [*expected, ["z", "dog"]]
-    assert more._has_captions().tolist() == [True] * 5 + [False] * 3
-    assert first._has_captions() is None
-    assert Keywords.of([*expected, ["z", "dog"]]).scores("dog").tolist() == more._words().scores("dog").tolist()
+    opened = keywords.open_keywords(more.folder, more.document.keywords)
+    assert Keywords.of([*expected, ["z", "dog"]]).scores("dog").tolist() == opened.scores("dog").tolist()
     searcher = Searcher.for_index(more, device=torch.device("cpu"))
     answer = searcher.by_text("beach day", 1, hybrid=True)
     assert (answer.hits[0].name, answer.notes) == ("beachDay_1.png", ())

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from made_index import build
 from noise_index import CAPTIONS
 from open_clips import save_open_clip
 from tiny import run_script
@@ -15,7 +16,7 @@ from tiny import run_script
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import Changes, Index, Searcher, build, index_facts, run_index_job, summarize_index
+from dcdctl.core.search import Changes, Index, Searcher, index_facts, run_index_job, summarize_index
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
 from dcdctl.core.search.storage import text_side_note
@@ -65,11 +66,11 @@ print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib
 def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_index):
     searcher = Searcher.open(noise_index, device="auto")
     assert isinstance(searcher.texts, TextTower)
-    assert not searcher.own.is_loaded
+    assert not searcher.encoder.is_loaded
     name = searcher.by_text(CAPTIONS[0], 1).hits[0].name
-    assert not searcher.own.is_loaded
+    assert not searcher.encoder.is_loaded
     assert searcher.ask(noise_index.parent / "images" / name, 1).hits[0].name == name
-    assert searcher.own.is_loaded
+    assert searcher.encoder.is_loaded
     assert isinstance(Searcher.open(noise_index, device=torch.device("cpu")).texts, TextTower)
     assert isinstance(
         Searcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors
@@ -115,9 +116,9 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     config = json.loads((ref / "open_clip_config.json").read_text(encoding="utf-8"))
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["strip_sep_token"] = True  # by Python code
     (ref / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-    index = build.build(str(ref), noise_index.parent / "images", tmp_path / "index", IndexConfig())
-    assert index.document["text"]["files"] == []
-    assert "is Python code" in index.document["text"]["refused"]
+    index = build(str(ref), noise_index.parent / "images", tmp_path / "index", IndexConfig())
+    assert index.document.text.files == ()
+    assert "is Python code" in index.document.text.refused
     assert not (index.folder / "text").exists()
     assert isinstance(Searcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
@@ -139,10 +140,10 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
 ):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, package, None)
-        index = build.build(
+        index = build(
             str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig()
         )
-    assert "text" not in index.document
+    assert index.document.text is None
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
     assert isinstance(Searcher.open(index.folder, device="cpu").texts, DualVectors)
     changed = run_index_job(str(index.folder), Changes(remove=("plain.png",))).index

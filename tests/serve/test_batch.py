@@ -11,11 +11,12 @@ from typing import Any
 import httpx2
 import pytest
 import served
+from made_index import update
 from processes import TIMEOUT_S
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.search import Searcher, build
+from dcdctl.core.search import Changes, Searcher
 from dcdctl.core.serve import ServiceConfig, app
 
 CONFIG = ServiceConfig(default_k=4, max_k=9, max_text_chars=20, max_queries=5, max_waiting=5)
@@ -74,7 +75,7 @@ def test_a_wrong_query_has_its_error_in_its_place_and_the_others_their_answers(s
 
 def test_texts_of_a_batch_may_have_conditions_and_be_searched_by_words(tmp_path):
     folder = served.make(tmp_path / "all").index
-    build.update(folder, build.Changes(sets=("keywords=true",)))
+    update(folder, Changes(sets=("keywords=true",)))
     searcher = Searcher.open(folder, device=served.CPU)
     client = client_of(searcher)
     queries = [

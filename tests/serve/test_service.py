@@ -14,6 +14,7 @@ import pytest
 import served
 from hostile_images import OF_SIZE, TALLER
 from html_page import Page
+from made_index import update
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -22,7 +23,7 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import Answer, Searcher, build
+from dcdctl.core.search import Answer, Changes, Searcher
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
@@ -98,7 +99,7 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
     folder = shutil.copytree(made.index, tmp_path / "index")
     changing = client_of(Searcher.open(folder, device=served.CPU))
     assert changing.get("/health").json()["kind"] == "flat"
-    build.update(folder, build.Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
+    update(folder, Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
     assert changing.get("/health").json()["kind"] == kind
     for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
         assert (
@@ -111,7 +112,7 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
 def worded(made, tmp_path_factory) -> Searcher:
     """A searcher of the same index with the words of its file names."""
     folder = shutil.copytree(made.index, tmp_path_factory.mktemp("worded") / "index")
-    build.update(folder, build.Changes(sets=("keywords=true",)))
+    update(folder, Changes(sets=("keywords=true",)))
     return Searcher.open(folder, device=served.CPU)
 
 
@@ -313,7 +314,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
     row, client = made.row("03.png"), client_of(Searcher.open(folder, device=served.CPU))
     addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
     assert [client.get(address).status_code for address in addresses] == [200] * 3
-    build.update(folder, build.Changes(remove=("03.png",)))
+    update(folder, Changes(remove=("03.png",)))
     assert [client.get(address).status_code for address in addresses] == [404] * 3
     found = [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
     assert len(found) == len(served.NAMES) - 1

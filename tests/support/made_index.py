@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import config
-from dcdctl.core.search import Index, commit, part_files, storage
+from dcdctl.core.devices import Compute
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.search import Changes, ImageSource, Index, VectorFiles, commit, part_files, run_index_job
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.embed import IN_SMALL_BATCHES
 from dcdctl.core.search.part_files import SourceImage, part_name
+from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
 
 
 class Killed(BaseException):
@@ -39,25 +42,59 @@ def write_index(
         path = folder / "vectors" / part_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         part_files.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
-        entries.append(asdict(part_files.describe_part(path, 0, vectors.shape[1])[0]))
+        entries.append(part_files.describe_part(path, 0, vectors.shape[1])[0])
         first += len(vectors)
-    nothing = asdict(storage.Listed())
-    document = {
-        "format": storage.INDEX.format,
-        "generation": 1,
-        "model": {"kind": "dual", "dim": parts[0].shape[1], "fingerprint": "a" * 64},
-        "precision": "float32",
-        "settings": config.to_table(config.build(IndexConfig, settings)),
-        "sources": [
-            {"kind": "folder", "path": str(images or folder.parent / "nowhere"), "split": None, "fingerprint": None}
-        ],
-        "skipped": nothing,
-        "removed": nothing,
-        "parts": entries,
-        "segments": [],
-    }
+    source = ImageSource(kind="folder", path=str(images or folder.parent / "nowhere"))
+    return seal_index(folder, source, entries, dim=parts[0].shape[1], removed=removed, **settings)
+
+
+def seal_index(
+    folder: Path,
+    source: ImageSource,
+    parts: Sequence[Part],
+    *,
+    dim: int,
+    removed: Sequence[int] | None = None,
+    **settings: object,
+) -> Index:
+    """The index of files of vectors that are written, of images of one source."""
+    document = IndexDocument(
+        generation=1,
+        model=IndexedModel(dim=dim, fingerprint="a" * 64),
+        precision="float32",
+        settings=config.build(IndexConfig, settings),
+        sources=(source,),
+        parts=tuple(parts),
+    )
     commit.commit(folder, document, removed=None if removed is None else np.array(removed, dtype=np.int64))
     return Index.open(folder)
+
+
+def build(
+    ref: str,
+    images: Path,
+    folder: Path,
+    settings: IndexConfig | None = None,
+    *,
+    split: str | None = None,
+    given: VectorFiles | None = None,
+    compute: Compute = IN_SMALL_BATCHES,
+    track: Track = silent,
+) -> Index:
+    """The index that `dcdctl index RUN --images DIR --out INDEX` builds."""
+    sets = config.flatten(config.to_table(settings or IndexConfig()))
+    changes = Changes(
+        sets=tuple(f"{name}={str(value).lower()}" for name, value in sets.items()),
+        split=split,
+        precision=compute.precision,
+        vectors=given,
+    )
+    return run_index_job(ref, changes, images=images, out=folder, compute=compute, track=track).index
+
+
+def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
+    """The index that `dcdctl index INDEX` gives for these changes."""
+    return run_index_job(str(folder), changes, compute=compute, track=track).index
 
 
 def exact(

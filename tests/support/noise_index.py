@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from made_index import build
 from PIL import Image
 from tiny import make_models
 
 from dcdctl.core import models
-from dcdctl.core.search import build
-from dcdctl.core.search.config import IndexConfig
 
 CAPTIONS = ["a red circle left of a blue square", "a small green triangle"]
 NAMES = [
@@ -40,5 +39,5 @@ def make_index(folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.data.mul_(4)
         models.save(model, folder / name)
-    build.build(str(folder / "dual"), folder / "images", folder / "index", IndexConfig())
+    build(str(folder / "dual"), folder / "images", folder / "index")
     return folder / "index"

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from made_index import build, update
 from PIL import Image
 from tiny import make_models
 
 from dcdctl.core import models
-from dcdctl.core.data import columns_of_table
-from dcdctl.core.search import Answer, ColumnChanges, Condition, Index, Searcher, build
-from dcdctl.core.search.columns.change import change_columns
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search import Answer, Changes, ColumnChanges, Condition, Index, Searcher
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.middleware import LimitsMiddleware
@@ -51,7 +49,8 @@ class Made:
 
     def with_columns(self, **columns: Sequence[object]) -> Made:
         """The same with these columns, whose values are in the order of `NAMES`."""
-        change_columns(self.index, ColumnChanges(), columns_of_table(pa.table({"image": NAMES, **columns}), "a table"))
+        table = pa.table({"image": NAMES, **columns})
+        update(self.index, Changes(columns=ColumnChanges(metadata=table)))
         return self
 
     def row(self, name: str) -> int:
@@ -69,7 +68,7 @@ def make(folder: Path, captions: Sequence[str] = CAPTIONS) -> Made:
     exif[274], exif[305] = 6, "secret"
     Image.new("RGB", WIDE, "red").save(made.photos / LARGE, exif=exif)
     models.save(make_models(captions)[1], made.run)
-    build.build(str(made.run), made.photos, made.index, IndexConfig())
+    build(str(made.run), made.photos, made.index)
     return made
 
 
@@ -83,7 +82,7 @@ class HeldSearcher(Searcher):
 
     @staticmethod
     def of(searcher: Searcher) -> HeldSearcher:
-        return HeldSearcher(searcher.index, searcher.texts, searcher.own)
+        return HeldSearcher(searcher.index, searcher.texts, searcher.encoder)
 
     def by_texts(
         self, texts: list[str], k: int = 10, where: Condition | None = None, **options: object

@@ -3,7 +3,7 @@ from .build import Changes, IndexChange, run_index_job
 from .columns.change import ColumnChanges
 from .columns.table import ColumnSummary
 from .columns.where import (
-    TYPES,
+    COLUMN_TYPES,
     All,
     AnyOf,
     Compare,
@@ -20,7 +20,6 @@ from .columns.where import (
 from .config import IndexConfig
 from .exact import Floats, Half, Rows, cosines, unit
 from .index import Index
-from .keywords import check_hybrid
 from .part_files import SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .query import (
@@ -36,15 +35,15 @@ from .query import (
 )
 from .searcher import Searcher
 from .sources import SourceImages
-from .storage import INDEX, INDEX_FILE, ImageSource, files_of, read_document, text_side_note
+from .storage import INDEX, INDEX_FILE, ImageSource, read_document, text_side_note
 from .summary import index_document, index_facts, summarize_index
 from .vector_files import NUM_VERIFIED, ImageList, VectorFiles, write_image_list
 
 __all__ = [
+    "COLUMN_TYPES",
     "INDEX",
     "INDEX_FILE",
     "NUM_VERIFIED",
-    "TYPES",
     "All",
     "Answer",
     "AnyOf",
@@ -74,12 +73,10 @@ __all__ = [
     "VectorFiles",
     "answer_document",
     "as_text",
-    "check_hybrid",
     "check_query",
     "check_vectors",
     "columns_text",
     "cosines",
-    "files_of",
     "image_of",
     "index_document",
     "index_facts",

@@ -1,118 +1,39 @@
-"""Approximate search over a range of rows: graphs by usearch, codes by NumPy. All only propose
-candidates.
+"""Approximate search over a range of rows: graphs by usearch, codes by NumPy. Both only propose candidates.
 
-One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are
-built in parallel. Shape letters: Q queries, R rows, D width, C candidates.
+Shape letters: Q queries, R rows, D width, C candidates.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import scoring
-from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.errors import require_extra
-from dcdctl.core.progress import Advance
 from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search.config import HnswConfig, IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, Segment
 
-Blocks = Iterable[Floats]
-"""The unit vectors of the rows of a segment, in order, in blocks."""
 CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
 
 
-class OpenSegment(Protocol):
+class OpenSegment(ABC):
     """A segment that can be searched, by several threads at once."""
 
+    @abstractmethod
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         """Q x C rows counted from the first row of the segment, nearest first; -1 if there are fewer."""
-        ...
-
-
-def describe(build: Build, kind: str, rows: range, generation: int) -> Segment:
-    """The entry in index.json of a written segment."""
-    path = build.written(segment_path(kind, rows, generation))
-    return Segment(file=path.name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(path))
-
-
-def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
-    """The ranges of rows that need a segment. Full segments never change; the rows after the last have none while they
-    are few.
-
-    >>> config = IndexConfig(segment_rows=100, flat_up_to=30)
-    >>> segment_ranges(250, [], config), segment_ranges(230, [], config), segment_ranges(30, [], config)
-    ([range(0, 100), range(100, 200), range(200, 250)], [range(0, 100), range(100, 200)], [])
-    """
-    if config.is_flat or num_rows <= config.flat_up_to:
-        return []
-    stop = existing[-1].stop if existing else 0
-    if num_rows - stop > config.flat_up_to:
-        stop = num_rows
-    ranges = [range(first, min(first + config.segment_rows, stop)) for first in range(0, stop, config.segment_rows)]
-    is_built = bool(existing) and existing[-1].stop == stop
-    return ranges if is_built or len(ranges[-1]) > config.flat_up_to else ranges[:-1]
-
-
-def segment_path(kind: str, rows: range, generation: int) -> str:
-    """The path of a segment in the folder of the index.
-
-    >>> segment_path("hnsw", range(0, 1000), 2)
-    'ann/hnsw-000000000000-1000-2'
-    """
-    return f"ann/{kind}-{rows.start:012d}-{len(rows)}-{generation}"
-
-
-def build_all(
-    build: Build,
-    ranges: Sequence[range],
-    blocks_of: Callable[[range], Blocks],
-    dim: int,
-    config: IndexConfig,
-    generation: int,
-    *,
-    threads: int,
-    advance: Advance,
-) -> None:
-    """Write the missing segments atomically, up to `threads` in parallel."""
-    lock, is_stopped = threading.Lock(), threading.Event()
-
-    def report(count: int) -> None:
-        # The only way to stop a thread in the middle of a segment.
-        if is_stopped.is_set():
-            raise InterruptedError("another segment failed")
-        with lock:
-            advance(count)
-
-    def build_one(rows: range) -> None:
-        name = segment_path(config.kind, rows, generation)
-        # A killed build left complete segments; one that was damaged since is built again.
-        if not build.is_written(name):
-            with build.write(name) as partial:
-                _BUILD[config.kind](partial, rows, blocks_of, dim, config, report)
-
-    with ThreadPoolExecutor(max(1, min(threads, len(ranges)))) as pool:
-        try:
-            for future in [pool.submit(build_one, rows) for rows in ranges]:
-                future.result()
-        except BaseException:
-            # Otherwise the program would wait minutes for the segments in progress.
-            is_stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) -> OpenSegment:
@@ -122,30 +43,24 @@ def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) 
     return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
 
 
-def _checked(folder: Path, segment: Segment) -> Path:
-    """The file of a segment, compared with its checksum before native code maps it: a damaged graph would end the
-    process by a signal."""
-    return INDEX.checked(folder / segment.file, segment.sha256)
-
-
 def packages(kind: str) -> dict[str, str]:
     """The package that a kind needs, with its version; MissingError if it is not installed."""
     if kind != "hnsw":
         return {}
     require_extra("index", "usearch", needed_by="an index of kind hnsw", or_else="search exactly with --set kind=flat")
-    return {"usearch": _version_of("usearch")}
+    return {"usearch": _version_of_usearch()}
 
 
 @functools.cache
-def _version_of(package: str) -> str:
-    """The version of a package; to read its metadata takes longer than a query."""
+def _version_of_usearch() -> str:
+    # Cached, because reading the metadata of a package takes longer than a query.
     try:
-        return version(package)
+        return version("usearch")
     except PackageNotFoundError:  # conda gives the distribution another name
-        return str(importlib.import_module(package).__version__)
+        return str(importlib.import_module("usearch").__version__)
 
 
-class Graph:
+class Graph(OpenSegment):
     """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
     def __init__(self, folder: Path, segment: Segment, dim: int, config: HnswConfig) -> None:
@@ -175,12 +90,13 @@ class Graph:
 
     def _view(self) -> Any:
         packages("hnsw")
-        from usearch.index import Index
+        from usearch.index import Index as Usearch
 
-        # Compared for every view, since the file may have changed after the first one.
-        path = _checked(self._folder, self._segment)
+        # Before native code maps it, because a damaged graph would end the process by a signal; and for every view,
+        # because the file may have changed after the first one.
+        path = INDEX.checked(self._folder / self._segment.file, self._segment.sha256)
         try:
-            view = Index.restore(str(path), view=True, enable_key_lookups=False)
+            view = Usearch.restore(str(path), view=True, enable_key_lookups=False)
         except (ValueError, RuntimeError, OSError) as error:
             raise INDEX.damaged(path, str(error)) from error
         if (len(view), view.ndim) != (self._segment.rows, self._dim):
@@ -191,35 +107,7 @@ class Graph:
         return view
 
 
-def _build_graph(
-    path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance
-) -> None:
-    packages("hnsw")
-    from usearch.index import Index
-
-    settings = config.hnsw
-    # Candidates are scored again, so one byte per number finds as much as float16 and takes three fifths of the bytes.
-    graph = Index(
-        ndim=dim,
-        metric="ip",
-        dtype="i8",
-        connectivity=settings.neighbors,
-        expansion_add=settings.build_width,
-        expansion_search=settings.search_width,
-        enable_key_lookups=False,
-    )
-    # usearch itself would scale 1.0 to 127, but the numbers of a unit vector are much smaller.
-    scale = HIGHEST / max(float(np.abs(block_RD).max()) for block_RD in blocks_of(rows))
-    first = 0
-    for block_RD in blocks_of(rows):
-        codes_RD = np.rint(block_RD * np.float32(scale)).astype(np.int8)
-        graph.add(np.arange(first, first + len(codes_RD), dtype=np.uint64), codes_RD, threads=1)
-        first += len(codes_RD)
-        advance(len(codes_RD))
-    graph.save(str(path))
-
-
-class Int8Codes:
+class Int8Codes(OpenSegment):
     """The int8 codes of a segment, all of which are compared with a query by the cosine of codes."""
 
     def __init__(self, codes_RD: NDArray[np.int8]) -> None:
@@ -240,7 +128,7 @@ class Int8Codes:
         return np.take_along_axis(best_QC, order_QC, axis=1)
 
 
-class BinaryCodes:
+class BinaryCodes(OpenSegment):
     """The bits of a segment, all of which are compared with a query by the number of equal ones; ties by row."""
 
     def __init__(self, words_RW: NDArray[np.uint64]) -> None:
@@ -250,7 +138,7 @@ class BinaryCodes:
         num_rows = len(self._words_RW)
         rows_R, count = np.arange(num_rows), min(count, num_rows)
         best = []
-        for words_W in _words(queries_QD):
+        for words_W in binary_words(queries_QD):
             unequal_R = np.bitwise_count(self._words_RW ^ words_W).sum(axis=1, dtype=np.int64)
             # One number for both, so that equal distances are in the order of rows.
             keys_R = unequal_R * num_rows + rows_R
@@ -258,7 +146,7 @@ class BinaryCodes:
         return np.stack(best)
 
 
-def _words(vectors_ND: Floats) -> NDArray[np.uint64]:
+def binary_words(vectors_ND: Floats) -> NDArray[np.uint64]:
     """The binary codes of vectors as words of 64 bits; zeros fill the last word."""
     codes_NB = scoring.binary_codes(vectors_ND)
     return np.pad(codes_NB, ((0, 0), (0, -codes_NB.shape[1] % 8))).view("<u8")
@@ -266,7 +154,7 @@ def _words(vectors_ND: Floats) -> NDArray[np.uint64]:
 
 def _codes(folder: Path, segment: Segment, dim: int) -> NDArray[Any]:
     """The memory-mapped codes of a segment; StaleError if they are not those that index.json describes."""
-    path = _checked(folder, segment)
+    path = INDEX.checked(folder / segment.file, segment.sha256)
     dtype, width = (np.dtype(np.int8), dim) if segment.kind == "int8" else (np.dtype("<u8"), -(-dim // 64))
     try:
         codes: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -275,22 +163,3 @@ def _codes(folder: Path, segment: Segment, dim: int) -> NDArray[Any]:
     if codes.dtype != dtype or codes.shape != (segment.rows, width):
         raise INDEX.damaged(path, f"it has no {segment.kind} codes of {segment.rows:,} vectors of {dim} numbers")
     return codes
-
-
-def _build_codes(
-    path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance
-) -> None:
-    parts = []
-    for block_RD in blocks_of(rows):
-        parts.append(scoring.int8_codes(block_RD) if config.kind == "int8" else _words(block_RD))
-        advance(len(block_RD))
-    # An open file, because np.save appends .npy to other names.
-    with path.open("wb") as file:
-        np.save(file, np.concatenate(parts))
-
-
-_BUILD: dict[str, Callable[..., None]] = {
-    "hnsw": _build_graph,
-    "int8": _build_codes,
-    "binary": _build_codes,
-}

@@ -48,17 +48,12 @@ class IndexConfig:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @property
-    def is_flat(self) -> bool:
-        return self.kind == "flat"
-
     def builds_as(self, other: IndexConfig) -> bool:
-        """Whether both build the same bytes of a segment; settings of other kinds and of words, and those of queries,
-        are ignored."""
-        return self._build_settings == other._build_settings
+        """Whether both build the same bytes of a segment; settings of other kinds, of words and of queries are
+        ignored."""
 
-    @property
-    def _build_settings(self) -> IndexConfig:
-        default = IndexConfig()
-        hnsw = replace(self.hnsw, search_width=default.hnsw.search_width) if self.kind == "hnsw" else default.hnsw
-        return replace(self, hnsw=hnsw, candidates=default.candidates, flat_up_to=default.flat_up_to, keywords=False)
+        def relevant(config: IndexConfig) -> tuple[object, ...]:
+            graph = replace(config.hnsw, search_width=1) if config.kind == "hnsw" else None
+            return config.kind, config.dims, config.segment_rows, graph
+
+        return relevant(self) == relevant(other)

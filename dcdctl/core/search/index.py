@@ -11,28 +11,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import config
-from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search import ann, exact, keywords, part_files, storage
 from dcdctl.core.search.ann import OpenSegment
-from dcdctl.core.search.columns.table import Columns, ColumnSummary, summarize_column
+from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
 from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
-from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
-from dcdctl.core.search.keywords import Keywords
 from dcdctl.core.search.part_files import SourceImage
-from dcdctl.core.search.protocol import Hit
+from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Segment
+from dcdctl.core.search.storage import INDEX, IndexDocument, Part, Segment
 
 QUERY_BLOCK = 64
 """Queries searched together."""
@@ -49,25 +45,26 @@ FLOAT_BYTES = 2 << 30
 """Exactly searched vectors are kept as float32 up to this size; beyond it they are converted for each query."""
 
 
-class Index:
-    """Indexed images. The row of an image never changes; removed rows stay empty."""
+class Index(ImageIndex):
+    """An index in a folder; safe to search from several threads."""
 
-    def __init__(self, folder: Path, document: dict[str, Any]) -> None:
-        self.folder, self.document = folder, document
-        self.dim: int = document["model"]["dim"]
-        self.fingerprint: str = document["model"]["fingerprint"]
-        self.kind: str = document["kind"]
-        self.num_images: int = document["images"]
-        self.parts = storage.parts_of(document)
+    def __init__(self, folder: Path, document: IndexDocument) -> None:
+        self.folder = folder
+        self._open(document)
+
+    def _open(self, document: IndexDocument) -> None:
+        folder = self.folder
+        self.document, self.location = document, str(folder)
+        self.dim, self.fingerprint = document.model.dim, document.model.fingerprint
+        self.kind, self.num_images, self.has_keywords = document.kind, document.images, document.keywords is not None
+        self.config, self.parts, self.segments = document.settings, document.parts, document.segments
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
-        self.num_rows = self._ends[-1] if self._ends else 0
-        self.is_removed = _removed(folder, document, self.num_rows)
-        self.config = _settings(folder, document)
-        self.segments = [Segment(**entry) for entry in document["segments"]]
+        self.num_rows = document.num_rows
+        self.is_removed = storage.removed_rows(folder, document)
         # A missing package is an error on opening, not in the first query.
         for segment in self.segments:
             ann.packages(segment.kind)
-        self.images = SourceImages(str(folder), [ImageSource(**entry) for entry in document["sources"]])
+        self.images = SourceImages(str(folder), document.sources)
         self._unit: dict[int, Floats] = {}
         # Caches of this instance: a decorated method would keep every opened index alive.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
@@ -75,52 +72,48 @@ class Index:
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
         # Unbounded, because each query asks every segment.
         self._segment = lru_cache(maxsize=None)(self._open_segment)
-        self._words = lru_cache(maxsize=1)(self._open_words)
-        self._columns = Columns(folder, storage.columns_file(document), self.num_rows)
+        self._words = lru_cache(maxsize=1)(keywords.open_keywords)
+        self._columns = StoredColumns(folder, document.columns, self.num_rows)
+        self.columns = self._columns.schema
         self._summaries = lru_cache(maxsize=1)(self._summarize_columns)
         self._matching = lru_cache(maxsize=CONDITIONS)(self._find_matching)
 
-    @staticmethod
-    def open(folder: Path) -> Index:
+    @classmethod
+    def open(cls, folder: Path) -> Self:
         """The index in a folder. MissingError if there is none or a file is missing; StaleError if a file has another
         size than when it was written."""
-        folder = Path(folder)
-        document = storage.read_document(folder)
-        return Index(folder, document)
-
-    def __repr__(self) -> str:
-        return f"Index({str(self.folder)!r}: {self.num_images:,} images, {self.kind}, model {self.fingerprint[:8]})"
+        return cls(Path(folder), storage.read_document(Path(folder)))
 
     def __fspath__(self) -> str:
         return str(self.folder)
 
-    def __len__(self) -> int:
-        return self.num_images
-
     def check(self) -> None:
-        """StaleError if a file of the index is damaged. Compares all files at once, so that no later search waits for
-        it."""
-        for name, entry in storage.files_of(self.document).items():
-            INDEX.checked(self.folder / name, entry["sha256"])
-
-    @property
-    def location(self) -> str:
-        """The folder of the index."""
-        return str(self.folder)
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The columns of the images; conditions may read them and `where.BUILT_IN`."""
-        return self._columns.schema
+        for name, (_, sha256) in self.document.files.items():
+            INDEX.checked(self.folder / name, sha256)
 
     @property
     def num_covered(self) -> int:
         """The first rows, which have had a chance to get values in columns; rows that were added since have none."""
         return self._columns.num_covered
 
+    @property
+    def is_live(self) -> NDArray[np.bool_]:
+        """(R,): the rows that were not removed."""
+        return np.ones(self.num_rows, np.bool_) if self.is_removed is None else ~self.is_removed
+
+    @property
+    def source_R(self) -> NDArray[np.int64]:
+        """(R,): the source of each row, an index into the sources of index.json."""
+        return np.repeat([part.source for part in self.parts], [part.rows for part in self.parts]).astype(np.int64)
+
     def values(self, name: str) -> pa.Array:
         """The values of all rows in a column, removed rows too."""
-        return self._whole(name) if name in BUILT_IN.names else self._columns.column(name)
+        if name not in BUILT_IN.names:
+            return self._columns.column(name)
+        tables = (pq.read_table(self._part_path(part), columns=[name]) for part in self.parts)
+        return pa.chunked_array(
+            [chunk for table in tables for chunk in table[name].chunks], pa.string()
+        ).combine_chunks()
 
     def column_table(self) -> pa.Table:
         """The columns of all rows, removed rows too."""
@@ -134,7 +127,6 @@ class Index:
         return [summarize_column(name, self._columns.column(name), self.is_removed) for name in self.columns.names]
 
     def expect(self, fingerprint: str) -> None:
-        """StaleError if a model of another fingerprint made the index."""
         if fingerprint != self.fingerprint:
             message = (
                 f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the "
@@ -144,7 +136,6 @@ class Index:
 
     @property
     def model(self) -> Path:
-        """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
         folder = self.folder / "model"
         # Models of open_clip have no config.json of their own.
         if not any((folder / name).is_file() for name in ("config.json", "dcdctl.json")):
@@ -154,13 +145,13 @@ class Index:
 
     @property
     def text_side(self) -> Path | None:
-        """The folder of the text side of the model for ONNX Runtime; None if the index has none. StaleError if it is
-        not the index's."""
-        entries = {entry["file"]: entry for entry in (self.document.get("text") or {"files": []})["files"]}
-        if not entries:
+        """StaleError if the folder is not the index's."""
+        side = self.document.text
+        if side is None or not side.files:
             return None
         # It holds the checksums of the other files, which are compared when they are read.
-        return INDEX.checked(self.folder / storage.TEXT / TextTower.FILE, entries[TextTower.FILE]["sha256"]).parent
+        sealed = next(file for file in side.files if file.file == TextTower.FILE)
+        return INDEX.checked(self.folder / storage.TEXT / sealed.file, sealed.sha256).parent
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> Nearest:
         """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to
@@ -214,7 +205,7 @@ class Index:
                 hint="`dcdctl inspect` lists the columns of an index",
             )
         held = matches(where, pa.table({name: self.values(name) for name in names}))
-        return np.flatnonzero(held if self.is_removed is None else held & ~self.is_removed)
+        return np.flatnonzero(held & self.is_live)
 
     def _gathered(self, rows: Rows) -> Half:
         """The stored vectors of ascending rows, read by row group."""
@@ -253,28 +244,21 @@ class Index:
             for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
         ]
 
-    @property
-    def has_keywords(self) -> bool:
-        """Whether the words of captions and file names are indexed too."""
-        return self.document.get("keywords") is not None
-
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
     ) -> list[tuple[Hit, ...]]:
-        """The k images of the best ranks by words and by vectors, fused; at least the first `keywords.DEPTH` of both
-        are.
-
-        MissingError for an index without words.
-        """
-        keywords.check_hybrid(self)
-        words, depth = self._words(), max(k, keywords.DEPTH)
+        self.check_hybrid()
+        assert self.document.keywords is not None
+        words, depth = self._words(self.folder, self.document.keywords), max(k, keywords.DEPTH)
         nearest = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
+        # A row of a corpus has captions; None if all rows have, or none.
+        is_of_corpus = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
+        has_captions = None if is_of_corpus.all() or not is_of_corpus.any() else is_of_corpus
         hits_Q, is_out = [], None if where is None else self._all_but(self._matching(where))
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), nearest.rows_QK, strict=True):
             bm25_R = words.scores(text)
-            rows, fused = keywords.fuse(
-                near_K[near_K >= 0], keywords.best(bm25_R, depth, is_out), k, self._has_captions()
-            )
+            by_words = keywords.best(bm25_R, depth, is_out)
+            rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, k, has_captions)
             cosines = exact.cosines(query_D, self.vectors(rows))
             facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
             hits_Q.append(
@@ -286,13 +270,11 @@ class Index:
         return Hit(row, self.image_id(row), self.name(row), score, columns=self._columns.values(row))
 
     def spread_rows(self, count: int) -> list[int]:
-        """At most `count` rows spread evenly over the index, without removed rows."""
         count = min(count, self.num_rows)
         rows = ((2 * part + 1) * self.num_rows // (2 * count) for part in range(count))
         return [row for row in rows if not self.is_gone(row)]
 
     def vectors(self, rows: Rows) -> Half:
-        """The stored vectors of rows, in the given order."""
         vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
         for i, row in enumerate(rows.tolist()):
             part, group, within = self._locate(row)
@@ -301,56 +283,20 @@ class Index:
 
     def part_table(self, number: int) -> pa.Table:
         """The images of a part with their vectors, as its file has them; removed rows too."""
-        return pq.read_table(part_files.part_path(self.folder, self.parts[number], self.dim))
+        return pq.read_table(self._part_path(self.parts[number]))
 
     def image_id(self, row: int) -> str:
         """The image id of a row: the id in the corpus, or the path in the folder."""
         return self._string(row, "image_id")
 
     def name(self, row: int) -> str:
-        """The name of an image for users: its path in the folder, or its id in the corpus."""
         return self._string(row, "path") or self._string(row, "image_id")
-
-    def rows_of(self, image_id: str) -> list[int]:
-        """The rows of an image id, without removed rows; several if several folders have a file of that name."""
-        rows = []
-        for number, part in enumerate(self.parts):
-            path = part_files.part_path(self.folder, part, self.dim)
-            # Row groups whose range of ids excludes it are not read.
-            if part.rows and len(pq.read_table(path, columns=["image_id"], filters=[("image_id", "=", image_id)])):
-                ids = pq.read_table(path, columns=["image_id"]).column("image_id")
-                matches = pc.indices_nonzero(pc.equal(ids, image_id)).to_pylist()
-                rows += [self._ends[number] - part.rows + match for match in matches]
-        return [row for row in rows if not self.is_gone(row)]
-
-    def image_bytes(self, row: int) -> bytes:
-        """The image file of a row, read from its source.
-
-        MissingError if the row was removed, or its file is gone or is a link out of its folder; StaleError if the
-        corpus has changed.
-        """
-        return self.images.read(*self._image(row))
 
     def open_image(self, row: int) -> BinaryIO:
         """The image file of a row, opened in its source. Errors as for `image_bytes`."""
-        return self.images.open(*self._image(row))
+        return self.images.open(*self.source_image(row))
 
-    def captions(self, row: int) -> list[str]:
-        """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
-        try:
-            return self.images.captions(*self._image(row))
-        except MissingError:
-            return []
-
-    def has_image(self, row: int) -> bool:
-        """Whether `image_bytes` finds the image file of a row, without reading the file."""
-        try:
-            return self.images.exists(*self._image(row))
-        except MissingError:
-            return False
-
-    def _image(self, row: int) -> tuple[int, SourceImage]:
-        """The source of a row, and its image in the source; MissingError for a removed row."""
+    def source_image(self, row: int) -> tuple[int, SourceImage]:
         if not 0 <= row < self.num_rows or self.is_gone(row):
             raise MissingError(f"the index {self.folder} has no image {row}")
         fields = {name: self._string(row, name) for name in part_files.IMAGE_COLUMNS.names}
@@ -372,32 +318,19 @@ class Index:
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        path = part_files.part_path(self.folder, self.parts[part], self.dim)
+        path = self._part_path(self.parts[part])
         # Ten names may be in ten files, and opening a file takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
-    def _whole(self, column: str) -> pa.Array:
-        """A column of the files of vectors for all rows."""
-        paths = [part_files.part_path(self.folder, part, self.dim) for part in self.parts]
-        chunks = [chunk for path in paths for chunk in pq.read_table(path, columns=[column]).column(column).chunks]
-        return pa.chunked_array(chunks, pa.string()).combine_chunks()
+    def _part_path(self, part: Part) -> Path:
+        return part_files.part_path(self.folder, part, self.dim)
 
     def _map(self, part: int) -> tuple[Half, ...]:
         return part_files.mapped(self.folder, self.parts[part], self.dim)
 
     def _open_segment(self, segment: Segment) -> OpenSegment:
         return ann.open_segment(self.folder / "ann", segment, self.dim, self.config)
-
-    def _has_captions(self) -> NDArray[np.bool_] | None:
-        """Which rows have captions, those of corpora; None if all rows have, or none."""
-        is_corpus_P = [self.document["sources"][part.source]["kind"] == "corpus" for part in self.parts]
-        return None if len(set(is_corpus_P)) < 2 else np.repeat(is_corpus_P, [part.rows for part in self.parts])
-
-    def _open_words(self) -> Keywords:
-        files_of_words = storage.words_of(self.document)
-        assert files_of_words is not None
-        return keywords.open_keywords(self.folder, files_of_words)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""
@@ -419,28 +352,3 @@ class Index:
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
         for first, block_RD in part_files.read_blocks(self.folder, self.parts, self.dim, rows):
             yield first, exact.unit_rows(block_RD)
-
-
-def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
-    try:
-        return config.build(IndexConfig, document["settings"])
-    except ConfigError as error:
-        raise StaleError(
-            f"the settings of the index {folder} are not known here: {error}", hint="update dcdctl"
-        ) from error
-
-
-def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:
-    """A mask of the removed rows; None if there are none."""
-    listed = Listed(**document["removed"])
-    if listed.file is None or listed.sha256 is None:
-        return None
-    path = INDEX.checked(folder / listed.file, listed.sha256)
-    is_removed = np.zeros(num_rows, dtype=np.bool_)
-    try:
-        is_removed[np.load(path)] = True
-    except (ValueError, LookupError) as error:
-        raise INDEX.damaged(path, f"it does not list rows of the index ({error})") from error
-    if (found := int(is_removed.sum())) != listed.count:
-        raise INDEX.damaged(path, f"it lists {found:,} rows, and {storage.INDEX_FILE} says {listed.count:,}")
-    return is_removed

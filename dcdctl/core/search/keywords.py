@@ -15,8 +15,9 @@ rows, C candidates, W entries of words.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.data import tokens_of
-from dcdctl.core.errors import MissingError, require_extra
+from dcdctl.core.errors import require_extra
+from dcdctl.core.progress import Track
+from dcdctl.core.search import part_files
 from dcdctl.core.search.exact import Floats, Rows
-from dcdctl.core.search.protocol import ImageIndex
-from dcdctl.core.search.storage import INDEX, SealedFile, WordFiles
+from dcdctl.core.search.sources import SourceImages
+from dcdctl.core.search.storage import INDEX, IndexDocument, SealedFile, WordFiles, removed_rows
 
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""
@@ -66,18 +69,6 @@ def packages() -> dict[str, str]:
     import bm25s
 
     return {"bm25s": bm25s.__version__}
-
-
-def check_hybrid(index: ImageIndex) -> None:
-    """MissingError if an index cannot be searched by words."""
-    if not index.has_keywords:
-        is_folder = Path(index.location).is_dir()
-        hint = (
-            f"add them: dcdctl index {index.location} --keywords"
-            if is_folder
-            else "hybrid search needs an index in a folder"
-        )
-        raise MissingError(f"{index.location} has no words of captions and file names", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -163,32 +154,61 @@ def fuse(
     return rows[order].astype(np.int64), fused_C[order]
 
 
-def write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_removed: int) -> WordFiles:
-    """Write the files of the words of rows; the generation is in their names. Returns their entry in index.json."""
+def fill(folder: Path, document: IndexDocument, track: Track) -> WordFiles | None:
+    """The entry of the words of all rows, whose files are written; None without the setting.
+
+    Rows that have words already are not read from their sources again. MissingError or StaleError for a corpus that is
+    gone or has changed.
+    """
+    if not document.settings.keywords:
+        return None
+    existing, removed = document.keywords, document.removed.count
+    if existing is not None and (existing.num_rows, existing.removed) == (document.num_rows, removed):
+        return existing
+    words_R = [] if existing is None else read_words(folder, existing)
+    sources, first = SourceImages(str(folder), document.sources), 0
+    with track("read words", total=document.num_rows - len(words_R), unit="images") as advance:
+        for part in document.parts:
+            # Sources come part by part, so the words end where a part ends.
+            if first >= len(words_R):
+                for image in part_files.read_images(part_files.part_path(folder, part, document.model.dim)):
+                    captions = sources.read_captions(part.source, image)
+                    words_R.append(words_of_image(image.path or image.image_id, captions))
+                advance(part.rows)
+            first += part.rows
+    # Removed images leave no words behind.
+    is_removed = removed_rows(folder, document)
+    if is_removed is not None:
+        words_R = [[] if is_gone else words for is_gone, words in zip(is_removed, words_R, strict=True)]
+    return _write(folder, document.generation, words_R, removed)
+
+
+def _write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_removed: int) -> WordFiles:
+    """Write the files of the words of rows."""
     build, keywords = Build(folder, {}, INDEX), Keywords.of(words_R)
-
-    def name(kind: str, suffix: str) -> str:
-        return f"{kind}-{generation}.{suffix}"
-
-    with build.write(f"keywords/{name('words', 'parquet')}") as partial:
-        pq.write_table(pa.table({"words": pa.array(words_R, type=pa.list_(pa.string()))}), partial, compression="zstd")
-    with build.write(f"keywords/{name('vocabulary', 'txt')}") as partial:
-        partial.write_text("".join(f"{word}\n" for word in keywords.vocabulary), encoding="utf-8", newline="\n")
-    arrays: dict[str, NDArray[Any]] = {
-        "starts": keywords.starts_W,
-        "rows": keywords.rows_W,
-        "scores": keywords.scores_W,
+    table = pa.table({"words": pa.array(words_R, type=pa.list_(pa.string()))})
+    lines = "".join(f"{word}\n" for word in keywords.vocabulary)
+    writers: dict[str, Callable[[Path], object]] = {
+        "words.parquet": lambda path: pq.write_table(table, path, compression="zstd"),
+        "vocabulary.txt": lambda path: path.write_text(lines, encoding="utf-8", newline="\n"),
+        "starts.npy": partial(_save, keywords.starts_W),
+        "rows.npy": partial(_save, keywords.rows_W),
+        "scores.npy": partial(_save, keywords.scores_W),
     }
-    for kind, array in arrays.items():
-        # An open file, because np.save appends .npy to other names.
-        with build.write(f"keywords/{name(kind, 'npy')}") as partial, partial.open("wb") as file:
-            np.save(file, array)
-    kinds = {"words": "parquet", "vocabulary": "txt", **dict.fromkeys(arrays, "npy")}
-    entries: dict[str, Any] = {
-        kind: SealedFile(file=name(kind, suffix), **seal_of(folder / "keywords" / name(kind, suffix)))
-        for kind, suffix in kinds.items()
-    }
+    entries = {}
+    for name, write in writers.items():
+        kind, _, suffix = name.partition(".")
+        path = folder / "keywords" / f"{kind}-{generation}.{suffix}"
+        with build.write(f"keywords/{path.name}") as partial_path:
+            write(partial_path)
+        entries[kind] = SealedFile(file=path.name, **seal_of(path))
     return WordFiles(num_rows=len(words_R), removed=num_removed, **entries)
+
+
+def _save(array: NDArray[Any], path: Path) -> None:
+    # An open file, because np.save appends .npy to other names.
+    with path.open("wb") as file:
+        np.save(file, array)
 
 
 def read_words(folder: Path, files: WordFiles) -> list[list[str]]:

@@ -7,7 +7,6 @@ width.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core.artifacts import seal_of
 from dcdctl.core.search.exact import Half
-from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, Part, parts_of
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, IndexDocument, Part
 
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
@@ -52,6 +51,21 @@ class SkippedFile:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedParts:
+    """What plan.json holds once it is known which images of a source become which new parts."""
+
+    first_part: int
+    rows: tuple[int, ...]
+    """Files of each part, some of which may turn out not to be images."""
+    skipped: tuple[SkippedFile, ...]
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the parts."""
+        return range(self.first_part, self.first_part + len(self.rows))
+
+
 IMAGE_COLUMNS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -81,6 +95,11 @@ def planned_name(number: int) -> str:
     return f"{PLANNED}/{part_name(number)}"
 
 
+def vectors_name(number: int) -> str:
+    """The path of a file of vectors in the folder of the index."""
+    return f"vectors/{part_name(number)}"
+
+
 def write_part(
     path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()
 ) -> None:
@@ -101,12 +120,11 @@ def write_part(
         data_page_size=1 << 30,
     )
     # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
-    written = _vectors_at(path, dim)
-    if not all(
-        np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True)
-        for first, block_RD in written
-    ):
-        raise AssertionError("this version of pyarrow lays out vectors in another way")
+    raw, first = path.read_bytes(), 0
+    for rows, offset in _layout(pq.read_metadata(path), dim):
+        if not np.array_equal(_at(raw, offset, rows, dim), vectors_RD[first : first + rows], equal_nan=True):
+            raise AssertionError("this version of pyarrow lays out vectors in another way")
+        first += rows
 
 
 def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
@@ -118,30 +136,8 @@ def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped
     file = pq.ParquetFile(path)
     offsets = tuple(offset for _, offset in _layout(file.metadata, dim))
     skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    return Part(
-        file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets
-    ), skipped
-
-
-def _offset(group: Any, dim: int) -> int:
-    # The numbers are at the end of the only page of the group, after its header and levels.
-    column = group.column(group.num_columns - 1)
-    return int(column.data_page_offset + column.total_compressed_size - 2 * dim * group.num_rows)
-
-
-def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
-    metadata = pq.ParquetFile(path).metadata
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
-    raw = path.read_bytes()
-    return [
-        # Parquet stores numbers as little-endian on every machine.
-        (
-            first,
-            np.frombuffer(raw, dtype="<f2", count=dim * group.num_rows, offset=_offset(group, dim)).reshape(-1, dim),
-        )
-        for first, group in zip(firsts, groups, strict=False)
-    ]
+    part = Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets)
+    return part, skipped
 
 
 def write_planned(path: Path, images: Sequence[SourceImage]) -> None:
@@ -170,10 +166,7 @@ def mapped(folder: Path, part: Part, dim: int) -> tuple[Half, ...]:
     path = part_path(folder, part, dim)
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    groups = tuple(
-        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim)
-        for count, offset in _groups_of(part)
-    )
+    groups = tuple(_at(raw, offset, count, dim) for count, offset in _groups_of(part))
     if part.sha256 not in _FINITE:
         if not all(map(_all_finite, groups)):
             raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
@@ -199,8 +192,20 @@ def _check_layout(path: Path, part: Part, dim: int) -> None:
 
 def _layout(metadata: pq.FileMetaData, dim: int) -> list[tuple[int, int]]:
     """The number of rows of each row group that is not empty, and the file offset of its numbers."""
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    return [(group.num_rows, _offset(group, dim)) for group in groups if group.num_rows]
+    layout = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        if group.num_rows:
+            # The numbers are at the end of the only page of the group, after its header and levels.
+            column = group.column(group.num_columns - 1)
+            end = column.data_page_offset + column.total_compressed_size
+            layout.append((group.num_rows, int(end - 2 * dim * group.num_rows)))
+    return layout
+
+
+def _at(raw: Any, offset: int, rows: int, dim: int) -> Half:
+    """The vectors at an offset of a file."""
+    # Parquet stores numbers as little-endian on every machine.
+    return np.frombuffer(raw, dtype="<f2", count=rows * dim, offset=offset).reshape(rows, dim)
 
 
 def _all_finite(vectors_RD: Half) -> bool:
@@ -224,7 +229,7 @@ def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> I
         first += part.rows
 
 
-def check_vectors(folder: Path, document: dict[str, Any]) -> None:
+def check_vectors(folder: Path, document: IndexDocument) -> None:
     """StaleError for the first file of vectors that is damaged, laid out in another way, or not finite."""
-    for part in parts_of(document):
-        mapped(folder, part, document["model"]["dim"])
+    for part in document.parts:
+        mapped(folder, part, document.model.dim)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dcdctl.core.errors import MissingError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.where import Condition, Value
 from dcdctl.core.search.exact import Half, Rows
+from dcdctl.core.search.part_files import SourceImage
+from dcdctl.core.search.sources import SourceImages
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,11 @@ class Hit:
     """Sum of reciprocal ranks by which a hybrid search orders; None without hybrid search."""
 
 
-class ImageIndex(Protocol):
+class ImageIndex(ABC):
     """Indexed images. The row of an image never changes; removed rows stay empty."""
 
+    location: str
+    """Its folder, or its URL without a password."""
     dim: int
     """Numbers of a vector."""
     fingerprint: str
@@ -46,41 +51,53 @@ class ImageIndex(Protocol):
     kind: str
     """How it is searched, such as hnsw or postgresql."""
     num_images: int
+    columns: pa.Schema
+    """The columns that conditions may read, besides `where.BUILT_IN`; the types are keys of `where.TYPES`."""
+    images: SourceImages
+    has_keywords: bool = False
+    """Whether the words of captions and file names are indexed too."""
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}({self.location!r}: {self.num_images:,} images, {self.kind}, model {self.fingerprint[:8]})"
 
     @property
-    def location(self) -> str:
-        """Its folder, or its URL without a password."""
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The columns that conditions may read; the types are those of `where.TYPES`."""
-
-    @property
+    @abstractmethod
     def model(self) -> Path:
         """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
 
+    @property
+    @abstractmethod
+    def text_side(self) -> Path | None:
+        """The folder of the text side of that model for ONNX Runtime (`models.TextTower`); None if there is none."""
+
+    @abstractmethod
     def check(self) -> None:
         """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search
         waits for it."""
 
-    @property
-    def text_side(self) -> Path | None:
-        """The folder of the text side of that model for ONNX Runtime (`models.TextTower`); None if there is none."""
-
+    @abstractmethod
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the vectors."""
 
+    @abstractmethod
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
-        """For each query the k images of the highest exact cosines among those that meet a condition, or all if there
-        are fewer.
+        """For each query the k images of the highest cosines, best first, ties by row; fewer if there are not as many.
 
-        Ties by row. Safe to call from threads. ValueError for queries that are not Q x D finite numbers, and for k
-        below 1.
+        With a condition, only images that meet it. ValueError for queries that are not Q x `dim` finite numbers, or for
+        k below 1.
         """
 
-    @property
-    def has_keywords(self) -> bool:
-        """Whether the words of captions and file names are indexed too."""
+    def check_hybrid(self) -> None:
+        """MissingError if it cannot be searched by words."""
+        if not self.has_keywords:
+            is_folder = Path(self.location).is_dir()
+            add = f"add them: dcdctl index {self.location} --keywords"
+            hint = add if is_folder else "hybrid search needs an index in a folder"
+            raise MissingError(f"{self.location} has no words of captions and file names", hint=hint)
 
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
@@ -90,25 +107,44 @@ class ImageIndex(Protocol):
 
         MissingError for an index without words; otherwise as `search`.
         """
+        self.check_hybrid()
+        raise NotImplementedError
 
+    @abstractmethod
     def spread_rows(self, count: int) -> list[int]:
         """At most `count` rows spread evenly over the index, without removed rows."""
 
+    @abstractmethod
     def vectors(self, rows: Rows) -> Half:
         """(R, D): the stored vectors of rows, in the given order."""
 
+    @abstractmethod
+    def source_image(self, row: int) -> tuple[int, SourceImage]:
+        """The source of a row, and its image in the source; MissingError for a row without an image."""
+
     def name(self, row: int) -> str:
         """The name of an image for users: its path in the folder, or its id in the corpus."""
+        _, image = self.source_image(row)
+        return image.path or image.image_id
 
     def image_bytes(self, row: int) -> bytes:
         """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has
         changed."""
+        return self.images.read(*self.source_image(row))
 
     def has_image(self, row: int) -> bool:
         """Whether `image_bytes` finds the image file of a row, without reading the file."""
+        try:
+            return self.images.exists(*self.source_image(row))
+        except MissingError:
+            return False
 
     def captions(self, row: int) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
+        try:
+            return self.images.captions(*self.source_image(row))
+        except MissingError:
+            return []
 
 
 def text_side_beside(model: Path) -> Path | None:

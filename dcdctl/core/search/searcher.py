@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,6 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextEncoder, TextTower
 from dcdctl.core.search.columns.where import Condition
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.keywords import check_hybrid
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.query import Answer, checked_text, query_image
 
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 NUM_ANSWERS = 10
 TEXT_BATCH = 64
 """Texts encoded together."""
+NO_IMAGE = "no image meets the condition"
+NO_WORD = "no word of the text is in the captions or names of these images: they are ordered by vectors alone"
 
 
 class IndexModel:
@@ -78,37 +79,12 @@ class IndexModel:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be found besides vectors."""
-
-    k: int
-    where: Condition | None = None
-    texts: Sequence[str] | None = None
-    """The texts of the queries, for a hybrid search."""
-
-    def find(self, index: ImageIndex, vectors_QD: NDArray[np.float32]) -> list[tuple[Hit, ...]]:
-        if self.texts is None:
-            return index.search(vectors_QD, self.k, self.where)
-        return index.hybrid(self.texts, vectors_QD, self.k, self.where)
-
-    def notes(self, hits: Sequence[Hit]) -> list[str]:
-        if self.where is not None and not hits:
-            return ["no image meets the condition"]
-        has_words = self.texts is None or any(hit.bm25 is not None for hit in hits)
-        return (
-            []
-            if has_words
-            else ["no word of the text is in the captions or names of these images: they are ordered by vectors alone"]
-        )
-
-
-@dataclass(frozen=True)
 class Searcher:
     """An index and the models that search it; safe to call from several threads."""
 
     index: ImageIndex
     texts: TextEncoder
-    own: IndexModel
+    encoder: IndexModel
     """The dual encoder of the index; texts need it only if the index has no text side for ONNX Runtime."""
     reranker: Reranker | None = None
 
@@ -146,7 +122,7 @@ class Searcher:
             models.check_ref(rerank, overrides)
         elif overrides:
             raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
-        own, tower = IndexModel(index, device, threads), None
+        encoder, tower = IndexModel(index, device, threads), None
         if (
             rerank is None
             and str(device) in ("auto", "cpu")
@@ -154,12 +130,14 @@ class Searcher:
             and index.text_side is not None
         ):
             tower = TextTower.open(index.text_side, index.fingerprint, threads)
-        searcher = Searcher(index, tower or own.load(), own)
+        searcher = Searcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher
         from dcdctl.core.search.reranker import Reranker
 
-        return replace(searcher, reranker=Reranker.open(rerank, depth=depth, device=own.device(), settings=rerank_set))
+        return replace(
+            searcher, reranker=Reranker.open(rerank, depth=depth, device=encoder.device(), settings=rerank_set)
+        )
 
     @staticmethod
     def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> Searcher:
@@ -168,13 +146,13 @@ class Searcher:
 
         Errors and settings as in `for_index`.
         """
-        own = IndexModel(index, device, threads)
-        return Searcher(index, own.load(), own)
+        encoder = IndexModel(index, device, threads)
+        return Searcher(index, encoder.load(), encoder)
 
     @property
     def model(self) -> models.DualEncoder:
         """The dual encoder of the index, which is loaded if it was not needed before."""
-        return self.own.load().model
+        return self.encoder.load().model
 
     def ask(
         self,
@@ -209,8 +187,9 @@ class Searcher:
         self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
     ) -> list[Answer]:
         """An answer for each text, computed together."""
+        _check_k(k)
         if hybrid:
-            check_hybrid(self.index)
+            self.index.check_hybrid()
         checked = [checked_text(text) for text in texts]
         answers: list[Answer] = []
         for start in range(0, len(checked), TEXT_BATCH):
@@ -227,46 +206,56 @@ class Searcher:
         if self.reranker is not None:
             reason = f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image"
             raise ConfigError(reason, hint="leave --rerank out, or search by a text")
-        loaded = self.own.load()
+        _check_k(k)
+        encoder = self.encoder.load()
         started = time.perf_counter()
-        return self._nearest(loaded.of_image(image), Wanted(k, where), started, [()])[0]
+        vectors_1D = encoder.of_image(image)
+        (answer,) = self._answers(vectors_1D, started, lambda vectors_QD: self.index.search(vectors_QD, k, where))
+        return replace(answer, notes=() if answer.hits or where is None else (NO_IMAGE,))
 
     def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[Answer]:
         started = time.perf_counter()
         tokens = self.texts.tokenize(texts)
         notes = [self._notes(text, ids) for text, ids in zip(texts, tokens.ids, strict=True)]
-        vectors_QD = self.texts.vectors(tokens)
-        words = texts if hybrid else None
+        count = k if self.reranker is None else max(k, self.reranker.depth)
+
+        def find(vectors_QD: NDArray[np.float32]) -> list[tuple[Hit, ...]]:
+            if hybrid:
+                return self.index.hybrid(texts, vectors_QD, count, where)
+            return self.index.search(vectors_QD, count, where)
+
+        answers = self._answers(self.texts.vectors(tokens), started, find)
+        for number, answer in enumerate(answers):
+            if where is not None and not answer.hits:
+                notes[number].append(NO_IMAGE)
+            elif hybrid and all(hit.bm25 is None for hit in answer.hits):
+                notes[number].append(NO_WORD)
+        answers = [replace(answer, notes=tuple(note)) for answer, note in zip(answers, notes, strict=True)]
         if self.reranker is None:
-            return self._nearest(vectors_QD, Wanted(k, where, words), started, notes)
-        candidates = self._nearest(vectors_QD, Wanted(max(k, self.reranker.depth), where, words), started, notes)
-        answers = [
-            self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, candidates, strict=True)
-        ]
+            return answers
+        answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, answers, strict=True)]
         return [replace(answer, hits=answer.hits[:k]) for answer in answers]
 
-    def _nearest(
-        self, vectors_QD: NDArray[np.float32], wanted: Wanted, started: float, notes: Sequence[tuple[str, ...]]
+    def _answers(
+        self,
+        vectors_QD: NDArray[np.float32],
+        started: float,
+        find: Callable[[NDArray[np.float32]], list[tuple[Hit, ...]]],
     ) -> list[Answer]:
-        """The answers to vectors whose encoding began at `started`."""
-        if wanted.k < 1:
-            raise ConfigError(f"k must be at least 1, got {wanted.k}")
+        """What `find` gives for vectors whose encoding began at `started`."""
         # An index of short vectors is searched by the first numbers alone, which may be zero where the others are not.
         vectors_QD = vectors_QD[:, : self.index.dim]
         if not (np.isfinite(vectors_QD).all() and vectors_QD.any(axis=1).all()):
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
-        hits_Q = wanted.find(self.index, vectors_QD)
+        hits_Q = find(vectors_QD)
         encode_s, find_s = (
             (end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter()))
         )
-        return [
-            Answer(hits, encode_s, find_s, notes=(*note, *wanted.notes(hits)))
-            for hits, note in zip(hits_Q, notes, strict=True)
-        ]
+        return [Answer(hits, encode_s, find_s) for hits in hits_Q]
 
-    def _notes(self, text: str, ids: Sequence[int]) -> tuple[str, ...]:
+    def _notes(self, text: str, ids: Sequence[int]) -> list[str]:
         """Notes on the tokens of a text; InputError if it has none."""
         limit = self.texts.max_text_len
         words = set(ids) - self.texts.special_ids
@@ -277,4 +266,9 @@ class Searcher:
             notes.append("the model knows none of these words: the hits are random")
         if len(ids) == limit and (length := self.texts.num_tokens(text)) > limit:
             notes.append(f"the text has {length:,} tokens, and the model reads the first {limit}")
-        return tuple(notes)
+        return notes
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")

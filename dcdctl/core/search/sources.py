@@ -1,21 +1,116 @@
-"""The sources of indexed images: folders and corpora, from which the images of an answer are read."""
+"""The sources of indexed images, which are folders and corpora: found, listed, and read for an answer."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import itertools
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from dcdctl.core import files
+from dcdctl.core import artifacts, data, files
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
-from dcdctl.core.errors import CorpusError, MissingError, StaleError
-from dcdctl.core.search.part_files import SourceImage
+from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
+from dcdctl.core.search.part_files import SkippedFile, SourceImage
 from dcdctl.core.search.storage import ImageSource
 
+T = TypeVar("T")
 OPEN_CORPORA = 256
 """Maximum number of open corpora; the least recently used is closed."""
+
+
+def find_source(images: Path, split: str | None = None) -> ImageSource:
+    """The source at a path: a corpus if `dcdctl prepare` wrote it, else a folder of images; InputError if it is
+    neither.
+
+    Without `split`, a corpus is read with all its splits; InputError if two of them have an image of the same id.
+    """
+    path = images.expanduser()
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise InputError(
+            f"{images} {problem}", hint="--images takes a folder of images, or one that `dcdctl prepare` wrote"
+        )
+    path = path.resolve()
+    if (path / data.CORPUS_FILE).is_file():
+        corpus = Corpus.open(path, split or data.all_splits(path))
+        if repeated := [image_id for image_id, count in Counter(corpus.image_ids).items() if count > 1]:
+            found = f"{len(repeated):,} images of {images} have the same id in two splits, such as {repeated[0]!r}"
+            raise InputError(found, hint="index one split with --split NAME")
+        return ImageSource(kind="corpus", path=str(path), split=corpus.split, fingerprint=corpus.fingerprint)
+    if other := artifacts.other_folder_error(path, "folder of images or a corpus", error=InputError):
+        raise other
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"the folder {images} cannot be read", hint="change its permissions, or name another")
+    return ImageSource(kind="folder", path=str(path))
+
+
+def list_images(source: ImageSource, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
+    """The images of a source in a fixed order, and files that cannot be images; the folder `ignored` is left out."""
+    if source.kind == "corpus":
+        corpus = Corpus.open(Path(source.path), str(source.split))
+        return (SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids))
+    return _files(Path(source.path), ignored.resolve())
+
+
+def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
+    """Files sorted by name, before those of subfolders; without hidden files and the folders that macOS adds to
+    zips."""
+    failed: list[OSError] = []
+
+    def take_failed() -> Iterator[SkippedFile]:
+        while failed:
+            error = failed.pop(0)
+            name = Path(error.filename).relative_to(root).as_posix()
+            yield SkippedFile(path=_printable(name), reason=f"{error.strerror}")
+
+    for folder, folders, names in os.walk(root, onerror=failed.append):
+        yield from take_failed()
+        here = Path(folder)
+        # os.walk lists links to folders among the folders, and does not follow them.
+        links = [name for name in folders if (here / name).is_symlink()]
+        # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
+        folders[:] = sorted(
+            name for name in folders if name not in links and _is_visible(name) and here / name != ignored
+        )
+        for name in sorted([*names, *links]):
+            if _is_visible(name):
+                yield _source_image(here / name, root)
+    yield from take_failed()
+
+
+def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
+    name = path.relative_to(root).as_posix()
+    if _printable(name) != name:
+        return SkippedFile(path=_printable(name), reason="its name is not UTF-8")
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return SkippedFile(path=name, reason="a broken link" if path.is_symlink() else f"{error.strerror}")
+    if stat.S_ISDIR(mode):
+        return SkippedFile(path=name, reason="a link to a folder, which is not followed")
+    if not stat.S_ISREG(mode):
+        return SkippedFile(path=name, reason="not a regular file")
+    return SourceImage(image_id=name, path=name)
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _printable(name: str) -> str:
+    """A file name as text; bytes that are not UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def in_parts(images: Iterator[SourceImage], rows: int) -> Iterator[list[SourceImage]]:
+    """Images in lists of `rows`."""
+    while part := list(itertools.islice(images, rows)):
+        yield part
 
 
 class SourceImages:
@@ -31,20 +126,13 @@ class SourceImages:
         changed."""
         if image.corpus_row is not None:
             return self._corpus(self.sources[source]).image_bytes(image.corpus_row)
-        folder, path = Path(self.sources[source].path), self._path(image)
-        try:
-            return FolderImageFile(folder, path).read()
-        except RowError as error:
-            raise MissingError(f"{folder / path} of the index {self.where}: {error}") from error
+        return self._of_folder(source, image, FolderImageFile.read)
 
     def open(self, source: int, image: SourceImage) -> BinaryIO:
         """The image file, of which a folder reads no more than is asked for. Errors as for `read`."""
         if image.corpus_row is not None:
             return io.BytesIO(self.read(source, image))
-        try:
-            return FolderImageFile(Path(self.sources[source].path), self._path(image)).open()
-        except RowError as error:
-            raise MissingError(f"{image.path} of the index {self.where}: {error}") from error
+        return self._of_folder(source, image, FolderImageFile.open)
 
     def exists(self, source: int, image: SourceImage) -> bool:
         """Whether `read` finds the image file, without reading it."""
@@ -52,7 +140,7 @@ class SourceImages:
             if image.corpus_row is not None:
                 self._corpus(self.sources[source])
                 return True
-            return FolderImageFile(Path(self.sources[source].path), self._path(image)).exists()
+            return self._of_folder(source, image, FolderImageFile.exists)
         except (MissingError, StaleError):
             return False
 
@@ -71,12 +159,14 @@ class SourceImages:
         corpus = self._corpus(self.sources[source])
         return [corpus.captions[caption] for caption in corpus.captions_of(image.corpus_row)]
 
-    def _path(self, image: SourceImage) -> str:
-        """The path of an image in its folder; MissingError if it leads out of the folder."""
-        path = str(image.path)
+    def _of_folder(self, source: int, image: SourceImage, access: Callable[[FolderImageFile], T]) -> T:
+        folder, path = Path(self.sources[source].path), str(image.path)
         if files.escapes_root(path):
             raise MissingError(f"the image {path!r} of the index {self.where} lies outside its folder")
-        return path
+        try:
+            return access(FolderImageFile(folder, path))
+        except RowError as error:
+            raise MissingError(f"{folder / path} of the index {self.where}: {error}") from error
 
 
 def _open_corpus(source: ImageSource) -> Corpus:

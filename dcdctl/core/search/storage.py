@@ -17,17 +17,21 @@ index.json holds the SHA-256 of every file; it is compared when a process first 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Kind
+from dcdctl.core.config import Key
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search.columns import where
+from dcdctl.core.search.columns.where import COLUMN_TYPES
+from dcdctl.core.search.config import IndexConfig
 
 INDEX_FILE, PLANNED, TEXT = "index.json", "planned", "text"
 INDEX = Kind(
@@ -90,16 +94,14 @@ class ImageSource:
     split: str | None = None
     fingerprint: str | None = None
 
-    @property
-    def key(self) -> tuple[str, str | None]:
-        """Equal for sources at the same place."""
-        return self.path, self.split
-
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
-    kind: str
+class IndexedModel:
+    """The dual encoder that made the vectors."""
+
+    kind: str = "dual"
     dim: int
+    """Numbers of a stored vector."""
     fingerprint: str
 
 
@@ -164,9 +166,6 @@ class ColumnsFile:
         return pa.schema([(column.name, COLUMN_TYPES[column.type]) for column in self.columns])
 
 
-COLUMN_TYPES = {str(type_): type_ for type_ in where.TYPES}
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextSide:
     """The entry of the text side of the model in index.json; an index without the packages has none."""
@@ -177,128 +176,134 @@ class TextSide:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Contents:
+class IndexDocument:
     """The content of index.json."""
 
-    format: int
+    format: int = INDEX.format
     generation: int
-    images: int
-    kind: str
-    model: _Model
+    """Counts the changes. It is in the names of new files, so that the files of the index before stay intact."""
+    images: int = 0
+    """Without removed ones."""
+    kind: str = "flat"
+    """How the segments are searched; flat without segments."""
+    model: IndexedModel
     precision: str
-    settings: Mapping[str, Any]
+    settings: IndexConfig
     sources: tuple[ImageSource, ...]
-    skipped: Listed
-    removed: Listed
-    versions: Mapping[str, str]
-    parts: tuple[Part, ...]
-    segments: tuple[Segment, ...]
-    keywords: WordFiles | None = None
-    columns: ColumnsFile | None = None
-    text: TextSide | None = None
+    skipped: Listed = Listed()
+    removed: Listed = Listed()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    columns: Annotated[ColumnsFile | None, Key(omits_default=True)] = None
+    text: Annotated[TextSide | None, Key(omits_default=True)] = None
+    keywords: Annotated[WordFiles | None, Key(omits_default=True)] = None
+
+    @property
+    def num_rows(self) -> int:
+        """Images, with removed ones."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def files(self) -> dict[str, tuple[int | None, str]]:
+        """Size and SHA-256 of each file, by its path in the folder; the lists of rows and of files have no size."""
+        folders: dict[str, Sequence[Part | Segment | SealedFile | ColumnsFile]] = {
+            "vectors": self.parts,
+            "ann": self.segments,
+            "keywords": self.keywords.files if self.keywords is not None else (),
+            "": (self.columns,) if self.columns is not None else (),
+            TEXT: self.text.files if self.text is not None else (),
+        }
+        # Joined as paths, so that an absolute name stays one and is refused.
+        sealed: dict[str, tuple[int | None, str]] = {
+            PurePosixPath(folder, entry.file).as_posix(): (entry.bytes, entry.sha256)
+            for folder, entries in folders.items()
+            for entry in entries
+        }
+        listed = {each.file: (None, str(each.sha256)) for each in (self.removed, self.skipped) if each.file is not None}
+        return sealed | listed
 
 
-def read_document(folder: Path) -> dict[str, Any]:
+def read_document(folder: Path) -> IndexDocument:
     """The content of index.json. Opens no other file, and compares their sizes.
 
     MissingError if there is no finished index, or if a file is missing; StaleError if a file is damaged, of another
     format, or outside of the folder.
     """
-    document = INDEX.read_seal(folder)
+    path = folder / INDEX_FILE
     try:
-        # Only the check is used: a change edits the plain document and writes it back.
-        configs.build(_Contents, document)
+        document = configs.build(IndexDocument, INDEX.read_seal(folder))
     except ConfigError as error:
-        message = f"{folder / INDEX_FILE} is not as this dcdctl writes it: {error}"
+        message = f"{path} is not as this dcdctl writes it: {error}"
         raise StaleError(message, hint="update dcdctl, or build the index again") from error
-    _check_counts(folder / INDEX_FILE, document)
+    if problem := _contradiction(document):
+        raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
     # Names and sizes only, to open in milliseconds; checksums are compared when a file is first read.
-    for name, entry in files_of(document).items():
-        INDEX.check_part(folder, name, entry.get("bytes"))
+    for name, (size, _) in document.files.items():
+        INDEX.check_part(folder, name, size)
     return document
 
 
-def _check_counts(path: Path, document: dict[str, Any]) -> None:
-    """StaleError if the entries of index.json do not fit together."""
-    kind, dims = document["settings"].get("kind"), document["settings"].get("dims")
-    kinds = sorted({document["kind"], *(segment["kind"] for segment in document["segments"])})
-    num_rows, removed = sum(part["rows"] for part in document["parts"]), document["removed"]["count"]
-    columns = columns_file(document)
-    starts = [segment["first_row"] for segment in document["segments"]]
-    stops = [segment["first_row"] + segment["rows"] for segment in document["segments"]]
-    words = words_of(document)
-    words_fit = words is None or (words.num_rows, words.removed) == (num_rows, removed)
-    are_sources_known = all(0 <= part["source"] < len(document["sources"]) for part in document["parts"])
+def _contradiction(document: IndexDocument) -> str | None:
+    """Which entries of index.json do not fit together; None if all do."""
+    num_rows, removed, settings = document.num_rows, document.removed.count, document.settings
+    columns, words, segments = document.columns, document.keywords, document.segments
+    kinds = sorted({document.kind, *(segment.kind for segment in segments)})
+    starts, stops = [segment.first_row for segment in segments], [segment.stop for segment in segments]
     for fits, problem in (
         (
-            document["images"] == num_rows - removed,
-            f"{document['images']:,} images, and parts of {num_rows:,} rows, {removed:,} removed",
+            document.images == num_rows - removed,
+            f"{document.images:,} images, and parts of {num_rows:,} rows, {removed:,} removed",
         ),
         (
             starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows,
             "segments that do not follow each other",
         ),
-        (are_sources_known, "a part whose source it does not list"),
         (
-            kinds == [kind if starts else "flat"],
-            f"settings of kind {kind}, and segments that are searched by {', '.join(kinds)}",
+            all(0 <= part.source < len(document.sources) for part in document.parts),
+            "a part whose source it does not list",
         ),
-        (words_fit, "words of other rows"),
+        (
+            kinds == [settings.kind if starts else "flat"],
+            f"settings of kind {settings.kind}, and segments that are searched by {', '.join(kinds)}",
+        ),
+        (words is None or (words.num_rows, words.removed) == (num_rows, removed), "words of other rows"),
         (columns is None or columns.rows <= num_rows, "columns of more rows than its parts"),
         (
             columns is None or {column.type for column in columns.columns} <= set(COLUMN_TYPES),
             "columns of unknown types",
         ),
         (
-            dims in (None, document["model"]["dim"]),
-            f"settings for {dims} numbers, and vectors of {document['model']['dim']}",
+            settings.dims in (None, document.model.dim),
+            f"settings for {settings.dims} numbers, and vectors of {document.model.dim}",
         ),
     ):
         if not fits:
-            raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
+            return problem
+    return None
 
 
-def parts_of(document: dict[str, Any]) -> list[Part]:
-    """The files of vectors of an index."""
-    return [Part(**{**entry, "vectors_at": tuple(entry["vectors_at"])}) for entry in document["parts"]]
-
-
-def words_of(document: dict[str, Any]) -> WordFiles | None:
-    """The words of captions and file names of an index; None for an index without."""
-    entry = document.get("keywords")
-    return None if entry is None else configs.build(WordFiles, entry)
-
-
-def columns_file(document: dict[str, Any]) -> ColumnsFile | None:
-    """The entry of the file of columns; None for an index without columns."""
-    if (entry := document.get("columns")) is None:
+def removed_rows(folder: Path, document: IndexDocument) -> NDArray[np.bool_] | None:
+    """A mask of the removed rows; None if there are none."""
+    listed = document.removed
+    if listed.file is None:
         return None
-    return ColumnsFile(**{**entry, "columns": tuple(Column(**column) for column in entry["columns"])})
+    path = INDEX.checked(folder / listed.file, str(listed.sha256))
+    is_removed = np.zeros(document.num_rows, dtype=np.bool_)
+    try:
+        is_removed[np.load(path)] = True
+    except (ValueError, LookupError) as error:
+        raise INDEX.damaged(path, f"it does not list rows of the index ({error})") from error
+    if (found := int(is_removed.sum())) != listed.count:
+        raise INDEX.damaged(path, f"it lists {found:,} rows, and {INDEX_FILE} says {listed.count:,}")
+    return is_removed
 
 
-def text_side_note(document: dict[str, Any]) -> str:
+def text_side_note(document: IndexDocument) -> str:
     """Why texts are searched with torch, for the user; empty if they are not."""
-    if (side := document.get("text")) is None:
+    if document.text is None:
         return (
             "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the "
             "index was made"
         )
-    return f"a search starts with torch, in seconds: {side['refused']}" if side["refused"] else ""
-
-
-def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The entry of each file of an index, by its path in the folder."""
-    # Joined as paths, so that an absolute name stays one and is refused.
-    entries = {PurePosixPath("vectors", part["file"]).as_posix(): part for part in document["parts"]}
-    entries |= {PurePosixPath("ann", segment["file"]).as_posix(): segment for segment in document["segments"]}
-    if (words := words_of(document)) is not None:
-        entries |= {PurePosixPath("keywords", file.file).as_posix(): asdict(file) for file in words.files}
-    if (columns := document.get("columns")) is not None:
-        entries[columns["file"]] = columns
-    entries |= {
-        PurePosixPath(TEXT, entry["file"]).as_posix(): entry
-        for entry in (document.get("text") or {"files": []})["files"]
-    }
-    return entries | {
-        listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None
-    }
+    return f"a search starts with torch, in seconds: {document.text.refused}" if document.text.refused else ""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from dcdctl.core import config
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.query import cut, shown, value_for_json
-from dcdctl.core.search.storage import ImageSource, text_side_note, words_of
+from dcdctl.core.search.storage import ImageSource, text_side_note
 
 HALF_BYTES = 2
 NUM_SHOWN = 4
@@ -59,17 +62,13 @@ class IndexSummary:
 
 def summarize_index(index: Index) -> IndexSummary:
     """The summary of an open index. Reads no file besides those that opening read, and the columns."""
-    document, first, images = index.document, 0, [0] * len(index.document["sources"])
-    for part in index.parts:
-        removed = 0 if index.is_removed is None else int(index.is_removed[first : first + part.rows].sum())
-        images[part.source] += part.rows - removed
-        first += part.rows
-    words = words_of(document)
+    document, words = index.document, index.document.keywords
+    images = np.bincount(index.source_R[index.is_live], minlength=len(document.sources)).tolist()
     in_segments = index.segments[-1].stop if index.segments else 0
     return IndexSummary(
         images=index.num_images,
-        removed=document["removed"]["count"],
-        skipped=document["skipped"]["count"],
+        removed=document.removed.count,
+        skipped=document.skipped.count,
         dims=index.dim,
         kind=index.kind,
         segments=len(index.segments),
@@ -78,14 +77,13 @@ def summarize_index(index: Index) -> IndexSummary:
         vector_bytes=sum(part.bytes for part in index.parts),
         segment_bytes=sum(segment.bytes for segment in index.segments),
         word_bytes=0 if words is None else sum(file.bytes for file in words.files),
-        text_bytes=sum(entry["bytes"] for entry in (document.get("text") or {"files": []})["files"]),
+        text_bytes=0 if document.text is None else sum(file.bytes for file in document.text.files),
         text_note=text_side_note(document),
         model=index.fingerprint,
-        precision=document["precision"],
-        settings=document["settings"],
+        precision=document.precision,
+        settings=config.to_table(document.settings),
         sources=tuple(
-            SourceSummary(source=ImageSource(**entry), images=count)
-            for entry, count in zip(document["sources"], images, strict=True)
+            SourceSummary(source=source, images=count) for source, count in zip(document.sources, images, strict=True)
         ),
         columns=tuple(index.summarize_columns()),
     )

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 from dcdctl.core import distributed, files, models
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, StaleError
 from dcdctl.core.models import ImageBatch
-from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import embed, part_files
-from dcdctl.core.search.columns.change import name_forms
-from dcdctl.core.search.embed import ChunkReader, EmbeddingTask, ReadChunk
+from dcdctl.core.progress import Track
+from dcdctl.core.search import embed, part_files, sources
+from dcdctl.core.search.columns.change import name_forms, position_in
+from dcdctl.core.search.embed import EmbeddingTask, ImageReader
 from dcdctl.core.search.exact import Half, Rows
-from dcdctl.core.search.part_files import SkippedFile, SourceImage
+from dcdctl.core.search.part_files import SkippedFile
 from dcdctl.core.search.storage import PLANNED
 
 SUFFIXES = (".parquet", ".pq")
@@ -89,7 +89,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
 
     InputError for a corpus, which is such a list itself, and for a folder that holds something else.
     """
-    source = embed.find_source(images)
+    source = sources.find_source(images)
     if source.kind == "corpus":
         found = f"{images} is a corpus, whose Parquet files already list the images with their bytes"
         raise InputError(found, hint=f"let the engine read {source.path}/*.parquet: columns image_id and image")
@@ -97,11 +97,11 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
     files.check_output_folder(folder)
     if not files.is_vacant(folder):
         raise InputError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
-    digest, found_files = models.load_dual(ref).digest, embed.list_images(source, folder)
+    digest, found_files = models.load_dual(ref).digest, sources.list_images(source, folder)
     listed = (item for item in found_files if not isinstance(item, SkippedFile))
     num_images = num_files = 0
     with files.atomic_folder(folder) as partial:
-        for num_files, part in enumerate(embed.in_parts(listed, part_files.ROWS_PER_PART), 1):
+        for num_files, part in enumerate(sources.in_parts(listed, part_files.ROWS_PER_PART), 1):
             paths = [str(PurePosixPath(source.path) / image.image_id) for image in part]
             table = pa.table(
                 {"image_id": [image.image_id for image in part], "path": paths, MODEL: [digest] * len(part)}
@@ -113,7 +113,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
     return ImageList(folder, num_images, num_files, digest)
 
 
-def take(task: EmbeddingTask, given: VectorFiles, track: Track = silent) -> None:
+def take(task: EmbeddingTask, given: VectorFiles, track: Track) -> None:
     """Write the planned parts with given vectors, in place of `embed`.
 
     InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give;
@@ -121,54 +121,38 @@ def take(task: EmbeddingTask, given: VectorFiles, track: Track = silent) -> None
     """
     with distributed.main_first():
         if distributed.is_main():
-            gathered = _Gathered.new(task)
+            gathered = _GivenVectors(task)
             gathered.read(given.find(), track)
             skipped = gathered.check_missing()
             gathered.verify(given.verify)
             # All parts: some may have been written from other files before a kill.
-            for number, part in enumerate(task.parts):
-                _write(task, gathered, part, gathered.starts[number], skipped)
+            gathered.write(skipped)
     distributed.barrier()
 
 
-@dataclass
-class _Gathered:
+class _GivenVectors:
     """The given vectors by planned image, in a file that is mapped."""
 
-    task: EmbeddingTask
-    ids: pa.Array
-    """The id of each planned image."""
-    starts: list[int]
-    """The first image of each part, and the number of all."""
-    vectors_ND: NDArray[np.float16]
-    is_given: Flags
-    faults: Faults
-
-    @staticmethod
-    def new(task: EmbeddingTask) -> _Gathered:
-        tables = [
-            pq.read_table(task.build.written(part_files.planned_name(part)), columns=["image_id"])
-            for part in task.parts
-        ]
-        ids = pa.chunked_array(
-            [chunk for table in tables for chunk in table.column(0).chunks], pa.string()
+    def __init__(self, task: EmbeddingTask) -> None:
+        self.task = task
+        parts = [task.build.written(part_files.planned_name(part)) for part in task.planned.numbers]
+        columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
+        self.ids = pa.chunked_array(
+            [chunk for column in columns for chunk in column.chunks], pa.string()
         ).combine_chunks()
-        starts = list(accumulate((len(table) for table in tables), initial=0))
+        self.starts = list(accumulate(map(len, columns), initial=0))
+        """The first image of each part, and the number of all."""
         # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the
         # end.
-        path = task.folder / PLANNED / "vectors.f16"
-        shape = (max(len(ids), 1), task.dim)
-        vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
-        return _Gathered(
-            task, ids, starts, vectors_ND, np.zeros(len(ids), dtype=np.bool_), Faults("the vectors cannot be used")
-        )
+        path = task.build.folder / PLANNED / "vectors.f16"
+        self.vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=(max(len(self.ids), 1), task.dim))
+        self.is_given: Flags = np.zeros(len(self.ids), dtype=np.bool_)
+        self.faults = Faults("the vectors cannot be used")
 
     def read(self, paths: Sequence[Path], track: Track) -> None:
         """Take the vectors of files. All names are checked before the first vector is read."""
         names = [_read_names(path) for path in paths]
-        rows = self._rows_of(
-            pa.chunked_array(names, pa.string()).combine_chunks(), paths, [len(found) for found in names]
-        )
+        rows = self._rows_of(names, paths)
         self.faults.check()
         with track("read vectors", total=len(rows), unit="vectors") as advance:
             first = 0
@@ -180,30 +164,30 @@ class _Gathered:
                     advance(len(batch))
         self.faults.check()
 
-    def _rows_of(self, names: pa.Array, paths: Sequence[Path], counts: Sequence[int]) -> Rows:
-        """The planned image that each name means. Notes names of no image, and images that are named twice, as
-        faults."""
-        rows = pc.index_in(names, value_set=self.ids).fill_null(-1).to_numpy().astype(np.int64)
+    def _rows_of(self, columns: Sequence[pa.Array], paths: Sequence[Path]) -> Rows:
+        """The planned image that each name of the files means. Notes names of no image, and images that are named
+        twice, as faults."""
+        names = pa.chunked_array(columns, pa.string()).combine_chunks()
+        rows = position_in(names, self.ids)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown) and self.task.source.kind == "folder":
             # Only these: paths are taken apart one by one.
             root = PurePosixPath(self.task.source.path)
             for form in name_forms([str(name) for name in names.take(pa.array(unknown)).to_pylist()], root)[1:]:
-                found = pc.index_in(pa.array(form, pa.string()), value_set=self.ids).fill_null(-1).to_numpy()
-                rows[unknown] = np.where(rows[unknown] < 0, found, rows[unknown])
-        where = np.repeat([path.name for path in paths], counts)
-
-        def fault(kind: str, places: Rows) -> None:
-            examples = [f"{names[int(place)].as_py()!r} in {where[place]}" for place in places[:NUM_EXAMPLES]]
-            self.faults.add(kind, examples, len(places))
-
-        fault(
-            f"rows of images that are not in {self.task.source.path} or are in the index already",
-            np.flatnonzero(rows < 0),
-        )
+                places = position_in(pa.array(form, pa.string()), self.ids)
+                rows[unknown] = np.where(rows[unknown] < 0, places, rows[unknown])
+        where = np.repeat([path.name for path in paths], [len(column) for column in columns])
         known = np.flatnonzero(rows >= 0)
         _, firsts = np.unique(rows[known], return_index=True)
-        fault("rows of images that another row has too", np.delete(known, firsts))
+        for kind, wrong in (
+            (
+                f"rows of images that are not in {self.task.source.path} or are in the index already",
+                np.flatnonzero(rows < 0),
+            ),
+            ("rows of images that another row has too", np.delete(known, firsts)),
+        ):
+            examples = [f"{names[int(place)].as_py()!r} in {where[place]}" for place in wrong[:NUM_EXAMPLES]]
+            self.faults.add(kind, examples, len(wrong))
         return rows
 
     def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
@@ -292,26 +276,23 @@ class _Gathered:
 
     def _read_images(self, rows: Sequence[int]) -> Iterator[tuple[int, embed.ReadImages]]:
         """The planned images of some rows, one by one."""
-        reader, images, read_part = ChunkReader(self.task.source, self.task.model.preprocess), list[SourceImage](), -1
+        reader = ImageReader(self.task.source, self.task.model.preprocess)
+        part_of = lru_cache(maxsize=1)(self.task.images)  # rows ascend
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
-            if number != read_part:
-                images, read_part = (
-                    part_files.read_images(self.task.build.written(part_files.planned_name(self.task.parts[number]))),
-                    number,
-                )
             start = row - self.starts[number]
-            yield row, reader((ReadChunk(self.task.parts[number], start, start + 1), images[start : start + 1]))
+            yield row, reader(part_of(self.task.planned.numbers[number])[start : start + 1])
 
-
-def _write(task: EmbeddingTask, gathered: _Gathered, part: int, first: int, skipped: dict[int, SkippedFile]) -> None:
-    images = part_files.read_images(task.build.written(part_files.planned_name(part)))
-    here = range(first, first + len(images))
-    given = gathered.is_given[first : here.stop]
-    kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
-    vectors: Half = np.ascontiguousarray(gathered.vectors_ND[first : here.stop][given])
-    with task.build.write(task.name(part)) as partial:
-        part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
+    def write(self, skipped: dict[int, SkippedFile]) -> None:
+        """Write the vectors of all parts."""
+        for first, part in zip(self.starts, self.task.planned.numbers, strict=False):
+            images = self.task.images(part)
+            here = range(first, first + len(images))
+            given = self.is_given[first : here.stop]
+            kept = [image for image, is_given in zip(images, given, strict=True) if is_given]
+            vectors: Half = np.ascontiguousarray(self.vectors_ND[first : here.stop][given])
+            with self.task.build.write(part_files.vectors_name(part)) as partial:
+                part_files.write_part(partial, kept, vectors, [skipped[row] for row in here if row in skipped])
 
 
 def _check_columns(path: Path) -> None:
@@ -321,30 +302,20 @@ def _check_columns(path: Path) -> None:
     if not set(NAMES) & set(schema.names) or VECTOR not in schema.names:
         missing = VECTOR if VECTOR not in schema.names else "image_id and no path"
         raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
-    if _number_type(schema.field(VECTOR).type) not in _FLOATS:
-        found = schema.field(VECTOR).type
+    found = schema.field(VECTOR).type
+    type_ = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    if not is_list or type_.value_type not in _FLOATS:
         raise InputError(
             f"the column {VECTOR} of {path} is {found}, lists of floating-point numbers are expected", hint=_HINT
         )
 
 
-def _number_type(type_: Any) -> Any:
-    """The type of the numbers of vectors; None for a column of something else."""
-    type_ = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
-    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-    return type_.value_type if is_list else None
-
-
-def _name_column(path: Path) -> str:
-    names = pq.read_schema(path).names
-    return next(name for name in NAMES if name in names)
-
-
 def _read_names(path: Path) -> pa.Array:
     """The name of each row; InputError for a row without one."""
-    name = _name_column(path)
-    with _readable(path):
-        column = pq.read_table(path, columns=[name]).column(0).cast(pa.string()).combine_chunks()
+    with _readable(path), pq.ParquetFile(path) as file:
+        name = next(name for name in NAMES if name in file.schema_arrow.names)
+        column = file.read(columns=[name]).column(0).cast(pa.string()).combine_chunks()
     if column.null_count:
         raise InputError(f"{column.null_count:,} rows of {path} have no {name}", hint=_HINT)
     return column

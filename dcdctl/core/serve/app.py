@@ -294,9 +294,9 @@ async def _by_image(
         answer = replace(searcher, reranker=None).by_image(read(searcher), k, where)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 
-    if not service.searcher.now().own.is_loaded:
+    if not service.searcher.now().encoder.is_loaded:
         # By a thread that reads images, so that searches by texts continue meanwhile.
-        await service.reading.run(lambda: service.searcher.now().own.load())
+        await service.reading.run(lambda: service.searcher.now().encoder.load())
     answer = await service.searching.run(work)
     service.metrics.searched(answer)
     return answer

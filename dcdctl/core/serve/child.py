@@ -87,7 +87,7 @@ def load(
 def reload(job: Job, searcher: LiveSearcher) -> str | None:
     """Open the index and the models again and answer from them; the error if that fails, and nothing changes then."""
     try:
-        searcher.swap(_searcher_of(job, job.index(), with_images=searcher.now().own.is_loaded))
+        searcher.swap(_searcher_of(job, job.index(), with_images=searcher.now().encoder.is_loaded))
     except Exception as error:  # such as too little memory for a second model: the service must continue
         logs.OWN.error("the index is not reloaded; the service continues with the previous one: %s", error)
         return str(error)
@@ -130,7 +130,7 @@ def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> Searcher:
     reranking: dict[str, Any] = {"rerank": models.rerank, "depth": models.depth, "rerank_set": models.rerank_set}
     searcher = Searcher.for_index(index, device=models.device, threads=threads, **reranking)
     if with_images:
-        searcher.own.load()
+        searcher.encoder.load()
     return searcher
 
 

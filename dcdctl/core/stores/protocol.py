@@ -15,11 +15,9 @@ import pyarrow as pa
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import TYPES, Condition, Floats, Half, ImageSource, Rows
+from dcdctl.core.search import COLUMN_TYPES, Condition, Floats, Half, ImageSource, Rows
 
 FORMAT = 1
-COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
-"""The types of columns by the names that facts give them."""
 
 
 @dataclass(frozen=True, kw_only=True)

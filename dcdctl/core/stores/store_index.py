@@ -6,7 +6,7 @@ the index. Shape letters: Q queries, D width, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,15 +20,15 @@ from dcdctl.core.search import (
     Floats,
     Half,
     Hit,
+    ImageIndex,
     Rows,
     SourceImage,
     SourceImages,
-    check_hybrid,
     cosines,
     text_side_beside,
     unit,
 )
-from dcdctl.core.stores.protocol import IMAGE_FIELDS, Store, StoreFacts, half_of
+from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import FOR_A_QUESTION, repeated
 
 T = TypeVar("T")
@@ -38,16 +38,13 @@ REMEMBERED = 10_000
 """Images whose names are kept in memory, because a page asks for the names of its hits."""
 
 
-class StoreIndex:
-    """The images of a store. The row of an image never changes; removed rows are not there."""
+class StoreIndex(ImageIndex):
+    """The images of a store; removed rows are not there. The words of captions and file names are not in a store."""
 
     def __init__(self, store: Store, facts: StoreFacts, model: Path | None = None) -> None:
-        self.store, self.facts = store, facts
-        self.dim = facts.dims
-        self.fingerprint = facts.model
-        self.kind = store.kind
-        self.num_images = facts.images
-        self.columns = facts.schema
+        self.store, self.facts, self.location = store, facts, store.location
+        self.dim, self.fingerprint, self.kind = facts.dims, facts.model, store.kind
+        self.num_images, self.columns = facts.images, facts.schema
         self.images = SourceImages(store.location, facts.sources)
         self._model = model
         self._known: dict[int, tuple[int, SourceImage]] = {}
@@ -65,20 +62,8 @@ class StoreIndex:
             raise MissingError(f"there are no images in {store.location}", hint=hint)
         return StoreIndex(store, facts, model)
 
-    def __repr__(self) -> str:
-        return f"StoreIndex({self.location!r}: {self.num_images:,} images, {self.kind}, model {self.fingerprint[:8]})"
-
-    def __len__(self) -> int:
-        return self.num_images
-
-    @property
-    def location(self) -> str:
-        """The URL of the store without a password."""
-        return self.store.location
-
     @property
     def model(self) -> Path:
-        """The folder of the dual encoder that made the vectors; MissingError if it is not on this machine."""
         folder = self._model or Path(self.facts.model_folder)
         if not folder.is_dir():
             found = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
@@ -89,7 +74,6 @@ class StoreIndex:
 
     @property
     def text_side(self) -> Path | None:
-        """The folder `text` beside that of the model, as in an index; None if there is none."""
         return text_side_beside(self.model)
 
     def check(self) -> None:
@@ -102,7 +86,6 @@ class StoreIndex:
             )
 
     def expect(self, fingerprint: str) -> None:
-        """StaleError if a model of another fingerprint made the vectors."""
         if fingerprint != self.fingerprint:
             message = (
                 f"{self.location} was filled with the model {self.fingerprint[:8]}, and this is the model "
@@ -125,18 +108,6 @@ class StoreIndex:
             raise StaleError(message, hint="start again, to search with that model")
         return [self._best(query_D, images, k) for query_D, images in zip(queries_QD, found.images, strict=True)]
 
-    @property
-    def has_keywords(self) -> bool:
-        """False: the words of captions and file names are not in a store."""
-        return False
-
-    def hybrid(
-        self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
-    ) -> list[tuple[Hit, ...]]:
-        """MissingError: only an index in a folder has words."""
-        check_hybrid(self)
-        raise AssertionError("a store has no words")
-
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
         scores = cosines(query_D, half_of(images.column("vector")))
         # lexsort sorts by its last key first: by score, then by row.
@@ -150,47 +121,23 @@ class StoreIndex:
         return Hit(values["row"], image.image_id, image.path or image.image_id, score, columns=columns)
 
     def spread_rows(self, count: int) -> list[int]:
-        """At most `count` rows spread evenly over the index, without removed rows."""
         count, num_rows = min(count, self.facts.rows), self.facts.rows
         rows = np.array([(2 * part + 1) * num_rows // (2 * count) for part in range(count)], dtype=np.int64)
         return self._ask(lambda: self.store.fetch(rows)).column("row").to_pylist()
 
     def vectors(self, rows: Rows) -> Half:
-        """(R, D): the stored vectors of rows, in the given order."""
         found = self._ask(lambda: self.store.fetch(rows))
         found_R = found.column("row").to_numpy()
         if len(missing := np.setdiff1d(rows, found_R)):
             raise IndexError(f"{self.location} has no row {missing[0]}")
         return half_of(found.column("vector"))[np.searchsorted(found_R, rows)]
 
-    def name(self, row: int) -> str:
-        """The name of an image for users: its path in the folder, or its id in the corpus."""
-        _, image = self._image(row)
-        return image.path or image.image_id
-
     def image_bytes(self, row: int) -> bytes:
-        """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has
-        changed."""
         # Asked each time, so that a removed image is not shown.
         self._known.pop(row, None)
-        return self.images.read(*self._image(row))
+        return super().image_bytes(row)
 
-    def has_image(self, row: int) -> bool:
-        """Whether `image_bytes` finds the image file of a row, without reading the file."""
-        try:
-            return self.images.exists(*self._image(row))
-        except MissingError:
-            return False
-
-    def captions(self, row: int) -> list[str]:
-        """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
-        try:
-            return self.images.captions(*self._image(row))
-        except MissingError:
-            return []
-
-    def _image(self, row: int) -> tuple[int, SourceImage]:
-        """The source of a row, and its image in the source; MissingError if the row is not there."""
+    def source_image(self, row: int) -> tuple[int, SourceImage]:
         known = self._known.get(row)
         if known is not None:
             return known
@@ -200,8 +147,7 @@ class StoreIndex:
         return self._remember(found.drop_columns(["vector"]).to_pylist()[0])
 
     def _remember(self, values: dict[str, Any]) -> tuple[int, SourceImage]:
-        _, _, *fields = (field.name for field in IMAGE_FIELDS)
-        image = values["source"], SourceImage(**{name: values[name] for name in fields})
+        image = values["source"], SourceImage(**{name: values[name] for name in ("image_id", "path", "corpus_row")})
         if len(self._known) >= REMEMBERED:
             self._known.clear()
         self._known[values["row"]] = image

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.search import ImageSource, Index
+from dcdctl.core.search import Index
 from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
 
@@ -68,10 +68,10 @@ def facts_of(index: Index) -> StoreFacts:
         model=index.fingerprint,
         model_folder=str((index.folder / "model").resolve()),
         dims=index.dim,
-        precision=document["precision"],
+        precision=document.precision,
         columns={field.name: str(field.type) for field in index.columns},
-        sources=tuple(ImageSource(**entry) for entry in document["sources"]),
-        generation=document["generation"],
+        sources=document.sources,
+        generation=document.generation,
         rows=index.num_rows,
         images=index.num_images,
         content=content_digest(index, index.num_rows) or "",
@@ -102,7 +102,7 @@ def _values_digest(index: Index, rows: int) -> str:
 
 def _continues(facts: StoreFacts, index: Index) -> bool:
     """Whether the first rows of an index are those of a store."""
-    is_same = (facts.model, facts.dims, facts.precision) == (index.fingerprint, index.dim, index.document["precision"])
+    is_same = (facts.model, facts.dims, facts.precision) == (index.fingerprint, index.dim, index.document.precision)
     return is_same and facts.content == content_digest(index, facts.rows)
 
 

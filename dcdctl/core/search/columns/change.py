@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dcdctl.core import distributed
 from dcdctl.core.data import (
     CAMERA_COLUMNS,
     MOMENT,
@@ -28,9 +27,8 @@ from dcdctl.core.data import (
     read_columns,
     read_exif,
 )
-from dcdctl.core.errors import InputError, MissingError, StaleError
-from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import commit, storage
+from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
+from dcdctl.core.progress import Track
 from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import Index
@@ -76,30 +74,15 @@ class _Values:
     where: str
 
 
-def change_columns(
-    folder: Path, changes: ColumnChanges, read: ImageColumns | None = None, track: Track = silent
-) -> list[str]:
-    """Change the columns of an index; `read` is what `changes.read` gave. Returns notes for the user.
+def changed_table(
+    index: Index, changes: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
+) -> pa.Table:
+    """The columns of all rows after the changes; `metadata` is what `changes.read` gave. Adds to the notes for the
+    user.
 
     InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values
     of another type.
     """
-    with distributed.lock(folder):
-        notes: list[str] = []
-        with distributed.main_first():
-            if distributed.is_main():
-                index = Index(folder, storage.read_document(folder))
-                table = _changed(index, changes, read, notes, track)
-                is_same = index.num_covered in (0, index.num_rows) and table.equals(index.column_table())
-                if not is_same:
-                    commit.commit_columns(folder, index.document, table)
-    return notes
-
-
-def _changed(
-    index: Index, changes: ColumnChanges, read: ImageColumns | None, notes: list[str], track: Track
-) -> pa.Table:
-    """The columns of all rows after the changes; adds to the notes."""
     columns = {name: index.values(name) for name in index.columns.names}
     for name in changes.drop:
         if name not in columns:
@@ -108,15 +91,15 @@ def _changed(
         del columns[name]
     for new in _of_corpora(index, changes.chosen):
         _set(columns, new, index)
-    if read is not None:
-        notes += read.notes
-        for new in _of_metadata(index, read, notes):
+    if metadata is not None:
+        notes += metadata.notes
+        for new in _of_metadata(index, metadata, notes):
             _set(columns, new, index)
     if changes.exif or changes.place:
         types = CAMERA_COLUMNS | (PLACE_COLUMNS if changes.place else {})
         for new in _of_exif(index, columns, types, track):
             _set(columns, new, index)
-    return pa.table(columns) if columns else pa.table({})
+    return pa.table(columns)
 
 
 def _set(columns: dict[str, pa.Array], new: _Values, index: Index) -> None:
@@ -125,38 +108,34 @@ def _set(columns: dict[str, pa.Array], new: _Values, index: Index) -> None:
     if not pc.any(pc.and_(pc.is_valid(old), pa.array(~new.is_set))).as_py():
         old = pa.nulls(index.num_rows, new.values.type)  # no value stays, so the type may be another
     try:
-        type_ = WIDER.get(frozenset((old.type, new.values.type)), new.values.type)
-        old, values = (each if each.type == type_ else _widened(each, type_) for each in (old, new.values))
-    except pa.ArrowInvalid as error:
-        found = (
+        # A KeyError if neither type has the values of both, pa.ArrowInvalid if it has not all of them.
+        type_ = old.type if old.type == new.values.type else WIDER[frozenset((old.type, new.values.type))]
+        columns[new.name] = pc.if_else(pa.array(new.is_set), new.values.cast(type_), old.cast(type_))
+    except (KeyError, pa.ArrowInvalid) as error:
+        message = (
             f"column {new.name} of {index.folder} is {TYPES[old.type]}, and in {new.where} it is "
             f"{TYPES[new.values.type]}"
         )
-        raise InputError(found, hint=f"rename it, or remove the old one with --drop-column {new.name}") from error
-    columns[new.name] = pc.if_else(pa.array(new.is_set), values, old)
-
-
-def _widened(values: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Values as a wider type; pa.ArrowInvalid if that has not all of them."""
-    if type_ not in WIDER.values():
-        raise pa.ArrowInvalid("of another type")
-    return values.cast(type_)
+        raise InputError(message, hint=f"rename it, or remove the old one with --drop-column {new.name}") from error
 
 
 def has_new_corpus_columns(index: Index) -> bool:
     """Whether rows without a chance to get values come from a corpus with columns."""
-    return any(True for _ in _of_corpora(index, None))
+    try:
+        return any(True for _ in _of_corpora(index, None))
+    except CorpusError:  # it is gone: the index is searched and changed without it
+        return False
 
 
 def _of_corpora(index: Index, chosen: Sequence[str] | None) -> Iterator[_Values]:
     """The columns of the corpora of rows that have not had a chance to get values, all of them or the chosen ones."""
     ids, first = index.values("image_id"), 0
     for part in index.parts:
-        source = index.document["sources"][part.source]
+        source = index.document.sources[part.source]
         rows, first = range(max(first, index.num_covered), first + part.rows), first + part.rows
-        if source["kind"] != "corpus" or not rows:
+        if source.kind != "corpus" or not rows:
             continue
-        corpus = Corpus.open(Path(source["path"]), source["split"])
+        corpus = Corpus.open(Path(source.path), str(source.split))
         if corpus.columns is None:
             continue
         is_set = np.zeros(index.num_rows, np.bool_)
@@ -164,14 +143,14 @@ def _of_corpora(index: Index, chosen: Sequence[str] | None) -> Iterator[_Values]
         places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
         for name in corpus.columns.column_names:
             if chosen is None or name in chosen:
-                yield _Values(name, corpus.columns.column(name).combine_chunks().take(places), is_set, source["path"])
+                yield _Values(name, corpus.columns.column(name).combine_chunks().take(places), is_set, source.path)
 
 
 def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator[_Values]:
     """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
     rows_of_table = _rows_by_name(index, read.images)
     is_named = rows_of_table >= 0
-    live = np.ones(index.num_rows, np.bool_) if index.is_removed is None else ~index.is_removed
+    live = index.is_live
     used = np.unique(rows_of_table[is_named])
     if not (is_named & live).any():
         example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
@@ -197,7 +176,7 @@ def _of_exif(
     """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data fill
     has a value."""
     told = [name for name in types if name != "year"]  # a table often has years
-    is_read = np.ones(index.num_rows, np.bool_) if index.is_removed is None else ~index.is_removed
+    is_read = index.is_live
     if all(name in columns for name in types):
         for name in told:
             is_read &= columns[name].is_null().to_numpy(zero_copy_only=False)
@@ -240,19 +219,17 @@ def _rows_by_name(index: Index, names: Sequence[str]) -> Rows:
     before it, or absolute.
     """
     ids, rows = index.values("image_id"), np.full(index.num_rows, -1, np.int64)
-    first = 0
-    for part in index.parts:
-        here, source = slice(first, first + part.rows), index.document["sources"][part.source]
-        root = PurePosixPath(source["path"]) if source["kind"] == "folder" else None
-        for given in name_forms(names, root):
-            found = (
-                pc.index_in(ids.slice(first, part.rows), value_set=pa.array(given, pa.string()))
-                .fill_null(-1)
-                .to_numpy()
-            )
-            rows[here] = np.where(rows[here] < 0, found, rows[here])
-        first += part.rows
+    for number, source in enumerate(index.document.sources):
+        here = np.flatnonzero(index.source_R == number)
+        ids_here = ids.take(pa.array(here))
+        for given in name_forms(names, PurePosixPath(source.path) if source.kind == "folder" else None):
+            rows[here] = np.where(rows[here] < 0, position_in(ids_here, pa.array(given, pa.string())), rows[here])
     return rows
+
+
+def position_in(values: pa.Array, names: pa.Array) -> Rows:
+    """The position of each value among names; -1 if it is not among them."""
+    return pc.index_in(values, value_set=names).fill_null(-1).to_numpy().astype(np.int64)
 
 
 def name_forms(names: Sequence[str], root: PurePosixPath | None) -> list[list[str | None]]:

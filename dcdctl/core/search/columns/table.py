@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core import files
+from dcdctl.core.artifacts import seal_of
 from dcdctl.core.data import MOMENT
 from dcdctl.core.search import part_files
 from dcdctl.core.search.columns.where import Value
-from dcdctl.core.search.storage import INDEX, INDEX_FILE, ColumnsFile
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, Column, ColumnsFile
 
 NUM_FREQUENT = 50
 """Most frequent values of a column in its summary."""
 
 
-class Columns:
+class StoredColumns:
     """The columns of the images of an index, memory-mapped; safe to use from several threads."""
 
     def __init__(self, folder: Path, entry: ColumnsFile | None, num_rows: int) -> None:
@@ -73,10 +74,15 @@ class Columns:
         return file
 
 
-def write_columns(path: Path, table: pa.Table) -> None:
-    """Write the file of columns atomically."""
+def write_columns(folder: Path, generation: int, table: pa.Table) -> ColumnsFile | None:
+    """Write the columns of all rows atomically, and return their entry; None for a table without columns."""
+    if not table.column_names:
+        return None
+    path = folder / f"columns-{generation}.parquet"
     with files.atomic_path(path) as partial:
         pq.write_table(table, partial, row_group_size=part_files.ROWS_PER_GROUP, compression="zstd")
+    columns = tuple(Column(name=field.name, type=str(field.type)) for field in table.schema)
+    return ColumnsFile(file=path.name, rows=len(table), **seal_of(path), columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ TYPES: dict[pa.DataType, str] = {
     MOMENT: "a moment",
 }
 """The types of columns, with what their values are called."""
+COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
+"""The types of columns by the names that files give them."""
 BUILT_IN = pa.schema([("image_id", pa.string()), ("path", pa.string())])
 """Columns that every index has: the id of an image, and its path in the image folder, which images of a corpus lack."""
 EXAMPLE = "for example year >= 2020 and owner = 'x'"

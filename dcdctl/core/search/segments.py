@@ -1,0 +1,156 @@
+"""Building the segments of an index: a graph or a file of codes over each range of rows.
+
+One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are
+built in parallel. Shape letters: R rows, D width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dcdctl.core import distributed, scoring
+from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.progress import Advance, Track
+from dcdctl.core.scoring import HIGHEST
+from dcdctl.core.search import ann, exact, part_files
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import Floats
+from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
+
+BLOCK = 1024
+"""Vectors passed to a segment together."""
+
+
+def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
+    """The ranges of rows that need a segment. Full segments never change; the rows after the last have none while they
+    are few.
+
+    >>> config = IndexConfig(segment_rows=100, flat_up_to=30)
+    >>> segment_ranges(250, [], config), segment_ranges(230, [], config), segment_ranges(30, [], config)
+    ([range(0, 100), range(100, 200), range(200, 250)], [range(0, 100), range(100, 200)], [])
+    """
+    if config.kind == "flat" or num_rows <= config.flat_up_to:
+        return []
+    stop = existing[-1].stop if existing else 0
+    if num_rows - stop > config.flat_up_to:
+        stop = num_rows
+    ranges = [range(first, min(first + config.segment_rows, stop)) for first in range(0, stop, config.segment_rows)]
+    is_built = bool(existing) and existing[-1].stop == stop
+    return ranges if is_built or len(ranges[-1]) > config.flat_up_to else ranges[:-1]
+
+
+def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, ...]:
+    """The segments of an index, after all processes have built those that it lacks."""
+    build, kind = Build(folder, {}, INDEX), document.settings.kind
+    ranges = segment_ranges(document.num_rows, document.segments, document.settings)
+    by_rows = {range(segment.first_row, segment.stop): segment for segment in document.segments}
+    # The generation keeps the files of the index before.
+    names = {
+        rows: f"ann/{kind}-{rows.start:012d}-{len(rows)}-{document.generation}"
+        for rows in ranges
+        if rows not in by_rows
+    }
+    if names:
+        local = [list(names)[number] for number in distributed.local_indices(len(names))]
+        with track(f"build {kind}", total=sum(map(len, local)), unit="vectors") as advance:
+            _build_all(build, {names[rows]: SegmentVectors(folder, document, rows) for rows in local}, advance)
+        distributed.barrier()
+    for rows, name in names.items():
+        path = build.written(name)
+        by_rows[rows] = Segment(file=path.name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(path))
+    return tuple(by_rows[rows] for rows in ranges)
+
+
+@dataclass(frozen=True)
+class SegmentVectors:
+    """The vectors of the rows of a segment, which may be more than fit into memory."""
+
+    folder: Path
+    document: IndexDocument
+    rows: range
+
+    def blocks(self) -> Iterator[Floats]:
+        """Unit vectors in the order of rows, read again each time."""
+        dim = self.document.model.dim
+        for _, block_RD in part_files.read_blocks(self.folder, self.document.parts, dim, self.rows):
+            for start in range(0, len(block_RD), BLOCK):
+                yield exact.unit_rows(block_RD[start : start + BLOCK])
+
+
+def _build_all(build: Build, vectors_of: dict[str, SegmentVectors], advance: Advance) -> None:
+    """Write segments atomically, as many in parallel as torch has threads."""
+    lock, is_stopped = threading.Lock(), threading.Event()
+
+    def report(count: int) -> None:
+        # The only way to stop a thread in the middle of a segment.
+        if is_stopped.is_set():
+            raise InterruptedError("another segment failed")
+        with lock:
+            advance(count)
+
+    def build_one(name: str, vectors: SegmentVectors) -> None:
+        # A killed build left complete segments; one that was damaged since is built again.
+        if not build.is_written(name):
+            with build.write(name) as partial:
+                BUILDERS[vectors.document.settings.kind](partial, vectors, report)
+
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(vectors_of)))) as pool:
+        try:
+            for future in [pool.submit(build_one, *each) for each in vectors_of.items()]:
+                future.result()
+        except BaseException:
+            # Otherwise the program would wait minutes for the segments in progress.
+            is_stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _build_graph(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
+    ann.packages("hnsw")
+    from usearch.index import Index as Usearch
+
+    settings = vectors.document.settings.hnsw
+    # Candidates are scored again, so one byte per number finds as much as float16 and takes three fifths of the bytes.
+    graph = Usearch(
+        ndim=vectors.document.model.dim,
+        metric="ip",
+        dtype="i8",
+        connectivity=settings.neighbors,
+        expansion_add=settings.build_width,
+        expansion_search=settings.search_width,
+        enable_key_lookups=False,
+    )
+    # usearch itself would scale 1.0 to 127, but the numbers of a unit vector are much smaller.
+    scale = HIGHEST / max(float(np.abs(block_RD).max()) for block_RD in vectors.blocks())
+    first = 0
+    for block_RD in vectors.blocks():
+        codes_RD = np.rint(block_RD * np.float32(scale)).astype(np.int8)
+        graph.add(np.arange(first, first + len(codes_RD), dtype=np.uint64), codes_RD, threads=1)
+        first += len(codes_RD)
+        advance(len(codes_RD))
+    graph.save(str(path))
+
+
+def _build_codes(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
+    to_codes = scoring.int8_codes if vectors.document.settings.kind == "int8" else ann.binary_words
+    parts = []
+    for block_RD in vectors.blocks():
+        parts.append(to_codes(block_RD))
+        advance(len(block_RD))
+    # An open file, because np.save appends .npy to other names.
+    with path.open("wb") as file:
+        np.save(file, np.concatenate(parts))
+
+
+BUILDERS: dict[str, Callable[[Path, SegmentVectors, Advance], None]] = {
+    "hnsw": _build_graph,
+    "int8": _build_codes,
+    "binary": _build_codes,
+}
