@@ -15,7 +15,6 @@ No download.
 - distill: seconds per step, by precision.
 - resume: a run that is stopped at a checkpoint and resumed, against one that is not stopped.
 - processes: the loss of a step by two processes with NCCL, against one. Needs two GPUs, or --gloo.
-- compile: the image towers of CLIP and METER with `--compile`, against without. Needs a GPU, or --compile.
 - eval, bench: seconds of an evaluation, and the speed-up per query that `dcdctl bench` reports.
 
 Writes DIR/gpu.json and DIR/gpu.md. Exit code 1 if a check fails.
@@ -34,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,6 @@ from dcdctl.core.training import load_recipe, runs
 RECIPE = "tiny-student"
 NAMES = ("vilt", "meter", "clip")
 HEAD_FACTOR = 30
-COMPILED_BATCH = 32
-"""Images of the part `compile`."""
 MEMORY_SHARE = 0.25
 """Share of the GPU's memory that the part `memory` may use."""
 
@@ -135,7 +132,6 @@ class Machine:
     device: torch.device
     size: Size
     uses_gloo: bool
-    compiles: bool
     caches: dict[str, Path] = field(default_factory=dict)
     """The folders of finished caches that students learn from, by model."""
 
@@ -493,47 +489,6 @@ def processes(machine: Machine) -> Iterator[Row]:
     )
 
 
-@torch.inference_mode()
-def compile_towers(machine: Machine) -> Iterator[Row]:
-    if not machine.is_gpu and not machine.compiles:
-        yield skipped("compile", "no GPU")
-        return
-    corpus = Corpus.open(machine.data, "train")
-    plain, compiled = Compute(device=machine.device), Compute(device=machine.device, compile=True)
-    for name in ("clip", "meter"):
-        model = models.load(machine.model(name)).to(machine.device)
-        batch = (
-            CorpusSource(corpus, model.preprocess)
-            .images(range(min(corpus.num_images, COMPILED_BATCH)))
-            .to(machine.device)
-        )
-
-        def encode(compute: Compute, model: Any = model, batch: Any = batch) -> Any:
-            with compute.forward_pass():
-                return model.embed_images(batch) if model.kind == "dual" else model.encode_images(batch).tokens
-
-        started = time.perf_counter()
-        # An error if the compiled tower differs by more than rounding.
-        found = encode(compiled)
-        devices.synchronize(machine.device)
-        yield Row(
-            part="compile", model=name, what="image tower: first call", value=time.perf_counter() - started, unit="s"
-        )
-        error = float((found - encode(plain)).abs().max())
-        yield Row(
-            part="compile",
-            model=name,
-            what="image tower: largest difference",
-            value=error,
-            unit="",
-            holds=error <= 1e-3,
-        )
-        plain_s, compiled_s = (
-            median_seconds(partial(encode, compute), machine.device) for compute in (plain, compiled)
-        )
-        yield Row(part="compile", model=name, what="image tower: speed-up", value=plain_s / compiled_s, unit="times")
-
-
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 20) -> float:
     """The median time of work that was done before."""
     times = []
@@ -593,7 +548,6 @@ PARTS: dict[str, Callable[[Machine], Iterator[Row]]] = {
     "distill": distill,
     "resume": resume,
     "processes": processes,
-    "compile": compile_towers,
     "eval": evaluate,
     "bench": bench,
 }
@@ -631,12 +585,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--gloo", action="store_true", help="run the part `processes` without GPUs")
-    parser.add_argument(
-        "--compile", action="store_true", help="run the part `compile` without a GPU; it needs a C++ compiler"
-    )
     options = parser.parse_args(words)
     options.out.mkdir(parents=True, exist_ok=True)
-    machine = Machine(options.out, devices.choose(options.device), SIZES[options.size], options.gloo, options.compile)
+    machine = Machine(options.out, devices.choose(options.device), SIZES[options.size], options.gloo)
     document: dict[str, Any] = {"machine": devices.describe(machine.device), "size": options.size, "rows": []}
     for part in options.parts:
         for row in PARTS[part](machine):

@@ -68,7 +68,6 @@ def compute(
     batch_size: int | None = None,
     workers: int | None = None,
     features: Ref | None = None,
-    compile: bool = False,
 ) -> Compute:
     """Where and how to run a model, by the names of the commands' options."""
     place = devices.choose(device)
@@ -78,7 +77,6 @@ def compute(
         batch_size=batch_size,
         workers=workers,
         features=optional_path(features),
-        compile=compile and devices.can_compile(place, say),
     )
 
 

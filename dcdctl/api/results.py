@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,6 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "fp32",
-    compile: bool = False,
     out: Ref | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -116,9 +115,7 @@ def evaluate(
         with_eccv=eccv,
         forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
     )
-    how = arguments.compute(
-        device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile
-    )
+    how = arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features)
     options = EvalOptions(compute=how)
     with arguments.threads(threads):
         outcome = evaluation.run_evaluation(
@@ -191,10 +188,8 @@ def bench(
     pair = ModelPair(
         teacher=os.fspath(teacher), student=os.fspath(student), overrides=overrides, data=path(data), split=split
     )
-    place, settings = devices.choose(device), config or BenchConfig()
-    if settings.compile and not devices.can_compile(place, say):
-        settings = replace(settings, compile=False)
-    return bench_room.compare_saved(pair, settings, device=place, track=arguments.track(progress))
+    track = arguments.track(progress)
+    return bench_room.compare_saved(pair, config or BenchConfig(), device=devices.choose(device), track=track)
 
 
 def export(

@@ -51,7 +51,6 @@ class Index(search.Index):
         batch_size: int = 32,
         device: str = "auto",
         precision: str = "fp32",
-        compile: bool = False,
         metadata: Metadata | None = None,
         columns: Sequence[str] | None = None,
         exif: bool = False,
@@ -66,7 +65,7 @@ class Index(search.Index):
         table = {} if settings is None else config.flatten(config.to_table(settings))
         changes = Changes(sets=assignments(table), split=split, precision=devices.precision(precision))
         changes = replace(changes, columns=_column_changes(metadata, columns, exif, exif_place))
-        compute = arguments.compute(device, batch_size=batch_size, workers=workers, compile=compile)
+        compute = arguments.compute(device, batch_size=batch_size, workers=workers)
         track = arguments.track(progress)
         search.run_index_job(
             os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track
@@ -90,11 +89,10 @@ class Index(search.Index):
         workers: int | None = None,
         batch_size: int = 32,
         device: str = "auto",
-        compile: bool = False,
         progress: bool = False,
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
-        compute = arguments.compute(device, batch_size=batch_size, workers=workers, compile=compile)
+        compute = arguments.compute(device, batch_size=batch_size, workers=workers)
         return self._change(Changes(add=path(images), split=split), compute=compute, track=arguments.track(progress))
 
     def remove(self, *names: str, gone: bool = False) -> IndexChange:

@@ -101,7 +101,6 @@ def cache_teacher(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "fp32",
-    compile: bool = False,
     progress: bool = False,
 ) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
@@ -116,7 +115,7 @@ def cache_teacher(
         model_set=assignments(model_overrides),
         extend=optional_path(extend),
         compute=arguments.compute(
-            device, precision=precision, batch_size=batch_size, workers=workers, features=features, compile=compile
+            device, precision=precision, batch_size=batch_size, workers=workers, features=features
         ),
     )
     with arguments.threads(threads):
@@ -140,7 +139,6 @@ def distill(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
-    compile: bool = False,
     workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
@@ -162,7 +160,7 @@ def distill(
         model_set=assignments(model_overrides),
         validation_data=optional_path(validation_data),
     )
-    compute = arguments.compute(device, workers=workers, features=features, compile=compile)
+    compute = arguments.compute(device, workers=workers, features=features)
     options = TrainingOptions.choose(
         compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
     )
@@ -183,7 +181,6 @@ def finetune_teacher(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
-    compile: bool = False,
     workers: int | None = None,
     accumulate: int | None = None,
     checkpoint_activations: bool = False,
@@ -200,7 +197,7 @@ def finetune_teacher(
         teachers=many(teacher),
         model_set=assignments(model_overrides),
     )
-    compute = arguments.compute(device, workers=workers, features=features, compile=compile)
+    compute = arguments.compute(device, workers=workers, features=features)
     options = TrainingOptions.choose(
         compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
     )

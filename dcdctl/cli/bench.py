@@ -8,7 +8,6 @@ import typer
 
 from dcdctl.cli.options import (
     BatchSize,
-    Compile,
     Data,
     Device,
     Json,
@@ -19,7 +18,7 @@ from dcdctl.cli.options import (
     Threads,
 )
 from dcdctl.cli.views.bench import show_bench
-from dcdctl.cli.views.scoring import compiles_on, precision_on
+from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, show_json
 
 
@@ -91,7 +90,6 @@ def bench(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = "fp32",
-    compile: Compile = False,
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
@@ -107,7 +105,6 @@ def bench(
         "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats,
         "num_fresh_processes": fresh_processes,
         "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": precision_on(precision, place),
-        "compile": compiles_on(compile, place, run, teacher),
     }  # fmt: skip
     pair = ModelPair(
         teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split

@@ -13,7 +13,6 @@ import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_teacher
 from dcdctl.cli.options import (
-    Compile,
     Data,
     Device,
     DryRun,
@@ -127,7 +126,6 @@ def cache_teacher(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = "fp32",
-    compile: Compile = False,
     json: Json = False,
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
@@ -143,10 +141,9 @@ def cache_teacher(
         "--batch-size": batch_size,
         "--workers": workers,
     }
-    own |= {"--compile": compile or None}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
-    from dcdctl.cli.views.scoring import compiles_on, precision_on
+    from dcdctl.cli.views.scoring import precision_on
     from dcdctl.cli.views.terminal import show, show_json
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
@@ -174,7 +171,6 @@ def cache_teacher(
             compute=Compute(
                 device=place, precision=precision_on(precision, place), batch_size=batch_size, workers=workers,
                 features=features,
-                compile=compiles_on(compile, place, teacher),
             ),
         )  # fmt: skip
         result = _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)

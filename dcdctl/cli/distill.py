@@ -43,7 +43,6 @@ def distill(
     device: options.Device = "auto",
     threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
-    compile: options.Compile = False,
     workers: options.Workers = None,
     accumulate: options.Accumulate = "auto",
     checkpoint_activations: options.CheckpointActivations = False,
@@ -54,7 +53,6 @@ def distill(
 ) -> None:
     """Train a student on a teacher's scores. They come from a cache, or from a dual encoder, which needs none."""
     options.check_overrides(recipe, sets)
-    from dcdctl.cli.views.scoring import compiles_on
     from dcdctl.cli.views.training import run_training
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
@@ -72,8 +70,6 @@ def distill(
         validation_data=validation_data,
     )
     place = devices.choose(device)
-    compute = Compute(
-        device=place, workers=workers, features=features, compile=compiles_on(compile and not dry_run, place)
-    )
+    compute = Compute(device=place, workers=workers, features=features)
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
     run_training(job, refs, settings, dry_run=dry_run, json=json)

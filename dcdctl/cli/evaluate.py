@@ -11,7 +11,6 @@ from dcdctl.cli.options import (
     CODES_HELP,
     DEPTH_HELP,
     DIMS_HELP,
-    Compile,
     Data,
     Device,
     Features,
@@ -28,7 +27,7 @@ from dcdctl.cli.options import (
     Workers,
     check_output_file,
 )
-from dcdctl.cli.views.scoring import compiles_on, precision_on, show_workload
+from dcdctl.cli.views.scoring import precision_on, show_workload
 from dcdctl.cli.views.terminal import bar, note, show_json, show_table
 
 ProtocolName = Annotated[
@@ -89,7 +88,6 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = "fp32",
-    compile: Compile = False,
     model_set: ModelSet = None,
     features: Features = None,
     eccv: Eccv = False,
@@ -122,10 +120,8 @@ def evaluate(
     )
     devices.use_threads(threads)
     place = devices.choose(device)
-    numbers, compiles = precision_on(precision, place), compiles_on(compile, place, model, rerank)
-    compute = Compute(
-        device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features, compile=compiles
-    )
+    numbers = precision_on(precision, place)
+    compute = Compute(device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features)
     options = EvalOptions(compute=compute)
     if vector_table:
         table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)

@@ -27,7 +27,6 @@ def finetune_teacher(
     device: options.Device = "auto",
     threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
-    compile: options.Compile = False,
     workers: options.Workers = None,
     accumulate: options.Accumulate = "auto",
     checkpoint_activations: options.CheckpointActivations = False,
@@ -38,7 +37,6 @@ def finetune_teacher(
 ) -> None:
     """Train a cross-encoder to rank. The true caption or image competes with sampled or mined ones."""
     options.check_overrides(recipe, sets)
-    from dcdctl.cli.views.scoring import compiles_on
     from dcdctl.cli.views.training import run_training
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
@@ -50,8 +48,6 @@ def finetune_teacher(
         data=data, split=split, max_images=max_images, teachers=[teacher] if teacher else [], model_set=model_set or []
     )
     place = devices.choose(device)
-    compute = Compute(
-        device=place, workers=workers, features=features, compile=compiles_on(compile and not dry_run, place)
-    )
+    compute = Compute(device=place, workers=workers, features=features)
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
     run_training(job, refs, settings, dry_run=dry_run, json=json)

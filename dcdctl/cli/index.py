@@ -14,7 +14,6 @@ from dcdctl.cli.options import (
     COLUMNS_HELP,
     DIMS_HELP,
     BatchSize,
-    Compile,
     Device,
     Json,
     Threads,
@@ -22,7 +21,7 @@ from dcdctl.cli.options import (
     names_in,
     refuse,
 )
-from dcdctl.cli.views.scoring import compiles_on, precision_on
+from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
@@ -144,7 +143,6 @@ def index(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = None,
-    compile: Compile = False,
     dims: Dims = None,
     codes: Codes = None,
     vectors: Vectors = None,
@@ -189,8 +187,7 @@ def index(
     devices.use_threads(threads)
     precision = None if precision is None else precision_on(precision, devices.choose(device))
     place = devices.choose(device)
-    compiles = compiles_on(compile, place, None if images is None else target)
-    compute = Compute(device=place, batch_size=batch_size, workers=workers, compile=compiles)
+    compute = Compute(device=place, batch_size=batch_size, workers=workers)
     settings = {"dims": dims, "kind": codes, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
     changes = Changes(

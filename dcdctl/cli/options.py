@@ -299,12 +299,6 @@ TrainingPrecision = Annotated[
         metavar="NAME",
     ),
 ]
-Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile", help="Compile encoders whose inputs have one shape (torch.compile): slow to start, then faster."
-    ),
-]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")
 ]

@@ -9,8 +9,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from dcdctl import __version__
 from dcdctl.core import artifacts, machine
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.progress import Say
 
 T = TypeVar("T")
 MOST_READERS = 8
 """Threads that read ahead by default; each has a batch of images in memory."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
-_compiling_asked = ContextVar("compiling_asked", default=False)
 _version_of = functools.cache(version)
 """The version of a package. To find it takes milliseconds, and it stays."""
 
@@ -48,42 +44,22 @@ class Compute:
     when they are needed. None: as many threads as `default_readers`, no processes."""
     features: Path | None = None
     """Folder that stores the outputs of frozen encoders; None computes them each time."""
-    compile: bool = False
-    """Compile encoders whose inputs have one shape: faster after a minute or more, and equal up to rounding."""
 
     @property
     def readers(self) -> int:
         """Threads that read and decode images ahead in a pass without gradients."""
         return default_readers() if self.workers is None else self.workers
 
-    @property
-    def compiled_fact(self) -> dict[str, bool]:
-        """What a result records of `compile`, beside the versions and the machine: it changes a number by rounding
-        only."""
-        return {"compile": True} if self.compile else {}
-
-    @contextmanager
-    def forward_pass(self) -> Iterator[None]:
-        """A block for a forward pass: autocast in this precision, none in float32, and compiled encoders if `compile`
-        is set.
+    def forward_pass(self) -> torch.autocast:
+        """A block for a forward pass: autocast in this precision, none in float32.
 
         Each pass needs its own block: a block caches the weights that it has cast, and those cast without a graph have
         no gradient.
         """
-        before = _compiling_asked.set(self.compile)
-        try:
-            with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"):
-                yield
-        finally:
-            _compiling_asked.reset(before)
+        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
 
 
 ON_CPU = Compute()
-
-
-def is_compiling_asked() -> bool:
-    """Whether the forward pass that runs now asks for compiled encoders."""
-    return _compiling_asked.get()
 
 
 def choose(name: str) -> torch.device:
@@ -240,28 +216,6 @@ def _block_seconds(precision_name: str) -> float:
             block(tokens)
         times.append(time.perf_counter() - started)
     return min(times[1:])
-
-
-def can_compile(device: torch.device, say: Say) -> bool:
-    """Whether torch.compile works on this machine, by a trial of a few seconds; if not, `say` gets a line with the
-    reason.
-
-    A CPU needs a C++ compiler and the headers of Python, a GPU needs triton.
-    """
-    from torch._dynamo.exc import TorchDynamoException  # only here: the import takes seconds
-
-    try:
-        torch.compile(_one_more, dynamic=False)(torch.zeros(8, device=device))
-    except (TorchDynamoException, ImportError, OSError) as error:
-        needs = "triton" if device.type == "cuda" else "a C++ compiler such as g++, and the headers of Python"
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        say(f"--compile is left out: PyTorch cannot compile here, which needs {needs} ({reason})")
-        return False
-    return True
-
-
-def _one_more(numbers: torch.Tensor) -> torch.Tensor:
-    return numbers + 1
 
 
 def synchronize(device: torch.device) -> None:

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 import dcdctl.core
 from dcdctl.cli.app import app
-from dcdctl.core import devices, models
+from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import install_command
 from dcdctl.core.models import load_save
@@ -540,18 +540,3 @@ def test_a_missing_package_is_named_with_its_extra_before_weights_are_opened(
         rf"needs .*{module.replace('_', '-')}.*not installed; {re.escape(install_command(extra))}", result.stderr
     )
     assert len(result.stderr.splitlines()) == 1
-
-
-COMPILING = [
-    *[(name, "--teacher") for name in ("finetune-teacher", "distill", "cache-teacher", "bench")],
-    *[("eval", "model"), ("eval", "--rerank"), ("bench", "run"), ("index", "target")],
-]
-"""The models of the commands that compile."""
-
-
-@pytest.mark.parametrize(("command", "option"), COMPILING)
-def test_a_wrong_model_is_an_error_before_the_compiler_is_tried(command, option, stage, monkeypatch):
-    monkeypatch.setattr(devices, "can_compile", lambda *_: pytest.fail("the compiler was tried"))
-    result = run(command, {**VALID[command], option: "ABSENT", "--compile": "", "--device": "cpu"}, stage)
-    assert result.exit_code == 1, result.output
-    assert re.search(MODEL.message, result.stderr.replace(f"{stage}/", ""))

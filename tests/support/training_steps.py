@@ -94,7 +94,6 @@ def gradients_of(
     precision: str = "float32",
     objective: type[PairObjective] = PairObjective,
     scale: float | None = None,
-    compile: bool = False,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The loss and the gradients of one step; in several processes those of all of them. The student keeps its
     weights."""
@@ -107,7 +106,7 @@ def gradients_of(
         weight.fill_(math.log(scale))
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    options = StepCompute(compute=Compute(precision=precision, compile=compile), scaler=scaler, micro_batch_plan=plan)
+    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
     values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
     if scale is not None:
         weight.copy_(own_scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Any
 import processes
 import pytest
 import torch
-from duals import keep_one_layer, save_dual
+from duals import save_dual
 from encoders import VISION, make_pair
 from forks import run_forked
 from paths import ROOT, SUPPORT
@@ -43,7 +42,6 @@ from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models.networks import compiled
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model
@@ -121,22 +119,6 @@ def assert_same_gradients(gradients: dict[str, torch.Tensor], expected: dict[str
             assert difference < 5e-5, name
         else:
             assert float(gradients[name].norm()) < 2e-6 * total, name
-
-
-def test_compiled_towers_give_the_loss_and_the_gradients_of_a_step(inputs, student_of, monkeypatch):
-    from torch._dynamo.utils import counters
-
-    model, recipe = copy.deepcopy(student_of("SigLIP"))
-    keep_one_layer(model)
-    expected_values, expected = gradients_of(inputs, (model, recipe), MicroBatchPlan())
-    # It traces the towers, and runs what was traced without generating code: the numbers are the same to the last bit.
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
-    counters.clear()
-    values, gradients = gradients_of(inputs, (model, recipe), MicroBatchPlan(), compile=True)
-    assert counters["stats"]["unique_graphs"] == 2
-    assert values == expected_values
-    assert gradients.keys() == expected.keys()
-    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

@@ -1,5 +1,5 @@
-"""What scores will cost, on stderr, before the model starts to score: pairs, time, a precision that is slow here, and
-compiling."""
+"""What scores will cost, on stderr, before the model starts to score: pairs, time, and a precision that is slow
+here."""
 
 from __future__ import annotations
 
@@ -46,21 +46,3 @@ def precision_on(name: str, device: torch.device) -> str:
     if slower := devices.slower_half(name, device):
         note(slower)
     return devices.precision(name)
-
-
-def compiles_on(asked: bool, device: torch.device, *refs: str | None) -> bool:
-    """Whether to compile; a message that the first batches take a while, or that this machine cannot.
-
-    ModelError for a wrong name of a model: the trial of the compiler takes seconds.
-    """
-    if not asked:
-        return False
-    from dcdctl.core import devices, models
-
-    for ref in refs:
-        if ref is not None:
-            models.check_ref(ref)
-    if not devices.can_compile(device, note):
-        return False
-    note("--compile: the first batches take a minute or more, while encoders are compiled")
-    return True

@@ -145,8 +145,6 @@ def compare(
 
     `fresh` has the times of fresh processes by model; `clock` replaces the clock of the settings.
     """
-    if config.compile:
-        models.require_compiled_sides(teacher, student)
     device = device_of(student)
     load_before = devices.load_average()
     in_torch = ((TEACHER, teacher), (STUDENT, student))
@@ -182,7 +180,7 @@ def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
     try:
         with (
             torch.inference_mode(),
-            Compute(device=device, precision=config.precision, compile=config.compile).forward_pass(),
+            Compute(device=device, precision=config.precision).forward_pass(),
         ):
             yield
     finally:

@@ -40,8 +40,6 @@ class BenchConfig:
     """Whether the student is also timed in ONNX Runtime, if it can be exported."""
     precision: str = "float32"
     """Autocast precision of both models; float32 means no autocast."""
-    compile: bool = False
-    """Whether encoders whose inputs have one shape are compiled, for batches of `batch_size`; 8 at least."""
     num_threads: int | None = None
     """CPU threads; None for torch's default."""
 

@@ -53,8 +53,6 @@ def evaluate_model(
             "a dual encoder's features are its vectors, which are computed only once anyway",
             hint="leave --features out",
         )
-    if options.compute.compile:
-        models.require_compiled_sides(model, *([] if rerank is None else [rerank]))
     kind: Kind
     if model.kind == "fusion":
         if rerank is not None:
@@ -80,7 +78,6 @@ def evaluate_model(
         form=options.form,
         features=None if options.compute.features is None else "float16",
         precision=options.compute.precision,
-        is_compiled=options.compute.compile,
         pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
         fingerprint=corpus.fingerprint,

@@ -81,8 +81,6 @@ class Evaluation:
     """Number type of the stored encoder outputs; None if none were read."""
     precision: str
     """Torch name of the type that the models computed in."""
-    is_compiled: bool = False
-    """Whether encoders were compiled, which changes a score by rounding only."""
     pairs_scored: int
     """Pairs that went through fusion layers."""
     seconds: float
@@ -133,7 +131,6 @@ def evaluation_document(evaluation: Evaluation, model_name: str, split: str) -> 
         },
         "pairs_scored": evaluation.pairs_scored,
         "seconds": evaluation.seconds,
-        **({"compile": True} if evaluation.is_compiled else {}),
         "corpus_fingerprint": evaluation.fingerprint,
         "data": evaluation.data,
     }

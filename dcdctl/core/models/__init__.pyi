@@ -23,7 +23,6 @@ from .load_save import (
 )
 from .networks.backbones import FeatureSpec, ProjectionSize
 from .networks.build import every_other, new_coattention
-from .networks.compiled import require_compiled_sides
 from .networks.towers import TrainedParts, require_peft
 from .onnx import (
     ONNX_OUTPUT,
@@ -114,7 +113,6 @@ __all__ = [
     "prefix_vectors",
     "quantize_dynamic",
     "quiet_open_clip",
-    "require_compiled_sides",
     "require_onnx",
     "require_peft",
     "save",

@@ -160,11 +160,6 @@ class DualModel(nn.Module, ABC):
         return digest_of(self.network, config=self.config, preprocess=self.preprocess.settings, settings=self.settings)
 
     @property
-    def compiled_sides(self) -> tuple[str, ...]:
-        """See `DualEncoder.compiled_sides`; none unless a family says otherwise."""
-        return ()
-
-    @property
     def encoders(self) -> Encoders | None:
         """See `DualEncoder.encoders`; None unless a family has them."""
         return None

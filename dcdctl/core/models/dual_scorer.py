@@ -85,11 +85,6 @@ class DualScorer(FusionModel):
         return self.dual.encoders
 
     @property
-    def compiled_sides(self) -> tuple[str, ...]:
-        """The dual encoder's."""
-        return self.dual.compiled_sides
-
-    @property
     def settings(self) -> dict[str, Any]:
         """The dual encoder's."""
         return self.dual.settings

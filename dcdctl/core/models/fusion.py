@@ -79,11 +79,6 @@ class FusionModel(nn.Module, ABC):
         return digest_of(self.network, config=self.config, preprocess=self.preprocess.settings, settings=self.settings)
 
     @property
-    def compiled_sides(self) -> tuple[str, ...]:
-        """See `FusionScorer.compiled_sides`; none unless a family says otherwise."""
-        return ()
-
-    @property
     def encoders(self) -> Encoders | None:
         """See `FusionScorer.encoders`; None unless a family has them."""
         return None

@@ -182,11 +182,6 @@ class _Model(_Module, Protocol):
         """The encoders whose features may be stored; None for a model that takes only pixels and tokens."""
         ...
 
-    @property
-    def compiled_sides(self) -> tuple[str, ...]:
-        """The sides whose encoder may be compiled, because its inputs have one shape: "image", "text"."""
-        ...
-
     def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
         """The float32 tensors of a micro-batch from which `logits` computes a loss's inputs; row k of each comes from
         row k of its input.

@@ -135,9 +135,9 @@ def _batches(indices: Sequence[int], compute: Compute) -> list[Sequence[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent, *, compile: bool = False) -> Vectors:
+def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
     """The unit vectors of a corpus, for hard-negative mining and as those of a teacher."""
-    compute = Compute(device=embedder.device, batch_size=BATCH_SIZE, compile=compile)
+    compute = Compute(device=embedder.device, batch_size=BATCH_SIZE)
     return embed_all(embedder, CorpusSource(corpus, embedder.preprocess), compute, track=track)
 
 
@@ -149,15 +149,13 @@ def embed_source(ref: str, source: Source, device: torch.device, track: Track = 
     return embed_corpus(load_embedder(ref, device), source.corpus, track)
 
 
-def embed_with_model(
-    model: DualEncoder, source: Source, device: torch.device, track: Track = silent, *, compile: bool = False
-) -> Vectors:
+def embed_with_model(model: DualEncoder, source: Source, device: torch.device, track: Track = silent) -> Vectors:
     """The unit vectors of a source's corpus by a dual encoder; from the source's features if they come from the model's
     encoders."""
     embedder = dual_embedder(model, device)
     encoders = None if model.encoders is None else model.encoders.digest
     if not isinstance(source, Features) or source.plan["encoders"] != encoders:
-        return embed_corpus(embedder, source.corpus, track, compile=compile)
+        return embed_corpus(embedder, source.corpus, track)
     # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they
     # are stored.
     source = replace(source, only_first=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import artifacts, distributed, files, models, scoring
+from dcdctl.core import artifacts, distributed, files, scoring
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Index
@@ -208,8 +208,6 @@ def plan_cache(
             begin(build, corpus, config, draw, extend=extend, track=track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
-    if compute.compile:
-        models.require_compiled_sides(teacher)
     return PlannedCache(build, corpus, teacher, source, compute)
 
 
@@ -353,7 +351,7 @@ def seal(build: Build, compute: Compute = ON_CPU) -> None:
     pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.written(name)))) for name in names}
     dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
     document = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped}
-    document |= {"versions": versions(), **compute.compiled_fact}
+    document |= {"versions": versions()}
     document["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
     document["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, document).candidates.dropped}
     build.seal(document, parts)

@@ -70,7 +70,7 @@ class EmbeddedTeacher(TeacherScores):
 
     def _vectors(self, model: DualEncoder, track: Track) -> tuple[Tensor, Tensor]:
         source = scoring.open_source(self._corpus, model, self._compute, track)
-        vectors = scoring.embed_with_model(model, source, self._compute.device, track, compile=self._compute.compile)
+        vectors = scoring.embed_with_model(model, source, self._compute.device, track)
         return scoring.finite_vectors(vectors.images_ID).cpu(), scoring.finite_vectors(vectors.texts_TD).cpu()
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:

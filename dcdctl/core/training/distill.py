@@ -257,8 +257,6 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     if plan.recipe.teachers.ema is not None:
         assert model.kind == "dual"
         model.add_average()
-    if plan.options.compute.compile:
-        models.require_compiled_sides(model, *(dual for _, dual in duals))
     # The main process stores the features; the others then find them complete.
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
@@ -352,7 +350,7 @@ def _start_run(
         "micro_batches": options.micro_batches,
         "batches_per_epoch": batches.batches_per_epoch,
     }
-    measured |= runs.equivalent_command(job, inputs.options()) | options.compute.compiled_fact
+    measured |= runs.equivalent_command(job, inputs.options())
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)

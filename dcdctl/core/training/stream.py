@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from dcdctl.core import distributed, files, models
+from dcdctl.core import distributed, files
 from dcdctl.core.config import build
 from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
 from dcdctl.core.errors import ConfigError, MissingError
@@ -101,7 +101,7 @@ def train(
             "micro_batches": training.options.micro_batches,
             "batches_per_epoch": training.batches_per_epoch,
         }
-        measured |= runs.equivalent_command(job, refs.options()) | training.options.compute.compiled_fact
+        measured |= runs.equivalent_command(job, refs.options())
         with distributed.main_first():
             run = Run(job.out)
             if distributed.is_main():
@@ -234,8 +234,6 @@ def _open(recipe: Recipe, options: TrainingOptions, refs: InputRefs, job: Traini
     if recipe.teachers.ema is not None:
         assert model.kind == "dual"
         model.add_average()
-    if options.compute.compile:
-        models.require_compiled_sides(model, *([] if teacher is None else [teacher.model]))
     plan = replace(options.micro_batch_plan, by_side=recipe.model.kind == "dual")
     batches = StreamBatches(stream, model.preprocess, recipe.batch, plan, teacher)
     return _StreamTraining(recipe, options, model, batches, validation, num_steps, batches_per_epoch, counted)

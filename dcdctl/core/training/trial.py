@@ -69,10 +69,9 @@ def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
             )
         return options.settled()
     trial.model.to(options.compute.device).train()
-    # Without compiled encoders: each number of micro-batches would be another shape to compile.
-    plain = replace(options.compute, compile=False)
     tried = [
-        _fit(replace(options, compute=replace(plain, precision=precision)), trial) for precision in trial.precisions
+        _fit(replace(options, compute=replace(options.compute, precision=precision)), trial)
+        for precision in trial.precisions
     ]
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
@@ -89,7 +88,7 @@ def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
             f"--accumulate auto is {found.micro_batches}: a batch of {trial.batches.config.size} does not fit into "
             "memory in fewer parts"
         )
-    return replace(found, compute=replace(found.compute, compile=options.compute.compile)).settled()
+    return found.settled()
 
 
 def precisions(options: TrainingOptions) -> tuple[str, ...]:

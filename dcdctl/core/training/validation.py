@@ -38,8 +38,7 @@ class Validation:
         values: dict[str, float] = {}
         if distributed.is_main():
             # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
-            # Not compiled: its batches would be further shapes to compile, for few images.
-            options = EvalOptions(compute=replace(self.compute, precision="float32", compile=False))
+            options = EvalOptions(compute=replace(self.compute, precision="float32"))
             recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
             for direction, percents in (
                 (Direction.TEXT, recalls.text_retrieval),

@@ -24,7 +24,6 @@ from dcdctl.core.models.dual import keep_statistics
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, attention_mask
-from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.networks.towers import Tower
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -126,12 +125,6 @@ class ClipDual(VisionTextDual):
         return None if bias is None else bias.reshape(())
 
     @property
-    def compiled_sides(self) -> tuple[str, ...]:
-        """See `DualEncoder.compiled_sides`; images of a variable number of patches have no one shape."""
-        has_grid = self.network.config.model_type == "siglip2"
-        return (*(() if has_grid else ("image",)), *(("text",) if self._variant.pads_texts else ()))
-
-    @property
     def _variant(self) -> Variant:
         return VARIANTS[self.network.config.model_type]
 
@@ -145,17 +138,12 @@ class ClipDual(VisionTextDual):
 
     def pool_texts(self, texts: TextBatch) -> Tensor:
         """See `VisionTextDual.pool_texts`."""
-        position = self._variant.text_position
-
-        def pool(encoder: Any, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
-            output = encoder(input_ids=input_ids, attention_mask=mask)
-            return output.pooler_output if position is None else output.last_hidden_state[:, position]
-
         encoder = self.network.text_model
         # A model that attends to the padding gets no mask, and all its captions have one length.
-        if self._variant.pads_texts:
-            return run_encoder("text", encoder, pool, texts.input_ids)
-        return pool(encoder, texts.input_ids, attention_mask(encoder, texts))
+        mask = None if self._variant.pads_texts else attention_mask(encoder, texts)
+        output = encoder(input_ids=texts.input_ids, attention_mask=mask)
+        position = self._variant.text_position
+        return output.pooler_output if position is None else output.last_hidden_state[:, position]
 
     def project_images(self, pooled_IW: Tensor) -> Tensor:
         """See `VisionTextDual.project_images`; SigLIP and ALIGN have no projection of images."""

@@ -48,7 +48,6 @@ POSITIONS = "vision.embeddings.position_embedding.weight"
 class CoAttentionScorer(FusionModel):
     """Scores image-caption pairs with co-attention over two encoders."""
 
-    compiled_sides = ("image",)
     network: CoAttentionNetwork
 
     @property

@@ -69,7 +69,6 @@ class FrozenDualNetwork(nn.Module):
 class FrozenDual(DualModel):
     """Embeds images and captions, or their features; created in eval mode with frozen encoders."""
 
-    compiled_sides = ("image",)
     network: FrozenDualNetwork
 
     def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:

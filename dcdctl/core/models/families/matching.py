@@ -24,7 +24,6 @@ from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
-from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
@@ -46,7 +45,6 @@ class MatchingScorer(FusionModel):
 
     # Keys and values of an image, and BridgeTower's upper encoder layers, are shared by the pairs of a batch.
     groups_by_image = True
-    compiled_sides = ("image",)
     network: Any
     family: ClassVar[str]
     """As messages name it."""
@@ -91,11 +89,7 @@ class MatchingScorer(FusionModel):
         """The part of scoring that depends on images alone. ValueError for features."""
         if isinstance(images, States):
             raise ValueError(f"a {self.family} has no vision encoder whose features it could take")
-
-        def encode(network: nn.Module, pixel_values: Tensor) -> Tensor:
-            return self._image_tokens(pixel_values)
-
-        tokens = run_encoder("image", self.network, encode, images.pixel_values)
+        tokens = self._image_tokens(images.pixel_values)
         return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
     def encode_texts(self, texts: TextBatch | States) -> States:

@@ -31,7 +31,6 @@ from dcdctl.core.models.dual import DualModel, keep_statistics, unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, in_kernel_order
-from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others, use_eval_mode_where_frozen
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
@@ -125,7 +124,6 @@ class OpenClipPreprocess:
 class OpenClipDual(DualModel):
     """Embeds images and captions with a CLIP or CustomTextCLIP of open_clip."""
 
-    compiled_sides = ("image", "text")
     network: Any  # open_clip's classes have no common base
     preprocess: OpenClipPreprocess  # type: ignore[assignment]
 
@@ -174,15 +172,14 @@ class OpenClipDual(DualModel):
         """Unit vectors, I x D. ValueError for features."""
         if isinstance(images, States):
             raise ValueError("this dual encoder takes pixels, not the features of an encoder")
-        return unit_vectors(
-            run_encoder("image", self.network, _encode_image, in_kernel_order(self.network.visual, images.pixel_values))
-        )
+        pixels = in_kernel_order(self.network.visual, images.pixel_values)
+        return unit_vectors(self.network.encode_image(pixels))
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
         if isinstance(texts, States):
             raise ValueError("this dual encoder takes tokens, not the features of an encoder")
-        return unit_vectors(run_encoder("text", self.network, _encode_text, texts.input_ids))
+        return unit_vectors(self.network.encode_text(texts.input_ids))
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -250,16 +247,6 @@ class OpenClipDual(DualModel):
         )
         if self._text_config is not None:
             self._text_config.save_pretrained(folder / TEXT_CONFIG)
-
-
-def _encode_image(network: Any, pixel_values: Tensor) -> Tensor:
-    vectors: Tensor = network.encode_image(pixel_values)
-    return vectors
-
-
-def _encode_text(network: Any, input_ids: Tensor) -> Tensor:
-    vectors: Tensor = network.encode_text(input_ids)
-    return vectors
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> OpenClipDual:

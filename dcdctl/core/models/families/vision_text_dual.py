@@ -23,7 +23,6 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
-from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.networks.pooled import PooledTowers
 from dcdctl.core.models.networks.towers import (
     Tower,
@@ -127,7 +126,7 @@ class VisionTextDual(DualModel):
     def pool_images(self, images: ImageBatch) -> Tensor:
         """What the image encoder gives for whole images, I x W, before the projection."""
         encoder = self.network.vision_model
-        return run_encoder("image", encoder, _pooled, backbones.in_kernel_order(encoder, images.pixel_values))
+        return encoder(pixel_values=backbones.in_kernel_order(encoder, images.pixel_values)).pooler_output
 
     def pool_texts(self, texts: TextBatch) -> Tensor:
         """What the text encoder gives for whole captions, T x W, before the projection."""
@@ -156,11 +155,6 @@ class VisionTextDual(DualModel):
         """The image and the text encoder."""
         vision, text = self._encoder_modules
         return Tower("image", "network.vision_model", vision), Tower("text", "network.text_model", text)
-
-    @property
-    def compiled_sides(self) -> tuple[str, ...]:
-        """The image side: captions are padded to the longest of a batch."""
-        return ("image",)
 
     @property
     def encoders(self) -> PooledTowers | None:
@@ -226,11 +220,6 @@ class VisionTextDual(DualModel):
         """Write config.json and the weights, as transformers reads them."""
         assert self._adapted is None, "adapters are merged before a model is saved"
         save_pretrained(self.network, folder, half=half)
-
-
-def _pooled(encoder: Any, pixel_values: Tensor) -> Tensor:
-    pooled: Tensor = encoder(pixel_values=pixel_values).pooler_output
-    return pooled
 
 
 def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:

@@ -29,7 +29,6 @@ from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.networks.compiled import run_encoder
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
 from dcdctl.core.models.references import hub
 
@@ -420,12 +419,8 @@ class EncoderPair:
 
     def image_features(self, images: ImageBatch) -> States:
         """Features of I images, I x V x W."""
-        width = self.image_width
-
-        def encode(encoder: Any, pixel_values: Tensor) -> Tensor:
-            return vision_tokens(encoder, pixel_values, width)
-
-        tokens = run_encoder("image", self.vision, encode, in_kernel_order(self.vision, images.pixel_values))
+        pixels = in_kernel_order(self.vision, images.pixel_values)
+        tokens = vision_tokens(self.vision, pixels, self.image_width)
         return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
     def text_features(self, texts: TextBatch) -> States:
