@@ -32,7 +32,7 @@ from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import Index
+from dcdctl.core.search import FolderIndex
 
 OUTCOMES = ("named", "harmless", "unnamed", "wrong", "traceback", "hang")
 GOOD = ("named", "harmless")
@@ -193,7 +193,7 @@ def measured(folder: Path) -> str:
 
 def searched(folder: Path) -> str:
     """A checksum of names and vectors of an index by row, and of what is nearest to each."""
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     rows = np.arange(index.num_rows)
     vectors = index.vectors(rows)
     return digest_of(

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import config as config_module
 from dcdctl.core import devices
-from dcdctl.core.search import Hit, ImageIndex, ImageSource, Index, parse_where, part_files
+from dcdctl.core.search import FolderIndex, Hit, ImageIndex, ImageSource, parse_where, part_files
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
@@ -155,7 +155,7 @@ def measure(
     started = time.perf_counter()
     batch = index.search(queries_QD, K)
     numbers["batch_queries_per_s"] = len(queries_QD) / (time.perf_counter() - started)
-    if isinstance(index, Index):  # engines that search by a graph may find others for a batch
+    if isinstance(index, FolderIndex):  # engines that search by a graph may find others for a batch
         assert [rows_of(hits) for hits in batch] == rows
     return numbers | {"searched_by": index.kind}, rows, filtered
 
@@ -178,7 +178,7 @@ def rows_of(hits: tuple[Hit, ...]) -> list[int]:
     return [hit.row for hit in hits]
 
 
-def fill(index: Index, url: str) -> dict[str, Any]:
+def fill(index: FolderIndex, url: str) -> dict[str, Any]:
     """Fill a store with an index. Returns its build time and its bytes per image."""
     store = open_store(url)
     wall, processor = time.perf_counter(), time.process_time()
@@ -227,7 +227,7 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
         size = sum(path.stat().st_size for path in folder.glob("ann/*")) / num_images
         add(kind, {**built, "bytes": bytes_of_vectors + size}, measure(folder, queries_QD))
     for url in args.stores:
-        built = fill(Index.open(flat), url)
+        built = fill(FolderIndex.open(flat), url)
         say(f"{num_images:,} images, {location_of(url)}: filled in {built['build_seconds']:.1f} s")
         add(open_store(url).kind, built, measure(url, queries_QD))
     shutil.rmtree(root)

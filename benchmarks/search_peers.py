@@ -33,7 +33,7 @@ from search import K, Mixture, linked, rows_of, seal, write_vectors
 from side_by_side import Spent, facts, in_turns, median_processor, ratios, say, spent, table
 
 from dcdctl.core import config as config_module
-from dcdctl.core.search import Index, exact
+from dcdctl.core.search import FolderIndex, exact
 from dcdctl.core.search.config import IndexConfig
 
 Floats = NDArray[np.float32]
@@ -52,7 +52,7 @@ class Vectors:
         self.root, self.dim, self.flat = root, dim, root / "flat"
         self.parts = write_vectors(self.flat, num_images, mixture)
         seal(self.flat, self.parts, dim, IndexConfig(kind="flat"))
-        self.unit_RD = exact.unit_rows(Index.open(self.flat).vectors(np.arange(num_images)))
+        self.unit_RD = exact.unit_rows(FolderIndex.open(self.flat).vectors(np.arange(num_images)))
         self.query_QD = mixture.queries(1000).astype(np.float32)
 
 
@@ -63,7 +63,7 @@ def dcdctl(vectors: Vectors, kind: str) -> dict[str, Search]:
         folder = linked(vectors.root / kind, vectors.flat / "vectors")
         sets = {"kind": kind, "flat_up_to": 1000}
         seal(folder, vectors.parts, vectors.dim, config_module.build(IndexConfig, sets))
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     return {
         f"dcdctl {kind}": lambda query: index.nearest(query, K).rows_QK[0].tolist(),
         f"dcdctl {kind}, with names": lambda query: rows_of(index.search(query, K)[0]),
@@ -88,7 +88,7 @@ def faiss_hnsw(vectors: Vectors) -> dict[str, Search]:
 
 
 def usearch_graph(vectors: Vectors, dtype: str) -> dict[str, Search]:
-    from usearch.index import Index as Graph
+    from usearch.index import FolderIndex as Graph
 
     settings = CONFIG.hnsw
     widths = {"expansion_add": settings.build_width, "expansion_search": settings.search_width}
@@ -195,7 +195,7 @@ def main() -> None:
     lines: list[list[str]] = []
     with tempfile.TemporaryDirectory() as scratch:
         vectors = Vectors(Path(scratch), args.images, args.dim)
-        flat = Index.open(vectors.flat)
+        flat = FolderIndex.open(vectors.flat)
         true = [rows.tolist() for rows in flat.nearest(vectors.query_QD[: args.queries], K).rows_QK]
         for kind in args.ways:
             rows, results[kind] = compare(vectors, kind, true, args)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import dcdctl
 from dcdctl.cli.app import app
 from dcdctl.core.data import describe_scenes, draw_scene
-from dcdctl.core.search import Searcher
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as serve_app
 from dcdctl.core.training import load_recipe
@@ -115,7 +115,9 @@ def test_the_commands_of_the_first_tutorial_lead_from_photos_to_a_search_page(ow
         result = CliRunner().invoke(app, with_tiny_models(words, own_photos))
         assert result.exit_code == 0, f"{' '.join(words)}: {result.output}"
     config = ServiceConfig()
-    with served.serving(serve_app.build(Searcher.open(Path("photos.index"), device=served.CPU), config), config) as url:
+    with served.serving(
+        serve_app.build(IndexSearcher.open(Path("photos.index"), device=served.CPU), config), config
+    ) as url:
         answer = httpx2.get(f"{url}/search", params={"text": "a red circle", "k": "3"}).json()
     assert [len(answer["results"]), Path("photos", answer["results"][0]["name"]).is_file()] == [3, True]
 

@@ -25,10 +25,10 @@ Metadata: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Any
 dicts."""
 
 
-Found = search.Answer
+Found = search.SearchAnswer
 
 
-class Index(search.Index):
+class Index(search.FolderIndex):
     """Indexed images; the row of an image never changes.
 
     `add` and `remove` change the folder and then this object: let no other thread search with it meanwhile.
@@ -147,7 +147,7 @@ def _column_changes(
 
 
 @dataclass(frozen=True, repr=False)
-class Answer(search.Answer):
+class Answer(search.SearchAnswer):
     """The hits of a query, best first: a sequence of them, and in a notebook their images."""
 
     query: Query = field(kw_only=True)
@@ -183,7 +183,7 @@ class Searcher:
 
     def __init__(
         self,
-        index: Ref | search.Index,
+        index: Ref | search.FolderIndex,
         *,
         model: Ref | None = None,
         rerank: Ref | None = None,
@@ -192,7 +192,7 @@ class Searcher:
         device: str = "auto",
     ) -> None:
         self.index = _opened(index, model)
-        self._searcher = search.Searcher.for_index(
+        self._searcher = search.IndexSearcher.for_index(
             self.index,
             device=device,
             rerank=None if rerank is None else os.fspath(rerank),
@@ -232,9 +232,9 @@ class Searcher:
         return f"Searcher({self.index!r}{'' if reranker is None else f', re-ranked by {reranker.ref}'})"
 
 
-def _opened(index: Ref | search.Index, model: Ref | None) -> search.ImageIndex:
+def _opened(index: Ref | search.FolderIndex, model: Ref | None) -> search.ImageIndex:
     """An index that is open, in a folder, or in a store, whose model may be in the folder `model`."""
-    if isinstance(index, search.Index):
+    if isinstance(index, search.FolderIndex):
         return index
     place = os.fspath(index)
     if stores.is_store(place) or model is not None:

@@ -14,7 +14,7 @@ from dcdctl.core import data, report, templates
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import KS, ComparisonReport
-from dcdctl.core.search import Answer, ImageIndex, columns_text
+from dcdctl.core.search import ImageIndex, SearchAnswer, columns_text
 
 THUMBNAIL_PX = 112
 NUM_SHOWN = 20
@@ -63,7 +63,7 @@ def comparison_html(comparison: ComparisonReport) -> str:
     )
 
 
-def answer_html(query: str | os.PathLike[str] | Image.Image, answer: Answer, index: ImageIndex) -> str:
+def answer_html(query: str | os.PathLike[str] | Image.Image, answer: SearchAnswer, index: ImageIndex) -> str:
     """The images of an answer with their names and scores."""
     shown = answer.hits[:NUM_SHOWN]
     cards = [

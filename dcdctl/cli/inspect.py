@@ -121,9 +121,9 @@ def _inspect_cache(
 
 def _inspect_index(folder: Path, json: bool) -> None:
     from dcdctl.core import search
-    from dcdctl.core.search import Index
+    from dcdctl.core.search import FolderIndex
 
-    summary = search.summarize_index(Index.open(folder))
+    summary = search.summarize_index(FolderIndex.open(folder))
     if json:
         return show_json(search.index_document(summary))
     show(f"index {folder}")

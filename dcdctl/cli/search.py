@@ -13,7 +13,7 @@ from dcdctl.cli.options import AnyIndex, Depth, Device, Json, Page, Rerank, Rera
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, Condition, ImageIndex, Searcher
+    from dcdctl.core.search import Condition, ImageIndex, IndexSearcher, SearchAnswer
 
 Words = Annotated[
     list[str] | None,
@@ -113,7 +113,7 @@ def _open(
     hybrid: bool,
     reranking: dict[str, Any],
     machine: tuple[str, int | None],
-) -> tuple[Searcher, Condition | None]:
+) -> tuple[IndexSearcher, Condition | None]:
     """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before
     torch is imported, which takes seconds."""
     device, threads = machine
@@ -126,14 +126,14 @@ def _open(
     condition = None if where is None else parse_where(where, index.columns)
     if hybrid:
         index.check_hybrid()
-    from dcdctl.core.search import Searcher
+    from dcdctl.core.search import IndexSearcher
 
     if isinstance(question, Path):  # which comes without a re-ranker
-        return Searcher.with_model(index, device=device, threads=threads), condition
-    return Searcher.for_index(index, device=device, threads=threads, **reranking), condition
+        return IndexSearcher.with_model(index, device=device, threads=threads), condition
+    return IndexSearcher.for_index(index, device=device, threads=threads, **reranking), condition
 
 
-def _write_page(path: Path, index: ImageIndex, question: str | Path, answer: Answer) -> None:
+def _write_page(path: Path, index: ImageIndex, question: str | Path, answer: SearchAnswer) -> None:
     from dcdctl.core import report
 
     report.write_search_page(path, index, question, answer, track=bar)

@@ -11,7 +11,7 @@ from noise_index import CAPTIONS, NAMES
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core.search import Index, Searcher
+from dcdctl.core.search import FolderIndex, IndexSearcher
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -48,7 +48,7 @@ def index(noise_index, metadata, tmp_path_factory):
 
 def kept(index, condition):
     """The names of the hits that meet a condition, in the order of a search without one."""
-    hits = Searcher.open(index, device=torch.device("cpu")).by_text(TEXT, 12).hits
+    hits = IndexSearcher.open(index, device=torch.device("cpu")).by_text(TEXT, 12).hits
     return [hit.name for hit in hits if condition(hit.columns)]
 
 
@@ -123,11 +123,11 @@ def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_inde
         *CPU,
     ]
     assert run(*words, "--json").exit_code == 0
-    built = Index.open(tmp_path / "index")
+    built = FolderIndex.open(tmp_path / "index")
     assert (built.columns.names, built.values("owner").null_count) == (["owner"], 1)
     generation = built.document.generation
     assert run(*words).exit_code == 0
-    assert Index.open(tmp_path / "index").document.generation == generation
+    assert FolderIndex.open(tmp_path / "index").document.generation == generation
     monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
     done = run(
         "index", tmp_path / "index", "--drop-column", "owner", "--metadata", metadata, "--columns", "year", "--json"
@@ -144,13 +144,13 @@ def test_images_that_are_added_later_have_no_values_until_they_get_some(noise_in
     (tmp_path / "m.csv").write_text("image,year\nplain.png,2020\n")
     assert run("index", index, "--metadata", tmp_path / "m.csv", *CPU).exit_code == 0
     assert run("index", index, "--add", more, *CPU).exit_code == 0
-    added = Index.open(index)
+    added = FolderIndex.open(index)
     assert (added.num_covered, added.values("year").drop_null().to_pylist()) == (12, [2020])
     result = run("search", index, TEXT, "--where", "year is null", "--k", 30, "--json", *CPU)
     assert len(json.loads(result.stdout)["hits"]) == 23
     (tmp_path / "n.csv").write_text(f"image,year\n{more / 'plain.png'},2021\n")
     assert run("index", index, "--metadata", tmp_path / "n.csv", *CPU).exit_code == 0
-    assert sorted(Index.open(index).values("year").drop_null().to_pylist()) == [2020, 2021]
+    assert sorted(FolderIndex.open(index).values("year").drop_null().to_pylist()) == [2020, 2021]
 
 
 def test_a_page_shows_columns_escaped(index, tmp_path):
@@ -197,8 +197,8 @@ def test_columns_of_a_corpus_travel_into_its_index(noise_index, tmp_path):
     (tmp_path / "m.csv").write_text("image,owner\ng.png,eve\n")
     assert run("index", tmp_path / "index", "--metadata", tmp_path / "m.csv").exit_code == 0
     assert run("index", tmp_path / "index", "--add", tmp_path / "corpus", *CPU).exit_code == 0
-    assert Index.open(tmp_path / "index").values("owner").to_pylist() == ["ann", "eve"]
+    assert FolderIndex.open(tmp_path / "index").values("owner").to_pylist() == ["ann", "eve"]
     other = shutil.copytree(noise_index, tmp_path / "other")
     assert run("index", other, "--add", tmp_path / "corpus", "--columns", "year", *CPU).exit_code == 0
-    added = Index.open(other)
+    added = FolderIndex.open(other)
     assert (added.columns.names, added.values("year").to_pylist()) == (["year"], [None] * 12 + [2020, 2021])

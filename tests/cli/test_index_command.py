@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
-from dcdctl.core.search import Index, part_files
+from dcdctl.core.search import FolderIndex, part_files
 from dcdctl.core.search.config import IndexConfig
 
 SCRIPT = """
@@ -78,7 +78,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
         "8 images, 8 numbers each, search by hnsw"
     )
     assert run(index, "--keywords").stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {index}\n"
-    assert Index.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
+    assert FolderIndex.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_two_processes_with_workers_write_the_files_of_one_without(dual, images,
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {tmp_path / 'both'}\n"
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
-    assert len(Index.open(tmp_path / "both").segments) == 2
+    assert len(FolderIndex.open(tmp_path / "both").segments) == 2

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.cli.views import terminal
-from dcdctl.core.search import Changes, Index, Searcher, index_facts, summarize_index
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_facts, summarize_index
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -33,7 +33,7 @@ def index(noise_index):
 
 @pytest.fixture(scope="module")
 def searcher(index):
-    return Searcher.open(index, device=torch.device("cpu"))
+    return IndexSearcher.open(index, device=torch.device("cpu"))
 
 
 def run_cli(*words, stdin=None):
@@ -111,7 +111,7 @@ def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid, tmp_path)
     run_cli(hybrid, "brackets", "--hybrid", "--k", 2, "--html", page, *CPU)
     assert page.read_text().count("BM25 ") == 1
     assert ("search", f"exact for 12 vectors; by words with --hybrid, {word_bytes(hybrid):,} bytes") in index_facts(
-        summarize_index(Index.open(hybrid))
+        summarize_index(FolderIndex.open(hybrid))
     )
     lines = run_cli(hybrid, "--hybrid", "--k", 1, *CPU, stdin="brackets red\ngnp\n")
     assert lines.stdout == "brackets red\t[red]brackets[.png\ngnp\t\\u202egnp.png\n"
@@ -254,7 +254,7 @@ def test_only_unprintable_characters_are_escaped():
 
 def test_the_index_is_opened_once(index, monkeypatch):
     opened = []
-    open_index = Index.open
-    monkeypatch.setattr(Index, "open", staticmethod(lambda folder: opened.append(folder) or open_index(folder)))
+    open_index = FolderIndex.open
+    monkeypatch.setattr(FolderIndex, "open", staticmethod(lambda folder: opened.append(folder) or open_index(folder)))
     assert run_cli(index, *TEXT.split(), *CPU).exit_code == 0
     assert opened == [index]

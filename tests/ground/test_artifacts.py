@@ -32,7 +32,7 @@ from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, commit, keywords
+from dcdctl.core.search import FolderIndex, commit, keywords
 from dcdctl.core.teacher import CandidateConfig, build, read_cache
 from dcdctl.core.training import negatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -384,7 +384,7 @@ def make_index(folder, corpus) -> BuiltArtifact:
     assert len(index.segments) == 2
 
     def read():
-        opened = Index.open(index.folder)
+        opened = FolderIndex.open(index.folder)
         opened.nearest(np.ones((1, opened.dim)), 3)
         opened.hybrid(["7"], np.ones((1, opened.dim)), 3)
         keywords.read_words(opened.folder, opened.document.keywords)

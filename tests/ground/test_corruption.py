@@ -24,7 +24,7 @@ from dcdctl.core import files
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.devices import ON_CPU
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Changes, ColumnChanges, Index, Searcher, commit, keywords, parse_where
+from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, IndexSearcher, commit, keywords, parse_where
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
 from dcdctl.core.training import negatives, refresh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -104,7 +104,7 @@ def index_kind(folder: Path) -> Artifact:
     queries = unit_vectors(4, seed=2).astype(np.float32)
 
     def read(path: Path) -> Any:
-        index = Index.open(path)
+        index = FolderIndex.open(path)
         rows = np.arange(index.num_rows)
         names = [(index.image_id(row), index.name(row)) for row in rows[::8].tolist()]
         found = (
@@ -129,7 +129,7 @@ def model_of_index_kind(folder: Path) -> Artifact:
     index, other = make_index(folder / "made"), make_index(folder / "other")
 
     def read(path: Path) -> Any:
-        searcher = Searcher.open(path, device="cpu")
+        searcher = IndexSearcher.open(path, device="cpu")
         return [
             (hit.name, hit.score) for hit in replace(searcher, texts=searcher.encoder.load()).by_text(CAPTIONS[0]).hits
         ]
@@ -142,7 +142,7 @@ def text_side_of_index_kind(folder: Path) -> Artifact:
     index, other = make_index(folder / "made"), make_index(folder / "other")
 
     def read(path: Path) -> Any:
-        return [(hit.name, hit.score) for hit in Searcher.open(path, device="cpu").by_text(CAPTIONS[0]).hits]
+        return [(hit.name, hit.score) for hit in IndexSearcher.open(path, device="cpu").by_text(CAPTIONS[0]).hits]
 
     return Artifact(index, other, read, is_part=lambda path: path.parent.name == "text")
 

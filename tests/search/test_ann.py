@@ -16,7 +16,7 @@ from tiny import contents
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError, install_command
-from dcdctl.core.search import Index, ann
+from dcdctl.core.search import FolderIndex, ann
 from dcdctl.core.search.config import HnswConfig, IndexConfig
 from dcdctl.core.search.segments import BUILDERS, segment_ranges
 from dcdctl.core.search.storage import Segment
@@ -79,7 +79,7 @@ class RecordingView:
 
 def test_the_numbers_of_a_query_use_the_whole_range_of_a_byte(graph):
     segment = ann.open_segment(
-        graph.folder / "ann", graph.segments[0], VECTORS.shape[1], Index.open(graph.folder).config
+        graph.folder / "ann", graph.segments[0], VECTORS.shape[1], FolderIndex.open(graph.folder).config
     )
     segment._views = [view := RecordingView()]
     assert segment.candidates(QUERIES, 4).tolist() == [[7, 7, -1, -1]] * len(QUERIES)
@@ -164,7 +164,7 @@ def test_a_damaged_segment_is_named(tmp_path):
     index = write_index(tmp_path, PARTS, **GRAPHS)
     path = tmp_path / "ann" / index.segments[1].file
     path.write_bytes(os.urandom(path.stat().st_size))
-    opened = Index.open(tmp_path)
+    opened = FolderIndex.open(tmp_path)
     with pytest.raises(StaleError, match=f"{path.name} is damaged: its SHA-256 is .*; delete the folder and run"):
         opened.nearest(QUERIES, 3)
     with pytest.raises(StaleError, match=f"{path.name} is damaged"):
@@ -187,7 +187,7 @@ def test_a_segment_of_other_vectors_is_named(tmp_path):
         StaleError,
         match=f"{path.name} is damaged: index.json says that it has 1,050 vectors of 16 numbers, and it has 1,040",
     ):
-        Index.open(index.folder).nearest(QUERIES, 3)
+        FolderIndex.open(index.folder).nearest(QUERIES, 3)
 
 
 def test_a_graph_that_changes_after_it_was_opened_is_named(tmp_path):
@@ -208,13 +208,13 @@ def test_a_graph_that_changes_after_it_was_opened_is_named(tmp_path):
 
 def test_opening_an_index_opens_no_segment(graph, monkeypatch):
     monkeypatch.setattr(ann, "open_segment", lambda *arguments: pytest.fail("a segment is opened"))
-    assert len(Index.open(graph.folder).segments) == 3
+    assert len(FolderIndex.open(graph.folder).segments) == 3
 
 
 def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     with pytest.raises(MissingError, match="an index of kind hnsw needs"):
-        Index.open(graph.folder)
+        FolderIndex.open(graph.folder)
 
 
 def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):

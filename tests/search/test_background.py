@@ -10,7 +10,7 @@ import served
 import torch
 from made_index import update
 
-from dcdctl.core.search import Changes, Index, Searcher, background
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, background
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -24,7 +24,7 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def by_hand(searcher: Searcher) -> list[float]:
+def by_hand(searcher: IndexSearcher) -> list[float]:
     index = searcher.index
     rows = [row for row in range(index.num_rows) if not index.is_gone(row)]
     images = unit(index.vectors(np.array(rows)).astype(np.float64))
@@ -48,7 +48,7 @@ def test_removed_images_are_no_background(made, tmp_path):
     )
     update(made.index, Changes(remove=(name,)))
     after = background.measure_background(made.searcher)
-    assert Index.open(made.index).num_images == len(served.NAMES) - 1
+    assert FolderIndex.open(made.index).num_images == len(served.NAMES) - 1
     assert [after.typical, after.limit, after.typical_of_images] == pytest.approx(by_hand(made.searcher), abs=2e-3)
 
 

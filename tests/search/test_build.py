@@ -25,7 +25,7 @@ from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, ImageSource, Index, embed, part_files
+from dcdctl.core.search import Changes, FolderIndex, ImageSource, embed, part_files
 from dcdctl.core.search.config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -109,7 +109,11 @@ def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embe
     monkeypatch.setitem(sys.modules, "usearch", None)
     few = IndexConfig(flat_up_to=7)
     index = build(str(dual), pictures, tmp_path / "index", few)
-    assert (index.num_images, index.document.kind, Index.open(tmp_path / "index").config.kind) == (7, "flat", "hnsw")
+    assert (index.num_images, index.document.kind, FolderIndex.open(tmp_path / "index").config.kind) == (
+        7,
+        "flat",
+        "hnsw",
+    )
     with monkeypatch.context() as patch:
         patch.setattr(embed, "embed", lambda *_: pytest.fail("images are embedded"))
         put(pictures, {"8.png": png(8)})
@@ -119,7 +123,7 @@ def test_a_small_index_needs_no_package_and_a_large_one_misses_it_before_it_embe
             update(tmp_path / "index", Changes(add=pictures))
         with pytest.raises(MissingError, match="an index of kind hnsw needs usearch"):
             update(tmp_path / "index", Changes(sets=("flat_up_to=6",)))
-    assert names(Index.open(tmp_path / "index")) == names(index)
+    assert names(FolderIndex.open(tmp_path / "index")) == names(index)
     assert update(tmp_path / "index", Changes(sets=("kind=flat",), add=pictures)).num_images == 8
 
 
@@ -383,7 +387,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, afte
     with pytest.raises(Killed):
         build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=BATCHES, track=dying)
     with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
-        Index.open(tmp_path / "index")
+        FolderIndex.open(tmp_path / "index")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*.parquet")}
     put(pictures, {"later.png": png(99)})  # new files are not planned
     build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=Compute(batch_size=2))
@@ -456,7 +460,7 @@ def test_a_build_killed_before_any_rename_resumes(dual, tmp_path, monkeypatch):
         folder = tmp_path / f"killed {number}"
         was_killed = killed_before(monkeypatch, number, lambda: build(str(dual), pictures, folder, GRAPHS))  # noqa: B023
         if (folder / "index.json").exists():
-            assert names(Index.open(folder)) == names(whole)
+            assert names(FolderIndex.open(folder)) == names(whole)
         build(str(dual), pictures, folder, GRAPHS)
         assert contents(folder) == contents(whole.folder), number
         if not was_killed:
@@ -523,7 +527,7 @@ def test_images_that_are_gone_are_removed_unless_the_whole_folder_is_gone(dual, 
     shutil.move(pictures, tmp_path / "moved")
     with pytest.raises(InputError, match="is gone; is its disk mounted"):
         update(index.folder, Changes(remove_gone=True))
-    assert Index.open(index.folder).num_images == 6
+    assert FolderIndex.open(index.folder).num_images == 6
 
 
 def test_settings_can_be_changed_later(dual, pictures, tmp_path):
@@ -535,7 +539,7 @@ def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     assert (flat.kind, flat.segments, contents(index.folder / "ann")) == ("flat", (), {})
     with pytest.raises(ConfigError, match="unknown key colour; known keys here: kind"):
         update(index.folder, Changes(sets=("colour=red",)))
-    assert Index.open(index.folder).document.generation == 3
+    assert FolderIndex.open(index.folder).document.generation == 3
 
 
 @pytest.mark.parametrize(
@@ -547,14 +551,14 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
     changes = Changes(**{**changes, **({"add": pictures} if "add" in changes else {})})
     shutil.copytree(tmp_path / "old", tmp_path / "new")
     new = names(update(tmp_path / "new", changes))
-    old = names(Index.open(tmp_path / "old"))
+    old = names(FolderIndex.open(tmp_path / "old"))
     assert old != new
     number = 0
     while True:
         folder = tmp_path / f"killed {number}"
         shutil.copytree(tmp_path / "old", folder)
         was_killed = killed_before(monkeypatch, number, lambda: update(folder, changes))  # noqa: B023
-        index = Index.open(folder)
+        index = FolderIndex.open(folder)
         assert names(index) in (old, new), number
         assert index.nearest(np.ones((1, 8)), 5).rows_QK.min() >= 0
         if names(index) == old:
@@ -586,7 +590,7 @@ def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, mon
     monkeypatch.undo()
     monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
     assert (index.folder / "vectors" / "part-00003.parquet").exists()
-    assert names(Index.open(index.folder))[-1] == "sub/5.png"
+    assert names(FolderIndex.open(index.folder))[-1] == "sub/5.png"
     found = update(index.folder, Changes(add=second))
     assert names(found)[7:] == ["b0.png", "b1.png", "b2.png", "b3.png"]
     assert not (index.folder / "plan.json").exists()
@@ -612,14 +616,14 @@ def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     document["splits"]["val"]["fingerprint"] = "f" * 64
     artifacts.write_document(data / "corpus.json", document)
     with pytest.raises(StaleError, match="holds another corpus now"):
-        Index.open(index.folder).image_bytes(0)
-    assert not Index.open(index.folder).has_image(0)
+        FolderIndex.open(index.folder).image_bytes(0)
+    assert not FolderIndex.open(index.folder).has_image(0)
     with pytest.raises(StaleError, match="holds another corpus than the one that was indexed"):
         update(index.folder, Changes(add=data, split="val"))
     shutil.rmtree(data)
     with pytest.raises(MissingError, match="images of the index are not where they were"):
-        Index.open(index.folder).image_bytes(0)
-    assert not Index.open(index.folder).has_image(0)
+        FolderIndex.open(index.folder).image_bytes(0)
+    assert not FolderIndex.open(index.folder).has_image(0)
 
 
 def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, part_files
+from dcdctl.core.search import INDEX_FILE, Changes, FolderIndex, IndexSearcher, part_files
 from dcdctl.core.search.config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -77,11 +77,11 @@ def test_other_codes_are_built_from_the_stored_vectors_and_damaged_ones_are_refu
             app, ["index", str(folder), "--set", f"kind={kind}", "--set", "candidates=30"], catch_exceptions=False
         )
         assert f"search by {kind}" in result.stdout
-        assert Index.open(folder).segments[0].bytes == size + 128
-    path = folder / "ann" / Index.open(folder).segments[0].file
+        assert FolderIndex.open(folder).segments[0].bytes == size + 128
+    path = folder / "ann" / FolderIndex.open(folder).segments[0].file
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(StaleError, match="is damaged"):
-        Index.open(folder).nearest(QUERIES, 1)
+        FolderIndex.open(folder).nearest(QUERIES, 1)
 
 
 def run(*words: object) -> str:
@@ -98,7 +98,7 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
     short = [*made, tmp_path / "short", "--dims", 3, "--codes", "binary", "--set", "flat_up_to=2"]
     assert run(*short).startswith("6 images, 3 numbers each, search by binary")
     assert run(*short).startswith("6 images, 3 numbers each")  # done already
-    full, index = Index.open(tmp_path / "full"), Index.open(tmp_path / "short")
+    full, index = FolderIndex.open(tmp_path / "full"), FolderIndex.open(tmp_path / "short")
     prefixes = full.vectors(np.arange(6))[:, :3].astype(np.float64)
     expected = prefixes / np.linalg.norm(prefixes, axis=1, keepdims=True)
     np.testing.assert_allclose(index.vectors(np.arange(6)), expected, atol=2e-3)
@@ -157,9 +157,9 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
         with pytest.raises(Killed):
             work(folder, track=dying)
         if changed == "addition":
-            assert Index.open(folder).num_images == 7
+            assert FolderIndex.open(folder).num_images == 7
         assert contents(work(folder).folder) == contents(whole)
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     assert [(segment.kind, segment.rows) for segment in index.segments] == [(kind, 4), (kind, 4), (kind, 4)]
     rows, queries = np.arange(13), unit_vectors(5, dim=8, seed=3).astype(np.float32)
     assert [found.tolist() for found in index.nearest(queries, 4).rows_QK] == [
@@ -176,9 +176,9 @@ def test_a_flipped_byte_of_any_file_is_an_error_and_never_another_answer(kind, t
         flipped[len(flipped) // 2] ^= 1
         (folder / name).write_bytes(flipped)
         with pytest.raises(StaleError, match=re.escape(name)):
-            Index.open(folder).nearest(QUERIES, 1)
+            FolderIndex.open(folder).nearest(QUERIES, 1)
         with pytest.raises(StaleError, match=re.escape(name)):
-            Index.open(folder).check()
+            FolderIndex.open(folder).check()
 
 
 def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
@@ -198,7 +198,7 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
     ):
         artifacts.write_document(index.folder / INDEX_FILE, {**document, **change})
         with pytest.raises(StaleError, match=message):
-            Index.open(index.folder)
+            FolderIndex.open(index.folder)
     models.save(make_models(corpus.captions)[1], tmp_path / "dual")
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(4)})
     made = [
@@ -217,7 +217,7 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
     result = CliRunner().invoke(app, [*map(str, made), "--codes", "binary"])
     assert result.exit_code == 1
     assert "another settings.kind (int8, not binary); change them with `dcdctl index" in result.stderr
-    assert Index.open(tmp_path / "made").kind == "int8"
+    assert FolderIndex.open(tmp_path / "made").kind == "int8"
 
 
 def test_inspect_says_what_an_index_holds(tmp_path):
@@ -259,7 +259,7 @@ def test_a_query_whose_first_numbers_are_zero_is_an_error_of_the_model(corpus, t
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(3)})
     build(str(tmp_path / "dual"), images, tmp_path / "index", IndexConfig(dims=3))
     with pytest.raises(ModelError, match="vectors of queries that are zero"):
-        Searcher.open(tmp_path / "index", device=torch.device("cpu")).by_text("a cross", 1)
+        IndexSearcher.open(tmp_path / "index", device=torch.device("cpu")).by_text("a cross", 1)
 
 
 def test_an_index_stores_at_least_one_number():

@@ -19,7 +19,7 @@ from PIL.ExifTags import Base
 from dcdctl.core.artifacts import sha256_of
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search import Changes, ColumnChanges, Index, parse_where, run_index_job
+from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, parse_where, run_index_job
 from dcdctl.core.search import index as index_module
 
 KINDS = {
@@ -319,7 +319,7 @@ def test_columns_of_other_rows_than_index_json_says_are_damaged(made):
     # A stranger's index.json, whose checksum fits the file.
     document = replace(index.document, columns=replace(entry, sha256=sha256_of(path)))
     with pytest.raises(StaleError, match="has not the rows and the columns"):
-        Index(index.folder, document).values("year")
+        FolderIndex(index.folder, document).values("year")
 
 
 def test_values_of_all_types_come_back(made):
@@ -376,7 +376,7 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     assert index.columns.types == [pa.int64(), MOMENT, pa.string()]
     # Again: files that told nothing are read again, and the others are not.
     opened = []
-    monkeypatch.setattr(Index, "open_image", lambda self, row: opened.append(row) or io.BytesIO())
+    monkeypatch.setattr(FolderIndex, "open_image", lambda self, row: opened.append(row) or io.BytesIO())
     assert set_columns(index, exif=True)[0].document == index.document
     assert opened == [2, 3, 5]
     opened.clear()

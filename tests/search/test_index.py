@@ -13,7 +13,7 @@ from made_index import exact, unit_vectors, write_index
 
 from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.search import Index, part_files
+from dcdctl.core.search import FolderIndex, part_files
 from dcdctl.core.search import index as search_index
 
 VECTORS = unit_vectors(60)
@@ -39,7 +39,7 @@ def _small_groups(monkeypatch):
 @pytest.mark.parametrize("k", [1, 10, 70])
 def test_the_nearest_are_those_of_a_full_sort(folder, k, monkeypatch):
     monkeypatch.setattr(search_index, "QUERY_BLOCK", 4)
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     found = index.nearest(QUERIES, k)
     assert found.rows_QK.shape == found.scores_QK.shape == (9, k)
     for query, rows in zip(QUERIES, found.rows_QK.tolist(), strict=True):
@@ -47,15 +47,15 @@ def test_the_nearest_are_those_of_a_full_sort(folder, k, monkeypatch):
 
 
 def test_vectors_beyond_the_memory_limit_are_searched_too(folder, monkeypatch):
-    whole = Index.open(folder).nearest(QUERIES, 5)
+    whole = FolderIndex.open(folder).nearest(QUERIES, 5)
     monkeypatch.setattr(search_index, "FLOAT_BYTES", 0)
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     np.testing.assert_array_equal(index.nearest(QUERIES, 5).rows_QK, whole.rows_QK)
     assert not index._unit
 
 
 def test_every_row_has_its_name_and_is_found_by_it(folder):
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     assert (
         [index.name(row) for row in range(60)]
         == [index.image_id(row) for row in range(60)]
@@ -67,13 +67,13 @@ def test_every_row_has_its_name_and_is_found_by_it(folder):
 @pytest.mark.parametrize("row", [-1, 60])
 def test_rows_out_of_range_are_an_error(folder, row):
     with pytest.raises(IndexError):
-        Index.open(folder).name(row)
+        FolderIndex.open(folder).name(row)
     with pytest.raises(MissingError, match=f"has no image {row}"):
-        Index.open(folder).image_bytes(row)
+        FolderIndex.open(folder).image_bytes(row)
 
 
 def test_threads_give_the_answers_of_one_thread(folder):
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     whole = index.nearest(QUERIES, 5).rows_QK
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda query: index.nearest(query[None], 5).rows_QK[0], np.tile(QUERIES, (20, 1))))
@@ -86,11 +86,15 @@ def test_opening_reads_no_row(folder, monkeypatch):
 
     for owner, name in ((pq, "ParquetFile"), (pq, "read_table"), (np, "memmap")):
         monkeypatch.setattr(owner, name, read)
-    assert (len(Index.open(folder)), Index.open(folder).dim, Index.open(folder).kind) == (60, 16, "flat")
+    assert (len(FolderIndex.open(folder)), FolderIndex.open(folder).dim, FolderIndex.open(folder).kind) == (
+        60,
+        16,
+        "flat",
+    )
 
 
 def test_a_different_model_is_refused_and_both_are_named(folder):
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     index.expect("a" * 64)
     with pytest.raises(StaleError, match="made with the model aaaaaaaa, and this is the model bbbbbbbb"):
         index.expect("b" * 64)
@@ -149,7 +153,7 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
         part_files.write_part(part, [part_files.SourceImage(image_id="x", path=path)], VECTORS[:1])
         first, _, *others = index.parts
         parts = (first, part_files.describe_part(part, 0, 16)[0], *others)
-        index = Index(tmp_path / "index", replace(index.document, parts=parts))
+        index = FolderIndex(tmp_path / "index", replace(index.document, parts=parts))
         with pytest.raises(MissingError, match="lies outside its folder"):
             index.image_bytes(17)
         assert not index.has_image(17)
@@ -174,7 +178,7 @@ def test_a_missing_or_truncated_file_is_named(tmp_path, harm, error, message):
     write_index(tmp_path, PARTS)
     harm(tmp_path / "vectors" / "part-00002.parquet")
     with pytest.raises(error, match=message):
-        Index.open(tmp_path)
+        FolderIndex.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_a_manipulated_document_is_refused_by_name(tmp_path, change, message):
     change(document)
     artifacts.write_document(tmp_path / "index.json", document)
     with pytest.raises(StaleError, match=rf"index\.json is not as this dcdctl writes it: {message}"):
-        Index.open(tmp_path)
+        FolderIndex.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +216,7 @@ def test_a_document_that_contradicts_itself_is_named(tmp_path, change, message):
     change(document)
     artifacts.write_document(tmp_path / "index.json", document)
     with pytest.raises(StaleError, match=rf"index\.json contradicts itself: it has {message}; delete the folder"):
-        Index.open(tmp_path)
+        FolderIndex.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +235,14 @@ def test_removed_rows_that_do_not_fit_are_named(tmp_path, rows, message):
     document["removed"]["sha256"] = artifacts.sha256_of(path)
     artifacts.write_document(tmp_path / "index.json", document)
     with pytest.raises(StaleError, match=rf"{path.name} is damaged: .*{message}"):
-        Index.open(tmp_path)
+        FolderIndex.open(tmp_path)
 
 
 def test_a_damaged_document_is_named(tmp_path):
     write_index(tmp_path, PARTS)
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(StaleError, match=r"index\.json holds no JSON object; delete the folder"):
-        Index.open(tmp_path)
+        FolderIndex.open(tmp_path)
 
 
 def test_settings_of_a_later_version_are_refused(tmp_path):
@@ -247,17 +251,17 @@ def test_settings_of_a_later_version_are_refused(tmp_path):
     document["settings"]["sorcery"] = 1
     artifacts.write_document(tmp_path / "index.json", document)
     with pytest.raises(StaleError, match="sorcery"):
-        Index.open(tmp_path)
+        FolderIndex.open(tmp_path)
 
 
 @pytest.mark.parametrize("k", [0, -3])
 def test_k_is_at_least_one(folder, k):
     with pytest.raises(ValueError, match="at least 1"):
-        Index.open(folder).nearest(QUERIES, k)
+        FolderIndex.open(folder).nearest(QUERIES, k)
 
 
 def test_queries_of_another_width_are_refused_and_no_queries_are_allowed(folder):
-    index = Index.open(folder)
+    index = FolderIndex.open(folder)
     with pytest.raises(ValueError, match="Q x 16"):
         index.nearest(QUERIES[:, :4], 1)
     assert index.nearest(QUERIES[:0], 3).rows_QK.shape == (0, 3)

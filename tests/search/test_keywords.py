@@ -18,7 +18,7 @@ from tiny import make_models, make_splits
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import Changes, Index, Searcher, keywords, part_files, storage
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, keywords, part_files, storage
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
 from dcdctl.core.search.part_files import SourceImage
@@ -50,7 +50,7 @@ def photos(tmp_path):
 
 def captioned(
     folder: Path, corpus: Corpus, vectors_RD: np.ndarray, removed: tuple[int, ...] = (), **settings: object
-) -> Index:
+) -> FolderIndex:
     """An index of made-up vectors of the images of a corpus, in parts of two."""
     source = ImageSource(kind="corpus", path=str(corpus.folder), split=corpus.split, fingerprint=corpus.fingerprint)
     images = [SourceImage(image_id=image_id, corpus_row=row) for row, image_id in enumerate(corpus.image_ids)]
@@ -79,7 +79,7 @@ def lucene(words_R: list[list[str]], text: str) -> list[float]:
     return scores
 
 
-def row_words(index: Index) -> list[list[str]]:
+def row_words(index: FolderIndex) -> list[list[str]]:
     return keywords.read_words(index.folder, index.document.keywords)
 
 
@@ -231,7 +231,7 @@ def test_removed_images_are_not_found_and_leave_no_words(photos, tmp_path):
 KINDS = {"words": "parquet", "vocabulary": "txt", "starts": "npy", "rows": "npy", "scores": "npy"}
 
 
-def keyword_bytes(index: Index) -> dict[str, bytes]:
+def keyword_bytes(index: FolderIndex) -> dict[str, bytes]:
     """The files of words by kind, without the generation in their names."""
     files = index.document.keywords.files
     return {file.file.split("-")[0]: (index.folder / "keywords" / file.file).read_bytes() for file in files}
@@ -259,7 +259,7 @@ def test_words_of_a_corpus_that_is_gone_cannot_be_added_but_stay(photos, tmp_pat
     photos.folder.rename(tmp_path / "elsewhere")
     with pytest.raises(MissingError, match="the images of the index are not where they were"):
         update(index.folder, Changes(sets=("keywords=true",)))
-    assert not Index.open(index.folder).has_keywords
+    assert not FolderIndex.open(index.folder).has_keywords
     fewer = update(kept.folder, Changes(remove=("i1",)))
     assert fewer.hybrid(["sofa"], unit_vectors(1), 9)[0][0].row == 4
 
@@ -274,10 +274,10 @@ def test_words_killed_before_any_move_are_built_again_to_the_same_bytes(photos, 
         folder = tmp_path / f"killed {number}"
         shutil.copytree(tmp_path / "old", folder)
         was_killed = killed_before(monkeypatch, number, lambda: update(folder, changes))  # noqa: B023
-        index = Index.open(folder)
+        index = FolderIndex.open(folder)
         assert not index.has_keywords or index.hybrid(["sofa"], unit_vectors(1), 1)
         update(folder, changes)
-        assert keyword_bytes(Index.open(folder)) == keyword_bytes(new), number
+        assert keyword_bytes(FolderIndex.open(folder)) == keyword_bytes(new), number
         if not was_killed:
             break
         number += 1
@@ -291,7 +291,7 @@ def test_a_damaged_file_of_words_is_named(photos, tmp_path, kind):
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
-    damaged = Index.open(index.folder)
+    damaged = FolderIndex.open(index.folder)
     with pytest.raises(StaleError, match=rf"{kind}-1\.{KINDS[kind]} is damaged"):
         damaged.check()
     with pytest.raises(StaleError, match=rf"{kind}-1\.{KINDS[kind]} is damaged"):
@@ -300,7 +300,7 @@ def test_a_damaged_file_of_words_is_named(photos, tmp_path, kind):
         )
     path.unlink()
     with pytest.raises(MissingError, match=rf"{kind}-1"):
-        Index.open(index.folder)
+        FolderIndex.open(index.folder)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path)
     assert row_words(more) == [*expected, ["z", "dog"]]
     opened = keywords.open_keywords(more.folder, more.document.keywords)
     assert Keywords.of([*expected, ["z", "dog"]]).scores("dog").tolist() == opened.scores("dog").tolist()
-    searcher = Searcher.for_index(more, device=torch.device("cpu"))
+    searcher = IndexSearcher.for_index(more, device=torch.device("cpu"))
     answer = searcher.by_text("beach day", 1, hybrid=True)
     assert (answer.hits[0].name, answer.notes) == ("beachDay_1.png", ())
     assert searcher.ask("beach day", 1, hybrid=True).hits == answer.hits

@@ -18,7 +18,7 @@ from dcdctl.core import models
 from dcdctl.core.data import images as data_images
 from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.report import pages
-from dcdctl.core.search import Searcher, answer_document, as_text, looks_like_a_path, read_image
+from dcdctl.core.search import IndexSearcher, answer_document, as_text, looks_like_a_path, read_image
 from dcdctl.core.search.query import MAX_CHARACTERS
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -34,12 +34,12 @@ def index(noise_index) -> Path:
 
 @pytest.fixture(scope="module")
 def searcher(index):
-    return Searcher.open(index, device=CPU)
+    return IndexSearcher.open(index, device=CPU)
 
 
 @pytest.fixture(scope="module")
 def reranking(index):
-    return Searcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=5)
+    return IndexSearcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=5)
 
 
 def picture_at(index: Path, name: str) -> Image.Image:
@@ -144,7 +144,9 @@ def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking, ba
 
 
 def test_images_that_are_gone_rank_below_reranked_images(index, tmp_path):
-    searcher = Searcher.open(make_index(tmp_path / "gone"), device=CPU, rerank=str(index.parent / "fusion"), depth=5)
+    searcher = IndexSearcher.open(
+        make_index(tmp_path / "gone"), device=CPU, rerank=str(index.parent / "fusion"), depth=5
+    )
     before = searcher.by_text(TEXT, 5).hits
     for hit in (before[0], before[3]):
         (tmp_path / "gone" / "images" / hit.name).unlink()
@@ -165,7 +167,7 @@ def test_a_reranker_refuses_images_and_a_depth_of_zero(index, reranking):
     with pytest.raises(ConfigError, match="cannot re-rank images by an image"):
         reranking.by_image(picture_at(index, "plain.png"), 3)
     with pytest.raises(ConfigError, match="depth of 0"):
-        Searcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=0)
+        IndexSearcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=0)
 
 
 @torch.no_grad()
@@ -178,7 +180,7 @@ def test_a_dual_encoder_reranks_by_its_scaled_cosines(index, searcher, tmp_path)
     images_ID = other.embed_images(other.preprocess.images([picture_at(index, name) for name in first[:5]]))
     text_D = other.embed_texts(other.preprocess.texts([TEXT]))[0]
     logits = dict(zip(first[:5], (other.logit_scale * images_ID @ text_D).tolist(), strict=True))
-    hits = Searcher.open(index, device=CPU, rerank=str(tmp_path / "other"), depth=5).by_text(TEXT, 7).hits
+    hits = IndexSearcher.open(index, device=CPU, rerank=str(tmp_path / "other"), depth=5).by_text(TEXT, 7).hits
     assert [hit.name for hit in hits] == [*sorted(first[:5], key=lambda name: -logits[name]), *first[5:]]
     assert {hit.name: hit.reranked for hit in hits[:5]} == pytest.approx(logits, abs=1e-5)
     assert [hit.name for hit in hits[:5]] != first[:5]
@@ -203,20 +205,20 @@ def test_an_index_without_its_model_or_with_another_model_is_refused(index, tmp_
     shutil.copytree(index, copy)
     shutil.rmtree(copy / "model")
     with pytest.raises(MissingError, match="lacks its model"):
-        Searcher.open(copy, device=CPU)
+        IndexSearcher.open(copy, device=CPU)
     other = models.load_dual(index / "model")
     other.network.logit_scale.data.add_(1)
     models.save(other, copy / "model")
     # Texts are read by the text side, which is that of the index; images need the model.
     with pytest.raises(StaleError):
-        Searcher.open(copy, device=CPU).by_image(picture_at(index, "plain.png"))
+        IndexSearcher.open(copy, device=CPU).by_image(picture_at(index, "plain.png"))
     with pytest.raises(StaleError):
-        Searcher.open(copy, device=CPU, rerank=str(index.parent / "fusion"))
+        IndexSearcher.open(copy, device=CPU, rerank=str(index.parent / "fusion"))
 
 
 def test_a_moved_index_gives_the_same_answers(index, searcher, tmp_path):
     shutil.copytree(index, tmp_path / "moved")
-    moved = Searcher.open(tmp_path / "moved", device=CPU)
+    moved = IndexSearcher.open(tmp_path / "moved", device=CPU)
     assert moved.by_text(TEXT, 4).hits == searcher.by_text(TEXT, 4).hits
 
 

@@ -16,7 +16,7 @@ from tiny import run_script
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import Changes, Index, Searcher, index_facts, run_index_job, summarize_index
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_facts, run_index_job, summarize_index
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
 from dcdctl.core.search.storage import text_side_note
@@ -51,7 +51,7 @@ print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib
     texts = [*CAPTIONS, "\u72d7", LONG]
     *answers, imported = run_script(script, noise_index, json.dumps(texts)).split("-----\n")
     assert imported.strip() == "[]"
-    old = Searcher.open(without_text_side(noise_index, tmp_path / "old"), device="cpu")
+    old = IndexSearcher.open(without_text_side(noise_index, tmp_path / "old"), device="cpu")
     assert isinstance(old.texts, DualVectors)
     notes = set()
     for text, printed in zip(texts, answers, strict=True):
@@ -64,19 +64,19 @@ print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib
 
 
 def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_index):
-    searcher = Searcher.open(noise_index, device="auto")
+    searcher = IndexSearcher.open(noise_index, device="auto")
     assert isinstance(searcher.texts, TextTower)
     assert not searcher.encoder.is_loaded
     name = searcher.by_text(CAPTIONS[0], 1).hits[0].name
     assert not searcher.encoder.is_loaded
     assert searcher.ask(noise_index.parent / "images" / name, 1).hits[0].name == name
     assert searcher.encoder.is_loaded
-    assert isinstance(Searcher.open(noise_index, device=torch.device("cpu")).texts, TextTower)
+    assert isinstance(IndexSearcher.open(noise_index, device=torch.device("cpu")).texts, TextTower)
     assert isinstance(
-        Searcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors
+        IndexSearcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors
     )
     with pytest.raises(ConfigError, match="device nonsense is unknown"):
-        Searcher.open(noise_index, device="nonsense")
+        IndexSearcher.open(noise_index, device="nonsense")
 
 
 def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path):
@@ -87,10 +87,10 @@ def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
     with pytest.raises(StaleError, match=r"model.onnx is damaged"):
-        Searcher.open(copy, device="cpu")
+        IndexSearcher.open(copy, device="cpu")
     graph.unlink()
     with pytest.raises(MissingError, match=r"model.onnx"):
-        Index.open(copy)
+        FolderIndex.open(copy)
 
 
 def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(noise_index, tmp_path):
@@ -100,15 +100,15 @@ def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(no
     other = float(str(document["difference"])[:-1] + "9")  # such as 2e-09 for 2e-07, as many bytes
     artifacts.write_document(copy / "text" / "text.json", document | {"difference": other})
     with pytest.raises(StaleError, match=r"text.json is damaged: its SHA-256"):
-        Searcher.open(copy, device="cpu")
+        IndexSearcher.open(copy, device="cpu")
 
 
 def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(noise_index, tmp_path):
     old = without_text_side(noise_index, tmp_path / "old")
-    assert Index.open(old).text_side is None
+    assert FolderIndex.open(old).text_side is None
     changed = run_index_job(str(old), Changes(remove=("plain.png",))).index
     assert changed.text_side == old / "text"
-    assert isinstance(Searcher.open(old, device="cpu").texts, TextTower)
+    assert isinstance(IndexSearcher.open(old, device="cpu").texts, TextTower)
 
 
 def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index, monkeypatch):
@@ -120,16 +120,16 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert index.document.text.files == ()
     assert "is Python code" in index.document.text.refused
     assert not (index.folder / "text").exists()
-    assert isinstance(Searcher.for_index(index, device="cpu").texts, DualVectors)
+    assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
     assert run_index_job(str(index.folder), Changes(remove=("plain.png",))).index.num_images == 11
 
 
 def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
     size = sum(path.stat().st_size for path in (noise_index / "text").iterdir())
-    facts = dict(index_facts(summarize_index(Index.open(noise_index))))
+    facts = dict(index_facts(summarize_index(FolderIndex.open(noise_index))))
     assert facts["texts"] == f"searched without torch, by a text side for ONNX Runtime of {size:,} bytes"
-    without = summarize_index(Index.open(without_text_side(noise_index, tmp_path / "old")))
+    without = summarize_index(FolderIndex.open(without_text_side(noise_index, tmp_path / "old")))
     assert without.text_bytes == 0
     assert "packages onnx and onnxruntime were missing" in dict(index_facts(without))["texts"]
 
@@ -145,12 +145,12 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
         )
     assert index.document.text is None
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
-    assert isinstance(Searcher.open(index.folder, device="cpu").texts, DualVectors)
+    assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, DualVectors)
     changed = run_index_job(str(index.folder), Changes(remove=("plain.png",))).index
     assert text_side_note(changed.document) == ""
-    assert isinstance(Searcher.open(index.folder, device="cpu").texts, TextTower)
+    assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, TextTower)
 
 
 def test_without_onnx_runtime_texts_are_searched_with_torch(noise_index, monkeypatch):
     monkeypatch.setattr(TextTower, "is_available", staticmethod(lambda: False))
-    assert isinstance(Searcher.open(noise_index, device="cpu").texts, DualVectors)
+    assert isinstance(IndexSearcher.open(noise_index, device="cpu").texts, DualVectors)

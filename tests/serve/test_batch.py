@@ -16,18 +16,18 @@ from processes import TIMEOUT_S
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.search import Changes, Searcher
+from dcdctl.core.search import Changes, IndexSearcher
 from dcdctl.core.serve import ServiceConfig, app
 
 CONFIG = ServiceConfig(default_k=4, max_k=9, max_text_chars=20, max_queries=5, max_waiting=5)
 
 
 @pytest.fixture(scope="module")
-def searcher(tmp_path_factory) -> Searcher:
+def searcher(tmp_path_factory) -> IndexSearcher:
     return served.make(tmp_path_factory.mktemp("batch") / "all").searcher
 
 
-def client_of(searcher: Searcher, config: ServiceConfig = CONFIG) -> TestClient:
+def client_of(searcher: IndexSearcher, config: ServiceConfig = CONFIG) -> TestClient:
     return TestClient(app.build(searcher, config), base_url="http://localhost", raise_server_exceptions=False)
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_query_has_its_error_in_its_place_and_the_others_their_answers(s
 def test_texts_of_a_batch_may_have_conditions_and_be_searched_by_words(tmp_path):
     folder = served.make(tmp_path / "all").index
     update(folder, Changes(sets=("keywords=true",)))
-    searcher = Searcher.open(folder, device=served.CPU)
+    searcher = IndexSearcher.open(folder, device=served.CPU)
     client = client_of(searcher)
     queries = [
         {"text": "photo", "k": 3, "hybrid": True},
@@ -147,7 +147,7 @@ def test_a_failure_of_the_service_fails_the_batch(searcher, monkeypatch, logged)
     def fail(*_: object, **__: object) -> None:
         raise StaleError("/secret/folder is another")
 
-    monkeypatch.setattr(Searcher, "by_texts", fail)
+    monkeypatch.setattr(IndexSearcher, "by_texts", fail)
     response = client_of(searcher).post("/search", json={"queries": [{"text": "a"}, {"text": "b"}]})
     assert (response.status_code, response.json()) == (500, {"error": "the search failed; the service's log says why"})
     assert "/secret/folder" in logged.text

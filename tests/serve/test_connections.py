@@ -21,7 +21,7 @@ from processes import TIMEOUT_S
 from starlette.types import Receive, Scope, Send
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.search import Searcher
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig, connections, logs
 from dcdctl.core.serve import app as serve_app
 from dcdctl.core.serve import listener as sockets
@@ -43,12 +43,12 @@ def made(tmp_path_factory) -> served.Made:
 
 
 @pytest.fixture(scope="module")
-def searcher(made) -> Searcher:
+def searcher(made) -> IndexSearcher:
     return made.searcher
 
 
 @contextmanager
-def serving(searcher: Searcher, config: ServiceConfig) -> Iterator[tuple[str, int]]:
+def serving(searcher: IndexSearcher, config: ServiceConfig) -> Iterator[tuple[str, int]]:
     """The address of a real server for the searcher."""
     with served.serving(serve_app.build(searcher, config), config) as url:
         yield urlsplit(url).hostname, urlsplit(url).port
@@ -207,7 +207,7 @@ def test_an_idle_connection_is_closed_after_a_while(searcher):
         assert rejected(address, "request too slow") == 0
 
 
-def large_answer(searcher: Searcher, config: ServiceConfig, num_bytes: int) -> LimitsMiddleware:
+def large_answer(searcher: IndexSearcher, config: ServiceConfig, num_bytes: int) -> LimitsMiddleware:
     """An app whose answers are larger than what the system buffers."""
 
     async def answer(_: Scope, __: Receive, send: Send) -> None:

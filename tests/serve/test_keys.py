@@ -13,7 +13,7 @@ from html_page import Page
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.search import Searcher
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig, app, keys
 from dcdctl.core.serve.middleware import LimitsMiddleware
 
@@ -22,7 +22,7 @@ CONFIG = ServiceConfig(session_s=60)
 
 
 @pytest.fixture(scope="module")
-def searcher(tmp_path_factory) -> Searcher:
+def searcher(tmp_path_factory) -> IndexSearcher:
     return served.make(tmp_path_factory.mktemp("keys") / "all").searcher
 
 
@@ -42,7 +42,7 @@ def browser_of(service: LimitsMiddleware, base_url: str = "http://localhost") ->
     return TestClient(service, base_url=base_url, raise_server_exceptions=False, follow_redirects=False)
 
 
-def client_of(searcher: Searcher, config: ServiceConfig = CONFIG, text: str = f"{OLD},{NEW}") -> TestClient:
+def client_of(searcher: IndexSearcher, config: ServiceConfig = CONFIG, text: str = f"{OLD},{NEW}") -> TestClient:
     return browser_of(app.build(searcher, config, keys=keys.Keys.of(text)))
 
 

@@ -13,7 +13,7 @@ import served
 from processes import TIMEOUT_S
 from starlette.types import ASGIApp
 
-from dcdctl.core.search import Searcher
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as serve_app
 
@@ -22,7 +22,7 @@ CONFIG = ServiceConfig(max_upload_bytes=5 * CHUNK, max_waiting=1, search_workers
 
 
 @pytest.fixture(scope="module")
-def searcher(tmp_path_factory) -> Searcher:
+def searcher(tmp_path_factory) -> IndexSearcher:
     return served.make(tmp_path_factory.mktemp("limits") / "all").searcher
 
 

@@ -23,7 +23,7 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import Answer, Changes, Searcher
+from dcdctl.core.search import Changes, IndexSearcher, SearchAnswer
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory) -> served.Made:
 
 
 @pytest.fixture(scope="module")
-def searcher(made) -> Searcher:
+def searcher(made) -> IndexSearcher:
     return made.searcher
 
 
@@ -54,7 +54,7 @@ def own_client(own) -> TestClient:
     return client_of(own.searcher)
 
 
-def client_of(searcher: Searcher, config: ServiceConfig = CONFIG, **options: object) -> TestClient:
+def client_of(searcher: IndexSearcher, config: ServiceConfig = CONFIG, **options: object) -> TestClient:
     return TestClient(
         app.build(searcher, config, **options), base_url="http://localhost", raise_server_exceptions=False
     )
@@ -97,7 +97,7 @@ def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, 
 @pytest.mark.parametrize("kind", ["int8", "binary", "hnsw"])
 def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    changing = client_of(Searcher.open(folder, device=served.CPU))
+    changing = client_of(IndexSearcher.open(folder, device=served.CPU))
     assert changing.get("/health").json()["kind"] == "flat"
     update(folder, Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
     assert changing.get("/health").json()["kind"] == kind
@@ -109,11 +109,11 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
 
 
 @pytest.fixture(scope="module")
-def worded(made, tmp_path_factory) -> Searcher:
+def worded(made, tmp_path_factory) -> IndexSearcher:
     """A searcher of the same index with the words of its file names."""
     folder = shutil.copytree(made.index, tmp_path_factory.mktemp("worded") / "index")
     update(folder, Changes(sets=("keywords=true",)))
-    return Searcher.open(folder, device=served.CPU)
+    return IndexSearcher.open(folder, device=served.CPU)
 
 
 def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
@@ -158,7 +158,7 @@ def test_texts_that_are_searched_in_other_ways_are_not_answered_together(worded)
         ("two dogs", 4, False),
     ]
 
-    async def answers() -> list[Answer]:
+    async def answers() -> list[SearchAnswer]:
         return await asyncio.gather(*(service.texts.answer(text, k, hybrid=hybrid) for text, k, hybrid in wanted))
 
     for (text, k, hybrid), answer in zip(wanted, asyncio.run(answers()), strict=True):
@@ -311,7 +311,7 @@ def test_images_that_are_gone_or_damaged_are_not_served(own, own_client, tmp_pat
 
 def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    row, client = made.row("03.png"), client_of(Searcher.open(folder, device=served.CPU))
+    row, client = made.row("03.png"), client_of(IndexSearcher.open(folder, device=served.CPU))
     addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
     assert [client.get(address).status_code for address in addresses] == [200] * 3
     update(folder, Changes(remove=("03.png",)))
@@ -326,7 +326,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
 @pytest.mark.parametrize("what", ["is being changed", "is of another model"])
 def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_one(made, tmp_path, logged, what):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    client = client_of(Searcher.open(folder, device=served.CPU))
+    client = client_of(IndexSearcher.open(folder, device=served.CPU))
     before = client.get("/search?text=a+bus").json()["results"]
     document = artifacts.read_document(folder / "index.json")
     (folder / "index.json").unlink()
@@ -437,7 +437,7 @@ def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, mon
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Searcher, "by_texts", fail)
+    monkeypatch.setattr(IndexSearcher, "by_texts", fail)
     client = client_of(searcher)
     answer = client.get("/search?text=a")
     assert (answer.status_code, answer.json()) == (500, {"error": "the search failed; the service's log says why"})

@@ -9,7 +9,7 @@ from noise_index import CAPTIONS
 from starlette.testclient import TestClient
 
 import dcdctl
-from dcdctl.core.search import Changes, ColumnChanges, Index, Searcher, run_index_job
+from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, IndexSearcher, run_index_job
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.stores import StoreIndex, open_store, upload_index
 
@@ -27,7 +27,7 @@ def index(noise_index, tmp_path_factory):
     table = folder.parent / "photos.csv"
     table.write_text("\n".join(["image,year,owner", *rows]), encoding="utf-8")
     run_index_job(str(folder), Changes(columns=ColumnChanges(metadata=table)))
-    return Index.open(folder)
+    return FolderIndex.open(folder)
 
 
 @pytest.fixture(scope="module", params=["postgresql", "lancedb", "qdrant"])
@@ -49,7 +49,7 @@ def store(url, index):
 
 
 def client_of(index):
-    searcher = Searcher.for_index(index, device="cpu")
+    searcher = IndexSearcher.for_index(index, device="cpu")
     return TestClient(app.build(searcher, ServiceConfig()), base_url="http://localhost", raise_server_exceptions=False)
 
 
@@ -76,7 +76,7 @@ def test_changed_columns_are_found_after_the_next_upload(store, index, tmp_path)
     folder = tmp_path / "index"
     shutil.copytree(index.folder, folder)
     run_index_job(str(folder), Changes(columns=ColumnChanges(drop=("owner",))))
-    changed = Index.open(folder)
+    changed = FolderIndex.open(folder)
     assert upload_index(changed, store).is_new
     assert StoreIndex.open(store).columns == changed.columns
     assert upload_index(index, store).is_new

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dcdctl.core import config
 from dcdctl.core.devices import Compute
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import Changes, ImageSource, Index, VectorFiles, commit, part_files, run_index_job
+from dcdctl.core.search import Changes, FolderIndex, ImageSource, VectorFiles, commit, part_files, run_index_job
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES
 from dcdctl.core.search.part_files import SourceImage, part_name
@@ -34,7 +34,7 @@ def write_index(
     images: Path | None = None,
     removed: Sequence[int] | None = None,
     **settings: object,
-) -> Index:
+) -> FolderIndex:
     """An index of these parts, whose images are called 0.png, 1.png, ... by their rows."""
     entries, first = [], 0
     for number, vectors in enumerate(parts):
@@ -56,7 +56,7 @@ def seal_index(
     dim: int,
     removed: Sequence[int] | None = None,
     **settings: object,
-) -> Index:
+) -> FolderIndex:
     """The index of files of vectors that are written, of images of one source."""
     document = IndexDocument(
         generation=1,
@@ -67,7 +67,7 @@ def seal_index(
         parts=tuple(parts),
     )
     commit.commit(folder, document, removed=None if removed is None else np.array(removed, dtype=np.int64))
-    return Index.open(folder)
+    return FolderIndex.open(folder)
 
 
 def build(
@@ -80,7 +80,7 @@ def build(
     given: VectorFiles | None = None,
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
-) -> Index:
+) -> FolderIndex:
     """The index that `dcdctl index RUN --images DIR --out INDEX` builds."""
     sets = config.flatten(config.to_table(settings or IndexConfig()))
     changes = Changes(
@@ -92,7 +92,9 @@ def build(
     return run_index_job(ref, changes, images=images, out=folder, compute=compute, track=track).index
 
 
-def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
+def update(
+    folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent
+) -> FolderIndex:
     """The index that `dcdctl index INDEX` gives for these changes."""
     return run_index_job(str(folder), changes, compute=compute, track=track).index
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import make_models
 
 from dcdctl.core import models
-from dcdctl.core.search import Answer, Changes, ColumnChanges, Condition, Index, Searcher
+from dcdctl.core.search import Changes, ColumnChanges, Condition, FolderIndex, IndexSearcher, SearchAnswer
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.middleware import LimitsMiddleware
@@ -44,8 +44,8 @@ class Made:
     index: Path
 
     @property
-    def searcher(self) -> Searcher:
-        return Searcher.open(self.index, device=CPU)
+    def searcher(self) -> IndexSearcher:
+        return IndexSearcher.open(self.index, device=CPU)
 
     def with_columns(self, **columns: Sequence[object]) -> Made:
         """The same with these columns, whose values are in the order of `NAMES`."""
@@ -54,7 +54,7 @@ class Made:
         return self
 
     def row(self, name: str) -> int:
-        index = Index.open(self.index)
+        index = FolderIndex.open(self.index)
         return [index.name(row) for row in range(index.num_rows)].index(name)
 
 
@@ -73,7 +73,7 @@ def make(folder: Path, captions: Sequence[str] = CAPTIONS) -> Made:
 
 
 @dataclass(frozen=True)
-class HeldSearcher(Searcher):
+class HeldSearcher(IndexSearcher):
     """A searcher that answers only after `may_end` is set, like a slow model."""
 
     begun: threading.Event = field(default_factory=threading.Event)
@@ -81,12 +81,12 @@ class HeldSearcher(Searcher):
     batches: list[list[str]] = field(default_factory=list)
 
     @staticmethod
-    def of(searcher: Searcher) -> HeldSearcher:
+    def of(searcher: IndexSearcher) -> HeldSearcher:
         return HeldSearcher(searcher.index, searcher.texts, searcher.encoder)
 
     def by_texts(
         self, texts: list[str], k: int = 10, where: Condition | None = None, **options: object
-    ) -> list[Answer]:
+    ) -> list[SearchAnswer]:
         self.batches.append(list(texts))
         self.begun.set()
         self.may_end.wait()

@@ -10,10 +10,10 @@ from dcdctl.cli.views.terminal import note, printable, show, show_error, show_js
 from dcdctl.core.errors import DcdError
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, Condition, ImageIndex, Searcher
+    from dcdctl.core.search import Condition, ImageIndex, IndexSearcher, SearchAnswer
 
 
-def show_answer(index: ImageIndex, question: str | Path, answer: Answer, *, as_json: bool) -> None:
+def show_answer(index: ImageIndex, question: str | Path, answer: SearchAnswer, *, as_json: bool) -> None:
     """Show an answer: one hit per line, or a JSON document."""
     if as_json:
         from dcdctl.core.search import answer_document
@@ -27,7 +27,7 @@ def show_answer(index: ImageIndex, question: str | Path, answer: Answer, *, as_j
     note(f"{len(answer.hits):,} of {index.num_images:,} images in {times}")
 
 
-def answer_lines(searcher: Searcher, k: int, where: Condition | None, *, hybrid: bool, as_json: bool) -> int:
+def answer_lines(searcher: IndexSearcher, k: int, where: Condition | None, *, hybrid: bool, as_json: bool) -> int:
     """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0.
 
     An answer is one line: the query and the names of the hits, separated by tabs, or a JSON document.
@@ -57,12 +57,12 @@ def answer_lines(searcher: Searcher, k: int, where: Condition | None, *, hybrid:
     return int(num_failed > 0)
 
 
-def _show_notes(answer: Answer) -> None:
+def _show_notes(answer: SearchAnswer) -> None:
     for text in answer.notes:
         note(f"note: {printable(text)}")
 
 
-def _show_hits(index: ImageIndex, answer: Answer) -> None:
+def _show_hits(index: ImageIndex, answer: SearchAnswer) -> None:
     from dcdctl.core.search import columns_text
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)

@@ -11,7 +11,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import EmbeddedImage, Histogram
-from dcdctl.core.search import Answer, Hit, ImageIndex, as_text, columns_text, image_of, read_image
+from dcdctl.core.search import Hit, ImageIndex, SearchAnswer, as_text, columns_text, image_of, read_image
 from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 NUM_IMAGES = 60
@@ -111,7 +111,7 @@ class _HitCard:
 
 
 def write_search_page(
-    path: Path, index: ImageIndex, question: str | Path, answer: Answer, track: Track = silent
+    path: Path, index: ImageIndex, question: str | Path, answer: SearchAnswer, track: Track = silent
 ) -> None:
     """Write the page of a search by a text or by the image in a file: the hits with small images.
 
@@ -134,7 +134,7 @@ def write_search_page(
         raise InputError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
 
 
-def _hit_cards(index: ImageIndex, answer: Answer, advance: Advance) -> Iterator[_HitCard]:
+def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Iterator[_HitCard]:
     for hit in answer.hits:
         image = image_of(index, hit.row)
         embedded = None if image is None else html.embed_image(image, SEARCH_IMAGE_PX)

@@ -19,11 +19,11 @@ from .columns.where import (
 )
 from .config import IndexConfig
 from .exact import Floats, Half, Rows, cosines, unit
-from .index import Index
+from .index import FolderIndex
 from .part_files import SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .query import (
-    Answer,
+    SearchAnswer,
     answer_document,
     as_text,
     check_query,
@@ -33,7 +33,7 @@ from .query import (
     read_image,
     value_for_json,
 )
-from .searcher import Searcher
+from .searcher import IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, read_document, text_side_note
 from .summary import index_document, index_facts, summarize_index
@@ -45,7 +45,6 @@ __all__ = [
     "INDEX_FILE",
     "NUM_VERIFIED",
     "All",
-    "Answer",
     "AnyOf",
     "Background",
     "Changes",
@@ -54,19 +53,20 @@ __all__ = [
     "Compare",
     "Condition",
     "Floats",
+    "FolderIndex",
     "Half",
     "Hit",
     "ImageIndex",
     "ImageList",
     "ImageSource",
-    "Index",
     "IndexChange",
     "IndexConfig",
+    "IndexSearcher",
     "IsNull",
     "Like",
     "OneOf",
     "Rows",
-    "Searcher",
+    "SearchAnswer",
     "SourceImage",
     "SourceImages",
     "Value",

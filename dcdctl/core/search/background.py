@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.search.protocol import ImageIndex
-from dcdctl.core.search.searcher import Searcher
+from dcdctl.core.search.searcher import IndexSearcher
 
 NUM_PROBES = 64
 LEVEL = 0.95
@@ -75,7 +75,7 @@ def probe_texts() -> list[str]:
     return [" ".join(draw.sample(WORDS.split(), 2 + number % 5)) for number in range(NUM_PROBES)]
 
 
-def measure_background(searcher: Searcher) -> Background | None:
+def measure_background(searcher: IndexSearcher) -> Background | None:
     """The background of an index, by its own model; None for an index without images."""
     index = searcher.index
     images_SD = _sample(index)

@@ -31,7 +31,7 @@ from dcdctl.core.search.columns.table import write_columns
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.exact import Rows
-from dcdctl.core.search.index import Index
+from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
 from dcdctl.core.search.storage import (
     INDEX,
@@ -78,7 +78,7 @@ class Changes:
 class IndexChange:
     """An index after a command, and what the command changed."""
 
-    index: Index
+    index: FolderIndex
     skipped: list[dict[str, Any]]
     """Files that could not be indexed, with the reasons."""
     added: int = 0
@@ -154,7 +154,7 @@ def run_index_job(
             raise ConfigError(
                 f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX"
             )
-        before = Index.open(folder)
+        before = FolderIndex.open(folder)
         nothing = Changes(split=changes.split, precision=changes.precision)
         if changes == nothing and not change.has_new_corpus_columns(before):
             return IndexChange(before, [])
@@ -169,7 +169,7 @@ def run_index_job(
                 raise ConfigError(message, hint="leave --precision out")
         for step in STEPS:
             document = step(job, document)
-    after = Index.open(folder)
+    after = FolderIndex.open(folder)
     skipped = [] if source is None else commit.skipped_of(folder, after.document)
     if before is None:
         return IndexChange(after, skipped, notes=tuple(job.notes))
@@ -224,7 +224,7 @@ def _alter(job: _Job, document: IndexDocument) -> IndexDocument:
         message = f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made"
         raise ConfigError(message, hint="make a new index with --dims")
     _check_packages(settings, document.num_rows)
-    removed = rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
+    removed = rows_to_remove(FolderIndex(folder, document), changes.remove, gone=changes.remove_gone)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     plan = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}
@@ -241,7 +241,7 @@ def _alter(job: _Job, document: IndexDocument) -> IndexDocument:
     return commit.commit(folder, changed, removed=removed, track=job.track)
 
 
-def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | None:
+def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> Rows | None:
     """All rows to be empty after the removal, including rows removed before; None if there is nothing to remove.
 
     A name is an image id, or a pattern (`*`, `?`, `[...]`) of image ids. With `gone`, images whose files are gone are
@@ -297,7 +297,7 @@ def _add(job: _Job, document: IndexDocument) -> IndexDocument:
         return storage.read_document(folder)  # the same build has ended before
     notes = INDEX.read_plan(folder)
     planned = configs.build(PlannedParts, {key: notes[key] for key in ("first_part", "rows", "skipped")})
-    model = job.new or _model_of(Index(folder, document))
+    model = job.new or _model_of(FolderIndex(folder, document))
     _check_packages(document.settings, document.num_rows + sum(planned.rows))
     compute = replace(job.compute, precision=document.precision)
     task = EmbeddingTask(build, source, planned, model, document.model.dim, compute)
@@ -345,7 +345,7 @@ def _with_source(
     return len(listed), (*listed, source)
 
 
-def _model_of(index: Index) -> models.DualEncoder:
+def _model_of(index: FolderIndex) -> models.DualEncoder:
     model = models.load_dual(index.model)
     index.expect(model.digest)
     return model
@@ -396,7 +396,7 @@ def _plan_parts(build: Build, document: IndexDocument) -> PlannedParts:
     folder, number = build.folder, build.plan["source"]
     known: set[str] = set()
     if number < len(document.sources):
-        index = Index(folder, document)
+        index = FolderIndex(folder, document)
         ids = index.values("image_id").to_pylist()
         known = {ids[row] for row in np.flatnonzero(index.source_R == number).tolist() if not index.is_gone(row)}
     skipped: list[SkippedFile] = []
@@ -453,11 +453,11 @@ def _text_side(folder: Path, document: IndexDocument, model: models.DualEncoder 
 def _set_columns(job: _Job, document: IndexDocument) -> IndexDocument:
     """Change the columns of the images."""
     folder, columns = job.folder, job.changes.columns
-    if columns == ColumnChanges() and not change.has_new_corpus_columns(Index(folder, document)):
+    if columns == ColumnChanges() and not change.has_new_corpus_columns(FolderIndex(folder, document)):
         return document
     with distributed.main_first():
         if distributed.is_main():
-            index = Index(folder, document)
+            index = FolderIndex(folder, document)
             table = change.changed_table(index, columns, job.metadata, job.notes, job.track)
             if index.num_covered not in (0, index.num_rows) or not table.equals(index.column_table()):
                 following = replace(document, generation=document.generation + 1)

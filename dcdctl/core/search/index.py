@@ -45,7 +45,7 @@ FLOAT_BYTES = 2 << 30
 """Exactly searched vectors are kept as float32 up to this size; beyond it they are converted for each query."""
 
 
-class Index(ImageIndex):
+class FolderIndex(ImageIndex):
     """An index in a folder; safe to search from several threads."""
 
     def __init__(self, folder: Path, document: IndexDocument) -> None:

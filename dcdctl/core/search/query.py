@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Answer:
+class SearchAnswer:
     """The hits of a query, best first, and the time they took. Texts that are answered together share their time
     equally."""
 
@@ -145,7 +145,7 @@ def shown(value: Value) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> dict[str, Any]:
+def answer_document(question: str | Path, answer: SearchAnswer, index: ImageIndex) -> dict[str, Any]:
     """An answer as plain values, for JSON."""
     kind = "image" if isinstance(question, Path) else "text"
     return {

@@ -12,7 +12,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import States
 from dcdctl.core.search.protocol import Hit, ImageIndex
-from dcdctl.core.search.query import Answer, image_of
+from dcdctl.core.search.query import SearchAnswer, image_of
 
 DEPTH = 50
 """Candidates per query that are re-ranked."""
@@ -43,7 +43,7 @@ class Reranker:
             device,
         )
 
-    def apply(self, text: str, answer: Answer, index: ImageIndex) -> Answer:
+    def apply(self, text: str, answer: SearchAnswer, index: ImageIndex) -> SearchAnswer:
         """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
 
         Hits whose image is gone or damaged follow, then the hits beyond the depth, both in their old order.

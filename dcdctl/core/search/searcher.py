@@ -24,9 +24,9 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import TextEncoder, TextTower
 from dcdctl.core.search.columns.where import Condition
-from dcdctl.core.search.index import Index
+from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.protocol import Hit, ImageIndex
-from dcdctl.core.search.query import Answer, checked_text, query_image
+from dcdctl.core.search.query import SearchAnswer, checked_text, query_image
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class IndexModel:
 
 
 @dataclass(frozen=True)
-class Searcher:
+class IndexSearcher:
     """An index and the models that search it; safe to call from several threads."""
 
     index: ImageIndex
@@ -91,9 +91,9 @@ class Searcher:
     @staticmethod
     def open(
         folder: Path, *, device: str | torch.device, rerank: str | None = None, depth: int | None = None
-    ) -> Searcher:
-        """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `Index.open`."""
-        return Searcher.for_index(Index.open(folder), device=device, rerank=rerank, depth=depth)
+    ) -> IndexSearcher:
+        """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `FolderIndex.open`."""
+        return IndexSearcher.for_index(FolderIndex.open(folder), device=device, rerank=rerank, depth=depth)
 
     @staticmethod
     def for_index(
@@ -104,7 +104,7 @@ class Searcher:
         rerank: str | None = None,
         depth: int | None = None,
         rerank_set: Sequence[str] = (),
-    ) -> Searcher:
+    ) -> IndexSearcher:
         """A searcher with the dual encoder of an index.
 
         On the CPU, and on a device `auto`, ONNX Runtime encodes texts on the CPU if the index has a text side, and the
@@ -130,7 +130,7 @@ class Searcher:
             and index.text_side is not None
         ):
             tower = TextTower.open(index.text_side, index.fingerprint, threads)
-        searcher = Searcher(index, tower or encoder.load(), encoder)
+        searcher = IndexSearcher(index, tower or encoder.load(), encoder)
         if rerank is None:
             return searcher
         from dcdctl.core.search.reranker import Reranker
@@ -140,14 +140,14 @@ class Searcher:
         )
 
     @staticmethod
-    def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> Searcher:
+    def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> IndexSearcher:
         """A searcher whose dual encoder is loaded now and encodes texts too, for a query by an image: no text side is
         opened.
 
         Errors and settings as in `for_index`.
         """
         encoder = IndexModel(index, device, threads)
-        return Searcher(index, encoder.load(), encoder)
+        return IndexSearcher(index, encoder.load(), encoder)
 
     @property
     def model(self) -> models.DualEncoder:
@@ -161,7 +161,7 @@ class Searcher:
         where: Condition | None = None,
         *,
         hybrid: bool = False,
-    ) -> Answer:
+    ) -> SearchAnswer:
         """The answer to a text, to the image in a file, or to an image in memory; ConfigError for a hybrid search by an
         image."""
         if isinstance(question, str):
@@ -174,7 +174,7 @@ class Searcher:
 
     def by_text(
         self, text: str, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
-    ) -> Answer:
+    ) -> SearchAnswer:
         """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the
         model reads.
 
@@ -185,13 +185,13 @@ class Searcher:
 
     def by_texts(
         self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
-    ) -> list[Answer]:
+    ) -> list[SearchAnswer]:
         """An answer for each text, computed together."""
         _check_k(k)
         if hybrid:
             self.index.check_hybrid()
         checked = [checked_text(text) for text in texts]
-        answers: list[Answer] = []
+        answers: list[SearchAnswer] = []
         for start in range(0, len(checked), TEXT_BATCH):
             answers += self._answer_texts(checked[start : start + TEXT_BATCH], k, where, hybrid)
         return answers
@@ -200,7 +200,7 @@ class Searcher:
         """(Q, D): the vectors of texts, as they are compared with those of the index."""
         return self.texts.vectors(self.texts.tokenize(texts))[:, : self.index.dim]
 
-    def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
+    def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> SearchAnswer:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts
         only."""
         if self.reranker is not None:
@@ -213,7 +213,7 @@ class Searcher:
         (answer,) = self._answers(vectors_1D, started, lambda vectors_QD: self.index.search(vectors_QD, k, where))
         return replace(answer, notes=() if answer.hits or where is None else (NO_IMAGE,))
 
-    def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[Answer]:
+    def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[SearchAnswer]:
         started = time.perf_counter()
         tokens = self.texts.tokenize(texts)
         notes = [self._notes(text, ids) for text, ids in zip(texts, tokens.ids, strict=True)]
@@ -241,7 +241,7 @@ class Searcher:
         vectors_QD: NDArray[np.float32],
         started: float,
         find: Callable[[NDArray[np.float32]], list[tuple[Hit, ...]]],
-    ) -> list[Answer]:
+    ) -> list[SearchAnswer]:
         """What `find` gives for vectors whose encoding began at `started`."""
         # An index of short vectors is searched by the first numbers alone, which may be zero where the others are not.
         vectors_QD = vectors_QD[:, : self.index.dim]
@@ -253,7 +253,7 @@ class Searcher:
         encode_s, find_s = (
             (end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter()))
         )
-        return [Answer(hits, encode_s, find_s) for hits in hits_Q]
+        return [SearchAnswer(hits, encode_s, find_s) for hits in hits_Q]
 
     def _notes(self, text: str, ids: Sequence[int]) -> list[str]:
         """Notes on the tokens of a text; InputError if it has none."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from dcdctl.core import config
 from dcdctl.core.search.columns.table import ColumnSummary
-from dcdctl.core.search.index import Index
+from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.query import cut, shown, value_for_json
 from dcdctl.core.search.storage import ImageSource, text_side_note
 
@@ -60,7 +60,7 @@ class IndexSummary:
     columns: tuple[ColumnSummary, ...]
 
 
-def summarize_index(index: Index) -> IndexSummary:
+def summarize_index(index: FolderIndex) -> IndexSummary:
     """The summary of an open index. Reads no file besides those that opening read, and the columns."""
     document, words = index.document, index.document.keywords
     images = np.bincount(index.source_R[index.is_live], minlength=len(document.sources)).tolist()

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Answer, Background, Condition, Hit, Searcher, parse_all
+from dcdctl.core.search import Background, Condition, Hit, IndexSearcher, SearchAnswer, parse_all
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import Batches, BatchQuery, in_words
 from dcdctl.core.serve.config import ServiceConfig
@@ -50,7 +50,7 @@ class SearchResponse:
     """Whether texts that no image of the index shows score as high as the best result."""
 
     @staticmethod
-    def of(answer: Answer, background: Background | None, *, is_text: bool) -> SearchResponse:
+    def of(answer: SearchAnswer, background: Background | None, *, is_text: bool) -> SearchResponse:
         scores = [hit.score for hit in answer.hits]
         stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
         encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
@@ -107,7 +107,7 @@ class Service:
     lifecycle: Lifecycle
 
     @staticmethod
-    def of(searcher: Searcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> Service:
+    def of(searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> Service:
         live = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
         metrics = Metrics(lambda: live.now().index, shared)
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
@@ -118,7 +118,7 @@ class Service:
 
 
 def build(
-    searcher: Searcher | LiveSearcher,
+    searcher: IndexSearcher | LiveSearcher,
     config: ServiceConfig,
     *,
     is_loopback: bool = True,
@@ -260,7 +260,7 @@ async def _by_texts(service: Service, queries: Sequence[BatchQuery | str], where
     return BatchResponse(tuple(responses))
 
 
-async def _response(service: Service, answer: Answer, *, is_text: bool) -> SearchResponse:
+async def _response(service: Service, answer: SearchAnswer, *, is_text: bool) -> SearchResponse:
     # Measured by a worker, once for each index; an answer that is computed must not wait for a worker again.
     logs.note_hits(len(answer.hits))
     live = service.searcher
@@ -285,9 +285,9 @@ def _condition(service: Service, texts: Sequence[str]) -> Condition | None:
 
 
 async def _by_image(
-    service: Service, read: Callable[[Searcher], Image.Image], k: int, where: Condition | None
-) -> Answer:
-    def work() -> Answer:
+    service: Service, read: Callable[[IndexSearcher], Image.Image], k: int, where: Condition | None
+) -> SearchAnswer:
+    def work() -> SearchAnswer:
         searcher = service.searcher.now()
         # A re-ranker compares images with texts only.
         # The image is decoded in the thread too: the event loop must stay free for other requests.

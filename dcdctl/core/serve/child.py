@@ -20,7 +20,7 @@ import uvicorn
 
 from dcdctl.core import machine
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import ImageIndex, Searcher
+from dcdctl.core.search import ImageIndex, IndexSearcher
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
@@ -120,7 +120,7 @@ def signals_handled(server: uvicorn.Server, on_hangup: Callable[[], object]) -> 
             signal.signal(number, handler)
 
 
-def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> Searcher:
+def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSearcher:
     """The searcher of an index; unless `with_images`, a searcher whose texts need no torch loads the model for the
     first image."""
     models = job.models
@@ -128,7 +128,7 @@ def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> Searcher:
     machine.return_freed_memory()
     threads = models.threads or _share_of_threads(job.config.processes)
     reranking: dict[str, Any] = {"rerank": models.rerank, "depth": models.depth, "rerank_set": models.rerank_set}
-    searcher = Searcher.for_index(index, device=models.device, threads=threads, **reranking)
+    searcher = IndexSearcher.for_index(index, device=models.device, threads=threads, **reranking)
     if with_images:
         searcher.encoder.load()
     return searcher

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dcdctl.core.search import ColumnSummary, ImageIndex, Index, quoted_name, quoted_value, value_for_json
+from dcdctl.core.search import ColumnSummary, FolderIndex, ImageIndex, quoted_name, quoted_value, value_for_json
 
 NUM_FACETS = 2
 """Columns that the page offers: more would push the images out of a phone's screen."""
@@ -48,7 +48,7 @@ class ColumnResponse:
 
 def columns_of(index: ImageIndex) -> list[ColumnResponse]:
     """The columns of an index; those of a store are not summarized, and none are returned."""
-    summaries = index.summarize_columns() if isinstance(index, Index) else []
+    summaries = index.summarize_columns() if isinstance(index, FolderIndex) else []
     facets = choose_facets(summaries)
     return [_response(summary, facets.get(summary.name)) for summary in summaries]
 

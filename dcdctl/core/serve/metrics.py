@@ -29,7 +29,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, ImageIndex
+    from dcdctl.core.search import ImageIndex, SearchAnswer
 
 __all__ = ["CONTENT_TYPE", "Metrics", "Shared"]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -114,7 +114,7 @@ class Metrics:
         """Count a request refused by a limit."""
         self._rejected.labels(reason).inc()
 
-    def searched(self, answer: Answer, num_together: int = 1) -> None:
+    def searched(self, answer: SearchAnswer, num_together: int = 1) -> None:
         """Record the stages of a search; `num_together` texts were encoded together."""
         stages = {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds}
         for stage, seconds in stages.items():

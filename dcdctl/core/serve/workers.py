@@ -17,12 +17,12 @@ from typing import TypeVar
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import (
     INDEX_FILE,
-    Answer,
     Background,
     Condition,
+    FolderIndex,
     ImageIndex,
-    Index,
-    Searcher,
+    IndexSearcher,
+    SearchAnswer,
     measure_background,
 )
 from dcdctl.core.serve.config import ServiceConfig
@@ -37,16 +37,16 @@ class LiveSearcher:
     """A searcher that opens an index on disk again when it has changed, so that removed images are not served.
     Thread-safe."""
 
-    def __init__(self, searcher: Searcher) -> None:
+    def __init__(self, searcher: IndexSearcher) -> None:
         # A store is searched as it is now, and is never opened again.
-        self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, Index) else None
+        self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, FolderIndex) else None
         self._searcher = searcher
         # The index may have changed on disk since it was opened, so it is opened again at first.
         self._stamp: Stamp | None = None
         self._measured: tuple[ImageIndex, Background | None] | None = None
         self._lock, self._measuring = threading.Lock(), threading.Lock()
 
-    def now(self) -> Searcher:
+    def now(self) -> IndexSearcher:
         """The searcher of the index on disk; of the last usable index while it is being changed or is damaged."""
         if (stamp := self._read_stamp()) not in (None, self._stamp):
             with self._lock:
@@ -56,11 +56,11 @@ class LiveSearcher:
                     self._searcher, self._stamp = self._reopened(), stamp
         return self._searcher
 
-    def swap(self, searcher: Searcher) -> None:
+    def swap(self, searcher: IndexSearcher) -> None:
         """Answer from another searcher from now on; searches in progress end with the one that they have."""
         with self._lock:
             # Without a path, as for a store, `now` never opens an index again.
-            self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, Index) else None
+            self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, FolderIndex) else None
             self._searcher, self._stamp = searcher, None
 
     @property
@@ -86,9 +86,9 @@ class LiveSearcher:
         # index.json is replaced by renaming: the inode differs even within one tick of the clock.
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
-    def _reopened(self) -> Searcher:
+    def _reopened(self) -> IndexSearcher:
         try:
-            index = Index.open(Path(self._searcher.index.location))
+            index = FolderIndex.open(Path(self._searcher.index.location))
             index.expect(self._searcher.index.fingerprint)
             index.check()
         except DcdError as error:
@@ -160,7 +160,7 @@ class _WaitingText:
     k: int
     where: Condition | None = None
     hybrid: bool = False
-    answer: Future[Answer] = field(default_factory=Future)
+    answer: Future[SearchAnswer] = field(default_factory=Future)
     queued: float = field(default_factory=time.monotonic)
 
     @property
@@ -208,7 +208,7 @@ class TextBatcher:
         # Full from the start, so the first text opens a batch of its own.
         self._open = _Batch(0)
 
-    async def answer(self, text: str, k: int, where: Condition | None = None, *, hybrid: bool = False) -> Answer:
+    async def answer(self, text: str, k: int, where: Condition | None = None, *, hybrid: bool = False) -> SearchAnswer:
         """The k images nearest to a text, of those that meet a condition, with `hybrid` by words too.
 
         BusyError like `Workers.run`, and the errors of the searcher.
@@ -223,7 +223,7 @@ class TextBatcher:
 
     async def answer_all(
         self, texts: Sequence[tuple[str, int, Condition | None, bool]]
-    ) -> list[Answer | BaseException]:
+    ) -> list[SearchAnswer | BaseException]:
         """For each text with its k, its condition, and whether it is hybrid, the answer or the error of the searcher.
 
         Texts of the same condition are computed together, those of hybrid searches of the same k. BusyError like

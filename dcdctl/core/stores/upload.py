@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.search import Index
+from dcdctl.core.search import FolderIndex
 from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
 
@@ -35,7 +35,7 @@ class Upload:
     """Whether the store was filled as a whole, and has replaced any that had its name."""
 
 
-def upload_index(index: Index, store: Store, *, replace: bool = False, track: Track = silent) -> Upload:
+def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, track: Track = silent) -> Upload:
     """Make a store hold the images of an index. `replace` fills it again as a whole, in place of whatever images it
     holds.
 
@@ -61,7 +61,7 @@ def upload_index(index: Index, store: Store, *, replace: bool = False, track: Tr
         draft.close()
 
 
-def facts_of(index: Index) -> StoreFacts:
+def facts_of(index: FolderIndex) -> StoreFacts:
     """What a store with all images of an index says of itself."""
     document = index.document
     return StoreFacts(
@@ -79,7 +79,7 @@ def facts_of(index: Index) -> StoreFacts:
     )
 
 
-def content_digest(index: Index, rows: int) -> str | None:
+def content_digest(index: FolderIndex, rows: int) -> str | None:
     """A digest of the vectors and names of the first rows; None if no part of the index ends there. Parts never
     change."""
     digest, stop = hashlib.sha256(), 0
@@ -91,7 +91,7 @@ def content_digest(index: Index, rows: int) -> str | None:
     return digest.hexdigest() if stop == rows else None
 
 
-def _values_digest(index: Index, rows: int) -> str:
+def _values_digest(index: FolderIndex, rows: int) -> str:
     """A digest of the columns of the first rows."""
     digest = hashlib.sha256()
     for batch in index.column_table().slice(0, rows).to_batches(max_chunksize=1 << 16):
@@ -100,13 +100,13 @@ def _values_digest(index: Index, rows: int) -> str:
     return digest.hexdigest()
 
 
-def _continues(facts: StoreFacts, index: Index) -> bool:
+def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
     """Whether the first rows of an index are those of a store."""
     is_same = (facts.model, facts.dims, facts.precision) == (index.fingerprint, index.dim, index.document.precision)
     return is_same and facts.content == content_digest(index, facts.rows)
 
 
-def _expect(facts: StoreFacts, index: Index, location: str) -> None:
+def _expect(facts: StoreFacts, index: FolderIndex, location: str) -> None:
     """StaleError if a store holds the images of another index or another model."""
     hint = "name another table or collection, or replace what is there with --replace"
     if facts.model != index.fingerprint:
@@ -119,7 +119,7 @@ def _expect(facts: StoreFacts, index: Index, location: str) -> None:
         raise StaleError(f"{location} holds the images of another index than {index.folder}", hint=hint)
 
 
-def _fill(index: Index, store: Store, wanted: StoreFacts, *, is_new: bool, track: Track) -> Upload:
+def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool, track: Track) -> Upload:
     """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers
     agree."""
     sent, deleted = 0, 0
@@ -160,7 +160,7 @@ def _send(store: Store, images: pa.Table, advance: Advance) -> None:
         advance(len(batch))
 
 
-def _parts(index: Index, facts: StoreFacts) -> Iterator[tuple[int, pa.Table]]:
+def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Table]]:
     """The first row of each part, and its images as a store takes them."""
     first, columns = 0, index.column_table()
     for number, part in enumerate(index.parts):

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from dcdctl.core import files
 from dcdctl.core.errors import InputError, require_extra
-from dcdctl.core.search import ImageIndex, Index
+from dcdctl.core.search import FolderIndex, ImageIndex
 from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.store_index import StoreIndex
 
@@ -49,7 +49,7 @@ def open_store(url: str) -> Store:
 def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
     """The index in a folder or in a store; `model` is the folder of the model, if it is not where the store says.
 
-    The errors of `Index.open`, `open_store` and `StoreIndex.open`.
+    The errors of `FolderIndex.open`, `open_store` and `StoreIndex.open`.
     """
     if not is_store(str(place)):
         if files.url_of(place) is not None:
@@ -58,7 +58,7 @@ def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
             raise InputError(
                 f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine"
             )
-        return Index.open(Path(place).expanduser())
+        return FolderIndex.open(Path(place).expanduser())
     return StoreIndex.open(open_store(str(place)), model)
 
 

@@ -31,7 +31,7 @@ from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
 from dcdctl.core.progress import Track
 from dcdctl.core.search.columns.where import TYPES
 from dcdctl.core.search.exact import Rows
-from dcdctl.core.search.index import Index
+from dcdctl.core.search.index import FolderIndex
 
 EXIF_CHUNK, EXIF_THREADS = 256, 4
 """Images whose EXIF data a thread reads in one go, and threads: most of the time they wait for the disk."""
@@ -75,7 +75,7 @@ class _Values:
 
 
 def changed_table(
-    index: Index, changes: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
+    index: FolderIndex, changes: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
 ) -> pa.Table:
     """The columns of all rows after the changes; `metadata` is what `changes.read` gave. Adds to the notes for the
     user.
@@ -102,7 +102,7 @@ def changed_table(
     return pa.table(columns)
 
 
-def _set(columns: dict[str, pa.Array], new: _Values, index: Index) -> None:
+def _set(columns: dict[str, pa.Array], new: _Values, index: FolderIndex) -> None:
     """Give some rows new values, in place."""
     old = columns.get(new.name, pa.nulls(index.num_rows, new.values.type))
     if not pc.any(pc.and_(pc.is_valid(old), pa.array(~new.is_set))).as_py():
@@ -119,7 +119,7 @@ def _set(columns: dict[str, pa.Array], new: _Values, index: Index) -> None:
         raise InputError(message, hint=f"rename it, or remove the old one with --drop-column {new.name}") from error
 
 
-def has_new_corpus_columns(index: Index) -> bool:
+def has_new_corpus_columns(index: FolderIndex) -> bool:
     """Whether rows without a chance to get values come from a corpus with columns."""
     try:
         return any(True for _ in _of_corpora(index, None))
@@ -127,7 +127,7 @@ def has_new_corpus_columns(index: Index) -> bool:
         return False
 
 
-def _of_corpora(index: Index, chosen: Sequence[str] | None) -> Iterator[_Values]:
+def _of_corpora(index: FolderIndex, chosen: Sequence[str] | None) -> Iterator[_Values]:
     """The columns of the corpora of rows that have not had a chance to get values, all of them or the chosen ones."""
     ids, first = index.values("image_id"), 0
     for part in index.parts:
@@ -146,7 +146,7 @@ def _of_corpora(index: Index, chosen: Sequence[str] | None) -> Iterator[_Values]
                 yield _Values(name, corpus.columns.column(name).combine_chunks().take(places), is_set, source.path)
 
 
-def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator[_Values]:
+def _of_metadata(index: FolderIndex, read: ImageColumns, notes: list[str]) -> Iterator[_Values]:
     """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
     rows_of_table = _rows_by_name(index, read.images)
     is_named = rows_of_table >= 0
@@ -171,7 +171,7 @@ def _of_metadata(index: Index, read: ImageColumns, notes: list[str]) -> Iterator
 
 
 def _of_exif(
-    index: Index, columns: Mapping[str, pa.Array], types: Mapping[str, pa.DataType], track: Track
+    index: FolderIndex, columns: Mapping[str, pa.Array], types: Mapping[str, pa.DataType], track: Track
 ) -> Iterator[_Values]:
     """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data fill
     has a value."""
@@ -199,7 +199,7 @@ def _of_exif(
         yield _Values(name, pa.array(read, type_), is_set, "the image files")
 
 
-def _read_chunk(index: Index, rows: Sequence[int], *, place: bool) -> list[dict[str, Any]]:
+def _read_chunk(index: FolderIndex, rows: Sequence[int], *, place: bool) -> list[dict[str, Any]]:
     """The EXIF data of some rows; of a file that is gone, those of an empty one."""
     values = []
     for row in rows:
@@ -212,7 +212,7 @@ def _read_chunk(index: Index, rows: Sequence[int], *, place: bool) -> list[dict[
     return values
 
 
-def _rows_by_name(index: Index, names: Sequence[str]) -> Rows:
+def _rows_by_name(index: FolderIndex, names: Sequence[str]) -> Rows:
     """For each row of the index, the position of its image among names; -1 if it is not among them.
 
     A name is an image id, or the path of a file in an image folder: relative to the folder, with the name of the folder
