@@ -85,7 +85,7 @@ def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus | 
     folder = _known_folder(report) if data is None else data
     if folder is None:
         return None
-    splits = list(read_corpus_json(folder)["splits"]) if summary is None else [summary.split]
+    splits = list(read_corpus_json(folder).splits) if summary is None else [summary.split]
     for split in splits:
         corpus = Corpus.open(folder, split, len(queries.image_ids))
         if tuple(corpus.image_ids) == queries.image_ids and np.array_equal(corpus.caption_ids, queries.caption_ids):
