@@ -12,7 +12,8 @@ import pytest
 from paths import ROOT
 from typed_commands import parse
 
-from dcdctl.core.serve import build_config
+from dcdctl.core.config import build
+from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve.keys import VARIABLE
 
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
@@ -84,7 +85,7 @@ def test_the_composed_service_ends_after_its_requests_and_needs_a_key():
         for before, word in zip(search["command"], search["command"][1:], strict=False)
         if before == "--set"
     )
-    config = build_config({name: float(value) for name, value in settings.items()})
+    config = build(ServiceConfig, {name: float(value) for name, value in settings.items()})
     assert float(search["stop_grace_period"].removesuffix("s")) > config.drain_s + config.shutdown_s
     assert f"${{{VARIABLE}:?" in COMPOSE
     assert "ports" not in database

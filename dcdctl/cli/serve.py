@@ -71,14 +71,14 @@ def serve(
     json: Json = False,
 ) -> None:
     """Search an index over HTTP, with a search page. The service runs until Ctrl-C."""
-    from dcdctl.core.config import apply_sets
-    from dcdctl.core.serve import Models, build_config, serve
+    from dcdctl.core.config import apply_sets, build
+    from dcdctl.core.serve import Models, ServiceConfig, serve
 
     if depth is not None and rerank is None:
         raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
     settings = {"host": host, "port": port, "processes": processes, "allowed_hosts": allow_host or []}
     settings |= {"log_format": log_format, "access_log": access_log}
-    config = build_config(settings | apply_sets({}, limits or []))
+    config = build(ServiceConfig, settings | apply_sets({}, limits or []))
     models = Models(own=model, device=device, threads=threads, rerank=rerank, depth=depth, rerank_set=rerank_set or ())
     serve(index, config, models, on_start=partial(_show_start, json, is_logged=log_format == "json"))
 

@@ -109,7 +109,6 @@ def test_an_unknown_host_is_an_error(tmp_path):
         (["--set", "max_kk=5"], "unknown key max_kk; known keys here: host, port, allowed_hosts, processes"),
         (["--set", "max_k=0"], "max_k must be at least 1, got 0"),
         (["--set", "max_k=many"], "max_k must be int"),
-        (["--set", "picture_workers=1"], "the setting picture_workers is called image_workers; rename it"),
         (["--allow-host", "a.org:80"], "a name without a port"),
     ],
 )

@@ -153,7 +153,7 @@ WAITING: dict[str, tuple[dict[str, float], bytes, bytes]] = {
     "sends a byte of a header from time to time": ({"max_header_s": HASTY_S}, b"GET / HTTP/1.1\r\nX-Slow: ", b"a"),
     "is slow with the second request": (
         {"max_header_s": HASTY_S, "max_idle_s": TIMEOUT_S},
-        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"GET / HTTP/1.1\r\nX-Slow: ",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"GET / HTTP/1.1\r\nX-Slow: ",
         b"a",
     ),
     "trickles a body that no route reads": (
@@ -191,7 +191,7 @@ def test_an_upload_that_trickles_is_answered_408_and_disconnected(searcher):
 def test_a_slow_request_in_time_is_answered(searcher):
     with serving(searcher, PATIENT) as address, socket.create_connection(address) as client:
         client.settimeout(TIMEOUT_S)
-        for byte in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2:
+        for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2:
             client.sendall(bytes([byte]))
         assert client.recv(12) == b"HTTP/1.1 200"
         assert rejected(address, "request too slow") == 0
@@ -202,7 +202,7 @@ def test_an_idle_connection_is_closed_after_a_while(searcher):
         serving(searcher, replace(PATIENT, max_idle_s=HASTY_S)) as address,
         socket.create_connection(address) as client,
     ):
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert is_closed(client)
         assert rejected(address, "request too slow") == 0
 

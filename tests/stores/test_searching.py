@@ -69,7 +69,7 @@ def test_the_service_answers_from_a_store_as_from_the_index(store, index):
         assert ours.get("/image/3?size=original").content == theirs.get("/image/3?size=original").content
         assert ours.get("/image/999").status_code == 404
         assert ours.get("/search", params={"text": "a", "where": "yaer = 3"}).status_code == 422
-        assert (ours.get("/healthz").json()["images"], ours.get("/").status_code) == (12, 200)
+        assert (ours.get("/health").json()["images"], ours.get("/").status_code) == (12, 200)
 
 
 def test_changed_columns_are_found_after_the_next_upload(store, index, tmp_path):

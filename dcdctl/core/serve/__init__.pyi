@@ -1,4 +1,4 @@
-from .config import ServiceConfig, build_config
+from .config import ServiceConfig
 from .job import Models
 from .server import Started, serve
 
@@ -6,6 +6,5 @@ __all__ = [
     "Models",
     "ServiceConfig",
     "Started",
-    "build_config",
     "serve",
 ]

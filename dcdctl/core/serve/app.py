@@ -25,8 +25,7 @@ from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.facets import ColumnResponse, columns_of
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
-from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware, refusal
-from dcdctl.core.serve.sign_in import KeyMiddleware, sign_in_routes
+from dcdctl.core.serve.middleware import KeyMiddleware, Lifecycle, LimitsMiddleware, refusal
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, Workers
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -159,7 +158,6 @@ def build(
     pages.add_pages(app, lambda: service.searcher.now().index, config)
     _add_error_handlers(app, service)
     if keys is not None:
-        app.include_router(sign_in_routes(keys, config, service.metrics))
         app.add_middleware(KeyMiddleware, keys=keys, config=config, metrics=service.metrics)
     if hosts := _hosts(config, is_loopback):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
@@ -329,8 +327,6 @@ def _other_routes(service: Service) -> APIRouter:
     async def columns() -> list[ColumnResponse]:
         return await service.reading.run(lambda: columns_of(service.searcher.now().index))
 
-    # /healthz is its name of earlier versions, which balancers may ask.
-    @router.get("/healthz", include_in_schema=False)
     @router.get(
         "/health",
         summary="Whether the service takes requests, and what it searches.",

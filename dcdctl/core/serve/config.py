@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, build, check_fields
+from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, check_fields
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
 MiB, KiB = 2**20, 2**10
-RENAMED = {"picture_workers": "image_workers", "max_waiting_pictures": "max_waiting_images"}
-"""Settings of earlier versions, and what they are called now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +34,6 @@ class ServiceConfig:
     """Whether the log of requests has the query string, which holds the text of a search."""
     metrics_without_key: bool = False
     """Whether /metrics needs no key, where keys are required."""
-    session_s: Count = 43_200
-    """Time that a browser stays signed in."""
     default_k: Count = 24
     """Images in an answer, if the request gives no number."""
     max_k: Count = 200
@@ -105,11 +100,3 @@ class ServiceConfig:
                 )
         if self.default_k > self.max_k:
             raise ConfigError(f"default_k must be at most max_k {self.max_k}, got {self.default_k}")
-
-
-def build_config(table: Mapping[str, Any]) -> ServiceConfig:
-    """The settings of a service from a table; ConfigError for unknown settings and settings of earlier versions."""
-    for former, name in RENAMED.items():
-        if former in table:
-            raise ConfigError(f"the setting {former} is called {name}", hint="rename it")
-    return build(ServiceConfig, table)

@@ -1,8 +1,4 @@
-"""API keys: who may search and see images.
-
-The session of a browser has its end, and the HMAC of it under the key. Each process of a service accepts it, and
-removing a key ends its sessions.
-"""
+"""API keys: who may search and see images."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import hashlib
 import hmac
 import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +13,7 @@ from dcdctl.core.errors import ConfigError
 
 VARIABLE = "DCDCTL_API_KEY"
 """The environment variable with the key, or with several, separated by commas."""
+# 16 characters of the suggested command are 96 bits, too many to guess over a network.
 MIN_CHARS = 16
 
 
@@ -53,22 +49,6 @@ class Keys:
         # A list: `any` of a generator would stop at the first equal key.
         return any([hmac.compare_digest(_digest(sent), one) for one in self._digests])
 
-    def accept_session(self, cookie: str) -> bool:
-        """Whether this is a session of one of the keys that has not ended."""
-        ends, _, signature = cookie.partition(".")
-        is_signed = any([hmac.compare_digest(_signature(one, ends), signature.encode()) for one in self._digests])
-        return is_signed and time.time() < int(ends)
-
-
-def session_of(key: str, lifetime_s: int) -> str:
-    """The cookie of a session that begins now, for a key that was accepted."""
-    ends = str(int(time.time()) + lifetime_s)
-    return f"{ends}.{_signature(_digest(key), ends).decode()}"
-
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _signature(digest: bytes, ends: str) -> bytes:
-    return hmac.new(digest, f"dcdctl session {ends}".encode(), hashlib.sha256).hexdigest().encode()

@@ -1,13 +1,14 @@
-"""Middleware that counts requests, refuses those beyond the limits before they are read, and adds headers to every
-response."""
+"""Middleware: counts and limits requests before they are read, adds headers to responses, and asks for a key."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -16,10 +17,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import KiB, MiB, ServiceConfig
+from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import Metrics
 
-ALWAYS_ANSWERED = ("/health", "/healthz", "/live", "/metrics")
+ALWAYS_ANSWERED = ("/health", "/live", "/metrics")
 """Paths that no limit applies to."""
+OPEN_PATHS = ("/health", "/live")
+"""Paths that need no key: balancers and containers ask them without one."""
+NAMES_IN_URLS = (
+    "key",
+    "apikey",
+    "xapikey",
+    "accesskey",
+    "accesstoken",
+    "authtoken",
+    "token",
+    "bearer",
+    "authorization",
+    "password",
+)
+"""Names of parameters, in small letters without hyphens, by which programs send keys in addresses."""
+KEY_IN_URL = (
+    "addresses are logged and shared, so a key must not be in one: send the header Authorization: Bearer "
+    "KEY, and replace this key"
+)
+NO_KEY = "a key is required: send the header Authorization: Bearer KEY"
 HEADERS = {
     # No other site may embed or read a response; responses other than our pages may run and load nothing.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -93,6 +115,36 @@ class LimitsMiddleware:
     def _count(self, change: int) -> None:
         self._in_flight += change
         self.metrics.in_flight.set(self._in_flight)
+
+
+class KeyMiddleware:
+    """An ASGI app around another that answers requests without a key itself."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, config: ServiceConfig, metrics: Metrics) -> None:
+        self._app, self._keys, self._config, self._metrics = app, keys, config, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._refusal(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        # Before the key is read: an address with a key is refused even if a header has the right one.
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        if any(re.sub("[-_]", "", name.lower()) in NAMES_IN_URLS or self._keys.accept(value) for name, value in query):
+            self._metrics.rejected("key in the address")
+            return JSONResponse({"error": KEY_IN_URL}, status_code=400)
+        path = scope["path"]
+        if path in OPEN_PATHS or (path == "/metrics" and self._config.metrics_without_key):
+            return None
+        headers = Headers(scope=scope)
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        # A proxy that checks passwords may pass `Authorization: Basic` on, and adds the key as X-API-Key.
+        sent = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if sent and self._keys.accept(sent):
+            return None
+        self._metrics.rejected("wrong key" if sent else "no key")
+        error = "this key is not accepted" if sent else NO_KEY
+        return JSONResponse({"error": error}, status_code=401, headers={"WWW-Authenticate": 'Bearer realm="dcdctl"'})
 
 
 def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONResponse:
