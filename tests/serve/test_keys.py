@@ -9,8 +9,7 @@ import served
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.search import Searcher
-from dcdctl.core.search import IndexSearcher
+from dcdctl.core.search import IndexSearcher, Searcher
 from dcdctl.core.serve import ServiceConfig, app, keys
 
 OLD, NEW, WRONG = "the-old-key-0123456789", "the-new-key-0123456789", "the-new-key-012345678x"
