@@ -16,11 +16,12 @@ if typing.TYPE_CHECKING:
         ValidationConfig,
         load_recipe,
     )
-    from .api.results import Comparison, Evaluation, bench, compare, evaluate, export
+    from .api.results import bench, compare, evaluate, export
     from .api.search import Answer, Index, Searcher
     from .api.training import cache_teacher, distill, finetune_teacher, load, prepare, study
     from .core.data import Corpus
     from .core.errors import DcdError
+    from .core.evaluation import Comparison, Evaluation
 
 __version__: str
 

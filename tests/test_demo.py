@@ -16,12 +16,11 @@ import typed_commands
 from processes import make_once
 
 from dcdctl.cli import demo as demo_command
-from dcdctl.core import demo, files
+from dcdctl.core import demo, files, models
 from dcdctl.core.bench import BenchConfig, ModelTimes, footprint
-from dcdctl.core.data import FAMILY_SIZE, Corpus
+from dcdctl.core.data import FAMILY_SIZE, Corpus, Direction
 from dcdctl.core.demo import DemoConfig
-from dcdctl.core.evaluation import Evaluation, cascade
-from dcdctl.core.evaluation.recall import Recalls
+from dcdctl.core.evaluation import EvalOptions, Evaluation, cascade, evaluate_model
 from dcdctl.core.report import report
 from dcdctl.core.teacher import read_cache
 
@@ -66,23 +65,21 @@ def test_the_table_has_teacher_cascades_students_and_baseline(finished: tuple[Pa
         assert (row.query.num_images, row.large_query.num_images) == (20, 40)
         assert row.query.speed_up == pytest.approx(result.rows[0].query.ms / row.query.ms)
         assert row.large_query.speed_up == pytest.approx(result.rows[0].large_query.ms / row.large_query.ms)
-        assert len(row.evaluation.text_ranks) == 6
+        assert row.evaluation.images == 6
 
 
-@pytest.mark.parametrize(("name", "scorer"), [("cascade", "teacher"), ("fusion cascade", "fusion")])
+@pytest.mark.parametrize(("name", "scorer"), [("cascade", demo.BUILT_IN_TEACHER), ("fusion cascade", "fusion")])
 def test_a_cascade_orders_its_candidates_by_the_scores_of_its_re_ranker(
-    finished: tuple[Path, demo.DemoResult], name: demo.RowName, scorer: demo.RowName
+    finished: tuple[Path, demo.DemoResult], name: demo.RowName, scorer: str
 ) -> None:
-    _, result = finished
-    cascade, alone = (result.row(row).evaluation.rankings.image for row in (name, scorer))
-    first_QK = cascade.top_QK[:, :3]
-    for query, candidates in enumerate(first_QK):
-        # Six images are fewer than the candidates that are kept, so the scorer's own rankings hold the score of every
-        # pair.
-        score_of = dict(zip(alone.top_QK[query].tolist(), alone.top_score_QK[query].tolist(), strict=True))
-        expected = [score_of[image] for image in candidates.tolist()]
-        assert cascade.top_score_QK[query, :3].tolist() == pytest.approx(expected, abs=1e-5)
-        assert expected == sorted(expected, reverse=True)
+    out, result = finished
+    reranker = models.load_scorer(scorer if scorer == demo.BUILT_IN_TEACHER else str(out / scorer))
+    options = EvalOptions(depths=(0, *SMALL.depths))
+    corpus = Corpus.open(out / "data", "test")
+    again = evaluate_model(models.load(str(out / "dual")), corpus, rerank=reranker, options=options)
+    assert result.row(name).evaluation.text_retrieval == again.text_retrieval
+    assert result.row(name).evaluation.image_retrieval == again.image_retrieval
+    assert result.row(name).evaluation.reranker == (scorer if scorer == demo.BUILT_IN_TEACHER else str(out / scorer))
 
 
 def test_the_cascade_of_the_report_is_that_of_the_teacher(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -90,7 +87,7 @@ def test_the_cascade_of_the_report_is_that_of_the_teacher(finished: tuple[Path, 
     document = json.loads((out / "dual" / "cascade.json").read_text(encoding="utf-8"))
     assert (document["reranker"], document["rsum"]) == (
         demo.BUILT_IN_TEACHER,
-        result.row("cascade").evaluation.recalls.rsum,
+        result.row("cascade").evaluation.rsum,
     )
 
 
@@ -152,7 +149,7 @@ def test_a_time_and_its_speed_up_tell_whether_they_were_extrapolated(
 def test_the_built_in_teacher_knows_more_than_chance(finished: tuple[Path, demo.DemoResult]) -> None:
     """Six pictures: four siblings and two of another family; by chance the sum of the R@1 is a third of 200 at most."""
     _, result = finished
-    recalls = result.rows[0].evaluation.recalls
+    recalls = result.rows[0].evaluation
     assert recalls.text_retrieval["R@1"] + recalls.image_retrieval["R@1"] > 100
 
 
@@ -172,8 +169,8 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
     assert [one.role for one in found.models] == ["teacher", "student", "student", "student", "baseline"]
     for system in found.models:
         assert f'<th scope="row">{system.label}' in page
-    assert [one.result.rsum.value for one in found.models if one.result] == [
-        result.row(name).evaluation.recalls.rsum for name in PAGE_ROWS
+    assert [one.result.rsum for one in found.models if one.result] == [
+        result.row(name).evaluation.rsum for name in PAGE_ROWS
     ]
 
 
@@ -209,7 +206,10 @@ def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResul
     before = weights.stat().st_mtime_ns
     again = demo.run_demo(out, config=SMALL)
     assert weights.stat().st_mtime_ns == before
-    assert [row.evaluation.recalls for row in again.rows] == [row.evaluation.recalls for row in result.rows]
+    measured = [
+        [[row.evaluation.measures(way) for way in Direction] for row in found.rows] for found in (again, result)
+    ]
+    assert measured[0] == measured[1]
 
 
 def test_the_built_in_teacher_is_small_enough_to_ship() -> None:
@@ -247,9 +247,12 @@ def made_up(tmp_path: Path, **changes: tuple[Recall1, float, float]) -> demo.Dem
         )
 
     def measured(name: str) -> Evaluation:
-        text, image = ({f"R@{k}": value for k in (1, 5, 10)} for value in values[name][0])
-        recalls = Recalls(text, image)
-        return cast(Evaluation, SimpleNamespace(recalls=recalls, depth=20, text_ranks=range(64)))
+        recalls = {
+            way: {f"R@{k}": value for k in (1, 5, 10)} for way, value in zip(Direction, values[name][0], strict=True)
+        }
+        rsum = 3 * sum(values[name][0])
+        protocol = SimpleNamespace(depth=20)
+        return cast(Evaluation, SimpleNamespace(measures=recalls.get, rsum=rsum, protocol=protocol, images=64))
 
     rows = [
         demo.Row(name=name, model=name, evaluation=measured(name), query=cost(name, 1), large_query=cost(name, 2))

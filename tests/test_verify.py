@@ -24,7 +24,7 @@ from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, verify
 from dcdctl.core.data.shards import read_shard, write_shard
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import EvalResult
+from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
 from dcdctl.core.search import INDEX
 from dcdctl.core.teacher import CACHE, CandidateConfig, build_cache
@@ -209,7 +209,7 @@ def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damage
     problems = verify.verify(copied).problems
     assert f"{copied / 'run' / 'top.parquet'} is missing" in problems
     assert f"{copied / 'index' / 'model'} is missing, or has no dcdctl.json" in problems
-    assert EvalResult.load(copied / "run").answers.top == {}
+    assert SavedEvaluation.load(copied / "run").top == {}
 
 
 def resealed_corpus(folder: Path, change: Callable[[list], None]) -> None:

@@ -7,64 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from dcdctl.api import arguments, views
+from dcdctl.api import arguments
 from dcdctl.api.arguments import Overrides, Ref, assignments, many, optional_path, path, say
 from dcdctl.core import bench as bench_room
 from dcdctl.core import devices, evaluation, models, report
 from dcdctl.core import export as export_room
 from dcdctl.core.bench import Bench, BenchConfig, ModelPair
-from dcdctl.core.data import Direction
-from dcdctl.core.errors import MissingError
-from dcdctl.core.evaluation import ComparisonReport, EvalJob, EvalOptions, FormChoice, SplitChoice
+from dcdctl.core.evaluation import Comparison, EvalJob, Evaluation, SplitChoice
 from dcdctl.core.export import Exported, ExportJob
 from dcdctl.core.models import Model
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model retrieves on a split; recalls and mAP@R in percent, with bootstrap intervals over images."""
-
-    document: dict[str, Any] = field(repr=False)
-    """The contents of result.json or cascade.json."""
-    folder: Path | None
-    """Folder of the results; None if they were not written."""
-
-    @property
-    def rsum(self) -> float:
-        """Sum of R@1, R@5 and R@10 in both directions."""
-        rsum: float = self.document["rsum"]
-        return rsum
-
-    @property
-    def text_retrieval(self) -> dict[str, float]:
-        """Images as queries, captions as answers."""
-        measures: dict[str, float] = self.document[Direction.TEXT.key]
-        return measures
-
-    @property
-    def image_retrieval(self) -> dict[str, float]:
-        """Captions as queries, images as answers."""
-        measures: dict[str, float] = self.document[Direction.IMAGE.key]
-        return measures
-
-    def __fspath__(self) -> str:
-        if self.folder is None:
-            raise MissingError(
-                "this evaluation was not written, so it has no folder", hint="evaluate again with out=FOLDER"
-            )
-        return str(self.folder)
-
-    def __repr__(self) -> str:
-        text, image = self.text_retrieval["R@1"], self.image_retrieval["R@1"]
-        about = f"{self.document['model']!r} on {self.document['split']}"
-        return f"Evaluation({about}: text R@1 {text:.2f}, image R@1 {image:.2f}, RSUM {self.rsum:.2f})"
-
-    def _repr_html_(self) -> str:
-        return views.evaluation_html(self.document)
 
 
 def evaluate(
@@ -101,44 +54,27 @@ def evaluate(
     codes, as an index does.
     """
     depths = [depth] if isinstance(depth, int) else depth
-    loaded = None if isinstance(model, str | os.PathLike) else model
     job = EvalJob(
         model=os.fspath(model)
         if isinstance(model, str | os.PathLike)
         else f"{type(model).__name__} {model.digest[:8]}",
-        loaded=loaded,
+        loaded=None if isinstance(model, str | os.PathLike) else model,
         choice=SplitChoice(path(data), split, protocol, max_images),
         rerank=None if rerank is None else os.fspath(rerank),
         rerank_sets=assignments(rerank_overrides),
         depth=None if depths is None else ",".join(map(str, depths)),
         model_sets=assignments(model_overrides),
         with_eccv=eccv,
-        forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
+        dims=None if dims is None else str(dims),
+        codes=vectors,
+        rescore=rescore,
+        compute=arguments.compute(
+            device, precision=precision, batch_size=batch_size, workers=workers, features=features
+        ),
+        out=optional_path(out),
     )
-    how = arguments.compute(device, precision=precision, batch_size=batch_size, workers=workers, features=features)
-    options = EvalOptions(compute=how)
     with arguments.threads(threads):
-        outcome = evaluation.run_evaluation(
-            job, options, out=optional_path(out), track=arguments.track(progress), say=say
-        )
-    return Evaluation(outcome.document, outcome.folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison(ComparisonReport):
-    """Every system against the base, with intervals and p-values."""
-
-    def __repr__(self) -> str:
-        base, *_ = (self.systems[self.base].name,)
-        differences = [
-            f"{pairwise.system.name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
-            f"{pairwise.holm_sign_flip_p_value:.2g}"
-            for pairwise in self.comparisons
-        ]
-        return f"Comparison(against {base!r}: {'; '.join(differences)})"
-
-    def _repr_html_(self) -> str:
-        return views.comparison_html(self)
+        return evaluation.run_evaluation(job, track=arguments.track(progress), say=say)
 
 
 def compare(
@@ -158,7 +94,7 @@ def compare(
     queries that differ most; `data` is the corpus of its images, if it was moved.
     """
     names = [",".join(many(system)) for system in systems]
-    found = evaluation.compare_systems(
+    comparison = evaluation.compare_systems(
         names,
         None if base is None else os.fspath(base),
         resamples=resamples,
@@ -167,8 +103,8 @@ def compare(
         num_queries=queries,
     )
     if html is not None:
-        report.write_comparison_page(path(html), found, report.open_corpus(found, optional_path(data)))
-    return Comparison(**{entry.name: getattr(found, entry.name) for entry in fields(found)})
+        report.write_comparison_page(path(html), comparison, report.open_corpus(comparison, optional_path(data)))
+    return comparison
 
 
 def bench(

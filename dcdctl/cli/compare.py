@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dcdctl.cli.options import Json, Page
-from dcdctl.cli.views.terminal import note, show, show_json, show_table
-
-if TYPE_CHECKING:
-    from dcdctl.core.evaluation import ComparisonReport
+from dcdctl.cli.views.terminal import note, show, show_json, show_tables
 
 Systems = Annotated[
     list[str],
@@ -81,21 +78,9 @@ def compare(
             else f"page without images -> {html}; their corpus was not found, --data DIR names it"
         )
     if json:
-        return show_json(report.comparison_document(comparison))
-    _show(comparison)
-
-
-def _show(comparison: ComparisonReport) -> None:
-    from dcdctl.core import report
-
-    for name, value in report.comparison_facts(comparison):
+        return show_json(evaluation.comparison_document(comparison))
+    for name, value in evaluation.comparison_facts(comparison):
         show(f"  {name}: {value}")
-    show_table("", *report.comparison_summary(comparison))
-    for pairwise in comparison.comparisons:
-        show_table(
-            "",
-            *report.comparison_details(comparison, pairwise),
-            caption="\n".join(report.rank_changes(comparison, pairwise)),
-        )
-    for line in report.how_to_read(comparison):
+    show_tables(evaluation.comparison_tables(comparison))
+    for line in evaluation.how_to_read(comparison):
         show(line)

@@ -44,18 +44,22 @@ def demo(
 
 
 def _show(result: DemoResult, out: Path) -> None:
+    from dcdctl.core.data import Direction
+    from dcdctl.core.evaluation import RECALL_NAMES
+
     first = result.rows[0]
     rows = []
     for row in result.rows:
-        recalls = row.evaluation.recalls
         both = [
-            " ".join(f"{value:4.1f}" for value in recall.values())
-            for recall in (recalls.text_retrieval, recalls.image_retrieval)
+            " ".join(f"{row.evaluation.measures(direction)[name]:4.1f}" for name in RECALL_NAMES)
+            for direction in Direction
         ]
         time = f"{row.query.ms:,.1f} ms{_mark(row.query.ms_extrapolated)}"
-        rows.append([row.model, *both, f"{recalls.rsum:.1f}", time, _speed_up(row.query), _speed_up(row.large_query)])
+        rows.append(
+            [row.model, *both, f"{row.evaluation.rsum:.1f}", time, _speed_up(row.query), _speed_up(row.large_query)]
+        )
     machine = result.machine
-    num_scenes, num_images = len(first.evaluation.text_ranks), first.query.num_images
+    num_scenes, num_images = first.evaluation.images, first.query.num_images
     title = (
         f"{num_scenes} new scenes, {machine['cpu']}, {machine['threads']} "
         f"thread{'' if machine['threads'] == 1 else 's'}"

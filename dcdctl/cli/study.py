@@ -10,7 +10,7 @@ from dcdctl.cli import options
 from dcdctl.cli.bench import sizes
 from dcdctl.cli.completion import complete_split, complete_teacher
 from dcdctl.cli.views.scoring import show_estimate, show_workload
-from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_table
+from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_table, show_tables
 
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
@@ -147,8 +147,7 @@ def _show_steps(steps: list[Step]) -> None:
 def _show(study: Study) -> None:
     from dcdctl.core.report import study_tables
 
-    for table in study_tables(study):
-        show_table(table.caption, table.columns, [list(row) for row in table.rows])
+    show_tables(study_tables(study))
     for line in (*study.notes, *(f"left out: {part}" for part in study.left_out)):
         show(line)
     show(f"\n{study.verdict}\n")

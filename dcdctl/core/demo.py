@@ -12,7 +12,7 @@ from dcdctl.core.bench import BenchConfig, ModelPair, ModelTimes, compare_saved
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import EvalOptions, Evaluation
+from dcdctl.core.evaluation import EvalOptions, Evaluation, Measured
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, build_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
@@ -89,8 +89,7 @@ class Row:
 
     def recall_at_1(self, direction: Direction) -> float:
         """R@1 of one direction, in percent."""
-        recalls = self.evaluation.recalls
-        return (recalls.text_retrieval if direction == Direction.TEXT else recalls.image_retrieval)["R@1"]
+        return self.evaluation.measures(direction)["R@1"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class DemoResult:
         keys = ("images", "captions", "text_retrieval", "image_retrieval", "rsum")
         rows = []
         for row in self.rows:
-            document = evaluation.evaluation_document(row.evaluation, row.model, "test")
+            document = row.evaluation.document
             costs = {"query_ms": row.query.ms, "speed_up": row.query.speed_up, "large_gallery": asdict(row.large_query)}
             rows.append({"name": row.name, "model": row.model, **{key: document[key] for key in keys}, **costs})
         return {
@@ -243,12 +242,12 @@ def _measure(
     folders = {name: _folder(out, name) for name in students}
     # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
     options = EvalOptions(compute=compute, depths=(0, *config.depths))
-    teacher = evaluation.evaluate_model(trained.teacher, corpus, options=options, track=track)
-    _write_evaluation(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
+    measured = evaluation.evaluate_model(trained.teacher, corpus, options=options, track=track)
+    teacher = _write_evaluation(out / TEACHER_FOLDER, trained.teacher_ref, measured)
     evaluations, benches = {}, {}
     for name, student in students.items():
-        evaluations[name] = evaluation.evaluate_model(student, corpus, options=options, track=track)
-        _write_evaluation(folders[name], str(folders[name]), evaluations[name], corpus)
+        measured = evaluation.evaluate_model(student, corpus, options=options, track=track)
+        evaluations[name] = _write_evaluation(folders[name], str(folders[name]), measured)
         pair = ModelPair(
             teacher=trained.teacher_ref,
             student=str(folders[name]),
@@ -257,11 +256,12 @@ def _measure(
             split=corpus.split,
         )
         benches[name] = compare_saved(pair, config.bench, device=compute.device, track=track)
-    by_teacher, by_fusion = (
+    cascades = [
         evaluation.evaluate_model(students[DUAL], corpus, rerank=scorer, options=options, track=track)
         for scorer in (trained.teacher, students[FUSION])
-    )
-    _write_evaluation(folders[DUAL], str(folders[DUAL]), by_teacher, corpus, reranker=trained.teacher_ref)
+    ]
+    by_teacher = _write_evaluation(folders[DUAL], str(folders[DUAL]), cascades[0], reranker=trained.teacher_ref)
+    by_fusion = cascades[1].evaluation(str(folders[DUAL]), reranker=str(folders[FUSION]))
     times = benches[DUAL].teacher
     depth, num_layers = config.depths[-1], len(training.load_recipe(FUSION).model.layers)
     labels: list[tuple[RowName, str, Evaluation, ModelTimes]] = [
@@ -305,18 +305,16 @@ def _folder(out: Path, name: str) -> Path:
     return out / name.removeprefix("demo-")
 
 
-def _write_evaluation(folder: Path, model: str, measured: Evaluation, corpus: Corpus, **more: Any) -> None:
+def _write_evaluation(folder: Path, model: str, measured: Measured, **more: Any) -> Evaluation:
     """Write an evaluation into a folder, like `dcdctl eval`."""
-    evaluation.write_evaluation(
-        folder, {**evaluation.evaluation_document(measured, model, corpus.split), **more}, measured, corpus
-    )
+    return evaluation.write_evaluation(folder, measured.evaluation(model, **more), measured)
 
 
 def _summary(result: DemoResult) -> str:
     """Sentences on what the students won and lost."""
     teacher, dual, alone, fusion = (result.row(name) for name in ("teacher", "dual", "dual alone", "fusion"))
     cascade = result.row("cascade")
-    depth = cascade.evaluation.depth
+    depth = cascade.evaluation.protocol.depth
     return "\n".join(
         [
             f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. "
@@ -359,7 +357,7 @@ def _recall(row: Row, base: Row) -> str:
 
 def _effect_of_scores(dual: Row, alone: Row) -> str:
     """What the teacher's scores brought to the dual student."""
-    change = dual.evaluation.recalls.rsum - alone.evaluation.recalls.rsum
+    change = dual.evaluation.rsum - alone.evaluation.rsum
     if not _is_change(abs(change)):
         return "The teacher's scores did not change the dual student's RSUM"
     verb = "raised" if change > 0 else "lowered"

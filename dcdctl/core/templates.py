@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -13,6 +14,28 @@ from markupsafe import Markup
 from dcdctl.core import files
 
 ASSETS = files.packaged("assets")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text for the terminal, pages, Markdown and notebooks; text after a line break is small print. The first
+    column names the rows."""
+
+    title: str
+    columns: Sequence[str]
+    """In "text\\nR@1", the first line is the head of a group of columns."""
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    """Lines below it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full name of each column.
+
+        >>> Table("", ("model", "text\\nR@1"), ()).names
+        ('model', 'text R@1')
+        """
+        return tuple(column.replace("\n", " ") for column in self.columns)
 
 
 def render(name: str, **values: object) -> Markup:

@@ -174,16 +174,17 @@ def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
         return VerifiedArtifact(
             path=folder, kind="corpus", files={folder / data.CORPUS.plan_file: 0}, is_finished=False
         )
-    artifact, document = _sealed(folder, data.CORPUS, data.read_corpus_json)
-    if document is None:
+    artifact, index = _sealed(folder, data.CORPUS, data.read_corpus_json)
+    if index is None:
         return artifact
-    for split, entry in document.splits.items():
-        parts = [*entry.shards, *([document.columns[split]] if split in document.columns else [])]
-        listed = {part.file: vars(part) for part in parts}
-        if artifact.compare(folder, listed, track) != set(listed):
+    for split, entry in index["splits"].items():
+        shards = {shard["file"]: shard for shard in entry["shards"]}
+        columns = index.get("columns", {}).get(split)
+        shards |= {} if columns is None else {columns["file"]: columns}
+        if artifact.compare(folder, shards, track) != set(shards):
             continue  # the rows of a damaged shard have no meaning
-        with artifact.noting(), track(f"read {split}", total=entry.images, unit="images") as advance:
-            artifact.damages += data.Corpus.open(folder, split).find_faults(advance)
+        with artifact.noting(), track(f"read {split}", total=entry["images"], unit="images") as advance:
+            artifact.damages += data.find_faults(data.Corpus.open(folder, split), entry, advance)
     return artifact
 
 
@@ -278,7 +279,7 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
         with artifact.noting():
             artifact.compare(folder, artifacts.listed_files(path, artifacts.read_document(path)), track)
         with artifact.noting():
-            _ = evaluation.EvalResult.load(folder, names).answers  # read, to see that both tables fit the document
+            _ = evaluation.SavedEvaluation.load(folder, names).top  # read, to see that both tables fit the document
     return artifact
 
 

@@ -9,14 +9,12 @@ from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.evaluation import EvalOptions, cascade, evaluate, rankers, ranks, result
+from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers, ranks
 from dcdctl.core.evaluation.cascade import Shortlists, on_front
-from dcdctl.core.evaluation.protocols import WHOLE, folds_of
-from dcdctl.core.evaluation.result import DepthResult
 from dcdctl.core.progress import silent
 
 
-def swept(depths: tuple[int, ...]) -> tuple[result.Evaluation, TableFusion]:
+def swept(depths: tuple[int, ...]) -> tuple[Measured, TableFusion]:
     fusion = make_fusion()
     options = EvalOptions(depths=depths, compute=Compute(batch_size=5))
     return evaluate.evaluate_model(make_dual(), Numbers(OWNER), rerank=fusion, options=options), fusion
@@ -43,19 +41,19 @@ def test_every_depth_is_what_an_evaluation_at_that_depth_gives():
         alone.text_retrieval,
         alone.image_retrieval,
     )
-    assert evaluation.depths[0].num_pairs == 0
+    assert evaluation.depths[0].pairs == 0
     for at_depth in evaluation.depths[1:]:
         single, _ = swept((at_depth.depth,))
         assert (at_depth.text_retrieval, at_depth.image_retrieval) == (single.text_retrieval, single.image_retrieval)
-        assert at_depth.num_pairs == single.pairs_scored
+        assert at_depth.pairs == single.pairs_scored
     assert len({result.rsum for result in evaluation.depths}) > 2
 
 
 def test_pairs_are_scored_once_for_the_largest_depth(monkeypatch):
     monkeypatch.setattr(cascade, "query_ms", lambda *arguments: [1.0, 2.0, 3.0])
     evaluation, fusion = swept((1, 3, 6))
-    assert len(fusion.pairs) == len(set(fusion.pairs)) == evaluation.pairs_scored == evaluation.depths[-1].num_pairs
-    assert evaluation.depth == 6
+    assert len(fusion.pairs) == len(set(fusion.pairs)) == evaluation.pairs_scored == evaluation.depths[-1].pairs
+    assert evaluation.protocol.depth == 6
     assert evaluation.depths[-1].text_retrieval == evaluation.text_retrieval
 
 
@@ -122,7 +120,7 @@ def test_a_time_is_the_median_of_the_rounds_after_the_first(monkeypatch):
 
 def test_a_cascade_keeps_more_candidates_than_it_reranks():
     corpus = Numbers(OWNER)
-    task = rankers.RankingTask(corpus, EvalOptions(depths=(2,), num_top=5), folds_of(corpus, WHOLE), silent, None)
+    task = rankers.RankingTask(corpus, EvalOptions(depths=(2,), num_top=5), silent, None)
     (rankings,) = rankers.rank_by_cascade(make_dual(), make_fusion(), task).folds
     (first,) = rankers.rank_by_dual(make_dual(), task).folds
     for ranking, before in ((rankings.text, first.text), (rankings.image, first.image)):
@@ -132,14 +130,10 @@ def test_a_cascade_keeps_more_candidates_than_it_reranks():
 
 
 def test_the_front_holds_what_nothing_beats():
-    def at(depth: int, rsum: float, ms: float) -> DepthResult:
-        ways = {"R@1": rsum / 6, "R@5": rsum / 6, "R@10": rsum / 6}
-        return DepthResult(depth=depth, text_retrieval=ways, image_retrieval=ways, ms_per_query=ms, num_pairs=0)
-
-    # 5 is slower than 10 and worse; 50 is as good as 20 and slower; 100 is worse than 20 and slower.
-    results = [at(0, 300, 1), at(5, 330, 9), at(10, 360, 8), at(20, 420, 15), at(50, 420, 30), at(100, 410, 60)]
-    assert on_front(results) == [True, False, True, True, False, False]
-    assert on_front([at(0, 300, 1), at(5, 300, 1)]) == [True, True]
+    # The second is slower than the third and worse; the fifth is as good as the fourth and slower; the last is both.
+    rsums, times_ms = [300, 330, 360, 420, 420, 410], [1, 9, 8, 15, 30, 60]
+    assert on_front(rsums, times_ms) == [True, False, True, True, False, False]
+    assert on_front([300, 300], [1, 1]) == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -160,4 +154,4 @@ def test_depths_are_ascending_and_one_of_them_reranks(depths, message):
 def test_a_dual_encoder_with_more_candidates_asked_for_than_images_is_no_error():
     evaluation, _ = swept((0, 500))
     table_IT = make_fusion().table_IT
-    assert evaluation.text_ranks.tolist() == ranks.rank_matrix(table_IT, np.array(OWNER)).ranks.text.tolist()
+    assert evaluation.table.text_ranks.tolist() == ranks.rank_matrix(table_IT, np.array(OWNER)).text.ranks.tolist()

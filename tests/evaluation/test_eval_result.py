@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +9,7 @@ from evaluations import reseal
 from made_runs import own_pairs, scores_of, write_evaluation
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.files import Answers, EvalResult, TopCandidates
+from dcdctl.core.evaluation.files import SavedEvaluation, TopCandidates
 
 
 @pytest.fixture
@@ -21,10 +19,6 @@ def written(corpus, tmp_path):
     return write_evaluation(tmp_path / "run", corpus, scores_IT), scores_IT
 
 
-def answers_of(folder: Path) -> Answers | None:
-    return EvalResult.load(folder).answers
-
-
 def rewrite(path, change):
     change(pd.read_parquet(path)).to_parquet(path, index=False)
     reseal(path.parent)
@@ -32,15 +26,15 @@ def rewrite(path, change):
 
 def test_best_positive_scores_are_those_of_the_matrix(written, corpus):
     folder, scores_IT = written
-    answers = answers_of(folder)
+    scores = SavedEvaluation.load(folder).table.scores
     own_IT = np.where(own_pairs(corpus), scores_IT, -np.inf)
-    np.testing.assert_array_equal(answers.positive_scores["text"], own_IT.max(axis=1))
-    np.testing.assert_array_equal(answers.positive_scores["image"], own_IT.max(axis=0))
+    np.testing.assert_array_equal(scores["text"], own_IT.max(axis=1))
+    np.testing.assert_array_equal(scores["image"], own_IT.max(axis=0))
 
 
 def test_first_answers_are_the_highest_of_the_matrix(written, corpus):
     folder, scores_IT = written
-    top = answers_of(folder).top
+    top = SavedEvaluation.load(folder).top
     assert top["text"].candidate_QK.shape == (corpus.num_images, 10)
     np.testing.assert_array_equal(top["text"].candidate_QK[:, 0], scores_IT.argmax(axis=1))
     np.testing.assert_array_equal(top["image"].candidate_QK[:, 0], scores_IT.argmax(axis=0))
@@ -48,13 +42,13 @@ def test_first_answers_are_the_highest_of_the_matrix(written, corpus):
 
 
 def test_captions_are_those_of_the_corpus_in_its_order(written, corpus):
-    assert list(answers_of(written[0]).captions) == corpus.captions
+    assert list(SavedEvaluation.load(written[0]).table.captions) == corpus.captions
 
 
 def test_the_hardest_negative_is_the_highest_score_that_is_not_the_querys_own(written, corpus):
     folder, scores_IT = written
     expected = np.where(own_pairs(corpus), -np.inf, scores_IT).max(axis=1)
-    np.testing.assert_array_equal(answers_of(folder).top["text"].hardest_negative_Q, expected)
+    np.testing.assert_array_equal(SavedEvaluation.load(folder).top["text"].hardest_negative_Q, expected)
 
 
 def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
@@ -68,21 +62,23 @@ def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
 
 def test_rows_in_any_order_are_read_alike(written):
     folder, _ = written
-    before = answers_of(folder).top["image"].candidate_QK
+    before = SavedEvaluation.load(folder).top["image"].candidate_QK
     rewrite(folder / "top.parquet", lambda table: table.sample(frac=1, random_state=0))
-    np.testing.assert_array_equal(answers_of(folder).top["image"].candidate_QK, before)
+    np.testing.assert_array_equal(SavedEvaluation.load(folder).top["image"].candidate_QK, before)
 
 
 def test_without_ranks_there_are_no_answers(tmp_path):
-    assert answers_of(tmp_path) is None
+    found = SavedEvaluation.load(tmp_path)
+    assert (found.evaluation, found.table, found.top) == (None, None, {})
 
 
-def test_what_older_tables_lack_is_empty(written):
+def test_scores_and_captions_that_a_table_of_another_program_lacks_are_empty(written):
     folder, _ = written
-    rewrite(folder / "ranks.parquet", lambda table: table.drop(columns="score"))
+    rewrite(folder / "ranks.parquet", lambda table: table.drop(columns=["score", "caption"]))
     (folder / "top.parquet").unlink()
-    answers = answers_of(folder)
-    assert (answers.positive_scores, answers.top) == ({}, {})
+    found = SavedEvaluation.load(folder)
+    assert np.isnan(found.table.scores["text"]).all()
+    assert (set(found.table.captions), found.top) == ({""}, {})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +94,7 @@ def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, ch
     folder, _ = written
     rewrite(folder / "top.parquet", change)
     with pytest.raises(InputError, match=message) as caught:
-        answers_of(folder)
+        _ = SavedEvaluation.load(folder).top
     assert "top.parquet" in str(caught.value)
     assert "dcdctl eval" in str(caught.value)
 
@@ -108,4 +104,4 @@ def test_a_file_that_is_no_table_is_refused_by_name(written):
     (folder / "top.parquet").write_text("no Parquet")
     reseal(folder)
     with pytest.raises(InputError, match=r"top.parquet is not a table of best candidates"):
-        answers_of(folder)
+        _ = SavedEvaluation.load(folder).top

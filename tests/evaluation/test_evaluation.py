@@ -16,9 +16,8 @@ from dcdctl.core import scoring
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation import EvalOptions, evaluate, recall
+from dcdctl.core.evaluation import EvalOptions, Measured, evaluate, recall
 from dcdctl.core.evaluation import ranks as evaluation_ranks
-from dcdctl.core.evaluation import result as evaluation_result
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import RankCounter
 from dcdctl.core.scoring import pairs
@@ -39,20 +38,20 @@ def fusion() -> TableFusion:
     return make_fusion()
 
 
-def ranks_of(result: evaluation_result.Evaluation) -> tuple[list[int], list[int]]:
-    return result.text_ranks.tolist(), result.image_ranks.tolist()
+def ranks_of(result: Measured) -> tuple[list[int], list[int]]:
+    return result.table.text_ranks.tolist(), result.table.image_ranks.tolist()
 
 
 def ranks_of_table(table_IT: Tensor, owner: list[int]) -> tuple[list[int], list[int]]:
-    ranks = evaluation_ranks.rank_matrix(table_IT, np.array(owner)).ranks
-    return ranks.text.tolist(), ranks.image.tolist()
+    rankings = evaluation_ranks.rank_matrix(table_IT, np.array(owner))
+    return rankings.text.ranks.tolist(), rankings.image.ranks.tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_a_dual_encoder_is_ranked_by_its_cosines(corpus, dual, batch_size):
     result = evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(batch_size=batch_size)))
     assert ranks_of(result) == ranks_of_table(dual.image_ID @ dual.text_TD.T, OWNER)
-    assert (result.kind, result.pairs_scored) == ("dual", 0)
+    assert (result.protocol.kind, result.pairs_scored) == ("dual", 0)
 
 
 @pytest.mark.parametrize(("batch_size", "image_chunk"), [(1, 64), (7, 3), (1000, 1)])
@@ -65,7 +64,7 @@ def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus
     assert ranks_of(result) == ranks_of_table(fusion.table_IT, OWNER)
     assert sorted(fusion.pairs) == [(image, text) for image in range(10) for text in range(18)]
     assert fusion.num_encoded_texts == 18
-    assert (result.kind, result.pairs_scored) == ("fusion", 180)
+    assert (result.protocol.kind, result.pairs_scored) == ("fusion", 180)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 6])
@@ -87,7 +86,7 @@ def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_orde
             ranks.append(1 + int((combined_G[~own_G] >= combined_G[own_G].max()).sum()))
     assert ranks_of(result) == expected
     assert len(fusion.pairs) == len(set(fusion.pairs)) == result.pairs_scored <= depth * (10 + 18)
-    assert (result.kind, result.depth) == ("cascade", depth)
+    assert (result.protocol.kind, result.protocol.depth) == ("cascade", depth)
 
 
 def test_a_cascade_as_deep_as_the_corpus_is_the_fusion_scorer(corpus, dual, fusion):
@@ -99,12 +98,12 @@ def test_a_cascade_as_deep_as_the_corpus_is_the_fusion_scorer(corpus, dual, fusi
 def test_max_images_narrows_queries_and_galleries(corpus, fusion):
     result = evaluate.evaluate_model(fusion, corpus.subset(4))
     assert ranks_of(result) == ranks_of_table(fusion.table_IT[:4, :7], OWNER[:7])
-    assert result.fingerprint == "numbers 7"
+    assert result.corpus.fingerprint == "numbers 7"
 
 
 def test_a_constant_fusion_scorer_finds_nothing_first(corpus):
     result = evaluate.evaluate_model(TableFusion(torch.full((10, 18), 0.3)), corpus)
-    assert result.recalls.text_retrieval["R@1"] == result.recalls.image_retrieval["R@5"] == 0
+    assert result.text_retrieval["R@1"] == result.image_retrieval["R@5"] == 0
 
 
 def test_nan_scores_and_a_fusion_scorer_that_is_reranked_are_errors(corpus, fusion):
@@ -117,13 +116,13 @@ def test_nan_scores_and_a_fusion_scorer_that_is_reranked_are_errors(corpus, fusi
 
 def test_the_document_says_what_was_measured(corpus, fusion):
     result = evaluate.evaluate_model(fusion, corpus)
-    document = evaluation_result.evaluation_document(result, "fake", "test")
+    document = result.evaluation("fake").document
     assert json.loads(json.dumps(document)) == document
     assert (document["images"], document["captions"], document["pairs_scored"]) == (10, 18, 180)
     values = [document[key][name] for key in ("text_retrieval", "image_retrieval") for name in ("R@1", "R@5", "R@10")]
     assert document["rsum"] == pytest.approx(sum(values))
     assert document["mean_recall"] == pytest.approx(sum(values) / 6)
-    assert document["text_retrieval"]["R@1"] == pytest.approx(100 * np.mean(result.text_ranks == 1))
+    assert document["text_retrieval"]["R@1"] == pytest.approx(100 * np.mean(result.table.text_ranks == 1))
     about = {"kind": "fusion", "depth": None, "features": None, "ties": "count against the positive"}
     assert document["protocol"] == {"name": "whole", "folds": 1, **about}
     assert document["data"] == str(Path("numbers").absolute())
@@ -151,9 +150,9 @@ def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus,
                 other if kind == "fusion" else fold_dual, part, rerank=other if rerank else None, options=options
             )
         )
-        own = np.arange(evaluation.text_ranks.size)[first : first + 2]
-        assert evaluation.text_ranks[own].tolist() == parts[-1].text_ranks.tolist()
-        assert evaluation.image_ranks[texts].tolist() == parts[-1].image_ranks.tolist()
+        own = np.arange(evaluation.table.text_ranks.size)[first : first + 2]
+        assert evaluation.table.text_ranks[own].tolist() == parts[-1].table.text_ranks.tolist()
+        assert evaluation.table.image_ranks[texts].tolist() == parts[-1].table.image_ranks.tolist()
         assert (evaluation.rankings.image.top_QK[texts] - first).tolist() == parts[-1].rankings.image.top_QK[
             :, :2
         ].tolist()
@@ -173,7 +172,7 @@ def test_folds_do_not_embed_anything_twice(corpus, dual, monkeypatch):
 
 
 def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
-    document = evaluation_result.evaluation_document(evaluate.evaluate_model(dual, corpus), "fake", "test")
+    document = evaluate.evaluate_model(dual, corpus).evaluation("fake").document
     intervals = document["intervals"]
     assert (intervals["level"], intervals["resamples"]) == (0.95, 10_000)
     assert intervals["rsum"][0] < document["rsum"] < intervals["rsum"][1]
@@ -184,10 +183,10 @@ def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
 
 def test_the_measures_of_a_document_are_those_of_its_ranks(corpus, dual):
     result = evaluate.evaluate_model(dual, corpus)
-    measures = evaluation_result.evaluation_document(result, "fake", "test")["text_retrieval"]
+    measures = result.evaluation("fake").document["text_retrieval"]
     assert list(measures) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
-    assert measures["median_rank"] == np.median(result.text_ranks)
-    assert measures["mean_rank"] == pytest.approx(result.text_ranks.mean())
+    assert measures["median_rank"] == np.median(result.table.text_ranks)
+    assert measures["mean_rank"] == pytest.approx(result.table.text_ranks.mean())
     assert measures["mAP@R"] == pytest.approx(
         100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean()
     )

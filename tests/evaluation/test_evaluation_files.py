@@ -15,28 +15,26 @@ from tables import OWNER, Numbers, make_dual, make_fusion
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import EvalOptions, Evaluation, evaluate, result
+from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation import files as evaluation_files
-from dcdctl.core.evaluation.files import EvalResult, check_copy
-from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES
+from dcdctl.core.evaluation.files import SavedEvaluation, check_copy
 
 CORPUS = Numbers(OWNER)
 
 
 @pytest.fixture(scope="module")
-def alone() -> Evaluation:
+def alone() -> Measured:
     return evaluate.evaluate_model(make_dual(), CORPUS)
 
 
 @pytest.fixture(scope="module")
-def cascaded() -> Evaluation:
+def cascaded() -> Measured:
     return evaluate.evaluate_model(make_dual(), CORPUS, rerank=make_fusion(), options=EvalOptions(depths=(3,)))
 
 
-def write(folder: Path, evaluation: Evaluation) -> None:
-    evaluation_files.write_evaluation(
-        folder, result.evaluation_document(evaluation, "fake", "test"), evaluation, CORPUS
-    )
+def write(folder: Path, measured: Measured) -> None:
+    evaluation_files.write_evaluation(folder, measured.evaluation("fake"), measured)
 
 
 def test_the_table_of_ranks_names_every_query(tmp_path, alone):
@@ -44,8 +42,8 @@ def test_the_table_of_ranks_names_every_query(tmp_path, alone):
     table = pd.read_parquet(tmp_path / "ranks.parquet")
     assert list(table) == ["direction", "query", "image_id", "caption_id", "caption", "rank", "score"]
     text, image = table[table.direction == "text"], table[table.direction == "image"]
-    assert text["rank"].tolist() == alone.text_ranks.tolist()
-    assert image["rank"].tolist() == alone.image_ranks.tolist()
+    assert text["rank"].tolist() == alone.table.text_ranks.tolist()
+    assert image["rank"].tolist() == alone.table.image_ranks.tolist()
     assert text.caption.isna().all()
     assert image.image_id.tolist() == [f"image {owner}" for owner in OWNER]
     assert image.caption_id.tolist() == list(range(100, 118))
@@ -110,7 +108,7 @@ def test_a_cascade_leaves_the_dual_encoders_own_files_alone(tmp_path, alone, cas
 def test_ranks_are_read_back_for_comparisons(tmp_path, alone):
     write(tmp_path, alone)
     table = evaluation_files.read_ranks(tmp_path / "ranks.parquet")
-    assert table.text_ranks.tolist() == alone.text_ranks.tolist()
+    assert table.text_ranks.tolist() == alone.table.text_ranks.tolist()
     assert table.caption_image.tolist() == OWNER
 
 
@@ -153,13 +151,13 @@ def test_a_flipped_bit_in_any_file_of_an_evaluation_is_named(tmp_path, alone, na
     for at in range(0, len(content) - 1, len(content) // 40):  # the last byte of a document is a line end
         (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(InputError, match=re.escape(name)):
-            assert EvalResult.load(tmp_path).answers
+            assert SavedEvaluation.load(tmp_path).top
     (tmp_path / name).write_bytes(content)
-    assert EvalResult.load(tmp_path).answers
+    assert SavedEvaluation.load(tmp_path).top
 
 
 def test_a_copy_of_the_ranks_has_a_checksum_of_its_rows(tmp_path, alone):
-    evaluation_files.write_ranks(tmp_path / "copy.parquet", alone, CORPUS)
+    evaluation_files.write_ranks(tmp_path / "copy.parquet", alone.table)
     whole = pq.read_table(tmp_path / "copy.parquet")
     ranks = whole["rank"].to_numpy().copy()
     ranks[3] += 1
@@ -168,7 +166,9 @@ def test_a_copy_of_the_ranks_has_a_checksum_of_its_rows(tmp_path, alone):
     with pytest.raises(InputError, match=r"changed\.parquet is damaged: its rows do not match its checksum; "):
         evaluation_files.read_ranks(tmp_path / "changed.parquet")
     pq.write_table(whole.replace_schema_metadata(None), tmp_path / "foreign.parquet")
-    assert evaluation_files.read_ranks(tmp_path / "foreign.parquet").text_ranks.tolist() == alone.text_ranks.tolist()
+    assert (
+        evaluation_files.read_ranks(tmp_path / "foreign.parquet").text_ranks.tolist() == alone.table.text_ranks.tolist()
+    )
 
 
 def test_tables_that_a_document_does_not_list_do_not_belong_to_it(tmp_path, alone):
@@ -177,6 +177,6 @@ def test_tables_that_a_document_does_not_list_do_not_belong_to_it(tmp_path, alon
     del document["files"]["top.parquet"]
     artifacts.write_document(tmp_path / "result.json", document)
     with pytest.raises(InputError, match=r"top\.parquet does not belong to result\.json beside it"):
-        assert EvalResult.load(tmp_path).answers
+        assert SavedEvaluation.load(tmp_path).top
     (tmp_path / "top.parquet").unlink()
-    assert EvalResult.load(tmp_path).answers.top == {}
+    assert SavedEvaluation.load(tmp_path).top == {}

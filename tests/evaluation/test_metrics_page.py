@@ -12,7 +12,7 @@ from paths import DOCS
 from dcdctl.core.data import manifest
 from dcdctl.core.evaluation import RankTable, ranks, recall, significance
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
-from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 from dcdctl.core.evaluation.recall import average_precision_at_r
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -70,8 +70,8 @@ def test_the_measures(rankings):
     for row, ranking in zip(MEASURES[1:], (rankings.text, rankings.image), strict=True):
         *percents, median, mean = recall.measures(ranking).values()
         assert row[1:] == [*(f"{value:.2f}" for value in percents), f"{median:.1f}", f"{mean:.2f}"]
-    recalls = recall.Recalls.from_ranks(rankings.ranks)
-    assert f"RSUM is {recalls.rsum:.2f}, the mean recall {recalls.mean_recall:.2f}." in PAGE
+    rsum = recall.rsum(recall.recall_at_k(rankings.text.ranks), recall.recall_at_k(rankings.image.ranks))
+    assert f"RSUM is {rsum:.2f}, the mean recall {rsum / 6:.2f}." in PAGE
 
 
 def test_the_draws(rankings):
@@ -79,17 +79,15 @@ def test_the_draws(rankings):
     for drawn, share, *values in DRAWS[1:]:
         images = [IMAGES.index(name) for name in drawn.split(", ")]
         captions = [text for image in images for text in np.flatnonzero(image == OWNER)]
-        recalls = recall.Recalls.from_ranks(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
-        assert values == [
-            f"{value:.2f}" for value in (recalls.text_retrieval["R@1"], recalls.image_retrieval["R@1"], recalls.rsum)
-        ]
+        text, image = map(recall.recall_at_k, (rankings.text.ranks[images], rankings.image.ranks[captions]))
+        assert values == [f"{value:.2f}" for value in (text["R@1"], image["R@1"], recall.rsum(text, image))]
         shares.append(share)
     assert shares == ["1/4", "1/2", "1/4"]
 
 
 def test_the_intervals(rankings):
     estimates = significance.bootstrap(
-        [RankTable(("A", "B"), np.arange(4), OWNER, rankings.ranks.text, rankings.ranks.image)]
+        [RankTable(("A", "B"), np.arange(4), OWNER, rankings.text.ranks, rankings.image.ranks)]
     )
     rsum, text, image = (
         f"{estimate.interval.low:.2f} to {estimate.interval.high:.2f}"

@@ -61,12 +61,14 @@ def test_at_depth_0_everything_stays():
 def test_positions_and_candidates_equal_one_sort_of_both_scores(counts, depth, seed):
     owner = np.repeat(np.arange(len(counts)), counts)
     rng = np.random.default_rng(seed)
-    dual_IT, fusion_IT = (rng.random((len(counts), len(owner)), dtype=np.float32) for _ in range(2))
+    # Whole numbers without ties: fractions plus a large number would be rounded to ties.
+    size = len(counts) * len(owner)
+    dual_IT, fusion_IT = (rng.permutation(size).reshape(len(counts), len(owner)).astype(np.float32) for _ in range(2))
     # The plain way: one score that puts the first `depth` above the rest, by fusion within and by cosine below.
     combined = []
     for dual_QG, fusion_QG in ((dual_IT, fusion_IT), (dual_IT.T, fusion_IT.T)):
         is_first_QG = np.argsort(np.argsort(-dual_QG, axis=1), axis=1) < depth
-        combined.append(np.where(is_first_QG, fusion_QG + 100, dual_QG))
+        combined.append(np.where(is_first_QG, fusion_QG + size, dual_QG))
     for direction, combined_QG in zip(Direction, combined, strict=True):
         combined_IT = combined_QG if direction == Direction.TEXT else combined_QG.T
         expected = RankCounter(combined_IT[owner, range(len(owner))], owner)

@@ -13,16 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_corpus
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import Estimate, Estimates, RankTable, compare_ranks, files, recall
+from dcdctl.core.evaluation import Estimate, RankTable, compare_ranks, files, recall
 from dcdctl.core.evaluation import bootstrap as evaluation_bootstrap
-from dcdctl.core.evaluation import ranks as evaluation_ranks
-from dcdctl.core.evaluation import result as evaluation_result
 from dcdctl.core.evaluation.files import read_ranks
-from dcdctl.core.evaluation.protocols import WHOLE
-from dcdctl.core.evaluation.ranking import Ranking, Ranks
-from dcdctl.core.evaluation.significance import Interval, bootstrap, compare_all
-from dcdctl.core.evaluation.vector_form import VectorForm
+from dcdctl.core.evaluation.ranking import Ranking
+from dcdctl.core.evaluation.significance import Estimates, Interval, bootstrap, compare_all
 
 
 def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:
@@ -53,8 +50,8 @@ def sides(draw: st.DrawFn, min_runs: int = 1) -> tuple[list[RankTable], list[Ran
 
 def figures(estimates: Estimates) -> list[Estimate]:
     """Recalls of text retrieval, those of image retrieval, RSUM, mean reciprocal ranks."""
-    recalls = [*estimates.text_retrieval.values(), *estimates.image_retrieval.values(), estimates.rsum]
-    return [*recalls, estimates.text_reciprocal_rank, estimates.image_reciprocal_rank]
+    (*text, text_reciprocal), (*image, image_reciprocal) = (list(estimates.of(way).values()) for way in Direction)
+    return [*text, *image, estimates.rsum, text_reciprocal, image_reciprocal]
 
 
 def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
@@ -63,10 +60,10 @@ def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float
     runs = []
     for run in tables:
         captions = [text for image in images for text in np.flatnonzero(run.caption_image == image)]
-        ranks = Ranks(run.text_ranks[list(images)], run.image_ranks[captions])
-        recalls = recall.Recalls.from_ranks(ranks)
-        reciprocal = [np.mean([100 / rank for rank in some]) for some in (ranks.text, ranks.image)]
-        runs.append([*recalls.text_retrieval.values(), *recalls.image_retrieval.values(), recalls.rsum, *reciprocal])
+        ranks = run.text_ranks[list(images)], run.image_ranks[captions]
+        text, image = map(recall.recall_at_k, ranks)
+        reciprocal = [np.mean([100 / rank for rank in some]) for some in ranks]
+        runs.append([*text.values(), *image.values(), recall.rsum(text, image), *reciprocal])
     return np.mean(runs, axis=0).tolist()
 
 
@@ -81,24 +78,14 @@ def test_the_observed_difference_by_hand():
     comparison = compare_ranks(ours, base, resamples=10)
     # R@1 of text retrieval: 1 and 2 hits of 3, 50 % on average, less none. R@5: 2 of 3 for all. R@10: 3 and 2 of 3,
     # less 2.
-    values = [estimate.value for estimate in comparison.difference.text_retrieval.values()]
-    assert values == pytest.approx([50, 0, 100 / 6])
+    text, image = (
+        {name: estimate.value for name, estimate in comparison.difference.of(way).items()} for way in Direction
+    )
+    assert [text[name] for name in recall.RECALL_NAMES] == pytest.approx([50, 0, 100 / 6])
     # Image retrieval, of 4 captions: 2 and 2 less 2; 3 and 3 less 3; 3 and 4 less 3.
-    assert [estimate.value for estimate in comparison.difference.image_retrieval.values()] == pytest.approx(
-        [0, 0, 12.5]
-    )
+    assert [image[name] for name in recall.RECALL_NAMES] == pytest.approx([0, 0, 12.5])
     assert comparison.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
-    assert (
-        list(comparison.difference.text_retrieval)
-        == list(comparison.difference.image_retrieval)
-        == ["R@1", "R@5", "R@10"]
-    )
-    assert (comparison.num_images, comparison.num_resamples, comparison.num_our_runs, comparison.num_base_runs) == (
-        3,
-        10,
-        2,
-        1,
-    )
+    assert list(text) == list(image) == ["R@1", "R@5", "R@10", "MRR"]
 
 
 @given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
@@ -277,9 +264,9 @@ def test_reciprocal_ranks_see_what_no_recall_does():
     better = dataclasses.replace(base, image_ranks=base.image_ranks // 2)
     comparison = compare_ranks([better], [base], resamples=100)
     assert comparison.difference.rsum == Estimate(0.0, Interval(0.0, 0.0))
-    assert comparison.difference.image_reciprocal_rank.value == pytest.approx(100 / 20 - 100 / 40)
-    assert comparison.difference.image_reciprocal_rank.interval.low > 0
-    assert comparison.difference.text_reciprocal_rank.value == 0
+    assert comparison.difference.image_retrieval["MRR"].value == pytest.approx(100 / 20 - 100 / 40)
+    assert comparison.difference.image_retrieval["MRR"].interval.low > 0
+    assert comparison.difference.text_retrieval["MRR"].value == 0
 
 
 def test_sides_compared_together_are_compared_as_each_alone():
@@ -388,32 +375,21 @@ def written(tmp_path):
         )
         for ranks, scores in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
     )
-    shared = {
-        "seconds": 0.1,
-        "precision": "float32",
-        "pairs_scored": 0,
-        "kind": "dual",
-        "depth": None,
-        "depths": (),
-        "features": None,
-        "protocol": WHOLE,
-        "form": VectorForm(),
-    }
-    result = evaluation_result.Evaluation(
-        text_retrieval=recall.measures(text),
-        image_retrieval=recall.measures(image),
-        rankings=evaluation_ranks.Rankings(text, image),
-        table=RankTable(tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, text.ranks, image.ranks),
-        fingerprint=corpus.fingerprint,
-        data="corpus",
-        **shared,
+    rank_table = RankTable(
+        tuple(corpus.image_ids),
+        corpus.caption_ids,
+        corpus.caption_image,
+        text.ranks,
+        image.ranks,
+        tuple(corpus.captions),
+        {Direction.TEXT: text.positive_score_Q, Direction.IMAGE: image.positive_score_Q},
     )
-    files.write_ranks(tmp_path / "ranks.parquet", result, corpus)
-    return tmp_path / "ranks.parquet", result, corpus
+    files.write_ranks(tmp_path / "ranks.parquet", rank_table)
+    return tmp_path / "ranks.parquet", (text, image), corpus
 
 
 def test_ranks_come_back_from_their_file(written):
-    path, result, corpus = written
+    path, rankings, corpus = written
     table = read_ranks(path)
     assert table.image_ids == tuple(corpus.image_ids) == ("i0", "i1", "i2")
     assert table.caption_ids.tolist() == corpus.caption_ids.tolist() == [0, 1, 10, 20, 21, 22]
@@ -421,13 +397,11 @@ def test_ranks_come_back_from_their_file(written):
     assert table.text_ranks.tolist() == [1, 3, 12]
     assert table.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
     values = bootstrap([table], resamples=10)
-    assert {name: estimate.value for name, estimate in values.image_retrieval.items()} == pytest.approx(
-        result.recalls.image_retrieval
-    )
-    assert {name: estimate.value for name, estimate in values.text_retrieval.items()} == pytest.approx(
-        result.recalls.text_retrieval
-    )
-    assert values.rsum.value == pytest.approx(result.recalls.rsum)
+    measures = [recall.measures(ranking) for ranking in rankings]
+    for direction, expected in zip(Direction, measures, strict=True):
+        for name in recall.RECALL_NAMES:
+            assert values.of(direction)[name].value == pytest.approx(expected[name])
+    assert values.rsum.value == pytest.approx(recall.rsum(*measures))
 
 
 def test_a_file_that_is_not_there_or_not_parquet_is_the_users_error(tmp_path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from evaluations import reseal, write_evaluation, write_json, write_ranks, write_top
+from evaluations import reseal, write_evaluation, write_ranks, write_top
 from tiny import make_corpus
 
 from dcdctl.core.errors import InputError, StaleError
@@ -37,7 +35,7 @@ def test_a_folder_is_its_own_ranks_and_its_cascade_by_request(here, made):
     write_evaluation(here / "good", made, *BAD, cascade=True)
     alone, cascade = compare.read_systems(["good", "good:cascade"])
     assert [system.tables[0].text_ranks.tolist() for system in (alone, cascade)] == [GOOD[0], BAD[0]]
-    assert [system.summary.kind for system in (alone, cascade)] == ["dual", "cascade"]
+    assert [system.evaluation.protocol.kind for system in (alone, cascade)] == ["dual", "cascade"]
 
 
 def test_a_folder_with_nothing_but_a_cascade_is_the_cascade(here, made):
@@ -55,14 +53,14 @@ def test_a_folder_whose_name_ends_like_a_cascade_is_itself(here, made):
 def test_a_table_alone_is_a_system_of_which_nothing_else_is_known(here, made):
     write_ranks(here / "other.parquet", made, *BAD)
     alone, with_result = compare.read_systems(["other.parquet", "good/ranks.parquet"])
-    assert alone.summary is None
-    assert with_result.summary.split == "train"
+    assert alone.evaluation is None
+    assert with_result.evaluation.split == "train"
 
 
 def test_the_best_candidates_are_found_where_they_were_kept(here, made):
-    assert compare.read_systems(["good"])[0].runs[0].result.answers.top == {}
+    assert compare.read_systems(["good"])[0].runs[0].top == {}
     write_top(here / "good" / "top.parquet", made, [[0]] * 3, [[0]] * 4)
-    assert compare.read_systems(["good"])[0].runs[0].result.answers.top["text"].candidate_QK.tolist() == [[0]] * 3
+    assert compare.read_systems(["good"])[0].runs[0].top["text"].candidate_QK.tolist() == [[0]] * 3
 
 
 def test_names_with_commas_between_them_are_runs_of_one_system(here, made):
@@ -166,15 +164,3 @@ def test_a_result_that_is_none_is_refused(here, text, message):
     (here / "good" / "result.json").write_text(text)
     with pytest.raises(InputError, match=f"{message}.*dcdctl eval good"):
         compare.read_systems(["good"])
-
-
-def test_a_result_of_before_protocols_had_names_is_alike_only_with_its_like(here, made):
-    for name in ("old", "older"):
-        write_evaluation(here / name, made, *BAD)
-        path = here / name / "result.json"
-        document = json.loads(path.read_text())
-        document["protocol"] = {key: document["protocol"][key] for key in ("kind", "depth", "ties")}
-        write_json(path, document)
-    assert len(compare.read_systems(["old", "older"])) == 2
-    with pytest.raises(StaleError, match="the protocol's name is None for old, 'whole' for good"):
-        compare.read_systems(["good", "old"])

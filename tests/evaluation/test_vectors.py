@@ -92,8 +92,8 @@ def test_short_vectors_are_compared_by_the_cosines_of_their_first_numbers():
     expected = [
         1 + sum(row[t] >= scores[own][t] for i, row in enumerate(scores) if i != own) for t, own in enumerate(OWNER)
     ]
-    assert result.image_ranks.tolist() == expected
-    assert expected != evaluate.evaluate_model(dual, corpus).image_ranks.tolist()
+    assert result.table.image_ranks.tolist() == expected
+    assert expected != evaluate.evaluate_model(dual, corpus).table.image_ranks.tolist()
 
 
 def test_a_model_without_vectors_and_a_cascade_refuse_a_form():

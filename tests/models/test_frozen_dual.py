@@ -103,8 +103,8 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
         student, corpus, options=EvalOptions(compute=Compute(features=tmp_path / "features"))
     )
     from_images = evaluate.evaluate_model(student, corpus)
-    assert from_features.features == "float16"
-    assert abs(from_features.recalls.rsum - from_images.recalls.rsum) < 15  # of 32 images, each hit is 3 points
+    assert from_features.protocol.features == "float16"
+    assert abs(from_features.rsum - from_images.rsum) < 15  # of 32 images, each hit is 3 points
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 

@@ -101,12 +101,15 @@ def test_the_teachers_times_are_in_the_benchmarks_of_its_students(folders):
     assert read_demo(folders).of_role("teacher").times is None
 
 
+FUSION = {"name": "whole", "folds": 1, "kind": "fusion", "depth": None, "features": None, "ties": "count against"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"corpus_fingerprint": 64 * "f"}, "corpus ffffffffffff"),
         ({"split": "val"}, "split val"),
-        ({"protocol": {"name": "coco-1k", "folds": 5, "kind": "fusion", "depth": None}}, "protocol coco-1k in 5 folds"),
+        ({"protocol": {**FUSION, "name": "coco-1k", "folds": 5}}, "protocol coco-1k in 5 folds"),
     ],
 )
 def test_results_that_cannot_be_compared_are_refused_and_both_folders_named(folders, changes, said):
@@ -120,7 +123,7 @@ def test_results_that_cannot_be_compared_are_refused_and_both_folders_named(fold
 
 
 def test_a_dual_a_fusion_and_a_cascade_are_one_protocol(folders):
-    change(folders[2] / "result.json", protocol={"name": "whole", "folds": 1, "kind": "fusion", "depth": None})
+    change(folders[2] / "result.json", protocol=FUSION)
     assert len(read_demo(folders).models) == 5
 
 
@@ -225,6 +228,6 @@ def test_nothing_is_written_by_reading(folders):
 
 def test_every_model_has_its_own_ranks(folders):
     found = read_demo(folders)
-    ranks = [one.answers.table.ranks("image") for one in found.models]
+    ranks = [one.table.ranks("image") for one in found.models]
     assert len({rank_Q.tobytes() for rank_Q in ranks}) == 5
     np.testing.assert_array_equal(ranks[1], files.read_ranks(folders[1] / "ranks.parquet").image_ranks)

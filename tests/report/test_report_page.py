@@ -156,16 +156,16 @@ def test_numbers_are_aligned_to_the_right_and_heads_of_groups_span_their_columns
 def test_a_query_shows_five_answers_of_every_model_and_marks_positives(text, found):
     cards = re.findall(r'<li class="query" data-direction="image".*?</div></li>\n', text, re.DOTALL)
     assert len(cards) == 20
-    query = next(one for one in range(80) if f'<p dir="auto">{found.models[0].answers.captions[one]}</p>' in cards[0])
+    query = next(one for one in range(80) if f'<p dir="auto">{found.models[0].table.captions[one]}</p>' in cards[0])
     for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
-        top = system.answers.top["image"]
+        top = system.saved.top["image"]
         assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[
             query, :5
         ].tolist()
         assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_positive_QK[
             query, :5
         ].tolist()
-        assert f"rank {system.answers.table.ranks('image')[query]}<" in section
+        assert f"rank {system.table.ranks('image')[query]}<" in section
 
 
 def test_the_page_gives_the_numbers_of_queries(text):

@@ -10,7 +10,7 @@ import pytest
 from evaluations import write_json
 from made_runs import scores_of, write_demo, write_evaluation, write_run
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.report import report, write
 from dcdctl.core.report import tables as report_tables
 
@@ -27,7 +27,11 @@ def found(split, tmp_path_factory):
 
 
 def table_named(found, start):
-    return next(table for table in report_tables.report_tables(found) if table.caption.startswith(start))
+    return next(
+        table
+        for table in [*report_tables.result_tables(found), *report_tables.run_tables(found)]
+        if table.title.startswith(start)
+    )
 
 
 def cells(table, row, column):
@@ -68,7 +72,7 @@ def test_times_have_the_gallery_size_and_a_mark_if_extrapolated(found):
     assert cells(table, "dual + fusion, top 10", "ms per query") == "6.5\namong 1,000 images"
     assert cells(table, "dual + fusion, top 10", "speed-up over the teacher") == "15\N{MULTIPLICATION SIGN}"
     assert cells(table, "dual", "parameters") == "1.50 M"
-    assert "Made-up CPU, 2 threads" in table.caption
+    assert "Made-up CPU, 2 threads" in table.title
 
 
 def test_recipes_show_what_differs_and_only_that(found):
@@ -87,11 +91,11 @@ def test_the_recipe_of_a_single_run_is_complete(tmp_path):
 
 
 def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(found, tmp_path):
-    dual, teacher = found.models[1].result.rsum.value, found.models[0].result.rsum.value
+    dual, teacher = found.models[1].result.rsum, found.models[0].result.rsum
     expected = [
         f"The dual student answers in 1.0 ms, 100 times faster than the teacher, and keeps {dual:.0f} of 600.",
         f"The cascade dual + fusion, top 10, answers in 6.5 ms, 15 times faster than the teacher, "
-        f"and keeps {found.models[2].result.rsum.value:.0f} of 600.",
+        f"and keeps {found.models[2].result.rsum:.0f} of 600.",
         f"600 is the highest sum of recalls (RSUM); the teacher has {teacher:.0f}; time: one caption among 1,000 "
         "encoded images.",
     ]
@@ -103,7 +107,7 @@ def test_the_report_opens_with_what_the_student_and_its_cascade_won_and_lost(fou
 def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     found = report.read_report([folder])
-    assert write.headline(found)[0] == f"The run baseline reaches {found.result.rsum.value:.0f} of 600."
+    assert write.headline(found)[0] == f"The run baseline reaches {found.result.rsum:.0f} of 600."
 
 
 def test_recalls_are_grouped_by_direction(found):
@@ -196,12 +200,12 @@ def test_csv_read_back_is_what_was_measured(found, tmp_path):
         rows = {row["model"]: row for row in csv.DictReader(file)}
     assert list(rows) == [one.label for one in found.models]
     dual, system = rows["dual"], found.models[1]
-    assert float(dual["rsum"]) == system.result.rsum.value
-    assert float(dual["text_R@1_low"]) == system.result.retrieval["text"].recalls["R@1"].interval.low
+    assert float(dual["rsum"]) == system.result.rsum
+    assert float(dual["text_R@1_low"]) == system.result.recall(Direction.TEXT, "R@1").interval.low
     assert float(dual["rsum_difference_high"]) == system.comparison.difference.rsum.interval.high
     assert float(dual["p_value"]) == system.comparison.p_value
     assert (dual["corpus_fingerprint"], dual["role"], dual["ms_gallery_images"]) == (
-        system.result.fingerprint,
+        system.result.corpus_fingerprint,
         "student",
         "1000",
     )

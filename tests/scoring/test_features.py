@@ -21,7 +21,6 @@ from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
-from dcdctl.core.evaluation import result as evaluation_result
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
 from dcdctl.core.teacher import CandidateConfig, build
@@ -100,7 +99,7 @@ def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
     monkeypatch.setattr(type(pair.encoders), "text_features", run)
     assert open_or_build(root, corpus, pair).plan == kept.plan
     result = evaluate.evaluate_model(pair, corpus, options=EvalOptions(compute=Compute(features=root)))
-    assert evaluation_result.evaluation_document(result, "pair", "train")["protocol"]["features"] == "float16"
+    assert result.protocol.features == "float16"
 
 
 def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):

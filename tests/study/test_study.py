@@ -24,8 +24,8 @@ from dcdctl.core.artifacts import write_document
 from dcdctl.core.bench import BenchConfig, footprint
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError, ModelError, StaleError
-from dcdctl.core.evaluation import EvalOptions, Evaluation, RankTable, cascade, compare_ranks
-from dcdctl.core.evaluation.significance import Comparison
+from dcdctl.core.evaluation import RECALL_NAMES, EvalOptions, Evaluation, RankTable, cascade, compare_ranks
+from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
 from dcdctl.core.report.study import Contrast, Difference, StudyModel, StudyRow, read_study, verdict
@@ -151,7 +151,8 @@ def recalls(row: dict[str, Any]) -> list[float]:
 def recalls_of(found: Sequence[Evaluation]) -> list[float]:
     """The same of evaluations: means over them."""
     each = [
-        [*one.recalls.text_retrieval.values(), *one.recalls.image_retrieval.values(), one.recalls.rsum] for one in found
+        [*(one[name] for one in sides for name in RECALL_NAMES), recall_sum]
+        for sides, recall_sum in (((one.text_retrieval, one.image_retrieval), one.rsum) for one in found)
     ]
     return np.mean(each, axis=0).tolist()
 
@@ -170,7 +171,7 @@ def test_the_recalls_of_a_row_are_the_means_of_evaluations_of_its_models(
 ):
     found = [evaluate((stage.folder if name == "zero-shot" else finished) / folder, stage) for folder in folders]
     assert recalls(rows(finished)[name]) == pytest.approx(recalls_of(found))
-    assert rows(finished)[name]["rsum_by_seed"] == pytest.approx([one.recalls.rsum for one in found])
+    assert rows(finished)[name]["rsum_by_seed"] == pytest.approx([one.rsum for one in found])
 
 
 def test_the_cascade_is_the_distilled_model_re_ranked_by_the_teacher(stage: Stage, finished: Path):
@@ -218,8 +219,8 @@ def test_without_the_weight_of_its_teacher_distillation_is_fine_tuning(stage: St
 
 def test_the_differences_are_paired_over_all_seeds(finished: Path):
     def tables(name: str) -> list[RankTable]:
-        found = [evaluation.EvalResult.load(finished / "runs" / f"{name}-seed{seed}").answers for seed in (0, 1)]
-        return [answers.table for answers in found if answers is not None]
+        runs = [evaluation.SavedEvaluation.load(finished / "runs" / f"{name}-seed{seed}") for seed in (0, 1)]
+        return [run.table for run in runs if run.table is not None]
 
     expected = compare_ranks(tables("distilled"), tables("fine-tuned"), draw_seeds=True).difference
     found = {(one["ours"], one["base"]): one for one in document(finished)["differences"]}
@@ -271,7 +272,7 @@ def test_the_page_and_other_commands_read_what_it_leaves(finished: Path):
     assert all(f'<th scope="row">{name}' in page for name in rows(finished))
     assert "recalls of the teacher: it was not evaluated, 1,280 pairs; add --with-teacher" in found["left_out"]
     read = read_report([finished / "runs" / "distilled-seed0"], baseline=finished / "evaluations" / "zero-shot")
-    assert [one.result.rsum.value for one in read.models if one.result] == pytest.approx(
+    assert [one.result.rsum for one in read.models if one.result] == pytest.approx(
         [rows(finished)[name]["rsum_by_seed"][0] for name in ("distilled", "cascade", "zero-shot")]
     )
 
@@ -496,7 +497,7 @@ def ranks(text: int, image: int, count: int = 4) -> RankTable:
 
 
 def difference(ours: RankTable, base: RankTable, name: str = "fine-tuned") -> Difference:
-    comparison: Comparison = compare_ranks([ours], [base])
+    comparison: RankComparison = compare_ranks([ours], [base])
     return Difference(Contrast("distilled", name, is_about_teacher=True), comparison, draws_seeds=False)
 
 

@@ -131,7 +131,7 @@ def comparison_kind(folder: Path) -> Artifact:
 
     def read(path: Path) -> Any:
         systems = compare.read_systems([str(path)]) + compare.read_systems([f"{path}:cascade"])
-        return [(run.ranks, run.result.summary, run.result.answers) for system in systems for run in system.runs]
+        return [(run.table, run.evaluation, run.top) for system in systems for run in system.runs]
 
     return Artifact(folder / "made", folder / "other", read, is_part=lambda path: path.name in names)
 

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus
-from dcdctl.core.evaluation import recall
-from dcdctl.core.evaluation.ranking import Ranks
+from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.evaluation import RankTable, recall, significance
 
 
 def write_evaluation(
@@ -71,17 +70,34 @@ def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence
 
 
 def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, cascade: bool = False) -> dict[str, Any]:
-    recalls = recall.Recalls.from_ranks(Ranks(np.array(text), np.array(image)))
+    """The document of these ranks, with few resamples. mAP@R is simply R@1 here."""
+    table = RankTable(
+        tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, np.array(text), np.array(image)
+    )
+    sides = {}
+    for direction in Direction:
+        rank_Q = table.ranks(direction)
+        recalls = recall.recall_at_k(rank_Q)
+        median, mean = float(np.median(rank_Q)), float(rank_Q.mean())
+        sides[direction.key] = {**recalls, "mAP@R": recalls["R@1"], "median_rank": median, "mean_rank": mean}
+    rsum, estimates = recall.rsum(*sides.values()), significance.bootstrap([table], resamples=50)
+    bounds = {
+        direction.key: {name: list(estimates.of(direction)[name].interval) for name in recall.RECALL_NAMES}
+        for direction in Direction
+    }
     kind = {"kind": "cascade", "depth": 50} if cascade else {"kind": "dual", "depth": None}
     return {
         "model": "made",
         "split": corpus.split,
-        "images": len(text),
-        "captions": len(image),
-        "text_retrieval": recalls.text_retrieval,
-        "image_retrieval": recalls.image_retrieval,
-        "rsum": recalls.rsum,
-        "protocol": {"name": "whole", "folds": 1, **kind, "ties": "count against the positive"},
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        **sides,
+        "rsum": rsum,
+        "mean_recall": rsum / 6,
+        "intervals": {"level": 0.95, "resamples": 50, "rsum": list(estimates.rsum.interval), **bounds},
+        "protocol": {"name": "whole", "folds": 1, **kind, "features": None, "ties": "count against the positive"},
+        "pairs_scored": 0,
+        "seconds": 1.0,
         "corpus_fingerprint": corpus.fingerprint,
         "data": str(corpus.folder),
     }

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from evaluations import reseal, write_json
+from evaluations import document_of, reseal, write_json
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
-from dcdctl.core.evaluation import files, significance
 from dcdctl.core.training import recipe, runs
 
 NUM_TOP = 10
@@ -66,8 +65,7 @@ def write_evaluation(
     pd.concat([_top(direction, *sides[direction]) for direction in sides], ignore_index=True).to_parquet(
         folder / f"{prefix}top.parquet", index=False
     )
-    estimates = significance.bootstrap([files.read_ranks(folder / f"{prefix}ranks.parquet")], resamples=50)
-    document = {**_document(corpus, model or str(folder), ranks, estimates), **changes}
+    document = {**document_of(corpus, ranks["text"], ranks["image"]), "model": model or str(folder), **changes}
     write_json(folder / ("cascade.json" if prefix else "result.json"), document)
     reseal(folder)
     return folder
@@ -86,51 +84,6 @@ def _top(direction: str, scores_QG: NDArray[np.float32], is_positive_QG: NDArray
             "is_own": np.take_along_axis(is_positive_QG, order_QK, axis=1).ravel(),
         }
     )
-
-
-def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], estimates: Any) -> dict[str, Any]:
-    both = {"text_retrieval": ranks["text"], "image_retrieval": ranks["image"]}
-    recalls = {name: {f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)} for name, rank_Q in both.items()}
-    # In this fixture mAP@R is simply R@1.
-    more = {
-        name: {
-            "mAP@R": recalls[name]["R@1"],
-            "median_rank": float(np.median(rank_Q)),
-            "mean_rank": float(rank_Q.mean()),
-        }
-        for name, rank_Q in both.items()
-    }
-    rsum = sum(value for by_name in recalls.values() for value in by_name.values())
-    bounds = {
-        name: {k: [e.interval.low, e.interval.high] for k, e in getattr(estimates, name).items()} for name in both
-    }
-    return {
-        "model": model,
-        "split": corpus.split,
-        "images": corpus.num_images,
-        "captions": corpus.num_captions,
-        **{name: {**recalls[name], **more[name]} for name in both},
-        "rsum": rsum,
-        "mean_recall": rsum / 6,
-        "intervals": {
-            "level": 0.95,
-            "resamples": 50,
-            "rsum": [estimates.rsum.interval.low, estimates.rsum.interval.high],
-            **bounds,
-        },
-        "protocol": {
-            "name": "whole",
-            "folds": 1,
-            "kind": "dual",
-            "depth": None,
-            "features": None,
-            "ties": "count against the positive",
-        },
-        "pairs_scored": 0,
-        "seconds": 1.0,
-        "corpus_fingerprint": corpus.fingerprint,
-        "data": str(corpus.folder),
-    }
 
 
 def cascade_changes(reranker: str, depths: dict[int, tuple[float, float]]) -> dict[str, Any]:

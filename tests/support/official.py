@@ -237,8 +237,8 @@ def recalls(name: str = "recall_a") -> Iterator[Comparison]:
     """Recall@1, 5 and 10 in both directions, as shares."""
     for case in fixture_json(name)["cases"]:
         rankings = ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
-        own = recall.Recalls.from_ranks(rankings.ranks)
-        for kind, ours in (("tr", own.text_retrieval), ("ir", own.image_retrieval)):
+        for kind, ranking in (("tr", rankings.text), ("ir", rankings.image)):
+            ours = recall.recall_at_k(ranking.ranks)
             official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])
             yield Comparison(
                 name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7

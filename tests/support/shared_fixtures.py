@@ -20,7 +20,7 @@ from tiny import contents, make_teacher, make_wide_dual
 from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, evaluate
+from dcdctl.core.evaluation import EvalJob, SplitChoice, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
 from dcdctl.core.models import onnx
@@ -138,8 +138,7 @@ def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
     models.save(make_wide_dual(gallery.captions), run / "model")
     evaluate.run_evaluation(
-        EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test", "auto", None)),
-        EvalOptions(compute=Compute(batch_size=64)),
+        EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test"), compute=Compute(batch_size=64))
     )
     return run
 

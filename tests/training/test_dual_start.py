@@ -124,9 +124,9 @@ def changed(run: runs.Run, start: Path) -> set[str]:
 def test_before_the_first_step_a_student_has_the_recalls_of_its_start(start, projected, scenes_corpus_dir):
     line, *others = projected.metrics()
     model = models.load_dual(start)
-    expected = evaluate.evaluate_model(model, Corpus.open(scenes_corpus_dir, "val")).recalls
+    expected = evaluate.evaluate_model(model, Corpus.open(scenes_corpus_dir, "val"))
     for direction, percents in (("text", expected.text_retrieval), ("image", expected.image_retrieval)):
-        assert {f"R@{k}": line[f"start_{direction}_r{k}"] for k in (1, 5, 10)} == percents
+        assert {f"R@{k}": line[f"start_{direction}_r{k}"] for k in (1, 5, 10)}.items() <= percents.items()
     assert line["start_rsum"] == expected.rsum
     assert not any(name.startswith("start_") for other in others for name in other)
     assert projected.facts()["inputs"]["start"] == model.digest

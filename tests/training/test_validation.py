@@ -11,7 +11,7 @@ from tiny import contents, make_splits
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
-from dcdctl.core.evaluation import evaluate
+from dcdctl.core.evaluation import Measured, evaluate
 from dcdctl.core.teacher import CandidateConfig, build_cache
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, recipe, runs
 from dcdctl.core.training.objective import PairObjective
@@ -40,7 +40,7 @@ def train(corpus: Corpus, folder, *sets: str) -> runs.Run:
 
 
 def rsum(run: runs.Run, corpus: Corpus) -> float:
-    return evaluate.evaluate_model(models.load(run.folder), corpus).recalls.rsum
+    return evaluate.evaluate_model(models.load(run.folder), corpus).rsum
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_dropout_goes_on_after_a_validation_and_after_a_refresh(corpus, teacher,
 
 def test_only_a_higher_sum_is_better(corpus, val, tmp_path, monkeypatch):
     """Equal sums leave the weights that came first."""
-    monkeypatch.setattr("dcdctl.core.evaluation.recall.Recalls.rsum", property(lambda recalls: 100.0))
+    monkeypatch.setattr(Measured, "rsum", 100.0)
     run = train(corpus, tmp_path / "run", "validation.every=4")
     assert runs.read_best_seal(run)["step"] == 4
 

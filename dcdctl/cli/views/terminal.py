@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 import typer
@@ -23,6 +23,9 @@ from dcdctl.cli.options import RENAMED
 from dcdctl.cli.views.help import lines_of
 from dcdctl.core.errors import DcdError, as_user_error
 from dcdctl.core.progress import Advance
+
+if TYPE_CHECKING:
+    from dcdctl.core.templates import Table
 
 JOINERS = "\u200c\u200d"
 BATCHES_BEFORE_ESTIMATE = 3
@@ -199,6 +202,12 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     for part in (Text(printable_lines(title)), table, Text(printable_lines(caption))):
         if part:
             console.print(part)
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables on stdout, each with its title and the note below it."""
+    for table in tables:
+        show_table(table.title, table.columns, table.rows, caption=table.note)
 
 
 @contextmanager

@@ -1,43 +1,43 @@
-from .compare import ComparisonReport, PairwiseComparison, RankShift, System, compare_systems
+from .compare import Comparison, PairwiseComparison, RankShift, compare_systems
+from .compare_tables import comparison_document, comparison_facts, comparison_tables, how_to_read
+from .document import CASCADE_FILES, MODEL_FILES, Evaluation, Measured
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
-from .files import Answers, EvalResult, write_evaluation
+from .files import SavedEvaluation, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranking import RankTable
-from .recall import KS
-from .result import CASCADE_FILES, MODEL_FILES, EvalSummary, Evaluation, Figure, Retrieval, evaluation_document
-from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
-from .vector_form import FormChoice
+from .recall import KS, RECALL_NAMES
+from .significance import LEVEL, Estimate, RankComparison, compare_ranks
+from .tables import evaluation_tables, vector_table
 
 __all__ = [
     "CASCADE_FILES",
     "KS",
     "LEVEL",
     "MODEL_FILES",
-    "Answers",
+    "RECALL_NAMES",
     "Comparison",
-    "ComparisonReport",
     "Estimate",
-    "Estimates",
     "EvalJob",
     "EvalOptions",
-    "EvalResult",
-    "EvalSummary",
     "Evaluation",
-    "Figure",
-    "FormChoice",
-    "Interval",
+    "Measured",
     "PairwiseComparison",
+    "RankComparison",
     "RankShift",
     "RankTable",
-    "Retrieval",
+    "SavedEvaluation",
     "SplitChoice",
-    "System",
     "compare_ranks",
     "compare_systems",
+    "comparison_document",
+    "comparison_facts",
+    "comparison_tables",
     "evaluate_model",
-    "evaluation_document",
+    "evaluation_tables",
+    "how_to_read",
     "run_evaluation",
     "run_vector_table",
+    "vector_table",
     "write_evaluation",
 ]

@@ -6,7 +6,6 @@ Shape letters: I images; R draws, B draws of a block; C columns; P patterns of s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,6 @@ MAX_EXACT_IMAGES = 16
 """Up to this many images that differ, all 65,536 patterns of signs are counted; beyond that, patterns are drawn."""
 _SIGN_STREAM = 1
 """Stream of the random signs, so that they do not depend on the bootstrap's draws with the same seed."""
-
-
-@dataclass(frozen=True)
-class SignFlip:
-    """The result of a sign-flip test."""
-
-    p_value: float
-    """Two-sided."""
-    is_exact: bool
-    """Whether all patterns of signs were counted."""
 
 
 def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
@@ -43,8 +32,9 @@ def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) ->
     return np.concatenate(sums)
 
 
-def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> SignFlip:
-    """How often the sum of the differences would be at least as far from zero if each had a random sign.
+def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> tuple[float, bool]:
+    """How often the sum of the differences would be at least as far from zero if each had a random sign: a two-sided
+    p-value, and whether it is exact, by all patterns of signs.
 
     The p-value is the share of all patterns of signs, the observed one included. If there are too many, it is the share
     among `flips` drawn patterns and the observed one. An equal sum counts, so differences should be whole numbers,
@@ -52,20 +42,20 @@ def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> 
 
     >>> # of 8: 3 + 2 - 1, 3 + 2 + 1, and the negatives of both
     >>> sign_flip_test(np.array([3.0, 2.0, 0.0, -1.0]), flips=100, seed=0)
-    SignFlip(p_value=0.5, is_exact=True)
+    (0.5, True)
     """
     nonzero_I = difference_I[difference_I != 0]  # the sign of a zero changes nothing
     observed = abs(nonzero_I.sum())
     if len(nonzero_I) <= MAX_EXACT_IMAGES:
         patterns_PI = np.arange(1 << len(nonzero_I))[:, None] >> np.arange(len(nonzero_I)) & 1
-        return SignFlip(float(np.mean(np.abs(_signed_sums(patterns_PI, nonzero_I)) >= observed)), is_exact=True)
+        return float(np.mean(np.abs(_signed_sums(patterns_PI, nonzero_I)) >= observed)), True
     # The observed pattern counts as one of the drawn ones, so that no p-value is 0.
     rng, num_as_far = np.random.default_rng((seed, _SIGN_STREAM)), 1
     for size in _blocks(flips, len(nonzero_I)):
         words_BW = rng.integers(1 << 64, size=(size, -(-len(nonzero_I) // 64)), dtype=np.uint64)
         bits_BI = np.unpackbits(words_BW.view(np.uint8), axis=1, count=len(nonzero_I))
         num_as_far += int(np.count_nonzero(np.abs(_signed_sums(bits_BI, nonzero_I)) >= observed))
-    return SignFlip(num_as_far / (flips + 1), is_exact=False)
+    return num_as_far / (flips + 1), False
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -21,7 +21,6 @@ from dcdctl.core import devices
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
 from dcdctl.core.evaluation.ranks import rerank
-from dcdctl.core.evaluation.result import DepthResult
 from dcdctl.core.models import DualEncoder, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
 
@@ -134,14 +133,18 @@ def query_ms(
     return [find_ms + (next(remaining) if depth else 0.0) for depth in depths]
 
 
-def on_front(results: Sequence[DepthResult]) -> list[bool]:
-    """Whether each depth is on the Pareto front: no other is at least as good and as fast, and better or faster."""
+def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
+    """Whether each depth is on the Pareto front: no other is at least as good and as fast, and better or faster.
 
-    def beats(other: DepthResult, result: DepthResult) -> bool:
-        gains = other.rsum - result.rsum, result.ms_per_query - other.ms_per_query
-        return min(gains) >= 0 and max(gains) > 0
+    >>> on_front([300.0, 400.0, 390.0], [1.0, 2.0, 3.0])
+    [True, True, False]
+    """
+    points = list(zip(rsums, times_ms, strict=True))
 
-    return [not any(beats(other, result) for other in results) for result in results]
+    def is_beaten(rsum: float, ms: float) -> bool:
+        return any(other >= rsum and faster <= ms and (other, faster) != (rsum, ms) for other, faster in points)
+
+    return [not is_beaten(*point) for point in points]
 
 
 def _median_ms(

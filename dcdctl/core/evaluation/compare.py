@@ -24,16 +24,17 @@ from typing import Any
 
 import numpy as np
 
+from dcdctl.core import templates
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import significance
+from dcdctl.core.evaluation import compare_tables, recall, significance
 from dcdctl.core.evaluation.bootstrap import holm
-from dcdctl.core.evaluation.files import EvalResult, read_ranks
-from dcdctl.core.evaluation.ranking import Ranks, RankTable
-from dcdctl.core.evaluation.recall import Recalls
-from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES, EvalSummary, FileNames
-from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames
+from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
+from dcdctl.core.evaluation.ranking import RankTable
+from dcdctl.core.evaluation.recall import recall_at_k
+from dcdctl.core.evaluation.significance import Estimates, RankComparison, check_queries
 from dcdctl.core.files import shown
 
 CASCADE_SUFFIX = ":cascade"
@@ -46,30 +47,21 @@ DECIMALS = 9
 
 
 @dataclass(frozen=True)
-class EvaluatedRun:
-    """An evaluation on disk, with its ranks read."""
-
-    ref: str
-    """Its name, as the user gave it."""
-    result: EvalResult
-    ranks: RankTable
-
-
-@dataclass(frozen=True)
 class System:
     """A model, or several that differ only in the seed."""
 
     name: str
-    runs: tuple[EvaluatedRun, ...]
+    runs: tuple[SavedEvaluation, ...]
+    """Each with a table of ranks."""
 
     @property
     def tables(self) -> list[RankTable]:
-        return [run.ranks for run in self.runs]
+        return [run.table for run in self.runs if run.table is not None]
 
     @property
-    def summary(self) -> EvalSummary | None:
-        """The summary of the first run that has one."""
-        return next((run.result.summary for run in self.runs if run.result.summary is not None), None)
+    def evaluation(self) -> Evaluation | None:
+        """The document of the first run that has one."""
+        return next((run.evaluation for run in self.runs if run.evaluation is not None), None)
 
 
 @dataclass(frozen=True)
@@ -100,16 +92,16 @@ class PairwiseComparison:
 
     letter: str
     system: System
-    comparison: Comparison
+    comparison: RankComparison
     holm_p_value: float
     """p-value of the bootstrap, adjusted for all comparisons of the report (`bootstrap.holm`)."""
     holm_sign_flip_p_value: float
     shifts: dict[Direction, RankShifts]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparisonReport:
-    """Every system against the base."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison:
+    """Every system against the base, with intervals and p-values."""
 
     systems: dict[str, System]
     """By letter."""
@@ -129,19 +121,36 @@ class ComparisonReport:
     @property
     def queries(self) -> RankTable:
         """A table of ranks; all systems have the same images and captions."""
-        return self.systems[self.base].runs[0].ranks
+        return self.systems[self.base].tables[0]
 
     @property
-    def summary(self) -> EvalSummary | None:
-        """A summary, for the split and the protocol that all systems share; None if only tables of ranks are
+    def evaluation(self) -> Evaluation | None:
+        """A document, for the split and the protocol that all systems share; None if only tables of ranks are
         compared."""
-        return next((system.summary for system in self.systems.values() if system.summary is not None), None)
+        return next((system.evaluation for system in self.systems.values() if system.evaluation is not None), None)
 
     @property
     def estimates(self) -> dict[str, Estimates]:
         """The recalls of each system, by letter."""
         compared = {pairwise.letter: pairwise.comparison.ours for pairwise in self.comparisons}
         return {letter: compared.get(letter, self.comparisons[0].comparison.base) for letter in self.systems}
+
+    def __repr__(self) -> str:
+        differences = [
+            f"{pairwise.system.name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
+            f"{pairwise.holm_sign_flip_p_value:.2g}"
+            for pairwise in self.comparisons
+        ]
+        return f"Comparison(against {self.systems[self.base].name!r}: {'; '.join(differences)})"
+
+    def _repr_html_(self) -> str:
+        return templates.render(
+            "notebook.html",
+            title="; ".join(f"{name}: {value}" for name, value in compare_tables.comparison_facts(self)),
+            tables=compare_tables.comparison_tables(self),
+            cards=[],
+            notes=compare_tables.how_to_read(self),
+        )
 
 
 def compare_systems(
@@ -152,7 +161,7 @@ def compare_systems(
     seed: int = 0,
     draw_seeds: bool = False,
     num_queries: int = 6,
-) -> ComparisonReport:
+) -> Comparison:
     """Compare each system with the base, which is the first one unless named.
 
     Up to `num_queries` queries that rank better, and as many that rank worse, are listed for each direction. InputError
@@ -184,7 +193,7 @@ def compare_systems(
         )
         for i, (letter, system) in enumerate(others.items())
     ]
-    return ComparisonReport(
+    return Comparison(
         systems=systems,
         base=base_letter,
         comparisons=tuple(pairwise),
@@ -250,7 +259,7 @@ def read_systems(names: Sequence[str]) -> list[System]:
         _check_alike(system.runs, _kind_facts, "are not seeds of one system", "name them as two")
     runs = [run for system in systems for run in system.runs]
     _check_alike(runs, _protocol_facts, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
-    check_queries({run.ref: run.ranks for run in runs})
+    check_queries({run.ref: run.table for run in runs if run.table is not None})
     return systems
 
 
@@ -272,15 +281,15 @@ def _refs(name: str) -> list[str]:
     return refs
 
 
-def _read(ref: str) -> EvaluatedRun:
+def _read(ref: str) -> SavedEvaluation:
     folder, names = _find(ref)
-    ranks_file = folder / names.ranks
-    result = EvalResult.load(folder, names)
-    result.check_tables()
-    ranks = read_ranks(ranks_file)
-    if result.summary is not None:
-        _check_rsum(result.summary, folder / str(names.result), ranks, ranks_file)
-    return EvaluatedRun(ref, result, ranks)
+    run = SavedEvaluation.load(folder, names, ref)
+    if run.table is None:
+        read_ranks(run.ranks_file)  # an error that there is no such file
+    elif run.evaluation is not None and run.evaluation.protocol.folds == 1:
+        # Recalls over several folds are means, and folds may have different numbers of captions.
+        _check_rsum(run, run.table, run.evaluation.rsum)
+    return run
 
 
 def _find(ref: str) -> tuple[Path, FileNames]:
@@ -317,35 +326,32 @@ def _how_to_make(ref: Path | str, more: str = "") -> str:
     return f"`dcdctl eval {ref} --data DIR{more}` makes one"
 
 
-def _check_rsum(summary: EvalSummary, result_file: Path, ranks: RankTable, ranks_file: Path) -> None:
+def _check_rsum(run: SavedEvaluation, ranks: RankTable, expected: float) -> None:
     """StaleError if the ranks belong to another evaluation than the document, such as one that was cut off."""
-    if summary.num_folds != 1:
-        return  # The recalls of the document are means over folds, which may have different numbers of captions.
-    rsum = Recalls.from_ranks(Ranks(ranks.text_ranks, ranks.image_ranks)).rsum
-    if abs(rsum - summary.rsum.value) > MAX_ROUNDING:
-        found = f"{ranks_file} has RSUM {rsum:.3f} and {result_file.name} beside it {summary.rsum.value:.3f}"
-        hint = f"`dcdctl eval {ranks_file.parent} --data DIR` makes both"
-        raise StaleError(f"{found}: they belong to different evaluations", hint=hint)
+    rsum = recall.rsum(recall_at_k(ranks.text_ranks), recall_at_k(ranks.image_ranks))
+    if abs(rsum - expected) > MAX_ROUNDING:
+        fault = f"{run.ranks_file} has RSUM {rsum:.3f} and {run.names.result} beside it {expected:.3f}"
+        hint = f"`dcdctl eval {run.folder} --data DIR` makes both"
+        raise StaleError(f"{fault}: they belong to different evaluations", hint=hint)
 
 
-def _kind_facts(summary: EvalSummary) -> dict[str, Any]:
-    return {"kind": summary.kind, "depth": summary.depth}
+def _kind_facts(evaluation: Evaluation) -> dict[str, Any]:
+    return {"kind": evaluation.protocol.kind, "depth": evaluation.protocol.depth}
 
 
-def _protocol_facts(summary: EvalSummary) -> dict[str, Any]:
-    protocol = {"name": summary.protocol, "folds": summary.num_folds, "ties": summary.ties}
+def _protocol_facts(evaluation: Evaluation) -> dict[str, Any]:
     return {
-        "split": summary.split,
-        **{f"protocol's {key}": value for key, value in protocol.items()},
-        "corpus": summary.fingerprint[:8],
+        "split": evaluation.split,
+        **{f"protocol's {name}": getattr(evaluation.protocol, name) for name in ("name", "folds", "ties")},
+        "corpus": evaluation.corpus_fingerprint[:8],
     }
 
 
 def _check_alike(
-    runs: Sequence[EvaluatedRun], facts_of: Callable[[EvalSummary], dict[str, Any]], fault: str, hint: str
+    runs: Sequence[SavedEvaluation], facts_of: Callable[[Evaluation], dict[str, Any]], fault: str, hint: str
 ) -> None:
-    """StaleError if a run with a summary differs from the first one."""
-    known = [(run.ref, facts_of(run.result.summary)) for run in runs if run.result.summary is not None]
+    """StaleError if a run with a document differs from the first one."""
+    known = [(run.ref, facts_of(run.evaluation)) for run in runs if run.evaluation is not None]
     for ref, facts in known[1:]:
         first_ref, first = known[0]
         for name, value in facts.items():

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.errors import CorpusError, require_extra
+from dcdctl.core.errors import ConfigError, CorpusError, require_extra
+from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranking import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 from dcdctl.core.files import shown
@@ -49,10 +50,10 @@ class Judge:
         image_of_text = dict(zip(self._texts.tolist(), self._images[corpus.caption_image].tolist(), strict=True))
         for text, (image, *_) in metrics.coco_gts["t2i"].items():
             if image_of_text.get(text) != image:
-                found = f"belongs to {image_of_text[text]}" if text in image_of_text else "is missing"
+                fault = f"belongs to {image_of_text[text]}" if text in image_of_text else "is missing"
                 raise CorpusError(
                     f"ECCV Caption requires COCO's own numbers: caption {text} belongs to image {image}, "
-                    f"but in {shown(corpus.folder)} it {found}",
+                    f"but in {shown(corpus.folder)} it {fault}",
                     hint="`dcdctl prepare coco --source karpathy` keeps them",
                 )
 
@@ -92,8 +93,12 @@ class Judge:
         }
 
 
-def open_judge(corpus: Corpus) -> Judge:
-    """The judgments for a corpus; MissingError without the package, CorpusError for a corpus that they do not cover."""
+def open_judge(corpus: Corpus, protocol: Protocol) -> Judge:
+    """The judgments for a corpus. ConfigError for another gallery than theirs, MissingError without the package,
+    CorpusError for a corpus that they do not cover."""
+    if protocol.name != PROTOCOL:
+        message = f"ECCV Caption requires the protocol {PROTOCOL}, and {shown(corpus.folder)} is evaluated by "
+        raise ConfigError(message + protocol.name, hint="leave --eccv out")
     return Judge(load_package()(), corpus)
 
 

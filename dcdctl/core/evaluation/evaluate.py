@@ -7,24 +7,25 @@ Everything that needs no model is checked first, then the corpus is opened, and 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, files, locks, models
-from dcdctl.core.data import Corpus, share_split
+from dcdctl.core.data import Corpus, Direction, share_split
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
-from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result, vectors
-from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
-from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_of, open_split
+from dcdctl.core.evaluation import eccv, rankers, ranks, recall, vectors
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Evaluation, HowMeasured, Kind, Measured
+from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
+from dcdctl.core.evaluation.protocols import Protocol, SplitChoice, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.evaluation.result import Evaluation, Kind
-from dcdctl.core.evaluation.vector_form import FormChoice, VectorForm
-from dcdctl.core.files import shown, url_of
+from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm, parse_widths
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Say, Track, silent, unsaid
+from dcdctl.core.scoring import VectorKind
 
 DEFAULT = EvalOptions()
 
@@ -37,65 +38,70 @@ def evaluate_model(
     options: EvalOptions = DEFAULT,
     track: Track = silent,
     on_workload: OnWorkload | None = None,
-) -> Evaluation:
+) -> Measured:
     """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again.
 
     `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer
     scores them. ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or
     a form of vectors with anything but a dual encoder alone.
     """
-    started = time.perf_counter()
-    if options.form != VectorForm() and (model.kind == "fusion" or rerank is not None):
+    started, compute = time.perf_counter(), options.compute
+    if options.form != FULL_VECTORS and (model.kind == "fusion" or rerank is not None):
         raise _no_vectors()
-    task = RankingTask(corpus, options, folds_of(corpus, options.protocol), track, on_workload)
-    if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
+    if compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
         raise ModelError(
             "a dual encoder's features are its vectors, which are computed only once anyway",
             hint="leave --features out",
         )
-    kind: Kind
+    if model.kind == "fusion" and rerank is not None:
+        raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
+    task = RankingTask(corpus, options, track, on_workload)
+    kind: Kind = model.kind if rerank is None else "cascade"
     if model.kind == "fusion":
-        if rerank is not None:
-            raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
-        kind, ranked = "fusion", rankers.rank_by_fusion(model, task)
+        ranked = rankers.rank_by_fusion(model, task)
     elif rerank is None:
-        kind, ranked = "dual", rankers.rank_by_dual(model, task)
+        ranked = rankers.rank_by_dual(model, task)
     else:
-        kind, ranked = "cascade", rankers.rank_by_cascade(model, rerank, task)
-    rankings = _concatenate(ranked.folds, task.folds)
+        ranked = rankers.rank_by_cascade(model, rerank, task)
+    # The rankings of all folds, with candidates as indices of the corpus.
+    rankings = Rankings(
+        ranks.concatenate([fold.text for fold in ranked.folds], [fold.texts.start for fold in task.folds]),
+        ranks.concatenate([fold.image for fold in ranked.folds], [fold.images.start for fold in task.folds]),
+    )
     text_retrieval, image_retrieval = recall.mean_measures(ranked.folds)
-    return Evaluation(
+    return Measured(
+        corpus=corpus,
+        protocol=HowMeasured(
+            name=options.protocol.name,
+            folds=options.protocol.num_folds,
+            kind=kind,
+            depth=options.depths[-1] if kind == "cascade" else None,
+            features=None if compute.features is None else "float16",
+            ties=TIES,
+            precision=compute.precision,
+            vectors=options.form,
+        ),
         text_retrieval=text_retrieval,
         image_retrieval=image_retrieval,
         rankings=rankings,
         table=RankTable(
-            tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, rankings.text.ranks, rankings.image.ranks
+            tuple(corpus.image_ids),
+            corpus.caption_ids,
+            corpus.caption_image,
+            rankings.text.ranks,
+            rankings.image.ranks,
+            tuple(corpus.captions),
+            {direction: rankings.of(direction).positive_score_Q for direction in Direction},
         ),
-        kind=kind,
-        protocol=options.protocol,
-        depth=options.depths[-1] if kind == "cascade" else None,
         depths=ranked.depths,
-        form=options.form,
-        features=None if options.compute.features is None else "float16",
-        precision=options.compute.precision,
         pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
-        fingerprint=corpus.fingerprint,
-        # Absolute, so that a report or a comparison finds the images from any folder.
-        data=shown(corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute()),
     )
-
-
-def _concatenate(rankings: list[Rankings], folds: list[Fold]) -> Rankings:
-    """The rankings of all folds, with candidates as indices of the corpus: captions for text retrieval, images for
-    image retrieval."""
-    text = ranks.concatenate([fold.text for fold in rankings], [fold.texts.start for fold in folds])
-    return Rankings(text, ranks.concatenate([fold.image for fold in rankings], [fold.images.start for fold in folds]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalJob:
-    """What to evaluate, and on which split."""
+    """What to evaluate, on which split, how, and where the results go."""
 
     model: str
     choice: SplitChoice
@@ -104,54 +110,53 @@ class EvalJob:
     rerank_sets: tuple[str, ...] = ()
     """Settings of the re-ranker, such as "dtype=bfloat16"."""
     depth: str | None = None
-    """Depth of the cascade, or several: "0,5,10"; None for that of the options."""
+    """Depth of the cascade, or several: "0,5,10"; None for 50."""
     model_sets: tuple[str, ...] = ()
     """Settings of the model, such as "image_size=384"."""
     with_eccv: bool = False
     """Also measure ECCV Caption and CrissCrossed Captions."""
-    forms: FormChoice = field(default_factory=FormChoice)
-    """How the vectors of a dual encoder are compared."""
+    dims: str | None = None
+    """Width of a dual encoder's vectors, or for a table several: "64,128"; None for the full width."""
+    codes: VectorKind = "float32"
+    rescore: int | None = None
+    """int8, binary: first candidates of each query that are scored again by their float32 vectors."""
     loaded: Model | None = None
     """The model itself, if it is in memory; `model` is then only what results call it."""
-
-
-@dataclass(frozen=True)
-class EvalOutcome:
-    """What `run_evaluation` returns."""
-
-    document: dict[str, Any]
-    folder: Path | None
-    """Folder of the results; None if they were not written."""
+    compute: Compute = ON_CPU
+    out: Path | None = None
+    """Folder of the results; None for the model's run if it is one, else for none."""
+    ranks: Path | None = None
+    """File for another copy of the ranks."""
 
 
 @dataclass(frozen=True)
 class EvalPlan:
     """An evaluation whose settings are checked, with nothing opened yet."""
 
-    job: EvalJob
     options: EvalOptions
-    """With the depths of the job."""
     overrides: dict[str, Any]
     """Settings of the model."""
     rerank_overrides: dict[str, Any]
     """Settings of the re-ranker."""
     folder: Path | None
     """Where the results are written; None if they are only returned."""
-    ranks: Path | None
-    """File for another copy of the ranks."""
 
 
-def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: Path | None = None) -> EvalPlan:
+def resolve(job: EvalJob) -> EvalPlan:
     """The plan of an evaluation. Opens no corpus and no weights.
 
     ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth,
     MissingError if ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
-    options = replace(_with_depths(options, job), form=job.forms.single)
-    overrides, rerank_overrides = (
-        models.parse_overrides(job.model_sets),
-        models.parse_overrides(job.rerank_sets, "rerank-set"),
-    )
+    widths = parse_widths(job.dims)
+    if len(widths) > 1:
+        raise ConfigError(
+            f"--dims {job.dims} names several widths, and one is measured", hint="add --vector-table for a table"
+        )
+    form = VectorForm(dims=next(iter(widths), None), kind=job.codes, rescore=job.rescore)
+    options = EvalOptions(compute=job.compute, form=form, depths=_depths(job))
+    overrides = models.parse_overrides(job.model_sets)
+    rerank_overrides = models.parse_overrides(job.rerank_sets, "rerank-set")
     if job.loaded is None:
         _check_model(job.model, overrides)
     elif overrides:
@@ -165,19 +170,21 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
         raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
     if job.with_eccv:
         eccv.load_package()
-    if options.form != VectorForm() and job.rerank is not None:
+    if form != FULL_VECTORS and job.rerank is not None:
         raise _no_vectors()
+    folder = job.out
     # Results by other vectors are not those of the run, and would replace them there.
-    folder = result_folder(job.model, out) if options.form == VectorForm() and job.loaded is None else out
+    if folder is None and form == FULL_VECTORS and job.loaded is None and Path(job.model, "run.json").exists():
+        folder = Path(job.model)
     if folder is not None:
         artifacts.run_of(folder)  # an error before any work if the run's own run.json is damaged
-    for path in (folder, options.compute.features):
+    for path in (folder, job.compute.features):
         if path is not None:
             files.check_output_folder(path)
-    if ranks is not None:
-        check_copy(ranks, folder, file_names(is_cascade=job.rerank is not None))
-        files.check_output_file(ranks)
-    return EvalPlan(job, options, overrides, rerank_overrides, folder, ranks)
+    if job.ranks is not None:
+        check_copy(job.ranks, folder, MODEL_FILES if job.rerank is None else CASCADE_FILES)
+        files.check_output_file(job.ranks)
+    return EvalPlan(options, overrides, rerank_overrides, folder)
 
 
 def _check_model(ref: str, overrides: dict[str, Any]) -> None:
@@ -192,56 +199,50 @@ def _check_model(ref: str, overrides: dict[str, Any]) -> None:
         ) from error
 
 
-def run_evaluation(
-    job: EvalJob,
-    options: EvalOptions,
-    *,
-    out: Path | None = None,
-    ranks: Path | None = None,
-    track: Track = silent,
-    on_workload: OnWorkload | None = None,
-    say: Say = unsaid,
-) -> EvalOutcome:
-    """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file for another copy of the
-    ranks.
+def _depths(job: EvalJob) -> tuple[int, ...]:
+    """The depths that a job names."""
+    if job.depth is None:
+        return DEFAULT.depths
+    if job.rerank is None:
+        raise ConfigError(
+            f"--depth {job.depth} is the number of candidates to re-rank, and there is no re-ranker",
+            hint="add --rerank REF",
+        )
+    try:
+        return tuple(sorted({int(word) for word in job.depth.split(",")}))
+    except ValueError as error:
+        raise ConfigError(
+            f"--depth must be a number or a list of numbers, got {job.depth}", hint="for example --depth 0,5,10,20"
+        ) from error
 
-    `say` gets a line if the model's run was trained on the split.
+
+def run_evaluation(
+    job: EvalJob, *, track: Track = silent, on_workload: OnWorkload | None = None, say: Say = unsaid
+) -> Evaluation:
+    """Evaluate and write what a job asks for. `say` gets a line if the model's run was trained on the split.
 
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same
     folder.
     """
-    plan = resolve(job, options, out, ranks)
+    plan = resolve(job)
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
-    with _claimed(plan.folder):
+    with nullcontext() if plan.folder is None else locks.lock(plan.folder.resolve()):
         corpus, protocol = _open_split(job, say)
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
-        judge = _judge(corpus, protocol) if job.with_eccv else None
-        num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
+        judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
+        num_top = plan.options.num_top if judge is None else max(plan.options.num_top, judge.num_top)
         model = models.load(job.model, plan.overrides, track) if job.loaded is None else job.loaded
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, plan.rerank_overrides, track)
         options = replace(plan.options, protocol=protocol, num_top=num_top)
-        evaluation = evaluate_model(
-            model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload
-        )
-        document = result.evaluation_document(evaluation, job.model, corpus.split)
-        document |= {} if job.rerank is None else {"reranker": job.rerank}
-        document |= {} if judge is None else judge.measure(evaluation.rankings)
-        if plan.folder is not None:
-            write_evaluation(plan.folder, document, evaluation, corpus)
-        if ranks is not None:
-            write_ranks(ranks, evaluation, corpus)
-    return EvalOutcome(document, plan.folder)
+        measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
+        judged = {} if judge is None else judge.measure(measured.rankings)
+        evaluation = measured.evaluation(job.model, reranker=job.rerank, **judged)
+        if job.ranks is not None:
+            write_ranks(job.ranks, measured.table)
+        return evaluation if plan.folder is None else write_evaluation(plan.folder, evaluation, measured)
 
 
-def run_vector_table(
-    job: EvalJob,
-    options: EvalOptions,
-    *,
-    out: Path | None = None,
-    ranks: Path | None = None,
-    track: Track = silent,
-    say: Say = unsaid,
-) -> dict[str, Any]:
+def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> dict[str, Any]:
     """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for
     each form.
 
@@ -250,25 +251,26 @@ def run_vector_table(
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
     """
-    if (job.forms.kind, job.rerank, job.with_eccv, out, ranks) != ("float32", None, False, None, None):
+    if (job.codes, job.rerank, job.with_eccv, job.out, job.ranks) != ("float32", None, False, None, None):
         message = "--vector-table measures all kinds of vectors of one model, and writes no file"
         raise ConfigError(message, hint="leave --codes, --rerank, --eccv, --out and --ranks out")
-    plan = resolve(replace(job, forms=FormChoice()), options)
-    widths = job.forms.widths or vectors.trained_widths(job.model)
+    plan = resolve(replace(job, dims=None, rescore=None))
+    widths = parse_widths(job.dims) or vectors.trained_widths(job.model)
     corpus, protocol = _open_split(job, say)
     model = models.load(job.model, plan.overrides, track)
     if model.kind != "dual":
         raise _no_vectors()
-    forms = vectors.forms_of(model.embedding_dim, widths, job.forms.rescore)
-    task = RankingTask(corpus, replace(options, protocol=protocol), folds_of(corpus, protocol), track, None)
-    ranked = rankers.rank_by_forms(model, forms, task)
+    forms = vectors.forms_of(model.embedding_dim, widths, job.rescore)
+    ranked = rankers.rank_by_forms(
+        model, forms, RankingTask(corpus, replace(plan.options, protocol=protocol), track, None)
+    )
     return {
         "model": job.model,
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
-        "protocol": {"name": protocol.name, "folds": protocol.num_folds, "ties": "count against the positive"},
-        "precision": options.compute.precision,
+        "protocol": {"name": protocol.name, "folds": protocol.num_folds, "ties": TIES},
+        "precision": job.compute.precision,
         "corpus_fingerprint": corpus.fingerprint,
         "rows": vectors.table_rows(forms, ranked),
     }
@@ -304,36 +306,3 @@ def _training_split(ref: str, corpus: Corpus) -> str | None:
     except CorpusError:  # another data set, whose splits have the same names
         return None
     return split if is_same else None
-
-
-def _judge(corpus: Corpus, protocol: Protocol) -> eccv.Judge:
-    """ConfigError if the gallery is not the one that ECCV Caption judges."""
-    if protocol.name != eccv.PROTOCOL:
-        message = (
-            f"ECCV Caption requires the protocol {eccv.PROTOCOL}, and {shown(corpus.folder)} is evaluated by "
-            f"{protocol.name}"
-        )
-        raise ConfigError(message, hint="leave --eccv out")
-    return eccv.open_judge(corpus)
-
-
-def _with_depths(options: EvalOptions, job: EvalJob) -> EvalOptions:
-    """The options with the depths that a job names."""
-    if job.depth is None:
-        return options
-    if job.rerank is None:
-        raise ConfigError(
-            f"--depth {job.depth} is the number of candidates to re-rank, and there is no re-ranker",
-            hint="add --rerank REF",
-        )
-    try:
-        return replace(options, depths=tuple(sorted({int(word) for word in job.depth.split(",")})))
-    except ValueError as error:
-        raise ConfigError(
-            f"--depth must be a number or a list of numbers, got {job.depth}", hint="for example --depth 0,5,10,20"
-        ) from error
-
-
-def _claimed(folder: Path | None) -> AbstractContextManager[None]:
-    """A lock of the folder, if there is one."""
-    return nullcontext() if folder is None else locks.lock(folder.resolve())

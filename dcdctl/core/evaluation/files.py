@@ -1,9 +1,9 @@
-"""The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `EvalResult.load` reads
-them back.
+"""The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `SavedEvaluation.load`
+reads them back.
 
     DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score
     DIR/top.parquet              direction, query, place, candidate, score, is_own
-    DIR/result.json              the document of `result.evaluation_document`, written last
+    DIR/result.json              `Evaluation.document`, written last
 
 The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of
 its dual encoder. docs/formats.md describes the columns. The document lists size and SHA-256 of both tables, which are
@@ -14,10 +14,9 @@ document is removed first: a killed evaluation leaves no document, and never one
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,10 +26,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, files
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.config import build_document
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames, Measured
 from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, Ranking, RankTable
-from dcdctl.core.evaluation.result import CASCADE_FILES, MODEL_FILES, EvalSummary, Evaluation, FileNames, read_summary
 
 TABLES_HINT = "`dcdctl eval` writes both tables again"
 _CHECKSUM = b"dcdctl.checksum"
@@ -43,7 +43,7 @@ _RANKS = {
     "rank": pa.int64(),
 }
 _OPTIONAL = {"caption": pa.string(), "score": pa.float32()}
-"""Columns that a table of ranks may lack: older versions did not write them."""
+"""Columns that a table of ranks by another program may lack: a comparison needs ranks alone."""
 _TOP = {
     "direction": pa.string(),
     "query": pa.int64(),
@@ -76,82 +76,67 @@ class TopCandidates:
         return np.where(self.is_positive_QK.all(axis=1), np.float32("nan"), score_Q).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Answers:
-    """How a model answers each query of a split."""
-
-    table: RankTable
-    captions: tuple[str, ...]
-    """(T,): empty strings if the table of ranks has no captions."""
-    positive_scores: dict[Direction, NDArray[np.float32]]
-    """(Q,): score of each query's best positive. Empty if the table of ranks has no scores."""
-    top: dict[Direction, TopCandidates]
-    """Empty if there is no table of the best candidates."""
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """An evaluation on disk. The summary is read at once, the tables when they are first needed; a part without its
-    file is None."""
+@dataclass(frozen=True, eq=False)
+class SavedEvaluation:
+    """An evaluation on disk. The document is read at once, the tables when they are first needed."""
 
     folder: Path
     names: FileNames
-    summary: EvalSummary | None
+    ref: str
+    """Its name, as the user gave it."""
+    evaluation: Evaluation | None = None
+    """None without a document: a table of ranks alone, or nothing."""
+    listed: dict[str, artifacts.Document] = field(default_factory=dict)
+    """Size and SHA-256 of the tables beside the document, by file name."""
 
     @staticmethod
-    def load(folder: Path, names: FileNames = MODEL_FILES) -> EvalResult:
+    def load(folder: Path, names: FileNames = MODEL_FILES, ref: str = "") -> SavedEvaluation:
         """The evaluation in a folder: that of a model, or with `CASCADE_FILES` that of a cascade. InputError for a
         damaged document."""
-        return EvalResult(folder, names, None if names.result is None else read_summary(folder / names.result))
+        ref, path = ref or str(folder), folder / (names.result or "")
+        if names.result is None or not path.exists():
+            return SavedEvaluation(folder, names, ref)
+        hint = f"`dcdctl eval {folder} --data DIR` writes it again"
+        document = artifacts.read_document(path, error=InputError, hint=hint)
+        artifacts.expect_run(path, document, error=InputError, hint=hint)
+        listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
+        evaluation = build_document(Evaluation, document, path, error=InputError, hint=hint)
+        return SavedEvaluation(folder, names, ref, replace(evaluation, folder=folder), listed)
 
     @property
     def ranks_file(self) -> Path:
         return self.folder / self.names.ranks
 
-    def check_tables(self) -> None:
-        """InputError for a table that is not the one that the document lists. Missing tables and missing documents are
-        no error."""
-        if self.summary is None:
-            return
-        for name in (self.names.ranks, self.names.top):
-            if name is None or not (self.folder / name).exists():
-                continue
-            listed = self.summary.files.get(name)
-            if listed is None:
-                found = f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it"
-                raise InputError(found, hint=TABLES_HINT)
-            artifacts.check_files(self.folder, {name: listed}, error=InputError, hint=TABLES_HINT)
-
     @cached_property
-    def answers(self) -> Answers | None:
-        """Ranks, scores and best candidates of every query; None without a table of ranks. InputError for a damaged
-        table."""
+    def table(self) -> RankTable | None:
+        """The ranks of all queries; None without a table of ranks. InputError for a damaged table."""
         if not self.ranks_file.exists():
             return None
-        self.check_tables()
-        columns = _read_ranks(self.ranks_file, optional=tuple(_OPTIONAL))
-        table, is_caption = _rank_table(columns), np.array(columns["direction"].to_pylist()) == Direction.IMAGE
-        positive_scores: dict[Direction, NDArray[np.float32]] = {}
-        if "score" in columns.column_names:
-            score_Q = columns["score"].to_numpy()
-            positive_scores = {Direction.TEXT: score_Q[~is_caption], Direction.IMAGE: score_Q[is_caption]}
-        captions = columns["caption"].to_pylist() if "caption" in columns.column_names else [""] * len(is_caption)
-        top_file = None if self.names.top is None else self.folder / self.names.top
-        return Answers(
-            table=table,
-            captions=tuple(caption or "" for caption, is_query in zip(captions, is_caption, strict=True) if is_query),
-            positive_scores=positive_scores,
-            top=_read_top(top_file, table) if top_file is not None and top_file.exists() else {},
-        )
+        self._check_tables()
+        return read_ranks(self.ranks_file)
+
+    @cached_property
+    def top(self) -> dict[Direction, TopCandidates]:
+        """The best candidates of all queries by direction; empty without their table. InputError for a damaged one."""
+        if self.table is None or self.names.top is None or not (self.folder / self.names.top).exists():
+            return {}
+        return _read_top(self.folder / self.names.top, self.table)
+
+    def _check_tables(self) -> None:
+        """InputError for a table that is not the one that the document lists; without a document, any is right."""
+        if self.evaluation is None:
+            return
+        for name in (self.names.ranks, str(self.names.top)):
+            if not (self.folder / name).exists():
+                continue
+            if name not in self.listed:
+                fault = f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it"
+                raise InputError(fault, hint=TABLES_HINT)
+            artifacts.check_files(self.folder, {name: self.listed[name]}, error=InputError, hint=TABLES_HINT)
 
 
 def read_ranks(path: Path) -> RankTable:
-    """The table of ranks that `write_ranks` wrote; InputError for another file, or none."""
-    return _rank_table(_read_ranks(path))
-
-
-def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
-    """The checked columns of a table of ranks, and those of `optional` that it has."""
+    """The table of ranks that `write_ranks` wrote, or another program; InputError for another file, or none."""
     if not path.is_file():
         raise InputError(f"there is no file {path}, expected a table of ranks", hint=RANKS_HINT)
     try:
@@ -160,7 +145,7 @@ def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
             present = set(file.schema_arrow.names)
             if missing := set(_RANKS) - present:
                 raise InputError(f"{path} is not a table of ranks: it has no column {min(missing)!r}", hint=RANKS_HINT)
-            schema = pa.schema(_RANKS | {name: _OPTIONAL[name] for name in optional if name in present})
+            schema = pa.schema(_RANKS | {name: kind for name, kind in _OPTIONAL.items() if name in present})
             # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
             whole = file.read()
             table = whole.select(schema.names).cast(schema)
@@ -172,15 +157,19 @@ def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
     _check_rows(path, whole, RANKS_HINT)
     if fault := _fault(table):
         raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
-    return table
-
-
-def _rank_table(table: pa.Table) -> RankTable:
     text, image = _by_direction(table)
-    caption_image = pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64)
-    image_ids = tuple(text["image_id"].to_pylist())
+    captions = image["caption"].fill_null("").to_pylist() if "caption" in schema.names else [""] * image.num_rows
     return RankTable(
-        image_ids, image["caption_id"].to_numpy(), caption_image, text["rank"].to_numpy(), image["rank"].to_numpy()
+        tuple(text["image_id"].to_pylist()),
+        image["caption_id"].to_numpy(),
+        pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64),
+        text["rank"].to_numpy(),
+        image["rank"].to_numpy(),
+        tuple(captions),
+        {
+            direction: rows["score"].to_numpy() if "score" in schema.names else np.full(rows.num_rows, np.nan, "f4")
+            for direction, rows in zip(Direction, (text, image), strict=True)
+        },
     )
 
 
@@ -251,16 +240,6 @@ def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> 
     return TopCandidates(*(columns[name].reshape(num_queries, k) for name in ("candidate", "score", "is_own")))
 
 
-def file_names(*, is_cascade: bool) -> FileNames:
-    return CASCADE_FILES if is_cascade else MODEL_FILES
-
-
-def result_folder(ref: str, out: Path | None) -> Path | None:
-    """Where the results of a model go: into `out` if it is given, else into the model's run folder; None for a model
-    that is not a run."""
-    return out if out is not None else Path(ref) if Path(ref, "run.json").exists() else None
-
-
 def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
     """InputError if a copy of the ranks at `path` would replace ranks that belong to the document of another
     evaluation."""
@@ -274,25 +253,26 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
             )
 
 
-def write_evaluation(folder: Path, document: dict[str, Any], evaluation: Evaluation, corpus: Corpus) -> None:
-    """Write the two tables, and the document last."""
-    names = file_names(is_cascade=evaluation.kind == "cascade")
+def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -> Evaluation:
+    """Write the two tables, and the document last; returns the evaluation with its folder."""
+    names = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
     result_file = folder / str(names.result)
     # First, so that a killed evaluation leaves no numbers beside other ranks.
     result_file.unlink(missing_ok=True)
-    write_ranks(folder / names.ranks, evaluation, corpus)
-    _write_top(folder / str(names.top), evaluation)
+    write_ranks(folder / names.ranks, measured.table)
+    _write_top(folder / str(names.top), measured)
     listed = artifacts.list_files(folder, [names.ranks, str(names.top)])
-    artifacts.write_document(result_file, {**document, **artifacts.run_of(folder), artifacts.FILES: listed})
+    artifacts.write_document(result_file, {**evaluation.document, **artifacts.run_of(folder), artifacts.FILES: listed})
+    return replace(evaluation, folder=folder)
 
 
-def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
+def write_ranks(path: Path, table: RankTable) -> None:
     """Write the rank of every query to a Parquet table.
 
     `query` is an image index for text retrieval, which has no caption, and a caption index for image retrieval.
     """
-    num_images, num_captions = len(evaluation.text_ranks), len(evaluation.image_ranks)
-    image_ids = np.array(evaluation.table.image_ids, dtype=object)
+    num_images, num_captions = len(table.text_ranks), len(table.image_ranks)
+    image_ids = np.array(table.image_ids, dtype=object)
     text = {
         "direction": Direction.TEXT.value,
         "query": np.arange(num_images),
@@ -300,24 +280,24 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
         # Nullable integers, because a missing value makes ordinary ones floats.
         "caption_id": pd.array([pd.NA] * num_images, dtype="Int64"),
         "caption": pd.Series([None] * num_images, dtype="str"),
-        "rank": evaluation.text_ranks,
-        "score": evaluation.rankings.text.positive_score_Q.astype(np.float32),
+        "rank": table.text_ranks,
+        "score": table.scores[Direction.TEXT].astype(np.float32),
     }
     image = {
         "direction": Direction.IMAGE.value,
         "query": np.arange(num_captions),
-        "image_id": image_ids[evaluation.table.caption_image],
-        "caption_id": pd.array(evaluation.table.caption_ids, dtype="Int64"),
-        "caption": corpus.captions[:num_captions],
-        "rank": evaluation.image_ranks,
-        "score": evaluation.rankings.image.positive_score_Q.astype(np.float32),
+        "image_id": image_ids[table.caption_image],
+        "caption_id": pd.array(table.caption_ids, dtype="Int64"),
+        "caption": table.captions,
+        "rank": table.image_ranks,
+        "score": table.scores[Direction.IMAGE].astype(np.float32),
     }
     _write(path, pd.concat([pd.DataFrame(text), pd.DataFrame(image)], ignore_index=True))
 
 
-def _write_top(path: Path, evaluation: Evaluation) -> None:
-    image_T = evaluation.table.caption_image
-    text, image = evaluation.rankings.text, evaluation.rankings.image
+def _write_top(path: Path, measured: Measured) -> None:
+    image_T = measured.table.caption_image
+    text, image = measured.rankings.text, measured.rankings.image
     is_positive_IK = image_T[text.top_QK] == np.arange(len(text.top_QK))[:, None]
     is_positive_TK = image.top_QK == image_T[:, None]
     tables = [_top_table(Direction.TEXT, text, is_positive_IK), _top_table(Direction.IMAGE, image, is_positive_TK)]

@@ -7,6 +7,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ class Protocol:
     """Manifest of the data set whose test split the protocol is for; None for any split."""
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """A gallery: consecutive images and their captions."""
 
     images: range
@@ -69,7 +69,7 @@ def open_split(choice: SplitChoice) -> tuple[Corpus, Protocol]:
     if match := FIRST_N.fullmatch(name if choice.max_images is None else first):
         corpus = whole.subset(int(match[1]))
         return corpus, WHOLE if corpus is whole else Protocol(name=match[0])
-    served = _title(read_corpus_json(choice.folder).protocol)
+    served = _title(read_corpus_json(choice.folder).get("protocol"))
     if name == "auto":
         fitting = (protocol for protocol in PAPER_PROTOCOLS if choice.split == "test" and served == _title_of(protocol))
         return whole, next(fitting, WHOLE)
@@ -99,10 +99,10 @@ def _check(corpus: Corpus, served: str | None, protocol: Protocol) -> None:
         f"protocol {protocol.name} requires a test split of {expected.images:,} images and "
         f"{expected.captions:,} captions"
     )
-    found = f"split {corpus.split!r} of {shown(corpus.folder)} has {corpus.num_images:,} and {corpus.num_captions:,}"
+    has = f"split {corpus.split!r} of {shown(corpus.folder)} has {corpus.num_images:,} and {corpus.num_captions:,}"
     hint = f"leave --protocol out, or run `dcdctl prepare {protocol.data_set} --out DIR`"
     if corpus.split != "test" or (corpus.num_images, corpus.num_captions) != (expected.images, expected.captions):
-        raise CorpusError(f"{requirement}; {found}", hint=hint)
+        raise CorpusError(f"{requirement}; {has}", hint=hint)
     if served not in (None, _title_of(protocol)):
         raise CorpusError(
             f"protocol {protocol.name} is for {_title_of(protocol)}, but {shown(corpus.folder)} serves {served}",

@@ -16,7 +16,8 @@ Shape letters: I images, T texts (captions), P pairs, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -30,17 +31,16 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
 from dcdctl.core.evaluation.cascade import Shortlists
-from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol
+from dcdctl.core.evaluation.document import Depth
+from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
 from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
 from dcdctl.core.evaluation.ranks import RankCounter
-from dcdctl.core.evaluation.result import DepthResult
-from dcdctl.core.evaluation.vector_form import VectorForm
+from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Workload, dual_embedder, embed_all, open_source
 
-ALL_NUMBERS = VectorForm()
 OnWorkload = Callable[[Workload], None]
 """Receives the cost of scoring, before a fusion scorer starts."""
 
@@ -56,7 +56,7 @@ class EvalOptions:
     compute: Compute = ON_CPU
     num_top: int = NUM_TOP
     """Candidates of each query that are kept."""
-    form: VectorForm = field(default_factory=VectorForm)
+    form: VectorForm = FULL_VECTORS
     """dual: how its vectors are compared."""
 
     def __post_init__(self) -> None:
@@ -71,9 +71,12 @@ class RankingTask:
 
     corpus: Corpus
     options: EvalOptions
-    folds: list[Fold]
     track: Track
     on_workload: OnWorkload | None
+
+    @cached_property
+    def folds(self) -> list[Fold]:
+        return folds_of(self.corpus, self.options.protocol)
 
     def image_T(self, fold: Fold) -> NDArray[np.int64]:
         """The image of each caption of a fold, counted from the fold's first image."""
@@ -87,7 +90,7 @@ class RankingResult:
     folds: list[Rankings]
     num_pairs: int = 0
     """Pairs that went through fusion layers."""
-    depths: tuple[DepthResult, ...] = ()
+    depths: tuple[Depth, ...] = ()
     """cascade: each of several depths; empty for one depth."""
 
 
@@ -150,14 +153,24 @@ def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask)
     times_ms = cascade.query_ms(
         model, image_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths
     )
+    ranked = [at(depth) for depth in depths]
+    measures = [recall.mean_measures(folds) for folds in ranked]
+    rsums = [recall.rsum(*both) for both in measures]
     results = [
-        _depth_result(depth, at(depth), ms, sum(shortlist.num_pairs(depth) for shortlist in shortlists))
-        for depth, ms in zip(depths, times_ms, strict=True)
+        Depth(
+            depth=depth,
+            text_retrieval=text,
+            image_retrieval=image,
+            rsum=rsum,
+            ms_per_query=ms,
+            pairs=sum(shortlist.num_pairs(depth) for shortlist in shortlists),
+            on_front=is_on_front,
+        )
+        for depth, (text, image), rsum, ms, is_on_front in zip(
+            depths, measures, rsums, times_ms, cascade.on_front(rsums, times_ms), strict=True
+        )
     ]
-    marked = [
-        replace(result, is_on_front=is_on) for result, is_on in zip(results, cascade.on_front(results), strict=True)
-    ]
-    return RankingResult(at(depths[-1]), num_pairs, tuple(marked))
+    return RankingResult(ranked[-1], num_pairs, tuple(results))
 
 
 def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:
@@ -174,7 +187,7 @@ def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:
 
 
 def _rank_embeddings(
-    image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int, form: VectorForm = ALL_NUMBERS
+    image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int, form: VectorForm = FULL_VECTORS
 ) -> list[Rankings]:
     return [
         rank_vectors(
@@ -214,10 +227,3 @@ def _fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], P
 def _report_workload(task: RankingTask, scorer: PairScorer, num_pairs: int, num_images: int) -> None:
     if task.on_workload is not None:
         task.on_workload(scorer.workload(num_pairs, num_images, task.corpus.num_captions))
-
-
-def _depth_result(depth: int, folds: list[Rankings], ms_per_query: float, num_pairs: int) -> DepthResult:
-    text, image = recall.mean_measures(folds)
-    return DepthResult(
-        depth=depth, text_retrieval=text, image_retrieval=image, ms_per_query=ms_per_query, num_pairs=num_pairs
-    )

@@ -7,7 +7,7 @@ Shape letters: I images, T texts (captions); Q queries; R positives of the query
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,16 +41,6 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The rank of every query, from 1."""
-
-    text: NDArray[np.int64]
-    """(I,): text retrieval."""
-    image: NDArray[np.int64]
-    """(T,): image retrieval."""
-
-
-@dataclass(frozen=True)
 class Rankings:
     """How captions were ranked for every image, and images for every caption."""
 
@@ -59,10 +49,6 @@ class Rankings:
 
     def of(self, direction: Direction) -> Ranking:
         return self.text if direction == Direction.TEXT else self.image
-
-    @property
-    def ranks(self) -> Ranks:
-        return Ranks(self.text.ranks, self.image.ranks)
 
 
 @dataclass(frozen=True)
@@ -78,6 +64,10 @@ class RankTable:
     """(I,): rank of each image's best positive caption."""
     image_ranks: NDArray[np.int64]
     """(T,): rank of each caption's image."""
+    captions: tuple[str, ...] = ()
+    """(T,): empty strings if the table of ranks has no captions; none if it was not read for them."""
+    scores: dict[Direction, NDArray[np.float32]] = field(default_factory=dict)
+    """(Q,): score of each query's best positive, by direction; NaN if the table of ranks has no scores."""
 
     def ranks(self, direction: Direction) -> NDArray[np.int64]:
         """(Q,): rank of each query of a direction."""

@@ -87,12 +87,12 @@ class RankCounter:
         scores_IT: NDArray[np.float32],
         first_image: int,
         first_text: int,
-        bar_T: NDArray[np.float32] | None = None,
-    ) -> _Counted:
+        kth_best_T: NDArray[np.float32] | None = None,
+    ) -> BlockCounts:
         """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the
         same time.
 
-        `bar_T` is the `bar` of an earlier moment; None for now.
+        `kth_best_T` is the property of that name at an earlier moment; None for now.
         """
         scores_IT = _checked(scores_IT)
         images, texts = (
@@ -108,11 +108,11 @@ class RankCounter:
         self._discount_positives(scores_IT, images, texts, above_IR, above_T)
         score_IK, text_IK = top_k_of_rows(torch.from_numpy(scores_IT), self._top_texts_I.k)
         best = self._top_images_T.candidates(
-            scores_IT, first_image, texts, self.bar[texts] if bar_T is None else bar_T[texts]
+            scores_IT, first_image, texts, self.kth_best_T[texts] if kth_best_T is None else kth_best_T[texts]
         )
-        return _Counted(images, texts, above_IR, above_T, score_IK, text_IK + first_text, best)
+        return BlockCounts(images, texts, above_IR, above_T, score_IK, text_IK + first_text, best)
 
-    def merge(self, block: _Counted) -> None:
+    def merge(self, block: BlockCounts) -> None:
         """Add a counted block. Among equal scores, candidates of the blocks that are merged first are kept."""
         self._above_IR[block.images] += block.above_IR
         self._above_T[block.texts] += block.above_T
@@ -121,10 +121,10 @@ class RankCounter:
         self._num_counted += len(block.above_IR) * len(block.above_T)
 
     @property
-    def bar(self) -> NDArray[np.float32]:
+    def kth_best_T(self) -> NDArray[np.float32]:
         """(T,): scores that an image must exceed to be among the first of a caption, so far; -inf without enough
         images."""
-        return self._top_images_T.bar
+        return self._top_images_T.kth_best_Q
 
     def rankings(self) -> Rankings:
         """The rankings, once every pair has been counted; ValueError before that."""
@@ -163,7 +163,7 @@ class RankCounter:
 
 
 @dataclass(frozen=True)
-class _Counted:
+class BlockCounts:
     """What a block adds to the rankings."""
 
     images: slice
@@ -181,8 +181,9 @@ class _Counted:
 def rank_matrix(scores_IT: Tensor, caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP) -> Rankings:
     """Rankings from a whole score matrix.
 
-    >>> rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [3.0, 0.0, 2.5]]), np.array([0, 0, 1])).ranks
-    Ranks(text=array([1, 2]), image=array([2, 1, 1]))
+    >>> rankings = rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [3.0, 0.0, 2.5]]), np.array([0, 0, 1]))
+    >>> rankings.text.ranks, rankings.image.ranks
+    (array([1, 2]), array([2, 1, 1]))
     """
     scores = scores_IT.detach().float().cpu().numpy()
     counter = RankCounter(scores[caption_image, np.arange(scores.shape[1])], caption_image, num_top=num_top)
@@ -220,21 +221,21 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
     num_ahead = min(num_threads, MOST_THREADS)
     memory = threading.local()
 
-    def counted(image: int, number: int, bar_T: NDArray[np.float32]) -> _Counted:
+    def counted(image: int, number: int, kth_best_T: NDArray[np.float32]) -> BlockCounts:
         images, texts = image_ID[image : image + block], texts_BD[number]
         if not hasattr(memory, "scores"):
             memory.scores = image_ID.new_empty(min(block, len(image_ID)) * len(texts_BD[0]))
         scores_IT = memory.scores[: len(images) * len(texts)].view(len(images), len(texts))
         torch.mm(images, texts.T, out=scores_IT)
-        return counter.count(scores_IT.cpu().numpy(), image, number * GALLERY_BLOCK, bar_T)
+        return counter.count(scores_IT.cpu().numpy(), image, number * GALLERY_BLOCK, kth_best_T)
 
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(num_ahead) as pool:
-            coming: deque[Future[_Counted]] = deque()
+            coming: deque[Future[BlockCounts]] = deque()
             for corner in corners:
-                # The bar of now: that of when a thread gets to the block would depend on the speed of the others.
-                coming.append(pool.submit(counted, *corner, counter.bar))
+                # Of this moment: when a thread gets to the block, they depend on the speed of the others.
+                coming.append(pool.submit(counted, *corner, counter.kth_best_T))
                 if len(coming) > num_ahead:
                     counter.merge(coming.popleft().result())
             while coming:

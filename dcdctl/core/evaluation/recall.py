@@ -9,48 +9,22 @@ Shape letters: Q queries; R positives of the query that has most.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 
 KS = (1, 5, 10)
 """The K of Recall@K that papers on image-text retrieval report."""
+RECALL_NAMES = tuple(f"R@{k}" for k in KS)
 MAP_AT_R, MEDIAN_RANK, MEAN_RANK = "mAP@R", "median_rank", "mean_rank"
 """Names of the other measures in documents."""
 
 
-@dataclass(frozen=True)
-class Recalls:
-    """Recall@1, 5 and 10 of both directions, in percent."""
-
-    text_retrieval: dict[str, float]
-    """A query is an image; a hit if any of its captions is among the first K."""
-    image_retrieval: dict[str, float]
-    """A query is a caption; a hit if its image is among the first K."""
-
-    @staticmethod
-    def from_ranks(ranks: Ranks) -> Recalls:
-        """The recalls of both directions, from the rank of every query."""
-        return Recalls(recall_at_k(ranks.text), recall_at_k(ranks.image))
-
-    @staticmethod
-    def from_measures(text_retrieval: Mapping[str, float], image_retrieval: Mapping[str, float]) -> Recalls:
-        """The recalls among all measures of both directions."""
-        names = [f"R@{k}" for k in KS]
-        return Recalls({name: text_retrieval[name] for name in names}, {name: image_retrieval[name] for name in names})
-
-    @property
-    def rsum(self) -> float:
-        """Sum of all recalls, at most 600."""
-        return sum(self.text_retrieval.values()) + sum(self.image_retrieval.values())
-
-    @property
-    def mean_recall(self) -> float:
-        """Mean of all recalls."""
-        return self.rsum / (len(self.text_retrieval) + len(self.image_retrieval))
+def rsum(text_retrieval: Mapping[str, float], image_retrieval: Mapping[str, float]) -> float:
+    """Sum of R@1, R@5 and R@10 of both directions, at most 600."""
+    return sum(text_retrieval[name] for name in RECALL_NAMES) + sum(image_retrieval[name] for name in RECALL_NAMES)
 
 
 def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:

@@ -24,17 +24,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation.bootstrap import bootstrap_sums, sign_flip_test
 from dcdctl.core.evaluation.ranking import RANKS_HINT, RankTable
-from dcdctl.core.evaluation.recall import KS
+from dcdctl.core.evaluation.recall import KS, RECALL_NAMES
 
 LEVEL = 0.95
 """Share of the draws within an interval."""
+RECIPROCAL_RANK = "MRR"
 MIN_DRAWN_SEEDS = 2
 """Fewest runs of a system whose seeds can be drawn: one run does not show how runs differ."""
 _OUR_SEEDS, _BASE_SEEDS = 2, 3
@@ -42,8 +45,7 @@ _OUR_SEEDS, _BASE_SEEDS = 2, 3
 is compared."""
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     low: float
     high: float
 
@@ -57,20 +59,22 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:
-    """Measures in percent, or differences in percentage points; recalls are named as in `recall.Recalls`."""
+    """Measures in percent, or differences in percentage points: R@1, R@5, R@10 and MRR of each direction.
+
+    MRR is the mean over queries of 1 / rank. It changes with ranks beyond 10, which no recall does.
+    """
 
     rsum: Estimate
     text_retrieval: dict[str, Estimate]
     image_retrieval: dict[str, Estimate]
-    text_reciprocal_rank: Estimate
-    """Mean over images of 1 / rank. It changes with ranks beyond 10, which no recall does."""
-    image_reciprocal_rank: Estimate
-    """Mean over captions."""
+
+    def of(self, direction: Direction) -> dict[str, Estimate]:
+        return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A system against the base."""
+class RankComparison:
+    """The ranks of a system against those of the base."""
 
     difference: Estimates
     """Ours minus the base's."""
@@ -84,10 +88,6 @@ class Comparison:
     """Two-sided p-value for no difference in RSUM, with a sign for each image and its captions
     (`bootstrap.sign_flip_test`)."""
     sign_flip_is_exact: bool
-    num_images: int
-    num_resamples: int
-    num_our_runs: int
-    num_base_runs: int
 
 
 def compare_ranks(
@@ -97,7 +97,7 @@ def compare_ranks(
     resamples: int = 10_000,
     seed: int = 0,
     draw_seeds: bool = False,
-) -> Comparison:
+) -> RankComparison:
     """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same
     draws.
 
@@ -119,7 +119,7 @@ def compare_all(
     resamples: int = 10_000,
     seed: int = 0,
     draw_seeds: bool = False,
-) -> list[Comparison]:
+) -> list[RankComparison]:
     """Each system, by name, against the base, all on the same draws. Raises what `compare_ranks` raises."""
     draws = _draw({**systems, "the base": base}, resamples, seed, draw_seeds=draw_seeds)
     return [_against_base(draws, system, resamples, seed) for system in range(len(systems))]
@@ -231,29 +231,24 @@ def _system_estimates(draws: _Draws, system: int) -> Estimates:
     return _estimates(_percents(draws.sums_RSC[:, system], draws, draws.taken_RS[:, system]))
 
 
-def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Comparison:
-    num_our_runs, num_base_runs = draws.runs_S[system], draws.runs_S[-1]
+def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> RankComparison:
     # Hits are whole numbers. Multiplied crosswise they stay whole, so a draw without a difference gives exactly zero.
     our_taken_R, base_taken_R = draws.taken_RS[:, system], draws.taken_RS[:, -1]
     sums_RC = draws.sums_RSC[:, system] * base_taken_R[:, None] - draws.sums_RSC[:, -1] * our_taken_R[:, None]
-    columns_IC = draws.columns_SIC[system] * num_base_runs - draws.columns_SIC[-1] * num_our_runs
+    columns_IC = draws.columns_SIC[system] * draws.runs_S[-1] - draws.columns_SIC[-1] * draws.runs_S[system]
     percents_RC = _percents(sums_RC, draws, our_taken_R * base_taken_R)
     text_IC, image_IC = np.hsplit(columns_IC, 2)
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
     share_I = num_captions * text_IC[:, :-1].sum(axis=1) + num_images * image_IC[:, :-1].sum(axis=1)
-    sign_flip = sign_flip_test(share_I, resamples, seed)
-    return Comparison(
+    sign_flip_p_value, is_exact = sign_flip_test(share_I, resamples, seed)
+    return RankComparison(
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
         base=_system_estimates(draws, -1),
         p_value=_two_sided(percents_RC[1:, -1]),
-        sign_flip_p_value=sign_flip.p_value,
-        sign_flip_is_exact=sign_flip.is_exact,
-        num_images=num_images,
-        num_resamples=resamples,
-        num_our_runs=num_our_runs,
-        num_base_runs=num_base_runs,
+        sign_flip_p_value=sign_flip_p_value,
+        sign_flip_is_exact=is_exact,
     )
 
 
@@ -271,14 +266,12 @@ def _estimates(percents_RC: NDArray[np.float64]) -> Estimates:
     *columns, rsum = [
         Estimate(value, Interval(*bounds)) for value, *bounds in np.vstack([percents_RC[0], bounds_2C]).T.tolist()
     ]
-    names = [f"R@{k}" for k in KS]
-    (*text, text_reciprocal), (*image, image_reciprocal) = columns[: len(KS) + 1], columns[len(KS) + 1 :]
+    names = (*RECALL_NAMES, RECIPROCAL_RANK)
+    text, image = columns[: len(names)], columns[len(names) :]
     return Estimates(
         rsum=rsum,
         text_retrieval=dict(zip(names, text, strict=True)),
         image_retrieval=dict(zip(names, image, strict=True)),
-        text_reciprocal_rank=text_reciprocal,
-        image_reciprocal_rank=image_reciprocal,
     )
 
 

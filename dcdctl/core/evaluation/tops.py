@@ -49,27 +49,27 @@ class ColumnTops:
         self._score_QK = np.full((num_queries, k), -np.inf, dtype=np.float32)
         self._index_QK = np.zeros((num_queries, k), dtype=np.int64)
         self._waiting: list[Waiting] = []
-        self.bar = self._score_QK[:, -1]
+        self.kth_best_Q = self._score_QK[:, -1]
         """The K-th best score of each query when candidates were last sorted in."""
 
     def candidates(
-        self, scores_GQ: NDArray[np.float32], first: int, queries: slice, bar_Q: NDArray[np.float32]
+        self, scores_GQ: NDArray[np.float32], first: int, queries: slice, above_Q: NDArray[np.float32]
     ) -> Waiting:
-        """The scores of a block above a bar of each query; without a bar, those that may be among the first K of the
-        block."""
+        """The scores of a block above a threshold of each query; without thresholds, those that may be among the first
+        K of the block."""
         k = self._score_QK.shape[1]
-        if len(scores_GQ) >= k and np.isinf(bar_Q).all():
+        if len(scores_GQ) >= k and np.isinf(above_Q).all():
             # All scores of the first block would wait. K groups have a maximum of at least the K-th best of these
             # maxima.
-            bar_Q = np.nextafter(_kth_of_groups(scores_GQ, k), np.float32(-np.inf))
-        found = np.flatnonzero(scores_GQ > bar_Q)
-        if len(found) > MOST_WAITING * k * len(bar_Q) and len(scores_GQ) >= k:
+            above_Q = np.nextafter(_kth_of_groups(scores_GQ, k), np.float32(-np.inf))
+        positions = np.flatnonzero(scores_GQ > above_Q)
+        if len(positions) > MOST_WAITING * k * len(above_Q) and len(scores_GQ) >= k:
             # Many equal scores, as of a constant model: exactly K of each query.
             row_KQ = np.argsort(-scores_GQ, axis=0, kind="stable")[:k]
             query_KQ = np.broadcast_to(np.arange(queries.start, queries.stop), row_KQ.shape)
             return query_KQ.ravel(), np.take_along_axis(scores_GQ, row_KQ, axis=0).ravel(), row_KQ.ravel() + first
-        row, column = np.divmod(found, len(bar_Q))
-        return column + queries.start, scores_GQ.ravel()[found], row + first
+        row, column = np.divmod(positions, len(above_Q))
+        return column + queries.start, scores_GQ.ravel()[positions], row + first
 
     def add(self, waiting: Waiting) -> None:
         self._waiting.append(waiting)
@@ -89,7 +89,7 @@ class ColumnTops:
         starts_Q = np.searchsorted(query[order], np.arange(num_queries))
         first_QK = order[starts_Q[:, None] + np.arange(k)]
         self._score_QK, self._index_QK, self._waiting = score[first_QK], index[first_QK], []
-        self.bar = np.ascontiguousarray(self._score_QK[:, -1])
+        self.kth_best_Q = np.ascontiguousarray(self._score_QK[:, -1])
 
 
 def _by_query_and_score(query: NDArray[np.int64], score: NDArray[np.float32]) -> NDArray[np.int64]:

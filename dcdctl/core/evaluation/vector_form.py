@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dcdctl.core.config import Count, check_fields
 from dcdctl.core.errors import ConfigError
@@ -28,36 +27,15 @@ class VectorForm:
                 hint="add --codes int8 or --codes binary, or leave --rescore out",
             )
 
-    def to_document(self) -> dict[str, Any]:
-        """The form as plain values, for JSON."""
-        return {"dims": self.dims, "kind": self.kind, "rescore": self.rescore}
+
+FULL_VECTORS = VectorForm()
 
 
-@dataclass(frozen=True, kw_only=True)
-class FormChoice:
-    """The form that the user asks for, or the widths of a table."""
-
-    dims: str | None = None
-    """A width, or for a table several: "64,128"; None for the full width."""
-    kind: VectorKind = "float32"
-    rescore: int | None = None
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The numbers in `dims`, ascending; ConfigError if they are not numbers above 0."""
-        words = [] if self.dims is None else [word.strip() for word in self.dims.split(",")]
-        if not all(word.isdecimal() and int(word) for word in words):
-            raise ConfigError(
-                f"--dims must be a number, or for --vector-table a list, got {self.dims}",
-                hint="for example --dims 64,128",
-            )
-        return tuple(sorted(set(map(int, words))))
-
-    @property
-    def single(self) -> VectorForm:
-        """How the vectors are compared; ConfigError for several widths."""
-        if len(self.widths) > 1:
-            raise ConfigError(
-                f"--dims {self.dims} names several widths, and one is measured", hint="add --vector-table for a table"
-            )
-        return VectorForm(dims=next(iter(self.widths), None), kind=self.kind, rescore=self.rescore)
+def parse_widths(dims: str | None) -> tuple[int, ...]:
+    """The widths in "64,128", ascending; empty for None. ConfigError if they are not numbers above 0."""
+    words = [] if dims is None else [word.strip() for word in dims.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ConfigError(
+            f"--dims must be a number, or for --vector-table a list, got {dims}", hint="for example --dims 64,128"
+        )
+    return tuple(sorted(set(map(int, words))))

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import artifacts, models
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import ranks, recall
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.ranking import Rankings
 from dcdctl.core.evaluation.ranks import COSINE_ROUNDING
-from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 
@@ -68,8 +68,8 @@ def _cosines(
         (image_ID[image].float() * text_TD[text].float()).sum(dim=1)
         for image, text in zip(image_ix, text_ix, strict=True)
     ]
-    found: NDArray[np.float32] = torch.cat(products).cpu().numpy()
-    return found
+    cosines: NDArray[np.float32] = torch.cat(products).cpu().numpy()
+    return cosines
 
 
 def trained_widths(ref: str) -> tuple[int, ...]:
@@ -106,13 +106,13 @@ def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]
     for form, folds in zip(forms, ranked, strict=True):
         assert form.dims is not None
         text, image = recall.mean_measures(folds)
-        row = {**form.to_document(), "bytes_per_image": bytes_per_vector(form.dims, form.kind)}
         rows.append(
             {
-                **row,
+                **to_table(form),
+                "bytes_per_image": bytes_per_vector(form.dims, form.kind),
                 Direction.TEXT.key: text,
                 Direction.IMAGE.key: image,
-                "rsum": Recalls.from_measures(text, image).rsum,
+                "rsum": recall.rsum(text, image),
             }
         )
     full = next(row for row in rows if row["kind"] == "float32" and row["dims"] == forms[-1].dims)

@@ -12,9 +12,9 @@ from typing import Any
 
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
-from dcdctl.core.data import CORPUS_FILE, Corpus, CorpusDocument, read_corpus_json
+from dcdctl.core.data import CORPUS_FILE, Corpus, read_corpus_json
 from dcdctl.core.errors import ConfigError, DcdError
-from dcdctl.core.evaluation import EvalResult, EvalSummary
+from dcdctl.core.evaluation import Evaluation, SavedEvaluation
 from dcdctl.core.report import teachers_of
 from dcdctl.core.training import Run
 
@@ -28,8 +28,8 @@ class RunHistory:
     """run.json."""
     metrics: tuple[dict[str, Any], ...] = ()
     """The lines of metrics.jsonl."""
-    result: EvalSummary | None = None
-    evaluations: tuple[EvalSummary, ...] = ()
+    result: Evaluation | None = None
+    evaluations: tuple[Evaluation, ...] = ()
     """Evaluations of the model or its start, in folders that the user names."""
     times: QueryTimes | None = None
     data: tuple[Path, ...] = ()
@@ -51,23 +51,23 @@ class RunHistory:
         start = self.recipe.get("model.start", "new")
         return None if start in ("new", "teacher") else str(start)
 
-    def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[CorpusDocument, str] | None:
+    def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[dict[str, Any], str] | None:
         """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the
         same corpus."""
         for folder in self.data:
-            document = read_corpus_json(folder)
+            index = read_corpus_json(folder)
             try:
                 whole = Corpus.open(folder, split)
             except DcdError:
                 continue
             if whole.fingerprint == fingerprint:
-                return document, document.name
+                return index, str(index["name"])
             if (
                 num_images is not None
                 and num_images < whole.num_images
                 and whole.subset(num_images).fingerprint == fingerprint
             ):
-                return document, f"{document.name}, first {num_images:,} images"
+                return index, f"{index['name']}, first {num_images:,} images"
         return None
 
     def corpus_name(self, split: str, fingerprint: str, num_images: int | None) -> str:
@@ -75,13 +75,11 @@ class RunHistory:
         corpus = self.corpus(split, fingerprint, num_images)
         return f"a corpus that is not available (fingerprint {fingerprint[:12]})" if corpus is None else corpus[1]
 
-    def measured_on(self, result: EvalSummary) -> str:
+    def measured_on(self, result: Evaluation) -> str:
         """The corpus and protocol of an evaluation, in words."""
-        corpus = self.corpus_name(result.split, result.fingerprint, result.num_images)
-        protocol = "" if result.protocol in (None, "whole") else f", protocol {result.protocol}"
-        return (
-            f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions{protocol}"
-        )
+        corpus = self.corpus_name(result.split, result.corpus_fingerprint, result.images)
+        protocol = "" if result.protocol.name == "whole" else f", protocol {result.protocol.name}"
+        return f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} captions{protocol}"
 
 
 def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path] = ()) -> RunHistory:
@@ -93,7 +91,7 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
     run = Run(folder)
     has_run = (folder / "run.json").exists()
     facts = run.facts() if has_run else None
-    result, times = EvalResult.load(folder).summary, read_times(folder / "bench.json", "student")
+    result, times = SavedEvaluation.load(folder).evaluation, read_times(folder / "bench.json", "student")
     history = RunHistory(
         ref=ref, facts=facts, metrics=tuple(run.metrics()) if has_run else (), result=result, times=times
     )
@@ -111,8 +109,8 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
     return replace(history, evaluations=tuple(others), data=tuple(corpora))
 
 
-def _read_evaluation(path: Path, history: RunHistory) -> EvalSummary:
-    summary = EvalResult.load(path).summary
+def _read_evaluation(path: Path, history: RunHistory) -> Evaluation:
+    summary = SavedEvaluation.load(path).evaluation
     if summary is None:
         raise ConfigError(
             f"--evaluation {path} holds no result.json", hint="name a folder that `dcdctl eval --out` wrote"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import KS, EvalSummary
+from dcdctl.core.evaluation import KS, Evaluation
 from dcdctl.core.export.history import RunHistory, is_same_model, public
 from dcdctl.core.report import MissingPart
 
@@ -97,23 +97,21 @@ def _trained_in_words(recipe: dict[str, Any]) -> str:
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _pairs(history: RunHistory) -> list[tuple[EvalSummary, EvalSummary]]:
+def _pairs(history: RunHistory) -> list[tuple[Evaluation, Evaluation]]:
     """Evaluations of the start and of the model on the same basis."""
     assert history.start is not None
     starts = {each.basis: each for each in history.evaluations if is_same_model(each.model, history.start)}
     return [(starts[own.basis], own) for own in _own(history) if own.basis in starts]
 
 
-def _own(history: RunHistory) -> list[EvalSummary]:
+def _own(history: RunHistory) -> list[Evaluation]:
     """The evaluations of the model, one for each basis."""
     named = [each for each in history.evaluations if is_same_model(each.model, history.ref)]
     return list({each.basis: each for each in ([] if history.result is None else [history.result]) + named}.values())
 
 
-def _table(history: RunHistory, start: EvalSummary, own: EvalSummary) -> GainTable:
-    before, after = (
-        [*(each.retrieval[way].recalls[f"R@{k}"].value for way, k in _NAMES), each.rsum.value] for each in (start, own)
-    )
+def _table(history: RunHistory, start: Evaluation, own: Evaluation) -> GainTable:
+    before, after = ([*(each.measures(way)[f"R@{k}"] for way, k in _NAMES), each.rsum] for each in (start, own))
     return GainTable(f"On {history.measured_on(own)}, by `dcdctl eval`", _rows(before, after, "this model"))
 
 
@@ -162,7 +160,7 @@ def _rows(start: Sequence[float], own: Sequence[float], name: str) -> tuple[tupl
     )
 
 
-def _unknown(history: RunHistory, pairs: Sequence[tuple[EvalSummary, EvalSummary]]) -> list[MissingPart]:
+def _unknown(history: RunHistory, pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[MissingPart]:
     """The recalls that were not measured, and the commands that measure them."""
     assert history.start is not None
     start, own_ref, found = public(history.start), public(history.ref), []
@@ -184,12 +182,12 @@ def _unknown(history: RunHistory, pairs: Sequence[tuple[EvalSummary, EvalSummary
     return found
 
 
-def _is_elsewhere(history: RunHistory, own: EvalSummary) -> bool:
+def _is_elsewhere(history: RunHistory, own: Evaluation) -> bool:
     """Whether an evaluation is known to be on another corpus than the training."""
     assert history.facts is not None
     inputs = history.facts["inputs"]
     trained_on, evaluated_on = (
         history.corpus(inputs["split"], inputs["corpus"], inputs.get("images")),
-        history.corpus(own.split, own.fingerprint, own.num_images),
+        history.corpus(own.split, own.corpus_fingerprint, own.images),
     )
-    return trained_on is not None and evaluated_on is not None and trained_on[0].name != evaluated_on[0].name
+    return trained_on is not None and evaluated_on is not None and trained_on[0]["name"] != evaluated_on[0]["name"]

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from dcdctl.core import templates
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import EvalSummary, Figure
+from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation
 from dcdctl.core.export import lineage
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.report import MissingPart, teachers_of
@@ -49,7 +49,6 @@ class CardContent:
 class _Recall:
     measured_on: str
     rsum: str
-    has_intervals: bool
     columns: list[str]
     rows: list[list[str]]
 
@@ -69,10 +68,8 @@ class _Training:
 def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]:
     """What the card lacks, and the commands that add it."""
     missing = []
-    if history.result is None or history.result.rsum.interval is None:
-        missing.append(
-            MissingPart("recall" if history.result is None else "intervals of the recalls", _eval_command(history))
-        )
+    if history.result is None:
+        missing.append(MissingPart("recall", _eval_command(history)))
     if history.times is None:
         missing.append(MissingPart("speed", _bench_command(history)))
     missing += lineage.missing_gains(history)
@@ -110,10 +107,10 @@ def _header(content: CardContent, history: RunHistory) -> ModelCardData:
     )
 
 
-def _eval_results(result: EvalSummary | None, history: RunHistory) -> list[huggingface_hub.EvalResult]:
+def _eval_results(result: Evaluation | None, history: RunHistory) -> list[huggingface_hub.EvalResult]:
     if result is None:
         return []
-    corpus = history.corpus_name(result.split, result.fingerprint, result.num_images)
+    corpus = history.corpus_name(result.split, result.corpus_fingerprint, result.images)
     return [
         huggingface_hub.EvalResult(
             task_type=TASK,
@@ -122,16 +119,16 @@ def _eval_results(result: EvalSummary | None, history: RunHistory) -> list[huggi
             dataset_name=corpus,
             dataset_split=result.split,
             dataset_args={
-                "fingerprint": result.fingerprint,
-                "images": result.num_images,
-                "captions": result.num_captions,
+                "fingerprint": result.corpus_fingerprint,
+                "images": result.images,
+                "captions": result.captions,
             },
             metric_type=f"{direction.key}_{name.lower().replace('@', '_at_')}",
             metric_name=f"{direction.title.capitalize()} {name}",
-            metric_value=round(figure.value, 2),
+            metric_value=round(result.measures(direction)[name], 2),
         )
         for direction in Direction
-        for name, figure in result.retrieval[direction].recalls.items()
+        for name in RECALL_NAMES
     ]
 
 
@@ -157,25 +154,22 @@ def _recall(history: RunHistory) -> _Recall | None:
     result = history.result
     if result is None:
         return None
-    columns = list(result.retrieval[Direction.TEXT].recalls)
     return _Recall(
         measured_on=history.measured_on(result),
-        rsum=_with_interval(result.rsum),
-        has_intervals=result.rsum.interval is not None,
-        columns=columns,
+        rsum=_with_interval(result.rsum_estimate),
+        columns=list(RECALL_NAMES),
         rows=[
             [
                 direction.title.capitalize(),
-                *(_with_interval(result.retrieval[direction].recalls[name]) for name in columns),
+                *(_with_interval(result.recall(direction, name)) for name in RECALL_NAMES),
             ]
             for direction in Direction
         ],
     )
 
 
-def _with_interval(figure: Figure) -> str:
-    interval = "" if figure.interval is None else f" ({figure.interval.low:.1f} to {figure.interval.high:.1f})"
-    return f"{figure.value:.2f}{interval}"
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.interval.low:.1f} to {estimate.interval.high:.1f})"
 
 
 def _training(history: RunHistory) -> _Training | None:
@@ -230,9 +224,10 @@ def _training_data(history: RunHistory) -> str:
     corpus = None if inputs is None else history.corpus(inputs["split"], inputs["corpus"], None)
     if corpus is None:
         return ""
-    document, _ = corpus
-    citation = f" ({document.citation})" if document.citation else ""
-    return f"{document.name}{citation}, {document.license or 'license unknown'}"
+    index, _ = corpus
+    citation = f" ({index['citation']})" if index.get("citation") else ""
+    # "licence" is the spelling of the key in corpus.json.
+    return f"{index['name']}{citation}, {index.get('licence') or 'license unknown'}"
 
 
 def _toml(value: Any) -> str:

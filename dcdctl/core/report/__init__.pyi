@@ -1,12 +1,4 @@
 from .compare_page import open_corpus, write_comparison_page
-from .compare_tables import (
-    comparison_details,
-    comparison_document,
-    comparison_facts,
-    comparison_summary,
-    how_to_read,
-    rank_changes,
-)
 from .gallery import NUM_QUERIES
 from .pages import NUM_IMAGES, write_cache_page, write_corpus_page, write_search_page
 from .report import MissingPart, read_report, teachers_of
@@ -20,13 +12,7 @@ __all__ = [
     "MissingPart",
     "Study",
     "StudyModel",
-    "comparison_details",
-    "comparison_document",
-    "comparison_facts",
-    "comparison_summary",
-    "how_to_read",
     "open_corpus",
-    "rank_changes",
     "read_report",
     "read_study",
     "report_document",

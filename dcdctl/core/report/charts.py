@@ -207,10 +207,10 @@ def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
     result, ms = model.result, model.query_ms
     if result is None or not ms:
         return None
-    if result.depths:
-        rsums, names = [depth.rsum for depth in result.depths], [f"top {depth.depth}" for depth in result.depths[:-1]]
+    if depths := result.reranked:
+        rsums, names = [depth.rsum for depth in depths], [f"top {depth.depth}" for depth in depths[:-1]]
         return Series(label=model.label, color=color, x=ms, y=rsums, names=[*names, model.label])
-    return Series(label=model.label, color=color, x=ms, y=[result.rsum.value], names=[model.label])
+    return Series(label=model.label, color=color, x=ms, y=[result.rsum], names=[model.label])
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -231,9 +231,7 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
     Cascades have none: their scores come from two models.
     """
-    scored = [
-        model for model in report.answering if model.answers and model.answers.positive_scores and not model.is_cascade
-    ]
+    scored = [model for model in report.answering if not model.is_cascade]
     return {
         direction: [_scores(f"scores-{direction}-{number}", direction, model) for number, model in enumerate(scored)]
         for direction in Direction
@@ -241,8 +239,7 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
 
 def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
-    assert model.answers is not None
-    own_Q, other_Q = model.answers.positive_scores[direction], model.answers.top[direction].hardest_negative_Q
+    own_Q, other_Q = model.table.scores[direction], model.saved.top[direction].hardest_negative_Q
     other_Q = other_Q[~np.isnan(other_Q)]
     edges = np.histogram_bin_edges(np.concatenate([own_Q, other_Q]), NUM_BINS)
     above, below = (

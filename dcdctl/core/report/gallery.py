@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.evaluation import Answers
+from dcdctl.core.evaluation import RankTable, SavedEvaluation
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import EmbeddedImage
@@ -88,8 +88,11 @@ def _extremes(gain_Q: NDArray[np.float64], order_Q: NDArray[np.int64]) -> tuple[
 
 
 @dataclass(frozen=True)
-class AnswerView:
+class Answer:
+    """One of the first answers of a model to a query."""
+
     candidate: int
+    """A caption index for text retrieval, else an image index."""
     text: str
     """The caption, or the id of the image."""
     score: float
@@ -97,18 +100,19 @@ class AnswerView:
 
 
 @dataclass(frozen=True)
-class ColumnView:
-    """The rank and the first answers of a model for a query."""
+class Column:
+    """The ranks and the first answers of a model for a query."""
 
     model: str
-    color: str
-    rank: int
-    answers: list[AnswerView]
+    ranks: Sequence[int]
+    """In each of its runs."""
+    answers: list[Answer]
+    """Of its first run; empty if they were not kept."""
 
 
 @dataclass(frozen=True)
-class QueryView:
-    """A query with the answers of every model."""
+class Query:
+    """A query of a page, with the answers of every model."""
 
     direction: Direction
     image: int
@@ -116,8 +120,36 @@ class QueryView:
     image_id: str
     captions: list[str]
     """The query caption, or the captions of the query image."""
-    ranks: list[int]
-    columns: list[ColumnView]
+    columns: list[Column]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of a split: what a page shows of each."""
+
+    table: RankTable
+    captions: Sequence[str]
+
+    def image_of(self, direction: Direction, query: int) -> int:
+        """The query image, or the image of the query caption."""
+        return query if direction == Direction.TEXT else int(self.table.caption_image[query])
+
+    def captions_of(self, image: int) -> list[str]:
+        return [self.captions[caption] for caption in np.flatnonzero(self.table.caption_image == image).tolist()]
+
+    def query(self, direction: Direction, query: int, columns: list[Column]) -> Query:
+        image = self.image_of(direction, query)
+        captions = self.captions_of(image) if direction == Direction.TEXT else [self.captions[query]]
+        return Query(direction, image, self.table.image_ids[image], captions, columns)
+
+    def answers(self, saved: SavedEvaluation, direction: Direction, query: int) -> list[Answer]:
+        """The first answers to a query in an evaluation; empty if it did not keep them."""
+        if not saved.top:
+            return []
+        top, names = saved.top[direction], self.captions if direction == Direction.TEXT else self.table.image_ids
+        columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
+        rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
+        return [Answer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +158,7 @@ class Gallery:
 
     about: str
     models: list[str]
+    colors: list[str]
     ours: int
     """The model that is compared at first, an index into `models`."""
     base: int
@@ -133,7 +166,7 @@ class Gallery:
     directions: tuple[tuple[Direction, str], ...]
     images: dict[int, EmbeddedImage] | None
     """The images that are shown, each once, by index; None without a corpus."""
-    queries: list[QueryView]
+    queries: list[Query]
     outcomes: dict[str, Any]
     """For the script: `WinCounts` of all queries for every pair of models."""
 
@@ -147,16 +180,17 @@ def make_gallery(
         return None
     # A single model is compared with itself: there are no wins, so all of its queries are drawn at random.
     pairs = _pairs(models) or [(0, 0)]
-    ranks = {direction: [_answers(model).table.ranks(direction) for model in models] for direction in Direction}
+    ranks = {direction: [model.table.ranks(direction) for model in models] for direction in Direction}
     chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in Direction}
     return Gallery(
         about=_about(chosen, ranks, is_comparison=len(models) > 1),
         models=[model.label for model in models],
+        colors=[colors[model.label] for model in models],
         ours=pairs[0][0],
         base=pairs[0][1],
         directions=TITLES,
         images=None if report.corpus is None else _embedded(report.corpus, _shown_images(models, chosen), track),
-        queries=list(_queries(models, colors, chosen)),
+        queries=list(_queries(models, chosen)),
         outcomes=_outcomes(models, ranks),
     )
 
@@ -174,11 +208,6 @@ def _about(
     )
 
 
-def _answers(model: ModelResults) -> Answers:
-    assert model.answers is not None
-    return model.answers
-
-
 def _pairs(models: Sequence[ModelResults]) -> list[tuple[int, int]]:
     """The models that are compared: students with the baseline, then with the teacher; without these, all with the
     last."""
@@ -192,12 +221,10 @@ def _pairs(models: Sequence[ModelResults]) -> list[tuple[int, int]]:
 
 def _shown_images(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> list[int]:
     """The indices of the images on the page, ascending."""
-    image_of_caption = _answers(models[0]).table.caption_image
-    shown = {*chosen[Direction.TEXT], *(int(image_of_caption[query]) for query in chosen[Direction.IMAGE])}
+    by_caption = chosen[Direction.IMAGE]
+    shown = {*chosen[Direction.TEXT], *models[0].table.caption_image[by_caption].tolist()}
     for model in models:
-        shown.update(
-            _answers(model).top[Direction.IMAGE].candidate_QK[chosen[Direction.IMAGE], :NUM_ANSWERS].ravel().tolist()
-        )
+        shown.update(model.saved.top[Direction.IMAGE].candidate_QK[by_caption, :NUM_ANSWERS].ravel().tolist())
     return sorted(shown)
 
 
@@ -225,30 +252,16 @@ def _outcomes(models: Sequence[ModelResults], ranks: dict[Direction, list[NDArra
     }
 
 
-def _queries(
-    models: Sequence[ModelResults], colors: dict[str, str], chosen: dict[Direction, list[int]]
-) -> Iterator[QueryView]:
-    table, captions = _answers(models[0]).table, _answers(models[0]).captions
+def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> Iterator[Query]:
+    queries = Queries(models[0].table, models[0].table.captions)
     for direction, _ in TITLES:
         for query in chosen[direction]:
-            image = query if direction == Direction.TEXT else int(table.caption_image[query])
-            shown = np.flatnonzero(table.caption_image == image).tolist() if direction == Direction.TEXT else [query]
-            yield QueryView(
-                direction,
-                image,
-                table.image_ids[image],
-                [captions[caption] for caption in shown],
-                [int(_answers(model).table.ranks(direction)[query]) for model in models],
-                [_column(model, colors[model.label], direction, query) for model in models],
-            )
-
-
-def _column(model: ModelResults, color: str, direction: Direction, query: int) -> ColumnView:
-    answers, top = _answers(model), _answers(model).top[direction]
-    names = answers.captions if direction == Direction.TEXT else answers.table.image_ids
-    rows = zip(
-        *(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_positive_QK)),
-        strict=True,
-    )
-    views = [AnswerView(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
-    return ColumnView(model.label, color, int(answers.table.ranks(direction)[query]), views)
+            columns = [
+                Column(
+                    model.label,
+                    [int(model.table.ranks(direction)[query])],
+                    queries.answers(model.saved, direction, query),
+                )
+                for model in models
+            ]
+            yield queries.query(direction, query, columns)

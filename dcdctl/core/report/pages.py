@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from dcdctl.core.data import MAX_WORDS_COUNTED, Corpus, CorpusInspection, corpus_facts, corpus_table
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
-from dcdctl.core.report.html import EmbeddedImage, Histogram
-from dcdctl.core.search import Hit, ImageIndex, SearchAnswer, as_text, columns_text, image_of, read_image
+from dcdctl.core.report.html import Histogram
+from dcdctl.core.search import ImageIndex, SearchAnswer, as_text, columns_text, image_of, read_image
 from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 NUM_IMAGES = 60
@@ -19,13 +18,6 @@ NUM_IMAGES = 60
 CORPUS_IMAGE_PX = 200
 CACHE_IMAGE_PX = 240
 SEARCH_IMAGE_PX = 240
-
-
-@dataclass(frozen=True)
-class _CorpusCard:
-    image: EmbeddedImage
-    about: str
-    captions: list[str]
 
 
 def write_corpus_page(
@@ -60,22 +52,12 @@ def spread_over(num_images: int, count: int) -> list[int]:
     return [(2 * part + 1) * num_images // (2 * count) for part in range(count)]
 
 
-def _corpus_card(corpus: Corpus, image: int) -> _CorpusCard:
+def _corpus_card(corpus: Corpus, image: int) -> dict[str, object]:
     pixels = corpus.image(image)
     size = f"{pixels.width}\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}{pixels.height}"
     about = f"{image:,} \N{MIDDLE DOT} {corpus.image_ids[image]} \N{MIDDLE DOT} {size}"
     captions = [corpus.captions[caption] for caption in corpus.captions_of(image)]
-    return _CorpusCard(html.embed_image(pixels, CORPUS_IMAGE_PX), about, captions)
-
-
-@dataclass(frozen=True)
-class _CachePair:
-    """A hard negative."""
-
-    image: EmbeddedImage
-    name: str
-    captions: list[tuple[float, str, str]]
-    """Score, text and kind: the negative, then the image's best own caption."""
+    return {"image": html.embed_image(pixels, CORPUS_IMAGE_PX), "about": about, "captions": captions}
 
 
 def write_cache_page(path: Path, summary: CacheSummary, corpus: Corpus, title: str) -> None:
@@ -92,22 +74,14 @@ def write_cache_page(path: Path, summary: CacheSummary, corpus: Corpus, title: s
     )
 
 
-def _cache_pair(negative: Negative, corpus: Corpus) -> _CachePair:
+def _cache_pair(negative: Negative, corpus: Corpus) -> dict[str, object]:
+    """A hard negative: its image, with score, text and kind of the negative and of the image's best own caption."""
     captions = [
         (negative.score, corpus.captions[negative.text], "negative"),
         (negative.own_score, corpus.captions[negative.own_text], "own caption"),
     ]
     image = html.embed_image(corpus.images([negative.image])[0], CACHE_IMAGE_PX)
-    return _CachePair(image, corpus.image_ids[negative.image], captions)
-
-
-@dataclass(frozen=True)
-class _HitCard:
-    image: EmbeddedImage | None
-    """None if the image is gone."""
-    name: str
-    scores: str
-    columns: str
+    return {"image": image, "name": corpus.image_ids[negative.image], "captions": captions}
 
 
 def write_search_page(
@@ -134,15 +108,15 @@ def write_search_page(
         raise InputError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
 
 
-def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Iterator[_HitCard]:
+def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Iterator[dict[str, object]]:
     for hit in answer.hits:
-        image = image_of(index, hit.row)
-        embedded = None if image is None else html.embed_image(image, SEARCH_IMAGE_PX)
-        yield _HitCard(embedded, as_text(hit.name), _scores(hit), columns_text(hit))
+        logit = [] if hit.reranked is None else [f"logit {hit.reranked:.3f}"]
+        bm25 = [] if hit.bm25 is None else [f"BM25 {hit.bm25:.3f}"]
+        image = image_of(index, hit.row)  # None if it is gone
+        yield {
+            "image": None if image is None else html.embed_image(image, SEARCH_IMAGE_PX),
+            "name": as_text(hit.name),
+            "scores": " \N{MIDDLE DOT} ".join([*logit, f"cosine {hit.score:.4f}", *bm25]),
+            "columns": columns_text(hit),
+        }
         advance(1)
-
-
-def _scores(hit: Hit) -> str:
-    logit = [] if hit.reranked is None else [f"logit {hit.reranked:.3f}"]
-    bm25 = [] if hit.bm25 is None else [f"BM25 {hit.bm25:.3f}"]
-    return " \N{MIDDLE DOT} ".join([*logit, f"cosine {hit.score:.4f}", *bm25])

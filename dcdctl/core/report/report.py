@@ -15,9 +15,9 @@ from typing import Any, Literal
 from dcdctl.core import artifacts, evaluation
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
-from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, share_split
+from dcdctl.core.data import CORPUS_FILE, Corpus, share_split
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.evaluation import CASCADE_FILES, Answers, Comparison, EvalResult, EvalSummary
+from dcdctl.core.evaluation import CASCADE_FILES, Evaluation, RankComparison, RankTable, SavedEvaluation
 from dcdctl.core.files import shown
 from dcdctl.core.training import Run, command_of
 
@@ -32,28 +32,37 @@ class ModelResults:
     """Unique in a report."""
     role: Role
     folder: Path
-    result: EvalSummary | None
-    answers: Answers | None
+    saved: SavedEvaluation
     times: QueryTimes | None
-    comparison: Comparison | None = None
+    comparison: RankComparison | None = None
     """With the baseline."""
 
     @property
+    def result(self) -> Evaluation | None:
+        return self.saved.evaluation
+
+    @property
+    def table(self) -> RankTable:
+        """The ranks of a model of `Report.answering`, or of another one that has them."""
+        assert self.saved.table is not None
+        return self.saved.table
+
+    @property
     def is_cascade(self) -> bool:
-        return self.result is not None and self.result.kind == "cascade"
+        return self.result is not None and self.result.protocol.kind == "cascade"
 
     @property
     def gallery_size(self) -> int | None:
         """Images that the timed query is compared with; None if no query was timed."""
         if self.times is not None:
             return self.times.num_images
-        return self.result.gallery_size if self.result is not None and self.result.depths else None
+        return self.result.gallery_size if self.result is not None and self.result.reranked else None
 
     @property
     def query_ms(self) -> tuple[float, ...]:
         """Milliseconds per query among `gallery_size` images: one number, or one per depth of a cascade; empty if not
         timed."""
-        depths = [] if self.result is None else [depth.query_ms for depth in self.result.depths]
+        depths = [] if self.result is None else [depth.ms_per_query for depth in self.result.reranked]
         if self.times is None:
             return tuple(depths)
         # Re-ranking a depth takes the same time in a gallery of any size.
@@ -113,14 +122,14 @@ class Report:
         return next((model for model in self.models if model.role == role), None)
 
     @property
-    def result(self) -> EvalSummary | None:
+    def result(self) -> Evaluation | None:
         """The first result; all results are on the same split."""
         return next((model.result for model in self.models if model.result is not None), None)
 
     @cached_property
     def answering(self) -> tuple[ModelResults, ...]:
         """The models whose first ten answers are known."""
-        return tuple(model for model in self.models if model.answers is not None and model.answers.top)
+        return tuple(model for model in self.models if model.saved.top)
 
 
 def read_report(
@@ -174,40 +183,40 @@ def _labels(folders: Sequence[Path]) -> dict[Path, str]:
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     """The model of a folder, and the cascade that starts from it."""
-    own, cascaded = EvalResult.load(folder), EvalResult.load(folder, CASCADE_FILES)
+    alone, cascaded = SavedEvaluation.load(folder), SavedEvaluation.load(folder, CASCADE_FILES)
     times = read_times(folder / "bench.json", "student")
-    model = ModelResults(label=label, role=role, folder=folder, result=own.summary, answers=own.answers, times=times)
-    cascade = cascaded.summary
-    if (model.result, model.answers, model.times, cascade) == (None,) * 4 and not (folder / "run.json").exists():
+    cascade = cascaded.evaluation
+    is_empty = (alone.evaluation, alone.table, times, cascade) == (None,) * 4
+    if is_empty and not (folder / "run.json").exists():
         raise artifacts.other_folder_error(folder, "run or an evaluation") or MissingError(
             f"{folder} holds nothing to show: neither a run (run.json) nor an evaluation (result.json)",
             hint=f"`dcdctl eval REF --data DIR --out {shlex.quote(str(folder))}` makes it an evaluation of any model",
         )
+    model = ModelResults(label=label, role=role, folder=folder, saved=alone, times=times)
     if cascade is None:
         return [model]
     reranker = "re-ranked" if cascade.reranker is None else Path(cascade.reranker).name
     return [
         model,
         ModelResults(
-            label=f"{label} + {reranker}, top {cascade.depth}",
+            label=f"{label} + {reranker}, top {cascade.protocol.depth}",
             role="student",  # even if it starts from the teacher or the baseline
             folder=folder,
-            result=cascade,
-            answers=cascaded.answers,
+            saved=cascaded,
             times=_cascade_times(times, cascade),
         ),
     ]
 
 
-def _cascade_times(dual: QueryTimes | None, cascade: EvalSummary) -> QueryTimes | None:
+def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes | None:
     """The time of a cascade in the gallery of its dual encoder's benchmark: re-ranking takes the same time in any
     gallery.
 
     None without that benchmark, or without the time of depth 0, which tells re-ranking from retrieval.
     """
-    if dual is None or cascade.dual_query_ms is None or not cascade.depths:
+    if dual is None or cascade.dual_query_ms is None or not cascade.reranked:
         return None
-    query_ms = dual.query_ms + cascade.depths[-1].query_ms - cascade.dual_query_ms
+    query_ms = dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms
     speed_up = None if dual.speed_up is None else dual.speed_up * dual.query_ms / query_ms
     return replace(dual, query_ms=query_ms, speed_up=speed_up)
 
@@ -240,11 +249,11 @@ def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
 
 def _compared(models: Sequence[ModelResults]) -> tuple[ModelResults, ...]:
     """The models, each with its comparison to the baseline."""
-    base = next((model.answers for model in models if model.role == "baseline"), None)
+    base = next((model.saved.table for model in models if model.role == "baseline"), None)
     return tuple(
         model
-        if base is None or model.answers is None or model.role == "baseline"
-        else replace(model, comparison=evaluation.compare_ranks([model.answers.table], [base.table]))
+        if base is None or model.saved.table is None or model.role == "baseline"
+        else replace(model, comparison=evaluation.compare_ranks([model.table], [base]))
         for model in models
     )
 
@@ -253,11 +262,13 @@ def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
     """The split that the results are on, in `data` or where it was; None if it is gone or has changed. StaleError for
     another `data`."""
     result = next((model.result for model in models if model.result), None)
-    folder = data if data is not None or result is None or result.data is None else Path(result.data)
-    if result is None or folder is None or (data is None and not (folder / CORPUS_FILE).exists()):
+    if result is None:
         return None
-    corpus = Corpus.open(folder, result.split, result.num_images)
-    if corpus.fingerprint == result.fingerprint:
+    folder = Path(result.data) if data is None else data
+    if data is None and not (folder / CORPUS_FILE).exists():
+        return None
+    corpus = Corpus.open(folder, result.split, result.images)
+    if corpus.fingerprint == result.corpus_fingerprint:
         return corpus
     if data is None:
         return None
@@ -270,22 +281,19 @@ def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
 def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> list[MissingPart]:
     """What an evaluation lacks."""
     first = next((other.result for other in models if other.result is not None), None)
-    data = next((other.result.data for other in models if other.result is not None and other.result.data), "DIR")
-    result, answers = model.result, model.answers
+    data, result = "DIR" if first is None else first.data, model.result
     evaluate = _eval_command(model, data, "test" if first is None else first.split)
     missing = []
     if result is None:
         missing.append(MissingPart(f"results of {model.label}", evaluate))
-    elif result.rsum.interval is None or any(result.retrieval[direction].map_at_r is None for direction in Direction):
-        missing.append(MissingPart(f"intervals and mAP@R of {model.label}", evaluate))
-    if answers is None:
+    if model.saved.table is None:
         missing.append(MissingPart(f"ranks of each query of {model.label}", evaluate))
-    elif not answers.top or not answers.positive_scores:
+    elif not model.saved.top:
         missing.append(MissingPart(f"scores and first answers of {model.label}", evaluate))
     if model.times is None and not model.is_cascade:
         missing.append(MissingPart(f"times of {model.label}", _bench_command(model, models, data)))
-    if model.is_cascade and result is not None and (not result.depths or result.dual_query_ms is None):
-        depths = ",".join(map(str, sorted({0, result.depth or 0, *(depth.depth for depth in result.depths)})))
+    if model.is_cascade and result is not None and (not result.reranked or result.dual_query_ms is None):
+        depths = ",".join(map(str, sorted({0, result.protocol.depth or 0, *(part.depth for part in result.depths)})))
         missing.append(
             MissingPart(f"time of re-ranking of {model.label}", _eval_command(model, data, result.split, depths))
         )
@@ -297,7 +305,7 @@ def _eval_command(model: ModelResults, data: str, split: str, depths: str = "") 
     ref = str(model.folder) if result is None else result.model
     words = [ref, "--data", data, "--split", split]
     if model.is_cascade and result is not None:
-        words += ["--rerank", result.reranker or "REF", "--depth", depths or str(result.depth)]
+        words += ["--rerank", result.reranker or "REF", "--depth", depths or str(result.protocol.depth)]
     elif ref != str(model.folder):
         words += ["--out", str(model.folder)]
     return _command("eval", *words)

@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core.bench import QueryTimes, read_times
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import (
     CASCADE_FILES,
     LEVEL,
     MODEL_FILES,
-    Comparison,
+    RECALL_NAMES,
     Estimate,
-    EvalResult,
-    EvalSummary,
+    Evaluation,
+    RankComparison,
     RankTable,
+    SavedEvaluation,
     compare_ranks,
 )
 from dcdctl.core.report import html
-from dcdctl.core.report.tables import NOTHING, RECALLS, Table
+from dcdctl.core.report.tables import NOTHING, RECALLS
+from dcdctl.core.templates import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class StudyRow:
     folders: tuple[Path, ...]
     """The folder of each evaluation, per seed."""
     is_start: bool = False
-    results: tuple[EvalSummary, ...]
+    results: tuple[Evaluation, ...]
     """Per seed."""
     tables: tuple[RankTable, ...]
     """The ranks, per seed."""
@@ -76,12 +79,12 @@ class StudyRow:
 
     def recall(self, direction: Direction, name: str) -> float:
         """A recall in percent, the mean over seeds."""
-        return statistics.fmean(result.retrieval[direction].recalls[name].value for result in self.results)
+        return statistics.fmean(result.measures(direction)[name] for result in self.results)
 
     @property
     def rsums(self) -> list[float]:
         """RSUM of each seed."""
-        return [result.rsum.value for result in self.results]
+        return [result.rsum for result in self.results]
 
     @property
     def spread(self) -> float | None:
@@ -94,7 +97,7 @@ class Difference:
     """A contrast, measured."""
 
     contrast: Contrast
-    comparison: Comparison
+    comparison: RankComparison
     draws_seeds: bool
     """Whether the intervals cover the seeds too."""
 
@@ -221,13 +224,13 @@ def _times(model: StudyModel) -> QueryTimes | None:
 
 def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
     evaluations = [
-        EvalResult.load(folder, CASCADE_FILES if model.is_cascade else MODEL_FILES) for folder in model.folders
+        SavedEvaluation.load(folder, CASCADE_FILES if model.is_cascade else MODEL_FILES) for folder in model.folders
     ]
     results, tables = zip(*map(_read_evaluation, evaluations), strict=True) if evaluations else ((), ())
     times = _times(model)
     query_ms = None if times is None else times.query_ms
-    if model.is_cascade and all(result.depths for result in results):
-        query_ms = statistics.fmean(result.depths[-1].query_ms for result in results)
+    if model.is_cascade and all(result.reranked for result in results):
+        query_ms = statistics.fmean(result.reranked[-1].ms_per_query for result in results)
     return StudyRow(
         name=model.name,
         folders=model.folders,
@@ -240,24 +243,23 @@ def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
     )
 
 
-def _read_evaluation(found: EvalResult) -> tuple[EvalSummary, RankTable]:
-    """The summary and the ranks of an evaluation. MissingError for a folder without them: a mean over fewer seeds is
-    another one."""
-    if found.summary is None or found.answers is None:
+def _read_evaluation(saved: SavedEvaluation) -> tuple[Evaluation, RankTable]:
+    """An evaluation and its ranks. MissingError for a folder without them: means over different numbers of seeds
+    cannot be compared."""
+    if saved.evaluation is None or saved.table is None:
         raise MissingError(
-            f"{found.folder} has no evaluation with ranks", hint=f"`dcdctl eval {found.folder} --data DIR` makes one"
+            f"{saved.folder} has no evaluation with ranks", hint=f"`dcdctl eval {saved.folder} --data DIR` makes one"
         )
-    return found.summary, found.answers.table
+    return saved.evaluation, saved.table
 
 
-def _check_comparable(results: Sequence[EvalSummary]) -> None:
+def _check_comparable(results: Sequence[Evaluation]) -> None:
     for result in results[1:]:
         if result.basis != results[0].basis:
-            found = (
-                f"{result.model} was evaluated on {result.about_basis}, {results[0].model} on {results[0].about_basis}"
-            )
+            first = results[0]
             raise StaleError(
-                found, hint="evaluate both on the same with `dcdctl eval`, or run the study into another folder"
+                f"{result.model} was evaluated on {result.about_basis}, {first.model} on {first.about_basis}",
+                hint="evaluate both on the same with `dcdctl eval`, or run the study into another folder",
             )
 
 
@@ -337,15 +339,11 @@ def _difference_document(difference: Difference) -> dict[str, Any]:
     return {
         "ours": difference.contrast.ours,
         "base": difference.contrast.base,
-        "rsum": _estimate_document(estimates.rsum),
-        Direction.TEXT.key: {name: _estimate_document(estimate) for name, estimate in estimates.text_retrieval.items()},
-        Direction.IMAGE.key: {
-            name: _estimate_document(estimate) for name, estimate in estimates.image_retrieval.items()
+        "rsum": to_table(estimates.rsum),
+        **{
+            direction.key: {name: to_table(estimates.of(direction)[name]) for name in RECALL_NAMES}
+            for direction in Direction
         },
         "interval_over": difference.covers,
         "p_value": difference.comparison.p_value,
     }
-
-
-def _estimate_document(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "interval": [estimate.interval.low, estimate.interval.high]}

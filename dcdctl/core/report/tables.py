@@ -5,49 +5,29 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure, Retrieval
+from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate, Evaluation
 from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
+from dcdctl.core.templates import Table
 from dcdctl.core.training import UNNAMED
 
 NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
-RECALLS = [(direction, f"R@{k}") for direction in Direction for k in KS]
+RECALLS = [(direction, name) for direction in Direction for name in RECALL_NAMES]
 FINGERPRINT_DIGITS = 12
 
 
-@dataclass(frozen=True)
-class Table:
-    """Cells of text; text after a line break is small print. The first column names the rows."""
-
-    caption: str
-    columns: tuple[str, ...]
-    """In "text\\nR@1", the first line is the head of a group of columns."""
-    rows: tuple[tuple[str, ...], ...]
-    is_about_runs: bool = False
-    """About the runs, not about their results."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The full name of each column.
-
-        >>> Table("", ("model", "text\\nR@1"), ()).names
-        ('model', 'text R@1')
-        """
-        return tuple(column.replace("\n", " ") for column in self.columns)
+def result_tables(report: Report) -> list[Table]:
+    """The tables of the results that have rows."""
+    return [table for table in (_quality(report), _differences(report), _speed(report)) if table.rows]
 
 
-def report_tables(report: Report) -> list[Table]:
-    """The tables that have rows, results first."""
-    return [
-        table
-        for table in (_quality(report), _differences(report), _speed(report), _runs(report), _recipes(report))
-        if table.rows
-    ]
+def run_tables(report: Report) -> list[Table]:
+    """The tables about the runs that have rows."""
+    return [table for table in (_runs(report), _recipes(report)) if table.rows]
 
 
 def _quality(report: Report) -> Table:
@@ -55,23 +35,23 @@ def _quality(report: Report) -> Table:
     for model in report.models:
         if (result := model.result) is None:
             continue
-        measures = [cell for direction in Direction for cell in _measures(result.retrieval[direction])]
-        rows.append((_name(model), _figure(result.rsum), *measures))
+        measures = [cell for direction in Direction for cell in _measures(result, direction)]
+        rows.append((_name(model), _with_interval(result.rsum_estimate), *measures))
     caption = (
         f"Retrieval in percent; small print: {LEVEL:.0%} bootstrap interval over images. "
         "Text: captions retrieved for an image; image: images retrieved for a caption"
     )
-    names = (*(f"R@{k}" for k in KS), "mAP@R", "median rank")
+    names = (*RECALL_NAMES, "mAP@R", "median rank")
     return Table(
         caption, ("model", "RSUM", *(f"{direction}\n{name}" for direction in Direction for name in names)), tuple(rows)
     )
 
 
-def _measures(retrieval: Retrieval) -> tuple[str, ...]:
+def _measures(result: Evaluation, direction: Direction) -> tuple[str, ...]:
     """The cells of one direction."""
-    precision = NOTHING if retrieval.map_at_r is None else f"{retrieval.map_at_r:.1f}"
-    median = NOTHING if retrieval.median_rank is None else f"{retrieval.median_rank:g}"
-    return (*(_figure(retrieval.recalls[f"R@{k}"]) for k in KS), precision, median)
+    measures = result.measures(direction)
+    recalls = (_with_interval(result.recall(direction, name)) for name in RECALL_NAMES)
+    return (*recalls, f"{measures['mAP@R']:.1f}", f"{measures['median_rank']:g}")
 
 
 def _differences(report: Report) -> Table:
@@ -80,8 +60,7 @@ def _differences(report: Report) -> Table:
         if model.comparison is None:
             continue
         difference = model.comparison.difference
-        recalls = {Direction.TEXT: difference.text_retrieval, Direction.IMAGE: difference.image_retrieval}
-        cells = [_difference(recalls[direction][name]) for direction, name in RECALLS]
+        cells = [_difference(difference.of(direction)[name]) for direction, name in RECALLS]
         rows.append((_name(model), _difference(difference.rsum), _p_value(model.comparison.p_value), *cells))
     baseline = report.of_role("baseline")
     label = NOTHING if baseline is None else baseline.label
@@ -153,7 +132,6 @@ def _runs(report: Report) -> Table:
         "Runs; inputs by the names in the commands",
         ("fact", *(training.label for training in trainings)),
         rows if trainings else (),
-        is_about_runs=True,
     )
 
 
@@ -219,7 +197,6 @@ def _recipes(report: Report) -> Table:
         f"Recipes: the fields that differ; {same} fields are equal in all recipes",
         ("field", *(training.label for training in report.trainings)),
         rows,
-        is_about_runs=True,
     )
 
 
@@ -246,16 +223,8 @@ def _name(model: ModelResults) -> str:
     return model.label if model.role == "student" else f"{model.label}\n{model.role}"
 
 
-def _figure(figure: Figure) -> str:
-    """A number with its interval.
-
-    >>> from dcdctl.core.evaluation import Interval
-    >>> _figure(Figure(63.25, Interval(58.0, 68.04)))
-    '63.2\\n58.0 to 68.0'
-    """
-    return f"{figure.value:.1f}" + (
-        "" if figure.interval is None else f"\n{figure.interval.low:.1f} to {figure.interval.high:.1f}"
-    )
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.1f}\n{estimate.interval.low:.1f} to {estimate.interval.high:.1f}"
 
 
 def _difference(estimate: Estimate) -> str:

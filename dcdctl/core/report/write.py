@@ -7,12 +7,13 @@ from pathlib import Path
 
 from dcdctl.core import files, templates
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import Figure
+from dcdctl.core.evaluation import Estimate
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import NUM_QUERIES, TITLES
 from dcdctl.core.report.report import ModelResults, Report
-from dcdctl.core.report.tables import RECALLS, Table, report_tables
+from dcdctl.core.report.tables import RECALLS
+from dcdctl.core.templates import Table
 
 MAX_RSUM = 600
 """Six recalls of 100%."""
@@ -20,7 +21,7 @@ MAX_RSUM = 600
 
 def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUERIES, track: Track = silent) -> None:
     """Write the page of a report, with at most `num_queries` queries of each direction."""
-    all_tables, score_charts = report_tables(report), charts.scores(report)
+    score_charts = charts.scores(report)
     html.write(
         path,
         "report.html",
@@ -28,13 +29,13 @@ def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUER
         headline=headline(report),
         facts=facts_of(report),
         missing=report.missing,
-        results=[table for table in all_tables if not table.is_about_runs],
+        results=tables.result_tables(report),
         speed_chart=charts.speed_against_recall(report),
         not_drawn=charts.not_drawn(report),
         score_charts=[score_charts[direction] for direction, _ in TITLES if score_charts[direction]],
         training_charts=charts.training_curves(report),
         commands=[(training.label, shlex.join(training.command)) for training in report.trainings],
-        runs=[table for table in all_tables if table.is_about_runs],
+        runs=tables.run_tables(report),
         gallery=gallery.make_gallery(report, charts.colors(report), num_queries, track),
     )
 
@@ -53,7 +54,7 @@ def headline(report: Report) -> list[str]:
     teacher = report.of_role("teacher")
     notes = [f"{MAX_RSUM} is the highest sum of recalls (RSUM)"]
     if teacher is not None and teacher.result is not None:
-        notes.append(f"the teacher has {teacher.result.rsum.value:.0f}")
+        notes.append(f"the teacher has {teacher.result.rsum:.0f}")
     sizes = dict.fromkeys(model.gallery_size for model in shown if model.gallery_size is not None)
     if sizes:
         notes.append(f"time: one caption among {' or '.join(f'{size:,}' for size in sizes)} encoded images")
@@ -63,8 +64,8 @@ def headline(report: Report) -> list[str]:
 def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
     assert model.result is not None
     subject = f"The cascade {model.label}," if model.is_cascade else f"The {model.label} {model.role}"
-    rsum = f"{model.result.rsum.value:.0f} of {MAX_RSUM}"
-    loses = teacher is not None and teacher.result is not None and model.result.rsum.value < teacher.result.rsum.value
+    rsum = f"{model.result.rsum:.0f} of {MAX_RSUM}"
+    loses = teacher is not None and teacher.result is not None and model.result.rsum < teacher.result.rsum
     outcome = f"keeps {rsum}" if loses else f"reaches {rsum}"
     if not model.query_ms:
         return f"{subject} {outcome}."
@@ -84,16 +85,16 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     facts = [("models", "; ".join(f"{model.label} ({model.role})" for model in report.models))]
     if (result := report.result) is None:
         return facts
-    folds = f", the mean of {result.num_folds} folds" if result.num_folds > 1 else ""
+    folds = f", the mean of {result.protocol.folds} folds" if result.protocol.folds > 1 else ""
     # The last two parts of the folder: data/flickr30k. Its place on this machine tells a reader nothing.
-    corpus = "/".join(Path(result.data).parts[-2:]) if result.data else result.fingerprint[: tables.FINGERPRINT_DIGITS]
+    corpus = "/".join(Path(result.data).parts[-2:])
     return [
         *facts,
         (
             "measured on",
-            f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions",
+            f"{corpus}, split {result.split}: {result.images:,} images, {result.captions:,} captions",
         ),
-        ("protocol", f"{result.protocol or tables.NOTHING}{folds}; a tie counts against the positive"),
+        ("protocol", f"{result.protocol.name}{folds}; a tie counts against the positive"),
     ]
 
 
@@ -105,10 +106,10 @@ def write_markdown(path: Path, report: Report) -> None:
         if report.missing
         else []
     )
-    tables = [_markdown_table(table) for table in report_tables(report)]
+    all_tables = map(_markdown_table, [*tables.result_tables(report), *tables.run_tables(report)])
     files.write_text(
         path,
-        "\n".join(["# Report", "", *map(_plain, headline(report)), "", *facts, "", *tables, *missing]).rstrip("\n")
+        "\n".join(["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *missing]).rstrip("\n")
         + "\n",
     )
 
@@ -135,7 +136,7 @@ def _markdown_table(table: Table) -> str:
         ["---:" if number in is_number else "---" for number in range(len(table.columns))],
         *table.rows,
     ]
-    return "\n".join([f"{_plain(table.caption)}.", "", *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""])
+    return "\n".join([f"{_plain(table.title)}.", "", *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""])
 
 
 def _cell(text: str) -> str:
@@ -165,35 +166,33 @@ def _numbers(model: ModelResults) -> dict[str, object]:
     row: dict[str, object] = {"model": model.label, "role": model.role, "folder": str(model.folder)}
     if (result := model.result) is not None:
         row |= {
-            "kind": result.kind,
-            "depth": result.depth,
+            "kind": result.protocol.kind,
+            "depth": result.protocol.depth,
             "split": result.split,
-            "images": result.num_images,
-            "captions": result.num_captions,
+            "images": result.images,
+            "captions": result.captions,
+            "protocol": result.protocol.name,
+            "corpus_fingerprint": result.corpus_fingerprint,
         }
-        row |= {"protocol": result.protocol, "corpus_fingerprint": result.fingerprint}
         for direction, name in RECALLS:
-            row |= _figure(f"{direction}_{name}", result.retrieval[direction].recalls[name])
-        row |= _figure("rsum", result.rsum)
-        row |= {f"{direction}_mAP@R": result.retrieval[direction].map_at_r for direction in Direction}
-        row |= {f"{direction}_median_rank": result.retrieval[direction].median_rank for direction in Direction}
+            row |= _with_ends(f"{direction}_{name}", result.recall(direction, name))
+        row |= _with_ends("rsum", result.rsum_estimate)
+        for name in ("mAP@R", "median_rank"):
+            row |= {f"{direction}_{name}": result.measures(direction)[name] for direction in Direction}
     if (times := model.times) is not None:
         row |= {} if model.is_cascade else {"parameters": times.num_parameters}
         row |= {"ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
-    elif result is not None and result.depths:
+    elif result is not None and result.reranked:
         row |= {
-            "ms_per_query": result.depths[-1].query_ms,
+            "ms_per_query": result.reranked[-1].ms_per_query,
             "ms_extrapolated": False,
             "ms_gallery_images": result.gallery_size,
         }
     if (comparison := model.comparison) is not None:
-        rsum = comparison.difference.rsum
-        row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": comparison.p_value}
+        row |= _with_ends("rsum_difference", comparison.difference.rsum) | {"p_value": comparison.p_value}
     return row
 
 
-def _figure(name: str, figure: Figure) -> dict[str, float]:
-    if figure.interval is None:
-        return {name: figure.value}
-    return {name: figure.value, f"{name}_low": figure.interval.low, f"{name}_high": figure.interval.high}
+def _with_ends(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.interval.low, f"{name}_high": estimate.interval.high}

@@ -24,7 +24,7 @@ from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
-from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, EvalOptions, EvalResult, SplitChoice
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation, SplitChoice
 from dcdctl.core.files import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import Contrast, Study, StudyModel
@@ -263,8 +263,8 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
     """The evaluation that `dcdctl eval` makes."""
     compute = Compute(device=plan.options.scoring.device, batch_size=plan.options.scoring.batch_size)
-    options = EvalOptions(compute=compute)
-    evaluation.run_evaluation(job, options, out=out, track=view.track, on_workload=view.on_workload, say=view.say)
+    job = replace(job, compute=compute, out=out)
+    evaluation.run_evaluation(job, track=view.track, on_workload=view.on_workload, say=view.say)
 
 
 def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
@@ -289,14 +289,18 @@ def _is_trained(plan: StudyPlan, folder: Path) -> bool:
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
     names = CASCADE_FILES if is_cascade else MODEL_FILES
-    found = EvalResult.load(folder, names).summary
+    found = SavedEvaluation.load(folder, names).evaluation
     if (
         found is None
         or not (folder / names.ranks).exists()
-        or (found.fingerprint, found.split) != (plan.corpus.fingerprint, plan.corpus.split)
+        or (found.corpus_fingerprint, found.split) != (plan.corpus.fingerprint, plan.corpus.split)
     ):
         return False
-    return not is_cascade or (found.depth, found.reranker, bool(found.depths)) == (plan.job.depth, plan.reranker, True)
+    return not is_cascade or (found.protocol.depth, found.reranker, bool(found.reranked)) == (
+        plan.job.depth,
+        plan.reranker,
+        True,
+    )
 
 
 def _is_timed(plan: StudyPlan, folder: Path) -> bool:

@@ -10,7 +10,7 @@ from dcdctl.core import distributed, evaluation
 from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.evaluation import EvalOptions
+from dcdctl.core.evaluation import KS, EvalOptions
 from dcdctl.core.training import runs
 from dcdctl.core.training.recipe import ValidationConfig
 from dcdctl.core.training.runs import Run
@@ -39,16 +39,16 @@ class Validation:
         if distributed.is_main():
             # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
             options = EvalOptions(compute=replace(self.compute, precision="float32"))
-            recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
-            for direction, percents in (
-                (Direction.TEXT, recalls.text_retrieval),
-                (Direction.IMAGE, recalls.image_retrieval),
+            measured = evaluation.evaluate_model(model, self.corpus, options=options)
+            for direction, measures in (
+                (Direction.TEXT, measured.text_retrieval),
+                (Direction.IMAGE, measured.image_retrieval),
             ):
-                values |= {f"val_{direction}_r{k.removeprefix('R@')}": value for k, value in percents.items()}
+                values |= {f"val_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
             best = runs.best_rsum(self.run)
-            if recalls.rsum > best:
-                runs.save_best(self.run, done, recalls.rsum, model)
-            values |= {"val_rsum": recalls.rsum, "val_best_rsum": max(best, recalls.rsum)}
+            if measured.rsum > best:
+                runs.save_best(self.run, done, measured.rsum, model)
+            values |= {"val_rsum": measured.rsum, "val_best_rsum": max(best, measured.rsum)}
         distributed.barrier()
         return values
 

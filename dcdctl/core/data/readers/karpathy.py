@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dcdctl.core.data.images import ImageStore, RowError
+from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.rows import (
-    EntryWithFile,
     Listing,
     Paths,
     RowCheck,
-    SourceConfig,
     describe_value,
     file_checksum,
     group_by_image,
@@ -29,7 +27,7 @@ _HINT = "an example of this format is dataset_flickr30k.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KarpathySource(SourceConfig):
+class KarpathySource:
     """A JSON in the format of Karpathy's splits."""
 
     format: ClassVar[str] = "karpathy"
@@ -49,7 +47,7 @@ class KarpathySource(SourceConfig):
             for i, value in enumerate(read_images(self.annotations)):
                 count = len(_sentences(value))
                 numbers = (_sentids(value) or []) if all_numbered else list(range(position, position + count))
-                yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, store, numbers)
+                yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, numbers, store)
                 position += count
 
         provenance = {"kind": "karpathy", "annotations": file_checksum(self.annotations)}
@@ -57,11 +55,18 @@ class KarpathySource(SourceConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class KarpathyEntry(EntryWithFile):
-    """An item of `images`."""
+class KarpathyEntry:
+    """An item of `images`, unchecked."""
 
+    where: str
+    value: Any
     numbers: list[int]
-    image_key = "filename"
+    store: ImageStore
+
+    @property
+    def image_name(self) -> str:
+        value = self.value.get("filename") if isinstance(self.value, dict) else None
+        return value if isinstance(value, str) else ""
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
@@ -90,6 +95,9 @@ class KarpathyEntry(EntryWithFile):
     def caption_ids(self) -> list[int]:
         return self.numbers
 
+    def image_file(self, path: str) -> ImageFile:
+        return self.store.find(path)
+
 
 def read_images(path: Path) -> Iterator[Any]:
     """The items of `images`, unchecked; InputError if there is no such list."""
@@ -104,7 +112,7 @@ def splits_by_name(path: Path) -> Mapping[str, str]:
     """The split of each file name in a Karpathy JSON; InputError if an item has none."""
     splits = {}
     for i, value in enumerate(read_images(path)):
-        entry = KarpathyEntry(f"{path.name} images[{i}]", value, ImageStore(()), [])
+        entry = KarpathyEntry(f"{path.name} images[{i}]", value, [], ImageStore(()))
         try:
             splits[PurePosixPath(entry.image_path()).name] = entry.split()
         except RowError as error:

@@ -1,0 +1,249 @@
+"""The document of an evaluation, result.json or cascade.json, as one value: it is written, read back, compared, shown
+and reported as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dcdctl.core import templates
+from dcdctl.core.config import Key, to_table
+from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.evaluation import recall, significance, tables
+from dcdctl.core.evaluation.ranking import Rankings, RankTable
+from dcdctl.core.evaluation.recall import RECALL_NAMES
+from dcdctl.core.evaluation.significance import LEVEL, Estimate, Interval
+from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
+from dcdctl.core.files import shown, url_of
+
+Kind = Literal["dual", "fusion", "cascade"]
+Bounds = tuple[float, float]
+Measures = dict[str, float]
+"""`recall.measures`: R@1, R@5, R@10 and mAP@R in percent, median_rank and mean_rank."""
+TIES = "count against the positive"
+OMITTED = Key(omits_default=True)
+RESAMPLES = 10_000
+"""Bootstrap draws of an interval."""
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """The names of the files of an evaluation; None for a file that it does not have."""
+
+    ranks: str
+    top: str | None = None
+    result: str | None = None
+
+
+MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json")
+CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowMeasured:
+    """How a split was evaluated."""
+
+    name: str
+    """The protocol: flickr30k-1k, whole, ..."""
+    folds: int
+    kind: Kind
+    depth: int | None
+    """cascade: candidates per query that are re-ranked."""
+    features: Literal["float16"] | None
+    """Number type of the stored encoder outputs; None if none were read."""
+    ties: str
+    precision: Annotated[str, OMITTED] = "float32"
+    """Torch name of the type that the models computed in."""
+    vectors: Annotated[VectorForm, OMITTED] = FULL_VECTORS
+    """dual: how its vectors were compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Bootstrap intervals over images."""
+
+    level: float
+    resamples: int
+    rsum: Bounds
+    text_retrieval: Mapping[str, Bounds]
+    image_retrieval: Mapping[str, Bounds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """A cascade at one depth; depth 0 is the dual encoder alone."""
+
+    depth: int
+    text_retrieval: Measures
+    image_retrieval: Measures
+    rsum: float
+    ms_per_query: float
+    """One caption against images that both models encoded before, see `cascade.query_ms`."""
+    pairs: int
+    """Pairs that the fusion scorer scores for all queries of both directions."""
+    on_front: bool
+    """Whether no other depth is at least as good and as fast, and better or faster."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Evaluation:
+    """How a model retrieves on a split; recalls and mAP@R in percent, with bootstrap intervals over images."""
+
+    model: str
+    split: str
+    images: int
+    captions: int
+    text_retrieval: Measures
+    """Images as queries, captions as answers; the mean over the protocol's folds."""
+    image_retrieval: Measures
+    """Captions as queries, images as answers."""
+    rsum: float
+    """Sum of R@1, R@5 and R@10 in both directions, at most 600."""
+    mean_recall: float
+    intervals: Intervals
+    protocol: HowMeasured
+    pairs_scored: int
+    """Pairs that went through fusion layers."""
+    seconds: float
+    """Wall-clock time, reading the images included."""
+    corpus_fingerprint: str
+    data: str
+    """Folder of the corpus."""
+    depths: Annotated[tuple[Depth, ...], OMITTED] = ()
+    """cascade: each of several depths; empty for one depth."""
+    reranker: Annotated[str | None, OMITTED] = None
+    eccv_caption: Annotated[dict[str, Measures] | None, OMITTED] = None
+    """By direction, including the positives that COCO's own pairs lack (`eccv`)."""
+    cxc: Annotated[dict[str, Measures] | None, OMITTED] = None
+    folder: Annotated[Path | None, OMITTED] = None
+    """Where it was written, or read from; no entry of the document."""
+
+    def __post_init__(self) -> None:
+        # The types do not name the recalls, and a document of a stranger may lack one.
+        for direction in Direction:
+            for where, known in (("", self.measures(direction)), ("intervals.", self._bounds(direction))):
+                if missing := [name for name in RECALL_NAMES if name not in known]:
+                    raise ConfigError(f"{where}{direction.key}.{missing[0]} is missing")
+
+    def measures(self, direction: Direction) -> Measures:
+        return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
+
+    def recall(self, direction: Direction, name: str) -> Estimate:
+        """R@1, R@5 or R@10 of a direction."""
+        return Estimate(self.measures(direction)[name], Interval(*self._bounds(direction)[name]))
+
+    def _bounds(self, direction: Direction) -> Mapping[str, Bounds]:
+        both = self.intervals
+        return both.text_retrieval if direction == Direction.TEXT else both.image_retrieval
+
+    @property
+    def rsum_estimate(self) -> Estimate:
+        return Estimate(self.rsum, Interval(*self.intervals.rsum))
+
+    @property
+    def reranked(self) -> tuple[Depth, ...]:
+        """The depths above 0, ascending: depth 0 is the dual encoder, which has a result of its own."""
+        return tuple(sorted((depth for depth in self.depths if depth.depth), key=lambda depth: depth.depth))
+
+    @property
+    def dual_query_ms(self) -> float | None:
+        """cascade: time of its depth 0; None if that depth was not measured."""
+        return next((depth.ms_per_query for depth in self.depths if not depth.depth), None)
+
+    @property
+    def gallery_size(self) -> int:
+        """Images that a caption is compared with."""
+        return self.images // self.protocol.folds
+
+    @property
+    def basis(self) -> tuple[object, ...]:
+        """What must be equal for two results to be compared."""
+        return self.corpus_fingerprint, self.split, self.protocol.name, self.protocol.folds
+
+    @property
+    def about_basis(self) -> str:
+        """The basis in words."""
+        folds = f" in {self.protocol.folds} folds" if self.protocol.folds > 1 else ""
+        return f"split {self.split} of the corpus {self.corpus_fingerprint[:12]}, protocol {self.protocol.name}{folds}"
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The contents of result.json or cascade.json as plain values."""
+        document: dict[str, Any] = to_table(dataclasses.replace(self, folder=None))
+        return document
+
+    def __fspath__(self) -> str:
+        if self.folder is None:
+            raise MissingError(
+                "this evaluation was not written, so it has no folder", hint="evaluate again with out=FOLDER"
+            )
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        text, image = self.text_retrieval["R@1"], self.image_retrieval["R@1"]
+        about = f"{self.model!r} on {self.split}"
+        return f"Evaluation({about}: text R@1 {text:.2f}, image R@1 {image:.2f}, RSUM {self.rsum:.2f})"
+
+    def _repr_html_(self) -> str:
+        return templates.render("notebook.html", title="", tables=tables.evaluation_tables(self), cards=[], notes=[])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How a model ranked a corpus: the ranks, which no document has, and what a document is made of."""
+
+    corpus: Corpus
+    protocol: HowMeasured
+    text_retrieval: Measures
+    image_retrieval: Measures
+    rankings: Rankings
+    """For all folds, with indices of the corpus; positions and candidates are those within a fold."""
+    table: RankTable
+    """The ranks, with the names of the queries."""
+    depths: tuple[Depth, ...]
+    pairs_scored: int
+    seconds: float
+
+    @property
+    def rsum(self) -> float:
+        return recall.rsum(self.text_retrieval, self.image_retrieval)
+
+    def evaluation(self, model: str, **more: Any) -> Evaluation:
+        """The evaluation of the model of this name, with its intervals; `more` are further entries."""
+        folder = self.corpus.folder
+        return Evaluation(
+            model=model,
+            split=self.corpus.split,
+            images=len(self.table.text_ranks),
+            captions=len(self.table.image_ranks),
+            text_retrieval=self.text_retrieval,
+            image_retrieval=self.image_retrieval,
+            rsum=self.rsum,
+            mean_recall=self.rsum / (2 * len(RECALL_NAMES)),
+            intervals=_intervals(self.table),
+            protocol=self.protocol,
+            pairs_scored=self.pairs_scored,
+            seconds=self.seconds,
+            corpus_fingerprint=self.corpus.fingerprint,
+            # Absolute, so that a report or a comparison finds the images from any folder.
+            data=shown(folder if url_of(folder) else Path(folder).absolute()),
+            depths=self.depths,
+            **more,
+        )
+
+
+def _intervals(table: RankTable) -> Intervals:
+    # Always with seed 0, so that evaluating again gives the same intervals.
+    estimates = significance.bootstrap([table], resamples=RESAMPLES)
+    text, image = ({name: estimates.of(direction)[name].interval for name in RECALL_NAMES} for direction in Direction)
+    return Intervals(
+        level=LEVEL,
+        resamples=RESAMPLES,
+        rsum=estimates.rsum.interval,
+        text_retrieval=text,
+        image_retrieval=image,
+    )
