@@ -137,9 +137,9 @@ def _column_changes(
                 pa.Table.from_pylist(metadata) if is_list else pa.Table.from_pandas(metadata, preserve_index=False)
             )
         except (pa.ArrowException, AttributeError, TypeError) as error:
-            found = f"the metadata cannot be read as a table: {error}"
+            message = f"the metadata cannot be read as a table: {error}"
             raise InputError(
-                found, hint="each column needs values of one type, and a column image that names the images"
+                message, hint="each column needs values of one type, and a column image that names the images"
             ) from error
     return ColumnChanges(
         metadata=metadata, chosen=None if columns is None else tuple(columns), exif=exif, place=exif_place

@@ -25,6 +25,7 @@ from dcdctl.cli.app import app
 from dcdctl.core.errors import EXTRAS, DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
 from dcdctl.core.models import onnx
 from dcdctl.core.serve import server
+from dcdctl.core.stores.url import STORES
 
 
 def test_the_hint_follows_the_message():
@@ -192,7 +193,9 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
             names = constants.get(ast.unparse(rest[0]), {}).get(path.name) or [ast.literal_eval(name) for name in rest]
             assert {renamed.get(name, name.replace("_", "-")) for name in names} <= packages[first.value]
             required.add(first.value)
-    assert required == {
+    for kind in STORES.values():
+        assert kind.package.replace("_", "-") in packages[kind.extra]
+    assert required | {kind.extra for kind in STORES.values()} == {
         "timm",
         "mine",
         "wandb",
@@ -203,10 +206,8 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
         "eccv",
         "hybrid",
         "index",
-        "postgres",
-        "lancedb",
-        "qdrant",
         "serve",
+        *(kind.extra for kind in STORES.values()),
     }
 
 

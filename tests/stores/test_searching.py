@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from made_store import URLS
 from noise_index import CAPTIONS
 from starlette.testclient import TestClient
 
@@ -30,14 +31,9 @@ def index(noise_index, tmp_path_factory):
     return FolderIndex.open(folder)
 
 
-@pytest.fixture(scope="module", params=["postgresql", "lancedb", "qdrant"])
-def url(request, index, tmp_path_factory):
-    """A store with these images."""
-    if request.param == "postgresql":
-        return f"{request.getfixturevalue('postgres_url')}&table=searched"
-    if request.param == "qdrant":
-        return request.getfixturevalue("qdrant_url")()
-    return f"lancedb:{tmp_path_factory.mktemp('stores')}?table=photos"
+@pytest.fixture(scope="module", params=URLS)
+def url(request, tmp_path_factory):
+    return URLS[request.param](request, tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from datetime import date, datetime
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from made_index import exact, unit_vectors
 from numpy.typing import NDArray
 
@@ -42,6 +46,15 @@ TEXTS = [
     None,
 ]
 """Texts that are hard to quote, to match and to sort."""
+
+
+NAMES = map("photos_{}".format, itertools.count())
+URLS: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
+    "postgresql": lambda request, _: f"{request.getfixturevalue('postgres_url')}&table={next(NAMES)}",
+    "lancedb": lambda _, folder: f"lancedb:{folder / 'lance'}?table=photos",
+    "qdrant": lambda request, _: request.getfixturevalue("qdrant_url")(),
+}
+"""For each kind the URL of a store that does not exist yet."""
 
 
 def made_facts(**changes: object) -> StoreFacts:

@@ -47,6 +47,9 @@ from dcdctl.core.search.vector_files import VectorFiles
 
 BYTES_PER_IMAGE = 200
 """On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
+BOTH_WAYS = (
+    "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
+)
 SHOWN = 3
 """Unknown names in an error message."""
 
@@ -125,56 +128,58 @@ def run_index_job(
     StaleError if `out` holds an index of other images, another model or other settings, InputError if there is no
     image, or if a name to remove matches none.
     """
-    is_new = images is not None and out is not None
-    is_change = bool(changes.add or changes.remove or changes.remove_gone or changes.columns.drop)
     if changes.vectors is not None:
         vector_files.check_use(changes.vectors, embeds=changes.add is not None or images is not None)
     # Before anything is embedded, because a typing error in a table would come out hours later.
     metadata = changes.columns.read()
-    if (images is None) != (out is None) or (is_new and is_change):
-        hint = (
-            "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or "
-            "--remove NAME"
-        )
-        raise ConfigError("--images and --out are for a new index only, and belong together", hint=hint)
-    if images is not None and out is not None:
-        folder = out.expanduser()
-        source: ImageSource | None = _source(folder, images, changes.split)
-        document, model = _new_document(target, folder, changes)
-        job = _Job(folder, changes, source, metadata, compute, track, new=model)
-        before = None
-    else:
-        refuse_url(
-            Path(target),
-            "and the index to change is a folder of this machine",
-            "copy it to this machine, and name the copy",
-        )
-        folder = Path(target).expanduser()
-        if artifacts.kind_of_folder(folder) == "a run":
-            raise ConfigError(
-                f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX"
-            )
+    if images is None and out is None:
+        folder = _folder_to_change(target)
         before = FolderIndex.open(folder)
         nothing = Changes(split=changes.split, precision=changes.precision)
         if changes == nothing and not change.has_new_corpus_columns(before):
             return IndexChange(before, [])
         source = None if changes.add is None else _source(folder, changes.add, changes.split)
-        job = _Job(folder, changes, source, metadata, compute, track)
+        job, new = _Job(folder, changes, source, metadata, compute, track), None
+    else:
+        is_change = changes.add or changes.remove or changes.remove_gone or changes.columns.drop
+        if images is None or out is None or is_change:
+            raise ConfigError("--images and --out are for a new index only, and belong together", hint=BOTH_WAYS)
+        folder, before = out.expanduser(), None
+        source = _source(folder, images, changes.split)
+        new, model = _new_document(target, folder, changes)
+        job = _Job(folder, changes, source, metadata, compute, track, new=model)
     with distributed.lock(folder):
-        if before is not None:
-            # Again, because another run may have changed the index before this one had the lock.
-            document = storage.read_document(folder)
-            if changes.precision not in (None, document.precision):
-                message = f"the index {folder} is of precision {document.precision}, not {changes.precision}"
-                raise ConfigError(message, hint="leave --precision out")
+        # Read again, because another run may have changed the index before this one had the lock.
+        document = new or _expect_precision(folder, storage.read_document(folder), changes.precision)
         for step in STEPS:
             document = step(job, document)
     after = FolderIndex.open(folder)
     skipped = [] if source is None else commit.skipped_of(folder, after.document)
     if before is None:
         return IndexChange(after, skipped, notes=tuple(job.notes))
-    removed = after.document.removed.count - before.document.removed.count
-    return IndexChange(after, skipped, after.num_rows - before.num_rows, removed, tuple(job.notes))
+    added, removed = after.num_rows - before.num_rows, after.num_removed - before.num_removed
+    return IndexChange(after, skipped, added, removed, tuple(job.notes))
+
+
+def _folder_to_change(target: str) -> Path:
+    refuse_url(
+        Path(target),
+        "and the index to change is a folder of this machine",
+        "copy it to this machine, and name the copy",
+    )
+    folder = Path(target).expanduser()
+    if artifacts.kind_of_folder(folder) == "a run":
+        raise ConfigError(
+            f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX"
+        )
+    return folder
+
+
+def _expect_precision(folder: Path, document: IndexDocument, precision: str | None) -> IndexDocument:
+    if precision not in (None, document.precision):
+        message = f"the index {folder} is of precision {document.precision}, not {precision}"
+        raise ConfigError(message, hint="leave --precision out")
+    return document
 
 
 def _source(folder: Path, images: Path, split: str | None) -> ImageSource:

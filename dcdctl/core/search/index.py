@@ -97,6 +97,10 @@ class FolderIndex(ImageIndex):
         return self._columns.num_covered
 
     @property
+    def num_removed(self) -> int:
+        return self.num_rows - self.num_images
+
+    @property
     def is_live(self) -> NDArray[np.bool_]:
         """(R,): the rows that were not removed."""
         return np.ones(self.num_rows, np.bool_) if self.is_removed is None else ~self.is_removed

@@ -39,8 +39,8 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
     if (path / data.CORPUS_FILE).is_file():
         corpus = Corpus.open(path, split or data.all_splits(path))
         if repeated := [image_id for image_id, count in Counter(corpus.image_ids).items() if count > 1]:
-            found = f"{len(repeated):,} images of {images} have the same id in two splits, such as {repeated[0]!r}"
-            raise InputError(found, hint="index one split with --split NAME")
+            message = f"{len(repeated):,} images of {images} have the same id in two splits, such as {repeated[0]!r}"
+            raise InputError(message, hint="index one split with --split NAME")
         return ImageSource(kind="corpus", path=str(path), split=corpus.split, fingerprint=corpus.fingerprint)
     if other := artifacts.other_folder_error(path, "folder of images or a corpus", error=InputError):
         raise other
@@ -175,6 +175,8 @@ def _open_corpus(source: ImageSource) -> Corpus:
     except CorpusError as error:
         raise MissingError(f"the images of the index are not where they were: {error}") from error
     if corpus.fingerprint != source.fingerprint:
-        found = f"{source.path} holds another corpus now ({corpus.fingerprint[:8]}, not {str(source.fingerprint)[:8]})"
-        raise StaleError(found, hint="index it again")
+        message = (
+            f"{source.path} holds another corpus now ({corpus.fingerprint[:8]}, not {str(source.fingerprint)[:8]})"
+        )
+        raise StaleError(message, hint="index it again")
     return corpus

@@ -67,7 +67,7 @@ def summarize_index(index: FolderIndex) -> IndexSummary:
     in_segments = index.segments[-1].stop if index.segments else 0
     return IndexSummary(
         images=index.num_images,
-        removed=document.removed.count,
+        removed=index.num_removed,
         skipped=document.skipped.count,
         dims=index.dim,
         kind=index.kind,

@@ -91,8 +91,8 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
     """
     source = sources.find_source(images)
     if source.kind == "corpus":
-        found = f"{images} is a corpus, whose Parquet files already list the images with their bytes"
-        raise InputError(found, hint=f"let the engine read {source.path}/*.parquet: columns image_id and image")
+        message = f"{images} is a corpus, whose Parquet files already list the images with their bytes"
+        raise InputError(message, hint=f"let the engine read {source.path}/*.parquet: columns image_id and image")
     models.check_ref(ref, kind="dual")
     files.check_output_folder(folder)
     if not files.is_vacant(folder):
@@ -240,11 +240,11 @@ class _GivenVectors:
         missing = np.flatnonzero(~self.is_given).tolist()
         for row, read in self._read_images(missing):
             if read.pixels is not None:
-                found = (
+                message = (
                     f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} "
                     "is an image"
                 )
-                raise InputError(found, hint="give the files of all vectors; `--plan-only` lists the images")
+                raise InputError(message, hint="give the files of all vectors; `--plan-only` lists the images")
             skipped[row] = read.skipped[0]
         return skipped
 

@@ -1,5 +1,4 @@
-"""Indexed images in the stores of other programs: PostgreSQL, LanceDB and Qdrant, filled from an index and searched in
-its place."""
+"""Indexed images in the stores of other programs, filled from an index and searched in its place."""
 
 import lazy_loader
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -18,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, HnswSq
 
-from dcdctl.core.errors import InputError, MissingError
+from dcdctl.core.errors import InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
-from dcdctl.core.stores.protocol import Found, StoreFacts
+from dcdctl.core.stores.protocol import Candidates, Store, StoreFacts
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import Dialect, condition_sql
+from dcdctl.core.stores.url import StoreUrl
 
 EXACT_UP_TO = 50_000
 """Vectors that are compared one by one; a larger table gets an index."""
@@ -40,7 +42,15 @@ _PASSING = re.compile(
 """What LanceDB and the clients of object storage say of errors that may pass: its errors have no numbers."""
 
 
-class LanceStore:
+def open_url(url: StoreUrl) -> LanceStore:
+    """The store at lancedb:FOLDER?table=NAME, or lancedb+PROTOCOL://PLACE?table=NAME."""
+    protocol, place = url.parts.scheme.partition("+")[2], f"{url.parts.netloc}{url.parts.path}"
+    table = url.table(is_complete=bool(url.parts.netloc if protocol else url.parts.path))
+    uri = f"{protocol}://{place}" if protocol else str(Path(place).expanduser())
+    return LanceStore(uri, table, f"{url.shown}?table={table}")
+
+
+class LanceStore(Store):
     """The images of one table."""
 
     kind = "lancedb"
@@ -51,9 +61,6 @@ class LanceStore:
         self._uri, self._table = uri, table
         with self._errors():
             self._database = lancedb.connect(uri)
-
-    def close(self) -> None:
-        pass
 
     def draft(self) -> LanceStore:
         return LanceStore(self._uri, f"{self._table}{_DRAFT}", self.location)
@@ -107,14 +114,14 @@ class LanceStore:
                 found.append(_cast(table.search().where(_one_of(asked)).limit(len(asked)).to_arrow(), schema))
         return pa.concat_tables(found).sort_by("row").combine_chunks()
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
         # Opened for each search: all of it reads one version.
         table = self._open()
         facts = self._facts_of(table)
         condition = None if where is None else _sql(where, facts)
         with self._errors():
             found = [_cast(_nearest(table, query_D, count, condition), facts.image_schema) for query_D in queries_QD]
-        return Found(found, facts.model)
+        return Candidates(found, facts.model)
 
     def finish(self) -> None:
         # A draft is copied when it is published, without its indexes.
@@ -141,12 +148,13 @@ class LanceStore:
         published = LanceStore(self._uri, self._table.removesuffix(_DRAFT), self.location)
         with self._errors():
             facts = self._facts_of(table)
-            batches = table.search().to_batches()
-            reader = pa.RecordBatchReader.from_batches(
-                _schema(facts), (_batch(batch, _schema(facts)) for batch in batches)
-            )
+            schema = _schema(facts)
+            # Batch by batch, because a table may be larger than memory.
+            tables = (_cast(pa.Table.from_batches([batch]), schema) for batch in table.search().to_batches())
+            batches = (batch for each in tables for batch in each.combine_chunks().to_batches())
+            reader = pa.RecordBatchReader.from_batches(schema, batches)
             # One commit: a search sees the old version or the new one.
-            self._database.create_table(published._table, data=reader, schema=_schema(facts), mode=published._mode())
+            self._database.create_table(published._table, data=reader, schema=schema, mode=published._mode())
         published.finish()
         self.drop()
 
@@ -172,9 +180,7 @@ class LanceStore:
     def _open(self) -> Any:
         table = self._find()
         if table is None:
-            raise MissingError(
-                f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
-            )
+            raise self.not_there()
         return table
 
     def _facts_of(self, table: Any) -> StoreFacts:
@@ -199,13 +205,12 @@ class LanceStore:
 
 
 def _nearest(table: Any, query_D: Floats, count: int, condition: str | None) -> pa.Table:
-    query = table.search(query_D).distance_type("cosine").nprobes(PROBES).ef(max(2 * count, 200)).limit(count)
-    found = (query if condition is None else query.where(condition, prefilter=True)).to_arrow()
-    if len(found) < count:
-        # An index looks into a few partitions, which may hold fewer images that meet a condition.
-        query = table.search(query_D).distance_type("cosine").bypass_vector_index().limit(count)
-        found = (query if condition is None else query.where(condition, prefilter=True)).to_arrow()
-    return found
+    nearest = table.search(query_D).distance_type("cosine").limit(count)
+    if condition is not None:
+        nearest = nearest.where(condition, prefilter=True)
+    found = nearest.nprobes(PROBES).ef(max(2 * count, 200)).to_arrow()
+    # An index looks into a few partitions, which may hold fewer images that meet a condition.
+    return found if len(found) >= count else nearest.bypass_vector_index().to_arrow()
 
 
 def _schema(facts: StoreFacts) -> pa.Schema:
@@ -219,22 +224,12 @@ def _cast(found: pa.Table, schema: pa.Schema) -> pa.Table:
     return found.select(schema.names).cast(schema)
 
 
-def _batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    return (
-        pa.Table.from_batches([batch])
-        .select(schema.names)
-        .cast(schema)
-        .combine_chunks()
-        .to_batches(max_chunksize=None)[0]
-    )
-
-
 def _one_of(rows: Rows) -> str:
     return f"`row` IN ({', '.join(map(str, rows.tolist()))})" if len(rows) else "false"
 
 
 def _sql(condition: Condition, facts: StoreFacts) -> str:
-    return condition_sql(condition, facts.image_schema, Dialect(lambda name: f"`{name}`", _literal, _like))
+    return condition_sql(condition, facts.image_schema, Dialect(lambda name: f"`{name}`", _literal))
 
 
 def _literal(value: Value, type_: pa.DataType) -> str:
@@ -247,7 +242,3 @@ def _literal(value: Value, type_: pa.DataType) -> str:
     if isinstance(value, datetime):
         return f"timestamp '{value.isoformat(sep=' ')}'"
     return f"date '{value.isoformat()}'"
-
-
-def _like(column: str, pattern: str, ignore_case: bool) -> str:
-    return f"{column} {'ILIKE' if ignore_case else 'LIKE'} {pattern}"

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 import psycopg
@@ -24,11 +25,12 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
 
-from dcdctl.core.errors import DcdError, InputError, MissingError
+from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
-from dcdctl.core.stores.protocol import Found, StoreFacts, half_of
+from dcdctl.core.stores.protocol import Candidates, Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import Dialect, condition_sql
+from dcdctl.core.stores.url import StoreUrl
 
 if TYPE_CHECKING:
     Connection = psycopg.Connection[tuple[Any, ...]]
@@ -57,6 +59,8 @@ TYPES = {
 _PASSING = ("08", "40001", "40P01", "53", "55P03", "57P", "57014")
 """The beginnings of the SQLSTATEs of errors that may pass: lost connections, deadlocks, too many clients, restarts,
 timeouts."""
+_PLACES = ("host", "port", "table")
+"""The parameters of a URL that are shown: they say where, and are no secrets."""
 _REFUSED = re.compile(
     r"FATAL:\s+(?!the database system|sorry, too many|remaining connection|terminating)|no password supplied|invalid"
 )
@@ -126,7 +130,18 @@ class _HalfDumper(Dumper):
         return bytes(obj.data)
 
 
-class PostgresStore:
+def open_url(url: StoreUrl) -> PostgresStore:
+    """The store at postgresql://USER@HOST:PORT/DATABASE?table=NAME, with other parameters for libpq."""
+    parts = url.parts
+    schema, _, name = url.table(is_complete=bool(parts.path.strip("/"))).rpartition(".")
+    others = urlencode([(key, value) for key, value in url.parameters if key != "table"])
+    # postgresql:///database, whose server is found by libpq, loses its slashes in urlunsplit.
+    conninfo = f"postgresql://{parts.netloc}{parts.path}" + (f"?{others}" if others else "")
+    place = urlencode([(key, value) for key, value in url.parameters if key in _PLACES], safe="/")
+    return PostgresStore(conninfo, TableName(name, schema or None), f"{url.shown}?{place}")
+
+
+class PostgresStore(Store):
     """The images of one table. Each thread has a connection of its own."""
 
     kind = "postgresql"
@@ -232,18 +247,18 @@ class PostgresStore:
         with self._session() as session, session.connection.cursor(binary=True) as cursor:
             return _table(cursor.execute(query, [rows.tolist()]).fetchall(), facts)
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
         test, parameters = self._where(where)
         with self._session() as session, session.connection.transaction():
             version = self._version(session)
             is_exact = version.is_small or (
                 where is not None and self._count(session, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO
             )
-            found = [
-                self._nearest(session, version, (test, [*parameters, _text(query_D)]), count, is_exact)
-                for query_D in queries_QD
-            ]
-        return Found(found, version.facts.model)
+            images = []
+            for query_D in queries_QD:
+                numbers = f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
+                images.append(self._nearest(session, version, (test, [*parameters, numbers]), count, is_exact))
+        return Candidates(images, version.facts.model)
 
     def _nearest(
         self,
@@ -329,9 +344,7 @@ class PostgresStore:
         """The table that has the name now."""
         found = session.connection.execute("SELECT to_regclass(%s)::oid::int8", [self._regclass]).fetchone()
         if found is None or found[0] is None:
-            raise MissingError(
-                f"{self._name} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
-            )
+            raise self.not_there(self._name)
         if self._latest is None or self._latest.oid != found[0]:
             query = "SELECT obj_description(oid, 'pg_class'), reltuples FROM pg_class WHERE oid = %s"
             described = session.connection.execute(query, found).fetchone()
@@ -354,7 +367,8 @@ class PostgresStore:
             return f"%s::{TYPES[type_]}"
 
         columns = self._described().image_schema
-        text = condition_sql(condition, columns, Dialect(_column, parameter, _like))
+        # Under "C" only the letters of ASCII have another case.
+        text = condition_sql(condition, columns, Dialect(_column, parameter, collation=' COLLATE "und-x-icu"'))
         return sql.SQL(" WHERE " + text), parameters
 
     @contextmanager
@@ -377,7 +391,7 @@ class PostgresStore:
             raise self._as_ours(error) from error
 
     def _as_ours(self, error: psycopg.Error) -> DcdError:
-        state, text = error.sqlstate or "", _one_line(error)
+        state, text = error.sqlstate or "", " ".join(str(error).split())
         if isinstance(error, errors.UndefinedFile | errors.FeatureNotSupported) and "extension" in text:
             hint = "install it on the server: apt install postgresql-17-pgvector, or as its README says"
             return InputError(f"the server of {self.location} has no pgvector ({text})", hint=hint)
@@ -392,10 +406,6 @@ class PostgresStore:
             f"{self.location} refuses: {text}",
             hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights",
         )
-
-
-def _one_line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
 
 
 def _close_all(connections: list[Connection]) -> None:
@@ -436,11 +446,6 @@ def _column(name: str) -> str:
     return _in_query(sql.Identifier(name)).as_string(None)
 
 
-def _like(column: str, pattern: str, ignore_case: bool) -> str:
-    # Under "C" only the letters of ASCII have another case.
-    return f'{column} COLLATE "und-x-icu" ILIKE {pattern}' if ignore_case else f"{column} LIKE {pattern}"
-
-
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     """The values of a column, as psycopg sends them."""
     if not pa.types.is_fixed_size_list(column.type):
@@ -455,10 +460,6 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     vectors_RD = half_of(column)
     header = struct.pack(">HH", vectors_RD.shape[1], 0)
     return [_HalfBytes(header + vector_D.tobytes()) for vector_D in vectors_RD.astype(">f2")]
-
-
-def _text(query_D: Floats) -> str:
-    return f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
 
 
 def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:

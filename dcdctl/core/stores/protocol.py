@@ -6,15 +6,15 @@ Shape letters: Q queries, R rows, D width.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from dcdctl.core import config
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import COLUMN_TYPES, Condition, Floats, Half, ImageSource, Rows
 
 FORMAT = 1
@@ -67,15 +67,15 @@ class StoreFacts:
         try:
             document = json.loads(text or "")["dcdctl"]
         except (ValueError, LookupError, TypeError) as error:
-            found = f"{location} is there, and dcdctl did not make it"
-            raise StaleError(found, hint="name another one: nothing was changed") from error
+            message = f"{location} is there, and dcdctl did not make it"
+            raise StaleError(message, hint="name another one: nothing was changed") from error
         try:
             if document["format"] != FORMAT:
                 raise ConfigError(f"its format is {document['format']!r}")
             return config.build(StoreFacts, document)
         except (ConfigError, LookupError, TypeError) as error:
-            found = f"{location} was filled by another version of dcdctl ({error})"
-            raise StaleError(found, hint="update dcdctl, or upload the index again with --replace") from error
+            message = f"{location} was filled by another version of dcdctl ({error})"
+            raise StaleError(message, hint="update dcdctl, or upload the index again with --replace") from error
 
 
 IMAGE_FIELDS = (
@@ -97,14 +97,14 @@ def half_of(column: pa.ChunkedArray) -> Half:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Candidates for each query, in no fixed order, and the model that made their vectors."""
+class Candidates:
+    """Images for each query, in no fixed order, and the model that made their vectors."""
 
     images: list[pa.Table]
     model: str
 
 
-class Store(Protocol):
+class Store(ABC):
     """Vectors with their images under one name. Safe to call from threads.
 
     An error that may pass, such as a lost connection, is an UnavailableError; wrong credentials and the like are
@@ -112,53 +112,72 @@ class Store(Protocol):
     """
 
     kind: str
-    location: str
-    """Its URL without a password."""
     batch_rows: int
     """Images to send together."""
+    location: str
+    """Its URL without a password."""
 
+    @abstractmethod
     def facts(self) -> StoreFacts | None:
         """What the store holds; None if nothing has this name. StaleError if another program made it."""
 
+    @abstractmethod
     def create(self, facts: StoreFacts) -> None:
         """Make it an empty store for these columns."""
 
+    @abstractmethod
     def describe(self, facts: StoreFacts) -> None:
         """Replace the facts."""
 
+    @abstractmethod
     def upsert(self, images: pa.Table) -> None:
         """Write images of `StoreFacts.image_schema`, all or none; rows that are there already are replaced."""
 
+    @abstractmethod
     def delete(self, rows: Rows) -> None:
         """Remove rows; those that are not there are ignored."""
 
+    @abstractmethod
     def rows_in(self, span: range) -> Rows:
         """The rows of a range that are there, in order."""
 
+    @abstractmethod
     def count(self, where: Condition | None = None) -> int:
         """The number of images, or of those that meet a condition."""
 
+    @abstractmethod
     def fetch(self, rows: Rows) -> pa.Table:
         """The images of rows, in the order of rows; those that are not there are left out."""
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+    @abstractmethod
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
         """About the `count` nearest images of each query among those that meet a condition, or all of these if they are
         fewer."""
 
-    def finish(self) -> None:
+    @abstractmethod
+    def draft(self) -> Store:
+        """The store that is filled aside before it is published under this name."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Let a draft take the place of the published store, in one step."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Remove a draft, if it is there."""
+
+    # Not abstract, here and below: a store may do so by itself, or have no connections.
+    def finish(self) -> None:  # noqa: B027
         """Build what makes searches fast, after many images were written."""
 
     def num_bytes(self) -> int | None:
         """The size on disk; None if the store cannot say."""
+        return None
 
-    def draft(self) -> Store:
-        """The store that is filled aside before it is published under this name."""
-
-    def publish(self) -> None:
-        """Let a draft take the place of the published store, in one step."""
-
-    def drop(self) -> None:
-        """Remove a draft, if it is there."""
-
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """End the connections."""
+
+    def not_there(self, name: str = "") -> MissingError:
+        """The error for a store, called `name` in the message, that nobody has filled."""
+        hint = f"fill it with `dcdctl index INDEX --to '{self.location}'`"
+        return MissingError(f"{name or self.location} does not exist", hint=hint)

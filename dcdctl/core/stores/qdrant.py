@@ -8,6 +8,7 @@ compares by cosine.
 from __future__ import annotations
 
 import math
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -21,12 +22,14 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from dcdctl.core.errors import DcdError, InputError, MissingError
+from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import All, AnyOf, Compare, Condition, Floats, IsNull, Like, OneOf, Rows, Value
-from dcdctl.core.stores.protocol import Found, StoreFacts, half_of
+from dcdctl.core.stores.protocol import Candidates, Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
+from dcdctl.core.stores.url import StoreUrl
 
 FACTS = "dcdctl"
+PORT = 6333
 ROWS_PER_QUESTION = 1000
 TIMEOUT_S = 60
 LEAST_SEARCH_WIDTH = 128
@@ -50,7 +53,16 @@ def connect(url: str, key: str | None) -> QdrantClient:
     return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False)
 
 
-class QdrantStore:
+def open_url(url: StoreUrl) -> QdrantStore:
+    """The store at qdrant://HOST:PORT/COLLECTION, or qdrants: with TLS."""
+    name, protocol = url.parts.path.strip("/"), "https" if url.parts.scheme == "qdrants" else "http"
+    if not url.parts.netloc or not name or "/" in name:
+        raise InputError(f"{url.shown} names no collection", hint=f"such as qdrant://host:{PORT}/photos")
+    server = f"{protocol}://{url.parts.hostname}:{url.parts.port or PORT}"
+    return QdrantStore(connect(server, os.environ.get("QDRANT_API_KEY")), name, url.shown)
+
+
+class QdrantStore(Store):
     """The images of one collection."""
 
     kind = "qdrant"
@@ -135,7 +147,7 @@ class QdrantStore:
                 points += self._client.retrieve(collection, asked, with_payload=True, with_vectors=True)
         return _table(points, facts).sort_by("row").combine_chunks()
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
         collection, facts = self._known()
         condition = _filter(where, facts)
         width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count))
@@ -144,18 +156,12 @@ class QdrantStore:
             if any(len(points) < count for points in found):
                 # All images that meet the condition, or a graph that did not reach them.
                 found = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
-        return Found([_table(points, facts) for points in found], facts.model)
+        return Candidates([_table(points, facts) for points in found], facts.model)
 
     def _nearest(self, collection: str, queries_QD: Floats, count: int, condition: Any, params: Any) -> list[list[Any]]:
         asked = {"filter": condition, "limit": count, "params": params, "with_vector": True, "with_payload": True}
         requests = [models.QueryRequest(query=query_D.tolist(), **asked) for query_D in queries_QD]
         return [answer.points for answer in self._client.query_batch_points(collection, requests)]
-
-    def finish(self) -> None:
-        """Nothing: a server builds its graph by itself, beside the searches."""
-
-    def num_bytes(self) -> int | None:
-        return None
 
     def publish(self) -> None:
         raise AssertionError("only a draft is published")
@@ -192,9 +198,7 @@ class QdrantStore:
             self.facts()
             behind = self._behind
         if behind is None:
-            raise MissingError(
-                f"{self.location} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`"
-            )
+            raise self.not_there()
         return behind
 
     @contextmanager

@@ -16,8 +16,8 @@ class Dialect:
 
     column: Callable[[str], str]
     value: Callable[[Value, pa.DataType], str]
-    like: Callable[[str, str, bool], str]
-    """A column, a pattern as a value, and whether upper and lower case are the same: the test."""
+    collation: str = ""
+    """Follows the column of a test that ignores upper and lower case."""
 
 
 def condition_sql(condition: Condition, columns: pa.Schema, dialect: Dialect) -> str:
@@ -37,5 +37,6 @@ def _test(condition: Compare | OneOf | Like, column: str, type_: pa.DataType, di
         return f"{column} {operator} {dialect.value(condition.value, type_)}"
     word = "NOT " if condition.negated else ""
     if isinstance(condition, Like):
-        return f"{word}{dialect.like(column, dialect.value(condition.pattern, type_), condition.ignore_case)}"
+        column, like = (f"{column}{dialect.collation}", "ILIKE") if condition.ignore_case else (column, "LIKE")
+        return f"{word}{column} {like} {dialect.value(condition.pattern, type_)}"
     return f"{column} {word}IN ({', '.join(dialect.value(value, type_) for value in condition.values)})"

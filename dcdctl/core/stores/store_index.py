@@ -66,9 +66,9 @@ class StoreIndex(ImageIndex):
     def model(self) -> Path:
         folder = self._model or Path(self.facts.model_folder)
         if not folder.is_dir():
-            found = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
+            message = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
             raise MissingError(
-                found, hint="copy the folder `model` of the index to this machine, and name it with --model"
+                message, hint="copy the folder `model` of the index to this machine, and name it with --model"
             )
         return folder
 

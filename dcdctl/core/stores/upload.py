@@ -110,11 +110,11 @@ def _expect(facts: StoreFacts, index: FolderIndex, location: str) -> None:
     """StaleError if a store holds the images of another index or another model."""
     hint = "name another table or collection, or replace what is there with --replace"
     if facts.model != index.fingerprint:
-        found = (
+        message = (
             f"{location} was filled with the model {facts.model[:8]}, and the index {index.folder} has the model "
             f"{index.fingerprint[:8]}"
         )
-        raise StaleError(found, hint=hint)
+        raise StaleError(message, hint=hint)
     if not _continues(facts, index):
         raise StaleError(f"{location} holds the images of another index than {index.folder}", hint=hint)
 
@@ -144,11 +144,11 @@ def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool,
             repeated(store.finish, FOR_A_BATCH)
     count = repeated(store.count, FOR_A_BATCH)
     if count != wanted.images:
-        found = (
+        message = (
             f"{store.location} has {count:,} images after the upload, and the index {index.folder} has "
             f"{wanted.images:,}"
         )
-        raise StaleError(found, hint="does another program write to it? Fill it again with --replace")
+        raise StaleError(message, hint="does another program write to it? Fill it again with --replace")
     repeated(lambda: store.describe(wanted), FOR_A_BATCH)
     return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
 

@@ -9,10 +9,11 @@ Passwords and keys come from the environment, or for PostgreSQL also from the UR
 
 from __future__ import annotations
 
-import os
+import importlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from dcdctl.core import files
 from dcdctl.core.errors import InputError, require_extra
@@ -20,11 +21,65 @@ from dcdctl.core.search import FolderIndex, ImageIndex
 from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.store_index import StoreIndex
 
-FORMS = "write postgresql://user@host/database?table=NAME, lancedb:FOLDER?table=NAME or qdrant://host/NAME"
-QDRANT_PORT = 6333
-_PLACES = ("host", "port", "table")
-"""The parameters of PostgreSQL that are shown: they say where, and are no secrets."""
 _SCHEME = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?:(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class StoreKind:
+    """A program that keeps vectors."""
+
+    name: str
+    form: str
+    """Its URLs, as messages show them."""
+    module: str
+    """The file in this folder, imported only when a URL names it: its packages are optional. Its function `open_url`
+    makes the store of a `StoreUrl`."""
+    extra: str
+    package: str
+    """The first package of the extra, as it is imported."""
+
+
+_POSTGRES = StoreKind(
+    "PostgreSQL", "postgresql://user@host/database?table=NAME", module="postgres", extra="postgres", package="psycopg"
+)
+_LANCEDB = StoreKind("LanceDB", "lancedb:FOLDER?table=NAME", module="lancedb", extra="lancedb", package="lancedb")
+_QDRANT = StoreKind("Qdrant", "qdrant://host/NAME", module="qdrant", extra="qdrant", package="qdrant_client")
+STORES = {
+    "postgresql": _POSTGRES,
+    "postgres": _POSTGRES,
+    "lancedb": _LANCEDB,
+    "qdrant": _QDRANT,
+    "qdrants": _QDRANT,
+}
+"""The stores by the scheme of their URLs."""
+
+
+class StoreUrl:
+    """The URL of a store, taken apart."""
+
+    def __init__(self, url: str, kind: StoreKind) -> None:
+        self.kind, self.parts = kind, urlsplit(url)
+        self.parameters = parse_qsl(self.parts.query, keep_blank_values=True)
+        user, _, host = self.parts.netloc.rpartition("@")
+        user = f"{user.partition(':')[0]}@" if user else ""
+        slashes = "//" if url.partition(":")[2].startswith("//") else ""
+        self.shown = f"{self.parts.scheme}:{slashes}{user}{host}{self.parts.path}"
+        """Without password and parameters, which may be credentials."""
+
+    def table(self, *, is_complete: bool) -> str:
+        """The only parameter of this name; InputError with an example if there is none, or if the URL is not
+        complete."""
+        values = [value for name, value in self.parameters if name == "table" and value]
+        if is_complete and len(values) == 1:
+            return values[0]
+        missing = "table" if is_complete else "place"
+        hint = f"such as {self.kind.form.replace('NAME', 'photos')}"
+        raise InputError(f"{self.shown} names no {missing}, or several", hint=hint)
+
+
+def _kind_of(url: str) -> StoreKind | None:
+    match = _SCHEME.fullmatch(url)
+    return None if match is None else STORES.get(match[1])
 
 
 def is_store(place: str) -> bool:
@@ -33,17 +88,23 @@ def is_store(place: str) -> bool:
     >>> is_store("postgresql://localhost/photos?table=a"), is_store("indexes/photos"), is_store("https://host/corpus")
     (True, False, False)
     """
-    match = _SCHEME.fullmatch(place)
-    return match is not None and match[1] in _OPENERS
+    return _kind_of(place) is not None
+
+
+def _no_store(place: str | Path) -> InputError:
+    *forms, last = dict.fromkeys(kind.form for kind in STORES.values())
+    return InputError(f"{files.shown(place)!r} is not the URL of a store", hint=f"write {', '.join(forms)} or {last}")
 
 
 def open_store(url: str) -> Store:
     """The store at a URL; nothing is read yet. InputError for another form of URL, MissingError without the packages of
     its extra."""
-    match = _SCHEME.fullmatch(url)
-    if match is None or match[1] not in _OPENERS:
-        raise InputError(f"{files.shown(url)!r} is not the URL of a store", hint=FORMS)
-    return _OPENERS[match[1]](url)
+    if (kind := _kind_of(url)) is None:
+        raise _no_store(url)
+    require_extra(kind.extra, kind.package, needed_by=f"a store in {kind.name}")
+    module = importlib.import_module(f"dcdctl.core.stores.{kind.module}")
+    store: Store = module.open_url(StoreUrl(url, kind))
+    return store
 
 
 def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
@@ -51,93 +112,17 @@ def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
 
     The errors of `FolderIndex.open`, `open_store` and `StoreIndex.open`.
     """
-    if not is_store(str(place)):
-        if files.url_of(place) is not None:
-            raise InputError(f"{files.shown(place)!r} is not the URL of a store", hint=FORMS)
-        if model is not None:
-            raise InputError(
-                f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine"
-            )
-        return FolderIndex.open(Path(place).expanduser())
-    return StoreIndex.open(open_store(str(place)), model)
+    if is_store(str(place)):
+        return StoreIndex.open(open_store(str(place)), model)
+    if files.url_of(place) is not None:
+        raise _no_store(place)
+    if model is not None:
+        raise InputError(
+            f"the index {place} has its model in it", hint="leave --model out: it is for a store on another machine"
+        )
+    return FolderIndex.open(Path(place).expanduser())
 
 
 def location_of(place: str | Path) -> str:
     """A place as it is shown: the URL of a store without a password, or a folder."""
     return open_store(str(place)).location if is_store(str(place)) else str(place)
-
-
-def _postgres(url: str) -> Store:
-    require_extra("postgres", "psycopg", needed_by="a store in PostgreSQL")
-    from dcdctl.core.stores.postgres import PostgresStore, TableName
-
-    parts = urlsplit(url)
-    asked = parse_qsl(parts.query, keep_blank_values=True)
-    is_complete = bool(parts.path.strip("/"))
-    table = _only(url, parts, "table", is_complete=is_complete, example="postgresql://user@host/database?table=photos")
-    schema, _, name = table.rpartition(".")
-    others = urlencode([(key, value) for key, value in asked if key != "table"])
-    # postgresql:///database, whose server is found by libpq, loses its slashes in urlunsplit.
-    conninfo = f"postgresql://{parts.netloc}{parts.path}" + (f"?{others}" if others else "")
-    place = urlencode([(key, value) for key, value in asked if key in _PLACES], safe="/")
-    return PostgresStore(conninfo, TableName(name, schema or None), f"{_shown(url)}?{place}")
-
-
-def _shown(url: str) -> str:
-    """A URL without password and parameters, which may be credentials.
-
-    >>> _shown("postgresql://me:secret@host/photos?password=x")
-    'postgresql://me@host/photos'
-    """
-    parts = urlsplit(url)
-    user, _, host = parts.netloc.rpartition("@")
-    user = f"{user.partition(':')[0]}@" if user else ""
-    slashes = "//" if url.partition(":")[2].startswith("//") else ""
-    return f"{parts.scheme}:{slashes}{user}{host}{parts.path}"
-
-
-def _lance(url: str) -> Store:
-    require_extra("lancedb", "lancedb", needed_by="a store in LanceDB")
-    from dcdctl.core.stores.lancedb import LanceStore
-
-    parts = urlsplit(url)
-    protocol = parts.scheme.partition("+")[2]
-    folder = (
-        f"{protocol}://{parts.netloc}{parts.path}"
-        if protocol
-        else str(Path(f"{parts.netloc}{parts.path}").expanduser())
-    )
-    name = _only(
-        url,
-        parts,
-        "table",
-        is_complete=bool(parts.netloc if protocol else parts.path),
-        example="lancedb:FOLDER?table=photos",
-    )
-    return LanceStore(folder, name, f"{_shown(url)}?table={name}")
-
-
-def _qdrant(url: str) -> Store:
-    require_extra("qdrant", "qdrant_client", needed_by="a store in Qdrant")
-    from dcdctl.core.stores import qdrant
-
-    parts = urlsplit(url)
-    name, protocol = parts.path.strip("/"), "https" if parts.scheme == "qdrants" else "http"
-    if not parts.netloc or not name or "/" in name:
-        raise InputError(f"{_shown(url)} names no collection", hint="such as qdrant://host:6333/photos")
-    server = f"{protocol}://{parts.hostname}:{parts.port or QDRANT_PORT}"
-    return qdrant.QdrantStore(qdrant.connect(server, os.environ.get("QDRANT_API_KEY")), name, _shown(url))
-
-
-def _only(url: str, parts: SplitResult, parameter: str, *, is_complete: bool, example: str) -> str:
-    """The value of the only parameter of this name; InputError with an example if there is none, or if the URL is not
-    complete."""
-    found = [value for name, value in parse_qsl(parts.query, keep_blank_values=True) if name == parameter and value]
-    if is_complete and len(found) == 1:
-        return found[0]
-    raise InputError(
-        f"{_shown(url)} names no {parameter if is_complete else 'place'}, or several", hint=f"such as {example}"
-    )
-
-
-_OPENERS = {"postgresql": _postgres, "postgres": _postgres, "lancedb": _lance, "qdrant": _qdrant, "qdrants": _qdrant}

@@ -154,11 +154,11 @@ def _of_metadata(index: FolderIndex, read: ImageColumns, notes: list[str]) -> It
     used = np.unique(rows_of_table[is_named])
     if not (is_named & live).any():
         example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
-        found = (
+        message = (
             f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
             f"{read.images[0]!r}"
         )
-        raise InputError(found, hint=f"name images as the index does, such as {example!r}")
+        raise InputError(message, hint=f"name images as the index does, such as {example!r}")
     if unknown := len(read.images) - len(used):
         known = set(used.tolist())
         example = next(name for row, name in enumerate(read.images) if row not in known)
