@@ -300,10 +300,8 @@ WORDING = {
 of a sentence."""
 SENTENCE_START = r"(?:(?<=^)|(?<=[.!?] )|(?<=[|*-] ))"
 ALLOWED = {
-    ("dcdctl/core/data/corpus_summary.py", "licence"): "a key of corpus.json",
-    ("dcdctl/core/data/manifest.py", "licence"): "the old key of manifests, which an error names",
+    ("dcdctl/core/data/corpus_json.py", "licence"): "a key of corpus.json",
     ("dcdctl/core/data/prepare.py", "licence"): "a key of corpus.json",
-    ("dcdctl/core/export/model_card.py", "licence"): "a key of corpus.json",
 }
 """Files in which a word of WORDING is data, with the reason."""
 

@@ -13,7 +13,7 @@ from dcdctl.api import arguments
 from dcdctl.api.arguments import Overrides, Ref, assignments, many, optional_path, path, say
 from dcdctl.core import data as data_room
 from dcdctl.core import devices, models, training
-from dcdctl.core.data import CorpusSummary, FileSettings, PrepareOptions, SourceOptions
+from dcdctl.core.data import CorpusSummary, DataChoice, PrepareOptions, SourceOptions
 from dcdctl.core.models import Model
 from dcdctl.core.report import Study
 from dcdctl.core.study import StudyJob, StudyOptions, StudyView, run_study
@@ -52,16 +52,19 @@ def prepare(
 
     More than one of the `workers` start processes, so a script then needs `if __name__ == "__main__":`.
     """
-    settings = FileSettings(name=data_name, folder=optional_path(out), hold_out=hold_out, encoding=encoding)
-    chosen = data_room.choose_manifest(
-        None if manifest is None else os.fspath(manifest),
+    choice = DataChoice(
+        manifest=None if manifest is None else os.fspath(manifest),
         csv=optional_path(csv),
         jsonl=optional_path(jsonl),
         karpathy=optional_path(karpathy),
         images=[path(folder) for folder in many(images)],
+        folder=optional_path(out),
         sets=assignments(overrides),
-        settings=settings,
+        name=data_name,
+        hold_out=hold_out,
+        encoding=encoding,
     )
+    chosen = data_room.choose_manifest(choice)
     options = PrepareOptions(
         splits=tuple(splits),
         max_images=max_images,

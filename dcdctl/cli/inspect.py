@@ -85,6 +85,7 @@ def _inspect_corpus(
     folder: Path, split: str | None, max_images: int | None, html: Path | None, num_images: int | None, json: bool
 ) -> None:
     from dcdctl.core import data, report
+    from dcdctl.core.config import to_table
     from dcdctl.core.data import Corpus
     from dcdctl.core.files import shown
 
@@ -95,7 +96,7 @@ def _inspect_corpus(
         report.write_corpus_page(html, summary, corpus, f"Corpus {summary.name}, {shown(folder)}", num_images)
         note(f"page -> {html}")
     if json:
-        return show_json(data.corpus_document(summary))
+        return show_json(to_table(summary))
     show(f"{summary.name}, {shown(folder)}")
     for name, value in data.corpus_facts(summary):
         show(f"  {name}: {value}")

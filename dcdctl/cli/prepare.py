@@ -45,7 +45,7 @@ HoldOut = Annotated[
 ]
 Encoding = Annotated[
     str | None,
-    typer.Option("--encoding", help="Encoding of a CSV or JSON lines; by default it is recognized.", metavar="NAME"),
+    typer.Option("--encoding", help="Encoding of a CSV or JSON lines that is not Unicode.", metavar="NAME"),
 ]
 Columns = Annotated[
     str | None,
@@ -119,12 +119,20 @@ def prepare(
 
     if show_list:
         return _show_published(models.list_published(), json)
-    settings = data.FileSettings(
-        name=data_name, folder=out, hold_out=hold_out, encoding=encoding, columns=names_in(columns)
+    choice = data.DataChoice(
+        manifest=name,
+        karpathy=karpathy,
+        csv=csv,
+        jsonl=jsonl,
+        images=images or (),
+        folder=out,
+        sets=sets or (),
+        name=data_name,
+        hold_out=hold_out,
+        encoding=encoding,
+        columns=names_in(columns),
     )
-    manifest = data.choose_manifest(
-        name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or (), settings=settings
-    )
+    manifest = data.choose_manifest(choice)
     rows = {
         "splits": [split.strip() for split in splits.split(",") if split.strip()],
         "max_images": max_images,

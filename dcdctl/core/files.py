@@ -27,13 +27,6 @@ from dcdctl.core.errors import DcdError, InputError, as_user_error
 
 WRITE_HINT = "name a place on this machine, and copy what is written there"
 PARTIAL_SUFFIX = ".partial"
-# In this order, because the mark of UTF-16 begins that of UTF-32.
-_BYTE_ORDER_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
 MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 KEPT_S = 24 * 3600.0
@@ -187,26 +180,6 @@ def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputErro
     if not isinstance(reason, FileNotFoundError) and translated is not None:
         hint = translated.hint
     return error(f"{path} cannot be read: {reason.strerror}", hint=hint)
-
-
-def encoding_error(path: Path) -> InputError | None:
-    """The error for a text file that is not UTF-8, with the first line that is not, and the encoding that it may have;
-    None for UTF-8."""
-    data = path.read_bytes()
-    guess = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
-    # UTF-16 without a mark: every other byte of Latin letters is zero.
-    if not guess and data[:200].count(0) > len(data[:200]) // 4:
-        guess = "UTF-16"
-    try:
-        data.decode()
-        reason, line = "it has zero bytes", 1
-    except UnicodeDecodeError as error:
-        reason, line = error.reason, data.count(b"\n", 0, error.start) + 1
-    else:
-        if not guess:
-            return None
-    found = f"it looks like {guess}" if guess else f"{reason} on line {line:,}"
-    return InputError(f"{path} is not UTF-8 text ({found})", hint="save it as UTF-8")
 
 
 def write_text(path: Path, text: str) -> None:

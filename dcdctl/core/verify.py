@@ -174,17 +174,16 @@ def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
         return VerifiedArtifact(
             path=folder, kind="corpus", files={folder / data.CORPUS.plan_file: 0}, is_finished=False
         )
-    artifact, index = _sealed(folder, data.CORPUS, data.read_corpus_json)
-    if index is None:
+    artifact, document = _sealed(folder, data.CORPUS, data.read_corpus_json)
+    if document is None:
         return artifact
-    for split, entry in index["splits"].items():
-        shards = {shard["file"]: shard for shard in entry["shards"]}
-        columns = index.get("columns", {}).get(split)
-        shards |= {} if columns is None else {columns["file"]: columns}
-        if artifact.compare(folder, shards, track) != set(shards):
+    for split, entry in document.splits.items():
+        parts = [*entry.shards, *([document.columns[split]] if split in document.columns else [])]
+        listed = {part.file: vars(part) for part in parts}
+        if artifact.compare(folder, listed, track) != set(listed):
             continue  # the rows of a damaged shard have no meaning
-        with artifact.noting(), track(f"read {split}", total=entry["images"], unit="images") as advance:
-            artifact.damages += data.find_faults(data.Corpus.open(folder, split), entry, advance)
+        with artifact.noting(), track(f"read {split}", total=entry.images, unit="images") as advance:
+            artifact.damages += data.Corpus.open(folder, split).find_faults(advance)
     return artifact
 
 

@@ -112,13 +112,6 @@ def test_the_facts_are_those_of_corpus_json(folder):
     ]
 
 
-def test_a_corpus_json_with_few_fields_is_enough(tmp_path):
-    corpus = make_corpus(tmp_path / "made", [["a"]])
-    found = corpus_summary.summarize_corpus(corpus.folder)
-    assert (found.source, found.license, found.protocol, found.left_out, found.leakage) == ("", "", "", {}, {})
-    assert found.splits["train"].fingerprint == corpus.fingerprint
-
-
 def test_the_first_images_are_those_of_a_subset(folder):
     found = corpus_summary.summarize_corpus(folder, "train", max_images=2)
     assert list(found.splits) == ["train"]

@@ -42,7 +42,6 @@ def test_same_files_and_near_images_are_counted_once_each():
         )
     }
     assert leakage.repeats == {"train": 2, "test": 0}
-    assert not leakage.is_clean
 
 
 def test_every_pair_of_present_splits_is_compared():
@@ -50,18 +49,19 @@ def test_every_pair_of_present_splits_is_compared():
     leakage = near_duplicates.find_leakage({"train": TRAIN, "val": val, "test": split("test", [50], [2**64 - 1])})
     assert list(leakage.overlaps) == ["test in train", "val in train", "test in val"]
     assert [overlap.same_file for overlap in leakage.overlaps.values()] == [0, 1, 0]
-    assert near_duplicates.find_leakage({"train": TRAIN}).is_clean
+    assert not near_duplicates.find_leakage({"train": TRAIN}).overlaps
     assert json.loads(json.dumps(config.to_table(leakage)))["overlaps"]["val in train"]["examples"] == [
         {"image": "val/0", "like": "train/0", "bits": None}
     ]
 
 
-def test_the_distance_that_counts_as_near_can_be_set():
-    test = split("test", [9], [0b1111])
-    assert [
-        near_duplicates.find_leakage({"train": TRAIN, "test": test}, bits).overlaps["test in train"].near
-        for bits in (3, 4)
-    ] == [0, 1]
+def test_images_of_more_different_bits_are_not_near():
+    bits = [2 ** (near_duplicates.NEAR_BITS + more) - 1 for more in (0, 1)]
+    leakage = [
+        near_duplicates.find_leakage({"train": split("train", [1], [0]), "test": split("test", [9], [bit])})
+        for bit in bits
+    ]
+    assert [found.overlaps["test in train"].near for found in leakage] == [1, 0]
 
 
 def test_only_the_first_few_are_shown():
@@ -71,11 +71,10 @@ def test_only_the_first_few_are_shown():
 
 
 def test_an_empty_split_has_nothing_in_common():
-    assert near_duplicates.find_leakage({"train": TRAIN, "test": split("test", [], [])}).is_clean
-    assert (
-        near_duplicates.find_leakage({"train": split("train", [], []), "test": TRAIN}).overlaps["test in train"].near
-        == 0
-    )
+    empty = split("any", [], [])
+    for splits in ({"train": TRAIN, "test": empty}, {"train": empty, "test": TRAIN}):
+        overlap = near_duplicates.find_leakage(splits).overlaps["test in train"]
+        assert (overlap.same_file, overlap.near) == (0, 0)
 
 
 def test_lengths_that_differ_are_a_wrong_call():

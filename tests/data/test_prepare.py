@@ -27,7 +27,8 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
-from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare, prepare_corpus
+from dcdctl.core.config import to_table
+from dcdctl.core.data import Corpus, PrepareOptions, manifest, near_duplicates, prepare, prepare_corpus
 from dcdctl.core.data.images import FolderImageFile
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, StaleError
 from dcdctl.core.files import sha256_of
@@ -59,14 +60,14 @@ def entry(name, split="train", raws=("a dog", "a brown dog"), **more):
 def karpathy(tmp_path, images, entries, **options):
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps({"images": entries}))
-    source = manifest.choose_manifest(None, karpathy=path, images=[images])
+    source = manifest.choose_manifest(manifest.DataChoice(karpathy=path, images=[images]))
     return prepare_corpus(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
 
 
 def pairs(tmp_path, images, text, sets=(), **options):
     path = tmp_path / "pairs.csv"
     path.write_text(text, encoding="utf-8")
-    source = manifest.choose_manifest(None, csv=path, images=[images], sets=sets)
+    source = manifest.choose_manifest(manifest.DataChoice(csv=path, images=[images], sets=sets))
     return prepare_corpus(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
 
 
@@ -231,13 +232,13 @@ def test_threads_write_the_bytes_of_one_from_every_source(tmp_path, form, write,
             f'name = "set"\nlicense = "none"\nformat = "parquet"\nrows = {{ train = '
             f'"{tmp_path.as_posix()}/rows.parquet" }}\n'
         )
-        source = manifest.choose_manifest(str(tmp_path / "set.toml"))
+        source = manifest.choose_manifest(manifest.DataChoice(manifest=str(tmp_path / "set.toml")))
     else:
         write(tmp_path / form, files)
         (tmp_path / "pairs.csv").write_text(
             "image,caption,split\n" + "".join(f"{name},a {name},train\n" for name in files)
         )
-        source = manifest.choose_manifest(None, csv=tmp_path / "pairs.csv", images=[tmp_path / form])
+        source = manifest.choose_manifest(manifest.DataChoice(csv=tmp_path / "pairs.csv", images=[tmp_path / form]))
     for workers in (1, 6):
         options = PrepareOptions(workers=workers, image_size_px=side_px, shard_size=60)
         prepare_corpus(source, tmp_path / f"out-{workers}", options=options)
@@ -344,9 +345,9 @@ def test_a_bad_karpathy_entry_is_an_error_with_its_number_or_is_skipped(tmp_path
     assert "--on-error skip" in stopped.value.hint
     summary = karpathy(tmp_path, images, entries, on_error="skip")
     assert Corpus.open(tmp_path / "out", "train").image_ids == ["a.jpg", "d.webp"]
-    assert [row["row"] for row in summary.skipped] == ["dataset.json images[1]"]
-    assert summary.skipped[0]["reason"] in str(stopped.value)
-    assert json.loads((tmp_path / "out" / "corpus.json").read_text())["skipped"] == summary.skipped
+    assert [row.row for row in summary.skipped] == ["dataset.json images[1]"]
+    assert summary.skipped[0].reason in str(stopped.value)
+    assert json.loads((tmp_path / "out" / "corpus.json").read_text())["skipped"] == to_table(summary.skipped)
 
 
 def bomb():
@@ -392,7 +393,7 @@ def test_a_bad_image_is_an_error_with_its_row_or_is_skipped(tmp_path, images, ca
     assert not (tmp_path / "out" / "corpus.json").exists()
     summary = karpathy(tmp_path, images, entries, workers=workers, on_error="skip")
     assert Corpus.open(tmp_path / "out", "train").image_ids == names[:9] + names[10:]
-    assert [(row["row"], row["image"]) for row in summary.skipped] == [("dataset.json images[9]", "09.jpg")]
+    assert [(row.row, row.image) for row in summary.skipped] == [("dataset.json images[9]", "09.jpg")]
 
 
 def test_every_truncation_of_a_jpeg_is_an_error(tmp_path):
@@ -444,16 +445,23 @@ def test_a_damaged_zip_member_is_named(tmp_path, images):
 def test_json_without_images_is_an_error(tmp_path, images, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        prepare_corpus(manifest.choose_manifest(None, karpathy=tmp_path / "x.json", images=[images]), tmp_path / "out")
+        prepare_corpus(
+            manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "x.json", images=[images])),
+            tmp_path / "out",
+        )
 
 
 def test_missing_files_are_named(tmp_path, images):
     with pytest.raises(InputError, match=r"absent.json cannot be read \(No such file"):
         prepare_corpus(
-            manifest.choose_manifest(None, karpathy=tmp_path / "absent.json", images=[images]), tmp_path / "out"
+            manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "absent.json", images=[images])),
+            tmp_path / "out",
         )
     with pytest.raises(InputError, match=r"absent.csv cannot be read \(No such file"):
-        prepare_corpus(manifest.choose_manifest(None, csv=tmp_path / "absent.csv", images=[images]), tmp_path / "out")
+        prepare_corpus(
+            manifest.choose_manifest(manifest.DataChoice(csv=tmp_path / "absent.csv", images=[images])),
+            tmp_path / "out",
+        )
     with pytest.raises(InputError, match=r"absent.zip do not exist; --images takes a folder or a zip"):
         karpathy(tmp_path, tmp_path / "absent.zip", [entry("a.jpg")])
 
@@ -490,7 +498,7 @@ def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, imag
     assert str(stopped.value).startswith("pairs.csv line 5")
     summary = pairs(tmp_path, images, text, on_error="skip")
     assert Corpus.open(tmp_path / "out", "train").captions == ["over\ntwo lines", "fine"]
-    assert [row["row"] for row in summary.skipped] == ["pairs.csv line 5"]
+    assert [row.row for row in summary.skipped] == ["pairs.csv line 5"]
 
 
 @pytest.mark.parametrize(
@@ -646,7 +654,7 @@ def test_a_resumed_run_writes_a_damaged_finished_shard_again(tmp_path, monkeypat
 
     run(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "_find_leakage", lambda splits: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(near_duplicates, "find_leakage", lambda splits: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "out")
     first, second = (tmp_path / "out" / f"train-0000{shard}-of-00003.parquet" for shard in (0, 1))
@@ -779,7 +787,7 @@ def test_progress_counts_every_row_once(tmp_path, images):
     (tmp_path / "dataset.json").write_text(
         json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]})
     )
-    source = manifest.choose_manifest(None, karpathy=tmp_path / "dataset.json", images=[images])
+    source = manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "dataset.json", images=[images]))
     prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
     assert seen == [("prepare", 3, "images"), 1, 1, 1]
 

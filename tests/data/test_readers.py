@@ -396,7 +396,7 @@ def test_other_columns_of_a_table_become_those_of_the_corpus(folder):
     assert train.columns.to_pydict() == {"year": [2020, None], "owner": ["ann", "bob"], "id": [7, 8]}
     assert both.columns.to_pydict() == {"year": [2019, 2020, None], "owner": [None, "ann", "bob"], "id": [10, 7, 8]}
     assert train.subset(1).columns.num_rows == 1
-    assert summary.notes[-4:] == [
+    assert list(summary.notes[-4:]) == [
         "columns: year, owner, id",
         "column owner of m.csv has several values for 1 images: the first row of an image counts",
         "column id of m.csv has several values for 1 images: the first row of an image counts",

@@ -89,9 +89,9 @@ images = "images.tar"
 def test_files_of_a_server_are_downloaded_once_and_noted(tmp_path, server):
     data_set = birds(tmp_path, server.url)
     first = prepare_corpus(data_set, tmp_path / "first", options=PrepareOptions(workers=1))
-    assert first.notes == [f"{name}: first download, sha256 recorded" for name in ("dataset.json", "images.zip")]
+    assert list(first.notes) == [f"{name}: first download, sha256 recorded" for name in ("dataset.json", "images.zip")]
     again = prepare_corpus(data_set, tmp_path / "again", options=PrepareOptions(workers=1))
-    assert again.notes == ["dataset.json: matches the first download", "images.zip: matches the first download"]
+    assert list(again.notes) == ["dataset.json: matches the first download", "images.zip: matches the first download"]
     assert len(server.gets("/images.zip")) == 1
     index = json.loads((tmp_path / "first" / "corpus.json").read_text())
     assert (index["source"]["name"], index["protocol"]) == ("served", "birds 1")
@@ -153,7 +153,7 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
         options=PrepareOptions(workers=1),
         source_options=SourceOptions(placed=placed, offline=True),
     )
-    assert summary.notes == [f"{name}: placed by hand, no checksum is known" for name in FILES]
+    assert list(summary.notes) == [f"{name}: placed by hand, no checksum is known" for name in FILES]
     assert not server.requests
     (placed / "images.zip").rename(placed / "images.tar")
     assert source_files.locate(data_set, SourceOptions(placed=placed)).name == "on request"

@@ -1,12 +1,19 @@
 from .captions import text_key, tokens_of
 from .columns import MOMENT, ImageColumns, columns_of_table, read_columns
-from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, all_splits, read_corpus_json, share_split, split_to_measure
-from .corpus_faults import find_faults
+from .corpus import Corpus, Direction
+from .corpus_json import (
+    CORPUS,
+    CORPUS_FILE,
+    CorpusDocument,
+    all_splits,
+    read_corpus_json,
+    share_split,
+    split_to_measure,
+)
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
     CorpusInspection,
     artifact_kind,
-    corpus_document,
     corpus_facts,
     corpus_table,
     summarize_corpus,
@@ -29,7 +36,7 @@ from .images import (
 )
 from .manifest import (
     TEXT_FIELDS,
-    FileSettings,
+    DataChoice,
     Manifest,
     choose_manifest,
     find_manifest,
@@ -57,10 +64,11 @@ __all__ = [
     "SIZES",
     "TEXT_FIELDS",
     "Corpus",
+    "CorpusDocument",
     "CorpusInspection",
     "CorpusSummary",
+    "DataChoice",
     "Direction",
-    "FileSettings",
     "FolderImageFile",
     "ImageColumns",
     "ImageError",
@@ -80,7 +88,6 @@ __all__ = [
     "artifact_kind",
     "choose_manifest",
     "columns_of_table",
-    "corpus_document",
     "corpus_facts",
     "corpus_table",
     "decode_image",
@@ -89,7 +96,6 @@ __all__ = [
     "difference_hash",
     "draw_scene",
     "fetch_file",
-    "find_faults",
     "find_manifest",
     "hub_connection",
     "hub_requests",

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dcdctl.core.data.text_encoding import find_encoding
 from dcdctl.core.errors import InputError
 
 Cells = dict[str, pa.Array | None]
@@ -234,10 +235,7 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
 
 
 def _encoding(path: Path) -> str:
-    """The encoding of a text file; InputError if it cannot be told."""
-    # Every search imports this module, and charset-normalizer takes long.
-    from dcdctl.core.data.text_encoding import find_encoding
-
+    """The encoding of a text file; InputError if it is none of Unicode."""
     try:
         return find_encoding(path)
     except InputError as error:

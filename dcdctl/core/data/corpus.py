@@ -12,9 +12,8 @@ import bisect
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -26,82 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dcdctl.core import config, files
-from dcdctl.core.artifacts import Kind
+from dcdctl.core import files
 from dcdctl.core.data import images, urls
-from dcdctl.core.data.near_duplicates import Overlap
+from dcdctl.core.data.corpus_json import CORPUS, CORPUS_FILE, JOIN, CorpusFile, ShardFile, read_corpus_json
 from dcdctl.core.data.ragged_array import offsets_of
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard
 from dcdctl.core.errors import CorpusError
+from dcdctl.core.progress import Advance
 
 Side = TypeVar("Side")
-CORPUS_FILE = "corpus.json"
 _COPY_AGAIN = "copy the corpus to its place again"
-JOIN = "+"
-"""Stands between splits that are read as one. No split has it in its name."""
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """A shard, as corpus.json names it."""
-
-    file: str
-    bytes: int
-    sha256: str
-    rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ColumnsFile:
-    """The file of the columns of a split's images, as corpus.json names it."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Split:
-    """A split, as corpus.json describes it."""
-
-    images: int
-    captions: int
-    fingerprint: str
-    shards: tuple[ShardFile, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Leakage:
-    """Images that splits share, as corpus.json counts them."""
-
-    near_bits: int = 0
-    overlaps: Mapping[str, Overlap] = field(default_factory=dict)
-    repeats: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Contents:
-    """The entries of corpus.json that readers use."""
-
-    name: str
-    splits: Mapping[str, _Split]
-    protocol: str = ""
-    leakage: _Leakage | None = None
-    columns: Mapping[str, _ColumnsFile] = field(default_factory=dict)
-    """By split; none without columns. Not in the entry of the split, whose keys earlier versions know."""
-
-
-CORPUS = Kind(
-    name="corpus",
-    format=2,
-    seal_file=CORPUS_FILE,
-    plan_file="prepare.json",
-    keeps_plan=False,
-    files=("*-?????-of-?????.parquet", "columns-*.parquet"),
-    make="make one with `dcdctl prepare`",
-    make_again="run the same `dcdctl prepare` again",
-    error=CorpusError,
-    missing=CorpusError,
-)
 
 
 class Direction(StrEnum):
@@ -142,65 +75,6 @@ class Direction(StrEnum):
         return (of_images, of_texts) if self == Direction.TEXT else (of_texts, of_images)
 
 
-def columns_name(split: str) -> str:
-    """The file name of the columns of a split's images."""
-    return f"columns-{split}.parquet"
-
-
-def read_corpus_json(folder: Path) -> dict[str, Any]:
-    """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another
-    format."""
-    url, name = files.url_of(folder), f"{files.shown(folder)}/{CORPUS_FILE}"
-    index = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
-    config.build_document(_Contents, index, name, error=CorpusError, hint=CORPUS.remake)
-    return index
-
-
-def all_splits(folder: Path) -> str:
-    """The name under which all splits of a corpus are read as one: train+val+test."""
-    return JOIN.join(read_corpus_json(folder)["splits"])
-
-
-def split_to_measure(folder: Path, trained: str) -> str:
-    """The split of a corpus to measure a model on that was trained on `trained`: test, else val, else one that it did
-    not train on.
-
-    The first split if it was trained on all.
-    """
-    splits = list(read_corpus_json(folder)["splits"])
-    unseen = [split for split in ("test", "val", *splits) if split in splits and not share_split(split, trained)]
-    return next(iter(unseen), splits[0])
-
-
-def share_split(split: str, other: str) -> bool:
-    """Whether two names, each of a split or of several joined, have a split in common.
-
-    >>> share_split("train+val", "val"), share_split("train+val", "test")
-    (True, False)
-    """
-    return not set(split.split(JOIN)).isdisjoint(other.split(JOIN))
-
-
-def _check_distinct(split: str) -> list[str]:
-    """The names of joined splits; CorpusError if one is joined twice."""
-    parts = split.split(JOIN)
-    if repeated := next((part for part in parts if parts.count(part) > 1), None):
-        raise CorpusError(f"split {split!r} has {repeated!r} twice", hint="name each split once")
-    return parts
-
-
-def _entry(folder: Path, entries: Mapping[str, Any], split: str, requested: str) -> dict[str, Any]:
-    """The entry of a split in corpus.json; CorpusError if there is none."""
-    if split not in entries:
-        known = f"it has {', '.join(entries)}" + (
-            f"; {JOIN} joins splits, as in {JOIN.join(list(entries)[:2])}" if len(entries) > 1 else ""
-        )
-        of = "" if split == requested else f", a part of {requested!r}"
-        raise CorpusError(f"{files.shown(folder)} has no split {split!r}{of}", hint=known)
-    entry: dict[str, Any] = entries[split]
-    return entry
-
-
 class Corpus:
     """A split of a prepared corpus, or several joined. Images are read on demand; safe to pickle, to fork and to share
     between threads."""
@@ -214,7 +88,7 @@ class Corpus:
         """The corpus whose first images these are; the corpus itself unless it is a `subset`."""
         self._shards = tuple(shards)
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
-        self._columns: list[dict[str, Any]] = []
+        self._columns: list[CorpusFile] = []
         self._open = threading.local()
         self.is_remote = files.url_of(folder) is not None
         """Whether its folder is a URL."""
@@ -229,25 +103,26 @@ class Corpus:
         """
         is_remote = files.url_of(folder) is not None
         folder = Path(folder) if is_remote else files.local_path(folder)
-        index = read_corpus_json(folder)
-        entries = [_entry(folder, index["splits"], part, split) for part in _check_distinct(split)]
-        shards = [ShardFile(**shard) for entry in entries for shard in entry["shards"]]
-        for shard in shards:
+        document, names = read_corpus_json(folder), split.split(JOIN)
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise CorpusError(f"split {split!r} has {repeated!r} twice", hint="name each split once")
+        entries = [document.split(name, folder, split) for name in names]
+        shards = [shard for entry in entries for shard in entry.shards]
+        columns = [document.columns[name] for name in names if name in document.columns]
+        for part in (*shards, *columns):
             if not is_remote:
-                CORPUS.check_part(folder, shard.file, shard.bytes)
-            elif files.escapes_root(shard.file):
+                CORPUS.check_part(folder, part.file, part.bytes)
+            elif files.escapes_root(part.file):
                 raise CorpusError(
-                    f"{files.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {shard.file}"
+                    f"{files.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {part.file}"
                 )
-        prints = [entry["fingerprint"] for entry in entries]
+        prints = [entry.fingerprint for entry in entries]
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
-        num_images = sum(entry["images"] for entry in entries)
+        num_images = sum(entry.images for entry in entries)
         corpus = Corpus(
-            folder, split, name=index["name"], fingerprint=fingerprint, shards=shards, num_images=num_images
+            folder, split, name=document.name, fingerprint=fingerprint, shards=shards, num_images=num_images
         )
-        corpus._columns = [index["columns"][part] for part in split.split(JOIN) if part in index.get("columns", {})]
-        for entry in corpus._columns if not is_remote else ():
-            CORPUS.check_part(folder, entry["file"], entry["bytes"])
+        corpus._columns = columns
         return corpus if max_images is None else corpus.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -272,7 +147,7 @@ class Corpus:
         whole = self.whole
         if not whole._columns or self.is_remote:
             return None
-        paths = [CORPUS.checked(self.folder / entry["file"], entry["sha256"]) for entry in whole._columns]
+        paths = [CORPUS.checked(self.folder / entry.file, entry.sha256) for entry in whole._columns]
         table = pa.concat_tables([pq.read_table(path) for path in paths])
         if len(table) != whole.num_images:
             raise CORPUS.damaged(
@@ -351,6 +226,33 @@ class Corpus:
         )
         first.whole = self.whole
         return first
+
+    def find_faults(self, advance: Advance) -> Iterator[str]:
+        """What is wrong with the rows of a whole split whose shards have the right checksums.
+
+        Every image is decoded, ids and captions are counted, and the fingerprint is computed again.
+        """
+        where = f"split {self.split} of {files.shown(self.folder)}"
+        digests: list[bytes] = []
+        ids: set[str] = set()
+        num_captions = 0
+        for shard in range(len(self._shards)):
+            for row in read_shard(self.shard_path(shard)):
+                digests.append(row.digest())
+                num_captions += len(row.captions)
+                yield from (f"image {row.image_id!r} of {where} {fault}" for fault in _row_faults(row))
+                if row.image_id in ids:
+                    yield f"image {row.image_id!r} of {where} is there twice"
+                ids.add(row.image_id)
+                advance(1)
+        entry = read_corpus_json(self.folder).splits[self.split]
+        for what, found, expected in (
+            ("images", len(digests), entry.images),
+            ("captions", num_captions, entry.captions),
+            ("fingerprint", fingerprint_of(digests), entry.fingerprint),
+        ):
+            if found != expected:
+                yield f"{where}: {CORPUS_FILE} has {what} {expected}, and its rows have {found}"
 
     @property
     def num_shards(self) -> int:
@@ -443,3 +345,17 @@ class Corpus:
                 raise
             where = f"{files.shown(self.folder)}/{self._shards[shard].file}"
             raise CorpusError(f"{where} is damaged ({error})", hint=_COPY_AGAIN) from error
+
+
+def _row_faults(row: CorpusRow) -> Iterator[str]:
+    if not row.captions:
+        yield "has no caption"
+    if len(row.caption_ids) not in (0, len(row.captions)):
+        yield f"has {len(row.captions)} captions and {len(row.caption_ids)} caption ids"
+    try:
+        size = images.decode_image(row.data).size
+    except images.ImageError as error:
+        yield f"cannot be decoded: {error}"
+        return
+    if size != (row.width, row.height):
+        yield f"is {size[0]} x {size[1]} pixels, and its row says {row.width} x {row.height}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
-from dcdctl.core.data import near_duplicates
 from dcdctl.core.data.captions import text_key, words_of
-from dcdctl.core.data.corpus import CORPUS_FILE, Corpus, read_corpus_json
+from dcdctl.core.data.corpus import Corpus
+from dcdctl.core.data.corpus_json import CORPUS_FILE, read_corpus_json
+from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import url_of
@@ -95,7 +96,7 @@ class CorpusInspection:
     left_out: dict[str, int]
     """The same by reason, the most frequent first."""
     protocol: str
-    leakage: dict[str, Any]
+    leakage: Leakage
     splits: dict[str, SplitInspection]
 
 
@@ -132,20 +133,19 @@ def summarize_corpus(
     folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent
 ) -> CorpusInspection:
     """The summary of a corpus, or of one split; CorpusError if there is no corpus, or if it is damaged."""
-    index = read_corpus_json(folder)
-    opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else index["splits"])}
-    reasons = Counter(str(row["reason"]) for row in index.get("skipped") or ())
+    document = read_corpus_json(folder)
+    opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else document.splits)}
+    reasons = Counter(row.reason for row in document.skipped)
     with track("inspect", total=sum(corpus.num_images for corpus in opened.values()), unit="images") as advance:
         splits = {name: _inspect_split(corpus, advance) for name, corpus in opened.items()}
     return CorpusInspection(
-        name=index["name"],
-        # `licence` is the key of corpus.json format 1.
-        license=index.get("licence") or "",
-        source=(index.get("source") or {}).get("kind", ""),
+        name=document.name,
+        license=document.license,
+        source=document.source.get("kind", ""),
         num_left_out=reasons.total(),
         left_out=dict(reasons.most_common()),
-        protocol=index.get("protocol") or "",
-        leakage=index.get("leakage") or {},
+        protocol=document.protocol,
+        leakage=document.leakage,
         splits=splits,
     )
 
@@ -218,11 +218,6 @@ def format_of(head: bytes) -> str:
     return "other" if match is None else str(match.lastgroup)
 
 
-def corpus_document(inspection: CorpusInspection) -> dict[str, Any]:
-    """The inspection as a JSON-able document."""
-    return asdict(inspection)
-
-
 def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     """Names and values, in words, of the facts about the whole corpus."""
     left_out = [f"{count:,} x {reason}" for reason, count in inspection.left_out.items()]
@@ -234,7 +229,7 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     ]
     if inspection.protocol:
         facts.append(("protocol", inspection.protocol))
-    return facts + near_duplicates.leakage_facts(inspection.leakage)
+    return facts + inspection.leakage.facts()
 
 
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:

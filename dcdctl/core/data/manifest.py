@@ -28,13 +28,13 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import config, files
 from dcdctl.core.data.readers import FORMATS
-from dcdctl.core.data.readers.rows import Paths, SourceConfig, check_splits
+from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.files import url_of
 
@@ -61,20 +61,10 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitCounts:
-    """Images and captions of a split."""
-
-    images: int
-    captions: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """A data set that can be prepared."""
+class DataSet:
+    """What a manifest says besides its sources."""
 
     name: str
-    sources: dict[str, SourceConfig]
-    """By name, in order of preference."""
     files: dict[str, SourceFile] = field(default_factory=dict)
     expected: dict[str, SplitCounts] = field(default_factory=dict)
     """The counts in the papers, by split."""
@@ -84,6 +74,14 @@ class Manifest:
     license: str = ""
     citation: str = ""
     homepage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(DataSet):
+    """A data set that can be prepared."""
+
+    sources: dict[str, SourceConfig]
+    """By name, in order of preference."""
 
     def __post_init__(self) -> None:
         check_splits("expected", self.expected)
@@ -99,32 +97,39 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSettings:
-    """How `dcdctl prepare` reads a file of captions that its flags name, and what it calls the data set."""
+class DataChoice:
+    """The data set that a user names: a manifest, or a file of captions with its images."""
 
+    manifest: str | None = None
+    """A name, or a .toml file."""
+    karpathy: Path | None = None
+    csv: Path | None = None
+    jsonl: Path | None = None
+    images: Sequence[Path] = ()
+    """Folders and archives."""
+    folder: Path | None = None
+    """The folder of the corpus; None for the default, which the name gives."""
+    sets: Sequence[str] = ()
+    """Overrides of a manifest's fields: counts.train=500."""
     name: str | None = None
     """Name of the data set; by default that of the folder, or else that of the file."""
-    folder: Path | None = None
-    """The folder of the corpus, if the user named one."""
     hold_out: float | None = None
-    """See `CsvSource.hold_out`."""
+    """See `CsvSource.hold_out`; also the next two."""
     encoding: str | None = None
-    """See `CsvSource.encoding`."""
     columns: tuple[str, ...] | None = None
-    """See `CsvSource.columns`."""
 
-    def to_sets(self) -> list[str]:
-        """The given fields as overrides of a manifest."""
+    def overrides(self) -> list[str]:
+        """The given settings as overrides of a manifest, `sets` last."""
         fields = {"name": self.name, "hold_out": self.hold_out, "encoding": self.encoding, "columns": self.columns}
-        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None]
+        given = {key: value for key, value in fields.items() if value is not None}
+        return [*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()), *self.sets]
 
     def default_name(self, path: Path) -> str:
         """The name of the folder, or else of a file of captions, without the characters that no folder may have.
 
-        >>> FileSettings().default_name(Path("dataset_birds.json"))
-        'birds'
-        >>> FileSettings(folder=Path("data/my birds")).default_name(Path("a.csv"))
-        'my birds'
+        >>> DataChoice().default_name(Path("dataset_birds.json")),
+        ...     DataChoice(folder=Path("data/my birds")).default_name(Path("a.csv"))
+        ('birds', 'my birds')
         """
         # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
         stem = Path(path.name.partition("?")[0]).stem.removeprefix("dataset_")
@@ -155,44 +160,31 @@ def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
     return _read_manifest(path, sets)
 
 
-def choose_manifest(
-    name: str | None,
-    *,
-    karpathy: Path | None = None,
-    csv: Path | None = None,
-    jsonl: Path | None = None,
-    images: Sequence[Path] = (),
-    sets: Sequence[str] = (),
-    settings: FileSettings | None = None,
-) -> Manifest:
-    """The data set that the flags of `dcdctl prepare` name; InputError unless there is exactly one."""
-    settings = settings or FileSettings()
-    flags = {"--karpathy": karpathy, "--csv": csv, "--jsonl": jsonl}
-    given = [
-        *(["a manifest"] if name is not None else []),
-        *(flag for flag, value in flags.items() if value is not None),
-    ]
+def choose_manifest(choice: DataChoice) -> Manifest:
+    """The data set that a user names; InputError unless there is exactly one."""
+    flags = {"--karpathy": choice.karpathy, "--csv": choice.csv, "--jsonl": choice.jsonl}
+    tables = {flag: path for flag, path in flags.items() if path is not None}
+    given = [*(["a manifest"] if choice.manifest is not None else []), *tables]
     if len(given) != 1:
         problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
         message = f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl"
         raise InputError(message, hint="dcdctl prepare --list shows the manifests")
-    if name is not None:
-        if images:
+    if choice.manifest is not None:
+        if choice.images:
             raise InputError(
                 "--images goes with --karpathy, --csv or --jsonl",
                 hint="a manifest names its own images; --from DIR says where they are",
             )
-        return find_manifest(name, [*settings.to_sets(), *sets])
-    if not images:
+        return find_manifest(choice.manifest, choice.overrides())
+    if not choice.images:
         raise InputError(f"{given[0]} also needs images", hint="add --images FOLDER or --images FILE.zip")
-    flag, path = given[0], flags[given[0]]
-    assert path is not None
+    [(flag, path)] = tables.items()
     table = {
         "format": flag.removeprefix("--"),
         "annotations" if flag == "--karpathy" else "pairs": str(path),
-        "images": [str(folder) for folder in images],
+        "images": [str(folder) for folder in choice.images],
     }
-    return _parse_manifest(config.apply_sets(table, [*settings.to_sets(), *sets]), settings.default_name(path), Path())
+    return _parse_manifest(config.apply_sets(table, choice.overrides()), choice.default_name(path), Path())
 
 
 def check_protocol(
@@ -243,28 +235,12 @@ def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:
     return config.parse_toml(path, lambda table: _parse_manifest(table, path.stem, path.parent), sets)
 
 
-@dataclass(frozen=True)
-class _FilesTable:
-    files: dict[str, SourceFile]
-
-
-@dataclass(frozen=True)
-class _ExpectedTable:
-    expected: dict[str, SplitCounts]
-
-
 def _parse_manifest(table: Mapping[str, Any], default_name: str, folder: Path) -> Manifest:
     """A manifest from its TOML tables; relative paths start at the folder."""
-    if "licence" in table:
-        raise ConfigError("unknown key licence", hint="write license")
-    texts = {"name": default_name} | {key: table[key] for key in TEXT_FIELDS if key in table}
-    for key, value in texts.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{key} must be text, got {value!r}")
-    files = config.build(_FilesTable, {"files": table.get("files", {})}).files
-    expected = config.build(_ExpectedTable, {"expected": table.get("expected", {})}).expected
-    rest = {key: value for key, value in table.items() if key not in (*TEXT_FIELDS, "files", "expected")}
-    return Manifest(**texts, sources=_parse_sources(rest, files, folder), files=files, expected=expected)
+    keys = [field.name for field in fields(DataSet)]
+    described = config.build(DataSet, {"name": default_name, **{key: table[key] for key in keys if key in table}})
+    rest = {key: value for key, value in table.items() if key not in keys}
+    return Manifest(**vars(described), sources=_parse_sources(rest, described.files, folder))
 
 
 def _parse_sources(table: Mapping[str, Any], files: Mapping[str, SourceFile], folder: Path) -> dict[str, SourceConfig]:
@@ -279,11 +255,11 @@ def _parse_sources(table: Mapping[str, Any], files: Mapping[str, SourceFile], fo
     if not isinstance(tables, list) or not tables or not all(isinstance(item, Mapping) for item in tables):
         raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
     sources: dict[str, SourceConfig] = {}
-    for number, fields in enumerate(tables, start=1):
-        name = str(fields.get("format", number) if is_single else fields.get("name", number))
+    for number, item in enumerate(tables, start=1):
+        name = str(item.get("format", number) if is_single else item.get("name", number))
         if name in sources:
             raise ConfigError(f"two sources have the name {name!r}")
-        sources[name] = _parse_source({key: value for key, value in fields.items() if key != "name"}, files, folder)
+        sources[name] = _parse_source({key: value for key, value in item.items() if key != "name"}, files, folder)
     return sources
 
 
@@ -297,10 +273,9 @@ def _parse_source(table: Mapping[str, Any], files: Mapping[str, SourceFile], fol
         # The name of a file to download stays as it is, so that `source_files` finds it.
         return Path(text) if text in files or url_of(text) is not None else folder / text
 
-    fields = {key: value for key, value in table.items() if key != "format"}
-    return config.build(
-        source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()}
-    )
+    values = {key: value for key, value in table.items() if key != "format"}
+    paths = {key: _to_paths(value, types[key], to_path) for key, value in values.items() if key in types}
+    return config.build(source, values | paths)
 
 
 def _to_paths(value: Any, hint: Any, to_path: Callable[[str], Path]) -> Any:

@@ -11,8 +11,7 @@ and mirroring are not found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,48 +65,38 @@ class Overlap:
 class Leakage:
     """Images that splits share."""
 
-    near_bits: int
+    near_bits: int = NEAR_BITS
     """Images count as near if their hashes differ in at most so many bits."""
-    overlaps: dict[str, Overlap]
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
     """By pair of splits that the corpus has: "test in train", "val in train", "test in val"."""
-    repeats: dict[str, int]
+    repeats: dict[str, int] = field(default_factory=dict)
     """By split: images with the same file as an earlier row of the split."""
 
-    @property
-    def is_clean(self) -> bool:
-        """Whether no split has an image of another."""
-        return not any(overlap.same_file or overlap.near for overlap in self.overlaps.values())
+    def facts(self) -> list[tuple[str, str]]:
+        """Names and values, in words; empty if no split shares an image with another and none has one twice."""
+        facts = []
+        for pair, overlap in self.overlaps.items():
+            if overlap.same_file or overlap.near:
+                first = overlap.examples[0]
+                counts = f"{overlap.same_file:,} the same file, {overlap.near:,} look the same"
+                facts.append((f"images of {pair}", f"{counts}; the first: {first.image} and {first.like}"))
+        repeats = [
+            (f"repeated images in {split}", f"{count:,}, by their files")
+            for split, count in self.repeats.items()
+            if count
+        ]
+        return facts + repeats
 
 
-def find_leakage(splits: Mapping[str, SplitImages], near_bits: int = NEAR_BITS) -> Leakage:
+def find_leakage(splits: Mapping[str, SplitImages]) -> Leakage:
     """The images that test and val share with train and with each other, and repeats within a split."""
     overlaps = {
-        f"{held_out} in {other}": _overlap(splits[held_out], splits[other], near_bits)
+        f"{held_out} in {other}": _overlap(splits[held_out], splits[other])
         for held_out, other in PAIRS
         if held_out in splits and other in splits
     }
     repeats = {split: len(images.digests) - len(set(images.digests)) for split, images in splits.items()}
-    return Leakage(near_bits=near_bits, overlaps=overlaps, repeats=repeats)
-
-
-def leakage_facts(leakage: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, in words, of a `Leakage` as saved in `corpus.json`; empty if no split shares an image with
-    another.
-
-    >>> leakage_facts({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a",
-    ...     "like": "b", "bits": None}]}}})
-    [('images of test in train', '1 the same file, 0 look the same; the first: a and b')]
-    """
-    facts = []
-    for pair, overlap in leakage.get("overlaps", {}).items():
-        if overlap["same_file"] or overlap["near"]:
-            first = overlap["examples"][0]
-            counts = f"{overlap['same_file']:,} the same file, {overlap['near']:,} look the same"
-            facts.append((f"images of {pair}", f"{counts}; the first: {first['image']} and {first['like']}"))
-    for split, count in leakage.get("repeats", {}).items():
-        if count:
-            facts.append((f"repeated images in {split}", f"{count:,}, by their files"))
-    return facts
+    return Leakage(overlaps=overlaps, repeats=repeats)
 
 
 def nearest_hashes(
@@ -136,13 +125,13 @@ def nearest_hashes(
     return nearest_A, bits_A
 
 
-def _overlap(held_out: SplitImages, other: SplitImages, near_bits: int) -> Overlap:
+def _overlap(held_out: SplitImages, other: SplitImages) -> Overlap:
     # Reversed, so that the first of several rows with the same file wins.
     first_row = {digest: row for row, digest in reversed(list(enumerate(other.digests)))}
     same = [(row, first_row[digest]) for row, digest in enumerate(held_out.digests) if digest in first_row]
     same_rows = {row for row, _ in same}
     nearest, bits = nearest_hashes(held_out.hashes, other.hashes)
-    near = [row for row in np.flatnonzero(bits <= near_bits).tolist() if row not in same_rows]
+    near = [row for row in np.flatnonzero(bits <= NEAR_BITS).tolist() if row not in same_rows]
     examples = [
         Match(image=held_out.image_ids[row], like=other.image_ids[copy], bits=None) for row, copy in same[:NUM_EXAMPLES]
     ]

@@ -69,7 +69,7 @@ def open_split(choice: SplitChoice) -> tuple[Corpus, Protocol]:
     if match := FIRST_N.fullmatch(name if choice.max_images is None else first):
         corpus = whole.subset(int(match[1]))
         return corpus, WHOLE if corpus is whole else Protocol(name=match[0])
-    served = _title(read_corpus_json(choice.folder).get("protocol"))
+    served = _title(read_corpus_json(choice.folder).protocol)
     if name == "auto":
         fitting = (protocol for protocol in PAPER_PROTOCOLS if choice.split == "test" and served == _title_of(protocol))
         return whole, next(fitting, WHOLE)

@@ -78,14 +78,14 @@ def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPL
             [description.statements[0].text for description in described],
             f"{num} images of the built-in corpus",
         )
-    index = read_corpus_json(data)
-    names = list(index["splits"])
+    document = read_corpus_json(data)
+    names = list(document.splits)
     corpus = Corpus.open(data, split if split is not None and split in names else names[-1])
     count = min(num, corpus.num_images)
     if not count:
         raise CorpusError(f"{data} has no image in {corpus.split}", hint="name another corpus with --data")
     captions = [corpus.captions[corpus.captions_of(image)[0]] for image in range(count)]
-    return Samples(corpus.images(range(count)), captions, f"{count} images of {index['name']}, split {corpus.split}")
+    return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
 
 
 def vectors_of(model: DualEncoder, samples: Samples) -> Vectors:

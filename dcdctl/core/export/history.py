@@ -12,7 +12,7 @@ from typing import Any
 
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
-from dcdctl.core.data import CORPUS_FILE, Corpus, read_corpus_json
+from dcdctl.core.data import CORPUS_FILE, Corpus, CorpusDocument, read_corpus_json
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.evaluation import Evaluation, SavedEvaluation
 from dcdctl.core.report import teachers_of
@@ -51,23 +51,23 @@ class RunHistory:
         start = self.recipe.get("model.start", "new")
         return None if start in ("new", "teacher") else str(start)
 
-    def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[dict[str, Any], str] | None:
+    def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[CorpusDocument, str] | None:
         """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the
         same corpus."""
         for folder in self.data:
-            index = read_corpus_json(folder)
+            document = read_corpus_json(folder)
             try:
                 whole = Corpus.open(folder, split)
             except DcdError:
                 continue
             if whole.fingerprint == fingerprint:
-                return index, str(index["name"])
+                return document, document.name
             if (
                 num_images is not None
                 and num_images < whole.num_images
                 and whole.subset(num_images).fingerprint == fingerprint
             ):
-                return index, f"{index['name']}, first {num_images:,} images"
+                return document, f"{document.name}, first {num_images:,} images"
         return None
 
     def corpus_name(self, split: str, fingerprint: str, num_images: int | None) -> str:

@@ -190,4 +190,4 @@ def _is_elsewhere(history: RunHistory, own: Evaluation) -> bool:
         history.corpus(inputs["split"], inputs["corpus"], inputs.get("images")),
         history.corpus(own.split, own.corpus_fingerprint, own.images),
     )
-    return trained_on is not None and evaluated_on is not None and trained_on[0]["name"] != evaluated_on[0]["name"]
+    return trained_on is not None and evaluated_on is not None and trained_on[0].name != evaluated_on[0].name

@@ -224,10 +224,9 @@ def _training_data(history: RunHistory) -> str:
     corpus = None if inputs is None else history.corpus(inputs["split"], inputs["corpus"], None)
     if corpus is None:
         return ""
-    index, _ = corpus
-    citation = f" ({index['citation']})" if index.get("citation") else ""
-    # "licence" is the spelling of the key in corpus.json.
-    return f"{index['name']}{citation}, {index.get('licence') or 'license unknown'}"
+    document, _ = corpus
+    citation = f" ({document.citation})" if document.citation else ""
+    return f"{document.name}{citation}, {document.license or 'license unknown'}"
 
 
 def _toml(value: Any) -> str:

@@ -36,7 +36,7 @@ def open_corpus(comparison: Comparison, data: Path | None = None) -> Corpus | No
     folder = _known_folder(comparison) if data is None else data
     if folder is None:
         return None
-    splits = list(read_corpus_json(folder)["splits"]) if measured is None else [measured.split]
+    splits = list(read_corpus_json(folder).splits) if measured is None else [measured.split]
     for split in splits:
         corpus = Corpus.open(folder, split, len(queries.image_ids))
         if tuple(corpus.image_ids) == queries.image_ids and np.array_equal(corpus.caption_ids, queries.caption_ids):

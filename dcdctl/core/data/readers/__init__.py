@@ -6,9 +6,10 @@ from dcdctl.core.data.readers.csv_jsonl import CsvSource, JsonlSource
 from dcdctl.core.data.readers.karpathy import KarpathySource
 from dcdctl.core.data.readers.lavis import LavisSource
 from dcdctl.core.data.readers.parquet import ParquetSource
-from dcdctl.core.data.readers.rows import Listing, RowCheck, SourceConfig, require_images
+from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceConfig, empty_split_hint
 from dcdctl.core.data.readers.scenes import ScenesSource
 from dcdctl.core.data.readers.webdataset import WebDatasetSource
+from dcdctl.core.errors import InputError
 
 FORMATS: dict[str, type[SourceConfig]] = {
     "scenes": ScenesSource,
@@ -22,5 +23,11 @@ FORMATS: dict[str, type[SourceConfig]] = {
 
 
 def list_source(source: SourceConfig, check: RowCheck) -> Listing:
-    """The rows of any source; InputError if a requested split has none."""
-    return require_images(source.list_rows(check), check)
+    """The rows of any source; InputError if a split that is requested, or that rows name, has no image."""
+    listing = source.list_rows(check)
+    for split in check.splits or [split for split in SPLITS if split in check.seen_splits]:
+        if split not in listing.counts:
+            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(listing.skipped))
+    if not listing.counts:
+        raise InputError("the source has no image", hint="a split needs at least one")
+    return listing

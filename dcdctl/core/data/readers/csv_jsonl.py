@@ -20,14 +20,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from dcdctl.core.config import Between, check_fields
 from dcdctl.core.data.columns import KEYS, ImageColumns, by_first_row, from_cells, from_json, problem_of_name
-from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     MAX_HELD_OUT,
     SPLITS,
+    EntryWithFile,
     Listing,
     Paths,
     RowCheck,
+    SourceConfig,
     describe_value,
     divide,
     file_checksum,
@@ -38,7 +40,7 @@ from dcdctl.core.data.readers.rows import (
     read_captions,
     read_split,
 )
-from dcdctl.core.data.text_encoding import check_encoding, example_of, find_encoding, is_utf8
+from dcdctl.core.data.text_encoding import check_encoding, example_of, find_encoding
 from dcdctl.core.errors import ConfigError, InputError
 
 Rows = list[tuple[int, dict[str, Any]]]
@@ -56,7 +58,7 @@ _CSV_HINT = 'a caption with a comma needs quotes: x.jpg,"a dog, running"'
 
 
 @dataclass(frozen=True, kw_only=True)
-class CsvSource:
+class CsvSource(SourceConfig):
     """A CSV with columns image and caption, or with the columns of the Hub's image folders or of nlphuji/flickr30k."""
 
     format: ClassVar[str] = "csv"
@@ -99,41 +101,25 @@ class JsonlSource(CsvSource):
 
 
 @dataclass(frozen=True, slots=True)
-class TableEntry:
-    """A row with its cells by role: image, caption or captions, split, sentids."""
+class TableEntry(EntryWithFile):
+    """A row: `value` has its cells by role, which are image, caption or captions, split, sentids."""
 
-    where: str
-    cells: Mapping[str, Any]
     splits: Mapping[str, str]
     """The split of an image by its path, for a row that names none; "train" for images that it lacks."""
-    store: ImageStore
-
-    @property
-    def image_name(self) -> str:
-        image = self.cells.get("image")
-        return image if isinstance(image, str) else ""
 
     def split(self) -> str:
-        return read_split(self.cells["split"]) if "split" in self.cells else self.splits.get(self.image_path(), "train")
+        return read_split(self.value["split"]) if "split" in self.value else self.splits.get(self.image_path(), "train")
 
     def image_path(self) -> str:
-        image = self.cells.get("image")
-        if image is not None and not isinstance(image, str):
-            raise RowError(f'"image" is {describe_value(image)}, expected a path')
-        if image is None or not image.strip():
-            raise RowError("no image is named")
-        return _normal_path(image)
+        return _image_path(self.value)
 
     def captions(self) -> list[str]:
-        if "captions" in self.cells:
-            return read_captions(self.cells["captions"])
-        return [read_caption(self.cells.get("caption"), "the caption")]
+        if "captions" in self.value:
+            return read_captions(self.value["captions"])
+        return [read_caption(self.value.get("caption"), "the caption")]
 
     def caption_ids(self) -> list[int] | None:
-        return read_caption_ids(self.cells.get("sentids"), len(self.captions()))
-
-    def image_file(self, path: str) -> ImageFile:
-        return self.store.find(path)
+        return read_caption_ids(self.value.get("sentids"), len(self.captions()))
 
 
 def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: RowCheck) -> Listing:
@@ -145,7 +131,7 @@ def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: Row
         raise InputError(f"{source.pairs} cannot be read ({error.strerror})", hint=hint) from error
     rows = read(source.pairs, encoding)
     provenance: dict[str, Any] = {"kind": source.format, "pairs": file_checksum(source.pairs)}
-    if not is_utf8(encoding):
+    if encoding != "utf-8-sig":
         provenance["encoding"] = {
             "name": encoding,
             "example": " ".join(example_of(_captions_of(rows)).split())[:_EXAMPLE_LETTERS],
@@ -155,12 +141,12 @@ def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: Row
         provenance["columns"] = columns.table.column_names
     splits: Mapping[str, str] = {}
     if (share := _share_held_out(source, rows)) > 0:
-        splits = divide(_paths_of(rows, store), share)
+        splits = divide(_paths_of(rows), share)
         held_out = [split for split in SPLITS if split in HELD_OUT and split in splits.values()]
         provenance["hold_out"] = {"share": share, "splits": held_out, "by": "SHA-256 of image_id"}
     elif source.split is not None:
-        splits = dict.fromkeys(_paths_of(rows, store), source.split)
-    entries = (TableEntry(f"{source.pairs.name} line {line}", cells, splits, store) for line, cells in rows)
+        splits = dict.fromkeys(_paths_of(rows), source.split)
+    entries = (TableEntry(f"{source.pairs.name} line {line}", cells, store, splits) for line, cells in rows)
     return replace(
         make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images), columns=columns
     )
@@ -192,10 +178,22 @@ def _other_columns(source: CsvSource, rows: Rows) -> ImageColumns | None:
     return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
 
 
+def _image_path(cells: Mapping[str, Any]) -> str:
+    """The path of the image of a row; RowError if it names none."""
+    image = cells.get("image")
+    if image is not None and not isinstance(image, str):
+        raise RowError(f'"image" is {describe_value(image)}, expected a path')
+    if image is None or not image.strip():
+        raise RowError("no image is named")
+    return _normal_path(image)
+
+
 def _path_or_none(cells: Mapping[str, Any]) -> str | None:
     """The path of the image of a row; None for a row that is refused later."""
-    image = cells.get("image")
-    return _normal_path(image) if isinstance(image, str) and image.strip() else None
+    try:
+        return _image_path(cells)
+    except RowError:
+        return None
 
 
 # The rows of an image are adjacent in most tables.
@@ -219,13 +217,9 @@ def _share_held_out(source: CsvSource, rows: Rows) -> float:
     return _HELD_OUT_BY_DEFAULT if source.hold_out is None else source.hold_out
 
 
-def _paths_of(rows: Rows, store: ImageStore) -> Iterator[str]:
+def _paths_of(rows: Rows) -> Iterator[str]:
     """The image of each row that names one."""
-    for _, cells in rows:
-        try:
-            yield TableEntry("", cells, {}, store).image_path()
-        except RowError:
-            continue  # rejected with its position when the rows are grouped
+    return (path for _, cells in rows if (path := _path_or_none(cells)) is not None)
 
 
 def _captions_of(rows: Rows) -> Iterator[str]:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dcdctl.core import files
 from dcdctl.core.data.readers.rows import describe_value
+from dcdctl.core.data.text_encoding import not_utf8
 from dcdctl.core.errors import InputError
 
 FIRST_CHARS = 1 << 20
@@ -50,7 +50,7 @@ def items(path: Path, key: str, hint: str) -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise files.encoding_error(path) or error from error
+        raise not_utf8(path) from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg}: {scanner.locate(error.pos)}", hint=_CUT_OFF_HINT) from error
     except (

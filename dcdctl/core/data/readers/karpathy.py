@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.rows import (
+    EntryWithFile,
     Listing,
     Paths,
     RowCheck,
+    SourceConfig,
     describe_value,
     file_checksum,
     group_by_image,
@@ -27,7 +29,7 @@ _HINT = "an example of this format is dataset_flickr30k.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KarpathySource:
+class KarpathySource(SourceConfig):
     """A JSON in the format of Karpathy's splits."""
 
     format: ClassVar[str] = "karpathy"
@@ -47,7 +49,7 @@ class KarpathySource:
             for i, value in enumerate(read_images(self.annotations)):
                 count = len(_sentences(value))
                 numbers = (_sentids(value) or []) if all_numbered else list(range(position, position + count))
-                yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, numbers, store)
+                yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, store, numbers)
                 position += count
 
         provenance = {"kind": "karpathy", "annotations": file_checksum(self.annotations)}
@@ -55,18 +57,11 @@ class KarpathySource:
 
 
 @dataclass(frozen=True, slots=True)
-class KarpathyEntry:
-    """An item of `images`, unchecked."""
+class KarpathyEntry(EntryWithFile):
+    """An item of `images`."""
 
-    where: str
-    value: Any
     numbers: list[int]
-    store: ImageStore
-
-    @property
-    def image_name(self) -> str:
-        value = self.value.get("filename") if isinstance(self.value, dict) else None
-        return value if isinstance(value, str) else ""
+    image_key = "filename"
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
@@ -95,9 +90,6 @@ class KarpathyEntry:
     def caption_ids(self) -> list[int]:
         return self.numbers
 
-    def image_file(self, path: str) -> ImageFile:
-        return self.store.find(path)
-
 
 def read_images(path: Path) -> Iterator[Any]:
     """The items of `images`, unchecked; InputError if there is no such list."""
@@ -112,7 +104,7 @@ def splits_by_name(path: Path) -> Mapping[str, str]:
     """The split of each file name in a Karpathy JSON; InputError if an item has none."""
     splits = {}
     for i, value in enumerate(read_images(path)):
-        entry = KarpathyEntry(f"{path.name} images[{i}]", value, [], ImageStore(()))
+        entry = KarpathyEntry(f"{path.name} images[{i}]", value, ImageStore(()), [])
         try:
             splits[PurePosixPath(entry.image_path()).name] = entry.split()
         except RowError as error:

@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.rows import (
     SPLITS,
+    EntryWithFile,
     Listing,
     Paths,
     RowCheck,
+    SourceConfig,
     check_splits,
     describe_value,
     file_checksum,
@@ -29,7 +31,7 @@ _HINT = "an example of this format is coco_karpathy_val.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LavisSource:
+class LavisSource(SourceConfig):
     """JSON lists in the format of LAVIS: objects with `image` and `caption`, which is a caption or a list of
     captions."""
 
@@ -52,7 +54,7 @@ class LavisSource:
                 path = self.annotations[split]
                 try:
                     for i, value in enumerate(json_stream.items(path, "", _HINT)):
-                        yield LavisEntry(f"{path.name} [{i}]", value, split, store)
+                        yield LavisEntry(f"{path.name} [{i}]", value, store, split)
                 except json_stream.ArrayError as error:
                     raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_HINT) from error
 
@@ -66,18 +68,10 @@ class LavisSource:
 
 
 @dataclass(frozen=True, slots=True)
-class LavisEntry:
-    """A row of a split, unchecked."""
+class LavisEntry(EntryWithFile):
+    """A row of a split."""
 
-    where: str
-    value: Any
     split_name: str
-    store: ImageStore
-
-    @property
-    def image_name(self) -> str:
-        value = self.value.get("image") if isinstance(self.value, dict) else None
-        return value if isinstance(value, str) else ""
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
@@ -93,9 +87,3 @@ class LavisEntry:
     def captions(self) -> list[str]:
         caption = self.value.get("caption")
         return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]
-
-    def caption_ids(self) -> None:
-        return None
-
-    def image_file(self, path: str) -> ImageFile:
-        return self.store.find(path)

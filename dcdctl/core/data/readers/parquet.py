@@ -18,9 +18,11 @@ from dcdctl.core.data.images import ImageFile, ParquetImageFile, RowError, refus
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
     SPLITS,
+    Entry,
     Listing,
     Paths,
     RowCheck,
+    SourceConfig,
     SourceRow,
     check_splits,
     describe_value,
@@ -40,7 +42,7 @@ _NUMBERED = re.compile(r"caption_(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetSource:
+class ParquetSource(SourceConfig):
     """Parquet files that contain images, as on the Hub; captions as a list, as caption_0, caption_1, ... or as one row
     per caption."""
 
@@ -78,7 +80,7 @@ class ParquetSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ParquetColumns:
     """The names of the columns in a file; empty if there is no such column."""
 
     captions: tuple[str, ...]
@@ -89,12 +91,10 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetEntry:
+class ParquetEntry(Entry):
     """A row, without its image."""
 
-    where: str
-    value: Mapping[str, Any]
-    columns: Columns
+    columns: ParquetColumns
     split_name: str | None
     """None: `splits` or a column of the row gives it."""
     splits: Mapping[str, str] | None
@@ -175,7 +175,7 @@ def _open_file(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not a Parquet file ({error})", hint="a download may have been cut off") from error
 
 
-def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, has_split: bool) -> Columns:
+def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, has_split: bool) -> ParquetColumns:
     """The columns of a file, by the names in the source or by usual ones; InputError if one is missing or holds no
     image files."""
 
@@ -208,7 +208,7 @@ def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, 
         named = next((name for name in _CAPTION_COLUMNS if name in schema.names), None)
         captions = tuple(numbered) or (named or require("captions", "the captions"),)
     numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")
-    return Columns(captions, numbers, require("split", "the split") if has_split else "", image_id)
+    return ParquetColumns(captions, numbers, require("split", "the split") if has_split else "", image_id)
 
 
 def captions_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from dcdctl.core import files
 from dcdctl.core.data.columns import ImageColumns
-from dcdctl.core.data.images import ImageFile, RowError
+from dcdctl.core.data.corpus_json import SkippedRow
+from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.errors import ConfigError, InputError
 
 SPLITS = ("train", "val", "test")
@@ -31,55 +33,67 @@ MAX_HELD_OUT = 0.3
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 
 
-class SourceConfig(Protocol):
-    """The settings of a data source in one format: a frozen dataclass whose fields are the keys of the source's table
-    in a manifest.
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(ABC):
+    """The settings of a data source in one format: its fields are the keys of the source's table in a manifest.
 
     The type of a field says whether it is a path: Path, Path | None, Paths, or a dict of Path or Paths by split. A
     manifest gives such a field as text, and `source_files` replaces it by paths of local files.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     format: ClassVar[str]
     """The name of the format in manifests."""
 
+    @abstractmethod
     def list_rows(self, check: RowCheck) -> Listing:
-        """The rows of the source."""
-        ...
+        """The rows of the source; rows of the same image become one where the format allows it."""
 
 
-class Entry(Protocol):
+@dataclass(frozen=True, slots=True)
+class Entry(ABC):
     """A row of an annotation file that is not checked yet: each method may raise RowError."""
 
-    @property
-    def where(self) -> str:
-        """The file and the row, for messages."""
-        ...
+    where: str
+    """The file and the row, for messages."""
+    value: Any
+    """What the row says: a JSON object, or cells by name."""
+    image_key: ClassVar[str] = "image"
 
     @property
     def image_name(self) -> str:
         """The image as the row names it, for messages; empty if it does not."""
-        ...
+        name = self.value.get(self.image_key) if isinstance(self.value, Mapping) else None
+        return name if isinstance(name, str) else ""
 
+    @abstractmethod
     def split(self) -> str | None:
         """The split; None if the image is not part of the data set."""
-        ...
 
+    @abstractmethod
     def image_path(self) -> str:
         """The path that identifies the image."""
-        ...
 
+    @abstractmethod
     def captions(self) -> list[str]:
         """At least one."""
-        ...
 
     def caption_ids(self) -> list[int] | None:
         """The source's number of each caption; None if it has none."""
-        ...
+        return None
 
+    @abstractmethod
     def image_file(self, path: str) -> ImageFile:
         """The image with that `image_path`."""
-        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EntryWithFile(Entry):
+    """A row whose image is a file in folders or archives."""
+
+    store: ImageStore
+
+    def image_file(self, path: str) -> ImageFile:
+        return self.store.find(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +111,19 @@ class SourceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippedRow:
-    """A row that is not in the corpus, and why."""
+class SplitCounts:
+    """Images and captions of a split."""
 
-    row: str
-    image: str
-    reason: str
+    images: int
+    captions: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """Everything there is to prepare."""
 
-    counts: Mapping[str, int]
-    """Images by split."""
-    captions: Mapping[str, int]
-    """Captions by split."""
+    counts: Mapping[str, SplitCounts]
+    """By split; splits without images have none."""
     rows: Callable[[str], Iterator[SourceRow]]
     """The rows of a split, in source order."""
     provenance: Mapping[str, Any]
@@ -150,10 +161,6 @@ class RowCheck:
         self.seen_splits.add(split)
         return True
 
-    def is_full(self, num_images: int) -> bool:
-        """Whether a split with so many images takes no more."""
-        return self.max_images is not None and num_images >= self.max_images
-
 
 def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) -> dict[str, list[SourceRow]]:
     """The rows of each split, in the order in which their images first appear.
@@ -172,7 +179,7 @@ def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) ->
             path = entry.image_path()
             is_new = path not in by_path
             # A full split still accepts further captions of its images.
-            if is_new and check.is_full(len(rows[split])):
+            if is_new and check.max_images is not None and len(rows[split]) >= check.max_images:
                 continue
             if not is_new and not merge:
                 raise RowError(f"the same image as {by_path[path][1].where}")
@@ -203,25 +210,17 @@ def make_listing(
     # Names and sizes (and checksums in a zip) stand for the images, because reading them all would take as long as
     # preparing them.
     provenance |= {"images": {"files": [path.name for path in images], "listing_sha256": stamps.hexdigest()}}
-    counts = {split: len(rows[split]) for split in SPLITS if rows[split]}
-    captions = {split: sum(len(row.captions) for row in rows[split]) for split in counts}
+    counts = {
+        split: SplitCounts(images=len(rows[split]), captions=sum(len(row.captions) for row in rows[split]))
+        for split in SPLITS
+        if rows[split]
+    }
     return Listing(
         counts=counts,
-        captions=captions,
         rows=lambda split: iter(rows[split]),
         provenance=provenance,
         skipped=tuple(check.skipped),
     )
-
-
-def require_images(listing: Listing, check: RowCheck) -> Listing:
-    """The listing; InputError if a split that is requested, or that rows name, has no image."""
-    for split in check.splits or [split for split in SPLITS if split in check.seen_splits]:
-        if not listing.counts.get(split):
-            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(listing.skipped))
-    if not listing.counts:
-        raise InputError("the source has no image", hint="a split needs at least one")
-    return listing
 
 
 def empty_split_hint(skipped: Sequence[SkippedRow]) -> str:

@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar
 
 from dcdctl.core.config import AtLeast, Between, check_fields
 from dcdctl.core.data import scenes
-from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceRow, check_splits
+from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceConfig, SourceRow, SplitCounts, check_splits
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesSource:
+class ScenesSource(SourceConfig):
     """The built-in corpus, see `dcdctl.core.data.scenes`."""
 
     format: ClassVar[str] = "scenes"
@@ -47,8 +47,8 @@ class ScenesSource:
                 )
 
         provenance = {"kind": "scenes", "seed": self.seed, "side_px": self.side_px, "captions": self.captions}
-        captions = {split: count * self.captions for split, count in counts.items()}
-        return Listing(counts=counts, captions=captions, rows=rows, provenance=provenance)
+        sizes = {split: SplitCounts(images=count, captions=count * self.captions) for split, count in counts.items()}
+        return Listing(counts=sizes, rows=rows, provenance=provenance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ KEY.json."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,9 +12,11 @@ from typing import ClassVar
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     SPLITS,
+    EntryWithFile,
     Listing,
     Paths,
     RowCheck,
+    SourceConfig,
     check_splits,
     describe_value,
     group_by_image,
@@ -27,7 +29,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "pp
 
 
 @dataclass(frozen=True, kw_only=True)
-class WebDatasetSource:
+class WebDatasetSource(SourceConfig):
     """Tars of images, each followed by its captions: KEY.jpg with KEY.txt, one caption per line, or with KEY.json."""
 
     format: ClassVar[str] = "webdataset"
@@ -40,7 +42,7 @@ class WebDatasetSource:
     def list_rows(self, check: RowCheck) -> Listing:
         """The samples of each split's tars, in order."""
 
-        def samples() -> Iterator[Sample]:
+        def samples() -> Iterator[WebDatasetEntry]:
             for split in SPLITS:
                 for path in self.shards.get(split, ()) if not check.splits or split in check.splits else ():
                     yield from _samples(path, split)
@@ -51,31 +53,24 @@ class WebDatasetSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """The files with one key."""
+class WebDatasetEntry(EntryWithFile):
+    """The files with one key: `value` has their names in the tar, by suffix."""
 
-    where: str
     split_name: str
-    members: Mapping[str, str]
-    """Suffix -> name in the tar."""
-    store: ImageStore
 
     @property
     def image_name(self) -> str:
-        return self.members.get(image_suffix(self.members) or "", next(iter(self.members.values())))
+        return self.value.get(image_suffix(self.value) or "", next(iter(self.value.values())))
 
     def split(self) -> str:
         return self.split_name
 
     def image_path(self) -> str:
         # Different splits may use the same keys.
-        return f"{self.split_name}/{self.members[require_image(self.members)]}"
+        return f"{self.split_name}/{self.value[require_image(self.value)]}"
 
     def captions(self) -> list[str]:
-        return captions_of(self.members, lambda suffix: self.store.read(self.members[suffix]))
-
-    def caption_ids(self) -> None:
-        return None
+        return captions_of(self.value, lambda suffix: self.store.read(self.value[suffix]))
 
     def image_file(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
@@ -136,11 +131,11 @@ def _decoded(data: bytes, suffix: str) -> str:
         raise RowError(f"its {suffix} is not UTF-8 text ({error.reason} on line {line}): save it as UTF-8") from error
 
 
-def _samples(path: Path, split: str) -> Iterator[Sample]:
+def _samples(path: Path, split: str) -> Iterator[WebDatasetEntry]:
     store = ImageStore(path)
     members: dict[str, dict[str, str]] = {}
     for name in store.members():
         key, suffix = key_and_suffix(name)
         members.setdefault(key, {})[suffix] = name
     for key, by_suffix in members.items():
-        yield Sample(f"{path.name} {key}", split, by_suffix, store)
+        yield WebDatasetEntry(f"{path.name} {key}", by_suffix, store, split)

@@ -1,0 +1,131 @@
+"""corpus.json, which names the shards of a corpus and says what they were made from; it is written last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from dcdctl.core import config, files
+from dcdctl.core.artifacts import Kind
+from dcdctl.core.config import Key
+from dcdctl.core.data import urls
+from dcdctl.core.data.near_duplicates import Leakage
+from dcdctl.core.errors import CorpusError
+
+CORPUS_FILE = "corpus.json"
+JOIN = "+"
+"""Stands between splits that are read as one. No split has it in its name."""
+CORPUS = Kind(
+    name="corpus",
+    format=2,
+    seal_file=CORPUS_FILE,
+    plan_file="prepare.json",
+    keeps_plan=False,
+    files=("*-?????-of-?????.parquet", "columns-*.parquet"),
+    make="make one with `dcdctl prepare`",
+    make_again="run the same `dcdctl prepare` again",
+    error=CorpusError,
+    missing=CorpusError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusFile:
+    """A file of a corpus: the columns of a split's images."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile(CorpusFile):
+    """A shard."""
+
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSplit:
+    """A split and its shards."""
+
+    images: int
+    captions: int
+    fingerprint: str
+    shards: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedRow:
+    """A row of the source that is not in the corpus, and why."""
+
+    row: str
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusDocument:
+    """The content of corpus.json, in the order in which it is written."""
+
+    format: int
+    name: str
+    splits: dict[str, CorpusSplit]
+    protocol: str = ""
+    """The published protocol that the corpus reproduces, or "none: " and the reason."""
+    leakage: Leakage = field(default_factory=Leakage)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """The format of the source, the checksums of its files, and the options of `dcdctl prepare`."""
+    license: Annotated[str, Key("licence")] = ""
+    citation: str = ""
+    homepage: str = ""
+    skipped: tuple[SkippedRow, ...] = ()
+    plan: str = ""
+    """Digest of what the corpus was made from."""
+    columns: Annotated[dict[str, CorpusFile], Key(omits_default=True)] = field(default_factory=dict)
+    """By split; empty without columns."""
+
+    def split(self, name: str, folder: Path, requested: str) -> CorpusSplit:
+        """A split; CorpusError if there is none. It may be a part of the `requested` name, such as train+val."""
+        if name in self.splits:
+            return self.splits[name]
+        known = f"it has {', '.join(self.splits)}"
+        if len(self.splits) > 1:
+            known += f"; {JOIN} joins splits, as in {JOIN.join(list(self.splits)[:2])}"
+        of = "" if name == requested else f", a part of {requested!r}"
+        raise CorpusError(f"{files.shown(folder)} has no split {name!r}{of}", hint=known)
+
+
+def read_corpus_json(folder: Path) -> CorpusDocument:
+    """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another
+    format."""
+    url, name = files.url_of(folder), f"{files.shown(folder)}/{CORPUS_FILE}"
+    seal = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
+    return config.build_document(CorpusDocument, seal, name, error=CorpusError, hint=CORPUS.remake)
+
+
+def all_splits(folder: Path) -> str:
+    """The name under which all splits of a corpus are read as one: train+val+test."""
+    return JOIN.join(read_corpus_json(folder).splits)
+
+
+def split_to_measure(folder: Path, trained: str) -> str:
+    """The split of a corpus to measure a model on that was trained on `trained`: test, else val, else one that it did
+    not train on.
+
+    The first split if it was trained on all.
+    """
+    splits = list(read_corpus_json(folder).splits)
+    unseen = [split for split in ("test", "val", *splits) if split in splits and not share_split(split, trained)]
+    return next(iter(unseen), splits[0])
+
+
+def share_split(split: str, other: str) -> bool:
+    """Whether two names, each of a split or of several joined, have a split in common.
+
+    >>> share_split("train+val", "val"), share_split("train+val", "test")
+    (True, False)
+    """
+    return not set(split.split(JOIN)).isdisjoint(other.split(JOIN))
