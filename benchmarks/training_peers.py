@@ -79,7 +79,7 @@ class Inputs:
 
     folder: Path
     captions: list[str]
-    model: models.DualModel
+    model: models.DualEncoder
     source: Callable[[], Source]
     recipe: Recipe
     batches: Batches

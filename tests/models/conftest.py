@@ -91,7 +91,7 @@ def vilt(tokenizer: Any) -> models.ViltScorer:
 
 
 @pytest.fixture
-def dual(tokenizer: Any) -> models.DualModel:
+def dual(tokenizer: Any) -> models.DualEncoder:
     return _widen(models.new_dual(DUAL_SIZE, tokenizer))
 
 

@@ -20,7 +20,7 @@ from dcdctl.core.models import load_save
 @torch.no_grad()
 def _outputs(model, pil_images, captions):
     batch = model.preprocess.images(pil_images), model.preprocess.texts(captions[:3])
-    if isinstance(model, models.DualModel):
+    if isinstance(model, models.DualEncoder):
         return torch.stack(model(*batch))
     return model(*batch, torch.arange(3), torch.arange(3))
 
@@ -96,7 +96,7 @@ def test_a_transformers_folder_loads_with_the_epsilons_of_the_official_code(
 def test_saving_replaces_a_model_and_refuses_other_folders(vilt, dual, tmp_path):
     models.save(vilt, tmp_path / "model")
     models.save(dual, tmp_path / "model")
-    assert isinstance(models.load(tmp_path / "model"), models.DualModel)
+    assert isinstance(models.load(tmp_path / "model"), models.DualEncoder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.png").touch()

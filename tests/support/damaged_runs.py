@@ -60,7 +60,7 @@ def fusion_kind(folder: Path) -> Artifact:
 
 
 def dual_kind(folder: Path) -> Artifact:
-    def made(seed: int) -> models.DualModel:
+    def made(seed: int) -> models.DualEncoder:
         torch.manual_seed(seed)
         dual = make_wide_dual(CAPTIONS)
         with torch.no_grad():

@@ -27,7 +27,7 @@ def frozen_dual(captions: list[str], folder: Path, vision: str) -> models.Frozen
     )
 
 
-def from_backbones(captions: list[str], folder: Path, vision: str) -> models.DualModel:
+def from_backbones(captions: list[str], folder: Path, vision: str) -> models.DualEncoder:
     return models.dual_from_backbones(*refs(captions, folder, vision), projection_dim=8)
 
 
@@ -40,11 +40,11 @@ def with_cosine(captions: list[str], folder: Path, vision: str) -> models.CoAtte
     )
 
 
-def saved_dual(kind: str, captions: list[str], folder: Path) -> models.DualModel:
+def saved_dual(kind: str, captions: list[str], folder: Path) -> models.DualEncoder:
     return models.load_dual(save_dual(kind, captions, folder / kind, num_layers=1))
 
 
-def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.DualModel:
+def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.DualEncoder:
     return models.load_dual(save_open_clip(kind, captions, folder, num_layers=1))
 
 

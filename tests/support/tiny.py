@@ -38,7 +38,7 @@ def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize =
     return teacher
 
 
-def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.DualModel]:
+def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.DualEncoder]:
     """A random ViLT and a random dual encoder, as small as they get."""
     tokenizer = models.word_piece(captions, 200)
     shared = {
@@ -53,7 +53,7 @@ def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.Dual
     return models.new_vilt(models.ViltSize(num_hidden_layers=2, **shared), tokenizer), models.new_dual(dual, tokenizer)
 
 
-def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
+def make_wide_dual(captions: Sequence[str]) -> models.DualEncoder:
     """A random dual encoder whose weights are large enough that its vectors differ; it reads images of 48 px and 12
     tokens."""
     size = models.DualSize(

@@ -65,7 +65,7 @@ def noisy(model: Any, seed: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def duals(corpus, tmp_path_factory) -> list[models.DualModel]:
+def duals(corpus, tmp_path_factory) -> list[models.DualEncoder]:
     """Two dual encoders: one reads images of 48 px and 12 tokens, the other has frozen encoders of its own and reads 32
     px."""
     folder = tmp_path_factory.mktemp("encoders")
@@ -84,7 +84,7 @@ def embedded(duals, corpus) -> list[EmbeddedTeacher]:
 
 
 @torch.no_grad()
-def logits_of(model: models.DualModel, corpus: Any) -> np.ndarray:
+def logits_of(model: models.DualEncoder, corpus: Any) -> np.ndarray:
     """The logits of all images with all captions, by one forward pass."""
     source = CorpusSource(corpus, model.preprocess)
     images: ImageBatch = source.images(range(corpus.num_images))

@@ -159,7 +159,7 @@ def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
         images = models.ImageBatch(batch.images.pixel_values[i : i + 1], None)
         texts = models.TextBatch(batch.texts.input_ids[t : t + 1], batch.texts.attention_mask[t : t + 1])
-        if isinstance(model, models.DualModel):
+        if isinstance(model, models.DualEncoder):
             alone = model.logit_scale * (model.embed_images(images) * model.embed_texts(texts)).sum()
         else:
             alone = model.score(

@@ -28,7 +28,7 @@ DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]"]
 
 
 @pytest.fixture(scope="module")
-def dual(corpus) -> models.DualModel:
+def dual(corpus) -> models.DualEncoder:
     """A dual encoder whose vectors have eight numbers."""
     return make_wide_dual(corpus.captions)
 

@@ -67,7 +67,7 @@ def terms(table: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def dual(corpus) -> models.DualModel:
+def dual(corpus) -> models.DualEncoder:
     """The teacher, whose vectors have eight numbers."""
     return make_wide_dual(corpus.captions)
 

@@ -40,7 +40,7 @@ SIZE = models.DualSize(
 
 
 @pytest.fixture
-def dual(corpus) -> models.DualModel:
+def dual(corpus) -> models.DualEncoder:
     return models.dual_student(SIZE, corpus.captions, vocab_size=200)
 
 

@@ -1,6 +1,6 @@
 from .catalog import list_families, list_teachers
 from .checkpoint import check_finite
-from .dual import DualModel, prefix_vectors
+from .dual import DualEncoder, Model, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
@@ -9,6 +9,7 @@ from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
+from .fusion import FusionScorer
 from .inputs import ImageBatch, Pairs, States, TextBatch, with_copies
 from .load_save import (
     check_ref,
@@ -38,7 +39,7 @@ from .onnx import (
 )
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
-from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, Model, Preprocessor
+from .protocols import Encoders, ExportSpec, Preprocessor
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source
 from .references.published import list_published
@@ -52,7 +53,6 @@ __all__ = [
     "SETTINGS_FILE",
     "CoAttentionScorer",
     "DualEncoder",
-    "DualModel",
     "DualScorer",
     "DualSize",
     "Encoders",

@@ -1,4 +1,5 @@
-"""What all dual encoders share; a family (`vision_text_dual`, `frozen_dual`) adds its network.
+"""The contract of a dual encoder, and what all of them share; a family (`vision_text_dual`, `frozen_dual`) adds its
+network.
 
 Shape letters: I images, T texts, R x C pairs of a training step, D length of the vectors.
 """
@@ -6,9 +7,8 @@ Shape letters: I images, T texts, R x C pairs of a training step, D length of th
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, Pairs, States, TextBatch, select_rows
+from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.towers import TrainedParts
-from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 
 class Calibration(nn.Module):
@@ -84,18 +83,14 @@ def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
     return vectors_ND.float() if dims == vectors_ND.shape[1] else unit_vectors(vectors_ND[:, :dims])
 
 
-class DualModel(nn.Module, ABC):
-    """Base of the dual encoders; created in eval mode. `unused_keys` are the entries of a checkpoint that embedding
-    does not need."""
+class DualEncoder(RetrievalModel):
+    """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`,
+    plus `logit_bias`."""
 
     kind: Literal["dual"] = "dual"
-    network: nn.Module
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.network = network
-        self.preprocess = preprocess
-        self.unused_keys = unused_keys
+    def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
+        super().__init__(network, preprocess, unused_keys)
         self.calibration = Calibration()
         self.projection: Projection | None = None
         self.average: nn.Module | None = None
@@ -107,62 +102,25 @@ class DualModel(nn.Module, ABC):
     @property
     @abstractmethod
     def embedding_dim(self) -> int:
-        """See `DualEncoder.embedding_dim`."""
+        """Length D of the vectors."""
 
     @property
     @abstractmethod
     def logit_scale(self) -> Tensor:
-        """See `DualEncoder.logit_scale`."""
+        """Factor from cosine to logit; 0-dimensional."""
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """See `DualEncoder.logit_bias`; None unless a family has one."""
+        """Offset of all logits, 0-dimensional, of a model that has one (SigLIP); it changes no ranking."""
         return None
 
     @abstractmethod
     def embed_images(self, images: ImageBatch | States) -> Tensor:
-        """See `DualEncoder.embed_images`."""
+        """Unit vectors, I x D. A model with `encoders` takes their features as well."""
 
     @abstractmethod
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
-        """See `DualEncoder.embed_texts`."""
-
-    @property
-    @abstractmethod
-    def _encoder_modules(self) -> tuple[nn.Module, ...]:
-        """The vision and the text encoder in the network."""
-
-    @abstractmethod
-    def export_spec(self) -> ExportSpec:
-        """See `DualEncoder.export_spec`."""
-
-    @property
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """All settings of the network, as config.json holds them."""
-
-    @abstractmethod
-    def set_dropout(self, probability: float) -> None:
-        """See `DualEncoder.set_dropout`."""
-
-    @abstractmethod
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """See `DualEncoder.save_network`."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What dcdctl.json holds."""
-        return {"kind": "dual", "max_text_len": self.preprocess.max_text_len}
-
-    @property
-    def digest(self) -> str:
-        """See `DualEncoder.digest`."""
-        return digest_of(self.network, config=self.config, preprocess=self.preprocess.settings, settings=self.settings)
-
-    @property
-    def encoders(self) -> Encoders | None:
-        """See `DualEncoder.encoders`; None unless a family has them."""
-        return None
+        """Unit vectors, T x D. A model with `encoders` takes their features as well."""
 
     def forward(self, images: ImageBatch | States, texts: TextBatch | States) -> tuple[Tensor, Tensor]:
         """The vectors of a batch, I x D and T x D."""
@@ -192,23 +150,26 @@ class DualModel(nn.Module, ABC):
         return calibrated
 
     def add_projection(self, teacher_width: int) -> None:
-        """See `DualEncoder.add_projection`."""
+        """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in
+        the digest."""
         self.projection = Projection(self.embedding_dim, teacher_width)
 
     def project(self, vectors_ND: Tensor) -> Tensor:
-        """See `DualEncoder.project`."""
+        """The vectors after that map, N x E, float32. ValueError before `add_projection`."""
         if self.projection is None:
             raise ValueError("add_projection comes before project")
         projected_NE: Tensor = self.projection(vectors_ND)
         return projected_NE
 
     def add_average(self) -> None:
-        """See `DualEncoder.add_average`."""
+        """Add a copy of the network that is its own average over the steps, for training alone: it is neither saved nor
+        in the digest."""
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """See `DualEncoder.update_average`."""
+        """Set each weight of the average to `decay` times itself plus 1 - `decay` times the network's. ValueError
+        before `add_average`."""
         if self.average is None:
             raise ValueError("add_average comes before update_average")
         now = self.network.state_dict()
@@ -217,7 +178,7 @@ class DualModel(nn.Module, ABC):
                 tensor.lerp_(now[name], 1 - decay)
 
     def averaged(self) -> Self:
-        """See `DualEncoder.averaged`."""
+        """This model with the weights of the average, in eval mode. ValueError before `add_average`."""
         if self.average is None:
             raise ValueError("add_average comes before averaged")
         twin = copy.copy(self)
@@ -234,19 +195,30 @@ class DualModel(nn.Module, ABC):
         return self
 
     def set_trained(self, parts: TrainedParts) -> None:
-        """See `DualEncoder.set_trained`; ModelError unless all parts are trained, or a family has others."""
+        """Let training change only these parts; ModelError for a family that has no such parts.
+
+        With adapters (lora), `merge_adapters` must be called before the model is saved. With `projections`, `encoders`
+        gives the frozen towers, whose pooled outputs may be stored.
+        """
         if parts.which != "all":
             raise self._without_towers(f"model.trained {parts.which}")
 
     def merge_adapters(self) -> None:
-        """See `DualEncoder.merge_adapters`."""
+        """Add the adapters of `set_trained` to the weights that they adapt, and remove them; does nothing without
+        adapters."""
 
     def depth_of(self, parameter: str) -> int:
-        """See `DualEncoder.depth_of`; ModelError unless a family has towers."""
+        """Distance of a parameter, by its dotted name, from the top of its tower; ModelError for a family without
+        towers of layers.
+
+        0 for projections, logit scale and what follows the layers, 1 for the last layer, N + 1 for what comes before N
+        layers.
+        """
         raise self._without_towers("optimizer.layer_decay")
 
     def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
-        """See `DualEncoder.keep_layers`; ModelError for any choice unless a family has towers."""
+        """Remove all layers of the towers but these, which ascend; an empty list keeps all. ModelError for layers that
+        a tower lacks, and for any choice in a family without towers."""
         if vision or text:
             raise self._without_towers("model.vision_layers and model.text_layers")
 
@@ -264,6 +236,6 @@ class DualModel(nn.Module, ABC):
                 "the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out"
             )
 
-    def export_copy(self) -> Self:
-        """The same network, with preprocessing files that need no dcdctl."""
-        return type(self)(self.network, self.preprocess.self_contained())
+
+Model = FusionScorer | DualEncoder
+"""What `load` gives; `model.kind` tells which of the two."""

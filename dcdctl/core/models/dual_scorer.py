@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.dual import DualEncoder
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import DualEncoder, Encoders, ExportSpec
+from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 DENSE_FACTOR = 24
 """All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the
@@ -53,7 +54,7 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
     return products_P
 
 
-class DualScorer(FusionModel):
+class DualScorer(FusionScorer):
     """A dual encoder as a fusion scorer whose logit is the scaled cosine of two vectors.
 
     Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores.
@@ -123,14 +124,6 @@ class DualScorer(FusionModel):
     def _logits(self, cosines: Tensor) -> Tensor:
         logits = self.dual.logit_scale * cosines
         return logits if self.dual.logit_bias is None else logits + self.dual.logit_bias
-
-    @property
-    def num_layers(self) -> int:
-        """None at all."""
-        return 0
-
-    def _with_layers(self, layers: list[int]) -> NoReturn:
-        raise AssertionError("student refuses all layers")
 
     def student(self, layers: Sequence[int]) -> NoReturn:
         """ModelError: there are no fusion layers."""

@@ -6,8 +6,8 @@ reads anything.
 
 Importing this module does not import transformers: many commands only check a reference or list the families.
 
-A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in
-`FAMILIES`, and one in tests/support/families.py.
+A new family is a file of `families` with a subclass of `FusionScorer` or `DualEncoder` and a function `load`, one line
+in `FAMILIES`, and one in tests/support/families.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families, saved_folder
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
-from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import (
     CONFIG_FILE,
@@ -34,6 +33,10 @@ from dcdctl.core.models.references.folders import (
 )
 from dcdctl.core.models.saved_folder import REMAKE
 from dcdctl.core.progress import Track, silent
+
+if TYPE_CHECKING:  # torch takes a second
+    from dcdctl.core.models.dual import DualEncoder, Model
+    from dcdctl.core.models.fusion import FusionScorer
 
 Kind = Literal["fusion", "dual"]
 

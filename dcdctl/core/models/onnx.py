@@ -40,8 +40,9 @@ from torch import Tensor, nn
 from dcdctl.core import artifacts, config, files
 from dcdctl.core.errors import MissingError, ModelError, is_installed, require_extra
 from dcdctl.core.models import text_tower
+from dcdctl.core.models.dual import DualEncoder, Model
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
-from dcdctl.core.models.protocols import DualEncoder, Model, Preprocessor
+from dcdctl.core.models.protocols import Preprocessor
 from dcdctl.core.models.text_tower import Padding, TextSettings, TextTower
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")

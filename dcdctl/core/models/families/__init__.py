@@ -1,1 +1,1 @@
-"""The model families: each file loads one, and subclasses `FusionModel` or `DualModel` for it."""
+"""The model families: each file loads one, and subclasses `FusionScorer` or `DualEncoder` for it."""

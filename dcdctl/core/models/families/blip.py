@@ -17,7 +17,7 @@ tokens, D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -70,15 +70,11 @@ class BlipScorer(MatchingScorer):
         return layers
 
     @property
-    def num_layers(self) -> int:
-        """Number of text layers."""
-        return len(self.layers)
-
-    @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return (self.network.vision_model,)
 
-    def _with_layers(self, layers: list[int]) -> Self:
+    def student(self, layers: Sequence[int]) -> Self:
+        layers = self.checked_layers(layers)
         network = copy.deepcopy(self.network)
         network.text_encoder.encoder.layer = nn.ModuleList(
             [network.text_encoder.encoder.layer[index] for index in layers]

@@ -14,8 +14,8 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Never, Self
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,6 @@ class Blip2Scorer(MatchingScorer):
         return layers
 
     @property
-    def num_layers(self) -> int:
-        """Number of layers of the Q-Former."""
-        return len(self.layers)
-
-    @property
     def num_queries(self) -> int:
         """Number of learned queries."""
         return int(self.network.query_tokens.shape[1])
@@ -75,7 +70,7 @@ class Blip2Scorer(MatchingScorer):
             part.requires_grad_(False)
         return self
 
-    def _with_layers(self, layers: list[int]) -> Self:
+    def student(self, layers: Sequence[int]) -> Never:
         raise ModelError(
             "a BLIP-2 has no student of fewer layers: its Q-Former attends to the image in every second layer",
             hint="use it as the teacher of a dual student, or take a BLIP or BridgeTower as the teacher of a fusion "

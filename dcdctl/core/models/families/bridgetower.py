@@ -17,7 +17,7 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, M ima
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -59,9 +59,10 @@ class BridgeTowerScorer(MatchingScorer):
     example = "BridgeTower/bridgetower-base-itm-mlm"
 
     @property
-    def num_layers(self) -> int:
-        """Number of fusion layers."""
-        return len(self._body.cross_modal_text_layers)
+    def layers(self) -> nn.ModuleList:
+        """The text side of the fusion layers."""
+        layers: nn.ModuleList = self._body.cross_modal_text_layers
+        return layers
 
     @property
     def _body(self) -> Any:
@@ -72,8 +73,10 @@ class BridgeTowerScorer(MatchingScorer):
         """Number of layers of each encoder that run before the first fusion layer."""
         return len(self._body.text_model.encoder.layer) - self.num_layers + 1
 
-    def _with_layers(self, layers: list[int]) -> Self:
-        """The student reads the last layers of the encoders, as any BridgeTower of so many fusion layers does."""
+    def student(self, layers: Sequence[int]) -> Self:
+        """See `FusionScorer.student`; it reads the last layers of the encoders, as any BridgeTower of so many fusion
+        layers does."""
+        layers = self.checked_layers(layers)
         network = copy.deepcopy(self.network)
         body = network.bridgetower
         for name in ("cross_modal_text_layers", "cross_modal_image_layers"):

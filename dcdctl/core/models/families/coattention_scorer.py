@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
 from dcdctl.core.models.families import coattention
 from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, network_from_table
-from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import EncoderPair
@@ -45,7 +45,7 @@ POSITIONS = "vision.embeddings.position_embedding.weight"
 """The position table of METER's vision encoder, which is resized for another image size."""
 
 
-class CoAttentionScorer(FusionModel):
+class CoAttentionScorer(FusionScorer):
     """Scores image-caption pairs with co-attention over two encoders."""
 
     network: CoAttentionNetwork
@@ -55,12 +55,8 @@ class CoAttentionScorer(FusionModel):
         """The layers of each fusion step, text first."""
         return self.network.steps
 
-    @property
-    def num_layers(self) -> int:
-        """Number of fusion steps."""
-        return len(self.layers)
-
-    def _with_layers(self, layers: list[int]) -> Self:
+    def student(self, layers: Sequence[int]) -> Self:
+        layers = self.checked_layers(layers)
         shared = {id(module): module for module in self.network.shared_modules}
         # deepcopy does not copy what its memo holds, so the student keeps the teacher's own modules.
         network = copy.deepcopy(self.network, memo=dict(shared))
@@ -85,7 +81,7 @@ class CoAttentionScorer(FusionModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `FusionModel.config`."""
+        """See `FusionScorer.config`."""
         return {"model_type": MODEL_TYPE, **self.network.to_table()}
 
     @property

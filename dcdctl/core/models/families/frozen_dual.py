@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own
-from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
@@ -66,7 +66,7 @@ class FrozenDualNetwork(nn.Module):
         }
 
 
-class FrozenDual(DualModel):
+class FrozenDual(DualEncoder):
     """Embeds images and captions, or their features; created in eval mode with frozen encoders."""
 
     network: FrozenDualNetwork
@@ -77,7 +77,7 @@ class FrozenDual(DualModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `DualModel.config`."""
+        """See `DualEncoder.config`."""
         return {"model_type": MODEL_TYPE, **self.network.to_table()}
 
     @property

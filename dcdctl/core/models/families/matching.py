@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import check_complete, save_pretrained
-from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
@@ -39,7 +38,7 @@ NO_MATCH, MATCH = 0, 1
 """Rows of the heads."""
 
 
-class MatchingScorer(FusionModel):
+class MatchingScorer(FusionScorer):
     """Scores image-caption pairs with a matching head of transformers; a family names its classes, its head and its
     unused parts."""
 
@@ -105,16 +104,6 @@ class MatchingScorer(FusionModel):
         batch = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         return log_odds(getattr(self.network(**batch, **self.options), self.output))
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What dcdctl.json holds."""
-        return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See `FusionModel.config`."""
-        return dict(self.network.config.to_dict())
-
     def set_dropout(self, probability: float) -> None:
         """See `FusionScorer.set_dropout`: that of the text encoder and the fusion layers; vision encoders keep their
         own."""
@@ -129,10 +118,6 @@ class MatchingScorer(FusionModel):
             is_two_rows=True,
             options=self.options,
         )
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights, as transformers reads them."""
-        save_pretrained(self.network, folder, half=half)
 
     def match(self, features_PD: Tensor) -> Tensor:
         """Logits of P pairs from the inputs of the head."""

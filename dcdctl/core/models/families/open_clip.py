@@ -27,7 +27,7 @@ from transformers import AutoConfig
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, to_dtype
-from dcdctl.core.models.dual import DualModel, keep_statistics, unit_vectors
+from dcdctl.core.models.dual import DualEncoder, keep_statistics, unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, in_kernel_order
@@ -121,11 +121,11 @@ class OpenClipPreprocess:
         return dataclasses.replace(self, is_alone=True)
 
 
-class OpenClipDual(DualModel):
+class OpenClipDual(DualEncoder):
     """Embeds images and captions with a CLIP or CustomTextCLIP of open_clip."""
 
     network: Any  # open_clip's classes have no common base
-    preprocess: OpenClipPreprocess  # type: ignore[assignment]
+    preprocess: OpenClipPreprocess
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class OpenClipDual(DualModel):
         unused_keys: tuple[str, ...] = (),
     ) -> None:
         """`table` is the content of open_clip_config.json."""
-        super().__init__(network, preprocess, unused_keys)  # type: ignore[arg-type]
+        super().__init__(network, preprocess, unused_keys)
         self.table = copy.deepcopy(dict(table))
 
     @property

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 
 HEADER = 2
@@ -90,7 +90,7 @@ class RawPreprocess:
         return self
 
 
-class RawPairScorer(FusionModel):
+class RawPairScorer(FusionScorer):
     """A scorer that a subclass defines by `_score`, from images and strings to logits.
 
     It is a teacher and a re-ranker. It can be neither trained nor saved here, and has no student of fewer layers.
@@ -98,11 +98,11 @@ class RawPairScorer(FusionModel):
 
     # Whole images are large: only a chunk of them is in memory when pairs are grouped.
     groups_by_image = True
-    preprocess: RawPreprocess  # type: ignore[assignment]
+    preprocess: RawPreprocess
 
     def __init__(self, network: nn.Module, preprocess: RawPreprocess | None = None) -> None:
         """`network` has the weights; an empty nn.Module for a scorer without any."""
-        super().__init__(network, preprocess or RawPreprocess())  # type: ignore[arg-type]
+        super().__init__(network, preprocess or RawPreprocess())
 
     @abstractmethod
     def _score(self, images: list[Image.Image], texts: list[str], image_ix: list[int], text_ix: list[int]) -> Tensor:
@@ -117,11 +117,6 @@ class RawPairScorer(FusionModel):
     def config(self) -> dict[str, Any]:
         """Settings of the network; none unless a subclass has them."""
         return {}
-
-    @property
-    def num_layers(self) -> int:
-        """0: no fusion layer can be taken out of such a scorer."""
-        return 0
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The images as tokens, uint8, I x N x 3 on the CPU: width, height, and then the pixels row by row."""
@@ -170,12 +165,9 @@ class RawPairScorer(FusionModel):
         """The logit of one pair by the plainest way that the scorer has, a tensor of one number."""
         return self._score([image], [text], [0], [0])
 
-    def _with_layers(self, layers: list[int]) -> Never:
-        raise self._refusal("has no layers that a student could take over")
-
     def student(self, layers: Sequence[int]) -> Never:
         """ModelError: such a scorer has no student of fewer layers."""
-        self._with_layers(list(layers))
+        raise self._refusal("has no layers that a student could take over")
 
     def set_dropout(self, probability: float) -> Never:
         """ModelError: such a scorer is not trained here."""

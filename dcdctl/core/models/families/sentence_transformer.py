@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete
-from dcdctl.core.models.dual import DualModel, unit_vectors
+from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, pictures_of
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -47,13 +47,13 @@ class ByteTokens:
         return {"input_ids": list(text.encode())}
 
 
-class SentenceTransformerDual(DualModel):
+class SentenceTransformerDual(DualEncoder):
     """Embeds images and captions with a SentenceTransformer; `ref` is where it was loaded from, for messages."""
 
-    preprocess: RawPreprocess  # type: ignore[assignment]
+    preprocess: RawPreprocess
 
     def __init__(self, encoder: nn.Module, ref: str) -> None:
-        super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))  # type: ignore[arg-type]
+        super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))
         self.ref = ref
         # One image and one caption show whether the processor reads both.
         image, text = self._encode([{"image": Image.new("RGB", (64, 64))}]), self._encode([{"text": "a"}])

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,8 +22,8 @@ from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models.checkpoint import check_complete, save_pretrained
-from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, select_rows, with_copies
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
@@ -80,7 +79,7 @@ class ViltSize:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
-class ViltScorer(FusionModel):
+class ViltScorer(FusionScorer):
     """Scores image-caption pairs with a ViLT."""
 
     network: ViltForImageAndTextRetrieval
@@ -90,12 +89,8 @@ class ViltScorer(FusionModel):
         """The fusion layers."""
         return self.network.vilt.encoder.layer
 
-    @property
-    def num_layers(self) -> int:
-        """Number of fusion layers."""
-        return len(self.layers)
-
-    def _with_layers(self, layers: list[int]) -> Self:
+    def student(self, layers: Sequence[int]) -> Self:
+        layers = self.checked_layers(layers)
         network = copy.deepcopy(self.network)
         network.vilt.encoder.layer = nn.ModuleList([network.vilt.encoder.layer[index] for index in layers])
         network.config.num_hidden_layers = len(layers)
@@ -107,11 +102,6 @@ class ViltScorer(FusionModel):
         """What dcdctl.json holds."""
         text_eps = self.network.vilt.embeddings.text_embeddings.LayerNorm.eps
         return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "text_layer_norm_eps": text_eps}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See `FusionModel.config`."""
-        return dict(self.network.config.to_dict())
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for
@@ -242,10 +232,6 @@ class ViltScorer(FusionModel):
     def export_copy(self) -> Self:
         """The same scores from a network with one LayerNorm epsilon, as transformers computes it."""
         return type(self)(_with_one_epsilon(self.network), self.preprocess.self_contained())
-
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights, as transformers reads them."""
-        save_pretrained(self.network, folder, half=half)
 
 
 def _mask_of(pixel_values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import AutoModel, BeitConfig, BertConfig, VisionTextDualEncode
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
-from dcdctl.core.models.dual import DualModel, unit_vectors
+from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
@@ -90,18 +90,13 @@ class DualSize:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
-class VisionTextDual(DualModel):
+class VisionTextDual(DualEncoder):
     """Embeds images and captions with a VisionTextDualEncoderModel of transformers."""
 
     network: Any  # a VisionTextDualEncoderModel, or another network of transformers with two encoders of these names
     _parts = TrainedParts()
     _adapted: Any = None
     """PEFT's model around the network, while it has adapters."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See `DualModel.config`."""
-        return dict(self.network.config.to_dict())
 
     @property
     def embedding_dim(self) -> int:

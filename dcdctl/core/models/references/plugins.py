@@ -1,8 +1,8 @@
 """Model families of other packages, by entry points of the group `dcdctl.models`.
 
 The name of an entry point is the `model_type` in config.json. Its object is a pair: "fusion" or "dual", and a function
-`load(ref, overrides, saved)` that returns a model of `protocols`, where `saved` is dcdctl.json, None where there is no
-such file.
+`load(ref, overrides, saved)` that returns a `FusionScorer` or a `DualEncoder`, where `saved` is dcdctl.json, None
+where there is no such file.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.protocols import Model
+
+if TYPE_CHECKING:  # torch takes a second
+    from dcdctl.core.models.dual import Model
 
 GROUP = "dcdctl.models"
 

@@ -66,7 +66,7 @@ class Loss:
     """Whether it needs the teacher's scores."""
     calibrated: bool = False
     """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale
-    (`DualModel.calibration`)."""
+    (`DualEncoder.calibration`)."""
     confidence: bool = False
     """Whether the schedule `confidence` can weigh it query by query; `wsl` and `wsl-pairs` do so by themselves."""
     options: frozenset[str] = frozenset()

@@ -1,0 +1,104 @@
+"""What both kinds of model share. `fusion.FusionScorer` and `dual.DualEncoder` are the two kinds; a family subclasses
+one of them, and callers use their members alone.
+
+Shape letters: I images, T texts, R x C pairs of a training step, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from dcdctl.core.models.checkpoint import save_pretrained
+from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.inputs import Pairs
+from dcdctl.core.models.protocols import Encoders, ExportSpec
+
+
+class RetrievalModel(nn.Module, ABC):
+    """Base of all models; created in eval mode. The defaults are those of a network of transformers."""
+
+    kind: str
+    network: Any  # nn.Module; the libraries' networks have no common base with the members that families read
+    """The module that holds all saved weights."""
+    preprocess: Any
+    """A `Preprocessor`."""
+
+    def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
+        """`unused_keys` are the entries of its checkpoint that the model does not need."""
+        super().__init__()
+        self.network = network
+        self.preprocess = preprocess
+        self.unused_keys = unused_keys
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All settings of the network, as config.json holds them."""
+        return dict(self.network.config.to_dict())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON-able settings that no other file of a saved model holds: the content of dcdctl.json, which `load` passes
+        to the family's loader."""
+        return {"kind": self.kind, "max_text_len": self.preprocess.max_text_len}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of all weights and all settings that change a score."""
+        return digest_of(self.network, config=self.config, preprocess=self.preprocess.settings, settings=self.settings)
+
+    @property
+    def encoders(self) -> Encoders | None:
+        """The encoders whose features may be stored; None for a model that takes only pixels and tokens."""
+        return None
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        """Encoders of other libraries in the network, the vision encoder first; none unless a family has them."""
+        return ()
+
+    @abstractmethod
+    def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
+        """The float32 tensors of a micro-batch from which `logits` computes a loss's inputs; row k of each comes from
+        row k of its input. Outputs of several micro-batches may be concatenated row by row."""
+
+    @abstractmethod
+    def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for
+        a fusion model."""
+
+    @abstractmethod
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """The logits on the teacher's scale, for losses that compare logits with logits."""
+
+    @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports
+        it."""
+
+    @abstractmethod
+    def set_dropout(self, probability: float) -> None:
+        """Set the dropout of training, as in a new model of this family; no score in eval mode changes. ModelError if
+        there is none.
+
+        ViLT and duals whose encoders are trained: embeddings and sublayer outputs, none of attention probabilities.
+        Co-attention: sublayer outputs and attention probabilities of the fusion layers. Duals over frozen encoders: the
+        features. Other parts keep their own. A saved model's config.json has the number; the digest does not depend on
+        it.
+        """
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, float16 where `half`."""
+        save_pretrained(self.network, folder, half=half)
+
+    def export_spec(self) -> ExportSpec:
+        """The classes that read this model without dcdctl, once `export_copy` is saved."""
+        return ExportSpec()
+
+    def export_copy(self) -> Self:
+        """The same model in the form that the classes of `export_spec` compute and preprocess; it may share weights."""
+        return type(self)(self.network, self.preprocess.self_contained())
