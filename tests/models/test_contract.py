@@ -1,4 +1,5 @@
-"""The contract of both kinds of model (models/fusion.py, models/dual.py), checked for every model family (tests/support/families.py)."""
+"""The contract of both kinds of model (models/fusion.py, models/dual.py), checked for every family
+(tests/support/families.py)."""
 
 from __future__ import annotations
 

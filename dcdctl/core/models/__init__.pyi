@@ -3,13 +3,13 @@ from .checkpoint import check_finite
 from .dual import DualEncoder, Model, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
-from .families.coattention_scorer import CoAttentionScorer
+from .families.coattention_scorer import CoAttentionScorer, new_coattention
 from .families.frozen_dual import FrozenDual, new_frozen_dual
 from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
-from .fusion import FusionScorer
+from .fusion import FusionScorer, every_other
 from .inputs import ImageBatch, Pairs, States, TextBatch, with_copies
 from .load_save import (
     check_ref,
@@ -23,7 +23,6 @@ from .load_save import (
     text_pooling,
 )
 from .networks.backbones import FeatureSpec, ProjectionSize
-from .networks.build import every_other, new_coattention
 from .networks.towers import TrainedParts, require_peft
 from .onnx import (
     ONNX_OUTPUT,

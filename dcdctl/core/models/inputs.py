@@ -10,9 +10,9 @@ Shape letters as in `protocols`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,11 +20,47 @@ from torch.nn import functional
 
 Device = torch.device | str | int
 T = TypeVar("T")
-Masked = TypeVar("Masked", "ImageBatch", "TextBatch", "States")
+Raw = TypeVar("Raw", "ImageBatch", "TextBatch")
+
+
+class _Rows:
+    """What the three kinds of inputs share: rows, moved and cut together, and a copy of their mask on the CPU."""
+
+    mask_on_cpu: cached_property[Any]
+
+    def __len__(self) -> int:
+        return len(self._values()[0])
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Some of them."""
+        part = self._changed(lambda tensor: tensor[rows])
+        if "mask_on_cpu" in vars(self) and self.mask_on_cpu is not None:
+            with_copies(part, mask_on_cpu=self.mask_on_cpu[rows])
+        return part
+
+    def to(self, device: Device, *, non_blocking: bool = False) -> Self:
+        """The same rows on another device."""
+        return self._with_mask_of(self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking)))
+
+    def pin_memory(self) -> Self:
+        """The same rows in pinned memory, from which a copy to a GPU is asynchronous."""
+        return self._with_mask_of(self._changed(lambda tensor: tensor.pin_memory()))
+
+    def _values(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(None if value is None else change(value) for value in self._values()))
+
+    def _with_mask_of(self, item: Self) -> Self:
+        """The item with this one's copy of the mask, if there is one, or if it costs nothing because the mask is on the
+        CPU itself."""
+        has_copy = self._values()[0].device.type == "cpu" or "mask_on_cpu" in vars(self)
+        return with_copies(item, mask_on_cpu=self.mask_on_cpu) if has_copy else item
 
 
 @dataclass(frozen=True)
-class ImageBatch:
+class ImageBatch(_Rows):
     """Preprocessed images of one size, padded with zeros at the right and the bottom."""
 
     pixel_values: Tensor
@@ -34,29 +70,10 @@ class ImageBatch:
     grid: Tensor | None = None
     """I x 2, rows and columns of each image's patches; None for a model that takes pixels."""
 
-    def __len__(self) -> int:
-        return len(self.pixel_values)
-
-    def __getitem__(self, rows: slice) -> ImageBatch:
-        """Some of them."""
-        return _rows_of(self, rows)
-
-    def to(self, device: Device, *, non_blocking: bool = False) -> ImageBatch:
-        """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> ImageBatch:
-        """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
     @cached_property
     def mask_on_cpu(self) -> Tensor | None:
         """`pixel_mask` on the CPU."""
         return None if self.pixel_mask is None else self.pixel_mask.cpu()
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> ImageBatch:
-        mask, grid = (None if tensor is None else change(tensor) for tensor in (self.pixel_mask, self.grid))
-        return _with_copies_of(self, ImageBatch(change(self.pixel_values), mask, grid), self.pixel_values)
 
     @staticmethod
     def cat(parts: Sequence[ImageBatch]) -> ImageBatch:
@@ -68,28 +85,13 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class TextBatch:
+class TextBatch(_Rows):
     """Tokenized texts, padded at the right to the longest."""
 
     input_ids: Tensor
     """T x L."""
     attention_mask: Tensor
     """T x L, 1 for a real token, 0 for padding."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def __getitem__(self, rows: slice) -> TextBatch:
-        """Some of them."""
-        return _rows_of(self, rows)
-
-    def to(self, device: Device, *, non_blocking: bool = False) -> TextBatch:
-        """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> TextBatch:
-        """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
-        return self._each(lambda tensor: tensor.pin_memory())
 
     @cached_property
     def mask_on_cpu(self) -> Tensor:
@@ -100,32 +102,20 @@ class TextBatch:
         """The states of these texts, from one token T x L x D for each of theirs."""
         return with_copies(States(tokens, self.attention_mask.bool()), mask_on_cpu=self.mask_on_cpu.bool())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
-        return _with_copies_of(
-            self, TextBatch(change(self.input_ids), change(self.attention_mask)), self.attention_mask
-        )
-
 
 def with_copies(item: T, **copies: object) -> T:
     """The item itself, with what its cached properties would copy from its device."""
-    vars(item).update(copies)
+    for name, copy in copies.items():
+        # The classes are frozen; a cached property reads what its instance already holds.
+        object.__setattr__(item, name, copy)
     return item
 
 
-def _with_copies_of(source: Masked, item: Masked, on_device: Tensor) -> Masked:
-    """The item with the copy of the mask that its source has, or that costs the source nothing because it is on the CPU
-    itself."""
-    has_copy = on_device.device.type == "cpu" or "mask_on_cpu" in vars(source)
-    return with_copies(item, mask_on_cpu=source.mask_on_cpu) if has_copy else item
-
-
-def _rows_of(source: Masked, rows: slice) -> Masked:
-    values: dict[str, Any] = {field.name: getattr(source, field.name) for field in fields(source)}
-    cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
-    part: Masked = replace(source, **cut)
-    if "mask_on_cpu" in vars(source) and source.mask_on_cpu is not None:
-        with_copies(part, mask_on_cpu=source.mask_on_cpu[rows])
-    return part
+def unencoded(batch: Raw | States) -> Raw:
+    """The batch itself; ValueError for the features of an encoder, in a model that takes none."""
+    if isinstance(batch, States):
+        raise ValueError("this model takes images and captions, and has no encoder whose features it could take")
+    return batch
 
 
 def distinct(index_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +137,7 @@ def select_rows(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class States:
+class States(_Rows):
     """Images or texts encoded once, to be scored in any number of pairs; also the features of frozen encoders."""
 
     tokens: Tensor
@@ -156,13 +146,6 @@ class States:
     """count x N, True for a real token."""
     vectors: Tensor | None = None
     """Unit vectors, count x D', of a model that adds their scaled cosine to a pair's logit; else None."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, rows: slice) -> States:
-        """Some of them."""
-        return _rows_of(self, rows)
 
     def take(self, index: Tensor) -> States:
         """The states at these positions, which may repeat, trimmed to the longest of them. Gradients flow back."""
@@ -186,23 +169,11 @@ class States:
 
     def with_tokens(self, tokens: Tensor, vectors: Tensor | None = None) -> States:
         """States of the same mask."""
-        return _with_copies_of(self, States(tokens, self.mask, vectors), self.mask)
-
-    def to(self, device: Device, *, non_blocking: bool = False) -> States:
-        """The same states on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> States:
-        """The same states in pinned memory, from which a copy to a GPU is asynchronous."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self._with_mask_of(States(tokens, self.mask, vectors))
 
     def detach(self) -> States:
         """The same states without their graph."""
-        return self._each(lambda tensor: tensor.detach())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> States:
-        vectors = None if self.vectors is None else change(self.vectors)
-        return _with_copies_of(self, States(change(self.tokens), change(self.mask), vectors), self.mask)
+        return self._with_mask_of(self._changed(lambda tensor: tensor.detach()))
 
     def room_for(self, count: int, num_tokens: int) -> States:
         """States of `count` items that are all padding, with the widths and types of these."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -81,30 +81,27 @@ def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
         )
 
 
+def refuse(
+    overrides: Overrides, names: Iterable[str], problem: Callable[[str], str], hint: str = "leave that setting out"
+) -> None:
+    """ModelError if one of these settings is given; `problem` makes the message of its name."""
+    for name in names:
+        if getattr(overrides, name) is not None:
+            raise ModelError(problem(name), hint=hint)
+
+
 def check_no_cross_encoder(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting is given that only a cross-encoder of sentence-transformers has."""
-    for name in OF_CROSS_ENCODERS:
-        if getattr(overrides, name) is not None:
-            raise ModelError(
-                f"{name} is for cross-encoders of sentence-transformers, and {ref} is none",
-                hint="leave that setting out",
-            )
+    problem = "is for cross-encoders of sentence-transformers, and"
+    refuse(overrides, OF_CROSS_ENCODERS, lambda name: f"{name} {problem} {ref} is none")
 
 
-def check_dual_overrides(overrides: Overrides, ref: object) -> None:
-    """ModelError if a setting is given that the weights of a dual encoder fix."""
-    check_fixed_overrides(overrides, ref, "a dual encoder")
-
-
-def check_fixed_overrides(overrides: Overrides, ref: object, what: str) -> None:
-    """ModelError if a setting is given that the weights of `what`, such as "a dual encoder", fix."""
+def check_fixed_overrides(overrides: Overrides, ref: object, what: str = "a dual encoder") -> None:
+    """ModelError if a setting is given that the weights of `what` fix."""
     check_no_text_encoder(overrides, ref)
-    for name in ("image_size", "num_attention_heads"):
-        if getattr(overrides, name) is not None:
-            raise ModelError(
-                f"{ref} is {what}, whose {name} is fixed by its weights",
-                hint=f"{what} takes max_text_len and tokenizer",
-            )
+    fixed = ("image_size", "num_attention_heads")
+    hint = f"{what} takes max_text_len and tokenizer"
+    refuse(overrides, fixed, lambda name: f"{ref} is {what}, whose {name} is fixed by its weights", hint)
 
 
 def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> dict[str, Any]:

@@ -280,6 +280,7 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
     )
 
 
+FOLDER_HINT = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
 TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
 
 
@@ -334,6 +335,28 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
     )
     trained.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)
+
+
+def fitted_preprocess(
+    tokenizer: Any,
+    image_processor: Any,
+    text_config: Any,
+    *,
+    max_text_len: int | None = None,
+    default: int | None = None,
+) -> Preprocess:
+    """The preprocessing of a model, after a comparison with its text encoder; ModelError if the two do not fit.
+
+    Captions have `max_text_len` tokens; if it is None, `default`, and at most as many as there are text positions.
+    """
+    check_vocabulary(tokenizer, text_config.vocab_size)
+    num_positions = num_text_positions(text_config)
+    length = max_text_len or min(default or num_positions, num_positions)
+    return Preprocess(
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        max_text_len=check_text_length(length, num_positions),
+    )
 
 
 def check_text_length(max_text_len: int, num_positions: int) -> int:

@@ -17,7 +17,7 @@ tokens, D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from transformers.models.blip.modeling_blip import BlipAttention
 
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
 from dcdctl.core.models.inputs import States, TextBatch, distinct, select_rows
-from dcdctl.core.models.networks.attention import Groups, recomputed
+from dcdctl.core.models.networks.attention import Groups, compute_by, recomputed
 from dcdctl.core.models.preprocess import Preprocess
 
 
@@ -58,10 +58,7 @@ class BlipScorer(MatchingScorer):
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
-        for module in self.network.vision_model.modules():
-            if type(module) is BlipAttention:
-                # The same parameters under the same names, so nothing but the computation is another.
-                module.__class__ = FusedAttention
+        compute_by(FusedAttention, BlipAttention, self.network.vision_model)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -106,13 +103,12 @@ class BlipScorer(MatchingScorer):
         def run_layer(
             layer: Any, tokens_PLD: Tensor, image_GMD: Tensor, is_first: bool, num_queries: int | None
         ) -> Tensor:
-            self_attention = layer.attention
-            if is_first:
-                attended_TLD = self_attend(self_attention.self, self_attention.output, tokens_PLD, mask_TL, num_queries)
-                attended_PLD = select_rows(attended_TLD, text_at_P)
-            else:
-                attended_PLD = self_attend(self_attention.self, self_attention.output, tokens_PLD, mask_PL, num_queries)
-            return feed_forward(layer, cross_attend(layer.crossattention, attended_PLD, image_GMD, groups))
+            inner, outer, cross = layer.attention.self, layer.attention.output, layer.crossattention
+            attended = self_attend(inner, outer, tokens_PLD, mask_TL if is_first else mask_PL, num_queries)
+            attended_PLD = select_rows(attended, text_at_P) if is_first else attended
+            projected = groups.attend(heads_of(cross.self), cross.output.dense, attended_PLD, image_GMD)
+            fused: Tensor = layer.feed_forward_chunk(finish(cross.output, projected, attended_PLD))
+            return fused
 
         for index, layer in enumerate(self.layers):
             count = 1 if index == self.num_layers - 1 else None
@@ -120,20 +116,4 @@ class BlipScorer(MatchingScorer):
         return self.match(tokens_PLD[:, 0])
 
 
-def cross_attend(attention: Any, tokens_PSD: Tensor, image_GMD: Tensor, groups: Groups) -> Tensor:
-    """The tokens of pairs after attention to their images, with residual and LayerNorm."""
-    inner = attention.self
-    return finish(
-        attention.output, groups.attend(heads_of(inner), attention.output.dense, tokens_PSD, image_GMD), tokens_PSD
-    )
-
-
-def feed_forward(layer: Any, tokens_PND: Tensor) -> Tensor:
-    """The tokens after a layer's feed-forward part."""
-    output: Tensor = layer.feed_forward_chunk(tokens_PND)
-    return output
-
-
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> BlipScorer:
-    """See `MatchingScorer.load`."""
-    return BlipScorer.load(ref, table, saved)
+load = BlipScorer.load

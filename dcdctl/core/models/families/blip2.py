@@ -165,6 +165,4 @@ class Blip2Scorer(MatchingScorer):
         check_vocabulary(tokenizer, vocab_size + has_image_token)
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> Blip2Scorer:
-    """See `MatchingScorer.load`."""
-    return Blip2Scorer.load(ref, table, saved)
+load = Blip2Scorer.load

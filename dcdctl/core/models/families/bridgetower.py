@@ -17,7 +17,7 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, M ima
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -239,6 +239,4 @@ def _fuse(part: Any, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tenso
     return fused
 
 
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> BridgeTowerScorer:
-    """See `MatchingScorer.load`."""
-    return BridgeTowerScorer.load(ref, table, saved)
+load = BridgeTowerScorer.load

@@ -23,23 +23,23 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import keep_statistics
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
+from dcdctl.core.models.networks.attention import compute_by
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, attention_mask
 from dcdctl.core.models.networks.towers import Tower
-from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
+from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
+    FOLDER_HINT,
     Preprocess,
-    check_text_length,
-    check_vocabulary,
+    fitted_preprocess,
     hub_errors,
     load_image_processor,
     load_own_tokenizer,
-    num_text_positions,
 )
 from dcdctl.core.models.protocols import ExportSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class ClipVariant:
     """How models of one type read captions, and what reads the models."""
 
     model_class: str
@@ -53,19 +53,21 @@ class Variant:
 
 
 VARIANTS = {
-    "clip": Variant(model_class="CLIPModel", processor_class="CLIPProcessor"),
-    "metaclip_2": Variant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
-    "siglip": Variant(model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True),
+    "clip": ClipVariant(model_class="CLIPModel", processor_class="CLIPProcessor"),
+    "metaclip_2": ClipVariant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
+    "siglip": ClipVariant(
+        model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True
+    ),
     # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
-    "siglip2": Variant(
+    "siglip2": ClipVariant(
         model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True
     ),
     # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in
     # Chinese-CLIP's code, and 64 in the processor of ALIGN.
-    "chinese_clip": Variant(
+    "chinese_clip": ClipVariant(
         model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52
     ),
-    "align": Variant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
+    "align": ClipVariant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
 }
 """By `model_type` in config.json."""
 
@@ -95,10 +97,7 @@ class ClipDual(VisionTextDual):
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
         if self.network.config.model_type == "align":
-            for module in self.network.text_model.modules():
-                if type(module) is AlignTextSelfAttention:
-                    # The same parameters under the same names, so nothing but the computation is another.
-                    module.__class__ = FusedTextAttention
+            compute_by(FusedTextAttention, AlignTextSelfAttention, self.network.text_model)
 
     @property
     def embedding_dim(self) -> int:
@@ -125,7 +124,7 @@ class ClipDual(VisionTextDual):
         return None if bias is None else bias.reshape(())
 
     @property
-    def _variant(self) -> Variant:
+    def _variant(self) -> ClipVariant:
         return VARIANTS[self.network.config.model_type]
 
     def pool_images(self, images: ImageBatch) -> Tensor:
@@ -181,28 +180,21 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
     there is one."""
     overrides = read_overrides(table)
-    check_dual_overrides(overrides, ref)
-    with hub_errors(
-        ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
-    ):
+    check_fixed_overrides(overrides, ref)
+    with hub_errors(ref, hint=FOLDER_HINT):
         network, report = AutoModel.from_pretrained(
             ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     variant = VARIANTS[network.config.model_type]
     check_complete(ref, report["missing_keys"], f"a {variant.model_class}")
     tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
-    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
-    num_positions = num_text_positions(network.config.text_config)
-    length = overrides.max_text_len or (
-        saved["max_text_len"] if saved else min(variant.max_text_len or num_positions, num_positions)
+    length = overrides.max_text_len or (saved["max_text_len"] if saved else None)
+    preprocess = fitted_preprocess(
+        tokenizer,
+        load_image_processor(ref),
+        network.config.text_config,
+        max_text_len=length,
+        default=variant.max_text_len,
     )
-    return ClipDual(
-        network,
-        Preprocess(
-            tokenizer=tokenizer,
-            image_processor=load_image_processor(ref),
-            max_text_len=check_text_length(length, num_positions),
-            pads_texts=variant.pads_texts,
-        ),
-        tuple(sorted(report["unexpected_keys"])),
-    )
+    preprocess = dataclasses.replace(preprocess, pads_texts=variant.pads_texts)
+    return ClipDual(network, preprocess, tuple(sorted(report["unexpected_keys"])))

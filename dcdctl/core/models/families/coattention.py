@@ -31,7 +31,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.inputs import States, distinct, select_rows
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
-from dcdctl.core.models.networks.backbones import Projections, ProjectionSize
+from dcdctl.core.models.networks.backbones import EncoderProjections, NetworkOverEncoders, ProjectionSize
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: the default of a RoBERTa configuration, not the 1e-5 of roberta-base."""
@@ -128,20 +128,18 @@ class FusionLayer(nn.Module):
         return fused
 
 
-class CoAttentionNetwork(nn.Module):
+class CoAttentionNetwork(NetworkOverEncoders):
     """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the
     encoders are untrained.
 
     `cosine` holds the projections of a dual encoder over the same encoders, whose logit is added to the fusion's.
     """
 
-    def __init__(self, vision: nn.Module, text: nn.Module, size: FusionSize, cosine: Projections | None = None) -> None:
-        super().__init__()
-        self.vision, self.text, self.size = vision, text, size
-        for encoder in (vision, text):
-            backbones.drop_pooler(encoder)
-        width = size.hidden_size
-        self.image_width = backbones.image_width(vision)
+    def __init__(
+        self, vision: nn.Module, text: nn.Module, size: FusionSize, cosine: EncoderProjections | None = None
+    ) -> None:
+        super().__init__(vision, text)
+        self.size, width = size, size.hidden_size
         self.image_transform = nn.Linear(self.image_width, width)
         self.text_transform = nn.Linear(self.text_config.hidden_size, width)
         self.modality = nn.Embedding(2, width)
@@ -167,23 +165,15 @@ class CoAttentionNetwork(nn.Module):
         text = backbones.new_encoder(text_config)
         if cosine is None:
             return cls(vision, text, size)
-        return cls(vision, text, size, Projections(backbones.image_width(vision), text.config.hidden_size, cosine))
+        return cls(
+            vision, text, size, EncoderProjections(backbones.image_width(vision), text.config.hidden_size, cosine)
+        )
 
-    def start_from(self, cosine: Projections) -> None:
+    def start_from(self, cosine: EncoderProjections) -> None:
         """Add the logit of a copy of these projections. At first it is the whole logit, since the head becomes zero."""
         self.cosine = copy.deepcopy(cosine).requires_grad_(True)
         nn.init.zeros_(self.rank_output.weight)
         nn.init.zeros_(self.rank_output.bias)
-
-    @property
-    def vision_config(self) -> Any:
-        """The configuration of the vision encoder."""
-        return self.vision.config
-
-    @property
-    def text_config(self) -> Any:
-        """The configuration of the text encoder."""
-        return self.text.config
 
     @property
     def steps(self) -> list[tuple[FusionLayer, FusionLayer]]:
@@ -226,8 +216,7 @@ class CoAttentionNetwork(nn.Module):
     def to_table(self) -> dict[str, Any]:
         """The contents of config.json."""
         cosine = None if self.cosine is None else dataclasses.asdict(self.cosine.size)
-        configs = backbones.config_tables(self.vision_config, self.text_config)
-        return {**configs, "fusion": dataclasses.asdict(self.size), "cosine": cosine}
+        return {**super().to_table(), "fusion": dataclasses.asdict(self.size), "cosine": cosine}
 
 
 def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:

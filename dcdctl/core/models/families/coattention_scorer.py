@@ -20,34 +20,35 @@ from torch.nn import functional
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, to_dtype
 from dcdctl.core.models.families import coattention
-from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, network_from_table
+from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, FusionSize, network_from_table
+from dcdctl.core.models.families.frozen_dual import FrozenDual
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.load_save import load_dual
 from dcdctl.core.models.networks import backbones
-from dcdctl.core.models.networks.backbones import EncoderPair
+from dcdctl.core.models.networks.backbones import FeatureSpec
+from dcdctl.core.models.networks.over_encoders import ModelOverEncoders
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     METER,
-    Preprocess,
-    check_text_length,
-    check_vocabulary,
+    fitted_preprocess,
     hub_errors,
     load_tokenizer,
     meter_image_processor,
-    num_text_positions,
 )
 
-MODEL_TYPE = "dcdctl-co-attention"
-"""In config.json."""
+MAX_TEXT_LEN = 40
+"""Tokens of a caption unless set otherwise, as in METER."""
 POSITIONS = "vision.embeddings.position_embedding.weight"
 """The position table of METER's vision encoder, which is resized for another image size."""
 
 
-class CoAttentionScorer(FusionScorer):
+class CoAttentionScorer(ModelOverEncoders, FusionScorer):
     """Scores image-caption pairs with co-attention over two encoders."""
 
+    model_type = "dcdctl-co-attention"
     network: CoAttentionNetwork
 
     @property
@@ -78,27 +79,6 @@ class CoAttentionScorer(FusionScorer):
             "max_text_len": self.preprocess.max_text_len,
             "image_transform": self.preprocess.image_transform,
         }
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See `FusionScorer.config`."""
-        return {"model_type": MODEL_TYPE, **self.network.to_table()}
-
-    @property
-    def encoders(self) -> EncoderPair:
-        """Both encoders, whose features may be stored while they are frozen."""
-        return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
-
-    @property
-    def _encoder_modules(self) -> tuple[nn.Module, ...]:
-        return self.network.vision, self.network.text
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts but those of the encoders that stay in eval mode
-        (`EncoderPair.restore_eval_mode`)."""
-        super().train(mode)
-        self.encoders.restore_eval_mode()
-        return self
 
     def set_dropout(self, probability: float) -> None:
         """See `FusionScorer.set_dropout`; this is drop_rate in METER's code, whose RoBERTa keeps its own too."""
@@ -141,9 +121,55 @@ class CoAttentionScorer(FusionScorer):
             text, image = text_layer(text, mask, image, None), image_layer(image, None, text, mask)
         return self.network.add_cosine(self.network.rank(text, image), images.vectors, texts.vectors)
 
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights."""
-        save_own(self.network, self.config, folder, half=half)
+
+def new_coattention(
+    vision_ref: str,
+    text_ref: str,
+    size: FusionSize,
+    *,
+    max_text_len: int = MAX_TEXT_LEN,
+    features: FeatureSpec = FeatureSpec.DEFAULT,
+    seed: int = 0,
+    dual_init: str | None = None,
+) -> CoAttentionScorer:
+    """A co-attention scorer over two pretrained encoders (folders or Hub ids); the fusion is new. ModelError if they do
+    not fit together.
+
+    `vision_ref` names any backbone of transformers or timm that gives tokens or a feature map, `text_ref` any text
+    model of AutoModel; of a CLIP-like model one side is taken. `features` says which outputs of the vision encoder are
+    read. `dual_init` names a dual encoder over the same encoders: its logit is added to the fusion's, which starts at
+    0. Equal seeds give equal weights; the global random state is not touched.
+    """
+    vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
+    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        network = CoAttentionNetwork(vision, text, size)
+    processor = backbones.load_processor(vision_ref, network.vision_config)
+    preprocess = fitted_preprocess(tokenizer, processor, network.text_config, default=max_text_len)
+    scorer = CoAttentionScorer(network, preprocess)
+    if dual_init is not None:
+        _start_from_dual(scorer, dual_init, f"{vision_ref} and {text_ref}")
+    backbones.check_sides(preprocess, (vision_ref, scorer.encode_images), (text_ref, scorer.encode_texts))
+    return scorer
+
+
+def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None:
+    """Let a scorer add a dual encoder's logit. ModelError if the two have different encoders, or features."""
+    dual = load_dual(ref)
+    if not isinstance(dual, FrozenDual):
+        hint = "train one with model.kind dual, model.start new, model.vision, model.text and model.frozen_encoders"
+        raise ModelError(
+            f"{ref} is a dual encoder whose own encoders were trained, expected one over frozen {encoders}", hint=hint
+        )
+    found, expected = dual.encoders.digest, scorer.encoders.digest
+    if found != expected:
+        hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
+        raise ModelError(
+            f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint
+        )
+    scorer.network.start_from(dual.network.projections)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
@@ -176,12 +202,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     else:
         processor = meter_image_processor(overrides.image_size)
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
-    check_vocabulary(tokenizer, network.text_config.vocab_size)
-    length = check_text_length(overrides.max_text_len or saved["max_text_len"], num_text_positions(network.text_config))
-    preprocess = Preprocess(
-        tokenizer=tokenizer, image_processor=processor, max_text_len=length, image_transform=saved["image_transform"]
-    )
-    return CoAttentionScorer(network, preprocess)
+    length = overrides.max_text_len or saved["max_text_len"]
+    preprocess = fitted_preprocess(tokenizer, processor, network.text_config, max_text_len=length)
+    return CoAttentionScorer(network, dataclasses.replace(preprocess, image_transform=saved["image_transform"]))
 
 
 def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:

@@ -30,6 +30,7 @@ from dcdctl.core.models.overrides import (
     Overrides,
     check_no_text_encoder,
     read_overrides,
+    refuse,
 )
 from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
 
@@ -172,9 +173,13 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """The cross-encoder of a folder or Hub id; `table` are the user's settings. No code of the folder is run."""
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)
-    for name in ("image_size", "tokenizer", "num_attention_heads"):
-        if getattr(overrides, name) is not None:
-            raise ModelError(f"{ref} is a cross-encoder of sentence-transformers, which takes no {name}", hint=SETTINGS)
+    foreign = ("image_size", "tokenizer", "num_attention_heads")
+    refuse(
+        overrides,
+        foreign,
+        lambda name: f"{ref} is a cross-encoder of sentence-transformers, which takes no {name}",
+        SETTINGS,
+    )
     require_extra(EXTRA, "sentence_transformers", needed_by=f"the cross-encoder {ref}")
     encoder = _load_encoder(ref, overrides)
     _check(encoder, ref)

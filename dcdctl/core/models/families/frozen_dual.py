@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,83 +17,43 @@ from transformers import AutoConfig
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
-from dcdctl.core.models.networks.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
-from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
+from dcdctl.core.models.networks.backbones import EncoderProjections, FeatureSpec, NetworkOverEncoders, ProjectionSize
+from dcdctl.core.models.networks.over_encoders import ModelOverEncoders
+from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
-    check_text_length,
-    check_vocabulary,
+    fitted_preprocess,
     hub_errors,
     load_tokenizer,
-    num_text_positions,
 )
 from dcdctl.core.models.protocols import ExportSpec
 
-MODEL_TYPE = "dcdctl-encoder-dual"
-"""In config.json."""
 
-
-class FrozenDualNetwork(nn.Module):
+class FrozenDualNetwork(NetworkOverEncoders):
     """Two encoders and two projections; the projections are untrained."""
 
     def __init__(self, vision: nn.Module, text: nn.Module, size: ProjectionSize) -> None:
-        super().__init__()
-        self.vision, self.text = vision, text
-        for encoder in (vision, text):
-            backbones.drop_pooler(encoder)
-        self.image_width = backbones.image_width(vision)
-        self.projections = Projections(self.image_width, self.text_config.hidden_size, size)
-
-    @property
-    def vision_config(self) -> Any:
-        """The configuration of the vision encoder."""
-        return self.vision.config
-
-    @property
-    def text_config(self) -> Any:
-        """The configuration of the text encoder."""
-        return self.text.config
+        super().__init__(vision, text)
+        self.projections = EncoderProjections(self.image_width, self.text_config.hidden_size, size)
 
     def to_table(self) -> dict[str, Any]:
-        """The contents of config.json."""
-        return {
-            **backbones.config_tables(self.vision_config, self.text_config),
-            "projection": dataclasses.asdict(self.projections.size),
-        }
+        """See `NetworkOverEncoders.to_table`."""
+        return {**super().to_table(), "projection": dataclasses.asdict(self.projections.size)}
 
 
-class FrozenDual(DualEncoder):
+class FrozenDual(ModelOverEncoders, DualEncoder):
     """Embeds images and captions, or their features; created in eval mode with frozen encoders."""
 
+    model_type = "dcdctl-encoder-dual"
     network: FrozenDualNetwork
 
     def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
         self.encoders.freeze()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """See `DualEncoder.config`."""
-        return {"model_type": MODEL_TYPE, **self.network.to_table()}
-
-    @property
-    def encoders(self) -> EncoderPair:
-        """Both encoders, whose features may be stored; they are always frozen."""
-        return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
-
-    @property
-    def _encoder_modules(self) -> tuple[nn.Module, ...]:
-        return self.network.vision, self.network.text
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of the projections; the encoders stay in eval mode."""
-        super().train(mode)
-        self.encoders.restore_eval_mode()
-        return self
 
     def set_dropout(self, probability: float) -> None:
         """See `DualEncoder.set_dropout`."""
@@ -132,10 +92,6 @@ class FrozenDual(DualEncoder):
             timm_config=config if config.model_type == backbones.TIMM else None,
         )
 
-    def save_network(self, folder: Path, *, half: bool = False) -> None:
-        """Write config.json and the weights."""
-        save_own(self.network, self.config, folder, half=half)
-
 
 def new_frozen_dual(
     vision_ref: str,
@@ -157,10 +113,8 @@ def new_frozen_dual(
         # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
         torch.default_generator.manual_seed(seed)
         network = FrozenDualNetwork(vision, text, size)
-    check_vocabulary(tokenizer, network.text_config.vocab_size)
     processor = backbones.load_processor(vision_ref, network.vision_config)
-    length = min(max_text_len, num_text_positions(network.text_config))
-    dual = FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+    dual = FrozenDual(network, fitted_preprocess(tokenizer, processor, network.text_config, default=max_text_len))
     backbones.check_sides(dual.preprocess, (vision_ref, dual.embed_images), (text_ref, dual.embed_texts))
     return dual
 
@@ -170,7 +124,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)
-    check_dual_overrides(overrides, folder)
+    check_fixed_overrides(overrides, folder)
     config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
     with hub_errors(ref, hint="save the model again"):
         weights = load_file(folder / WEIGHTS_FILE)
@@ -182,7 +136,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     # A saved model may be float16; it computes in float32.
     network.load_state_dict({name: weights[name].to(own[name].dtype) for name in own})
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
-    check_vocabulary(tokenizer, network.text_config.vocab_size)
     processor = backbones.load_processor(ref, network.vision_config)
-    length = check_text_length(overrides.max_text_len or saved["max_text_len"], num_text_positions(network.text_config))
-    return FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+    length = overrides.max_text_len or saved["max_text_len"]
+    return FrozenDual(network, fitted_preprocess(tokenizer, processor, network.text_config, max_text_len=length))

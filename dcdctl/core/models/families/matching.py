@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
+    FOLDER_HINT,
     Preprocess,
     check_text_length,
     check_vocabulary,
@@ -86,15 +87,12 @@ class MatchingScorer(FusionScorer):
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The part of scoring that depends on images alone. ValueError for features."""
-        if isinstance(images, States):
-            raise ValueError(f"a {self.family} has no vision encoder whose features it could take")
-        tokens = self._image_tokens(images.pixel_values)
+        tokens = self._image_tokens(unencoded(images).pixel_values)
         return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The part of scoring that depends on captions alone. ValueError for features."""
-        if isinstance(texts, States):
-            raise ValueError(f"a {self.family} has no text encoder whose features it could take")
+        texts = unencoded(texts)
         return texts.states(self._text_tokens(texts))
 
     def score(
@@ -133,9 +131,7 @@ class MatchingScorer(FusionScorer):
         the folder has one."""
         overrides = read_overrides(table)
         check_fixed_overrides(overrides, ref, f"a {cls.family}")
-        with hub_errors(
-            ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
-        ):
+        with hub_errors(ref, hint=FOLDER_HINT):
             config = cls.network_class.config_class.from_pretrained(ref)
             cls._check_config(config, ref)
             # A .bin file is read without running its code, whatever the default of transformers is.

@@ -28,13 +28,13 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, to_dtype
 from dcdctl.core.models.dual import DualEncoder, keep_statistics, unit_vectors
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, in_kernel_order
 from dcdctl.core.models.networks.open_clip_towers import find_towers
 from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others, use_eval_mode_where_frozen
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
-from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
+from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides, refuse
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
@@ -170,16 +170,12 @@ class OpenClipDual(DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
-        if isinstance(images, States):
-            raise ValueError("this dual encoder takes pixels, not the features of an encoder")
-        pixels = in_kernel_order(self.network.visual, images.pixel_values)
+        pixels = in_kernel_order(self.network.visual, unencoded(images).pixel_values)
         return unit_vectors(self.network.encode_image(pixels))
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
-        if isinstance(texts, States):
-            raise ValueError("this dual encoder takes tokens, not the features of an encoder")
-        return unit_vectors(self.network.encode_text(texts.input_ids))
+        return unit_vectors(self.network.encode_text(unencoded(texts).input_ids))
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -258,7 +254,12 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """
     require_extra("open-clip", "open_clip", needed_by=f"{ref}, a model of open_clip,")
     overrides, folder = read_overrides(table), Path(ref)
-    _check_overrides(overrides, ref)
+    check_no_text_encoder(overrides, ref)
+    refuse(
+        overrides,
+        ("image_size", "num_attention_heads", "max_text_len"),
+        lambda name: f"{ref} is a model of open_clip, whose {name} is fixed by its weights",
+    )
     with hub_errors(ref, hint=HINT), quiet_open_clip():
         config = files.read_json(folder / OPEN_CLIP_FILE, error=ModelError, hint=HINT)
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
@@ -274,16 +275,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
             vocab_size=int((network if hasattr(network, "vocab_size") else network.text).vocab_size),
         )
     return OpenClipDual(network, preprocess, config, unused)
-
-
-def _check_overrides(overrides: Overrides, ref: str) -> None:
-    """ModelError for a setting that the weights fix."""
-    check_no_text_encoder(overrides, ref)
-    for name in ("image_size", "num_attention_heads", "max_text_len"):
-        if getattr(overrides, name) is not None:
-            raise ModelError(
-                f"{ref} is a model of open_clip, whose {name} is fixed by its weights", hint="leave that setting out"
-            )
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, unencoded
 
 HEADER = 2
 """Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""
@@ -120,8 +120,7 @@ class RawPairScorer(FusionScorer):
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The images as tokens, uint8, I x N x 3 on the CPU: width, height, and then the pixels row by row."""
-        if isinstance(images, States):
-            raise ValueError("this scorer has no encoders, so it reads no features")
+        images = unencoded(images)
         assert images.pixel_mask is not None
         mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
         sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
@@ -137,14 +136,13 @@ class RawPairScorer(FusionScorer):
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The captions as tokens, uint8, T x L x 1 on the CPU: their bytes."""
-        if isinstance(texts, States):
-            raise ValueError("this scorer has no encoders, so it reads no features")
+        texts = unencoded(texts)
         return States(texts.input_ids.cpu()[..., None], texts.attention_mask.cpu().bool())
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`; each image and caption is unpacked once."""
-        used_images, image_at_P = image_ix_P.cpu().unique(return_inverse=True)
-        used_texts, text_at_P = text_ix_P.cpu().unique(return_inverse=True)
+        used_images, image_at_P = distinct(image_ix_P)
+        used_texts, text_at_P = distinct(text_ix_P)
         pictures = [_image(images.tokens[image]) for image in used_images.tolist()]
         captions = [_text(texts.tokens[text], texts.mask[text]) for text in used_texts.tolist()]
         return self._score(pictures, captions, image_at_P.tolist(), text_at_P.tolist())

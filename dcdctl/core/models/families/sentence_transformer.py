@@ -23,9 +23,9 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, pictures_of
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.towers import TrainedParts
-from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
+from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides, refuse
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_sentence_transformers
 from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
@@ -109,15 +109,11 @@ class SentenceTransformerDual(DualEncoder):
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D. ValueError for features."""
-        if isinstance(images, States):
-            raise ValueError("this dual encoder takes images, not the features of an encoder")
-        return self._encode([{"image": picture} for picture in pictures_of(images)])
+        return self._encode([{"image": picture} for picture in pictures_of(unencoded(images))])
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
-        if isinstance(texts, States):
-            raise ValueError("this dual encoder takes captions, not the features of an encoder")
-        return self._encode([{"text": caption} for caption in captions_of(texts)])
+        return self._encode([{"text": caption} for caption in captions_of(unencoded(texts))])
 
     def _encode(self, inputs: list[dict[str, Any]]) -> Tensor:
         # As dictionaries: a caption that is the path or the address of an image would be read as that image.
@@ -170,11 +166,8 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)
-    for name in ("image_size", "max_text_len", "tokenizer", "num_attention_heads"):
-        if getattr(overrides, name) is not None:
-            raise ModelError(
-                f"{ref} is a model of sentence-transformers, whose {name} is its own", hint="leave that setting out"
-            )
+    own = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
+    refuse(overrides, own, lambda name: f"{ref} is a model of sentence-transformers, whose {name} is its own")
     if foreign := [name for name in module_types(Path(ref)) if not name.startswith("sentence_transformers.")]:
         raise ModelError(
             f"{ref} has a module {foreign[0]}, whose code is not run",

@@ -24,14 +24,14 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, select_rows, with_copies
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, select_rows, unencoded, with_copies
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
+    FOLDER_HINT,
     Preprocess,
-    check_text_length,
-    check_vocabulary,
+    fitted_preprocess,
     hub_errors,
     load_image_processor,
     load_own_tokenizer,
@@ -106,8 +106,7 @@ class ViltScorer(FusionScorer):
     def encode_images(self, images: ImageBatch | States) -> States:
         """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for
         features."""
-        if isinstance(images, States):
-            raise ValueError("a ViLT has no image encoder whose features it could take")
+        images = unencoded(images)
         embeddings = self.network.vilt.embeddings
         # On the CPU, because the shapes that follow depend on it.
         pixel_mask = _mask_of(images.pixel_values).cpu() if images.mask_on_cpu is None else images.mask_on_cpu
@@ -125,8 +124,7 @@ class ViltScorer(FusionScorer):
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """Embedded captions, T x L x D. ValueError for features."""
-        if isinstance(texts, States):
-            raise ValueError("a ViLT has no text encoder whose features it could take")
+        texts = unencoded(texts)
         embeddings = self.network.vilt.embeddings
         length, num_positions = texts.input_ids.shape[1], self.network.config.max_position_embeddings
         if length > num_positions:
@@ -358,8 +356,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     folder has one."""
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)
-    hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
-    with hub_errors(ref, hint=hint):
+    with hub_errors(ref, hint=FOLDER_HINT):
         config = ViltConfig.from_pretrained(ref)
         # A converted file, not ours: its one epsilon is that of the text embeddings.
         if saved is None and config.layer_norm_eps == TEXT_EPS:
@@ -372,13 +369,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     check_complete(ref, report["missing_keys"], "a ViLT scorer")
     network.vilt.embeddings.text_embeddings.LayerNorm.eps = saved["text_layer_norm_eps"] if saved else TEXT_EPS
     tokenizer = load_own_tokenizer(ref, config, overrides.tokenizer)
-    check_vocabulary(tokenizer, config.vocab_size)
     processor = load_image_processor(ref)
     if overrides.image_size is not None:
         processor = vilt_image_processor(overrides.image_size, int(processor.size_divisor))
-    num_positions = config.max_position_embeddings
-    length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))
-    preprocess = Preprocess(
-        tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, num_positions)
-    )
+    length = overrides.max_text_len or (saved["max_text_len"] if saved else None)
+    preprocess = fitted_preprocess(tokenizer, processor, config, max_text_len=length, default=MAX_TEXT_LEN)
     return ViltScorer(network, preprocess, tuple(sorted(report["unexpected_keys"])))

@@ -33,16 +33,15 @@ from dcdctl.core.models.networks.towers import (
     keep_layers,
     use_eval_mode_where_frozen,
 )
-from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
+from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
+    FOLDER_HINT,
     Preprocess,
-    check_text_length,
-    check_vocabulary,
+    fitted_preprocess,
     hub_errors,
     load_image_processor,
     load_own_tokenizer,
     load_tokenizer,
-    num_text_positions,
     square_image_processor,
     word_piece,
 )
@@ -284,11 +283,8 @@ def dual_from_backbones(
         )
         network = VisionTextDualEncoderModel(config, vision, text)
     tokenizer = load_tokenizer(text_ref)
-    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
-    length = min(max_text_len, num_text_positions(network.config.text_config))
-    model = VisionTextDual(
-        network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length)
-    )
+    processor, text_config = load_image_processor(vision_ref), network.config.text_config
+    model = VisionTextDual(network, fitted_preprocess(tokenizer, processor, text_config, default=max_text_len))
     _check_pooled(model, vision_ref, text_ref)
     return model
 
@@ -327,19 +323,14 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
     there is one."""
     overrides = read_overrides(table)
-    check_dual_overrides(overrides, ref)
-    with hub_errors(
-        ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
-    ):
+    check_fixed_overrides(overrides, ref)
+    with hub_errors(ref, hint=FOLDER_HINT):
         network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
     check_complete(ref, report["missing_keys"], "a dual encoder")
     tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
-    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
-    num_positions = num_text_positions(network.config.text_config)
-    length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))
-    preprocess = Preprocess(
-        tokenizer=tokenizer,
-        image_processor=load_image_processor(ref),
-        max_text_len=check_text_length(length, num_positions),
+    length = overrides.max_text_len or (saved["max_text_len"] if saved else None)
+    text_config = network.config.text_config
+    preprocess = fitted_preprocess(
+        tokenizer, load_image_processor(ref), text_config, max_text_len=length, default=MAX_TEXT_LEN
     )
     return VisionTextDual(network, preprocess)

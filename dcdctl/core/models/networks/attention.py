@@ -195,6 +195,15 @@ def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R
     return run(*arguments)
 
 
+def compute_by(fused: type[nn.Module], plain: type[nn.Module], network: nn.Module) -> None:
+    """Let the modules of class `plain` in a network compute as its subclass `fused` does, with the same parameters."""
+    for module in network.modules():
+        if type(module) is plain:
+            # No other way keeps the names of the parameters and survives a deep copy: a forward pass that is set on the
+            # instance stays bound to the original, and a wrapper adds a level to every name.
+            module.__class__ = fused
+
+
 def enable_checkpointing(encoders: Iterable[nn.Module]) -> bool:
     """Let those of these encoders of transformers and timm that are trained compute their activations again in the
     backward pass.

@@ -221,13 +221,6 @@ def config_tables(vision_config: Any, text_config: Any) -> dict[str, Any]:
     return tables
 
 
-def drop_pooler(encoder: nn.Module) -> None:
-    """Remove a pooler with parameters: only tokens are read, so its parameters would never have a gradient."""
-    pooler = getattr(encoder, "pooler", None)
-    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
-        encoder.register_module("pooler", None)
-
-
 def spec_of(config: Any) -> FeatureSpec:
     """The spec stored in a vision encoder's configuration; `size` is in the image processor's settings instead."""
     return FeatureSpec(levels=tuple(getattr(config, LEVELS, ())), grid=getattr(config, GRID, None))
@@ -355,6 +348,34 @@ def _output_width(encoder: Any) -> int:
     return int(sizes[-1])
 
 
+class NetworkOverEncoders(nn.Module):
+    """A network over a vision and a text encoder whose tokens alone are read."""
+
+    def __init__(self, vision: nn.Module, text: nn.Module) -> None:
+        super().__init__()
+        self.vision, self.text = vision, text
+        for encoder in (vision, text):
+            # A pooler with parameters, which would never have a gradient.
+            pooler = getattr(encoder, "pooler", None)
+            if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
+                encoder.register_module("pooler", None)
+        self.image_width = image_width(vision)
+
+    @property
+    def vision_config(self) -> Any:
+        """The configuration of the vision encoder."""
+        return self.vision.config
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the text encoder."""
+        return self.text.config
+
+    def to_table(self) -> dict[str, Any]:
+        """The contents of config.json, besides the model's type."""
+        return config_tables(self.vision_config, self.text_config)
+
+
 @dataclass(frozen=True)
 class EncoderPair:
     """A vision and a text encoder of transformers or timm: the `encoders` of a model over both."""
@@ -442,7 +463,7 @@ class ProjectionSize:
         check_fields(self)
 
 
-class Projections(nn.Module):
+class EncoderProjections(nn.Module):
     """An untrained linear layer for each modality, and the logit scale.
 
     They compute in float32 under autocast too, since bfloat16 would give close candidates equal scores.

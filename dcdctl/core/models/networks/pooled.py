@@ -7,7 +7,7 @@ Shape letters: I images, T texts, W width of a tower.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,31 +15,16 @@ from torch import Tensor, nn
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.backbones import config_tables
-from dcdctl.core.models.networks.towers import Tower
-from dcdctl.core.models.preprocess import Preprocess
 
-
-class PoolingDual(Protocol):
-    """A dual encoder that gives the outputs of its towers before the projections."""
-
-    preprocess: Preprocess
-
-    @property
-    def network(self) -> Any: ...
-
-    @property
-    def towers(self) -> tuple[Tower, Tower]: ...
-
-    def pool_images(self, images: ImageBatch) -> Tensor: ...
-
-    def pool_texts(self, texts: TextBatch) -> Tensor: ...
+if TYPE_CHECKING:
+    from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 
 
 @dataclass(frozen=True)
 class PooledTowers:
     """The `encoders` of a dual encoder whose towers are frozen."""
 
-    model: PoolingDual
+    model: VisionTextDual
     is_frozen = True
     pools_texts = True
 
@@ -47,27 +32,23 @@ class PooledTowers:
     def digest(self) -> str:
         """See `Encoders.digest`. Projections do not count, so a trained model shares the features of its start."""
         vision, text = self.model.towers
-        inside = text.projection.removeprefix(f"{text.name}.")
-        return digest_of(
-            nn.ModuleDict({"vision": vision.module, "text": text.module}),
-            config=config_tables(vision.module.config, text.module.config),
-            preprocess=self.model.preprocess.settings,
-            settings={"features": "pooled", "model_type": self.model.network.config.model_type},
-            leave_out=f"text.{inside}." if inside else "",
-        )
+        both = nn.ModuleDict({"vision": vision.module, "text": text.module})
+        tables = config_tables(vision.module.config, text.module.config)
+        return self._digest_of(both, tables, self.model.preprocess.settings, "text.")
 
     @property
     def text_digest(self) -> str:
         """See `Encoders.text_digest`."""
         vision, text = self.model.towers
+        table = {"text": config_tables(vision.module.config, text.module.config)["text"]}
+        return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
+
+    def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
+        text = self.model.towers[1]
         inside = text.projection.removeprefix(f"{text.name}.")
-        return digest_of(
-            text.module,
-            config={"text": config_tables(vision.module.config, text.module.config)["text"]},
-            preprocess=text_settings(self.model.preprocess.settings),
-            settings={"features": "pooled", "model_type": self.model.network.config.model_type},
-            leave_out=f"{inside}." if inside else "",
-        )
+        settings = {"features": "pooled", "model_type": self.model.network.config.model_type}
+        leave_out = f"{prefix}{inside}." if inside else ""
+        return digest_of(encoders, config=config, preprocess=preprocess, settings=settings, leave_out=leave_out)
 
     @property
     def text_width(self) -> int:

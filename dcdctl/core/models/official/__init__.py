@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,8 @@ from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import (
     TOKENIZER_HINT,
     Preprocess,
-    check_text_length,
-    check_vocabulary,
+    fitted_preprocess,
     load_tokenizer,
-    num_text_positions,
 )
 
 MATCH_ROW = 1
@@ -72,12 +71,8 @@ def make_preprocess(
     positions.
     """
     loaded = load_tokenizer(overrides.tokenizer or tokenizer, use=TOKENIZER_HINT)
-    check_vocabulary(loaded, text_config.vocab_size)
-    num_positions = num_text_positions(text_config)
-    length = overrides.max_text_len or int(hyper.get("max_text_len") or min(MAX_TEXT_LEN, num_positions))
-    return Preprocess(
-        tokenizer=loaded,
-        image_processor=image_processor,
-        max_text_len=check_text_length(length, num_positions),
-        image_transform=image_transform,
+    length = overrides.max_text_len or int(hyper.get("max_text_len") or 0)
+    preprocess = fitted_preprocess(
+        loaded, image_processor, text_config, max_text_len=length or None, default=MAX_TEXT_LEN
     )
+    return replace(preprocess, image_transform=image_transform)
