@@ -80,7 +80,7 @@ def prepare(
 
 
 def load(ref: Ref, overrides: Overrides | None = None, *, device: str = "cpu", progress: bool = False) -> Model:
-    """A model in eval mode: a dual encoder or a fusion scorer (`models.protocols`).
+    """A model in eval mode: a dual encoder or a fusion scorer (`models.model`).
 
     `ref` is a run, a folder or Hub id of a family that loads, an official .ckpt, a built-in or published name, or
     module:function.

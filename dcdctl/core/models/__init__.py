@@ -1,4 +1,4 @@
-"""Load, save, embed and score: every model behind two protocols."""
+"""Load, save, embed and score: every model behind two base classes."""
 
 import lazy_loader
 
