@@ -62,9 +62,9 @@ def store(request, tmp_path):
 
 def test_folder_zip_and_tar_find_the_same_files_by_the_same_names(store):
     for name, data in FILES.items():
-        assert store.find(name).read() == store.read(name) == data
-    assert store.read("y.jpg") == b"y"
-    assert store.read("elsewhere/y.jpg") == b"y"
+        assert store.find(name).read() == store.find(name).read() == data
+    assert store.find("y.jpg").read() == b"y"
+    assert store.find("elsewhere/y.jpg").read() == b"y"
     assert sorted(store.members()) == sorted(FILES)
     with pytest.raises(RowError, match="there is no such image in"):
         store.find("z.jpg")
@@ -93,7 +93,7 @@ def test_every_kind_of_tar_is_read(tmp_path, options):
     )
     store = ImageStore(write_tar(tmp_path / "images.tar", files, **options))
     assert store.members() == ["a.jpg", *list(files)[1:]]
-    assert [store.read(name) for name in store.members()] == list(files.values())
+    assert [store.find(name).read() for name in store.members()] == list(files.values())
 
 
 def test_the_later_of_two_files_with_one_name_in_a_tar_is_read(tmp_path):
@@ -103,7 +103,7 @@ def test_the_later_of_two_files_with_one_name_in_a_tar_is_read(tmp_path):
         info.size = 5
         archive.addfile(info, io.BytesIO(b"later"))
     store = ImageStore(path)
-    assert (store.members(), store.read("a.jpg")) == (["a.jpg"], b"later")
+    assert (store.members(), store.find("a.jpg").read()) == (["a.jpg"], b"later")
 
 
 # Several at once
@@ -115,8 +115,8 @@ def test_coco_in_two_zips_is_searched_as_one(tmp_path):
     )
     val = write_tar(tmp_path / "val2014.tar", {"val2014/COCO_val2014_2.jpg": b"2", "val2014/x.jpg": b"x of val"})
     store = ImageStore([train, val])
-    assert store.read("COCO_val2014_2.jpg") == b"2"
-    assert store.read("val2014/x.jpg") == b"x of val"
+    assert store.find("COCO_val2014_2.jpg").read() == b"2"
+    assert store.find("val2014/x.jpg").read() == b"x of val"
     assert store.members()[:2] == ["train2014/COCO_train2014_1.jpg", "train2014/x.jpg"]
     message = (
         r"2 images in .*train2014.zip or .*val2014.tar have that name \(train2014.zip: train2014/x.jpg, "
@@ -132,8 +132,8 @@ def test_the_name_of_a_folder_or_archive_may_begin_the_path(tmp_path):
     train = write_folder(tmp_path / "train2014", {"x.jpg": b"x of train"})
     val = write_zip(tmp_path / "val2014.zip", {"x.jpg": b"x of val"})
     store = ImageStore([train, val])
-    assert store.read("train2014/x.jpg") == b"x of train"
-    assert store.read("val2014/x.jpg") == b"x of val"
+    assert store.find("train2014/x.jpg").read() == b"x of train"
+    assert store.find("val2014/x.jpg").read() == b"x of val"
     with pytest.raises(RowError, match=r"\(train2014: x.jpg, val2014.zip: x.jpg\)"):
         store.find("x.jpg")
 
@@ -168,7 +168,7 @@ def test_members_that_lead_out_of_a_tar_are_rejected_by_name(tmp_path, info, mes
         archive.addfile(tarfile.TarInfo("in.jpg"))
         archive.addfile(info)
     store = ImageStore(tmp_path / "images.tar")
-    assert store.read("in.jpg") == b""
+    assert store.find("in.jpg").read() == b""
     assert len(store.members()) == 2
     with pytest.raises(RowError, match=message):
         store.find("out.jpg")
@@ -228,9 +228,9 @@ def test_the_error_for_a_compressed_tar_says_to_decompress_it(tmp_path, name):
 
 def test_a_large_file_is_rejected_unread(store, monkeypatch):
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 5)
-    assert store.read("y.jpg") == b"y"
+    assert store.find("y.jpg").read() == b"y"
     with pytest.raises(RowError, match="its image file is larger than 5 bytes"):
-        store.read("val2014/x.jpg")
+        store.find("val2014/x.jpg").read()
 
 
 # In workers
@@ -262,7 +262,7 @@ def test_image_files_are_read_by_several_threads(tmp_path):
 def test_a_stamp_changes_with_the_file_and_not_by_reading(store, tmp_path):
     stamps = [store.find(name).stamp() for name in FILES]
     assert len(set(stamps)) == len(FILES)
-    store.read("y.jpg")
+    store.find("y.jpg").read()
     assert [store.find(name).stamp() for name in FILES] == stamps
     write = next(writer for name, writer in WRITERS.items() if name == store.paths[0].name)
     again = ImageStore(write(tmp_path / store.paths[0].name, FILES | {"train2014/y.jpg": b"another"}))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
@@ -276,7 +276,13 @@ def draw_scene(scene: Scene, side_px: int = 128) -> Image.Image:
     for thing in scene.objects:
         x = (thing.column + 0.5 + thing.shift[0]) * cell
         y = (thing.row + 0.5 + thing.shift[1]) * cell
-        _PAINTERS[thing.shape](canvas, x, y, RADIUS_IN_CELLS[thing.size] * cell, COLORS[thing.color], scene.background)
+        radius, color = RADIUS_IN_CELLS[thing.size] * cell, COLORS[thing.color]
+        for dx, dy, share, is_filled in _DISCS.get(thing.shape, ()):
+            center_x, center_y, size = x + dx * radius, y + dy * radius, share * radius
+            box = (center_x - size, center_y - size, center_x + size, center_y + size)
+            canvas.ellipse(box, fill=color if is_filled else scene.background)
+        if outline := _POLYGONS.get(thing.shape):
+            canvas.polygon([(x + radius * px, y + radius * py) for px, py in outline], fill=color)
     return image.reduce(scale)
 
 
@@ -287,9 +293,7 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-Color = tuple[int, int, int]
-Painter = Callable[[ImageDraw.ImageDraw, float, float, float, Color, Color], None]
-# Outlines in a square from -1 to 1; x points right, y down.
+# In units of an object's radius, from its center; x points right, y down.
 _POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
     "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
     "triangle": ((0, -0.95), (0.95, 0.8), (-0.95, 0.8)),
@@ -303,51 +307,12 @@ _POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
         *((0.33, 0.95), (-0.33, 0.95), (-0.33, 0.33), (-0.95, 0.33), (-0.95, -0.33), (-0.33, -0.33)),
     ),
     "arrow": ((-1, -0.3), (0.1, -0.3), (0.1, -0.85), (1, 0), (0.1, 0.85), (0.1, 0.3), (-1, 0.3)),
+    "heart": ((-0.9, -0.13), (0.9, -0.13), (0, 0.95)),
 }
-
-
-def _paint_polygon(shape: str) -> Painter:
-    def paint(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
-        canvas.polygon([(x + radius * px, y + radius * py) for px, py in _POLYGONS[shape]], fill=color)
-
-    return paint
-
-
-def _paint_disc(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color) -> None:
-    canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
-
-
-def _paint_circle(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
-    _paint_disc(canvas, x, y, 0.95 * radius, color)
-
-
-def _paint_ring(
-    canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color
-) -> None:
-    _paint_disc(canvas, x, y, radius, color)
-    _paint_disc(canvas, x, y, 0.55 * radius, background)
-
-
-def _paint_moon(
-    canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color
-) -> None:
-    _paint_disc(canvas, x, y, 0.95 * radius, color)
-    _paint_disc(canvas, x + 0.45 * radius, y - 0.1 * radius, 0.75 * radius, background)
-
-
-def _paint_heart(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
-    for side in (-1, 1):
-        _paint_disc(canvas, x + side * 0.45 * radius, y - 0.35 * radius, 0.5 * radius, color)
-    canvas.polygon(
-        [(x - 0.9 * radius, y - 0.13 * radius), (x + 0.9 * radius, y - 0.13 * radius), (x, y + 0.95 * radius)],
-        fill=color,
-    )
-
-
-_PAINTERS: dict[str, Painter] = {
-    **{shape: _paint_polygon(shape) for shape in _POLYGONS},
-    "circle": _paint_circle,
-    "ring": _paint_ring,
-    "moon": _paint_moon,
-    "heart": _paint_heart,
+_DISCS: dict[str, tuple[tuple[float, float, float, bool], ...]] = {
+    "circle": ((0, 0, 0.95, True),),
+    "ring": ((0, 0, 1, True), (0, 0, 0.55, False)),
+    "moon": ((0, 0, 0.95, True), (0.45, -0.1, 0.75, False)),
+    "heart": ((-0.45, -0.35, 0.5, True), (0.45, -0.35, 0.5, True)),
 }
+"""x, y, radius, and whether it has the color of the object, not of the background; drawn in this order."""

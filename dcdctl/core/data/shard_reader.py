@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from dcdctl.core.data.images import (
 )
 from dcdctl.core.data.readers.parquet import ParquetSource, captions_of_row, find_columns, image_bytes_of_row
 from dcdctl.core.data.readers.webdataset import captions_of, image_suffix, key_and_suffix, require_image
-from dcdctl.core.errors import DcdError, InputError
+from dcdctl.core.errors import InputError
 
 FORMATS = (".tar", ".parquet")
 """Endings of the names of shards."""
@@ -34,7 +34,7 @@ _CUT_OFF = "a download may have been cut off"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
+class StreamShard:
     """A file of a stream, as it was when the stream was opened."""
 
     place: str
@@ -55,12 +55,14 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """A sample of a shard."""
+class StreamSample:
+    """An image file with its captions, not yet decoded."""
 
     shard: str
     key: str
     """What the sample is called in its shard: the WebDataset key, or the row."""
+    image: bytes
+    captions: list[str]
 
     @property
     def where(self) -> str:
@@ -69,41 +71,35 @@ class _Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSample(_Sample):
-    """An image file with its captions, not yet decoded."""
-
-    image: bytes
-    captions: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class UnusableSample(_Sample):
+class UnusableSample:
     """A sample that cannot be used, and why."""
 
+    shard: str
+    key: str
     reason: str
 
 
 Found = StreamSample | UnusableSample
 
 
-def open_shard(place: str) -> Shard:
+def open_shard(place: str) -> StreamShard:
     """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known
     ending."""
     if not files.shown(place).endswith(FORMATS):
         raise InputError(
             f"{files.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}"
         )
-    facts = urls.facts_of(place)
-    return Shard(place=place, size=facts.size, version=facts.version)
+    size, version = urls.size_and_version(place)
+    return StreamShard(place=place, size=size, version=version)
 
 
-def count_rows(shard: Shard) -> int:
+def count_rows(shard: StreamShard) -> int:
     """The rows of a Parquet shard, from its footer."""
-    with _ParquetShard(shard) as file:
+    with _open_parquet(shard) as file:
         return int(file.metadata.num_rows)
 
 
-def read_samples(shard: Shard, columns: ParquetSource, start: int = 0) -> Iterator[Found]:
+def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> Iterator[Found]:
     """The samples of a shard from number `start` on. `columns` names the columns of a Parquet file.
 
     InputError if the shard is missing, cut off or damaged, SourceError if it cannot be fetched.
@@ -114,7 +110,7 @@ def read_samples(shard: Shard, columns: ParquetSource, start: int = 0) -> Iterat
             yield sample
 
 
-def _tar_samples(shard: Shard) -> Iterator[Found]:
+def _tar_samples(shard: StreamShard) -> Iterator[Found]:
     with closing(urls.open_file(shard.place, buffer_bytes=urls.READ_BYTES)) as file:
         try:
             # "r:" refuses compressed tars.
@@ -126,7 +122,7 @@ def _tar_samples(shard: Shard) -> Iterator[Found]:
             ) from error
 
 
-def _grouped(shard: Shard, archive: tarfile.TarFile, file: Any) -> Iterator[Found]:
+def _grouped(shard: StreamShard, archive: tarfile.TarFile, file: Any) -> Iterator[Found]:
     """The samples of a tar: consecutive files with the same key."""
     sample = _TarSample(shard.name, "")
     while (info := archive.next()) is not None:
@@ -140,19 +136,14 @@ def _grouped(shard: Shard, archive: tarfile.TarFile, file: Any) -> Iterator[Foun
                 yield sample.finish()
             sample = _TarSample(shard.name, key)
         sample.add(info, suffix, file)
-    # Before the last sample, whose captions may be missing because the file was cut off.
-    _check_end(shard, archive.offset, file)
-    if sample.parts:
-        yield sample.finish()
-
-
-def _check_end(shard: Shard, end: int, file: Any) -> None:
-    """InputError unless a tar ends with a block of zeros: tarfile also takes a damaged header, and the end of the file,
-    for its end."""
-    file.seek(end)
+    # Before the last sample, whose captions may be missing because the file was cut off. A tar ends with a block of
+    # zeros, but tarfile also takes a damaged header, and the end of the file, for its end.
+    file.seek(archive.offset)
     block = file.read(TAR_BLOCK_BYTES)
     if not block or block.strip(b"\0"):
-        raise InputError(f"the tar {shard.name} is damaged or incomplete at byte {end:,}", hint=_CUT_OFF)
+        raise InputError(f"the tar {shard.name} is damaged or incomplete at byte {archive.offset:,}", hint=_CUT_OFF)
+    if sample.parts:
+        yield sample.finish()
 
 
 class _TarSample:
@@ -197,33 +188,23 @@ class _TarSample:
             return UnusableSample(self.shard, self.key, str(error))
 
 
-class _ParquetShard:
-    """An open Parquet file of a shard; InputError if it is none."""
-
-    def __init__(self, shard: Shard) -> None:
-        self._stream = urls.open_file(shard.place)
+@contextmanager
+def _open_parquet(shard: StreamShard) -> Iterator[pq.ParquetFile]:
+    """The Parquet file of a shard; InputError if it is none."""
+    with closing(urls.open_file(shard.place)) as stream:
         is_remote = files.url_of(shard.place) is not None
+        buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
         try:
             # pre_buffer would read the columns of a whole row group into memory before the first batch.
-            buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
-            self.file = pq.ParquetFile(self._stream, pre_buffer=False, buffer_size=buffer_bytes)
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=buffer_bytes)
         except (pa.ArrowException, OSError) as error:
-            self._stream.close()
             raise InputError(f"{shard.name} is not a Parquet file ({error})", hint=_CUT_OFF) from error
-        except DcdError:
-            self._stream.close()
-            raise
-
-    def __enter__(self) -> pq.ParquetFile:
-        return self.file
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self._stream.close()
+        with file:
+            yield file
 
 
-def _parquet_samples(shard: Shard, source: ParquetSource, start: int) -> Iterator[Found]:
-    with _ParquetShard(shard) as file:
+def _parquet_samples(shard: StreamShard, source: ParquetSource, start: int) -> Iterator[Found]:
+    with _open_parquet(shard) as file:
         columns = find_columns(shard.name, file.schema_arrow, source, has_split=False)
         names = list(dict.fromkeys(name.partition(".")[0] for name in (source.image_column, *columns.captions)))
         row = 0
@@ -232,28 +213,21 @@ def _parquet_samples(shard: Shard, source: ParquetSource, start: int) -> Iterato
             if row + num_rows > start:
                 for value in _rows(shard, file, group, names):
                     if row >= start:
-                        yield _row_sample(shard, row, value, source.image_column, columns.captions)
+                        try:
+                            image = image_bytes_of_row(value[source.image_column])
+                            captions = captions_of_row(value, columns.captions)
+                            yield StreamSample(shard.name, f"row {row}", image, captions)
+                        except RowError as error:
+                            yield UnusableSample(shard.name, f"row {row}", str(error))
                     row += 1
             else:
                 row += num_rows
 
 
-def _rows(shard: Shard, file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(shard: StreamShard, file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, Any]]:
     try:
         refuse_inflation(file.metadata, group, names)
         for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"row group {group} of {shard.name} cannot be read ({error})", hint=_CUT_OFF) from error
-
-
-def _row_sample(
-    shard: Shard, row: int, value: dict[str, Any], image_column: str, caption_columns: tuple[str, ...]
-) -> Found:
-    key = f"row {row}"
-    try:
-        return StreamSample(
-            shard.name, key, image_bytes_of_row(value[image_column]), captions_of_row(value, caption_columns)
-        )
-    except RowError as error:
-        return UnusableSample(shard.name, key, str(error))

@@ -29,8 +29,8 @@ from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.shard_reader import (
     FORMATS,
     Found,
-    Shard,
     StreamSample,
+    StreamShard,
     UnusableSample,
     count_rows,
     open_shard,
@@ -90,7 +90,7 @@ def is_stream(places: Sequence[str | Path]) -> bool:
     return len(places) > 1 or any(shown(place).endswith(FORMATS) for place in places)
 
 
-def open_shards(patterns: Sequence[str]) -> list[Shard]:
+def open_shards(patterns: Sequence[str]) -> list[StreamShard]:
     """The shards that patterns name, in order, each looked up; InputError or SourceError names one that is missing."""
     places = [place for pattern in patterns for place in urls.expand(str(pattern))]
     with ThreadPoolExecutor(OPENERS) as pool:
@@ -101,7 +101,7 @@ def open_shards(patterns: Sequence[str]) -> list[Shard]:
 class ShardStream:
     """The batches of a stream. Not to be shared by threads."""
 
-    shards: Sequence[Shard]
+    shards: Sequence[StreamShard]
     config: StreamConfig
     batch_size: int
     seed: int
@@ -253,12 +253,15 @@ class ShardStream:
     def _found(self, index: int, start: int) -> Iterator[Found]:
         """The samples of a shard, checked: an unusable one is an error unless it is skipped."""
         for sample in read_samples(self.shards[index], self._columns, start):
-            if self.config.on_error == "stop":
-                if isinstance(sample, UnusableSample):
-                    raise InputError(f"{sample.where}: {sample.reason}", hint=SKIP_HINT)
-                yield sample
-            else:
-                yield _decodable(sample)
+            if self.config.on_error == "stop" and isinstance(sample, UnusableSample):
+                raise InputError(f"{sample.shard} {sample.key}: {sample.reason}", hint=SKIP_HINT)
+            # A training that stops at errors decodes each image once, and finds damage then.
+            if self.config.on_error == "skip" and isinstance(sample, StreamSample):
+                try:
+                    images.check_image(sample.image)
+                except images.ImageError as error:
+                    sample = UnusableSample(sample.shard, sample.key, str(error))
+            yield sample
 
     def _learn(self, found: ShardCount) -> None:
         total = found.samples + found.skipped
@@ -286,13 +289,3 @@ class ShardStream:
     def _rng(self, *key: Any) -> np.random.Generator:
         # The first number separates the order of shards (0) from that of a window (1).
         return np.random.default_rng([self.seed, *key])
-
-
-def _decodable(sample: Found) -> Found:
-    """The sample, or why its image cannot be decoded."""
-    if isinstance(sample, StreamSample):
-        try:
-            images.check_image(sample.image)
-        except images.ImageError as error:
-            return UnusableSample(sample.shard, sample.key, str(error))
-    return sample

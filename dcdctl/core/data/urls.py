@@ -13,11 +13,11 @@ import itertools
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from dcdctl.core.data.download import http, hub
@@ -88,8 +88,7 @@ def _expand_stars(pattern: str) -> list[str]:
         raise ConfigError(f"{shown(url)}: a web server lists no files", hint="write the names as in {0000..0331}")
     elif url.startswith("hf://"):
         parts = hub.HubPath.parse(url)
-        names = re.compile("[^/]*".join(map(re.escape, parts.path.split("*"))))
-        found = [parts.folder + name for name in sorted(hub.sizes(parts)) if names.fullmatch(name)]
+        found = [parts.folder + name for name in parts.matching(hub.sizes(parts))]
     else:
         system, within = _file_system(url)
         found = [str(system.unstrip_protocol(name)) for name in sorted(_attempted(lambda: system.glob(within), url))]
@@ -98,38 +97,30 @@ def _expand_stars(pattern: str) -> list[str]:
     return found
 
 
-class Remote(Protocol):
+class Remote(ABC):
     """A file that is read by ranges of bytes."""
 
     size: int
     version: str
     """Changes when the file changes; empty if the server does not say."""
 
+    @abstractmethod
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from start to before stop; SourceError after repeated failures."""
-        ...
 
 
-@dataclass(frozen=True)
-class FileFacts:
-    """Size and version of a file."""
-
-    size: int
-    version: str
-
-
-def facts_of(place: str | Path) -> FileFacts:
+def size_and_version(place: str | Path) -> tuple[int, str]:
     """Size and version of a file; InputError or SourceError if there is none."""
     url = url_of(place)
     if url is not None:
         remote = open_remote(url)
-        return FileFacts(remote.size, remote.version)
+        return remote.size, remote.version
     path = local_path(place)
     try:
         status = path.stat()
     except OSError as error:
         raise unreadable(path, error, hint="check the path") from error
-    return FileFacts(status.st_size, str(int(status.st_mtime)))
+    return status.st_size, str(int(status.st_mtime))
 
 
 def open_file(place: str | Path, *, buffer_bytes: int = 0) -> io.BufferedReader | RangeFile:
@@ -236,7 +227,7 @@ def _attempted(request: Callable[[], T], url: str) -> T:
     raise AssertionError("unreachable")
 
 
-class _WebFile:
+class _WebFile(Remote):
     """A file on a web server, at the version that it has when it is opened."""
 
     def __init__(self, url: str) -> None:
@@ -320,7 +311,7 @@ def _client(process: int) -> httpx2.Client:
     )
 
 
-class _FileSystemFile:
+class _FileSystemFile(Remote):
     """A file of any other protocol, through fsspec."""
 
     def __init__(self, url: str) -> None:

@@ -120,10 +120,7 @@ def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
         sizes = hub.sizes(hub_path)
         with _disk_errors("a list of files", target.parent):
             write_json(target, {"url": hub_path.folder, "sizes": sizes})
-    names = re.compile("[^/]*".join(map(re.escape, hub_path.path.split("*"))))
-    files = [
-        RemoteFile(url=hub_path.folder + path, size=sizes[path]) for path in sorted(sizes) if names.fullmatch(path)
-    ]
+    files = [RemoteFile(url=hub_path.folder + path, size=sizes[path]) for path in hub_path.matching(sizes)]
     if not files:
         raise SourceError(
             f"{pattern} matches none of the {len(sizes):,} files there",

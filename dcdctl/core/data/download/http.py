@@ -6,8 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -37,9 +36,6 @@ TIMEOUT_SECONDS = 30.0
 RETRY_STATUS = {408, 429, *range(500, 600)}
 """Status codes for which another attempt may help."""
 CONTENT_RANGE = re.compile(r"bytes (?P<first>\d{1,18})-(?P<last>\d{1,18})/(?P<size>\d{1,18}|\*)")
-_GZIP = 16 + zlib.MAX_WBITS
-_MAX_BLOCK_BYTES = 1 << 20
-"""What is unpacked at once."""
 BY_HAND_HINT = "it may need a login or accepted terms: download the file with a browser and place it by hand"
 Begin = Callable[[int | None, bool], Advance]
 """Opens the progress bar: called once, with the number of bytes to download and whether they resume a partial file."""
@@ -205,6 +201,11 @@ class _Transfer:
             )
         if status not in (200, 206):
             raise SourceError(f"{self.url} was refused ({status_text})", hint=BY_HAND_HINT)
+        # Although `identity` was requested. Ranges and checksums are those of the plain file.
+        if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise SourceError(
+                f"{self.url} is sent with content-encoding {encoding}, expected the plain file", hint=BY_HAND_HINT
+            )
         # Some servers answer 200 with a login or error page.
         name = self.url.partition("?")[0]
         if response.headers.get("content-type", "").startswith("text/html") and not name.endswith((".html", ".htm")):
@@ -223,17 +224,15 @@ class _Transfer:
             self._drop()
             raise SourceError(f"{self.url} has {total:,} bytes, expected {self.size:,}")
         # The notes precede the bytes: a killed run leaves a partial file that can be resumed.
-        if not _encoding(response.headers):  # a partial encoded file cannot be resumed
-            write_json(
-                _notes_of(self.partial), {"url": self.url, "validator": _validator(response.headers), "size": total}
-            )
+        notes = {"url": self.url, "validator": _validator(response.headers), "size": total}
+        write_json(_notes_of(self.partial), notes)
         expected = total if total is not None else self.size
         if self.advance is None:
             self.advance = self.begin(None if expected is None else expected - start, start > 0)
         hashes = hashes_of(self.partial, self.kinds)
         received = start
         with self.partial.open("ab") as file:
-            for block in self._decoded(response):
+            for block in response.iter_raw():
                 received += len(block)
                 if expected is not None and received > expected:
                     break
@@ -254,7 +253,7 @@ class _Transfer:
         span = CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         length = headers.get("content-length", "")
         problem = ""
-        if span is None or int(span["first"]) != start or not start or _encoding(headers):
+        if span is None or int(span["first"]) != start or not start:
             problem = "it sent a part of the file that was not requested"
         elif int(span["last"]) < start or (length.isdecimal() and int(length) != int(span["last"]) + 1 - start):
             problem = "the part that it sent has another length than it says"
@@ -264,28 +263,6 @@ class _Transfer:
         if problem:
             self._drop()
             raise _RetryError(problem)
-
-    def _decoded(self, response: httpx2.Response) -> Iterator[bytes]:
-        """The bytes of the file; those of a server that compresses, although `identity` was requested, are unpacked."""
-        encoding = _encoding(response.headers)
-        if not encoding:
-            yield from response.iter_raw()
-            return
-        if encoding not in ("gzip", "x-gzip"):
-            raise SourceError(
-                f"{self.url} is sent with content-encoding {encoding}, expected the plain file", hint=BY_HAND_HINT
-            )
-        # Not iter_bytes, which takes packed data that end early for complete.
-        unpacked = zlib.decompressobj(_GZIP)
-        try:
-            for block in response.iter_raw():
-                while block:
-                    yield unpacked.decompress(block, _MAX_BLOCK_BYTES)
-                    block = unpacked.unconsumed_tail
-        except zlib.error as error:
-            raise _RetryError(f"its compressed data are damaged ({error})") from error
-        if not unpacked.eof:
-            raise _RetryError("its compressed data end early")
 
 
 def _differ(size: int | None, other: int | None) -> bool:
@@ -302,15 +279,8 @@ def _hex(hashes: Mapping[str, Any]) -> dict[str, str]:
     return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
-def _encoding(headers: Mapping[str, str]) -> str:
-    """How the server compresses although `identity` was requested; empty if the bytes are those of the file."""
-    return headers.get("content-encoding", "").strip().lower().replace("identity", "")
-
-
 def _total(headers: Mapping[str, str], start: int) -> int | None:
     """The size of the whole file in bytes according to a response; None if unknown."""
-    if _encoding(headers):
-        return None
     if span := CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
         return int(span["size"]) if span["size"].isdecimal() else None
     length = headers.get("content-length", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,11 @@ class HubPath:
     def folder(self) -> str:
         """The URL without the path; ends with a slash."""
         return self.url.removesuffix(self.path)
+
+    def matching(self, paths: Iterable[str]) -> list[str]:
+        """The paths that this one names, sorted; * matches any part of a name within one folder."""
+        names = re.compile("[^/]*".join(map(re.escape, self.path.split("*"))))
+        return [path for path in sorted(paths) if names.fullmatch(path)]
 
     @property
     def page(self) -> str:

@@ -16,6 +16,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -213,10 +214,6 @@ class ImageStore:
         rejects each of them."""
         return [name for container in self._containers for name in container.names if not is_macos_metadata(name)]
 
-    def read(self, member: str) -> bytes:
-        """The bytes of a file, such as the caption beside an image; found as by `find`."""
-        return self.find(member).read()
-
     def _match(self, name: str) -> tuple[_Container, str]:
         same_file_name = self._by_file_name.get(PurePosixPath(name).name, [])
         matches = (
@@ -251,23 +248,27 @@ class ImageStore:
         return by_file_name
 
 
-class _Container(Protocol):
+class _Container(ABC):
     """A folder or an archive."""
 
-    path: Path
-
-    @property
-    def names(self) -> list[str]: ...
-
-    def has(self, name: str) -> bool: ...
-
-    def image_file(self, name: str) -> ImageFile: ...
-
-
-class _Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The names of all files."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    @abstractmethod
+    def image_file(self, name: str) -> ImageFile:
+        """The file of that name; RowError if it may not be read."""
+
+
+class _Folder(_Container):
     @cached_property
     def names(self) -> list[str]:
         return [path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")) if path.is_file()]
@@ -282,13 +283,18 @@ class _Folder:
         return FolderImageFile(self.path, name)
 
 
-class _Zip:
+class _Zip(_Container):
     def __init__(self, path: Path) -> None:
-        self.path, self.names = path, _zip_members(path)
-        self._names = frozenset(self.names)
+        super().__init__(path)
+        # In archive order; a set would lose it.
+        self._members = dict.fromkeys(_zip_members(path))
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._members)
 
     def has(self, name: str) -> bool:
-        return name in self._names
+        return name in self._members
 
     def image_file(self, name: str) -> ImageFile:
         if escapes_root(name):
@@ -299,9 +305,10 @@ class _Zip:
         return ZipImageFile(self.path, name)
 
 
-class _Tar:
+class _Tar(_Container):
     def __init__(self, path: Path) -> None:
-        self.path, self._entries = path, _tar_entries(path)
+        super().__init__(path)
+        self._entries = _tar_entries(path)
 
     @property
     def names(self) -> list[str]:
@@ -383,8 +390,8 @@ def why_refused(info: tarfile.TarInfo) -> str:
 def _zip_members(path: Path) -> list[str]:
     """The names of all files in a zip, in archive order; InputError if it is not a zip."""
     try:
-        # A zip may hold a name twice; zipfile reads the later one.
-        return list(dict.fromkeys(info.filename for info in _open_zip(path).infolist() if not info.is_dir()))
+        # May hold a name twice; zipfile reads the later one.
+        return [info.filename for info in _open_zip(path).infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise InputError(f"{path} is not a zip ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
 

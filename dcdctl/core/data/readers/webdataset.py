@@ -70,7 +70,7 @@ class WebDatasetEntry(EntryWithFile):
         return f"{self.split_name}/{self.value[require_image(self.value)]}"
 
     def captions(self) -> list[str]:
-        return captions_of(self.value, lambda suffix: self.store.read(self.value[suffix]))
+        return captions_of(self.value, lambda suffix: self.store.find(self.value[suffix]).read())
 
     def image_file(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
