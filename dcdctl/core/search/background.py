@@ -66,11 +66,13 @@ class Background:
         0.5
         """
         low, high = (self.typical, 2 * self.limit - self.typical) if is_text else (self.typical_of_images, 1.0)
+        # Images that are all equal have no spread to divide by.
         return min(1.0, max(0.0, (score - low) / max(high - low, 1e-6)))
 
 
 def probe_texts() -> list[str]:
     """The probes, always the same: two to six of the words."""
+    # Seeded, so that all workers of a service call the same answers weak.
     draw = random.Random(0)
     return [" ".join(draw.sample(WORDS.split(), 2 + number % 5)) for number in range(NUM_PROBES)]
 

@@ -45,6 +45,8 @@ from dcdctl.core.search.storage import (
 )
 from dcdctl.core.search.vector_files import VectorFiles
 
+# A graph takes some 150 bytes per image besides its codes (405 for 256 numbers, docs/scaling.md), and names and levels
+# take a few; the rest is room.
 BYTES_PER_IMAGE = 200
 """On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
 BOTH_WAYS = (
@@ -135,6 +137,7 @@ def run_index_job(
     if images is None and out is None:
         folder = _folder_to_change(target)
         before = FolderIndex.open(folder)
+        # A split or a precision alone changes nothing.
         nothing = Changes(split=changes.split, precision=changes.precision)
         if changes == nothing and not change.has_new_corpus_columns(before):
             return IndexChange(before, [])
@@ -194,6 +197,7 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
 def _new_document(ref: str, folder: Path, changes: Changes) -> tuple[IndexDocument, models.DualEncoder]:
     """The document of an index without images, and its model."""
     settings = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
+    # Before the model is loaded, which takes seconds.
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = models.load_dual(ref)
@@ -300,9 +304,13 @@ def _add(job: _Job, document: IndexDocument) -> IndexDocument:
             _plan(job, document, build)
     if job.new is not None and build.is_sealed:
         return storage.read_document(folder)  # the same build has ended before
+    # From the disk, because only the main process has made it.
     notes = INDEX.read_plan(folder)
     planned = configs.build(PlannedParts, {key: notes[key] for key in ("first_part", "rows", "skipped")})
-    model = job.new or _model_of(FolderIndex(folder, document))
+    if (model := job.new) is None:
+        index = FolderIndex(folder, document)
+        model = models.load_dual(index.model)
+        index.expect(model.digest)
     _check_packages(document.settings, document.num_rows + sum(planned.rows))
     compute = replace(job.compute, precision=document.precision)
     task = EmbeddingTask(build, source, planned, model, document.model.dim, compute)
@@ -319,6 +327,7 @@ def _add(job: _Job, document: IndexDocument) -> IndexDocument:
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
         raise InputError(f"none of {len(skipped_now):,} files in {source.path} is an image that can be read: {first}")
     before = commit.skipped_of(folder, document)
+    # The plan has read all files of this source again, so its entries are replaced.
     skipped = [file for file in before if file["source"] != number]
     skipped += [{**asdict(file), "source": number} for file in skipped_now]
     # If nothing is new, the index keeps its generation and its sources.
@@ -336,6 +345,7 @@ def _with_source(
     StaleError for another corpus at the place of one, InputError if the index has some of its splits, whose images
     would be there twice.
     """
+    # A folder is known by its place, whatever images it has now; a corpus by its fingerprint too.
     places = [(other.path, other.split) for other in listed]
     if (source.path, source.split) in places:
         number = places.index((source.path, source.split))
@@ -348,12 +358,6 @@ def _with_source(
             message = f"{folder} has split {split} of {source.path}, and split {source.split} was to be added"
             raise InputError(message, hint="name the splits that are missing with --split, such as --split val+test")
     return len(listed), (*listed, source)
-
-
-def _model_of(index: FolderIndex) -> models.DualEncoder:
-    model = models.load_dual(index.model)
-    index.expect(model.digest)
-    return model
 
 
 def _plan(job: _Job, document: IndexDocument, build: Build) -> None:

@@ -58,6 +58,7 @@ def _listed(path: Path, count: int) -> Listed:
 
 def seal(folder: Path, document: IndexDocument) -> None:
     """Write index.json, with what follows from its other entries. Files that it does not name are removed."""
+    # A few images are searched exactly, whatever the settings say.
     kind = document.settings.kind if document.segments else "flat"
     words = keywords.packages() if document.settings.keywords else {}
     document = replace(

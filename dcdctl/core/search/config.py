@@ -53,6 +53,7 @@ class IndexConfig:
         ignored."""
 
         def relevant(config: IndexConfig) -> tuple[object, ...]:
+            # The width of a query is set when a graph is opened.
             graph = replace(config.hnsw, search_width=1) if config.kind == "hnsw" else None
             return config.kind, config.dims, config.segment_rows, graph
 

@@ -28,22 +28,18 @@ class DualVectors:
 
     @property
     def max_text_len(self) -> int:
-        """See `TextEncoder.max_text_len`."""
         return self.model.preprocess.max_text_len
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """See `TextEncoder.special_ids`. The unknown token is a special one for transformers, but it stands for a word
-        of the text."""
+        # The unknown token is a special one for transformers, but it stands for a word of the text.
         return frozenset(self.model.preprocess.tokenizer.all_special_ids) - {self.unknown_id}
 
     @property
     def unknown_id(self) -> int | None:
-        """See `TextEncoder.unknown_id`."""
         return self.model.preprocess.tokenizer.unk_token_id
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """See `TextEncoder.tokenize`."""
         with self._tokenizing:
             batch = self.model.preprocess.texts(texts)
         ids = [
@@ -52,14 +48,12 @@ class DualVectors:
         return TokenizedTexts(batch, ids)
 
     def num_tokens(self, text: str) -> int:
-        """See `TextEncoder.num_tokens`."""
         with self._tokenizing:
             # verbose=False, because transformers would warn about the length.
             return len(self.model.preprocess.tokenizer(text, verbose=False)["input_ids"])
 
     @torch.inference_mode()
     def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
-        """See `TextEncoder.vectors`."""
         return _on_cpu(self.model.embed_texts(texts.batch.to(self.device)))
 
     @torch.inference_mode()

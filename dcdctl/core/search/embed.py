@@ -150,5 +150,6 @@ def embed_stored(task: EmbeddingTask, images: ImageBatch) -> Half:
 def stored(vectors_ID: Tensor, dims: int) -> Half:
     """The first `dims` numbers of vectors, of unit length before rounding, I x `dims`; zero or not finite where the
     vector is."""
+    # Twice, because the first numbers of a unit vector are no unit vector.
     first_ID = prefix_vectors(functional.normalize(vectors_ID, dim=-1), dims)
     return functional.normalize(first_ID, dim=-1).half().cpu().numpy()

@@ -30,10 +30,12 @@ from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import INDEX, IndexDocument, Part, Segment
 
+# Scores of a block and a part of 8,192 rows take 2 MB.
 QUERY_BLOCK = 64
 """Queries searched together."""
 OPEN_FILES = 256
 """Maximum number of open files; the least recently used is closed."""
+# Users keep a condition while they change the text. The rows of a million images take 8 MB.
 CONDITIONS = 8
 """Conditions whose rows are remembered."""
 MANY = 0.05
@@ -275,6 +277,7 @@ class FolderIndex(ImageIndex):
 
     def spread_rows(self, count: int) -> list[int]:
         count = min(count, self.num_rows)
+        # The middles of stretches of equal length.
         rows = ((2 * part + 1) * self.num_rows // (2 * count) for part in range(count))
         return [row for row in rows if not self.is_gone(row)]
 

@@ -89,6 +89,7 @@ class Keywords:
         import bm25s
 
         vocabulary = {word: number for number, word in enumerate(sorted({word for words in words_R for word in words}))}
+        # Half of the bytes of int64, and an index has fewer than 2**31 rows.
         rows = np.array([row for row, words in enumerate(words_R) if words], dtype=np.int32)
         if not len(rows):
             return Keywords(
@@ -144,6 +145,7 @@ def fuse(
     ([8, 7, 9], [0.0325, 0.0164, 0.0161])
     """
     rows, places = np.unique(np.concatenate([by_vectors, by_words]), return_inverse=True)
+    # Infinity adds nothing for a list without the row.
     rank_2C = np.full((2, len(rows)), np.inf)
     rank_2C[0, places[: len(by_vectors)]] = np.arange(1, len(by_vectors) + 1)
     rank_2C[1, places[len(by_vectors) :]] = np.arange(1, len(by_words) + 1)

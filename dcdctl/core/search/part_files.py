@@ -114,6 +114,7 @@ def write_part(
         path,
         row_group_size=ROWS_PER_GROUP,
         compression=compression,
+        # Ids differ in each row, so a dictionary would only add bytes.
         use_dictionary=False,
         write_statistics=["image_id"],
         # One plain page per row group can be memory-mapped; pyarrow would start a new page at each MiB.

@@ -52,6 +52,7 @@ class Reranker:
         first, rest = answer.hits[: self.depth], answer.hits[self.depth :]
         logits = self._logits(text, first, index)
         scored = [replace(hit, reranked=logits[hit.row]) for hit in first if hit.row in logits]
+        # Stable: equal logits keep the order by cosine.
         scored.sort(key=lambda hit: -logits[hit.row])
         unscored = [hit for hit in first if hit.row not in logits]
         notes = (

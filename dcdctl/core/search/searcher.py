@@ -58,6 +58,7 @@ class IndexModel:
 
     def load(self) -> DualVectors:
         """The model on its device. StaleError if another model made the vectors, ModelError if it cannot be loaded."""
+        # Two threads must not load it twice.
         with self._loading:
             if self._loaded is None:
                 from dcdctl.core.search.dual_vectors import DualVectors  # torch, which takes seconds to import
@@ -123,6 +124,7 @@ class IndexSearcher:
         elif overrides:
             raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
         encoder, tower = IndexModel(index, device, threads), None
+        # A re-ranker needs torch anyway, and on a GPU that the user names, texts are encoded there.
         if (
             rerank is None
             and str(device) in ("auto", "cpu")

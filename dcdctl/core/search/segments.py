@@ -124,6 +124,7 @@ def _build_graph(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
         dtype="i8",
         connectivity=settings.neighbors,
         expansion_add=settings.build_width,
+        # Kept in the file, but each view sets its own (`ann.Graph`).
         expansion_search=settings.search_width,
         enable_key_lookups=False,
     )
@@ -132,6 +133,7 @@ def _build_graph(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
     first = 0
     for block_RD in vectors.blocks():
         codes_RD = np.rint(block_RD * np.float32(scale)).astype(np.int8)
+        # One thread: several would add the vectors in an order that differs from run to run.
         graph.add(np.arange(first, first + len(codes_RD), dtype=np.uint64), codes_RD, threads=1)
         first += len(codes_RD)
         advance(len(codes_RD))

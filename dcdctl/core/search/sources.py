@@ -35,6 +35,7 @@ def find_source(images: Path, split: str | None = None) -> ImageSource:
         raise InputError(
             f"{images} {problem}", hint="--images takes a folder of images, or one that `dcdctl prepare` wrote"
         )
+    # The index may be searched from another working directory.
     path = path.resolve()
     if (path / data.CORPUS_FILE).is_file():
         corpus = Corpus.open(path, split or data.all_splits(path))
@@ -99,6 +100,7 @@ def _source_image(path: Path, root: Path) -> SourceImage | SkippedFile:
 
 
 def _is_visible(name: str) -> bool:
+    # Such as .DS_Store, .git and the resource forks ._name, which have the suffixes of images.
     return not name.startswith(".") and name != "__MACOSX"
 
 

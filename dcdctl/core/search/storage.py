@@ -38,6 +38,7 @@ INDEX = Kind(
     name="index",
     format=3,
     seal_file=INDEX_FILE,
+    # An index changes, so a plan would say nothing of what it is later.
     keeps_plan=False,
     files=(
         "vectors/*",
@@ -236,6 +237,7 @@ def read_document(folder: Path) -> IndexDocument:
     except ConfigError as error:
         message = f"{path} is not as this dcdctl writes it: {error}"
         raise StaleError(message, hint="update dcdctl, or build the index again") from error
+    # A document of a stranger can have a checksum that fits.
     if problem := _contradiction(document):
         raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
     # Names and sizes only, to open in milliseconds; checksums are compared when a file is first read.

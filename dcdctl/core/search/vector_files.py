@@ -251,6 +251,7 @@ class _GivenVectors:
     @torch.inference_mode()
     def verify(self, count: int) -> None:
         """Embed some images and compare; InputError if a vector is not that of the model."""
+        # Spread over all files, because one of them may be of another model.
         given = np.flatnonzero(self.is_given)
         rows = (
             given[np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))].tolist()
@@ -328,6 +329,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=columns):
             place = batch.schema.get_field_index(VECTOR)
             vectors = batch.column(place)
+            # Engines write tensors as an extension type over lists.
             if isinstance(vectors.type, pa.BaseExtensionType):
                 vectors = vectors.storage
             metadata = file.schema_arrow.metadata

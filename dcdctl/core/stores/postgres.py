@@ -46,6 +46,7 @@ MAX_NAME_BYTES = 63
 """PostgreSQL cuts longer names off without an error."""
 LEAST_VERSION = (0, 8)
 """Of pgvector: the first that searches on under a filter until it has enough answers."""
+# libpq would wait without end for a server that does not answer.
 _SETTINGS: dict[str, Any] = {"connect_timeout": 10, "application_name": "dcdctl"}
 TYPES = {
     pa.int64(): "int8",
@@ -87,25 +88,6 @@ class TableName:
         return TableName(f"{self.name}__draft", self.schema)
 
 
-@dataclass
-class _Session:
-    """A connection of one thread."""
-
-    connection: Connection
-    half_oid: int | None = None
-
-    def half(self) -> int:
-        """The id of pgvector's halfvec in this database, whose values can be sent from now on."""
-        if self.half_oid is None:
-            half = TypeInfo.fetch(self.connection, "halfvec")
-            if half is None:
-                hint = "add the schema of pgvector to the search_path of the user"
-                raise InputError("the type halfvec of pgvector is not found in the database", hint=hint)
-            self.half_oid = half.oid
-            self.connection.adapters.register_dumper(_HalfBytes, type("HalfDumper", (_HalfDumper,), {"oid": half.oid}))
-        return self.half_oid
-
-
 @dataclass(frozen=True)
 class _Version:
     """A table as an upload made it; an upload with --replace makes another of the same name."""
@@ -116,18 +98,25 @@ class _Version:
     is_small: bool
 
 
-@dataclass(frozen=True)
-class _HalfBytes:
+class _HalfBytes(bytes):
     """A vector as pgvector sends it."""
-
-    data: bytes
 
 
 class _HalfDumper(Dumper):
     format = Format.BINARY
 
     def dump(self, obj: Any) -> bytes:
-        return bytes(obj.data)
+        return bytes(obj)
+
+
+def _register_half(connection: Connection) -> int:
+    """The id of pgvector's halfvec in this database, whose values can be sent from now on."""
+    half = TypeInfo.fetch(connection, "halfvec")
+    if half is None:
+        hint = "add the schema of pgvector to the search_path of the user"
+        raise InputError("the type halfvec of pgvector is not found in the database", hint=hint)
+    connection.adapters.register_dumper(_HalfBytes, type("HalfDumper", (_HalfDumper,), {"oid": half.oid}))
+    return half.oid
 
 
 def open_url(url: StoreUrl) -> PostgresStore:
@@ -154,6 +143,7 @@ class PostgresStore(Store):
         self.location, self.table = location, table
         self._conninfo = conninfo
         self._local = threading.local()
+        # Those of all threads, which `close` cannot reach through their locals.
         self._opened: list[Connection] = []
         self._latest: _Version | None = None
         # Not __del__: a connection warns if it is collected before it is closed.
@@ -166,8 +156,8 @@ class PostgresStore(Store):
         return PostgresStore(self._conninfo, self.table.draft(), self.location)
 
     def facts(self) -> StoreFacts | None:
-        with self._session() as session:
-            found = session.connection.execute(
+        with self._connection() as connection:
+            found = connection.execute(
                 "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE oid = to_regclass(%s)", [self._regclass]
             ).fetchone()
         return None if found is None else StoreFacts.of_json(found[0], self._name)
@@ -178,64 +168,61 @@ class PostgresStore(Store):
                 raise InputError(
                     f"the column {name!r} has a longer name than PostgreSQL takes", hint="rename it to at most 63 bytes"
                 )
-        with self._session() as session, session.connection.transaction():
-            _install(session.connection)
-            session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
+        with self._connection() as connection, connection.transaction():
+            _install(connection)
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
             columns = [_definition(column, facts.dims) for column in facts.image_schema]
-            session.connection.execute(
-                sql.SQL("CREATE TABLE {} ({})").format(self.table.quoted, sql.SQL(", ").join(columns))
-            )
-            self._comment(session, facts)
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table.quoted, sql.SQL(", ").join(columns)))
+            self._comment(connection, facts)
 
     def describe(self, facts: StoreFacts) -> None:
-        with self._session() as session:
-            self._comment(session, facts)
+        with self._connection() as connection:
+            self._comment(connection, facts)
 
-    def _comment(self, session: _Session, facts: StoreFacts) -> None:
+    def _comment(self, connection: Connection, facts: StoreFacts) -> None:
         # A utility command takes no parameters.
         comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self.table.quoted, sql.Literal(facts.to_json()))
-        session.connection.execute(comment)
+        connection.execute(comment)
 
     def upsert(self, images: pa.Table) -> None:
         columns = [_values(images.column(name)) for name in images.column_names]
         names = sql.SQL(", ").join(map(sql.Identifier, images.column_names))
-        with self._session() as session, session.connection.transaction():
-            half = session.half()
-            self._delete(session, images.column("row").to_pylist())
+        with self._connection() as connection, connection.transaction():
+            half = _register_half(connection)
+            # COPY cannot replace rows.
+            self._delete(connection, images.column("row").to_pylist())
             copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.table.quoted, names)
-            with session.connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+            with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
                 copy.set_types([TYPES.get(field.type, half) for field in images.schema])
                 for values in zip(*columns, strict=True):
                     copy.write_row(values)
 
     def delete(self, rows: Rows) -> None:
-        with self._session() as session:
-            self._delete(session, rows.tolist())
+        with self._connection() as connection:
+            self._delete(connection, rows.tolist())
 
-    def _delete(self, session: _Session, rows: list[int]) -> None:
-        session.connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self.table.in_query), [rows])
+    def _delete(self, connection: Connection, rows: list[int]) -> None:
+        connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self.table.in_query), [rows])
 
     def rows_in(self, span: range) -> Rows:
         query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(
             self.table.in_query
         )
-        with self._session() as session:
-            return np.array(
-                [row for (row,) in session.connection.execute(query, [span.start, span.stop])], dtype=np.int64
-            )
+        with self._connection() as connection:
+            return np.array([row for (row,) in connection.execute(query, [span.start, span.stop])], dtype=np.int64)
 
     def count(self, where: Condition | None = None) -> int:
-        with self._session() as session:
-            return self._count(session, *self._where(where))
+        with self._connection() as connection:
+            return self._count(connection, *self._where(where))
 
     def _count(
-        self, session: _Session, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None
+        self, connection: Connection, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None
     ) -> int:
         limit = sql.SQL("" if up_to is None else f"LIMIT {up_to}")
         query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(
             self.table.in_query, test, limit
         )
-        found = session.connection.execute(query, parameters).fetchone()
+        found = connection.execute(query, parameters).fetchone()
         assert found is not None
         return int(found[0])
 
@@ -244,25 +231,25 @@ class PostgresStore(Store):
         query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(
             _names(facts), self.table.in_query
         )
-        with self._session() as session, session.connection.cursor(binary=True) as cursor:
+        with self._connection() as connection, connection.cursor(binary=True) as cursor:
             return _table(cursor.execute(query, [rows.tolist()]).fetchall(), facts)
 
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
         test, parameters = self._where(where)
-        with self._session() as session, session.connection.transaction():
-            version = self._version(session)
+        with self._connection() as connection, connection.transaction():
+            version = self._version(connection)
             is_exact = version.is_small or (
-                where is not None and self._count(session, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO
+                where is not None and self._count(connection, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO
             )
             images = []
             for query_D in queries_QD:
                 numbers = f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
-                images.append(self._nearest(session, version, (test, [*parameters, numbers]), count, is_exact))
+                images.append(self._nearest(connection, version, (test, [*parameters, numbers]), count, is_exact))
         return Candidates(images, version.facts.model)
 
     def _nearest(
         self,
-        session: _Session,
+        connection: Connection,
         version: _Version,
         where: tuple[sql.Composable, Sequence[Value]],
         count: int,
@@ -275,58 +262,58 @@ class PostgresStore(Store):
         query = sql.SQL("SELECT tableoid::int8, {} FROM {}{} ORDER BY {} LIMIT {}").format(
             _names(version.facts), self.table.in_query, where[0], order, sql.Literal(count)
         )
-        with session.connection.pipeline():
+        # One round trip for the settings and the query.
+        with connection.pipeline():
             # relaxed_order, because the candidates are scored and ordered again.
             settings = (
                 "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', "
                 "'relaxed_order', true)"
             )
-            session.connection.execute(settings, [str(min(max(count, 1), MAX_SEARCH_WIDTH))])
-            cursor = session.connection.cursor(binary=True).execute(query, where[1])
+            connection.execute(settings, [str(min(max(count, 1), MAX_SEARCH_WIDTH))])
+            cursor = connection.cursor(binary=True).execute(query, where[1])
         rows = cursor.fetchall()
         if any(oid != version.oid for oid, *_ in rows):
             raise UnavailableError(f"{self._name} was replaced during a search")
         if not is_exact and len(rows) < count:
             # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing points
             # to.
-            return self._nearest(session, version, where, count, is_exact=True)
+            return self._nearest(connection, version, where, count, is_exact=True)
         return _table([row[1:] for row in rows], version.facts)
 
     def finish(self) -> None:
-        with self._session() as session:
-            session.connection.execute(sql.SQL("ANALYZE {}").format(self.table.quoted))
-            is_small = self._count(session, sql.SQL(""), (), EXACT_UP_TO + 1) <= EXACT_UP_TO
+        with self._connection() as connection:
+            # Counts the rows, for `_version` and for the planner of PostgreSQL.
+            connection.execute(sql.SQL("ANALYZE {}").format(self.table.quoted))
+            is_small = self._count(connection, sql.SQL(""), (), EXACT_UP_TO + 1) <= EXACT_UP_TO
             self._latest = None
-            if is_small or self._version(session).facts.dims > MAX_INDEXED_DIMS:
+            if is_small or self._version(connection).facts.dims > MAX_INDEXED_DIMS:
                 return
-            if not self._has_graph(session):
+            if not self._has_graph(connection):
                 # PostgreSQL chooses a name that is free.
                 create = sql.SQL("CREATE INDEX ON {} USING hnsw (vector halfvec_cosine_ops)").format(self.table.quoted)
-                session.connection.execute(create)
+                connection.execute(create)
 
-    def _has_graph(self, session: _Session) -> bool:
+    def _has_graph(self, connection: Connection) -> bool:
         query = """SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
                    WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid"""
-        return session.connection.execute(query, [self._regclass]).fetchone() is not None
+        return connection.execute(query, [self._regclass]).fetchone() is not None
 
     def num_bytes(self) -> int | None:
-        with self._session() as session:
-            found = session.connection.execute(
-                "SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass]
-            ).fetchone()
+        with self._connection() as connection:
+            found = connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass]).fetchone()
             return None if found is None else found[0]
 
     def publish(self) -> None:
         published = TableName(self.table.name.removesuffix("__draft"), self.table.schema)
-        with self._session() as session, session.connection.transaction():
+        with self._connection() as connection, connection.transaction():
             # One transaction: a search sees the old table or the new one. It waits for searches that run.
-            session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(published.quoted))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(published.quoted))
             rename = sql.SQL("ALTER TABLE {} RENAME TO {}").format(self.table.quoted, sql.Identifier(published.name))
-            session.connection.execute(rename)
+            connection.execute(rename)
 
     def drop(self) -> None:
-        with self._session() as session:
-            session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
+        with self._connection() as connection:
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
 
     @property
     def _regclass(self) -> str:
@@ -337,17 +324,17 @@ class PostgresStore(Store):
         return f"the table {self.table.name} of {self.location}"
 
     def _described(self) -> StoreFacts:
-        with self._session() as session:
-            return self._version(session).facts
+        with self._connection() as connection:
+            return self._version(connection).facts
 
-    def _version(self, session: _Session) -> _Version:
+    def _version(self, connection: Connection) -> _Version:
         """The table that has the name now."""
-        found = session.connection.execute("SELECT to_regclass(%s)::oid::int8", [self._regclass]).fetchone()
+        found = connection.execute("SELECT to_regclass(%s)::oid::int8", [self._regclass]).fetchone()
         if found is None or found[0] is None:
             raise self.not_there(self._name)
         if self._latest is None or self._latest.oid != found[0]:
             query = "SELECT obj_description(oid, 'pg_class'), reltuples FROM pg_class WHERE oid = %s"
-            described = session.connection.execute(query, found).fetchone()
+            described = connection.execute(query, found).fetchone()
             if described is None:
                 raise UnavailableError(f"{self._name} was replaced during a search")
             facts = StoreFacts.of_json(described[0], self._name)
@@ -372,16 +359,16 @@ class PostgresStore(Store):
         return sql.SQL(" WHERE " + text), parameters
 
     @contextmanager
-    def _session(self) -> Iterator[_Session]:
+    def _connection(self) -> Iterator[Connection]:
         """The connection of this thread, opened again if it was lost; errors of PostgreSQL become ours."""
         with self._errors():
-            session: _Session | None = getattr(self._local, "session", None)
-            if session is None or session.connection.closed:
+            connection: Connection | None = getattr(self._local, "connection", None)
+            if connection is None or connection.closed:
                 # Without prepared statements, which poolers such as pgbouncer mix up.
                 connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None, **_SETTINGS)
                 self._opened.append(connection)
-                session = self._local.session = _Session(connection)
-            yield session
+                self._local.connection = connection
+            yield connection
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -458,6 +445,7 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
             )
         return values
     vectors_RD = half_of(column)
+    # pgvector's binary form: the number of dims, two unused bytes, and the numbers, the highest byte first.
     header = struct.pack(">HH", vectors_RD.shape[1], 0)
     return [_HalfBytes(header + vector_D.tobytes()) for vector_D in vectors_RD.astype(">f2")]
 

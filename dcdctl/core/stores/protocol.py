@@ -17,6 +17,7 @@ from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import COLUMN_TYPES, Condition, Floats, Half, ImageSource, Rows
 
+# A store outlives the version of dcdctl that filled it.
 FORMAT = 1
 
 

@@ -31,6 +31,7 @@ from dcdctl.core.stores.url import StoreUrl
 FACTS = "dcdctl"
 PORT = 6333
 ROWS_PER_QUESTION = 1000
+# The client's own 5 s are too short for a batch while the server builds its graph.
 TIMEOUT_S = 60
 LEAST_SEARCH_WIDTH = 128
 """Candidates of Qdrant's graph; at least twice as many as are asked for."""
@@ -50,6 +51,7 @@ _RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 def connect(url: str, key: str | None) -> QdrantClient:
     """The client of a server; no request is made yet."""
+    # The check of versions would ask the server now; an error of `facts` says more.
     return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False)
 
 
@@ -74,10 +76,12 @@ class QdrantStore(Store):
         self._behind: tuple[str, StoreFacts] | None = None
 
     def close(self) -> None:
-        self._client.close()
+        # A draft has the connection of its store.
+        if not self._name.endswith(_DRAFT):
+            self._client.close()
 
     def draft(self) -> QdrantStore:
-        return _Draft(self._client, f"{self._name}{_DRAFT}", self.location)
+        return QdrantStore(self._client, f"{self._name}{_DRAFT}", self.location)
 
     def facts(self) -> StoreFacts | None:
         self._behind = None
@@ -93,6 +97,7 @@ class QdrantStore(Store):
     def create(self, facts: StoreFacts) -> None:
         if bad := next((name for name in facts.columns if '"' in name), None):
             raise InputError(f"the column {bad!r} has a quotation mark, which Qdrant does not take", hint="rename it")
+        # No earlier upload had this name; the alias is what users see.
         collection = f"{self._name.removesuffix(_DRAFT)}-{secrets.token_hex(4)}"
         vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)
         with self._errors():
@@ -110,10 +115,15 @@ class QdrantStore(Store):
 
     def upsert(self, images: pa.Table) -> None:
         collection, _ = self._known()
-        payloads = [_payload(values) for values in images.drop_columns(["row", "vector"]).to_pylist()]
+        # A missing value is a missing entry.
+        payloads = [
+            {name: _as_json(name, value) for name, value in values.items() if value is not None}
+            for values in images.drop_columns(["row", "vector"]).to_pylist()
+        ]
         vectors = half_of(images.column("vector")).astype(np.float32).tolist()
         points = models.Batch(ids=images.column("row").to_pylist(), vectors=vectors, payloads=payloads)
         with self._errors():
+            # `wait`, because a server answers before the points can be found otherwise.
             self._client.upsert(collection, points=points, wait=True)
 
     def delete(self, rows: Rows) -> None:
@@ -164,7 +174,16 @@ class QdrantStore(Store):
         return [answer.points for answer in self._client.query_batch_points(collection, requests)]
 
     def publish(self) -> None:
-        raise AssertionError("only a draft is published")
+        name = self._name.removesuffix(_DRAFT)
+        with self._errors():
+            collection, before = self._resolve(), self._resolve(name)
+            assert collection is not None
+            # One request, which the server does as a whole.
+            drop = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._name))
+            self._alias(*_moves(name, collection, is_there=before is not None), drop)
+            if before is not None:
+                self._client.delete_collection(before)
+        self._behind = None
 
     def drop(self) -> None:
         with self._errors():
@@ -230,35 +249,11 @@ class QdrantStore(Store):
         return InputError(f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY")
 
 
-class _Draft(QdrantStore):
-    """A collection that takes the alias of the store when it is published."""
-
-    def publish(self) -> None:
-        name = self._name.removesuffix(_DRAFT)
-        with self._errors():
-            collection, before = self._resolve(), self._resolve(name)
-            assert collection is not None
-            # One request, which the server does as a whole.
-            own = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._name))
-            self._alias(*_moves(name, collection, is_there=before is not None), own)
-            if before is not None:
-                self._client.delete_collection(before)
-        self._behind = None
-
-    def close(self) -> None:
-        """Nothing: the store has the connection."""
-
-
 def _moves(alias: str, collection: str, *, is_there: bool) -> list[Any]:
     """The operations that let an alias stand for a collection."""
     delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
     create = models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))
     return [delete, create] if is_there else [create]
-
-
-def _payload(values: dict[str, Any]) -> dict[str, Any]:
-    """What a point holds; a missing value is a missing entry."""
-    return {name: _as_json(name, value) for name, value in values.items() if value is not None}
 
 
 def _as_json(name: str, value: Any) -> Any:

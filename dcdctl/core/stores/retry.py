@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dcdctl.core.errors import SourceError
 
@@ -40,14 +40,15 @@ FOR_A_QUESTION = Patience(3, 0.1)
 """A user waits for the answer."""
 
 
-def repeated(work: Callable[[], T], patience: Patience) -> T:
-    """The result of a call that is repeated while it raises an UnavailableError; the last error is raised."""
+def repeated(work: Callable[..., T], patience: Patience, *arguments: Any) -> T:
+    """The result of `work(*arguments)`, which is repeated while it raises an UnavailableError; the last error is
+    raised."""
     for wait_s in patience.waits():
         try:
-            return work()
+            return work(*arguments)
         except UnavailableError as error:
             # Not all clients at once: half of the wait is random.
             wait_s *= 0.5 + 0.5 * random.random()
             logging.getLogger("dcdctl").info("trying again in %.1f s: %s", wait_s, error)
             time.sleep(wait_s)
-    return work()
+    return work(*arguments)

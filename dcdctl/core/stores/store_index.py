@@ -6,9 +6,8 @@ the index. Shape letters: Q queries, D width, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,6 @@ from dcdctl.core.search import (
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import FOR_A_QUESTION, repeated
 
-T = TypeVar("T")
 CANDIDATES = 50
 """Minimum number of candidates of a query that are scored again; at least twice the number of answers."""
 REMEMBERED = 10_000
@@ -78,7 +76,7 @@ class StoreIndex(ImageIndex):
 
     def check(self) -> None:
         """StaleError if the store has another number of images than it had when an upload ended."""
-        if (count := self._ask(self.store.count)) != self.num_images:
+        if (count := repeated(self.store.count, FOR_A_QUESTION)) != self.num_images:
             message = f"{self.location} has {count:,} images, and its last upload ended with {self.num_images:,}"
             raise StaleError(
                 message,
@@ -102,7 +100,7 @@ class StoreIndex(ImageIndex):
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = unit(vectors_QD, self.dim)
         k = min(k, max(self.facts.rows, 1))
-        found = self._ask(lambda: self.store.search(queries_QD, max(CANDIDATES, 2 * k), where))
+        found = repeated(self.store.search, FOR_A_QUESTION, queries_QD, max(CANDIDATES, 2 * k), where)
         if found.model != self.fingerprint:
             message = f"{self.location} was filled with another model ({found.model[:8]}, not {self.fingerprint[:8]})"
             raise StaleError(message, hint="start again, to search with that model")
@@ -123,10 +121,10 @@ class StoreIndex(ImageIndex):
     def spread_rows(self, count: int) -> list[int]:
         count, num_rows = min(count, self.facts.rows), self.facts.rows
         rows = np.array([(2 * part + 1) * num_rows // (2 * count) for part in range(count)], dtype=np.int64)
-        return self._ask(lambda: self.store.fetch(rows)).column("row").to_pylist()
+        return repeated(self.store.fetch, FOR_A_QUESTION, rows).column("row").to_pylist()
 
     def vectors(self, rows: Rows) -> Half:
-        found = self._ask(lambda: self.store.fetch(rows))
+        found = repeated(self.store.fetch, FOR_A_QUESTION, rows)
         found_R = found.column("row").to_numpy()
         if len(missing := np.setdiff1d(rows, found_R)):
             raise IndexError(f"{self.location} has no row {missing[0]}")
@@ -141,17 +139,15 @@ class StoreIndex(ImageIndex):
         known = self._known.get(row)
         if known is not None:
             return known
-        found = self._ask(lambda: self.store.fetch(np.array([row], dtype=np.int64)))
+        found = repeated(self.store.fetch, FOR_A_QUESTION, np.array([row], dtype=np.int64))
         if not len(found):
             raise MissingError(f"{self.location} has no image {row}")
         return self._remember(found.drop_columns(["vector"]).to_pylist()[0])
 
     def _remember(self, values: dict[str, Any]) -> tuple[int, SourceImage]:
         image = values["source"], SourceImage(**{name: values[name] for name in ("image_id", "path", "corpus_row")})
+        # Cleared as a whole: names are asked for shortly after their search.
         if len(self._known) >= REMEMBERED:
             self._known.clear()
         self._known[values["row"]] = image
         return image
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        return repeated(question, FOR_A_QUESTION)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import FolderIndex
 from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
@@ -53,7 +53,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
         # The draft of a killed upload is continued if the index still begins with its images.
         if found is None or not _continues(found, index) or found.values != _values_digest(index, found.rows):
             repeated(draft.drop, FOR_A_BATCH)
-            repeated(lambda: draft.create(wanted), FOR_A_BATCH)
+            repeated(draft.create, FOR_A_BATCH, wanted)
         upload = _fill(index, draft, wanted, is_new=True, track=track)
         repeated(draft.publish, FOR_A_BATCH)
         return upload
@@ -82,6 +82,7 @@ def facts_of(index: FolderIndex) -> StoreFacts:
 def content_digest(index: FolderIndex, rows: int) -> str | None:
     """A digest of the vectors and names of the first rows; None if no part of the index ends there. Parts never
     change."""
+    # From the checksums of index.json, so that no vector is read.
     digest, stop = hashlib.sha256(), 0
     for part in index.parts:
         if stop == rows:
@@ -96,6 +97,7 @@ def _values_digest(index: FolderIndex, rows: int) -> str:
     digest = hashlib.sha256()
     for batch in index.column_table().slice(0, rows).to_batches(max_chunksize=1 << 16):
         digest.update(json.dumps([[column.name, str(column.type)] for column in batch.schema]).encode())
+        # `str` for dates, which JSON lacks.
         digest.update(json.dumps(batch.to_pydict(), default=str).encode())
     return digest.hexdigest()
 
@@ -126,18 +128,17 @@ def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool,
     with track("upload", total=index.num_rows, unit="images") as advance:
         for first, table in _parts(index, wanted):
             span = range(first, first + len(table))
-            there = repeated(lambda span=span: store.rows_in(span), FOR_A_BATCH)  # type: ignore[misc]
-            live = (
-                np.flatnonzero(~index.is_removed[span.start : span.stop]) + first
-                if index.is_removed is not None
-                else np.array(span)
-            )
+            there = repeated(store.rows_in, FOR_A_BATCH, span)
+            live = np.flatnonzero(index.is_live[span.start : span.stop]) + first
             if len(gone := np.setdiff1d(there, live)):
-                repeated(lambda gone=gone: store.delete(gone), FOR_A_BATCH)  # type: ignore[misc]
+                repeated(store.delete, FOR_A_BATCH, gone)
                 deleted += len(gone)
             missing = np.setdiff1d(live, there)
             advance(len(table) - len(missing))
-            _send(store, table.take(pa.array(missing - first)), advance)
+            for start in range(0, len(missing), store.batch_rows):
+                rows = missing[start : start + store.batch_rows]
+                repeated(store.upsert, FOR_A_BATCH, table.take(pa.array(rows - first)))
+                advance(len(rows))
             sent += len(missing)
     if sent:
         with track("make it fast to search", total=None, unit=""):
@@ -149,15 +150,8 @@ def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool,
             f"{wanted.images:,}"
         )
         raise StaleError(message, hint="does another program write to it? Fill it again with --replace")
-    repeated(lambda: store.describe(wanted), FOR_A_BATCH)
+    repeated(store.describe, FOR_A_BATCH, wanted)
     return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
-
-
-def _send(store: Store, images: pa.Table, advance: Advance) -> None:
-    for start in range(0, len(images), store.batch_rows):
-        batch = images.slice(start, store.batch_rows)
-        repeated(lambda batch=batch: store.upsert(batch), FOR_A_BATCH)  # type: ignore[misc]
-        advance(len(batch))
 
 
 def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Table]]:

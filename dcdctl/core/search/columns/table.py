@@ -32,6 +32,7 @@ class StoredColumns:
         self.num_covered = 0 if entry is None else entry.rows
         """The first rows, which have had a chance to get values; rows that were added since have none."""
         self._column = lru_cache(maxsize=None)(self._read_column)
+        # The hits of a page share groups.
         self._group = lru_cache(maxsize=256)(self._read_group)
 
     def column(self, name: str) -> pa.Array:
@@ -80,6 +81,7 @@ def write_columns(folder: Path, generation: int, table: pa.Table) -> ColumnsFile
         return None
     path = folder / f"columns-{generation}.parquet"
     with files.atomic_path(path) as partial:
+        # The groups of the files of vectors, so that a hit reads one of each.
         pq.write_table(table, partial, row_group_size=part_files.ROWS_PER_GROUP, compression="zstd")
     columns = tuple(Column(name=field.name, type=str(field.type)) for field in table.schema)
     return ColumnsFile(file=path.name, rows=len(table), **seal_of(path), columns=columns)
@@ -108,6 +110,7 @@ def summarize_column(name: str, values: pa.Array, is_gone: NDArray[np.bool_] | N
     counts = pc.value_counts(filled)
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
     frequent = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, NUM_FREQUENT)
+    # The least and the greatest of true and false say nothing.
     ends = (
         {"min": None, "max": None}
         if len(filled) == 0 or pa.types.is_boolean(filled.type)

@@ -60,9 +60,6 @@ class Compare:
     operator: Operator
     value: Value
 
-    def opposite(self) -> Compare:
-        return replace(self, operator=_OPPOSITE[self.operator])
-
 
 @dataclass(frozen=True)
 class OneOf:
@@ -71,9 +68,6 @@ class OneOf:
     column: str
     values: tuple[Value, ...]
     negated: bool = False
-
-    def opposite(self) -> OneOf:
-        return replace(self, negated=not self.negated)
 
 
 @dataclass(frozen=True)
@@ -85,9 +79,6 @@ class Like:
     negated: bool = False
     ignore_case: bool = False
 
-    def opposite(self) -> Like:
-        return replace(self, negated=not self.negated)
-
 
 @dataclass(frozen=True)
 class IsNull:
@@ -96,18 +87,12 @@ class IsNull:
     column: str
     negated: bool = False
 
-    def opposite(self) -> IsNull:
-        return replace(self, negated=not self.negated)
-
 
 @dataclass(frozen=True)
 class All:
     """All parts hold."""
 
     parts: tuple[Condition, ...]
-
-    def opposite(self) -> AnyOf:
-        return AnyOf(tuple(part.opposite() for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -116,11 +101,18 @@ class AnyOf:
 
     parts: tuple[Condition, ...]
 
-    def opposite(self) -> All:
-        return All(tuple(part.opposite() for part in self.parts))
-
 
 Condition = Compare | OneOf | Like | IsNull | All | AnyOf
+
+
+def _opposite(condition: Condition) -> Condition:
+    if isinstance(condition, All | AnyOf):
+        # De Morgan: not (a and b) is (not a) or (not b).
+        kind = AnyOf if isinstance(condition, All) else All
+        return kind(tuple(map(_opposite, condition.parts)))
+    if isinstance(condition, Compare):
+        return replace(condition, operator=_OPPOSITE[condition.operator])
+    return replace(condition, negated=not condition.negated)
 
 
 def parse_where(text: str, columns: pa.Schema) -> Condition:
@@ -134,6 +126,7 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     from sqlglot import errors, exp
 
     try:
+        # This dialect has ILIKE and quotes names by double quotes, as PostgreSQL does.
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
         return _Reader(text, pa.schema([*columns, *BUILT_IN]), columns.names).condition(parsed)
     except errors.SqlglotError as error:
@@ -204,7 +197,7 @@ class _Reader:
 
     text: str
     columns: pa.Schema
-    own: list[str]
+    given: list[str]
     """The names of columns that are not built in."""
 
     def condition(self, node: exp.Expr) -> Condition:
@@ -213,7 +206,7 @@ class _Reader:
         if isinstance(node, exp.Paren):
             return self.condition(node.this)
         if isinstance(node, exp.Not):
-            return self.condition(node.this).opposite()
+            return _opposite(self.condition(node.this))
         if isinstance(node, exp.And | exp.Or):
             kind = All if isinstance(node, exp.And) else AnyOf
             return kind((self.condition(node.this), self.condition(node.expression)))
@@ -261,7 +254,7 @@ class _Reader:
             near = difflib.get_close_matches(node.name, self.columns.names, n=1)
             known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(self.columns.names)}"
             hint = (
-                known if self.own else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+                known if self.given else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
             )
             raise self._error(f"has the unknown column {node.name}", hint=hint)
         if type_ is not None and self.columns.field(node.name).type != type_:
@@ -310,6 +303,7 @@ def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
     kind = type(value)
     if type_ == pa.float64() and kind in (int, float):
         return float(value)
+    # A whole number of Arrow has 64 bits; 2020.0 is one too.
     if type_ == pa.int64() and (kind is int or (kind is float and float(value).is_integer())) and abs(value) < 2**63:  # type: ignore[arg-type]
         return int(value)
     if (type_, kind) in ((pa.string(), str), (pa.bool_(), bool)):
@@ -317,6 +311,7 @@ def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
     if type_ == pa.date32() and isinstance(value, str):
         return date.fromisoformat(value)
     if type_ == MOMENT and isinstance(value, str):
+        # Moments are kept in UTC, without their zone.
         moment = datetime.fromisoformat(value)
         return moment if moment.tzinfo is None else (moment - moment.utcoffset()).replace(tzinfo=None)  # type: ignore[operator]
     raise ValueError
