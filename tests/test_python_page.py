@@ -12,7 +12,7 @@ from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS
 from paths import DOCS
 
 import dcdctl
-from dcdctl.api import training
+from dcdctl.core import study
 from dcdctl.core.bench import footprint
 from dcdctl.core.evaluation import cascade
 from dcdctl.core.study import plan
@@ -41,7 +41,7 @@ def write_photos() -> None:
 
 def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "StudyOptions", partial(training.StudyOptions, bench=STUDY_BENCH))
+    monkeypatch.setattr(study, "StudyOptions", partial(study.StudyOptions, bench=STUDY_BENCH))
     monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
     monkeypatch.setattr(footprint, "NUM_COUNTED", 1)
     write_photos()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dcdctl.api.arguments import Overrides, Ref, assignments
+from dcdctl.cli.declare import Overrides, Ref, assignments
 from dcdctl.core import training
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import StreamConfig

@@ -7,43 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
 
-from dcdctl.api import arguments
-from dcdctl.api.arguments import Overrides, Ref, assignments, many, optional_path, path, say
+from dcdctl.api import arguments as api
+from dcdctl.api.arguments import say
+from dcdctl.cli.bench import TimedModels
+from dcdctl.cli.declare import Ref, many, optional_path, path, takes
+from dcdctl.cli.evaluate import Evaluate
+from dcdctl.cli.export import Export
 from dcdctl.core import bench as bench_room
-from dcdctl.core import devices, evaluation, models, report
-from dcdctl.core import export as export_room
-from dcdctl.core.bench import Bench, BenchConfig, ModelPair
-from dcdctl.core.evaluation import Comparison, EvalJob, Evaluation, SplitChoice
-from dcdctl.core.export import Exported, ExportJob
-from dcdctl.core.models import Model
+from dcdctl.core import devices, evaluation, report
+from dcdctl.core.bench import Bench, BenchConfig
+from dcdctl.core.evaluation import Comparison, Evaluation
+from dcdctl.core.export import Exported
 
 
-def evaluate(
-    model: Ref | Model,
-    data: Ref,
-    *,
-    split: str = "test",
-    protocol: str = "auto",
-    max_images: int | None = None,
-    rerank: Ref | None = None,
-    depth: int | Sequence[int] | None = None,
-    dims: int | None = None,
-    vectors: Literal["float32", "int8", "binary"] = "float32",
-    rescore: int | None = None,
-    eccv: bool = False,
-    model_overrides: Overrides | None = None,
-    rerank_overrides: Overrides | None = None,
-    features: Ref | None = None,
-    workers: int | None = None,
-    batch_size: int | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    precision: str = "fp32",
-    out: Ref | None = None,
-    progress: bool = False,
-) -> Evaluation:
+@takes(Evaluate)
+def evaluate(arguments: Evaluate) -> Evaluation:
     """Measure the retrieval of a model, or of a cascade with `rerank`; written into `out`, or into the run folder if
     `model` is a run.
 
@@ -53,28 +32,8 @@ def evaluate(
     measured too. `dims`, `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by
     codes, as an index does.
     """
-    depths = [depth] if isinstance(depth, int) else depth
-    job = EvalJob(
-        model=os.fspath(model)
-        if isinstance(model, str | os.PathLike)
-        else f"{type(model).__name__} {model.digest[:8]}",
-        loaded=None if isinstance(model, str | os.PathLike) else model,
-        choice=SplitChoice(path(data), split, protocol, max_images),
-        rerank=None if rerank is None else os.fspath(rerank),
-        rerank_sets=assignments(rerank_overrides),
-        depth=None if depths is None else ",".join(map(str, depths)),
-        model_sets=assignments(model_overrides),
-        with_eccv=eccv,
-        dims=None if dims is None else str(dims),
-        codes=vectors,
-        rescore=rescore,
-        compute=arguments.compute(
-            device, precision=precision, batch_size=batch_size, workers=workers, features=features
-        ),
-        out=optional_path(out),
-    )
-    with arguments.threads(threads):
-        return evaluation.run_evaluation(job, track=arguments.track(progress), say=say)
+    with api.same_threads():
+        return evaluation.run_evaluation(arguments.job(say), track=api.track(arguments.progress), say=say)
 
 
 def compare(
@@ -107,51 +66,19 @@ def compare(
     return comparison
 
 
-def bench(
-    student: Ref,
-    teacher: Ref,
-    data: Ref,
-    *,
-    split: str = "test",
-    config: BenchConfig | None = None,
-    model_overrides: Overrides | None = None,
-    device: str = "auto",
-    progress: bool = False,
-) -> Bench:
+@takes(TimedModels)
+def bench(arguments: TimedModels) -> Bench:
     """Time a student and its teacher on the same pairs; `config` sets the sizes, the precision and the seconds per
     measurement."""
-    overrides = models.parse_overrides(assignments(model_overrides))
-    pair = ModelPair(
-        teacher=os.fspath(teacher), student=os.fspath(student), overrides=overrides, data=path(data), split=split
+    return bench_room.compare_saved(
+        arguments.pair(),
+        arguments.config or BenchConfig(),
+        device=devices.choose(arguments.device),
+        track=api.track(arguments.progress),
     )
-    track = arguments.track(progress)
-    return bench_room.compare_saved(pair, config or BenchConfig(), device=devices.choose(device), track=track)
 
 
-def export(
-    model: Ref,
-    out: Ref,
-    to: Literal["transformers", "sentence-transformers", "open-clip", "onnx"],
-    *,
-    data: Ref | None = None,
-    int8: bool = True,
-    evaluations: Sequence[Ref] = (),
-    license_id: str | None = None,
-    push_to_hub: str | None = None,
-    private: bool = False,
-    model_overrides: Overrides | None = None,
-    progress: bool = False,
-) -> Exported:
+@takes(Export)
+def export(arguments: Export) -> Exported:
     """Write a model for another library, with a model card; its outputs are compared with those of the original."""
-    job = ExportJob(
-        ref=os.fspath(model),
-        out=path(out),
-        to=to,
-        data=optional_path(data),
-        with_int8=int8,
-        license=license_id,
-        push=export_room.push_options(push_to_hub, is_private=private),
-        model_sets=assignments(model_overrides),
-        evaluations=tuple(path(folder) for folder in evaluations),
-    )
-    return export_room.export_model(job, arguments.track(progress))
+    return arguments.run(api.track(arguments.progress))

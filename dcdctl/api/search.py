@@ -4,26 +4,24 @@ their images."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
-from dcdctl.api import arguments, views
-from dcdctl.api.arguments import Overrides, Ref, assignments, path
+from dcdctl.api import arguments as api
+from dcdctl.api import views
+from dcdctl.cli.declare import Overrides, Ref, assignments, path, takes
+from dcdctl.cli.index import Columns, Embedding, Metadata, NewIndex
 from dcdctl.core import config, devices, search, stores
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange, IndexConfig
+from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange
 
 Query = str | os.PathLike[str] | Image.Image
 """A text, the path of an image file, or an image in memory."""
-Metadata: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Any
-"""Columns of images: a CSV, JSON lines or Parquet file, a table of pyarrow, a DataFrame of pandas, or a list of
-dicts."""
-
 
 Found = search.SearchAnswer
 
@@ -40,44 +38,36 @@ class Index(search.FolderIndex):
         return super().open(path(folder))
 
     @staticmethod
-    def build(
-        model: Ref,
-        images: Ref,
-        out: Ref,
-        *,
-        split: str | None = None,
-        settings: IndexConfig | None = None,
-        workers: int | None = None,
-        batch_size: int = 32,
-        device: str = "auto",
-        precision: str = "fp32",
-        metadata: Metadata | None = None,
-        columns: Sequence[str] | None = None,
-        exif: bool = False,
-        exif_place: bool = False,
-        progress: bool = False,
-    ) -> Index:
+    @takes(NewIndex)
+    def build(arguments: NewIndex) -> Index:
         """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in
         `out`.
 
         Columns are set as by `set_columns`.
         """
-        table = {} if settings is None else config.flatten(config.to_table(settings))
-        changes = Changes(sets=assignments(table), split=split, precision=devices.precision(precision))
-        changes = replace(changes, columns=_column_changes(metadata, columns, exif, exif_place))
-        compute = arguments.compute(device, batch_size=batch_size, workers=workers)
-        track = arguments.track(progress)
-        search.run_index_job(
-            os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track
+        settings = {} if arguments.settings is None else config.flatten(config.to_table(arguments.settings))
+        changes = Changes(
+            sets=assignments(settings),
+            split=arguments.split,
+            precision=devices.precision(arguments.precision or "fp32"),
+            columns=_column_changes(arguments),
         )
-        return Index.open(out)
+        search.run_index_job(
+            os.fspath(arguments.model),
+            changes,
+            images=path(arguments.images),
+            out=path(arguments.out),
+            compute=arguments.compute(),
+            track=api.track(arguments.progress),
+        )
+        return Index.open(arguments.out)
 
     def upload(self, url: str, *, replace: bool = False, progress: bool = False) -> stores.Upload:
         """Make a store hold these images (docs/stores.md); `replace` fills it again, in place of the images of another
         index."""
         store = stores.open_store(url)
         try:
-            return stores.upload_index(self, store, replace=replace, track=arguments.track(progress))
+            return stores.upload_index(self, store, replace=replace, track=api.track(progress))
         finally:
             store.close()
 
@@ -92,8 +82,8 @@ class Index(search.FolderIndex):
         progress: bool = False,
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
-        compute = arguments.compute(device, batch_size=batch_size, workers=workers)
-        return self._change(Changes(add=path(images), split=split), compute=compute, track=arguments.track(progress))
+        compute = Embedding(device=device, batch_size=batch_size, workers=workers).compute()
+        return self._change(Changes(add=path(images), split=split), compute=compute, track=api.track(progress))
 
     def remove(self, *names: str, gone: bool = False) -> IndexChange:
         """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
@@ -116,8 +106,8 @@ class Index(search.FolderIndex):
         some of its columns. `exif` reads the date and the camera from the image files, `exif_place` also the place, and
         `drop` removes columns.
         """
-        changes = replace(_column_changes(metadata, columns, exif, exif_place), drop=tuple(drop))
-        return self._change(Changes(columns=changes), track=arguments.track(progress))
+        given = Columns(metadata=metadata, columns=columns, exif=exif, exif_place=exif_place)
+        return self._change(Changes(columns=_column_changes(given, drop)), track=api.track(progress))
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
         change = search.run_index_job(str(self.folder), changes, **how)
@@ -125,25 +115,18 @@ class Index(search.FolderIndex):
         return change
 
 
-def _column_changes(
-    metadata: Metadata | None, columns: Sequence[str] | None, exif: bool, exif_place: bool
-) -> ColumnChanges:
-    if isinstance(metadata, str | os.PathLike):
-        metadata = path(metadata)
-    elif metadata is not None and not isinstance(metadata, pa.Table):
+def _column_changes(given: Columns, drop: Sequence[str] = ()) -> ColumnChanges:
+    table = given.metadata
+    if table is not None and not isinstance(table, str | os.PathLike | pa.Table):
         try:
-            is_list = isinstance(metadata, Sequence)
-            metadata = (
-                pa.Table.from_pylist(metadata) if is_list else pa.Table.from_pandas(metadata, preserve_index=False)
-            )
+            is_list = isinstance(table, Sequence)
+            table = pa.Table.from_pylist(table) if is_list else pa.Table.from_pandas(table, preserve_index=False)
         except (pa.ArrowException, AttributeError, TypeError) as error:
-            message = f"the metadata cannot be read as a table: {error}"
             raise InputError(
-                message, hint="each column needs values of one type, and a column image that names the images"
+                f"the metadata cannot be read as a table: {error}",
+                hint="each column needs values of one type, and a column image that names the images",
             ) from error
-    return ColumnChanges(
-        metadata=metadata, chosen=None if columns is None else tuple(columns), exif=exif, place=exif_place
-    )
+    return replace(given, metadata=table).changes(drop)
 
 
 @dataclass(frozen=True, repr=False)

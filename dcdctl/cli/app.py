@@ -17,6 +17,7 @@ from dcdctl.cli.cache_teacher import cache_teacher
 from dcdctl.cli.compare import compare
 from dcdctl.cli.completion import join_split_words
 from dcdctl.cli.convert import convert
+from dcdctl.cli.declare import as_typer
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
 from dcdctl.cli.evaluate import evaluate
@@ -99,7 +100,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
 ]
 """Name, panel of the help, function and example."""
 for name, panel, function, example in COMMANDS:
-    app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=f"dcdctl {example}")(function)
+    app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=f"dcdctl {example}")(as_typer(function))
 
 
 NEW_OBJECTS = 20_000

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from dcdctl.cli.declare import Ref, assignments, path
 from dcdctl.cli.options import (
     BatchSize,
     Data,
@@ -16,100 +19,111 @@ from dcdctl.cli.options import (
     Split,
     Teacher,
     Threads,
+    computes,
+    configures,
+    sizes,
 )
 from dcdctl.cli.views.bench import show_bench
 from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, show_json
 
+if TYPE_CHECKING:
+    from dcdctl.core.bench import BenchConfig, ModelPair
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Whole numbers between commas.
-
-    >>> sizes("1, 8,32")
-    (1, 8, 32)
-    """
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers, such as 1,8,32") from error
+Config: TypeAlias = "BenchConfig | None"
 
 
-Student = Annotated[str, typer.Argument(help="Run folder of the student, or another model reference.", metavar="RUN")]
-NumImages = Annotated[
-    int, typer.Option("--num-images", help="Images of the corpus in the timed pairs.", min=1, metavar="N")
-]
-BatchSizes = Annotated[
-    Any, typer.Option("--batch-sizes", help="Batch sizes whose throughput is timed.", parser=sizes, metavar="N,N,...")
-]
-GallerySizes = Annotated[
-    Any,
-    typer.Option(
-        "--gallery-sizes", help="Gallery sizes that a query is timed against.", parser=sizes, metavar="N,N,..."
-    ),
-]
-ReferenceGallery = Annotated[
-    int, typer.Option("--reference-gallery", help="Gallery size used for the headline speed-up.", min=1, metavar="N")
-]
-Budget = Annotated[float, typer.Option("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")]
-Repeats = Annotated[
-    int, typer.Option("--repeats", help="Maximum number of repeats of one measurement.", min=1, metavar="N")
-]
-ClockName = Annotated[
-    str,
-    typer.Option(
-        "--clock", help="wall, or processor: CPU time only, for a busy machine without a GPU.", metavar="NAME"
-    ),
-]
-FreshProcesses = Annotated[
-    int,
-    typer.Option(
-        "--fresh-processes",
-        help="Processes per model that time a first query and its memory; 0 for none.",
-        min=0,
-        metavar="N",
-    ),
-]
-Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Also time the student in ONNX Runtime (extra onnx).")]
+@dataclass(frozen=True)
+class TimedModels:
+    """The models to time, their pairs, and the device."""
+
+    student: Annotated[
+        Ref, typer.Argument(help="Run folder of the student, or another model reference.", metavar="RUN"), str
+    ]
+    teacher: Teacher
+    data: Data
+    _: KW_ONLY
+    split: Split = "test"
+    model_overrides: ModelSet = None
+    device: Device = "auto"
+    config: Config = None
+    """Sizes, repeats, and the precision; the command line has options for them."""
+    progress: bool = False
+    """Show bars. The command always shows them."""
+
+    def pair(self) -> ModelPair:
+        """The same as the core takes it."""
+        from dcdctl.core import models
+        from dcdctl.core.bench import ModelPair
+
+        return ModelPair(
+            teacher=os.fspath(self.teacher),
+            student=os.fspath(self.student),
+            overrides=models.parse_overrides(assignments(self.model_overrides)),
+            data=path(self.data),
+            split=self.split,
+        )
 
 
-def bench(
-    run: Student,
-    teacher: Teacher,
-    data: Data,
-    split: Split = "test",
-    num_images: NumImages = 32,
-    batch_size: BatchSize = 32,
-    batch_sizes: BatchSizes = "1,8,32",
-    gallery_sizes: GallerySizes = "100,1000,10000,100000,1000000",
-    reference_gallery: ReferenceGallery = 1000,
-    budget: Budget = 5.0,
-    repeats: Repeats = 100,
-    clock: ClockName = "wall",
-    fresh_processes: FreshProcesses = 3,
-    onnx: Onnx = True,
-    device: Device = "auto",
-    threads: Threads = None,
-    precision: Precision = "fp32",
-    model_set: ModelSet = None,
-    json: Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Fields of `BenchConfig` with an option."""
+
+    num_images: Annotated[
+        int, configures("--num-images", help="Images of the corpus in the timed pairs.", min=1, metavar="N")
+    ] = 32
+    batch_size: BatchSize = 32
+    batch_sizes: Annotated[
+        Any, configures("--batch-sizes", help="Batch sizes whose throughput is timed.", parser=sizes, metavar="N,N,...")
+    ] = (1, 8, 32)
+    gallery_sizes: Annotated[
+        Any,
+        configures(
+            "--gallery-sizes", help="Gallery sizes that a query is timed against.", parser=sizes, metavar="N,N,..."
+        ),
+    ] = (100, 1000, 10_000, 100_000, 1_000_000)
+    reference_gallery: Annotated[
+        int,
+        configures("--reference-gallery", help="Gallery size used for the headline speed-up.", min=1, metavar="N"),
+    ] = 1000
+    budget_s: Annotated[
+        float, computes("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")
+    ] = 5.0
+    num_repeats: Annotated[
+        int, computes("--repeats", help="Maximum number of repeats of one measurement.", min=1, metavar="N")
+    ] = 100
+    clock: Annotated[
+        str,
+        computes(
+            "--clock", help="wall, or processor: CPU time only, for a busy machine without a GPU.", metavar="NAME"
+        ),
+    ] = "wall"
+    num_fresh_processes: Annotated[
+        int,
+        computes(
+            "--fresh-processes",
+            help="Processes per model that time a first query and its memory; 0 for none.",
+            min=0,
+            metavar="N",
+        ),
+    ] = 3
+    is_onnx_timed: Annotated[
+        bool, computes("--onnx/--no-onnx", help="Also time the student in ONNX Runtime (extra onnx).")
+    ] = True
+    num_threads: Threads = None
+    precision: Precision = "fp32"
+
+
+def bench(timed: TimedModels, timing: Timing, json: Json = False) -> None:
     """Time a student and its teacher on the same pairs. It prints the time of a query, the throughput and the memory of
     both."""
-    from dcdctl.core import devices, models
-    from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
+    from dcdctl.core import devices
+    from dcdctl.core.bench import BenchConfig, compare_saved
     from dcdctl.core.config import build
 
-    place = devices.choose(device)
-    settings = {
-        "num_images": num_images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
-        "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats,
-        "num_fresh_processes": fresh_processes,
-        "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": precision_on(precision, place),
-    }  # fmt: skip
-    pair = ModelPair(
-        teacher=teacher, student=run, overrides=models.parse_overrides(model_set or ()), data=data, split=split
-    )
-    result = compare_saved(pair, build(BenchConfig, settings), device=place, track=bar)
+    device = devices.choose(timed.device)
+    settings = asdict(timing) | {"precision": precision_on(timing.precision, device)}
+    result = compare_saved(timed.pair(), build(BenchConfig, settings), device=device, track=bar)
     if json:
         return show_json(result.to_json())
     show_bench(result)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Json, Page
+from dcdctl.cli.declare import path
+from dcdctl.cli.options import Json, Page, configures, reads, writes
 from dcdctl.cli.views.terminal import note, show, show_json, show_tables
 
 Systems = Annotated[
@@ -20,30 +21,30 @@ Systems = Annotated[
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM"),
+    reads("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM"),
 ]
 Corpus = Annotated[
     Path | None,
-    typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
+    reads("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
 ]
 NumQueries = Annotated[
     int,
-    typer.Option("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
+    writes("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
 ]
 Resamples = Annotated[
     int,
-    typer.Option(
+    configures(
         "--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N"
     ),
 ]
 DrawSeeds = Annotated[
     bool,
-    typer.Option(
+    configures(
         "--draw-seeds",
         help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the resamples.", min=0, metavar="N")]
+Seed = Annotated[int, configures("--seed", help="Seed of the resamples.", min=0, metavar="N")]
 
 
 def compare(
@@ -71,7 +72,7 @@ def compare(
     )
     if html is not None:
         corpus = report.open_corpus(comparison, data)
-        report.write_comparison_page(html, comparison, corpus)
+        report.write_comparison_page(path(html), comparison, corpus)
         note(
             f"page -> {html}"
             if corpus

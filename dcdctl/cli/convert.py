@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import FormerOut, Json, ModelSet, NewOut, new_folder
+from dcdctl.cli.declare import assignments, path
+from dcdctl.cli.options import Json, ModelSet, NewOut
 
 Checkpoint = Annotated[
     str, typer.Argument(help="Official ViLT, METER or DCD .ckpt, or another model reference.", metavar="CKPT")
@@ -15,8 +16,7 @@ Checkpoint = Annotated[
 
 def convert(
     checkpoint: Checkpoint,
-    former_out: FormerOut = None,
-    out: NewOut = None,
+    out: NewOut,
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
@@ -25,12 +25,11 @@ def convert(
     from dcdctl.cli.views.terminal import bar, note, show, show_json
     from dcdctl.core import models
 
-    folder = new_folder(out, former_out)
-    model = models.convert(checkpoint, folder, model_set or (), bar)
+    model = models.convert(checkpoint, path(out), assignments(model_set), bar)
     unused = model.unused_keys
     if unused:
         note(
             f"{len(unused)} entries of {checkpoint} are not used in scoring: "
             f"{', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}"
         )
-    show_json({"model": str(folder), "unused_entries": len(unused)}) if json else show(f"{checkpoint} -> {folder}")
+    show_json({"model": str(out), "unused_entries": len(unused)}) if json else show(f"{checkpoint} -> {out}")

@@ -5,22 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from dcdctl.cli.options import Device, Json
+from dcdctl.cli.options import Device, Json, configures, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult, QueryCost
 
 OutFolder = Annotated[
-    Path, typer.Option("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")
+    Path, writes("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")
 ]
 TrainTeacher = Annotated[
-    bool, typer.Option("--train-teacher", help="First train the built-in teacher again (long on a CPU).")
+    bool, configures("--train-teacher", help="First train the built-in teacher again (long on a CPU).")
 ]
 Steps = Annotated[
-    int | None, typer.Option("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")
+    int | None, configures("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")
 ]
 
 

@@ -2,74 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_teacher
+from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.options import reads
 
-CacheFolders = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR"
-    ),
-]
-TeacherRefs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--teacher",
-        help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder to "
-        "learn from; repeatable.",
-        autocompletion=complete_teacher,
-        metavar="REF",
-    ),
-]
+if TYPE_CHECKING:
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
+
+
+@dataclass(frozen=True)
+class Distill(options.TrainingRun):
+    """A student, its data, and the teachers that it learns from."""
+
+    recipe: options.RecipeArgument
+    data: Annotated[
+        Refs,
+        reads(
+            "--data",
+            help="Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: "
+            "'a-{000..331}.tar'; repeatable.",
+            metavar="DATA",
+        ),
+        list[str],
+    ]
+    out: options.Out
+    _: KW_ONLY
+    cache: Annotated[
+        Refs | None,
+        reads("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR"),
+        list[Path],
+    ] = None
+    teacher: Annotated[
+        Refs | None,
+        reads(
+            "--teacher",
+            help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder "
+            "to learn from; repeatable.",
+            autocompletion=complete_teacher,
+            metavar="REF",
+        ),
+        list[str],
+    ] = None
+    validation_data: Annotated[
+        Ref | None,
+        reads(
+            "--validation-data",
+            help="Corpus to validate on, if it is not that of --data: folder or URL.",
+            metavar="DIR",
+        ),
+        Path,
+    ] = None
+
+    def request(self, sets: Sequence[str] | None = None) -> tuple[TrainingJob, InputRefs, TrainingOptions]:
+        """What to train, on what, and how."""
+        from dcdctl.core.training import InputRefs, TrainingJob
+
+        refs = InputRefs(
+            data=many(self.data),
+            split=self.split,
+            max_images=self.max_images,
+            caches=[path(folder) for folder in many(self.cache)],
+            teachers=many(self.teacher),
+            model_set=assignments(self.model_overrides),
+            validation_data=optional_path(self.validation_data),
+        )
+        job = TrainingJob("distill", options.named(self.recipe), sets or (), path(self.out), self.resume)
+        return job, refs, self.options(wandb=self.wandb)
 
 
 def distill(
-    recipe: options.RecipeArgument,
-    data: options.TrainingData,
-    out: options.Out,
-    cache: CacheFolders = None,
-    teacher: TeacherRefs = None,
-    sets: options.Sets = None,
-    split: options.Split = "train",
-    max_images: options.MaxImages = None,
-    validation_data: options.ValidationData = None,
-    model_set: options.ModelSet = None,
-    features: options.Features = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    precision: options.TrainingPrecision = "auto",
-    workers: options.Workers = None,
-    accumulate: options.Accumulate = "auto",
-    checkpoint_activations: options.CheckpointActivations = False,
-    wandb: options.Wandb = None,
-    resume: options.Resume = False,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
+    arguments: Distill, sets: options.Sets = None, dry_run: options.DryRun = False, json: options.Json = False
 ) -> None:
     """Train a student on a teacher's scores. They come from a cache, or from a dual encoder, which needs none."""
-    options.check_overrides(recipe, sets)
+    options.check_overrides(arguments.recipe, sets)
     from dcdctl.cli.views.training import run_training
-    from dcdctl.core import devices
-    from dcdctl.core.devices import Compute
-    from dcdctl.core.training import InputRefs, TrainingJob
 
-    devices.use_threads(threads)
-    job = TrainingJob("distill", recipe, sets or [], out, resume)
-    refs = InputRefs(
-        data=data,
-        split=split,
-        max_images=max_images,
-        caches=cache or [],
-        teachers=teacher or [],
-        model_set=model_set or [],
-        validation_data=validation_data,
-    )
-    place = devices.choose(device)
-    compute = Compute(device=place, workers=workers, features=features)
-    settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
-    run_training(job, refs, settings, dry_run=dry_run, json=json)
+    run_training(*arguments.request(sets), dry_run=dry_run, json=json)

@@ -2,127 +2,133 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
-import typer
-
+from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
     DEPTH_HELP,
     DIMS_HELP,
     Data,
-    Device,
-    Features,
+    Inference,
     Json,
     MaxImages,
-    ModelRef,
     ModelSet,
-    PairBatchSize,
-    Precision,
     Rerank,
     RerankSet,
     Split,
-    Threads,
-    Workers,
     check_output_file,
+    configures,
+    model_argument,
+    writes,
 )
-from dcdctl.cli.views.scoring import precision_on, show_workload
+from dcdctl.cli.views.scoring import show_workload
 from dcdctl.cli.views.terminal import bar, note, show_json, show_tables
 
-ProtocolName = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        help="flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.",
-        metavar="NAME",
-    ),
-]
-Depth = Annotated[
-    str | None,
-    typer.Option("--depth", help=DEPTH_HELP, show_default="50", metavar="N,..."),
-]
-Eccv = Annotated[
-    bool, typer.Option("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")
-]
-OutFolder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR")
-]
-RanksFile = Annotated[
-    Path | None,
-    typer.Option("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE"),
-]
+if TYPE_CHECKING:
+    from dcdctl.core.evaluation import EvalJob
+    from dcdctl.core.models import Model
+    from dcdctl.core.progress import Say
 
-Dims = Annotated[str | None, typer.Option("--dims", help=DIMS_HELP, metavar="N,...")]
-Vectors = Annotated[
-    Literal["float32", "int8", "binary"],
-    typer.Option("--codes", help=CODES_HELP, metavar="float32|int8|binary"),
-]
-Rescore = Annotated[
-    int | None,
-    typer.Option(
-        "--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N"
-    ),
-]
-VectorTable = Annotated[
-    bool,
-    typer.Option(
-        "--vector-table", help="Only print what shorter, int8 and binary vectors cost, from one embedding of the split."
-    ),
-]
+ModelOrRef: TypeAlias = "Ref | Model"
+
+
+@dataclass(frozen=True)
+class Evaluate(Inference):
+    """A model or a cascade, and the split to measure it on."""
+
+    model: Annotated[ModelOrRef, model_argument, str]
+    data: Data
+    _: KW_ONLY
+    split: Split = "test"
+    protocol: Annotated[
+        str,
+        configures(
+            "--protocol",
+            help="flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.",
+            metavar="NAME",
+        ),
+    ] = "auto"
+    rerank: Rerank = None
+    rerank_overrides: RerankSet = None
+    depth: Annotated[
+        int | Sequence[int] | None,
+        configures("--depth", help=DEPTH_HELP, show_default="50", metavar="N,..."),
+        str,
+    ] = None
+    max_images: MaxImages = None
+    model_overrides: ModelSet = None
+    eccv: Annotated[
+        bool,
+        configures("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv)."),
+    ] = False
+    out: Annotated[
+        Ref | None,
+        writes("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR"),
+        Path,
+    ] = None
+    dims: Annotated[int | None, configures("--dims", help=DIMS_HELP, metavar="N,..."), str] = None
+    vectors: Annotated[
+        Literal["float32", "int8", "binary"],
+        configures("--codes", help=CODES_HELP, metavar="float32|int8|binary"),
+    ] = "float32"
+    rescore: Annotated[
+        int | None,
+        configures(
+            "--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N"
+        ),
+    ] = None
+
+    def job(self, say: Say, ranks: Path | None = None) -> EvalJob:
+        """The same as the core takes it."""
+        from dcdctl.core.evaluation import EvalJob, SplitChoice
+
+        loaded = None if isinstance(self.model, str | os.PathLike) else self.model
+        name = self.model if loaded is None else f"{type(loaded).__name__} {loaded.digest[:8]}"
+        depths = [self.depth] if isinstance(self.depth, int) else self.depth
+        return EvalJob(
+            model=os.fspath(cast("Ref", name)),
+            loaded=loaded,
+            choice=SplitChoice(path(self.data), self.split, self.protocol, self.max_images),
+            rerank=None if self.rerank is None else os.fspath(self.rerank),
+            rerank_sets=assignments(self.rerank_overrides),
+            depth=depths if depths is None or isinstance(depths, str) else ",".join(map(str, depths)),
+            model_sets=assignments(self.model_overrides),
+            with_eccv=self.eccv,
+            dims=None if self.dims is None else str(self.dims),
+            codes=self.vectors,
+            rescore=self.rescore,
+            compute=self.compute(say),
+            out=optional_path(self.out),
+            ranks=ranks,
+        )
 
 
 def evaluate(
-    model: ModelRef,
-    data: Data,
-    split: Split = "test",
-    protocol: ProtocolName = "auto",
-    rerank: Rerank = None,
-    rerank_set: RerankSet = None,
-    depth: Depth = None,
-    max_images: MaxImages = None,
-    workers: Workers = None,
-    batch_size: PairBatchSize = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    precision: Precision = "fp32",
-    model_set: ModelSet = None,
-    features: Features = None,
-    eccv: Eccv = False,
-    out: OutFolder = None,
-    ranks: RanksFile = None,
-    dims: Dims = None,
-    vectors: Vectors = "float32",
-    rescore: Rescore = None,
-    vector_table: VectorTable = False,
+    arguments: Evaluate,
+    ranks: Annotated[
+        Path | None,
+        writes("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE"),
+    ] = None,
+    vector_table: Annotated[
+        bool,
+        writes(
+            "--vector-table",
+            help="Only print what shorter, int8 and binary vectors cost, from one embedding of the split.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure the retrieval of a model or a cascade. It prints recalls with intervals, mAP@R, and the ranks of the
     positives."""
-    from dcdctl.core import devices
-    from dcdctl.core.devices import Compute
-    from dcdctl.core.evaluation import EvalJob, SplitChoice, evaluation_tables, run_evaluation, run_vector_table
+    from dcdctl.core.evaluation import evaluation_tables, run_evaluation, run_vector_table
     from dcdctl.core.evaluation import vector_table as vector_costs
 
-    devices.use_threads(threads)
-    place = devices.choose(device)
-    numbers = precision_on(precision, place)
-    compute = Compute(device=place, precision=numbers, batch_size=batch_size, workers=workers, features=features)
-    job = EvalJob(
-        model=model,
-        choice=SplitChoice(data, split, protocol, max_images),
-        rerank=rerank,
-        rerank_sets=tuple(rerank_set or ()),
-        depth=depth,
-        model_sets=tuple(model_set or ()),
-        with_eccv=eccv,
-        dims=dims,
-        codes=vectors,
-        rescore=rescore,
-        compute=compute,
-        out=out,
-        ranks=ranks,
-    )
+    job = arguments.job(note, ranks)
     if vector_table:
         costs = run_vector_table(job, track=bar, say=note)
         return show_json(costs) if json else show_tables([vector_costs(costs)])

@@ -2,80 +2,89 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from dcdctl.cli.options import FormerOut, Json, ModelRef, ModelSet, NewOut, new_folder
+from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.options import Json, ModelRef, ModelSet, NewOut, reads, writes
 from dcdctl.cli.views.terminal import amount, bar, note, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.export import Exported
-
-To = Annotated[
-    str,
-    typer.Option(
-        "--to", help="transformers, sentence-transformers, open-clip or onnx (docs/export.md).", metavar="FORMAT"
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", help="Corpus to check the export on; by default that of the evaluation, or scenes.", metavar="DIR"
-    ),
-]
-Int8 = Annotated[bool, typer.Option("--int8/--no-int8", help="With --to onnx: also write towers with int8 weights.")]
-Evaluations = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--evaluation",
-        help="Folder of `dcdctl eval --out` of its start or itself, for the card. Repeatable.",
-        metavar="DIR",
-    ),
-]
-License = Annotated[
-    str | None, typer.Option("--license", help="License of the weights, as the Hub names it: apache-2.0.", metavar="ID")
-]
-PushToHub = Annotated[
-    str | None, typer.Option("--push-to-hub", help="Push the folder to this repository.", metavar="OWNER/NAME")
-]
-Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: create a private repository.")]
+    from dcdctl.core.progress import Track
 
 
-def export(
-    model: ModelRef,
-    to: To,
-    former_out: FormerOut = None,
-    out: NewOut = None,
-    data: Data = None,
-    int8: Int8 = True,
-    evaluation: Evaluations = None,
-    license_id: License = None,
-    push_to_hub: PushToHub = None,
-    private: Private = False,
-    model_set: ModelSet = None,
-    json: Json = False,
-) -> None:
+@dataclass(frozen=True)
+class Export:
+    """A model, and the folder to write for another library."""
+
+    model: ModelRef
+    out: NewOut
+    to: Annotated[
+        Literal["transformers", "sentence-transformers", "open-clip", "onnx"],
+        writes(
+            "--to", help="transformers, sentence-transformers, open-clip or onnx (docs/export.md).", metavar="FORMAT"
+        ),
+        str,
+    ]
+    _: KW_ONLY
+    data: Annotated[
+        Ref | None,
+        reads(
+            "--data",
+            help="Corpus to check the export on; by default that of the evaluation, or scenes.",
+            metavar="DIR",
+        ),
+        Path,
+    ] = None
+    int8: Annotated[bool, writes("--int8/--no-int8", help="With --to onnx: also write towers with int8 weights.")] = (
+        True
+    )
+    evaluations: Annotated[
+        Refs | None,
+        reads(
+            "--evaluation",
+            help="Folder of `dcdctl eval --out` of its start or itself, for the card. Repeatable.",
+            metavar="DIR",
+        ),
+        list[Path],
+    ] = None
+    license_id: Annotated[
+        str | None,
+        writes("--license", help="License of the weights, as the Hub names it: apache-2.0.", metavar="ID"),
+    ] = None
+    push_to_hub: Annotated[
+        str | None, writes("--push-to-hub", help="Push the folder to this repository.", metavar="OWNER/NAME")
+    ] = None
+    private: Annotated[bool, writes("--private", help="With --push-to-hub: create a private repository.")] = False
+    model_overrides: ModelSet = None
+    progress: bool = False
+    """Show bars. The command always shows them."""
+
+    def run(self, track: Track) -> Exported:
+        """Write the folder and check it."""
+        from dcdctl.core.export import ExportJob, export_model, push_options
+
+        job = ExportJob(
+            ref=os.fspath(self.model),
+            out=path(self.out),
+            to=self.to,
+            data=optional_path(self.data),
+            with_int8=self.int8,
+            license=self.license_id,
+            push=push_options(self.push_to_hub, is_private=self.private),
+            model_sets=assignments(self.model_overrides),
+            evaluations=tuple(path(folder) for folder in many(self.evaluations)),
+        )
+        return export_model(job, track)
+
+
+def export(arguments: Export, json: Json = False) -> None:
     """Write a model for another library. A model card is added, and the outputs are compared with those of the
     original."""
-    from dcdctl.core.export import ExportJob, export_model, push_options
-
-    push = push_options(push_to_hub, is_private=private)
-    named, sets = tuple(evaluation or ()), tuple(model_set or ())
-    folder = new_folder(out, former_out)
-    job = ExportJob(
-        ref=model,
-        out=folder,
-        to=to,
-        data=data,
-        with_int8=int8,
-        license=license_id,
-        push=push,
-        model_sets=sets,
-        evaluations=named,
-    )
-    outcome = export_model(job, bar)
+    outcome = arguments.run(bar)
     if json:
         return show_json(outcome.to_json())
     _show(outcome)

@@ -2,217 +2,277 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from dcdctl.cli.completion import complete_split
+from dcdctl.cli.declare import Ref, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
     COLUMNS_HELP,
     DIMS_HELP,
+    SPLIT_HELP,
     BatchSize,
     Device,
     Json,
     Threads,
     Workers,
+    computes,
+    configures,
     names_in,
+    reads,
     refuse,
+    writes,
 )
 from dcdctl.cli.views.scoring import precision_on
 from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import ImageList, IndexChange
+    from dcdctl.core.devices import Compute
+    from dcdctl.core.search import Changes, ColumnChanges, IndexChange, IndexConfig
     from dcdctl.core.stores import Upload
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        help="Dual encoder (run folder or another model reference); to change an index, its folder.",
-        metavar="RUN|INDEX",
-    ),
-]
-Images = Annotated[
-    Path | None,
-    typer.Option("--images", help="Folder of images, or a folder written by `dcdctl prepare`.", metavar="DIR"),
-]
-OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new index.", metavar="INDEX")]
-Add = Annotated[Path | None, typer.Option("--add", help="Add the new images of a folder or a corpus.", metavar="DIR")]
-Remove = Annotated[
-    list[str] | None,
-    typer.Option("--remove", help="Remove an image by name, or several by a pattern; repeatable.", metavar="NAME"),
-]
-RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files no longer exist.")]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        help="Split of the corpus; train+val reads two as one.",
-        show_default="all",
-        autocompletion=complete_split,
-        metavar="NAME",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.",
-        metavar="KEY=VALUE",
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"
-    ),
-]
+Metadata: TypeAlias = Ref | Sequence[Mapping[str, Any]] | Any
+"""Columns of images: a CSV, JSON lines or Parquet file; in Python also a table of pyarrow, a DataFrame of pandas, or a
+list of dicts."""
+Settings: TypeAlias = "IndexConfig | None"
 
-Dims = Annotated[int | None, typer.Option("--dims", help=DIMS_HELP, min=1, metavar="N")]
-Codes = Annotated[Literal["int8", "binary"] | None, typer.Option("--codes", help=CODES_HELP, metavar="int8|binary")]
-Vectors = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--vectors",
-        help="Take the vectors of the images from Parquet files, in place of embedding; folder or pattern; repeatable.",
-        metavar="FILE",
-    ),
-]
-Verify = Annotated[
-    int | None,
-    typer.Option(
-        "--verify", help="With --vectors: embed N images again and compare.", show_default="4", min=0, metavar="N"
-    ),
-]
-PlanOnly = Annotated[
-    bool, typer.Option("--plan-only", help="Write the list of images to the folder OUT, for another engine to embed.")
-]
-Keywords = Annotated[
-    bool,
-    typer.Option(
-        "--keywords",
-        help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true.",
-    ),
-]
 
-Metadata = Annotated[
-    Path | None,
-    typer.Option(
-        "--metadata",
-        help="Columns for conditions: CSV, JSON lines or Parquet with a column image and others, such as year.",
-        metavar="FILE",
-    ),
-]
-Columns = Annotated[str | None, typer.Option("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES")]
-Exif = Annotated[bool, typer.Option("--exif", help="Read columns from the image files: taken, year and camera.")]
-ExifPlace = Annotated[bool, typer.Option("--exif-place", help="The same, and latitude and longitude.")]
-DropColumn = Annotated[
-    list[str] | None, typer.Option("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")
-]
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Columns that conditions read, such as year and owner."""
 
-To = Annotated[
-    str | None,
-    typer.Option(
-        "--to",
-        help="Bring a store up to the index: PostgreSQL, LanceDB or Qdrant, by URL (docs/stores.md).",
-        metavar="URL",
-    ),
-]
-ReplaceStore = Annotated[
-    bool, typer.Option("--replace", help="With --to: fill the store again, in place of the images of another index.")
-]
+    metadata: Annotated[
+        Metadata | None,
+        configures(
+            "--metadata",
+            help="Columns for conditions: CSV, JSON lines or Parquet with a column image and others, such as year.",
+            metavar="FILE",
+        ),
+        Path,
+    ] = None
+    columns: Annotated[
+        Sequence[str] | None, configures("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"), str
+    ] = None
+    exif: Annotated[bool, configures("--exif", help="Read columns from the image files: taken, year and camera.")] = (
+        False
+    )
+    exif_place: Annotated[bool, configures("--exif-place", help="The same, and latitude and longitude.")] = False
+
+    def changes(self, drop: Sequence[str] = ()) -> ColumnChanges:
+        """The same as the core takes it."""
+        from dcdctl.core.search import ColumnChanges
+
+        metadata = self.metadata
+        return ColumnChanges(
+            drop=tuple(drop),
+            metadata=path(metadata) if isinstance(metadata, str | os.PathLike) else metadata,
+            chosen=names_in(self.columns),
+            exif=self.exif,
+            place=self.exif_place,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """How images are embedded."""
+
+    split: Annotated[
+        str | None,
+        reads("--split", help=SPLIT_HELP, show_default="all", autocompletion=complete_split, metavar="NAME"),
+    ] = None
+    workers: Workers = None
+    batch_size: BatchSize = 32
+    device: Device = "auto"
+    progress: bool = False
+    """Show bars. The command always shows them."""
+
+    def compute(self) -> Compute:
+        """The same as the core takes it."""
+        from dcdctl.core import devices
+
+        return devices.Compute(device=devices.choose(self.device), batch_size=self.batch_size, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class NewIndex(Embedding, Columns):
+    """A dual encoder, images, and the folder of their index. A command that changes an index has neither images nor
+    folder, and the index in place of the model."""
+
+    model: Annotated[
+        Ref,
+        typer.Argument(
+            help="Dual encoder (run folder or another model reference); to change an index, its folder.",
+            metavar="RUN|INDEX",
+        ),
+        str,
+    ]
+    images: Annotated[
+        Ref,
+        reads("--images", help="Folder of images, or a folder written by `dcdctl prepare`.", metavar="DIR"),
+        Path | None,
+    ]
+    out: Annotated[Ref, writes("--out", "-o", help="Folder of the new index.", metavar="INDEX"), Path | None]
+    _: KW_ONLY
+    settings: Settings = None
+    """The command line has `--set`."""
+    precision: Annotated[
+        str | None,
+        computes(
+            "--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexChanges:
+    """What changes in an index, or is special about a new one."""
+
+    add: Annotated[Path | None, reads("--add", help="Add the new images of a folder or a corpus.", metavar="DIR")] = (
+        None
+    )
+    remove: Annotated[
+        list[str] | None,
+        reads("--remove", help="Remove an image by name, or several by a pattern; repeatable.", metavar="NAME"),
+    ] = None
+    remove_gone: Annotated[bool, reads("--remove-gone", help="Remove the images whose files no longer exist.")] = False
+    vectors: Annotated[
+        list[str] | None,
+        reads(
+            "--vectors",
+            help="Take the vectors of the images from Parquet files, in place of embedding; folder or pattern; "
+            "repeatable.",
+            metavar="FILE",
+        ),
+    ] = None
+    verify: Annotated[
+        int | None,
+        configures(
+            "--verify", help="With --vectors: embed N images again and compare.", show_default="4", min=0, metavar="N"
+        ),
+    ] = None
+    sets: Annotated[
+        list[str] | None,
+        configures(
+            "--set",
+            help="Override a search setting: kind=flat, hnsw, int8 or binary; repeatable.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None
+    dims: Annotated[int | None, configures("--dims", help=DIMS_HELP, min=1, metavar="N")] = None
+    codes: Annotated[
+        Literal["int8", "binary"] | None, configures("--codes", help=CODES_HELP, metavar="int8|binary")
+    ] = None
+    keywords: Annotated[
+        bool,
+        configures(
+            "--keywords",
+            help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true.",
+        ),
+    ] = False
+    drop_column: Annotated[
+        list[str] | None, configures("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")
+    ] = None
+
+    def for_index(self, new: NewIndex) -> Changes:
+        """The same as the core takes it."""
+        from dcdctl.core import devices
+        from dcdctl.core.search import NUM_VERIFIED, Changes, VectorFiles
+
+        settings = {"dims": self.dims, "kind": self.codes, "keywords": "true" if self.keywords else None}
+        chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
+        verify = NUM_VERIFIED if self.verify is None else self.verify
+        precision = new.precision and precision_on(new.precision, devices.choose(new.device))
+        return Changes(
+            sets=(*(self.sets or ()), *chosen),
+            remove=tuple(self.remove or ()),
+            remove_gone=self.remove_gone,
+            add=self.add,
+            split=new.split,
+            precision=precision,
+            vectors=VectorFiles(names=tuple(self.vectors), verify=verify) if self.vectors else None,
+            columns=new.changes(self.drop_column or ()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """Other programs: an engine that embeds, and a store."""
+
+    plan_only: Annotated[
+        bool,
+        writes("--plan-only", help="Write the list of images to the folder OUT, for another engine to embed."),
+    ] = False
+    to: Annotated[
+        str | None,
+        writes(
+            "--to",
+            help="Bring a store up to the index: PostgreSQL, LanceDB or Qdrant, by URL (docs/stores.md).",
+            metavar="URL",
+        ),
+    ] = None
+    replace: Annotated[
+        bool,
+        configures("--replace", help="With --to: fill the store again, in place of the images of another index."),
+    ] = False
+
 
 NUM_SKIPPED_SHOWN = 5
 """Files without a readable image that are named on the screen."""
 
 
 def index(
-    target: Target,
-    images: Images = None,
-    out: OutFolder = None,
-    add: Add = None,
-    remove: Remove = None,
-    remove_gone: RemoveGone = False,
-    split: Split = None,
-    sets: Settings = None,
-    workers: Workers = None,
-    batch_size: BatchSize = 32,
-    device: Device = "auto",
-    threads: Threads = None,
-    precision: Precision = None,
-    dims: Dims = None,
-    codes: Codes = None,
-    vectors: Vectors = None,
-    verify: Verify = None,
-    plan_only: PlanOnly = False,
-    keywords: Keywords = False,
-    metadata: Metadata = None,
-    columns: Columns = None,
-    exif: Exif = False,
-    exif_place: ExifPlace = False,
-    drop_column: DropColumn = None,
-    to: To = None,
-    replace: ReplaceStore = False,
-    json: Json = False,
+    new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, threads: Threads = None, json: Json = False
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
-    if replace and to is None:
+    if elsewhere.replace and elsewhere.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
-    if not vectors:
-        refuse({"--verify": verify}, "compares given vectors: add --vectors")
+    if not changes.vectors:
+        refuse({"--verify": changes.verify}, "compares given vectors: add --vectors")
     from dcdctl.core import devices, search, stores
-    from dcdctl.core.devices import Compute
-    from dcdctl.core.search import NUM_VERIFIED, Changes, ColumnChanges, VectorFiles
 
-    store = None if to is None else stores.open_store(to)  # a wrong URL is an error before any work
-    if plan_only:
-        others: dict[str, object] = {
-            "--add": add,
-            "--remove": remove,
-            "--vectors": vectors,
-            "--metadata": metadata,
-            "--to": to,
-        }
-        refuse(others, "and --plan-only are two steps: list the images first")
-        if images is None or out is None:
-            raise typer.BadParameter("needs --images DIR and --out FOLDER", param_hint="--plan-only")
-        listed = search.write_image_list(target, images, out.expanduser())
-        return show_json(_list_document(listed)) if json else show(_list_line(listed))
-    given = (
-        None if not vectors else VectorFiles(names=tuple(vectors), verify=NUM_VERIFIED if verify is None else verify)
-    )
+    # A wrong URL is an error before any work.
+    store = None if elsewhere.to is None else stores.open_store(elsewhere.to)
+    if elsewhere.plan_only:
+        return _plan(new, changes, elsewhere, json)
     devices.use_threads(threads)
-    precision = None if precision is None else precision_on(precision, devices.choose(device))
-    place = devices.choose(device)
-    compute = Compute(device=place, batch_size=batch_size, workers=workers)
-    settings = {"dims": dims, "kind": codes, "keywords": "true" if keywords else None}
-    chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
-    changes = Changes(
-        sets=(*(sets or ()), *chosen),
-        remove=tuple(remove or ()),
-        remove_gone=remove_gone,
-        add=add,
-        split=split,
-        precision=precision,
-        vectors=given,
-        columns=ColumnChanges(
-            drop=tuple(drop_column or ()), metadata=metadata, chosen=names_in(columns), exif=exif, place=exif_place
-        ),
+    change = search.run_index_job(
+        os.fspath(new.model),
+        changes.for_index(new),
+        images=optional_path(new.images),
+        out=optional_path(new.out),
+        compute=new.compute(),
+        track=bar,
     )
-    change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
-    uploaded = None if store is None else stores.upload_index(change.index, store, replace=replace, track=bar)
+    uploaded = None
+    if store is not None:
+        uploaded = stores.upload_index(change.index, store, replace=elsewhere.replace, track=bar)
     show_json(_document(change, uploaded)) if json else _show(change, uploaded)
 
 
-def _list_document(listed: ImageList) -> dict[str, Any]:
-    return {"list": str(listed.folder), "images": listed.num_images, "files": listed.num_files, "model": listed.model}
+def _plan(new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, json: bool) -> None:
+    from dcdctl.core.search import write_image_list
 
-
-def _list_line(listed: ImageList) -> str:
-    return (
+    others = {
+        "--add": changes.add,
+        "--remove": changes.remove,
+        "--vectors": changes.vectors,
+        "--metadata": new.metadata,
+        "--to": elsewhere.to,
+    }
+    refuse(others, "and --plan-only are two steps: list the images first")
+    if new.images is None or new.out is None:
+        raise typer.BadParameter("needs --images DIR and --out FOLDER", param_hint="--plan-only")
+    listed = write_image_list(os.fspath(new.model), path(new.images), path(new.out))
+    counts = {"images": listed.num_images, "files": listed.num_files, "model": listed.model}
+    if json:
+        return show_json({"list": str(listed.folder), **counts})
+    show(
         f"{listed.num_images:,} files in {listed.num_files:,} Parquet files, model {listed.model[:8]} -> "
         f"{listed.folder}"
     )

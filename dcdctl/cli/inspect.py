@@ -2,122 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import Json, MaxImages, Page, refuse
+from dcdctl.cli.declare import path
+from dcdctl.cli.options import SPLIT_HELP, Json, MaxImages, Page, reads, refuse, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
-Place = Annotated[
-    str,
-    typer.Argument(
-        help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.",
-        metavar="DIR|CACHE|INDEX",
-    ),
-]
-CorpusFolder = Annotated[
-    Path | None,
-    typer.Option("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR"),
-]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        help="Split of the corpus; train+val reads two as one.",
-        show_default="all of a corpus, train of a cache",
-        autocompletion=complete_split,
-        metavar="NAME",
-    ),
-]
-Hardest = Annotated[
-    int | None,
-    typer.Option("--hardest", help="With a cache: number of hardest negatives to show (10).", min=0, metavar="N"),
-]
-NumImages = Annotated[
-    int | None,
-    typer.Option(
-        "--show-images",
-        help="With a corpus: images on the page, from --split or the first split (60).",
-        min=0,
-        metavar="N",
-    ),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """What to inspect, and how much of it to show."""
+
+    place: Annotated[
+        str,
+        typer.Argument(
+            help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.",
+            metavar="DIR|CACHE|INDEX",
+        ),
+    ]
+    data: Annotated[
+        Path | None,
+        reads("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR"),
+    ] = None
+    split: Annotated[
+        str | None,
+        reads(
+            "--split",
+            help=SPLIT_HELP,
+            show_default="all of a corpus, train of a cache",
+            autocompletion=complete_split,
+            metavar="NAME",
+        ),
+    ] = None
+    max_images: MaxImages = None
+    hardest: Annotated[
+        int | None,
+        writes("--hardest", help="With a cache: number of hardest negatives to show (10).", min=0, metavar="N"),
+    ] = None
+    html: Page = None
+    show_images: Annotated[
+        int | None,
+        writes(
+            "--show-images",
+            help="With a corpus: images on the page, from --split or the first split (60).",
+            min=0,
+            metavar="N",
+        ),
+    ] = None
+    json: Json = False
 
 
-def inspect(
-    place: Place,
-    data: CorpusFolder = None,
-    split: Split = None,
-    max_images: MaxImages = None,
-    hardest: Hardest = None,
-    html: Page = None,
-    num_images: NumImages = None,
-    json: Json = False,
-) -> None:
+def inspect(arguments: Inspect) -> None:
     """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest
     negatives."""
     from dcdctl.core.data import artifact_kind
     from dcdctl.core.files import shown
     from dcdctl.core.stores import is_store
 
-    folder = Path(place)
+    place, folder = arguments.place, Path(arguments.place)
     kind = "store" if is_store(place) else artifact_kind(folder)
+    of_corpus = {"--show-images": arguments.show_images}
+    of_cache = {"--data": arguments.data, "--hardest": arguments.hardest}
+    page = {"--html": arguments.html}
     if kind in ("index", "store"):
-        of_others = {"--data": data, "--split": split, "--max-images": max_images, "--hardest": hardest}
+        others = {"--split": arguments.split, "--max-images": arguments.max_images}
         refuse(
-            {**of_others, "--html": html, "--show-images": num_images},
-            f"is for a corpus or a teacher cache, and {place} is an index",
+            {**of_cache, **others, **page, **of_corpus}, f"is for a corpus or a teacher cache, and {place} is an index"
         )
-        return _inspect_index(folder, json) if kind == "index" else _inspect_store(place, json)
-    if kind == "corpus":
-        refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {shown(folder)} is a corpus")
-        refuse({"--show-images": num_images if html is None else None}, "is for the page: name a file with --html")
-        return _inspect_corpus(folder, split, max_images, html, num_images, json)
-    refuse({"--show-images": num_images}, f"is for a corpus, and {folder} is a teacher cache")
-    refuse({"--html": html if data is None else None}, "needs the images: name their corpus with --data")
-    _inspect_cache(folder, data, split or "train", max_images, 10 if hardest is None else hardest, html, json)
+        _inspect_index(folder, arguments.json) if kind == "index" else _inspect_store(place, arguments.json)
+    elif kind == "corpus":
+        refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
+        if arguments.html is None:
+            refuse(of_corpus, "is for the page: name a file with --html")
+        _inspect_corpus(folder, arguments)
+    else:
+        refuse(of_corpus, f"is for a corpus, and {folder} is a teacher cache")
+        if arguments.data is None:
+            refuse(page, "needs the images: name their corpus with --data")
+        _inspect_cache(folder, arguments)
 
 
-def _inspect_corpus(
-    folder: Path, split: str | None, max_images: int | None, html: Path | None, num_images: int | None, json: bool
-) -> None:
+def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
     from dcdctl.core import data, report
     from dcdctl.core.config import to_table
     from dcdctl.core.data import Corpus
     from dcdctl.core.files import shown
 
-    summary = data.summarize_corpus(folder, split, max_images=max_images, track=bar)
-    if html is not None:
+    max_images, num_images = arguments.max_images, arguments.show_images
+    summary = data.summarize_corpus(folder, arguments.split, max_images=max_images, track=bar)
+    if arguments.html is not None:
         corpus = Corpus.open(folder, next(iter(summary.splits)), max_images)
         num_images = report.NUM_IMAGES if num_images is None else num_images
-        report.write_corpus_page(html, summary, corpus, f"Corpus {summary.name}, {shown(folder)}", num_images)
-        note(f"page -> {html}")
-    if json:
+        title = f"Corpus {summary.name}, {shown(folder)}"
+        report.write_corpus_page(path(arguments.html), summary, corpus, title, num_images)
+        note(f"page -> {arguments.html}")
+    if arguments.json:
         return show_json(to_table(summary))
     show(f"{summary.name}, {shown(folder)}")
-    for name, value in data.corpus_facts(summary):
-        show(f"  {name}: {value}")
+    _show_facts(data.corpus_facts(summary))
     show_table("", *data.corpus_table(summary))
 
 
-def _inspect_cache(
-    cache: Path, data: Path | None, split: str, max_images: int | None, hardest: int, html: Path | None, json: bool
-) -> None:
+def _inspect_cache(cache: Path, arguments: Inspect) -> None:
     from dcdctl.core import report, teacher
     from dcdctl.core.data import Corpus
 
-    corpus = None if data is None else Corpus.open(data, split, max_images)
+    corpus = None
+    if arguments.data is not None:
+        corpus = Corpus.open(arguments.data, arguments.split or "train", arguments.max_images)
+    hardest = 10 if arguments.hardest is None else arguments.hardest
     summary = teacher.summarize_cache(teacher.read_cache(cache, corpus=corpus), hardest)
-    if html is not None and corpus is not None:
-        report.write_cache_page(html, summary, corpus, f"Teacher cache {cache}")
-        note(f"page -> {html}")
+    if arguments.html is not None and corpus is not None:
+        report.write_cache_page(path(arguments.html), summary, corpus, f"Teacher cache {cache}")
+        note(f"page -> {arguments.html}")
     document = teacher.cache_document(summary, corpus)
-    if json:
+    if arguments.json:
         return show_json(document)
-    _show_cache(str(cache), teacher.cache_facts(summary), document)
+    show(str(cache))
+    _show_facts(teacher.cache_facts(summary))
+    _show_scores(document)
 
 
 def _inspect_index(folder: Path, json: bool) -> None:
@@ -128,8 +137,7 @@ def _inspect_index(folder: Path, json: bool) -> None:
     if json:
         return show_json(search.index_document(summary))
     show(f"index {folder}")
-    for name, value in search.index_facts(summary):
-        show(f"  {name}: {value}")
+    _show_facts(search.index_facts(summary))
 
 
 def _inspect_store(url: str, json: bool) -> None:
@@ -139,14 +147,15 @@ def _inspect_store(url: str, json: bool) -> None:
     if json:
         return show_json(stores.store_document(summary))
     show(f"{summary.kind} {summary.location}")
-    for name, value in stores.store_facts(summary):
-        show(f"  {name}: {value}")
+    _show_facts(stores.store_facts(summary))
 
 
-def _show_cache(title: str, facts: list[tuple[str, str]], document: dict[str, Any]) -> None:
-    show(title)
+def _show_facts(facts: Iterable[tuple[str, str]]) -> None:
     for name, value in facts:
         show(f"  {name}: {value}")
+
+
+def _show_scores(document: dict[str, Any]) -> None:
     bins = zip(document["edges"], document["positives"], document["negatives"], strict=False)
     most = max(1, *document["positives"], *document["negatives"])
     rows = [

@@ -1,40 +1,37 @@
-"""Options that several commands share: one name, one help text, one check.
+"""Options that several commands share: one name, one help text, one check; and groups of those that travel together.
 
-Typer reads the options of a command from its signature, so each command lists the options that it has.
+`cli/declare.py` describes the annotations.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_set, complete_split, complete_teacher
+from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path
 
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
-    from dcdctl.core.training import TrainingOptions
+    from dcdctl.core.progress import Say
+    from dcdctl.core.training import Recipe, TrainingOptions
 
-RENAMED = {
-    ("bench", "--headline"): "--reference-gallery",
-    ("bench", "--images"): "--num-images",
-    ("eval", "--vectors"): "--codes",
-    ("inspect", "--num-images"): "--show-images",
-    ("inspect", "--pictures"): "--show-images",
-    ("report", "--csv"): "--to-csv",
-    ("report", "--markdown"): "--to-markdown",
-    ("report", "--teacher"): "--teacher-eval",
-}
-"""Options of earlier versions -> the option that replaced them, named in the error."""
-
+# An option is declared by what it is for, which is its panel in the help.
+reads = partial(typer.Option, rich_help_panel="Input")
+configures = partial(typer.Option, rich_help_panel="Settings")
+computes = partial(typer.Option, rich_help_panel="Compute")
+writes = partial(typer.Option, rich_help_panel="Output")
 
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
 ALSO_READ_FROM_URLS = (("prepare", "images"),)
-
-
 CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """A reference to Python code, module:function."""
 
@@ -64,7 +61,7 @@ def refuse_urls(context: Any) -> None:
                 )
 
 
-def refuse(options: dict[str, object], why: str) -> None:
+def refuse(options: Mapping[str, object], why: str) -> None:
     """A usage error for an option that was given and has no effect here."""
     for name, value in options.items():
         if value is not None:
@@ -83,12 +80,12 @@ def check_recipe(context: typer.Context, ref: str | None) -> str | None:
     return ref
 
 
-def check_overrides(recipe: str, sets: list[str] | None) -> None:
+def check_overrides(recipe: Ref | Recipe, sets: list[str] | None) -> None:
     """An error for an override that the recipe does not take. Call it first in a command: the imports of a training
     take seconds."""
     from dcdctl.core.training import load_recipe
 
-    load_recipe(recipe, sets or [])
+    load_recipe(named(recipe), sets or [])
 
 
 def check_output_folder(path: Path) -> Path:
@@ -97,16 +94,6 @@ def check_output_folder(path: Path) -> Path:
 
     files.check_output_folder(path)
     return path
-
-
-def new_folder(out: Path | None, former: Path | None) -> Path:
-    """The folder of `--out`, or of its former place after the model; a usage error unless there is exactly one."""
-    if out is not None and former is not None:
-        raise typer.BadParameter(f"is given twice: {former} and {out}", param_hint="--out")
-    folder = out or former
-    if folder is None:
-        raise typer.BadParameter("name the new folder to write", param_hint="--out")
-    return folder
 
 
 def check_device(name: str) -> str:
@@ -140,18 +127,6 @@ def check_accumulate(text: str) -> str:
     return text
 
 
-def training_options(
-    compute: Compute, precision: str, accumulate: str, checkpoint_activations: bool, wandb: str | None
-) -> TrainingOptions:
-    """Where and how to train; a trial of the first step chooses what is auto."""
-    from dcdctl.core.training import TrainingOptions
-
-    num_parts = None if accumulate == "auto" else int(accumulate)
-    return TrainingOptions.choose(
-        compute, precision, num_parts, checkpoint_activations=checkpoint_activations, wandb=wandb
-    )
-
-
 def announce_code(ref: str | None) -> str | None:
     """Callback of an option that names a model: one line on stderr if it names Python code, which runs."""
     if ref is not None and CODE.fullmatch(ref) and not Path(ref).exists():
@@ -164,71 +139,40 @@ DEPTH_HELP = "Number of candidates to re-rank per query."
 COLUMNS_HELP = "Take only these columns: year,owner."
 DIMS_HELP = "Use only the first N numbers of each vector."
 CODES_HELP = "Form in which vectors are compared; int8 and binary take less memory."
+SPLIT_HELP = "Split of the corpus; train+val reads two as one."
+TEACHER_HELP = (
+    "Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
+    "(code that runs)."
+)
 
 # What a command reads
-Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
-TrainingData = Annotated[
-    list[str],
-    typer.Option(
-        "--data",
-        help="Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: "
-        "'a-{000..331}.tar'; repeatable.",
-        metavar="DATA",
-    ),
-]
-ValidationData = Annotated[
-    Path | None,
-    typer.Option(
-        "--validation-data", help="Corpus to validate on, if it is not that of --data: folder or URL.", metavar="DIR"
-    ),
-]
-Split = Annotated[
-    str,
-    typer.Option(
-        "--split",
-        help="Split of the corpus; train+val reads two as one.",
-        autocompletion=complete_split,
-        metavar="NAME",
-    ),
-]
+Data = Annotated[Ref, reads("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR"), Path]
+Split = Annotated[str, reads("--split", help=SPLIT_HELP, autocompletion=complete_split, metavar="NAME")]
 MaxImages = Annotated[
-    int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")
+    int | None, reads("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")
 ]
+RecipeRef: TypeAlias = "Ref | Recipe"
 RecipeArgument = Annotated[
-    str,
+    RecipeRef,
     typer.Argument(
         help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE"
     ),
+    str,
 ]
-ModelRef = Annotated[
-    str, typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")
-]
+model_argument = typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")
+ModelRef = Annotated[Ref, model_argument, str]
 AnyIndex = Annotated[
     str,
     typer.Argument(help="Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", metavar="INDEX"),
 ]
-StoreModel = Annotated[
-    Path | None,
-    typer.Option(
-        "--model",
-        help="With a store: the folder of its dual encoder, if the index is on another machine.",
-        metavar="DIR",
-    ),
-]
 Teacher = Annotated[
+    Ref,
+    reads("--teacher", help=TEACHER_HELP, callback=announce_code, autocompletion=complete_teacher, metavar="REF"),
     str,
-    typer.Option(
-        "--teacher",
-        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function "
-        "(code that runs).",
-        callback=announce_code,
-        autocompletion=complete_teacher,
-        metavar="REF",
-    ),
 ]
 Rerank = Annotated[
-    str | None,
-    typer.Option(
+    Ref | None,
+    reads(
         "--rerank",
         help="Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that "
         "runs).",
@@ -236,27 +180,29 @@ Rerank = Annotated[
         autocompletion=complete_teacher,
         metavar="REF",
     ),
+    str,
 ]
 RerankSet = Annotated[
-    list[str] | None,
-    typer.Option(
+    Overrides | None,
+    configures(
         "--rerank-set", help="With --rerank: set what its files lack: dtype=bfloat16; repeatable.", metavar="NAME=VALUE"
     ),
+    list[str],
 ]
-Depth = Annotated[int | None, typer.Option("--depth", help=DEPTH_HELP, show_default="50", min=1, metavar="N")]
 Features = Annotated[
-    Path | None,
-    typer.Option(
+    Ref | None,
+    computes(
         "--features",
         help="Folder that stores the outputs of frozen encoders; created if it does not exist.",
         metavar="DIR",
     ),
+    Path,
 ]
 
 # Settings
 Sets = Annotated[
     list[str] | None,
-    typer.Option(
+    configures(
         "--set",
         help="Override a recipe field: loss.alpha=0.5; repeatable.",
         autocompletion=complete_set,
@@ -264,16 +210,17 @@ Sets = Annotated[
     ),
 ]
 ModelSet = Annotated[
-    list[str] | None,
-    typer.Option(
+    Overrides | None,
+    configures(
         "--model-set", help="Set what the model's files lack: image_size=384; repeatable.", metavar="NAME=VALUE"
     ),
+    list[str],
 ]
 
 # Where and how to compute
 Device = Annotated[
     str,
-    typer.Option(
+    computes(
         "--device",
         help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.",
         callback=check_device,
@@ -282,39 +229,21 @@ Device = Annotated[
 ]
 Precision = Annotated[
     str,
-    typer.Option(
+    computes(
         "--precision",
         help="fp32, or bf16 or fp16 if the hardware supports it.",
         callback=check_precision,
         metavar="NAME",
     ),
 ]
-TrainingPrecision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
-        "supports it.",
-        callback=check_training_precision,
-        metavar="NAME",
-    ),
-]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")
-]
+BATCH_SIZE_HELP = "Images, captions or pairs in one forward pass."
+BatchSize = Annotated[int, computes("--batch-size", help=BATCH_SIZE_HELP, min=1, metavar="N")]
 PairBatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        help="Images, captions or pairs in one forward pass.",
-        show_default="the model's, 256",
-        min=1,
-        metavar="N",
-    ),
+    int | None, computes("--batch-size", help=BATCH_SIZE_HELP, show_default="the model's, 256", min=1, metavar="N")
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
+    computes(
         "--workers",
         help="Threads that read and decode images ahead; a training starts as many processes.",
         show_default="one per core but one, at most 8; 0 processes",
@@ -323,43 +252,177 @@ Workers = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")
-]
-Accumulate = Annotated[
-    str,
-    typer.Option(
-        "--accumulate",
-        help="Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until the "
-        "first step fits.",
-        callback=check_accumulate,
-        metavar="N",
-    ),
-]
-CheckpointActivations = Annotated[
-    bool,
-    typer.Option(
-        "--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time."
-    ),
+    int | None, computes("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")
 ]
 
 # What a command writes
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", callback=check_output_folder, metavar="DIR")]
-FormerOut = Annotated[Path | None, typer.Argument(hidden=True, metavar="OUT")]
-"""The place of --out in earlier versions."""
-NewOut = Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.", metavar="DIR")]
+Out = Annotated[Ref, writes("--out", "-o", help="Folder to write.", callback=check_output_folder, metavar="DIR"), Path]
+NewOut = Annotated[Ref, writes("--out", "-o", help="New folder to write.", metavar="DIR"), Path]
 Page = Annotated[
-    Path | None,
-    typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE"),
+    Ref | None,
+    writes("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE"),
+    Path,
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps and their cost, then stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Wandb = Annotated[
-    str | None,
-    typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT"),
-]
+DryRun = Annotated[bool, writes("--dry-run", help="Show the steps and their cost, then stop.")]
+Json = Annotated[bool, writes("--json", help="Print the result as one JSON document.")]
 
 
-def names_in(text: str | None) -> tuple[str, ...] | None:
-    """The names in a list such as "year,owner"; None for no list."""
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The device, and the threads of torch."""
+
+    device: Device = "auto"
+    threads: Threads = None
+    progress: bool = False
+    """Show bars. A command always shows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference(Machine):
+    """Passes without gradients."""
+
+    workers: Workers = None
+    batch_size: PairBatchSize = None
+    precision: Precision = "fp32"
+    features: Features = None
+
+    def compute(self, say: Say) -> Compute:
+        """The same as the core takes it, with the threads set; a message for a precision that is slower than fp32 on
+        this processor."""
+        from dcdctl.core import devices
+
+        devices.use_threads(self.threads)
+        device = devices.choose(self.device)
+        if slower := devices.slower_half(self.precision, device):
+            say(slower)
+        return devices.Compute(
+            device=device,
+            precision=devices.precision(self.precision),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            features=optional_path(self.features),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Machine):
+    """How to train; a trial of the first step chooses what is auto."""
+
+    features: Features = None
+    precision: Annotated[
+        str,
+        computes(
+            "--precision",
+            help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
+            "supports it.",
+            callback=check_training_precision,
+            metavar="NAME",
+        ),
+    ] = "auto"
+    workers: Workers = None
+    accumulate: Annotated[
+        int | Literal["auto"],
+        computes(
+            "--accumulate",
+            help="Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until "
+            "the first step fits.",
+            callback=check_accumulate,
+            metavar="N",
+        ),
+        str,
+    ] = "auto"
+    checkpoint_activations: Annotated[
+        bool,
+        computes(
+            "--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time."
+        ),
+    ] = False
+
+    def options(self, *, batch_size: int | None = None, wandb: str | None = None) -> TrainingOptions:
+        """The same as the core takes it, with the threads set."""
+        from dcdctl.core import devices
+        from dcdctl.core.training import TrainingOptions
+
+        devices.use_threads(self.threads)
+        compute = devices.Compute(
+            device=devices.choose(self.device),
+            batch_size=batch_size,
+            workers=self.workers,
+            features=optional_path(self.features),
+        )
+        return TrainingOptions.choose(
+            compute,
+            self.precision,
+            None if self.accumulate == "auto" else int(self.accumulate),
+            checkpoint_activations=self.checkpoint_activations,
+            wandb=wandb,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(Training):
+    """A run of its own: what it reads of a corpus, and how it is logged and resumed."""
+
+    split: Split = "train"
+    max_images: MaxImages = None
+    model_overrides: ModelSet = None
+    wandb: Annotated[
+        str | None,
+        writes("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT"),
+    ] = None
+    resume: Annotated[bool, writes("--resume", help="Resume an interrupted run.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchModels(Machine):
+    """The models behind a search."""
+
+    model: Annotated[
+        Ref | None,
+        configures(
+            "--model",
+            help="With a store: the folder of its dual encoder, if the index is on another machine.",
+            metavar="DIR",
+        ),
+        Path,
+    ] = None
+    rerank: Rerank = None
+    rerank_overrides: RerankSet = None
+    depth: Annotated[int | None, configures("--depth", help=DEPTH_HELP, show_default="50", min=1, metavar="N")] = None
+
+    def check_depth(self) -> None:
+        """A usage error for a depth without a re-ranker."""
+        if self.depth is not None and self.rerank is None:
+            raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
+
+    def reranking(self) -> dict[str, Any]:
+        """The device and the re-ranker, for `Searcher.for_index` and a service."""
+        return {
+            "device": self.device,
+            "rerank": None if self.rerank is None else os.fspath(self.rerank),
+            "depth": self.depth,
+            "rerank_set": assignments(self.rerank_overrides),
+        }
+
+
+def named(recipe: Ref | Recipe) -> str | Recipe:
+    """A recipe by its name, or one in memory."""
+    return os.fspath(recipe) if isinstance(recipe, os.PathLike) else recipe
+
+
+def names_in(text: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names in a list such as "year,owner", or in a sequence of Python; None for no list."""
+    names = text.split(",") if isinstance(text, str) else text
+    return None if names is None else tuple(name.strip() for name in names if name.strip())
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas.
+
+    >>> sizes("1, 8,32")
+    (1, 8, 32)
+    """
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers, such as 1,8,32") from error

@@ -2,149 +2,173 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dcdctl.cli.completion import complete_manifest
-from dcdctl.cli.options import COLUMNS_HELP, Json, names_in
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.options import COLUMNS_HELP, Json, MaxImages, computes, configures, names_in, reads, writes
 from dcdctl.cli.views.terminal import bar, show, show_json
 
-Name = Annotated[
-    str | None,
-    typer.Argument(
-        help="Manifest: a name (--list shows them) or a .toml file.",
-        autocompletion=complete_manifest,
-        metavar="MANIFEST",
-    ),
-]
-Karpathy = Annotated[
-    Path | None, typer.Option("--karpathy", help="Karpathy JSON, such as dataset_flickr30k.json.", metavar="FILE")
-]
-Csv = Annotated[
-    Path | None, typer.Option("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE")
-]
-Jsonl = Annotated[
-    Path | None, typer.Option("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE")
-]
-Images = Annotated[
-    list[Path] | None, typer.Option("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH")
-]
-DataName = Annotated[
-    str | None,
-    typer.Option("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME"),
-]
-HoldOut = Annotated[
-    float | None,
-    typer.Option(
-        "--hold-out",
-        help="Share of images for each of val and test in a CSV or JSON lines without splits (0.1).",
-        metavar="SHARE",
-    ),
-]
-Encoding = Annotated[
-    str | None,
-    typer.Option("--encoding", help="Encoding of a CSV or JSON lines that is not Unicode.", metavar="NAME"),
-]
-Columns = Annotated[
-    str | None,
-    typer.Option("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"),
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; data/NAME by default.", metavar="DIR")]
-Placed = Annotated[
-    Path | None, typer.Option("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR")
-]
-SourceName = Annotated[
-    str, typer.Option("--source", help="Source in the manifest; by default the first available one.", metavar="NAME")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: use only earlier downloads and --from.")]
-Splits = Annotated[
-    str, typer.Option("--splits", help="Prepare only these splits: train,val.", metavar="NAMES", show_default=False)
-]
-MaxImages = Annotated[
-    int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        "--image-size",
-        help="Shrink larger images to this shorter side; by default the originals are kept.",
-        min=1,
-        metavar="PX",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", help="Threads that read and check images ahead.", show_default="one per core", min=1, metavar="N"
-    ),
-]
-OnError = Annotated[
-    str, typer.Option("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip")
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")
-]
-List = Annotated[bool, typer.Option("--list", help="List the data sets and stop.")]
+if TYPE_CHECKING:
+    from dcdctl.core.data import CorpusSummary
+    from dcdctl.core.progress import Track
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Captioned images, and the corpus that they become."""
+
+    manifest: Annotated[
+        Ref | None,
+        typer.Argument(
+            help="Manifest: a name (--list shows them) or a .toml file.",
+            autocompletion=complete_manifest,
+            metavar="MANIFEST",
+        ),
+        str,
+    ] = None
+    out: Annotated[
+        Ref | None, writes("--out", "-o", help="Folder to write; data/NAME by default.", metavar="DIR"), Path
+    ] = None
+    _: KW_ONLY
+    karpathy: Annotated[
+        Ref | None, reads("--karpathy", help="Karpathy JSON, such as dataset_flickr30k.json.", metavar="FILE"), Path
+    ] = None
+    csv: Annotated[
+        Ref | None,
+        reads("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE"),
+        Path,
+    ] = None
+    jsonl: Annotated[
+        Ref | None, reads("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE"), Path
+    ] = None
+    images: Annotated[
+        Refs | None, reads("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH"), list[Path]
+    ] = None
+    data_name: Annotated[
+        str | None,
+        configures("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME"),
+    ] = None
+    hold_out: Annotated[
+        float | None,
+        configures(
+            "--hold-out",
+            help="Share of images for each of val and test in a CSV or JSON lines without splits (0.1).",
+            metavar="SHARE",
+        ),
+    ] = None
+    encoding: Annotated[
+        str | None,
+        configures("--encoding", help="Encoding of a CSV or JSON lines that is not Unicode.", metavar="NAME"),
+    ] = None
+    columns: Annotated[
+        Sequence[str] | None, configures("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"), str
+    ] = None
+    placed: Annotated[
+        Ref | None,
+        reads("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR"),
+        Path,
+    ] = None
+    source: Annotated[
+        str,
+        reads("--source", help="Source in the manifest; by default the first available one.", metavar="NAME"),
+    ] = ""
+    offline: Annotated[bool, reads("--offline", help="Download nothing: use only earlier downloads and --from.")] = (
+        False
+    )
+    splits: Annotated[
+        Sequence[str],
+        reads("--splits", help="Prepare only these splits: train,val.", metavar="NAMES", show_default=False),
+        str,
+    ] = ()
+    max_images: MaxImages = None
+    image_size: Annotated[
+        int | None,
+        configures(
+            "--image-size",
+            help="Shrink larger images to this shorter side; by default the originals are kept.",
+            min=1,
+            metavar="PX",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        computes(
+            "--workers",
+            help="Threads that read and check images ahead.",
+            show_default="one per core",
+            min=1,
+            metavar="N",
+        ),
+    ] = None
+    on_error: Annotated[
+        Literal["stop", "skip"],
+        configures("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip"),
+        str,
+    ] = "stop"
+    overrides: Annotated[
+        Overrides | None,
+        configures("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE"),
+        list[str],
+    ] = None
+    progress: bool = False
+    """Show bars. The command always shows them."""
+
+    def run(self, track: Track) -> CorpusSummary:
+        """Write the corpus, unless it is finished."""
+        from dcdctl.core import data, machine
+        from dcdctl.core.config import build
+
+        out = optional_path(self.out)
+        choice = data.DataChoice(
+            manifest=None if self.manifest is None else os.fspath(self.manifest),
+            karpathy=optional_path(self.karpathy),
+            csv=optional_path(self.csv),
+            jsonl=optional_path(self.jsonl),
+            images=[path(folder) for folder in many(self.images)],
+            folder=out,
+            sets=assignments(self.overrides),
+            name=self.data_name,
+            hold_out=self.hold_out,
+            encoding=self.encoding,
+            columns=names_in(self.columns),
+        )
+        manifest = data.choose_manifest(choice)
+        rows = {
+            "splits": names_in(self.splits),
+            "max_images": self.max_images,
+            "image_size_px": self.image_size,
+            "workers": self.workers or machine.num_cores(),
+            "on_error": self.on_error,
+        }
+        sources = data.SourceOptions(source=self.source, placed=optional_path(self.placed), offline=self.offline)
+        return data.prepare_corpus(
+            manifest,
+            out or Path("data") / manifest.name,
+            options=build(data.PrepareOptions, rows),
+            source_options=sources,
+            track=track,
+        )
 
 
 def prepare(
-    name: Name = None,
-    karpathy: Karpathy = None,
-    csv: Csv = None,
-    jsonl: Jsonl = None,
-    images: Images = None,
-    out: Out = None,
-    data_name: DataName = None,
-    hold_out: HoldOut = None,
-    encoding: Encoding = None,
-    columns: Columns = None,
-    placed: Placed = None,
-    source: SourceName = "",
-    offline: Offline = False,
-    splits: Splits = "",
-    max_images: MaxImages = None,
-    image_size: ImageSize = None,
-    workers: Workers = None,
-    on_error: OnError = "stop",
-    sets: Sets = None,
+    arguments: Prepare,
     json: Json = False,
-    show_list: List = False,
+    show_list: Annotated[bool, reads("--list", help="List the data sets and stop.")] = False,
 ) -> None:
     """Turn captioned images into a corpus. They are downloaded, checked, sharded and fingerprinted."""
-    from dcdctl.core import data, machine, models
-    from dcdctl.core.config import build, to_table
-    from dcdctl.core.data import SourceOptions
+    from dcdctl.core import models
+    from dcdctl.core.config import to_table
 
     if show_list:
         return _show_published(models.list_published(), json)
-    choice = data.DataChoice(
-        manifest=name,
-        karpathy=karpathy,
-        csv=csv,
-        jsonl=jsonl,
-        images=images or (),
-        folder=out,
-        sets=sets or (),
-        name=data_name,
-        hold_out=hold_out,
-        encoding=encoding,
-        columns=names_in(columns),
-    )
-    manifest = data.choose_manifest(choice)
-    rows = {
-        "splits": [split.strip() for split in splits.split(",") if split.strip()],
-        "max_images": max_images,
-        "on_error": on_error,
-    }
-    options = build(
-        data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or machine.num_cores()}
-    )
-    sources = SourceOptions(source=source, placed=placed, offline=offline)
-    summary = data.prepare_corpus(
-        manifest, out or Path("data") / manifest.name, options=options, source_options=sources, track=bar
-    )
+    summary = arguments.run(bar)
     return show_json(to_table(summary)) if json else show(str(summary))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Json, check_output_file
+from dcdctl.cli.options import Json, check_output_file, reads, writes
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 Runs = Annotated[
@@ -15,36 +15,28 @@ Runs = Annotated[
 ]
 CorpusFolder = Annotated[
     Path | None,
-    typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
+    reads("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
 ]
 TeacherFolder = Annotated[
     Path | None,
-    typer.Option("--teacher-eval", help="Run or other folder with the teacher's evaluation.", metavar="FOLDER"),
+    reads("--teacher-eval", help="Run or other folder with the teacher's evaluation.", metavar="FOLDER"),
 ]
 Baseline = Annotated[
     Path | None,
-    typer.Option(
-        "--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"
-    ),
+    reads("--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"),
 ]
-Page = Annotated[Path, typer.Option("--out", "-o", help="Page to write.", callback=check_output_file, metavar="FILE")]
+Page = Annotated[Path, writes("--out", "-o", help="Page to write.", callback=check_output_file, metavar="FILE")]
 Markdown = Annotated[
     Path | None,
-    typer.Option(
-        "--to-markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE"
-    ),
+    writes("--to-markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE"),
 ]
 Csv = Annotated[
     Path | None,
-    typer.Option(
-        "--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE"
-    ),
+    writes("--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE"),
 ]
 NumQueries = Annotated[
     int | None,
-    typer.Option(
-        "--queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N"
-    ),
+    writes("--queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N"),
 ]
 
 

@@ -4,78 +4,73 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import AnyIndex, Depth, Device, Json, Page, Rerank, RerankSet, StoreModel, Threads
+from dcdctl.cli.declare import Ref, optional_path, path
+from dcdctl.cli.options import AnyIndex, Json, Page, SearchModels, configures, reads, writes
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Condition, ImageIndex, IndexSearcher, SearchAnswer
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="What the images show; without a text and --image, one query per line of stdin.",
-        metavar="TEXT",
-    ),
-]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="Find images that resemble this one.", metavar="FILE")]
-NumAnswers = Annotated[int, typer.Option("--k", "-k", help="Number of images to find.", min=1, metavar="N")]
-Hybrid = Annotated[
-    bool,
-    typer.Option(
-        "--hybrid", help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`."
-    ),
-]
-Where = Annotated[
-    str | None,
-    typer.Option(
-        "--where",
-        help="Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".",
-        metavar="CONDITION",
-    ),
-]
+    from dcdctl.core.search import Condition, IndexSearcher
 
 
-def search(
-    index: AnyIndex,
-    text: Words = None,
-    image: ImageFile = None,
-    k: NumAnswers = 10,
-    where: Where = None,
-    hybrid: Hybrid = False,
-    model: StoreModel = None,
-    rerank: Rerank = None,
-    rerank_set: RerankSet = None,
-    depth: Depth = None,
-    html: Page = None,
-    json: Json = False,
-    device: Device = "auto",
-    threads: Threads = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What to find in an index; queries of stdin have neither a text nor an image."""
+
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What the images show; without a text and --image, one query per line of stdin.", metavar="TEXT"
+        ),
+    ] = None
+    image: Annotated[Path | None, reads("--image", help="Find images that resemble this one.", metavar="FILE")] = None
+    k: Annotated[int, writes("--k", "-k", help="Number of images to find.", min=1, metavar="N")] = 10
+    where: Annotated[
+        str | None,
+        configures(
+            "--where",
+            help="Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".",
+            metavar="CONDITION",
+        ),
+    ] = None
+    hybrid: Annotated[
+        bool,
+        configures(
+            "--hybrid",
+            help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`.",
+        ),
+    ] = False
+
+
+def search(index: AnyIndex, query: Query, models: SearchModels, html: Page = None, json: Json = False) -> None:
     """Find images by a text or by an image. Without a query it answers each line of stdin."""
     from dcdctl.cli.views.search import answer_lines, show_answer
 
-    question = _question(text, image)
-    _check_usage(question, rerank, depth, html, hybrid)
-    reranking = {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}
-    searcher, condition = _open((index, model), question, where, hybrid, reranking, (device, threads))
+    question = _question(query)
+    models.check_depth()
+    _check_usage(question, query, models, html)
+    searcher, condition = _open(index, question, query, models)
     if question is None:
-        raise typer.Exit(answer_lines(searcher, k, condition, hybrid=hybrid, as_json=json))
-    answer = searcher.ask(question, k, condition, hybrid=hybrid)
+        raise typer.Exit(answer_lines(searcher, query.k, condition, hybrid=query.hybrid, as_json=json))
+    answer = searcher.ask(question, query.k, condition, hybrid=query.hybrid)
     show_answer(searcher.index, question, answer, as_json=json)
     if html is not None:
-        _write_page(html, searcher.index, question, answer)
+        from dcdctl.core import report
+
+        report.write_search_page(path(html), searcher.index, question, answer, track=bar)
+        note(f"page -> {html}")
 
 
-def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
+def _question(query: Query) -> str | Path | None:
     """The query: a text, of one argument or several, or an image file; None if queries come from stdin."""
-    if text and image is not None:
+    if query.text and query.image is not None:
         raise typer.BadParameter("cannot be combined with a text: give one of them", param_hint="--image")
-    if image is None and not text:
+    if query.image is None and not query.text:
         if sys.stdin.isatty():
             raise typer.BadParameter(
                 "is missing: give a text or --image, or one query per line of stdin", param_hint="TEXT"
@@ -83,58 +78,41 @@ def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
         return None
     from dcdctl.core.search import check_query, looks_like_a_path
 
-    question = image or " ".join(text or [])
+    question = query.image or " ".join(query.text or [])
     if isinstance(question, str) and (warning := looks_like_a_path(question)):
         note(printable(warning))
     check_query(question)
     return question
 
 
-def _check_usage(
-    question: str | Path | None, rerank: str | None, depth: int | None, html: Path | None, hybrid: bool
-) -> None:
+def _check_usage(question: str | Path | None, query: Query, models: SearchModels, html: Ref | None) -> None:
     """A usage error for options that would have no effect, before a model is loaded."""
-    if depth is not None and rerank is None:
-        raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
-    if rerank is not None and isinstance(question, Path):
+    if models.rerank is not None and isinstance(question, Path):
         raise typer.BadParameter(
             "scores an image with a text, and cannot re-rank what --image finds", param_hint="--rerank"
         )
-    if hybrid and isinstance(question, Path):
+    if query.hybrid and isinstance(question, Path):
         raise typer.BadParameter("compares the words of a text, and --image has none", param_hint="--hybrid")
     if html is not None and question is None:
         raise typer.BadParameter("shows the answer to one query: add a text or --image", param_hint="--html")
 
 
 def _open(
-    place: tuple[str, Path | None],
-    question: str | Path | None,
-    where: str | None,
-    hybrid: bool,
-    reranking: dict[str, Any],
-    machine: tuple[str, int | None],
+    place: str, question: str | Path | None, query: Query, models: SearchModels
 ) -> tuple[IndexSearcher, Condition | None]:
     """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before
     torch is imported, which takes seconds."""
-    device, threads = machine
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
+    if models.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(models.threads)  # read by NumPy's and torch's libraries when imported
     from dcdctl.core.search import parse_where
     from dcdctl.core.stores import open_index
 
-    index = open_index(*place)
-    condition = None if where is None else parse_where(where, index.columns)
-    if hybrid:
+    index = open_index(place, optional_path(models.model))
+    condition = None if query.where is None else parse_where(query.where, index.columns)
+    if query.hybrid:
         index.check_hybrid()
     from dcdctl.core.search import IndexSearcher
 
     if isinstance(question, Path):  # which comes without a re-ranker
-        return IndexSearcher.with_model(index, device=device, threads=threads), condition
-    return IndexSearcher.for_index(index, device=device, threads=threads, **reranking), condition
-
-
-def _write_page(path: Path, index: ImageIndex, question: str | Path, answer: SearchAnswer) -> None:
-    from dcdctl.core import report
-
-    report.write_search_page(path, index, question, answer, track=bar)
-    note(f"page -> {path}")
+        return IndexSearcher.with_model(index, device=models.device, threads=models.threads), condition
+    return IndexSearcher.for_index(index, threads=models.threads, **models.reranking()), condition

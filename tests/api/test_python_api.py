@@ -22,31 +22,13 @@ from typer.testing import CliRunner
 
 import dcdctl
 from dcdctl.cli.app import COMMANDS, app
+from dcdctl.cli.declare import as_typer
 from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
 from dcdctl.core.search import Changes
 from dcdctl.core.training import LossConfig, ModelConfig, Run
 
-FUNCTIONS = (
-    "bench",
-    "cache_teacher",
-    "compare",
-    "distill",
-    "evaluate",
-    "export",
-    "finetune_teacher",
-    "prepare",
-    "study",
-)
-RENAMED = {
-    "sets": "overrides",
-    "model_set": "model_overrides",
-    "rerank_set": "rerank_overrides",
-    "name": "manifest",
-    "run": "student",
-}
-"""Parameters of commands -> those of the functions, which take objects instead of KEY=VALUE."""
 TINY = {
     "candidates.block_size": 4,
     "optimizer.steps": 3,
@@ -78,29 +60,48 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
     assert inspect.getdoc(getattr(dcdctl, name))
 
 
-def defaults(function) -> dict[str, object]:
-    """The default of each parameter by its name in Python; nothing is None in a command, and an empty value in Python
-    or the other way."""
-    parameters = inspect.signature(function).parameters.values()
-    return {RENAMED.get(parameter.name, parameter.name): parameter.default or None for parameter in parameters}
+DECLARED = {
+    "Index.build": "NewIndex",
+    "bench": "TimedModels",
+    "cache_teacher": "CacheTeacher",
+    "distill": "Distill",
+    "evaluate": "Evaluate",
+    "export": "Export",
+    "finetune_teacher": "FinetuneTeacher",
+    "prepare": "Prepare",
+    "study": "StudyArguments",
+}
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "Index.build", "Index.add"])
-def test_a_function_has_the_arguments_and_the_defaults_of_its_command(name):
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_function_has_the_arguments_of_its_command(name):
+    function = operator.attrgetter(name)(dcdctl)
     command = next(function for _, _, function, _ in COMMANDS if function.__name__ == name.partition(".")[0].lower())
-    ours, theirs = (defaults(function) for function in (operator.attrgetter(name)(dcdctl), command))
-    # Of Python only: a bar, objects in place of many options, and words that a command line has in the other number.
-    assert set(ours) - {"progress", "config", "settings", "teachers", "evaluations", "self", "model"} <= set(theirs)
-    # A script cannot start the processes of `prepare` without a main guard, seeds are numbers, and None stands for auto
-    # and float32.
-    different = {"workers": {1}, "seeds": {(0, 1, 2)}, "accumulate": {None}, "precision": {"fp32", "auto"}}
-    for parameter in set(ours) & set(theirs):
-        is_required = inspect.Parameter.empty in (ours[parameter], theirs[parameter])
-        assert (
-            is_required
-            or ours[parameter] == theirs[parameter]
-            or ours[parameter] in {value or None for value in different[parameter]}
+    (declared,) = (
+        each.annotation
+        for each in inspect.signature(command, eval_str=True).parameters.values()
+        if each.annotation.__class__ is type and each.annotation.__name__ == DECLARED[name]
+    )
+    ours = inspect.signature(function).parameters
+    assert {name: each.default for name, each in ours.items()} == {
+        name: each.default for name, each in inspect.signature(declared).parameters.items()
+    }
+    options = {name: each.default for name, each in inspect.signature(as_typer(command)).parameters.items()}
+    assert {name for name in ours if name not in options} <= {"progress", "config", "settings"}
+    for name in ours.keys() & options.keys():
+        written = ours[name].default
+        assert options[name] == (",".join(map(str, written)) if isinstance(written, tuple) else written) or (
+            written is inspect.Parameter.empty and options[name] is None
         )
+
+
+def test_help_of_a_function_has_types_of_python_and_its_result():
+    shown = str(inspect.signature(dcdctl.distill))
+    assert "recipe: 'Ref | Recipe'" in shown
+    assert "max_images: int | None = None" in shown
+    assert "Annotated" not in shown
+    with pytest.raises(TypeError, match="unexpected keyword argument 'recipes'"):
+        dcdctl.distill("demo-dual", "data", "out", recipes=1)
 
 
 def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import shutil
 from typing import Any
@@ -14,8 +13,7 @@ from bench_fakes import bench as fake_bench
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.cli.bench import bench as command
-from dcdctl.cli.bench import sizes
+from dcdctl.cli.bench import Timing
 from dcdctl.cli.views import bench as bench_view
 from dcdctl.core import artifacts, models
 from dcdctl.core.bench import BenchConfig
@@ -101,16 +99,8 @@ def test_a_wrong_setting_is_an_error_before_anything_is_timed(scenes_corpus_dir,
 
 
 def test_the_flags_have_the_defaults_of_the_config():
-    flags = {name: one.default for name, one in inspect.signature(command).parameters.items()}
-    config = BenchConfig()
-    names = {
-        "num_images": "num_images", "batch_size": "batch_size", "reference_gallery": "reference_gallery",
-        "budget": "budget_s", "repeats": "num_repeats",
-        "fresh_processes": "num_fresh_processes", "clock": "clock", "onnx": "is_onnx_timed", "threads": "num_threads",
-    }  # fmt: skip
-    assert {flag: flags[flag] for flag in names} == {flag: getattr(config, name) for flag, name in names.items()}
-    assert sizes(flags["batch_sizes"]) == config.batch_sizes
-    assert sizes(flags["gallery_sizes"]) == config.gallery_sizes
+    flags, config = dataclasses.asdict(Timing()), dataclasses.asdict(BenchConfig())
+    assert flags | {"precision": "float32"} == {name: config[name] for name in flags}
 
 
 def test_a_percentile_of_too_few_repeats_has_a_star(capsys):

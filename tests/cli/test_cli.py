@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from dcdctl import __version__, cli
 from dcdctl.cli.app import COMMANDS, app, main
-from dcdctl.cli.options import RENAMED
 from dcdctl.cli.views import terminal
 from dcdctl.core.errors import SourceError, StaleError
 
@@ -151,17 +150,6 @@ def test_wrong_usage_exits_with_2(arguments):
     assert "Error: " in result.stderr
 
 
-@pytest.mark.parametrize(("names", "new"), RENAMED.items())
-def test_an_option_of_an_earlier_version_is_an_error_that_names_the_new_one(names, new):
-    command, old = names
-    result = CliRunner().invoke(app, [command, old, "7"])
-    assert result.exit_code == 2
-    assert f"Error: {old} is now called {new}\n" in result.stderr
-    assert new in {
-        option for parameter in typer.main.get_command(app).commands[command].params for option in parameter.opts
-    }
-
-
 def test_the_help_lists_every_command_under_its_panel():
     result = CliRunner().invoke(app, ["--help"])
     lines = [line.strip() for line in result.stdout.splitlines()]
@@ -266,6 +254,7 @@ def test_no_command_module_is_left_out_of_the_app():
         "__init__",
         "app",
         "completion",
+        "declare",
         "options",
     }
     named = {

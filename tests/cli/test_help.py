@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import typer
 from typed_commands import parse
-from typer.testing import CliRunner
 
 from dcdctl.cli.app import COMMANDS, app
 from dcdctl.cli.views import help as layout
@@ -92,18 +91,21 @@ def test_options_are_in_panels_in_one_order():
     assert headings == ["Arguments", "Input", "Settings", "Compute", "Output", "Other", "Example"]
     compute = shown("index").partition("Compute:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^  (--[a-z-]+)", compute, re.MULTILINE) == [
+        "--precision",
         "--workers",
         "--batch-size",
         "--device",
         "--threads",
-        "--precision",
     ]
 
 
-def test_every_option_of_a_panel_exists_and_is_in_one_panel():
-    listed = [name for names in layout.PANELS.values() for name in names.split()]
-    assert len(listed) == len(set(listed))
-    assert set(listed) <= {name for command in NAMES for one in options(command) for name in one.opts}
+def test_an_option_is_in_one_panel_in_all_commands():
+    panels: dict[str, set[str]] = defaultdict(set)
+    for command in NAMES:
+        for one in options(command):
+            panels[one.opts[0]].add(getattr(one, "rich_help_panel", None) or "Other")
+    assert {name: found for name, found in panels.items() if len(found) > 1} == {}
+    assert {panel for found in panels.values() for panel in found} == {"Input", "Settings", "Compute", "Output"}
 
 
 def test_an_option_has_one_text_in_all_commands():
@@ -112,16 +114,6 @@ def test_an_option_has_one_text_in_all_commands():
         for one in options(command):
             texts[one.opts[0]].add(one.help)
     assert {name for name, found in texts.items() if len(found) > 1} == SEVERAL_MEANINGS.keys()
-
-
-@pytest.mark.parametrize("words", [["convert", "model", "here"], ["export", "model", "here", "--to", "onnx"]])
-def test_the_folder_to_write_is_named_once(words):
-    both = CliRunner().invoke(app, [*words, "--out", "there"])
-    assert both.exit_code == 2
-    assert "Invalid value for --out: is given twice: here and there" in both.stderr
-    neither = CliRunner().invoke(app, [word for word in words if word != "here"])
-    assert neither.exit_code == 2
-    assert "Invalid value for --out: name the new folder to write" in neither.stderr
 
 
 def test_a_name_with_hyphens_is_not_broken():

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import dcdctl
 from dcdctl.cli import serve as serve_command
 from dcdctl.cli.app import app
+from dcdctl.cli.options import SearchModels
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
@@ -238,12 +239,6 @@ def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
     assert all(part["command"].startswith("dcdctl ") for part in found["left_out"])
 
 
-def test_the_former_name_of_a_teachers_evaluation_names_the_new_one(tmp_path):
-    result = CliRunner().invoke(app, ["report", "run", "--teacher", "teacher"])
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "--teacher is now called --teacher-eval" in result.stderr
-
-
 def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, monkeypatch, capsys):
     class StoppedError(Exception):
         pass
@@ -258,7 +253,10 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
     with pytest.raises(StoppedError, match=r"^2$"):
         # With a re-ranker torch is there from the start.
         serve_command.serve(
-            noise_index, port=0, threads=2, device="cpu", rerank=str(noise_index.parent / "dual"), json=True
+            noise_index,
+            serve_command.Service(port=0),
+            SearchModels(threads=2, device="cpu", rerank=noise_index.parent / "dual"),
+            json=True,
         )
     printed = capsys.readouterr().out
     found = json.loads(printed)

@@ -44,7 +44,7 @@ VALID: dict[str, Words] = {
     "demo": {"--out": "NEW"},
     "recipes": {"name": "demo-dual"},
     "models": {},
-    "prepare": {"name": "scenes", "--out": "NEW"},
+    "prepare": {"manifest": "scenes", "--out": "NEW"},
     "verify": {"path": "CORPUS"},
     "convert": {"checkpoint": "FUSION", "--out": "NEW"},
     "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
@@ -60,11 +60,11 @@ VALID: dict[str, Words] = {
         "--set": "batch.size=8",
     },
     "eval": {"model": "DUAL", "--data": "CORPUS"},
-    "bench": {"run": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--split": "test"},
+    "bench": {"student": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--split": "test"},
     "compare": {"systems": "EVALUATION"},
     "report": {"runs": "EVALUATION", "--out": "NEW.html"},
     "export": {"model": "DUAL", "--out": "NEW", "--to": "transformers"},
-    "index": {"target": "DUAL", "--images": "PHOTOS", "--out": "NEW"},
+    "index": {"model": "DUAL", "--images": "PHOTOS", "--out": "NEW"},
     "search": {"index": "INDEX", "text": "a dog"},
     "serve": {"index": "INDEX", "--port": "0"},
 }
@@ -133,9 +133,8 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--ranks": PAGE,
     "--teacher": [MODEL],
     "model": [MODEL],
-    "run": [MODEL],
+    "student": [MODEL],
     "checkpoint": [MODEL],
-    "target": [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
     "--rerank": [MODEL],
     "--extend": [CACHE],
     "--cache": [CACHE],
@@ -146,8 +145,9 @@ MISTAKES: dict[str, list[Mistake]] = {
     "systems": [EVALUATION],
     "runs": [EVALUATION],
     "--baseline": [EVALUATION],
-    "--karpathy": [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})],
+    "--karpathy": [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"manifest": UNSET, "--images": "PHOTOS"})],
     "name": [Mistake("absent", r"absent.*; ")],
+    "manifest": [Mistake("absent", r"absent.*; ")],
     "--from": [Mistake("ABSENT", r"ABSENT.*; --from takes a folder")],
     "--source": [Mistake("absent", r"absent.*; ")],
     "--train-split": [Mistake("absent", r"split 'absent'.*; .*train, val, test")],
@@ -159,7 +159,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--splits": [Mistake("absent", r"split.*absent.*train, val")],
     "--on-error": [Mistake("absent", r"on_error .*stop.*skip.*absent")],
     "--images": [IMAGES],
-    "--add": [Mistake("ABSENT", IMAGES.message, {"target": "INDEX", "--images": UNSET, "--out": UNSET})],
+    "--add": [Mistake("ABSENT", IMAGES.message, {"model": "INDEX", "--images": UNSET, "--out": UNSET})],
     "--image": [Mistake("ABSENT", r"ABSENT does not exist", {"text": UNSET})],
     "--protocol": [Mistake("absent", r"protocol.*absent.*; .*auto, whole")],
     "--depth": [Mistake("x", r"--depth .*\bx\b.*; for example --depth 0,5,10,20", {"--rerank": "FUSION"})],
@@ -188,7 +188,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake(
             "year",
             r"has no column 'year' to drop; its columns: none",
-            {"target": "INDEX", "--images": UNSET, "--out": UNSET},
+            {"model": "INDEX", "--images": UNSET, "--out": UNSET},
         )
     ],
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
@@ -203,6 +203,7 @@ PLAN, TAKE = (
 )
 """Two ways to make a cache without a model."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
+    ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
     ("cache-teacher", "--teacher"): [
         MODEL,
         Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
@@ -238,41 +239,41 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake(
             "ABSENT.csv",
             r"ABSENT\.csv cannot be read .*; --csv takes a CSV file",
-            {"name": UNSET, "--images": "PHOTOS"},
+            {"manifest": UNSET, "--images": "PHOTOS"},
         )
     ],
     ("prepare", "--jsonl"): [
-        Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})
+        Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"manifest": UNSET, "--images": "PHOTOS"})
     ],
     ("prepare", "--hold-out"): [
         Mistake(
             "0.5",
             r"hold_out must lie in \[0, 0\.3\], got 0\.5",
-            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
         )
     ],
     ("prepare", "--columns"): [
         Mistake(
             "yaer",
             r"PAIRS\.csv has no column 'yaer' to keep",
-            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
         )
     ],
     ("prepare", "--encoding"): [
         Mistake(
             "klingon",
             r"unknown encoding 'klingon'; known: utf-8, ",
-            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
         )
     ],
     ("prepare", "--name"): [
         Mistake(
             "a/b",
             r"name 'a/b' is not the name of a folder; ",
-            {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
         )
     ],
-    ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"name": UNSET, "--csv": "PAIRS.csv"})],
+    ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"manifest": UNSET, "--csv": "PAIRS.csv"})],
     ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"place": "CACHE"})],
     ("verify", "path"): [
         Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
@@ -395,7 +396,7 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-NOTHING_TO_CHECK = {"text", "former_out", "--remove", "--wandb"}
+NOTHING_TO_CHECK = {"text", "--remove", "--wandb"}
 """Options that take any text. Numbers are compared with their limits by Typer."""
 PACKAGES = [
     ("cache-teacher", {"--set": "candidates.kind=lexical"}, "bm25s", "mine"),

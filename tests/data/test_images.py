@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from dcdctl.cli.declare import as_typer
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, ImageError, decode_image, difference_hash, images
@@ -473,7 +474,7 @@ def test_the_hash_says_where_it_grows_brighter():
 @pytest.fixture
 def run_cli():
     app = typer.Typer(cls=ErrorGroup, pretty_exceptions_enable=False)
-    app.command("prepare")(prepare_command)
+    app.command("prepare")(as_typer(prepare_command))
     app.callback()(lambda: None)
     return lambda *arguments: CliRunner().invoke(app, ["prepare", *map(str, arguments), "--workers", "1"])
 

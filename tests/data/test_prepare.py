@@ -25,6 +25,7 @@ from PIL import Image
 from processes import TIMEOUT_S
 from typer.testing import CliRunner
 
+from dcdctl.cli.declare import as_typer
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.config import to_table
@@ -798,7 +799,7 @@ def test_progress_counts_every_row_once(tmp_path, images):
 @pytest.fixture
 def run_cli():
     app = typer.Typer(cls=ErrorGroup, pretty_exceptions_enable=False)
-    app.command("prepare")(prepare_command)
+    app.command("prepare")(as_typer(prepare_command))
     app.callback()(lambda: None)
     return lambda *arguments: CliRunner().invoke(app, ["prepare", *map(str, arguments)])
 

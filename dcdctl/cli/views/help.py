@@ -21,34 +21,7 @@ MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
 NAME_COLUMNS = 26
 """Longest name that has its text on the same line."""
-PANELS = {
-    "Input": (
-        "--data --validation-data --train-split --split --splits --max-images --images --image --karpathy --csv "
-        "--jsonl --from --source "
-        "--offline --list --cache --teacher --start --recipe --extend --scores --vectors --teacher-name --rerank "
-        "--add --remove "
-        "--remove-gone --base --baseline --teacher-eval --evaluation"
-    ),
-    "Compute": (
-        "--device --precision --batch-size --workers --threads --accumulate --checkpoint-activations --features "
-        "--budget --repeats "
-        "--clock --fresh-processes --onnx"
-    ),
-    "Output": (
-        "--out --html --json --to-csv --to-markdown --ranks --resume --dry-run --plan-only --with --wandb --to "
-        "--int8 --license "
-        "--push-to-hub --private --queries --hardest --show-images --vector-table --k"
-    ),
-}
-"""The panel of each option, the same in every command; the others are settings."""
 ORDER = ("Input", "Settings", "Compute", "Output", "Other")
-
-
-def panel_of(option: Any) -> str:
-    """The panel of an option."""
-    if "--help" in option.opts:
-        return "Other"
-    return next((panel for panel, names in PANELS.items() if set(option.opts) & set(names.split())), "Settings")
 
 
 class HelpCommand(TyperCommand):
@@ -79,7 +52,7 @@ class HelpCommand(TyperCommand):
             panels["Arguments"].append((argument.metavar, (argument.get_help_record(ctx) or ("", ""))[1]))
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
-                panels[panel_of(parameter)].append(record)
+                panels[getattr(parameter, "rich_help_panel", None) or "Other"].append(record)
         for panel, rows in panels.items():
             if rows:
                 formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))

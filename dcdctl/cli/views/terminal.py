@@ -19,7 +19,6 @@ from unicodedata import category
 import typer
 from typer.core import TyperGroup
 
-from dcdctl.cli.options import RENAMED
 from dcdctl.cli.views.help import lines_of
 from dcdctl.core.errors import DcdError, as_user_error
 from dcdctl.core.progress import Advance
@@ -50,8 +49,7 @@ class ErrorGroup(TyperGroup):
             if of_threads:
                 raise of_threads[0]
             return result
-        except typer.TyperException as error:  # a usage error: shown by Typer, with exit code 2
-            _name_new_option(error)
+        except typer.TyperException:  # a usage error: shown by Typer, with exit code 2
             raise
         except Exception as error:
             user_error = as_user_error(error)
@@ -110,12 +108,6 @@ def _different(errors: Sequence[DcdError], main: Exception) -> Iterator[DcdError
         texts.add(str(error))
         if not is_repeat:
             yield error
-
-
-def _name_new_option(error: Any) -> None:
-    """Let the error for an option of an earlier version name the option that replaced it."""
-    if error.ctx is not None and (new := RENAMED.get((error.ctx.info_name, getattr(error, "option_name", "")))):
-        error.message, error.possibilities = f"{error.option_name} is now called {new}", None
 
 
 def show_error(error: DcdError) -> None:

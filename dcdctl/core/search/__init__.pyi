@@ -37,7 +37,7 @@ from .searcher import IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, read_document, text_side_note
 from .summary import index_document, index_facts, summarize_index
-from .vector_files import NUM_VERIFIED, ImageList, VectorFiles, write_image_list
+from .vector_files import NUM_VERIFIED, VectorFiles, write_image_list
 
 __all__ = [
     "COLUMN_TYPES",
@@ -57,7 +57,6 @@ __all__ = [
     "Half",
     "Hit",
     "ImageIndex",
-    "ImageList",
     "ImageSource",
     "IndexChange",
     "IndexConfig",
