@@ -142,7 +142,7 @@ def make(folder: Path, num_steps: int) -> Inputs:
     for part in (CLIPModel(config), tokenizer, CLIPImageProcessorPil()):
         part.save_pretrained(folder / "clip")
     model = models.load_dual(str(folder / "clip"))
-    to_sentence_transformers.write(model, folder / "exported")
+    to_sentence_transformers.SentenceTransformers().write(model, folder / "exported", with_int8=False)
     corpus = Corpus.open(folder / "corpus", "train")
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
     recipe = load_recipe("clip-finetune", RECIPE)

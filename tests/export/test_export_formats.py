@@ -11,7 +11,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export import check as export_check
 from dcdctl.core.export import to_transformers
-from dcdctl.core.export.check import Samples, Vectors
+from dcdctl.core.export.check import Samples, SampleVectors
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,10 @@ def test_the_saved_code_gives_the_vectors_of_the_model(vision, levels, text, cor
     spec = models.FeatureSpec(levels=levels)
     pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, features=spec)
     to_transformers.write(pair, tmp_path / "out")
-    found, wanted = to_transformers.embed(tmp_path / "out", pair, samples), export_check.vectors_of(pair, samples)
+    found, wanted = (
+        to_transformers.Transformers().embed(pair, tmp_path / "out", samples),
+        export_check.vectors_of(pair, samples),
+    )
     torch.testing.assert_close(found.images_ID, wanted.images_ID, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.texts_TD, wanted.texts_TD, atol=1e-6, rtol=0)
 
@@ -59,18 +62,18 @@ def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, s
 
 def test_the_lowest_cosine_decides():
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
-    both = Vectors(torch.cat([east, east]), east)
+    both = SampleVectors(torch.cat([east, east]), east)
     check = export_check.compare_vectors(
-        "int8", Vectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint=""
+        "int8", SampleVectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint=""
     )
     assert check.lowest_cosine == pytest.approx(0.99, abs=1e-4)
     with pytest.raises(
         ModelError,
         match=r"the exported int8 model have a cosine of 0\.60000 with those of the model, it must be at least 0\.98",
     ):
-        export_check.compare_vectors("int8", Vectors(both.images_ID, north), both, hint="")
+        export_check.compare_vectors("int8", SampleVectors(both.images_ID, north), both, hint="")
     with pytest.raises(ModelError, match="a cosine of nan"):
-        export_check.compare_vectors("fp32", Vectors(both.images_ID, east * torch.nan), both, hint="")
+        export_check.compare_vectors("fp32", SampleVectors(both.images_ID, east * torch.nan), both, hint="")
 
 
 def test_the_first_input_is_a_batch_of_its_own_so_that_padding_to_the_longest_shows(samples):

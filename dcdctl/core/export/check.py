@@ -35,7 +35,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class SampleVectors:
     """The vectors of samples."""
 
     images_ID: Tensor
@@ -44,7 +44,7 @@ class Vectors:
 
 def embed_in_two_batches(
     samples: Samples, embed_images: Callable[[list[Image.Image]], Tensor], embed_texts: Callable[[list[str]], Tensor]
-) -> Vectors:
+) -> SampleVectors:
     """The vectors of samples by a library: of the first image and the first caption alone, then of the others.
 
     A vector that depends on the other captions of its batch, by their padding, differs from that of the original model.
@@ -52,7 +52,7 @@ def embed_in_two_batches(
     first, rest = slice(0, 1), slice(1, None)
     images = [embed_images(samples.images[part]) for part in (first, rest) if samples.images[part]]
     texts = [embed_texts(samples.captions[part]) for part in (first, rest) if samples.captions[part]]
-    return Vectors(torch.cat(images), torch.cat(texts))
+    return SampleVectors(torch.cat(images), torch.cat(texts))
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,16 @@ def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPL
     return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
 
 
-def vectors_of(model: DualEncoder, samples: Samples) -> Vectors:
+def vectors_of(model: DualEncoder, samples: Samples) -> SampleVectors:
     """The vectors of samples by the original model."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
         images = model.embed_images(model.preprocess.images(samples.images).to(device))
         texts = model.embed_texts(model.preprocess.texts(samples.captions).to(device))
-    return Vectors(images.cpu(), texts.cpu())
+    return SampleVectors(images.cpu(), texts.cpu())
 
 
-def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hint: str) -> Check:
+def compare_vectors(precision: str, exported: SampleVectors, original: SampleVectors, *, hint: str) -> Check:
     """The lowest cosine between exported and original vectors; ModelError if it is too low for the precision."""
     pairs = ((exported.images_ID, original.images_ID), (exported.texts_TD, original.texts_TD))
     # torch's minimum, because Python's would ignore a NaN.

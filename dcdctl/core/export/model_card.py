@@ -45,26 +45,6 @@ class CardContent:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Recall:
-    measured_on: str
-    rsum: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Training:
-    description: str
-    data: str
-    """What it was trained on, in words."""
-    seed: int
-    teacher: str
-    command: str
-    versions: str
-    recipe: str
-
-
 def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]:
     """What the card lacks, and the commands that add it."""
     missing = []
@@ -150,11 +130,11 @@ def _body(content: CardContent, history: RunHistory) -> str:
     )
 
 
-def _recall(history: RunHistory) -> _Recall | None:
+def _recall(history: RunHistory) -> dict[str, Any] | None:
     result = history.result
     if result is None:
         return None
-    return _Recall(
+    return dict(
         measured_on=history.measured_on(result),
         rsum=_with_interval(result.rsum_estimate),
         columns=list(RECALL_NAMES),
@@ -172,12 +152,12 @@ def _with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.interval.low:.1f} to {estimate.interval.high:.1f})"
 
 
-def _training(history: RunHistory) -> _Training | None:
+def _training(history: RunHistory) -> dict[str, Any] | None:
     facts = history.facts
     if facts is None:
         return None
     inputs = facts["inputs"]
-    return _Training(
+    return dict(
         description=history.recipe.get("description") or "",
         data=_stream(facts)
         if "shards" in inputs

@@ -11,6 +11,7 @@ of that file
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,145 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from dcdctl.core import models
 from dcdctl.core.export import to_open_clip, to_transformers
-from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
-from dcdctl.core.models import DualEncoder, ExportSpec, Towers, silence_transformers
+from dcdctl.core.export.check import (
+    Check,
+    Samples,
+    SampleVectors,
+    compare_vectors,
+    embed_in_two_batches,
+    vectors_of,
+)
+from dcdctl.core.export.target import Target, with_timm
+from dcdctl.core.models import DualEncoder, ExportSpec, Model, Towers, silence_transformers
 
 INT8 = "int8"
+HINTS = {"fp32": "this model cannot be served by ONNX Runtime", INT8: "export it with --no-int8"}
 Prepare = Callable[[Sequence[Any]], Mapping[str, Any]]
+_USAGE = '''\
+{imports}
+
+{folder}
+{load}
+# With int8 weights: folder + "/int8/image.onnx" and folder + "/int8/text.onnx".
+image_tower = onnxruntime.InferenceSession(folder + "/image.onnx")
+text_tower = onnxruntime.InferenceSession(folder + "/text.onnx")
 
 
-def write(model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
-    """Write into a new folder."""
-    towers = models.export_onnx(model, folder)
-    if with_int8:
-        models.quantize_dynamic(towers, folder / INT8)
-    model.preprocess.self_contained().save(folder)
-    if (spec := model.export_spec()).timm_config is not None:
-        to_transformers.write_timm_processor(spec, folder)
+def run(tower, inputs):
+    """The unit vectors of a tower."""
+    return tower.run(["vectors"], {{node.name: np.asarray(inputs[node.name]) for node in tower.get_inputs()}})[0]
 
 
-def embed(folder: Path, model: DualEncoder, samples: Samples, precision: str) -> Vectors:
-    """The vectors of samples by ONNX Runtime and the preprocessing of transformers or open_clip alone, from a
-    folder."""
-    import onnxruntime
+def embed_images(images):
+    """A unit vector for each image."""
+    return run(image_tower, {images})
 
-    towers = Towers.of(folder / INT8 if precision == INT8 else folder)
-    image_tower, text_tower = (
-        onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"])
-        for tower in (towers.image, towers.text)
+
+def embed_texts(captions):
+    """A unit vector for each caption."""
+    return run(text_tower, {texts})
+
+
+scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T
+'''
+_BY_TRANSFORMERS = {
+    "imports": """\
+import numpy as np
+import onnxruntime
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer""",
+    "load": """\
+tokenizer = AutoTokenizer.from_pretrained(folder)
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil"{trust})""",
+    "images": 'processor(images=[image.convert("RGB") for image in images], return_tensors="{tensors}")',
+    "texts": 'tokenizer(captions, {options}, return_tensors="np")',
+}
+_BY_OPEN_CLIP = {
+    "imports": """\
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import open_clip
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image""",
+    "load": """\
+tokenizer = open_clip.get_tokenizer("local-dir:" + folder)
+config = json.loads(Path(folder, "open_clip_config.json").read_text())
+transform = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)""",
+    "images": '{{"pixel_values": np.stack([transform(image.convert("RGB")) for image in images])}}',
+    "texts": '{{"input_ids": tokenizer(captions)}}',
+}
+
+
+class Onnx(Target):
+    """Two towers for ONNX Runtime, in float32 and with int8 weights."""
+
+    name = "onnx"
+    tags = ("onnx",)
+    no_fusion = "does not export to ONNX: its shapes depend on the data"
+
+    def require(self) -> None:
+        models.require_onnx()
+
+    def write(self, model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
+        towers = models.export_onnx(model, folder)
+        if with_int8:
+            models.quantize_dynamic(towers, folder / INT8)
+        model.preprocess.self_contained().save(folder)
+        if (spec := model.export_spec()).timm_config is not None:
+            to_transformers.write_timm_processor(spec, folder)
+
+    def embed(self, model: DualEncoder, folder: Path, samples: Samples, precision: str = "fp32") -> SampleVectors:
+        """By ONNX Runtime and the preprocessing of transformers or open_clip alone."""
+        import onnxruntime
+
+        towers = Towers.of(folder / INT8 if precision == INT8 else folder)
+        image_tower, text_tower = (
+            onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"])
+            for tower in (towers.image, towers.text)
+        )
+        spec = model.export_spec()
+        prepare_images, prepare_texts = (
+            to_open_clip.preprocessing(folder) if spec.library else _preprocessing(folder, spec)
+        )
+        return embed_in_two_batches(
+            samples,
+            lambda images: _run(image_tower, prepare_images(images)),
+            lambda captions: _run(text_tower, prepare_texts(captions)),
+        )
+
+    def compare(self, model: DualEncoder, folder: Path, samples: Samples) -> tuple[Check, ...]:
+        original = vectors_of(model, samples)
+        return tuple(
+            compare_vectors(precision, self.embed(model, folder, samples, precision), original, hint=hint)
+            for precision, hint in HINTS.items()
+            if precision != INT8 or (folder / INT8).is_dir()
+        )
+
+    def usage(self, model: Model, name: str, folder: str) -> str:
+        return _USAGE.format(folder=folder, **_preprocessing_code(model.export_spec()))
+
+    def requirements(self, spec: ExportSpec) -> list[str]:
+        if spec.library:
+            return ["onnxruntime", to_open_clip.PACKAGE, "pillow"]
+        return with_timm(["onnxruntime", "transformers>=5"], spec)
+
+
+def _preprocessing_code(spec: ExportSpec) -> dict[str, str]:
+    """The parts of the code for ONNX Runtime that prepare images and captions."""
+    has_timm = spec.timm_config is not None
+    options = ", ".join(
+        f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in spec.text_options.items()
     )
-    spec = model.export_spec()
-    prepare_images, prepare_texts = to_open_clip.preprocessing(folder) if spec.library else _preprocessing(folder, spec)
-    return embed_in_two_batches(
-        samples,
-        lambda images: _run(image_tower, prepare_images(images)),
-        lambda captions: _run(text_tower, prepare_texts(captions)),
-    )
+    values = {
+        "trust": ", trust_remote_code=True" if has_timm else "",
+        "tensors": "pt" if has_timm else "np",
+        "options": options,
+    }
+    parts = _BY_OPEN_CLIP if spec.library else _BY_TRANSFORMERS
+    return {name: part.format(**values) for name, part in parts.items()}
 
 
 def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:

@@ -9,21 +9,69 @@ from typing import Any
 import torch
 
 from dcdctl.core import files, models
-from dcdctl.core.errors import require_extra
-from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
-from dcdctl.core.models import DualEncoder
+from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.export.check import Samples, SampleVectors, embed_in_two_batches
+from dcdctl.core.export.target import Target
+from dcdctl.core.models import DualEncoder, ExportSpec, Model
 
-EXTRA = "open-clip"
+PACKAGE = "open_clip_torch>=3.3"
+_USAGE = """\
+import open_clip
+import torch
+from PIL import Image
+
+{folder}
+model, transform = open_clip.create_model_from_pretrained("local-dir:" + folder)
+model.eval()
+tokenizer = open_clip.get_tokenizer("local-dir:" + folder)
+
+with torch.no_grad():
+    images = model.encode_image(torch.stack([transform(Image.open("photo.png").convert("RGB"))]), normalize=True)
+    texts = model.encode_text(tokenizer(["a dog in the snow"]), normalize=True)
+scores = texts @ images.T
+"""
 
 
-def require() -> None:
-    """MissingError if open_clip is not installed."""
-    require_extra(EXTRA, "open_clip", needed_by=f"--to {EXTRA}")
+class OpenClip(Target):
+    """The folder of `models.save`, for models that open_clip loaded."""
 
+    name = "open-clip"
 
-def write(model: DualEncoder, folder: Path) -> None:
-    """Write into a new folder."""
-    models.save(model.export_copy(), folder)
+    def require(self) -> None:
+        require_extra(self.name, "open_clip", needed_by=f"--to {self.name}")
+
+    def check(self, model: Model, ref: str) -> None:
+        library = model.export_spec().library
+        if library != self.name:
+            raise ModelError(
+                f"{ref} is no model of open_clip, which cannot read it",
+                hint=f"export it with --to {library or 'transformers'}",
+            )
+
+    def write(self, model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
+        models.save(model.export_copy(), folder)
+
+    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
+        import open_clip
+
+        with models.quiet_open_clip():
+            network, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        network.eval()
+        with torch.no_grad():
+            return embed_in_two_batches(
+                samples,
+                lambda images: network.encode_image(
+                    torch.stack([transform(image) for image in images]), normalize=True
+                ),
+                lambda captions: network.encode_text(tokenizer(captions), normalize=True),
+            )
+
+    def usage(self, model: Model, name: str, folder: str) -> str:
+        return _USAGE.format(folder=folder)
+
+    def requirements(self, spec: ExportSpec) -> list[str]:
+        return [PACKAGE, "pillow"]
 
 
 def preprocessing(
@@ -31,7 +79,7 @@ def preprocessing(
 ) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Callable[[Sequence[Any]], dict[str, Any]]]:
     """The inputs of an image and a text tower by open_clip alone, from the open_clip_config.json of a folder without a
     network."""
-    require()
+    OpenClip().require()
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -43,20 +91,3 @@ def preprocessing(
         lambda images: {"pixel_values": torch.stack([transform(image) for image in images])},
         lambda captions: {"input_ids": tokenizer(list(captions))},
     )
-
-
-def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by open_clip alone, from a folder."""
-    require()
-    import open_clip
-
-    with models.quiet_open_clip():
-        network, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    network.eval()
-    with torch.no_grad():
-        return embed_in_two_batches(
-            samples,
-            lambda images: network.encode_image(torch.stack([transform(image) for image in images]), normalize=True),
-            lambda captions: network.encode_text(tokenizer(captions), normalize=True),
-        )

@@ -19,10 +19,11 @@ from torch import Tensor
 from dcdctl.core import files, models
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
-from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
-from dcdctl.core.models import DualEncoder, silence_transformers
+from dcdctl.core.export.check import Samples, SampleVectors, embed_in_two_batches
+from dcdctl.core.export.target import Target, trust, with_timm
+from dcdctl.core.models import DualEncoder, ExportSpec, Model, silence_transformers
 
-EXTRA, PACKAGE = "sentence-transformers", "sentence_transformers"
+PACKAGE = "sentence_transformers"
 NORMALIZE = "1_Normalize"
 # Names from before 5.4, which every version knows; the first module is in the root folder.
 MODULES = [
@@ -34,47 +35,69 @@ MODALITIES = {
 }  # the methods of every dual encoder in transformers
 
 
-def require() -> None:
-    """MissingError if sentence-transformers is not installed, or too old for the layout."""
-    require_extra(EXTRA, PACKAGE, needed_by=f"--to {EXTRA}")
-    # This package exists from version 5.4 on.
-    if importlib.util.find_spec(f"{PACKAGE}.base") is None:
-        raise MissingError("the sentence-transformers installed here is older than 5.4", hint=install_command(EXTRA))
+_USAGE = """\
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}"{trust})
+images = model.encode([Image.open("photo.png").convert("RGB")])
+texts = model.encode(["a dog in the snow"])
+scores = model.similarity(texts, images)
+"""
 
 
-def write(model: DualEncoder, folder: Path) -> None:
-    """Write into a new folder."""
-    if model.export_spec().library == EXTRA:
-        models.save(model.export_copy(), folder)
-        return
-    to_transformers.write(model, folder)
-    files.write_json(folder / "modules.json", MODULES)
-    table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
-    files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
-    module = {
-        "transformer_task": "feature-extraction",
-        "modality_config": MODALITIES,
-        "module_output_name": "sentence_embedding",
-    }
-    # torchvision, if it is installed, would resize images differently than Pillow.
-    module |= {"processor_kwargs": {"backend": "pil"}}
-    if (spec := model.export_spec()).padded_length is not None:
-        # The library pads captions to the longest of a batch, and hands a mask on where a tokenizer gives one.
-        module |= {"processing_kwargs": {"text": {**spec.text_options, "return_attention_mask": False}}}
-    files.write_json(folder / models.MODULE_CONFIG_FILE, module)
-    files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
+class SentenceTransformers(Target):
+    """The folder for transformers and four more files."""
 
+    name = "sentence-transformers"
+    tags = ("sentence-transformers",)
+    task = "sentence-similarity"
+    no_fusion = "has no vectors"
 
-def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by sentence-transformers alone, from a folder."""
-    require()
-    from sentence_transformers import SentenceTransformer
+    def require(self) -> None:
+        require_extra(self.name, PACKAGE, needed_by=f"--to {self.name}")
+        # This package exists from version 5.4 on.
+        if importlib.util.find_spec(f"{PACKAGE}.base") is None:
+            raise MissingError(
+                "the sentence-transformers installed here is older than 5.4", hint=install_command(self.name)
+            )
 
-    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-    with silence_transformers():
-        encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=bool(model.export_spec().code))
+    def write(self, model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
+        if model.export_spec().library == self.name:
+            models.save(model.export_copy(), folder)
+            return
+        to_transformers.write(model, folder)
+        files.write_json(folder / "modules.json", MODULES)
+        table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
+        files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
+        module = {
+            "transformer_task": "feature-extraction",
+            "modality_config": MODALITIES,
+            "module_output_name": "sentence_embedding",
+        }
+        # torchvision, if it is installed, would resize images differently than Pillow.
+        module |= {"processor_kwargs": {"backend": "pil"}}
+        if (spec := model.export_spec()).padded_length is not None:
+            # The library pads captions to the longest of a batch, and hands a mask on where a tokenizer gives one.
+            module |= {"processing_kwargs": {"text": {**spec.text_options, "return_attention_mask": False}}}
+        files.write_json(folder / models.MODULE_CONFIG_FILE, module)
+        files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
+        models.seal_again(folder)
 
-    def encode(inputs: list[Any]) -> Tensor:
-        return encoder.encode(inputs, show_progress_bar=False, convert_to_tensor=True)
+    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
+        from sentence_transformers import SentenceTransformer
 
-    return embed_in_two_batches(samples, encode, encode)
+        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+        with silence_transformers():
+            encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=bool(model.export_spec().code))
+
+        def encode(inputs: list[Any]) -> Tensor:
+            return encoder.encode(inputs, show_progress_bar=False, convert_to_tensor=True)
+
+        return embed_in_two_batches(samples, encode, encode)
+
+    def usage(self, model: Model, name: str, folder: str) -> str:
+        return _USAGE.format(name=name, trust=trust(model.export_spec()))
+
+    def requirements(self, spec: ExportSpec) -> list[str]:
+        return with_timm(["sentence-transformers>=5.4"], spec)

@@ -19,15 +19,149 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from dcdctl.core import files, models
-from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
+from dcdctl.core.export.check import Check, Samples, SampleVectors, compare_logits, embed_in_two_batches
+from dcdctl.core.export.target import Target, trust, with_timm
 from dcdctl.core.models import DualEncoder, ExportSpec, FusionScorer, Model, Preprocessor, silence_transformers
 
 PROCESSOR_CODE = "image_processing_encoder_dual"
 _ASSETS = files.packaged("assets")
 
 
+# backend="pil", because torchvision, if it is installed, would resize images differently than Pillow.
+_TRANSFORMERS = '''\
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import {model_class}, {processor_class}
+
+model = {model_class}.from_pretrained("{name}"{trust}).eval()
+processor = {processor_class}.from_pretrained("{name}", backend="pil"{trust})
+
+
+def embed_images(images):
+    """A unit vector for each image."""
+    pixels = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+    with torch.no_grad():
+        return normalize(model.get_image_features(**pixels).pooler_output, dim=-1)
+
+
+def embed_texts(captions):
+    """A unit vector for each caption."""
+{tokens}
+    with torch.no_grad():
+        return normalize(model.get_text_features({arguments}).pooler_output, dim=-1)
+
+
+scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T
+'''
+_MASKED = """\
+    tokens = processor(text=captions, padding=True, truncation=True, return_tensors="pt")
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]"""
+_PADDED = """\
+    # The model was trained on captions of this length, and attends to the padding.
+    tokens = processor(text=captions, padding="max_length", max_length={length}, truncation=True,
+    return_tensors="pt")"""
+_CROSS_ENCODER = '''\
+import torch
+from PIL import Image
+from transformers import {model_class}, {processor_class}
+
+model = {model_class}.from_pretrained("{name}").eval()
+processor = {processor_class}.from_pretrained("{name}", backend="pil")
+
+
+def score(images, captions):
+    """The logit of each image with the caption of the same index; higher is better."""
+    images = [image.convert("RGB") for image in images]
+    batch = processor(images=images, text=captions, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        {logit}
+
+
+scores = score([Image.open("photo.png")] * 2, ["a dog in the snow", "a cat on a mat"])
+'''
+_FUSION = '''\
+import torch
+from PIL import Image
+
+from dcdctl.core import models
+
+{folder}
+model = models.load_fusion(folder)
+
+
+def score(images, captions):
+    """The logit of each image with the caption of the same index; higher is better. Each is encoded once."""
+    image_states = model.encode_images(model.preprocess.images(images))
+    text_states = model.encode_texts(model.preprocess.texts(captions))
+    index = torch.arange(len(captions))
+    return model.score_pairs(image_states, text_states, index, index)
+
+
+with torch.no_grad():
+    scores = score([Image.open("photo.png")] * 2, ["a dog in the snow", "a cat on a mat"])
+'''
+
+
+class Transformers(Target):
+    """A folder for transformers; of a co-attention scorer, the folder of `models.save`."""
+
+    name = "transformers"
+
+    def require(self) -> None:
+        """Nothing: transformers is installed with dcdctl."""
+
+    def write(self, model: Model, folder: Path, *, with_int8: bool) -> None:
+        write(model, folder)
+        models.seal_again(folder)
+
+    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
+        spec = model.export_spec()
+        with silence_transformers():
+            if spec.code:
+                network = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+                processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
+            else:
+                network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
+                processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
+
+        def embed_images(images: list[Image.Image]) -> Tensor:
+            return network.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
+
+        def embed_texts(captions: list[str]) -> Tensor:
+            tokens = processor(text=captions, return_tensors="pt", **spec.text_options)
+            mask = None if spec.padded_length is not None else tokens["attention_mask"]
+            return network.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask).pooler_output
+
+        with torch.no_grad():
+            return embed_in_two_batches(samples, embed_images, embed_texts)
+
+    def compare(self, model: Model, folder: Path, samples: Samples) -> tuple[Check, ...]:
+        if model.kind == "dual":
+            return super().compare(model, folder, samples)
+        exported, original = score(folder, model, samples), scores_of(model, samples)
+        return (compare_logits(exported, original, hint="nothing was written"),)
+
+    def usage(self, model: Model, name: str, folder: str) -> str:
+        spec = model.export_spec()
+        classes = {"model_class": spec.model_class, "processor_class": spec.processor_class}
+        if model.kind == "fusion":
+            template = _CROSS_ENCODER if spec.model_class else _FUSION
+            return template.format(name=name, folder=folder, logit=_logit(spec), **classes)
+        if spec.code:
+            classes = {"model_class": "AutoModel", "processor_class": "AutoProcessor"}
+        tokens, arguments = _MASKED, "input_ids=ids, attention_mask=mask"
+        if spec.padded_length is not None:
+            tokens, arguments = _PADDED.format(length=spec.padded_length), 'input_ids=tokens["input_ids"]'
+        return _TRANSFORMERS.format(name=name, tokens=tokens, arguments=arguments, trust=trust(spec), **classes)
+
+    def requirements(self, spec: ExportSpec) -> list[str]:
+        # No class of transformers reads a co-attention scorer.
+        return with_timm(["transformers>=5", "torch"], spec) if spec.model_class else ["dcdctl"]
+
+
 def write(model: Model, folder: Path) -> None:
-    """Write into a new folder."""
+    """Write into a new folder, whose seal (`models.seal_again`) is left to the caller, who may add files."""
     spec, exported = model.export_spec(), model.export_copy()
     models.save(exported, folder)
     if spec.code:
@@ -48,29 +182,6 @@ def _write_processor(spec: ExportSpec, preprocess: Preprocessor, folder: Path) -
         )
         # AutoImageProcessor looks for its file here.
         preprocess.image_processor.save_pretrained(folder)
-
-
-def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by transformers alone, from a folder."""
-    spec = model.export_spec()
-    with silence_transformers():
-        if spec.code:
-            network = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
-        else:
-            network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
-            processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
-
-    def embed_images(images: list[Image.Image]) -> Tensor:
-        return network.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
-
-    def embed_texts(captions: list[str]) -> Tensor:
-        tokens = processor(text=captions, return_tensors="pt", **spec.text_options)
-        mask = None if spec.padded_length is not None else tokens["attention_mask"]
-        return network.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask).pooler_output
-
-    with torch.no_grad():
-        return embed_in_two_batches(samples, embed_images, embed_texts)
 
 
 def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:
@@ -118,3 +229,11 @@ def write_timm_processor(spec: ExportSpec, folder: Path) -> None:
         "pretrained_cfg": spec.timm_config.pretrained_cfg,
     }
     files.write_json(folder / "preprocessor_config.json", table)
+
+
+def _logit(spec: ExportSpec) -> str:
+    """The statements that return the logits of a batch."""
+    output = f"model(**batch{''.join(f', {name}={value}' for name, value in spec.options.items())}).{spec.output}"
+    if not spec.is_two_rows:
+        return f"return {output}.squeeze(-1)"
+    return f"no_match, match = {output}.unbind(dim=1)\n        return match - no_match"
