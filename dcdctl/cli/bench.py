@@ -119,11 +119,10 @@ def bench(timed: TimedModels, timing: Timing, json: Json = False) -> None:
     both."""
     from dcdctl.core import devices
     from dcdctl.core.bench import BenchConfig, compare_saved
-    from dcdctl.core.config import build
 
     device = devices.choose(timed.device)
     settings = asdict(timing) | {"precision": precision_on(timing.precision, device)}
-    result = compare_saved(timed.pair(), build(BenchConfig, settings), device=device, track=bar)
+    result = compare_saved(timed.pair(), BenchConfig(**settings), device=device, track=bar)
     if json:
         return show_json(result.to_json())
     show_bench(result)

@@ -14,9 +14,9 @@ from bench_fakes import Clock, FakeCorpus, FakeFusion, bench
 
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.bench import bench as bench_bench
-from dcdctl.core.bench.rates import QueryCurve
+from dcdctl.core.bench.rates import Timings
 from dcdctl.core.bench.result import QueryTiming
-from dcdctl.core.bench.timer import Quantity, Sample
+from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.errors import ConfigError
 
 
@@ -69,15 +69,11 @@ def test_extrapolation_starts_from_the_largest_timed_gallery():
     """The single steps would give another result: 1,000 images cost 6 ms in addition to the caption, but one image
     costs 1 ms."""
     draws = np.zeros((1, 1), dtype=np.int64)
-    steps = SimpleNamespace(text=Sample(np.array([[0.002]]), draws), rank_s=Quantity(0.001, np.array([0.001])))
-    timed = {
-        count: QueryTiming(Quantity(seconds, np.array([seconds])), steps.text)
-        for count, seconds in ((100, 0.1), (1000, 0.008))
-    }
-    curve = QueryCurve(
-        None, steps, is_cached=True, by_size={**timed, 5000: QueryTiming(Quantity(9.0, np.array([9.0])), None)}
-    )
-    assert curve.expected(10_000).value == pytest.approx(0.002 + 10 * 0.006)
+    caption, rank = (Repeats(np.array([[seconds]]), draws) for seconds in (0.002, 0.001))
+    timings = Timings(SimpleNamespace(batch_size=1), {"caption": caption, "rank": rank})
+    for count, seconds, repeats in ((100, 0.1, caption), (1000, 0.008, caption), (5000, 9.0, None)):
+        timings.queries[True][count] = QueryTiming(Quantity(seconds, np.array([seconds])), repeats)
+    assert timings.expected(10_000, is_cached=True).value == pytest.approx(0.002 + 10 * 0.006)
 
 
 def test_a_gallery_above_the_memory_limit_is_extrapolated():

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from dcdctl.core import models
-from dcdctl.core.bench import footprint
+from dcdctl.core.bench import BenchConfig, footprint
 from dcdctl.core.bench.footprint import count_flops
-from dcdctl.core.bench.steps import BenchModel, inputs_for, timed_model
+from dcdctl.core.bench.steps import prepare_model
 
 
 def test_a_linear_layer_costs_two_flops_per_weight_and_row():
@@ -55,15 +55,13 @@ def tiny_dual(corpus):
 
 
 def bench_model(model, corpus):
-    return BenchModel(
-        timed_model(model, 2), inputs_for(model.preprocess, corpus, torch.device("cpu"), num_images=2, batch_size=2)
-    )
+    return prepare_model(model, corpus, BenchConfig(num_images=2, batch_size=2, batch_sizes=(2,)))
 
 
 def test_the_product_of_a_dual_encoder_is_in_float32_under_autocast(corpus, tiny_dual):
     timed = bench_model(tiny_dual, corpus)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        gallery, texts = timed.gallery(5), timed.texts
+        gallery, texts = timed.gallery(5), timed.encoded_texts
         row, block = timed.steps.rank(gallery, texts), timed.steps.block(gallery, texts)
     assert gallery.dtype == texts.dtype == torch.float32
     torch.testing.assert_close(block, gallery @ texts.T, rtol=0, atol=0)
@@ -81,7 +79,7 @@ def test_the_flops_of_a_dual_encoder_equal_those_worked_out_by_hand(corpus, tiny
     num_patches = (32 // 16) ** 2
     image = num_patches * (3 * 16 * 16) * 16 + block(num_patches + 1, 16, 24) + 16 * 8
     assert flops.per_image == 2 * image
-    lengths = [text.input_ids.shape[1] for _, text in timed.inputs.singles]
+    lengths = [text.input_ids.shape[1] for _, text in timed.singles]
     # BERT's pooler, then the projection
     captions = [block(length, 16, 24) + 16 * 16 + 16 * 8 for length in lengths]
     assert flops.per_caption == 2 * sum(captions) / len(captions)
@@ -99,7 +97,7 @@ def test_the_flops_of_a_vilt_pair_equal_those_worked_out_by_hand(corpus):
     assert flops.per_image == 2 * 16 * (3 * 16 * 16) * width
     assert flops.per_caption == 0  # encoding a caption is an embedding lookup
     pairs = []
-    for _, text in timed.inputs.singles:
+    for _, text in timed.singles:
         tokens = text.input_ids.shape[1] + num_images
         query_and_output, folding = 2 * width * width, 2 * width * width
         last = query_and_output + folding + 2 * heads * tokens * width + 2 * width * inner + heads * (width // heads)

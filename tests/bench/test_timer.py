@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bench_fakes import Clock
 
-from dcdctl.core.bench.timer import Quantity, Sample, Timer
+from dcdctl.core.bench.timer import Quantity, Repeats, Timer
 
 
 def timer(clock: Clock, **settings) -> Timer:
@@ -73,13 +73,13 @@ def test_resampling_draws_the_same_rounds_for_all_models():
     """The second of two rounds is five times as slow for both models. Their ratio is 4 in every draw, while their times
     differ."""
     draws_RN = np.array([[0, 0], [0, 1], [1, 1]])
-    ours, theirs = Sample(np.array([[4.0], [20.0]]), draws_RN), Sample(np.array([[1.0], [5.0]]), draws_RN)
+    ours, theirs = Repeats(np.array([[4.0], [20.0]]), draws_RN), Repeats(np.array([[1.0], [5.0]]), draws_RN)
     assert ours.median.draws_R == pytest.approx([4, 12, 20])
     assert (ours.median / theirs.median).draws_R == pytest.approx([4, 4, 4])
 
 
 def test_a_percentile_covers_all_repeats_of_the_drawn_rounds():
-    sample = Sample(np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[1, 1]]))
+    sample = Repeats(np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[1, 1]]))
     assert sample.percentile(100).value == 5
     assert sample.percentile(0).value == 1
     assert sample.percentile(0).draws_R == pytest.approx([3])

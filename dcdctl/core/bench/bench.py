@@ -18,7 +18,7 @@ from dcdctl.core import artifacts, devices, files, models
 from dcdctl.core.bench import cold_start, footprint, rates, result
 from dcdctl.core.bench.cold_start import ColdStartRequest
 from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.rates import BatchTimes, RateMeasurement, Rates
+from dcdctl.core.bench.rates import Timings
 from dcdctl.core.bench.result import (
     Bench,
     CurvePoint,
@@ -27,13 +27,12 @@ from dcdctl.core.bench.result import (
     Footprint,
     ModelTimes,
     OnnxTimes,
-    QueryTiming,
     SpeedUp,
     Throughput,
     speed_up,
 )
-from dcdctl.core.bench.steps import BenchModel, Inputs, TimedDual, device_of, inputs_for, timed_model
-from dcdctl.core.bench.timer import Quantity, Timer
+from dcdctl.core.bench.steps import BenchModel, TimedDual, device_of, prepare_model
+from dcdctl.core.bench.timer import Timer
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, DcdError, MissingError
@@ -41,29 +40,6 @@ from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
 
 TEACHER, STUDENT, ONNX = "teacher", "student", "onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelTimings:
-    """All times of one model."""
-
-    rates: Rates
-    cached: dict[int, QueryTiming]
-    """Queries by gallery size, images encoded before."""
-    uncached: dict[int, QueryTiming]
-    """Queries by gallery size, images encoded with the query."""
-    test_set_s: Quantity
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What is known of a model besides its times."""
-
-    kind: str
-    runtime: str
-    dtype: str
-    footprint: Footprint
-    first_query: FirstQuery | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +68,11 @@ class ModelPair:
         return {TEACHER: teacher, STUDENT: ColdStartRequest(ref=self.student, **shared)}  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class BenchPlan:
-    """A benchmark whose settings are checked, with nothing opened yet."""
+def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
+    """The benchmark of two saved models; saved as bench.json if the student is a run folder.
 
-    clock: Callable[[], float]
-    result_file: Path | None
-    """bench.json in the student's run folder; None if the student is not a run."""
-
-
-def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> BenchPlan:
-    """The plan of a benchmark. Opens no corpus and no weights.
-
-    ModelError for a reference that names nothing, ConfigError for a wrong setting of the teacher and for a clock that
-    does not measure the device, InputError if the result cannot be written.
+    Before it opens a corpus or weights: ModelError for a reference that names nothing, ConfigError for a wrong setting
+    of the teacher and for a clock that does not measure the device, InputError if the result cannot be written.
     """
     models.check_ref(pair.student)
     models.check_ref(pair.teacher, pair.overrides)
@@ -113,27 +80,22 @@ def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> Bench
     if result_file is not None:
         files.check_output_file(result_file)
         artifacts.run_of(result_file.parent)  # an error before any work if run.json is damaged
-    return BenchPlan(_clock(config, device), result_file)
-
-
-def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
-    """The benchmark of two saved models; saved as bench.json if the student is a run folder."""
-    plan = resolve(pair, config, device)
+    clock = _clock(config, device)
     corpus = Corpus.open(pair.data, pair.split)
-    teacher, student = models.load(pair.teacher, pair.overrides, track), models.load(pair.student)
+    saved = {TEACHER: models.load(pair.teacher, pair.overrides, track), STUDENT: models.load(pair.student)}
     # Before the models are moved to a GPU, so that the processes have all of its memory.
     requests = pair.requests(config, device) if config.num_fresh_processes else {}
     fresh = cold_start.measure(requests, config.num_fresh_processes, track) if requests else {}
-    result = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=plan.clock, track=track)
-    result = dataclasses.replace(result, student_model=pair.student, teacher_model=pair.teacher)
-    if plan.result_file is not None:
-        artifacts.write_document(plan.result_file, {**result.to_json(), **artifacts.run_of(plan.result_file.parent)})
-    return result
+    on_device = {name: model.to(device) for name, model in saved.items()}
+    bench = compare(on_device, corpus, config, fresh=fresh, clock=clock, track=track)
+    bench = dataclasses.replace(bench, student_model=pair.student, teacher_model=pair.teacher)
+    if result_file is not None:
+        artifacts.write_document(result_file, {**bench.to_json(), **artifacts.run_of(result_file.parent)})
+    return bench
 
 
 def compare(
-    teacher: FusionScorer | DualEncoder,
-    student: FusionScorer | DualEncoder,
+    in_torch: Mapping[str, FusionScorer | DualEncoder],
     corpus: Corpus,
     config: BenchConfig,
     *,
@@ -141,34 +103,42 @@ def compare(
     clock: Callable[[], float] | None = None,
     track: Track = silent,
 ) -> Bench:
-    """Times of teacher and student, on the device they are on, and three speed-ups.
+    """Times of the teacher and the student, on the device they are on, and three speed-ups.
 
     `fresh` has the times of fresh processes by model; `clock` replaces the clock of the settings.
     """
+    student = in_torch[STUDENT]
     device = device_of(student)
     load_before = devices.load_average()
-    in_torch = ((TEACHER, teacher), (STUDENT, student))
     with _inference(config, device):
-        bench_models = {name: _bench_model(model, corpus, config) for name, model in in_torch}
-        facts = {name: _facts(model, bench_models[name], (fresh or {}).get(name)) for name, model in in_torch}
-        with onnx_student(student, bench_models[STUDENT].inputs, is_requested=config.is_onnx_timed) as onnx:
-            if onnx.model is not None:
-                bench_models[ONNX] = onnx.model
-            timings = _timings(
-                bench_models, corpus, config, _timer(config, device, clock or _clock(config, device)), track
-            )
+        bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
+        footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
+        with onnx_student(student, bench_models[STUDENT], is_requested=config.is_onnx_timed) as (onnx, onnx_times):
+            if onnx is not None:
+                bench_models[ONNX] = onnx
+            timer = _timer(config, device, clock or _clock(config, device))
+            timings = rates.measure(bench_models, config, timer, track)
+            runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
+            if onnx is not None:
+                runtimes[ONNX], footprints[ONNX] = (models.onnxruntime_version(), "float32"), footprints[STUDENT]
         machine = {**devices.describe(device), "load_average": [load_before, devices.load_average()]}
+    times = {
+        name: _model_times(each, corpus, config, footprints[name], *runtimes[name]) for name, each in timings.items()
+    }
+    speed_ups = {name: _speed_ups(timings[TEACHER], each, corpus, config) for name, each in timings.items()}
+    if onnx is not None:
+        onnx_times = dataclasses.replace(onnx_times, times=times[ONNX], speed_ups=speed_ups[ONNX])
     return Bench(
         split=corpus.split,
         num_images=corpus.num_images,
         num_captions=corpus.num_captions,
         settings=config,
         machine=machine,
-        teacher=_model_times(facts[TEACHER], timings[TEACHER], config),
-        student=_model_times(facts[STUDENT], timings[STUDENT], config),
-        onnx=_onnx_times(onnx, facts[STUDENT], timings, config),
-        speed_ups=_speed_ups(timings[TEACHER], timings[STUDENT], config.reference_gallery),
-        curve=_curve(timings[TEACHER], timings[STUDENT]),
+        teacher=dataclasses.replace(times[TEACHER], first_query=(fresh or {}).get(TEACHER)),
+        student=dataclasses.replace(times[STUDENT], first_query=(fresh or {}).get(STUDENT)),
+        onnx=onnx_times,
+        speed_ups=speed_ups[STUDENT],
+        curve=_curve(timings[TEACHER], timings[STUDENT], config),
     )
 
 
@@ -178,10 +148,7 @@ def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or before)
     try:
-        with (
-            torch.inference_mode(),
-            Compute(device=device, precision=config.precision).forward_pass(),
-        ):
+        with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
             yield
     finally:
         torch.set_num_threads(before)
@@ -208,84 +175,46 @@ def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
     return time.process_time
 
 
-def _bench_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> BenchModel:
-    model.eval()
-    inputs: Inputs = inputs_for(
-        model.preprocess,
-        corpus,
-        device_of(model),
-        num_images=config.num_images,
-        batch_size=config.batch_size,
-        batch_sizes=config.batch_sizes,
-        counts=config.gallery_sizes,
-    )
-    return BenchModel(timed_model(model, config.batch_size), inputs)
+def _dtype(model: FusionScorer | DualEncoder) -> str:
+    return next((str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()), "unknown")
 
 
-def _facts(model: FusionScorer | DualEncoder, bench_model: BenchModel, fresh: FirstQuery | None) -> ModelFacts:
-    return ModelFacts(
-        kind=bench_model.steps.kind,
-        runtime=f"torch {torch.__version__}",
-        dtype=next((str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()), "unknown"),
-        footprint=footprint.of_model(model, bench_model),
-        first_query=fresh,
-    )
-
-
-def _timings(
-    bench_models: Mapping[str, BenchModel], corpus: Corpus, config: BenchConfig, timer: Timer, track: Track
-) -> dict[str, ModelTimings]:
-    with track("bench", total=rates.num_measurements(config), unit="measurements") as advance:
-        measurement = RateMeasurement(bench_models, config, timer, advance)
-        by_model = rates.rates(measurement)
-        cached, uncached = (rates.queries(measurement, by_model, is_cached=is_cached) for is_cached in (True, False))
-    return {
-        name: ModelTimings(
-            rates=steps,
-            cached=cached[name],
-            uncached=uncached[name],
-            test_set_s=steps.image_s * corpus.num_images
-            + (steps.text_s + steps.block_s * corpus.num_images) * corpus.num_captions,
-        )
-        for name, steps in by_model.items()
-    }
-
-
-def _model_times(facts: ModelFacts, timings: ModelTimings, config: BenchConfig) -> ModelTimes:
-    steps, size = timings.rates, config.batch_size
-    pair = result.latency(steps.pair)
-    query = timings.cached[config.reference_gallery].sample
-    latencies = {
-        "pair": steps.pair,
-        "image": steps.image,
-        "caption": steps.text,
-        **({} if query is None else {"query": query}),
-    }
-    queries = [
-        result.query_time(count, by_size[count], is_cached=is_cached)
-        for count in sorted(timings.cached)
-        for is_cached, by_size in ((True, timings.cached), (False, timings.uncached))
-    ]
+def _model_times(
+    timings: Timings, corpus: Corpus, config: BenchConfig, size: Footprint, runtime: str, dtype: str
+) -> ModelTimes:
+    pair = result.latency(timings.steps["pair"])
+    latencies = {name: result.latency(timings.steps[name]) for name in ("pair", "image", "caption")}
+    if (query := timings.queries[True][config.reference_gallery].repeats) is not None:
+        latencies["query"] = result.latency(query)
+    test_set_s = timings.test_set_s(corpus.num_images, corpus.num_captions)
     return ModelTimes(
-        **{field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)},
-        num_parameters=facts.footprint.num_parameters,
+        kind=timings.model.steps.kind,
+        runtime=runtime,
+        num_parameters=size.num_parameters,
+        dtype=dtype,
         pair_p50_ms=pair.p50.ms,
         pair_p95_ms=pair.p95.ms,
         pair_p99_ms=pair.p99.ms,
-        latencies={name: result.latency(sample) for name, sample in latencies.items()},
-        pairs_per_s=steps.batches[size].pairs.median.inverse(size).value,
-        image_encode_ms=1000 * steps.image_s.value,
-        text_encode_ms=1000 * steps.text_s.value,
-        throughput=tuple(_throughput(count, times) for count, times in steps.batches.items()),
-        queries=tuple(queries),
-        test_set=Duration(
-            seconds=timings.test_set_s.value, extrapolated=True, interval=timings.test_set_s.interval, num_repeats=0
+        latencies=latencies,
+        pairs_per_s=timings.batches[config.batch_size]["pairs"].median.inverse(config.batch_size).value,
+        image_encode_ms=1000 * timings.in_batch("images").value,
+        text_encode_ms=1000 * timings.in_batch("captions").value,
+        throughput=tuple(_throughput(timings, count) for count in timings.batches),
+        queries=tuple(
+            result.query_time(count, timings.queries[is_cached][count], is_cached=is_cached)
+            for count in sorted(config.gallery_sizes)
+            for is_cached in (True, False)
         ),
+        test_set=Duration(seconds=test_set_s.value, extrapolated=True, interval=test_set_s.interval, num_repeats=0),
+        footprint=size,
+        first_query=None,
     )
 
 
-def _throughput(size: int, times: BatchTimes) -> Throughput:
-    pairs, images, captions = (sample.median.inverse(size) for sample in (times.pairs, times.images, times.texts))
+def _throughput(timings: Timings, size: int) -> Throughput:
+    pairs, images, captions = (
+        timings.batches[size][kind].median.inverse(size) for kind in ("pairs", "images", "captions")
+    )
     return Throughput(
         batch_size=size,
         pairs_per_s=pairs.value,
@@ -297,76 +226,52 @@ def _throughput(size: int, times: BatchTimes) -> Throughput:
     )
 
 
-def _onnx_times(
-    onnx: OnnxStudent, student: ModelFacts, timings: Mapping[str, ModelTimings], config: BenchConfig
-) -> OnnxTimes:
-    if onnx.model is None:
-        return OnnxTimes(note=onnx.note, times=None, largest_difference=None, file_bytes=None, speed_ups=())
-    facts = dataclasses.replace(student, runtime=models.onnxruntime_version(), dtype="float32", first_query=None)
-    return OnnxTimes(
-        note="",
-        times=_model_times(facts, timings[ONNX], config),
-        largest_difference=onnx.largest_difference,
-        file_bytes=onnx.file_bytes,
-        speed_ups=_speed_ups(timings[TEACHER], timings[ONNX], config.reference_gallery),
-    )
-
-
-def _speed_ups(teacher: ModelTimings, other: ModelTimings, num_images: int) -> tuple[SpeedUp, ...]:
+def _speed_ups(teacher: Timings, other: Timings, corpus: Corpus, config: BenchConfig) -> tuple[SpeedUp, ...]:
     """Teacher over other: for one pair, for one query, for the whole test set."""
+    pair_s, test_set_s = (
+        [timings.steps["pair"].median for timings in (teacher, other)],
+        [timings.test_set_s(corpus.num_images, corpus.num_captions) for timings in (teacher, other)],
+    )
     return (
-        speed_up(
-            "one pair, everything encoded", teacher.rates.pair.median, other.rates.pair.median, extrapolated=False
-        ),
-        _query_speed_up(teacher.cached, other.cached, num_images, "encoded before"),
-        speed_up("whole test set, all pairs", teacher.test_set_s, other.test_set_s, extrapolated=True),
+        speed_up("one pair, everything encoded", *pair_s, extrapolated=False),
+        _query_speed_up(teacher, other, config.reference_gallery, is_cached=True),
+        speed_up("whole test set, all pairs", *test_set_s, extrapolated=True),
     )
 
 
-def _curve(teacher: ModelTimings, student: ModelTimings) -> tuple[CurvePoint, ...]:
-    modes = (
-        (True, teacher.cached, student.cached, "encoded before"),
-        (False, teacher.uncached, student.uncached, "encoded with it"),
-    )
+def _curve(teacher: Timings, student: Timings, config: BenchConfig) -> tuple[CurvePoint, ...]:
     return tuple(
-        CurvePoint(num_images=count, is_cached=is_cached, speed_up=_query_speed_up(slow, fast, count, when))
-        for is_cached, slow, fast, when in modes
-        for count in sorted(slow)
+        CurvePoint(
+            num_images=count,
+            is_cached=is_cached,
+            speed_up=_query_speed_up(teacher, student, count, is_cached=is_cached),
+        )
+        for is_cached in (True, False)
+        for count in sorted(config.gallery_sizes)
     )
 
 
-def _query_speed_up(
-    teacher: Mapping[int, QueryTiming], other: Mapping[int, QueryTiming], num_images: int, when: str
-) -> SpeedUp:
-    slow, fast = teacher[num_images], other[num_images]
-    label = f"one query over {num_images:,} images, {when}"
-    return speed_up(label, slow.seconds, fast.seconds, extrapolated=slow.sample is None or fast.sample is None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnnxStudent:
-    """The student in ONNX Runtime."""
-
-    note: str = ""
-    """Why it is not timed; empty if it is."""
-    model: BenchModel | None = None
-    largest_difference: float | None = None
-    """Between a coordinate of its vectors and of torch's."""
-    file_bytes: int | None = None
+def _query_speed_up(teacher: Timings, other: Timings, num_images: int, *, is_cached: bool) -> SpeedUp:
+    slow, fast = (timings.queries[is_cached][num_images] for timings in (teacher, other))
+    label = f"one query over {num_images:,} images, encoded {'before' if is_cached else 'with it'}"
+    return speed_up(label, slow.seconds, fast.seconds, extrapolated=slow.repeats is None or fast.repeats is None)
 
 
 @contextmanager
-def onnx_student(model: FusionScorer | DualEncoder, inputs: Inputs, *, is_requested: bool) -> Iterator[OnnxStudent]:
-    """The student exported into a temporary folder. Its vectors are compared with torch's before it is timed."""
+def onnx_student(
+    model: FusionScorer | DualEncoder, bench_model: BenchModel, *, is_requested: bool
+) -> Iterator[tuple[BenchModel | None, OnnxTimes]]:
+    """The student exported into a temporary folder, and what is known of it before it is timed; None with a note if it
+    is not. Its vectors are compared with torch's."""
     if not is_requested:
-        yield OnnxStudent(note="not asked for")
+        yield None, OnnxTimes(note="not asked for")
     elif missing := _missing_packages():
-        yield OnnxStudent(note=missing)
+        yield None, OnnxTimes(note=missing)
     elif model.kind == "fusion":
-        yield OnnxStudent(note="does not export: the shapes of a fusion model depend on the data")
+        yield None, OnnxTimes(note="does not export: the shapes of a fusion model depend on the data")
     else:
         with tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
-            yield _exported(model, inputs, Path(folder))
+            yield _exported(model, bench_model, Path(folder))
 
 
 def _missing_packages() -> str:
@@ -377,16 +282,16 @@ def _missing_packages() -> str:
     return ""
 
 
-def _exported(model: DualEncoder, inputs: Inputs, folder: Path) -> OnnxStudent:
+def _exported(model: DualEncoder, in_torch: BenchModel, folder: Path) -> tuple[BenchModel | None, OnnxTimes]:
     try:
         # The files hold float32, whatever the autocast precision of the benchmark.
         with torch.inference_mode(False), torch.autocast(device_of(model).type, enabled=False):
             towers = models.export_onnx(model, folder / "towers")
             onnx = models.OnnxDual(towers, model.preprocess, device=device_of(model))
-            size = inputs.batch_size
-            difference = models.check_onnx(onnx, model, inputs.images[size], inputs.texts[size])
+            size = in_torch.batch_size
+            difference = models.check_onnx(onnx, model, in_torch.images[size], in_torch.texts[size])
     except DcdError as error:
-        return OnnxStudent(note=f"does not run: {error.args[0]}")
+        return None, OnnxTimes(note=f"does not run: {error.args[0]}")
     # It has only the members of a dual encoder that are timed.
-    model_in_onnx = BenchModel(TimedDual(cast(DualEncoder, onnx)), inputs)
-    return OnnxStudent(model=model_in_onnx, largest_difference=difference, file_bytes=towers.num_bytes)
+    timed = dataclasses.replace(in_torch, steps=TimedDual(cast(DualEncoder, onnx)))
+    return timed, OnnxTimes(largest_difference=difference, file_bytes=towers.num_bytes)

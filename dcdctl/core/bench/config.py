@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import AtLeast, Count, NotEmpty, Positive, check_fields
+from dcdctl.core.config import AtLeast, Count, Key, NotEmpty, Positive, check_fields
 from dcdctl.core.errors import ConfigError
 
 DEFAULT_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
@@ -28,7 +28,7 @@ class BenchConfig:
     """Seconds for the repeats of one measurement of one model; a query that takes longer is extrapolated."""
     gallery_sizes: Annotated[tuple[Count, ...], NotEmpty()] = DEFAULT_SIZES
     """Numbers of images N that a query is timed against."""
-    reference_gallery: int = 1000
+    reference_gallery: Annotated[int, Key("headline_size")] = 1000
     """The gallery size of the reported speed-up per query."""
     max_gallery_mib: int = 1024
     """A larger gallery of a dual model is not allocated, and its query is extrapolated."""

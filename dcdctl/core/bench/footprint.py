@@ -58,14 +58,14 @@ def _count(work: Callable[[], T]) -> tuple[int, T]:
     """The floating-point operations of the work, and what it returns."""
     counter: Any = FlopCounterMode(display=False, custom_mapping=_MISSING_IN_TORCH)
     with torch.no_grad(), counter:
-        found = work()
-    return int(counter.get_total_flops()), found
+        outcome = work()
+    return int(counter.get_total_flops()), outcome
 
 
 def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Footprint:
     """The footprint of a model, measured on its inputs."""
     with _without_gradients(model):
-        num_floats, flops = bench_model.steps.index_floats(bench_model.images), _flops(bench_model)
+        num_floats, flops = bench_model.steps.index_floats(bench_model.encoded_images), _flops(bench_model)
     return Footprint(
         num_parameters=num_parameters(model.named_parameters()),
         weight_bytes=sum(
@@ -104,11 +104,11 @@ def _is_saved(name: str) -> bool:
 
 
 def _flops(bench_model: BenchModel) -> Flops:
-    steps, inputs = bench_model.steps, bench_model.inputs
-    gallery = bench_model.gallery(inputs.batch_size)
-    query = steps.encode_texts(inputs.singles[0][1])
+    steps, batch_size = bench_model.steps, bench_model.batch_size
+    gallery = bench_model.gallery(batch_size)
+    query = steps.encode_texts(bench_model.single(0)[1])
     of_images, of_captions, of_scores = [], [], []
-    for image, text in inputs.singles[:NUM_COUNTED]:
+    for image, text in bench_model.singles[:NUM_COUNTED]:
         of_image, encoded_image = _count(partial(steps.encode_images, image))
         of_caption, encoded_text = _count(partial(steps.encode_texts, text))
         of_images.append(of_image)
@@ -118,5 +118,5 @@ def _flops(bench_model: BenchModel) -> Flops:
         per_image=fmean(of_images),
         per_caption=fmean(of_captions),
         per_pair=fmean(of_images) + fmean(of_captions) + fmean(of_scores),
-        per_ranked_image=count_flops(lambda: steps.rank(gallery, query)) / inputs.batch_size,
+        per_ranked_image=count_flops(lambda: steps.rank(gallery, query)) / batch_size,
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dcdctl.core import artifacts
 from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.timer import Quantity, Sample
+from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError
 
@@ -29,7 +29,7 @@ class QueryTiming:
     """The time to find the first images of a gallery for one caption."""
 
     seconds: Quantity
-    sample: Sample | None
+    repeats: Repeats | None
     """The repeats; None if it was extrapolated."""
 
 
@@ -202,14 +202,14 @@ class CurvePoint:
 class OnnxTimes:
     """The student in ONNX Runtime."""
 
-    note: str
+    note: str = ""
     """Why it was not timed; empty if it was."""
-    times: ModelTimes | None
-    largest_difference: float | None
+    times: ModelTimes | None = None
+    largest_difference: float | None = None
     """Between a coordinate of its vectors and of torch's."""
-    file_bytes: int | None
+    file_bytes: int | None = None
     """Size of both files together, with float32 weights."""
-    speed_ups: tuple[SpeedUp, ...]
+    speed_ups: tuple[SpeedUp, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,33 +237,28 @@ class Bench:
 
     def to_json(self) -> dict[str, Any]:
         """The contents of bench.json."""
-        table: dict[str, Any] = to_table(self)
-        settings = table["settings"]
-        # The key of the file format, which is older than the name of the setting.
-        table["settings"] = {
-            "headline_size" if name == "reference_gallery" else name: value for name, value in settings.items()
-        }
-        return table
+        document: dict[str, Any] = to_table(self)
+        return document
 
 
-def latency(sample: Sample) -> Latency:
+def latency(repeats: Repeats) -> Latency:
     """Percentiles of the repeats."""
-    p50, p95, p99 = (_percentile(sample, percent) for percent in (50, 95, 99))
-    return Latency(num_repeats=sample.num_repeats, num_rounds=len(sample.seconds_NK), p50=p50, p95=p95, p99=p99)
+    p50, p95, p99 = (_percentile(repeats, percent) for percent in (50, 95, 99))
+    return Latency(num_repeats=repeats.num_repeats, num_rounds=len(repeats.seconds_NK), p50=p50, p95=p95, p99=p99)
 
 
-def _percentile(sample: Sample, percent: int) -> Percentile:
-    ms = sample.percentile(percent) * 1000
-    is_resolved = sample.num_repeats * (100 - percent) >= 100
+def _percentile(repeats: Repeats, percent: int) -> Percentile:
+    ms = repeats.percentile(percent) * 1000
+    is_resolved = repeats.num_repeats * (100 - percent) >= 100
     return Percentile(percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved)
 
 
 def query_time(num_images: int, timing: QueryTiming, *, is_cached: bool) -> QueryTime:
     """The time of a query as plain values."""
-    num_repeats = 0 if timing.sample is None else timing.sample.num_repeats
+    num_repeats = 0 if timing.repeats is None else timing.repeats.num_repeats
     duration = Duration(
         seconds=timing.seconds.value,
-        extrapolated=timing.sample is None,
+        extrapolated=timing.repeats is None,
         interval=timing.seconds.interval,
         num_repeats=num_repeats,
     )

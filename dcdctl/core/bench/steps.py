@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.data import Corpus
-from dcdctl.core.models import DualEncoder, FusionScorer, Preprocessor, States
+from dcdctl.core.models import DualEncoder, FusionScorer, States
 
 FIRST = 10
 """A query ends when its first ten images are known."""
@@ -19,41 +20,43 @@ FLOAT32_BYTES = 4
 MiB = 2**20
 
 
-class TimedModel(Protocol):
+class TimedModel(ABC):
     """The steps of a fusion or a dual model. A gallery is what the model stores for many encoded images."""
 
     kind: str
 
+    @abstractmethod
     def encode_images(self, batch: Any) -> Any: ...
 
+    @abstractmethod
     def encode_texts(self, batch: Any) -> Any: ...
 
+    @abstractmethod
     def score_matching(self, images: Any, texts: Any) -> Tensor:
         """The score of each image k with caption k."""
-        ...
 
+    @abstractmethod
     def gallery(self, images: Any, count: int) -> Any:
         """A gallery of `count` encoded images: the given ones, repeated."""
-        ...
 
+    @abstractmethod
     def gallery_bytes(self, images: Any, count: int) -> int:
         """Bytes of such a gallery in this benchmark."""
-        ...
 
+    @abstractmethod
     def index_floats(self, images: Any) -> float:
         """Mean count of numbers that an index stores per image."""
-        ...
 
+    @abstractmethod
     def rank(self, gallery: Any, text: Any) -> Tensor:
         """Scores of one encoded caption with every image of a gallery."""
-        ...
 
+    @abstractmethod
     def block(self, gallery: Any, texts: Any) -> Tensor:
         """Scores of a block of pairs, grouped by image, as a whole test set is scored."""
-        ...
 
 
-class TimedFusion:
+class TimedFusion(TimedModel):
     """A cross-encoder: every pair passes through the fusion layers, in batches. Its gallery repeats indices, not
     states."""
 
@@ -61,7 +64,12 @@ class TimedFusion:
 
     def __init__(self, model: FusionScorer, batch_size: int) -> None:
         self._model, self._size = model, batch_size
-        self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
+
+    def encode_images(self, batch: Any) -> States:
+        return self._model.encode_images(batch)
+
+    def encode_texts(self, batch: Any) -> States:
+        return self._model.encode_texts(batch)
 
     def score_matching(self, images: States, texts: States) -> Tensor:
         index = torch.arange(len(texts))
@@ -88,7 +96,7 @@ class TimedFusion:
         return self._model.score_pairs(gallery[0], texts, torch.zeros_like(index), index)
 
 
-class TimedDual:
+class TimedDual(TimedModel):
     """A dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as evaluation and
     search compute it."""
 
@@ -130,9 +138,11 @@ def _in_float32(vectors: Tensor) -> torch.autocast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The same images and captions for every model, through its own preprocessing, on its device."""
+class BenchModel:
+    """A model of a benchmark, with the same images and captions as every other one: through its own preprocessing, on
+    its device."""
 
+    steps: TimedModel
     singles: list[tuple[Any, Any]]
     """Batches of one image and one caption."""
     images: dict[int, Any]
@@ -142,32 +152,28 @@ class Inputs:
     batch_size: int
     """For galleries."""
 
+    def single(self, number: int) -> tuple[Any, Any]:
+        """The image and the caption of a round."""
+        return self.singles[number % len(self.singles)]
+
     def chunks(self, count: int) -> list[Any]:
         """The batches that `count` images consist of."""
         full, rest = divmod(count, self.batch_size)
         return [self.images[self.batch_size]] * full + ([self.images[rest]] if rest else [])
 
-
-@dataclass(frozen=True)
-class BenchModel:
-    """A model of a benchmark with its inputs."""
-
-    steps: TimedModel
-    inputs: Inputs
-
     @cached_property
-    def images(self) -> Any:
+    def encoded_images(self) -> Any:
         """An encoded batch of images."""
-        return self.steps.encode_images(self.inputs.images[self.inputs.batch_size])
+        return self.steps.encode_images(self.images[self.batch_size])
 
     @cached_property
-    def texts(self) -> Any:
+    def encoded_texts(self) -> Any:
         """An encoded batch of captions."""
-        return self.steps.encode_texts(self.inputs.texts[self.inputs.batch_size])
+        return self.steps.encode_texts(self.texts[self.batch_size])
 
     def gallery(self, count: int) -> Any:
         """A gallery of `count` encoded images."""
-        return self.steps.gallery(self.images, count)
+        return self.steps.gallery(self.encoded_images, count)
 
 
 def timed_model(model: FusionScorer | DualEncoder, batch_size: int) -> TimedModel:
@@ -183,36 +189,30 @@ def device_of(model: FusionScorer | DualEncoder) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def inputs_for(
-    preprocess: Preprocessor,
-    corpus: Corpus,
-    device: torch.device,
-    *,
-    num_images: int,
-    batch_size: int,
-    batch_sizes: Collection[int] = (),
-    counts: Collection[int] = (),
-) -> Inputs:
-    """The first images of a corpus with their captions, preprocessed: singly, in batches, and the remainders of
-    `counts` images."""
-    images = corpus.images(range(min(num_images, corpus.num_images)))
+def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> BenchModel:
+    """A model in evaluation mode with the first images of a corpus and their captions, preprocessed: singly, in
+    batches, and the remainders of the galleries."""
+    model.eval()
+    preprocess, device, batch_size = model.preprocess, device_of(model), config.batch_size
+    images = corpus.images(range(min(config.num_images, corpus.num_images)))
 
     def caption(k: int) -> str:
         turn, image = divmod(k, len(images))
-        own = corpus.captions_of(image)
-        return corpus.captions[own[turn % len(own)]]
+        captions = corpus.captions_of(image)
+        return corpus.captions[captions[turn % len(captions)]]
 
     def image_batch(count: int) -> Any:
         return preprocess.images([images[k % len(images)] for k in range(count)]).to(device)
 
-    sizes = {batch_size, *batch_sizes}
-    remainders = {count % batch_size for count in counts} - {0}
-    return Inputs(
+    sizes = config.all_batch_sizes
+    remainders = {count % batch_size for count in config.gallery_sizes} - {0}
+    return BenchModel(
+        steps=timed_model(model, batch_size),
         singles=[
             (preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device))
             for k, image in enumerate(images)
         ],
-        images={count: image_batch(count) for count in sizes | remainders},
+        images={count: image_batch(count) for count in {*sizes, *remainders}},
         texts={size: preprocess.texts([caption(k) for k in range(size)]).to(device) for size in sizes},
         batch_size=batch_size,
     )

@@ -61,7 +61,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Repeats:
     """The times of one model for repeats of the same work."""
 
     seconds_NK: NDArray[np.float64]
@@ -107,7 +107,7 @@ class Timer:
         self.synchronize()
         return self.clock() - started
 
-    def time_in_turn(self, works: Mapping[str, Work]) -> dict[str, Sample]:
+    def time_in_turn(self, works: Mapping[str, Work]) -> dict[str, Repeats]:
         """The times of each model after its warm-up, in as many rounds as the budget of the slowest model allows."""
         affordable = {name: self._affordable(work) for name, work in works.items()}
         num_rounds = max(min(affordable.values()), self.min_rounds)
@@ -119,7 +119,7 @@ class Timer:
             for name in self.rng.permutation(sorted(works)).tolist():
                 seconds[name].append([self.once(works[name], number) for _ in range(per_round[name])])
         draws_RN = self.rng.integers(num_rounds, size=(NUM_DRAWS, num_rounds))
-        return {name: Sample(np.array(times), draws_RN) for name, times in seconds.items()}
+        return {name: Repeats(np.array(times), draws_RN) for name, times in seconds.items()}
 
     def _affordable(self, work: Work) -> int:
         """The number of repeats that fit into the budget, by the time of the warm-up."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, files, locks, models
-from dcdctl.core.data import Corpus, Direction, share_split
+from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, vectors
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Evaluation, HowMeasured, Kind, Measured
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Evaluation, HowMeasured, Measured
 from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Protocol, SplitChoice, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
@@ -45,18 +45,9 @@ def evaluate_model(
     scores them. ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or
     a form of vectors with anything but a dual encoder alone.
     """
-    started, compute = time.perf_counter(), options.compute
-    if options.form != FULL_VECTORS and (model.kind == "fusion" or rerank is not None):
-        raise _no_vectors()
-    if compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
-        raise ModelError(
-            "a dual encoder's features are its vectors, which are computed only once anyway",
-            hint="leave --features out",
-        )
-    if model.kind == "fusion" and rerank is not None:
-        raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
+    started = time.perf_counter()
+    _check_options(model, rerank, options)
     task = RankingTask(corpus, options, track, on_workload)
-    kind: Kind = model.kind if rerank is None else "cascade"
     if model.kind == "fusion":
         ranked = rankers.rank_by_fusion(model, task)
     elif rerank is None:
@@ -74,29 +65,33 @@ def evaluate_model(
         protocol=HowMeasured(
             name=options.protocol.name,
             folds=options.protocol.num_folds,
-            kind=kind,
-            depth=options.depths[-1] if kind == "cascade" else None,
-            features=None if compute.features is None else "float16",
+            kind=model.kind if rerank is None else "cascade",
+            depth=None if rerank is None else options.depths[-1],
+            features=None if options.compute.features is None else "float16",
             ties=TIES,
-            precision=compute.precision,
+            precision=options.compute.precision,
             vectors=options.form,
         ),
         text_retrieval=text_retrieval,
         image_retrieval=image_retrieval,
         rankings=rankings,
-        table=RankTable(
-            tuple(corpus.image_ids),
-            corpus.caption_ids,
-            corpus.caption_image,
-            rankings.text.ranks,
-            rankings.image.ranks,
-            tuple(corpus.captions),
-            {direction: rankings.of(direction).positive_score_Q for direction in Direction},
-        ),
+        table=RankTable.of(corpus, rankings),
         depths=ranked.depths,
         pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_options(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> None:
+    if options.form != FULL_VECTORS and (model.kind == "fusion" or rerank is not None):
+        raise _no_vectors()
+    if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
+        raise ModelError(
+            "a dual encoder's features are its vectors, which are computed only once anyway",
+            hint="leave --features out",
+        )
+    if model.kind == "fusion" and rerank is not None:
+        raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
 
 
 @dataclass(frozen=True, kw_only=True)

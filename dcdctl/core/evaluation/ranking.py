@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction
+from dcdctl.core.data import Corpus, Direction
 
 NUM_TOP = 10
 """Candidates of each query that are kept: as far as R@10 looks."""
@@ -68,6 +68,19 @@ class RankTable:
     """(T,): empty strings if the table of ranks has no captions; none if it was not read for them."""
     scores: dict[Direction, NDArray[np.float32]] = field(default_factory=dict)
     """(Q,): score of each query's best positive, by direction; NaN if the table of ranks has no scores."""
+
+    @staticmethod
+    def of(corpus: Corpus, rankings: Rankings) -> RankTable:
+        """The ranks of a corpus."""
+        return RankTable(
+            tuple(corpus.image_ids),
+            corpus.caption_ids,
+            corpus.caption_image,
+            rankings.text.ranks,
+            rankings.image.ranks,
+            tuple(corpus.captions),
+            {direction: rankings.of(direction).positive_score_Q for direction in Direction},
+        )
 
     def ranks(self, direction: Direction) -> NDArray[np.int64]:
         """(Q,): rank of each query of a direction."""

@@ -267,9 +267,8 @@ def rerank(
     ... )
     >>> ranking = rerank(first, np.array([[0.1, 0.7, 0.5], [0.3, 0.2, 0.4]]), np.array([[0, 1, 0], [0, 0, 0]]) > 0,
     ...     depth=3)
-    >>> ranking.ranks, ranking.top_QK
-    (array([1, 9]), array([[7, 5, 4],
-           [3, 1, 2]]))
+    >>> ranking.ranks.tolist(), ranking.top_QK.tolist()
+    ([1, 9], [[7, 5, 4], [3, 1, 2]])
     """
     scores_QD, is_positive_QD = scores_QK[:, :depth], is_positive_QK[:, :depth]
     # A positive that ties with the last of the first D candidates may be among them by chance. Its position is beyond
@@ -288,12 +287,12 @@ def rerank(
     # The last key sorts first: by score, and positives after other candidates with the same score.
     order_QD = np.lexsort((is_positive_QD, -scores_QD), axis=1)
     top_QD = np.take_along_axis(first.top_QK[:, :depth], order_QD, axis=1)
-    top_scores = [np.take_along_axis(scores_QD, order_QD, axis=1), first.top_score_QK[:, depth:]]
+    top_score_QD = np.take_along_axis(scores_QD, order_QD, axis=1)
     return Ranking(
         positions_QR=positions_QR,
         positive_score_Q=positive_score_Q,
         top_QK=np.concatenate([top_QD, first.top_QK[:, depth:]], axis=1)[:, :num_top],
-        top_score_QK=np.concatenate(top_scores, axis=1)[:, :num_top],
+        top_score_QK=np.concatenate([top_score_QD, first.top_score_QK[:, depth:]], axis=1)[:, :num_top],
     )
 
 

@@ -17,7 +17,7 @@ from dcdctl.core.errors import StaleError
 from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift
 from dcdctl.core.files import shown
 from dcdctl.core.report import html
-from dcdctl.core.report.gallery import Column, Queries, Query
+from dcdctl.core.report.gallery import ModelColumn, Queries, Query
 from dcdctl.core.report.html import EmbeddedImage
 
 QUERY_PX = 160
@@ -121,10 +121,10 @@ def _sections(comparison: Comparison, queries: Queries) -> dict[str, list[Query]
 
 def _columns(
     comparison: Comparison, pairwise: PairwiseComparison, direction: Direction, shift: RankShift, queries: Queries
-) -> list[Column]:
+) -> list[ModelColumn]:
     """The base, then the other system."""
     return [
-        Column(
+        ModelColumn(
             comparison.names[letter], ranks, queries.answers(comparison.systems[letter].runs[0], direction, shift.query)
         )
         for letter, ranks in ((comparison.base, shift.base), (pairwise.letter, shift.ours))

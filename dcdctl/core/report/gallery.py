@@ -88,7 +88,7 @@ def _extremes(gain_Q: NDArray[np.float64], order_Q: NDArray[np.int64]) -> tuple[
 
 
 @dataclass(frozen=True)
-class Answer:
+class FirstAnswer:
     """One of the first answers of a model to a query."""
 
     candidate: int
@@ -100,13 +100,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Column:
+class ModelColumn:
     """The ranks and the first answers of a model for a query."""
 
     model: str
     ranks: Sequence[int]
     """In each of its runs."""
-    answers: list[Answer]
+    answers: list[FirstAnswer]
     """Of its first run; empty if they were not kept."""
 
 
@@ -120,7 +120,7 @@ class Query:
     image_id: str
     captions: list[str]
     """The query caption, or the captions of the query image."""
-    columns: list[Column]
+    columns: list[ModelColumn]
 
 
 @dataclass(frozen=True)
@@ -137,19 +137,19 @@ class Queries:
     def captions_of(self, image: int) -> list[str]:
         return [self.captions[caption] for caption in np.flatnonzero(self.table.caption_image == image).tolist()]
 
-    def query(self, direction: Direction, query: int, columns: list[Column]) -> Query:
+    def query(self, direction: Direction, query: int, columns: list[ModelColumn]) -> Query:
         image = self.image_of(direction, query)
         captions = self.captions_of(image) if direction == Direction.TEXT else [self.captions[query]]
         return Query(direction, image, self.table.image_ids[image], captions, columns)
 
-    def answers(self, saved: SavedEvaluation, direction: Direction, query: int) -> list[Answer]:
+    def answers(self, saved: SavedEvaluation, direction: Direction, query: int) -> list[FirstAnswer]:
         """The first answers to a query in an evaluation; empty if it did not keep them."""
         if not saved.top:
             return []
         top, names = saved.top[direction], self.captions if direction == Direction.TEXT else self.table.image_ids
         columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
         rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
-        return [Answer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
+        return [FirstAnswer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +257,7 @@ def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]])
     for direction, _ in TITLES:
         for query in chosen[direction]:
             columns = [
-                Column(
+                ModelColumn(
                     model.label,
                     [int(model.table.ranks(direction)[query])],
                     queries.answers(model.saved, direction, query),
