@@ -16,9 +16,6 @@ DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "InfoNCE + KL": sets(),
     "InfoNCE + DCD-KL": sets(loss__terms="{infonce=1.0,dcd-kl=4.0}"),
     "InfoNCE + margin-MSE": sets(loss__terms="{infonce=1.0,margin-mse=0.1}", optimizer__lr_factors="{calibration=100}"),
-    "InfoNCE + WSL, all pairs": sets(loss__terms="{infonce=1.0,wsl-pairs=4.0}"),
-    "InfoNCE + CPRD": sets(loss__terms="{infonce=1.0,cprd=1.0}"),
-    "InfoNCE + affinity mimicking": sets(loss__terms="{infonce=1.0,affinity=1.0}"),
     "KL alone, dropout 0.1": sets(loss__terms="{kl=4.0}", model__dropout=0.1),
     "WSL, lists": sets(loss__terms="{ranking=1.0,wsl=2.5}", loss__temperature=2.0) + LISTS,
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + LISTS,
@@ -32,7 +29,6 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD-KL": sets(loss__terms="{dcd-kl=1.0}", batch__size=16),
     "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=16),
     "WSL": sets(loss__terms="{wsl=1.0}"),
-    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", batch__size=16),
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
@@ -243,7 +239,6 @@ def _list_ablations() -> list[Step]:
     """Ablations of DCD, whose lists hold the positive and the 7 hardest of 15 drawn candidates."""
     table, base = "Ablations of DCD on lists, one teacher, seed 0", "alpha 0.5, 7 negatives of 15 drawn, random"
     dcd = DUAL_LOSSES["DCD, lists"]
-    refresh = ("--teacher", "runs/pair-0", *sets(batch__refresh_steps="[400,700]"))
     changes: dict[str, tuple[tuple[str, ...], str]] = {
         base: (sets(), "random-0"),
         "alpha 0.2": (sets(loss__alpha=0.2), "random-0"),
@@ -257,7 +252,6 @@ def _list_ablations() -> list[Step]:
         "unweighted": (sets(loss__terms="{mse=0.5,ground-truth=0.5}"), "random-0"),
         "candidates by words (BM25)": (sets(), "lexical-0"),
         "candidates by a dual student": (sets(), "embedding-0"),
-        "candidates refreshed at steps 400 and 700": (refresh, "random-0"),
         "a teacher of 1 layer": (sets(), "shallow-random-0"),
     }
     rows = enumerate(changes.items())

@@ -14,9 +14,6 @@ SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "KL": sets(loss__terms="{kl=1.0}", loss__temperature=1.0),
     "DCD-KL": sets(loss__terms="{dcd-kl=1.0}", loss__temperature=1.0),
     "margin-MSE": sets(loss__terms="{margin-mse=1.0}"),
-    "WSL, all pairs": sets(loss__terms="{wsl-pairs=1.0}", loss__temperature=1.0),
-    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", loss__temperature=1.0),
-    "affinity mimicking": sets(loss__terms="{affinity=1.0,infonce=1.0}"),
     "WSL, lists": sets(loss__terms="{wsl=1.0}") + SCENES_LISTS,
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + SCENES_LISTS,
     "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}")
@@ -29,7 +26,6 @@ SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "KL": sets(loss__terms="{kl=1.0}", batch__size=12),
     "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=12),
     "WSL": sets(loss__terms="{wsl=1.0}"),
-    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", batch__size=12),
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }

@@ -48,10 +48,11 @@ from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.export import to_sentence_transformers
 from dcdctl.core.scoring import CorpusSource, Source
-from dcdctl.core.training import distill, load_recipe, runs
-from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.training import corpus_data, load_recipe, runs
+from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import make_batches, work_per_step
+from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.loop import TrainingOptions, train
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
@@ -109,7 +110,7 @@ class Indices:
 def drawn_batches(corpus: Corpus, recipe: Recipe, num_steps: int) -> Batches:
     """The batches that dcdctl draws."""
     indices: Any = Indices(corpus)
-    batches: Any = AllPairsBatches(indices, recipe.batch, recipe.seed, None)
+    batches: Any = CorpusBatches(indices, AllPairs(corpus, recipe.batch, recipe.seed, None))
     drawn = [batches[step] for step in range(num_steps)]
     return [(batch.images.tolist(), batch.texts[batch.text_ix_RC[0].numpy()].tolist()) for batch in drawn]
 
@@ -144,7 +145,7 @@ def make(folder: Path, num_steps: int) -> Inputs:
     model = models.load_dual(str(folder / "clip"))
     to_sentence_transformers.SentenceTransformers().write(model, folder / "exported", with_int8=False)
     corpus = Corpus.open(folder / "corpus", "train")
-    source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
+    source = functools.partial(CorpusSource, corpus, model.preprocess, corpus_data.IMAGE_CACHE_BYTES)
     recipe = load_recipe("clip-finetune", RECIPE)
     return Inputs(folder, captions, model, source, recipe, drawn_batches(corpus, recipe, num_steps))
 
@@ -152,9 +153,11 @@ def make(folder: Path, num_steps: int) -> Inputs:
 def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], float]:
     """A training by dcdctl, as its command does it; it returns the loss of the first step."""
     plan = MicroBatchPlan(micro_batches, range(micro_batches))
-    model, batches = copy.deepcopy(inputs.model), make_batches(inputs.source(), inputs.recipe, None, plan)
+    model, source = copy.deepcopy(inputs.model), inputs.source()
+    pairs = AllPairs(source.corpus, inputs.recipe.batch, inputs.recipe.seed, None)
+    batches = make_batches(source, inputs.recipe, pairs, plan)
     run = runs.start_run(Path(tempfile.mkdtemp(dir=inputs.folder)), inputs.recipe, "benchmark", {}, resume=False)
-    unit, per_step = work_per_step(inputs.recipe, None)
+    unit, per_step = work_per_step(inputs.recipe, has_scores=False)
     watch = functools.partial(view, unit=unit, per_step=per_step)
     options = TrainingOptions(micro_batches=micro_batches)
     settings = {"num_steps": num_steps, "seed": inputs.recipe.seed, "options": options, "watch": watch}

@@ -84,4 +84,6 @@ def _train(arguments: Distill | FinetuneTeacher) -> Run:
     progress = arguments.progress
     with api.same_threads():
         job, refs, options = arguments.request()
-        return training.train(job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say)
+        return training.train_model(
+            job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
+        )

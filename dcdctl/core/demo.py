@@ -15,7 +15,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Measured
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, build_cache
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
@@ -227,9 +227,9 @@ def _distill(
     teacher_ref, scorer = teacher
     start = scorer if recipe.model.kind == "fusion" else None
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = Inputs(Corpus.open(data, "train"), [] if cache is None else [cache], start, teacher_ref=teacher_ref)
+    inputs = OpenInputs(Corpus.open(data, "train"), [] if cache is None else [cache], start, teacher_ref=teacher_ref)
     job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
-    run = training.train(job, inputs, options=TrainingOptions(compute=compute), track=track)
+    run = training.train_model(job, inputs, options=TrainingOptions(compute=compute), track=track)
     return models.load(run.folder)
 
 

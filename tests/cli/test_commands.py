@@ -253,7 +253,7 @@ def test_every_option_of_finetune_teacher_has_its_effect(run_cli, scenes_corpus_
     assert facts["inputs"]["corpus"] == Corpus.open(scenes_corpus_dir, "test", 8).fingerprint
     assert (out / "mined.safetensors").is_file()
     refused = run_cli(
-        "finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "batch.mined_from=0.5"
+        "finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "optimizer.weight_decay=0.5"
     )
     assert "batch.size is 4, too few for 5 micro-batches" in refused.stderr
 

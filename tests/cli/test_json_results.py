@@ -108,7 +108,7 @@ def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path
         recalls = {f"{prefix}_{way}_r{k}": 1.0 * k for way in ("text", "image") for k in (1, 5, 10)}
         return {"step": step, **recalls, f"{prefix}_rsum": rsum}
 
-    from dcdctl.core.training.outcome import _best
+    from dcdctl.core.training.validation import _best
 
     metrics = [{**line(0, "start", 32.0), "loss": 1.0}, line(3, "val", 32.0), line(7, "val", 31.0)]
     assert _best(metrics, 8.0) == {

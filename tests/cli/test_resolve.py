@@ -317,11 +317,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         ),
         Mistake(
             "DUAL",
-            r"batch\.refresh_steps adds .* to a cache, and a dual --teacher",
-            {**KL, "--set": "batch.refresh_steps=[5]"},
-        ),
-        Mistake(
-            "DUAL",
             r"candidates\.relative_margin is for .* cache.*; leave it out",
             {**KL, "--set": "candidates.relative_margin=0.1"},
         ),

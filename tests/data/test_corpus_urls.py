@@ -14,10 +14,11 @@ from tiny import make_corpus
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
+from dcdctl.core import training
 from dcdctl.core.data import Corpus, summarize_corpus
 from dcdctl.core.data.download import http
 from dcdctl.core.errors import CorpusError, SourceError
-from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, distill
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 SHARD = "train-00000-of-00001.parquet"
 
@@ -113,7 +114,10 @@ def test_evaluation_and_training_take_a_url(scenes_corpus_dir, memory, dual_run,
     for name, place in (("url", ["memory://scenes"]), ("folder", scenes_corpus_dir)):
         job = TrainingJob("distill", "demo-dual-alone", sets, tmp_path / name)
         losses.append(
-            [line["loss"] for line in distill.train(job, InputRefs(data=place), options=TrainingOptions()).metrics()]
+            [
+                line["loss"]
+                for line in training.train_model(job, InputRefs(data=place), options=TrainingOptions()).metrics()
+            ]
         )
     assert losses[0] == losses[1]
 

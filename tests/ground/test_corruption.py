@@ -22,11 +22,10 @@ from tiny import make_corpus, make_teacher
 
 from dcdctl.core import files
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
-from dcdctl.core.devices import ON_CPU
 from dcdctl.core.scoring import features, open_or_build
 from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, IndexSearcher, commit, keywords, parse_where
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
-from dcdctl.core.training import negatives, refresh
+from dcdctl.core.training import negatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 from dcdctl.core.verify import verify
 
@@ -54,8 +53,7 @@ def corpus_kind(folder: Path) -> Artifact:
 
 
 def cache_kind(folder: Path) -> Artifact:
-    """A teacher cache, read as by training, `inspect`, `--extend` for a part of the corpus, and a refresh that
-    resumes."""
+    """A teacher cache, read as by training, `inspect`, and `--extend` for a part of the corpus."""
     corpus = make_corpus(folder / "corpus", TEXTS)
     teacher = make_teacher(corpus.captions)
     with pytest.MonkeyPatch.context() as patched:
@@ -63,14 +61,12 @@ def cache_kind(folder: Path) -> Artifact:
         for name, seed in (("made", 0), ("other", 1)):
             build.build_cache(corpus, teacher, folder / name, CandidateConfig(per_query=3, seed=seed))
     plan, subset = read_cache(folder / "made").plan, corpus.subset(9)
-    source: Any = SimpleNamespace(corpus=corpus)
 
     def read(path: Path) -> Any:
         cache = read_cache(path, corpus=corpus, teacher=teacher.digest)
         scores = cache.lookup(np.arange(12)[:, None], np.arange(24))
         reused = build.reusable_pairs(path, subset, {**plan, "corpus": subset.fingerprint})
-        refreshed = refresh.refresh_cache(cache, path, teacher, teacher, source, compute=ON_CPU, step=1)
-        return scores, cache.candidates, summarize_cache(read_cache(path)), reused, refreshed.score_P, refreshed.role_P
+        return scores, cache.candidates, summarize_cache(read_cache(path)), reused, cache.score_P, cache.role_P
 
     return Artifact(folder / "made", folder / "other", read)
 

@@ -13,13 +13,13 @@ from encoders import make_pair, save_text, save_vision
 from tiny import make_teacher
 from torch.testing import assert_close
 
-from dcdctl.core import devices, models
+from dcdctl.core import devices, models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.training import Inputs, TrainingOptions, distill, initial_model, recipe
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe
 from dcdctl.core.training.batches.batch import MicroBatch
 from dcdctl.core.training.recipe import ModelConfig
 
@@ -225,9 +225,9 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_cosine_and_fusion(corpus
     assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
     assert start.network.cosine.logit_scale.item() == 2
     options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
-    inputs = Inputs(corpus, [], None)
-    run = distill.train(
-        distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options
+    inputs = OpenInputs(corpus, [], None)
+    run = training.train_model(
+        TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options
     )
     trained = dict(models.load_fusion(run.folder).network.named_parameters())
     changed = {

@@ -14,7 +14,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import FeatureSpec, FrozenDual, ProjectionSize
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, train_model
 from dcdctl.core.training.recipe import ModelConfig
 
 SIZE = ProjectionSize(projection_dim=8, dropout=0.5)
@@ -95,7 +95,9 @@ def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
         "max_text_len = 12\n[loss]\nterms = { infonce = 1.0 }\n[batch]\nsize = 8\n[optimizer]\nlr = 1e-2\nsteps = 30\n"
     )
     options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
-    run = train(TrainingJob("distill", str(recipe), [], tmp_path / "run"), Inputs(corpus, [], None), options=options)
+    run = train_model(
+        TrainingJob("distill", str(recipe), [], tmp_path / "run"), OpenInputs(corpus, [], None), options=options
+    )
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     student = models.load_dual(run.folder)

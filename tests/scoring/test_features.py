@@ -17,14 +17,14 @@ from encoders import make_pair
 from tiny import contents, make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import artifacts, files, locks, models
+from dcdctl.core import artifacts, files, locks, models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
 from dcdctl.core.teacher import CandidateConfig, build
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe
 
 HALF = {"rtol": 2**-10, "atol": 1e-4}
 """Half a unit in the last of float16's 11 digits, and something for numbers near 0."""
@@ -400,22 +400,22 @@ def test_caches_and_losses_are_those_of_the_encoders(root, corpus, pair, tmp_pat
         build.build_cache(corpus, pair, tmp_path / "0", config, compute=Compute(features=root))
     runs = []
     for folder in (None, root):
-        inputs, options = Inputs(corpus, [caches[0]], pair), TrainingOptions(compute=Compute(features=folder))
+        inputs, options = OpenInputs(corpus, [caches[0]], pair), TrainingOptions(compute=Compute(features=folder))
         out = tmp_path / f"run {folder is None}"
-        run = distill.train(TrainingJob("distill", "vilt-flickr30k", TRAIN, out), inputs, options=options)
+        run = training.train_model(TrainingJob("distill", "vilt-flickr30k", TRAIN, out), inputs, options=options)
         runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
     assert runs[1] == pytest.approx(runs[0], abs=2e-3)
     assert len(runs[0]) == 2
 
 
 def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
-    inputs = Inputs(corpus, [], pair)
+    inputs = OpenInputs(corpus, [], pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}", "loss.weight_group=none"]
     options = TrainingOptions(compute=Compute(features=root))
     with pytest.raises(
         ConfigError, match=r"--features stores the outputs of frozen encoders, and these encoders are trained; set"
     ):
-        distill.train(
+        training.train_model(
             TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options
         )
 

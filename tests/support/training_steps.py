@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import recipe_batches
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,10 +21,9 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import read_cache
-from dcdctl.core.training import Inputs, initial_model
+from dcdctl.core.training import OpenInputs, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
@@ -70,10 +70,10 @@ STARTS = {
     ],
     "CLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=lora", "model.lora_rank=2"],
     # Squared errors of logits have a gradient with respect to the bias, which a softmax cancels.
-    "SigLIP": [*STARTED, "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }"],
+    "SigLIP": [*STARTED, "loss.terms={ ranking = 1.0, mse = 0.1 }"],
     "SigLIP LoRA": [
         *STARTED,
-        "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }",
+        "loss.terms={ ranking = 1.0, mse = 0.1 }",
         "model.trained=lora",
         "model.lora_rank=2",
     ],
@@ -86,7 +86,7 @@ Student = tuple[models.Model, Recipe]
 
 
 def gradients_of(
-    inputs: Inputs,
+    inputs: OpenInputs,
     student: Student,
     plan: MicroBatchPlan,
     *,
@@ -104,7 +104,7 @@ def gradients_of(
     )
     if scale is not None:
         weight.fill_(math.log(scale))
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
+    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
     values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
@@ -113,7 +113,7 @@ def gradients_of(
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def make_student(inputs: Inputs, kind: str, starts: Path) -> Student:
+def make_student(inputs: OpenInputs, kind: str, starts: Path) -> Student:
     """The student of a kind in training mode, without dropout, and its recipe.
 
     A kind of `STARTS` starts from the model in `starts`, whose CLIPs have no dropout.
@@ -133,7 +133,7 @@ def make_student(inputs: Inputs, kind: str, starts: Path) -> Student:
     return model, recipe
 
 
-def prepare_without_numbers(inputs: Inputs, student: Student, count: int) -> tuple[nn.Module, Callable[[], object]]:
+def prepare_without_numbers(inputs: OpenInputs, student: Student, count: int) -> tuple[nn.Module, Callable[[], object]]:
     """A copy of a student, and its step in `count` micro-batches on torch's `meta` device, whose tensors have shapes
     and no numbers.
 
@@ -142,7 +142,7 @@ def prepare_without_numbers(inputs: Inputs, student: Student, count: int) -> tup
     """
     model, recipe = copy.deepcopy(student)
     plan = MicroBatchPlan(count, range(count), by_side=model.kind == "dual")
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
+    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
     compute = WithoutAutocast(device=torch.device("meta"))
     options = StepCompute(compute=compute, scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
     info = StepInfo(step=1, num_steps=4, seed=0)
@@ -160,7 +160,7 @@ def save_shared_gradients(data: str, teacher: str, cache: str, students: str, ou
     """Write the gradients of each pickled student, split into one and two micro-batches per process, to
     OUT/KIND-COUNT-RANK.safetensors."""
     corpus = Corpus.open(Path(data), "train")
-    inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
+    inputs = OpenInputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
     Path(out).mkdir(exist_ok=True)
     save_shared_tensors(out)
     # Some tens of thousands of numbers in several buckets of several parameters.

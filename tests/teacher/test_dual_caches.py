@@ -223,39 +223,6 @@ def test_a_fusion_student_starts_from_no_dual_teacher(folders, cached, scenes_co
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dual_teacher_scores_the_new_candidates_of_its_own_cache(
-    folders, cached, scenes_corpus_dir, corpus, tmp_path
-):
-    sets = [
-        "model.kind=dual",
-        "model.start=new",
-        "model.layers=[]",
-        "model.hidden_size=16",
-        "model.num_heads=2",
-        "model.num_layers=1",
-    ]
-    sets += [
-        "batch.size=4",
-        "batch.random_negatives=2",
-        "batch.hard_negatives=1",
-        "optimizer.steps=3",
-        "batch.refresh_steps=[2]",
-    ]
-    words = ["distill", "tiny-student", "--data", scenes_corpus_dir, "--device", "cpu", "--cache", cached["whole"]]
-    words += [word for each in [*sets, "model.vocab_size=200", "loss.terms={ kl = 1.0 }"] for word in ("--set", each)]
-    result = run_cli(*words, "--teacher", folders["whole"], "--out", tmp_path / "run")
-    assert result.exit_code == 0, result.stderr
-    before, after = read_cache(cached["whole"]), read_cache(tmp_path / "run" / "caches" / "step-2")
-    assert after.num_pairs > before.num_pairs
-    assert after.plan["teacher"] == before.plan["teacher"]
-    np.testing.assert_allclose(
-        after.score_P, logits_of(folders["whole"], corpus)[after.image_P, after.text_P], rtol=1e-5, atol=1e-5
-    )
-    other = run_cli(*words, "--teacher", folders["frozen"], "--out", tmp_path / "other")
-    assert other.exit_code == 1
-    assert "another teacher" in other.stderr
-
-
 def test_a_fusion_student_has_no_start_in_a_dual_scorer(folders, corpus):
     scorer = models.load_scorer(folders["whole"])
     for layers in ("[0]", "[]"):

@@ -10,11 +10,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from batches import recipe_batches
 from duals import save_dual
 from encoders import save_text, save_vision
 from tiny import contents, make_wide_dual
 
-from dcdctl.core import artifacts, models
+from dcdctl.core import artifacts, models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
@@ -25,24 +26,23 @@ from dcdctl.core.teacher import (
     EmbeddedTeacher,
     EmbeddedTeachers,
     TeacherCache,
-    TeacherEnsemble,
     cache_format,
     candidate_lists,
     embedded_teachers,
 )
+from dcdctl.core.teacher.cache import TeacherEnsemble
 from dcdctl.core.training import (
     InputRefs,
-    Inputs,
+    OpenInputs,
     TrainingJob,
     TrainingOptions,
-    distill,
     initial_model,
     load_recipe,
     loop,
     runs,
 )
-from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.train import open_data
 
 SMALL = [
     "model.hidden_size=16",
@@ -132,7 +132,7 @@ class Uncached:
 def batches_of(corpus: Any, recipe: Any, scores: Any) -> tuple[Any, Any]:
     """The initial model of a recipe, and its batches."""
     model = initial_model.make_model(recipe, corpus.captions, None).eval()
-    return model, make_batches(CorpusSource(corpus, model.preprocess), recipe, scores)
+    return model, recipe_batches(CorpusSource(corpus, model.preprocess), recipe, scores)
 
 
 def test_scores_are_the_logits_of_the_model_for_any_shape_of_pairs(duals, embedded, corpus):
@@ -171,13 +171,13 @@ def test_batches_of_all_pairs_are_those_of_a_training_without_a_teacher(embedded
     recipe = load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 1.0, kl = 1.0 }"])
     _, taught = batches_of(corpus, recipe, embedded[0])
     _, alone = batches_of(corpus, load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 1.0 }"]), None)
-    assert taught.batches_per_epoch == alone.batches_per_epoch
+    assert taught.pairs.batches_per_epoch == alone.pairs.batches_per_epoch
     for step in range(10):
-        for ours, theirs in zip(taught._pairs(step), alone._pairs(step), strict=True):
+        for ours, theirs in zip(taught.pairs._pairs(step), alone.pairs._pairs(step), strict=True):
             assert np.array_equal(ours, theirs)
         assert not taught[step].teacher_RC.isnan().any()
         assert alone[step].teacher_RC.isnan().all()
-    assert taught.coverage(3).scored == taught.coverage(3).queries == 1.0
+    assert taught.pairs.coverage(3).scored == taught.pairs.coverage(3).queries == 1.0
 
 
 def test_lists_keep_the_hardest_of_fresh_draws_from_the_whole_corpus(embedded, corpus):
@@ -187,7 +187,7 @@ def test_lists_keep_the_hardest_of_fresh_draws_from_the_whole_corpus(embedded, c
     _, alone = batches_of(corpus, load_recipe("tiny-student", [*sets, "loss.terms={ ranking = 1.0 }"]), None)
     negatives: dict[int, set[int]] = {}
     for step in range(60):
-        drawn = [alone._list(sample) for sample in range(8 * step, 8 * step + 8)]
+        drawn = [alone.pairs._list(sample) for sample in range(8 * step, 8 * step + 8)]
         image_BN, text_BN = (np.stack(indices) for indices in zip(*drawn, strict=True))
         if step % 20 == 0:
             scores_BN = embedded[1].lookup(image_BN, text_BN)
@@ -240,7 +240,7 @@ TERMS = [
 
 def train(corpus: Any, out: Path, duals: Any, *sets: str, **job: Any) -> Any:
     plan = TrainingJob("distill", "tiny-student", [*TERMS, *sets], out, **job)
-    return distill.train(plan, Inputs(corpus, [], None, duals), options=TrainingOptions())
+    return training.train_model(plan, OpenInputs(corpus, [], None, duals), options=TrainingOptions())
 
 
 def losses_of(run: Any) -> list[dict[str, float]]:
@@ -302,7 +302,7 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
         "distill", "photos-self", [*sets, "model.projection_dim=8", "optimizer.steps=2"], tmp_path / "run"
     )
     options, lines = TrainingOptions(compute=Compute(features=tmp_path / "features")), []
-    run = distill.train(job, InputRefs(data=corpus.folder, teachers=teachers), options=options, say=lines.append)
+    run = training.train_model(job, InputRefs(data=corpus.folder, teachers=teachers), options=options, say=lines.append)
     assert lines == ["the dual teacher scores every pair, so batches are drawn as without a teacher"]
     assert [plan["features"] for plan in run.facts()["inputs"]["teachers"]] == ["float16", None]
     assert len(list((tmp_path / "features").iterdir())) == 2
@@ -318,10 +318,12 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
 def test_the_weights_of_a_recipe_reach_its_teachers(duals, corpus, tmp_path):
     job, inputs = (
         TrainingJob("distill", "tiny-student", [*TERMS, "teachers.weights=[3, 1]"], tmp_path / "run"),
-        Inputs(corpus, [], None, duals),
+        OpenInputs(corpus, [], None, duals),
     )
-    plan = distill.resolve(job, inputs, TrainingOptions())
-    scores = distill._load_models(plan, distill._open_files(plan, inputs), inputs, silent).scores
+    plan = training.resolve(job, inputs, TrainingOptions())
+    data = open_data(plan)
+    data.load_teachers(silent)
+    scores = data.embedded
     assert isinstance(scores, EmbeddedTeachers)
     assert scores.weights.tolist() == [0.75, 0.25]
 
@@ -354,9 +356,9 @@ def test_vectors_that_are_not_finite_are_refused_and_leave_no_run(duals, corpus,
 def test_what_a_dual_teacher_cannot_do_is_refused_before_anything_is_read(
     duals, corpus, tmp_path, dual_teachers, caches, sets, message
 ):
-    inputs = Inputs(corpus, [cast(Any, None)] * caches, None, duals[:dual_teachers])
+    inputs = OpenInputs(corpus, [cast(Any, None)] * caches, None, duals[:dual_teachers])
     with pytest.raises((ConfigError, ModelError), match=message):
-        distill.resolve(
+        training.resolve(
             TrainingJob("distill", "tiny-student", [*TERMS, *sets], tmp_path / "run"), inputs, TrainingOptions()
         )
 
@@ -364,4 +366,4 @@ def test_what_a_dual_teacher_cannot_do_is_refused_before_anything_is_read(
 def test_two_models_to_start_from_are_refused(tmp_path):
     job = TrainingJob("finetune-teacher", "tiny-teacher", [], tmp_path / "run")
     with pytest.raises(ConfigError, match="--teacher names 2 models, expected the one that the student starts from"):
-        distill.resolve(job, InputRefs(data=tmp_path, teachers=["scenes-vilt", "scenes-vilt"]), TrainingOptions())
+        training.resolve(job, InputRefs(data=tmp_path, teachers=["scenes-vilt", "scenes-vilt"]), TrainingOptions())

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from tiny import make_teacher
 
+from dcdctl.core import training
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher import CandidateConfig, TeacherEnsemble, build, read_caches
+from dcdctl.core.teacher import CandidateConfig, build, read_caches
 from dcdctl.core.teacher import cache as teacher_cache
-from dcdctl.core.training import Inputs, TrainingOptions, distill, recipe
+from dcdctl.core.teacher.cache import TeacherEnsemble
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, recipe
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, 
     assert config.teachers.weights == (0.7, 0.3)
     with pytest.raises(ConfigError, match=r"teachers\.weights\[\d\] must be above 0"):
         recipe.load_recipe("tiny-student", ["teachers.weights=[1, 0]"])
-    inputs = Inputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
+    inputs = OpenInputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
     sets = [
         "model.layers=[0, 2]",
         "batch.size=4",
@@ -123,8 +125,8 @@ def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, 
         "batch.hard_negatives=1",
         "optimizer.steps=2",
     ]
-    run = distill.train(
-        distill.TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions()
+    run = training.train_model(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions()
     )
     assert run.is_finished
     assert [plan["teacher"] for plan in run.facts()["inputs"]["cache"]] == [

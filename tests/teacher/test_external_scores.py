@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import contents
 
-from dcdctl.core import scoring
+from dcdctl.core import scoring, training
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import (
     CacheJob,
@@ -28,7 +28,7 @@ from dcdctl.core.teacher import (
     read_caches,
     take_scores,
 )
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions
 
 CONFIG = CandidateConfig(per_query=4)
 COMPUTE = Compute(batch_size=64)
@@ -164,9 +164,9 @@ def test_training_from_both_caches_gives_equal_losses_and_run_json_names_the_tea
         "optimizer.steps=2",
     ]
     runs = [
-        distill.train(
+        training.train_model(
             TrainingJob("distill", "tiny-student", sets, tmp_path / name),
-            Inputs(corpus, [cache], teacher),
+            OpenInputs(corpus, [cache], teacher),
             options=TrainingOptions(),
         )
         for name, cache in (("own", own), ("external", external))
@@ -176,12 +176,6 @@ def test_training_from_both_caches_gives_equal_losses_and_run_json_names_the_tea
     ] * 2
     named = runs[1].facts()["inputs"]["cache"]
     assert (named["teacher_name"], named["scores_sha256"]) == (NAME, external.plan["scores_sha256"])
-    refresh = TrainingJob("distill", "tiny-student", [*sets, "batch.refresh_steps=[1]"], tmp_path / "refreshed")
-    with pytest.raises(
-        ConfigError,
-        match=rf"refresh_steps adds candidates, and the scores of .* are those of {NAME}, which dcdctl cannot",
-    ):
-        distill.train(refresh, Inputs(corpus, [external], teacher), options=TrainingOptions())
 
 
 def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_listed(own, scored, job, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import list_batches, pair_batches, recipe_batches
 from tiny import make_corpus
 
 from dcdctl.core.data import Corpus, RaggedArray
@@ -17,12 +18,9 @@ from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, build, false_negative_filter
 from dcdctl.core.training import load_recipe
-from dcdctl.core.training.batches.all_pairs import AllPairsBatches, Neighbors, find_neighbors, neighbor_batches
+from dcdctl.core.training.batches.all_pairs import Neighbors, find_neighbors, neighbor_batches
 from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
-from dcdctl.core.training.batches.lists import CandidateListBatches
-from dcdctl.core.training.batches.make import make_batches
-from dcdctl.core.training.losses.config import LossConfig
-from dcdctl.core.training.negatives import MinedNegatives
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import loss_terms
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -87,7 +85,7 @@ LISTS = BatchConfig(size=10, random_negatives=9, hard_negatives=4)
 
 
 def test_the_teachers_column_j_is_the_score_of_the_pair_in_column_j(corpus, drawn, known):
-    batches = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    batches = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
     for step in range(6):
         batch = batches[step]
         image_BN, text_BN = known(batch)
@@ -101,7 +99,7 @@ def test_the_teachers_column_j_is_the_score_of_the_pair_in_column_j(corpus, draw
 
 def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
     # Nine are drawn of nine cached, so that the hardest of the query's whole list are known.
-    batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
+    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
     image_BN, text_BN = known(batch)
     for b in range(0, 10, 2):
         image = int(image_BN[b, 0])
@@ -116,7 +114,7 @@ def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
 
 
 def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
-    batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
+    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
     expected = batch.teacher_RC.sort(dim=1, descending=True).values
     # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its
     # stead.
@@ -129,14 +127,14 @@ def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
 
 def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
     config = BatchConfig(size=6, random_negatives=9, hard_negatives=4, directions=("image",))
-    image_BN, text_BN = known(CandidateListBatches(CorpusSource(corpus, Named()), config, 0, drawn)[0])
+    image_BN, text_BN = known(list_batches(CorpusSource(corpus, Named()), config, 0, drawn)[0])
     assert all(len(set(row)) == 1 for row in text_BN)
     assert all(len(set(row.tolist())) == 5 for row in image_BN)
 
 
 def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, known):
-    batches = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
-    assert batches.batches_per_epoch == 16
+    batches = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    assert batches.pairs.batches_per_epoch == 16
     positives = [row[0] for step in range(16) for row in known(batches[step])[1]]
     assert sorted(positives) == sorted(corpus.captions)
     again = [row[0] for step in range(16, 32) for row in known(batches[step])[1]]
@@ -144,7 +142,7 @@ def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, kno
     assert again != positives
 
 
-@pytest.mark.parametrize("kind", [CandidateListBatches, AllPairsBatches])
+@pytest.mark.parametrize("kind", [list_batches, pair_batches])
 def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
     config = BatchConfig(size=8, random_negatives=5, hard_negatives=4)
     batches = kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)
@@ -159,7 +157,7 @@ def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
 
 
 def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
-    batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
+    batch = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
     images: Any = batch.images
     assert len(images) == len(set(images)) == int(batch.image_ix_RC.max()) + 1
     assert len(batch.texts) == int(batch.text_ix_RC.max()) + 1 < batch.text_ix_RC.numel()
@@ -167,7 +165,7 @@ def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
 
 def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, known):
     config = BatchConfig(size=10, random_negatives=12)
-    batch = CandidateListBatches(CorpusSource(corpus, Named()), config, 0, None)[0]
+    batch = list_batches(CorpusSource(corpus, Named()), config, 0, None)[0]
     image_BN, text_BN = known(batch)
     assert image_BN.shape == (10, 13)
     assert batch.teacher_RC.isnan().all()
@@ -179,27 +177,27 @@ def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
     with pytest.raises(
         ConfigError, match=r"batch\.random_negatives is 10, the cache has at most 9 candidates for a query"
     ):
-        CandidateListBatches(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
+        list_batches(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
 
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
     config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", config)
-    batches = CandidateListBatches(
+    batches = list_batches(
         CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache
     )
-    assert batches.batches_per_epoch == 8
+    assert batches.pairs.batches_per_epoch == 8
     assert not any(batches[step].teacher_RC.isnan().any() for step in range(8))
 
 
 def test_a_corpus_of_one_picture_has_no_negatives(tmp_path):
     alone = make_corpus(tmp_path / "corpus", [["a", "b"]])
     with pytest.raises(MissingError, match="no negatives to draw"):
-        CandidateListBatches(CorpusSource(alone, Named()), BatchConfig(size=2), 0, None)[0]
+        list_batches(CorpusSource(alone, Named()), BatchConfig(size=2), 0, None)[0]
 
 
 def test_all_pairs_have_positives_on_the_diagonal_and_their_own_scores(corpus, blocks, known):
-    batch = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=6), 0, blocks)[2]
+    batch = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=6), 0, blocks)[2]
     image_QG, text_QG = known(batch)
     for q in range(6):
         assert is_own(corpus, image_QG[q, q], text_QG[q][q])
@@ -211,14 +209,14 @@ def test_all_pairs_have_positives_on_the_diagonal_and_their_own_scores(corpus, b
 
 
 def test_a_batch_as_large_as_a_block_is_a_block(corpus, blocks):
-    batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
-    assert batches.batches_per_epoch == 4
+    batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
+    assert batches.pairs.batches_per_epoch == 4
     assert not any(batches[step].teacher_RC.isnan().any() for step in range(12))
 
 
 def test_smaller_batches_are_parts_of_blocks_and_drawn_ones_are_better_than_chance(corpus, blocks, drawn):
     def share(size: int, cache: TeacherCache) -> float:
-        batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=size), 0, cache)
+        batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=size), 0, cache)
         return float(np.mean([(~batches[step].teacher_RC.isnan()).float().mean() for step in range(8)]))
 
     assert share(4, blocks) > 0.95
@@ -228,24 +226,24 @@ def test_smaller_batches_are_parts_of_blocks_and_drawn_ones_are_better_than_chan
 
 def test_the_scored_share_of_a_batch_counts_its_negatives_alone(corpus, blocks, drawn):
     for cache in (blocks, drawn):
-        batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, cache)
+        batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, cache)
         parts = [batches[step] for step in range(16)]
         expected = [float((~part.teacher_RC.isnan()).sum() - 8) / 56 for part in parts]
         assert [part.scored_share for part in parts] == pytest.approx(expected)
-        assert batches.coverage(99).scored == pytest.approx(np.mean(expected))
-        assert batches.coverage(3).scored == pytest.approx(np.mean(expected[:3]))
+        assert batches.pairs.coverage(99).scored == pytest.approx(np.mean(expected))
+        assert batches.pairs.coverage(3).scored == pytest.approx(np.mean(expected[:3]))
         negatives = [~part.teacher_RC.isnan() & ~torch.eye(8, dtype=torch.bool) for part in parts]
         queries = [(scored.any(0).float().mean() + scored.any(1).float().mean()) / 2 for scored in negatives]
-        assert batches.coverage(99).queries == pytest.approx(np.mean(queries))
-    lists = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
-    assert (lists[0].scored_share, lists.coverage(1).queries) == (1.0, 1.0)
+        assert batches.pairs.coverage(99).queries == pytest.approx(np.mean(queries))
+    lists = list_batches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    assert (lists[0].scored_share, lists.pairs.coverage(1).queries) == (1.0, 1.0)
     hidden = lists[0].teacher_RC.clone()
     hidden[:, :2] = torch.nan
     assert dataclasses.replace(lists[0], teacher_RC=hidden).scored_share == 3 / 4
 
 
 def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(corpus, blocks, known):
-    batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
+    batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
     first, second = (
         [known(batches[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8))
     )
@@ -255,13 +253,13 @@ def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(c
 
 def test_every_step_draws_other_captions_of_the_same_images(corpus, known):
     """A batch as large as the corpus has the same images in each step."""
-    batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=32), 0, None)
+    batches = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=32), 0, None)
     drawn = [[texts[q] for q, texts in enumerate(known(batches[step])[1])] for step in (0, 1, 2, 0)]
     assert drawn[0] == drawn[3]
     for first, second in ((0, 1), (1, 2), (0, 2)):
         # Of five captions an image, a fifth are alike by chance.
         assert sum(a == b for a, b in zip(drawn[first], drawn[second], strict=True)) < 16
-    other = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=32), 1, None)
+    other = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=32), 1, None)
     assert [texts[q] for q, texts in enumerate(known(other[0])[1])] != drawn[0]
 
 
@@ -270,7 +268,7 @@ def test_a_query_has_other_negatives_in_every_epoch_and_with_another_seed(corpus
     config = BatchConfig(size=160, random_negatives=3, directions=("text",))
 
     def negatives_of(seed: int, step: int) -> list[tuple[str, ...]]:
-        _, text_BN = known(CandidateListBatches(CorpusSource(corpus, Named()), config, seed, None)[step])
+        _, text_BN = known(list_batches(CorpusSource(corpus, Named()), config, seed, None)[step])
         return [tuple(row) for row in text_BN]
 
     first, again, later, other = negatives_of(0, 0), negatives_of(0, 0), negatives_of(0, 1), negatives_of(1, 0)
@@ -308,7 +306,7 @@ def test_shared_pairs_are_counted_from_both_sides(corpus, drawn):
 
 def test_captions_that_say_the_same_are_marked(tmp_path):
     twins = make_corpus(tmp_path / "corpus", [["a dog"], ["A  dog"], ["a cat"]])
-    batch = AllPairsBatches(CorpusSource(twins, Named()), BatchConfig(size=3), 0, None)[0]
+    batch = pair_batches(CorpusSource(twins, Named()), BatchConfig(size=3), 0, None)[0]
     known = Known(twins)
     image_QG, text_QG = known(batch)
     expected = [
@@ -328,9 +326,12 @@ def clones(tmp_path_factory) -> Corpus:
     return make_corpus(tmp_path_factory.mktemp("clones") / "corpus", CLONES, copies={4: 1})
 
 
-def batches_of(corpus: Corpus, bits: int | None, cache: TeacherCache | None = None, **config: Any) -> Any:
-    kind = CandidateListBatches if "random_negatives" in config else AllPairsBatches
-    return kind(Indices(corpus), BatchConfig(**config), 0, cache, false_negatives=false_negative_filter(corpus, bits))  # type: ignore[arg-type]
+def batches_of(
+    corpus: Corpus, bits: int | None, cache: TeacherCache | None = None, mined: Any = None, **config: Any
+) -> Any:
+    kind = list_batches if "random_negatives" in config else pair_batches
+    more = {"false_negatives": false_negative_filter(corpus, bits), **({} if mined is None else {"mined": mined})}
+    return kind(Indices(corpus), BatchConfig(**config), 0, cache, **more)  # type: ignore[arg-type]
 
 
 class Indices:
@@ -382,17 +383,15 @@ def test_no_list_has_a_duplicate_image_as_a_negative_wherever_its_negatives_come
             "hard_negatives": 3,
             "negatives": "mined" if source == "mined" else "random",
         }
-        batches = batches_of(clones, bits, cache, **config)
-        if source == "mined":
-            nothing = Candidates(RaggedArray.empty(6), RaggedArray.empty(18))
-            batches = batches.with_mined(MinedNegatives(nothing, 3))
+        nothing = Candidates(RaggedArray.empty(6), RaggedArray.empty(18))
+        batches = batches_of(clones, bits, cache, nothing if source == "mined" else None, **config)
         drawn = [batches[step] for step in range(6)]
         assert np.concatenate([has_clone(batch, batch.images, batch.texts) for batch in drawn]).any() == is_found
 
 
 def test_without_duplicate_bits_batches_are_those_of_a_filter_without_hashes(clones):
     for config in ({"size": 6}, {"size": 8, "random_negatives": 3}):
-        plain = (CandidateListBatches if "random_negatives" in config else AllPairsBatches)(
+        plain = (list_batches if "random_negatives" in config else pair_batches)(
             Indices(clones), BatchConfig(**config), 0, None
         )
         first, second = plain[3], batches_of(clones, None, **config)[3]
@@ -407,7 +406,7 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
     plan, marked = MicroBatchPlan(count, range(count)), []
     for sets in ([], ["candidates.duplicate_bits=0"]):
         settings = load_recipe("demo-dual-alone", ["batch.size=6", *sets])
-        marked.append(make_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
+        marked.append(recipe_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
     assert marked == [0, 2]
 
 
@@ -415,7 +414,7 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
 def test_infonce_pushes_duplicate_images_apart_only_if_nobody_looks_for_them(clones, bits):
     batch = batches_of(clones, bits, size=6)[0]
     logits_QG = torch.zeros(6, 6, requires_grad=True)
-    loss_terms(logits_QG, batch, LossConfig(terms={"infonce": 1.0}), 1.0)["infonce"].backward()
+    loss_terms(logits_QG, batch, LossConfig(terms={"infonce": 1.0}))["infonce"].backward()
     gradient_QG = logits_QG.grad
     # Equal logits: each of n candidates has probability 1 / n, in the mean of the two directions over six queries.
     is_clone = torch.zeros(6, 6, dtype=torch.bool)
@@ -431,13 +430,13 @@ def test_infonce_pushes_duplicate_images_apart_only_if_nobody_looks_for_them(clo
 
 def test_a_batch_larger_than_the_split_is_an_error(corpus):
     with pytest.raises(ConfigError, match=r"batch\.size is 33, the split has only 32 images"):
-        AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=33), 0, None)
+        pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=33), 0, None)
 
 
 def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):
     cached, uncached = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
-    first: Any = CandidateListBatches(cached, LISTS, 0, drawn)[0].images
-    second: Any = CandidateListBatches(uncached, LISTS, 0, drawn)[0].images
+    first: Any = list_batches(cached, LISTS, 0, drawn)[0].images
+    second: Any = list_batches(uncached, LISTS, 0, drawn)[0].images
     assert first == second
     assert len(cached._decoded) == len(first)
     assert not uncached._decoded

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from batches import list_batches, pair_batches, recipe_batches
 from encoders import save_text, set_pooling
 from huggingface_hub import constants
 from tiny import contents, make_models, make_teacher
 
-from dcdctl.core import locks, models
+from dcdctl.core import locks, models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.report import report, tables
@@ -22,18 +23,17 @@ from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
 from dcdctl.core.training import (
     InputRefs,
-    Inputs,
+    OpenInputs,
     TrainingJob,
     TrainingOptions,
-    distill,
     grad_cache,
     initial_model,
     runs,
 )
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batches.all_pairs import AllPairsBatches
-from dcdctl.core.training.batches.lists import CandidateListBatches
-from dcdctl.core.training.batches.make import count_steps, make_batches
+from dcdctl.core.training.batches.all_pairs import AllPairs
+from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.make import count_steps
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective
 
@@ -66,8 +66,8 @@ def cache_folder(corpus, teacher, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def inputs(corpus, teacher, cache_folder) -> Inputs:
-    return Inputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=teacher.digest)], teacher)
+def inputs(corpus, teacher, cache_folder) -> OpenInputs:
+    return OpenInputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=teacher.digest)], teacher)
 
 
 def terms(*names: str) -> str:
@@ -83,8 +83,8 @@ def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs
     for value in ("auto", str(found), "1.0"):
         sets = [*DUAL, terms("kl"), f"loss.temperature={value}", "optimizer.steps=2"]
         job = TrainingJob("distill", "tiny-student", sets, tmp_path / value)
-        runs_by_value[value] = distill.train(
-            job, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS, say=said.append
+        runs_by_value[value] = training.train_model(
+            job, OpenInputs(inputs.corpus, inputs.caches, None), options=OPTIONS, say=said.append
         )
     losses = {value: [step["loss"] for step in run.metrics()] for value, run in runs_by_value.items()}
     assert losses["auto"] == losses[str(found)] != losses["1.0"]
@@ -99,8 +99,10 @@ def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs
         tmp_path / "auto",
         True,
     )
-    assert distill.train(again, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS).is_finished
-    preview = distill.preview(replace(again, out=tmp_path / "new"), Inputs(inputs.corpus, inputs.caches, None), OPTIONS)
+    assert training.train_model(again, OpenInputs(inputs.corpus, inputs.caches, None), options=OPTIONS).is_finished
+    preview = training.preview(
+        replace(again, out=tmp_path / "new"), OpenInputs(inputs.corpus, inputs.caches, None), OPTIONS
+    )
     assert ("loss.temperature", f"auto: {found:g}") in preview.facts()
 
 
@@ -111,7 +113,7 @@ def test_temperature_auto_without_a_cache_is_an_error(inputs, corpus, tmp_path):
         ConfigError,
         match=r"temperature is auto, which is taken from the scores of a cache, and there is none; name one with",
     ):
-        distill.train(job, Inputs(corpus, [], None, [dual]), options=OPTIONS)
+        training.train_model(job, OpenInputs(corpus, [], None, [dual]), options=OPTIONS)
 
 
 @pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
@@ -120,7 +122,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
+    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     objective, optimizer = (
         PairObjective(recipe.loss),
         torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3),
@@ -140,7 +142,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
 def test_terms_are_weighted_and_named(inputs):
     recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
     model = initial_model.make_model(recipe, inputs.corpus.captions, None)
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
+    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     both = PairObjective(recipe.loss)(model, batch)
     for name, weight in (("infonce", 0.25), ("kl", 2.0)):
         alone = PairObjective(training_recipe.load_recipe("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
@@ -153,7 +155,7 @@ def test_terms_are_weighted_and_named(inputs):
 def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss)])
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
+    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
     logits_RC, _ = model.logits(model.outputs(batch), batch)
     for row, column in ((0, 0), (2, 3), (7, 1)):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
@@ -174,7 +176,7 @@ RUN_FILES = {"run.json", "metrics.jsonl", "metrics.json", "tensorboard", "checkp
 def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path):
     before = teacher.digest
     sets = [*FUSION, "optimizer.steps=3", "optimizer.save_every=2"]
-    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     assert teacher.digest == before
     student = models.load_fusion(run.folder)
     assert len(student.layers) == 2
@@ -196,19 +198,23 @@ def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path
 
 def test_a_finished_run_is_left_alone(inputs, tmp_path):
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
-    distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     before = contents(tmp_path / "run")
-    distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=OPTIONS)
+    training.train_model(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=OPTIONS
+    )
     assert contents(tmp_path / "run") == before
     with pytest.raises(StaleError, match=r"another recipe\.optimizer\.lr \(0\.0001, not 0\.5\)"):
-        distill.train(
+        training.train_model(
             TrainingJob("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True),
             inputs,
             options=OPTIONS,
         )
     half = TrainingOptions(compute=Compute(precision="bfloat16"))
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
-        distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half)
+        training.train_model(
+            TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half
+        )
     assert contents(tmp_path / "run") == before
 
 
@@ -220,16 +226,16 @@ def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
         locks.lock(tmp_path / "run"),
         pytest.raises(StaleError, match=r"another run is writing to .*run; wait until it ends"),
     ):
-        distill.train(job, inputs, options=OPTIONS)
+        training.train_model(job, inputs, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
     sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=8", "batch.random_negatives=3"]
-    run = distill.train(
+    run = training.train_model(
         TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"),
-        Inputs(corpus, [], teacher),
+        OpenInputs(corpus, [], teacher),
         options=OPTIONS,
     )
     losses = [line["ranking"] for line in run.metrics()]
@@ -307,17 +313,19 @@ def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monk
 
     monkeypatch.setattr(grad_cache, "backward", backward)
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2", "seed=7"]
-    distill.train(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(inputs.corpus, [], None), options=OPTIONS
+    training.train_model(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
+        OpenInputs(inputs.corpus, [], None),
+        options=OPTIONS,
     )
     assert steps == [(7, 0, 2), (7, 1, 2)]
-    for loss, kind in (("infonce", AllPairsBatches), ("ranking", CandidateListBatches)):
+    for loss, kind in (("infonce", pair_batches), ("ranking", list_batches)):
         recipe = training_recipe.load_recipe("tiny-student", [*DUAL, terms(loss), "seed=7"])
         source = CorpusSource(inputs.corpus, initial_model.make_model(recipe, inputs.corpus.captions, None).preprocess)
         batch, expected, other = (
             drawn.texts.input_ids.tolist()
             for drawn in (
-                make_batches(source, recipe, None)[1],
+                recipe_batches(source, recipe, None)[1],
                 *(kind(source, recipe.batch, seed, None)[1] for seed in (7, 0)),
             )
         )
@@ -336,39 +344,43 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 @pytest.mark.parametrize(
     ("loss", "kind"),
     [
-        ("dcd", CandidateListBatches),
-        ("ranking", CandidateListBatches),
-        ("infonce", AllPairsBatches),
-        ("kl", AllPairsBatches),
+        ("dcd", CandidateLists),
+        ("ranking", CandidateLists),
+        ("infonce", AllPairs),
+        ("kl", AllPairs),
     ],
 )
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind, tmp_path):
     recipe = training_recipe.load_recipe("tiny-student", [*FUSION, terms(loss)])
-    assert isinstance(make_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
+    assert isinstance(
+        recipe_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]).pairs, kind
+    )
     if LOSSES[loss].teacher:
         job = TrainingJob("distill", "tiny-student", [*FUSION, terms(loss)], tmp_path / "run")
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
-            distill.resolve(job, Inputs(inputs.corpus, [], teacher), OPTIONS)
+            training.resolve(job, OpenInputs(inputs.corpus, [], teacher), OPTIONS)
     else:
-        assert make_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
+        assert recipe_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
 
 
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
     with pytest.raises(ConfigError, match="needs the teacher's scores"):
-        distill.train(
+        training.train_model(
             TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"),
-            Inputs(corpus, [], teacher),
+            OpenInputs(corpus, [], teacher),
             options=OPTIONS,
         )
     with pytest.raises(ConfigError, match="trains a student; finetune-teacher expects"):
-        distill.train(
+        training.train_model(
             TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run"),
-            Inputs(corpus, [], teacher),
+            OpenInputs(corpus, [], teacher),
             options=OPTIONS,
         )
     with pytest.raises(ModelError, match="starts from its teacher, and no teacher is given; name it with --teacher"):
-        distill.train(
-            TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], None), options=OPTIONS
+        training.train_model(
+            TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"),
+            OpenInputs(corpus, [], None),
+            options=OPTIONS,
         )
     assert not (tmp_path / "run").exists()
 
@@ -432,7 +444,7 @@ MISSING_REFS: dict[str, Any] = {
 def test_a_wrong_recipe_fails_before_any_file_is_opened(tmp_path, recipe, sets, refs, message):
     job, named = TrainingJob("distill", recipe, sets, tmp_path / "run"), InputRefs(**{**MISSING_REFS, **refs})
     with pytest.raises((ConfigError, ModelError), match=message):
-        distill.train(job, named, options=OPTIONS)
+        training.train_model(job, named, options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
@@ -440,20 +452,20 @@ def test_a_missing_package_fails_before_any_file_is_opened(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "wandb", None)
     job = TrainingJob("distill", "tiny-student", [], tmp_path / "run")
     with pytest.raises(MissingError, match="--wandb needs wandb"):
-        distill.train(job, InputRefs(**MISSING_REFS), options=TrainingOptions(wandb="search"))
+        training.train_model(job, InputRefs(**MISSING_REFS), options=TrainingOptions(wandb="search"))
 
 
 def test_a_taken_folder_fails_before_any_file_is_opened(inputs, tmp_path):
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
-    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     refs = InputRefs(**MISSING_REFS)
     with pytest.raises(StaleError, match="already holds a run; resume with --resume"):
-        distill.train(TrainingJob("distill", "tiny-student", sets, run.folder), refs, options=OPTIONS)
+        training.train_model(TrainingJob("distill", "tiny-student", sets, run.folder), refs, options=OPTIONS)
     changed = TrainingJob("distill", "tiny-student", [*sets, "seed=5"], run.folder, resume=True)
     with pytest.raises(StaleError, match=r"another recipe\.seed \(0, not 5\)"):
-        distill.train(changed, refs, options=OPTIONS)
+        training.train_model(changed, refs, options=OPTIONS)
     with pytest.raises(StaleError, match="holds something that is not a run"):
-        distill.train(TrainingJob("distill", "tiny-student", sets, run.model_folder), refs, options=OPTIONS)
+        training.train_model(TrainingJob("distill", "tiny-student", sets, run.model_folder), refs, options=OPTIONS)
 
 
 def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_folder, tmp_path, monkeypatch):
@@ -466,7 +478,7 @@ def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_
         named = InputRefs(
             **{"data": scenes_corpus_dir, "caches": [cache_folder], "teachers": ["absent/teacher"], **refs}
         )
-        distill.train(job, named, options=OPTIONS)
+        training.train_model(job, named, options=OPTIONS)
 
     with pytest.raises(MissingError, match="there is no teacher cache"):
         run([], caches=[tmp_path / "absent"])
@@ -480,7 +492,7 @@ def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_
 
 def test_run_json_is_read_back(inputs, tmp_path):
     sets = [*DUAL, terms("kl"), "optimizer.steps=1"]
-    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     assert runs.open_run(run.folder).is_finished
     (line,) = run.metrics()
     assert json.loads((run.folder / "metrics.jsonl").read_text()).items() >= line.items()
@@ -489,7 +501,7 @@ def test_run_json_is_read_back(inputs, tmp_path):
 def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(inputs, tmp_path):
     lines: list[str] = []
     sets = [*DUAL, terms("infonce", "kl"), "optimizer.steps=2", "candidates.block_size=16", "candidates.seed=3"]
-    run = distill.train(
+    run = training.train_model(
         TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append
     )
     differences = [
@@ -512,14 +524,14 @@ def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(
 def test_a_run_says_that_its_cache_was_mined_with_another_pooling(corpus, teacher, tmp_path):
     text = save_text("bert", corpus.captions, tmp_path / "texts")
     config = CandidateConfig(kind="embedding", per_query=8, model=text)
-    inputs = Inputs(corpus, [build.build_cache(corpus, teacher, tmp_path / "cache", config)], teacher)
+    inputs = OpenInputs(corpus, [build.build_cache(corpus, teacher, tmp_path / "cache", config)], teacher)
     sets = [*DUAL, terms("kl"), "candidates.kind=embedding", f"candidates.model={text}", "candidates.per_query=8"]
     said = []
     for mode in ("mean", "cls"):
         set_pooling(text, mode)
         lines: list[str] = []
         job = TrainingJob("distill", "tiny-student", [*sets, "optimizer.steps=1"], tmp_path / mode)
-        distill.train(job, inputs, options=OPTIONS, say=lines.append)
+        training.train_model(job, inputs, options=OPTIONS, say=lines.append)
         said.append([line for line in lines if "mined" in line])
     line = (
         f"{tmp_path}/cache was mined with the mean of the tokens of {text}, whose vector is its first token; make "
@@ -531,7 +543,7 @@ def test_a_run_says_that_its_cache_was_mined_with_another_pooling(corpus, teache
 def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_queries(inputs, tmp_path):
     lines: list[str] = []
     sets = [*FUSION, "optimizer.steps=1"]
-    run = distill.train(
+    run = training.train_model(
         TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append
     )
     found = "the captions with batch.random_negatives = 7 candidates"
@@ -543,14 +555,16 @@ def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_que
 
 def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused(corpus, teacher, tmp_path):
     few = build.build_cache(corpus, teacher, tmp_path / "few", CandidateConfig(per_query=1, directions=("text",)))
-    given = Inputs(corpus, [few], teacher)
+    given = OpenInputs(corpus, [few], teacher)
     # Every image has one negative, and a batch has a fifth of all captions: about a fifth of the queries have theirs.
     everything = [*DUAL, "batch.size=32", terms("infonce", "kl"), "optimizer.steps=2"]
     with pytest.raises(
         ConfigError,
         match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 33% of the queries are expected; make",
     ):
-        distill.train(TrainingJob("distill", "tiny-student", everything, tmp_path / "run"), given, options=OPTIONS)
+        training.train_model(
+            TrainingJob("distill", "tiny-student", everything, tmp_path / "run"), given, options=OPTIONS
+        )
     # With a margin, candidates are removed after they are scored, and lists become short.
     scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, absolute_margin=0.0))
     lists = [
@@ -564,9 +578,9 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
         ConfigError,
         match=r"covers \d+% of the captions with .* = 5 candidates.*; 33% of the queries are expected; set batch\.rand",
     ):
-        distill.train(TrainingJob("distill", "tiny-student", lists, tmp_path / "run"), scores, options=OPTIONS)
+        training.train_model(TrainingJob("distill", "tiny-student", lists, tmp_path / "run"), scores, options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
-def inputs_of(corpus: Any, teacher: Any, folder: Path, config: CandidateConfig) -> Inputs:
-    return Inputs(corpus, [build.build_cache(corpus, teacher, folder, config)], teacher)
+def inputs_of(corpus: Any, teacher: Any, folder: Path, config: CandidateConfig) -> OpenInputs:
+    return OpenInputs(corpus, [build.build_cache(corpus, teacher, folder, config)], teacher)

@@ -17,12 +17,12 @@ from families import frozen_dual
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from dcdctl.core import models
+from dcdctl.core import models, training
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import evaluate
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe, runs
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe, runs, wise_ft
 from dcdctl.core.training.loop import make_optimizer
 
 STEPS = [
@@ -90,8 +90,8 @@ def train(
     watch: Any = None,
 ) -> runs.Run:
     job = TrainingJob("distill", "tiny-student", [*STEPS, f"model.start={start}", *sets], folder, resume)
-    return distill.train(
-        job, Inputs(corpus, [], None), options=TrainingOptions(compute=Compute(features=features)), watch=watch
+    return training.train_model(
+        job, OpenInputs(corpus, [], None), options=TrainingOptions(compute=Compute(features=features)), watch=watch
     )
 
 
@@ -269,6 +269,7 @@ def test_a_start_that_has_changed_is_not_averaged(clip, corpus, tmp_path, monkey
         return made[-1]
 
     monkeypatch.setattr(initial_model, "make_model", make_another)
+    monkeypatch.setattr(wise_ft, "make_model", make_another)
     with pytest.raises(StaleError, match=r"has changed since the run started .*; restore it"):
         train(corpus, clip, tmp_path / "run", "model.average_with_start=0.5")
 

@@ -19,6 +19,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from batches import recipe_batches
 from duals import save_dual
 from encoders import VISION, make_pair
 from forks import run_forked
@@ -39,19 +40,18 @@ from training_steps import (
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import models
+from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
-from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model
+from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOptions, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan, RowRange
-from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.loop import _check_micro_batches
-from dcdctl.core.training.losses.config import LossConfig
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
 
 NO_DROPOUT = models.ViltSize(
@@ -82,8 +82,8 @@ def cache_folder(corpus, calm, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inputs(corpus, calm, cache_folder) -> Inputs:
-    return Inputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=calm.digest)], calm)
+def inputs(corpus, calm, cache_folder) -> OpenInputs:
+    return OpenInputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=calm.digest)], calm)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,8 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
         recipe = training_recipe.load_recipe("tiny-student", KINDS[kind])
         model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
         source = CorpusSource(inputs.corpus, model.preprocess)
-        whole = make_batches(source, recipe, inputs.caches[0])[0]
-        local = make_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
+        whole = recipe_batches(source, recipe, inputs.caches[0])[0]
+        local = recipe_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
         assert [rows.total for rows in local.micro_batches[0].row_ranges] == (
             [*map(len, (whole.images, whole.texts))] if "dual" in kind else [8]
         )
@@ -158,9 +158,9 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
             assert torch.equal(local.micro_batches[1].images.pixel_values, whole.images.pixel_values[6:8])
 
 
-def trained(inputs: Inputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
+def trained(inputs: OpenInputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
     chosen = [*KINDS[kind], *SHORT, *sets]
-    return distill.train(
+    return training.train_model(
         TrainingJob("distill", "tiny-student", chosen, folder), inputs, options=TrainingOptions(**options)
     )
 
@@ -182,10 +182,10 @@ def test_a_training_in_micro_batches_is_the_training_of_the_whole(inputs, whole_
 
 
 def test_features_of_frozen_encoders_come_in_micro_batches_too(corpus, tmp_path):
-    inputs = Inputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
+    inputs = OpenInputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
     sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
     both = [
-        distill.train(
+        training.train_model(
             TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{micro_batches}"),
             inputs,
             options=TrainingOptions(micro_batches=micro_batches, compute=Compute(features=tmp_path / "f")),
@@ -215,7 +215,7 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
         compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan
     )
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
-    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
+    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
     info = StepInfo(step=0, num_steps=4, seed=0)
     before = backward(model, PairObjective(recipe.loss), batch, info, options)["loss"]
     gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
@@ -238,19 +238,15 @@ class Draws:
 
     def __init__(self) -> None:
         self.drawn: list[float] = []
-        self.progress: list[float] = []
 
     def outputs(self, model: nn.Linear, pairs: object) -> tuple[torch.Tensor, ...]:
         self.drawn.append(float(torch.rand(())))
         return (model(torch.ones(1, 2)).float(),)
 
-    def numbers(self, batch: object) -> dict[str, float]:
+    def logged(self, batch: object) -> dict[str, float]:
         return {}
 
-    def loss(
-        self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object, progress: float
-    ) -> dict[str, torch.Tensor]:
-        self.progress.append(progress)
+    def loss(self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object) -> dict[str, torch.Tensor]:
         return {"sum": outputs[0].sum()}
 
 
@@ -258,7 +254,7 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
     def drawn(step: int, seed: int, count: int) -> list[float]:
         plan, objective = MicroBatchPlan(count, range(count)), Draws()
         recipe = training_recipe.load_recipe("tiny-student", KINDS["fusion lists"])
-        batch = make_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[
+        batch = recipe_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[
             step
         ]
         micro_batches = tuple(
@@ -271,8 +267,6 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
         # Whatever was drawn before must not matter.
         torch.rand(step + 3)
         backward(nn.Linear(2, 1), objective, replace(batch, micro_batches=micro_batches), info, options)
-        # Schedules of the loss go by the steps before this one.
-        assert objective.progress == [step / 4]
         return objective.drawn
 
     first = drawn(0, 0, 3)
@@ -332,7 +326,7 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
         _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
 
 
-def trained_on_two_threads(inputs: Inputs, kind: str, folder: Path, **options: object) -> training_runs.Run:
+def trained_on_two_threads(inputs: OpenInputs, kind: str, folder: Path, **options: object) -> training_runs.Run:
     """A run of two steps with dropout."""
     before = torch.get_num_threads()
     try:
@@ -440,8 +434,7 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "dropout": ("dual all pairs", ["model.dropout=0.2"], []),
     "dual teacher": ("dual lists", [], []),
     "stream": ("dual all pairs", ["loss.terms={ infonce = 1.0, kl = 0.5 }", "stream.window=24"], []),
-    "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-l2 = 0.5, embedding-affinity = 1.0 }"], []),
-    "own teacher": ("dual all pairs", ["teachers.ema=0.5"], []),
+    "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-cosine = 0.5 }"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
 
@@ -503,12 +496,8 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, student_of, corpu
     for name, (kind, more, options) in TOGETHER.items():
         data = [shards, "--validation-data", corpus_dir] if name == "stream" else [corpus_dir]
         places = ["--data", *data, "--out", folder / name, "--device", "cpu"]
-        if name != "own teacher":
-            places += (
-                ["--teacher", folder / "dual"]
-                if name in ("dual teacher", "vectors", "stream")
-                else ["--cache", cache_folder]
-            )
+        has_dual = name in ("dual teacher", "vectors", "stream")
+        places += ["--teacher", folder / "dual"] if has_dual else ["--cache", cache_folder]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -571,7 +560,7 @@ def test_two_processes_train_what_one_does(together, whole_run, name):
 def test_two_processes_learn_from_a_dual_teacher_what_one_does(together, inputs, tmp_path):
     """The first process embeds the corpus. Without its vectors the other would keep other negatives of every list."""
     dual = make_wide_dual(inputs.corpus.captions)
-    alone = trained(Inputs(inputs.corpus, [], None, [dual]), "dual lists", tmp_path / "alone", *MEASURED)
+    alone = trained(OpenInputs(inputs.corpus, [], None, [dual]), "dual lists", tmp_path / "alone", *MEASURED)
     assert_same_training(alone, training_runs.open_run(together[0] / "dual teacher"))
 
 
@@ -579,7 +568,7 @@ def test_two_processes_learn_from_vectors_what_one_does(together, inputs, tmp_pa
     """The gradient of the projection comes from one process."""
     kind, more, _ = TOGETHER["vectors"]
     alone = trained(
-        Inputs(inputs.corpus, [], None, [make_wide_dual(inputs.corpus.captions)]),
+        OpenInputs(inputs.corpus, [], None, [make_wide_dual(inputs.corpus.captions)]),
         kind,
         tmp_path / "alone",
         *MEASURED,
@@ -595,17 +584,10 @@ def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_d
     shards = [str(path) for path in sorted((folder / "shards").glob("*.tar"))]
     refs = InputRefs(data=shards, teachers=[str(folder / "dual")], validation_data=scenes_corpus_dir)
     job = TrainingJob("distill", "tiny-student", [*KINDS[kind], *SHORT, *MEASURED, *more], tmp_path / "alone")
-    alone = distill.train(job, refs, options=TrainingOptions())
+    alone = training.train_model(job, refs, options=TrainingOptions())
     shared = training_runs.open_run(folder / "stream")
     assert_same_training(alone, shared)
     assert (alone.folder / "shards.jsonl").read_bytes() == (shared.folder / "shards.jsonl").read_bytes()
-
-
-def test_two_processes_learn_from_their_own_average_what_one_does(together, inputs, tmp_path):
-    kind, more, _ = TOGETHER["own teacher"]
-    alone = trained(Inputs(inputs.corpus, [], None), kind, tmp_path / "alone", *MEASURED, *more)
-    assert alone.metrics()[-1]["dcd-kl"] > 1e-6
-    assert_same_training(alone, training_runs.open_run(together[0] / "own teacher"))
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, whole_run):
@@ -642,16 +624,6 @@ def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inpu
     # The first that ends may be ended by torchrun before the other has said that it stops.
     assert "already holds a run; resume with --resume" in done.stderr
     assert "torch/distributed/distributed_c10d.py" not in done.stderr
-
-
-def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
-    recipe = training_recipe.load_recipe("tiny-student", [*KINDS["fusion lists"], "batch.refresh_steps=[2]"])
-    assert distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True).refresh_steps == [2]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        ConfigError, match=r"batch\.refresh_steps is for one process, and there are 2; start it without torchrun"
-    ):
-        distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True)
 
 
 @pytest.mark.parametrize("count", [1, 2])

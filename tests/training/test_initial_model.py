@@ -14,9 +14,9 @@ from tiny import contents
 from torch import nn
 from torch.testing import assert_close
 
-from dcdctl.core import files, models
+from dcdctl.core import files, models, training
 from dcdctl.core.errors import ModelError
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe, runs
 
 STEPS = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3"]
 
@@ -84,17 +84,18 @@ def test_a_resumed_run_has_the_dropout_of_its_recipe(vilt, corpus, tmp_path, mon
     def run(folder: Path, *sets: str, resume: bool = False) -> list[float]:
         job = TrainingJob("finetune-teacher", "tiny-teacher", ["model.start=teacher", *STEPS, *sets], folder, resume)
         return [
-            line["loss"] for line in distill.train(job, Inputs(corpus, [], vilt), options=TrainingOptions()).metrics()
+            line["loss"]
+            for line in training.train_model(job, OpenInputs(corpus, [], vilt), options=TrainingOptions()).metrics()
         ]
 
     whole = run(tmp_path / "whole", "model.dropout=0.3")
-    save = distill.runs.save_checkpoint
+    save = runs.save_checkpoint
 
     def killed(*arguments: Any, **options: Any) -> None:
         save(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distill.runs, "save_checkpoint", killed)
+    monkeypatch.setattr(runs, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", "model.dropout=0.3")
     monkeypatch.undo()

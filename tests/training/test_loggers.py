@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, training
 from dcdctl.core.errors import InputError, MissingError
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, runs
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, runs
 
 SETS = [
     *(
@@ -72,9 +72,9 @@ def server(monkeypatch) -> list[tuple[dict[str, Any], Told]]:
 def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same(server, corpus, tmp_path):
     def go() -> runs.Run:
         options = TrainingOptions(wandb="search")
-        return distill.train(
+        return training.train_model(
             TrainingJob("distill", "tiny-student", SETS, tmp_path / "run", resume=True),
-            Inputs(corpus, [], None),
+            OpenInputs(corpus, [], None),
             options=options,
         )
 
@@ -106,5 +106,5 @@ def test_a_package_that_is_not_there_is_named_before_the_training(corpus, tmp_pa
     monkeypatch.setitem(sys.modules, "wandb", None)
     job = TrainingJob("distill", "tiny-student", SETS, tmp_path / "run")
     with pytest.raises(MissingError, match=r"--wandb needs wandb, which is not installed; pip install 'wandb>="):
-        distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(wandb="search"))
+        training.train_model(job, OpenInputs(corpus, [], None), options=TrainingOptions(wandb="search"))
     assert not (tmp_path / "run").exists()

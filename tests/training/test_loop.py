@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -221,9 +225,21 @@ PUSHED = OptimizerConfig(lr=0.01, steps=NUM_PUSHES, weight_decay=0.1)
 
 
 def pushed(folder: Path, pushes: Pushes, *, until: int | None = None, precision: str = "float32") -> torch.Tensor:
+    """The matrix after all pushes, or after `until` of them, with a checkpoint."""
     run, model = runs.start_run(folder, Recipe(optimizer=PUSHED), "test", {}, resume=True), Pushed()
-    options = TrainingOptions(compute=Compute(precision=precision))
-    loop.train(run, model, pushes, push, PUSHED, num_steps=NUM_PUSHES, seed=0, until=until, options=options)
+    config = PUSHED if until is None else replace(PUSHED, save_every=until)
+
+    @contextmanager
+    def stopped(**counts: Any) -> Iterator[Any]:
+        def on_step(done: int, values: Any) -> None:
+            if done == until:
+                raise KeyboardInterrupt
+
+        yield on_step
+
+    with suppress(KeyboardInterrupt):
+        options = TrainingOptions(compute=Compute(precision=precision))
+        loop.train(run, model, pushes, push, config, num_steps=NUM_PUSHES, seed=0, options=options, watch=stopped)
     return model.matrix.detach()
 
 
@@ -303,13 +319,14 @@ def test_an_error_of_a_worker_is_one_line(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
+from typing import Any
 import torch
 torch.set_num_threads(1)
 from kills import kill_often
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig, build_cache
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, train_model
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batch.hard_negatives=3",
 "candidates.per_query=6",
@@ -318,9 +335,9 @@ sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batc
 def work(folder):
     teacher = make_teacher(corpus.captions)
     cache = build_cache(corpus, teacher, folder.with_name(folder.name + "-cache"), CandidateConfig(per_query=6))
-    inputs = Inputs(corpus, [cache], teacher)
+    inputs = OpenInputs(corpus, [cache], teacher)
     job = TrainingJob("distill", "vilt-coco", sets, folder, resume=True)
-    train(job, inputs, options=TrainingOptions())
+    train_model(job, inputs, options=TrainingOptions())
 kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 """
 

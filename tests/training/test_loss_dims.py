@@ -7,19 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from batches import pair_batches, recipe_batches
 from tiny import make_wide_dual
 from torch.testing import assert_close
 
-from dcdctl.core import models
+from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import EmbeddedTeacher
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, load_recipe
-from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, load_recipe
 from dcdctl.core.training.batches.batch import Batch
-from dcdctl.core.training.batches.make import make_batches
-from dcdctl.core.training.losses.config import LossConfig
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -35,7 +34,7 @@ def dual(corpus) -> models.DualEncoder:
 
 @pytest.fixture(scope="module")
 def batch(corpus, dual) -> Batch:
-    return AllPairsBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=6), 0, None)[0]
+    return pair_batches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=6), 0, None)[0]
 
 
 def infonce_by_loops(images_ID: np.ndarray, texts_TD: np.ndarray, scale: float) -> float:
@@ -69,7 +68,7 @@ def test_the_full_width_alone_is_the_loss_without_widths_bit_for_bit(dual, batch
 def test_numbers_beyond_the_widest_prefix_get_no_gradient_and_earlier_ones_get_more(dual, batch):
     objective = PairObjective(LossConfig(terms={"infonce": 1.0}, dims=(2, 3)))
     leaves = [side.detach().requires_grad_() for side in dual.outputs(batch)]
-    objective.loss(dual, leaves, batch, 1.0)["infonce"].backward()
+    objective.loss(dual, leaves, batch)["infonce"].backward()
     norms_D = torch.cat([leaf.grad for leaf in leaves]).norm(dim=0)
     assert (norms_D[:3] > 0).all()
     assert (norms_D[3:] == 0).all()
@@ -78,14 +77,14 @@ def test_numbers_beyond_the_widest_prefix_get_no_gradient_and_earlier_ones_get_m
 def test_losses_of_vectors_see_the_full_width(corpus, dual):
     teacher = EmbeddedTeacher(dual, corpus, Compute())
     teacher.embed()
-    sets = [*DUAL, "loss.terms={ infonce = 1.0, embedding-affinity = 1.0 }", "batch.size=8", "model.projection_dim=8"]
+    sets = [*DUAL, "loss.terms={ infonce = 1.0, embedding-cosine = 1.0 }", "batch.size=8", "model.projection_dim=8"]
     values = []
     for more in ([], ["loss.dims=[2, 8]"]):
         recipe = load_recipe("tiny-student", [*sets, *more])
-        batches = make_batches(CorpusSource(corpus, dual.preprocess), recipe, teacher).with_vectors(teacher)
+        batches = recipe_batches(CorpusSource(corpus, dual.preprocess), recipe, teacher, vectors=teacher)
         dual.add_projection(8)
         values.append(PairObjective(recipe.loss)(dual, batches[0]))
-    assert_close(values[0]["embedding-affinity"], values[1]["embedding-affinity"], rtol=0, atol=0)
+    assert_close(values[0]["embedding-cosine"], values[1]["embedding-cosine"], rtol=0, atol=0)
     assert values[0]["infonce"] != values[1]["infonce"]
 
 
@@ -95,7 +94,7 @@ def test_losses_of_vectors_see_the_full_width(corpus, dual):
         (["loss.dims=[8, 4]", *DUAL], "loss.dims must ascend"),
         (["loss.dims=[0, 4]", *DUAL], "loss.dims.* must be at least 1"),
         (["loss.dims=[4, 8]"], "loss.dims is 4, 8, which are widths of vectors, and a fusion model has none"),
-        (["loss.dims=[4]", "loss.terms={ embedding-l2 = 1.0 }", *DUAL], "loss.dims is for losses of scores"),
+        (["loss.dims=[4]", "loss.terms={ embedding-cosine = 1.0 }", *DUAL], "loss.dims is for losses of scores"),
     ],
 )
 def test_widths_without_a_meaning_are_refused(sets, message):
@@ -106,9 +105,9 @@ def test_widths_without_a_meaning_are_refused(sets, message):
 def test_a_width_above_that_of_the_model_is_refused_before_a_run_folder_is_made(corpus, tmp_path):
     sets = [*DUAL, "loss.terms={ infonce = 1.0 }", "model.projection_dim=8", "loss.dims=[4, 9]"]
     with pytest.raises(ConfigError, match=r"loss\.dims ends with 9, and the vectors of the model have 8 numbers"):
-        distill.train(
+        training.train_model(
             TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
-            Inputs(corpus, [], None),
+            OpenInputs(corpus, [], None),
             options=TrainingOptions(),
         )
     assert not (tmp_path / "run").exists()

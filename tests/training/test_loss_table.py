@@ -17,19 +17,16 @@ from torch import Tensor
 
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.training.batches.batch import Batch
-from dcdctl.core.training.losses import all_pairs, lists, official, relations, weights
-from dcdctl.core.training.losses.config import LossConfig
-from dcdctl.core.training.losses.table import LOSSES
+from dcdctl.core.training.losses import all_pairs, lists, official
+from dcdctl.core.training.losses.table import LOSSES, LossConfig
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import load_recipe
 
 NUM_ROWS, NUM_COLUMNS = 6, 6
-ALPHA, T, MARGIN, AFFINITY_T, SMOOTHING, GROUP, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.3, 4, 0.7
+ALPHA, T, SMOOTHING, GROUP, WEIGHT = 0.35, 2.5, 0.3, 4, 0.7
 SETS = [
     f"loss.alpha={ALPHA}",
     f"loss.temperature={T}",
-    f"loss.plausible_margin={MARGIN}",
-    f"loss.affinity_temperature={AFFINITY_T}",
 ]
 OPTIONS = {"label_smoothing": SMOOTHING, "weight_group": GROUP}
 """Settings that only some losses have: a recipe may set them for these alone."""
@@ -64,38 +61,21 @@ DIRECT: dict[str, Direct] = {
     "infonce": lambda s, c, b, a: all_pairs.infonce(s, b.same_RC, label_smoothing=SMOOTHING),
     "kl": lambda s, c, b, a: all_pairs.kl(s, *scored(b), temperature=T),
     "dcd-kl": lambda s, c, b, a: all_pairs.dcd_kl(s, *scored(b), temperature=T),
-    "wsl-pairs": lambda s, c, b, a: all_pairs.wsl_pairs(s, *scored(b), temperature=T, same_mask=b.same_RC),
-    "mse-pairs": lambda s, c, b, a: all_pairs.mse_pairs(c, *scored(b), temperature=T),
     "margin-mse": lambda s, c, b, a: all_pairs.margin_mse(c, *scored(b), temperature=T),
-    "cprd": lambda s, c, b, a: relations.cprd(s, *scored(b), margin=MARGIN, temperature=T, same_mask=b.same_RC),
-    "affinity": lambda s, c, b, a: relations.affinity(s, *scored(b), temperature=AFFINITY_T),
 }
-WEIGHTED: dict[str, Callable[[Tensor, Batch, weights.Weights], Tensor]] = {
-    "dcd": lambda c, b, w: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T, weight_B=w.rows_Q, group=GROUP),
-    "mse": lambda c, b, w: lists.mse(c, b.teacher_RC, temperature=T, weight_B=w.rows_Q),
-    "kl": lambda c, b, w: all_pairs.kl(c, *scored(b), temperature=T, weights=w),
-    "dcd-kl": lambda c, b, w: all_pairs.dcd_kl(c, *scored(b), temperature=T, weights=w),
-    "mse-pairs": lambda c, b, w: all_pairs.mse_pairs(c, *scored(b), temperature=T, weights=w),
-    "margin-mse": lambda c, b, w: all_pairs.margin_mse(c, *scored(b), temperature=T, weights=w),
-    "cprd": lambda c, b, w: relations.cprd(c, *scored(b), margin=MARGIN, temperature=T, same_mask=b.same_RC, weights=w),
-    "affinity": lambda c, b, w: relations.affinity(c, *scored(b), temperature=AFFINITY_T, weights=w),
-}
-"""The same with the weights of `confidence`, for the losses that take them, from the logits that the loss compares."""
 LISTS = {"dcd", "dcd-released", "mse", "wsl", "wsl-released", "ground-truth", "ranking", "infonce-hard"}
 TEACHER = LOSSES.keys() - {"ground-truth", "ranking", "infonce-hard", "infonce"}
 READERS = {
     "alpha": {"dcd", "dcd-released", "wsl-released"},
     # Not dcd, whose equation multiplies by the square of what it divides both sides by.
-    "temperature": {"mse", "wsl", "kl", "dcd-kl", "wsl-pairs", "mse-pairs", "margin-mse", "cprd"},
-    "plausible_margin": {"cprd"},
-    "affinity_temperature": {"affinity"},
+    "temperature": {"mse", "wsl", "kl", "dcd-kl", "margin-mse"},
     "label_smoothing": {"infonce"},
     "weight_group": {"dcd", "dcd-released", "wsl-released"},
-    "calibration": {"dcd", "mse", "mse-pairs", "margin-mse"},
+    "calibration": {"dcd", "mse", "margin-mse"},
     "a teacher's score": TEACHER - {"dcd-released", "wsl-released"},
     "which pairs are scored": TEACHER - {"dcd-released", "wsl-released"},
     "the official order": {"dcd-released", "wsl-released"},
-    "other matches": {"infonce", "wsl-pairs", "cprd"},
+    "other matches": {"infonce"},
     "logits of all pairs": {"infonce-hard"},
     "matches of all pairs": {"infonce-hard"},
 }
@@ -124,8 +104,6 @@ def made_batch() -> Batch:
     """A batch that serves lists and all pairs: unscored pairs, an official order of its own, and pairs that match off
     the diagonal."""
     teacher_RC = draw(1, NUM_ROWS, NUM_COLUMNS)
-    # The teacher prefers the positives, so that the margin of cprd has something on both sides.
-    teacher_RC += 2 * torch.eye(NUM_ROWS)
     teacher_RC[0, 3] = teacher_RC[4, 1] = torch.nan
     same_RC = torch.zeros(NUM_ROWS, NUM_COLUMNS, dtype=torch.bool)
     same_RC[1, 2] = same_RC[5, 0] = True
@@ -156,11 +134,10 @@ def loss_of(
     *,
     all_IT: Tensor = ALL_IT,
     calibrate: Calibration | None = None,
-    progress: float = 1.0,
 ) -> Tensor:
     """The weighted term of a step."""
     model = Given(STUDENT_RC, all_IT, calibrate or calibration())
-    (value,) = PairObjective(config).loss(model, (), batch, progress).values()  # type: ignore[arg-type]
+    (value,) = PairObjective(config).loss(model, (), batch).values()  # type: ignore[arg-type]
     return value.detach()
 
 
@@ -170,24 +147,6 @@ def test_a_loss_of_a_recipe_is_a_direct_call_with_the_recipes_values(name):
     expected = WEIGHT * DIRECT[name](STUDENT_RC, calibrated_RC, batch, ALL_IT)
     assert torch.equal(loss_of(name, config_of(name), batch), expected)
     assert LOSSES[name].on == ("lists" if name in LISTS else "all pairs")
-    for schedule, share in (("linear-up", 0.25), ("linear-down", 0.75), ("constant", 1.0)):
-        scheduled = loss_of(name, config_of(name, f"loss.schedules={{ {name} = '{schedule}' }}"), batch, progress=0.25)
-        torch.testing.assert_close(scheduled, share * expected)
-
-
-@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.confidence])
-def test_a_loss_with_confidence_gets_the_weights_of_its_queries(name):
-    batch = made_batch()
-    if name in LISTS:
-        known = weights.confidence(STUDENT_RC, *scored(batch))
-        queries = weights.Weights(known, known)
-    else:
-        queries = weights.confidence_pairs(STUDENT_RC, *scored(batch), batch.same_RC)
-    # What is left to learn is a matter of the student's own logits, also where the loss compares calibrated ones.
-    compared_RC = calibration()(STUDENT_RC).detach() if LOSSES[name].calibrated else STUDENT_RC
-    value = loss_of(name, config_of(name, f"loss.schedules={{ {name} = 'confidence' }}"), batch)
-    assert torch.equal(value, WEIGHT * WEIGHTED[name](compared_RC, batch, queries))
-    assert not torch.equal(value, loss_of(name, config_of(name), batch))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -202,7 +161,7 @@ def test_each_setting_and_part_of_a_batch_moves_the_losses_that_read_it_and_no_o
     moved = {
         **{
             field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch)
-            for field in list(READERS)[:6]
+            for field in list(READERS)[:4]
         },
         "calibration": loss_of(name, config, batch, calibrate=calibration(1, 0)),
         "a teacher's score": loss_of(name, config, replace(batch, teacher_RC=more_scores)),
@@ -220,7 +179,6 @@ def test_each_setting_and_part_of_a_batch_moves_the_losses_that_read_it_and_no_o
 
 def test_every_loss_of_the_table_is_here():
     assert list(DIRECT) == list(LOSSES)
-    assert WEIGHTED.keys() == {name for name, loss in LOSSES.items() if loss.confidence}
     assert READERS["calibration"] == {name for name, loss in LOSSES.items() if loss.calibrated}
     assert {name for name, loss in LOSSES.items() if loss.teacher} == TEACHER
     assert all(

@@ -18,12 +18,6 @@ from dcdctl.core.training.losses import lists, official, weights
 LIST_LOSSES = {
     "mse": lambda student, teacher: lists.mse(student, teacher, temperature=2.0),
     "wsl": lambda student, teacher: lists.wsl(student, teacher, temperature=2.0),
-    "mse, confident": lambda student, teacher: lists.mse(
-        student, teacher, temperature=2.0, weight_B=weights.confidence(student, teacher)
-    ),
-    "dcd, confident": lambda student, teacher: lists.dcd(
-        student, teacher, alpha=0.3, temperature=2.0, weight_B=weights.confidence(student, teacher)
-    ),
 }
 
 
@@ -61,10 +55,9 @@ def test_confidence_by_hand():
     teacher_BK = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, -99.0, -99.0]])
     by_hand = [1 - math.exp(-0.5), 1 - math.exp(-math.log(4 / 3) / math.log(2))]
     assert weights.confidence(student_BK, teacher_BK).tolist() == pytest.approx(by_hand, rel=1e-5)
-    # The positive elsewhere, and columns that are not known.
-    known_BK = torch.tensor([[True, True, False, True], [True, False, True, True]])
-    result = weights.confidence(student_BK.roll(1, 1), teacher_BK.roll(1, 1), known_BK.roll(1, 1), torch.tensor([1, 2]))
     # Row 0 without its third column: log 2 / log 3. The positive of row 1 is not known.
+    known_BK = torch.tensor([[True, True, False, True], [False, True, True, True]])
+    result = weights.confidence(student_BK, teacher_BK, known_BK)
     assert result.tolist() == pytest.approx([1 - math.exp(-math.log(2) / math.log(3)), 0], rel=1e-5)
 
 
@@ -112,17 +105,6 @@ def test_mse_leaves_out_what_is_missing():
     rows += [functional.mse_loss(student_BN[row], teacher_BN[row] / 2) for row in (1, 2)]
     value = lists.mse(student_BN, teacher_BN, temperature=2.0)
     assert_close(value, torch.stack(rows).mean())
-    weighted = lists.mse(student_BN, teacher_BN, temperature=2.0, weight_B=torch.tensor([0.5, 0.0, 1.0, 9.0]))
-    assert_close(weighted, (0.5 * rows[0] + rows[2]) / 3)
-
-
-def test_a_weight_multiplies_a_querys_distillation_and_not_its_ground_truth():
-    # As in test_dcd_by_hand: r = softmax(0, 1), errors 0.5 and 2.
-    teacher_BN, student_BN = torch.tensor([[1.0, 1.0], [1e4, 0.0]]), torch.tensor([[0.0, 1.0], [1e4, 2.0]])
-    plain = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0)
-    weighted = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0, weight_B=torch.tensor([1.0, 0.5]))
-    assert weighted.kd.item() == pytest.approx(0.5 / (1 + math.e) + 0.5 * 2 * math.e / (1 + math.e))
-    assert weighted.nll == plain.nll
 
 
 def test_infonce_over_the_batch_by_hand():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import recipe_batches
 from paths import DOCS
 from safetensors.torch import load_file
 from tiny import contents, make_teacher, make_wide_dual
@@ -21,18 +22,16 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import models
+from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build_cache, embedded_teachers
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, load_recipe, runs
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, load_recipe, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.losses import vectors
-from dcdctl.core.training.losses.config import LossConfig
-from dcdctl.core.training.losses.table import VECTOR_LOSSES, VectorInputs
+from dcdctl.core.training.losses.table import VECTOR_LOSSES
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
@@ -59,11 +58,11 @@ DUAL = [
         "optimizer.save_every=2",
     ),
 ]
-ALL = "{ infonce = 1.0, kl = 0.5, embedding-cosine = 0.7, embedding-l2 = 0.4, embedding-affinity = 2.0 }"
+ALL = "{ infonce = 1.0, kl = 0.5, embedding-cosine = 0.7 }"
 
 
 def terms(table: str) -> list[str]:
-    return [*DUAL, f"loss.terms={table}", "loss.affinity_temperature=0.3", "loss.temperature=4.0"]
+    return [*DUAL, f"loss.terms={table}", "loss.temperature=4.0"]
 
 
 @pytest.fixture(scope="module")
@@ -83,93 +82,61 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def by_loops(
-    name: str, student_ND: np.ndarray, weight_ED: np.ndarray, teacher_NE: np.ndarray, temperature: float
-) -> float:
+def by_loops(student_ND: np.ndarray, weight_ED: np.ndarray, teacher_NE: np.ndarray) -> float:
     """The loss of one side, item by item."""
-    total, count = 0.0, len(student_ND)
-    for i in range(count):
-        projected = weight_ED @ student_ND[i]
-        if name == "embedding-cosine":
-            total += 1 - projected @ teacher_NE[i] / math.sqrt(projected @ projected) / math.sqrt(
-                teacher_NE[i] @ teacher_NE[i]
-            )
-        elif name == "embedding-l2":
-            total += sum((p - t) ** 2 for p, t in zip(projected, teacher_NE[i], strict=True))
-        else:
-            logs = []
-            for side in (teacher_NE, student_ND):
-                unit = [row / math.sqrt(row @ row) for row in side]
-                exps = [math.exp(unit[i] @ unit[k] / temperature) for k in range(count) if k != i]
-                logs.append([math.log(each / sum(exps)) for each in exps])
-            total += sum(math.exp(p) * (p - q) for p, q in zip(*logs, strict=True))
-    return total / count
+    total = 0.0
+    for vector, teacher in zip(student_ND, teacher_NE, strict=True):
+        projected = weight_ED @ vector
+        total += 1 - projected @ teacher / math.sqrt(projected @ projected) / math.sqrt(teacher @ teacher)
+    return total / len(student_ND)
 
 
-@pytest.mark.parametrize("name", VECTOR_LOSSES)
-def test_a_loss_and_its_gradient_equal_plain_loops(name):
+def test_the_loss_and_its_gradient_equal_plain_loops():
     student_ND, weight_ED, teacher_NE = drawn(0, 6, 3), drawn(1, 4, 3), drawn(2, 6, 4)
-    config = LossConfig(terms={name: 1.0}, affinity_temperature=0.3)
-
-    def loss(student_ND: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
-        return VECTOR_LOSSES[name](VectorInputs(student_ND, student_ND @ weight_ED.T, teacher_NE, config))
-
-    arrays = student_ND.numpy(), weight_ED.numpy()
-    assert float(loss(student_ND, weight_ED)) == pytest.approx(
-        by_loops(name, *arrays, teacher_NE.numpy(), 0.3), rel=1e-12
-    )
+    arrays = student_ND.numpy(), weight_ED.numpy(), teacher_NE.numpy()
+    value = float(vectors.embedding_cosine(student_ND @ weight_ED.T, teacher_NE))
+    assert value == pytest.approx(by_loops(*arrays), rel=1e-12)
     student_ND.requires_grad_()
-    loss(student_ND, weight_ED).backward()
+    vectors.embedding_cosine(student_ND @ weight_ED.T, teacher_NE).backward()
     for i, d in ((0, 0), (3, 2), (5, 1)):
         values = []
         for step in (1e-6, -1e-6):
             moved = arrays[0].copy()
             moved[i, d] += step
-            values.append(by_loops(name, moved, arrays[1], teacher_NE.numpy(), 0.3))
+            values.append(by_loops(moved, *arrays[1:]))
         assert float(student_ND.grad[i, d]) == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", VECTOR_LOSSES)
-def test_a_student_with_the_teachers_vectors_has_no_loss(name):
+def test_a_student_with_the_teachers_vectors_has_no_loss():
     teacher_NE = torch.nn.functional.normalize(drawn(3, 5, 4), dim=1)
-    value = VECTOR_LOSSES[name](VectorInputs(teacher_NE, teacher_NE, teacher_NE, LossConfig(terms={name: 1.0})))
-    assert float(value) == pytest.approx(0, abs=1e-9)
+    assert float(vectors.embedding_cosine(teacher_NE, teacher_NE)) == pytest.approx(0, abs=1e-9)
 
 
-def test_in_half_precision_losses_are_those_of_float32():
+def test_in_half_precision_the_loss_is_that_of_float32():
     student_ND, teacher_NE = drawn(0, 6, 4).bfloat16(), drawn(2, 6, 4).bfloat16()
-    for loss in (
-        vectors.embedding_cosine,
-        vectors.embedding_l2,
-        lambda s, t: vectors.embedding_affinity(s, t, temperature=0.1),
-    ):
-        with torch.autocast("cpu", torch.bfloat16):
-            half = loss(student_ND, teacher_NE)
-        assert half.dtype == torch.float32
-        assert_close(half, loss(student_ND.float(), teacher_NE.float()))
-
-
-def test_two_items_have_no_order_and_teach_no_affinity():
-    student_ND = drawn(0, 2, 4).requires_grad_()
-    value = vectors.embedding_affinity(student_ND, drawn(1, 2, 3), temperature=0.1)
-    value.backward()
-    assert (value.item(), float(student_ND.grad.abs().max())) == (0, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = vectors.embedding_cosine(student_ND, teacher_NE)
+    assert half.dtype == torch.float32
+    assert_close(half, vectors.embedding_cosine(student_ND.float(), teacher_NE.float()))
 
 
 def test_the_page_on_losses_has_a_row_for_each_loss_of_vectors():
     page = (DOCS / "losses.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| vectors \| (yes|no) \|", page, re.MULTILINE)
-    assert rows == [(name, "no" if name == "embedding-affinity" else "yes") for name in VECTOR_LOSSES]
+    assert rows == [(name, "yes") for name in VECTOR_LOSSES]
 
 
 def made(corpus: Any, recipe: Any, teachers: Any) -> tuple[Any, Any]:
     """The initial model of a recipe with its projection, and its batches."""
     model = initial_model.make_model(recipe, corpus.captions, None)
     model.add_projection(teachers.width)
-    batches = make_batches(
-        CorpusSource(corpus, model.preprocess), recipe, teachers if recipe.loss.needs_teacher else None
+    batches = recipe_batches(
+        CorpusSource(corpus, model.preprocess),
+        recipe,
+        teachers if recipe.loss.needs_teacher else None,
+        vectors=teachers,
     )
-    return model, batches.with_vectors(teachers)
+    return model, batches
 
 
 @pytest.mark.parametrize("shape", ["infonce", "ranking"])
@@ -177,7 +144,7 @@ def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dua
     """Lists name an image several times, and a batch has each image once."""
     recipe = load_recipe(
         "tiny-student",
-        terms(f"{{ {shape} = 1.0, embedding-cosine = 0.7, embedding-l2 = 0.4, embedding-affinity = 2.0 }}"),
+        terms(f"{{ {shape} = 1.0, embedding-cosine = 0.7 }}"),
     )
     model, batches = made(corpus, recipe, embedded)
     model.eval()
@@ -193,20 +160,18 @@ def test_a_batch_compares_the_vectors_of_its_own_images_and_captions(corpus, dua
         ):
             assert sorted(set(index.flatten().tolist())) == list(range(len(items)))
             sides.append(getattr(model, embed)(items).double().numpy())
+        chosen = batches.pairs
         image_RC, text_RC = (
-            np.broadcast_arrays(*batches._pairs(1)) if shape == "infonce" else batches.kept(range(8, 16))[:2]
+            np.broadcast_arrays(*chosen._pairs(1)) if shape == "infonce" else chosen.kept(range(8, 16))[:2]
         )
         read = CorpusSource(corpus, dual.preprocess)
         taught = [
             dual.embed_images(read.images(np.unique(image_RC))).double().numpy(),
             dual.embed_texts(read.texts(np.unique(text_RC))).double().numpy(),
         ]
-    for name, weight in (("embedding-cosine", 0.7), ("embedding-l2", 0.4), ("embedding-affinity", 2.0)):
-        arrays = model.projection.weight.detach().double().numpy()
-        expected = weight * np.mean(
-            [by_loops(name, side, arrays, teacher, 0.3) for side, teacher in zip(sides, taught, strict=True)]
-        )
-        assert float(found[name]) == pytest.approx(expected, rel=1e-4)
+    arrays = model.projection.weight.detach().double().numpy()
+    expected = 0.7 * np.mean([by_loops(side, arrays, teacher) for side, teacher in zip(sides, taught, strict=True)])
+    assert float(found["embedding-cosine"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", VECTOR_LOSSES)
@@ -222,7 +187,7 @@ def test_every_loss_of_vectors_falls_on_a_fixed_batch_and_trains_what_it_reads(c
         optimizer.step()
         values.append(value.item())
     assert values[-1] < 0.9 * values[0]
-    assert (model.projection.weight.grad is not None) == (name != "embedding-affinity")
+    assert model.projection.weight.grad is not None
     assert model.calibration.log_scale.grad is None
 
 
@@ -232,7 +197,7 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(corpus, embedded, co
     for plan in (MicroBatchPlan(), MicroBatchPlan(count, range(count))):
         model = initial_model.make_model(recipe, corpus.captions, None).train()
         model.add_projection(embedded.width)
-        batches = make_batches(CorpusSource(corpus, model.preprocess), recipe, embedded, plan).with_vectors(embedded)
+        batches = recipe_batches(CorpusSource(corpus, model.preprocess), recipe, embedded, plan, vectors=embedded)
         compute = StepCompute(
             compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan
         )
@@ -268,7 +233,7 @@ def test_several_teachers_give_unit_vectors_whose_product_is_the_mean_of_their_c
 
 def trained(corpus: Any, dual: Any, folder: Path, table: str = ALL, *, caches: Any = (), **options: Any) -> runs.Run:
     job = TrainingJob("distill", "tiny-student", terms(table), folder, resume=folder.exists())
-    return distill.train(job, Inputs(corpus, caches, None, [dual]), options=TrainingOptions(), **options)
+    return training.train_model(job, OpenInputs(corpus, caches, None, [dual]), options=TrainingOptions(), **options)
 
 
 class KilledError(Exception):
@@ -287,7 +252,7 @@ def killed_after_five(**counts: Any) -> Iterator[Any]:
 def test_a_training_learns_from_vectors_and_leaves_no_projection_in_the_model(corpus, dual, tmp_path):
     run = trained(corpus, dual, tmp_path / "run")
     first, *_, last = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"infonce", "kl", "embedding-cosine", "embedding-l2", "embedding-affinity"} <= first.keys()
+    assert {"infonce", "kl", "embedding-cosine"} <= first.keys()
     assert last["embedding-cosine"] < first["embedding-cosine"]
     assert "projection.weight" not in load_file(run.model_folder / "model.safetensors")
     student = models.load_dual(run.folder)
@@ -320,9 +285,9 @@ def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, t
     )["inputs"]
     assert (inputs["cache"]["teacher"], inputs["teachers"]["teacher"]) == (fusion.digest, dual.digest)
     steps = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
-    alone = distill.train(
+    alone = training.train_model(
         TrainingJob("distill", "tiny-student", terms("{ kl = 1.0 }"), tmp_path / "alone"),
-        Inputs(corpus, [cache], None),
+        OpenInputs(corpus, [cache], None),
         options=TrainingOptions(),
     )
     assert steps[0]["kl"] == pytest.approx(
@@ -332,7 +297,7 @@ def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, t
 
 def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpus_dir, tmp_path):
     models.save(dual, tmp_path / "dual")
-    sets = [word for each in terms("{ embedding-l2 = 1.0 }") for word in ("--set", each)]
+    sets = [word for each in terms("{ embedding-cosine = 1.0 }") for word in ("--set", each)]
     words = [
         "distill",
         "tiny-student",
@@ -362,11 +327,6 @@ def test_by_command_line_vectors_alone_make_a_student(corpus, dual, scenes_corpu
             ["--teacher", "DUAL"],
             "loss embedding-cosine compares vectors, and a fusion model has none; set model.kind",
         ),
-        (
-            ['loss.schedules={ embedding-cosine = "confidence" }'],
-            ["--teacher", "DUAL"],
-            "loss.schedules.embedding-cosine cannot be confidence",
-        ),
     ],
 )
 def test_what_a_loss_of_vectors_lacks_is_named(corpus, dual, scenes_corpus_dir, tmp_path, sets, words, message):
@@ -390,15 +350,6 @@ def test_what_a_loss_of_vectors_lacks_is_named(corpus, dual, scenes_corpus_dir, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_schedule_weighs_a_loss_of_vectors(corpus, embedded):
-    recipe = load_recipe(
-        "tiny-student",
-        [*terms("{ infonce = 1.0, embedding-l2 = 2.0 }"), 'loss.schedules={ embedding-l2 = "linear-up" }'],
-    )
-    model, batches = made(corpus, recipe, embedded)
-    objective, batch = PairObjective(recipe.loss), batches[0]
-    outputs = objective.outputs(model.eval(), batch)
-    early, late = (objective.loss(model, outputs, batch, progress)["embedding-l2"].item() for progress in (0.25, 1.0))
-    assert early == pytest.approx(late / 4)
+def test_an_unknown_loss_of_vectors_is_named():
     with pytest.raises(ConfigError, match="embedding-cos"):
         load_recipe("tiny-student", terms("{ embedding-cos = 1.0 }"))

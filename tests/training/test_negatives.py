@@ -17,6 +17,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from batches import list_batches
 from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
 from paths import FIXTURES
@@ -26,16 +27,15 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, models
+from dcdctl.core import artifacts, models, training
 from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource, embed, features
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, negatives, runs
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.lists import CandidateListBatches
-from dcdctl.core.training.negatives import MinedNegatives
+from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 NUM_IMAGES = 12
@@ -86,21 +86,17 @@ def hand_made():
     )
 
 
-def mined_for(source: Any, recipe: Recipe, num_steps: int) -> MinedNegatives:
-    return negatives.for_lists(negatives.mine(source, recipe), recipe, num_steps)
-
-
-def lists_of(batches: CandidateListBatches, step: int) -> tuple[np.ndarray, np.ndarray]:
+def lists_of(batches: CorpusBatches, step: int) -> tuple[np.ndarray, np.ndarray]:
     batch = batches[step]
     images: Any = batch.images
     texts: Any = batch.texts
     return images[batch.image_ix_RC.numpy()], texts[batch.text_ix_RC.numpy()]
 
 
-def mined_in(batches: CandidateListBatches, step: int) -> list[int]:
+def mined_in(batches: CorpusBatches, step: int) -> list[int]:
     """Of each list, how many negatives are among the query's hand-made ones."""
     image_BN, text_BN = lists_of(batches, step)
-    lists = batches.mined.candidates
+    lists = batches.pairs.mined
     return [
         len(set(texts[1:]) & set(lists.texts_of_image[images[0]]))
         if len(set(images)) == 1
@@ -113,9 +109,8 @@ def mined_in(batches: CandidateListBatches, step: int) -> list[int]:
 def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(
     pairs_corpus, hand_made, direction, num_mined
 ):
-    batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, directions=(direction,)), 0, None).with_mined(
-        MinedNegatives(hand_made, 4)
-    )
+    config = replace(MINED, directions=(direction,))
+    batches = list_batches(Indices(pairs_corpus), config, 0, None, mined=hand_made)
     for step in range(4):
         assert mined_in(batches, step) == [num_mined] * 24
         if direction == "image":
@@ -123,25 +118,13 @@ def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(
             assert all(len(set(images)) == 5 for images in images_BN)
 
 
-def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpus(pairs_corpus, hand_made):
-    config = replace(MINED, random_negatives=3, directions=("text",))
-    batches = CandidateListBatches(Indices(pairs_corpus), config, 0, None).with_mined(MinedNegatives(hand_made, 1))
-    counts = [count for step in range(8) for count in mined_in(batches, step)]
-    # One of the four, then two of the 21 that are neither own nor chosen, three of which are mined too: 1 + 2 * 3 / 21
-    # on average.
-    assert min(counts) == 1
-    assert np.mean(counts) == pytest.approx(1.29, abs=0.12)
-    others = {int(text) for step in range(8) for text in lists_of(batches, step)[1][:, 2:].ravel()}
-    assert others == set(range(24))
-
-
-@pytest.mark.parametrize("per_list", [1, 4])
-def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_corpus, per_list):
+@pytest.mark.parametrize("per_query", [1, 4])
+def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_corpus, per_query):
     # Hand-made ones are taken as they are; the guards of mining are what leaves out twins.
-    guarded = negatives.mine(Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=6)))
-    batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, random_negatives=8), 0, None).with_mined(
-        MinedNegatives(guarded, per_list)
+    guarded = negatives.mine(
+        Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=per_query))
     )
+    batches = list_batches(Indices(pairs_corpus), replace(MINED, random_negatives=8), 0, None, mined=guarded)
     texts_T = [" ".join(caption.split()) for caption in pairs_corpus.captions]
     for step in range(6):
         for images, texts in zip(*lists_of(batches, step), strict=True):
@@ -160,31 +143,9 @@ def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_cor
 
 def test_where_there_are_no_others_random_ones_come_again(tmp_path):
     few = make_corpus(tmp_path / "corpus", [["a"], ["b"], ["c"]])
-    mined = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
-    images, _ = lists_of(
-        CandidateListBatches(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(mined), 0
-    )
+    mined = negatives.mine(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)))
+    images, _ = lists_of(list_batches(Indices(few), replace(MINED, directions=("image",)), 0, None, mined=mined), 0)
     assert all(set(row[1:]) == {0, 1, 2} - {row[0]} for row in images.tolist())
-
-
-def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs_corpus, hand_made):
-    plain = CandidateListBatches(Indices(pairs_corpus), BatchConfig(size=24, random_negatives=4), 0, None)
-    batches = CandidateListBatches(Indices(pairs_corpus), MINED, 0, None).with_mined(
-        MinedNegatives(hand_made, 4, first_step=3)
-    )
-    same = [
-        all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(batches, step), strict=True))
-        for step in range(6)
-    ]
-    assert same == [True, True, True, False, False, False]
-
-
-def test_a_recipes_shares_become_numbers(pairs_corpus):
-    batch = BatchConfig(random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.5, mined_from=0.29)
-    mined = mined_for(Indices(pairs_corpus), Recipe(batch=batch), 100)
-    assert (mined.per_list, mined.first_step) == (3, 29)
-    least = mined_for(Indices(pairs_corpus), Recipe(batch=replace(batch, mined_share=0.01, mined_from=0.0)), 100)
-    assert (least.per_list, least.first_step) == (1, 0)
 
 
 def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch(pairs_corpus):
@@ -197,17 +158,11 @@ def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch
 
 
 def test_a_batch_is_a_function_of_seed_and_step_however_it_is_split(corpus, teacher):
-    recipe = Recipe(
-        batch=BatchConfig(
-            size=8, random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5
-        )
-    )
+    recipe = Recipe(batch=BatchConfig(size=8, random_negatives=5, hard_negatives=1, negatives="mined"))
     source = CorpusSource(corpus, teacher.preprocess)
 
     def batch_of(step: int, micro_batch_plan: MicroBatchPlan, seed: int = 5) -> Any:
-        batches = CandidateListBatches(source, recipe.batch, seed, None, micro_batch_plan).with_mined(
-            mined_for(source, recipe, 40)
-        )
+        batches = list_batches(source, recipe.batch, seed, None, micro_batch_plan, mined=negatives.mine(source, recipe))
         _ = batches[0]
         return pickle.loads(pickle.dumps(batches))[step]
 
@@ -227,17 +182,14 @@ def test_a_batch_is_a_function_of_seed_and_step_however_it_is_split(corpus, teac
         (["loss.terms={ infonce = 1.0 }"], "loss infonce is on all pairs of a batch"),
         (['candidates.directions=["text"]'], "candidates.directions lacks image"),
         (["candidates.relative_margin=0.1"], "candidates.relative_margin needs the teacher's scores"),
-        (["batch.mined_share=0.0"], r"batch.mined_share must lie in \(0, 1\], got 0.0"),
-        (["batch.mined_from=1.0"], r"batch.mined_from must lie in \[0, 1\), got 1.0"),
-        (["batch.negatives=random", "batch.mined_from=0.5"], "are for batch.negatives mined, and it is random"),
     ],
 )
 def test_a_recipe_that_cannot_be_mined_for_leaves_no_run_folder(corpus, tmp_path, sets, message):
     small = ["model.hidden_size=16", "model.vocab_size=100"]
     with pytest.raises(ConfigError, match=message):
-        distill.train(
+        training.train_model(
             TrainingJob("finetune-teacher", "tiny-teacher", [*small, *SETS, *MINE, *sets], tmp_path / "run"),
-            Inputs(corpus, [], None),
+            OpenInputs(corpus, [], None),
             options=TrainingOptions(),
         )
     assert not (tmp_path / "run").exists()
@@ -250,7 +202,7 @@ STEPS = ["optimizer.steps=15", "optimizer.save_every=4"]
 def trained(corpus: Any, out: Path, *sets: str, resume: bool = False, watch: Any = None) -> list[dict[str, float]]:
     """What a training with mined negatives logged, but for the time it took."""
     job = TrainingJob("finetune-teacher", "tiny-teacher", [*SMALL, *STEPS, *sets], out, resume)
-    run = distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(), watch=watch)
+    run = training.train_model(job, OpenInputs(corpus, [], None), options=TrainingOptions(), watch=watch)
     return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
 
 
@@ -482,7 +434,7 @@ def test_a_co_attention_teacher_mines_by_another_runs_vectors(scenes_corpus_dir,
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
     dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
     models.save(dual, tmp_path / "dual")
-    sets = [*MINE, "candidates.kind=embedding", f"candidates.model={tmp_path / 'text'}", "batch.mined_from=0.5"]
+    sets = [*MINE, "candidates.kind=embedding", f"candidates.model={tmp_path / 'text'}"]
     result = _finetune(
         scenes_corpus_dir,
         tmp_path / "run",

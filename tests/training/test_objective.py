@@ -1,4 +1,4 @@
-"""From logits to weighted loss terms: schedules, confidence, calibration, and what a dual model gets for nothing."""
+"""From logits to weighted loss terms: weights, calibration, and what a dual model gets for nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from batches import list_batches, pair_batches
 from encoders import make_pair
 from loss_inputs import draw
 from paths import DOCS
@@ -20,13 +21,10 @@ from dcdctl.core import models
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import runs
-from dcdctl.core.training.batches.all_pairs import AllPairsBatches
 from dcdctl.core.training.batches.batch import Batch
-from dcdctl.core.training.batches.lists import CandidateListBatches
-from dcdctl.core.training.losses import official, weights
-from dcdctl.core.training.losses.config import LossConfig
-from dcdctl.core.training.losses.table import LOSSES
-from dcdctl.core.training.objective import PairObjective, loss_terms, term_weights
+from dcdctl.core.training.losses import official
+from dcdctl.core.training.losses.table import LOSSES, LossConfig
+from dcdctl.core.training.objective import PairObjective, loss_terms
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 SIZE = models.DualSize(
@@ -50,15 +48,15 @@ def made_batch(teacher_RC: Tensor) -> Batch:
     return Batch(None, None, nothing.long(), nothing.long(), teacher_RC, teacher_RC, nothing)  # type: ignore[arg-type]
 
 
-def test_only_losses_of_a_teacher_are_calibrated_or_weighed_by_confidence():
-    assert all(loss.teacher for loss in LOSSES.values() if loss.calibrated or loss.confidence)
+def test_only_losses_of_a_teacher_are_calibrated():
+    assert all(loss.teacher for loss in LOSSES.values() if loss.calibrated)
 
 
 def test_the_page_on_losses_has_a_row_for_each_loss_with_what_the_table_says():
     page = (DOCS / "losses.md").read_text(encoding="utf-8")
-    row = r"^\| `([a-z-]+)` \| ([a-z ]+) \| (yes|no) \| (yes|no) \| (yes|no) \|"
+    row = r"^\| `([a-z-]+)` \| ([a-z ]+) \| (yes|no) \| (yes|no) \|"
     rows = [(name, *columns) for name, *columns in re.findall(row, page, re.MULTILINE)]
-    flags = [(name, loss.on, loss.teacher, loss.calibrated, loss.confidence) for name, loss in LOSSES.items()]
+    flags = [(name, loss.on, loss.teacher, loss.calibrated) for name, loss in LOSSES.items()]
     assert rows == [(name, on, *("yes" if flag else "no" for flag in rest)) for name, on, *rest in flags]
 
 
@@ -67,65 +65,19 @@ def test_official_losses_see_the_official_order_of_the_scores():
     teacher, student = draw(1, 4, 8), draw(0, 4, 8)
     batch = replace(made_batch(teacher), official_teacher_RC=teacher.flip(1))
     for name, function in (("dcd-released", official.dcd_official), ("wsl-released", official.wsl_official)):
-        value = loss_terms(student, batch, LossConfig(terms={name: 1.0}, alpha=0.3), 1.0)[name]
+        value = loss_terms(student, batch, LossConfig(terms={name: 1.0}, alpha=0.3))[name]
         assert torch.equal(value, function(student, teacher.flip(1), alpha=0.3))
         assert not torch.equal(value, function(student, teacher, alpha=0.3))
 
 
-def test_weights_go_with_the_training():
-    config = LossConfig(
-        terms={"infonce": 2.0, "kl": 4.0, "margin-mse": 0.5, "cprd": 3.0},
-        schedules={"infonce": "linear-down", "kl": "linear-up", "cprd": "confidence"},
-    )
-    assert term_weights(config, 0.0) == {"infonce": 2, "kl": 0, "margin-mse": 0.5, "cprd": 3}
-    assert term_weights(config, 0.25) == {"infonce": 1.5, "kl": 1, "margin-mse": 0.5, "cprd": 3}
-    assert term_weights(config, 1.0) == {"infonce": 0, "kl": 4, "margin-mse": 0.5, "cprd": 3}
+def test_a_term_counts_by_its_weight_and_the_order_is_that_of_the_recipe():
     logits, batch = draw(0, 4, 4), made_batch(draw(1, 4, 4))
-    early, late = (loss_terms(logits, batch, config, progress) for progress in (0.25, 0.5))
-    assert_close(early["infonce"], 1.5 * late["infonce"])
-    assert_close(late["kl"], 2 * early["kl"])
-    assert list(early) == list(config.terms)
-
-
-@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.confidence])
-def test_confidence_weighs_the_term_of_each_query(name):
-    size = (4, 8) if LOSSES[name].on == "lists" else (6, 6)
-    teacher, student = draw(1, *size), draw(0, *size)
-    teacher[0, 3] = math.nan
-    plain, weighted = (
-        loss_terms(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules=schedules, alpha=1.0), 0.5)[
-            name
-        ]
-        for schedules in ({}, {name: "confidence"})
+    one, other = (
+        loss_terms(logits, batch, LossConfig(terms=terms))
+        for terms in ({"infonce": 2.0, "kl": 4.0}, {"kl": 1.0, "infonce": 1.0})
     )
-    assert 0 < weighted < plain
-    # A student that has learned all there is: the positive is sure, and nothing is left of any query.
-    student[:, 0] += 100.0
-    if size == (6, 6):
-        student = draw(0, 6, 6).fill_diagonal_(100.0)
-    sure = loss_terms(
-        student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules={name: "confidence"}, alpha=1.0), 0.5
-    )[name]
-    assert sure.item() == pytest.approx(0, abs=1e-4)
-
-
-def test_a_pair_that_matches_too_is_nobodys_negative_for_confidence():
-    student, batch = draw(0, 6, 6), made_batch(draw(1, 6, 6))
-    same = torch.zeros(6, 6, dtype=torch.bool)
-    same[0, 1] = same[4, 2] = True
-    config = LossConfig(terms={"mse-pairs": 1.0}, schedules={"mse-pairs": "confidence"})
-    rows, columns = weights.confidence_pairs(student, batch.teacher_RC, torch.ones(6, 6, dtype=torch.bool), same)
-    by_hand = ((student - batch.teacher_RC).square() * (rows[:, None] + columns) / 2).mean()
-    result = loss_terms(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
-    assert_close(result, by_hand)
-    assert abs(result - loss_terms(student, batch, config, 1.0)["mse-pairs"]) > 1e-4
-
-
-def test_confidence_on_lists_is_that_of_wsl():
-    student, teacher = draw(0, 4, 8), draw(1, 4, 8)
-    config = LossConfig(terms={"mse": 1.0}, schedules={"mse": "confidence"})
-    by_hand = (weights.confidence(student, teacher) * (student - teacher).square().mean(1)).mean()
-    assert_close(loss_terms(student, made_batch(teacher), config, 1.0)["mse"], by_hand)
+    assert_close(one, {"infonce": 2 * other["infonce"], "kl": 4 * other["kl"]})
+    assert (list(one), list(other)) == (["infonce", "kl"], ["kl", "infonce"])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -133,27 +85,27 @@ def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, 
     teacher, student = draw(1, 6, 6), draw(0, 6, 6).requires_grad_()
     calibration = Calibration()
     config = LossConfig(terms={name: 1.0})
-    plain = loss_terms(student, made_batch(teacher), config, 1.0)[name]
-    value = loss_terms(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
+    plain = loss_terms(student, made_batch(teacher), config)[name]
+    value = loss_terms(student, made_batch(teacher), config, calibrate=calibration)[name]
     assert torch.equal(value, plain)  # at first it changes nothing
     value.backward()
     assert (calibration.log_scale.grad is not None) == config.is_calibrated == LOSSES[name].calibrated
     with torch.no_grad():
         calibration.log_scale.fill_(math.log(2))
         calibration.offset.fill_(-3.0)
-    moved = loss_terms(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
+    moved = loss_terms(student, made_batch(teacher), config, calibrate=calibration)[name]
     assert_close(
-        moved, loss_terms(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name]
+        moved, loss_terms(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config)[name]
     )
 
 
 def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
     """Cosines times 20 against logits between -6 and 2: no student's vectors move, and the distance goes to 0."""
     cosine = draw(0, 8, 8, scale=0.2)
-    batch, config, calibration = made_batch(0.3 * 20 * cosine - 4), LossConfig(terms={"mse-pairs": 1.0}), Calibration()
+    batch, config, calibration = made_batch(0.3 * 20 * cosine - 4), LossConfig(terms={"mse": 1.0}), Calibration()
     optimizer = torch.optim.Adam(calibration.parameters(), lr=0.1)
     for _ in range(300):
-        value = loss_terms(20 * cosine, batch, config, 1.0, calibrate=calibration)["mse-pairs"]
+        value = loss_terms(20 * cosine, batch, config, calibrate=calibration)["mse"]
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -163,9 +115,7 @@ def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
 def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(corpus, dual, tmp_path):
     digest = dual.digest
     optimizer = torch.optim.AdamW(dual.parameters(), lr=0.1)
-    batches = CandidateListBatches(
-        CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None
-    )
+    batches = list_batches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None)
     teacher_RC = draw(0, 4, 4)
     batch = replace(batches[0], teacher_RC=teacher_RC)
     before = {name: tensor.clone() for name, tensor in dual.network.state_dict().items()}
@@ -190,7 +140,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
 
 def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
     config = BatchConfig(size=6, random_negatives=3)
-    batch = CandidateListBatches(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
+    batch = list_batches(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
     objective = PairObjective(LossConfig(terms={"infonce-hard": 1.0}))
     value = objective(dual, batch)["infonce-hard"]
     images, texts = dual(batch.images, batch.texts)
@@ -210,16 +160,14 @@ def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
 
 def test_a_fusion_models_hard_negatives_stay_in_their_lists():
     student, batch = draw(0, 4, 8), made_batch(draw(1, 4, 8))
-    parts = loss_terms(student, batch, LossConfig(terms={"infonce-hard": 1.0, "ranking": 1.0}), 1.0)
+    parts = loss_terms(student, batch, LossConfig(terms={"infonce-hard": 1.0, "ranking": 1.0}))
     assert torch.equal(parts["infonce-hard"], parts["ranking"])
 
 
 def test_a_batch_of_lists_knows_which_of_its_images_and_captions_belong_together(corpus, dual):
-    batches = CandidateListBatches(
-        CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None
-    )
+    batches = list_batches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None)
     batch = batches[0]
-    rows = [batches._list(sample) for sample in range(8)]
+    rows = [batches.pairs._list(sample) for sample in range(8)]
     images, texts = np.unique([row[0] for row in rows]), np.unique([row[1] for row in rows])
     for i, image in enumerate(images):
         words = {corpus.captions[caption] for caption in corpus.captions_of(int(image))}
@@ -235,7 +183,7 @@ def in_half(on: bool = True) -> torch.autocast:
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_under_autocast_the_gradient_of_infonce_is_that_of_float32(corpus, dual, scale):
     dual.network.logit_scale.data.fill_(math.log(scale))
-    batch = AllPairsBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=24), 0, None)[0]
+    batch = pair_batches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=24), 0, None)[0]
     objective = PairObjective(LossConfig(terms={"infonce": 1.0}))
     with in_half(), torch.no_grad():
         vectors = objective.outputs(dual, batch)
@@ -244,7 +192,7 @@ def test_under_autocast_the_gradient_of_infonce_is_that_of_float32(corpus, dual,
     def gradient(half: bool) -> list[Tensor]:
         leaves = [part.clone().requires_grad_() for part in vectors]
         with in_half(half):
-            loss = objective.loss(dual, leaves, batch, 1.0)["infonce"]
+            loss = objective.loss(dual, leaves, batch)["infonce"]
         return list(torch.autograd.grad(loss, [*leaves, dual.network.logit_scale]))
 
     assert_close(gradient(half=True), gradient(half=False), rtol=1e-6, atol=1e-9)
@@ -255,8 +203,8 @@ def test_under_autocast_losses_of_all_pairs_are_those_of_float32(name):
     student, teacher = draw(1, 6, 6, scale=30.0), draw(2, 6, 6)
     config = LossConfig(terms={name: 1.0})
     with in_half():
-        half = loss_terms(student, made_batch(teacher), config, 1.0)
-    assert half == loss_terms(student, made_batch(teacher), config, 1.0)
+        half = loss_terms(student, made_batch(teacher), config)
+    assert half == loss_terms(student, made_batch(teacher), config)
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.on == "lists"])
@@ -264,17 +212,15 @@ def test_under_autocast_losses_on_lists_are_those_of_float32(name):
     student, teacher = draw(1, 6, 5, scale=30.0), draw(2, 6, 5)
     config = LossConfig(terms={name: 1.0})
     with in_half():
-        half = loss_terms(student, made_batch(teacher), config, 1.0)
-    assert half == loss_terms(student, made_batch(teacher), config, 1.0)
+        half = loss_terms(student, made_batch(teacher), config)
+    assert half == loss_terms(student, made_batch(teacher), config)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["vilt", "co-attention"])
 def test_under_autocast_the_head_of_a_fusion_model_does_not_round_its_logits(corpus, family, tmp_path):
     model = make_teacher(corpus.captions) if family == "vilt" else make_pair(corpus.captions, tmp_path)
-    batch = CandidateListBatches(
-        CorpusSource(corpus, model.preprocess), BatchConfig(size=8, random_negatives=3), 0, None
-    )[0]
+    batch = list_batches(CorpusSource(corpus, model.preprocess), BatchConfig(size=8, random_negatives=3), 0, None)[0]
     with in_half():
         (logits,) = model.eval().outputs(batch)
     assert logits.dtype == torch.float32

@@ -16,7 +16,7 @@ from dcdctl.core import models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.training import loggers, runs
-from dcdctl.core.training.losses.config import LossConfig
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.verify import verify
 

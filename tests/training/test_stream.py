@@ -16,11 +16,11 @@ from tiny import make_models, make_wide_dual
 from torch.nn import functional
 from training_steps import DUAL
 
-from dcdctl.core import models, verify
+from dcdctl.core import models, training, verify
 from dcdctl.core.data import decode_image, stream
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
-from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, distill
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
 from dcdctl.core.training.recipe import BatchConfig
@@ -54,7 +54,7 @@ def dual_folder(tmp_path_factory):
 
 def run(places, out, *sets, options=OPTIONS, resume=False, watch=None, **refs):
     job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=15", *sets], out, resume)
-    return distill.train(
+    return training.train_model(
         job, InputRefs(data=places, **refs), options=options, **({} if watch is None else {"watch": watch})
     )
 
@@ -105,16 +105,6 @@ def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, 
     assert [line["loss"] for line in whole.metrics()] == [line["loss"] for line in resumed.metrics()]
     counts = {line["shard"]: line["samples"] for line in read_lines(tmp_path / "killed" / "shards.jsonl", "")}
     assert counts == dict(enumerate(SIZES))
-
-
-def test_a_student_taught_by_its_own_average_resumes_exactly(tars, tmp_path):
-    sets = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "teachers.ema=0.5", "optimizer.steps=8"]
-    whole = run(tars, tmp_path / "whole", *sets)
-    with pytest.raises(KilledError):
-        run(tars, tmp_path / "killed", *sets, watch=killed_after(6))
-    assert_equal_weights(whole, run(tars, tmp_path / "killed", *sets, resume=True))
-    slower = run(tars, tmp_path / "slower", *sets, "teachers.ema=0.9")
-    assert slower.metrics()[-1]["kl"] != whole.metrics()[-1]["kl"]
 
 
 def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, whole, tmp_path):
@@ -235,9 +225,9 @@ def test_epochs_count_the_rows_of_parquet_files(tmp_path):
     job = TrainingJob(
         "distill", "tiny-student", [*SETS, "optimizer.steps=none", "optimizer.epochs=1.5"], tmp_path / "run"
     )
-    preview = distill.preview(job, InputRefs(data=parquet), OPTIONS)
+    preview = training.preview(job, InputRefs(data=parquet), OPTIONS)
     assert (preview.num_steps, preview.batches_per_epoch) == (12, 8)
-    assert distill.train(job, InputRefs(data=parquet), options=OPTIONS).metrics()[-1]["step"] == 11
+    assert training.train_model(job, InputRefs(data=parquet), options=OPTIONS).metrics()[-1]["step"] == 11
 
 
 def test_validation_is_on_a_prepared_corpus(tars, scenes_corpus_dir, tmp_path):
@@ -251,10 +241,12 @@ def test_a_training_on_a_corpus_may_validate_on_another_one(scenes_corpus_dir, t
     other = tmp_path / "copy"
     other.symlink_to(scenes_corpus_dir)
     with pytest.raises(ConfigError, match=r"validation.split is train, and the training reads --split train"):
-        distill.train(job, InputRefs(data=scenes_corpus_dir), options=OPTIONS)
+        training.train_model(job, InputRefs(data=scenes_corpus_dir), options=OPTIONS)
     assert (
         "val_rsum"
-        in distill.train(job, InputRefs(data=scenes_corpus_dir, validation_data=other), options=OPTIONS).metrics()[-1]
+        in training.train_model(
+            job, InputRefs(data=scenes_corpus_dir, validation_data=other), options=OPTIONS
+        ).metrics()[-1]
     )
 
 
@@ -282,7 +274,6 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
             {},
             "loss.temperature is auto, which is taken from a cache",
         ),
-        (["batch.refresh_steps=[2]"], {}, "batch.refresh_steps adds candidates to a cache"),
         (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits compares the images of the whole corpus"),
         (["model.kind=fusion", "model.start=teacher"], {}, "this model starts from the teacher of a cache"),
         ((), {"split": "val"}, "--split val is a part of a corpus"),

@@ -158,13 +158,13 @@ def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
 
 def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *, dry_run: bool, json: bool) -> None:
     """Train, and print the model and the next command, or one JSON document; or print what the training would do."""
-    from dcdctl.core.training import Run, command_after_training, preview, run_document, train
+    from dcdctl.core.training import Run, command_after_training, preview, run_document, train_model
 
     if dry_run:
         found = preview(job, refs, options, track=bar)
         return show_json(found.to_json()) if json else _show_preview(found)
     started, already_there = time.monotonic(), Run(job.out).is_finished
-    run = train(job, refs, options=options, track=bar, watch=view, say=note)
+    run = train_model(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:
         return show(
             f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: "
@@ -188,5 +188,5 @@ def _show_preview(preview: Preview) -> None:
     columns, rows = preview.table()
     if rows:
         show_table("negatives", columns, rows, "means over the counted queries, for the whole training")
-    for line in preview.fit.warnings():
+    for line in preview.warnings():
         note(line)

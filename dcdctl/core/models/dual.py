@@ -6,10 +6,9 @@ Shape letters: I images, T texts, R x C pairs of a training step, D length of th
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +92,6 @@ class DualEncoder(RetrievalModel):
         super().__init__(network, preprocess, unused_keys)
         self.calibration = Calibration()
         self.projection: Projection | None = None
-        self.average: nn.Module | None = None
         self.eval()
 
     def __repr__(self) -> str:
@@ -160,39 +158,6 @@ class DualEncoder(RetrievalModel):
             raise ValueError("add_projection comes before project")
         projected_NE: Tensor = self.projection(vectors_ND)
         return projected_NE
-
-    def add_average(self) -> None:
-        """Add a copy of the network that is its own average over the steps, for training alone: it is neither saved nor
-        in the digest."""
-        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """Set each weight of the average to `decay` times itself plus 1 - `decay` times the network's. ValueError
-        before `add_average`."""
-        if self.average is None:
-            raise ValueError("add_average comes before update_average")
-        now = self.network.state_dict()
-        for name, tensor in self.average.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.lerp_(now[name], 1 - decay)
-
-    def averaged(self) -> Self:
-        """This model with the weights of the average, in eval mode. ValueError before `add_average`."""
-        if self.average is None:
-            raise ValueError("add_average comes before averaged")
-        twin = copy.copy(self)
-        # The copy shares the dictionary of modules, and must not change that of this model.
-        twin.__dict__["_modules"] = {**self._modules, "network": self.average, "average": None}
-        twin.training = False
-        return twin
-
-    def train(self, mode: bool = True) -> Self:
-        """Train mode, except for the average, which has no dropout."""
-        super().train(mode)
-        if self.average is not None:
-            self.average.eval()
-        return self
 
     def set_trained(self, parts: TrainedParts) -> None:
         """Let training change only these parts; ModelError for a family that has no such parts.

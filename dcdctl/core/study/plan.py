@@ -222,12 +222,6 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         raise ConfigError(
             found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
         )
-    if given.teachers.ema is not None:
-        found = "teachers.ema makes the student its own teacher, and a study is about the teachers of --teacher"
-        raise ConfigError(found, hint="unset it: --set teachers.ema=none")
-    if given.batch.refresh_steps:
-        found = "batch.refresh_steps changes the batches of the distillation alone, so its baseline would not be fair"
-        raise ConfigError(found, hint="set it to []: --set 'batch.refresh_steps=[]'")
     if job.start is None and given.model.start == "new":
         raise ConfigError(
             f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
@@ -246,11 +240,9 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     """The recipe without the teacher's losses, with the batches of the distillation where they need no score of the
     teacher."""
     loss, terms = recipe.loss, baseline_terms(recipe)
-    schedules = {name: schedule for name, schedule in loss.schedules.items() if name in terms}
     # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
     own = (
         f"loss.terms={_toml(terms)}",
-        f"loss.schedules={_toml(schedules)}",
         "loss.temperature=1.0",
         "loss.weight_group=none",
     )

@@ -256,7 +256,9 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
             compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
             options = replace(options, compute=compute, tries_precision=False)
         job = plan.training_job(variant, seed)
-        training.train(job, plan.inputs(variant), options=options, track=view.track, watch=view.watch, say=view.say)
+        training.train_model(
+            job, plan.inputs(variant), options=options, track=view.track, watch=view.watch, say=view.say
+        )
     _evaluate(plan, EvalJob(model=str(folder), choice=_choice(plan)), None, view)
 
 

@@ -1,8 +1,8 @@
 from .build import build_cache
-from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
+from .cache import TeacherCache, read_cache, read_caches
 from .cache_format import CACHE
 from .candidate_lists import Candidates
-from .candidates import CandidateConfig, draw_candidates, mine_candidates
+from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
 from .estimate import CacheCost
 from .external_scores import plan_work, take_scores
@@ -26,14 +26,12 @@ __all__ = [
     "FalseNegativeFilter",
     "Negative",
     "TeacherCache",
-    "TeacherEnsemble",
     "TeacherScores",
     "build_cache",
     "cache_document",
     "cache_facts",
     "cache_scores",
     "check_weights",
-    "draw_candidates",
     "embedded_teachers",
     "false_negative_filter",
     "measure_spread",

@@ -1,11 +1,9 @@
-from .distill import preview, resolve, train
-from .fit import Preview
-from .inputs import InputRefs, Inputs
+from .coverage import Preview
+from .inputs import InputRefs, OpenInputs
 from .loop import TrainingOptions
-from .losses.config import LossConfig
+from .losses.table import LossConfig
 from .negatives import read_mined
 from .next_step import command_after_cache, command_after_plan, command_after_training
-from .outcome import run_document
 from .recipe import (
     BatchConfig,
     ModelConfig,
@@ -24,15 +22,17 @@ from .recipe import (
 )
 from .runs import UNNAMED, Run, TrainingJob, check_best, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
+from .train import preview, resolve, train_model
+from .validation import run_document
 
 __all__ = [
     "UNNAMED",
     "BatchConfig",
     "GradingConfig",
     "InputRefs",
-    "Inputs",
     "LossConfig",
     "ModelConfig",
+    "OpenInputs",
     "OptimizerConfig",
     "PretrainingConfig",
     "Preview",
@@ -62,5 +62,5 @@ __all__ = [
     "resolve",
     "run_document",
     "start_run",
-    "train",
+    "train_model",
 ]

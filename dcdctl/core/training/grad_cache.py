@@ -35,29 +35,12 @@ class MicroBatchObjective(Protocol):
         """float32 tensors, one per row range of a micro-batch, with a row for each of its rows."""
         ...
 
-    def numbers(self, batch: Any) -> dict[str, float]:
+    def logged(self, batch: Any) -> dict[str, float]:
         """What is logged of a batch, on the CPU, beside its loss."""
         ...
 
-    def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The weighted terms of the loss; `progress` is the completed share of the training."""
-        ...
-
-
-@runtime_checkable
-class SelfTaught(MicroBatchObjective, Protocol):
-    """An objective whose teacher is made from the model that it trains, and scores each batch without a graph."""
-
-    def teacher(self, model: Any) -> Any:
-        """The model whose outputs score a batch."""
-        ...
-
-    def taught(self, teacher: Any, outputs: Sequence[Tensor], batch: Batch) -> Batch:
-        """The batch with the scores of these outputs."""
-        ...
-
-    def after_update(self, model: Any) -> None:
-        """What follows the update of the weights."""
+    def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the loss."""
         ...
 
 
@@ -68,11 +51,6 @@ class StepInfo:
     step: int
     num_steps: int
     seed: int
-
-    @property
-    def progress(self) -> float:
-        """The completed share of the training, in [0, 1)."""
-        return self.step / self.num_steps
 
     def seed_dropout(self, micro_batch: int | None = None) -> None:
         """Seed dropout by seed, step and number of the micro-batch alone: the same in every process, and when it is
@@ -107,11 +85,9 @@ def backward(
         return _backward_in_micro_batches(model, objective, batch, info, options)
     info.seed_dropout()
     batch = batch.to(options.compute.device)
-    if isinstance(objective, SelfTaught):
-        batch = _taught(objective, model, batch, options)
     with options.compute.forward_pass():
         if isinstance(objective, MicroBatchObjective):
-            terms = objective.loss(model, objective.outputs(model, batch), batch, info.progress)
+            terms = objective.loss(model, objective.outputs(model, batch), batch)
         else:
             terms = objective(model, batch)
     loss, read_values = _loss_of(terms)
@@ -135,10 +111,8 @@ def _backward_in_micro_batches(
     last_outputs = outputs(*last)
     leaves = _gather_outputs([*earlier_outputs, last_outputs], batch.micro_batches)
     batch_on_device = batch.to(options.compute.device)
-    if isinstance(objective, SelfTaught):
-        batch_on_device = _taught(objective, model, batch_on_device, options)
     with options.compute.forward_pass():
-        terms = objective.loss(model, leaves, batch_on_device, info.progress)
+        terms = objective.loss(model, leaves, batch_on_device)
     loss, read_values = _loss_of(terms)
     # Parameters that the loss itself reads, such as the logit scale, get their gradient from one process.
     options.scaler.scale(loss).backward(inputs=None if distributed.is_main() else leaves)
@@ -149,21 +123,6 @@ def _backward_in_micro_batches(
     # A sum, not the mean of DistributedDataParallel: the loss is already that of the whole batch.
     distributed.sum_gradients(model.parameters())
     return _finite(read_values(), info.step)
-
-
-@torch.no_grad()
-def _taught(objective: SelfTaught, model: nn.Module, batch: Batch, options: StepCompute) -> Batch:
-    """The batch with the scores of the objective's own teacher, of which each process computes those of its
-    micro-batches."""
-    teacher = objective.teacher(model)
-    with options.compute.forward_pass():
-        if not batch.micro_batches:
-            return objective.taught(teacher, objective.outputs(teacher, batch), batch)
-        local = [
-            objective.outputs(teacher, micro_batch.to(options.compute.device)) for micro_batch in batch.micro_batches
-        ]
-        gathered = _gather_outputs(local, batch.micro_batches)
-        return objective.taught(teacher, [output.detach() for output in gathered], batch)
 
 
 def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence[MicroBatch]) -> list[Tensor]:

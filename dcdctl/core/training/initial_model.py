@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, TrainedParts
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.training.recipe import LORA, ModelConfig, Recipe
+from dcdctl.core.training.recipe import ModelConfig, Recipe
 
 
 def check(recipe: Recipe, *, has_teacher: bool) -> None:
@@ -59,30 +58,6 @@ def _trained_parts(recipe: Recipe) -> TrainedParts:
     )
 
 
-def average_with_start(
-    model: Model, recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, start_digest: str
-) -> None:
-    """Replace the weights w of a trained model by (1 - s) w + s w_0, with the recipe's share s and the weights w_0 of
-    its start.
-
-    The start is made again; StaleError if its digest is not that of the run's start, because the reference names
-    another model now.
-    """
-    share = recipe.model.average_with_start
-    if not share:
-        return
-    unadapted = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
-    start = make_model(replace(recipe, model=unadapted), captions, teacher)
-    if start.digest != start_digest:
-        found = f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {start_digest[:8]})"
-        raise StaleError(found, hint="restore it, and resume with --resume to average with it")
-    initial = start.network.state_dict()
-    for name, tensor in model.network.state_dict().items():
-        if tensor.is_floating_point():
-            # On the CPU in float32, so that the result does not depend on the device.
-            tensor.copy_((1 - share) * tensor.cpu() + share * initial[name].cpu())
-
-
 def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track) -> FusionScorer:
     config = recipe.model
     check(recipe, has_teacher=teacher is not None)
@@ -92,7 +67,7 @@ def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer 
             if config.start == "new"
             else models.load_fusion(config.start, track=track)
         )
-    # Trained weights are copies, because the teacher still scores the pairs of a refresh.
+    # A copy, because a saved model may be averaged with the teacher that it starts from.
     # A scorer without fusion layers, such as a dual encoder, says why it has no student.
     is_chosen = config.layers or not teacher.num_layers
     model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)

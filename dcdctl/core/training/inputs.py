@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, is_stream, split_to_measure
@@ -24,34 +24,6 @@ from dcdctl.core.training.runs import UNNAMED
 
 NamedKind = tuple[str, Literal["fusion", "dual"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
-
-
-class TrainingInputs(Protocol):
-    """The corpus, the caches and the teachers of a training: by name (`InputRefs`), or in memory (`Inputs`)."""
-
-    @property
-    def caches(self) -> Sequence[object]:
-        """One entry per cache."""
-
-    @property
-    def teacher_kinds(self) -> Sequence[NamedKind]:
-        """The teacher models; empty where the training has none."""
-
-    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
-        """The corpus and the caches made from it."""
-
-    @property
-    def validation_data(self) -> Path | None:
-        """The folder of the corpus to validate on; None for that of the training."""
-
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> FusionScorer | None:
-        """The model that the student starts from; StaleError if none of the caches holds its scores."""
-
-    def load_dual_teachers(self, track: Track) -> Sequence[tuple[str, DualEncoder]]:
-        """The models that score the batches, with their names."""
-
-    def options(self) -> list[str]:
-        """The options of a command line that name the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +111,7 @@ class InputRefs:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class OpenInputs:
     """What a training reads, in memory: opened files, and loaded models."""
 
     corpus: Corpus
@@ -181,6 +153,9 @@ class Inputs:
         return [(f"dual teacher {number}", model) for number, model in enumerate(self.dual_teachers, start=1)]
 
 
+TrainingInputs = InputRefs | OpenInputs
+
+
 def _options(split: str, caches: Sequence[Path], teachers: Sequence[str], validation_data: Path | None) -> list[str]:
     # The defaults of the command are left out.
     named = [("--split", split)] if split != "train" else []
@@ -204,14 +179,6 @@ def embeds_corpus(recipe: Recipe, inputs: TrainingInputs) -> bool:
 def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
     kind."""
-    if recipe.teachers.ema is not None:
-        if inputs.caches or inputs.teacher_kinds:
-            found = "teachers.ema makes the student its own teacher, and --cache or --teacher names another"
-            raise ConfigError(
-                found,
-                hint="leave one out; to learn from a finished run, name it with --teacher and leave teachers.ema out",
-            )
-        return None
     losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
     if duals and recipe.model.start == "teacher":
         raise ModelError(
@@ -229,8 +196,7 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
         return _check_dual_teachers(recipe, inputs, losses)
     if recipe.loss.vector_terms:
         return None
-    # Before a refresh the dual encoder scores the new candidates of its own cache.
-    if duals and inputs.caches and not recipe.batch.refresh_steps:
+    if duals and inputs.caches:
         raise ConfigError(
             f"--cache and the dual encoder {duals[0]} both give scores",
             hint="leave one out; to average both, cache the dual encoder too and name both caches",
@@ -255,11 +221,6 @@ def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str) ->
             "which needs no cache",
         )
     check_weights(recipe.teachers.weights, len(inputs.teacher_kinds), "teachers")
-    if recipe.batch.refresh_steps:
-        raise ConfigError(
-            "batch.refresh_steps adds candidates to a cache, and a dual --teacher scores every pair without one",
-            hint="set it to []",
-        )
     for name in ("absolute_margin", "relative_margin"):
         if getattr(recipe.candidates, name) is not None:
             raise ConfigError(

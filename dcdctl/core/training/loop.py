@@ -25,7 +25,7 @@ from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches
-from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, SelfTaught, StepCompute, StepInfo
+from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, StepCompute, StepInfo
 from dcdctl.core.training.loggers import WandbLog
 from dcdctl.core.training.recipe import OptimizerConfig
 from dcdctl.core.training.runs import Run
@@ -109,7 +109,6 @@ def train(
     *,
     num_steps: int,
     seed: int,
-    until: int | None = None,
     options: TrainingOptions = TrainingOptions(),
     validation: Validation | None = None,
     watch: Watch = UNWATCHED,
@@ -117,15 +116,14 @@ def train(
     """Train a model in place for `num_steps`, resuming from the run's newest checkpoint, and write logs and checkpoints
     to its folder.
 
-    With `until` it stops before that step, with a checkpoint, so that a further call can resume with other batches. If
-    there are several processes, the main one writes logs and checkpoints; all of them have the trained model.
+    If there are several processes, the main one writes logs and checkpoints; all of them have the trained model.
     """
     compute = options.compute
     model.to(compute.device).train()
     _check_micro_batches(model, objective, options)
     learner = _Learner.make(model, objective, config, options)
     first = learner.resume(run)
-    read = _read(batches, range(first, num_steps if until is None else until), compute)
+    read = _read(batches, range(first, num_steps), compute)
     at_start = _validate_start(model, validation) if first == 0 else {}
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(read, start=first):
@@ -136,7 +134,7 @@ def train(
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
                 log(step, values if step else {**values, **at_start})
-            if (done % config.save_every == 0 or done == until) and done < num_steps and distributed.is_main():
+            if done % config.save_every == 0 and done < num_steps and distributed.is_main():
                 learner.save(run, done)
             on_step(done, values)
     model.eval()
@@ -182,12 +180,10 @@ class _Learner:
         started = time.perf_counter()
         rate = self.config.lr * learning_rate_factor(info.step, info.num_steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = self.objective.numbers(batch) if isinstance(self.objective, MicroBatchObjective) else {}
-        values = {**grad_cache.backward(self.model, self.objective, batch, info, self.compute), **numbers, "lr": rate}
+        logged = self.objective.logged(batch) if isinstance(self.objective, MicroBatchObjective) else {}
+        values = {**grad_cache.backward(self.model, self.objective, batch, info, self.compute), **logged, "lr": rate}
         set_rates(self.optimizer, rate, _next_update(self.optimizer, self.compute.scaler, info.step))
         _update_weights(self.model, self.optimizer, self.compute.scaler, self.config.max_grad_norm)
-        if isinstance(self.objective, SelfTaught):
-            self.objective.after_update(self.model)
         values["seconds"] = time.perf_counter() - started
         return values
 

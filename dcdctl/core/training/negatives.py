@@ -12,7 +12,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from safetensors.numpy import load, save
 from dcdctl.core import artifacts, distributed, files, scoring, teacher
 from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.data import Corpus, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.progress import Track, silent
@@ -51,30 +50,9 @@ MAX_DRAW_ROUNDS = 50
 """Maximum number of rejection-sampling rounds before the population counts as exhausted."""
 
 
-@dataclass(frozen=True)
-class MinedNegatives:
-    """Mined negatives to sample from, and the step at which sampling from them begins."""
-
-    candidates: Candidates
-    per_list: int
-    """Mined negatives of a list; the others of `batch.random_negatives` are random."""
-    first_step: int = 0
-    """All negatives are random before this step."""
-
-    def sample(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
-        """Mined captions of an image (text), or mined images of a caption (image): `per_list` of them, or all if there
-        are fewer."""
-        mined = (self.candidates.texts_of_image if direction == Direction.TEXT else self.candidates.images_of_text)[
-            query
-        ]
-        return rng.choice(mined, min(self.per_list, len(mined)), replace=False)
-
-
 def check(recipe: Recipe, *, has_cache: bool) -> None:
     """ConfigError if a recipe asks for mined negatives that cannot be mined."""
     if recipe.batch.negatives != "mined":
-        if (recipe.batch.mined_share, recipe.batch.mined_from) != (1.0, 0.0):
-            raise ConfigError("batch.mined_share and batch.mined_from are for batch.negatives mined, and it is random")
         return
     if has_cache:
         hint = "set it to random and mine for the cache: --set candidates.kind=KIND of cache-teacher"
@@ -106,15 +84,6 @@ def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Trac
     return teacher.mine_candidates(source.corpus, config, vectors, track)
 
 
-def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegatives:
-    """The mined negatives of a training of `num_steps`; ConfigError if the processes read different ones."""
-    # Processes that mined differently would build different batches: a silently wrong loss.
-    distributed.check_equal(_checksum(mined), "their mined negatives")
-    # Adding 0.5 rounds halves up; `round` would round them to even numbers.
-    per_list = max(1, int(recipe.batch.mined_share * recipe.batch.random_negatives + 0.5))
-    return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
-
-
 def read_or_mine(
     folder: Path, source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent
 ) -> Candidates:
@@ -131,6 +100,16 @@ def read_or_mine(
     artifacts.expect(folder / FILE, header, build.plan, hint="name another folder with --out")
     parts = {name: [arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
     return Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=header["dropped"])
+
+
+def read_shared(folder: Path, source: Source, recipe: Recipe) -> Candidates:
+    """The mined negatives of a started run; ConfigError if the processes read different ones."""
+    mined = read_or_mine(folder, source, recipe)
+    lists = (mined.texts_of_image, mined.images_of_text)
+    # Processes with other negatives would build different batches: a silently wrong loss.
+    checksum = zlib.crc32(b"".join(array.tobytes() for part in lists for array in (part.offsets, part.values)))
+    distributed.check_equal(checksum, "their mined negatives")
+    return mined
 
 
 def read_mined(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -176,11 +155,6 @@ def _plan(corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
     """Everything that mined negatives depend on, as JSON values."""
     settings = {f"candidates.{name}": value for name, value in to_table(_config(recipe)).items()}
     return {"format": MINED.format, "corpus": corpus.fingerprint, **settings}
-
-
-def _checksum(mined: Candidates) -> int:
-    lists = (mined.texts_of_image, mined.images_of_text)
-    return zlib.crc32(b"".join(array.tobytes() for part in lists for array in (part.offsets, part.values)))
 
 
 def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Index:

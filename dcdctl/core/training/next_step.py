@@ -33,7 +33,7 @@ def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     """
     found = load_recipe(recipe, sets)
     words = ["dcdctl", "distill", recipe, *_corpus(job.data, job.split, job.max_images), "--cache", str(job.out)]
-    if found.model.start == "teacher" or found.batch.refresh_steps or found.loss.vector_terms:
+    if found.model.start == "teacher" or found.loss.vector_terms:
         teacher, settings = (job.teacher or "REF", job.model_set)
         words += ["--teacher", teacher, *_repeated("--model-set", settings)]
     return shlex.join([*words, *_repeated("--set", sets), "--out", "RUN"])

@@ -5,26 +5,23 @@ Shape letters as in `batches`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import FalseNegativeFilter, TeacherScores
-from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan
-from dcdctl.core.training.batches.sampler import Batches, Coverage
+from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
 from dcdctl.core.training.recipe import BatchConfig
 
 COVERED_STEPS = 16
 """Batches over which coverage is measured before a training: that of a single batch varies by a few percent."""
 
 
-class AllPairsBatches(Batches):
-    """Batches of images with one caption each, all pairs of which are candidates.
+class AllPairs(StepPairs):
+    """Images with one caption each, all pairs of which are candidates.
 
     With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
     of one query are the positives of others.
@@ -32,15 +29,13 @@ class AllPairsBatches(Batches):
 
     def __init__(
         self,
-        source: Source,
+        corpus: Corpus,
         config: BatchConfig,
         seed: int,
         cache: TeacherScores | None,
-        plan: MicroBatchPlan = UNSPLIT,
         false_negatives: FalseNegativeFilter | None = None,
     ) -> None:
-        super().__init__(source, config, seed, plan, false_negatives)
-        corpus = source.corpus
+        super().__init__(corpus, config, seed, false_negatives)
         if corpus.num_images < config.size:
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
         self.cache = cache
@@ -64,12 +59,18 @@ class AllPairsBatches(Batches):
             "candidates.block_size",
         )
 
-    def __getitem__(self, step: int) -> Batch:
+    def of_step(self, step: int) -> PairsOfStep:
+        """All pairs of the images and captions of a batch."""
         image_QG, text_QG = self._pairs(step)
         missing_QG = np.full(image_QG.shape, np.nan, dtype=np.float32)
         teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG[:, :1], text_QG[:1])
-        batch = self._assemble(image_QG[:, :1], text_QG[:1], teacher_QG, teacher_QG)
-        return replace(batch, same_RC=torch.from_numpy(self._is_same(image_QG, text_QG)))
+        return PairsOfStep(
+            image_RC=image_QG[:, :1],
+            text_RC=text_QG[:1],
+            teacher_RC=teacher_QG,
+            official_RC=teacher_QG,
+            same_RC=self._is_same(image_QG, text_QG),
+        )
 
     def _pairs(self, step: int) -> tuple[Index, Index]:
         """The images and captions of all pairs of a batch."""

@@ -6,66 +6,46 @@ Shape letters as in `batches`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction, Index
+from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores
 from dcdctl.core.training import negatives
-from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan
-from dcdctl.core.training.batches.sampler import Batches, Coverage
+from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepPairs
 from dcdctl.core.training.losses.weights import select_as_official
-from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig
 
 
-class CandidateListBatches(Batches):
-    """Batches of candidate lists: a query, its positive and its hardest negatives.
+class CandidateLists(StepPairs):
+    """Candidate lists: a query, its positive and its hardest negatives.
 
     With a cache, the negatives are drawn from the query's cached candidates and the hardest by the teacher's score are
-    kept. Without one they are drawn from the whole corpus, or from mined negatives (`with_mined`), and all are kept.
+    kept. Without one they are drawn from `mined` negatives of the query, or from the whole corpus, and all are kept.
     """
-
-    mined: MinedNegatives | None = None
 
     def __init__(
         self,
-        source: Source,
+        corpus: Corpus,
         config: BatchConfig,
         seed: int,
         cache: TeacherScores | None,
-        plan: MicroBatchPlan = UNSPLIT,
         false_negatives: FalseNegativeFilter | None = None,
+        mined: Candidates | None = None,
     ) -> None:
-        super().__init__(source, config, seed, plan, false_negatives)
-        self.cache = cache
+        super().__init__(corpus, config, seed, false_negatives)
+        self.cache, self.mined = cache, mined
         cached = None if cache is None else cache.candidates
         self._candidates = None if cached is None else self._allowed(cached)
         self._captions = (
-            np.arange(source.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
+            np.arange(corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
         )
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / config.size
-
-    def with_mined(self, mined: MinedNegatives) -> CandidateListBatches:
-        """The same queries with mined negatives. They come after counting the batches, because `mined_from` is a share
-        of all steps."""
-        batches = copy.copy(self)
-        batches.mined = mined
-        return batches
-
-    def with_random(self) -> CandidateListBatches:
-        """The same queries with random negatives, as many as are to be mined."""
-        batches = copy.copy(self)
-        batches.config = replace(self.config, negatives="random")
-        return batches
 
     def coverage(self, num_steps: int) -> Coverage:
         """How many captions lists are made for; every negative of a list has a teacher score."""
@@ -99,8 +79,18 @@ class CandidateListBatches(Batches):
             )
         return captions
 
-    def __getitem__(self, step: int) -> Batch:
-        return self._with_matches(*self.kept(range(step * self.config.size, (step + 1) * self.config.size)))
+    def of_step(self, step: int) -> PairsOfStep:
+        """The lists of a batch."""
+        image_BN, text_BN, teacher_BN, official_BN = self.kept(
+            range(step * self.config.size, (step + 1) * self.config.size)
+        )
+        return PairsOfStep(
+            image_RC=image_BN,
+            text_RC=text_BN,
+            teacher_RC=teacher_BN,
+            official_RC=official_BN,
+            true_IT=self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))),
+        )
 
     def queries(self, direction: Direction) -> Index:
         """The images (text retrieval) or the captions that lists are made for, ascending."""
@@ -150,12 +140,6 @@ class CandidateListBatches(Batches):
             official_BN.numpy(),
         )
 
-    def _with_matches(
-        self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], official_BN: NDArray[np.float32]
-    ) -> Batch:
-        true_IT = self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN)))
-        return replace(self._assemble(image_BN, text_BN, teacher_BN, official_BN), true_IT=torch.from_numpy(true_IT))
-
     def _list(self, sample: int) -> tuple[Index, Index]:
         """Images and captions of one list: the positive, then the drawn negatives."""
         epoch, position = divmod(sample, len(self._captions))
@@ -164,11 +148,10 @@ class CandidateListBatches(Batches):
         # Seeded by the number of the list, so that a resumed run draws it without drawing the earlier ones.
         rng = self._rng(1, sample)
         direction = self.config.directions[sample % len(self.config.directions)]
-        step = sample // self.config.size
         if direction == Direction.TEXT:
-            texts = np.concatenate([[text], self._negative_texts(rng, image, step)])
+            texts = np.concatenate([[text], self._negative_texts(rng, image)])
             return np.full(len(texts), image), texts
-        images = np.concatenate([[image], self._negative_images(rng, text, step)])
+        images = np.concatenate([[image], self._negative_images(rng, text)])
         return images, np.full(len(images), text)
 
     def _order(self, epoch: int) -> Index:
@@ -176,7 +159,7 @@ class CandidateListBatches(Batches):
             self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self._captions)
         return self._epoch_order
 
-    def _negative_texts(self, rng: np.random.Generator, image: int, step: int) -> Index:
+    def _negative_texts(self, rng: np.random.Generator, image: int) -> Index:
         if self._candidates is not None:
             return self._sample(rng, self._candidates.texts_of_image[image])
         text_class, duplicates = self.false_negatives.text_class, self.false_negatives.duplicates_of(image)
@@ -185,30 +168,23 @@ class CandidateListBatches(Batches):
         def is_positive(text: int) -> bool:
             return int(text_class[text]) in positive_classes or int(self.corpus.caption_image[text]) in duplicates
 
-        mined = self._mined_of(rng, Direction.TEXT, image, step)
+        mined = None if self.mined is None else self.mined.texts_of_image[image]
         return self._draw(rng, mined, self.corpus.num_captions, is_positive, lambda text: int(text_class[text]))
 
-    def _negative_images(self, rng: np.random.Generator, text: int, step: int) -> Index:
+    def _negative_images(self, rng: np.random.Generator, text: int) -> Index:
         if self._candidates is not None:
             return self._sample(rng, self._candidates.images_of_text[text])
         # An image whose caption has the same text matches too, so it is no negative.
         text_class = self.false_negatives.text_class
         positives = set(self.corpus.caption_image[text_class == text_class[text]].tolist())
         positives |= self.false_negatives.duplicates_of(int(self.corpus.caption_image[text]))
-        mined = self._mined_of(rng, Direction.IMAGE, text, step)
+        mined = None if self.mined is None else self.mined.images_of_text[text]
         return self._draw(rng, mined, self.corpus.num_images, positives.__contains__, int)
 
     def _sample(self, rng: np.random.Generator, candidates: Index) -> Index:
         # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so
         # are these.
         return rng.choice(candidates, self.config.random_negatives, replace=False)
-
-    def _mined_of(self, rng: np.random.Generator, direction: Direction, query: int, step: int) -> Index | None:
-        """A query's mined negatives; None in a step whose negatives are all random."""
-        if self.config.negatives == "random":
-            return None
-        assert self.mined is not None
-        return None if step < self.mined.first_step else self.mined.sample(rng, direction, query)
 
     def _draw(
         self,
@@ -221,4 +197,5 @@ class CandidateListBatches(Batches):
         count = self.config.random_negatives
         if mined is None:
             return negatives.draw(rng, population, count, is_positive)
-        return negatives.pad_with_random(rng, mined, count, population, is_positive, class_of)
+        drawn = rng.choice(mined, min(count, len(mined)), replace=False)
+        return negatives.pad_with_random(rng, drawn, count, population, is_positive, class_of)

@@ -1,61 +1,41 @@
-"""The batches that a recipe's loss asks for, and how many steps they make."""
+"""The pairs and the batches that a recipe's loss asks for, and how many steps they make."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from dcdctl.core.data import Corpus, Index
-from dcdctl.core.models import ImageBatch, TextBatch
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.data import Corpus
 from dcdctl.core.scoring import Source
-from dcdctl.core.teacher import TeacherScores, false_negative_filter
-from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.teacher import Candidates, EmbeddedScores, FalseNegativeFilter, TeacherScores
+from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
-from dcdctl.core.training.batches.lists import CandidateListBatches
+from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, StepPairs
 from dcdctl.core.training.recipe import Recipe
 
-TrainingBatches = CandidateListBatches | AllPairsBatches
+
+def choose_pairs(
+    corpus: Corpus,
+    recipe: Recipe,
+    scores: TeacherScores | None,
+    false_negatives: FalseNegativeFilter,
+    mined: Candidates | None = None,
+) -> StepPairs:
+    """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random."""
+    if recipe.loss.on_lists:
+        return CandidateLists(corpus, recipe.batch, recipe.seed, scores, false_negatives, mined)
+    return AllPairs(corpus, recipe.batch, recipe.seed, scores, false_negatives)
 
 
 def make_batches(
-    source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT, track: Track = silent
-) -> TrainingBatches:
-    """The batches of a recipe's loss, which has scores if it needs them."""
-    assert scores is not None or not recipe.loss.needs_teacher or recipe.teachers.ema is not None
-    return _make_batches(source, recipe, scores, plan, track)
-
-
-def _make_batches(
-    source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track
-) -> TrainingBatches:
-    kind = CandidateListBatches if recipe.loss.on_lists else AllPairsBatches
-    # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
-    false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits, track)
-    return kind(
-        source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"), false_negatives
-    )
-
-
-def preview_batches(
-    corpus: Corpus, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track
-) -> TrainingBatches:
-    """The same batches to be counted and never read, so that no model is needed; dual teachers, which choose no batch,
-    may be absent."""
-    return _make_batches(_UnreadSource(corpus), recipe, scores, plan, track)
-
-
-@dataclass(frozen=True)
-class _UnreadSource:
-    """A corpus whose images and captions are never read."""
-
-    corpus: Corpus
-
-    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
-        raise AssertionError("a preview reads no images")
-
-    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
-        raise AssertionError("a preview reads no captions")
+    source: Source,
+    recipe: Recipe,
+    pairs: StepPairs,
+    plan: MicroBatchPlan = UNSPLIT,
+    vectors: EmbeddedScores | None = None,
+) -> CorpusBatches:
+    """The batches of these pairs, as the recipe's model reads them."""
+    return CorpusBatches(source, pairs, replace(plan, by_side=recipe.model.kind == "dual"), vectors)
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
@@ -66,10 +46,10 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
-def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> tuple[str, int]:
+def work_per_step(recipe: Recipe, *, has_scores: bool) -> tuple[str, int]:
     """What a step computes, and how many: images for a dual model, pairs for a fusion model."""
     size = recipe.batch.size
     if recipe.model.kind == "dual":
         return "images", size
-    num_negatives = recipe.batch.random_negatives if scores is None else recipe.batch.hard_negatives
+    num_negatives = recipe.batch.hard_negatives if has_scores else recipe.batch.random_negatives
     return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)

@@ -9,10 +9,9 @@ Shape letters as in `batches`; E width of the teacher's vectors.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
 from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan, TeacherVectors
-from dcdctl.core.training.batches.sampler import assemble, check_size
+from dcdctl.core.training.batches.step_pairs import assemble, check_size
 from dcdctl.core.training.recipe import BatchConfig
 
 TEACHER_ROWS = 256
@@ -96,13 +95,6 @@ class StreamBatches:
     ) -> None:
         self.stream, self.preprocess, self.config, self.plan, self.teacher = stream, preprocess, config, plan, teacher
         check_size(config, plan)
-
-    def with_plan(self, plan: MicroBatchPlan) -> Self:
-        """The same batches in other micro-batches; ConfigError if they have fewer rows than micro-batches."""
-        check_size(self.config, plan)
-        batches = copy.copy(self)
-        batches.plan = replace(plan, by_side=self.plan.by_side)
-        return batches
 
     def read(self, steps: range, workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
         """The batches of consecutive steps, decoded ahead by worker processes, or by this process if there are none."""

@@ -5,6 +5,7 @@ Shape letters: B queries; K candidates of a query, column 0 the positive; N the 
 Q x G all pairs of a batch, positives on the diagonal; I x T its images and captions, each once. Scores are raw logits.
 A teacher's scores are constants: no gradient reaches them. Half precision is computed in float32.
 
-`lists` and `official` hold the losses on candidate lists, `all_pairs` and `relations` those on all pairs of a batch,
-`vectors` those on the vectors of its images and captions, `table` all of them by name. docs/losses.md describes each.
+`lists` and `official` hold the losses on candidate lists, `all_pairs` the losses on all pairs of a batch, `vectors` the
+loss on the vectors of its images and captions, `matryoshka` the mean over several widths of them. `table` has all of
+them by name, and the `[loss]` table of a recipe. docs/losses.md describes each.
 """

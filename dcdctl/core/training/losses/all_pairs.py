@@ -1,7 +1,6 @@
-"""Losses on all pairs of a batch, over single pairs or over the pairs of each query; shape letters in `losses`.
+"""Losses on all pairs of a batch, over the pairs of each query; shape letters in `losses`.
 
-The values of `teacher_QG` and `student_QG` outside `scored_QG` have no influence on any of them. `weights` multiply
-each query's part, for rows and columns; they are not normalized.
+The values of `teacher_QG` and `student_QG` outside `scored_QG` have no influence on any of them.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dcdctl.core.training.losses.masked import in_full_precision, kl_of_rows, mean_of_known, weighted
-from dcdctl.core.training.losses.weights import Weights, confidence_pairs, decisiveness
+from dcdctl.core.training.losses.masked import in_full_precision, kl_of_rows, mean_of_known
+from dcdctl.core.training.losses.weights import decisiveness
 
 
 def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothing: float = 0.0) -> Tensor:
@@ -24,6 +23,8 @@ def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothi
         loss = mean_i [ (1 - e) * -log q_ii + e * mean over j of -log q_ij ],   q_i = softmax of s_i over its K_i pairs
 
     This is the convention of `torch.nn.functional.cross_entropy` (Szegedy et al. 2016, arXiv 1512.00567).
+
+    When to use it: for dual students, alone as their baseline or beside a distillation loss (as in CLIP).
 
     >>> infonce(torch.zeros(4, 4))  # log 4
     tensor(1.3863)
@@ -50,38 +51,21 @@ def _uniform_cross_entropy(logits_QG: Tensor) -> Tensor:
     return mean_of_known(-logits_QG.log_softmax(dim=1), in_denominator_QG).mean()
 
 
-def kl(
-    student_QG: Tensor,
-    teacher_QG: Tensor,
-    scored_QG: Tensor,
-    *,
-    temperature: float,
-    student_temperature: float = 1.0,
-    weights: Weights | None = None,
-) -> Tensor:
+def kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
     """Listwise distillation over all pairs of a batch with a teacher score, mean of both directions.
 
-        p_i = softmax over scored j of t_ij / T,   q_i = softmax over scored j of s_ij / S
-        loss = S^2 * mean over i of KL(p_i || q_i)      the same over columns; S^2 keeps the size of the gradient
-            (Hinton et al. 2015)
+        p_i = softmax over scored j of t_ij / T,   q_i = softmax over scored j of s_ij
+        loss = mean over i of KL(p_i || q_i)      the same over columns (Hinton et al. 2015, arXiv 1503.02531)
 
     A row or column with fewer than two scored pairs has no order to teach and is left out of the mean.
+
+    When to use it: beside `infonce` for a pretrained dual student, with a teacher whose softmax is not one-hot.
     """
-    by_row, by_column = (None, None) if weights is None else weights
-    rows = _listwise(student_QG, teacher_QG, scored_QG, temperature, student_temperature, by_row)
-    columns = _listwise(student_QG.T, teacher_QG.T, scored_QG.T, temperature, student_temperature, by_column)
-    return (rows + columns) / 2
+    rows = _listwise(student_QG, teacher_QG, scored_QG, temperature)
+    return (rows + _listwise(student_QG.T, teacher_QG.T, scored_QG.T, temperature)) / 2
 
 
-def dcd_kl(
-    student_QG: Tensor,
-    teacher_QG: Tensor,
-    scored_QG: Tensor,
-    *,
-    temperature: float,
-    student_temperature: float = 1.0,
-    weights: Weights | None = None,
-) -> Tensor:
+def dcd_kl(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
     """`kl` with each row and column weighted by the teacher's certainty. A loss of dcdctl, not of DCD.
 
     It brings dynamic distillation to students that see all pairs of a batch, such as dual encoders. The weight of a row
@@ -90,56 +74,14 @@ def dcd_kl(
 
     DCD's own weights (`sureness`) would have no effect here: a share w_i of a batch's entropy is about 1 / B, and
     softmax over (1 - w_i)^2 then differs from 1 / B by a few percent at B = 64 and by less than one percent at B = 256.
+
+    When to use it: to compare dynamic weights with `kl`; three seeds show no difference (docs/results.md).
     """
-    by_row, by_column = (None, None) if weights is None else weights
-    rows = _listwise(student_QG, teacher_QG, scored_QG, temperature, student_temperature, by_row, is_dynamic=True)
-    columns = _listwise(
-        student_QG.T, teacher_QG.T, scored_QG.T, temperature, student_temperature, by_column, is_dynamic=True
-    )
-    return (rows + columns) / 2
+    rows = _listwise(student_QG, teacher_QG, scored_QG, temperature, is_dynamic=True)
+    return (rows + _listwise(student_QG.T, teacher_QG.T, scored_QG.T, temperature, is_dynamic=True)) / 2
 
 
-def wsl_pairs(
-    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, same_mask: Tensor | None = None
-) -> Tensor:
-    """`kl` with both sides at temperature T, where each row and column counts by how much the student still has to
-    learn about it.
-
-        loss = T^2 * mean over i of f_i * KL(p_i || q_i)        f as in `confidence_pairs`; the same over columns,
-            and the mean of both
-
-    From Zhou et al. 2021, arXiv 2102.00650, for one classification; here for two, one per direction.
-    """
-    weights = confidence_pairs(student_QG, teacher_QG, scored_QG, same_mask)
-    return kl(
-        student_QG, teacher_QG, scored_QG, temperature=temperature, student_temperature=temperature, weights=weights
-    )
-
-
-def mse_pairs(
-    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None
-) -> Tensor:
-    """Squared error of the logits, a mean over the scored pairs: mean_ij (s_ij - t_ij/T)^2. (Ba and Caruana 2014, arXiv
-    1312.6184.)
-
-    With `weights` f of rows and g of columns, each pair has the weight (f_i + g_j) / 2.
-
-    >>> scored_QG = torch.tensor([[True, True], [False, True]])
-    >>> # (1 + 0 + 1) / 3
-    >>> mse_pairs(torch.tensor([[1.0, 0.0], [9.0, 1.0]]), torch.zeros(2, 2), scored_QG, temperature=1.0)
-    tensor(0.6667)
-    """
-    # Both sides are masked before the difference, because masking the error would leave 0 * NaN in the gradient.
-    teacher_QG = in_full_precision(teacher_QG.detach()).masked_fill(~scored_QG, 0) / temperature
-    error_QG = (in_full_precision(student_QG).masked_fill(~scored_QG, 0) - teacher_QG).square()
-    if weights is not None:
-        error_QG = weighted(error_QG, (weights.rows_Q[:, None] + weights.columns_G[None, :]) / 2)
-    return error_QG.sum() / scored_QG.sum().clamp(min=1)
-
-
-def margin_mse(
-    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float, weights: Weights | None = None
-) -> Tensor:
+def margin_mse(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temperature: float) -> Tensor:
     """Squared error of the margins between any two scored pairs of a query.
 
         d_ij = s_ij - t_ij / T,   loss = mean over i of (1 / 2n_i^2) sum_jk (d_ij - d_ik)^2 = mean over i of the
@@ -150,50 +92,42 @@ def margin_mse(
     candidates that the teacher finds unlikely, it also teaches how far down they are. A row with fewer than two scored
     pairs is left out of the mean.
 
+    When to use it: for a dual student with random weights, or a teacher whose scores are grades.
+
     >>> # margins 3 and 1: (3 - 1)^2 / 4, and no column
     >>> student, teacher = torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 1.0]])
     >>> margin_mse(student, teacher, torch.tensor([[True, True]]), temperature=1.0)
     tensor(0.5000)
     """
-    by_row, by_column = (None, None) if weights is None else weights
-    rows = _margins(student_QG, teacher_QG, scored_QG, temperature, by_row)
-    return (rows + _margins(student_QG.T, teacher_QG.T, scored_QG.T, temperature, by_column)) / 2
+    rows = _margins(student_QG, teacher_QG, scored_QG, temperature)
+    return (rows + _margins(student_QG.T, teacher_QG.T, scored_QG.T, temperature)) / 2
 
 
-def _margins(
-    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float, weight_Q: Tensor | None
-) -> Tensor:
+def _margins(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float) -> Tensor:
     """One direction of `margin_mse`."""
     num_scored_Q = scored_QG.sum(dim=1)
-    distance_QG = (in_full_precision(student_QG) - in_full_precision(teacher_QG.detach()) / temperature).masked_fill(
-        ~scored_QG, 0
-    )
+    distance_QG = in_full_precision(student_QG) - in_full_precision(teacher_QG.detach()) / temperature
+    # Masked before the mean: an unscored pair may be NaN, and a NaN masked afterwards still makes the gradient NaN.
+    distance_QG = distance_QG.masked_fill(~scored_QG, 0)
     mean_Q1 = distance_QG.sum(dim=1, keepdim=True) / num_scored_Q.clamp(min=1)[:, None]
     variance_Q = mean_of_known((distance_QG - mean_Q1).square(), scored_QG)
     # A row with one scored pair has variance 0, so only the count must leave it out.
-    return weighted(variance_Q, weight_Q).sum() / (num_scored_Q >= 2).sum().clamp(min=1)
+    return variance_Q.sum() / (num_scored_Q >= 2).sum().clamp(min=1)
 
 
 def _listwise(
-    student_QG: Tensor,
-    teacher_QG: Tensor,
-    scored_QG: Tensor,
-    temperature: float,
-    student_temperature: float,
-    weight_Q: Tensor | None,
-    *,
-    is_dynamic: bool = False,
+    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperature: float, *, is_dynamic: bool = False
 ) -> Tensor:
     """One direction of `kl` or `dcd_kl`: the (weighted) mean over rows with at least two scored pairs; 0 without such
     rows."""
     is_counted_Q = scored_QG.sum(dim=1) >= 2
-    kl_Q = weighted(kl_of_rows(student_QG, teacher_QG, scored_QG, temperature, student_temperature), weight_Q)
+    kl_Q = kl_of_rows(student_QG, teacher_QG, scored_QG, temperature, 1.0)
     num_rows = is_counted_Q.sum().clamp(min=1)
     if not is_dynamic:
-        return student_temperature**2 * kl_Q.sum() / num_rows
+        return kl_Q.sum() / num_rows
     decisiveness_Q = decisiveness(
         in_full_precision(teacher_QG.detach()) / temperature, scored_QG & is_counted_Q[:, None]
     )
     # Every row that counts has at least 1, so the clamp acts only where none counts.
     decisiveness_Q = decisiveness_Q * num_rows / decisiveness_Q.sum().clamp(min=1)
-    return student_temperature**2 * (decisiveness_Q * kl_Q).sum() / num_rows
+    return (decisiveness_Q * kl_Q).sum() / num_rows

@@ -16,9 +16,7 @@ from dcdctl.core.training.losses.masked import (
     binary_cross_entropy,
     in_full_precision,
     kl_of_rows,
-    known_columns,
     mean_of_known,
-    weighted,
 )
 from dcdctl.core.training.losses.weights import confidence, dcd_weights
 
@@ -37,14 +35,13 @@ def dcd(
     *,
     alpha: float,
     temperature: float,
-    known_BN: Tensor | None = None,
-    weight_B: Tensor | None = None,
     group: int | None = None,
 ) -> Tensor:
-    """Dynamic contrastive distillation: the teacher's certainty weights each query; `dcd_parts` has the equations."""
-    return dcd_parts(
-        student_BN, teacher_BN, alpha=alpha, temperature=temperature, known_BN=known_BN, weight_B=weight_B, group=group
-    ).total
+    """Dynamic contrastive distillation: the teacher's certainty weights each query; `dcd_parts` has the equations.
+
+    When to use it: for fusion students whose teacher is of the same kind.
+    """
+    return dcd_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature, group=group).total
 
 
 def dcd_parts(
@@ -53,8 +50,6 @@ def dcd_parts(
     *,
     alpha: float,
     temperature: float,
-    known_BN: Tensor | None = None,
-    weight_B: Tensor | None = None,
     group: int | None = None,
 ) -> Parts:
     """The terms of `dcd`; the columns of teacher and student belong to the same pairs.
@@ -64,12 +59,11 @@ def dcd_parts(
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
         total = alpha * KD + (1 - alpha) * NLL
 
-    Pairs outside `known_BN` (default: the pairs whose teacher score is not NaN) count in no mean, no weight and no
-    ground truth. For finite scores neither the value nor the gradient is ever NaN. `weight_B` multiplies each query's
-    part of KD.
+    Pairs without a teacher score (NaN) count in no mean, no weight and no ground truth. For finite scores neither the
+    value nor the gradient is ever NaN.
     """
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
-    known_BN = known_columns(teacher_BN, known_BN)
+    known_BN = ~teacher_BN.isnan()
     # Masked before the arithmetic: a NaN that is masked afterwards still makes the gradient NaN.
     teacher_BN, student_BN = teacher_BN.masked_fill(~known_BN, 0), student_BN.masked_fill(~known_BN, 0)
     # Without the temperature, as in the released code.
@@ -77,56 +71,55 @@ def dcd_parts(
     # The released code multiplies the mean over the whole batch, so weights and temperature cancel; here each query has
     # its own weight.
     error_B = mean_of_known((teacher_BN / temperature - student_BN / temperature).square(), known_BN)
-    kd = temperature**2 * (weights.kd_B * weighted(error_B, weight_B)).sum()
+    kd = temperature**2 * (weights.kd_B * error_B).sum()
     # The released code classifies each pair by itself; there is no softmax over the candidates.
     nll = (weights.nll_B * mean_of_known(binary_cross_entropy(student_BN), known_BN)).sum()
     return _mix(kd, nll, alpha)
 
 
-def mse(
-    student_BN: Tensor,
-    teacher_BN: Tensor,
-    *,
-    temperature: float,
-    known_BN: Tensor | None = None,
-    weight_B: Tensor | None = None,
-) -> Tensor:
+def mse(student_BN: Tensor, teacher_BN: Tensor, *, temperature: float) -> Tensor:
     """Squared distance of the logits, a mean over queries: mean_i mean_j (s_ij - t_ij/T)^2. (Ba and Caruana 2014, arXiv
     1312.6184.)
 
-    Pairs outside `known_BN` (default: the pairs whose teacher score is not NaN) have no influence. A query without
-    known pairs is left out of the mean.
+    Pairs without a teacher score (NaN) have no influence. A query without known pairs is left out of the mean.
+
+    When to use it: as the plain baseline of `dcd`, beside `ground-truth` or `ranking`.
 
     >>> # (4 + 1) / 2 and 1
     >>> mse(torch.tensor([[1.0, 0.0], [5.0, 5.0]]), torch.tensor([[6.0, 2.0], [8.0, torch.nan]]), temperature=2.0)
     tensor(1.7500)
     """
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
-    known_BN = known_columns(teacher_BN, known_BN)
+    known_BN = ~teacher_BN.isnan()
     error_B = mean_of_known(
         (student_BN.masked_fill(~known_BN, 0) - teacher_BN.masked_fill(~known_BN, 0) / temperature).square(), known_BN
     )
-    return weighted(error_B, weight_B).sum() / known_BN.any(dim=1).sum().clamp(min=1)
+    return error_B.sum() / known_BN.any(dim=1).sum().clamp(min=1)
 
 
-def wsl(student_BN: Tensor, teacher_BN: Tensor, *, temperature: float, known_BN: Tensor | None = None) -> Tensor:
+def wsl(student_BN: Tensor, teacher_BN: Tensor, *, temperature: float) -> Tensor:
     """Weighted soft labels: each query counts by how much the student still has to learn about it; a mean over queries.
 
         loss = T^2 * mean_i f_i * KL(softmax(t_i/T) || softmax(s_i/T)),   f as in `confidence`
 
-    over the known columns (default: those whose teacher score is not NaN); a query with fewer than two is left out.
+    over the columns whose teacher score is not NaN; a query with fewer than two is left out.
     From Zhou et al. 2021, arXiv 2102.00650. Their cross-entropy with soft labels has the same gradient; they add 2.5
     times this term to the cross-entropy with the positive, which is `ground_truth`.
+
+    When to use it: beside `ranking` or `infonce-hard`, with a teacher of wide logits such as a VLM.
     """
-    known_BN = known_columns(teacher_BN, known_BN)
+    known_BN = ~teacher_BN.isnan()
     kl_B = kl_of_rows(student_BN, teacher_BN, known_BN, temperature, temperature)
     num_rows = (known_BN.sum(dim=1) >= 2).sum().clamp(min=1)
-    return temperature**2 * weighted(kl_B, confidence(student_BN, teacher_BN, known_BN)).sum() / num_rows
+    return temperature**2 * (confidence(student_BN, teacher_BN, known_BN) * kl_B).sum() / num_rows
 
 
 def ground_truth(student_BK: Tensor, kind: Literal["bce", "softmax"]) -> Tensor:
     """Loss of the labels alone, a mean over queries: "bce" classifies each pair, "softmax" picks the positive among the
     candidates.
+
+    When to use it: "softmax" (`ranking`) to fine-tune a teacher, "bce" (`ground-truth`) for logits that stand for a
+    probability.
 
     >>> ground_truth(torch.zeros(3, 4), "bce"), ground_truth(torch.zeros(3, 4), "softmax")  # log 2, log 4
     (tensor(0.6931), tensor(1.3863))
@@ -147,6 +140,8 @@ def infonce_hard(all_IT: Tensor, true_IT: Tensor, image_ix_BN: Tensor, text_ix_B
     captions of the batch (its own candidates with the hard negatives, and those of the other lists), a caption with all
     images. Other matches of the query are left out. Hard negatives beside in-batch negatives come from DPR (Karpukhin
     et al. 2020, arXiv 2004.04906).
+
+    When to use it: for dual students with mined negatives, or with a cache of few candidates per query.
 
     >>> all_IT, true_IT = torch.zeros(2, 3), torch.tensor([[True, False, False], [False, True, True]])
     >>> infonce_hard(all_IT, true_IT, torch.tensor([[1, 1]]), torch.tensor([[1, 0]]))  # caption 2 matches too: log 2

@@ -54,8 +54,3 @@ def binary_cross_entropy(student_BK: Tensor) -> Tensor:
     label_BK = torch.zeros_like(student_BK)
     label_BK[:, 0] = 1
     return functional.binary_cross_entropy_with_logits(student_BK, label_BK, reduction="none")
-
-
-def weighted(values_B: Tensor, weight_B: Tensor | None) -> Tensor:
-    """The values times their weights, which are constants for the gradient; the values themselves without weights."""
-    return values_B if weight_B is None else weight_B.detach() * values_B

@@ -15,7 +15,10 @@ from dcdctl.core.training.losses.masked import binary_cross_entropy, in_full_pre
 
 
 def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The loss of the released code, with its numerical failures; `dcd_official_parts` has the equations."""
+    """The loss of the released code, with its numerical failures; `dcd_official_parts` has the equations.
+
+    When to use it: to reproduce published numbers; otherwise `dcd`.
+    """
     return dcd_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 
@@ -65,7 +68,10 @@ def in_groups(
 
 
 def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The other loss in the released code, which never calls it; `wsl_official_parts` has the equations."""
+    """The other loss in the released code, which never calls it; `wsl_official_parts` has the equations.
+
+    When to use it: only to compare with the released code; otherwise `wsl`.
+    """
     return wsl_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 

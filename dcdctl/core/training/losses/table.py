@@ -1,5 +1,5 @@
-"""Every loss that a recipe can name: those of scores (`LOSSES`), with the batches that they need, and those of vectors
-(`VECTOR_LOSSES`).
+"""The `[loss]` table of a recipe, and every loss that it can name: losses of scores (`LOSSES`), with the batches that
+they need, and losses of vectors (`VECTOR_LOSSES`).
 
 To add one: a function in this package, an entry here, and a row in docs/losses.md.
 """
@@ -8,17 +8,123 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from torch import Tensor
 
+from dcdctl.core.config import Above, Ascending, Between, Count, Positive, Share, check_fields
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
-from dcdctl.core.training.losses import all_pairs, lists, official, relations, vectors
-from dcdctl.core.training.losses.weights import Weights
+from dcdctl.core.training.losses import all_pairs, lists, official, vectors
 
-if TYPE_CHECKING:
-    from dcdctl.core.training.losses.config import LossConfig
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The `[loss]` table: the terms of the loss, and their settings."""
+
+    terms: dict[str, Positive] = field(default_factory=lambda: {"dcd": 1.0})
+    """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a
+    batch. Losses of vectors (embedding-...) go with both; alone they take batches of all pairs."""
+    # 0.2, and 1 for the temperature, are constants of the released code.
+    alpha: Share = 0.2
+    """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released:
+    factor of that term."""
+    temperature: float | Literal["auto"] = 1.0
+    """T in the equations of docs/losses.md: divides the teacher's logits, and in some losses the student's too. auto:
+    the one that `dcdctl inspect` recommends for the cache, or for the average of several."""
+    weight_group: Count | None = None
+    """dcd, dcd-released, wsl-released: consecutive lists of a batch among which their weights are normalized, as the
+    released code does in the micro-batch of one device; the whole batch if not set, in which the weights of the
+    distillation fade as it grows."""
+    label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
+    """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets
+    the rest."""
+    dims: Annotated[tuple[Count, ...], Ascending()] = ()
+    """dual: widths at which the vectors must be good (Matryoshka). Each loss of scores is the mean of its values on the
+    first numbers of the vectors, for each width. Losses of vectors take all numbers. Empty: the full width alone, which
+    a list names as its last."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss")
+        unknown = [name for name in self.terms if name not in LOSSES and name not in VECTOR_LOSSES]
+        if unknown or not self.terms:
+            known = ", ".join([*LOSSES, *VECTOR_LOSSES])
+            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {known}")
+        if len({loss.on for loss in self._of_scores}) > 1:
+            named = {
+                on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on) for on in ("lists", "all pairs")
+            }
+            raise ConfigError(
+                "loss.terms mixes losses on candidate lists with losses on all pairs of a batch: "
+                f"{', '.join(self.terms)}",
+                hint="; ".join(f"{on}: {names}" for on, names in named.items()),
+            )
+        self._check_temperature()
+        self._check_options()
+
+    def _check_temperature(self) -> None:
+        if self.temperature == "auto":
+            if not self.needs_teacher:
+                raise ConfigError(
+                    "loss.temperature is auto, and no loss of the recipe has a teacher: loss.terms has "
+                    f"{', '.join(self.terms)}",
+                    hint="leave it out, or add a loss that has a teacher, such as kl",
+                )
+        elif not Above(0).admits(self.temperature):
+            raise ConfigError(
+                f"loss.temperature must {Above(0)}, got {self.temperature}",
+                hint="or auto, which takes it from the cache",
+            )
+
+    def _check_options(self) -> None:
+        for name, value_if_unset in (("label_smoothing", 0.0), ("weight_group", None)):
+            readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
+            value = getattr(self, name)
+            if value != value_if_unset and not self.terms.keys() & set(readers):
+                raise ConfigError(
+                    f"loss.{name} is {value}, and no loss of the recipe reads it: loss.terms has "
+                    f"{', '.join(self.terms)}",
+                    hint=f"set it to {'none' if value_if_unset is None else value_if_unset}, or add one of "
+                    f"{', '.join(readers)}",
+                )
+
+        if self.dims and not self._of_scores:
+            message = (
+                f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.terms)}, which take "
+                "vectors of full width"
+            )
+            raise ConfigError(message, hint="leave loss.dims out, or add a loss of scores, such as infonce")
+
+    @property
+    def _of_scores(self) -> list[Loss]:
+        """The losses of the terms that compare scores."""
+        return [LOSSES[name] for name in self.terms if name in LOSSES]
+
+    @property
+    def on_lists(self) -> bool:
+        """Whether the terms work on candidate lists; otherwise on all pairs of a batch."""
+        return any(loss.on == "lists" for loss in self._of_scores)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term needs the teacher's scores."""
+        return any(loss.teacher for loss in self._of_scores)
+
+    @property
+    def own_terms(self) -> dict[str, float]:
+        """The terms that need no teacher, with their weights."""
+        return {name: weight for name, weight in self.terms.items() if name in LOSSES and not LOSSES[name].teacher}
+
+    @property
+    def vector_terms(self) -> list[str]:
+        """The terms that need a dual teacher's vectors."""
+        return [name for name in self.terms if name in VECTOR_LOSSES]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a dual model's calibration is trained."""
+        return any(loss.calibrated for loss in self._of_scores)
 
 
 @dataclass(frozen=True)
@@ -29,8 +135,6 @@ class TermInputs:
     """The student's logits; on the teacher's scale for losses that are `calibrated`."""
     batch: Batch
     config: LossConfig
-    weights: Weights | None = None
-    """Weights of the queries, where the term's schedule is `confidence`; on lists `rows_Q` are those of the lists."""
     all_IT: Tensor | None = None
     """A dual model's logits of all images of the batch with all its captions."""
 
@@ -41,19 +145,9 @@ class TermInputs:
         return self.config.temperature
 
     @property
-    def teacher_RC(self) -> Tensor:
-        """The teacher's logits, 0 where it has not scored a pair."""
-        return self.batch.teacher_RC.nan_to_num()
-
-    @property
-    def scored_RC(self) -> Tensor:
-        """True where the teacher has scored a pair."""
-        return ~self.batch.teacher_RC.isnan()
-
-    @property
-    def weight_B(self) -> Tensor | None:
-        """The weights of the lists."""
-        return None if self.weights is None else self.weights.rows_Q
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """The teacher's logits, 0 where it has not scored a pair, and where it has."""
+        return self.batch.teacher_RC.nan_to_num(), ~self.batch.teacher_RC.isnan()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +161,20 @@ class Loss:
     calibrated: bool = False
     """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale
     (`DualEncoder.calibration`)."""
-    confidence: bool = False
-    """Whether the schedule `confidence` can weigh it query by query; `wsl` and `wsl-pairs` do so by themselves."""
     options: frozenset[str] = frozenset()
     """Fields of `LossConfig` that only some losses have and that this one reads; a recipe may set them only for such a
     loss."""
+
+
+def _dcd(t: TermInputs) -> Tensor:
+    alpha, group = t.config.alpha, t.config.weight_group
+    return lists.dcd(t.student_RC, t.batch.teacher_RC, alpha=alpha, temperature=t.temperature, group=group)
+
+
+def _in_groups(t: TermInputs, loss: Callable[..., Tensor]) -> Tensor:
+    """A released loss, of groups of `weight_group` lists."""
+    alpha, group = t.config.alpha, t.config.weight_group
+    return official.in_groups(functools.partial(loss, alpha=alpha), t.student_RC, t.batch.official_teacher_RC, group)
 
 
 def _infonce_hard(t: TermInputs) -> Tensor:
@@ -81,143 +184,48 @@ def _infonce_hard(t: TermInputs) -> Tensor:
     return lists.infonce_hard(t.all_IT, t.batch.true_IT, t.batch.image_ix_RC, t.batch.text_ix_RC)
 
 
-def _in_groups(t: TermInputs, loss: Callable[..., Tensor]) -> Tensor:
-    """A released loss, of groups of `weight_group` lists."""
-    alpha, group = t.config.alpha, t.config.weight_group
-    return official.in_groups(functools.partial(loss, alpha=alpha), t.student_RC, t.batch.official_teacher_RC, group)
+def _infonce(t: TermInputs) -> Tensor:
+    return all_pairs.infonce(t.student_RC, t.batch.same_RC, label_smoothing=t.config.label_smoothing)
 
 
+_GROUPED = frozenset({"weight_group"})
 LOSSES: dict[str, Loss] = {
-    "dcd": Loss(
-        term=lambda t: lists.dcd(
-            t.student_RC,
-            t.batch.teacher_RC,
-            alpha=t.config.alpha,
-            temperature=t.temperature,
-            weight_B=t.weight_B,
-            group=t.config.weight_group,
-        ),
-        on="lists",
-        teacher=True,
-        calibrated=True,
-        confidence=True,
-        options=frozenset({"weight_group"}),
-    ),
+    "dcd": Loss(term=_dcd, on="lists", teacher=True, calibrated=True, options=_GROUPED),
     "dcd-released": Loss(
-        term=lambda t: _in_groups(t, official.dcd_official),
-        on="lists",
-        teacher=True,
-        options=frozenset({"weight_group"}),
+        term=lambda t: _in_groups(t, official.dcd_official), on="lists", teacher=True, options=_GROUPED
     ),
     "mse": Loss(
-        term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.temperature, weight_B=t.weight_B),
+        term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.temperature),
         on="lists",
         teacher=True,
         calibrated=True,
-        confidence=True,
     ),
     "wsl": Loss(
-        term=lambda t: lists.wsl(t.student_RC, t.batch.teacher_RC, temperature=t.temperature),
-        on="lists",
-        teacher=True,
+        term=lambda t: lists.wsl(t.student_RC, t.batch.teacher_RC, temperature=t.temperature), on="lists", teacher=True
     ),
     "wsl-released": Loss(
-        term=lambda t: _in_groups(t, official.wsl_official),
-        on="lists",
-        teacher=True,
-        options=frozenset({"weight_group"}),
+        term=lambda t: _in_groups(t, official.wsl_official), on="lists", teacher=True, options=_GROUPED
     ),
     "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists"),
     "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists"),
     "infonce-hard": Loss(term=_infonce_hard, on="lists"),
-    "infonce": Loss(
-        term=lambda t: all_pairs.infonce(t.student_RC, t.batch.same_RC, label_smoothing=t.config.label_smoothing),
-        on="all pairs",
-        options=frozenset({"label_smoothing"}),
-    ),
+    "infonce": Loss(term=_infonce, on="all pairs", options=frozenset({"label_smoothing"})),
     "kl": Loss(
-        term=lambda t: all_pairs.kl(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
-        ),
-        on="all pairs",
-        teacher=True,
-        confidence=True,
+        term=lambda t: all_pairs.kl(t.student_RC, *t.scored, temperature=t.temperature), on="all pairs", teacher=True
     ),
     "dcd-kl": Loss(
-        term=lambda t: all_pairs.dcd_kl(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
-        ),
+        term=lambda t: all_pairs.dcd_kl(t.student_RC, *t.scored, temperature=t.temperature),
         on="all pairs",
         teacher=True,
-        confidence=True,
-    ),
-    "wsl-pairs": Loss(
-        term=lambda t: all_pairs.wsl_pairs(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, same_mask=t.batch.same_RC
-        ),
-        on="all pairs",
-        teacher=True,
-    ),
-    "mse-pairs": Loss(
-        term=lambda t: all_pairs.mse_pairs(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
-        ),
-        on="all pairs",
-        teacher=True,
-        calibrated=True,
-        confidence=True,
     ),
     "margin-mse": Loss(
-        term=lambda t: all_pairs.margin_mse(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights
-        ),
+        term=lambda t: all_pairs.margin_mse(t.student_RC, *t.scored, temperature=t.temperature),
         on="all pairs",
         teacher=True,
         calibrated=True,
-        confidence=True,
-    ),
-    "cprd": Loss(
-        term=lambda t: relations.cprd(
-            t.student_RC,
-            t.teacher_RC,
-            t.scored_RC,
-            margin=t.config.plausible_margin,
-            temperature=t.temperature,
-            same_mask=t.batch.same_RC,
-            weights=t.weights,
-        ),
-        on="all pairs",
-        teacher=True,
-        confidence=True,
-    ),
-    "affinity": Loss(
-        term=lambda t: relations.affinity(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.affinity_temperature, weights=t.weights
-        ),
-        on="all pairs",
-        teacher=True,
-        confidence=True,
     ),
 }
 
-
-@dataclass(frozen=True)
-class VectorInputs:
-    """What a loss of vectors is computed from: the vectors of the images of a batch, or of its captions, each once."""
-
-    student_ND: Tensor
-    projected_NE: Tensor
-    """The same after the learned projection to the width of the teacher's."""
-    teacher_NE: Tensor
-    config: LossConfig
-
-
-VECTOR_LOSSES: dict[str, Callable[[VectorInputs], Tensor]] = {
-    "embedding-cosine": lambda v: vectors.embedding_cosine(v.projected_NE, v.teacher_NE),
-    "embedding-l2": lambda v: vectors.embedding_l2(v.projected_NE, v.teacher_NE),
-    "embedding-affinity": lambda v: vectors.embedding_affinity(
-        v.student_ND, v.teacher_NE, temperature=v.config.affinity_temperature
-    ),
-}
-"""Losses that compare a dual student's vectors with a dual teacher's, on the batches of the other terms. The mean of
-the images' term and of the captions' term enters the loss."""
+VECTOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"embedding-cosine": vectors.embedding_cosine}
+"""Losses that compare a dual student's projected vectors with a dual teacher's, on the batches of the other terms. The
+mean of the images' term and of the captions' term enters the loss."""

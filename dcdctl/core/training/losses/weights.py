@@ -50,13 +50,6 @@ def _check_num_hard(teacher_BK: Tensor, num_hard: int) -> None:
         raise ValueError(f"num_hard must lie in [1, {num_negatives}], the number of negatives, got {num_hard}")
 
 
-class Weights(NamedTuple):
-    """Weights of the queries of both directions, in a batch of all pairs."""
-
-    rows_Q: Tensor
-    columns_G: Tensor
-
-
 @torch.no_grad()
 def entropy(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
     """Entropy of the softmax of each row, in nats: 0 for a one-hot row, log K for equal scores. Never NaN.
@@ -160,14 +153,12 @@ def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def confidence(
-    student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None, target_B: Tensor | None = None
-) -> Tensor:
+def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
     """How much the student still has to learn about each query, relative to the teacher's own loss, in [0, 1].
 
-        f_i = 1 - exp(-a_i / b_i),   a_i = -log softmax_j(s_ij)[y_i],   b_i = -log softmax_j(t_ij)[y_i]
+        f_i = 1 - exp(-a_i / b_i),   a_i = -log softmax_j(s_ij)[0],   b_i = -log softmax_j(t_ij)[0]
 
-    over the known columns, y_i the positive (`target_B`; default column 0). Near 0 where the student is already right,
+    over the known columns, with the positive in column 0. Near 0 where the student is already right,
     1 - 1/e where its loss equals the teacher's, near 1 where it is much larger. A query whose positive has no teacher
     score has weight 0. From Zhou et al., "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, arXiv
     2102.00650.
@@ -177,29 +168,10 @@ def confidence(
     tensor([0.6321, 1.0000])
     """
     known_BK = known_columns(teacher_BK, known_BK)
-    target_B1 = torch.zeros_like(known_BK[:, :1], dtype=torch.int64) if target_B is None else target_B[:, None]
     limits = torch.finfo(in_full_precision(student_BK).dtype)
     student_B, teacher_B = (
-        -log_softmax(scores_BK, known_BK).gather(1, target_B1).squeeze(1).clamp(min=limits.min)
-        for scores_BK in (student_BK, teacher_BK)
+        -log_softmax(scores_BK, known_BK)[:, 0].clamp(min=limits.min) for scores_BK in (student_BK, teacher_BK)
     )
     # 1e-7, as in the released code of DCD, keeps the ratio finite where the teacher's loss is 0.
     ratio_B = student_B.clamp(max=limits.max) / (teacher_B.clamp(max=limits.max) + 1e-7)
-    return (1 - (-ratio_B.clamp(min=0)).exp()).masked_fill(~known_BK.gather(1, target_B1).squeeze(1), 0)
-
-
-def confidence_pairs(
-    student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, same_mask: Tensor | None = None
-) -> Weights:
-    """`confidence` of the queries of both directions of a batch; the positives lie on the diagonal.
-
-    Pairs in `same_mask` (True where a pair off the diagonal matches too) are never negatives, as in `infonce`.
-    """
-    target_Q = torch.arange(len(scored_QG), device=scored_QG.device)
-    if same_mask is not None:
-        on_diagonal = torch.eye(len(scored_QG), dtype=torch.bool, device=scored_QG.device)
-        scored_QG = scored_QG & (~same_mask | on_diagonal)
-    return Weights(
-        confidence(student_QG, teacher_QG, scored_QG, target_Q),
-        confidence(student_QG.T, teacher_QG.T, scored_QG.T, target_Q),
-    )
+    return (1 - (-ratio_B.clamp(min=0)).exp()).masked_fill(~known_BK[:, 0], 0)

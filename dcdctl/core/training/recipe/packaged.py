@@ -16,15 +16,6 @@ RECIPES = files.packaged("recipes")
 FACTS = ("needs", "minutes", "expected")
 """What the head of a recipe says in a line of its own: "# Needs: ...". Comments, because no training depends on
 them."""
-RENAMED_RECIPES = {
-    "dual-flickr8k": "photos",
-    "dual-flickr8k-large": "photos-large",
-    "dual-flickr8k-self": "photos-self",
-    "dual-flickr8k-distilled": "photos-distilled",
-    "pair-flickr8k": "photos-teacher",
-    "fusion-flickr8k": "photos-fusion",
-}
-"""Former names of recipes, which are in saved runs and in old notes -> their names now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +42,6 @@ def check_recipe_name(ref: str) -> Path:
     """The file of a recipe; ConfigError with the known names if there is none."""
     path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
     if not path.is_file():
-        if new := RENAMED_RECIPES.get(ref):
-            raise ConfigError(f"the recipe {ref} is called {new}", hint=f"name {new}")
         raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
     return path
 
@@ -86,7 +75,7 @@ def _read_entry(path: Path) -> RecipeEntry:
 def field_names() -> list[str]:
     """The fields of a recipe by dotted name, read from the source, because an import of the classes takes seconds."""
     core = Path(__file__).parents[2]
-    sources = ("training/recipe/recipe.py", "training/losses/config.py", "teacher/candidates.py", "data/stream.py")
+    sources = ("training/recipe/recipe.py", "training/losses/table.py", "teacher/candidates.py", "data/stream.py")
     classes = {
         node.name: node for name in sources for node in _parsed(core / name).body if isinstance(node, ast.ClassDef)
     }

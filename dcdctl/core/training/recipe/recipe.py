@@ -7,9 +7,10 @@ every key can be set on the command line (`--set loss.alpha=0.5`), and run.json 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from dcdctl.core.config import (
     Ascending,
@@ -32,7 +33,7 @@ from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training.losses.config import LossConfig
+from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
 Decay = Annotated[float, Between(0, 1, "[)")]
@@ -196,9 +197,6 @@ class TeachersConfig:
     weights: tuple[Positive, ...] = ()
     """Share of each cache, in the order of --cache; empty for equal shares. Scores are brought to one scale, then
     averaged."""
-    ema: Annotated[float, Between(0, 1, "()")] | None = None
-    """dual, all pairs: the teacher is an average of the student's own weights, in place of --cache and --teacher. After
-    each step a weight of it is ema times itself plus 1 - ema times the student's. Unset: no such teacher."""
 
     def __post_init__(self) -> None:
         check_fields(self, "teachers")
@@ -220,18 +218,9 @@ class BatchConfig:
     directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
     """text: an image with candidate captions (the only direction of the released code); image: a caption with candidate
     images."""
-    refresh_steps: Annotated[tuple[Count, ...], Ascending()] = ()
-    """Before these steps the student mines new hard candidates, and the teacher (--teacher) scores those without a
-    score. Empty: only the candidates of the cache."""
     negatives: Literal["random", "mined"] = "random"
     """Lists without a cache: random ones from the whole corpus, or those of `[candidates]`, mined once before the first
-    step."""
-    mined_share: Annotated[float, Between(0, 1, "(]")] = 1.0
-    """mined: share of random_negatives that is mined, rounded, at least one. The others are distinct random ones, also
-    for queries with too few mined ones."""
-    mined_from: Annotated[float, Between(0, 1, "[)")] = 0.0
-    """mined: share of the steps before which all negatives are random. A new fusion model may not start to learn from
-    hard ones alone."""
+    step. A query with too few mined ones gets random ones too."""
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
@@ -321,7 +310,6 @@ class Recipe:
                 f"loss {', '.join(self.loss.vector_terms)} compares vectors, and a {self.model.kind} model has none",
                 hint="set model.kind to dual, or leave it out",
             )
-        self._check_own_teacher()
         if self.loss.dims and self.model.kind != "dual":
             widths = ", ".join(map(str, self.loss.dims))
             message = f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none"
@@ -335,23 +323,6 @@ class Recipe:
 
     def __repr__(self) -> str:
         return changed_fields(self)
-
-    def _check_own_teacher(self) -> None:
-        """ConfigError for an average as the teacher of a model or a loss that cannot have one."""
-        if self.teachers.ema is None:
-            return
-        if self.model.kind != "dual" or self.loss.on_lists:
-            found = "teachers.ema is for dual encoders and losses on all pairs of a batch, because it scores every pair"
-            raise ConfigError(
-                found, hint="leave it out, or set model.kind to dual and loss.terms to losses such as infonce and kl"
-            )
-        if not self.loss.needs_teacher or self.loss.vector_terms:
-            found = f"teachers.ema gives scores, and loss.terms has {', '.join(self.loss.terms)}"
-            raise ConfigError(found, hint="add a loss that has a teacher, such as kl, and no loss of vectors")
-
-
-RENAMED = {"model.cosine": "model.dual_init", "batch.drawn_negatives": "batch.random_negatives"}
-"""Former names of fields -> the names that recipes use now."""
 
 
 def require_recipe_of_cache() -> NoReturn:
@@ -368,12 +339,4 @@ def load_recipe(ref: str | Recipe, sets: Sequence[str] = ()) -> Recipe:
     """A recipe by name, from a .toml file or in memory, with `key=value` overrides applied."""
     if isinstance(ref, Recipe):
         return build(Recipe, apply_sets(to_table(ref), sets)) if sets else ref
-    return parse_toml(check_recipe_name(ref), _to_recipe, sets)
-
-
-def _to_recipe(table: Mapping[str, Any]) -> Recipe:
-    for former, name in RENAMED.items():
-        section, _, key = former.partition(".")
-        if isinstance(table.get(section), Mapping) and key in table[section]:
-            raise ConfigError(f"the recipe field {former} is called {name}", hint="rename it")
-    return build(Recipe, table)
+    return parse_toml(check_recipe_name(ref), functools.partial(build, Recipe), sets)

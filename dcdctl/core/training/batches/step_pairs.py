@@ -1,0 +1,217 @@
+"""The pairs of each step of a training on a corpus, and the batches that read them.
+
+Which pairs a step has depends on no model: a preview counts them, and a trial of the first step reads them in several
+ways. Shape letters as in `batches`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcdctl.core.data import Corpus, Index
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import ImageBatch, States, TextBatch
+from dcdctl.core.scoring import Features, Source
+from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, false_negative_filter
+from dcdctl.core.training.batches.batch import (
+    NO_IMAGES,
+    NO_PAIRS,
+    NO_TEXTS,
+    UNSPLIT,
+    Batch,
+    MicroBatch,
+    MicroBatchPlan,
+    TeacherVectors,
+)
+from dcdctl.core.training.recipe import BatchConfig
+
+LEAST_QUERIES = 1 / 3
+"""Below this share of the queries a training is refused: the teacher would teach nothing about most of them
+(docs/losses.md)."""
+
+
+def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
+    """ConfigError if a batch has fewer rows than micro-batches."""
+    if config.size < plan.count:
+        hint = "set a smaller --accumulate, or start fewer processes"
+        raise ConfigError(
+            f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together", hint=hint
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How far a cache covers what the loss of a recipe needs."""
+
+    queries: float
+    """The share of the queries that the cache has enough scores for; the others learn nothing from the teacher."""
+    of_queries: str
+    scored: float
+    """The share of the negatives of a batch with a teacher score."""
+    hint: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.queries:.0%} of {self.of_queries}, and has scores of {self.scored:.1%} of the negatives of a batch"
+        )
+
+    def check(self) -> None:
+        """ConfigError if most queries would learn nothing from the teacher."""
+        if self.queries < LEAST_QUERIES:
+            raise ConfigError(
+                f"the cache covers {self}; {LEAST_QUERIES:.0%} of the queries are expected", hint=self.hint
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsOfStep:
+    """The pairs of a step, by their indices in the corpus, and the teacher's scores of them (`Batch`)."""
+
+    image_RC: Index
+    """For all pairs a column, and `text_RC` a row."""
+    text_RC: Index
+    teacher_RC: NDArray[np.float32]
+    official_RC: NDArray[np.float32]
+    same_RC: NDArray[np.bool_] | None = None
+    true_IT: NDArray[np.bool_] | None = None
+
+
+class StepPairs(ABC):
+    """Which pairs each step of a training sees; a function of the corpus, the recipe, the scores and the step."""
+
+    batches_per_epoch: float
+
+    def __init__(
+        self, corpus: Corpus, config: BatchConfig, seed: int, false_negatives: FalseNegativeFilter | None = None
+    ) -> None:
+        self.corpus, self.config, self.seed = corpus, config, seed
+        self.false_negatives = false_negatives or false_negative_filter(corpus, None)
+        self._epoch = -1
+
+    @abstractmethod
+    def of_step(self, step: int) -> PairsOfStep:
+        """The pairs of a step."""
+
+    @abstractmethod
+    def coverage(self, num_steps: int) -> Coverage:
+        """How far the cache covers the queries of a training of `num_steps`."""
+
+    def _is_match(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+        """Whether each caption belongs to its image, or cannot be its negative for another reason
+        (`FalseNegativeFilter`)."""
+        return self.false_negatives(image_QG, text_QG) > 0
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
+        return np.random.default_rng([self.seed, *key])
+
+
+class CorpusBatches(torch.utils.data.Dataset[Batch]):
+    """A data set whose item number s is the batch of step s.
+
+    `vectors` are the dual teachers whose vectors the loss needs; they embed the corpus before the first batch is read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pairs: StepPairs,
+        plan: MicroBatchPlan = UNSPLIT,
+        vectors: EmbeddedScores | None = None,
+    ) -> None:
+        check_size(pairs.config, plan)
+        self.pairs, self.plan, self.vectors = pairs, plan, vectors
+        # A dual encoder reads one token of its stored features, so the others stay on disk.
+        self.source = replace(source, only_first=True) if plan.by_side and isinstance(source, Features) else source
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step, as this process reads it: whole, or its micro-batches."""
+        of_step, vectors = self.pairs.of_step(step), self.vectors
+        distinct = np.unique(of_step.image_RC), np.unique(of_step.text_RC)
+        batch = assemble(
+            self.source,
+            self.plan,
+            of_step.image_RC,
+            of_step.text_RC,
+            (_tensor(of_step.teacher_RC), _tensor(of_step.official_RC)),
+        )
+        return replace(
+            batch,
+            same_RC=batch.same_RC if of_step.same_RC is None else torch.from_numpy(of_step.same_RC),
+            true_IT=None if of_step.true_IT is None else torch.from_numpy(of_step.true_IT),
+            teacher_vectors=None if vectors is None else TeacherVectors(*vectors.vectors(*distinct)),
+        )
+
+
+def _tensor(scores_RC: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(scores_RC.astype(np.float32))
+
+
+class Reader(Protocol):
+    """Images and captions by index, as a model reads them."""
+
+    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch | States: ...
+
+    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
+
+
+def assemble(
+    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index, scores: tuple[Tensor, Tensor]
+) -> Batch:
+    """The batch of these pairs, as this process reads it: whole, or its micro-batches; `scores` are the teacher's in
+    two orders (`Batch`).
+
+    For all pairs `image_RC` may be a column and `text_RC` a row.
+    """
+    same_RC = torch.zeros(scores[0].shape, dtype=torch.bool)
+    if plan.count == 1:
+        return Batch(*_read(source, image_RC, text_RC), *scores, same_RC)
+    split = _micro_batches_by_side if plan.by_side else _micro_batches_by_row
+    pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
+    return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(source, plan, image_RC, text_RC)))
+
+
+def _micro_batches_by_row(
+    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index
+) -> Iterator[MicroBatch]:
+    image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
+    for rows in plan.row_ranges(len(image_RC)):
+        yield MicroBatch(*_read(source, image_RC[rows.computed], text_RC[rows.computed]), (rows,))
+
+
+def _micro_batches_by_side(
+    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index
+) -> Iterator[MicroBatch]:
+    # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
+    images, texts = np.unique(image_RC), np.unique(text_RC)
+    for sides in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
+        parts = source.images(images[sides[0].computed]), source.texts(texts[sides[1].computed])
+        yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides)
+
+
+def _read(
+    source: Reader, image_RC: Index, text_RC: Index
+) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
+    """The distinct images and captions of pairs, and the indices of each pair's among them."""
+    (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
+    return source.images(images), source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
+
+
+def _distinct(ix_RC: Index) -> tuple[Index, Tensor]:
+    """The distinct images or captions of pairs, ascending, and the index of each pair's among them."""
+    values, inverse = np.unique(ix_RC, return_inverse=True)
+    return values, torch.from_numpy(inverse.reshape(ix_RC.shape))
+
+
+def _broadcast(image_RC: Tensor, text_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and a caption for each pair, also from the column and the row of all pairs."""
+    image_RC, text_RC = torch.broadcast_tensors(image_RC, text_RC)
+    return image_RC.contiguous(), text_RC.contiguous()

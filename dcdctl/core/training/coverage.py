@@ -1,0 +1,290 @@
+"""How a training's batches and caches fit its recipe, measured before the first step.
+
+Three questions: in what the candidates of a cache differ from the recipe's, how many queries have enough candidates
+(`Coverage`), and how many different negatives a query meets in all its lists (`DifferentNegatives`). A cache with as
+many candidates as are drawn shows a query the same few negatives in every list, however long the training is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dcdctl.core.config import to_table
+from dcdctl.core.data import Direction
+from dcdctl.core.teacher import TeacherCache
+from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.make import count_steps
+from dcdctl.core.training.batches.step_pairs import Coverage, StepPairs
+from dcdctl.core.training.recipe import Recipe
+
+MAX_QUERIES = 32
+"""Images, and captions, whose negatives are counted."""
+MAX_LISTS = 10_000
+"""Fewer queries are counted if they have more lists than this in all: it takes half a second."""
+NEARLY_ALL = 0.8
+"""A list that draws at least this share of a query's candidates leaves little for the next one."""
+DualTeachers = Literal["none", "embedded", "unread"]
+"""Whether dual teachers score the batches without a cache, and whether their vectors of the corpus are there."""
+FRESH = 10
+"""Cached candidates per drawn one that a warning suggests; the recipes of the paper's data sets have as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferentNegatives:
+    """How many different negatives the images, or the captions, of a corpus meet in a training: means over a sample of
+    them."""
+
+    queries: int
+    """How many were counted."""
+    lists: float
+    """Lists of a query in all steps."""
+    candidates: float
+    """What the negatives of a list are drawn from."""
+    drawn: int
+    kept: int
+    """Negatives of a list that the loss sees."""
+    different: float
+    """Different ones among those of all lists of a query."""
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every list of a query draws all or nearly all of its candidates, and thus has the same negatives."""
+        return self.lists >= 2 and self.drawn >= NEARLY_ALL * self.candidates
+
+    def __str__(self) -> str:
+        drawn = f"{self.drawn} of {shown(self.candidates)} candidates drawn, {self.kept} kept"
+        return f"{shown(self.different)} different negatives in {shown(self.lists)} lists ({drawn})"
+
+
+def count_different_negatives(lists: CandidateLists, num_steps: int) -> dict[Direction, DifferentNegatives]:
+    """What each direction of the recipe shows a query in a training of `num_steps`."""
+    # The key 2 separates the choice of queries from the draws of the batches, whose keys are 0 and 1.
+    rng = np.random.default_rng([lists.seed, 2])
+    counted = {}
+    for direction in lists.config.directions:
+        queries = lists.queries(direction)
+        lists_per_query = num_steps * lists.config.size / len(lists.config.directions) / len(queries)
+        num_queries = min(MAX_QUERIES, len(queries), max(1, int(MAX_LISTS / lists_per_query)))
+        queries = rng.choice(queries, num_queries, replace=False)
+        samples = lists.samples_of(direction, queries, num_steps)
+        pairs, kept = np.empty((0, 2), dtype=np.int64), lists.config.random_negatives
+        if len(samples):
+            image_BN, text_BN, *_ = lists.kept(samples.tolist())
+            kept = image_BN.shape[1] - 1
+            pairs = np.stack([image_BN[:, 1:].ravel(), text_BN[:, 1:].ravel()], axis=1)
+        counted[direction] = DifferentNegatives(
+            queries=num_queries,
+            lists=round(len(samples) / num_queries, 2),
+            candidates=round(float(np.mean([lists.num_candidates(direction, int(query)) for query in queries])), 2),
+            drawn=lists.config.random_negatives,
+            kept=kept,
+            # A pair names its query and its negative.
+            different=round(len(np.unique(pairs, axis=0)) / num_queries, 2),
+        )
+    return counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a training would do: its steps, and how its batches and caches fit its recipe."""
+
+    recipe: Recipe
+    num_steps: int
+    batches_per_epoch: float | None
+    """None for tars, whose samples are not known before they are read."""
+    temperature: float | None = None
+    """What `loss.temperature` auto stands for; None if the recipe has a number."""
+    differences: Sequence[str] = ()
+    """A line for each field in which the candidates of a cache differ from the recipe's."""
+    has_cache: bool = False
+    """Whether lists are drawn from the candidates of a cache."""
+    coverage: Coverage | None = None
+    """None without a cache, and for a loss without a teacher."""
+    has_dual_teachers: bool = False
+    """Whether dual teachers score every pair of a batch."""
+    negatives: Mapping[Direction, DifferentNegatives] = field(default_factory=dict)
+    """Empty where they are not counted."""
+    not_counted: str = ""
+    """Why they are not; empty if there is nothing to say."""
+    mined_otherwise: Sequence[str] = ()
+    """A line for each cache that other vectors of the recipe's model have mined. Not in run.json: a resumed run may
+    lack the model."""
+
+    def lines(self) -> Iterator[str]:
+        """What the caches cover and the queries meet, warnings last."""
+        if self.coverage is not None:
+            yield f"the cache covers {self.coverage}"
+        if self.has_dual_teachers:
+            yield "the dual teacher scores every pair, so batches are drawn as without a teacher"
+        if self.negatives:
+            yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items())
+        yield from self.warnings()
+
+    def warnings(self) -> Iterator[str]:
+        """A line for each direction in which the cache is drawn empty, with the way out."""
+        for direction, count in self.negatives.items():
+            if self.has_cache and count.is_drained:
+                found = (
+                    f"{count.drawn} of the {shown(count.candidates)} cached candidates of each {direction.query} "
+                    "are drawn for every list"
+                )
+                yield (
+                    f"warning: {found}, so all {shown(count.lists)} lists have nearly the same negatives; "
+                    f"{self._more(direction)}"
+                )
+
+    def _more(self, direction: Direction) -> str:
+        """How to cache candidates that last."""
+        config, count = self.recipe.candidates, FRESH * self.recipe.batch.random_negatives
+        if config.kind != "blocks":
+            return f"cache more: --set candidates.per_query={count}"
+        # A block of n images has n - 1 candidates for a caption, and the captions of as many images for an image.
+        per_image = config.captions_per_image if direction == Direction.TEXT else 1
+        return f"cache more: --set candidates.block_size={-(-count // per_image) + 1}"
+
+    def inputs(self) -> dict[str, Any]:
+        """What a resumed run must find again, for run.json."""
+        table: dict[str, Any] = {"different_candidates": list(self.differences)} if self.differences else {}
+        if self.coverage is not None:
+            table |= {
+                "covered_queries": round(self.coverage.queries, 4),
+                "scored_share": round(self.coverage.scored, 4),
+            }
+        if self.has_dual_teachers:
+            table |= {"covered_queries": 1.0, "scored_share": 1.0}
+        return table
+
+    def measured(self) -> dict[str, Any]:
+        """The count of different negatives, for run.json; not compared when a run resumes."""
+        counts = {f"per_{direction.query}": asdict(count) for direction, count in self.negatives.items()}
+        return {"different_negatives": counts} if counts else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The same facts by the names of run.json, and the warnings."""
+        batches, config = self.batches_per_epoch, self.recipe.batch
+        return {
+            "steps": self.num_steps,
+            "batches_per_epoch": batches,
+            "epochs": None if batches is None else self.num_steps / batches,
+            "batch_size": config.size,
+            "temperature": self.temperature,
+            **self.inputs(),
+            **self.measured(),
+            "not_counted": self.not_counted,
+            "warnings": list(self.warnings()),
+        }
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Name and value of each fact."""
+        coverage, batch = self.coverage, self.recipe.batch
+        facts = [("steps", f"{self.num_steps:,}")]
+        if self.batches_per_epoch is not None:
+            epochs = shown(self.num_steps / self.batches_per_epoch)
+            facts += [("batches per epoch", shown(self.batches_per_epoch)), ("epochs", epochs)]
+        facts.append(
+            ("batch", f"{batch.size:,} {'lists' if self.recipe.loss.on_lists else 'images, each with one caption'}")
+        )
+        if coverage is not None:
+            facts.append(("the cache covers", str(coverage)))
+        if self.temperature is not None:
+            facts.append(("loss.temperature", f"auto: {self.temperature:g}"))
+        if self.has_dual_teachers:
+            facts.append(("scores", "every pair, by the dual teacher"))
+        if self.not_counted:
+            facts.append(("different negatives", self.not_counted))
+        return [
+            *facts,
+            *(("different in the cache", line) for line in (*self.differences, *self.mined_otherwise)),
+        ]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows: one row for each direction."""
+        columns = ["query", "lists", "candidates", "drawn per list", "kept per list", "different negatives", "counted"]
+        rows = [
+            [
+                direction.query,
+                *map(shown, (each.lists, each.candidates, each.drawn, each.kept, each.different, each.queries)),
+            ]
+            for direction, each in self.negatives.items()
+        ]
+        return columns, rows
+
+
+def measure_preview(
+    recipe: Recipe,
+    caches: Sequence[TeacherCache],
+    pairs: StepPairs,
+    *,
+    dual_teachers: DualTeachers = "none",
+    temperature: float | None = None,
+) -> Preview:
+    """What a training does on pairs that were chosen from these caches. Nothing is encoded."""
+    num_steps = count_steps(recipe, pairs.batches_per_epoch)
+    differences = [
+        line
+        for number, cache in enumerate(caches, start=1)
+        for line in _differences(recipe, cache, number if caches[1:] else None)
+    ]
+    negatives: Mapping[Direction, DifferentNegatives] = {}
+    not_counted = ""
+    if not isinstance(pairs, CandidateLists):
+        # Grouping the images of all epochs takes as long as the batches of the whole training take.
+        not_counted = "counted for lists only, not for batches of all pairs"
+    elif recipe.batch.negatives == "mined":
+        not_counted = "mined negatives are not counted: they are mined when the training starts"
+    elif dual_teachers == "unread":
+        not_counted = "a dual teacher chooses the negatives: they are counted when the training starts"
+    else:
+        negatives = count_different_negatives(pairs, num_steps)
+    return Preview(
+        recipe=recipe,
+        num_steps=num_steps,
+        batches_per_epoch=pairs.batches_per_epoch,
+        temperature=temperature,
+        differences=differences,
+        has_cache=bool(caches),
+        coverage=pairs.coverage(num_steps) if caches and recipe.loss.needs_teacher else None,
+        has_dual_teachers=dual_teachers != "none",
+        negatives=negatives,
+        not_counted=not_counted,
+        mined_otherwise=[line for cache in caches for line in _mined_otherwise(recipe, cache)],
+    )
+
+
+def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> list[str]:
+    """A line for each field in which the recipe's candidates differ from those that a cache was made with."""
+    expected, found = to_table(recipe.candidates), cache.plan["candidates"]
+    name = "the cache" if number is None else f"cache {number}"
+    return [
+        f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(found[field])} in {name}"
+        for field in expected
+        if expected[field] != found[field]
+    ]
+
+
+def _mined_otherwise(recipe: Recipe, cache: TeacherCache) -> list[str]:
+    """A line if the recipe's model of candidates has other vectors than those that mined the cache."""
+    model = recipe.candidates.model
+    # A model of the Hub is not fetched: a training does not need it.
+    is_comparable = cache.pooling == "mean" and cache.plan["candidates"]["model"] == model and Path(model).is_dir()
+    if not is_comparable or not recipe.candidates.embeds_by_first_token:
+        return []
+    return [
+        f"{cache.folder} was mined with the mean of the tokens of {model}, whose vector is its first token; make the "
+        "cache again"
+    ]
+
+
+def shown(number: float) -> str:
+    """A number with one decimal, if it has decimals.
+
+    >>> shown(50.0), shown(96.64), shown(1234)
+    ('50', '96.6', '1,234')
+    """
+    return f"{number:,.1f}".removesuffix(".0")

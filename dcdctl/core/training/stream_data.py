@@ -1,0 +1,218 @@
+"""A training on a stream of shards: tars and Parquet files that are not prepared, and need not fit into memory or on
+the disk.
+
+A stream has no caches, candidate lists or features, which need the whole corpus. RUN/shards.jsonl has a line for each
+shard that was read to its end. With it a resumed run starts in the middle of an epoch without reading the earlier
+shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core import files
+from dcdctl.core.config import build
+from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.models import Model
+from dcdctl.core.progress import Track
+from dcdctl.core.training import runs
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.make import count_steps
+from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
+from dcdctl.core.training.coverage import Preview
+from dcdctl.core.training.inputs import InputRefs
+from dcdctl.core.training.runs import Run
+from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+
+PREPARE_HINT = "or prepare a corpus with `dcdctl prepare`"
+
+
+def check(plan: TrainingPlan) -> None:
+    """ConfigError for whatever needs a prepared corpus; opens no shard."""
+    assert isinstance(plan.inputs, InputRefs)
+    if problem := next(_needs_corpus(plan, plan.inputs), None):
+        found, hint = problem
+        raise ConfigError(f"{found}, and --data names shards to stream", hint=f"{hint}, {PREPARE_HINT}")
+
+
+def check_models(plan: TrainingPlan) -> None:
+    """ConfigError for several teachers, or for a validation without a corpus."""
+    assert isinstance(plan.inputs, InputRefs)
+    if len(plan.inputs.teachers) > 1:
+        found = (
+            f"--teacher names {len(plan.inputs.teachers)} models; their scores are averaged over a whole corpus, and a "
+            "stream has none"
+        )
+        raise ConfigError(found, hint=f"name one, {PREPARE_HINT}")
+    if plan.recipe.validation.every and plan.inputs.validation_data is None:
+        raise ConfigError(
+            "validation.every is set, and a stream has no split to validate on",
+            hint="name a corpus with --validation-data",
+        )
+
+
+def _needs_corpus(plan: TrainingPlan, refs: InputRefs) -> Iterator[tuple[str, str]]:
+    """What the training asks for that a stream cannot give, with what to do."""
+    recipe = plan.recipe
+    if plan.job.kind != "distill":
+        yield "finetune-teacher draws negatives from the whole corpus", "use `dcdctl distill`"
+    if refs.caches:
+        yield (
+            "--cache holds scores of the pairs of a corpus",
+            "leave it out; a dual --teacher scores the batches of a stream",
+        )
+    if recipe.loss.on_lists:
+        listed = ", ".join(recipe.loss.terms)
+        yield (
+            f"loss {listed} takes candidate lists, which are drawn from the whole corpus",
+            "set loss.terms to infonce, or with a teacher to kl",
+        )
+    if recipe.model.kind == "fusion" and recipe.model.start == "teacher":
+        yield "this model starts from the teacher of a cache", "name its start with model.start"
+    if recipe.loss.temperature == "auto":
+        yield "loss.temperature is auto, which is taken from a cache", "set a number"
+    if recipe.candidates.duplicate_bits is not None:
+        yield "candidates.duplicate_bits compares the images of the whole corpus", "leave it out"
+    if plan.options.compute.features is not None:
+        yield "--features stores the outputs for a whole corpus", "leave it out"
+    if refs.split != "train":
+        yield f"--split {refs.split} is a part of a corpus", "leave it out"
+    if refs.max_images is not None:
+        yield "--max-images counts the images of a corpus", "name fewer shards"
+
+
+class StreamData(TrainingData):
+    """A stream of shards, and the shards that an earlier start of the run has counted."""
+
+    model: Model | None = None
+    """What the batches are read for."""
+    stream_teacher: StreamTeacher | None = None
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        super().__init__(plan)
+        assert isinstance(plan.inputs, InputRefs)
+        self.refs, config = plan.inputs, plan.recipe.validation
+        self.stream = ShardStream(
+            open_shards(self.refs.places), plan.recipe.stream, plan.recipe.batch.size, plan.recipe.seed
+        )
+        if config.every:
+            assert self.refs.validation_data is not None
+            self.validation = Corpus.open(self.refs.validation_data, config.split, config.max_images)
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The captions of the first window; empty for a model that brings its own word pieces."""
+        if self.recipe.model.start != "new" or self.recipe.model.text:
+            return []
+        return [caption for sample in self.stream.first_window() for caption in sample.captions]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether a dual teacher scores every pair."""
+        return bool(self.refs.teachers)
+
+    def measure(self, track: Track) -> Preview:
+        """Look up every shard, and count their samples if they say how many they have."""
+        # A training of a given length reads no footers of Parquet files, which a preview shows.
+        is_counted = self.model is None or self.recipe.optimizer.steps is None
+        batches = self.stream.batches_per_epoch() if is_counted else None
+        if batches is None and self.recipe.optimizer.steps is None:
+            found = "optimizer.epochs counts passes over the data, and tars do not say how many samples they have"
+            raise ConfigError(found, hint="set optimizer.steps")
+        num_shards, num_gb = len(self.stream.shards), self.stream.num_bytes / 1e9
+        self.preview = Preview(
+            recipe=self.recipe,
+            num_steps=count_steps(self.recipe, batches or 0),
+            batches_per_epoch=batches,
+            has_dual_teachers=self.has_scores,
+            not_counted=f"those of a batch, of a stream of {num_shards:,} shards with {num_gb:,.2f} GB",
+        )
+        return self.preview
+
+    def load_teachers(self, track: Track) -> None:
+        """Load the dual teacher, after the shards were compared with those of a run that resumes."""
+        job, compute = self.plan.job, self.plan.options.compute
+        if job.resume:
+            # Before anything is read or loaded: a shard that has changed is the end.
+            shards = {"shards": self.stream.versions()}
+            runs.check_folder(job.out, self.recipe, job.kind, resume=True, inputs=shards)
+        self.counted = CountedShards.of_run(Run(job.out), len(self.stream.shards))
+        self.stream.counts.update((count.shard, count.samples) for count in self.counted.counts)
+        self.stream.on_count = self.counted.add
+        if self.has_scores:
+            ((_, dual),) = self.refs.load_dual_teachers(track)
+            dual.to(compute.device).eval()
+            self.stream_teacher = StreamTeacher(dual, compute, bool(self.recipe.loss.vector_terms))
+            self.vector_width = dual.embedding_dim if self.recipe.loss.vector_terms else None
+
+    def read_for(self, model: Model, track: Track) -> None:
+        """Note whose preprocessing the batches have."""
+        self.model = model
+
+    def check(self) -> Iterator[str]:
+        """Nothing: a stream has no caches that could cover too little."""
+        return iter(())
+
+    def facts(self, start: str, compute: Compute) -> dict[str, Any]:
+        """The versions of the shards, and the fingerprint of the teacher."""
+        teacher = self.stream_teacher
+        return {
+            "corpus": self.stream.fingerprint,
+            "split": "stream",
+            "shards": self.stream.versions(),
+            "cache": None,
+            "start": start,
+            "precision": compute.precision,
+            "features": None,
+            "validation": None if self.validation is None else self.validation.fingerprint,
+            "steps": self.preview.num_steps,
+            **({} if teacher is None else {"teachers": [teacher.model.digest]}),
+        }
+
+    def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
+        """The counts of the shards, each further one of which goes to the run's folder too."""
+        return self.counted.move_to
+
+    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> StreamBatches:
+        """The batches of the stream; a trial keeps the window that it has read for the training."""
+        assert self.model is not None
+        plan = replace(plan, by_side=self.recipe.model.kind == "dual")
+        return StreamBatches(self.stream, self.model.preprocess, self.recipe.batch, plan, self.stream_teacher)
+
+
+@dataclass
+class CountedShards:
+    """The shards that were read to their ends: in memory until the run has started, then also in its folder."""
+
+    counts: list[ShardCount]
+    file: Path | None = None
+
+    @staticmethod
+    def of_run(run: Run, num_shards: int) -> CountedShards:
+        """What an earlier start of a run has counted; InputError for a damaged line, MissingError for a shard that is
+        not there."""
+        path = run.folder / runs.SHARDS_FILE
+        counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in runs.read_lines(path, runs.RECOUNT_SHARDS)]
+        if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
+            raise MissingError(
+                f"{path} counts shard {outside}, and the stream has {num_shards}", hint=runs.RECOUNT_SHARDS
+            )
+        return CountedShards(counts)
+
+    def add(self, count: ShardCount) -> None:
+        """Note a count."""
+        self.counts.append(count)
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(runs.log_line(asdict(count)))
+
+    def move_to(self, run: Run) -> None:
+        """Write the counts to the run's folder, and from now on each further one."""
+        self.file = run.folder / runs.SHARDS_FILE
+        # All of them, because a killed run may have left an incomplete last line.
+        files.write_text(self.file, "".join(runs.log_line(asdict(count)) for count in self.counts))

@@ -1,0 +1,208 @@
+"""A training from its request to its finished run, in five steps.
+
+resolve   recipe, overrides, options and output folder; opens nothing
+open      the corpus or the stream, its caches and its validation
+settle    teachers, initial model, temperature, precision and micro-batches; final
+start     the run folder, new or resumed, with what the data keep in it
+run       the steps (`loop`), and the saved model
+
+Each step needs only the ones before it, and the cheap ones come first. A stream is a kind of data (`TrainingData`), and
+the fine-tuning of a teacher is a training by a recipe without one.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import cast
+
+from torch import nn
+
+from dcdctl.core import distributed, files
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import Model
+from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
+from dcdctl.core.training import initial_model, loggers, loop, memory, negatives, runs, stream_data, wise_ft
+from dcdctl.core.training.batches.make import work_per_step
+from dcdctl.core.training.batches.step_pairs import check_size
+from dcdctl.core.training.corpus_data import CorpusData
+from dcdctl.core.training.coverage import Preview
+from dcdctl.core.training.grad_cache import StepInfo
+from dcdctl.core.training.inputs import InputRefs, TrainingInputs, check_teachers, embeds_corpus
+from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.recipe import load_recipe
+from dcdctl.core.training.runs import Run, TrainingJob
+from dcdctl.core.training.stream_data import StreamData
+from dcdctl.core.training.training_data import TrainingData, TrainingPlan
+from dcdctl.core.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The final settings of a training."""
+
+    model: Model
+    """The initial model, trained in place."""
+    objective: PairObjective
+    """With a number as the temperature."""
+    options: TrainingOptions
+    """With the precision and the micro-batches that the training has."""
+
+
+def train_model(
+    job: TrainingJob,
+    inputs: TrainingInputs,
+    *,
+    options: TrainingOptions,
+    track: Track = silent,
+    watch: Watch | None = None,
+    say: Say = unsaid,
+) -> Run:
+    """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if
+    `watch` is None.
+
+    `say` gets a line for each field in which the candidates of a cache differ from the recipe's, for what the caches
+    cover, and for each choice of a trial.
+
+    Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, then what
+    the files and the models raise, and ConfigError if the caches cover too little of what the recipe needs.
+    """
+    plan = resolve(job, inputs, options)
+    with distributed.lock(job.out):
+        if _is_stream(inputs) and Run(job.out).is_finished:
+            return Run(job.out)
+        data = open_data(plan)
+        settings = settle(plan, data, say, track)
+        started = start(plan, data, settings, track)
+        if not started.is_finished:
+            with memory.memory_errors(settings.options, plan.recipe.batch.size):
+                run(started, plan, data, settings, watch or step_bar(track))
+    return started
+
+
+def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, track: Track = silent) -> Preview:
+    """What `train_model` would do: its steps, and how its batches and caches fit the recipe. Opens files, loads no
+    model and writes nothing.
+
+    Raises what `train_model` raises before it loads a model; too little coverage is part of the answer.
+    """
+    return open_data(resolve(job, inputs, options)).measure(track)
+
+
+def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
+    """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache, no shard and
+    no weights.
+
+    ConfigError for a wrong recipe or override, for a recipe of another kind of training, for one that needs scores
+    where none are given, or for what a stream cannot give; ModelError if it needs a teacher where none is given, or one
+    of the other kind; MissingError if a package is not installed; StaleError or InputError if the output folder is
+    taken or cannot be written.
+    """
+    recipe = load_recipe(job.recipe, job.sets)
+    plan = TrainingPlan(job, inputs, recipe, options)
+    if _is_stream(inputs):
+        stream_data.check(plan)
+    elif job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
+        hint = "finetune-teacher expects a fusion model and a loss without a teacher, such as ranking"
+        raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
+    if options.wandb is not None:
+        loggers.require()
+    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
+    check_teachers(recipe, inputs)
+    if _is_stream(inputs):
+        stream_data.check_models(plan)
+    elif recipe.loss.temperature == "auto" and not inputs.caches:
+        found = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
+        raise ConfigError(found, hint="name one with --cache, or set a number")
+    negatives.check(recipe, has_cache=bool(inputs.caches))
+    if recipe.batch.negatives == "mined":
+        recipe.candidates.require_packages()
+    check_size(recipe.batch, options.micro_batch_plan)
+    runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
+    if options.compute.features is not None:
+        files.check_output_folder(options.compute.features)
+    return replace(plan, options=memory.recorded(Run(job.out), options))
+
+
+def _is_stream(inputs: TrainingInputs) -> bool:
+    return isinstance(inputs, InputRefs) and inputs.is_stream
+
+
+def open_data(plan: TrainingPlan) -> TrainingData:
+    """The files of a training; they are read later."""
+    return StreamData(plan) if _is_stream(plan.inputs) else CorpusData(plan)
+
+
+def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Settings:
+    """Load the models and choose the settings that depend on them, by a trial of the first step."""
+    recipe = plan.recipe
+    data.load_teachers(track)
+    model = initial_model.make_model(recipe, data.captions, data.teacher, track)
+    initial_model.check_dims(recipe.loss.dims, model)
+    if data.vector_width is not None:
+        assert model.kind == "dual"
+        model.add_projection(data.vector_width)
+    data.read_for(model, track)
+    num_steps = data.measure(track).num_steps
+    for line in data.check():
+        say(line)
+    objective = PairObjective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
+    if plan.options.checkpoint_activations:
+        model.checkpoint_activations()
+    trial = memory.Trial(
+        model=cast(nn.Module, model),  # the protocol lists only the part of nn.Module that other rooms use
+        first_batch=lambda micro_batches: data.batches(micro_batches)[0],
+        batch_size=recipe.batch.size,
+        objective=objective,
+        info=StepInfo(step=0, num_steps=num_steps, seed=recipe.seed),
+        precisions=memory.precisions(plan.options),
+    )
+    return Settings(model, objective, memory.settle(plan.options, trial, say))
+
+
+def start(plan: TrainingPlan, data: TrainingData, settings: Settings, track: Track) -> Run:
+    """The run, started or resumed by the main process."""
+    job, options, preview = plan.job, settings.options, data.preview
+    measured = {
+        **preview.measured(),
+        "micro_batches": options.micro_batches,
+        "batches_per_epoch": preview.batches_per_epoch,
+        **runs.equivalent_command(job, plan.inputs.options()),
+    }
+    with distributed.main_first():
+        if distributed.is_main():
+            # Mining comes before the folder is made, so that a failure leaves no folder.
+            keep = data.collect(options.compute, track)
+            facts = data.facts(settings.model.digest, options.compute)
+            keep(runs.start_run(job.out, plan.recipe, job.kind, facts, resume=job.resume, measured=measured))
+    return Run(job.out)
+
+
+def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings, watch: Watch) -> None:
+    """Train the model, and save it or the best one by validation, averaged with its start if the recipe says so."""
+    recipe, model, options = plan.recipe, settings.model, settings.options
+    validation = (
+        None if data.validation is None else Validation(started, data.validation, recipe.validation, options.compute)
+    )
+    unit, per_step = work_per_step(recipe, has_scores=data.has_scores)
+    loop.train(
+        started,
+        cast(nn.Module, model),
+        data.batches(options.micro_batch_plan, started),
+        settings.objective,
+        recipe.optimizer,
+        num_steps=data.preview.num_steps,
+        seed=recipe.seed,
+        options=options,
+        validation=validation,
+        watch=functools.partial(watch, unit=unit, per_step=per_step),
+    )
+    with distributed.main_first():
+        if distributed.is_main():
+            if validation is not None:
+                validation.choose(model)
+            if model.kind == "dual":
+                model.merge_adapters()
+            wise_ft.average_with_start(model, recipe, data.captions, data.teacher, started.facts()["inputs"]["start"])
+            runs.finish(started, model)

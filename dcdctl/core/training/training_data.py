@@ -1,0 +1,93 @@
+"""What a training reads: its plan, and the contract of opened data: a corpus (`corpus_data`) or a stream
+(`stream_data`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
+from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.progress import Track
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.batches.stream import StreamBatches
+from dcdctl.core.training.coverage import Preview
+from dcdctl.core.training.inputs import TrainingInputs
+from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.recipe import Recipe
+from dcdctl.core.training.runs import Run, TrainingJob
+
+Batches = CorpusBatches | StreamBatches
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training whose recipe and settings are checked, with nothing opened yet."""
+
+    job: TrainingJob
+    inputs: TrainingInputs
+    recipe: Recipe
+    options: TrainingOptions
+
+
+class TrainingData(ABC):
+    """The opened files of a training. `load_teachers` and then `read_for` complete it; its batches come last."""
+
+    validation: Corpus | None = None
+    """The split that the model is validated on, if it is."""
+    temperature: float | None = None
+    """What `loss.temperature` auto stands for; None if the recipe has a number."""
+    teacher: FusionScorer | None = None
+    """The model that the student starts from."""
+    vector_width: int | None = None
+    """Width of the teachers' vectors, if the loss compares vectors."""
+
+    preview: Preview
+    """What `measure` found last."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan, self.recipe = plan, plan.recipe
+
+    @property
+    @abstractmethod
+    def captions(self) -> Sequence[str]:
+        """The captions from which a new model's word pieces are trained."""
+
+    @property
+    @abstractmethod
+    def has_scores(self) -> bool:
+        """Whether the student learns from scores."""
+
+    @abstractmethod
+    def measure(self, track: Track) -> Preview:
+        """How many steps the training has, and how its batches and caches fit the recipe; loads no model."""
+
+    @abstractmethod
+    def check(self) -> Iterator[str]:
+        """What the user should know of what was measured, a line each; ConfigError if it cannot be trained on."""
+
+    @abstractmethod
+    def load_teachers(self, track: Track) -> None:
+        """Load the weights of the teacher models."""
+
+    @abstractmethod
+    def read_for(self, model: Model, track: Track) -> None:
+        """Read images and captions as this model does, and embed the corpus with dual teachers."""
+
+    @abstractmethod
+    def facts(self, start: str, compute: Compute) -> dict[str, Any]:
+        """What the run depends on besides its recipe, for run.json; a run resumes only with equal facts. `start` is the
+        digest of the initial model."""
+
+    @abstractmethod
+    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> Batches:
+        """The batches of a started run or, without one, of a trial of the first step."""
+
+    @abstractmethod
+    def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
+        """What writes the data's own files into the folder of the run that starts; called before there is a folder, so
+        that a failure leaves none."""

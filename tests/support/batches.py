@@ -1,0 +1,50 @@
+"""Batches in one call, as a training makes them in two: the pairs of the steps, and what reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dcdctl.core.scoring import Source
+from dcdctl.core.teacher import EmbeddedScores, TeacherScores, false_negative_filter
+from dcdctl.core.training.batches.all_pairs import AllPairs
+from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
+from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.make import choose_pairs, make_batches
+from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.recipe import BatchConfig, Recipe
+
+
+def list_batches(
+    source: Source,
+    config: BatchConfig,
+    seed: int,
+    cache: TeacherScores | None,
+    plan: MicroBatchPlan = UNSPLIT,
+    **more: Any,
+) -> CorpusBatches:
+    """Batches of candidate lists."""
+    return CorpusBatches(source, CandidateLists(source.corpus, config, seed, cache, **more), plan)
+
+
+def pair_batches(
+    source: Source,
+    config: BatchConfig,
+    seed: int,
+    cache: TeacherScores | None,
+    plan: MicroBatchPlan = UNSPLIT,
+    **more: Any,
+) -> CorpusBatches:
+    """Batches of all pairs."""
+    return CorpusBatches(source, AllPairs(source.corpus, config, seed, cache, **more), plan)
+
+
+def recipe_batches(
+    source: Source,
+    recipe: Recipe,
+    scores: TeacherScores | None,
+    plan: MicroBatchPlan = UNSPLIT,
+    vectors: EmbeddedScores | None = None,
+) -> CorpusBatches:
+    """The batches of a recipe's loss."""
+    false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits)
+    return make_batches(source, recipe, choose_pairs(source.corpus, recipe, scores, false_negatives), plan, vectors)

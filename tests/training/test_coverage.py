@@ -1,0 +1,252 @@
+"""The different negatives of a training, counted as a loop over all its batches counts them; and what is said about
+them."""
+
+from __future__ import annotations
+
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+from batches import list_batches, recipe_batches
+
+from dcdctl.core import training
+from dcdctl.core.config import read_toml
+from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.report import report, tables
+from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, coverage, initial_model, recipe, runs
+from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.recipe import BatchConfig, load_recipe
+
+DRAWN, KEPT, STEPS = 3, 2, 64
+PAPER = ("meter-flickr30k", "meter-coco", "vilt-flickr30k", "vilt-coco")
+OPTIONS = TrainingOptions()
+TINY = ["model.layers=[0, 2]", "batch.size=10", f"batch.random_negatives={DRAWN}", f"batch.hard_negatives={KEPT}"]
+
+
+class Indices:
+    """A source that gives the indices of images and captions in their place."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def images(self, image_ix: Any) -> Any:
+        return image_ix
+
+    def texts(self, text_ix: Any) -> Any:
+        return text_ix
+
+
+@pytest.fixture(scope="module")
+def caches(corpus, teacher, tmp_path_factory) -> dict[int, TeacherCache]:
+    """Caches with as many candidates as are drawn, and ten times as many."""
+    folder = tmp_path_factory.mktemp("caches")
+    return {
+        times: build.build_cache(corpus, teacher, folder / str(times), CandidateConfig(per_query=times * DRAWN))
+        for times in (1, 10)
+    }
+
+
+def batches_of(corpus: Corpus, cache: TeacherCache | None, **settings: Any) -> CorpusBatches:
+    config = BatchConfig(**{"size": 10, "random_negatives": DRAWN, "hard_negatives": KEPT, **settings})
+    return list_batches(Indices(corpus), config, 0, cache)  # type: ignore[arg-type]
+
+
+def count_by_hand(batches: CorpusBatches, queries: dict[Direction, Any]) -> dict[Direction, tuple[float, float]]:
+    """Lists and different negatives per query, from every batch of the training."""
+    met: dict[Direction, dict[int, list[int]]] = {
+        direction: {int(query): [] for query in queries[direction]} for direction in queries
+    }
+    lists = dict.fromkeys(queries, 0)
+    for step in range(STEPS):
+        batch: Any = batches[step]
+        image_BN, text_BN = batch.images[batch.image_ix_RC.numpy()], batch.texts[batch.text_ix_RC.numpy()]
+        for images, texts in zip(image_BN.tolist(), text_BN.tolist(), strict=True):
+            direction = Direction.TEXT if len(set(images)) == 1 else Direction.IMAGE
+            query, negatives = (images[0], texts[1:]) if direction == Direction.TEXT else (texts[0], images[1:])
+            if direction in met and query in met[direction]:
+                met[direction][query] += negatives
+                lists[direction] += 1
+    return {
+        direction: (
+            lists[direction] / len(found),
+            float(np.mean([len(set(negatives)) for negatives in found.values()])),
+        )
+        for direction, found in met.items()
+    }
+
+
+def expected_different(cached: int, num_lists: float) -> float:
+    """Different negatives in lists of the KEPT hardest of DRAWN drawn: the sum over ranks of the chance to be kept at
+    least once."""
+    total = 0.0
+    for better in range(cached):
+        # Drawn, with fewer than KEPT of the better ones.
+        ways = sum(comb(better, n) * comb(cached - 1 - better, DRAWN - 1 - n) for n in range(KEPT))
+        total += 1 - (1 - ways / comb(cached, DRAWN)) ** num_lists
+    return total
+
+
+@pytest.mark.parametrize("directions", [("text", "image"), ("text",)])
+def test_different_negatives_are_those_of_all_batches(corpus, caches, directions, monkeypatch):
+    monkeypatch.setattr(coverage, "MAX_QUERIES", 1000)
+    found = {}
+    for times, cache in caches.items():
+        batches = batches_of(corpus, cache, directions=directions)
+        counted = found[times] = coverage.count_different_negatives(batches.pairs, STEPS)
+        by_hand = count_by_hand(
+            batches, {direction: batches.pairs.queries(direction) for direction in batches.pairs.config.directions}
+        )
+        for direction, count in counted.items():
+            assert (count.lists, count.different) == pytest.approx(by_hand[direction], abs=0.01)
+            assert (count.candidates, count.drawn, count.kept) == (times * DRAWN, DRAWN, KEPT)
+            assert count.queries == {Direction.TEXT: 32, Direction.IMAGE: 160}[direction]
+    assert set(found[1]) == set(directions)
+    # Four epochs of 160 captions, in turn for image and caption.
+    num_lists = 4 * 5 / len(directions)
+    assert (found[1]["text"].lists, found[1]["text"].different) == (num_lists, KEPT)
+    assert found[10]["text"].different == pytest.approx(expected_different(30, num_lists), rel=0.1)
+
+
+def test_a_sample_of_queries_is_counted_as_by_hand_and_the_same_one_each_time(corpus, caches, monkeypatch):
+    monkeypatch.setattr(coverage, "MAX_QUERIES", 5)
+    chosen = []
+
+    class Seen(CandidateLists):
+        def samples_of(self, direction: Direction, queries: Any, num_steps: int) -> Any:
+            chosen.append((direction, queries))
+            return super().samples_of(direction, queries, num_steps)
+
+    batches = batches_of(corpus, caches[10])
+    batches.pairs = Seen(corpus, batches.pairs.config, 0, caches[10])
+    counted = coverage.count_different_negatives(batches.pairs, STEPS)
+    assert [len(set(queries.tolist())) for _, queries in chosen] == [5, 5]
+    by_hand = count_by_hand(batches, dict(chosen))
+    for direction, count in counted.items():
+        assert (count.lists, count.different) == pytest.approx(by_hand[direction], abs=0.01)
+    assert coverage.count_different_negatives(batches.pairs, STEPS) == counted
+    # Long trainings count fewer queries, so that the count stays cheap: an image has 10 lists here.
+    monkeypatch.setattr(coverage, "MAX_LISTS", 30)
+    assert coverage.count_different_negatives(batches.pairs, STEPS)["text"].queries == 3
+
+
+def test_without_a_cache_lists_are_drawn_from_the_whole_corpus(corpus):
+    count = coverage.count_different_negatives(batches_of(corpus, None, random_negatives=4).pairs, STEPS)
+    assert (count["text"].candidates, count["image"].candidates) == (155, 31)
+    assert count["text"].kept == 4
+    assert 30 < count["text"].different <= 40
+    assert not count["text"].is_drained
+
+
+def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, caches, monkeypatch):
+    monkeypatch.setattr(coverage, "MAX_QUERIES", 1000)
+
+    def lines(cache: TeacherCache, *sets: str) -> list[str]:
+        settings = load_recipe("tiny-student", [*TINY, f"optimizer.steps={STEPS}", *sets])
+        batches = recipe_batches(Indices(corpus), settings, cache)  # type: ignore[arg-type]
+        return list(coverage.measure_preview(settings, [cache], batches.pairs).lines())
+
+    random = ["candidates.kind=random", "candidates.per_query=3"]
+    _, met, *warnings = lines(caches[1], *random)
+    # Queries take turns by the number of the list, so that some captions have none.
+    assert met == (
+        "each image meets 2 different negatives in 10 lists (3 of 3 candidates drawn, 2 kept); "
+        "each caption meets 1.8 different negatives in 2 lists (3 of 3 candidates drawn, 2 kept)"
+    )
+    found = (
+        "warning: 3 of the 3 cached candidates of each {} are drawn for every list, so all {} lists have nearly "
+        "the same negatives; {}"
+    )
+    more = "cache more: --set candidates.per_query=30"
+    assert warnings == [found.format("image", 10, more), found.format("caption", 2, more)]
+    for_blocks = lines(caches[1], "candidates.kind=blocks", "candidates.captions_per_image=5")[2:]
+    assert [line.rpartition("; ")[2] for line in for_blocks] == [
+        f"cache more: --set candidates.block_size={size}" for size in (7, 31)
+    ]
+    assert len(lines(caches[10], *random)) == 2
+    # A query with one list meets nothing twice.
+    assert len(lines(caches[1], *random, "batch.directions=['image']")) == 3
+    few = load_recipe("tiny-student", [*TINY, "optimizer.steps=16", "batch.directions=['image']"])
+    batches = recipe_batches(Indices(corpus), few, caches[1])  # type: ignore[arg-type]
+    assert not list(coverage.measure_preview(few, [caches[1]], batches.pairs).warnings())
+
+
+def test_what_is_not_counted_is_said(corpus, caches):
+    def note(*sets: str) -> tuple[str, int]:
+        settings = load_recipe("tiny-student", [*TINY, f"optimizer.steps={STEPS}", *sets])
+        batches = recipe_batches(Indices(corpus), settings, caches[10])  # type: ignore[arg-type]
+        measured = coverage.measure_preview(settings, [caches[10]], batches.pairs)
+        assert any(measured.not_counted in line for line in measured.lines()) or not measured.negatives
+        return measured.not_counted, len(measured.negatives)
+
+    assert note() == ("", 2)
+    assert note("loss.terms={kl=1.0}") == ("counted for lists only, not for batches of all pairs", 0)
+
+
+def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(
+    corpus, teacher, caches, tmp_path, monkeypatch
+):
+    sets = [*TINY, "optimizer.steps=4", "optimizer.save_every=2"]
+    job = TrainingJob("distill", "tiny-student", sets, tmp_path / "run")
+    inputs = OpenInputs(corpus, [caches[10]], teacher)
+    with monkeypatch.context() as patched:
+        patched.setattr(initial_model, "make_model", None)
+        preview = training.preview(job, inputs, OPTIONS)
+    assert not (tmp_path / "run").exists()
+    lines: list[str] = []
+    run = training.train_model(job, inputs, options=OPTIONS, say=lines.append)
+    facts = run.facts()
+    assert preview.measured() == {"different_negatives": facts["different_negatives"]}
+    assert facts["different_negatives"]["per_image"]["candidates"] == 30
+    assert facts["inputs"].items() >= preview.inputs().items()
+    assert (preview.num_steps, preview.batches_per_epoch, run.metrics()[-1]["step"]) == (4, 16, 3)
+    assert f"each image meets {preview.negatives[Direction.TEXT]}" in lines[-1]
+    shown = {row[0]: row[1] for row in tables._runs(report.read_report([run.folder])).rows}
+    count = preview.negatives[Direction.IMAGE]
+    assert shown["different negatives per caption"] == f"{count.different:g} in {count.lists:g} lists"
+    assert dict(preview.facts())["steps"] == "4"
+    assert [row[0] for row in preview.table()[1]] == ["image", "caption"]
+
+
+def test_a_run_resumes_whatever_count_its_run_json_has(tmp_path):
+    settings = load_recipe("tiny-student")
+    runs.start_run(
+        tmp_path / "run",
+        settings,
+        "distill",
+        {"corpus": "a"},
+        resume=False,
+        measured={"different_negatives": {"per_image": 1}},
+    )
+    run = runs.start_run(tmp_path / "run", settings, "distill", {"corpus": "a"}, resume=True)
+    assert run.facts()["different_negatives"] == {"per_image": 1}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_recipes_of_the_paper_cache_ten_times_what_an_image_draws(name):
+    shipped = load_recipe(name)
+    config, drawn = shipped.candidates, shipped.batch.random_negatives
+    per_image = config.per_query if config.kind == "random" else (config.block_size - 1) * config.captions_per_image
+    assert per_image >= coverage.FRESH * drawn
+    if Direction.IMAGE in shipped.batch.directions:
+        per_caption = config.per_query if config.kind == "random" else config.block_size - 1
+        # A caption has a tenth of an image's lists.
+        assert per_caption >= 2 * drawn
+    assert set(shipped.batch.directions) <= set(config.directions)
+
+
+def test_the_cost_of_a_paper_cache_is_in_the_recipes_head():
+    sizes = {"flickr30k": (29_000, 145_000), "coco": (113_287, 566_747)}
+    for name in PAPER:
+        images, captions = sizes[name.partition("-")[2]]
+        config = load_recipe(name).candidates
+        pairs = (
+            images * config.per_query + captions
+            if config.kind == "random"
+            else images * config.block_size * config.captions_per_image
+        )
+        head = recipe.check_recipe_name(name).read_text(encoding="utf-8").partition("description")[0]
+        assert f"{pairs / 1e6:.1f} M pairs, {12 * pairs / 1e6:,.0f} MB at most" in head
+        assert read_toml(recipe.check_recipe_name(name))["candidates"]["kind"] == config.kind
