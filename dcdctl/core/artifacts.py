@@ -382,17 +382,16 @@ def listed_files(
 ) -> dict[str, Document]:
     """The files that the document at `path` lists; `error` if it lists none, or not as `list_files` does."""
     listed = document.get(FILES)
-    if not isinstance(listed, dict) or not all(_is_seal(entry) for entry in listed.values()):
+    types = {"bytes": int, "sha256": str}
+    if not isinstance(listed, dict) or not all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), type_) for key, type_ in types.items())
+        for entry in listed.values()
+    ):
         raise error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
     # A document of a stranger could name a device, which has no end.
     if outside := [name for name in listed if files.escapes_root(name)]:
         raise error(f"{path} lists a file outside of its folder: {outside[0]}", hint=hint)
     return listed
-
-
-def _is_seal(entry: object) -> bool:
-    """Whether an entry is as `seal_of` makes it."""
-    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
 
 
 def damages(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -172,12 +172,12 @@ def as_user_error(
     name = _name_of(error, path)
     where = f" for {name}" if name else ""
     if number in _NO_ROOM or (_is_of_library(error) and _FAILED_WRITE.search(str(error))):
-        found = (
+        message = (
             f"there is no room left{where}"
             if number
             else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
         )
-        return kind(found, hint=_MAKE_ROOM)
+        return kind(message, hint=_MAKE_ROOM)
     if _is_gpu_out_of_memory(error):
         hint = (
             "use a smaller --batch-size or --precision bf16; in a training, also --accumulate N or "

@@ -252,11 +252,11 @@ def _read_csv(path: Path) -> Cells:
         rows = []
         for row in reader:
             if len(row) > len(header):
-                found = (
+                message = (
                     f"{path} line {reader.line_num} has {len(row)} cells, and the first line names {len(header)} "
                     "columns"
                 )
-                raise InputError(found, hint="a text with a comma needs quotation marks")
+                raise InputError(message, hint="a text with a comma needs quotation marks")
             if any(row):
                 rows.append([*row, *[""] * (len(header) - len(row))])
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)

@@ -150,17 +150,7 @@ def prepare_corpus(
     )
     # Before any image is read, and again below, because damaged images may be skipped.
     check_protocol(manifest, listing.counts, options.splits, options.max_images)
-    digest = files.digest_of(
-        {
-            "format": CORPUS.format,
-            "name": manifest.name,
-            "licence": manifest.license,
-            "citation": manifest.citation,
-            "source": dict(listing.provenance),
-            "counts": {split: count.images for split, count in listing.counts.items()},
-            "options": options.to_plan(),
-        }
-    )
+    digest = _plan_digest(manifest, listing, options)
     # Shards of other library versions are not mixed, because their bytes may differ. A finished corpus is valid with
     # any version.
     plan = {"format": CORPUS.format, "plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}
@@ -180,6 +170,21 @@ def prepare_corpus(
         build.seal(config.to_table(document), [part.file for part in parts])
     notes = () if kept is None else (f"columns: {', '.join(kept.table.column_names)}", *kept.notes)
     return _summary(out, document, (*located.notes, *notes), already_there=False)
+
+
+def _plan_digest(manifest: Manifest, listing: Listing, options: PrepareOptions) -> str:
+    """Identifies what a corpus is made from: a folder resumes, and takes, only the corpus of the same digest."""
+    return files.digest_of(
+        {
+            "format": CORPUS.format,
+            "name": manifest.name,
+            "licence": manifest.license,
+            "citation": manifest.citation,
+            "source": dict(listing.provenance),
+            "counts": {split: count.images for split, count in listing.counts.items()},
+            "options": options.to_plan(),
+        }
+    )
 
 
 def _document(
@@ -311,41 +316,15 @@ class ShardNote:
     """In hex. They are kept because computing them again would decode every image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardProgress:
-    """The finished shards of a build, as its notes in prepare.json."""
-
-    build: Build
-    notes: dict[str, ShardNote]
-
-    @staticmethod
-    def load(build: Build) -> ShardProgress:
-        """The shards of an earlier run of the same plan with the same library versions; those of another plan are
-        removed."""
-        shards = build.begin(restart=True).get("shards", {})
-        build.clean(shards)  # a shard that is not noted may be of another plan
-        return ShardProgress(build=build, notes={name: config.build(ShardNote, note) for name, note in shards.items()})
-
-    def add(self, shard: PreparedShard) -> None:
-        hashes = tuple(f"{value:016x}" for value in shard.hashes)
-        self.notes[shard.file.file] = ShardNote(entry=shard.file, skipped=shard.skipped, hashes=hashes)
-        self.build.note(shards=config.to_table(self.notes))
-
-    def finished(self, name: str) -> PreparedShard | None:
-        """A shard that an earlier run finished; None if its file is missing or has changed since."""
-        path, note = self.build.folder / name, self.notes.get(name)
-        if note is None or self.build.missing([name]) or sha256_of(path) != note.entry.sha256:
-            return None
-        rows, hashes = list(map(RowFacts.of, read_shard(path))), [int(value, 16) for value in note.hashes]
-        return PreparedShard(file=note.entry, rows=rows, hashes=hashes, skipped=note.skipped)
-
-
 def _write_splits(
     listing: Listing, build: Build, options: PrepareOptions, track: Track
 ) -> tuple[dict[str, list[PreparedShard]], tuple[SkippedRow, ...]]:
     """The shards of each split, written unless an earlier run did, and the skipped rows; InputError for an empty
     split."""
-    progress = ShardProgress.load(build)
+    # The shards of an earlier run of the same plan with the same library versions; the others are removed.
+    noted = build.begin(restart=True).get("shards", {})
+    build.clean(noted)
+    notes = {name: config.build(ShardNote, note) for name, note in noted.items()}
     splits: dict[str, list[PreparedShard]] = {}
     with track("prepare", total=sum(count.images for count in listing.counts.values()), unit="images") as advance:
         for split, count in listing.counts.items():
@@ -356,10 +335,12 @@ def _write_splits(
                 name = shard_name(split, number, num_shards)
                 # Taken for a finished shard too, because `rows` is an iterator.
                 part = list(itertools.islice(rows, options.shard_size))
-                shard = progress.finished(name)
+                shard = _finished(build, name, notes.get(name))
                 if shard is None:
                     shard = _write_shard(build.folder / name, part, options, advance)
-                    progress.add(shard)
+                    hashes = tuple(f"{value:016x}" for value in shard.hashes)
+                    notes[name] = ShardNote(entry=shard.file, skipped=shard.skipped, hashes=hashes)
+                    build.note(shards=config.to_table(notes))
                 else:
                     advance(len(part))
                 splits[split].append(shard)
@@ -368,6 +349,15 @@ def _write_splits(
         if not any(shard.file.rows for shard in shards):
             raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
     return splits, skipped
+
+
+def _finished(build: Build, name: str, note: ShardNote | None) -> PreparedShard | None:
+    """A shard that an earlier run finished; None if its file is missing or has changed since."""
+    path = build.folder / name
+    if note is None or build.missing([name]) or sha256_of(path) != note.entry.sha256:
+        return None
+    rows, hashes = list(map(RowFacts.of, read_shard(path))), [int(value, 16) for value in note.hashes]
+    return PreparedShard(file=note.entry, rows=rows, hashes=hashes, skipped=note.skipped)
 
 
 def _write_shard(path: Path, rows: Sequence[SourceRow], options: PrepareOptions, advance: Advance) -> PreparedShard:

@@ -113,8 +113,8 @@ class ShardStream:
 
     def __post_init__(self) -> None:
         if self.config.window < self.batch_size:
-            found = f"stream.window is {self.config.window}, less than batch.size {self.batch_size}"
-            raise ConfigError(found, hint="a window of many batches shuffles better")
+            message = f"stream.window is {self.config.window}, less than batch.size {self.batch_size}"
+            raise ConfigError(message, hint="a window of many batches shuffles better")
 
     @property
     def window(self) -> int:
@@ -179,8 +179,8 @@ class ShardStream:
                 number, batch = number + 1, 0
             is_empty = step == started
             if is_empty and not sum(self.counts.values()) // self.batch_size:
-                found = f"the {len(self.shards)} shards have {sum(self.counts.values())} images that can be used"
-                raise ConfigError(f"batch.size is {self.batch_size}, {found}")
+                usable = f"the {len(self.shards)} shards have {sum(self.counts.values())} images that can be used"
+                raise ConfigError(f"batch.size is {self.batch_size}, {usable}")
             # Nothing was read where the counts of a resumed run are lost: now they are known.
             epoch, batch = self._locate(step) if is_empty else (epoch + 1, 0)
 

@@ -221,8 +221,8 @@ def _attempted(request: Callable[[], T], url: str) -> T:
             if attempt == http.ATTEMPTS:
                 # Not the text of the error, in which libraries quote URLs with their queries.
                 reason = str(error) if isinstance(error, _UnfinishedError) else type(error).__name__
-                found = f"{shown(url)}: gave up after {attempt} attempts ({reason})"
-                raise SourceError(found, hint="run the command again later") from error
+                message = f"{shown(url)}: gave up after {attempt} attempts ({reason})"
+                raise SourceError(message, hint="run the command again later") from error
             time.sleep(http.FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
 

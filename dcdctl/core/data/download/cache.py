@@ -11,9 +11,11 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
+from dcdctl.core import config
+from dcdctl.core.config import Key
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
@@ -22,6 +24,7 @@ from dcdctl.core.locks import lock
 from dcdctl.core.progress import Advance, Track, silent
 
 HUB = "hf://"
+_DELETE = "delete it and run the same command again"
 CHECKSUM = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
 BLOB_HASHES = {64: "sha256", 40: "git-sha1"}
 """The hash by which the Hub names the content of a file, by the length of the name: SHA-256 for large files, git's
@@ -70,6 +73,20 @@ class LocalFile:
     check: str
     """How it was verified, in words: by its checksum, the Hub's hash, or the SHA-256 of the first download, which may
     be this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadRecord:
+    """What is known of a downloaded file, in a file beside it."""
+
+    url: str
+    size: int
+    modified_ns: int
+    """Its size and time of change when it was hashed: while both are the same, it is not hashed again."""
+    git_sha1: Annotated[str, Key("git-sha1", omits_default=True)] = ""
+    md5: Annotated[str, Key(omits_default=True)] = ""
+    sha256: str
+    """Of the first download: a later one is compared with it where no checksum is known."""
 
 
 def cache_folder() -> Path:
@@ -130,7 +147,7 @@ def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
 
 
 def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Track) -> LocalFile:
-    record = _read_json(_record_path(target))
+    record = _read_record(target)
     # SHA-256 in any case, because it is recorded at the first download and compared later.
     kinds = {"sha256", *_checksum_kind(file)}
     if target.exists():
@@ -175,7 +192,7 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
     blob = path.resolve()
     # On systems without symbolic links, the cached file has its own name and is checked like one from a plain URL.
     blob_hash = BLOB_HASHES.get(len(blob.name)) if re.fullmatch("[0-9a-f]+", blob.name) else None
-    record = _read_json(_record_path(target))
+    record = _read_record(target)
     digests = _digests(path, {"sha256", *_checksum_kind(file), *([blob_hash] if blob_hash else [])}, record)
     if blob_hash and digests[blob_hash] != blob.name:
         # huggingface_hub does not verify files of its cache: it would return the damaged file again.
@@ -187,7 +204,7 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
         )
     # With the Hub's hash the record is not compared: a branch such as main may have moved to other content since the
     # first download.
-    error = _difference(file, path, digests, {} if blob_hash else record)
+    error = _difference(file, path, digests, None if blob_hash else record)
     if error is not None:
         raise error
     _write_record(file, target, path, digests)
@@ -196,7 +213,9 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
     )
 
 
-def _difference(file: RemoteFile, path: Path, digests: dict[str, str], record: dict[str, Any]) -> SourceError | None:
+def _difference(
+    file: RemoteFile, path: Path, digests: dict[str, str], record: DownloadRecord | None
+) -> SourceError | None:
     """The error if this is not the expected file, with what was found and what was expected; None if it is."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
@@ -204,16 +223,16 @@ def _difference(file: RemoteFile, path: Path, digests: dict[str, str], record: d
     kind, _, expected = file.checksum.lower().partition(":")
     if kind and digests[kind] != expected:
         return SourceError(f"{file.url} has {kind} {digests[kind]}, expected {expected}", hint="the file was not kept")
-    if not kind and record and digests["sha256"] != record["sha256"]:
+    if not kind and record and digests["sha256"] != record.sha256:
         record_path = _record_path(cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}")
         hint = f"if the new file is right, delete {record_path} and run the same command again"
         return SourceError(
-            f"{file.url} has sha256 {digests['sha256']}, but had {record['sha256']} at the first download", hint=hint
+            f"{file.url} has sha256 {digests['sha256']}, but had {record.sha256} at the first download", hint=hint
         )
     return None
 
 
-def _check(file: RemoteFile, record: dict[str, Any]) -> str:
+def _check(file: RemoteFile, record: DownloadRecord | None) -> str:
     if file.checksum:
         return "checksum matches"
     return "matches the first download" if record else "first download, sha256 recorded"
@@ -223,14 +242,14 @@ def _checksum_kind(file: RemoteFile) -> list[str]:
     return [file.checksum.partition(":")[0]] if file.checksum else []
 
 
-def _digests(path: Path, kinds: Collection[str], record: dict[str, Any]) -> dict[str, str]:
+def _digests(path: Path, kinds: Collection[str], record: DownloadRecord | None) -> dict[str, str]:
     """Digests of a file in hex, by kind: from the record if size and time of change are the same, else from all its
     bytes."""
     state = path.stat()
-    if (record.get("size"), record.get("modified_ns")) == (state.st_size, state.st_mtime_ns) and set(
-        kinds
-    ) <= record.keys():
-        return {kind: record[kind] for kind in kinds}
+    if record is not None and (record.size, record.modified_ns) == (state.st_size, state.st_mtime_ns):
+        known = config.to_table(record)
+        if set(kinds) <= known.keys():
+            return {kind: known[kind] for kind in kinds}
     return {kind: value.hexdigest() for kind, value in http.hashes_of(path, kinds).items()}
 
 
@@ -240,14 +259,21 @@ def _record_path(target: Path) -> Path:
 
 def _write_record(file: RemoteFile, target: Path, path: Path, digests: dict[str, str]) -> None:
     state = path.stat()
-    record = {"url": file.url, "size": state.st_size, "modified_ns": state.st_mtime_ns, **dict(sorted(digests.items()))}
-    if record != _read_json(_record_path(target)):
-        write_json(_record_path(target), record)
+    facts = {"url": file.url, "size": state.st_size, "modified_ns": state.st_mtime_ns}
+    record = config.build(DownloadRecord, {**facts, **digests})
+    if record != _read_record(target):
+        write_json(_record_path(target), config.to_table(record))
+
+
+def _read_record(target: Path) -> DownloadRecord | None:
+    path = _record_path(target)
+    document = _read_json(path)
+    return config.build_document(DownloadRecord, document, path, error=InputError, hint=_DELETE) if document else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A document of the cache; empty if there is none."""
-    return read_json(path, hint="delete it and run the same command again") if path.exists() else {}
+    return read_json(path, hint=_DELETE) if path.exists() else {}
 
 
 def _short(text: str) -> str:
