@@ -9,7 +9,7 @@ import served
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.search import IndexSearcher, Searcher
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig, app, keys
 
 OLD, NEW, WRONG = "the-old-key-0123456789", "the-new-key-0123456789", "the-new-key-012345678x"
@@ -27,7 +27,7 @@ def client(searcher) -> TestClient:
     return client_of(searcher)
 
 
-def client_of(searcher: Searcher, config: ServiceConfig = CONFIG) -> TestClient:
+def client_of(searcher: IndexSearcher, config: ServiceConfig = CONFIG) -> TestClient:
     service = app.build(searcher, config, keys=keys.Keys.of(f"{OLD},{NEW}"))
     return TestClient(service, base_url="http://localhost", raise_server_exceptions=False)
 

@@ -20,13 +20,13 @@ from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.search import Background, Condition, Hit, IndexSearcher, SearchAnswer, parse_all
 from dcdctl.core.serve import images, logs, pages
-from dcdctl.core.serve.batch import Batches, BatchQuery, in_words
+from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.facets import ColumnResponse, columns_of
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
 from dcdctl.core.serve.middleware import KeyMiddleware, Lifecycle, LimitsMiddleware, refusal
-from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, Workers
+from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, WaitingText, Workers
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
@@ -94,7 +94,7 @@ class BatchResponse:
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceState:
     """The state that the routes share."""
 
     searcher: LiveSearcher
@@ -106,12 +106,12 @@ class Service:
     lifecycle: Lifecycle
 
     @staticmethod
-    def of(searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> Service:
+    def of(searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> ServiceState:
         live = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
         metrics = Metrics(lambda: live.now().index, shared)
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
         reading = Workers("image", config.image_workers, config.max_waiting_images, config.max_wait_s, metrics)
-        return Service(
+        return ServiceState(
             live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Lifecycle()
         )
 
@@ -128,7 +128,7 @@ def build(
 
     With `keys`, requests need one of them. `shared` is for one of several processes.
     """
-    service = Service.of(searcher, config, shared)
+    service = ServiceState.of(searcher, config, shared)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -153,24 +153,21 @@ def build(
         lifespan=lifespan,
         responses=errors,
     )
-    for router in (_search_routes(service), _other_routes(service)):
+    for router in (_search_routes(service), _image_routes(service), _state_routes(service)):
         app.include_router(router)
     pages.add_pages(app, lambda: service.searcher.now().index, config)
     _add_error_handlers(app, service)
     if keys is not None:
         app.add_middleware(KeyMiddleware, keys=keys, config=config, metrics=service.metrics)
-    if hosts := _hosts(config, is_loopback):
+    # Another machine may use any name of this one, unless the settings list the names.
+    if is_loopback or config.allowed_hosts:
+        hosts = [*LOOPBACK_NAMES, *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
     return LimitsMiddleware(app, config, service.metrics, service.lifecycle)
 
 
-def _hosts(config: ServiceConfig, is_loopback: bool) -> list[str]:
-    """The host names that requests may use; empty if any name is allowed."""
-    return [*LOOPBACK_NAMES, *config.allowed_hosts] if is_loopback or config.allowed_hosts else []
-
-
-def _search_routes(service: Service) -> APIRouter:
+def _search_routes(service: ServiceState) -> APIRouter:
     router, config = APIRouter(), service.config
     number = Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
     condition = Query(
@@ -201,7 +198,14 @@ def _search_routes(service: Service) -> APIRouter:
         )
         return await _response(service, answer, is_text=False)
 
-    batches = Batches.of(config, service.searching.num_slots)
+    _add_bodies(router, service, number, condition)
+    return router
+
+
+def _add_bodies(router: APIRouter, service: ServiceState, number: Any, condition: Any) -> None:
+    """Add the route of uploaded images and batches; `number` and `condition` are the parameters that both have."""
+    config = service.config
+    batches = BatchReader.of(config, service.searching.num_slots)
 
     # One route for both kinds of body: a route is chosen by its path and method only.
     @router.post(
@@ -221,32 +225,30 @@ def _search_routes(service: Service) -> APIRouter:
             return await _by_texts(service, await batches.read(request), where)
         raise InputError("image: Field required", hint="or send a batch of texts as application/json")
 
-    return router
 
-
-async def _by_texts(service: Service, queries: Sequence[BatchQuery | str], where: Sequence[str]) -> BatchResponse:
+async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], where: Sequence[str]) -> BatchResponse:
     """The answers to a batch whose queries must all meet the conditions `where`, and each its own.
 
     A query that cannot be answered has an error in its place; a failure of the service fails the batch.
     """
-    asked: list[tuple[str, int, Condition | None, bool] | str | InputError] = []
+    asked: list[WaitingText | str | InputError] = []
     for query in queries:
         try:
             if isinstance(query, BatchQuery) and query.hybrid:
                 _check_words(service)
-            own = [] if isinstance(query, str) or query.where is None else [query.where]
+            conditions = [] if isinstance(query, str) or query.where is None else [query.where]
             asked.append(
                 query
                 if isinstance(query, str)
-                else (query.text, query.k, _condition(service, [*where, *own]), query.hybrid)
+                else WaitingText(query.text, query.k, _condition(service, [*where, *conditions]), query.hybrid)
             )
         except InputError as error:
             asked.append(error)
-    answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, tuple)]))
+    answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, WaitingText)]))
     responses: list[SearchResponse | ErrorResponse] = []
     num_hits = 0
     for one in asked:
-        answer = next(answers) if isinstance(one, tuple) else one
+        answer = next(answers) if isinstance(one, WaitingText) else one
         if isinstance(answer, (str, InputError, ConfigError)):
             responses.append(ErrorResponse(str(answer)))
         elif isinstance(answer, BaseException):
@@ -258,7 +260,7 @@ async def _by_texts(service: Service, queries: Sequence[BatchQuery | str], where
     return BatchResponse(tuple(responses))
 
 
-async def _response(service: Service, answer: SearchAnswer, *, is_text: bool) -> SearchResponse:
+async def _response(service: ServiceState, answer: SearchAnswer, *, is_text: bool) -> SearchResponse:
     # Measured by a worker, once for each index; an answer that is computed must not wait for a worker again.
     logs.note_hits(len(answer.hits))
     live = service.searcher
@@ -266,14 +268,14 @@ async def _response(service: Service, answer: SearchAnswer, *, is_text: bool) ->
     return SearchResponse.of(answer, background, is_text=is_text)
 
 
-def _check_words(service: Service, text: str | None = "") -> None:
+def _check_words(service: ServiceState, text: str | None = "") -> None:
     """InputError if a hybrid search has no text, or its index no words; without the path of the index."""
     if text is None or not service.searcher.now().index.has_keywords:
         reason = "hybrid search is for a text, and for an index with words"
         raise InputError(reason, hint="add them with `dcdctl index INDEX --keywords`")
 
 
-def _condition(service: Service, texts: Sequence[str]) -> Condition | None:
+def _condition(service: ServiceState, texts: Sequence[str]) -> Condition | None:
     """The condition of a request; InputError if it is too long or cannot be read."""
     if (length := sum(map(len, texts))) > service.config.max_where_chars:
         raise InputError(
@@ -283,7 +285,7 @@ def _condition(service: Service, texts: Sequence[str]) -> Condition | None:
 
 
 async def _by_image(
-    service: Service, read: Callable[[IndexSearcher], Image.Image], k: int, where: Condition | None
+    service: ServiceState, read: Callable[[IndexSearcher], Image.Image], k: int, where: Condition | None
 ) -> SearchAnswer:
     def work() -> SearchAnswer:
         searcher = service.searcher.now()
@@ -300,7 +302,7 @@ async def _by_image(
     return answer
 
 
-def _other_routes(service: Service) -> APIRouter:
+def _image_routes(service: ServiceState) -> APIRouter:
     router = APIRouter()
 
     @router.get(
@@ -326,6 +328,12 @@ def _other_routes(service: Service) -> APIRouter:
     @router.get("/columns", summary="The columns of the images, for conditions: their types and most frequent values.")
     async def columns() -> list[ColumnResponse]:
         return await service.reading.run(lambda: columns_of(service.searcher.now().index))
+
+    return router
+
+
+def _state_routes(service: ServiceState) -> APIRouter:
+    router = APIRouter()
 
     @router.get(
         "/health",
@@ -355,7 +363,7 @@ def _other_routes(service: Service) -> APIRouter:
     return router
 
 
-def _add_error_handlers(app: FastAPI, service: Service) -> None:
+def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
     """Answer every error with one line of JSON. Bugs, and errors that name files of this machine, are logged to stderr
     only."""
 

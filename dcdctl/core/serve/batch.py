@@ -32,14 +32,14 @@ class BatchQuery(BaseModel):
 
 
 @dataclass(frozen=True)
-class Batches:
+class BatchReader:
     """Reads batches within the limits of a service."""
 
     model: type[BatchQuery]
     max_queries: int
 
     @staticmethod
-    def of(config: ServiceConfig, num_slots: int) -> Batches:
+    def of(config: ServiceConfig, num_slots: int) -> BatchReader:
         """At most `num_slots` searches may wait, so a larger batch could never be answered."""
 
         class Limited(BatchQuery):
@@ -48,7 +48,7 @@ class Batches:
             where: str | None = Field(None, description="Only images whose columns meet this condition: year >= 2020.")
             hybrid: bool = Field(False, description="Rank by the words of captions and file names too.")
 
-        return Batches(Limited, min(config.max_queries, num_slots))
+        return BatchReader(Limited, min(config.max_queries, num_slots))
 
     async def read(self, request: Request) -> list[BatchQuery | str]:
         """The queries of a body in order, each a query or what is wrong with it. InputError if the body is not a

@@ -24,7 +24,7 @@ from dcdctl.core.search import ImageIndex, IndexSearcher
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
-from dcdctl.core.serve.job import Failed, Job, Ready, Reload, Reloaded
+from dcdctl.core.serve.job import RELOAD, Job, Ready, Reloaded
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.listener import http_server, is_loopback, listen
 from dcdctl.core.serve.metrics import Shared
@@ -59,7 +59,7 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
                 job, job.index(), listener, lambda num_images: control.send(Ready(num_images)), shared
             )
         except DcdError as error:
-            control.send(Failed(error))
+            control.send(error)
             return
         threading.Thread(target=_obey, args=(job, searcher, server, control), daemon=True).start()
         with signals_handled(server, lambda: None):
@@ -144,7 +144,7 @@ def _share_of_threads(num_processes: int) -> int | None:
 def _obey(job: Job, searcher: LiveSearcher, server: uvicorn.Server, control: Connection) -> None:
     """Do what the parent says; stop when it has ended."""
     try:
-        while isinstance(control.recv(), Reload):
+        while control.recv() == RELOAD:
             control.send(Reloaded(reload(job, searcher)))
     except (EOFError, OSError):
         server.should_exit = True

@@ -80,7 +80,7 @@ class ConnectionPool:
     """The open connections of a service, at most `max_connections`; used from one event loop."""
 
     def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
-        self.config, self._metrics = config, metrics
+        self.config, self.metrics = config, metrics
         self._connections: dict[Activity, dict[Connection, None]] = {activity: {} for activity in Activity}
 
     def set(self, connection: Connection, activity: Activity) -> None:
@@ -89,7 +89,7 @@ class ConnectionPool:
         if connection not in self._connections[activity]:
             self._forget(connection)
             self._connections[activity][connection] = None
-            self._metrics.connections.set(len(self))
+            self.metrics.connections.set(len(self))
 
     def add(self, connection: Connection) -> None:
         """Add a new connection. If there are too many, the one that has waited longest is closed, which may be the new
@@ -104,11 +104,7 @@ class ConnectionPool:
     def remove(self, connection: Connection) -> None:
         """Forget a closed connection."""
         self._forget(connection)
-        self._metrics.connections.set(len(self))
-
-    def rejected(self, reason: str) -> None:
-        """Count a connection or request refused by a limit."""
-        self._metrics.rejected(reason)
+        self.metrics.connections.set(len(self))
 
     def __len__(self) -> int:
         return sum(map(len, self._connections.values()))
@@ -165,12 +161,12 @@ class Connection(H11Protocol):
             # Half of an answer cannot be followed by another one.
             self.drop("not HTTP")
         else:
-            self.pool.rejected("not HTTP")
+            self.pool.metrics.rejected("not HTTP")
             super().send_400_response(msg)
 
     def drop(self, reason: str) -> None:
         """Close the connection at once, whatever it has still to read or to send."""
-        self.pool.rejected(reason)
+        self.pool.metrics.rejected(reason)
         self._cancel_timers()
         # It counts no longer, although asyncio closes the socket a little later.
         self.pool.remove(self)

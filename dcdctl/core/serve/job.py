@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcdctl.core.errors import DcdError
 from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.stores import open_index
@@ -47,23 +46,16 @@ class Job:
         return index
 
 
+RELOAD = "reload"
+"""The parent's message to a process: open the index and the models again. A process sends `Ready` or the error that
+ends it, and `Reloaded` after each reload."""
+
+
 @dataclass(frozen=True)
 class Ready:
     """A process answers requests."""
 
     num_images: int
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A process could not open what it should answer from; it ends."""
-
-    error: DcdError
-
-
-@dataclass(frozen=True)
-class Reload:
-    """A process is to open the index and the models again."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ elsewhere."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -66,25 +65,17 @@ def captions_of(index: ImageIndex, rows: Sequence[int]) -> Iterator[str]:
             yield captions[0]
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    name: str
-    limits: str
-    description: str
-
-
-@dataclass(frozen=True)
-class _Route:
-    method: str
-    path: str
-    summary: str
-    parameters: list[_Parameter]
-
-
 def docs_page(schema: dict[str, Any], config: ServiceConfig) -> str:
     """The HTML of the page about the routes, from their OpenAPI document."""
     routes = [
-        _Route(method.upper(), path, route["summary"], list(_parameters(route)))
+        {
+            "method": method.upper(),
+            "path": path,
+            "summary": route["summary"],
+            "parameters": [
+                {"name": name, "limits": limits, "description": text} for name, limits, text in _parameters(route)
+            ],
+        }
         for path, methods in schema["paths"].items()
         for method, route in methods.items()
     ]
@@ -93,12 +84,13 @@ def docs_page(schema: dict[str, Any], config: ServiceConfig) -> str:
     )
 
 
-def _parameters(route: dict[str, Any]) -> Iterator[_Parameter]:
+def _parameters(route: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The name, the limits and the description of each parameter of a route."""
     for parameter in route.get("parameters", []):
-        yield _Parameter(parameter["name"], ", ".join(_limits(parameter["schema"])), parameter.get("description", ""))
+        yield parameter["name"], ", ".join(_limits(parameter["schema"])), parameter.get("description", "")
     if "requestBody" in route:
-        yield _Parameter("image", "a file", "In the body, as multipart/form-data.")
-        yield _Parameter(
+        yield "image", "a file", "In the body, as multipart/form-data."
+        yield (
             "queries",
             "a list",
             'Instead of an image, in the body as application/json: {"queries": [{"text": "a red bus", "k": 5}]}.',

@@ -25,7 +25,7 @@ from typing import Any
 
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.job import Failed, Job, Ready, Reload, Reloaded
+from dcdctl.core.serve.job import RELOAD, Job, Ready, Reloaded
 from dcdctl.core.serve.metrics import Shared
 
 PRELOADED = (
@@ -35,6 +35,7 @@ PRELOADED = (
 )
 """Modules that are imported once for all processes. Loading a model imports most of transformers, which takes
 seconds."""
+# Starting and loading a model take seconds, so a process that ends within a minute probably ends at each start.
 STABLE_S = 60.0
 """A process that has answered this long is replaced at once when it ends; one that ends earlier waits longer each
 time."""
@@ -169,9 +170,11 @@ class _Supervisor:
         if isinstance(message, Ready):
             child.ready_since = time.monotonic()
             logs.OWN.info("process %d answers", child.number, extra={"facts": {"pid": child.process.pid}})
-            self._announce(message.num_images)
-        elif isinstance(message, Failed):
-            child.error = message.error
+            if self._on_ready is not None and all(one.ready_since is not None for one in self._children):
+                self._on_ready(message.num_images)
+                self._on_ready = None
+        elif isinstance(message, DcdError):
+            child.error = message
         elif isinstance(message, Reloaded):
             self._reloading = None
             # The others would fail, too, and all answer from the same index now.
@@ -179,17 +182,12 @@ class _Supervisor:
                 self._to_reload.clear()
             self._reload_next()
 
-    def _announce(self, num_images: int) -> None:
-        if self._on_ready is not None and all(child.ready_since is not None for child in self._children):
-            self._on_ready(num_images)
-            self._on_ready = None
-
     def _reload_next(self) -> None:
         while self._reloading is None and self._to_reload:
             child = self._children[self._to_reload.popleft() - 1]
             # One that starts later opens the index as it is then.
             if child.is_running and child.ready_since is not None:
-                child.control.send(Reload())
+                child.control.send(RELOAD)
                 self._reloading = child.number
 
     def _ended(self, child: _Child) -> None:
@@ -200,7 +198,9 @@ class _Supervisor:
         now, is_first_start = time.monotonic(), self._on_ready is not None
         if child.ready_since is not None and now - child.ready_since > STABLE_S:
             child.num_failed = 0
-        how = f"process {child.number} of {len(self._children)} {_how_it_ended(child.process)}"
+        code = child.process.exitcode or 0
+        end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"process {child.number} of {len(self._children)} {end}"
         error = child.error or DcdError(f"{how} while it started", hint="its messages are above")
         if is_first_start:
             raise error
@@ -221,11 +221,6 @@ def _run(number: int, job: Job, listener: socket.socket, control: connection.Con
     from dcdctl.core.serve.child import run_child
 
     run_child(number, job, listener, control, shared)
-
-
-def _how_it_ended(process: BaseProcess) -> str:
-    code = process.exitcode or 0
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def serve(place: str | Path, config: ServiceConfig, models: Models, *, on_start:
     without the packages of the extra, ConfigError for a weak key, and the errors of `devices.choose` and
     `Searcher.for_index`.
     """
-    require()
+    require_extra("serve", *PACKAGES, needed_by="serving")
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     keys, job = Keys.from_environment(), Job(str(place), config, models)
@@ -68,8 +68,3 @@ def serve(place: str | Path, config: ServiceConfig, models: Models, *, on_start:
             from dcdctl.core.serve.child import run
 
             run(job, index, listener, on_ready)
-
-
-def require() -> None:
-    """MissingError if a package of the extra is not installed."""
-    require_extra("serve", *PACKAGES, needed_by="serving")

@@ -155,7 +155,9 @@ class Workers:
 
 # Compared by identity, because two clients may ask the same text.
 @dataclass(frozen=True, eq=False)
-class _WaitingText:
+class WaitingText:
+    """A text that waits for its answer."""
+
     text: str
     k: int
     where: Condition | None = None
@@ -174,11 +176,11 @@ class _Batch:
     """Texts of a group that are answered together; further texts may join until the batch starts or is full."""
 
     def __init__(self, max_size: int) -> None:
-        self._texts: list[_WaitingText] = []
+        self._texts: list[WaitingText] = []
         self._max_size, self._has_started = max_size, False
         self._lock = threading.Lock()
 
-    def add(self, text: _WaitingText) -> bool:
+    def add(self, text: WaitingText) -> bool:
         """Add a text; False if the batch has started or is full, or if its texts are of another group."""
         with self._lock:
             if (
@@ -190,7 +192,7 @@ class _Batch:
             self._texts.append(text)
             return True
 
-    def start(self) -> list[_WaitingText]:
+    def start(self) -> list[WaitingText]:
         """The texts of the batch; no further text can join."""
         with self._lock:
             self._has_started = True
@@ -214,23 +216,20 @@ class TextBatcher:
         BusyError like `Workers.run`, and the errors of the searcher.
         """
         with self._workers.slot():
-            waiting = _WaitingText(text, k, where, hybrid)
+            waiting = WaitingText(text, k, where, hybrid)
             if not self._open.add(waiting):
                 self._open = _Batch(self._max_size)
                 self._open.add(waiting)
                 self._workers.start(partial(self._answer_batch, self._open))
             return await asyncio.wrap_future(waiting.answer)
 
-    async def answer_all(
-        self, texts: Sequence[tuple[str, int, Condition | None, bool]]
-    ) -> list[SearchAnswer | BaseException]:
-        """For each text with its k, its condition, and whether it is hybrid, the answer or the error of the searcher.
+    async def answer_all(self, waiting: Sequence[WaitingText]) -> list[SearchAnswer | BaseException]:
+        """For each text the answer, or the error of the searcher.
 
         Texts of the same condition are computed together, those of hybrid searches of the same k. BusyError like
         `Workers.run`.
         """
-        with self._workers.slot(len(texts)):
-            waiting = [_WaitingText(*text) for text in texts]
+        with self._workers.slot(len(waiting)):
             for group in dict.fromkeys(text.group for text in waiting):
                 together = [text for text in waiting if text.group == group]
                 for start in range(0, len(together), self._max_size):
@@ -255,7 +254,7 @@ class TextBatcher:
             text.answer.set_exception(BusyError(LATE))
         self._answer([text for text in texts if text not in late])
 
-    def _answer(self, texts: Sequence[_WaitingText]) -> None:
+    def _answer(self, texts: Sequence[WaitingText]) -> None:
         if not texts:
             return
         try:
