@@ -13,9 +13,6 @@ from dcdctl.core.models.load_save import BUILT_IN, FAMILIES, Kind
 from dcdctl.core.models.references import plugins, published
 from dcdctl.core.models.references.published import PublishedTeacher
 
-MODULES = {"sentence-transformers": "sentence_transformers", "open-clip": "open_clip"}
-"""Extras of the families -> the module that must be installed."""
-
 
 @dataclass(frozen=True)
 class FamilyEntry:
@@ -51,7 +48,7 @@ def list_families() -> list[FamilyEntry]:
     """All families: those of dcdctl, then those of other packages (`plugins`)."""
     own = []
     for name, family in FAMILIES.items():
-        loads = not family.extra or is_installed(MODULES[family.extra])
+        loads = not family.extra or is_installed(family.module)
         hint = "" if loads else install_command(family.extra)
         own.append(FamilyEntry(name, family.kind, f"extra {family.extra}" if family.extra else "", loads, hint))
     return [*own, *_of_other_packages()]

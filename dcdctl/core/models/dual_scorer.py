@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 DENSE_FACTOR = 24
@@ -66,14 +65,13 @@ class DualScorer(FusionScorer):
     def __init__(self, dual: DualEncoder) -> None:
         """The dual encoder is shared, not copied. It may have more parameters than its scores need, such as a
         calibration."""
-        # The protocols list only the parts that other rooms use; every dual encoder that loads is a module with a
-        # `Preprocess`.
-        super().__init__(cast(nn.Module, dual), cast(Preprocess, dual.preprocess), dual.unused_keys)
+        super().__init__(dual, dual.preprocess, dual.unused_keys)
 
     @property
     def dual(self) -> DualEncoder:
         """The dual encoder."""
-        return cast(DualEncoder, self.network)
+        dual: DualEncoder = self.network
+        return dual
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ in `FAMILIES`, and one in tests/support/families.py.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,14 @@ class Family:
     import."""
     extra: str = ""
     """Optional extra of dcdctl that has its library; empty if transformers is enough."""
+    module: str = ""
+    """The module of that library."""
+    weights: Callable[[Sequence[str]], list[str]] = hub.weights_among
+    """Which files of a Hub repository hold its weights."""
+    reads_modules: bool = False
+    """Whether its library reads the whole folder of several modules; others read that of the first network."""
+    takes_prompt: bool = False
+    """Whether it takes the settings of a cross-encoder, `overrides.OF_CROSS_ENCODERS`."""
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
         """The model of a folder or Hub id, by the file's `load`; `saved` is dcdctl.json, None where there is no such
@@ -59,6 +67,7 @@ class Family:
         return model
 
 
+_SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 FAMILIES = {
     "vilt": Family("fusion", "vilt"),
     "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
@@ -68,9 +77,9 @@ FAMILIES = {
     "blip": Family("fusion", "blip"),
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
-    CROSS_ENCODER: Family("fusion", "cross_encoder", "sentence-transformers"),
-    OPEN_CLIP: Family("dual", "open_clip", "open-clip"),
-    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", "sentence-transformers"),
+    CROSS_ENCODER: Family("fusion", "cross_encoder", *_SENTENCE_TRANSFORMERS, takes_prompt=True),
+    OPEN_CLIP: Family("dual", "open_clip", "open-clip", "open_clip", folders.open_clip_weights),
+    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", *_SENTENCE_TRANSFORMERS, reads_modules=True),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
@@ -297,7 +306,7 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     with _hub_errors(ref, hint=ACCEPTED):
         folder = hub.fetch(ref)
         family = _family(folder, ref, kind)
-        hub.fetch_more(ref, folder, lambda paths: _needed(folder, paths))
+        hub.fetch_more(ref, folder, lambda paths: _needed(folder, family, paths))
         return _load_folder(folder, family, overrides)
 
 
@@ -318,20 +327,18 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family |
     return family
 
 
-def _needed(folder: Path, paths: Sequence[str]) -> list[str]:
+def _needed(folder: Path, family: Family | plugins.Plugin, paths: Sequence[str]) -> list[str]:
     """Which files of a repository a model needs besides its small ones: those that dcdctl.json lists, or weights."""
     if (folder / SETTINGS_FILE).exists():
         return sorted(set(saved_folder.listed_in(folder, saved_folder.read_seal(folder))) & set(paths))
-    if folders.type_of(folder) == OPEN_CLIP:
-        return folders.open_clip_weights(paths)
-    return hub.weights_among(paths)
+    return family.weights(paths)
 
 
 def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mapping[str, Any]) -> Model:
     saved = saved_folder.read_settings(folder)
-    if family is not FAMILIES[CROSS_ENCODER]:
+    if not family.takes_prompt:
         check_no_cross_encoder(read_overrides(overrides), folder)
-    source = folder if family is FAMILIES[SENTENCE_TRANSFORMER] else folders.network_folder(folder)
+    source = folder if family.reads_modules else folders.network_folder(folder)
     with _hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
         return family.load(str(source), overrides, saved)
 

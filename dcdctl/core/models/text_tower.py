@@ -211,7 +211,10 @@ class TextTower:
         }
         # A model that is trained with padding reads it, so it counts as read.
         reads_all = self._settings.padding.to_maximum
-        ids = [text.ids if reads_all else _unmasked(text.ids, text.attention_mask) for text in found]
+        ids = [
+            [token for token, is_read in zip(text.ids, text.attention_mask, strict=True) if is_read or reads_all]
+            for text in found
+        ]
         return TokenizedTexts({name: array for name, array in arrays.items() if name in self._inputs}, ids)
 
     def num_tokens(self, text: str) -> int:
@@ -231,7 +234,3 @@ class TextTower:
 
     def _cut(self) -> None:
         self._tokenizer.enable_truncation(self._settings.max_text_len, direction=self._settings.truncation_side)
-
-
-def _unmasked(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
-    return [token for token, is_read in zip(ids, mask, strict=True) if is_read]

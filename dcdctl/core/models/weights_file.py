@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dcdctl.core.errors import DcdError, ModelError
@@ -38,15 +37,12 @@ def check_finite_file(path: Path, *, error: type[DcdError] = ModelError) -> None
         raise error(f"{path} cannot be read: {reason}") from reason
     for name, entry in sorted(header.items()):
         if (kind := entry.get("dtype")) in EXPONENTS and (size := entry["data_offsets"][1] - entry["data_offsets"][0]):
-            unsigned, exponent = EXPONENTS[kind]
+            unsigned, all_set = EXPONENTS[kind]
+            exponent = unsigned(all_set)
             bits = np.memmap(
                 path, unsigned, "r", 8 + length + entry["data_offsets"][0], (size // np.dtype(unsigned).itemsize,)
             )
-            if num_bad := _count_set(bits, unsigned(exponent)):
+            # In parts, since a comparison of all would need as much memory as the weights.
+            parts = (bits[start : start + CHUNK] for start in range(0, len(bits), CHUNK))
+            if num_bad := sum(int(np.count_nonzero((part & exponent) == exponent)) for part in parts):
                 raise error(f"{path}: {num_bad:,} of {len(bits):,} numbers of the weights {name} are not finite")
-
-
-def _count_set(bits: NDArray[Any], mask: np.unsignedinteger[Any]) -> int:
-    """How many entries have all bits of the mask."""
-    parts = (bits[start : start + CHUNK] for start in range(0, len(bits), CHUNK))
-    return sum(int(np.count_nonzero((part & mask) == mask)) for part in parts)

@@ -253,6 +253,8 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     weights fix.
     """
     require_extra("open-clip", "open_clip", needed_by=f"{ref}, a model of open_clip,")
+    from open_clip.transform import PreprocessCfg
+
     overrides, folder = read_overrides(table), Path(ref)
     check_no_text_encoder(overrides, ref)
     refuse(
@@ -270,7 +272,10 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         unused = _load_weights(network, folder)
         preprocess = OpenClipPreprocess(
             tokenizer=OpenClipTokenizer(_tokenizer(folder, config, overrides)),
-            image_config=_image_config(network),
+            image_config={
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(PreprocessCfg(**network.visual.preprocess_cfg)).items()
+            },
             text_config=config["model_cfg"]["text_cfg"],
             vocab_size=int((network if hasattr(network, "vocab_size") else network.text).vocab_size),
         )
@@ -346,13 +351,6 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) ->
         )
     check_words(tokenizer.tokenizer, source, TOKENIZER_HINT)
     return tokenizer
-
-
-def _image_config(network: Any) -> dict[str, Any]:
-    from open_clip.transform import PreprocessCfg
-
-    config = asdict(PreprocessCfg(**network.visual.preprocess_cfg))
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
 
 @contextmanager

@@ -95,7 +95,11 @@ def is_reference(ref: str) -> bool:
 
 def check(ref: str) -> None:
     """ModelError if the module of module:function is not there; runs no code of it."""
-    _see_current_folder()
+    # Modules of the current folder can be imported, as with `python -m`; a console script does not see them.
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
     top = ref.partition(":")[0].partition(".")[0]
     if importlib.util.find_spec(top) is None:
         raise ModelError(f"there is no Python module {top} for {ref}", hint=FIND)
@@ -167,11 +171,3 @@ def _declared(ref: str, module: Any, target: Any, scorer: Any) -> dict[str, Any]
     if not sources and "fingerprint" not in said:
         raise ModelError(f"{ref} has no source file to tell versions apart", hint="give the object a `fingerprint`")
     return {"function": ref.partition(":")[2], "sources": sources, **said}
-
-
-def _see_current_folder() -> None:
-    """Let modules of the current folder be imported, as `python -m` does; a console script does not."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()

@@ -257,16 +257,13 @@ def attention_mask(encoder: Any, texts: TextBatch) -> Tensor | None:
     if kind in CAUSAL:
         # The padding is at the right, so no real token attends to it.
         return None
-    if kind not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or _is_traced():
+    # A graph must hold for any padding.
+    is_traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+    if kind not in BIDIRECTIONAL or encoder.config._attn_implementation != "sdpa" or is_traced:
         return texts.attention_mask
     if bool(texts.mask_on_cpu.all()):
         return None
     return texts.attention_mask.bool()[:, None, None, :]
-
-
-def _is_traced() -> bool:
-    """Whether a graph for any padding is made of the encoder."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
 
 
 def in_kernel_order(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -275,13 +272,10 @@ def in_kernel_order(encoder: nn.Module, pixel_values: Tensor) -> Tensor:
     The kernels of CPUs and GPUs compute a pixel's channels together: 1.04 to 1.29 times as fast, and equal up to
     rounding.
     """
-    return pixel_values.contiguous(memory_format=torch.channels_last) if _is_convolutional(encoder) else pixel_values
-
-
-def _is_convolutional(encoder: nn.Module) -> bool:
-    """Whether an encoder consists of convolutions; a ViT has one, which cuts an image into patches."""
     kinds = [type(module) for module in encoder.modules()]
-    return kinds.count(nn.Conv2d) > kinds.count(nn.Linear)
+    # A ViT has one convolution, which cuts an image into patches.
+    is_convolutional = kinds.count(nn.Conv2d) > kinds.count(nn.Linear)
+    return pixel_values.contiguous(memory_format=torch.channels_last) if is_convolutional else pixel_values
 
 
 def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:

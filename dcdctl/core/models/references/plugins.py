@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.references import hub
 
 if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.dual import Model
@@ -27,6 +28,9 @@ class Plugin:
     kind: Literal["fusion", "dual"]
     package: str
     loader: Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], Model]
+    # As in `load_save.Family`: a plug-in reads a folder of transformers.
+    weights = staticmethod(hub.weights_among)
+    reads_modules = takes_prompt = False
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
         """The model of a folder or Hub id. ModelError for a model of another kind than the package declares."""

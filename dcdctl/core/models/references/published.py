@@ -18,7 +18,7 @@ from dcdctl.core.progress import Track, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recalls:
+class ReportedRecalls:
     """Recall@1, 5 and 10, in percent."""
 
     text_retrieval: tuple[float, ...]
@@ -43,7 +43,7 @@ class PublishedTeacher:
     """Id of a model of the Hub; empty if `url` is given."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings that the file lacks, as for `load_save.load`."""
-    published: dict[str, Recalls] = field(default_factory=dict)
+    published: dict[str, ReportedRecalls] = field(default_factory=dict)
     """The reported recalls, by evaluation protocol."""
 
     def __post_init__(self) -> None:
