@@ -22,8 +22,9 @@ from .load_save import (
     save,
     text_pooling,
 )
+from .lora import require_peft
 from .networks.backbones import FeatureSpec, ProjectionSize
-from .networks.towers import TrainedParts, require_peft
+from .networks.towers import TrainedParts
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,

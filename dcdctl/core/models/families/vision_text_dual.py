@@ -20,6 +20,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.lora import add_adapters
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
@@ -27,7 +28,6 @@ from dcdctl.core.models.networks.pooled import PooledTowers
 from dcdctl.core.models.networks.towers import (
     Tower,
     TrainedParts,
-    add_adapters,
     depth_of,
     freeze_others,
     keep_layers,

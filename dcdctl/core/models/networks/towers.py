@@ -7,15 +7,14 @@ pooled output to the joint space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.errors import ModelError
 
 ParameterName = str
 
@@ -146,39 +145,3 @@ def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
     setattr(tower.module.get_submodule(parent), name, nn.ModuleList(layers[index] for index in kept))
     for each in configs:
         each.num_hidden_layers = len(kept)
-
-
-def require_peft() -> None:
-    """MissingError if the package of the extra is not installed."""
-    require_extra("peft", "peft", needed_by="model.trained lora", or_else="set model.trained to last-layers")
-
-
-def add_adapters(network: nn.Module, towers: Sequence[Tower], parts: TrainedParts) -> Any:
-    """Put LoRA adapters into a network (the first part of the towers' names), in place; returns PEFT's view of it,
-    which merges them.
-
-    The outputs do not change, because B is 0. ModelError for a tower whose layers hold no linear layers.
-    """
-    require_peft()
-    import peft
-
-    targets = [name for tower in towers for name in _linear_layers(tower)]
-    config = peft.LoraConfig(r=parts.rank, lora_alpha=parts.alpha, target_modules=targets, lora_dropout=0.0)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
-        torch.default_generator.manual_seed(parts.seed)
-        return peft.LoraModel(network, config, "default")
-
-
-def _linear_layers(tower: Tower) -> Iterator[str]:
-    """Dotted names in the network of the linear layers of a tower's layers."""
-    prefix, layers = tower.layers
-    _, _, path = prefix.partition(".")
-    names = [f"{path}.{name}" for name, module in layers.named_modules() if type(module) is nn.Linear]
-    if not names:
-        found = (
-            f"the layers of the {tower.side} encoder ({tower.module.config.model_type}) hold no linear layers "
-            "for LoRA adapters"
-        )
-        raise ModelError(found, hint="set model.trained to last-layers")
-    yield from names

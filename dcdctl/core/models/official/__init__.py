@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,25 @@ def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any
     # Lightning keeps the run's configuration in hyper_parameters, under "config".
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
+
+
+def renamed(
+    state: Mapping[str, Tensor], rename: Callable[[str, Tensor], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under their new names, the ranking head among them, and the official names without a new one, which
+    scoring does not need."""
+    new = {name: rename(name, tensor) for name, tensor in state.items()}
+    weights = {name: tensor for each in new.values() for name, tensor in each.items()}
+    return weights | ranking_head(state), [name for name, each in new.items() if not each]
+
+
+def by_prefix(name: str, tensor: Tensor, prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensor under the name with its new prefix; empty if no prefix fits."""
+    # A buffer of older versions of transformers, not a weight.
+    if name.endswith("position_ids"):
+        return {}
+    found = next((official for official in prefixes if name.startswith(official)), None)
+    return {} if found is None else {prefixes[found] + name.removeprefix(found): tensor}
 
 
 def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

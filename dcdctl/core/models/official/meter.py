@@ -25,7 +25,7 @@ from dcdctl.core.models.families.coattention_scorer import (
     load_weights,
     resize_positions,
 )
-from dcdctl.core.models.official import make_preprocess, ranking_head
+from dcdctl.core.models.official import by_prefix, make_preprocess, renamed
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
 
@@ -129,13 +129,8 @@ def to_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     if any(name.startswith(STUDENT) for name in state):
         unused = [name for name in state if name.startswith(_FUSION)]
         state = {name.removeprefix(STUDENT): tensor for name, tensor in state.items() if not name.startswith(_FUSION)}
-    weights: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        renamed = _rename(name, tensor)
-        weights.update(renamed)
-        if not renamed:
-            unused.append(name)
-    return weights | ranking_head(state), unused
+    weights, others = renamed(state, _rename)
+    return weights, [*unused, *others]
 
 
 def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -152,9 +147,7 @@ def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if name == "token_type_embeddings.weight":
         # NLVR2 checkpoints have a third row, for a second image.
         return {"modality.weight": tensor[:2]}
-    # A buffer of older versions of transformers, not a weight.
-    if name.endswith("position_ids"):
-        return {}
+    return by_prefix(name, tensor, _PREFIXES)
     for official, ours in _PREFIXES.items():
         if name.startswith(official):
             return {ours + name.removeprefix(official): tensor}

@@ -15,7 +15,7 @@ from transformers import ViltConfig
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.families.vilt import BLOCK_EPS, ViltScorer, build_network
-from dcdctl.core.models.official import make_preprocess, ranking_head
+from dcdctl.core.models.official import by_prefix, make_preprocess, renamed
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder
 from dcdctl.core.models.preprocess import vilt_image_processor
 
@@ -66,14 +66,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
 
     The head of a file without `rank_output` is row 1 of its matching head, as in the official code.
     """
-    weights: dict[str, Tensor] = {}
-    unused = []
-    for key, tensor in state.items():
-        renamed = _rename(key, tensor)
-        weights.update(renamed)
-        if not renamed:
-            unused.append(key)
-    return weights | ranking_head(state), unused
+    return renamed(state, _rename)
 
 
 def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -87,9 +80,7 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
                 for name, third in zip(names, tensor.chunk(3), strict=True)
             }
         return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
-    # A buffer of older versions of transformers, not a weight.
-    if key.endswith("position_ids"):
-        return {}
+    return by_prefix(key, tensor, _PREFIXES)
     for official, ours in _PREFIXES.items():
         if key.startswith(official):
             return {ours + key.removeprefix(official): tensor}
