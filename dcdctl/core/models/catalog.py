@@ -46,12 +46,12 @@ class TeacherEntry:
 
 def list_families() -> list[FamilyEntry]:
     """All families: those of dcdctl, then those of other packages (`plugins`)."""
-    own = []
+    ours = []
     for name, family in FAMILIES.items():
         loads = not family.extra or is_installed(family.module)
         hint = "" if loads else install_command(family.extra)
-        own.append(FamilyEntry(name, family.kind, f"extra {family.extra}" if family.extra else "", loads, hint))
-    return [*own, *_of_other_packages()]
+        ours.append(FamilyEntry(name, family.kind, f"extra {family.extra}" if family.extra else "", loads, hint))
+    return [*ours, *_of_other_packages()]
 
 
 def _of_other_packages() -> Iterator[FamilyEntry]:

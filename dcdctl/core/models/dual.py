@@ -188,11 +188,11 @@ class DualEncoder(RetrievalModel):
             raise self._without_towers("model.vision_layers and model.text_layers")
 
     def _without_towers(self, field: str) -> ModelError:
-        found = (
+        problem = (
             f"{field} is for dual encoders of transformers, such as CLIP and SigLIP, and this is a "
             f"{self.config['model_type']}"
         )
-        return ModelError(found, hint="leave it out, or name another model.start")
+        return ModelError(problem, hint="leave it out, or name another model.start")
 
     def checkpoint_activations(self) -> None:
         """Compute activations of trained encoders again in the backward pass; ModelError if no encoder supports it."""

@@ -318,8 +318,8 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family |
         raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)
     family = FAMILIES.get(model_type) or plugins.find(model_type)
     if family is None and folders.is_sentence_transformer(folder):
-        found = f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone"
-        raise ModelError(found, hint="name it as candidates.model; a dual encoder embeds images and texts")
+        problem = f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone"
+        raise ModelError(problem, hint="name it as candidates.model; a dual encoder embeds images and texts")
     if family is None:
         raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
     if kind not in (None, family.kind):

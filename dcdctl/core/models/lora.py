@@ -41,9 +41,9 @@ def linear_layers(tower: Tower) -> list[str]:
     _, _, path = prefix.partition(".")
     names = [f"{path}.{name}" for name, module in layers.named_modules() if type(module) is nn.Linear]
     if not names:
-        found = (
+        problem = (
             f"the layers of the {tower.side} encoder ({tower.module.config.model_type}) hold no linear layers "
             "for LoRA adapters"
         )
-        raise ModelError(found, hint="set model.trained to last-layers")
+        raise ModelError(problem, hint="set model.trained to last-layers")
     return names

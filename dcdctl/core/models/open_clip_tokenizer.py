@@ -56,8 +56,8 @@ class OpenClipTokenizer:
             "clean": self.tokenizer.clean_fn.__name__,
         }
         if (inner := self.hugging_face) is not None:
-            own = {"mode": self.tokenizer.tokenizer_mode, "strips_sep": self.tokenizer.strip_sep_token}
-            return {**shared, **own, "tokenizer": tokenizer_settings(inner)}
+            how = {"mode": self.tokenizer.tokenizer_mode, "strips_sep": self.tokenizer.strip_sep_token}
+            return {**shared, **how, "tokenizer": tokenizer_settings(inner)}
         # Tokens in the order of their ids, and merges in the order of their ranks.
         vocabulary = hashlib.sha256(
             "\n".join([*self.tokenizer.encoder, *map(" ".join, self.tokenizer.bpe_ranks)]).encode()

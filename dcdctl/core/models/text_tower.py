@@ -188,21 +188,21 @@ class TextTower:
 
     @property
     def max_text_len(self) -> int:
-        """See `TextEncoder.max_text_len`."""
+        """Maximum number of tokens of a text, including special ones."""
         return self._settings.max_text_len
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """See `TextEncoder.special_ids`."""
+        """The ids of tokens that stand for no text."""
         return frozenset(self._settings.special_ids)
 
     @property
     def unknown_id(self) -> int | None:
-        """See `TextEncoder.unknown_id`."""
+        """The id of words that the tokenizer does not know; None if it knows all."""
         return self._settings.unknown_id
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """See `TextEncoder.tokenize`."""
+        """Texts as tokens, cleaned and cut to `max_text_len`."""
         with self._tokenizing:
             found = self._tokenizer.encode_batch(list(map(self._clean, texts)))
         arrays = {
@@ -218,7 +218,7 @@ class TextTower:
         return TokenizedTexts({name: array for name, array in arrays.items() if name in self._inputs}, ids)
 
     def num_tokens(self, text: str) -> int:
-        """See `TextEncoder.num_tokens`."""
+        """The number of tokens of a whole text, special ones included."""
         with self._tokenizing:
             self._tokenizer.no_truncation()
             try:
@@ -228,7 +228,7 @@ class TextTower:
         return sum(found.attention_mask)
 
     def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
-        """See `TextEncoder.vectors`."""
+        """The vectors of texts, T x D."""
         (vectors_TD,) = self._session.run([GRAPH_OUTPUT], texts.batch)
         return vectors_TD
 

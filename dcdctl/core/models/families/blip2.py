@@ -63,8 +63,8 @@ class Blip2Scorer(MatchingScorer):
         return (self.network.vision_model,)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """See `MatchingScorer.requires_grad_`; the last layer's feed-forward part for captions has no gradient
-        either."""
+        """Train all parameters that a score depends on, or none. The last layer's feed-forward part for captions has no
+        gradient either."""
         super().requires_grad_(requires_grad)
         for part in (self.layers[-1].intermediate, self.layers[-1].output):
             part.requires_grad_(False)

@@ -128,7 +128,7 @@ class ClipDual(VisionTextDual):
         return VARIANTS[self.network.config.model_type]
 
     def pool_images(self, images: ImageBatch) -> Tensor:
-        """See `VisionTextDual.pool_images`."""
+        """The pooled output for images; SigLIP 2 with variable resolution reads their grids too."""
         if images.grid is None:
             return super().pool_images(images)
         pixels, mask = images.pixel_values, images.pixel_mask
@@ -136,7 +136,7 @@ class ClipDual(VisionTextDual):
         return output.pooler_output
 
     def pool_texts(self, texts: TextBatch) -> Tensor:
-        """See `VisionTextDual.pool_texts`."""
+        """The token that stands for a caption, or the pooled output."""
         encoder = self.network.text_model
         # A model that attends to the padding gets no mask, and all its captions have one length.
         mask = None if self._variant.pads_texts else attention_mask(encoder, texts)
@@ -145,18 +145,18 @@ class ClipDual(VisionTextDual):
         return output.pooler_output if position is None else output.last_hidden_state[:, position]
 
     def project_images(self, pooled_IW: Tensor) -> Tensor:
-        """See `VisionTextDual.project_images`; SigLIP and ALIGN have no projection of images."""
+        """Vectors of any length, I x D; SigLIP and ALIGN have no projection of images."""
         projection = getattr(self.network, "visual_projection", None)
         return pooled_IW if projection is None else projection(pooled_IW)
 
     def project_texts(self, pooled_TW: Tensor) -> Tensor:
-        """See `VisionTextDual.project_texts`; SigLIP has the projection in its text encoder."""
+        """Vectors of any length, T x D; SigLIP has the projection in its text encoder."""
         projection = getattr(self.network, "text_projection", None)
         return self.network.text_model.head(pooled_TW) if projection is None else projection(pooled_TW)
 
     @property
     def towers(self) -> tuple[Tower, Tower]:
-        """See `VisionTextDual.towers`."""
+        """The image and the text encoder; SigLIP's has the projection inside."""
         image, text = super().towers
         inside = "" if hasattr(self.network, "text_projection") else "network.text_model.head"
         return image, dataclasses.replace(text, projection=inside)

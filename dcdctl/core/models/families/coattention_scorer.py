@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, to_dtype
 from dcdctl.core.models.families import coattention
 from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, FusionSize, network_from_table
 from dcdctl.core.models.families.frozen_dual import FrozenDual
@@ -29,12 +26,11 @@ from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.load_save import load_dual
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import FeatureSpec
-from dcdctl.core.models.networks.over_encoders import ModelOverEncoders
+from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     METER,
     fitted_preprocess,
-    hub_errors,
     load_tokenizer,
     meter_image_processor,
 )
@@ -81,7 +77,7 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         }
 
     def set_dropout(self, probability: float) -> None:
-        """See `FusionScorer.set_dropout`; this is drop_rate in METER's code, whose RoBERTa keeps its own too."""
+        """Set the dropout of the fusion layers; this is drop_rate in METER's code, whose RoBERTa keeps its own too."""
         self.network.size = dataclasses.replace(self.network.size, dropout=probability)
         for module in nn.ModuleList([self.network.text_layers, self.network.image_layers]).modules():
             if isinstance(module, nn.Dropout):
@@ -177,10 +173,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)
-    config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
-    with hub_errors(ref, hint="save the model again"):
-        # A saved model may be float16; it computes in float32.
-        weights = to_dtype(load_file(folder / WEIGHTS_FILE), torch.float32)
+    config, weights = read_folder(ref)
     if overrides.image_size is not None:
         if saved["image_transform"] != METER:
             raise ModelError(
@@ -196,7 +189,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     if overrides.text.num_attention_heads is not None:
         config["text"]["num_attention_heads"] = overrides.text.num_attention_heads
     network = network_from_table(config)
-    load_weights(network, weights, folder)
+    load_weights(network, weights, folder, "a co-attention scorer")
     if overrides.image_size is None:
         processor = backbones.load_processor(ref, network.vision_config)
     else:
@@ -205,18 +198,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     length = overrides.max_text_len or saved["max_text_len"]
     preprocess = fitted_preprocess(tokenizer, processor, network.text_config, max_text_len=length)
     return CoAttentionScorer(network, dataclasses.replace(preprocess, image_transform=saved["image_transform"]))
-
-
-def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:
-    """Load the weights into the network and return the names that it does not use. ModelError names what is missing or
-    of another shape."""
-    own = network.state_dict()
-    check_complete(source, set(own) - set(weights), "a co-attention scorer")
-    for name, tensor in own.items():
-        if weights[name].shape != tensor.shape:
-            raise ModelError(f"{source}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
-    network.load_state_dict({name: weights[name] for name in own})
-    return sorted(set(weights) - set(own))
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:

@@ -11,23 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from dcdctl.core import files
-from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import EncoderProjections, FeatureSpec, NetworkOverEncoders, ProjectionSize
-from dcdctl.core.models.networks.over_encoders import ModelOverEncoders
+from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
     fitted_preprocess,
-    hub_errors,
     load_tokenizer,
 )
 from dcdctl.core.models.protocols import ExportSpec
@@ -41,7 +36,7 @@ class FrozenDualNetwork(NetworkOverEncoders):
         self.projections = EncoderProjections(self.image_width, self.text_config.hidden_size, size)
 
     def to_table(self) -> dict[str, Any]:
-        """See `NetworkOverEncoders.to_table`."""
+        """The contents of config.json, besides the model's type."""
         return {**super().to_table(), "projection": dataclasses.asdict(self.projections.size)}
 
 
@@ -56,7 +51,7 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
         self.encoders.freeze()
 
     def set_dropout(self, probability: float) -> None:
-        """See `DualEncoder.set_dropout`."""
+        """Set the dropout of the features."""
         projections = self.network.projections
         projections.size = dataclasses.replace(projections.size, dropout=probability)
         projections.dropout.p = probability
@@ -125,16 +120,11 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)
     check_fixed_overrides(overrides, folder)
-    config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
-    with hub_errors(ref, hint="save the model again"):
-        weights = load_file(folder / WEIGHTS_FILE)
+    config, weights = read_folder(ref)
     with backbones.needing_timm(folder):
         vision, text = (backbones.new_encoder(AutoConfig.for_model(**config[name])) for name in ("vision", "text"))
     network = FrozenDualNetwork(vision, text, ProjectionSize(**config["projection"]))
-    own = network.state_dict()
-    check_complete(folder, set(own) - set(weights), "a dual encoder")
-    # A saved model may be float16; it computes in float32.
-    network.load_state_dict({name: weights[name].to(own[name].dtype) for name in own})
+    load_weights(network, weights, folder, "a dual encoder")
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
     processor = backbones.load_processor(ref, network.vision_config)
     length = overrides.max_text_len or saved["max_text_len"]

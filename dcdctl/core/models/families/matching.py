@@ -103,7 +103,7 @@ class MatchingScorer(FusionScorer):
         return log_odds(getattr(self.network(**batch, **self.options), self.output))
 
     def set_dropout(self, probability: float) -> None:
-        """See `FusionScorer.set_dropout`: that of the text encoder and the fusion layers; vision encoders keep their
+        """Set the hidden dropout of the text encoder and the fusion layers; vision encoders keep their
         own."""
         set_hidden_dropout(self.network, probability, self.text_part)
 

@@ -182,21 +182,21 @@ class OpenClipDual(DualEncoder):
         return self.network.visual, getattr(self.network, "text", self.network)
 
     def set_trained(self, parts: TrainedParts) -> None:
-        """See `DualEncoder.set_trained`; ModelError for adapters, and for an encoder without a list of layers."""
+        """Let training change only these parts; ModelError for adapters and for an encoder without a list of layers."""
         if parts.which == "lora":
             # PEFT adds adapters of nn.MultiheadAttention to its weights before each pass and subtracts them after it;
             # the rounding adds up.
-            found = (
+            problem = (
                 "model.trained is lora, and the attention of open_clip has no linear layers that adapters could "
                 "stand beside"
             )
-            raise ModelError(found, hint="set model.trained to last-layers, or name a start of transformers")
+            raise ModelError(problem, hint="set model.trained to last-layers, or name a start of transformers")
         # All weights need no towers, which not every encoder has.
         freeze_others(self, () if parts.which == "all" else find_towers(self.network), parts)
         self.train(self.training)
 
     def depth_of(self, parameter: str) -> int:
-        """See `DualEncoder.depth_of`."""
+        """Distance of a parameter from the top of its tower."""
         return depth_of(find_towers(self.network), parameter)
 
     def set_dropout(self, probability: float) -> None:
@@ -327,9 +327,9 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) ->
 
     text = config["model_cfg"]["text_cfg"]
     if reduction := (text.get("tokenizer_kwargs") or {}).get("reduction_mask"):
-        found = f"{folder} cuts long captions by reduction_mask={reduction}, which is for training"
+        problem = f"{folder} cuts long captions by reduction_mask={reduction}, which is for training"
         raise ModelError(
-            found,
+            problem,
             hint=f"remove reduction_mask from tokenizer_kwargs in {OPEN_CLIP_FILE}: captions are then cut at their end",
         )
     if not text.get("hf_tokenizer_name"):

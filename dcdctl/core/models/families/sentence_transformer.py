@@ -166,8 +166,8 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     """
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)
-    own = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
-    refuse(overrides, own, lambda name: f"{ref} is a model of sentence-transformers, whose {name} is its own")
+    fixed = ("image_size", "max_text_len", "tokenizer", "num_attention_heads")
+    refuse(overrides, fixed, lambda name: f"{ref} is a model of sentence-transformers, whose {name} is its own")
     if foreign := [name for name in module_types(Path(ref)) if not name.startswith("sentence_transformers.")]:
         raise ModelError(
             f"{ref} has a module {foreign[0]}, whose code is not run",

@@ -220,7 +220,7 @@ class ViltScorer(FusionScorer):
         return logits_B1.squeeze(-1)
 
     def set_dropout(self, probability: float) -> None:
-        """See `FusionScorer.set_dropout`; attention probabilities have none in the official code either."""
+        """Set the dropout of embeddings and sublayer outputs; attention has none in the official code either."""
         set_hidden_dropout(self.network, probability)
 
     def export_spec(self) -> ExportSpec:

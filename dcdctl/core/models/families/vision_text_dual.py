@@ -156,7 +156,7 @@ class VisionTextDual(DualEncoder):
         return PooledTowers(self) if self._parts.which == "projections" else None
 
     def set_trained(self, parts: TrainedParts) -> None:
-        """See `DualEncoder.set_trained`."""
+        """Let training change only these parts of both towers."""
         if parts.which == "lora":
             # Not as an attribute of the module, which would list every parameter twice.
             object.__setattr__(self, "_adapted", add_adapters(self.network, self.towers, parts))
@@ -165,14 +165,14 @@ class VisionTextDual(DualEncoder):
         self.train(self.training)
 
     def merge_adapters(self) -> None:
-        """See `DualEncoder.merge_adapters`."""
+        """Add the adapters to the weights that they adapt, and remove them."""
         if self._adapted is not None:
             self.network = self._adapted.merge_and_unload()
             object.__setattr__(self, "_adapted", None)
 
     @property
     def digest(self) -> str:
-        """See `DualEncoder.digest`; with adapters, the one of the model that they are merged into."""
+        """SHA-256 of weights and settings; with adapters, that of the model that they are merged into."""
         if self._adapted is None:
             return super().digest
         merged = copy.deepcopy(self)
@@ -180,13 +180,13 @@ class VisionTextDual(DualEncoder):
         return merged.digest
 
     def depth_of(self, parameter: str) -> int:
-        """See `DualEncoder.depth_of`."""
+        """Distance of a parameter from the top of its tower."""
         return depth_of(self.towers, parameter)
 
     def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
-        """See `DualEncoder.keep_layers`."""
-        own = self.network.config.vision_config, self.network.config.text_config
-        for tower, kept, config in zip(self.towers, (vision, text), own, strict=True):
+        """Remove all layers of the towers but these."""
+        configs = self.network.config.vision_config, self.network.config.text_config
+        for tower, kept, config in zip(self.towers, (vision, text), configs, strict=True):
             if kept:
                 keep_layers(tower, kept, config)
 
@@ -197,7 +197,7 @@ class VisionTextDual(DualEncoder):
         return self
 
     def set_dropout(self, probability: float) -> None:
-        """See `DualEncoder.set_dropout`; an encoder without hidden dropout, such as CLIP's, has none then either."""
+        """Set the hidden dropout of both encoders; ModelError if neither has any, as in CLIP."""
         if not sum(set_hidden_dropout(encoder, probability) for encoder in self._encoder_modules):
             types = " and ".join(
                 encoder.config.model_type for encoder in (self.network.vision_model, self.network.text_model)
@@ -297,11 +297,11 @@ def _check_trainable(ref: str, side: str, config: Any) -> None:
     elif not isinstance(getattr(config, "hidden_size", None), int):
         problem = "its configuration gives no hidden_size"
     if problem:
-        found = (
+        message = (
             f"the {side} encoder of {ref} ({config.model_type}) cannot be trained in a "
             f"VisionTextDualEncoderModel: {problem}"
         )
-        raise ModelError(found, hint=FROZEN_HINT)
+        raise ModelError(message, hint=FROZEN_HINT)
 
 
 @torch.no_grad()

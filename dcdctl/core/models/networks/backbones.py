@@ -116,20 +116,20 @@ def _load(ref: str, side: Side) -> nn.Module:
     with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
         source = hub.hub_source(ref)
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-        own = getattr(config, f"{side}_config", None)
-        if side == "text" and hasattr(own or config, "vocab_size"):
-            num_text_positions(own or config)  # refuses T5 and other relative positions before weights are opened
+        part = getattr(config, f"{side}_config", None)
+        if side == "text" and hasattr(part or config, "vocab_size"):
+            num_text_positions(part or config)  # refuses T5 and other relative positions before weights are opened
         # The type is given, since transformers 5 otherwise keeps that of the file, which may be float16.
         whole, report = encoder_class(config).from_pretrained(
             **source, config=config, dtype=torch.float32, output_loading_info=True
         )
     # AutoModel knows the text side of CLIP alone, so the side of a model of two is taken from the whole.
-    encoder = whole if own is None else getattr(whole, f"{side}_model", None)
-    if encoder is None or (own is not None and not hasattr(transformers, type(encoder).__name__)):
+    encoder = whole if part is None else getattr(whole, f"{side}_model", None)
+    if encoder is None or (part is not None and not hasattr(transformers, type(encoder).__name__)):
         raise ModelError(
             f"{ref} is a {config.model_type} model, whose {side} side cannot be taken alone", hint=HINTS[side]
         )
-    prefix = "" if own is None else f"{side}_model."
+    prefix = "" if part is None else f"{side}_model."
     missing = (name.removeprefix(prefix) for name in report["missing_keys"] if name.startswith(prefix))
     # A checkpoint may lack a pooler: only tokens are read.
     check_complete(ref, (name for name in missing if not name.startswith("pooler.")), f"its {side} encoder")
@@ -337,8 +337,8 @@ def _output_width(encoder: Any) -> int:
             return int(width)
     sizes = getattr(config, "hidden_sizes", None)
     if not sizes:
-        found = f"the configuration of a {config.model_type} vision encoder does not give the width of its features"
-        raise ModelError(found, hint=HINTS["vision"])
+        problem = f"the configuration of a {config.model_type} vision encoder does not give the width of its features"
+        raise ModelError(problem, hint=HINTS["vision"])
     return int(sizes[-1])
 
 
@@ -381,7 +381,7 @@ class EncoderPair:
 
     @property
     def digest(self) -> str:
-        """See `Encoders.digest`."""
+        """SHA-256 of all that decides the features of an image and a caption."""
         both = nn.ModuleDict({"vision": self.vision, "text": self.text})
         return digest_of(
             both, config=config_tables(self.vision.config, self.text.config), preprocess=self.preprocess.settings
@@ -389,7 +389,7 @@ class EncoderPair:
 
     @property
     def text_digest(self) -> str:
-        """See `Encoders.text_digest`."""
+        """SHA-256 of all that decides the features of a caption."""
         config = {"text": config_tables(self.vision.config, self.text.config)["text"], "features": "tokens"}
         return digest_of(self.text, config=config, preprocess=text_settings(self.preprocess.settings))
 

@@ -3,14 +3,41 @@ folders are dcdctl's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from dcdctl.core.models.checkpoint import save_own
+from dcdctl.core import files
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.backbones import EncoderPair
+from dcdctl.core.models.preprocess import hub_errors
+
+
+def read_folder(ref: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of config.json and the weights of a folder that `save_network` wrote, as float32."""
+    hint = "save the model again"
+    config = files.read_json(Path(ref) / "config.json", error=ModelError, hint=hint)
+    with hub_errors(ref, hint=hint):
+        # A saved model may be float16; it computes in float32.
+        return config, to_dtype(load_file(Path(ref) / WEIGHTS_FILE), torch.float32)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: object, what: str) -> list[str]:
+    """Load the weights into the network of `what`, and return the names that it does not use. ModelError names what is
+    missing or of another shape."""
+    state = network.state_dict()
+    check_complete(source, set(state) - set(weights), what)
+    for name, tensor in state.items():
+        if weights[name].shape != tensor.shape:
+            raise ModelError(f"{source}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
+    network.load_state_dict({name: weights[name] for name in state})
+    return sorted(set(weights) - set(state))
 
 
 class ModelOverEncoders(RetrievalModel):
@@ -21,7 +48,7 @@ class ModelOverEncoders(RetrievalModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """See `RetrievalModel.config`; the configurations of both encoders are part of it."""
+        """The type, and all settings of the network: its sizes, and the configurations of both encoders."""
         return {"model_type": self.model_type, **self.network.to_table()}
 
     @property

@@ -30,7 +30,8 @@ class PooledTowers:
 
     @property
     def digest(self) -> str:
-        """See `Encoders.digest`. Projections do not count, so a trained model shares the features of its start."""
+        """SHA-256 of all that decides the pooled outputs. Projections do not count, so a trained model shares the
+        features of its start."""
         vision, text = self.model.towers
         both = nn.ModuleDict({"vision": vision.module, "text": text.module})
         tables = config_tables(vision.module.config, text.module.config)
@@ -38,7 +39,7 @@ class PooledTowers:
 
     @property
     def text_digest(self) -> str:
-        """See `Encoders.text_digest`."""
+        """SHA-256 of all that decides the pooled output of a caption."""
         vision, text = self.model.towers
         table = {"text": config_tables(vision.module.config, text.module.config)["text"]}
         return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
@@ -52,7 +53,7 @@ class PooledTowers:
 
     @property
     def text_width(self) -> int:
-        """See `Encoders.text_width`."""
+        """Width of the text encoder's pooled output."""
         return int(self.model.towers[1].module.config.hidden_size)
 
     def freeze(self) -> None:

@@ -134,11 +134,11 @@ def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
     # Swin and similar encoders have stages of several depths, EfficientNet blocks of several forms.
     has_stages = hasattr(config, "depths") or hasattr(config, "num_block_repeats")
     if has_stages or getattr(config, "num_hidden_layers", None) != len(layers):
-        found = (
+        problem = (
             f"{field} chooses layers, and those of the {tower.side} encoder ({tower.module.config.model_type}) "
             "differ in their form"
         )
-        raise ModelError(found, hint=f"leave {field} out")
+        raise ModelError(problem, hint=f"leave {field} out")
     if kept and not 0 <= kept[0] <= kept[-1] < len(layers):
         raise ModelError(f"{field} is {list(kept)}, and the {tower.side} encoder has layers 0 to {len(layers) - 1}")
     parent, _, name = prefix.removeprefix(f"{tower.name}.").rpartition(".")

@@ -22,9 +22,9 @@ from dcdctl.core.models.families.coattention_scorer import (
     POSITIONS,
     CoAttentionScorer,
     check_image_size,
-    load_weights,
     resize_positions,
 )
+from dcdctl.core.models.networks.over_encoders import load_weights
 from dcdctl.core.models.official import by_prefix, make_preprocess, renamed
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
@@ -117,7 +117,7 @@ def from_state(
     # Always, as in METER's code: at the same size this changes nothing.
     weights[POSITIONS] = resize_positions(weights[POSITIONS], image_size // vision.patch_size)
     network = CoAttentionNetwork.from_configs(vision, text, size)
-    unknown = load_weights(network, weights, path)
+    unknown = load_weights(network, weights, path, "a co-attention scorer")
     processor = meter_image_processor(image_size)
     preprocess = make_preprocess(overrides, hyper, text, processor, tokenizer=TOKENIZER, image_transform=METER)
     return CoAttentionScorer(network, preprocess, tuple(sorted([*unused, *unknown])))

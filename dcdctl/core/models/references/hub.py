@@ -146,8 +146,8 @@ def _problem(ref: str, endpoint: str) -> str:
         hint = f"accept the terms at {page}, and set HF_TOKEN to a token of that account"
         raise ModelError(f"{ref} is gated on the Hub ({_status(error)})", hint=hint) from error
     except hub.RepositoryNotFoundError as error:
-        found = f"{ref} is no file or folder here, and {page} does not exist or is private ({_status(error)})"
-        raise ModelError(found, hint="check the name; for a private model set HF_TOKEN") from error
+        problem = f"{ref} is no file or folder here, and {page} does not exist or is private ({_status(error)})"
+        raise ModelError(problem, hint="check the name; for a private model set HF_TOKEN") from error
     except hub.RevisionNotFoundError as error:
         raise ModelError(
             f"{page} has no revision {revision} ({_status(error)})", hint=f"see {page}/tree/main"
@@ -183,8 +183,8 @@ def _unreachable(ref: str, problem: str, use: str) -> ModelError:
         f"{constants.ENDPOINT}/{repo}",
         f"hf download {repo}" + (f" --revision {revision}" if revision else ""),
     )
-    found = (
+    problem = (
         f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
     )
     use = use or f"give DIR in place of {ref}, such as `--teacher DIR`"
-    return ModelError(found, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")
+    return ModelError(problem, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")

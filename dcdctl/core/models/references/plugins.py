@@ -36,11 +36,11 @@ class Plugin:
         """The model of a folder or Hub id. ModelError for a model of another kind than the package declares."""
         model = self.loader(ref, overrides, saved)
         if getattr(model, "kind", None) != self.kind:
-            found = (
+            problem = (
                 f"the package {self.package} loads {ref} as {getattr(model, 'kind', type(model).__name__)}, and "
                 f"declares {self.kind}"
             )
-            raise ModelError(found, hint=f"report it to the authors of {self.package}")
+            raise ModelError(problem, hint=f"report it to the authors of {self.package}")
         return model
 
 
