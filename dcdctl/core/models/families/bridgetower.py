@@ -74,8 +74,8 @@ class BridgeTowerScorer(MatchingScorer):
         return len(self._body.text_model.encoder.layer) - self.num_layers + 1
 
     def student(self, layers: Sequence[int]) -> Self:
-        """A scorer with only these fusion layers; it reads the last layers of the encoders, as any BridgeTower of so many
-        fusion layers does."""
+        """A scorer with only these fusion layers; it reads the last layers of the encoders, as any BridgeTower of so
+        many fusion layers does."""
         layers = self.checked_layers(layers)
         network = copy.deepcopy(self.network)
         body = network.bridgetower

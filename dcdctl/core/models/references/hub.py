@@ -183,8 +183,8 @@ def _unreachable(ref: str, problem: str, use: str) -> ModelError:
         f"{constants.ENDPOINT}/{repo}",
         f"hf download {repo}" + (f" --revision {revision}" if revision else ""),
     )
-    problem = (
+    message = (
         f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
     )
     use = use or f"give DIR in place of {ref}, such as `--teacher DIR`"
-    return ModelError(problem, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")
+    return ModelError(message, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")
