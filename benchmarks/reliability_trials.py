@@ -280,10 +280,12 @@ class Stage:
         )
         kinds = ("transformers", "sentence-transformers", "onnx")
         exports = [
-            Job(f"export --to {kind}", lambda out, kind=kind: ["export", self.dual, out, "--to", kind], listing)
+            Job(
+                f"export --to {kind}", lambda out, kind=kind: ["export", self.dual, "--out", out, "--to", kind], listing
+            )
             for kind in kinds
         ]
-        return [Job("convert", lambda out: ["convert", self.fusion, out]), *exports, report, bench]
+        return [Job("convert", lambda out: ["convert", self.fusion, "--out", out]), *exports, report, bench]
 
     def _make_inputs(self) -> None:
         by_name = {job.name: job for job in self.jobs}

@@ -148,7 +148,7 @@ def test_a_student_of_sentence_transformers_is_refused_by_name(folders, scenes_c
 
 def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, monkeypatch):
     for kind, to in (("open_clip", "open-clip"), ("sentence-transformers", "sentence-transformers")):
-        run_cli("export", folders[kind], tmp_path / to, "--to", to)
+        run_cli("export", folders[kind], "--out", tmp_path / to, "--to", to)
         images, texts = [Image.effect_noise((50, 40), 90).convert("RGB")], ["a red star", "a blue square"]
         np.testing.assert_allclose(
             own_scores(kind, tmp_path / to, images, texts), own_scores(kind, folders[kind], images, texts), atol=1e-5
@@ -167,14 +167,19 @@ def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, mon
             )
         assert models.load_dual(tmp_path / to).digest == models.load_dual(folders[kind]).digest
         wrong = "transformers" if kind == "open_clip" else "onnx"
-        result = invoke("export", folders[kind], tmp_path / "out", "--to", wrong)
+        result = invoke("export", folders[kind], "--out", tmp_path / "out", "--to", wrong)
         assert result.exit_code == 1
         assert f"is a model of {to}, and cannot be exported to {wrong}" in result.stderr
 
 
 def test_a_model_of_transformers_is_no_folder_of_open_clip(corpus, tmp_path):
     result = invoke(
-        "export", save_dual("CLIP", corpus.captions[:20], tmp_path / "clip"), tmp_path / "out", "--to", "open-clip"
+        "export",
+        save_dual("CLIP", corpus.captions[:20], tmp_path / "clip"),
+        "--out",
+        tmp_path / "out",
+        "--to",
+        "open-clip",
     )
     assert result.exit_code == 1
     assert "clip is no model of open_clip, which cannot read it; export it with --to transformers" in result.stderr

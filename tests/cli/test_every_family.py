@@ -137,7 +137,7 @@ def made(request, corpus, tmp_path_factory) -> Iterator[Made]:
         patch.syspath_prepend(folder / "saved")  # where a user's own scorer is
         made = Made(origin, origin.save(corpus.captions, folder / "saved"), folder, corpus)
         if origin.settings is not None:
-            made.cli("convert", made.ref, folder / "converted", *origin.settings(corpus.captions, folder))
+            made.cli("convert", made.ref, "--out", folder / "converted", *origin.settings(corpus.captions, folder))
             made = replace(made, ref=str(folder / "converted"))
         (folder / "recipe.toml").write_text(RECIPE)
         yield made

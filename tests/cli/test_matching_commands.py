@@ -19,7 +19,16 @@ def test_a_model_or_its_student_is_exported_to_transformers(name, corpus, scenes
     if name != "BLIP-2":  # it has no student
         model = model.student([0, 2])
     models.save(model, tmp_path / "model")
-    words = ["export", tmp_path / "model", tmp_path / "export", "--to", "transformers", "--data", scenes_corpus_dir]
+    words = [
+        "export",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "export",
+        "--to",
+        "transformers",
+        "--data",
+        scenes_corpus_dir,
+    ]
     exported = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert exported.exit_code == 0, exported.stderr  # transformers alone gave the same logits
     card = (tmp_path / "export" / "README.md").read_text()

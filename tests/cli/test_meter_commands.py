@@ -40,7 +40,7 @@ def model_sets(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted(model_sets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "meter"
-    result = run_cli("convert", CHECKPOINT, folder, *model_sets)
+    result = run_cli("convert", CHECKPOINT, "--out", folder, *model_sets)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{CHECKPOINT} -> {folder}\n"
     assert "8 entries" in result.stderr
@@ -50,7 +50,7 @@ def converted(model_sets, tmp_path_factory):
 
 
 def test_convert_names_the_missing_setting(tmp_path):
-    result = run_cli("convert", CHECKPOINT, tmp_path / "meter", "--model-set", "text.num_attention_heads=3")
+    result = run_cli("convert", CHECKPOINT, "--out", tmp_path / "meter", "--model-set", "text.num_attention_heads=3")
     assert result.exit_code == 1
     assert "roberta-base" in result.stderr
     assert "--model-set tokenizer=FOLDER" in result.stderr

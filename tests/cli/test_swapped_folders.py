@@ -27,7 +27,7 @@ COMMANDS = {
     ],
     "an index": [["search", "X", "a dog"], ["serve", "X"], ["index", "X"]],
     "a corpus, a teacher cache or an index": [["inspect", "X"]],
-    "a model": [["convert", "X", "out"], ["export", "X", "out", "--to", "transformers"]],
+    "a model": [["convert", "X", "--out", "out"], ["export", "X", "--out", "out", "--to", "transformers"]],
     "an evaluation": [["compare", "X", "ABSENT"]],
     "a run or an evaluation": [["report", "X"]],
     "a folder of images or a corpus": [["index", "scenes-vilt", "--images", "X", "--out", "out"]],

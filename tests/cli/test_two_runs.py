@@ -98,7 +98,7 @@ def commands(stage: Path, out: Path) -> dict[str, list[object]]:
         "distill --resume": ["distill", "demo-dual-alone", *data, "--out", out, "--resume", *SETS, *CPU],
         "cache-teacher": ["cache-teacher", *data, "--teacher", stage / "teacher", "--out", out, *ONE, *CPU],
         "index": ["index", stage / "dual", "--images", stage / "images", "--out", out, "--workers", 0, *CPU],
-        "export": ["export", stage / "dual", out, "--to", "transformers"],
+        "export": ["export", stage / "dual", "--out", out, "--to", "transformers"],
     }  # fmt: skip
 
 

@@ -342,7 +342,8 @@ def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_pat
 
 def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_path):
     found = CliRunner().invoke(
-        app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers", "--license", "mit"]
+        app,
+        ["export", str(sources["dual"]), "--out", str(tmp_path / "out"), "--to", "transformers", "--license", "mit"],
     )
     assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (
         0,
@@ -350,14 +351,16 @@ def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_pat
     )
     assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
     assert "missing in its model card: speed: `dcdctl bench dual --teacher REF --data DIR`" in found.stderr
-    again = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers"])
+    again = CliRunner().invoke(
+        app, ["export", str(sources["dual"]), "--out", str(tmp_path / "out"), "--to", "transformers"]
+    )
     assert again.exit_code == 1
     assert again.stderr.startswith("error: ")
     assert "is not empty, a new folder is expected; name another folder" in again.stderr
 
 
 def test_json_has_the_checks(sources, tmp_path):
-    words = ["export", str(sources["pair-scorer"]), str(tmp_path / "out"), "--to", "transformers", "--json"]
+    words = ["export", str(sources["pair-scorer"]), "--out", str(tmp_path / "out"), "--to", "transformers", "--json"]
     told = json.loads(CliRunner().invoke(app, words).stdout)
     assert (told["kind"], told["checks"]) == (
         "fusion",
