@@ -127,9 +127,10 @@ class DataChoice:
     def default_name(self, path: Path) -> str:
         """The name of the folder, or else of a file of captions, without the characters that no folder may have.
 
-        >>> DataChoice().default_name(Path("dataset_birds.json")),
-        ...     DataChoice(folder=Path("data/my birds")).default_name(Path("a.csv"))
-        ('birds', 'my birds')
+        >>> DataChoice().default_name(Path("dataset_birds.json"))
+        'birds'
+        >>> DataChoice(folder=Path("data/my birds")).default_name(Path("a.csv"))
+        'my birds'
         """
         # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
         stem = Path(path.name.partition("?")[0]).stem.removeprefix("dataset_")

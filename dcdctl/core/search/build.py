@@ -7,6 +7,7 @@ A killed run resumes with any number of processes and gives the same bytes.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.part_files import PlannedParts
+from dcdctl.core.search.part_files import PlannedParts, SourceImage
 from dcdctl.core.search.storage import (
     INDEX,
     TEXT,
@@ -144,7 +145,7 @@ def run_index_job(
             raise ConfigError("--images and --out are for a new index only, and belong together", hint=BOTH_WAYS)
         folder, before = out.expanduser(), None
         source = _source(folder, images, changes.split)
-        new, model = _new_document(target, folder, changes)
+        new, model = _new_document(target, folder, source, changes)
         job = _Job(folder, changes, source, metadata, compute, track, new=model)
     with distributed.lock(folder):
         # Read again, because another run may have changed the index before this one had the lock.
@@ -189,10 +190,14 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
     return source
 
 
-def _new_document(ref: str, folder: Path, changes: Changes) -> tuple[IndexDocument, models.DualEncoder]:
+def _new_document(
+    ref: str, folder: Path, source: ImageSource, changes: Changes
+) -> tuple[IndexDocument, models.DualEncoder]:
     """The document of an index without images, and its model."""
     settings = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
-    # Before the model is loaded, which takes seconds.
+    # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
+    first = itertools.islice(sources.list_images(source, folder), settings.flat_up_to + 1)
+    _check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = models.load_dual(ref)
