@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dcdctl.core.teacher import CandidateConfig, TeacherEnsemble, build, spread
+from dcdctl.core.teacher import CandidateConfig, build, spread
+from dcdctl.core.teacher.cache import TeacherEnsemble
 
 NAN = np.nan
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
-from dcdctl.core.memory import Fitting, in_fitting_parts
+from dcdctl.core.memory import Fitting
 from dcdctl.core.models import FusionScorer, States, vector_states
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring.features import Features, Source, images_ahead
+from dcdctl.core.scoring.features import Features, Source, images_ahead, in_memory
 
 IMAGE_CHUNK, TEXT_CHUNK = 64, 512
 """Images and captions encoded in one forward pass."""
@@ -64,42 +64,36 @@ def encode_corpus(
         # they are stored.
         source, text_order = replace(source, only_first=True), range(corpus.num_captions)
 
-    image_fitting, text_fitting = Fitting(), Fitting()
+    def read_images(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
+        return images_ahead(source, batches, compute)
 
-    def encode_images(batches: Iterable[Sequence[int]]) -> Iterator[States]:
-        for images in images_ahead(source, batches, compute):
-            parts: Any = in_fitting_parts(images, IMAGE_CHUNK, scorer.encode_images, image_fitting)
-            yield States.cat([states for _, states in parts])
-
-    def encode_texts(batches: Iterable[Sequence[int]]) -> Iterator[States]:
-        for batch in batches:
-            texts: Any = source.texts(batch).to(compute.device)
-            yield States.cat(
-                [states for _, states in in_fitting_parts(texts, TEXT_CHUNK, scorer.encode_texts, text_fitting)]
-            )
+    def read_texts(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
+        return (source.texts(batch).to(compute.device) for batch in batches)
 
     def encode(
-        noun: str, order: Sequence[int], step: int, states_of: Callable[[Iterable[Sequence[int]]], Iterator[States]]
+        noun: str, order: Sequence[int], step: int, read: Callable[..., Iterator[Any]], work: Callable[..., States]
     ) -> Tensor:
+        fitting = Fitting()
+
+        def vectors_of(batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+            for batch in read(batches):
+                vectors = in_memory(batch, step, work, fitting).vectors
+                assert vectors is not None
+                yield vectors
+
         batches = [order[start : start + step] for start in range(0, len(order), step)]
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
             # Every process needs the width of the vectors, also one without a batch of its own.
-            first_1D = _vectors(next(states_of([batches[0][:1]])))
+            first_1D = next(vectors_of([batches[0][:1]]))
             vectors_ND = first_1D.new_zeros(len(order), first_1D.shape[1])
-            local = [
-                batches[number]
-                for number in (distributed.local_indices(len(batches)) if is_shared else range(len(batches)))
-            ]
-            for batch, states in zip(local, states_of(local), strict=True):
-                vectors_ND[torch.tensor(batch, device=vectors_ND.device)] = _vectors(states)
+            numbers = distributed.local_indices(len(batches)) if is_shared else range(len(batches))
+            local = [batches[number] for number in numbers]
+            for batch, vectors in zip(local, vectors_of(local), strict=True):
+                vectors_ND[torch.tensor(batch, device=vectors_ND.device)] = vectors
                 advance(len(batch))
         # Rows of other processes are zeros here.
         return distributed.all_sum(vectors_ND) if is_shared else vectors_ND
 
-    images_ID = encode("images", range(corpus.num_images), IMAGE_CHUNK, encode_images)
-    return EncodedCorpus(corpus, images_ID, encode("captions", text_order, TEXT_CHUNK, encode_texts))
-
-
-def _vectors(states: States) -> Tensor:
-    assert states.vectors is not None
-    return states.vectors
+    images_ID = encode("images", range(corpus.num_images), IMAGE_CHUNK, read_images, scorer.encode_images)
+    texts_TD = encode("captions", text_order, TEXT_CHUNK, read_texts, scorer.encode_texts)
+    return EncodedCorpus(corpus, images_ID, texts_TD)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -158,6 +158,11 @@ def images_ahead(
         yield images.to(compute.device, non_blocking=compute.device.type == "cuda")
 
 
+def in_memory(items: Any, size: int, encode: Callable[[Any], States], fitting: Fitting | None = None) -> States:
+    """The states of items, encoded `size` at a time; a batch that does not fit into memory is halved."""
+    return States.cat([states for _, states in in_fitting_parts(items, size, encode, fitting)])
+
+
 def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent) -> Source:
     """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and
     captions."""
@@ -253,8 +258,8 @@ def _link(stored: Features, name: str, build: Build) -> None:
             shutil.copyfile(source, partial)
 
 
-@torch.inference_mode()
-def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
+def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Build, Index]:
+    """The build with its whole plan, and the number of tokens of each caption; InputError if the disk is too small."""
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64) if encoders.pools_texts else _token_counts(source)
     sample = encoders.image_features(source.images([0]).to(compute.device)).tokens
@@ -273,13 +278,19 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     build.begin()
     _save(build, "lengths.npy", lengths.astype(np.uint16))
     _link_stored(build, corpus, plan["text_encoder"])
-    parts = range(-(-corpus.num_images // IMAGES_PER_FILE))
     # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
         raise InputError(
             f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free"
         )
+    return build, lengths
+
+
+@torch.inference_mode()
+def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
+    build, lengths = _begin(planned, source, encoders, compute)
+    corpus, parts = source.corpus, range(-(-source.corpus.num_images // IMAGES_PER_FILE))
     # The first image of each part and the first caption of these images; last, their numbers.
     first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
     first_text = np.searchsorted(corpus.caption_image, first_image).tolist()
@@ -290,7 +301,7 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     if num_images:
-        size = f"{_gigabytes(size_in_bytes(plan))} in all"
+        size = f"{_gigabytes(size_in_bytes(build.plan))} in all"
         with track(
             f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images"
         ) as advance:
@@ -304,7 +315,7 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
             for part, rows in texts.items():
                 _build_texts(build, part, rows, lengths, encoding)
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
-    build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
+    build.seal({"format": FEATURES.format, "files": {name: seal_of(build.folder / name) for name in names}}, names)
 
 
 @dataclass(frozen=True)
@@ -324,7 +335,7 @@ class _Encoding:
             with self._compute.forward_pass():
                 return self.encoders.image_features(part)
 
-        return States.cat([states for _, states in in_fitting_parts(images, len(images), encode, self.fitting)])
+        return in_memory(images, len(images), encode, self.fitting)
 
     def texts(self, text_ix: Index) -> States:
         """The same of captions."""
@@ -333,7 +344,7 @@ class _Encoding:
             with self._compute.forward_pass():
                 return self.encoders.text_features(self.source.texts(part).to(self.compute.device))
 
-        return States.cat([states for _, states in in_fitting_parts(text_ix, len(text_ix), encode, self.fitting)])
+        return in_memory(text_ix, len(text_ix), encode, self.fitting)
 
     @property
     def _compute(self) -> Compute:

@@ -29,7 +29,7 @@ from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, GpuMemory, in_fitting_parts
 from dcdctl.core.models import FusionScorer, ImageBatch, States
 from dcdctl.core.progress import Advance
-from dcdctl.core.scoring.features import Source, read_images
+from dcdctl.core.scoring.features import Source, in_memory, read_images
 
 T = TypeVar("T")
 IMAGE_CHUNK = 64
@@ -67,9 +67,7 @@ def _encode_chunk(
         return scorer.encode_images(read.to(compute.device, non_blocking=True))
 
     with compute.forward_pass():
-        return States.cat(
-            [states for _, states in in_fitting_parts(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))]
-        )
+        return in_memory(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, distributed, files, scoring
@@ -43,7 +44,7 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES, Candidates
+from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES
 from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.false_negatives import false_negative_filter
 
@@ -166,7 +167,6 @@ def build_cache(
     *,
     compute: Compute = ON_CPU,
     extend: Path | None = None,
-    drawn: Candidates | None = None,
     track: Track = silent,
 ) -> TeacherCache:
     """Score the candidates of every query and store the scores; a killed run of the same plan resumes.
@@ -177,7 +177,7 @@ def build_cache(
     """
     with distributed.lock(folder):
         return score_planned(
-            plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, drawn=drawn, track=track),
+            plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, track=track),
             track=track,
         )
 
@@ -190,22 +190,17 @@ def plan_cache(
     *,
     compute: Compute = ON_CPU,
     extend: Path | None = None,
-    drawn: Candidates | None = None,
     track: Track = silent,
 ) -> PlannedCache:
-    """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the
-    recipe's."""
+    """Write into the folder which pairs are to be scored; nothing is scored."""
     build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
     # The main process encodes missing features, and the others find them.
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
 
-    def draw() -> Candidates:
-        return drawn or candidates.draw_candidates(corpus, config, device=compute.device, track=track)
-
     with distributed.main_first():
         if distributed.is_main():
-            begin(build, corpus, config, draw, extend=extend, track=track)
+            begin(build, corpus, config, compute.device, extend=extend, track=track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     return PlannedCache(build, corpus, teacher, source, compute)
@@ -296,7 +291,7 @@ def begin(
     build: Build,
     corpus: Corpus,
     config: CandidateConfig,
-    draw: Callable[[], Candidates],
+    device: torch.device,
     *,
     extend: Path | None = None,
     track: Track = silent,
@@ -316,7 +311,7 @@ def begin(
             raise InputError(
                 f"{build.folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone"
             )
-        drawn = draw()
+        drawn = candidates.draw_candidates(corpus, config, device=device, track=track)
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if extend is not None:

@@ -28,7 +28,7 @@ from dcdctl.core.data import Corpus, Index, offsets_of
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
 from dcdctl.core.files import shown
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import build, candidates, score_files
+from dcdctl.core.teacher import build, score_files
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
     CACHE,
@@ -42,7 +42,6 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.teacher.candidate_lists import Candidates
 from dcdctl.core.teacher.job import CacheJob
 from dcdctl.core.teacher.work_list import Extra, WorkList, write_work_list
 
@@ -125,12 +124,10 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, str |
             f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher"
         )
     planned = Build(job.out, build.plan_of(corpus, config, NO_SCORER, job.extend), CACHE)
-
-    def draw() -> Candidates:
-        return candidates.draw_candidates(corpus, config, device=job.compute.device, track=track)
-
     with distributed.lock(job.out):
-        teacher = build.begin(planned, corpus, config, draw, extend=job.extend, track=track).get(TEACHER_NAME)
+        teacher = build.begin(planned, corpus, config, job.compute.device, extend=job.extend, track=track).get(
+            TEACHER_NAME
+        )
         if old is not None and teacher is None:
             teacher = old.teacher_name
             planned.note(**{TEACHER_NAME: teacher})
