@@ -1,6 +1,6 @@
 """Dynamic Contrastive Distillation for image-text retrieval.
 
-The functions and classes are those of the commands, for notebooks and programs (docs/python.md). They are imported on
+The functions and classes behind the commands, for notebooks and programs (docs/python.md). They are imported on
 first use, so `import dcdctl` loads no torch.
 """
 

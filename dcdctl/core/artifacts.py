@@ -4,7 +4,7 @@ last.
 A corpus, a teacher cache, features, an image index and mined negatives are artifacts. The plan says what the artifact
 is made from, so that a killed build resumes and a build of another plan is refused. The seal is the completion marker;
 it holds size and SHA-256 of every part. Plan and seal are JSON documents that hold a checksum of their own, and the
-seal of an artifact that keeps its plan holds that of the plan. Opening an artifact compares these checksums and the
+seal of an artifact that keeps its plan holds the plan's. Opening an artifact compares these checksums and the
 sizes of parts. The SHA-256 of a part is compared when a process first reads the part.
 
 On a 2-core x86 VM with SHA instructions, hashing 100 MB takes 0.07 s of processor time. Reading them takes 0.01 s from

@@ -40,7 +40,7 @@ class DemoConfig:
     depths: tuple[int, ...] = (5, 10, 20)
     """Candidates per query that the cascade re-ranks, ascending; the table shows the last."""
     steps: int | None = None
-    """Training steps of each student; None for those of the recipes."""
+    """Training steps of each student; None for the recipes' own."""
     sets: tuple[str, ...] = ()
     """More settings of all students' recipes, as `dcdctl distill --set` takes them."""
     measure_every: int = 50

@@ -101,7 +101,7 @@ def own_gpu() -> int:
 def use_full_float32() -> None:
     """Compute float32 products and convolutions of GPUs in float32, not in TF32, which keeps 10 of its 23 bits.
 
-    torch sets TF32 for convolutions by default, so the patches of every ViT would differ from those of a CPU by 1e-3. A
+    torch sets TF32 for convolutions by default, so the patches of every ViT would differ from a CPU's by 1e-3. A
     faster precision is bf16, which a cache's plan, an evaluation and a run name.
     """
     torch.set_float32_matmul_precision("highest")

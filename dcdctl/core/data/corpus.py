@@ -99,7 +99,7 @@ class Corpus:
         that split.
 
         A folder may be a URL (`urls`), also as a Path. Its shards are then read by row groups, and not copied.
-        `train+val` is the images of train, followed by those of val: one gallery with a fingerprint of its own.
+        `train+val` is the images of train, followed by val's: one gallery with a fingerprint of its own.
         """
         is_remote = files.url_of(folder) is not None
         folder = Path(folder) if is_remote else files.local_path(folder)

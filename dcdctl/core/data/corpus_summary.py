@@ -45,7 +45,7 @@ _SIGNATURES = {
 _SIGNATURE = re.compile(
     b"|".join(b"(?P<%s>%s)" % (name.encode(), head) for name, head in _SIGNATURES.items()), re.DOTALL
 )
-# The end of the longest signature, that of WEBP.
+# The end of the longest signature, WEBP's.
 _SIGNATURE_BYTES = 12
 
 

@@ -112,7 +112,7 @@ class DataChoice:
     sets: Sequence[str] = ()
     """Overrides of a manifest's fields: counts.train=500."""
     name: str | None = None
-    """Name of the data set; by default that of the folder, or else that of the file."""
+    """Name of the data set; by default the folder's, or else the file's."""
     hold_out: float | None = None
     """See `CsvSource.hold_out`; also the next two."""
     encoding: str | None = None
@@ -193,7 +193,7 @@ def check_protocol(
 ) -> str:
     """The published protocol that a corpus with these counts reproduces, or "none: " and the reason.
 
-    InputError if the counts of the test split differ from those of the papers, unless the corpus is limited on purpose.
+    InputError if the counts of the test split differ from the papers', unless the corpus is limited on purpose.
     """
     if manifest.protocol in ("", "none"):
         return "none: the data set names none"

@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusRow:
-    """An image with its captions; `width` and `height` are those of the upright image."""
+    """An image with its captions; `width` and `height` belong to the upright image."""
 
     image_id: str
     path: str

@@ -287,5 +287,5 @@ class ShardStream:
         )
 
     def _rng(self, *key: Any) -> np.random.Generator:
-        # The first number separates the order of shards (0) from that of a window (1).
+        # The first number separates the order of shards (0) from the order in a window (1).
         return np.random.default_rng([self.seed, *key])

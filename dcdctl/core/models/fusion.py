@@ -29,7 +29,7 @@ class FusionScorer(RetrievalModel):
     """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a
     time."""
     keeps_states = False
-    """Whether states are small enough to keep those of a whole corpus, such as unit vectors; then each item is encoded
+    """Whether states are small enough to keep for a whole corpus, such as unit vectors; then each item is encoded
     once for all its pairs."""
 
     def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:

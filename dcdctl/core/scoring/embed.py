@@ -136,7 +136,7 @@ def _batches(indices: Sequence[int], compute: Compute) -> list[Sequence[int]]:
 
 
 def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
-    """The unit vectors of a corpus, for hard-negative mining and as those of a teacher."""
+    """The unit vectors of a corpus, for hard-negative mining and for a dual teacher."""
     compute = Compute(device=embedder.device, batch_size=BATCH_SIZE)
     return embed_all(embedder, CorpusSource(corpus, embedder.preprocess), compute, track=track)
 
@@ -201,8 +201,8 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
 
 
 def embeds_by_first_token(ref: str) -> bool:
-    """Whether a reference names a text encoder whose vector is that of its first token; the small files of a Hub id are
-    fetched."""
+    """Whether a reference names a text encoder that reads its vector from the first token; the small files of a Hub id
+    are fetched."""
     return not _is_ours(ref) and not models.is_dual(ref) and models.text_pooling(ref) == "cls"
 
 

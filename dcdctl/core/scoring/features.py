@@ -130,7 +130,7 @@ class Features:
     @cached_property
     def _lengths(self) -> Index:
         path = FEATURES.checked(self.folder / "lengths.npy", self.parts["lengths.npy"]["sha256"])
-        # Those of a whole split begin with those of its first images.
+        # The lengths of a whole split begin with the lengths of its first images.
         return np.load(path).astype(np.int64)[: self.corpus.num_captions]
 
     @cached_property
@@ -138,7 +138,7 @@ class Features:
         """Start of each caption's tokens in its file."""
         starts = np.cumsum(self._lengths) - self._lengths
         parts = self.corpus.caption_image // IMAGES_PER_FILE
-        # Captions are sorted by image, so the first position of a part is that of its first caption.
+        # Captions are sorted by image, so a part begins with its first caption.
         return starts - starts[np.searchsorted(parts, parts)]
 
 
@@ -214,7 +214,7 @@ def _build_with_more_images(root: Path, corpus: Corpus, encoders: Encoders) -> B
 def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
     """Finished features of the corpus's split, whole or of its first images, by any encoders; the most images first.
 
-    Their fingerprints must be those of the split and so many images. What cannot be read is left out.
+    Their fingerprints must belong to the split and so many images. What cannot be read is left out.
     """
     nearby = []
     for seal_file in sorted(root.glob(f"{corpus.split}-*/{FEATURES.seal_file}")):
@@ -237,7 +237,7 @@ def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
             ("images", stored.plan["encoders"] == build.plan["encoders"]),
             ("texts", stored.plan.get("text_encoder") == text_digest),
         ):
-            # The last file of fewer images holds only some of those of the same number.
+            # The last file of fewer images holds only some of its images.
             is_whole = stored.corpus.num_images == corpus.num_images
             names = [
                 _name(kind, part)
@@ -371,7 +371,7 @@ def _build_images(
 
 
 def _build_texts(build: Build, part: int, texts: Index, lengths: Index, encoding: _Encoding) -> None:
-    """Encode the captions of a part, those of similar length together."""
+    """Encode the captions of a part; captions of similar length share a batch."""
     name = _name("texts", part)
     starts = np.cumsum(lengths[texts]) - lengths[texts]
     packed = np.empty((int(lengths[texts].sum()), encoding.encoders.text_width), dtype=np.float16)

@@ -79,8 +79,8 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
 
     captions = source.corpus.captions
     starts = range(0, len(text_ix), TEXT_CHUNK)
-    # The chunk with the longest caption first: its width is most often that of all, and the captions of a fold are in
-    # memory only once.
+    # The chunk with the longest caption first: its width is most often the width of all, and the captions of a fold are
+    # in memory only once.
     longest_first = sorted(
         starts, key=lambda start: -max(len(captions[text]) for text in text_ix[start : start + TEXT_CHUNK].tolist())
     )
@@ -164,7 +164,7 @@ def _fitting(scorer: FusionScorer, kind: str, compute: Compute) -> Fitting:
 
 
 def pairs_per_batch(scorer: FusionScorer, compute: Compute) -> int:
-    """The batch size of the user, else that of the model."""
+    """The user's batch size, else the model's."""
     return compute.batch_size or scorer.pairs_per_batch
 
 

@@ -93,7 +93,7 @@ class StudyPlan:
     job: StudyJob
     options: StudyOptions
     recipe: Recipe
-    """With the start; its seed is not that of a run."""
+    """With the start; its seed is no run's."""
     variants: tuple[Variant, ...]
     """The baselines, then the distillation."""
     caches: Mapping[Path, str]

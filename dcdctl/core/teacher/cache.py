@@ -221,7 +221,7 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 class TeacherEnsemble(AverageScores):
-    """The teachers of several caches as one. Its candidates are those of the first cache that all teachers have
+    """The teachers of several caches as one. Its candidates are the first cache's that all teachers have
     scored."""
 
     def __init__(self, caches: Sequence[TeacherCache], weights: Sequence[float] = ()) -> None:

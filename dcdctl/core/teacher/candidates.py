@@ -1,6 +1,6 @@
 """The candidates of every query: the pairs of images and captions that the teacher scores.
 
-The candidates of an image are captions, those of a caption are images. The positives (the captions of an image, the
+The candidates of an image are captions, and of a caption images. The positives (the captions of an image, the
 image of a caption) are always candidates and are not drawn. Every result is a function of the corpus and the seed.
 """
 

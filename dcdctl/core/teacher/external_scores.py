@@ -155,8 +155,8 @@ class _Ids:
     def index(self, batch: pa.RecordBatch, what: str) -> Index:
         """The index of the image or the caption that each row names by its id; -1 for none.
 
-        By the index of the row, if it has one, which must be that of the id: in joined splits, an id may be that of
-        several captions.
+        By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
+        may have one id.
         """
         own: pa.Array = self.images if what == "image" else self.captions
         ids = batch.column(f"{what}_id")

@@ -1,7 +1,7 @@
 """False negatives: candidates that a miner proposes although they match the query.
 
-A caption of the same image, a caption with equal text, and a caption of a duplicate image are no negatives. Indices are
-those of the corpus: an image is a row of its split, a caption counts captions in row order.
+A caption of the same image, a caption with equal text, and a caption of a duplicate image are no negatives. Indices
+follow the corpus: an image is a row of its split, a caption counts captions in row order.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _ROWS_HINT = f"give a row per pair with {', '.join(REQUIRED)}"
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, with those of COLUMNS that it has, in the types of COLUMNS; InputError for a file that cannot
+    """The rows of a file, with the COLUMNS that it has, in their types; InputError for a file that cannot
     be used."""
     try:
         for batch in READERS[path.suffix.lower()](path):

@@ -43,7 +43,7 @@ class ScoreSpread:
     within_list_std: float
     """The same within a list, as a mean over lists: what a softmax over a list sees."""
     gap: float
-    """Score of the own pair minus that of the hardest negative of its list, as a mean over lists."""
+    """Score of the own pair minus the score of the hardest negative of its list, as a mean over lists."""
     entropy: float
     """Entropy of the softmax of a list at temperature 1, in nats, as a mean over lists."""
     entropy_share: float

@@ -83,7 +83,7 @@ def get(
     """
     import httpx2
 
-    # Uncompressed, because lengths and ranges of a compressed response are not those of the file.
+    # Uncompressed, because lengths and ranges of a compressed response do not fit the file.
     headers = {"Accept-Encoding": "identity", "User-Agent": f"dcdctl/{__version__}"}
     with httpx2.Client(
         follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers, verify=certificates()
@@ -201,7 +201,7 @@ class _Transfer:
             )
         if status not in (200, 206):
             raise SourceError(f"{self.url} was refused ({status_text})", hint=BY_HAND_HINT)
-        # Although `identity` was requested. Ranges and checksums are those of the plain file.
+        # Although `identity` was requested. Ranges and checksums belong to the plain file.
         if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
             raise SourceError(
                 f"{self.url} is sent with content-encoding {encoding}, expected the plain file", hint=BY_HAND_HINT
@@ -257,7 +257,7 @@ class _Transfer:
             problem = "it sent a part of the file that was not requested"
         elif int(span["last"]) < start or (length.isdecimal() and int(length) != int(span["last"]) + 1 - start):
             problem = "the part that it sent has another length than it says"
-        # Some servers ignore If-Range: the rest may then be that of another version of the file.
+        # Some servers ignore If-Range: the rest may then come from another version of the file.
         elif notes.get("validator", "") != _validator(headers) or _differ(notes.get("size"), _total(headers, start)):
             problem = "the file has changed on the server"
         if problem:

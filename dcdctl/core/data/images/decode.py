@@ -81,7 +81,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedImage:
-    """An image file that decodes to its end; `width` and `height` are those of the upright image."""
+    """An image file that decodes to its end; `width` and `height` belong to the upright image."""
 
     data: bytes
     width: int

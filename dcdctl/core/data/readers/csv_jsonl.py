@@ -96,7 +96,7 @@ class JsonlSource(CsvSource):
     format: ClassVar[str] = "jsonl"
 
     def list_rows(self, check: RowCheck) -> Listing:
-        """The objects; those of the same image become one row."""
+        """The objects; objects of the same image become one row."""
         return _list_table(self, _read_jsonl, check)
 
 

@@ -1,7 +1,7 @@
 """The items of a large JSON array, one at a time: COCO's 409 MB of annotations take about 3 GB as Python objects.
 
 Why not ijson 3.6. Measured on a Karpathy JSON of COCO's size (123,287 images with 5 captions, 151 MB) on a 2-core x86
-VM, CPU seconds and memory above that of the imports:
+VM, CPU seconds and memory above what the imports take:
 
     this module                 1.1 s   6 MiB
     ijson, yajl2_c backend      1.6 s   1 MiB

@@ -90,7 +90,7 @@ def key_and_suffix(name: str) -> tuple[str, str]:
 
 
 def image_suffix(suffixes: Collection[str]) -> str | None:
-    """The suffix of the image among those of a sample."""
+    """The suffix of the image among a sample's suffixes."""
     return next((suffix for suffix in IMAGE_SUFFIXES if suffix in suffixes), None)
 
 

@@ -2,7 +2,7 @@
 
 Folding moves the projections of a long side into the short side: q . (W y) = (W^T q) . y, and sum_t a_t (W y_t) = W
 (sum_t a_t y_t). A few vectors as wide as the stream then replace D x D products with every token of the long side. The
-result equals that of projecting every token, including biases and dropout of attention probabilities.
+result equals projecting every token, including biases and dropout of attention probabilities.
 
 Where several pairs have the same image, their queries share one row (`Groups`), so that the image is projected once for
 all of them.

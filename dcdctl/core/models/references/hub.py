@@ -66,7 +66,7 @@ def fetch(ref: str) -> Path:
 
 
 def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> None:
-    """Add to a folder of `fetch` the files that `choose` picks from those of the commit."""
+    """Add to a folder of `fetch` the files that `choose` picks from the commit's files."""
     try:
         listed = [entry.path for entry in get_cached_repo_tree(_parts(ref)[0], revision=folder.name)]
     except (OSError, hub.CachedRepoTreeNotFoundError):
