@@ -269,13 +269,10 @@ def _plan(new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, json: bool
     if new.images is None or new.out is None:
         raise typer.BadParameter("needs --images DIR and --out FOLDER", param_hint="--plan-only")
     listed = write_image_list(os.fspath(new.model), path(new.images), path(new.out))
-    counts = {"images": listed.num_images, "files": listed.num_files, "model": listed.model}
     if json:
-        return show_json({"list": str(listed.folder), **counts})
-    show(
-        f"{listed.num_images:,} files in {listed.num_files:,} Parquet files, model {listed.model[:8]} -> "
-        f"{listed.folder}"
-    )
+        return show_json(listed)
+    counts = f"{listed['images']:,} files in {listed['files']:,} Parquet files"
+    show(f"{counts}, model {listed['model'][:8]} -> {listed['list']}")
 
 
 def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:

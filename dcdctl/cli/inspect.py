@@ -133,21 +133,21 @@ def _inspect_index(folder: Path, json: bool) -> None:
     from dcdctl.core import search
     from dcdctl.core.search import FolderIndex
 
-    summary = search.summarize_index(FolderIndex.open(folder))
+    index = FolderIndex.open(folder)
     if json:
-        return show_json(search.index_document(summary))
+        return show_json(search.index_document(index))
     show(f"index {folder}")
-    _show_facts(search.index_facts(summary))
+    _show_facts(search.index_facts(index))
 
 
 def _inspect_store(url: str, json: bool) -> None:
     from dcdctl.core import stores
 
-    summary = stores.summarize_store(stores.open_store(url))
+    document = stores.store_document(stores.open_store(url))
     if json:
-        return show_json(stores.store_document(summary))
-    show(f"{summary.kind} {summary.location}")
-    _show_facts(stores.store_facts(summary))
+        return show_json(document)
+    show(f"{document['kind']} {document['location']}")
+    _show_facts(stores.store_facts(document))
 
 
 def _show_facts(facts: Iterable[tuple[str, str]]) -> None:

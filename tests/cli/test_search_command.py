@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.cli.views import terminal
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_facts, summarize_index
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_facts
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -111,7 +111,7 @@ def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid, tmp_path)
     run_cli(hybrid, "brackets", "--hybrid", "--k", 2, "--html", page, *CPU)
     assert page.read_text().count("BM25 ") == 1
     assert ("search", f"exact for 12 vectors; by words with --hybrid, {word_bytes(hybrid):,} bytes") in index_facts(
-        summarize_index(FolderIndex.open(hybrid))
+        FolderIndex.open(hybrid)
     )
     lines = run_cli(hybrid, "--hybrid", "--k", 1, *CPU, stdin="brackets red\ngnp\n")
     assert lines.stdout == "brackets red\t[red]brackets[.png\ngnp\t\\u202egnp.png\n"

@@ -43,9 +43,7 @@ def test_the_background_is_that_of_all_probes_and_images(made):
 
 def test_removed_images_are_no_background(made, tmp_path):
     searcher = made.searcher
-    name = searcher.index.name(
-        int(searcher.index.nearest(searcher.text_vectors(background.probe_texts()), 1).rows_QK[0, 0])
-    )
+    name = searcher.by_text(background.probe_texts()[0], 1).hits[0].name
     update(made.index, Changes(remove=(name,)))
     after = background.measure_background(made.searcher)
     assert FolderIndex.open(made.index).num_images == len(served.NAMES) - 1

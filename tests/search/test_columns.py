@@ -19,7 +19,7 @@ from PIL.ExifTags import Base
 from dcdctl.core.artifacts import sha256_of
 from dcdctl.core.data import MOMENT, columns_of_table, read_columns
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, parse_where, run_index_job
+from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, SourceImages, parse_where, run_index_job
 from dcdctl.core.search import index as index_module
 
 KINDS = {
@@ -376,7 +376,14 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     assert index.columns.types == [pa.int64(), MOMENT, pa.string()]
     # Again: files that told nothing are read again, and the others are not.
     opened = []
-    monkeypatch.setattr(FolderIndex, "open_image", lambda self, row: opened.append(row) or io.BytesIO())
+    source_image = FolderIndex.source_image
+
+    def noted(self, row):
+        opened.append(row)
+        return source_image(self, row)
+
+    monkeypatch.setattr(FolderIndex, "source_image", noted)
+    monkeypatch.setattr(SourceImages, "open", lambda *image: io.BytesIO())
     assert set_columns(index, exif=True)[0].document == index.document
     assert opened == [2, 3, 5]
     opened.clear()

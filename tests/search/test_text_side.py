@@ -16,7 +16,7 @@ from tiny import run_script
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_facts, run_index_job, summarize_index
+from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_document, index_facts, run_index_job
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
 from dcdctl.core.search.storage import text_side_note
@@ -127,10 +127,10 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
 
 def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
     size = sum(path.stat().st_size for path in (noise_index / "text").iterdir())
-    facts = dict(index_facts(summarize_index(FolderIndex.open(noise_index))))
+    facts = dict(index_facts(FolderIndex.open(noise_index)))
     assert facts["texts"] == f"searched without torch, by a text side for ONNX Runtime of {size:,} bytes"
-    without = summarize_index(FolderIndex.open(without_text_side(noise_index, tmp_path / "old")))
-    assert without.text_bytes == 0
+    without = FolderIndex.open(without_text_side(noise_index, tmp_path / "old"))
+    assert index_document(without)["text_bytes"] == 0
     assert "packages onnx and onnxruntime were missing" in dict(index_facts(without))["texts"]
 
 

@@ -208,8 +208,8 @@ def test_the_list_of_images_goes_to_an_engine_and_its_vectors_come_back(
     dual, model, photos, scenes_corpus_dir, tmp_path
 ):
     listed = write_image_list(str(dual), photos, tmp_path / "list")
-    assert (listed.num_images, listed.num_files, listed.model) == (8, 3, model.digest)
-    table = pa.concat_tables(pq.read_table(path) for path in sorted(listed.folder.glob("*.parquet")))
+    assert listed == {"list": str(tmp_path / "list"), "images": 8, "files": 3, "model": model.digest}
+    table = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "list").glob("*.parquet")))
     assert table.column_names == ["image_id", "path", "model_digest"]
     vectors = dict(zip(NAMES, outputs(model, photos), strict=True))
     # An engine that keeps the columns of a row, and gives null for a file that it cannot read.

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from dcdctl.core.data import MOMENT
 from dcdctl.core.errors import InputError
 from dcdctl.core.search.columns.where import (
-    All,
-    AnyOf,
     Compare,
+    Joined,
     Like,
     OneOf,
     columns_of,
@@ -101,7 +100,7 @@ def test_nested_conditions_have_the_rows_of_duckdb(text):
 
 def test_a_condition_is_read_into_plain_values():
     condition = parse_where("not (owner in ('x', 'y') or 2020 > year)", TABLE.schema)
-    assert condition == All((OneOf("owner", ("x", "y"), negated=True), Compare("year", ">=", 2020)))
+    assert condition == Joined("and", (OneOf("owner", ("x", "y"), negated=True), Compare("year", ">=", 2020)))
     assert columns_of(condition) == {"owner", "year"}
 
 
@@ -183,11 +182,11 @@ def test_a_quoted_value_is_read_back_unchanged(value):
 
 def test_several_conditions_must_all_hold():
     year, owner = parse_where("year = 1", TABLE.schema), parse_where("owner = 'x'", TABLE.schema)
-    assert parse_all(["year = 1", "owner = 'x'"], TABLE.schema) == All((year, owner))
+    assert parse_all(["year = 1", "owner = 'x'"], TABLE.schema) == Joined("and", (year, owner))
     assert (parse_all(["year = 1"], TABLE.schema), parse_all([], TABLE.schema)) == (year, None)
 
 
 def test_ids_and_paths_are_columns_of_every_index():
-    assert parse_where("image_id = 'x' or path like 'a/%'", pa.schema([])) == AnyOf(
-        (Compare("image_id", "=", "x"), Like("path", "a/%"))
+    assert parse_where("image_id = 'x' or path like 'a/%'", pa.schema([])) == Joined(
+        "or", (Compare("image_id", "=", "x"), Like("path", "a/%"))
     )

@@ -4,11 +4,10 @@ from .columns.change import ColumnChanges
 from .columns.table import ColumnSummary
 from .columns.where import (
     COLUMN_TYPES,
-    All,
-    AnyOf,
     Compare,
     Condition,
     IsNull,
+    Joined,
     Like,
     OneOf,
     Value,
@@ -36,7 +35,7 @@ from .query import (
 from .searcher import IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, read_document, text_side_note
-from .summary import index_document, index_facts, summarize_index
+from .summary import index_document, index_facts
 from .vector_files import NUM_VERIFIED, VectorFiles, write_image_list
 
 __all__ = [
@@ -44,8 +43,6 @@ __all__ = [
     "INDEX",
     "INDEX_FILE",
     "NUM_VERIFIED",
-    "All",
-    "AnyOf",
     "Background",
     "Changes",
     "ColumnChanges",
@@ -62,6 +59,7 @@ __all__ = [
     "IndexConfig",
     "IndexSearcher",
     "IsNull",
+    "Joined",
     "Like",
     "OneOf",
     "Rows",
@@ -88,7 +86,6 @@ __all__ = [
     "read_document",
     "read_image",
     "run_index_job",
-    "summarize_index",
     "text_side_beside",
     "text_side_note",
     "unit",

@@ -41,18 +41,9 @@ class Background:
     typical: float
     """Median score of a probe and an image."""
     limit: float
-    """Best score in the index that 95 of 100 probes do not exceed."""
+    """Best score in the index that 95 of 100 probes do not exceed; up to here, the best score of a text is weak."""
     typical_of_images: float
     """Median score of two images; 1 if there is only one."""
-
-    def is_weak(self, best: float) -> bool:
-        """Whether the best score of a text is one that a text without visible things reaches.
-
-        >>> background = Background(typical=0.0, limit=0.25, typical_of_images=0.5)
-        >>> background.is_weak(0.25), background.is_weak(0.3)
-        (True, False)
-        """
-        return best <= self.limit
 
     def share(self, score: float, *, is_text: bool) -> float:
         """Where a score lies, from 0 to 1.
@@ -83,7 +74,7 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
     images_SD = _sample(index)
     if not len(images_SD):
         return None
-    probes_PD = searcher.text_vectors(probe_texts())
+    probes_PD = searcher.texts.vectors(searcher.texts.tokenize(probe_texts()))[:, : index.dim]
     # A model may have no vector for words that it does not know.
     probes_PD = probes_PD[np.isfinite(probes_PD).all(axis=1) & probes_PD.any(axis=1)]
     if not len(probes_PD):

@@ -10,7 +10,7 @@ import fnmatch
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, DcdError, InputError, ModelError
 from dcdctl.core.files import refuse_url
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, storage, vector_files
+from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
 from dcdctl.core.search.columns import change
 from dcdctl.core.search.columns.change import ColumnChanges
 from dcdctl.core.search.columns.table import write_columns
@@ -33,7 +33,7 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.part_files import PlannedParts, SourceImage
+from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import (
     INDEX,
     TEXT,
@@ -94,22 +94,6 @@ class IndexChange:
         )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What the steps of a change share."""
-
-    folder: Path
-    changes: Changes
-    source: ImageSource | None
-    """Of the images to add; those of a new index too."""
-    metadata: ImageColumns | None
-    compute: Compute
-    track: Track
-    new: models.DualEncoder | None = None
-    """The model of a new index, which has a generation of 0 until its first commit; None: that of the index."""
-    notes: list[str] = field(default_factory=list)
-
-
 def run_index_job(
     target: str,
     changes: Changes,
@@ -131,33 +115,32 @@ def run_index_job(
     # Before anything is embedded, because a typing error in a table would come out hours later.
     metadata = changes.columns.read()
     if images is None and out is None:
-        folder = _folder_to_change(target)
-        before = FolderIndex.open(folder)
+        before, model = FolderIndex.open(_folder_to_change(target)), None
         # A split or a precision alone changes nothing.
         nothing = Changes(split=changes.split, precision=changes.precision)
         if changes == nothing and not change.has_new_corpus_columns(before):
             return IndexChange(before, [])
-        source = None if changes.add is None else _source(folder, changes.add, changes.split)
-        job, new = _Job(folder, changes, source, metadata, compute, track), None
+        source = None if changes.add is None else _source(before.folder, changes.add, changes.split)
     else:
         is_change = changes.add or changes.remove or changes.remove_gone or changes.columns.drop
         if images is None or out is None or is_change:
             raise ConfigError("--images and --out are for a new index only, and belong together", hint=BOTH_WAYS)
-        folder, before = out.expanduser(), None
-        source = _source(folder, images, changes.split)
-        new, model = _new_document(target, folder, source, changes)
-        job = _Job(folder, changes, source, metadata, compute, track, new=model)
-    with distributed.lock(folder):
+        source = _source(out.expanduser(), images, changes.split)
+        before, model = _new_index(target, out.expanduser(), source, changes)
+    notes: list[str] = []
+    with distributed.lock(before.folder):
         # Read again, because another run may have changed the index before this one had the lock.
-        document = new or _expect_precision(folder, storage.read_document(folder), changes.precision)
-        for step in STEPS:
-            document = step(job, document)
-    after = FolderIndex.open(folder)
-    skipped = [] if source is None else commit.skipped_of(folder, after.document)
-    if before is None:
-        return IndexChange(after, skipped, notes=tuple(job.notes))
-    added, removed = after.num_rows - before.num_rows, after.num_removed - before.num_removed
-    return IndexChange(after, skipped, added, removed, tuple(job.notes))
+        index = FolderIndex.open(before.folder) if model is None else before
+        if model is None:
+            index = _alter(index, changes, track)
+        if source is not None:
+            index = _add(index, source, changes.vectors, model, compute, track)
+        index = _set_columns(index, changes.columns, metadata, notes, track)
+    skipped = [] if source is None else commit.skipped_of(index.folder, index.document)
+    if model is not None:
+        return IndexChange(index, skipped, notes=tuple(notes))
+    added, removed = index.num_rows - before.num_rows, index.num_removed - before.num_removed
+    return IndexChange(index, skipped, added, removed, tuple(notes))
 
 
 def _folder_to_change(target: str) -> Path:
@@ -174,13 +157,6 @@ def _folder_to_change(target: str) -> Path:
     return folder
 
 
-def _expect_precision(folder: Path, document: IndexDocument, precision: str | None) -> IndexDocument:
-    if precision not in (None, document.precision):
-        message = f"the index {folder} is of precision {document.precision}, not {precision}"
-        raise ConfigError(message, hint="leave --precision out")
-    return document
-
-
 def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
     """The source to add to the index in a folder; InputError if it is inside the folder."""
     source = sources.find_source(images, split)
@@ -190,10 +166,8 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
     return source
 
 
-def _new_document(
-    ref: str, folder: Path, source: ImageSource, changes: Changes
-) -> tuple[IndexDocument, models.DualEncoder]:
-    """The document of an index without images, and its model."""
+def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.DualEncoder]:
+    """An index without images, whose generation of 0 is never written, and its model."""
     settings = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
     # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
     first = itertools.islice(sources.list_images(source, folder), settings.flat_up_to + 1)
@@ -211,7 +185,7 @@ def _new_document(
         settings=settings,
         sources=(),
     )
-    return document, model
+    return FolderIndex(folder, document), model
 
 
 def _check_packages(config: IndexConfig, num_rows: int) -> None:
@@ -223,17 +197,20 @@ def _check_packages(config: IndexConfig, num_rows: int) -> None:
         ann.packages(config.kind)
 
 
-def _alter(job: _Job, document: IndexDocument) -> IndexDocument:
+def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
     """Change settings, and remove images."""
-    changes, folder = job.changes, job.folder
-    if job.new is not None or not (changes.sets or changes.remove or changes.remove_gone):
-        return document
+    folder, document = index.folder, index.document
+    if changes.precision not in (None, document.precision):
+        message = f"the index {folder} is of precision {document.precision}, not {changes.precision}"
+        raise ConfigError(message, hint="leave --precision out")
+    if not (changes.sets or changes.remove or changes.remove_gone):
+        return index
     settings = configs.build(IndexConfig, configs.apply_sets(configs.to_table(document.settings), changes.sets))
     if settings.dims != document.settings.dims:
         message = f"the vectors of {folder} have {document.model.dim} numbers, and dims is fixed when an index is made"
         raise ConfigError(message, hint="make a new index with --dims")
     _check_packages(settings, document.num_rows)
-    removed = rows_to_remove(FolderIndex(folder, document), changes.remove, gone=changes.remove_gone)
+    removed = rows_to_remove(index, changes.remove, gone=changes.remove_gone)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
     generation = document.generation + 1
     entries = {"format": INDEX.format, "generation": generation, "settings": configs.to_table(settings)}
@@ -247,7 +224,7 @@ def _alter(job: _Job, document: IndexDocument) -> IndexDocument:
         text=_text_side(folder, document),
         segments=document.segments if settings.builds_as(document.settings) else (),
     )
-    return commit.commit(folder, changed, removed=removed, track=job.track)
+    return FolderIndex(folder, commit.commit(folder, changed, removed=removed, track=track))
 
 
 def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> Rows | None:
@@ -288,53 +265,41 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
     return np.array(rows, dtype=np.int64)
 
 
-def _add(job: _Job, document: IndexDocument) -> IndexDocument:
-    """Add the new images of a source."""
-    folder, source, given = job.folder, job.source, job.changes.vectors
-    if source is None:
-        return document
-    number, listed = plan.with_source(folder, document.sources, source)
-    following = replace(document, generation=document.generation + 1, sources=listed)
-    table = configs.to_table(following)
-    # The origin of the vectors, so that a killed run is not resumed with vectors from elsewhere.
-    origin = "embedded" if given is None else "given"
-    build = Build(folder, {**{key: table[key] for key in PLANNED_ENTRIES}, "source": number, "vectors": origin}, INDEX)
-    with distributed.main_first():
-        if distributed.is_main():
-            plan.plan_images(build, document, job.new)
-    if job.new is not None and build.is_sealed:
-        return storage.read_document(folder)  # the same build has ended before
-    # From the disk, because only the main process has made it.
-    notes = INDEX.read_plan(folder)
-    planned = configs.build(PlannedParts, {key: notes[key] for key in ("first_part", "rows", "skipped")})
-    if (model := job.new) is None:
-        index = FolderIndex(folder, document)
+def _add(
+    index: FolderIndex,
+    source: ImageSource,
+    given: VectorFiles | None,
+    model: models.DualEncoder | None,
+    compute: Compute,
+    track: Track,
+) -> FolderIndex:
+    """Add the new images of a source; `model` is that of a new index, which has none in its folder yet."""
+    folder, document = index.folder, index.document
+    build, planned = plan.plan_images(index, source, model, are_given=given is not None)
+    if planned is None:
+        return FolderIndex.open(folder)  # the same build has ended before
+    if model is None:
         model = models.load_dual(index.model)
         index.expect(model.digest)
-    _check_packages(document.settings, document.num_rows + sum(planned.rows))
-    compute = replace(job.compute, precision=document.precision)
-    task = EmbeddingTask(build, source, planned, model, document.model.dim, compute)
+    _check_packages(document.settings, index.num_rows + sum(planned.rows))
+    task = EmbeddingTask(build, source, planned, model, index.dim, replace(compute, precision=document.precision))
     if given is None:
-        embed.embed(task, job.track)
+        embed.embed(task, track)
     else:
-        vector_files.take(task, given, job.track)
-    skipped_now, parts = list(planned.skipped), []
-    for name in map(part_files.vectors_name, planned.numbers):
-        part, skipped_in_part = part_files.describe_part(build.written(name), number, task.dim)
-        skipped_now += skipped_in_part
-        parts += [part] if part.rows else []
+        vector_files.take(task, given, track)
+    parts, skipped_now = part_files.describe_parts(task.build, planned)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
         raise InputError(f"none of {len(skipped_now):,} files in {source.path} is an image that can be read: {first}")
-    before = commit.skipped_of(folder, document)
+    before, number = commit.skipped_of(folder, document), build.plan["source"]
     # The plan has read all files of this source again, so its entries are replaced.
     skipped = [file for file in before if file["source"] != number]
     skipped += [{**asdict(file), "source": number} for file in skipped_now]
+    changed = replace(document, parts=(*document.parts, *parts), text=_text_side(folder, document, model))
     # If nothing is new, the index keeps its generation and its sources.
-    changed = following if parts or skipped != before else document
-    text = _text_side(folder, document, model)
-    changed = replace(changed, parts=(*document.parts, *parts), text=text)
-    return commit.commit(folder, changed, skipped=skipped, track=job.track)
+    if parts or skipped != before:
+        changed = replace(changed, generation=build.plan["generation"], sources=plan.with_source(index, source))
+    return FolderIndex(folder, commit.commit(folder, changed, skipped=skipped, track=track))
 
 
 def _text_side(folder: Path, document: IndexDocument, model: models.DualEncoder | None = None) -> TextSide | None:
@@ -361,23 +326,17 @@ def _text_side(folder: Path, document: IndexDocument, model: models.DualEncoder 
     return TextSide(files=tuple(SealedFile(file=path.name, **artifacts.seal_of(path)) for path in paths))
 
 
-def _set_columns(job: _Job, document: IndexDocument) -> IndexDocument:
+def _set_columns(
+    index: FolderIndex, columns: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
+) -> FolderIndex:
     """Change the columns of the images."""
-    folder, columns = job.folder, job.changes.columns
-    if columns == ColumnChanges() and not change.has_new_corpus_columns(FolderIndex(folder, document)):
-        return document
+    if columns == ColumnChanges() and not change.has_new_corpus_columns(index):
+        return index
     with distributed.main_first():
         if distributed.is_main():
-            index = FolderIndex(folder, document)
-            table = change.changed_table(index, columns, job.metadata, job.notes, job.track)
+            table = change.changed_table(index, columns, metadata, notes, track)
             if index.num_covered not in (0, index.num_rows) or not table.equals(index.column_table()):
-                following = replace(document, generation=document.generation + 1)
-                entry = write_columns(folder, following.generation, table)
-                commit.seal(folder, replace(following, columns=entry))
-    return storage.read_document(folder)
-
-
-STEPS: tuple[Callable[[_Job, IndexDocument], IndexDocument], ...] = (_alter, _add, _set_columns)
-"""The changes of an index in their order: each plans, fills and commits, or has nothing to do."""
-PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "settings")
-"""The entries of the next index.json that a plan is compared by."""
+                generation = index.document.generation + 1
+                entry = write_columns(index.folder, generation, table)
+                commit.seal(index.folder, replace(index.document, generation=generation, columns=entry))
+    return FolderIndex.open(index.folder)

@@ -9,9 +9,9 @@ import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -71,9 +71,10 @@ class FolderIndex(ImageIndex):
         # Caches of this instance: a decorated method would keep every opened index alive.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
-        self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda part: part_files.mapped(folder, self.parts[part], self.dim))
         # Unbounded, because each query asks every segment.
-        self._segment = lru_cache(maxsize=None)(self._open_segment)
+        open_segment = partial(ann.open_segment, folder / "ann", dim=self.dim, config=self.config)
+        self._segment = lru_cache(maxsize=None)(open_segment)
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
         self._columns = StoredColumns(folder, document.columns, self.num_rows)
         self.columns = self._columns.schema
@@ -186,13 +187,15 @@ class FolderIndex(ImageIndex):
     def _nearest_of(self, queries_QD: Floats, k: int, rows: Rows) -> Nearest:
         """The nearest of some rows, which ascend."""
         if len(rows) > MANY * self.num_rows:
-            proposed = exact.rough(queries_QD, self._all_unit_blocks(), k, self._all_but(rows))
+            in_segments = self._read_unit(range(self.segments[-1].stop if self.segments else 0))
+            blocks = itertools.chain(in_segments, self._unit_blocks())
+            proposed = exact.rough(queries_QD, blocks, k, self._all_but(rows))
         else:
-            blocks = (
+            gathered = (
                 (start, exact.unit_rows(self._gathered(rows[start : start + GATHERED])))
                 for start in range(0, len(rows), GATHERED)
             )
-            proposed = [rows[places] for places in exact.rough(queries_QD, blocks, k)]
+            proposed = [rows[places] for places in exact.rough(queries_QD, gathered, k)]
         return exact.exact(queries_QD, proposed, self.vectors, k)
 
     def _all_but(self, rows: Rows) -> NDArray[np.bool_]:
@@ -299,10 +302,6 @@ class FolderIndex(ImageIndex):
     def name(self, row: int) -> str:
         return self._string(row, "path") or self._string(row, "image_id")
 
-    def open_image(self, row: int) -> BinaryIO:
-        """The image file of a row, opened in its source. Errors as for `image_bytes`."""
-        return self.images.open(*self.source_image(row))
-
     def source_image(self, row: int) -> tuple[int, SourceImage]:
         if not 0 <= row < self.num_rows or self.is_gone(row):
             raise MissingError(f"the index {self.folder} has no image {row}")
@@ -333,12 +332,6 @@ class FolderIndex(ImageIndex):
     def _part_path(self, part: Part) -> Path:
         return part_files.part_path(self.folder, part, self.dim)
 
-    def _map(self, part: int) -> tuple[Half, ...]:
-        return part_files.mapped(self.folder, self.parts[part], self.dim)
-
-    def _open_segment(self, segment: Segment) -> OpenSegment:
-        return ann.open_segment(self.folder / "ann", segment, self.dim, self.config)
-
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""
         rows = range(self.segments[-1].stop if self.segments else 0, self.num_rows)
@@ -349,12 +342,6 @@ class FolderIndex(ImageIndex):
             # Assigned as a whole, so that another thread never sees a part of it.
             self._unit = dict(self._read_unit(rows))
         yield from self._unit.items()
-
-    def _all_unit_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """All vectors, those of the segments too."""
-        if self.segments:
-            yield from self._read_unit(range(self.segments[-1].stop))
-        yield from self._unit_blocks()
 
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
         for first, block_RD in part_files.read_blocks(self.folder, self.parts, self.dim, rows):

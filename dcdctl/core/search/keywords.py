@@ -58,11 +58,6 @@ def words_of_name(name: str) -> list[str]:
     return [*words, *(part for part in tokens_of(_INNER_BORDER.sub(" ", stem)) if part not in words)]
 
 
-def words_of_image(name: str, captions: Sequence[str]) -> list[str]:
-    """The words of an image: those of its captions, then those of its name."""
-    return [word for caption in captions for word in tokens_of(caption)] + words_of_name(name)
-
-
 def packages() -> dict[str, str]:
     """The version of bm25s; MissingError if it is not installed."""
     require_extra("hybrid", "bm25s", needed_by="an index of words")
@@ -175,7 +170,8 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> WordFiles | Non
             if first >= len(words_R):
                 for image in part_files.read_images(part_files.part_path(folder, part, document.model.dim)):
                     captions = sources.read_captions(part.source, image)
-                    words_R.append(words_of_image(image.path or image.image_id, captions))
+                    words = [word for caption in captions for word in tokens_of(caption)]
+                    words_R.append([*words, *words_of_name(image.path or image.image_id)])
                 advance(part.rows)
             first += part.rows
     # Removed images leave no words behind.

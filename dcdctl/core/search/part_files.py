@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.artifacts import seal_of
+from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, IndexDocument, Part
 
@@ -139,6 +139,16 @@ def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped
     skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
     part = Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets)
     return part, skipped
+
+
+def describe_parts(build: Build, planned: PlannedParts) -> tuple[list[Part], list[SkippedFile]]:
+    """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
+    parts, skipped = [], list(planned.skipped)
+    for name in map(vectors_name, planned.numbers):
+        part, skipped_in_part = describe_part(build.written(name), build.plan["source"], build.plan["model"]["dim"])
+        skipped += skipped_in_part
+        parts += [part] if part.rows else []
+    return parts, skipped
 
 
 def write_planned(path: Path, images: Sequence[SourceImage]) -> None:

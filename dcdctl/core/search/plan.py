@@ -8,11 +8,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core import artifacts, models
+from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
@@ -28,35 +27,59 @@ BYTES_PER_IMAGE = 200
 """On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
 
 
-def with_source(
-    folder: Path, listed: tuple[ImageSource, ...], source: ImageSource
-) -> tuple[int, tuple[ImageSource, ...]]:
-    """The number of a source among the sources of an index, and these, with it.
+PLANNED_ENTRIES = ("format", "generation", "model", "sources", "precision", "settings")
+"""The entries of the next index.json that a plan is compared by."""
+
+
+def plan_images(
+    index: FolderIndex, source: ImageSource, new: models.DualEncoder | None, *, are_given: bool
+) -> tuple[Build, PlannedParts | None]:
+    """The build that adds a source, and which of its images become which parts, None if the same build of a new index
+    has ended before.
+
+    The main process writes the plan, unless a killed run has, and with it `new`, the model of a new index. `are_given`
+    says that the vectors are not embedded here. StaleError and InputError for a source that cannot be added, or that
+    needs more room than the disk has.
+    """
+    listed = with_source(index, source)
+    table = configs.to_table(replace(index.document, generation=index.document.generation + 1, sources=listed))
+    # The origin of the vectors, so that a killed run is not resumed with vectors from elsewhere.
+    origin = {"source": listed.index(source), "vectors": "given" if are_given else "embedded"}
+    build = Build(index.folder, {**{key: table[key] for key in PLANNED_ENTRIES}, **origin}, INDEX)
+    with distributed.main_first():
+        if distributed.is_main():
+            _write_plan(build, index, new)
+    if new is not None and build.is_sealed:
+        return build, None
+    # From the disk, because only the main process has made it.
+    notes = INDEX.read_plan(index.folder)
+    return build, configs.build(PlannedParts, {key: notes[key] for key in ("first_part", "rows", "skipped")})
+
+
+def with_source(index: FolderIndex, source: ImageSource) -> tuple[ImageSource, ...]:
+    """The sources of an index, with this one.
 
     StaleError for another corpus at the place of one, InputError if the index has some of its splits, whose images
     would be there twice.
     """
     # A folder is known by its place, whatever images it has now; a corpus by its fingerprint too.
+    listed = index.document.sources
     places = [(other.path, other.split) for other in listed]
     if (source.path, source.split) in places:
-        number = places.index((source.path, source.split))
-        if listed[number] != source:
+        if source not in listed:
             message = f"{source.path} holds another corpus than the one that was indexed"
             raise StaleError(message, hint="make a new index")
-        return number, listed
+        return listed
     for path, split in places:
         if source.split is not None and path == source.path and share_split(source.split, str(split)):
-            message = f"{folder} has split {split} of {source.path}, and split {source.split} was to be added"
+            message = f"{index.folder} has split {split} of {source.path}, and split {source.split} was to be added"
             raise InputError(message, hint="name the splits that are missing with --split, such as --split val+test")
-    return len(listed), (*listed, source)
+    return (*listed, source)
 
 
-def plan_images(build: Build, document: IndexDocument, new: models.DualEncoder | None) -> None:
-    """Write which images become which parts, unless a killed run has; and `new`, the model of a new index.
-
-    The plan of another change is replaced; for a new index, only if none of its images is embedded.
-    """
-    folder, kept = build.folder, document.files
+def _write_plan(build: Build, index: FolderIndex, new: models.DualEncoder | None) -> None:
+    """The plan of another change is replaced; for a new index, only if none of its images is embedded."""
+    folder, kept = build.folder, index.document.files
     if new is not None and build.is_sealed:
         built = storage.read_document(folder)
         _expect(build, built)
@@ -70,7 +93,7 @@ def plan_images(build: Build, document: IndexDocument, new: models.DualEncoder |
         # The files of vectors too: the images may be others by now.
         build.clean(kept)
         build.note()
-    planned = _plan_parts(build, document)
+    planned = _plan_parts(build, index)
     if new is not None:
         if not planned.rows:
             shutil.rmtree(folder)
@@ -91,14 +114,14 @@ def _expect(build: Build, document: IndexDocument) -> None:
         artifacts.expect(build.folder, found, {key: build.plan[key] for key in keys}, hint=hint)
 
 
-def _plan_parts(build: Build, document: IndexDocument) -> PlannedParts:
+def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
     """Write into the folder which images each new part has, without those that the index has."""
     folder, number = build.folder, build.plan["source"]
     known: set[str] = set()
-    if number < len(document.sources):
-        index = FolderIndex(folder, document)
+    # Of a new source nothing is known, and names are read from all files of vectors, which are hashed before.
+    if number < len(index.document.sources):
         ids = index.values("image_id").to_pylist()
-        known = {ids[row] for row in np.flatnonzero(index.source_R == number).tolist() if not index.is_gone(row)}
+        known = {ids[row] for row in np.flatnonzero((index.source_R == number) & index.is_live).tolist()}
     skipped: list[SkippedFile] = []
 
     def new_images() -> Iterator[SourceImage]:
@@ -111,14 +134,14 @@ def _plan_parts(build: Build, document: IndexDocument) -> PlannedParts:
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
     # After the highest number in use (part-00003.parquet), because files of an index are never overwritten.
-    first = 1 + max((int(part.file[5:-8]) for part in document.parts), default=-1)
+    first = 1 + max((int(part.file[5:-8]) for part in index.parts), default=-1)
     rows: list[int] = []
     for images in sources.in_parts(new_images(), part_files.ROWS_PER_PART):
         with build.write(part_files.planned_name(first + len(rows))) as partial:
             part_files.write_planned(partial, images)
         rows.append(len(images))
     # A full disk is an error here, not after the images were embedded.
-    needed = sum(rows) * (BYTES_PER_IMAGE + 3 * document.model.dim)
+    needed = sum(rows) * (BYTES_PER_IMAGE + 3 * index.dim)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(
             f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free"

@@ -17,6 +17,7 @@ from dcdctl.core.search.columns.where import Condition, Value
 from dcdctl.core.search.exact import Half, Rows
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.sources import SourceImages
+from dcdctl.core.search.storage import TEXT
 
 
 @dataclass(frozen=True)
@@ -149,5 +150,5 @@ class ImageIndex(ABC):
 
 def text_side_beside(model: Path) -> Path | None:
     """The folder of the text side of an index, beside that of its model; None if there is none."""
-    folder = model.parent / "text"
+    folder = model.parent / TEXT
     return folder if (folder / TextTower.FILE).is_file() else None

@@ -198,10 +198,6 @@ class IndexSearcher:
             answers += self._answer_texts(checked[start : start + TEXT_BATCH], k, where, hybrid)
         return answers
 
-    def text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(Q, D): the vectors of texts, as they are compared with those of the index."""
-        return self.texts.vectors(self.texts.tokenize(texts))[:, : self.index.dim]
-
     def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> SearchAnswer:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts
         only."""

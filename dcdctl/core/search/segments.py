@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
 
 BLOCK = 1024
 """Vectors passed to a segment together."""
+Blocks = Callable[[], Iterator[Floats]]
+"""Reads the vectors of a segment; again at each call."""
 
 
 def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
@@ -60,7 +62,7 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
     if names:
         local = [list(names)[number] for number in distributed.local_indices(len(names))]
         with track(f"build {kind}", total=sum(map(len, local)), unit="vectors") as advance:
-            _build_all(build, {names[rows]: SegmentVectors(folder, document, rows) for rows in local}, advance)
+            _build_all(build, document, {names[rows]: rows for rows in local}, advance)
         distributed.barrier()
     for rows, name in names.items():
         path = build.written(name)
@@ -68,23 +70,7 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
     return tuple(by_rows[rows] for rows in ranges)
 
 
-@dataclass(frozen=True)
-class SegmentVectors:
-    """The vectors of the rows of a segment, which may be more than fit into memory."""
-
-    folder: Path
-    document: IndexDocument
-    rows: range
-
-    def blocks(self) -> Iterator[Floats]:
-        """Unit vectors in the order of rows, read again each time."""
-        dim = self.document.model.dim
-        for _, block_RD in part_files.read_blocks(self.folder, self.document.parts, dim, self.rows):
-            for start in range(0, len(block_RD), BLOCK):
-                yield exact.unit_rows(block_RD[start : start + BLOCK])
-
-
-def _build_all(build: Build, vectors_of: dict[str, SegmentVectors], advance: Advance) -> None:
+def _build_all(build: Build, document: IndexDocument, rows_by_name: dict[str, range], advance: Advance) -> None:
     """Write segments atomically, as many in parallel as torch has threads."""
     lock, is_stopped = threading.Lock(), threading.Event()
 
@@ -95,15 +81,17 @@ def _build_all(build: Build, vectors_of: dict[str, SegmentVectors], advance: Adv
         with lock:
             advance(count)
 
-    def build_one(name: str, vectors: SegmentVectors) -> None:
+    def build_one(name: str, rows: range) -> None:
         # A killed build left complete segments; one that was damaged since is built again.
         if not build.is_written(name):
-            with build.write(name) as partial:
-                BUILDERS[vectors.document.settings.kind](partial, vectors, report)
+            with build.write(name) as path:
+                BUILDERS[document.settings.kind](
+                    path, partial(_unit_blocks, build.folder, document, rows), document, report
+                )
 
-    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(vectors_of)))) as pool:
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(rows_by_name)))) as pool:
         try:
-            for future in [pool.submit(build_one, *each) for each in vectors_of.items()]:
+            for future in [pool.submit(build_one, *each) for each in rows_by_name.items()]:
                 future.result()
         except BaseException:
             # Otherwise the program would wait minutes for the segments in progress.
@@ -112,14 +100,21 @@ def _build_all(build: Build, vectors_of: dict[str, SegmentVectors], advance: Adv
             raise
 
 
-def _build_graph(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
+def _unit_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator[Floats]:
+    """Unit vectors in the order of rows, read part by part: they may be more than fit into memory."""
+    for _, block_RD in part_files.read_blocks(folder, document.parts, document.model.dim, rows):
+        for start in range(0, len(block_RD), BLOCK):
+            yield exact.unit_rows(block_RD[start : start + BLOCK])
+
+
+def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
     ann.packages("hnsw")
     from usearch.index import Index as Usearch
 
-    settings = vectors.document.settings.hnsw
+    settings = document.settings.hnsw
     # Candidates are scored again, so one byte per number finds as much as float16 and takes three fifths of the bytes.
     graph = Usearch(
-        ndim=vectors.document.model.dim,
+        ndim=document.model.dim,
         metric="ip",
         dtype="i8",
         connectivity=settings.neighbors,
@@ -129,9 +124,9 @@ def _build_graph(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
         enable_key_lookups=False,
     )
     # usearch itself would scale 1.0 to 127, but the numbers of a unit vector are much smaller.
-    scale = HIGHEST / max(float(np.abs(block_RD).max()) for block_RD in vectors.blocks())
+    scale = HIGHEST / max(float(np.abs(block_RD).max()) for block_RD in blocks())
     first = 0
-    for block_RD in vectors.blocks():
+    for block_RD in blocks():
         codes_RD = np.rint(block_RD * np.float32(scale)).astype(np.int8)
         # One thread: several would add the vectors in an order that differs from run to run.
         graph.add(np.arange(first, first + len(codes_RD), dtype=np.uint64), codes_RD, threads=1)
@@ -140,10 +135,10 @@ def _build_graph(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
     graph.save(str(path))
 
 
-def _build_codes(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
-    to_codes = scoring.int8_codes if vectors.document.settings.kind == "int8" else ann.binary_words
+def _build_codes(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
+    to_codes = scoring.int8_codes if document.settings.kind == "int8" else ann.binary_words
     parts = []
-    for block_RD in vectors.blocks():
+    for block_RD in blocks():
         parts.append(to_codes(block_RD))
         advance(len(block_RD))
     # An open file, because np.save appends .npy to other names.
@@ -151,7 +146,7 @@ def _build_codes(path: Path, vectors: SegmentVectors, advance: Advance) -> None:
         np.save(file, np.concatenate(parts))
 
 
-BUILDERS: dict[str, Callable[[Path, SegmentVectors, Advance], None]] = {
+BUILDERS: dict[str, Callable[[Path, Blocks, IndexDocument, Advance], None]] = {
     "hnsw": _build_graph,
     "int8": _build_codes,
     "binary": _build_codes,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,19 +74,9 @@ class VectorFiles:
         return paths
 
 
-@dataclass(frozen=True)
-class ImageList:
-    """A written list of images for another engine."""
-
-    folder: Path
-    num_images: int
-    num_files: int
-    model: str
-    """The digest that the list has."""
-
-
-def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
+def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     """List the files of an image folder for another engine, with the digest of the dual encoder that is to embed them.
+    Returns what was written, as a JSON-able document.
 
     InputError for a corpus, which is such a list itself, and for a folder that holds something else.
     """
@@ -110,7 +101,7 @@ def write_image_list(ref: str, images: Path, folder: Path) -> ImageList:
             num_images += len(part)
         if not num_images:
             raise InputError(f"there is no image in {source.path}", hint="--images takes a folder of images")
-    return ImageList(folder, num_images, num_files, digest)
+    return {"list": str(folder), "images": num_images, "files": num_files, "model": digest}
 
 
 def take(task: EmbeddingTask, given: VectorFiles, track: Track) -> None:

@@ -56,7 +56,7 @@ class SearchResponse:
         bars = [] if background is None else [round(background.share(score, is_text=is_text), 4) for score in scores]
         # A file that is found by its name is no weak match, whatever its cosine.
         is_hybrid = any(hit.fused is not None for hit in answer.hits)
-        weak = is_text and not is_hybrid and background is not None and bool(scores) and background.is_weak(max(scores))
+        weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit
         return SearchResponse(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 
 

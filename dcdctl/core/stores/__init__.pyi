@@ -1,6 +1,6 @@
 from .protocol import StoreFacts
 from .store_index import StoreIndex
-from .summary import store_document, store_facts, summarize_store
+from .summary import store_document, store_facts
 from .upload import Upload, upload_index
 from .url import is_store, location_of, open_index, open_store
 
@@ -14,6 +14,5 @@ __all__ = [
     "open_store",
     "store_document",
     "store_facts",
-    "summarize_store",
     "upload_index",
 ]

@@ -21,7 +21,7 @@ from lancedb.index import BTree, HnswSq
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
-from dcdctl.core.stores.protocol import Candidates, Store, StoreFacts
+from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import Dialect, condition_sql
 from dcdctl.core.stores.url import StoreUrl
@@ -115,14 +115,14 @@ class LanceStore(Store):
                 found.append(_cast(table.search().where(_one_of(asked)).limit(len(asked)).to_arrow(), schema))
         return pa.concat_tables(found).sort_by("row").combine_chunks()
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         # Opened for each search: all of it reads one version.
         table = self._open()
         facts = self._facts_of(table)
         condition = None if where is None else _sql(where, facts)
         with self._errors():
             found = [_cast(_nearest(table, query_D, count, condition), facts.image_schema) for query_D in queries_QD]
-        return Candidates(found, facts.model)
+        return found, facts.model
 
     def finish(self) -> None:
         # A draft is copied when it is published, without its indexes.

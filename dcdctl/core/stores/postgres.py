@@ -27,7 +27,7 @@ from psycopg.types import TypeInfo
 
 from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
-from dcdctl.core.stores.protocol import Candidates, Store, StoreFacts, half_of
+from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import Dialect, condition_sql
 from dcdctl.core.stores.url import StoreUrl
@@ -57,6 +57,7 @@ TYPES = {
     pa.date32(): "date",
     pa.timestamp("us"): "timestamp",
 }
+_DRAFT = "__draft"
 _PASSING = ("08", "40001", "40P01", "53", "55P03", "57P", "57014")
 """The beginnings of the SQLSTATEs of errors that may pass: lost connections, deadlocks, too many clients, restarts,
 timeouts."""
@@ -66,26 +67,6 @@ _REFUSED = re.compile(
     r"FATAL:\s+(?!the database system|sorry, too many|remaining connection|terminating)|no password supplied|invalid"
 )
 """What libpq says of a server that was reached and refuses."""
-
-
-@dataclass(frozen=True)
-class TableName:
-    """A table, with its schema if the user named one."""
-
-    name: str
-    schema: str | None = None
-
-    @property
-    def quoted(self) -> sql.Identifier:
-        return sql.Identifier(self.name) if self.schema is None else sql.Identifier(self.schema, self.name)
-
-    @property
-    def in_query(self) -> sql.SQL:
-        """The table in a statement with parameters."""
-        return _in_query(self.quoted)
-
-    def draft(self) -> TableName:
-        return TableName(f"{self.name}__draft", self.schema)
 
 
 @dataclass(frozen=True)
@@ -122,12 +103,12 @@ def _register_half(connection: Connection) -> int:
 def open_url(url: StoreUrl) -> PostgresStore:
     """The store at postgresql://USER@HOST:PORT/DATABASE?table=NAME, with other parameters for libpq."""
     parts = url.parts
-    schema, _, name = url.table(is_complete=bool(parts.path.strip("/"))).rpartition(".")
+    table = url.table(is_complete=bool(parts.path.strip("/")))
     others = urlencode([(key, value) for key, value in url.parameters if key != "table"])
     # postgresql:///database, whose server is found by libpq, loses its slashes in urlunsplit.
     conninfo = f"postgresql://{parts.netloc}{parts.path}" + (f"?{others}" if others else "")
     place = urlencode([(key, value) for key, value in url.parameters if key in _PLACES], safe="/")
-    return PostgresStore(conninfo, TableName(name, schema or None), f"{url.shown}?{place}")
+    return PostgresStore(conninfo, table, f"{url.shown}?{place}")
 
 
 class PostgresStore(Store):
@@ -136,11 +117,17 @@ class PostgresStore(Store):
     kind = "postgresql"
     batch_rows = 1000
 
-    def __init__(self, conninfo: str, table: TableName, location: str) -> None:
-        for name in (table.draft().name, table.schema or ""):
-            if len(name.encode()) > MAX_NAME_BYTES:
-                raise InputError(f"the name {name!r} is too long for PostgreSQL", hint="choose one of at most 56 bytes")
+    def __init__(self, conninfo: str, table: str, location: str) -> None:
+        schema, _, name = table.rpartition(".")
+        # The draft has the longest name.
+        for part in (f"{name.removesuffix(_DRAFT)}{_DRAFT}", schema):
+            if len(part.encode()) > MAX_NAME_BYTES:
+                raise InputError(f"the name {part!r} is too long for PostgreSQL", hint="choose one of at most 56 bytes")
         self.location, self.table = location, table
+        self._quoted = sql.Identifier(schema, name) if schema else sql.Identifier(name)
+        self._in_query = _in_query(self._quoted)
+        self._regclass = self._quoted.as_string(None)
+        self._name = f"the table {name} of {location}"
         self._conninfo = conninfo
         self._local = threading.local()
         # Those of all threads, which `close` cannot reach through their locals.
@@ -153,7 +140,7 @@ class PostgresStore(Store):
         _close_all(self._opened)
 
     def draft(self) -> PostgresStore:
-        return PostgresStore(self._conninfo, self.table.draft(), self.location)
+        return PostgresStore(self._conninfo, f"{self.table}{_DRAFT}", self.location)
 
     def facts(self) -> StoreFacts | None:
         with self._connection() as connection:
@@ -170,19 +157,17 @@ class PostgresStore(Store):
                 )
         with self._connection() as connection, connection.transaction():
             _install(connection)
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._quoted))
             columns = [_definition(column, facts.dims) for column in facts.image_schema]
-            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table.quoted, sql.SQL(", ").join(columns)))
-            self._comment(connection, facts)
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._quoted, sql.SQL(", ").join(columns)))
+            # In this transaction too: a thread has one connection.
+            self.describe(facts)
 
     def describe(self, facts: StoreFacts) -> None:
-        with self._connection() as connection:
-            self._comment(connection, facts)
-
-    def _comment(self, connection: Connection, facts: StoreFacts) -> None:
         # A utility command takes no parameters.
-        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self.table.quoted, sql.Literal(facts.to_json()))
-        connection.execute(comment)
+        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self._quoted, sql.Literal(facts.to_json()))
+        with self._connection() as connection:
+            connection.execute(comment)
 
     def upsert(self, images: pa.Table) -> None:
         columns = [_values(images.column(name)) for name in images.column_names]
@@ -191,7 +176,7 @@ class PostgresStore(Store):
             half = _register_half(connection)
             # COPY cannot replace rows.
             self._delete(connection, images.column("row").to_pylist())
-            copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.table.quoted, names)
+            copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self._quoted, names)
             with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
                 copy.set_types([TYPES.get(field.type, half) for field in images.schema])
                 for values in zip(*columns, strict=True):
@@ -202,12 +187,10 @@ class PostgresStore(Store):
             self._delete(connection, rows.tolist())
 
     def _delete(self, connection: Connection, rows: list[int]) -> None:
-        connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self.table.in_query), [rows])
+        connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self._in_query), [rows])
 
     def rows_in(self, span: range) -> Rows:
-        query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(
-            self.table.in_query
-        )
+        query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(self._in_query)
         with self._connection() as connection:
             return np.array([row for (row,) in connection.execute(query, [span.start, span.stop])], dtype=np.int64)
 
@@ -219,22 +202,18 @@ class PostgresStore(Store):
         self, connection: Connection, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None
     ) -> int:
         limit = sql.SQL("" if up_to is None else f"LIMIT {up_to}")
-        query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(
-            self.table.in_query, test, limit
-        )
+        query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(self._in_query, test, limit)
         found = connection.execute(query, parameters).fetchone()
         assert found is not None
         return int(found[0])
 
     def fetch(self, rows: Rows) -> pa.Table:
         facts = self._described()
-        query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(
-            _names(facts), self.table.in_query
-        )
+        query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(_names(facts), self._in_query)
         with self._connection() as connection, connection.cursor(binary=True) as cursor:
             return _table(cursor.execute(query, [rows.tolist()]).fetchall(), facts)
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         test, parameters = self._where(where)
         with self._connection() as connection, connection.transaction():
             version = self._version(connection)
@@ -245,7 +224,7 @@ class PostgresStore(Store):
             for query_D in queries_QD:
                 numbers = f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
                 images.append(self._nearest(connection, version, (test, [*parameters, numbers]), count, is_exact))
-        return Candidates(images, version.facts.model)
+        return images, version.facts.model
 
     def _nearest(
         self,
@@ -260,7 +239,7 @@ class PostgresStore(Store):
         # The planner has no index for a sum, so it compares all vectors.
         order = sql.SQL('({}) + 0, "row"').format(distance) if is_exact else distance
         query = sql.SQL("SELECT tableoid::int8, {} FROM {}{} ORDER BY {} LIMIT {}").format(
-            _names(version.facts), self.table.in_query, where[0], order, sql.Literal(count)
+            _names(version.facts), self._in_query, where[0], order, sql.Literal(count)
         )
         # One round trip for the settings and the query.
         with connection.pipeline():
@@ -283,20 +262,17 @@ class PostgresStore(Store):
     def finish(self) -> None:
         with self._connection() as connection:
             # Counts the rows, for `_version` and for the planner of PostgreSQL.
-            connection.execute(sql.SQL("ANALYZE {}").format(self.table.quoted))
+            connection.execute(sql.SQL("ANALYZE {}").format(self._quoted))
             is_small = self._count(connection, sql.SQL(""), (), EXACT_UP_TO + 1) <= EXACT_UP_TO
             self._latest = None
             if is_small or self._version(connection).facts.dims > MAX_INDEXED_DIMS:
                 return
-            if not self._has_graph(connection):
+            query = """SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+                       WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid"""
+            if connection.execute(query, [self._regclass]).fetchone() is None:
                 # PostgreSQL chooses a name that is free.
-                create = sql.SQL("CREATE INDEX ON {} USING hnsw (vector halfvec_cosine_ops)").format(self.table.quoted)
+                create = sql.SQL("CREATE INDEX ON {} USING hnsw (vector halfvec_cosine_ops)").format(self._quoted)
                 connection.execute(create)
-
-    def _has_graph(self, connection: Connection) -> bool:
-        query = """SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-                   WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid"""
-        return connection.execute(query, [self._regclass]).fetchone() is not None
 
     def num_bytes(self) -> int | None:
         with self._connection() as connection:
@@ -304,24 +280,16 @@ class PostgresStore(Store):
             return None if found is None else found[0]
 
     def publish(self) -> None:
-        published = TableName(self.table.name.removesuffix("__draft"), self.table.schema)
+        schema, _, name = self.table.removesuffix(_DRAFT).rpartition(".")
+        published = sql.Identifier(schema, name) if schema else sql.Identifier(name)
         with self._connection() as connection, connection.transaction():
             # One transaction: a search sees the old table or the new one. It waits for searches that run.
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(published.quoted))
-            rename = sql.SQL("ALTER TABLE {} RENAME TO {}").format(self.table.quoted, sql.Identifier(published.name))
-            connection.execute(rename)
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(published))
+            connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(self._quoted, sql.Identifier(name)))
 
     def drop(self) -> None:
         with self._connection() as connection:
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
-
-    @property
-    def _regclass(self) -> str:
-        return self.table.quoted.as_string(None)
-
-    @property
-    def _name(self) -> str:
-        return f"the table {self.table.name} of {self.location}"
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._quoted))
 
     def _described(self) -> StoreFacts:
         with self._connection() as connection:
@@ -353,15 +321,18 @@ class PostgresStore(Store):
             parameters.append(value)
             return f"%s::{TYPES[type_]}"
 
+        def column(name: str) -> str:
+            return _in_query(sql.Identifier(name)).as_string(None)
+
         columns = self._described().image_schema
         # Under "C" only the letters of ASCII have another case.
-        text = condition_sql(condition, columns, Dialect(_column, parameter, collation=' COLLATE "und-x-icu"'))
+        text = condition_sql(condition, columns, Dialect(column, parameter, collation=' COLLATE "und-x-icu"'))
         return sql.SQL(" WHERE " + text), parameters
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         """The connection of this thread, opened again if it was lost; errors of PostgreSQL become ours."""
-        with self._errors():
+        try:
             connection: Connection | None = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 # Without prepared statements, which poolers such as pgbouncer mix up.
@@ -369,11 +340,6 @@ class PostgresStore(Store):
                 self._opened.append(connection)
                 self._local.connection = connection
             yield connection
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
         except psycopg.Error as error:
             raise self._as_ours(error) from error
 
@@ -427,10 +393,6 @@ def _names(facts: StoreFacts) -> sql.Composable:
 def _in_query(name: sql.Identifier) -> sql.SQL:
     """A name in a statement with parameters, where psycopg reads % as the sign of one."""
     return sql.SQL(name.as_string(None).replace("%", "%%"))
-
-
-def _column(name: str) -> str:
-    return _in_query(sql.Identifier(name)).as_string(None)
 
 
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:

@@ -97,14 +97,6 @@ def half_of(column: pa.ChunkedArray) -> Half:
     return np.concatenate([np.empty((0, width), dtype=np.float16), *chunks])
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Images for each query, in no fixed order, and the model that made their vectors."""
-
-    images: list[pa.Table]
-    model: str
-
-
 class Store(ABC):
     """Vectors with their images under one name. Safe to call from threads.
 
@@ -151,9 +143,9 @@ class Store(ABC):
         """The images of rows, in the order of rows; those that are not there are left out."""
 
     @abstractmethod
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         """About the `count` nearest images of each query among those that meet a condition, or all of these if they are
-        fewer."""
+        fewer, in no fixed order; and the fingerprint of the model that made their vectors."""
 
     @abstractmethod
     def draft(self) -> Store:

@@ -23,8 +23,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from dcdctl.core.errors import DcdError, InputError
-from dcdctl.core.search import All, AnyOf, Compare, Condition, Floats, IsNull, Like, OneOf, Rows, Value
-from dcdctl.core.stores.protocol import Candidates, Store, StoreFacts, half_of
+from dcdctl.core.search import Compare, Condition, Floats, IsNull, Joined, Like, OneOf, Rows, Value
+from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.url import StoreUrl
 
@@ -105,7 +105,11 @@ class QdrantStore(Store):
             # Before the points, so that the graph gets edges for these columns.
             for column in facts.schema:
                 self._client.create_payload_index(collection, _key(column.name), _INDEXES[column.type], wait=True)
-            self._point(collection)
+            before = self._resolve()
+            self._alias(*_moves(self._name, collection, is_there=before is not None))
+            if before is not None:
+                self._client.delete_collection(before)
+        self._behind = None
 
     def describe(self, facts: StoreFacts) -> None:
         collection, _ = self._known()
@@ -157,7 +161,7 @@ class QdrantStore(Store):
                 points += self._client.retrieve(collection, asked, with_payload=True, with_vectors=True)
         return _table(points, facts).sort_by("row").combine_chunks()
 
-    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Candidates:
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         collection, facts = self._known()
         condition = _filter(where, facts)
         width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count))
@@ -166,7 +170,7 @@ class QdrantStore(Store):
             if any(len(points) < count for points in found):
                 # All images that meet the condition, or a graph that did not reach them.
                 found = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
-        return Candidates([_table(points, facts) for points in found], facts.model)
+        return [_table(points, facts) for points in found], facts.model
 
     def _nearest(self, collection: str, queries_QD: Floats, count: int, condition: Any, params: Any) -> list[list[Any]]:
         asked = {"filter": condition, "limit": count, "params": params, "with_vector": True, "with_payload": True}
@@ -198,14 +202,6 @@ class QdrantStore(Store):
         return next(
             (alias.collection_name for alias in self._client.get_aliases().aliases if alias.alias_name == name), None
         )
-
-    def _point(self, collection: str) -> None:
-        """Let the alias stand for another collection, and remove the one that it stood for."""
-        before = self._resolve()
-        self._alias(*_moves(self._name, collection, is_there=before is not None))
-        if before is not None:
-            self._client.delete_collection(before)
-        self._behind = None
 
     def _alias(self, *operations: Any) -> None:
         self._client.update_collection_aliases(list(operations))
@@ -304,10 +300,9 @@ def _filter(condition: Condition | None, facts: StoreFacts) -> Any:
 
 def _test(condition: Condition, columns: pa.Schema) -> Any:
     """A condition of Qdrant that holds for the rows of `search.columns.where.matches`."""
-    if isinstance(condition, All):
-        return models.Filter(must=[_test(part, columns) for part in condition.parts])
-    if isinstance(condition, AnyOf):
-        return models.Filter(should=[_test(part, columns) for part in condition.parts])
+    if isinstance(condition, Joined):
+        tests = [_test(part, columns) for part in condition.parts]
+        return models.Filter(must=tests) if condition.word == "and" else models.Filter(should=tests)
     key, type_ = _key(condition.column), columns.field(condition.column).type
     is_missing = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
     if isinstance(condition, IsNull):

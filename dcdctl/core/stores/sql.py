@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dcdctl.core.search import All, AnyOf, Compare, Condition, IsNull, Like, OneOf, Value
+from dcdctl.core.search import Compare, Condition, IsNull, Joined, Like, OneOf, Value
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Dialect:
 
 def condition_sql(condition: Condition, columns: pa.Schema, dialect: Dialect) -> str:
     """A condition as an expression that holds for the rows of `search.columns.where.matches`."""
-    if isinstance(condition, All | AnyOf):
-        word = " AND " if isinstance(condition, All) else " OR "
-        return f"({word.join(condition_sql(part, columns, dialect) for part in condition.parts)})"
+    if isinstance(condition, Joined):
+        return (
+            f"({f' {condition.word.upper()} '.join(condition_sql(part, columns, dialect) for part in condition.parts)})"
+        )
     column = dialect.column(condition.column)
     if isinstance(condition, IsNull):
         return f"{column} IS {'NOT ' if condition.negated else ''}NULL"

@@ -72,6 +72,7 @@ class StoreIndex(ImageIndex):
 
     @property
     def text_side(self) -> Path | None:
+        # The store was filled from the folder of an index, and its model may still be there.
         return text_side_beside(self.model)
 
     def check(self) -> None:
@@ -100,11 +101,11 @@ class StoreIndex(ImageIndex):
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = unit(vectors_QD, self.dim)
         k = min(k, max(self.facts.rows, 1))
-        found = repeated(self.store.search, FOR_A_QUESTION, queries_QD, max(CANDIDATES, 2 * k), where)
-        if found.model != self.fingerprint:
-            message = f"{self.location} was filled with another model ({found.model[:8]}, not {self.fingerprint[:8]})"
+        tables, model = repeated(self.store.search, FOR_A_QUESTION, queries_QD, max(CANDIDATES, 2 * k), where)
+        if model != self.fingerprint:
+            message = f"{self.location} was filled with another model ({model[:8]}, not {self.fingerprint[:8]})"
             raise StaleError(message, hint="start again, to search with that model")
-        return [self._best(query_D, images, k) for query_D, images in zip(queries_QD, found.images, strict=True)]
+        return [self._best(query_D, images, k) for query_D, images in zip(queries_QD, tables, strict=True)]
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
         scores = cosines(query_D, half_of(images.column("vector")))

@@ -62,18 +62,6 @@ class ColumnChanges:
         return None if self.metadata is None else read_columns(self.metadata.expanduser(), self.chosen)
 
 
-@dataclass(frozen=True)
-class _Values:
-    """New values of a column for some rows."""
-
-    name: str
-    values: pa.Array
-    """For all rows of the index."""
-    is_set: NDArray[np.bool_]
-    """The rows whose values count, missing ones too."""
-    where: str
-
-
 def changed_table(
     index: FolderIndex, changes: ColumnChanges, metadata: ImageColumns | None, notes: list[str], track: Track
 ) -> pa.Table:
@@ -83,120 +71,132 @@ def changed_table(
     InputError if a column to drop is unknown, if the metadata names no image of the index, or if a column gets values
     of another type.
     """
-    columns = {name: index.values(name) for name in index.columns.names}
-    for name in changes.drop:
-        if name not in columns:
-            known = ", ".join(columns) or "none"
-            raise InputError(f"the index {index.folder} has no column {name!r} to drop", hint=f"its columns: {known}")
-        del columns[name]
-    for new in _of_corpora(index, changes.chosen):
-        _set(columns, new, index)
+    columns = _Columns(index)
+    columns.drop(changes.drop)
+    columns.set_from_corpora(changes.chosen)
     if metadata is not None:
-        notes += metadata.notes
-        for new in _of_metadata(index, metadata, notes):
-            _set(columns, new, index)
+        columns.set_from_metadata(metadata, notes)
     if changes.exif or changes.place:
-        types = CAMERA_COLUMNS | (PLACE_COLUMNS if changes.place else {})
-        for new in _of_exif(index, columns, types, track):
-            _set(columns, new, index)
-    return pa.table(columns)
-
-
-def _set(columns: dict[str, pa.Array], new: _Values, index: FolderIndex) -> None:
-    """Give some rows new values, in place."""
-    old = columns.get(new.name, pa.nulls(index.num_rows, new.values.type))
-    if not pc.any(pc.and_(pc.is_valid(old), pa.array(~new.is_set))).as_py():
-        old = pa.nulls(index.num_rows, new.values.type)  # no value stays, so the type may be another
-    try:
-        # A KeyError if neither type has the values of both, pa.ArrowInvalid if it has not all of them.
-        type_ = old.type if old.type == new.values.type else WIDER[frozenset((old.type, new.values.type))]
-        columns[new.name] = pc.if_else(pa.array(new.is_set), new.values.cast(type_), old.cast(type_))
-    except (KeyError, pa.ArrowInvalid) as error:
-        message = (
-            f"column {new.name} of {index.folder} is {TYPES[old.type]}, and in {new.where} it is "
-            f"{TYPES[new.values.type]}"
-        )
-        raise InputError(message, hint=f"rename it, or remove the old one with --drop-column {new.name}") from error
+        columns.set_from_exif(CAMERA_COLUMNS | (PLACE_COLUMNS if changes.place else {}), track)
+    return pa.table(columns.values)
 
 
 def has_new_corpus_columns(index: FolderIndex) -> bool:
     """Whether rows without a chance to get values come from a corpus with columns."""
     try:
-        return any(True for _ in _of_corpora(index, None))
+        return any(table.column_names for _, _, table in _new_corpora(index))
     except CorpusError:  # it is gone: the index is searched and changed without it
         return False
 
 
-def _of_corpora(index: FolderIndex, chosen: Sequence[str] | None) -> Iterator[_Values]:
-    """The columns of the corpora of rows that have not had a chance to get values, all of them or the chosen ones."""
-    ids, first = index.values("image_id"), 0
+def _new_corpora(index: FolderIndex) -> Iterator[tuple[range, Corpus, pa.Table]]:
+    """The rows that have not had a chance to get values, with their corpus and its columns."""
+    first = 0
     for part in index.parts:
         source = index.document.sources[part.source]
         rows, first = range(max(first, index.num_covered), first + part.rows), first + part.rows
-        if source.kind != "corpus" or not rows:
-            continue
-        corpus = Corpus.open(Path(source.path), str(source.split))
-        if corpus.columns is None:
-            continue
-        is_set = np.zeros(index.num_rows, np.bool_)
-        is_set[rows.start : rows.stop] = True
-        places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
-        for name in corpus.columns.column_names:
-            if chosen is None or name in chosen:
-                yield _Values(name, corpus.columns.column(name).combine_chunks().take(places), is_set, source.path)
+        if source.kind == "corpus" and rows:
+            corpus = Corpus.open(Path(source.path), str(source.split))
+            if corpus.columns is not None:
+                yield rows, corpus, corpus.columns
 
 
-def _of_metadata(index: FolderIndex, read: ImageColumns, notes: list[str]) -> Iterator[_Values]:
-    """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
-    rows_of_table = _rows_by_name(index, read.images)
-    is_named = rows_of_table >= 0
-    live = index.is_live
-    used = np.unique(rows_of_table[is_named])
-    if not (is_named & live).any():
-        example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
-        message = (
-            f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
-            f"{read.images[0]!r}"
-        )
-        raise InputError(message, hint=f"name images as the index does, such as {example!r}")
-    if unknown := len(read.images) - len(used):
-        known = set(used.tolist())
-        example = next(name for row, name in enumerate(read.images) if row not in known)
-        notes.append(f"{unknown:,} images of {read.where} are not in the index, such as {example!r}")
-    if unnamed := int((live & ~is_named).sum()):
-        notes.append(f"{unnamed:,} images of the index are not in {read.where}")
-    places = pa.array(rows_of_table, mask=~is_named)
-    for name in read.table.column_names:
-        yield _Values(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
+class _Columns:
+    """The columns of an index while they change."""
 
+    def __init__(self, index: FolderIndex) -> None:
+        self.index = index
+        self.values: dict[str, pa.Array] = {name: index.values(name) for name in index.columns.names}
+        """The values of all rows, by column."""
 
-def _of_exif(
-    index: FolderIndex, columns: Mapping[str, pa.Array], types: Mapping[str, pa.DataType], track: Track
-) -> Iterator[_Values]:
-    """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data fill
-    has a value."""
-    told = [name for name in types if name != "year"]  # a table often has years
-    is_read = index.is_live
-    if all(name in columns for name in types):
-        for name in told:
-            is_read &= columns[name].is_null().to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(is_read)
-    values: list[dict[str, Any]] = []
-    chunks = [rows[start : start + EXIF_CHUNK].tolist() for start in range(0, len(rows), EXIF_CHUNK)]
-    with (
-        track("read EXIF", total=len(rows), unit="images") as advance,
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(EXIF_THREADS) as pool,
-    ):
-        warnings.simplefilter("ignore")  # Pillow's about damaged data
-        for chunk in pool.map(partial(_read_chunk, index, place="latitude" in types), chunks):
-            values += chunk
-            advance(len(chunk))
-    for name, type_ in types.items():
-        read = np.full(index.num_rows, None, dtype=object)
-        read[rows] = [one[name] for one in values]
-        is_set = is_read & (True if name not in columns else columns[name].is_null().to_numpy(zero_copy_only=False))
-        yield _Values(name, pa.array(read, type_), is_set, "the image files")
+    def drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.values:
+                hint = f"its columns: {', '.join(self.values) or 'none'}"
+                raise InputError(f"the index {self.index.folder} has no column {name!r} to drop", hint=hint)
+            del self.values[name]
+
+    def set_from_corpora(self, chosen: Sequence[str] | None) -> None:
+        """The columns of corpora, for rows that have not had a chance to get values; all of them or the chosen ones."""
+        ids = self.index.values("image_id")
+        for rows, corpus, table in _new_corpora(self.index):
+            is_set = np.zeros(self.index.num_rows, np.bool_)
+            is_set[rows.start : rows.stop] = True
+            places = pc.index_in(ids, value_set=pa.array(corpus.image_ids, pa.string()))
+            for name in table.column_names:
+                if chosen is None or name in chosen:
+                    self._set(name, table.column(name).combine_chunks().take(places), is_set, str(corpus.folder))
+
+    def set_from_metadata(self, read: ImageColumns, notes: list[str]) -> None:
+        """The values of a table of metadata; adds images that one of both sides lacks to the notes."""
+        index = self.index
+        rows_of_table = _rows_by_name(index, read.images)
+        is_named = rows_of_table >= 0
+        live = index.is_live
+        used = np.unique(rows_of_table[is_named])
+        if not (is_named & live).any():
+            example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
+            message = (
+                f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
+                f"{read.images[0]!r}"
+            )
+            raise InputError(message, hint=f"name images as the index does, such as {example!r}")
+        notes += read.notes
+        if unknown := len(read.images) - len(used):
+            known = set(used.tolist())
+            example = next(name for row, name in enumerate(read.images) if row not in known)
+            notes.append(f"{unknown:,} images of {read.where} are not in the index, such as {example!r}")
+        if unnamed := int((live & ~is_named).sum()):
+            notes.append(f"{unnamed:,} images of the index are not in {read.where}")
+        places = pa.array(rows_of_table, mask=~is_named)
+        for name in read.table.column_names:
+            self._set(name, read.table.column(name).combine_chunks().take(places), is_named, read.where)
+
+    def set_from_exif(self, types: Mapping[str, pa.DataType], track: Track) -> None:
+        """What the image files say, where a column has no value yet. Rows are read unless a column that only EXIF data
+        fill has a value."""
+        index = self.index
+        missing = {
+            name: self.values[name].is_null().to_numpy(zero_copy_only=False) for name in types if name in self.values
+        }
+        is_read = index.is_live
+        if len(missing) == len(types):
+            for name in types:
+                if name != "year":  # a table often has years
+                    is_read &= missing[name]
+        rows = np.flatnonzero(is_read)
+        read: list[dict[str, Any]] = []
+        chunks = [rows[start : start + EXIF_CHUNK].tolist() for start in range(0, len(rows), EXIF_CHUNK)]
+        with (
+            track("read EXIF", total=len(rows), unit="images") as advance,
+            warnings.catch_warnings(),
+            ThreadPoolExecutor(EXIF_THREADS) as pool,
+        ):
+            warnings.simplefilter("ignore")  # Pillow's about damaged data
+            for chunk in pool.map(partial(_read_chunk, index, place="latitude" in types), chunks):
+                read += chunk
+                advance(len(chunk))
+        for name, type_ in types.items():
+            values = np.full(index.num_rows, None, dtype=object)
+            values[rows] = [one[name] for one in read]
+            self._set(name, pa.array(values, type_), is_read & missing.get(name, True), "the image files")
+
+    def _set(self, name: str, new: pa.Array, is_set: NDArray[np.bool_], where: str) -> None:
+        """Give the rows that are set their new values, missing ones too; `where` the values are from, for the
+        InputError."""
+        old = self.values.get(name)
+        if old is None or not pc.any(pc.and_(pc.is_valid(old), pa.array(~is_set))).as_py():
+            old = pa.nulls(len(new), new.type)  # no value stays, so the type may be another
+        try:
+            # A KeyError if neither type has the values of both, pa.ArrowInvalid if it has not all of them.
+            type_ = old.type if old.type == new.type else WIDER[frozenset((old.type, new.type))]
+            self.values[name] = pc.if_else(pa.array(is_set), new.cast(type_), old.cast(type_))
+        except (KeyError, pa.ArrowInvalid) as error:
+            message = (
+                f"column {name} of {self.index.folder} is {TYPES[old.type]}, and in {where} it is {TYPES[new.type]}"
+            )
+            hint = f"rename it, or remove the old one with --drop-column {name}"
+            raise InputError(message, hint=hint) from error
 
 
 def _read_chunk(index: FolderIndex, rows: Sequence[int], *, place: bool) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def _read_chunk(index: FolderIndex, rows: Sequence[int], *, place: bool) -> list
     values = []
     for row in rows:
         try:
-            file = index.open_image(row)
+            file = index.images.open(*index.source_image(row))
         except (MissingError, StaleError):
             file = io.BytesIO()
         with file:

@@ -89,27 +89,20 @@ class IsNull:
 
 
 @dataclass(frozen=True)
-class All:
-    """All parts hold."""
+class Joined:
+    """All parts hold, or at least one does."""
 
+    word: Literal["and", "or"]
     parts: tuple[Condition, ...]
 
 
-@dataclass(frozen=True)
-class AnyOf:
-    """One part holds, or several."""
-
-    parts: tuple[Condition, ...]
-
-
-Condition = Compare | OneOf | Like | IsNull | All | AnyOf
+Condition = Compare | OneOf | Like | IsNull | Joined
 
 
 def _opposite(condition: Condition) -> Condition:
-    if isinstance(condition, All | AnyOf):
+    if isinstance(condition, Joined):
         # De Morgan: not (a and b) is (not a) or (not b).
-        kind = AnyOf if isinstance(condition, All) else All
-        return kind(tuple(map(_opposite, condition.parts)))
+        return Joined("or" if condition.word == "and" else "and", tuple(map(_opposite, condition.parts)))
     if isinstance(condition, Compare):
         return replace(condition, operator=_OPPOSITE[condition.operator])
     return replace(condition, negated=not condition.negated)
@@ -140,7 +133,7 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
 def parse_all(texts: Sequence[str], columns: pa.Schema) -> Condition | None:
     """The condition that all of several conditions hold; None for no text. InputError as for `parse_where`."""
     parts = tuple(parse_where(text, columns) for text in texts)
-    return None if not parts else parts[0] if len(parts) == 1 else All(parts)
+    return None if not parts else parts[0] if len(parts) == 1 else Joined("and", parts)
 
 
 def quoted_name(column: str) -> str:
@@ -167,8 +160,8 @@ def quoted_value(value: Value) -> str:
 
 def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
     """Which rows of a table meet a condition; the table has the columns that `columns_of` lists."""
-    if isinstance(condition, All | AnyOf):
-        combine = np.logical_and if isinstance(condition, All) else np.logical_or
+    if isinstance(condition, Joined):
+        combine = np.logical_and if condition.word == "and" else np.logical_or
         return np.asarray(combine.reduce([matches(part, table) for part in condition.parts]))
     column = table.column(condition.column)
     if isinstance(condition, IsNull):
@@ -186,7 +179,7 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
 
 def columns_of(condition: Condition) -> set[str]:
     """The columns that a condition reads."""
-    if isinstance(condition, All | AnyOf):
+    if isinstance(condition, Joined):
         return set().union(*map(columns_of, condition.parts))
     return {condition.column}
 
@@ -208,8 +201,8 @@ class _Reader:
         if isinstance(node, exp.Not):
             return _opposite(self.condition(node.this))
         if isinstance(node, exp.And | exp.Or):
-            kind = All if isinstance(node, exp.And) else AnyOf
-            return kind((self.condition(node.this), self.condition(node.expression)))
+            word: Literal["and", "or"] = "and" if isinstance(node, exp.And) else "or"
+            return Joined(word, (self.condition(node.this), self.condition(node.expression)))
         if isinstance(node, exp.Column):
             return Compare(self._column(node, pa.bool_()), "=", True)
         return self._test(node)
@@ -229,7 +222,7 @@ class _Reader:
         if isinstance(node, exp.Between) and not node.args.get("symmetric"):
             column = self._column(node.this)
             low, high = (self._value(node.args[end], column) for end in ("low", "high"))
-            return All((Compare(column, ">=", low), Compare(column, "<=", high)))
+            return Joined("and", (Compare(column, ">=", low), Compare(column, "<=", high)))
         if isinstance(node, exp.In) and node.expressions:
             column = self._column(node.this)
             return OneOf(column, tuple(self._value(value, column) for value in node.expressions))
