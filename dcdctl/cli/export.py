@@ -65,7 +65,7 @@ class Export:
 
     def run(self, track: Track) -> Exported:
         """Write the folder and check it."""
-        from dcdctl.core.export import ExportJob, export_model, push_options
+        from dcdctl.core.export import ExportJob, export_model
 
         job = ExportJob(
             ref=os.fspath(self.model),
@@ -74,7 +74,8 @@ class Export:
             data=optional_path(self.data),
             with_int8=self.int8,
             license=self.license_id,
-            push=push_options(self.push_to_hub, is_private=self.private),
+            push_to=self.push_to_hub,
+            private=self.private,
             model_sets=assignments(self.model_overrides),
             evaluations=tuple(path(folder) for folder in many(self.evaluations)),
         )

@@ -9,8 +9,8 @@ from tiny import make_teacher
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
+from dcdctl.core.export import ExportJob, to_transformers
 from dcdctl.core.export import check as export_check
-from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Samples, SampleVectors
 
 
@@ -33,11 +33,10 @@ def test_the_saved_code_gives_the_vectors_of_the_model(vision, levels, text, cor
     refs = save_vision(vision, tmp_path / "vision"), save_text(text, corpus.captions, tmp_path / "text")
     spec = models.FeatureSpec(levels=levels)
     pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, features=spec)
-    to_transformers.write(pair, tmp_path / "out")
-    found, wanted = (
-        to_transformers.Transformers().embed(pair, tmp_path / "out", samples),
-        export_check.vectors_of(pair, samples),
-    )
+    job = ExportJob(ref="pair", out=tmp_path / "out", to="transformers")
+    target = to_transformers.Transformers(job, pair, job.out)
+    target.write()
+    found, wanted = target.embed(samples), export_check.vectors_of(pair, samples)
     torch.testing.assert_close(found.images_ID, wanted.images_ID, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.texts_TD, wanted.texts_TD, atol=1e-6, rtol=0)
 

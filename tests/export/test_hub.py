@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import loopback_uploads
 import pytest
 from tiny import contents
 
 from dcdctl.core.errors import ConfigError, MissingError, SourceError
+from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export import hub as export_hub
-from dcdctl.core.export.hub import Push
 
 # huggingface_hub sends large files in a way that its HTTP client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -32,7 +34,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("is_private", [False, True])
 def test_every_file_is_pushed_to_a_new_repository(hub, folder, is_private):
-    page = export_hub.push_folder(folder, Push("me/dual", is_private))
+    page = export_hub.push_folder(folder, "me/dual", private=is_private)
     assert page == f"{hub.url}/me/dual/commit/{40 * 'b'}"
     assert (hub.repos["me/dual"].files, hub.repos["me/dual"].is_private) == (contents(folder), is_private)
 
@@ -42,9 +44,9 @@ def test_an_existing_repository_is_updated_but_a_public_one_refused_with_private
     with pytest.raises(
         SourceError, match=r"me/dual exists and is public, but --private was given; name another repository"
     ):
-        export_hub.push_folder(folder, Push("me/dual", is_private=True))
+        export_hub.push_folder(folder, "me/dual", private=True)
     assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
-    export_hub.push_folder(folder, Push("me/dual"))
+    export_hub.push_folder(folder, "me/dual")
     assert hub.repos["me/dual"].files == {"notes.md": b"mine", **contents(folder)}
 
 
@@ -60,7 +62,7 @@ def test_an_existing_repository_is_updated_but_a_public_one_refused_with_private
 def test_a_failed_push_gives_the_reason_and_keeps_the_folder(hub, folder, tokens, refused, message):
     hub.tokens, hub.refused, before = tokens, refused, contents(folder)
     with pytest.raises(SourceError, match=message):
-        export_hub.push_folder(folder, Push("me/dual"))
+        export_hub.push_folder(folder, "me/dual")
     assert contents(folder) == before
 
 
@@ -68,7 +70,7 @@ def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match=r"me/dual was not pushed: .*onnect"):
-        export_hub.push_folder(folder, Push("me/dual"))
+        export_hub.push_folder(folder, "me/dual")
 
 
 def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
@@ -76,10 +78,9 @@ def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
     with pytest.raises(
         MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"
     ):
-        export_hub.check(Push("me/dual"))
+        export_hub.check("me/dual")
     for name in ("dual", "me/du al", "me/dual/three"):
         with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):
-            export_hub.check(Push(name))
+            export_hub.check(name)
     with pytest.raises(ConfigError, match="--private applies to a push, and there is none; add --push-to-hub"):
-        export_hub.push_options(None, is_private=True)
-    assert export_hub.push_options(None, is_private=False) is None
+        export.resolve(ExportJob(ref="dual", out=Path("out"), to="transformers", private=True))

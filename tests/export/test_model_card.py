@@ -15,6 +15,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.export import lineage, model_card
 from dcdctl.core.export.history import public, read_history
 from dcdctl.core.export.model_card import CardContent, missing_parts
+from dcdctl.core.report import MissingPart
 from dcdctl.core.training import runs
 
 
@@ -244,15 +245,15 @@ def lineage_of(run, *evaluations):
 
 def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
     found = lineage_of(tuned(run, gallery))
-    assert found.start == "openai/clip-vit-base-patch32, revision 3d74acf9 (fingerprint aaaaaaaaaaaa)"
-    assert found.trained == (
+    assert found["start"] == "openai/clip-vit-base-patch32, revision 3d74acf9 (fingerprint aaaaaaaaaaaa)"
+    assert found["trained"] == (
         "Adapters of both encoders (LoRA, rank 4, alpha 8.0) and the projections were trained, and the adapters are "
         "merged into the "
         "weights. The weights are 0.3 times those of the start plus 0.7 times the trained ones (WiSE-FT)."
     )
     card, text = card_of(run, tmp_path)
     assert card.data.base_model == ["openai/clip-vit-base-patch32"]
-    assert f"## Start, gains and losses\n\nStarted from {found.start}. {found.trained}\n" in text
+    assert f"## Start, gains and losses\n\nStarted from {found['start']}. {found['trained']}\n" in text
     layers = {
         "start": "models/clip",
         "trained": "last-layers",
@@ -261,8 +262,8 @@ def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
         "text_layers": [0, 3],
     }
     found = lineage_of(tuned(run, gallery, layers))
-    assert found.start == "models/clip, no revision was given (fingerprint aaaaaaaaaaaa)"
-    assert found.trained == (
+    assert found["start"] == "models/clip, no revision was given (fingerprint aaaaaaaaaaaa)"
+    assert found["trained"] == (
         "The last 2 layers of both encoders, heads and projections were trained. The text encoder keeps only the "
         "layers 0, 3."
     )
@@ -277,22 +278,22 @@ def test_recalls_of_start_and_student_stand_side_by_side_on_each_corpus(run, gal
         write_evaluation(tmp_path / "own-other", corpus, scores_of(corpus, 1), model=str(run)),
     ]
     found = lineage_of(tuned(run, gallery), *folders)
-    assert [table.measured_on.partition(":")[0] for table in found.tables] == [
+    assert [table["measured_on"].partition(":")[0] for table in found["tables"]] == [
         "On scenes, split test",
         "On made, split train",
     ]
     pairs = [(folders[0], run), (folders[1], folders[2])]
-    for table, (start, own) in zip(found.tables, pairs, strict=True):
+    for table, (start, own) in zip(found["tables"], pairs, strict=True):
         before, after = (json.loads((folder / "result.json").read_text()) for folder in (start, own))
         numbers = [
             [*(each[f"{way}_retrieval"][f"R@{k}"] for way in ("text", "image") for k in (1, 5, 10)), each["rsum"]]
             for each in (before, after)
         ]
-        assert table.rows[0] == ("start", *(f"{value:.2f}" for value in numbers[0]))
-        assert table.rows[1] == ("this model", *(f"{value:.2f}" for value in numbers[1]))
-        assert table.rows[2] == ("difference", *(f"{value - old:+.2f}" for old, value in zip(*numbers, strict=True)))
-    assert found.unknown == ()
-    assert float(found.tables[0].rows[2][-1]) > 0 > float(found.tables[1].rows[2][-1])
+        assert table["rows"][0] == ("start", *(f"{value:.2f}" for value in numbers[0]))
+        assert table["rows"][1] == ("this model", *(f"{value:.2f}" for value in numbers[1]))
+        assert table["rows"][2] == ("difference", *(f"{value - old:+.2f}" for old, value in zip(*numbers, strict=True)))
+    assert found["missing"] == []
+    assert float(found["tables"][0]["rows"][2][-1]) > 0 > float(found["tables"][1]["rows"][2][-1])
 
 
 def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path):
@@ -301,16 +302,15 @@ def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path)
     elsewhere = "losses: recalls of the start and of this model on another corpus"
     command = f"dcdctl eval {START} --data OTHER --out EVALUATION1 && dcdctl eval dual --data OTHER --out EVALUATION2"
     found = lineage_of(tuned(run, gallery))
-    lost = f"Not measured: {elsewhere} (`{command}`)."
-    assert found.unknown == (
-        f"Not measured: {here} (`dcdctl eval {START} --data DIR --split test --out EVALUATION`).",
-        lost,
-    )
-    assert found.tables == ()
-    assert lineage_of(run, start).unknown == (lost,)
+    assert found["missing"] == [
+        MissingPart(here, f"dcdctl eval {START} --data DIR --split test --out EVALUATION"),
+        MissingPart(elsewhere, command),
+    ]
+    assert found["tables"] == []
+    assert lineage_of(run, start)["missing"] == [MissingPart(elsewhere, command)]
     assert [part.what for part in missing_parts(read_history(str(run)), "mit")] == [here, elsewhere]
     _, text = card_of(run, tmp_path)
-    assert lost in text
+    assert f"Not measured: {elsewhere} (`{command}`)." in text
 
 
 @pytest.mark.parametrize(
@@ -322,17 +322,19 @@ def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path)
 )  # fmt: skip
 def test_the_validation_compares_the_kept_weights_with_the_start(keep, share, end, run, gallery):
     logged = [(10, 20, 30, 10, 20, 30), (11.5, 20, 30, 10, 20, 30), (10, 20, 30, 10, 20, 29)]
-    (table,) = lineage_of(tuned(run, gallery, {**TRAINED, "average_with_start": share}, {"keep": keep}, logged)).tables
-    assert table.measured_on == f"On scenes, split val, by the training's own validation, {end}"
+    (table,) = lineage_of(tuned(run, gallery, {**TRAINED, "average_with_start": share}, {"keep": keep}, logged))[
+        "tables"
+    ]
+    assert table["measured_on"] == f"On scenes, split val, by the training's own validation, {end}"
     wanted = (
         ("difference", *["+1.50", *["+0.00"] * 5, "+1.50"])
         if keep == "best"
         else ("difference", *["+0.00"] * 5, "-1.00", "-1.00")
     )
-    assert table.rows[2] == wanted
+    assert table["rows"][2] == wanted
     logged[1] = logged[2]
-    (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": "best"}, logged)).tables
-    assert table.measured_on.startswith(
+    (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": "best"}, logged))["tables"]
+    assert table["measured_on"].startswith(
         "On scenes, split val, by the training's own validation, with the weights before the first step"
     )
 

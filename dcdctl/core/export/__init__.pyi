@@ -1,11 +1,10 @@
 from .check import checks_in_words
-from .export import Exported, ExportJob, export_model
-from .hub import push_options
+from .export import Exported, export_model
+from .target import ExportJob
 
 __all__ = [
     "ExportJob",
     "Exported",
     "checks_in_words",
     "export_model",
-    "push_options",
 ]

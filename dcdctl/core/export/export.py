@@ -7,8 +7,6 @@ its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.export import check, hub, model_card
 from dcdctl.core.export.check import Check, Samples
 from dcdctl.core.export.history import read_history
-from dcdctl.core.export.hub import Push
-from dcdctl.core.export.target import Target
+from dcdctl.core.export.target import ExportJob, Target
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.export.to_open_clip import OpenClip
 from dcdctl.core.export.to_sentence_transformers import SentenceTransformers
@@ -28,30 +25,11 @@ from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import MissingPart
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (Transformers(), SentenceTransformers(), OpenClip(), Onnx())
+TARGETS: dict[str, type[Target]] = {
+    target.name: target for target in (Transformers, SentenceTransformers, OpenClip, Onnx)
 }
 """The values of `--to`."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportJob:
-    """An export as the user requested it."""
-
-    ref: str
-    out: Path
-    to: str
-    data: Path | None = None
-    """Corpus for the check of the export; None: that of the run's evaluation, or the built-in scenes."""
-    with_int8: bool = True
-    """For ONNX: also write towers with int8 weights."""
-    license: str | None = None
-    """License of the weights, by its name on the Hub: apache-2.0."""
-    push: Push | None = None
-    model_sets: tuple[str, ...] = ()
-    evaluations: tuple[Path, ...] = ()
-    """Folders of `dcdctl eval --out` for the model card: of the start, or of this model on other corpora."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +55,8 @@ class Exported:
         return str(self.folder)
 
     def to_json(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"folder": str(self.folder), "to": self.to, "kind": self.kind, "bytes": self.num_bytes}
-        facts |= {"checks": [asdict(check) for check in self.checks], "checked_on": self.checked_on}
-        return {**facts, "missing": [asdict(part) for part in self.missing], "page": self.page}
+        facts = asdict(self) | {"folder": str(self.folder)}
+        return {"bytes" if name == "num_bytes" else name: value for name, value in facts.items()}
 
 
 def export_model(job: ExportJob, track: Track = silent) -> Exported:
@@ -88,28 +65,35 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     The errors of `resolve`; ModelError for a model that the format cannot hold, or that gives other results when it is
     read back; SourceError if it cannot be pushed, and then the folder stays.
     """
-    target, overrides = resolve(job)
-    with _new_folder(job.out) as folder:
-        history = read_history(job.ref, job.data, job.evaluations)
-        data = job.data or next(iter(history.data), None)
-        samples = check.samples_of(data, None if history.result is None else history.result.split)
-        model = models.load(job.ref, overrides, track)
-        target.check(model, job.ref)
-        with track(f"export to {target.name}", total=3, unit="steps") as advance:
-            target.write(model, folder, with_int8=job.with_int8)
-            advance(1)
-            checks = target.compare(model, folder, samples)
-            advance(1)
-            model_card.write(folder, _card_content(model, target, job, checks, samples), history)
-            advance(1)
-        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    target_class, overrides = resolve(job)
+    out = job.out.resolve()
+    # StaleError while another export writes the folder.
+    with locks.lock(out):
+        # Killed exports leave partial folders behind.
+        files.remove_partials(out.parent, out.name)
+        # Renamed to `out` when the block succeeds, removed when it fails.
+        with files.atomic_folder(out) as folder:
+            history = read_history(job.ref, job.data, job.evaluations)
+            data = job.data or next(iter(history.data), None)
+            samples = check.samples_of(data, None if history.result is None else history.result.split)
+            model = models.load(job.ref, overrides, track)
+            target = target_class(job, model, folder)
+            target.check()
+            with track(f"export to {target.name}", total=3, unit="steps") as advance:
+                target.write()
+                advance(1)
+                checks = target.compare(samples)
+                advance(1)
+                model_card.write(folder, _card_content(target, checks, samples), history)
+                advance(1)
+            num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
-    page = None if job.push is None else hub.push_folder(job.out, job.push, track)
+    page = job.push_to and hub.push_folder(job.out, job.push_to, private=job.private, track=track)
     missing = tuple(model_card.missing_parts(history, job.license))
     return Exported(job.out, target.name, model.kind, num_bytes, checks, samples.source, missing, page)
 
 
-def resolve(job: ExportJob) -> tuple[Target, dict[str, Any]]:
+def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
     """The target of an export, and the settings of its model. Opens no corpus and no weights.
 
     ConfigError for an unknown format, license or repository name, for a wrong model setting and for a folder that is
@@ -124,8 +108,10 @@ def resolve(job: ExportJob) -> tuple[Target, dict[str, Any]]:
             f"--license {job.license} is not a license name of the Hub",
             hint="for example apache-2.0, mit, cc-by-4.0, other",
         )
-    if job.push is not None:
-        hub.check(job.push)
+    if job.private and job.push_to is None:
+        raise ConfigError("--private applies to a push, and there is none", hint="add --push-to-hub OWNER/NAME")
+    if job.push_to is not None:
+        hub.check(job.push_to)
     target.require()
     overrides = models.parse_overrides(job.model_sets)
     models.check_ref(job.ref, overrides)
@@ -138,29 +124,23 @@ def resolve(job: ExportJob) -> tuple[Target, dict[str, Any]]:
     return target, overrides
 
 
-def _card_content(
-    model: Model, target: Target, job: ExportJob, checks: tuple[Check, ...], samples: Samples
-) -> model_card.CardContent:
-    spec = model.export_spec()
-    name, folder = job.out.resolve().name, f'folder = "{job.out.resolve().name}"'
-    if job.push is not None:
-        name = job.push.repo
-        folder = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{name}")'
+def _card_content(target: Target, checks: tuple[Check, ...], samples: Samples) -> model_card.CardContent:
+    model, spec = target.model, target.spec
     notes: tuple[str, ...] = ()
     # The towers for ONNX Runtime are graphs, which hold no code.
     if spec.code and target.name != "onnx":
         notes = ("`trust_remote_code=True` runs the Python file next to the weights; read it first.",)
     return model_card.CardContent(
-        name=name,
+        name=target.job.name,
         title=_title(model),
         library=target.name if spec.model_class or spec.library else "dcdctl",
         task=None if model.kind == "fusion" else target.task,
         tags=target.tags,
-        usage=target.usage(model, name, folder),
-        requirements=tuple(target.requirements(spec)),
+        usage=target.usage(),
+        requirements=tuple(target.requirements()),
         checked=f"Compared with the trained model when it was exported, on {samples.source}: "
         f"{check.checks_in_words(checks)}.",
-        license=job.license,
+        license=target.job.license,
         notes=notes,
     )
 
@@ -178,16 +158,3 @@ def _title(model: Model) -> str:
         "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
         f"they match. {inputs}"
     )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, renamed to `out` when the block succeeds and removed when it fails.
-
-    StaleError while another export writes it. Folders that killed exports left behind are removed.
-    """
-    out = out.resolve()
-    with locks.lock(out):
-        files.remove_partials(out.parent, out.name)
-        with files.atomic_folder(out) as partial:
-            yield partial

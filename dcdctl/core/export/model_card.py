@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from dcdctl.core import templates
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation
-from dcdctl.core.export import lineage
 from dcdctl.core.export.history import RunHistory, option_values, public
+from dcdctl.core.export.lineage import lineage_of
 from dcdctl.core.report import MissingPart, teachers_of
 from dcdctl.core.training import command_of
 
@@ -52,7 +52,8 @@ def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]
         missing.append(MissingPart("recall", _eval_command(history)))
     if history.times is None:
         missing.append(MissingPart("speed", _bench_command(history)))
-    missing += lineage.missing_gains(history)
+    if (gains := lineage_of(history)) is not None:
+        missing += gains["missing"]
     if license is None:
         missing.append(MissingPart("license of the weights", "dcdctl export --license ID"))
     return missing
@@ -74,8 +75,9 @@ def write(folder: Path, content: CardContent, history: RunHistory) -> None:
 
 
 def _header(content: CardContent, history: RunHistory) -> ModelCardData:
-    parts = [history.recipe.get(f"model.{part}") or "" for part in ("start", "vision", "text")]
-    pretrained = [repo for part in parts if (repo := _hub_repo(part))]
+    refs = [history.recipe.get(f"model.{part}") or "" for part in ("start", "vision", "text")]
+    # The Hub links ids without a revision; a folder of the same form is no model there.
+    pretrained = [match[1] for ref in refs if (match := _HUB_ID.fullmatch(ref)) and not Path(ref).exists()]
     return ModelCardData(
         model_name=content.name,
         library_name=content.library,
@@ -119,7 +121,7 @@ def _body(content: CardContent, history: RunHistory) -> str:
         content=content,
         requirements=" ".join(map(shlex.quote, content.requirements)),
         recall=_recall(history),
-        lineage=lineage.lineage_of(history),
+        lineage=lineage_of(history),
         eval_command=_eval_command(history),
         speed=times,
         teacher_model=None if times is None else public(times.teacher_model),
@@ -211,9 +213,3 @@ def _training_data(history: RunHistory) -> str:
 
 def _toml(value: Any) -> str:
     return json.dumps(public(value) if isinstance(value, str) else value)
-
-
-def _hub_repo(ref: str) -> str | None:
-    """OWNER/NAME of a Hub id, without its revision; None for any other reference."""
-    match = _HUB_ID.fullmatch(ref)
-    return None if match is None or Path(ref).exists() else match[1]

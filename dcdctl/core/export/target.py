@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.export.check import Check, Samples, SampleVectors, compare_vectors, vectors_of
-from dcdctl.core.models import DualEncoder, ExportSpec, Model
+from dcdctl.core.models import ExportSpec, Model
 
 Task = Literal["feature-extraction", "sentence-similarity"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """An export as the user requested it."""
+
+    ref: str
+    out: Path
+    to: str
+    data: Path | None = None
+    """Corpus for the check of the export; None: that of the run's evaluation, or the built-in scenes."""
+    with_int8: bool = True
+    """For ONNX: also write towers with int8 weights."""
+    license: str | None = None
+    """License of the weights, by its name on the Hub: apache-2.0."""
+    push_to: str | None = None
+    """The repository to push to, OWNER/NAME."""
+    private: bool = False
+    """Whether a new repository is visible to its owner only."""
+    model_sets: tuple[str, ...] = ()
+    evaluations: tuple[Path, ...] = ()
+    """Folders of `dcdctl eval --out` for the model card: of the start, or of this model on other corpora."""
+
+    @property
+    def name(self) -> str:
+        """Where others find the export: its repository on the Hub, or its folder."""
+        return self.push_to or self.out.resolve().name
+
+
 class Target(ABC):
-    """A value of `--to`: which models it holds, how its folder is written, checked and used."""
+    """A value of `--to`: which models it holds, how its folder is written, checked and used. An object is one
+    export."""
 
     name: ClassVar[str]
     tags: ClassVar[tuple[str, ...]] = ()
@@ -24,52 +53,62 @@ class Target(ABC):
     no_fusion: ClassVar[str] = ""
     """Why a fusion model cannot be exported; empty if it can."""
 
+    def __init__(self, job: ExportJob, model: Model, folder: Path) -> None:
+        """`folder` is where the files are now: they get the name of `job.out` after their check."""
+        # Any, because what a method needs depends on the kind, which `check` has seen before.
+        self.model: Any = model
+        self.job, self.folder, self.spec = job, folder, model.export_spec()
+
+    @classmethod
     @abstractmethod
-    def require(self) -> None:
+    def require(cls) -> None:
         """MissingError if a package is missing that writes or reads the folder."""
 
-    def check(self, model: Model, ref: str) -> None:
+    def check(self) -> None:
         """ModelError, with the target that fits, for a model that this one cannot hold."""
-        spec = model.export_spec()
+        ref, spec = self.job.ref, self.spec
         if self.name in spec.refusals:
             message = f"{ref} is a model of {spec.library}, and cannot be exported to {self.name}"
             raise ModelError(f"{message}: {spec.refusals[self.name]}", hint=f"export it with --to {spec.library}")
-        if model.kind == "fusion" and self.no_fusion:
+        if self.model.kind == "fusion" and self.no_fusion:
             raise ModelError(
                 f"{ref} is a fusion model, which {self.no_fusion}",
                 hint="export it with --to transformers, or a dual student to this format",
             )
 
     @abstractmethod
-    def write(self, model: Any, folder: Path, *, with_int8: bool) -> None:
-        """Write a model that `check` accepts into a new folder; only ONNX has int8 weights."""
+    def write(self) -> None:
+        """Write a model that `check` accepts into the folder, which is new."""
 
     @abstractmethod
-    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
-        """The vectors of samples by the library alone, from a folder of `write`."""
+    def embed(self, samples: Samples) -> SampleVectors:
+        """The vectors of samples by the library alone, from the folder of a dual encoder."""
 
-    def compare(self, model: Any, folder: Path, samples: Samples) -> tuple[Check, ...]:
+    def compare(self, samples: Samples) -> tuple[Check, ...]:
         """How close the library's results from the folder are to the model's; ModelError if they are not close
         enough."""
-        exported, original = self.embed(model, folder, samples), vectors_of(model, samples)
+        exported, original = self.embed(samples), vectors_of(self.model, samples)
         return (compare_vectors("fp32", exported, original, hint="nothing was written"),)
 
     @abstractmethod
-    def usage(self, model: Model, name: str, folder: str) -> str:
-        """The Python code that loads the export and scores a caption with an image, for the model card.
-
-        `name` is its folder, or its repository on the Hub; `folder` are the lines that set the variable of that name to
-        a local folder.
-        """
+    def usage(self) -> str:
+        """The Python code that loads the export and scores a caption with an image, for the model card."""
 
     @abstractmethod
-    def requirements(self, spec: ExportSpec) -> list[str]:
+    def requirements(self) -> list[str]:
         """The packages that the code needs, by their names for pip."""
 
+    @property
+    def folder_code(self) -> str:
+        """For `usage`: the lines that set the variable `folder` to a local folder with the export."""
+        if self.job.push_to is None:
+            return f'folder = "{self.job.name}"'
+        return f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{self.job.name}")'
 
-def trust(spec: ExportSpec) -> str:
-    """The argument that runs the code of the folder, for the calls of `usage`."""
-    return ", trust_remote_code=True" if spec.code else ""
+    @property
+    def trust_code(self) -> str:
+        """For `usage`: the argument that runs the code of the folder, if it has any."""
+        return ", trust_remote_code=True" if self.spec.code else ""
 
 
 def with_timm(packages: list[str], spec: ExportSpec) -> list[str]:

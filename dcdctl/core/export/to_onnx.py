@@ -31,7 +31,7 @@ from dcdctl.core.export.check import (
     vectors_of,
 )
 from dcdctl.core.export.target import Target, with_timm
-from dcdctl.core.models import DualEncoder, ExportSpec, Model, Towers, silence_transformers
+from dcdctl.core.models import ExportSpec, Towers, silence_transformers
 
 INT8 = "int8"
 HINTS = {"fp32": "this model cannot be served by ONNX Runtime", INT8: "export it with --no-int8"}
@@ -101,29 +101,29 @@ class Onnx(Target):
     tags = ("onnx",)
     no_fusion = "does not export to ONNX: its shapes depend on the data"
 
-    def require(self) -> None:
+    @classmethod
+    def require(cls) -> None:
         models.require_onnx()
 
-    def write(self, model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
-        towers = models.export_onnx(model, folder)
-        if with_int8:
-            models.quantize_dynamic(towers, folder / INT8)
-        model.preprocess.self_contained().save(folder)
-        if (spec := model.export_spec()).timm_config is not None:
-            to_transformers.write_timm_processor(spec, folder)
+    def write(self) -> None:
+        towers = models.export_onnx(self.model, self.folder)
+        if self.job.with_int8:
+            models.quantize_dynamic(towers, self.folder / INT8)
+        self.model.preprocess.self_contained().save(self.folder)
+        if self.spec.timm_config is not None:
+            to_transformers.write_timm_processor(self.spec, self.folder)
 
-    def embed(self, model: DualEncoder, folder: Path, samples: Samples, precision: str = "fp32") -> SampleVectors:
+    def embed(self, samples: Samples, precision: str = "fp32") -> SampleVectors:
         """By ONNX Runtime and the preprocessing of transformers or open_clip alone."""
         import onnxruntime
 
-        towers = Towers.of(folder / INT8 if precision == INT8 else folder)
+        towers = Towers.of(self.folder / INT8 if precision == INT8 else self.folder)
         image_tower, text_tower = (
             onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"])
             for tower in (towers.image, towers.text)
         )
-        spec = model.export_spec()
         prepare_images, prepare_texts = (
-            to_open_clip.preprocessing(folder) if spec.library else _preprocessing(folder, spec)
+            to_open_clip.preprocessing(self.folder) if self.spec.library else _preprocessing(self.folder, self.spec)
         )
         return embed_in_two_batches(
             samples,
@@ -131,21 +131,21 @@ class Onnx(Target):
             lambda captions: _run(text_tower, prepare_texts(captions)),
         )
 
-    def compare(self, model: DualEncoder, folder: Path, samples: Samples) -> tuple[Check, ...]:
-        original = vectors_of(model, samples)
+    def compare(self, samples: Samples) -> tuple[Check, ...]:
+        original = vectors_of(self.model, samples)
         return tuple(
-            compare_vectors(precision, self.embed(model, folder, samples, precision), original, hint=hint)
+            compare_vectors(precision, self.embed(samples, precision), original, hint=hint)
             for precision, hint in HINTS.items()
-            if precision != INT8 or (folder / INT8).is_dir()
+            if precision != INT8 or self.job.with_int8
         )
 
-    def usage(self, model: Model, name: str, folder: str) -> str:
-        return _USAGE.format(folder=folder, **_preprocessing_code(model.export_spec()))
+    def usage(self) -> str:
+        return _USAGE.format(folder=self.folder_code, **_preprocessing_code(self.spec))
 
-    def requirements(self, spec: ExportSpec) -> list[str]:
-        if spec.library:
+    def requirements(self) -> list[str]:
+        if self.spec.library:
             return ["onnxruntime", to_open_clip.PACKAGE, "pillow"]
-        return with_timm(["onnxruntime", "transformers>=5"], spec)
+        return with_timm(["onnxruntime", "transformers>=5"], self.spec)
 
 
 def _preprocessing_code(spec: ExportSpec) -> dict[str, str]:

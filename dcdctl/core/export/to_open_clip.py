@@ -12,7 +12,6 @@ from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.export.check import Samples, SampleVectors, embed_in_two_batches
 from dcdctl.core.export.target import Target
-from dcdctl.core.models import DualEncoder, ExportSpec, Model
 
 PACKAGE = "open_clip_torch>=3.3"
 _USAGE = """\
@@ -37,26 +36,27 @@ class OpenClip(Target):
 
     name = "open-clip"
 
-    def require(self) -> None:
-        require_extra(self.name, "open_clip", needed_by=f"--to {self.name}")
+    @classmethod
+    def require(cls) -> None:
+        require_extra(cls.name, "open_clip", needed_by=f"--to {cls.name}")
 
-    def check(self, model: Model, ref: str) -> None:
-        library = model.export_spec().library
+    def check(self) -> None:
+        library = self.spec.library
         if library != self.name:
             raise ModelError(
-                f"{ref} is no model of open_clip, which cannot read it",
+                f"{self.job.ref} is no model of open_clip, which cannot read it",
                 hint=f"export it with --to {library or 'transformers'}",
             )
 
-    def write(self, model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
-        models.save(model.export_copy(), folder)
+    def write(self) -> None:
+        models.save(self.model.export_copy(), self.folder)
 
-    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
+    def embed(self, samples: Samples) -> SampleVectors:
         import open_clip
 
         with models.quiet_open_clip():
-            network, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+            network, transform = open_clip.create_model_from_pretrained(f"local-dir:{self.folder}")
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{self.folder}")
         network.eval()
         with torch.no_grad():
             return embed_in_two_batches(
@@ -67,10 +67,10 @@ class OpenClip(Target):
                 lambda captions: network.encode_text(tokenizer(captions), normalize=True),
             )
 
-    def usage(self, model: Model, name: str, folder: str) -> str:
-        return _USAGE.format(folder=folder)
+    def usage(self) -> str:
+        return _USAGE.format(folder=self.folder_code)
 
-    def requirements(self, spec: ExportSpec) -> list[str]:
+    def requirements(self) -> list[str]:
         return [PACKAGE, "pillow"]
 
 
@@ -79,7 +79,7 @@ def preprocessing(
 ) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Callable[[Sequence[Any]], dict[str, Any]]]:
     """The inputs of an image and a text tower by open_clip alone, from the open_clip_config.json of a folder without a
     network."""
-    OpenClip().require()
+    OpenClip.require()
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 

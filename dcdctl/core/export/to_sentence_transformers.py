@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +19,8 @@ from dcdctl.core import files, models
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Samples, SampleVectors, embed_in_two_batches
-from dcdctl.core.export.target import Target, trust, with_timm
-from dcdctl.core.models import DualEncoder, ExportSpec, Model, silence_transformers
+from dcdctl.core.export.target import Target, with_timm
+from dcdctl.core.models import silence_transformers
 
 PACKAGE = "sentence_transformers"
 NORMALIZE = "1_Normalize"
@@ -54,19 +53,21 @@ class SentenceTransformers(Target):
     task = "sentence-similarity"
     no_fusion = "has no vectors"
 
-    def require(self) -> None:
-        require_extra(self.name, PACKAGE, needed_by=f"--to {self.name}")
+    @classmethod
+    def require(cls) -> None:
+        require_extra(cls.name, PACKAGE, needed_by=f"--to {cls.name}")
         # This package exists from version 5.4 on.
         if importlib.util.find_spec(f"{PACKAGE}.base") is None:
             raise MissingError(
-                "the sentence-transformers installed here is older than 5.4", hint=install_command(self.name)
+                "the sentence-transformers installed here is older than 5.4", hint=install_command(cls.name)
             )
 
-    def write(self, model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
-        if model.export_spec().library == self.name:
-            models.save(model.export_copy(), folder)
+    def write(self) -> None:
+        folder, spec = self.folder, self.spec
+        if spec.library == self.name:
+            models.save(self.model.export_copy(), folder)
             return
-        to_transformers.write(model, folder)
+        to_transformers.write(self.model, folder)
         files.write_json(folder / "modules.json", MODULES)
         table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
         files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
@@ -77,27 +78,27 @@ class SentenceTransformers(Target):
         }
         # torchvision, if it is installed, would resize images differently than Pillow.
         module |= {"processor_kwargs": {"backend": "pil"}}
-        if (spec := model.export_spec()).padded_length is not None:
+        if spec.padded_length is not None:
             # The library pads captions to the longest of a batch, and hands a mask on where a tokenizer gives one.
             module |= {"processing_kwargs": {"text": {**spec.text_options, "return_attention_mask": False}}}
         files.write_json(folder / models.MODULE_CONFIG_FILE, module)
         files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
         models.seal_again(folder)
 
-    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
+    def embed(self, samples: Samples) -> SampleVectors:
         from sentence_transformers import SentenceTransformer
 
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         with silence_transformers():
-            encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=bool(model.export_spec().code))
+            encoder = SentenceTransformer(str(self.folder), device="cpu", trust_remote_code=bool(self.spec.code))
 
         def encode(inputs: list[Any]) -> Tensor:
             return encoder.encode(inputs, show_progress_bar=False, convert_to_tensor=True)
 
         return embed_in_two_batches(samples, encode, encode)
 
-    def usage(self, model: Model, name: str, folder: str) -> str:
-        return _USAGE.format(name=name, trust=trust(model.export_spec()))
+    def usage(self) -> str:
+        return _USAGE.format(name=self.job.name, trust=self.trust_code)
 
-    def requirements(self, spec: ExportSpec) -> list[str]:
-        return with_timm(["sentence-transformers>=5.4"], spec)
+    def requirements(self) -> list[str]:
+        return with_timm(["sentence-transformers>=5.4"], self.spec)

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor
 
 from dcdctl.core import files, models
 from dcdctl.core.export.check import Check, Samples, SampleVectors, compare_logits, embed_in_two_batches
-from dcdctl.core.export.target import Target, trust, with_timm
-from dcdctl.core.models import DualEncoder, ExportSpec, FusionScorer, Model, Preprocessor, silence_transformers
+from dcdctl.core.export.target import Target, with_timm
+from dcdctl.core.models import ExportSpec, FusionScorer, Model, silence_transformers
 
 PROCESSOR_CODE = "image_processing_encoder_dual"
 _ASSETS = files.packaged("assets")
@@ -108,22 +108,17 @@ class Transformers(Target):
 
     name = "transformers"
 
-    def require(self) -> None:
+    @classmethod
+    def require(cls) -> None:
         """Nothing: transformers is installed with dcdctl."""
 
-    def write(self, model: Model, folder: Path, *, with_int8: bool) -> None:
-        write(model, folder)
-        models.seal_again(folder)
+    def write(self) -> None:
+        write(self.model, self.folder)
+        models.seal_again(self.folder)
 
-    def embed(self, model: DualEncoder, folder: Path, samples: Samples) -> SampleVectors:
-        spec = model.export_spec()
-        with silence_transformers():
-            if spec.code:
-                network = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-                processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
-            else:
-                network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
-                processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
+    def embed(self, samples: Samples) -> SampleVectors:
+        spec = self.spec
+        network, processor = _read(spec, self.folder)
 
         def embed_images(images: list[Image.Image]) -> Tensor:
             return network.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
@@ -136,28 +131,32 @@ class Transformers(Target):
         with torch.no_grad():
             return embed_in_two_batches(samples, embed_images, embed_texts)
 
-    def compare(self, model: Model, folder: Path, samples: Samples) -> tuple[Check, ...]:
-        if model.kind == "dual":
-            return super().compare(model, folder, samples)
-        exported, original = score(folder, model, samples), scores_of(model, samples)
+    def compare(self, samples: Samples) -> tuple[Check, ...]:
+        if self.model.kind == "dual":
+            return super().compare(samples)
+        exported, original = score(self.folder, self.model, samples), scores_of(self.model, samples)
         return (compare_logits(exported, original, hint="nothing was written"),)
 
-    def usage(self, model: Model, name: str, folder: str) -> str:
-        spec = model.export_spec()
-        classes = {"model_class": spec.model_class, "processor_class": spec.processor_class}
-        if model.kind == "fusion":
+    def usage(self) -> str:
+        spec, name = self.spec, self.job.name
+        model_class, processor_class = _classes(spec)
+        classes = {"model_class": model_class, "processor_class": processor_class}
+        if self.model.kind == "fusion":
+            options = "".join(f", {name}={value}" for name, value in spec.options.items())
+            logit = f"return model(**batch{options}).{spec.output}.squeeze(-1)"
+            if spec.is_two_rows:
+                logit = f"no_match, match = model(**batch{options}).{spec.output}.unbind(dim=1)"
+                logit += "\n        return match - no_match"
             template = _CROSS_ENCODER if spec.model_class else _FUSION
-            return template.format(name=name, folder=folder, logit=_logit(spec), **classes)
-        if spec.code:
-            classes = {"model_class": "AutoModel", "processor_class": "AutoProcessor"}
+            return template.format(name=name, folder=self.folder_code, logit=logit, **classes)
         tokens, arguments = _MASKED, "input_ids=ids, attention_mask=mask"
         if spec.padded_length is not None:
             tokens, arguments = _PADDED.format(length=spec.padded_length), 'input_ids=tokens["input_ids"]'
-        return _TRANSFORMERS.format(name=name, tokens=tokens, arguments=arguments, trust=trust(spec), **classes)
+        return _TRANSFORMERS.format(name=name, tokens=tokens, arguments=arguments, trust=self.trust_code, **classes)
 
-    def requirements(self, spec: ExportSpec) -> list[str]:
+    def requirements(self) -> list[str]:
         # No class of transformers reads a co-attention scorer.
-        return with_timm(["transformers>=5", "torch"], spec) if spec.model_class else ["dcdctl"]
+        return with_timm(["transformers>=5", "torch"], self.spec) if self.spec.model_class else ["dcdctl"]
 
 
 def write(model: Model, folder: Path) -> None:
@@ -166,22 +165,33 @@ def write(model: Model, folder: Path) -> None:
     models.save(exported, folder)
     if spec.code:
         _add_code(spec, folder)
-    if spec.model_class:
-        _write_processor(spec, exported.preprocess, folder)
-
-
-def _write_processor(spec: ExportSpec, preprocess: Preprocessor, folder: Path) -> None:
-    """The files of AutoProcessor, besides those of tokenizer and image processor."""
+    # The files of AutoProcessor, besides those of tokenizer and image processor.
     if spec.timm_config is not None:
         write_timm_processor(spec, folder)
         files.write_json(folder / "processor_config.json", {"processor_class": spec.processor_class})
-        return
+    elif spec.model_class:
+        images, tokenizer = exported.preprocess.image_processor, exported.preprocess.tokenizer
+        with silence_transformers():
+            getattr(transformers, spec.processor_class)(images, tokenizer).save_pretrained(folder)
+            # AutoImageProcessor looks for its file here.
+            images.save_pretrained(folder)
+
+
+def _classes(spec: ExportSpec) -> tuple[str, str]:
+    """The names of the classes of transformers that read the network and its processor."""
+    # The automatic classes alone run the code of a folder.
+    return ("AutoModel", "AutoProcessor") if spec.code else (spec.model_class, spec.processor_class)
+
+
+def _read(spec: ExportSpec, folder: Path) -> tuple[Any, Any]:
+    """The network and the processor of a folder, by transformers alone."""
+    network, processor = (getattr(transformers, name) for name in _classes(spec))
+    options = {"trust_remote_code": True} if spec.code else {}
     with silence_transformers():
-        getattr(transformers, spec.processor_class)(preprocess.image_processor, preprocess.tokenizer).save_pretrained(
-            folder
+        return (
+            network.from_pretrained(folder, **options).eval(),
+            processor.from_pretrained(folder, backend="pil", **options),
         )
-        # AutoImageProcessor looks for its file here.
-        preprocess.image_processor.save_pretrained(folder)
 
 
 def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:
@@ -189,9 +199,7 @@ def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:
     spec = model.export_spec()
     if not spec.model_class:
         return scores_of(models.load_fusion(folder), samples)
-    with silence_transformers():
-        network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
-        processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
+    network, processor = _read(spec, folder)
     batch = processor(images=samples.images, text=samples.captions, padding=True, truncation=True, return_tensors="pt")
     # ViLT in transformers draws the order of its patches from the global random state.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -229,11 +237,3 @@ def write_timm_processor(spec: ExportSpec, folder: Path) -> None:
         "pretrained_cfg": spec.timm_config.pretrained_cfg,
     }
     files.write_json(folder / "preprocessor_config.json", table)
-
-
-def _logit(spec: ExportSpec) -> str:
-    """The statements that return the logits of a batch."""
-    output = f"model(**batch{''.join(f', {name}={value}' for name, value in spec.options.items())}).{spec.output}"
-    if not spec.is_two_rows:
-        return f"return {output}.squeeze(-1)"
-    return f"no_match, match = {output}.unbind(dim=1)\n        return match - no_match"
