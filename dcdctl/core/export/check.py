@@ -49,6 +49,7 @@ def embed_in_two_batches(
 
     A vector that depends on the other captions of its batch, by their padding, differs from that of the original model.
     """
+    # Two batches show a dependence that a single batch, with the same padding for all, would hide.
     first, rest = slice(0, 1), slice(1, None)
     images = [embed_images(samples.images[part]) for part in (first, rest) if samples.images[part]]
     texts = [embed_texts(samples.captions[part]) for part in (first, rest) if samples.captions[part]]
@@ -94,6 +95,7 @@ def vectors_of(model: DualEncoder, samples: Samples) -> SampleVectors:
     with torch.no_grad():
         images = model.embed_images(model.preprocess.images(samples.images).to(device))
         texts = model.embed_texts(model.preprocess.texts(samples.captions).to(device))
+    # The model may be on a GPU; the libraries read the export on the CPU.
     return SampleVectors(images.cpu(), texts.cpu())
 
 

@@ -29,6 +29,7 @@ TARGETS: dict[str, type[Target]] = {
     target.name: target for target in (Transformers, SentenceTransformers, OpenClip, Onnx)
 }
 """The values of `--to`."""
+# The form only: the Hub's list of names grows, and reading it would need a connection.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -133,7 +134,9 @@ def _card_content(target: Target, checks: tuple[Check, ...], samples: Samples) -
     return model_card.CardContent(
         name=target.job.name,
         title=_title(model),
+        # No library of the Hub reads a co-attention scorer.
         library=target.name if spec.model_class or spec.library else "dcdctl",
+        # No pipeline of the Hub scores pairs of an image and a text.
         task=None if model.kind == "fusion" else target.task,
         tags=target.tags,
         usage=target.usage(),

@@ -49,6 +49,7 @@ class RunHistory:
     def start(self) -> str | None:
         """The reference of the dual encoder that it started from; None for a model without one."""
         start = self.recipe.get("model.start", "new")
+        # `teacher` copies a fusion scorer, which has no recalls of a dual encoder to compare with.
         return None if start in ("new", "teacher") else str(start)
 
     def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[CorpusDocument, str] | None:
@@ -58,10 +59,12 @@ class RunHistory:
             document = read_corpus_json(folder)
             try:
                 whole = Corpus.open(folder, split)
+            # A corpus that was moved or changed is as good as none: the card then gives its fingerprint.
             except DcdError:
                 continue
             if whole.fingerprint == fingerprint:
                 return document, document.name
+            # A run or an evaluation with a maximum number of images has the fingerprint of these alone.
             if (
                 num_images is not None
                 and num_images < whole.num_images
@@ -100,6 +103,7 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
             f"--evaluation is for a run that started from a dual encoder, and {ref} is none", hint="leave it out"
         )
     others = [_read_evaluation(path, history) for path in evaluations]
+    # The user's folder first; the folders that files name may be gone, or of another machine.
     named = [
         data,
         *(Path(each.data) for each in (result, *others) if each is not None and each.data),
@@ -117,8 +121,10 @@ def _read_evaluation(path: Path, history: RunHistory) -> Evaluation:
         )
     known = [history.ref] + ([] if history.start is None else [history.start])
     if not any(is_same_model(summary.model, ref) for ref in known):
-        found = f"--evaluation {path} is of {summary.model}, expected an evaluation of {' or '.join(known)}"
-        raise ConfigError(found, hint="leave it out")
+        raise ConfigError(
+            f"--evaluation {path} is of {summary.model}, expected an evaluation of {' or '.join(known)}",
+            hint="leave it out",
+        )
     return summary
 
 
@@ -138,6 +144,7 @@ def public(word: str) -> str:
     >>> public("/home/me/runs/dual"), public("model.vision=/data/vision"), public("data/scenes"), public("kl=0.5")
     ('dual', 'model.vision=vision', 'data/scenes', 'kl=0.5')
     """
+    # Relative folders stay: they say nothing of the machine, and the command needs them.
     return re.sub(r"(^|=)[/~](?:[^/]*/)*(?=[^/])", r"\1", word)
 
 

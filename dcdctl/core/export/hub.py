@@ -18,6 +18,8 @@ def check(repo: str) -> None:
     """Check a push before anything is computed: ConfigError for an invalid name, MissingError without a token."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
+
+    # The Hub's own rule, which has no public name.
     from huggingface_hub.utils._validators import validate_repo_id
 
     try:
@@ -44,6 +46,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = False, track: Track 
     again = f"the export is in {folder}: `hf upload {repo} {folder} .` pushes it"
     with data.hub_connection(lambda error: _explain(repo, error, again)) as endpoint:
         api = HfApi(endpoint=endpoint)
+        # A model may be exported again, with more evaluations on its card.
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo).private:
             raise SourceError(
@@ -52,6 +55,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = False, track: Track 
             )
         with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, _without_bars():
             commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
+            # At once: huggingface_hub reports its progress to its own bars only.
             advance(num_bytes)
     return str(commit.commit_url)
 

@@ -120,6 +120,7 @@ def _validation_table(history: RunHistory) -> list[dict[str, Any]]:
         )
     split, most = recipe["validation.split"], recipe["validation.max_images"]
     corpus = history.corpus_name(split, history.facts["inputs"]["validation"], most)
+    # The training validates before it averages, so these are not the recalls of the exported weights.
     before = ", before they were averaged with the start's" if recipe["model.average_with_start"] else ""
     measured_on = f"On {corpus}, split {split}, by the training's own validation, with the weights {when}{before}"
     return [{"measured_on": measured_on, "rows": _rows(start, kept, "trained weights")}]

@@ -70,7 +70,9 @@ def _bench_command(history: RunHistory) -> str:
 def write(folder: Path, content: CardContent, history: RunHistory) -> None:
     """Write README.md; ValueError if the Hub's reader refuses it."""
     text = f"---\n{_header(content, history).to_yaml()}\n---\n\n{_body(content, history)}"
+    # The same bytes on every system: Windows would write other line breaks.
     (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    # Read back by the Hub's own reader, so that a wrong header is an error here.
     ModelCard.load(folder / "README.md")
 
 
@@ -212,4 +214,5 @@ def _training_data(history: RunHistory) -> str:
 
 
 def _toml(value: Any) -> str:
+    # Strings, numbers, booleans and lists are written alike in TOML and JSON.
     return json.dumps(public(value) if isinstance(value, str) else value)

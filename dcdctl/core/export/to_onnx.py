@@ -119,6 +119,7 @@ class Onnx(Target):
 
         towers = Towers.of(self.folder / INT8 if precision == INT8 else self.folder)
         image_tower, text_tower = (
+            # The only provider that every build of ONNX Runtime has.
             onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"])
             for tower in (towers.image, towers.text)
         )
@@ -155,6 +156,7 @@ def _preprocessing_code(spec: ExportSpec) -> dict[str, str]:
         f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in spec.text_options.items()
     )
     values = {
+        # The image transform of timm is a Python file in the folder, and returns torch tensors only.
         "trust": ", trust_remote_code=True" if has_timm else "",
         "tensors": "pt" if has_timm else "np",
         "options": options,

@@ -57,6 +57,7 @@ class OpenClip(Target):
         with models.quiet_open_clip():
             network, transform = open_clip.create_model_from_pretrained(f"local-dir:{self.folder}")
             tokenizer = open_clip.get_tokenizer(f"local-dir:{self.folder}")
+        # open_clip returns a network in training mode.
         network.eval()
         with torch.no_grad():
             return embed_in_two_batches(

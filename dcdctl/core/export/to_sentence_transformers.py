@@ -69,6 +69,7 @@ class SentenceTransformers(Target):
             return
         to_transformers.write(self.model, folder)
         files.write_json(folder / "modules.json", MODULES)
+        # Unit vectors, so that `similarity` gives the scores that the model was trained with.
         table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
         files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
         module = {

@@ -224,11 +224,13 @@ def _add_code(spec: ExportSpec, folder: Path) -> None:
     table = files.read_json(path)
     config_class = f"{spec.model_class.removesuffix('Model')}Config"
     classes = {"AutoConfig": f"{spec.code}.{config_class}", "AutoModel": f"{spec.code}.{spec.model_class}"}
+    # transformers loads weights in the dtype that config.json names.
     files.write_json(path, {**table, "architectures": [spec.model_class], "auto_map": classes, "dtype": "float32"})
 
 
 def write_timm_processor(spec: ExportSpec, folder: Path) -> None:
     """The image transform of timm as code, and its settings."""
+    # transformers has no image processor with the crops and resizing of timm.
     shutil.copyfile(_ASSETS / f"{PROCESSOR_CODE}.py", folder / f"{PROCESSOR_CODE}.py")
     table = {
         "image_processor_type": "TimmImageProcessor",
