@@ -26,7 +26,7 @@ from dcdctl.core.serve import ServiceConfig, connections, logs
 from dcdctl.core.serve import app as serve_app
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.metrics import Metrics
-from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware
+from dcdctl.core.serve.middleware import LimitsMiddleware
 
 HASTY_S = 0.2
 PATIENT = ServiceConfig(max_header_s=TIMEOUT_S, max_idle_s=TIMEOUT_S, max_send_s=TIMEOUT_S, max_upload_s=TIMEOUT_S)
@@ -216,7 +216,7 @@ def large_answer(searcher: IndexSearcher, config: ServiceConfig, num_bytes: int)
         )
         await send({"type": "http.response.body", "body": bytes(num_bytes)})
 
-    return LimitsMiddleware(answer, config, Metrics(lambda: searcher.index), Lifecycle())
+    return LimitsMiddleware(answer, config, Metrics(lambda: searcher.index), threading.Event())
 
 
 @pytest.mark.parametrize("num_requests", [1, 3])

@@ -26,6 +26,7 @@ from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import Changes, IndexSearcher, SearchAnswer
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
+from dcdctl.core.serve.workers import WaitingText
 
 MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000
 CONFIG = ServiceConfig(
@@ -159,7 +160,9 @@ def test_texts_that_are_searched_in_other_ways_are_not_answered_together(worded)
     ]
 
     async def answers() -> list[SearchAnswer]:
-        return await asyncio.gather(*(service.texts.answer(text, k, hybrid=hybrid) for text, k, hybrid in wanted))
+        return await asyncio.gather(
+            *(service.texts.answer(WaitingText(text, k, None, hybrid)) for text, k, hybrid in wanted)
+        )
 
     for (text, k, hybrid), answer in zip(wanted, asyncio.run(answers()), strict=True):
         assert answer.hits == worded.by_text(text, k, hybrid=hybrid).hits

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response, UploadFile
@@ -25,7 +26,7 @@ from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.facets import ColumnResponse, columns_of
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
-from dcdctl.core.serve.middleware import KeyMiddleware, Lifecycle, LimitsMiddleware, refusal
+from dcdctl.core.serve.middleware import KeyMiddleware, LimitsMiddleware, refusal
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, WaitingText, Workers
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -73,13 +74,6 @@ class HealthResponse:
 
 
 @dataclass(frozen=True)
-class LiveResponse:
-    """What a process answers as long as it runs."""
-
-    status: str
-
-
-@dataclass(frozen=True)
 class ErrorResponse:
     """The body of every response that is not a success."""
 
@@ -103,7 +97,8 @@ class ServiceState:
     searching: Workers
     reading: Workers
     texts: TextBatcher
-    lifecycle: Lifecycle
+    ending: Event
+    """Set while it answers its last requests."""
 
     @staticmethod
     def of(searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> ServiceState:
@@ -112,7 +107,7 @@ class ServiceState:
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
         reading = Workers("image", config.image_workers, config.max_waiting_images, config.max_wait_s, metrics)
         return ServiceState(
-            live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Lifecycle()
+            live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Event()
         )
 
 
@@ -164,7 +159,7 @@ def build(
         hosts = [*LOOPBACK_NAMES, *config.allowed_hosts]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics, service.lifecycle)
+    return LimitsMiddleware(app, config, service.metrics, service.ending)
 
 
 def _search_routes(service: ServiceState) -> APIRouter:
@@ -187,7 +182,7 @@ def _search_routes(service: ServiceState) -> APIRouter:
         if hybrid:
             _check_words(service, text)
         if text is not None and row is None:
-            answer = await service.texts.answer(text, k, _condition(service, where), hybrid=hybrid)
+            answer = await service.texts.answer(WaitingText(text, k, _condition(service, where), hybrid))
             return await _response(service, answer, is_text=True)
         if row is None or text is not None:
             raise InputError(
@@ -341,15 +336,15 @@ def _state_routes(service: ServiceState) -> APIRouter:
         responses={503: {"model": HealthResponse, "description": "The service is about to end."}},
     )
     async def health(response: Response) -> HealthResponse:
-        searcher, is_ending = service.searcher.now(), service.lifecycle.is_ending
+        searcher, is_ending = service.searcher.now(), service.ending.is_set()
         index, reranker = searcher.index, searcher.reranker
         response.status_code = 503 if is_ending else 200
         status, second = "stopping" if is_ending else "ok", reranker.ref if reranker else None
         return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
 
     @router.get("/live", summary="Whether the service answers at all.")
-    async def live() -> LiveResponse:
-        return LiveResponse("alive")
+    async def live() -> dict[str, str]:
+        return {"status": "alive"}
 
     @router.get(
         "/metrics",
@@ -367,34 +362,22 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
     """Answer every error with one line of JSON. Bugs, and errors that name files of this machine, are logged to stderr
     only."""
 
-    def respond(status: int, error: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse({"error": error}, status_code=status, headers=headers)
+    async def respond(_: Request, error: Exception) -> Response:
+        status, message, headers = 422, str(error), None
+        match error:
+            case BusyError():
+                return refusal(message, service.config, service.metrics)
+            case RequestValidationError():
+                message = in_words(error.errors())
+            case HTTPException():
+                status, message, headers = error.status_code, error.detail, error.headers
+            case InputError() | ConfigError() | ImageError():
+                pass
+            case _:
+                logging.getLogger("dcdctl").error("a request failed: %s", error)
+                status, message = 500, "the search failed; the service's log says why"
+        return JSONResponse({"error": message}, status_code=status, headers=headers)
 
-    async def invalid(_: Request, error: Any) -> Response:
-        return respond(422, in_words(error.errors()))
-
-    async def http(_: Request, error: Any) -> Response:
-        return respond(error.status_code, error.detail, error.headers)
-
-    async def bad_request(_: Request, error: Exception) -> Response:
-        return respond(422, str(error))
-
-    async def busy(_: Request, error: Exception) -> Response:
-        return refusal(str(error), service.config, service.metrics)
-
-    async def failed(_: Request, error: Exception) -> Response:
-        logging.getLogger("dcdctl").error("a request failed: %s", error)
-        return respond(500, "the search failed; the service's log says why")
-
-    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-        RequestValidationError: invalid,
-        HTTPException: http,
-        InputError: bad_request,
-        ConfigError: bad_request,
-        ImageError: bad_request,
-        BusyError: busy,
-        DcdError: failed,
-        Exception: failed,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    # FastAPI has handlers of its own for the first two.
+    for kind in (RequestValidationError, HTTPException, BusyError, DcdError, ImageError, Exception):
+        app.add_exception_handler(kind, respond)

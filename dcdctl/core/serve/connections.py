@@ -81,44 +81,43 @@ class ConnectionPool:
 
     def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
-        self._connections: dict[Activity, dict[Connection, None]] = {activity: {} for activity in Activity}
+        self._activities: dict[Connection, Activity] = {}
+        """What each connection does, the longest unchanged first."""
 
     def set(self, connection: Connection, activity: Activity) -> None:
         """Note what a connection does now. A connection that starts something else becomes the youngest of those that
         do the same."""
-        if connection not in self._connections[activity]:
-            self._forget(connection)
-            self._connections[activity][connection] = None
-            self.metrics.connections.set(len(self))
+        if self._activities.get(connection) is not activity:
+            self._activities.pop(connection, None)
+            self._activities[connection] = activity
+            self.metrics.connections.set(len(self._activities))
 
     def add(self, connection: Connection) -> None:
         """Add a new connection. If there are too many, the one that has waited longest is closed, which may be the new
         one."""
         self.set(connection, Activity.WAITING)
-        if len(self) > self.config.max_connections:
-            by_age = [one for activity in (Activity.WAITING, Activity.SENDING) for one in self._connections[activity]]
+        if len(self._activities) > self.config.max_connections:
+            by_age = [
+                one
+                for activity in (Activity.WAITING, Activity.SENDING)
+                for one, current in self._activities.items()
+                if current is activity
+            ]
             # The new connection comes last: its request may be on its way, and may be answered in no time.
             victim = next((one for one in by_age if one is not connection), connection)
             victim.drop("too many connections")
 
     def remove(self, connection: Connection) -> None:
         """Forget a closed connection."""
-        self._forget(connection)
-        self.metrics.connections.set(len(self))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._connections.values()))
-
-    def _forget(self, connection: Connection) -> None:
-        for connections in self._connections.values():
-            connections.pop(connection, None)
+        self._activities.pop(connection, None)
+        self.metrics.connections.set(len(self._activities))
 
 
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed when its request does not arrive, or its answer is not read, in time."""
 
     pool: ConnectionPool
-    """Set by `protocol_of`, because uvicorn makes the objects."""
+    """Set by a subclass for each service, because uvicorn makes the objects."""
     _awaited: str | None = None
     _request_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
@@ -176,8 +175,13 @@ class Connection(H11Protocol):
         """Note what the connection does, and start the deadline of what it waits for."""
         if self.transport.is_closing() and self._send_timer is None:
             return
-        self.pool.set(self, self._activity())
-        awaited = self._awaited_part()
+        activity = Activity.WAITING if self._send_timer is None else Activity.SENDING
+        self.pool.set(self, Activity.ANSWERING if self._is_answering() else activity)
+        # The part of a request that has yet to arrive; none while it is complete, or if none has begun after an answer.
+        awaited = "body" if self.conn.their_state is h11.SEND_BODY else None
+        # Between requests uvicorn's timer runs until the first byte arrives.
+        if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+            awaited = "headers"
         if awaited != self._awaited:
             self._awaited = awaited
             if self._request_timer is not None:
@@ -188,32 +192,10 @@ class Connection(H11Protocol):
                 self.loop.call_later(seconds[awaited], self.drop, "request too slow") if awaited else None
             )
 
-    def _activity(self) -> Activity:
-        if self._is_answering():
-            return Activity.ANSWERING
-        return Activity.SENDING if self._send_timer is not None else Activity.WAITING
-
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
-
-    def _awaited_part(self) -> str | None:
-        """The part of a request that has yet to arrive; None while the request is complete, or none has begun after an
-        answer."""
-        if self.conn.their_state is h11.SEND_BODY:
-            return "body"
-        # Between requests uvicorn's timer runs until the first byte arrives.
-        return "headers" if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None else None
 
     def _cancel_timers(self) -> None:
         for timer in (self._request_timer, self._send_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def protocol_of(config: ServiceConfig, metrics: Metrics) -> type[Connection]:
-    """The class of the connections of one service, for uvicorn."""
-
-    class PooledConnection(Connection):
-        pool = ConnectionPool(config, metrics)
-
-    return PooledConnection

@@ -47,19 +47,5 @@ class Job:
 
 
 RELOAD = "reload"
-"""The parent's message to a process: open the index and the models again. A process sends `Ready` or the error that
-ends it, and `Reloaded` after each reload."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A process answers requests."""
-
-    num_images: int
-
-
-@dataclass(frozen=True)
-class Reloaded:
-    """A process has opened them, or continues with those that it had because of an error."""
-
-    error: str | None
+"""The parent's message to a process: open the index and the models again. A process sends its number of images when it
+answers, or the `DcdError` that ends it; and after each reload whether it succeeded."""

@@ -47,12 +47,6 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def listen(listener: socket.socket, config: ServiceConfig) -> None:
-    """Let clients connect; InputError if the address is not available."""
-    with _bind_errors(config.host, config.port):
-        listener.listen(BACKLOG)
-
-
 def is_loopback(listener: socket.socket) -> bool:
     """Whether a socket can be reached from this machine only."""
     # A link-local IPv6 address ends with its interface: fe80::1%eth0.
@@ -91,21 +85,24 @@ def http_server(
     answers."""
     import uvicorn
 
-    from dcdctl.core.serve.connections import MAX_ACCEPTED_AT_ONCE, protocol_of
+    from dcdctl.core.serve.connections import MAX_ACCEPTED_AT_ONCE, Connection, ConnectionPool
+
+    class PooledConnection(Connection):
+        pool = ConnectionPool(config, app.metrics)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             with _bind_errors(config.host, config.port):
                 await super().startup(sockets)
-            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be
-            # longer.
-            for listener in sockets or ():
-                listen(listener, config)
+                # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be
+                # longer.
+                for listener in sockets or ():
+                    listener.listen(BACKLOG)
             on_ready()
 
         async def main_loop(self) -> None:
             await super().main_loop()
-            app.lifecycle.is_ending = True
+            app.ending.set()
             ends = time.monotonic() + config.drain_s
             while time.monotonic() < ends and not self.force_exit:
                 await asyncio.sleep(0.05)
@@ -120,7 +117,7 @@ def http_server(
         server_header=False,
         ws="none",
         # uvicorn would choose the installed HTTP parser and event loop; with these it runs the same everywhere.
-        http=protocol_of(config, app.metrics),
+        http=PooledConnection,
         loop="asyncio",
         backlog=MAX_ACCEPTED_AT_ONCE,
         h11_max_incomplete_event_size=config.max_header_bytes,

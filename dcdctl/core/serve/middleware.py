@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import MutableMapping
-from dataclasses import dataclass
-from typing import Any
+from threading import Event
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,19 +51,15 @@ HEADERS = {
 """Default headers of every response."""
 
 
-@dataclass
-class Lifecycle:
-    """Whether a service still takes requests that could go elsewhere."""
-
-    is_ending: bool = False
-    """It answers the requests that arrive, says so in /health, and ends each connection with its answer."""
-
-
 class LimitsMiddleware:
-    """An ASGI app around another."""
+    """An ASGI app around another.
 
-    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, lifecycle: Lifecycle) -> None:
-        self._app, self._config, self.metrics, self.lifecycle = app, config, metrics, lifecycle
+    While `ending` is set, it answers the requests that arrive, says so in /health, and ends each connection with its
+    answer.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, ending: Event) -> None:
+        self._app, self._config, self.metrics, self.ending = app, config, metrics, ending
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,9 +76,12 @@ class LimitsMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, notes.id)
-                if self.lifecycle.is_ending:
-                    MutableHeaders(scope=message)["Connection"] = "close"
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = notes.id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if self.ending.is_set():
+                    headers["Connection"] = "close"
             await send(message)
 
         self._count(1)
@@ -95,13 +92,18 @@ class LimitsMiddleware:
         finally:
             self._count(-1)
             seconds = time.perf_counter() - started
-            self.metrics.answered(_route(scope), _method(scope), status, seconds)
+            # The route, never the path: single images are not counted, for privacy.
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.answered(route, _method(scope), status, seconds)
             if self._config.access_log:
                 _log(scope, notes, status, seconds, with_query=self._config.log_queries)
 
     def _answer(self, scope: Scope) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
-        if _header_bytes(scope) > self._config.max_header_bytes:
+        # Of the request line and the headers. The parser compares it only while they are incomplete.
+        num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+        num_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
+        if num_bytes > self._config.max_header_bytes:
             self.metrics.rejected("headers too large")
             error = (
                 f"the request line and headers are too large, at most {self._config.max_header_bytes / KiB:g} "
@@ -190,22 +192,6 @@ class _LimitedBody:
             )
 
 
-def _header_bytes(scope: Scope) -> int:
-    """Size of the request line and the headers. The parser compares it only while they are incomplete."""
-    return (
-        len(scope["raw_path"])
-        + len(scope["query_string"])
-        + sum(len(name) + len(value) for name, value in scope["headers"])
-    )
-
-
-def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:
-    headers = MutableHeaders(scope=message)
-    headers["X-Request-ID"] = request_id
-    for name, value in HEADERS.items():
-        headers.setdefault(name, value)
-
-
 def _log(scope: Scope, notes: logs.RequestNotes, status: int, seconds: float, *, with_query: bool) -> None:
     client = scope.get("client")
     facts = {
@@ -221,11 +207,6 @@ def _log(scope: Scope, notes: logs.RequestNotes, status: int, seconds: float, *,
     if with_query and status not in (400, 401):
         facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
     logs.ACCESS.info("request", extra={"facts": facts})
-
-
-def _route(scope: Scope) -> str:
-    """The route, never the path: single images are not counted, for privacy."""
-    return getattr(scope.get("route"), "path", "other")
 
 
 def _method(scope: Scope) -> str:

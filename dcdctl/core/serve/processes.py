@@ -13,10 +13,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -25,7 +26,7 @@ from typing import Any
 
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.job import RELOAD, Job, Ready, Reloaded
+from dcdctl.core.serve.job import RELOAD, Job
 from dcdctl.core.serve.metrics import Shared
 
 PRELOADED = (
@@ -60,10 +61,6 @@ class _Child:
     """When it starts again; None while it runs."""
     error: DcdError | None = None
 
-    @property
-    def is_running(self) -> bool:
-        return self.starts_at is None
-
 
 def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
     """Answer requests by `job.config.processes` processes until SIGINT or SIGTERM; SIGHUP reloads them one by one.
@@ -75,18 +72,21 @@ def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]
             "several processes need a system that shares sockets between them, which Windows does not",
             hint="--processes 1",
         )
-    with tempfile.TemporaryDirectory(prefix="dcdctl-metrics-") as folder, _signals() as (signals, wakeup):
+    # Signals arrive as messages, so that one call waits for them and for the processes.
+    signals, arrived = multiprocessing.Pipe(duplex=False)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with (
+        tempfile.TemporaryDirectory(prefix="dcdctl-metrics-") as folder,
+        signals,
+        arrived,
+        handled(dict.fromkeys(numbers, lambda number, _: arrived.send(number))),
+    ):
         Shared(Path(folder), 0).note_pid()
         supervisor = _Supervisor(job, listener, Path(folder), on_ready)
         try:
-            supervisor.start()
-            while not {signal.SIGINT, signal.SIGTERM} & signals:
-                if signal.SIGHUP in signals:
-                    signals.discard(signal.SIGHUP)
-                    supervisor.reload()
-                supervisor.step(wakeup)
+            supervisor.run(signals)
         finally:
-            supervisor.stop(signals, wakeup)
+            supervisor.stop(signals)
 
 
 class _Supervisor:
@@ -101,52 +101,53 @@ class _Supervisor:
         self._job, self._listener, self._folder = job, listener, folder
         self._on_ready: Callable[[int], None] | None = on_ready
         self._children: list[_Child] = []
-        self._to_reload: deque[int] = deque()
-        self._reloading: int | None = None
+        self._to_reload: deque[_Child] = deque()
+        """The first one is reloading; the others wait, so that only one needs memory for two models."""
 
-    def start(self) -> None:
-        """Start all processes."""
-        self._children = [_Child(number, *self._started(number)) for number in range(1, self._job.config.processes + 1)]
+    def run(self, signals: connection.Connection) -> None:
+        """Start all processes, and do what follows from a message, the end of a process or a signal, until SIGINT or
+        SIGTERM."""
+        for number in range(1, self._job.config.processes + 1):
+            self._children.append(_Child(number, *self._started(number)))
+        while True:
+            running = [child for child in self._children if child.starts_at is None]
+            due = [child.starts_at for child in self._children if child.starts_at is not None]
+            timeout = max(0.0, min(due) - time.monotonic()) if due else None
+            happened = connection.wait(
+                [signals, *(one for child in running for one in (child.control, child.process.sentinel))], timeout
+            )
+            if signals in happened:
+                if signals.recv() != signal.SIGHUP:
+                    return
+                is_reloading = bool(self._to_reload)
+                self._to_reload = deque([*list(self._to_reload)[:1], *self._children])
+                if not is_reloading:
+                    self._reload_next()
+            for child in running:
+                if child.control in happened:
+                    self._receive(child)
+                if child.process.sentinel in happened:
+                    self._ended(child)
+            for child in self._children:
+                if child.starts_at is not None and child.starts_at <= time.monotonic():
+                    child.process, child.control = self._started(child.number)
+                    child.starts_at = child.error = None
 
-    def step(self, wakeup: socket.socket) -> None:
-        """Wait for a message, the end of a process, a signal or the time of a start, and do what follows from it."""
-        running = [child for child in self._children if child.is_running]
-        due = [child.starts_at for child in self._children if child.starts_at is not None]
-        timeout = max(0.0, min(due) - time.monotonic()) if due else None
-        happened = connection.wait(
-            [wakeup, *(one for child in running for one in (child.control, child.process.sentinel))], timeout
-        )
-        if wakeup in happened:
-            wakeup.recv(4096)
-        for child in running:
-            if child.control in happened:
-                self._receive(child)
-            if child.process.sentinel in happened:
-                self._ended(child)
-        for child in self._children:
-            if child.starts_at is not None and child.starts_at <= time.monotonic():
-                child.process, child.control = self._started(child.number)
-                child.ready_since = child.starts_at = child.error = None
-
-    def reload(self) -> None:
-        """Let each process open the index and the models again, one after another, so that only one needs memory for
-        two models."""
-        self._to_reload = deque(child.number for child in self._children)
-        self._reload_next()
-
-    def stop(self, signals: set[int], wakeup: socket.socket) -> None:
+    def stop(self, signals: connection.Connection) -> None:
         """End all processes: requests in progress are answered first, unless another signal comes."""
         # Otherwise connections would still be queued here when no process accepts them any more.
         self._listener.close()
-        running = [child.process for child in self._children if child.is_running]
+        running = [child.process for child in self._children if child.starts_at is None]
         for process in running:
             process.terminate()
-        signals.clear()
+        # A terminal and a supervisor may both have sent the signal.
+        while signals.poll():
+            signals.recv()
         ends = time.monotonic() + self._job.config.drain_s + self._job.config.shutdown_s + GRACE_S
-        while running and time.monotonic() < ends and not signals:
-            happened = connection.wait([wakeup, *(process.sentinel for process in running)], ends - time.monotonic())
-            if wakeup in happened:
-                wakeup.recv(4096)
+        while running and time.monotonic() < ends and not signals.poll():
+            happened = connection.wait(
+                [signals, *(process.sentinel for process in running)], max(0.0, ends - time.monotonic())
+            )
             running = [process for process in running if process.sentinel not in happened]
         for process in running:
             process.kill()
@@ -167,28 +168,29 @@ class _Supervisor:
             message = child.control.recv()
         except (EOFError, OSError):
             return
-        if isinstance(message, Ready):
+        if isinstance(message, DcdError):
+            child.error = message
+        elif child.ready_since is None:
             child.ready_since = time.monotonic()
             logs.OWN.info("process %d answers", child.number, extra={"facts": {"pid": child.process.pid}})
             if self._on_ready is not None and all(one.ready_since is not None for one in self._children):
-                self._on_ready(message.num_images)
+                self._on_ready(message)
                 self._on_ready = None
-        elif isinstance(message, DcdError):
-            child.error = message
-        elif isinstance(message, Reloaded):
-            self._reloading = None
-            # The others would fail, too, and all answer from the same index now.
-            if message.error is not None:
-                self._to_reload.clear()
+        elif message:
+            self._to_reload.popleft()
             self._reload_next()
+        else:
+            # The others would fail, too, and all answer from the same index now.
+            self._to_reload.clear()
 
     def _reload_next(self) -> None:
-        while self._reloading is None and self._to_reload:
-            child = self._children[self._to_reload.popleft() - 1]
-            # One that starts later opens the index as it is then.
-            if child.is_running and child.ready_since is not None:
-                child.control.send(RELOAD)
-                self._reloading = child.number
+        # One that starts later opens the index as it is then.
+        while self._to_reload and self._to_reload[0].ready_since is None:
+            self._to_reload.popleft()
+        if self._to_reload:
+            # If it has just ended, its end is what happens next.
+            with suppress(OSError):
+                self._to_reload[0].control.send(RELOAD)
 
     def _ended(self, child: _Child) -> None:
         """Let an ended process start again, at once or later; DcdError if the service cannot continue."""
@@ -204,15 +206,14 @@ class _Supervisor:
         error = child.error or DcdError(f"{how} while it started", hint="its messages are above")
         if is_first_start:
             raise error
-        others = [one for one in self._children if one is not child and one.is_running and one.ready_since is not None]
+        others = [one for one in self._children if one is not child and one.ready_since is not None]
         if child.ready_since is None and child.num_failed >= MAX_FAILED_STARTS and not others:
             raise error
         delay = min(MAX_DELAY_S, 2.0 ** (child.num_failed - 1)) if child.num_failed else 0.0
         child.num_failed += 1
-        child.starts_at = now + delay
+        child.ready_since, child.starts_at = None, now + delay
         logs.OWN.error("%s; it starts again %s", child.error or how, f"in {delay:g} s" if delay else "now")
-        if self._reloading == child.number:
-            self._reloading = None
+        if self._to_reload and self._to_reload[0] is child:
             self._reload_next()
 
 
@@ -224,19 +225,14 @@ def _run(number: int, job: Job, listener: socket.socket, control: connection.Con
 
 
 @contextmanager
-def _signals() -> Iterator[tuple[set[int], socket.socket]]:
-    """The signals that have arrived, and a socket that can be read when one arrives."""
-    arrived: set[int] = set()
-    ours, theirs = socket.socketpair()
-    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    with ours, theirs:
-        for one in (ours, theirs):
-            one.setblocking(False)
-        before = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
-        wakeup_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        try:
-            yield arrived, ours
-        finally:
-            signal.set_wakeup_fd(wakeup_before)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def handled(handlers: Mapping[int, Callable[..., object]]) -> Iterator[None]:
+    """These handlers of signals while the block runs. Python accepts handlers in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

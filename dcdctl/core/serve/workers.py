@@ -210,18 +210,12 @@ class TextBatcher:
         # Full from the start, so the first text opens a batch of its own.
         self._open = _Batch(0)
 
-    async def answer(self, text: str, k: int, where: Condition | None = None, *, hybrid: bool = False) -> SearchAnswer:
-        """The k images nearest to a text, of those that meet a condition, with `hybrid` by words too.
-
-        BusyError like `Workers.run`, and the errors of the searcher.
-        """
-        with self._workers.slot():
-            waiting = WaitingText(text, k, where, hybrid)
-            if not self._open.add(waiting):
-                self._open = _Batch(self._max_size)
-                self._open.add(waiting)
-                self._workers.start(partial(self._answer_batch, self._open))
-            return await asyncio.wrap_future(waiting.answer)
+    async def answer(self, text: WaitingText) -> SearchAnswer:
+        """The images nearest to a text. BusyError like `Workers.run`, and the errors of the searcher."""
+        (answer,) = await self.answer_all([text])
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     async def answer_all(self, waiting: Sequence[WaitingText]) -> list[SearchAnswer | BaseException]:
         """For each text the answer, or the error of the searcher.
@@ -230,14 +224,16 @@ class TextBatcher:
         `Workers.run`.
         """
         with self._workers.slot(len(waiting)):
-            for group in dict.fromkeys(text.group for text in waiting):
-                together = [text for text in waiting if text.group == group]
-                for start in range(0, len(together), self._max_size):
-                    # Filled before it starts; later texts of other requests may join the last one.
+            opened = []
+            groups = list(dict.fromkeys(text.group for text in waiting))
+            for text in sorted(waiting, key=lambda text: groups.index(text.group)):
+                if not self._open.add(text):
                     self._open = _Batch(self._max_size)
-                    for text in together[start : start + self._max_size]:
-                        self._open.add(text)
-                    self._workers.start(partial(self._answer_batch, self._open))
+                    self._open.add(text)
+                    opened.append(self._open)
+            # Filled before they start; later texts of other requests may join the last one.
+            for batch in opened:
+                self._workers.start(partial(self._answer_batch, batch))
             answers = await asyncio.gather(
                 *(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True
             )
