@@ -10,7 +10,8 @@ from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers, ranks
-from dcdctl.core.evaluation.cascade import Shortlists, on_front
+from dcdctl.core.evaluation.cascade import Shortlists
+from dcdctl.core.evaluation.recall import on_front
 from dcdctl.core.progress import silent
 
 
@@ -134,6 +135,7 @@ def test_the_front_holds_what_nothing_beats():
     rsums, times_ms = [300, 330, 360, 420, 420, 410], [1, 9, 8, 15, 30, 60]
     assert on_front(rsums, times_ms) == [True, False, True, True, False, False]
     assert on_front([300, 300], [1, 1]) == [True, True]
+    assert on_front([200, 150], [1, 1]) == [True, False]
 
 
 @pytest.mark.parametrize(

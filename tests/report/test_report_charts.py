@@ -67,11 +67,6 @@ def test_a_single_point_gives_no_chart(split, tmp_path):
     assert report_charts.speed_against_recall(report.read_report([folder])) is None
 
 
-def test_the_pareto_front_rises_from_the_fastest_to_the_best():
-    points = [(5.0, 300.0), (1.0, 200.0), (4.0, 290.0), (2.0, 100.0), (9.0, 300.0), (1.0, 150.0)]
-    assert report_charts.pareto_front(points) == [(1.0, 200.0), (4.0, 290.0), (5.0, 300.0)]
-
-
 def test_a_loss_with_several_parts_is_drawn_with_them_and_a_single_loss_once(found):
     dual, fusion, _, _ = report_charts.training_curves(found)
     assert told(dual) == (

@@ -529,10 +529,9 @@ def test_the_spread_is_the_sample_standard_deviation(finished: Path):
     first, second = rows(finished)["distilled"]["rsum_by_seed"]
     assert rows(finished)["distilled"]["rsum_spread"] == pytest.approx(abs(first - second) / np.sqrt(2))
     assert rows(finished)["zero-shot"]["rsum_spread"] is None
-    assert (
-        StudyRow(name="", folders=(), results=(), tables=(), query_ms=None, is_extrapolated=False, speed_up=None).spread
-        is None
-    )
+    empty = StudyModel(name="")
+    row = StudyRow(model=empty, results=(), tables=(), query_ms=None, is_extrapolated=False, speed_up=None)
+    assert row.spread is None
 
 
 def run_cli(*words: object) -> Any:

@@ -55,17 +55,17 @@ class ModelPair:
 
     def requests(self, config: BenchConfig, device: torch.device) -> dict[str, ColdStartRequest]:
         """The requests to fresh processes."""
-        shared = {
-            "data": str(self.data),
-            "split": self.split,
-            "num_images": config.num_images,
-            "batch_size": config.batch_size,
-            "device": str(device),
-            "precision": config.precision,
-            "num_threads": config.num_threads,
-        }
-        teacher = ColdStartRequest(ref=self.teacher, overrides=self.overrides, **shared)  # type: ignore[arg-type]
-        return {TEACHER: teacher, STUDENT: ColdStartRequest(ref=self.student, **shared)}  # type: ignore[arg-type]
+        student = ColdStartRequest(
+            ref=self.student,
+            data=str(self.data),
+            split=self.split,
+            num_images=config.num_images,
+            batch_size=config.batch_size,
+            device=str(device),
+            precision=config.precision,
+            num_threads=config.num_threads,
+        )
+        return {TEACHER: dataclasses.replace(student, ref=self.teacher, overrides=self.overrides), STUDENT: student}
 
 
 def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
@@ -182,10 +182,10 @@ def _dtype(model: FusionScorer | DualEncoder) -> str:
 def _model_times(
     timings: Timings, corpus: Corpus, config: BenchConfig, size: Footprint, runtime: str, dtype: str
 ) -> ModelTimes:
-    pair = result.latency(timings.steps["pair"])
     latencies = {name: result.latency(timings.steps[name]) for name in ("pair", "image", "caption")}
     if (query := timings.queries[True][config.reference_gallery].repeats) is not None:
         latencies["query"] = result.latency(query)
+    pair = latencies["pair"]
     test_set_s = timings.test_set_s(corpus.num_images, corpus.num_captions)
     return ModelTimes(
         kind=timings.model.steps.kind,
@@ -228,10 +228,8 @@ def _throughput(timings: Timings, size: int) -> Throughput:
 
 def _speed_ups(teacher: Timings, other: Timings, corpus: Corpus, config: BenchConfig) -> tuple[SpeedUp, ...]:
     """Teacher over other: for one pair, for one query, for the whole test set."""
-    pair_s, test_set_s = (
-        [timings.steps["pair"].median for timings in (teacher, other)],
-        [timings.test_set_s(corpus.num_images, corpus.num_captions) for timings in (teacher, other)],
-    )
+    pair_s = teacher.steps["pair"].median, other.steps["pair"].median
+    test_set_s = [timings.test_set_s(corpus.num_images, corpus.num_captions) for timings in (teacher, other)]
     return (
         speed_up("one pair, everything encoded", *pair_s, extrapolated=False),
         _query_speed_up(teacher, other, config.reference_gallery, is_cached=True),

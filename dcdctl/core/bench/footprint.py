@@ -10,11 +10,11 @@ vectors of an index.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -26,22 +26,12 @@ from dcdctl.core.models import DualEncoder, FusionScorer
 NUM_COUNTED = 4
 """Pairs that operations are counted on, because captions differ in length."""
 MILLION = 1_000_000
-Shape = Sequence[int]
-T = TypeVar("T")
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *rest: Any, **named: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _matrix_by_vector(matrix: Shape, vector: Shape, *rest: Any, **named: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
 # Without these, torch counts 70.5 of the 73.4 million operations of a pair of the built-in teacher.
 _MISSING_IN_TORCH: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten.mv: _matrix_by_vector,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    torch.ops.aten.mv: lambda matrix, *_, **__: 2 * math.prod(matrix),
 }
 
 
@@ -51,15 +41,10 @@ def count_flops(work: Callable[[], object]) -> int:
     >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
     60
     """
-    return _count(work)[0]
-
-
-def _count(work: Callable[[], T]) -> tuple[int, T]:
-    """The floating-point operations of the work, and what it returns."""
     counter: Any = FlopCounterMode(display=False, custom_mapping=_MISSING_IN_TORCH)
     with torch.no_grad(), counter:
-        outcome = work()
-    return int(counter.get_total_flops()), outcome
+        work()
+    return int(counter.get_total_flops())
 
 
 def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Footprint:
@@ -67,12 +52,15 @@ def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Foot
     with _without_gradients(model):
         num_floats, flops = bench_model.steps.index_floats(bench_model.encoded_images), _flops(bench_model)
     return Footprint(
-        num_parameters=num_parameters(model.named_parameters()),
+        num_parameters=sum(parameter.numel() for name, parameter in model.named_parameters() if _is_saved(name)),
         weight_bytes=sum(
             tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items() if _is_saved(name)
         ),
         flops=flops,
-        index_bytes_per_million_images={name: round(MILLION * num_floats * size) for name, size in _SIZES.items()},
+        index_bytes_per_million_images={
+            name: round(MILLION * num_floats * size)
+            for name, size in (("float32", FLOAT32_BYTES), ("float16", FLOAT32_BYTES // 2))
+        },
     )
 
 
@@ -90,14 +78,6 @@ def _without_gradients(model: FusionScorer | DualEncoder) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def num_parameters(named: Any) -> int:
-    """Parameters of the saved model."""
-    return sum(parameter.numel() for name, parameter in named if _is_saved(name))
-
-
-_SIZES: Mapping[str, int] = {"float32": FLOAT32_BYTES, "float16": FLOAT32_BYTES // 2}
-
-
 def _is_saved(name: str) -> bool:
     # The calibration of a dual model is for training only.
     return not name.startswith("calibration.")
@@ -109,11 +89,10 @@ def _flops(bench_model: BenchModel) -> Flops:
     query = steps.encode_texts(bench_model.single(0)[1])
     of_images, of_captions, of_scores = [], [], []
     for image, text in bench_model.singles[:NUM_COUNTED]:
-        of_image, encoded_image = _count(partial(steps.encode_images, image))
-        of_caption, encoded_text = _count(partial(steps.encode_texts, text))
-        of_images.append(of_image)
-        of_captions.append(of_caption)
-        of_scores.append(count_flops(partial(steps.score_matching, encoded_image, encoded_text)))
+        encoded = steps.encode_images(image), steps.encode_texts(text)
+        of_images.append(count_flops(partial(steps.encode_images, image)))
+        of_captions.append(count_flops(partial(steps.encode_texts, text)))
+        of_scores.append(count_flops(partial(steps.score_matching, *encoded)))
     return Flops(
         per_image=fmean(of_images),
         per_caption=fmean(of_captions),

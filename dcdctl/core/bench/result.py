@@ -302,7 +302,14 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
 
 def _query_times(document: dict[str, Any], model: Literal["teacher", "student"]) -> QueryTimes:
     size = document["settings"]["headline_size"]
-    durations = {name: _cached_query(document[name]["queries"], size) for name in ("teacher", "student")}
+    durations = {
+        name: next(
+            query["duration"]
+            for query in document[name]["queries"]
+            if (query["num_images"], query["is_cached"]) == (size, True)
+        )
+        for name in ("teacher", "student")
+    }
     machine, duration = document["machine"], durations[model]
     device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     return QueryTimes(
@@ -314,10 +321,4 @@ def _query_times(document: dict[str, Any], model: Literal["teacher", "student"])
         teacher_model=document["teacher_model"],
         machine=f"{device}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch "
         f"{machine['torch']}",
-    )
-
-
-def _cached_query(queries: list[dict[str, Any]], num_images: int) -> dict[str, Any]:
-    return next(
-        query["duration"] for query in queries if (query["num_images"], query["is_cached"]) == (num_images, True)
     )

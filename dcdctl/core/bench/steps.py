@@ -201,9 +201,6 @@ def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: Ben
         captions = corpus.captions_of(image)
         return corpus.captions[captions[turn % len(captions)]]
 
-    def image_batch(count: int) -> Any:
-        return preprocess.images([images[k % len(images)] for k in range(count)]).to(device)
-
     sizes = config.all_batch_sizes
     remainders = {count % batch_size for count in config.gallery_sizes} - {0}
     return BenchModel(
@@ -212,7 +209,10 @@ def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: Ben
             (preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device))
             for k, image in enumerate(images)
         ],
-        images={count: image_batch(count) for count in {*sizes, *remainders}},
+        images={
+            count: preprocess.images([images[k % len(images)] for k in range(count)]).to(device)
+            for count in {*sizes, *remainders}
+        },
         texts={size: preprocess.texts([caption(k) for k in range(size)]).to(device) for size in sizes},
         batch_size=batch_size,
     )

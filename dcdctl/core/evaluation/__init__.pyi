@@ -1,12 +1,12 @@
 from .compare import Comparison, PairwiseComparison, RankShift, compare_systems
 from .compare_tables import comparison_document, comparison_facts, comparison_tables, how_to_read
-from .document import CASCADE_FILES, MODEL_FILES, Evaluation, Measured
+from .document import CASCADE_FILES, MODEL_FILES, Evaluation, Measured, check_comparable
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranking import RankTable
-from .recall import KS, RECALL_NAMES
+from .recall import KS, RECALL_NAMES, on_front
 from .significance import LEVEL, Estimate, RankComparison, compare_ranks
 from .tables import evaluation_tables, vector_table
 
@@ -28,6 +28,7 @@ __all__ = [
     "RankTable",
     "SavedEvaluation",
     "SplitChoice",
+    "check_comparable",
     "compare_ranks",
     "compare_systems",
     "comparison_document",
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate_model",
     "evaluation_tables",
     "how_to_read",
+    "on_front",
     "run_evaluation",
     "run_vector_table",
     "vector_table",

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import devices
-from dcdctl.core.data import Corpus
-from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
+from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, is_positive
 from dcdctl.core.evaluation.ranks import rerank
 from dcdctl.core.models import DualEncoder, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
@@ -63,28 +63,23 @@ class Shortlists:
         self, scores_P: NDArray[np.float32], depth: int, *, num_top: int = NUM_TOP, margin: float = LOGIT_ROUNDING
     ) -> Rankings:
         """The rankings at a depth, from the scores of all pairs; scores within `margin` of a positive tie with it."""
-        text, image = self.rankings.text, self.rankings.image
-        pair_IK, pair_TK = self._text_pairs(self.depth), self._image_pairs(self.depth)
-        is_positive_IK = self.image_T[text.top_QK[:, : self.depth]] == np.arange(len(pair_IK))[:, None]
-        is_positive_TK = image.top_QK[:, : self.depth] == self.image_T[:, None]
 
-        def scores(pair_QK: NDArray[np.int64]) -> NDArray[np.float32]:
-            return scores_P[np.searchsorted(self.pair_P, pair_QK)]
+        def reranked(direction: Direction) -> Ranking:
+            first = self.rankings.of(direction)
+            scores_QK = scores_P[np.searchsorted(self.pair_P, self._pairs_of(direction, self.depth))]
+            is_positive_QK = is_positive(direction, first.top_QK[:, : self.depth], self.image_T)
+            return rerank(first, scores_QK, is_positive_QK, depth, margin=margin, num_top=num_top)
 
-        return Rankings(
-            rerank(text, scores(pair_IK), is_positive_IK, depth, margin=margin, num_top=num_top),
-            rerank(image, scores(pair_TK), is_positive_TK, depth, margin=margin, num_top=num_top),
-        )
+        return Rankings(*map(reranked, Direction))
 
     def _pairs(self, depth: int) -> NDArray[np.int64]:
-        return np.unique(np.concatenate([self._text_pairs(depth).ravel(), self._image_pairs(depth).ravel()]))
+        return np.unique(np.concatenate([self._pairs_of(direction, depth).ravel() for direction in Direction]))
 
-    def _text_pairs(self, depth: int) -> NDArray[np.int64]:
-        texts_IK = self.rankings.text.top_QK[:, :depth]
-        return np.arange(len(texts_IK))[:, None] * len(self.image_T) + texts_IK
-
-    def _image_pairs(self, depth: int) -> NDArray[np.int64]:
-        return self.rankings.image.top_QK[:, :depth] * len(self.image_T) + np.arange(len(self.image_T))[:, None]
+    def _pairs_of(self, direction: Direction, depth: int) -> NDArray[np.int64]:
+        """(Q, K): the pair of each query with each of its first candidates."""
+        top_QK = self.rankings.of(direction).top_QK[:, :depth]
+        image, text = direction.query_first(np.arange(len(top_QK))[:, None], top_QK)
+        return image * len(self.image_T) + text
 
 
 @torch.inference_mode()
@@ -131,20 +126,6 @@ def query_ms(
     find_ms, *score_ms = _median_ms(steps, queries, compute.device)
     remaining = iter(score_ms)
     return [find_ms + (next(remaining) if depth else 0.0) for depth in depths]
-
-
-def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
-    """Whether each depth is on the Pareto front: no other is at least as good and as fast, and better or faster.
-
-    >>> on_front([300.0, 400.0, 390.0], [1.0, 2.0, 3.0])
-    [True, True, False]
-    """
-    points = list(zip(rsums, times_ms, strict=True))
-
-    def is_beaten(rsum: float, ms: float) -> bool:
-        return any(other >= rsum and faster <= ms and (other, faster) != (rsum, ms) for other, faster in points)
-
-    return [not is_beaten(*point) for point in points]
 
 
 def _median_ms(

@@ -256,7 +256,12 @@ def read_systems(names: Sequence[str]) -> list[System]:
     compared."""
     systems = [System(name, tuple(_read(ref) for ref in _refs(name))) for name in names]
     for system in systems:
-        _check_alike(system.runs, _kind_facts, "are not seeds of one system", "name them as two")
+        _check_alike(
+            system.runs,
+            lambda evaluation: {name: getattr(evaluation.protocol, name) for name in ("kind", "depth")},
+            "are not seeds of one system",
+            "name them as two",
+        )
     runs = [run for system in systems for run in system.runs]
     _check_alike(runs, _protocol_facts, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
     check_queries({run.ref: run.table for run in runs if run.table is not None})
@@ -288,7 +293,12 @@ def _read(ref: str) -> SavedEvaluation:
         read_ranks(run.ranks_file)  # an error that there is no such file
     elif run.evaluation is not None and run.evaluation.protocol.folds == 1:
         # Recalls over several folds are means, and folds may have different numbers of captions.
-        _check_rsum(run, run.table, run.evaluation.rsum)
+        rsum, expected = recall.rsum(*map(recall_at_k, map(run.table.ranks, Direction))), run.evaluation.rsum
+        # An evaluation that was cut off leaves ranks beside the document of another one.
+        if abs(rsum - expected) > MAX_ROUNDING:
+            fault = f"{run.ranks_file} has RSUM {rsum:.3f} and {run.names.result} beside it {expected:.3f}"
+            hint = f"`dcdctl eval {run.folder} --data DIR` makes both"
+            raise StaleError(f"{fault}: they belong to different evaluations", hint=hint)
     return run
 
 
@@ -324,19 +334,6 @@ def _find(ref: str) -> tuple[Path, FileNames]:
 
 def _how_to_make(ref: Path | str, more: str = "") -> str:
     return f"`dcdctl eval {ref} --data DIR{more}` makes one"
-
-
-def _check_rsum(run: SavedEvaluation, ranks: RankTable, expected: float) -> None:
-    """StaleError if the ranks belong to another evaluation than the document, such as one that was cut off."""
-    rsum = recall.rsum(recall_at_k(ranks.text_ranks), recall_at_k(ranks.image_ranks))
-    if abs(rsum - expected) > MAX_ROUNDING:
-        fault = f"{run.ranks_file} has RSUM {rsum:.3f} and {run.names.result} beside it {expected:.3f}"
-        hint = f"`dcdctl eval {run.folder} --data DIR` makes both"
-        raise StaleError(f"{fault}: they belong to different evaluations", hint=hint)
-
-
-def _kind_facts(evaluation: Evaluation) -> dict[str, Any]:
-    return {"kind": evaluation.protocol.kind, "depth": evaluation.protocol.depth}
 
 
 def _protocol_facts(evaluation: Evaluation) -> dict[str, Any]:

@@ -4,7 +4,7 @@ and reported as it is."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from dcdctl.core import templates
 from dcdctl.core.config import Key, to_table
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance, tables
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
@@ -190,6 +190,18 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return templates.render("notebook.html", title="", tables=tables.evaluation_tables(self), cards=[], notes=[])
+
+
+def check_comparable(named: Sequence[tuple[object, Evaluation]], otherwise: str) -> None:
+    """StaleError if an evaluation, by a name, has another basis than the first; the hint ends in what to do
+    `otherwise` than to evaluate again."""
+    for name, result in named[1:]:
+        first_name, first = named[0]
+        if result.basis != first.basis:
+            raise StaleError(
+                f"{name} was evaluated on {result.about_basis}, {first_name} on {first.about_basis}",
+                hint=f"evaluate both on the same with `dcdctl eval`, or {otherwise}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

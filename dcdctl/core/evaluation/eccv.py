@@ -45,7 +45,10 @@ class Judge:
 
     def __init__(self, metrics: Any, corpus: Corpus) -> None:
         self._metrics = metrics
-        self._images, self._texts = _image_numbers(corpus), corpus.caption_ids
+        # COCO's number of an image is the digits at the end of its name; -1, which COCO does not use, without digits.
+        digits = [re.search(r"\d+$", PurePosixPath(image_id).stem) for image_id in corpus.image_ids]
+        self._images = np.array([-1 if match is None else int(match[0]) for match in digits])
+        self._texts = corpus.caption_ids
         self._known = set(metrics.coco_gts["t2i"])
         image_of_text = dict(zip(self._texts.tolist(), self._images[corpus.caption_image].tolist(), strict=True))
         for text, (image, *_) in metrics.coco_gts["t2i"].items():
@@ -136,9 +139,3 @@ def _candidate_lists(
             numbers = np.where(is_left_out, -1 - np.arange(len(numbers)), numbers)
             lists[query] = numbers[order][is_known[candidates[order]]].tolist()
     return lists
-
-
-def _image_numbers(corpus: Corpus) -> Numbers:
-    """COCO's number of each image: the digits at the end of its name; -1 if there are none."""
-    matches = [re.search(r"\d+$", PurePosixPath(image_id).stem) for image_id in corpus.image_ids]
-    return np.array([-1 if digits is None else int(digits[0]) for digits in matches])

@@ -30,7 +30,7 @@ from dcdctl.core.config import build_document
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames, Measured
-from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, Ranking, RankTable
+from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
 
 TABLES_HINT = "`dcdctl eval` writes both tables again"
 _CHECKSUM = b"dcdctl.checksum"
@@ -139,26 +139,11 @@ def read_ranks(path: Path) -> RankTable:
     """The table of ranks that `write_ranks` wrote, or another program; InputError for another file, or none."""
     if not path.is_file():
         raise InputError(f"there is no file {path}, expected a table of ranks", hint=RANKS_HINT)
-    try:
-        # pyarrow takes a relative path with a colon for an address.
-        with pq.ParquetFile(path.absolute()) as file:
-            present = set(file.schema_arrow.names)
-            if missing := set(_RANKS) - present:
-                raise InputError(f"{path} is not a table of ranks: it has no column {min(missing)!r}", hint=RANKS_HINT)
-            schema = pa.schema(_RANKS | {name: kind for name, kind in _OPTIONAL.items() if name in present})
-            # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
-            whole = file.read()
-            table = whole.select(schema.names).cast(schema)
-    except PermissionError as error:
-        raise files.unreadable(path, error) from error
-    # pyarrow reports a damaged page as OSError, which is no ArrowException.
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a table of ranks ({error})", hint=RANKS_HINT) from error
-    _check_rows(path, whole, RANKS_HINT)
+    table = _read(path, "a table of ranks", _RANKS, RANKS_HINT, optional=_OPTIONAL)
     if fault := _fault(table):
         raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
-    text, image = _by_direction(table)
-    captions = image["caption"].fill_null("").to_pylist() if "caption" in schema.names else [""] * image.num_rows
+    text, image = _by_direction(table).values()
+    captions = image["caption"].fill_null("").to_pylist() if "caption" in table.column_names else [""] * image.num_rows
     return RankTable(
         tuple(text["image_id"].to_pylist()),
         image["caption_id"].to_numpy(),
@@ -167,21 +152,48 @@ def read_ranks(path: Path) -> RankTable:
         image["rank"].to_numpy(),
         tuple(captions),
         {
-            direction: rows["score"].to_numpy() if "score" in schema.names else np.full(rows.num_rows, np.nan, "f4")
+            direction: rows["score"].to_numpy()
+            if "score" in rows.column_names
+            else np.full(rows.num_rows, np.nan, "f4")
             for direction, rows in zip(Direction, (text, image), strict=True)
         },
     )
 
 
-def _by_direction(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows of text retrieval, then those of image retrieval."""
-    text, image = (table.filter(pc.field("direction") == direction.value) for direction in Direction)
-    return text, image
+def _read(
+    path: Path, what: str, columns: dict[str, pa.DataType], hint: str, *, optional: dict[str, pa.DataType] | None = None
+) -> pa.Table:
+    """The columns of a table, in this order, with those optional ones that it has. InputError for another file, and for
+    rows that do not match the table's checksum."""
+    try:
+        # pyarrow takes a relative path with a colon for an address.
+        with pq.ParquetFile(path.absolute()) as file:
+            present = set(file.schema_arrow.names)
+            if missing := set(columns) - present:
+                raise InputError(f"{path} is not {what}: it has no column {min(missing)!r}", hint=hint)
+            schema = pa.schema(columns | {name: kind for name, kind in (optional or {}).items() if name in present})
+            # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
+            whole = file.read()
+            table = whole.select(schema.names).cast(schema)
+    except PermissionError as error:
+        raise files.unreadable(path, error) from error
+    # pyarrow reports a damaged page as OSError, which is no ArrowException.
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not {what} ({error})", hint=hint) from error
+    # Tables of other programs have no checksum.
+    expected = (whole.schema.metadata or {}).get(_CHECKSUM)
+    if expected is not None and expected != _digest(whole):
+        raise InputError(f"{path} is damaged: its rows do not match its checksum", hint=hint)
+    return table
+
+
+def _by_direction(table: pa.Table) -> dict[Direction, pa.Table]:
+    return {direction: table.filter(pc.field("direction") == direction.value) for direction in Direction}
 
 
 def _fault(table: pa.Table) -> str | None:
     """What is wrong with a table of ranks that has the right columns."""
-    text, image = _by_direction(table)
+    text, image = _by_direction(table).values()
     if 0 in (text.num_rows, image.num_rows) or text.num_rows + image.num_rows != table.num_rows:
         return f"its directions are {table['direction'].unique().to_pylist()}, expected text and image"
     for rows, required in ((text, set(_RANKS) - {"caption_id"}), (image, set(_RANKS))):
@@ -199,33 +211,18 @@ def _fault(table: pa.Table) -> str | None:
 
 
 def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
-    try:
-        whole = table = pq.read_table(path.absolute())
-        if missing := [name for name in _TOP if name not in table.column_names]:
-            raise InputError(
-                f"{path} is not a table of best candidates: it has no column {missing[0]!r}", hint=TABLES_HINT
-            )
-        table = table.select(list(_TOP)).cast(pa.schema(_TOP)).sort_by([("query", "ascending"), ("place", "ascending")])
-    except PermissionError as error:
-        raise files.unreadable(path, error) from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a table of best candidates ({error})", hint=TABLES_HINT) from error
-    _check_rows(path, whole, TABLES_HINT)
-    num_images, num_captions = len(ranks.text_ranks), len(ranks.image_ranks)
-    sizes = {Direction.TEXT: (num_images, num_captions), Direction.IMAGE: (num_captions, num_images)}
-    text, image = _by_direction(table)
+    table = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
+    rows_of = _by_direction(table.sort_by([("query", "ascending"), ("place", "ascending")]))
     return {
-        direction: _top_of(rows, path, *sizes[direction])
-        for direction, rows in zip(Direction, (text, image), strict=True)
+        direction: _top_of(rows, path, *direction.query_first(len(ranks.text_ranks), len(ranks.image_ranks)))
+        for direction, rows in rows_of.items()
     }
 
 
 def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> TopCandidates:
     """The rows of one direction as arrays; they must be the first K candidates of every query, numbered from 1."""
     # Booleans are bits in Arrow, so they cannot be read without a copy.
-    columns = {
-        name: rows[name].to_numpy(zero_copy_only=False) for name in ("query", "place", "candidate", "score", "is_own")
-    }
+    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in _TOP if name != "direction"}
     k = rows.num_rows // num_queries
     query, place = np.divmod(np.arange(num_queries * k), max(1, k))
     if not k or not np.array_equal(columns["query"], query) or not np.array_equal(columns["place"], place + 1):
@@ -246,9 +243,9 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
     for other in (MODEL_FILES, CASCADE_FILES):
         is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
         if path.name == other.ranks and path.with_name(str(other.result)).exists() and not is_own:
-            found = f"{path.with_name(str(other.result))} belongs to the ranks in {path}"
             raise InputError(
-                f"{found}, which --ranks would replace by those of another evaluation",
+                f"{path.with_name(str(other.result))} belongs to the ranks in {path}, which --ranks would replace by "
+                "those of another evaluation",
                 hint="name another file with --ranks",
             )
 
@@ -260,7 +257,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -
     # First, so that a killed evaluation leaves no numbers beside other ranks.
     result_file.unlink(missing_ok=True)
     write_ranks(folder / names.ranks, measured.table)
-    _write_top(folder / str(names.top), measured)
+    _write(folder / str(names.top), [_top_table(direction, measured) for direction in Direction])
     listed = artifacts.list_files(folder, [names.ranks, str(names.top)])
     artifacts.write_document(result_file, {**evaluation.document, **artifacts.run_of(folder), artifacts.FILES: listed})
     return replace(evaluation, folder=folder)
@@ -271,41 +268,35 @@ def write_ranks(path: Path, table: RankTable) -> None:
 
     `query` is an image index for text retrieval, which has no caption, and a caption index for image retrieval.
     """
-    num_images, num_captions = len(table.text_ranks), len(table.image_ranks)
-    image_ids = np.array(table.image_ids, dtype=object)
-    text = {
-        "direction": Direction.TEXT.value,
-        "query": np.arange(num_images),
-        "image_id": image_ids,
-        # Nullable integers, because a missing value makes ordinary ones floats.
-        "caption_id": pd.array([pd.NA] * num_images, dtype="Int64"),
-        "caption": pd.Series([None] * num_images, dtype="str"),
-        "rank": table.text_ranks,
-        "score": table.scores[Direction.TEXT].astype(np.float32),
+    num_images, image_ids = len(table.image_ids), np.array(table.image_ids, dtype=object)
+    # Nullable integers, because a missing value makes ordinary ones floats.
+    no_ids, no_captions = pd.array([pd.NA] * num_images, dtype="Int64"), pd.Series([None] * num_images, dtype="str")
+    named = {
+        Direction.TEXT: {"image_id": image_ids, "caption_id": no_ids, "caption": no_captions},
+        Direction.IMAGE: {
+            "image_id": image_ids[table.caption_image],
+            "caption_id": pd.array(table.caption_ids, dtype="Int64"),
+            "caption": table.captions,
+        },
     }
-    image = {
-        "direction": Direction.IMAGE.value,
-        "query": np.arange(num_captions),
-        "image_id": image_ids[table.caption_image],
-        "caption_id": pd.array(table.caption_ids, dtype="Int64"),
-        "caption": table.captions,
-        "rank": table.image_ranks,
-        "score": table.scores[Direction.IMAGE].astype(np.float32),
-    }
-    _write(path, pd.concat([pd.DataFrame(text), pd.DataFrame(image)], ignore_index=True))
+    frames = [
+        pd.DataFrame(
+            {
+                "direction": direction.value,
+                "query": np.arange(len(table.ranks(direction))),
+                **names,
+                "rank": table.ranks(direction),
+                "score": table.scores[direction].astype(np.float32),
+            }
+        )
+        for direction, names in named.items()
+    ]
+    _write(path, frames)
 
 
-def _write_top(path: Path, measured: Measured) -> None:
-    image_T = measured.table.caption_image
-    text, image = measured.rankings.text, measured.rankings.image
-    is_positive_IK = image_T[text.top_QK] == np.arange(len(text.top_QK))[:, None]
-    is_positive_TK = image.top_QK == image_T[:, None]
-    tables = [_top_table(Direction.TEXT, text, is_positive_IK), _top_table(Direction.IMAGE, image, is_positive_TK)]
-    _write(path, pd.concat(tables, ignore_index=True))
-
-
-def _top_table(direction: Direction, ranking: Ranking, is_positive_QK: NDArray[np.bool_]) -> pd.DataFrame:
+def _top_table(direction: Direction, measured: Measured) -> pd.DataFrame:
     """One row per candidate."""
+    ranking = measured.rankings.of(direction)
     top_QK = ranking.top_QK[:, :NUM_TOP]
     num_queries, k = top_QK.shape
     columns = {
@@ -314,23 +305,16 @@ def _top_table(direction: Direction, ranking: Ranking, is_positive_QK: NDArray[n
         "place": np.tile(np.arange(1, k + 1, dtype=np.int16), num_queries),
         "candidate": top_QK.ravel(),
         "score": ranking.top_score_QK[:, :NUM_TOP].ravel().astype(np.float32),
-        "is_own": is_positive_QK[:, :NUM_TOP].ravel(),
+        "is_own": is_positive(direction, top_QK, measured.table.caption_image).ravel(),
     }
     return pd.DataFrame(columns)
 
 
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
+def _write(path: Path, frames: list[pd.DataFrame]) -> None:
+    table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
     metadata = {**(table.schema.metadata or {}), _CHECKSUM: _digest(table)}
     with files.atomic_path(path) as partial:
         pq.write_table(table.replace_schema_metadata(metadata), partial)
-
-
-def _check_rows(path: Path, table: pa.Table, hint: str) -> None:
-    """InputError if the rows of a table that we wrote do not match its checksum; tables of other programs have none."""
-    expected = (table.schema.metadata or {}).get(_CHECKSUM)
-    if expected is not None and expected != _digest(table):
-        raise InputError(f"{path} is damaged: its rows do not match its checksum", hint=hint)
 
 
 def _digest(table: pa.Table) -> bytes:

@@ -167,7 +167,7 @@ def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask)
             on_front=is_on_front,
         )
         for depth, (text, image), rsum, ms, is_on_front in zip(
-            depths, measures, rsums, times_ms, cascade.on_front(rsums, times_ms), strict=True
+            depths, measures, rsums, times_ms, recall.on_front(rsums, times_ms), strict=True
         )
     ]
     return RankingResult(ranked[-1], num_pairs, tuple(results))

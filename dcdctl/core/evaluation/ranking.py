@@ -85,3 +85,10 @@ class RankTable:
     def ranks(self, direction: Direction) -> NDArray[np.int64]:
         """(Q,): rank of each query of a direction."""
         return self.text_ranks if direction == Direction.TEXT else self.image_ranks
+
+
+def is_positive(direction: Direction, top_QK: NDArray[np.int64], image_T: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(Q, K): whether each candidate is a positive of its query; `image_T` is the image of each caption."""
+    if direction == Direction.TEXT:
+        return image_T[top_QK] == np.arange(len(top_QK))[:, None]
+    return top_QK == image_T[:, None]

@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Ranking, Rankings
+from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Ranking, Rankings, is_positive
 from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
@@ -135,8 +136,10 @@ class RankCounter:
         positions_IR[self._num_positives_I[:, None] <= np.arange(positions_IR.shape[1])] = NO_POSITION
         texts_IK, text_scores_IK = self._top_texts_I.sorted()
         images_TK, image_scores_TK = self._top_images_T.sorted()
-        is_positive_IK = self._image_T[texts_IK] == np.arange(num_images)[:, None]
-        is_positive_TK = images_TK == self._image_T[:, None]
+        is_positive_IK, is_positive_TK = (
+            is_positive(direction, top_QK, self._image_T)
+            for direction, top_QK in zip(Direction, (texts_IK, images_TK), strict=True)
+        )
         return Rankings(
             _ranking(positions_IR, self._best_positive_I, texts_IK, text_scores_IK, is_positive_IK),
             _ranking(self._above_T[:, None] + 1, self._positive_T, images_TK, image_scores_TK, is_positive_TK),

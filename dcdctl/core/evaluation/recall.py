@@ -27,6 +27,19 @@ def rsum(text_retrieval: Mapping[str, float], image_retrieval: Mapping[str, floa
     return sum(text_retrieval[name] for name in RECALL_NAMES) + sum(image_retrieval[name] for name in RECALL_NAMES)
 
 
+def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
+    """Whether each system is on the Pareto front: no other is at least as good and as fast, and better or faster.
+
+    >>> on_front([300.0, 400.0, 390.0], [1.0, 2.0, 3.0])
+    [True, True, False]
+    """
+    points = list(zip(rsums, times_ms, strict=True))
+    return [
+        not any(other >= rsum and faster <= ms and (other, faster) != (rsum, ms) for other, faster in points)
+        for rsum, ms in points
+    ]
+
+
 def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
     """Recall@K for each K: the percentage of queries whose rank, that of their best positive, is at most K.
 

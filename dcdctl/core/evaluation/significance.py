@@ -241,12 +241,14 @@ def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Rank
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
     share_I = num_captions * text_IC[:, :-1].sum(axis=1) + num_images * image_IC[:, :-1].sum(axis=1)
+    rsum_R = percents_RC[1:, -1]
+    num_rarer = int(min(np.count_nonzero(rsum_R <= 0), np.count_nonzero(rsum_R >= 0)))
     sign_flip_p_value, is_exact = sign_flip_test(share_I, resamples, seed)
     return RankComparison(
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
         base=_system_estimates(draws, -1),
-        p_value=_two_sided(percents_RC[1:, -1]),
+        p_value=min(1.0, 2 * (num_rarer + 1) / (resamples + 1)),
         sign_flip_p_value=sign_flip_p_value,
         sign_flip_is_exact=is_exact,
     )
@@ -273,8 +275,3 @@ def _estimates(percents_RC: NDArray[np.float64]) -> Estimates:
         text_retrieval=dict(zip(names, text, strict=True)),
         image_retrieval=dict(zip(names, image, strict=True)),
     )
-
-
-def _two_sided(rsum_R: NDArray[np.float64]) -> float:
-    rarer = int(min(np.count_nonzero(rsum_R <= 0), np.count_nonzero(rsum_R >= 0)))
-    return min(1.0, 2 * (rarer + 1) / (len(rsum_R) + 1))

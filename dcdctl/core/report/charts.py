@@ -28,6 +28,7 @@ from matplotlib.transforms import Bbox
 
 from dcdctl.core import templates
 from dcdctl.core.data import Direction
+from dcdctl.core.evaluation import on_front
 from dcdctl.core.report.report import ModelResults, Report, Training
 
 NUM_COLORS = 8
@@ -191,7 +192,9 @@ def speed_against_recall(report: Report) -> Markup | None:
         x_label=f"ms per query among {report.gallery_size:,} images (logarithmic)",
         y_label="RSUM",
     )
-    return scatter(labels, timed, pareto_front([(x, y) for x, y, _ in points]))
+    is_best = on_front([y for _, y, _ in points], [x for x, _, _ in points])
+    front = sorted({(x, y) for (x, y, _), is_on_front in zip(points, is_best, strict=True) if is_on_front})
+    return scatter(labels, timed, front)
 
 
 def not_drawn(report: Report) -> list[str]:
@@ -211,19 +214,6 @@ def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
         rsums, names = [depth.rsum for depth in depths], [f"top {depth.depth}" for depth in depths[:-1]]
         return Series(label=model.label, color=color, x=ms, y=rsums, names=[*names, model.label])
     return Series(label=model.label, color=color, x=ms, y=[result.rsum], names=[model.label])
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (milliseconds, recall) points that no other point beats in both, fastest first.
-
-    >>> pareto_front([(3.0, 9.0), (1.0, 5.0), (2.0, 4.0)])
-    [(1.0, 5.0), (3.0, 9.0)]
-    """
-    best: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best
 
 
 def scores(report: Report) -> dict[Direction, list[Markup]]:
@@ -372,7 +362,8 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
         for points in series
         for x, y, name in zip(points.x, points.y, points.names, strict=True)
     ]
-    taken = [_around(x, y) for x, y in axes.transData.transform([(x, y) for x, y, *_ in named])] + _line_boxes(axes)
+    markers = axes.transData.transform([(x, y) for x, y, *_ in named])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in markers] + _line_boxes(axes)
     for x, y, name, color, is_model in sorted(named, key=lambda point: not point[-1]):
         text = axes.annotate(name, (x, y), (0, 0), textcoords="offset pixels", color=_PLACEHOLDERS[color])
         places = [(side, distance) for distance in _DISTANCES for side in _SIDES]
@@ -387,11 +378,6 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
             line = {"arrowstyle": "-", "color": _PLACEHOLDERS["quiet"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
             axes.annotate("", (x, y), corner, textcoords="offset pixels", arrowprops=line, zorder=1)
         taken.append(box)
-
-
-def _around(x: float, y: float) -> Bbox:
-    """The box of a marker."""
-    return Bbox.from_bounds(x - 5, y - 5, 10, 10)
 
 
 def _line_boxes(axes: Axes) -> list[Bbox]:
@@ -450,13 +436,7 @@ def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes]
         layout.execute(figure)
         figure.set_layout_engine(None)
         stream = io.StringIO()
-        # By default the metadata have the date, so equal numbers would give other bytes.
-        figure.savefig(
-            stream,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
+        figure.savefig(stream, format="svg", transparent=True)
     # ElementTree has escaped the texts in the SVG.
     return templates.render("chart.html", title=labels.title, svg=Markup(_for_page(stream.getvalue(), labels)))
 
@@ -466,7 +446,7 @@ def _for_page(svg: str, labels: ChartLabels) -> str:
     own."""
     root = ElementTree.fromstring(svg)
     for child in list(root):
-        # The metadata name the software; the style would apply to the whole page.
+        # The metadata have the date, so equal numbers would give other bytes; the style would apply to the whole page.
         if child.tag == f"{{{_SVG}}}metadata" or child.find(f"{{{_SVG}}}style") is not None:
             root.remove(child)
     for number, (tag, text) in enumerate((("title", labels.title), ("desc", labels.description))):

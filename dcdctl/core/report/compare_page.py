@@ -33,7 +33,10 @@ def open_corpus(comparison: Comparison, data: Path | None = None) -> Corpus | No
     StaleError if `data` has other images or captions.
     """
     queries, measured = comparison.queries, comparison.evaluation
-    folder = _known_folder(comparison) if data is None else data
+    runs = (run for system in comparison.systems.values() for run in system.runs)
+    named = [Path(run.evaluation.data) for run in runs if run.evaluation is not None] if data is None else [data]
+    # The folder of an evaluation may be gone; the user's is opened in any case, for the error that says what is wrong.
+    folder = next((folder for folder in named if data is not None or (folder / CORPUS_FILE).is_file()), None)
     if folder is None:
         return None
     splits = list(read_corpus_json(folder).splits) if measured is None else [measured.split]
@@ -47,13 +50,6 @@ def open_corpus(comparison: Comparison, data: Path | None = None) -> Corpus | No
     raise StaleError(
         f"{shown(folder)} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR"
     )
-
-
-def _known_folder(comparison: Comparison) -> Path | None:
-    """The first folder that an evaluation names and that still holds a corpus."""
-    runs = (run for system in comparison.systems.values() for run in system.runs)
-    named = (Path(run.evaluation.data) for run in runs if run.evaluation is not None)
-    return next((folder for folder in named if (folder / CORPUS_FILE).is_file()), None)
 
 
 def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | None) -> None:

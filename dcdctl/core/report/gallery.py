@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,28 +35,18 @@ TITLES = ((Direction.IMAGE, "images of a caption"), (Direction.TEXT, "captions o
 """Both directions in the order of the page."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WinCounts:
-    """Numbers of queries, for one model against another."""
-
-    wins: int
-    losses: int
-    both_hit: int
-    both_miss: int
-
-
-def count_wins(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> WinCounts:
-    """Compare ranks, which start at 1.
+def count_wins(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> dict[str, int]:
+    """Numbers of queries, for one model against another, from ranks, which start at 1.
 
     >>> count_wins(np.array([1, 1, 4, 9]), np.array([1, 3, 4, 2]))
-    WinCounts(wins=1, losses=1, both_hit=1, both_miss=2)
+    {'wins': 1, 'losses': 1, 'both_hit': 1, 'both_miss': 2}
     """
-    return WinCounts(
-        wins=int((ours_Q < base_Q).sum()),
-        losses=int((ours_Q > base_Q).sum()),
-        both_hit=int(((ours_Q == 1) & (base_Q == 1)).sum()),
-        both_miss=int(((ours_Q > 1) & (base_Q > 1)).sum()),
-    )
+    return {
+        "wins": int((ours_Q < base_Q).sum()),
+        "losses": int((ours_Q > base_Q).sum()),
+        "both_hit": int(((ours_Q == 1) & (base_Q == 1)).sum()),
+        "both_miss": int(((ours_Q > 1) & (base_Q > 1)).sum()),
+    }
 
 
 def choose(
@@ -168,7 +158,7 @@ class Gallery:
     """The images that are shown, each once, by index; None without a corpus."""
     queries: list[Query]
     outcomes: dict[str, Any]
-    """For the script: `WinCounts` of all queries for every pair of models."""
+    """For the script: `count_wins` over all queries for every pair of models."""
 
 
 def make_gallery(
@@ -244,9 +234,7 @@ def _outcomes(models: Sequence[ModelResults], ranks: dict[Direction, list[NDArra
         "models": [model.label for model in models],
         "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
         "outcomes": {
-            direction: [
-                [asdict(count_wins(ours_Q, base_Q)) for base_Q in ranks[direction]] for ours_Q in ranks[direction]
-            ]
+            direction: [[count_wins(ours_Q, base_Q) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
             for direction in Direction
         },
     }

@@ -160,7 +160,9 @@ def read_report(
         for folder in folders
         if (folder / "run.json").exists()
     )
-    _check_comparable(models)
+    evaluation.check_comparable(
+        [(model.folder, model.result) for model in models if model.result is not None], "report them apart"
+    )
     models = _with_teacher_times(models)
     corpus = _corpus(models, data)
     missing = [part for model in models for part in _missing_of_model(model, models)]
@@ -219,17 +221,6 @@ def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes |
     query_ms = dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms
     speed_up = None if dual.speed_up is None else dual.speed_up * dual.query_ms / query_ms
     return replace(dual, query_ms=query_ms, speed_up=speed_up)
-
-
-def _check_comparable(models: Sequence[ModelResults]) -> None:
-    measured = [(model, model.result) for model in models if model.result is not None]
-    for model, result in measured[1:]:
-        first, expected = measured[0]
-        if result.basis != expected.basis:
-            raise StaleError(
-                f"{model.folder} was evaluated on {result.about_basis}, {first.folder} on {expected.about_basis}",
-                hint="evaluate both on the same with `dcdctl eval`, or report them apart",
-            )
 
 
 def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
@@ -354,4 +345,4 @@ def teachers_of(inputs: Mapping[str, Any]) -> list[str]:
     """
     # Caches, and dual teachers that scored the batches or gave their vectors; a list for several.
     plans = [inputs.get(name) or [] for name in ("cache", "teachers")]
-    return [str(plan["teacher"]) for found in plans for plan in (found if isinstance(found, list) else [found])]
+    return [str(plan["teacher"]) for listed in plans for plan in (listed if isinstance(listed, list) else [listed])]

@@ -16,7 +16,7 @@ from typing import Any
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import MissingError
 from dcdctl.core.evaluation import (
     CASCADE_FILES,
     LEVEL,
@@ -27,6 +27,7 @@ from dcdctl.core.evaluation import (
     RankComparison,
     RankTable,
     SavedEvaluation,
+    check_comparable,
     compare_ranks,
 )
 from dcdctl.core.report import html
@@ -63,10 +64,7 @@ class Contrast:
 class StudyRow:
     """A model with its results: a row of the table."""
 
-    name: str
-    folders: tuple[Path, ...]
-    """The folder of each evaluation, per seed."""
-    is_start: bool = False
+    model: StudyModel
     results: tuple[Evaluation, ...]
     """Per seed."""
     tables: tuple[RankTable, ...]
@@ -129,7 +127,7 @@ class Study:
     def verdict(self) -> str:
         """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest RSUM."""
         about = [difference for difference in self.differences if difference.contrast.is_about_teacher]
-        untrained = next((statistics.fmean(row.rsums) for row in self.rows if row.is_start and row.results), None)
+        untrained = next((statistics.fmean(row.rsums) for row in self.rows if row.model.is_start and row.results), None)
         return verdict(about, untrained)
 
     def to_json(self) -> dict[str, Any]:
@@ -160,10 +158,13 @@ def read_study(
     a damaged evaluation; StaleError for evaluations on different corpora, splits or protocols.
     """
     teacher_ms = next(
-        (found.query_ms for model in models if model.is_teacher and (found := _times(model)) is not None), None
+        (times.query_ms for model in models if model.is_teacher and (times := _times(model)) is not None), None
     )
     rows = {model.name: _row(model, teacher_ms) for model in models}
-    _check_comparable([result for row in rows.values() for result in row.results])
+    check_comparable(
+        [(result.model, result) for row in rows.values() for result in row.results],
+        "run the study into another folder",
+    )
     measured = [
         contrast
         for contrast in contrasts
@@ -232,9 +233,7 @@ def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
     if model.is_cascade and all(result.reranked for result in results):
         query_ms = statistics.fmean(result.reranked[-1].ms_per_query for result in results)
     return StudyRow(
-        name=model.name,
-        folders=model.folders,
-        is_start=model.is_start,
+        model=model,
         results=results,
         tables=tables,
         query_ms=query_ms,
@@ -251,16 +250,6 @@ def _read_evaluation(saved: SavedEvaluation) -> tuple[Evaluation, RankTable]:
             f"{saved.folder} has no evaluation with ranks", hint=f"`dcdctl eval {saved.folder} --data DIR` makes one"
         )
     return saved.evaluation, saved.table
-
-
-def _check_comparable(results: Sequence[Evaluation]) -> None:
-    for result in results[1:]:
-        if result.basis != results[0].basis:
-            first = results[0]
-            raise StaleError(
-                f"{result.model} was evaluated on {result.about_basis}, {first.model} on {first.about_basis}",
-                hint="evaluate both on the same with `dcdctl eval`, or run the study into another folder",
-            )
 
 
 def _compared(contrast: Contrast, rows: dict[str, StudyRow]) -> Difference:
@@ -283,7 +272,7 @@ def _models_table(rows: Sequence[StudyRow]) -> Table:
         mark = "~" if row.is_extrapolated else ""
         query = NOTHING if row.query_ms is None else f"{mark}{row.query_ms:,.2f} ms"
         speed_up = NOTHING if row.speed_up is None else f"{row.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
-        cells.append((row.name, *recalls, rsum, query, speed_up))
+        cells.append((row.model.name, *recalls, rsum, query, speed_up))
     columns = ("model", *(f"{direction} {name}" for direction, name in RECALLS), "RSUM", "query", "speed-up")
     return Table("Models", columns, tuple(cells))
 
@@ -321,7 +310,7 @@ def write_study_page(path: Path, study: Study) -> None:
 
 
 def _row_document(row: StudyRow) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": row.name, "folders": list(map(str, row.folders))}
+    document: dict[str, Any] = {"name": row.model.name, "folders": list(map(str, row.model.folders))}
     if row.results:
         for direction in Direction:
             document[direction.key] = {name: row.recall(direction, name) for of, name in RECALLS if of == direction}

@@ -9,7 +9,7 @@ from typing import Any
 
 from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate, Evaluation
+from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate
 from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
 from dcdctl.core.templates import Table
 from dcdctl.core.training import UNNAMED
@@ -35,8 +35,12 @@ def _quality(report: Report) -> Table:
     for model in report.models:
         if (result := model.result) is None:
             continue
-        measures = [cell for direction in Direction for cell in _measures(result, direction)]
-        rows.append((_name(model), _with_interval(result.rsum_estimate), *measures))
+        cells = []
+        for direction in Direction:
+            measures = result.measures(direction)
+            cells += [_with_interval(result.recall(direction, name)) for name in RECALL_NAMES]
+            cells += [f"{measures['mAP@R']:.1f}", f"{measures['median_rank']:g}"]
+        rows.append((_name(model), _with_interval(result.rsum_estimate), *cells))
     caption = (
         f"Retrieval in percent; small print: {LEVEL:.0%} bootstrap interval over images. "
         "Text: captions retrieved for an image; image: images retrieved for a caption"
@@ -45,13 +49,6 @@ def _quality(report: Report) -> Table:
     return Table(
         caption, ("model", "RSUM", *(f"{direction}\n{name}" for direction in Direction for name in names)), tuple(rows)
     )
-
-
-def _measures(result: Evaluation, direction: Direction) -> tuple[str, ...]:
-    """The cells of one direction."""
-    measures = result.measures(direction)
-    recalls = (_with_interval(result.recall(direction, name)) for name in RECALL_NAMES)
-    return (*recalls, f"{measures['mAP@R']:.1f}", f"{measures['median_rank']:g}")
 
 
 def _differences(report: Report) -> Table:
