@@ -109,6 +109,7 @@ def compare(
     """
     student = in_torch[STUDENT]
     device = device_of(student)
+    # The load before and after shows whether other programs slowed the measurement.
     load_before = devices.load_average()
     with _inference(config, device):
         bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
@@ -120,6 +121,7 @@ def compare(
             timings = rates.measure(bench_models, config, timer, track)
             runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
             if onnx is not None:
+                # An export has the weights and the operations of the student.
                 runtimes[ONNX], footprints[ONNX] = (models.onnxruntime_version(), "float32"), footprints[STUDENT]
         machine = {**devices.describe(device), "load_average": [load_before, devices.load_average()]}
     times = {
@@ -145,6 +147,7 @@ def compare(
 @contextmanager
 def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
     """Inference mode, autocast and the number of threads, for both models."""
+    # The number of threads holds for the whole process, so it is restored at the end.
     before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or before)
     try:
@@ -186,6 +189,7 @@ def _model_times(
     if (query := timings.queries[True][config.reference_gallery].repeats) is not None:
         latencies["query"] = result.latency(query)
     pair = latencies["pair"]
+    # A fusion model takes too long for all pairs to time a test set as a whole.
     test_set_s = timings.test_set_s(corpus.num_images, corpus.num_captions)
     return ModelTimes(
         kind=timings.model.steps.kind,
@@ -251,6 +255,7 @@ def _curve(teacher: Timings, student: Timings, config: BenchConfig) -> tuple[Cur
 
 def _query_speed_up(teacher: Timings, other: Timings, num_images: int, *, is_cached: bool) -> SpeedUp:
     slow, fast = (timings.queries[is_cached][num_images] for timings in (teacher, other))
+    # A ratio is only measured if both of its times are.
     label = f"one query over {num_images:,} images, encoded {'before' if is_cached else 'with it'}"
     return speed_up(label, slow.seconds, fast.seconds, extrapolated=slow.repeats is None or fast.repeats is None)
 

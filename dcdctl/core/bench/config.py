@@ -28,6 +28,7 @@ class BenchConfig:
     """Seconds for the repeats of one measurement of one model; a query that takes longer is extrapolated."""
     gallery_sizes: Annotated[tuple[Count, ...], NotEmpty()] = DEFAULT_SIZES
     """Numbers of images N that a query is timed against."""
+    # `headline_size` is the name in bench.json.
     reference_gallery: Annotated[int, Key("headline_size")] = 1000
     """The gallery size of the reported speed-up per query."""
     max_gallery_mib: int = 1024

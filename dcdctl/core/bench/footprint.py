@@ -89,6 +89,7 @@ def _flops(bench_model: BenchModel) -> Flops:
     query = steps.encode_texts(bench_model.single(0)[1])
     of_images, of_captions, of_scores = [], [], []
     for image, text in bench_model.singles[:NUM_COUNTED]:
+        # Encoded apart, because the operations of scoring are counted alone.
         encoded = steps.encode_images(image), steps.encode_texts(text)
         of_images.append(count_flops(partial(steps.encode_images, image)))
         of_captions.append(count_flops(partial(steps.encode_texts, text)))

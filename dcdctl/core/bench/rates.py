@@ -146,6 +146,7 @@ def measure(models: Mapping[str, BenchModel], config: BenchConfig, timer: Timer,
         for each in timings.values():
             scores = each.model.steps.block(each.model.gallery(BLOCK_IMAGES), each.model.encoded_texts)
             each.num_block_pairs = scores.numel()
+        # Queries come last, because the steps before give their expected time.
         for is_cached in (True, False):
             # Ascending, because a size that is too large is extrapolated from the smaller ones.
             for count in sorted(config.gallery_sizes):

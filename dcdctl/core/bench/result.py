@@ -249,6 +249,7 @@ def latency(repeats: Repeats) -> Latency:
 
 def _percentile(repeats: Repeats, percent: int) -> Percentile:
     ms = repeats.percentile(percent) * 1000
+    # At least one repeat in the share above the percentile.
     is_resolved = repeats.num_repeats * (100 - percent) >= 100
     return Percentile(percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved)
 

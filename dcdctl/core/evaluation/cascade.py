@@ -103,7 +103,9 @@ def query_ms(
         for text in spread
     ]
     deepest = min(max(depths), len(image_ID))
+    # At depth 0 an answer still has its first candidates.
     num_first = max(deepest, min(NUM_TOP, len(image_ID)))
+    # Encoded before the timing, as an index holds them.
     states = fusion.encode_images(np.arange(min(deepest, TIMED_IMAGES)))
 
     def find(query: Query) -> object:

@@ -129,6 +129,7 @@ def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask)
     costs."""
     depths, num_top = task.options.depths, task.options.num_top
     image_ID, text_TD = _embed(model, task)
+    # The result keeps `num_top` candidates, also at a smaller depth.
     firsts = _rank_embeddings(image_ID, text_TD, task, max(depths[-1], num_top))
     shortlists = [
         Shortlists(first, task.image_T(fold), depths[-1]) for first, fold in zip(firsts, task.folds, strict=True)

@@ -68,6 +68,7 @@ class RankCounter:
         image_T = self._image_T[order_T]
         nth_T = np.arange(len(positive_T)) - (np.cumsum(counts_I) - counts_I)[image_T]
         self._positive_T, self._threshold_T = positive_T, tie_thresholds(positive_T, margin)
+        # No score reaches infinity, so positives that an image does not have count no candidates.
         self._threshold_IR = np.full((len(counts_I), int(counts_I.max())), np.inf, dtype=np.float32)
         self._threshold_IR[image_T, nth_T] = self._threshold_T[order_T]
         self._best_positive_I = positive_T[order_T[nth_T == 0]]

@@ -58,6 +58,7 @@ def average_precision_at_r(positions_QR: NDArray[np.int64]) -> NDArray[np.float6
     >>> average_precision_at_r(np.array([[1, 3, 4], [2, 9, NO_POSITION]])).round(4)
     array([0.5556, 0.25  ])
     """
+    # NO_POSITION is beyond every R: absent positives add nothing to the sum.
     num_positives_Q = np.count_nonzero(positions_QR != NO_POSITION, axis=1)
     precision_QR = np.arange(1, positions_QR.shape[1] + 1) / positions_QR
     return np.where(positions_QR <= num_positives_Q[:, None], precision_QR, 0.0).sum(axis=1) / num_positives_Q

@@ -206,6 +206,7 @@ def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> NDArray[np.
     for system, num_runs in enumerate(runs_S):
         is_base = system == len(runs_S) - 1
         rng = np.random.default_rng((seed, _BASE_SEEDS if is_base else _OUR_SEEDS))
+        # One run fewer than there are; the module docstring says why.
         run_RN = rng.integers(num_runs, size=(resamples, num_runs - 1))
         for run in range(num_runs):
             taken_RSN[:, system, first + run] = (run_RN == run).sum(axis=1)

@@ -51,6 +51,7 @@ def rank_vectors(
     coded_ID, coded_TD = (
         torch.from_numpy(decoded(side.float().cpu().numpy(), form.kind)).to(side.device) for side in (image_ID, text_TD)
     )
+    # Enough candidates for the result, and for all that are scored again.
     first = ranks.rank_embeddings(coded_ID, coded_TD, image_T, num_top=max(num_top, form.rescore or 0))
     if form.rescore is None:
         return first

@@ -210,10 +210,11 @@ def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
     result, ms = model.result, model.query_ms
     if result is None or not ms:
         return None
-    if depths := result.reranked:
-        rsums, names = [depth.rsum for depth in depths], [f"top {depth.depth}" for depth in depths[:-1]]
-        return Series(label=model.label, color=color, x=ms, y=rsums, names=[*names, model.label])
-    return Series(label=model.label, color=color, x=ms, y=[result.rsum], names=[model.label])
+    depths = result.reranked
+    rsums = [depth.rsum for depth in depths] or [result.rsum]
+    # The deepest is the result of the cascade, so it has the name of the model.
+    names = [*(f"top {depth.depth}" for depth in depths[:-1]), model.label]
+    return Series(label=model.label, color=color, x=ms, y=rsums, names=names)
 
 
 def scores(report: Report) -> dict[Direction, list[Markup]]:
@@ -253,6 +254,7 @@ def lines(labels: ChartLabels, curves: Sequence[Series]) -> Markup:
 
     def draw(axes: Axes) -> None:
         for number, curve in enumerate(curves):
+            # Dashes too, for readers who cannot tell the colors apart.
             dashes: Any = "-" if number == 0 else (0, (6, 1 + number)) if number < 4 else (0, (1 + number, 2, 1, 2))
             axes.plot(curve.x, curve.y, color=_PLACEHOLDERS[curve.color], linewidth=1.4, linestyle=dashes)
         axes.margins(x=0.02)
@@ -272,6 +274,7 @@ def mirrored(labels: ChartLabels, edges: Sequence[float], above: Series, below: 
     """Two histograms over the same bins, the second upside down; the `y` of each are counts."""
 
     def draw(axes: Axes) -> None:
+        # At least 1, because the axis of two empty histograms needs a height too.
         highest = max(1.0, *above.y, *below.y)
         for series, sign in ((above, 1), (below, -1)):
             color = _PLACEHOLDERS[series.color]
@@ -279,6 +282,7 @@ def mirrored(labels: ChartLabels, edges: Sequence[float], above: Series, below: 
             height, alignment = (0.97, "top") if sign > 0 else (0.03, "bottom")
             axes.text(0.02, height, series.label, color=color, transform=axes.transAxes, va=alignment)
         axes.axhline(0, color=_PLACEHOLDERS["quiet"], linewidth=0.8)
+        # The labels of both histograms stand in the quarter that the bars leave free.
         axes.set_ylim(-1.25 * highest, 1.25 * highest)
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
@@ -291,14 +295,7 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
-        axes.plot(
-            [x for x, _ in front],
-            [y for _, y in front],
-            color=_PLACEHOLDERS["quiet"],
-            linewidth=1,
-            linestyle="--",
-            zorder=1,
-        )
+        axes.plot(*zip(*front, strict=True), color=_PLACEHOLDERS["quiet"], linewidth=1, linestyle="--", zorder=1)
         for number, points in enumerate(series):
             axes.scatter(
                 points.x,

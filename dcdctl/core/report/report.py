@@ -140,6 +140,7 @@ def read_report(
     MissingError for a folder with nothing to show; StaleError for results on different corpora, splits or protocols,
     and for `data` that is not their corpus.
     """
+    # The teacher and the baseline may be among the runs.
     folders = list(dict.fromkeys([*([teacher] if teacher else []), *runs, *([baseline] if baseline else [])]))
     if baseline is None:
         baseline = next((folder for folder in folders if folder != teacher), None)
@@ -229,6 +230,7 @@ def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
     if teacher is None:
         return list(models)
     names = {teacher.folder, *([] if teacher.result is None else [Path(teacher.result.model)])}
+    # `dcdctl bench` writes the times of both models into the folder of the student.
     paths = (
         model.folder / "bench.json"
         for model in models

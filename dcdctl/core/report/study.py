@@ -230,6 +230,7 @@ def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
     results, tables = zip(*map(_read_evaluation, evaluations), strict=True) if evaluations else ((), ())
     times = _times(model)
     query_ms = None if times is None else times.query_ms
+    # The benchmark of a study times single models; the evaluation of a cascade times its query.
     if model.is_cascade and all(result.reranked for result in results):
         query_ms = statistics.fmean(result.reranked[-1].ms_per_query for result in results)
     return StudyRow(
@@ -254,6 +255,7 @@ def _read_evaluation(saved: SavedEvaluation) -> tuple[Evaluation, RankTable]:
 
 def _compared(contrast: Contrast, rows: dict[str, StudyRow]) -> Difference:
     ours, base = rows[contrast.ours].tables, rows[contrast.base].tables
+    # One run of a system does not show how its runs differ (`compare_ranks`).
     draws_seeds = min(len(ours), len(base)) > 1
     return Difference(contrast, compare_ranks(ours, base, draw_seeds=draws_seeds), draws_seeds)
 

@@ -207,6 +207,7 @@ def _transposed(columns: Iterable[dict[str, str]]) -> dict[str, list[str]]:
 def _value(value: Any) -> str:
     """A value as in a recipe; the first digits of a fingerprint."""
     if isinstance(value, str):
+        # An empty cell would look like a field that the recipe lacks.
         return value[:FINGERPRINT_DIGITS] if is_digest(value) else value or '""'
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
 

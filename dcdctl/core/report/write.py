@@ -116,7 +116,7 @@ def write_markdown(path: Path, report: Report) -> None:
 
 def write_csv(path: Path, report: Report) -> None:
     """Write a row per model, unrounded; values that were not measured are empty."""
-    rows = [_numbers(model) for model in report.models]
+    rows = [_row(model) for model in report.models]
     names = list(dict.fromkeys(name for row in rows for name in row))
     files.write_csv(path, names, [[row.get(name) for name in names] for row in rows])
 
@@ -125,7 +125,7 @@ def report_document(report: Report) -> dict[str, object]:
     """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that
     adds it."""
     left_out = [{"what": part.what, "command": part.command} for part in report.missing]
-    return {"models": [_numbers(model) for model in report.models], "left_out": left_out}
+    return {"models": [_row(model) for model in report.models], "left_out": left_out}
 
 
 def _markdown_table(table: Table) -> str:
@@ -162,7 +162,7 @@ def _code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _numbers(model: ModelResults) -> dict[str, object]:
+def _row(model: ModelResults) -> dict[str, object]:
     row: dict[str, object] = {"model": model.label, "role": model.role, "folder": str(model.folder)}
     if (result := model.result) is not None:
         row |= {
