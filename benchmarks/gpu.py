@@ -53,7 +53,7 @@ from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.preprocess import Preprocess, square_image_processor
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher.estimate import TOLERANCES, verify_scores
-from dcdctl.core.training import load_recipe, runs
+from dcdctl.core.training import checkpoints, load_recipe
 
 RECIPE = "tiny-student"
 NAMES = ("vilt", "meter", "clip")
@@ -418,19 +418,19 @@ def distill(machine: Machine) -> Iterator[Row]:
 def resume(machine: Machine) -> Iterator[Row]:
     for name in ("vilt", "clip"):
         whole = train(machine, name, f"{name}-whole")
-        save = runs.save_checkpoint
+        save = checkpoints.save_checkpoint
 
         def stop(*arguments: Any, save: Any = save, **options: Any) -> None:
             save(*arguments, **options)
             raise KeyboardInterrupt
 
-        runs.save_checkpoint = stop
+        checkpoints.save_checkpoint = stop
         try:
             train(machine, name, f"{name}-stopped")
         except KeyboardInterrupt:
             pass
         finally:
-            runs.save_checkpoint = save
+            checkpoints.save_checkpoint = save
         resumed = train(machine, name, f"{name}-stopped", resume=True)
         first, second = (load_file(next((run.folder / "model").glob("*.safetensors"))) for run in (whole, resumed))
         error = max(float((first[key].float() - second[key].float()).abs().max()) for key in first)

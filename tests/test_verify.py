@@ -28,7 +28,7 @@ from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
 from dcdctl.core.search import INDEX
 from dcdctl.core.teacher import CACHE, CandidateConfig, build_cache
-from dcdctl.core.training import loggers, runs
+from dcdctl.core.training import checkpoints, loggers, runs
 from dcdctl.core.training.recipe import Recipe
 
 TEXTS = [[f"image {image} caption {k}" for k in range(2)] for image in range(12)]
@@ -42,8 +42,8 @@ def make_run(folder: Path, corpus_folder: Path) -> Path:
     log = loggers.Log(run, 0)
     for step in (1, 2):
         log.write(step, {"loss": 1 / step})
-        runs.save_best(run, step, 100.0 + step, network)
-        runs.save_checkpoint(run, step, network, optimizer, torch.amp.GradScaler("cpu"))
+        checkpoints.save_best(run, step, 100.0 + step, network)
+        checkpoints.save_checkpoint(run, step, network, optimizer, torch.amp.GradScaler("cpu"))
     log.close()
     write_bench(folder, "teacher")
     runs.finish(run, make_wide_dual([text for texts in TEXTS for text in texts]))

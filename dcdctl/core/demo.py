@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +106,18 @@ class DemoResult:
     @property
     def summary(self) -> str:
         """What was won and what was lost, in words."""
-        return _summary(self)
+        teacher, dual, alone, fusion = (self.row(name) for name in ("teacher", "dual", "dual alone", "fusion"))
+        cascade = self.row("cascade")
+        depth = cascade.evaluation.protocol.depth
+        return "\n".join(
+            [
+                f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. "
+                f"{_recall(cascade, teacher)}.",
+                f"Without re-ranking, the dual student is {_speed(dual)}. {_recall(dual, teacher)}.",
+                f"{_effect_of_scores(dual, alone)}.",
+                f"The fusion student is {_speed(fusion)}. {_recall(fusion, teacher)}.",
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The table for JSON."""
@@ -125,12 +136,21 @@ class DemoResult:
 
 
 @dataclass(frozen=True)
-class MeasuredModels:
-    """The models that are measured; the students by recipe."""
+class _Demo:
+    """Where a demo is made, how large, and on which device."""
 
-    teacher_ref: str
-    teacher: Any
-    students: dict[str, Any]
+    out: Path
+    config: DemoConfig
+    compute: Compute
+    track: Track
+
+    def corpus(self, split: str) -> Corpus:
+        """A split of the drawn corpus."""
+        return Corpus.open(self.out / "data", split)
+
+    def folder(self, name: str) -> Path:
+        """The run folder of a student."""
+        return self.out / name.removeprefix("demo-")
 
 
 def run_demo(
@@ -147,125 +167,93 @@ def run_demo(
 
     InputError if `out` holds something that is not a demo, or cannot be written.
     """
-    _check_folder(out)
-    announce("1. prepare: draw the corpus")
-    data = _prepare(out, config, track)
-    teacher_ref = BUILT_IN_TEACHER
-    if train_teacher:
-        announce("   train the teacher again: this takes long")
-        teacher_ref = str(_train_teacher(out, compute, track))
-    teacher = models.load_fusion(teacher_ref)
-    announce("2. cache-teacher: score the candidates of both kinds of students once")
-    caches = {name: _cache(name, data, teacher, out, config, compute, track) for name in CACHES}
-    announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
-    students = {
-        name: _distill(name, data, out, (teacher_ref, teacher), caches.get(name), config, compute, track)
-        for name in (DUAL, DUAL_ALONE, FUSION)
-    }
-    announce("4. eval and bench: recall in both directions, time per query")
-    result = _measure(
-        MeasuredModels(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track
-    )
-    announce("5. report: all results on one page")
-    folders = [_folder(out, name) for name in (DUAL, FUSION)]
-    report.write_report_page(
-        result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE))
-    )
-    return result
-
-
-def _check_folder(out: Path) -> None:
     files.check_output_folder(out)
     # The folder `data` is what a demo writes first.
     if not files.is_vacant(out) and not (out / "data").is_dir():
         raise InputError(f"{out} holds something that is not a demo", hint="name an empty or a new folder with --out")
-
-
-def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:
+    demo = _Demo(out, config, compute, track)
+    announce("1. prepare: draw the corpus")
     counts = {"train": config.train_images, "val": config.val_images, "test": config.test_images}
     source = data.find_manifest("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
     options = data.PrepareOptions(image_size_px=config.image_size_px)
     data.prepare_corpus(source, out / "data", options=options, track=track)
-    return out / "data"
+    teacher_ref = BUILT_IN_TEACHER
+    if train_teacher:
+        announce("   train the teacher again: this takes long")
+        teacher_ref = str(_train_teacher(demo))
+    teacher = models.load_fusion(teacher_ref)
+    announce("2. cache-teacher: score the candidates of both kinds of students once")
+    corpus, caches = demo.corpus("train"), {}
+    for name, folder in CACHES.items():
+        candidates = training.load_recipe(name, config.sets).candidates
+        scorer = teacher.to(compute.device)
+        caches[name] = build_cache(corpus, scorer, out / folder, candidates, compute=compute, track=track)
+    announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
+    students = {
+        name: _distill(demo, name, teacher_ref, teacher, caches.get(name)) for name in (DUAL, DUAL_ALONE, FUSION)
+    }
+    announce("4. eval and bench: recall in both directions, time per query")
+    result = _measure(demo, teacher_ref, teacher, students)
+    announce("5. report: all results on one page")
+    folders = [demo.folder(name) for name in (DUAL, FUSION)]
+    report.write_report_page(
+        result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=demo.folder(DUAL_ALONE))
+    )
+    return result
 
 
-def _train_teacher(out: Path, compute: Compute, track: Track) -> Path:
-    options = TrainingOptions(compute=compute)
+def _train_teacher(demo: _Demo) -> Path:
+    options, track = TrainingOptions(compute=demo.compute), demo.track
     first, last = training.PretrainingConfig(), training.GradingConfig()
-    run = training.start_run(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
+    run = training.start_run(demo.out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
     training.pretrain(run, first, options=options, track=track)
     scorer = models.load_fusion(run.folder)
-    run = training.start_run(out / TEACHER_FOLDER, last, "grade-teacher", {"start": scorer.digest}, resume=True)
+    run = training.start_run(demo.out / TEACHER_FOLDER, last, "grade-teacher", {"start": scorer.digest}, resume=True)
     training.grade(run, scorer, last, options=options, track=track)
     return run.folder
 
 
-def _cache(
-    name: str, data: Path, teacher: Any, out: Path, config: DemoConfig, compute: Compute, track: Track
-) -> TeacherCache:
-    """The teacher's scores of the candidates that a student's recipe asks for."""
-    candidates = training.load_recipe(name, config.sets).candidates
-    corpus, folder = Corpus.open(data, "train"), out / CACHES[name]
-    return build_cache(corpus, teacher.to(compute.device), folder, candidates, compute=compute, track=track)
-
-
-def _distill(
-    name: str,
-    data: Path,
-    out: Path,
-    teacher: tuple[str, Any],
-    cache: TeacherCache | None,
-    config: DemoConfig,
-    compute: Compute,
-    track: Track,
-) -> Any:
+def _distill(demo: _Demo, name: str, teacher_ref: str, teacher: Any, cache: TeacherCache | None) -> Any:
+    config = demo.config
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
     sets += config.sets
-    recipe = training.load_recipe(name)
-    teacher_ref, scorer = teacher
-    start = scorer if recipe.model.kind == "fusion" else None
+    start = teacher if training.load_recipe(name).model.kind == "fusion" else None
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = OpenInputs(Corpus.open(data, "train"), [] if cache is None else [cache], start, teacher_ref=teacher_ref)
-    job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
-    run = training.train_model(job, inputs, options=TrainingOptions(compute=compute), track=track)
+    inputs = OpenInputs(demo.corpus("train"), [] if cache is None else [cache], start, teacher_ref=teacher_ref)
+    job = TrainingJob("distill", name, sets, demo.folder(name), resume=True)
+    run = training.train_model(job, inputs, options=TrainingOptions(compute=demo.compute), track=demo.track)
     return models.load(run.folder)
 
 
-def _measure(
-    trained: MeasuredModels, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track
-) -> DemoResult:
+def _measure(demo: _Demo, teacher_ref: str, teacher: Any, students: Mapping[str, Any]) -> DemoResult:
     """Evaluate all six and time the four that are not cascades, each in its folder; the cascade by the fusion student
     has none."""
-    students = trained.students
-    folders = {name: _folder(out, name) for name in students}
+    corpus, config, track = demo.corpus("test"), demo.config, demo.track
+    folders = {name: demo.folder(name) for name in students}
     # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
-    options = EvalOptions(compute=compute, depths=(0, *config.depths))
-    measured = evaluation.evaluate_model(trained.teacher, corpus, options=options, track=track)
-    teacher = _write_evaluation(out / TEACHER_FOLDER, trained.teacher_ref, measured)
+    options = EvalOptions(compute=demo.compute, depths=(0, *config.depths))
+    measured = evaluation.evaluate_model(teacher, corpus, options=options, track=track)
+    of_teacher = _write_evaluation(demo.out / TEACHER_FOLDER, teacher_ref, measured)
     evaluations, benches = {}, {}
     for name, student in students.items():
         measured = evaluation.evaluate_model(student, corpus, options=options, track=track)
         evaluations[name] = _write_evaluation(folders[name], str(folders[name]), measured)
         pair = ModelPair(
-            teacher=trained.teacher_ref,
-            student=str(folders[name]),
-            overrides={},
-            data=corpus.folder,
-            split=corpus.split,
+            teacher=teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split
         )
-        benches[name] = compare_saved(pair, config.bench, device=compute.device, track=track)
+        benches[name] = compare_saved(pair, config.bench, device=demo.compute.device, track=track)
     cascades = [
         evaluation.evaluate_model(students[DUAL], corpus, rerank=scorer, options=options, track=track)
-        for scorer in (trained.teacher, students[FUSION])
+        for scorer in (teacher, students[FUSION])
     ]
-    by_teacher = _write_evaluation(folders[DUAL], str(folders[DUAL]), cascades[0], reranker=trained.teacher_ref)
+    by_teacher = _write_evaluation(folders[DUAL], str(folders[DUAL]), cascades[0], reranker=teacher_ref)
     by_fusion = cascades[1].evaluation(str(folders[DUAL]), reranker=str(folders[FUSION]))
     times = benches[DUAL].teacher
     depth, num_layers = config.depths[-1], len(training.load_recipe(FUSION).model.layers)
     labels: list[tuple[RowName, str, Evaluation, ModelTimes]] = [
-        ("teacher", "teacher (ViLT, 6 layers)", teacher, times),
+        ("teacher", "teacher (ViLT, 6 layers)", of_teacher, times),
         ("cascade", f"dual, top {depth} by the teacher", by_teacher, benches[DUAL].student),
         ("dual", "dual, with the teacher's scores", evaluations[DUAL], benches[DUAL].student),
         ("dual alone", "dual, without a teacher", evaluations[DUAL_ALONE], benches[DUAL_ALONE].student),
@@ -273,8 +261,8 @@ def _measure(
         ("fusion cascade", f"dual, top {depth} by the fusion student", by_fusion, benches[DUAL].student),
     ]
     rows = [_row(name, label, measured, student, times, config.bench) for name, label, measured, student in labels]
-    result = DemoResult(rows, benches[DUAL].machine, out / "report.html")
-    files.write_json(out / "demo.json", result.to_json())
+    result = DemoResult(rows, benches[DUAL].machine, demo.out / "report.html")
+    files.write_json(demo.out / "demo.json", result.to_json())
     return result
 
 
@@ -300,30 +288,9 @@ def _row(
     return Row(name=name, model=label, evaluation=measured, query=costs[0], large_query=costs[1])
 
 
-def _folder(out: Path, name: str) -> Path:
-    """The run folder of a student."""
-    return out / name.removeprefix("demo-")
-
-
 def _write_evaluation(folder: Path, model: str, measured: Measured, **more: Any) -> Evaluation:
     """Write an evaluation into a folder, like `dcdctl eval`."""
     return evaluation.write_evaluation(folder, measured.evaluation(model, **more), measured)
-
-
-def _summary(result: DemoResult) -> str:
-    """Sentences on what the students won and lost."""
-    teacher, dual, alone, fusion = (result.row(name) for name in ("teacher", "dual", "dual alone", "fusion"))
-    cascade = result.row("cascade")
-    depth = cascade.evaluation.protocol.depth
-    return "\n".join(
-        [
-            f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. "
-            f"{_recall(cascade, teacher)}.",
-            f"Without re-ranking, the dual student is {_speed(dual)}. {_recall(dual, teacher)}.",
-            f"{_effect_of_scores(dual, alone)}.",
-            f"The fusion student is {_speed(fusion)}. {_recall(fusion, teacher)}.",
-        ]
-    )
 
 
 def _speed(row: Row) -> str:

@@ -226,6 +226,16 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """The seconds of some work, with all that it starts on a device, and its result."""
+    # A GPU runs behind the program: without waiting, only the start of its work would be timed.
+    synchronize(device)
+    started = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return time.perf_counter() - started, result
+
+
 def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
     """A function that gives the numbers of a vector; it waits for what the device was given before this call, not for
     what follows."""

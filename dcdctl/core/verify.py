@@ -242,7 +242,7 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
         artifact.add(mined)
         with artifact.noting():
             training.read_mined(mined)
-    for checkpoint, read in run.checkpoint_seals().items():
+    for checkpoint, read in training.seals_of(run).items():
         artifact.add(checkpoint / "checkpoint.json")
         with artifact.noting():
             read()

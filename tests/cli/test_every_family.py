@@ -259,7 +259,7 @@ def test_a_cache_holds_the_logits_of_the_library(made, cache):
 
 
 def test_eval_ranks_by_the_logits_of_the_library(made, student):
-    assert runs.open_run(student).metrics()[-1]["kl"] > 0
+    assert runs.Run(student).metrics()[-1]["kl"] > 0
     document = made.evaluate(student, "--rerank", made.ref, "--depth", DEPTH)
     check_recalls(document, cosines(student, made.corpus), made.logits_IT, made.corpus)
     assert document["reranker"] == made.ref
@@ -344,7 +344,7 @@ def first_step(made: Made, splits: Corpus, start: Made, teacher: Made) -> dict[s
     ]
     words = ("--teacher", teacher.ref, "--out", made.folder / name, "--data", splits.folder, "--device", "cpu")
     made.cli("distill", made.folder / "recipe.toml", *words, *(f"--set={each}" for each in settings))
-    return runs.open_run(made.folder / name).metrics()[0]
+    return runs.Run(made.folder / name).metrics()[0]
 
 
 def test_a_student_starts_as_the_encoder_of_the_library(made, splits, guide):

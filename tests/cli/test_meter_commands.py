@@ -95,7 +95,7 @@ def test_a_student_of_a_meter_is_distilled_from_its_cache(scenes_corpus_dir, con
     words = ["--teacher", converted, "--cache", tmp_path / "cache", "--out", tmp_path / "run", *options, *data]
     distilled = run_cli("distill", "meter-flickr30k", *words)
     assert distilled.exit_code == 0, distilled.stderr
-    assert runs.open_run(tmp_path / "run").metrics()[-1]["dcd-released"] > 0
+    assert runs.Run(tmp_path / "run").metrics()[-1]["dcd-released"] > 0
     student, teacher = models.load(tmp_path / "run"), models.load(converted)
     assert len(student.layers) == 1
     old, new = (

@@ -15,7 +15,7 @@ from torch import nn
 from dcdctl.core import models, report
 from dcdctl.core.evaluation import compare
 from dcdctl.core.export import history
-from dcdctl.core.training import runs
+from dcdctl.core.training import checkpoints, runs
 from dcdctl.core.training.recipe import Recipe
 
 TEXTS = [[f"image {image} caption {k}" for k in range(2)] for image in range(12)]
@@ -32,21 +32,21 @@ def checkpoint_kind(folder: Path) -> Artifact:
         for step in (1, 2):
             model(torch.randn(5, 4)).square().sum().backward()
             optimizer.step()
-            runs.save_best(run, step, 100 + step / 3, model)
-            runs.save_checkpoint(run, step, model, optimizer, scaler)
+            checkpoints.save_best(run, step, 100 + step / 3, model)
+            checkpoints.save_checkpoint(run, step, model, optimizer, scaler)
 
     def read(path: Path) -> Any:
         model, best = (nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)) for _ in range(2))
         optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
         run = runs.start_run(path, Recipe(), "distill", {"corpus": "c"}, resume=True)
-        step = runs.load_checkpoint(run, model, optimizer, scaler)
-        runs.load_best(run, best)
+        step = checkpoints.load_checkpoint(run, model, optimizer, scaler)
+        checkpoints.load_best(run, best)
         return (
             step,
             model.state_dict(),
             optimizer.state_dict(),
             scaler.state_dict(),
-            runs.best_rsum(run),
+            checkpoints.best_rsum(run),
             best.state_dict(),
         )
 

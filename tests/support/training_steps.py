@@ -24,7 +24,7 @@ from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import OpenInputs, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
+from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 
@@ -105,9 +105,8 @@ def gradients_of(
     if scale is not None:
         weight.fill_(math.log(scale))
     batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
-    values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
+    computed = Step(number=step, seed=0, compute=Compute(precision=precision), micro_batch_plan=plan)
+    values = backward(model, objective(recipe.loss), batch, computed)
     if scale is not None:
         weight.copy_(own_scale)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -143,10 +142,8 @@ def prepare_without_numbers(inputs: OpenInputs, student: Student, count: int) ->
     model, recipe = copy.deepcopy(student)
     plan = MicroBatchPlan(count, range(count), by_side=model.kind == "dual")
     batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[1]
-    compute = WithoutAutocast(device=torch.device("meta"))
-    options = StepCompute(compute=compute, scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
-    info = StepInfo(step=1, num_steps=4, seed=0)
-    return model, lambda: backward(model.to("meta"), PairObjective(recipe.loss), batch, info, options)
+    step = Step(number=1, seed=0, compute=WithoutAutocast(device=torch.device("meta")), micro_batch_plan=plan)
+    return model, lambda: backward(model.to("meta"), PairObjective(recipe.loss), batch, step)
 
 
 class WithoutAutocast(Compute):

@@ -36,10 +36,10 @@ from dcdctl.core.training import (
     OpenInputs,
     TrainingJob,
     TrainingOptions,
+    checkpoints,
     initial_model,
     load_recipe,
     loop,
-    runs,
 )
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.train import open_data
@@ -261,13 +261,13 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
     ]
     assert not [name for name in shown if "input: teachers" in name]
 
-    def killed(*arguments: Any, save: Any = runs.save_checkpoint) -> None:
+    def killed(*arguments: Any, save: Any = checkpoints.save_checkpoint) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
     folder = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_checkpoint", killed)
+        patch.setattr(checkpoints, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             train(corpus, folder, duals, weights)
     with monkeypatch.context() as patch:

@@ -303,13 +303,11 @@ def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
 
 
 def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monkeypatch):
-    steps: list[tuple[int, int, int]] = []
+    steps: list[tuple[int, int]] = []
 
-    def backward(
-        model: Any, objective: Any, batch: Any, info: Any, options: Any, real: Any = grad_cache.backward
-    ) -> Any:
-        steps.append((info.seed, info.step, info.num_steps))
-        return real(model, objective, batch, info, options)
+    def backward(model: Any, objective: Any, batch: Any, step: Any, real: Any = grad_cache.backward) -> Any:
+        steps.append((step.seed, step.number))
+        return real(model, objective, batch, step)
 
     monkeypatch.setattr(grad_cache, "backward", backward)
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2", "seed=7"]
@@ -318,7 +316,7 @@ def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monk
         OpenInputs(inputs.corpus, [], None),
         options=OPTIONS,
     )
-    assert steps == [(7, 0, 2), (7, 1, 2)]
+    assert steps == [(7, 0), (7, 1)]
     for loss, kind in (("infonce", pair_batches), ("ranking", list_batches)):
         recipe = training_recipe.load_recipe("tiny-student", [*DUAL, terms(loss), "seed=7"])
         source = CorpusSource(inputs.corpus, initial_model.make_model(recipe, inputs.corpus.captions, None).preprocess)
@@ -493,7 +491,7 @@ def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_
 def test_run_json_is_read_back(inputs, tmp_path):
     sets = [*DUAL, terms("kl"), "optimizer.steps=1"]
     run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
-    assert runs.open_run(run.folder).is_finished
+    assert runs.Run(run.folder).is_finished
     (line,) = run.metrics()
     assert json.loads((run.folder / "metrics.jsonl").read_text()).items() >= line.items()
 

@@ -49,7 +49,7 @@ from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOpt
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan, RowRange
-from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
+from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.loop import _check_micro_batches
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
@@ -211,24 +211,21 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     squared length."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
     micro_batch_plan = MicroBatchPlan(2, range(2))
-    options = StepCompute(
-        compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan
-    )
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
     batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
-    info = StepInfo(step=0, num_steps=4, seed=0)
-    before = backward(model, PairObjective(recipe.loss), batch, info, options)["loss"]
+    step = Step(number=0, seed=0, micro_batch_plan=micro_batch_plan)
+    before = backward(model, PairObjective(recipe.loss), batch, step)["loss"]
     gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
     squared = sum(float(part.square().sum()) for part in gradient if part is not None)
     with torch.no_grad():
         for parameter, part in zip(model.parameters(), gradient, strict=True):
             if part is not None:
                 parameter -= 1e-3 / squared * part
-    after = backward(model, PairObjective(recipe.loss), batch, info, options)["loss"]
+    after = backward(model, PairObjective(recipe.loss), batch, step)["loss"]
     assert before - after == pytest.approx(1e-3, rel=0.05)
     drawn = []
     for part in (0, 1, None):
-        info.seed_dropout(part)
+        step.seed_dropout(part)
         drawn.append(float(torch.rand(())))
     assert len(set(drawn)) == 3
 
@@ -260,13 +257,10 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
         micro_batches = tuple(
             replace(part, row_ranges=(RowRange(i, i + 1, count),)) for i, part in enumerate(batch.micro_batches)
         )
-        options = StepCompute(
-            compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan
-        )
-        info = StepInfo(step=step, num_steps=4, seed=seed)
+        of_step = Step(number=step, seed=seed, micro_batch_plan=plan)
         # Whatever was drawn before must not matter.
         torch.rand(step + 3)
-        backward(nn.Linear(2, 1), objective, replace(batch, micro_batches=micro_batches), info, options)
+        backward(nn.Linear(2, 1), objective, replace(batch, micro_batches=micro_batches), of_step)
         return objective.drawn
 
     first = drawn(0, 0, 3)
@@ -554,14 +548,14 @@ def test_processes_start_from_the_weights_of_the_first_and_sum_the_gradients_tha
 def test_two_processes_train_what_one_does(together, whole_run, name):
     alone = whole_run(TOGETHER[name][0], *MEASURED)
     assert [line["step"] for line in alone.metrics()] == [0, 1, 3]
-    assert_same_training(alone, training_runs.open_run(together[0] / name))
+    assert_same_training(alone, training_runs.Run(together[0] / name))
 
 
 def test_two_processes_learn_from_a_dual_teacher_what_one_does(together, inputs, tmp_path):
     """The first process embeds the corpus. Without its vectors the other would keep other negatives of every list."""
     dual = make_wide_dual(inputs.corpus.captions)
     alone = trained(OpenInputs(inputs.corpus, [], None, [dual]), "dual lists", tmp_path / "alone", *MEASURED)
-    assert_same_training(alone, training_runs.open_run(together[0] / "dual teacher"))
+    assert_same_training(alone, training_runs.Run(together[0] / "dual teacher"))
 
 
 def test_two_processes_learn_from_vectors_what_one_does(together, inputs, tmp_path):
@@ -574,7 +568,7 @@ def test_two_processes_learn_from_vectors_what_one_does(together, inputs, tmp_pa
         *MEASURED,
         *more,
     )
-    assert_same_training(alone, training_runs.open_run(together[0] / "vectors"))
+    assert_same_training(alone, training_runs.Run(together[0] / "vectors"))
 
 
 def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_dir, tmp_path):
@@ -585,18 +579,18 @@ def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_d
     refs = InputRefs(data=shards, teachers=[str(folder / "dual")], validation_data=scenes_corpus_dir)
     job = TrainingJob("distill", "tiny-student", [*KINDS[kind], *SHORT, *MEASURED, *more], tmp_path / "alone")
     alone = training.train_model(job, refs, options=TrainingOptions())
-    shared = training_runs.open_run(folder / "stream")
+    shared = training_runs.Run(folder / "stream")
     assert_same_training(alone, shared)
     assert (alone.folder / "shards.jsonl").read_bytes() == (shared.folder / "shards.jsonl").read_bytes()
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, whole_run):
-    assert_same_training(whole_run("dual all pairs", *MEASURED), training_runs.open_run(together[0] / "stopped"))
+    assert_same_training(whole_run("dual all pairs", *MEASURED), training_runs.Run(together[0] / "stopped"))
 
 
 def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, tmp_path):
     alone = trained(inputs, "dual all pairs", tmp_path / "alone", *MEASURED, "model.dropout=0.2", micro_batches=2)
-    assert_same_training(alone, training_runs.open_run(together[0] / "dropout"))
+    assert_same_training(alone, training_runs.Run(together[0] / "dropout"))
     whole = trained(inputs, "dual all pairs", tmp_path / "whole", *MEASURED, "model.dropout=0.2")
     assert abs(whole.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"]) > 1e-4
 

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import files, models, training
 from dcdctl.core.errors import ModelError
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe, runs
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, checkpoints, initial_model, recipe
 
 STEPS = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3"]
 
@@ -89,13 +89,13 @@ def test_a_resumed_run_has_the_dropout_of_its_recipe(vilt, corpus, tmp_path, mon
         ]
 
     whole = run(tmp_path / "whole", "model.dropout=0.3")
-    save = runs.save_checkpoint
+    save = checkpoints.save_checkpoint
 
     def killed(*arguments: Any, **options: Any) -> None:
         save(*arguments, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save_checkpoint", killed)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", "model.dropout=0.3")
     monkeypatch.undo()

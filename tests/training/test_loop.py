@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError
-from dcdctl.core.training import TrainingOptions, loop, runs
+from dcdctl.core.training import TrainingOptions, checkpoints, loop, runs
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig, Recipe
 
@@ -107,7 +107,8 @@ def train(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.Linear(8, 1))
     options = options or TrainingOptions()
-    loop.train(run, model, batches or Lines(), objective, recipe.optimizer, num_steps=steps, seed=0, options=options)
+    learner = loop.Learner(model, objective, recipe.optimizer, num_steps=steps, seed=0, options=options)
+    loop.train(run, learner, batches or Lines())
     return run, model
 
 
@@ -184,11 +185,17 @@ def test_float16_keeps_its_loss_scale_in_the_checkpoint(tmp_path):
 def test_float16_gradients_are_clipped_without_their_loss_scale():
     def clipped(scale: float) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        model = nn.Linear(3, 2)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
-        scaler.scale(10 * model(torch.ones(4, 3)).square().sum()).backward()
-        loop._update_weights(model, make_optimizer(model, OptimizerConfig()), scaler, 0.5)
-        return [parameter.grad for parameter in model.parameters()]
+        learner = loop.Learner(
+            nn.Linear(3, 2),
+            lambda model, batch: {"square": 10 * model(batch).square().sum()},
+            OptimizerConfig(max_grad_norm=0.5),
+            num_steps=1,
+            seed=0,
+            options=TrainingOptions(),
+        )
+        learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        learner.step(torch.ones(4, 3), 0)
+        return [parameter.grad for parameter in learner.model.parameters()]
 
     plain, scaled = clipped(1), clipped(1024)
     assert float(torch.cat([gradient.flatten() for gradient in scaled]).norm()) == pytest.approx(0.5, rel=1e-4)
@@ -239,7 +246,8 @@ def pushed(folder: Path, pushes: Pushes, *, until: int | None = None, precision:
 
     with suppress(KeyboardInterrupt):
         options = TrainingOptions(compute=Compute(precision=precision))
-        loop.train(run, model, pushes, push, config, num_steps=NUM_PUSHES, seed=0, options=options, watch=stopped)
+        learner = loop.Learner(model, push, config, num_steps=NUM_PUSHES, seed=0, options=options)
+        loop.train(run, learner, pushes, watch=stopped)
     return model.matrix.detach()
 
 
@@ -344,14 +352,14 @@ kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 
 def test_killed_again_and_again_a_run_ends_with_the_same_losses_and_weights(scenes_corpus_dir, tmp_path):
     run_forked(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
-    whole, victim = runs.open_run(tmp_path / "whole"), runs.open_run(tmp_path / "killed")
+    whole, victim = runs.Run(tmp_path / "whole"), runs.Run(tmp_path / "killed")
     timeless = [
         [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()]
         for run in (whole, victim)
     ]
     assert timeless[0] == timeless[1]
     assert [line["step"] for line in timeless[0]] == [0, 6, 10, 13, 15]
-    assert [runs.best_rsum(run) for run in (whole, victim)] == [
+    assert [checkpoints.best_rsum(run) for run in (whole, victim)] == [
         max(line.get("val_rsum", 0) for line in timeless[0])
     ] * 2
     files = [(run.model_folder / "model.safetensors").read_bytes() for run in (whole, victim)]

@@ -29,7 +29,7 @@ from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build_cache, embedded_teachers
 from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, load_recipe, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
+from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.losses import vectors
 from dcdctl.core.training.losses.table import VECTOR_LOSSES
 from dcdctl.core.training.objective import PairObjective
@@ -198,10 +198,8 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(corpus, embedded, co
         model = initial_model.make_model(recipe, corpus.captions, None).train()
         model.add_projection(embedded.width)
         batches = recipe_batches(CorpusSource(corpus, model.preprocess), recipe, embedded, plan, vectors=embedded)
-        compute = StepCompute(
-            compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan
-        )
-        values = backward(model, PairObjective(recipe.loss), batches[1], StepInfo(step=1, num_steps=4, seed=0), compute)
+        step = Step(number=1, seed=0, micro_batch_plan=plan)
+        values = backward(model, PairObjective(recipe.loss), batches[1], step)
         gradients.append(
             (values, {name: each.grad for name, each in model.named_parameters() if each.grad is not None})
         )

@@ -20,8 +20,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, memory, recipe, runs
-from dcdctl.core.training.grad_cache import StepInfo
-from dcdctl.core.training.memory import Trial
+from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 
 AUTO = TrainingOptions(tries_micro_batches=True, tries_precision=True)
@@ -173,7 +172,7 @@ def test_without_a_trial_nothing_is_split(corpus, tmp_path, limit):
 
 
 @pytest.mark.parametrize("slow", ["float32", "bfloat16"])
-def test_the_precision_is_the_one_with_the_shorter_step(corpus, slow):
+def test_the_precision_is_the_one_with_the_shorter_step(corpus, slow, monkeypatch):
     loaded, said = recipe.load_recipe("tiny-student", DUAL), []
     model: Any = initial_model.make_model(loaded, corpus.captions, None)
 
@@ -184,15 +183,14 @@ def test_the_precision_is_the_one_with_the_shorter_step(corpus, slow):
     model.network.vision_model.register_forward_pre_hook(wait)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     source = CorpusSource(corpus, model.preprocess)
-    step = Trial(
-        model=model,
-        first_batch=lambda plan: recipe_batches(source, loaded, None, plan)[0],
-        batch_size=loaded.batch.size,
-        objective=PairObjective(loaded.loss),
-        info=StepInfo(step=0, num_steps=4, seed=0),
-        precisions=("float32", "bfloat16"),
-    )
-    found = memory.settle(AUTO, step, said.append)
+    monkeypatch.setattr(memory, "precisions", lambda options: ("float32", "bfloat16"))
+
+    def trial(options: TrainingOptions) -> None:
+        plan = options.micro_batch_plan
+        step = Step(number=0, seed=0, compute=options.compute, micro_batch_plan=plan)
+        backward(model, PairObjective(loaded.loss), recipe_batches(source, loaded, None, plan)[0], step)
+
+    found = memory.settle(AUTO, model, loaded.batch.size, trial, said.append)
     assert found == replace(
         AUTO.settled(), compute=replace(AUTO.compute, precision="bfloat16" if slow == "float32" else "float32")
     )

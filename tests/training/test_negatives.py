@@ -356,7 +356,7 @@ def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "miners").read_text() == "0"
-    losses = [line["loss"] for line in runs.open_run(tmp_path / "run").metrics()]
+    losses = [line["loss"] for line in runs.Run(tmp_path / "run").metrics()]
     assert losses == pytest.approx([line["loss"] for line in trained(corpus, tmp_path / "alone")], rel=1e-4)
 
 
@@ -421,7 +421,7 @@ def test_a_pretraining_checkpoint_goes_on_from_its_matching_row_with_mined_negat
     mined = [word for assignment in [*MINE, "candidates.kind=lexical"] for word in ("--set", assignment)]
     result = _finetune(scenes_corpus_dir, tmp_path / "run", *words, *mined)
     assert result.exit_code == 0, result.stderr
-    losses = [line["ranking"] for line in runs.open_run(tmp_path / "run").metrics()]
+    losses = [line["ranking"] for line in runs.Run(tmp_path / "run").metrics()]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
     head, row = models.load_fusion(tmp_path / "run").network.rank_output.weight, state["itm_score.fc.weight"][1:]

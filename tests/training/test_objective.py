@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from dcdctl.core import models
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.training import runs
+from dcdctl.core.training import checkpoints, runs
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import official
 from dcdctl.core.training.losses.table import LOSSES, LossConfig
@@ -124,9 +124,9 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
     moved = dual.calibration.log_scale.item(), dual.calibration.offset.item()
     assert 0 not in moved
     run = runs.start_run(tmp_path, Recipe(), "distill", {}, resume=False)
-    runs.save_checkpoint(run, 1, dual, optimizer)
+    checkpoints.save_checkpoint(run, 1, dual, optimizer)
     fresh = models.dual_student(SIZE, corpus.captions, vocab_size=200)
-    runs.load_checkpoint(run, fresh, torch.optim.AdamW(fresh.parameters(), lr=0.1))
+    checkpoints.load_checkpoint(run, fresh, torch.optim.AdamW(fresh.parameters(), lr=0.1))
     assert (fresh.calibration.log_scale.item(), fresh.calibration.offset.item()) == moved
     assert dual.digest != digest  # the weights have moved
     dual.network.load_state_dict(before)

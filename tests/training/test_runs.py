@@ -14,8 +14,8 @@ from torch import nn
 
 from dcdctl.core import models
 from dcdctl.core.config import to_table
-from dcdctl.core.errors import InputError, MissingError, StaleError
-from dcdctl.core.training import loggers, runs
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.training import checkpoints, loggers, runs
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.verify import verify
@@ -34,7 +34,7 @@ def test_a_new_run_says_what_it_is(tmp_path, monkeypatch):
     assert (facts["what"], facts["seed"], facts["inputs"]) == ("distill", 3, {"corpus": "c" * 64})
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["command"] == ["dcdctl", "distill", "r"]
-    assert not runs.open_run(tmp_path / "run").is_finished
+    assert not runs.Run(tmp_path / "run").is_finished
 
 
 def test_a_taken_folder_is_refused_without_resume(tmp_path):
@@ -66,11 +66,6 @@ def test_a_folder_of_something_else_is_refused_and_one_of_leftovers_is_not(tmp_p
     (tmp_path / "other" / "thesis.txt").write_text("dear")
     with pytest.raises(StaleError, match="holds something that is not a run"):
         start(tmp_path / "other", resume=True)
-
-
-def test_no_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(MissingError, match="holds no run; make one with `dcdctl distill`"):
-        runs.open_run(tmp_path)
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path):
@@ -196,11 +191,11 @@ def test_a_checkpoint_brings_back_weights_moments_and_loss_scale_and_two_are_kep
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     for count in (1, 2, 3):
         step(model, optimizer)
-        runs.save_checkpoint(run, count, model, optimizer, scaler)
+        checkpoints.save_checkpoint(run, count, model, optimizer, scaler)
     assert run.checkpoint_steps() == [2, 3]
     fresh = Tied()
     fresh_optimizer, fresh_scaler = optimizer_of(fresh), torch.amp.GradScaler("cpu")
-    assert runs.load_checkpoint(run, fresh, fresh_optimizer, fresh_scaler) == 3
+    assert checkpoints.load_checkpoint(run, fresh, fresh_optimizer, fresh_scaler) == 3
     assert fresh_scaler.get_scale() == 512.0
     assert fresh.first.weight is fresh.second.weight
     step(model, optimizer)
@@ -216,10 +211,10 @@ def test_a_checkpoint_of_a_gpu_loads_on_a_machine_without_one(tmp_path, monkeypa
     step(model, optimizer)
     # torch writes the device of each tensor into the file, and by default loads it to the device of that name.
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
-    runs.save_checkpoint(run, 1, model, optimizer)
+    checkpoints.save_checkpoint(run, 1, model, optimizer)
     fresh = Tied()
     fresh_optimizer = optimizer_of(fresh)
-    assert runs.load_checkpoint(run, fresh, fresh_optimizer) == 1
+    assert checkpoints.load_checkpoint(run, fresh, fresh_optimizer) == 1
     moments = [[state["exp_avg"] for state in each.state.values()] for each in (optimizer, fresh_optimizer)]
     assert moments[0]
     assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
@@ -227,11 +222,11 @@ def test_a_checkpoint_of_a_gpu_loads_on_a_machine_without_one(tmp_path, monkeypa
 
 def test_no_checkpoint_is_step_0_and_one_of_another_model_is_refused(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
-    assert runs.load_checkpoint(run, model, optimizer_of(model)) == 0
-    runs.save_checkpoint(run, 4, model, optimizer_of(model))
+    assert checkpoints.load_checkpoint(run, model, optimizer_of(model)) == 0
+    checkpoints.save_checkpoint(run, 4, model, optimizer_of(model))
     loaded = nn.Linear(3, 3)
     with pytest.raises(StaleError, match=r"step-4 is of another model: it differs in bias"):
-        runs.load_checkpoint(run, loaded, optimizer_of(loaded))
+        checkpoints.load_checkpoint(run, loaded, optimizer_of(loaded))
 
 
 @pytest.fixture
@@ -240,14 +235,14 @@ def trained(tmp_path):
     model."""
     run, model = start(tmp_path / "run"), Tied()
     optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=512.0)
-    runs.save_best(run, 1, 1 / 3, model)
+    checkpoints.save_best(run, 1, 1 / 3, model)
     for count in (1, 2, 3):
         step(model, optimizer)
-        runs.save_checkpoint(run, count, model, optimizer, scaler)
+        checkpoints.save_checkpoint(run, count, model, optimizer, scaler)
 
     def resume(into: runs.Run = run) -> int:
         fresh = Tied()
-        return runs.load_checkpoint(into, fresh, optimizer_of(fresh), torch.amp.GradScaler("cpu"))
+        return checkpoints.load_checkpoint(into, fresh, optimizer_of(fresh), torch.amp.GradScaler("cpu"))
 
     return run, resume
 
@@ -295,7 +290,7 @@ def test_a_checkpoint_of_another_step_or_run_is_noticed(trained, tmp_path):
     other = start(tmp_path / "other", Recipe(seed=4))
     shutil.copytree(run.folder / "checkpoints", other.folder / "checkpoints")
     with pytest.raises(StaleError, match=r"other/checkpoints/best holds a checkpoint of another run"):
-        runs.best_rsum(other)
+        checkpoints.best_rsum(other)
     with pytest.raises(StaleError, match=r"other/checkpoints/step-3 holds a checkpoint of another run"):
         resume(other)
     shutil.copy(two / "weights.safetensors", three)
@@ -315,7 +310,7 @@ def test_seals_of_a_checkpoint_and_of_the_best_weights_are_not_exchanged(trained
     with pytest.raises(
         StaleError, match=r"best/checkpoint\.json belongs to another folder of checkpoints: it has no rsum"
     ):
-        runs.best_rsum(run)
+        checkpoints.best_rsum(run)
     paths[1].write_text(best)
     with pytest.raises(
         StaleError, match=r"step-3/checkpoint\.json belongs to another folder of checkpoints: it has no best_rsum"
@@ -328,22 +323,22 @@ def test_weights_of_a_checkpoint_that_are_not_finite_are_named(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
     with torch.no_grad():
         model.second.bias[1] = float("inf")
-    runs.save_checkpoint(run, 4, model, optimizer_of(model))
+    checkpoints.save_checkpoint(run, 4, model, optimizer_of(model))
     with pytest.raises(
         StaleError, match=r"weights\.safetensors: 1 of 3 numbers of the weights second\.bias are not finite; delete"
     ):
-        runs.load_checkpoint(run, Tied(), optimizer_of(model))
+        checkpoints.load_checkpoint(run, Tied(), optimizer_of(model))
 
 
 def test_the_best_weights_are_those_that_their_seal_names(trained):
     run, resume = trained
-    assert runs.best_rsum(run) == 1 / 3
+    assert checkpoints.best_rsum(run) == 1 / 3
     best = Tied()
-    runs.save_best(run, 3, 0.5, best)
+    checkpoints.save_best(run, 3, 0.5, best)
     folder = run.folder / "checkpoints" / "best"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "weights-3.safetensors"]
     loaded = Tied()
-    runs.load_best(run, loaded)
+    checkpoints.load_best(run, loaded)
     assert torch.equal(loaded.first.bias, best.first.bias)
     seal = (folder / "checkpoint.json").read_text()
     for name, content, message in (
@@ -356,7 +351,7 @@ def test_the_best_weights_are_those_that_their_seal_names(trained):
     ):
         (folder / name).write_bytes(content)
         with pytest.raises(StaleError, match=message):
-            runs.load_best(run, Tied())
+            checkpoints.load_best(run, Tied())
     (folder / "checkpoint.json").unlink()
     with pytest.raises(
         StaleError, match=r"best/checkpoint\.json is missing or old: at step 3 the best RSUM was 0\.333"
@@ -376,7 +371,7 @@ def test_a_half_written_checkpoint_is_none_and_is_cleared_away(tmp_path):
 
 def test_tied_weights_are_kept_once(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
-    runs.save_checkpoint(run, 1, model, optimizer_of(model))
+    checkpoints.save_checkpoint(run, 1, model, optimizer_of(model))
     assert set(load_file(run.folder / "checkpoints" / "step-1" / "weights.safetensors")) == {
         "first.weight",
         "first.bias",

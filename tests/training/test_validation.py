@@ -13,7 +13,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import Measured, evaluate
 from dcdctl.core.teacher import CandidateConfig, build_cache
-from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOptions, recipe, runs
+from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOptions, checkpoints, recipe, runs
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
@@ -70,7 +70,7 @@ def test_the_weights_that_did_best_become_the_model(measured, val):
     lines = [line for line in measured.metrics() if "val_rsum" in line]
     best = max(lines, key=lambda line: line["val_rsum"])
     assert rsum(measured, val) == best["val_rsum"]
-    seal = runs.read_best_seal(measured)
+    seal = checkpoints.read_best_seal(measured)
     assert (seal["step"], seal["rsum"]) == (best["step"] + 1, best["val_rsum"])
     assert list(seal["files"]) == [f"weights-{best['step'] + 1}.safetensors"]
 
@@ -85,7 +85,7 @@ def test_measuring_changes_no_loss_and_a_run_without_has_no_best(corpus, measure
     run = train(corpus, tmp_path / "run")
     losses = {line["step"]: line["loss"] for line in run.metrics()}
     assert losses.items() <= {line["step"]: line["loss"] for line in measured.metrics()}.items()
-    assert runs.best_rsum(run) == -1
+    assert checkpoints.best_rsum(run) == -1
     assert not any("best" in name for name in contents(run.folder))
 
 
@@ -112,7 +112,7 @@ def test_only_a_higher_sum_is_better(corpus, val, tmp_path, monkeypatch):
     """Equal sums leave the weights that came first."""
     monkeypatch.setattr(Measured, "rsum", 100.0)
     run = train(corpus, tmp_path / "run", "validation.every=4")
-    assert runs.read_best_seal(run)["step"] == 4
+    assert checkpoints.read_best_seal(run)["step"] == 4
 
 
 def test_some_images_of_another_split_are_measured(corpus, scenes_corpus_dir, tmp_path):

@@ -139,14 +139,6 @@ def _median_ms(
         # One round more than the bounds say, because the first one is not counted.
         if count > MAX_ROUNDS or (count > MIN_ROUNDS and time.perf_counter() - began > BUDGET_S):
             break
-        times = []
         # All depths in every round, so that other work on the machine slows all of them alike.
-        for step in steps:
-            # A GPU runs behind the program: without waiting, only the start of its work would be timed.
-            devices.synchronize(device)
-            started = time.perf_counter()
-            step(query)
-            devices.synchronize(device)
-            times.append(time.perf_counter() - started)
-        rounds.append(times)
+        rounds.append([devices.timed(partial(step, query), device)[0] for step in steps])
     return (1000 * np.median(rounds[1:], axis=0)).tolist()

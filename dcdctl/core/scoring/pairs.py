@@ -10,7 +10,6 @@ Shape letters: P pairs, T texts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -308,8 +307,8 @@ class PairScorer:
         score_block(
             self.scorer, self.encode_images(image_ix[:1]), self._encode_texts(text_ix[:1]), zeros, zeros, self.compute
         )
-        image_s, images = _timed(lambda: self.encode_images(image_ix), self.compute.device)
-        text_s, texts = _timed(lambda: self._encode_texts(text_ix), self.compute.device)
+        image_s, images = devices.timed(lambda: self.encode_images(image_ix), self.compute.device)
+        text_s, texts = devices.timed(lambda: self._encode_texts(text_ix), self.compute.device)
 
         def trial(scale: int) -> tuple[int, Callable[[], object]]:
             count = min(scale * self.batch_size, num_pairs)
@@ -339,15 +338,6 @@ def measure_rate(
     scale, count, seconds = 1, 0, 0.0
     while seconds < TRIAL_S and count < num_pairs:
         count, work = trial(scale)
-        seconds, _ = _timed(work, device)
+        seconds, _ = devices.timed(work, device)
         scale *= 4
     return count / seconds
-
-
-def _timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
-    # A GPU runs behind the program: without waiting, only the start of its work would be timed.
-    devices.synchronize(device)
-    started = time.perf_counter()
-    result = work()
-    devices.synchronize(device)
-    return time.perf_counter() - started, result

@@ -112,11 +112,10 @@ def preview_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN
     size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
     trained = {folder: f"{num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
     steps = [replace(step, work=step.work or trained.get(step.folder, "")) for step in make_steps(plan)]
-    trials = {
-        ref: _trial(plan, ref, view)
-        for ref in dict.fromkeys([*plan.caches.values(), *_reranked_by(plan)])
-        if _is_needed(steps)
-    }
+    # A trial of the teacher says nothing if no pairs are left to score.
+    has_pairs = any(not step.is_done() and (step.num_pairs or step.folder in plan.caches) for step in steps)
+    scorers = {*plan.caches.values(), *([] if plan.reranker is None else [plan.reranker])} if has_pairs else set()
+    trials = {ref: _trial(plan, ref, view) for ref in plan.job.teachers if ref in scorers}
     return [_estimated(plan, step, trials) for step in steps]
 
 
@@ -127,15 +126,6 @@ def _preview_training(plan: StudyPlan, view: StudyView) -> Preview:
     return training.preview(
         plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.options.training, view.track
     )
-
-
-def _reranked_by(plan: StudyPlan) -> list[str]:
-    return [] if plan.reranker is None else [plan.reranker]
-
-
-def _is_needed(steps: Sequence[Step]) -> bool:
-    """Whether a trial of the teacher tells anything: pairs are to be scored."""
-    return any(not step.is_done() and (step.num_pairs or step.folder.name.startswith("cache")) for step in steps)
 
 
 def _trial(plan: StudyPlan, ref: str, view: StudyView) -> CacheCost:

@@ -1,3 +1,4 @@
+from .checkpoints import check_best, seals_of
 from .coverage import Preview
 from .inputs import InputRefs, OpenInputs
 from .loop import TrainingOptions
@@ -20,7 +21,7 @@ from .recipe import (
     recipe_text,
     require_recipe_of_cache,
 )
-from .runs import UNNAMED, Run, TrainingJob, check_best, command_of, start_run
+from .runs import UNNAMED, Run, TrainingJob, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 from .train import preview, resolve, train_model
 from .validation import run_document
@@ -61,6 +62,7 @@ __all__ = [
     "require_recipe_of_cache",
     "resolve",
     "run_document",
+    "seals_of",
     "start_run",
     "train_model",
 ]

@@ -92,12 +92,11 @@ class CorpusData(TrainingData):
         with distributed.main_first():
             self.source = make_source(model, self.corpus, self.plan.options.compute, track)
         self._choose_pairs(track)
-        job = self.plan.job
-        if self.embedded is not None and not Run(job.out).is_finished:
+        out = self.plan.job.out
+        if self.embedded is not None and not Run(out).is_finished:
             # Before the run folder is made, so that a failure leaves no folder, and after a folder of other teachers is
             # refused.
-            facts = self._facts_of_files(model.digest, self.plan.options.compute)
-            runs.check_folder(job.out, self.recipe, job.kind, resume=job.resume, inputs=facts)
+            runs.check_inputs(out, self._facts_of_files(model.digest, self.plan.options.compute))
             self.embedded.embed(track)
 
     def measure(self, track: Track) -> Preview:

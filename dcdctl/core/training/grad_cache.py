@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from dcdctl.core import devices, distributed
-from dcdctl.core.devices import Compute
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Pairs
-from dcdctl.core.training.batches.batch import Batch, MicroBatch, MicroBatchPlan, RowRange
+from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatch, MicroBatchPlan, RowRange
 
 Objective = Callable[[Any, Any], dict[str, Tensor]]
 """Model and batch to the weighted terms of the loss; their sum is minimized."""
@@ -44,85 +44,79 @@ class MicroBatchObjective(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepInfo:
-    """A step of a training."""
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 
-    step: int
-    num_steps: int
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of a training, and how its gradient is computed."""
+
+    number: int
     seed: int
+    compute: Compute = ON_CPU
+    micro_batch_plan: MicroBatchPlan = UNSPLIT
+    scaler: torch.amp.GradScaler = UNSCALED
 
     def seed_dropout(self, micro_batch: int | None = None) -> None:
         """Seed dropout by seed, step and number of the micro-batch alone: the same in every process, and when it is
         computed again."""
         # Factors above any number of steps and of micro-batches keep all seeds distinct.
-        number = self.seed * 1_000_003 + self.step
+        number = self.seed * 1_000_003 + self.number
         # torch.manual_seed records its caller for every kind of accelerator that is not in use, which takes half a
         # millisecond.
         set_seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         set_seed(number if micro_batch is None else (number * 65_537 + micro_batch + 1) % 2**63)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepCompute:
-    """Where a gradient is computed, and in which micro-batches."""
-
-    compute: Compute
-    scaler: torch.amp.GradScaler
-    micro_batch_plan: MicroBatchPlan
-
-
-def backward(
-    model: nn.Module, objective: Objective | MicroBatchObjective, batch: Any, info: StepInfo, options: StepCompute
-) -> dict[str, float]:
+def backward(model: nn.Module, objective: Objective | MicroBatchObjective, batch: Any, step: Step) -> dict[str, float]:
     """Add the gradient of a batch's loss, times the scale of the scaler, to the parameters; the loss and its terms by
     name.
 
     ConfigError if the loss is not finite; the weights are then unchanged.
     """
-    if options.micro_batch_plan.count > 1:
+    if step.micro_batch_plan.count > 1:
         assert isinstance(objective, MicroBatchObjective)
-        return _backward_in_micro_batches(model, objective, batch, info, options)
-    info.seed_dropout()
-    batch = batch.to(options.compute.device)
-    with options.compute.forward_pass():
+        return _backward_in_micro_batches(model, objective, batch, step)
+    step.seed_dropout()
+    batch = batch.to(step.compute.device)
+    with step.compute.forward_pass():
         if isinstance(objective, MicroBatchObjective):
             terms = objective.loss(model, objective.outputs(model, batch), batch)
         else:
             terms = objective(model, batch)
     loss, read_values = _loss_of(terms)
-    options.scaler.scale(loss).backward()
-    return _finite(read_values(), info.step)
+    step.scaler.scale(loss).backward()
+    return _finite(read_values(), step.number)
 
 
 def _backward_in_micro_batches(
-    model: nn.Module, objective: MicroBatchObjective, batch: Batch, info: StepInfo, options: StepCompute
+    model: nn.Module, objective: MicroBatchObjective, batch: Batch, step: Step
 ) -> dict[str, float]:
-    *earlier, last = zip(options.micro_batch_plan.local, batch.micro_batches, strict=True)
+    *earlier, last = zip(step.micro_batch_plan.local, batch.micro_batches, strict=True)
 
     def outputs(number: int, micro_batch: MicroBatch) -> tuple[Tensor, ...]:
-        info.seed_dropout(number)
-        with options.compute.forward_pass():
-            return objective.outputs(model, micro_batch.to(options.compute.device))
+        step.seed_dropout(number)
+        with step.compute.forward_pass():
+            return objective.outputs(model, micro_batch.to(step.compute.device))
 
     with torch.no_grad():
         earlier_outputs = [outputs(*numbered) for numbered in earlier]
     # The last micro-batch keeps its graph, so that it is computed only once.
     last_outputs = outputs(*last)
     leaves = _gather_outputs([*earlier_outputs, last_outputs], batch.micro_batches)
-    batch_on_device = batch.to(options.compute.device)
-    with options.compute.forward_pass():
+    batch_on_device = batch.to(step.compute.device)
+    with step.compute.forward_pass():
         terms = objective.loss(model, leaves, batch_on_device)
     loss, read_values = _loss_of(terms)
     # Parameters that the loss itself reads, such as the logit scale, get their gradient from one process.
-    options.scaler.scale(loss).backward(inputs=None if distributed.is_main() else leaves)
+    step.scaler.scale(loss).backward(inputs=None if distributed.is_main() else leaves)
     _backprop_micro_batch(last_outputs, leaves, last[1].row_ranges)
     del last_outputs
     for number, micro_batch in earlier:
         _backprop_micro_batch(outputs(number, micro_batch), leaves, micro_batch.row_ranges)
     # A sum, not the mean of DistributedDataParallel: the loss is already that of the whole batch.
     distributed.sum_gradients(model.parameters())
-    return _finite(read_values(), info.step)
+    return _finite(read_values(), step.number)
 
 
 def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence[MicroBatch]) -> list[Tensor]:

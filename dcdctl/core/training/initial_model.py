@@ -28,15 +28,25 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
     """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not
     changed."""
-    if recipe.model.kind == "dual":
-        model: Model = _make_dual(recipe.model, captions, recipe.seed)
+    config = recipe.model
+    if config.kind == "fusion":
+        model: Model = _make_fusion(recipe, captions, teacher, track)
     else:
-        model = _make_fusion(recipe, captions, teacher, track)
-    if recipe.model.dropout is not None:
-        model.set_dropout(recipe.model.dropout)
+        is_new = config.start == "new"
+        model = _new_dual(config, captions, recipe.seed) if is_new else models.load_dual(config.start)
+        model.keep_layers(config.vision_layers, config.text_layers)
+    if config.dropout is not None:
+        model.set_dropout(config.dropout)
     # After the dropout, whose setting copies the network: an adapted one has other modules.
     if model.kind == "dual":
-        model.set_trained(_trained_parts(recipe))
+        parts = TrainedParts(
+            which=config.trained,
+            num_layers=config.trained_layers or 0,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            seed=recipe.seed,
+        )
+        model.set_trained(parts)
     return model
 
 
@@ -45,17 +55,6 @@ def check_dims(dims: Sequence[int], model: Model) -> None:
     if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
         message = f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers"
         raise ConfigError(message, hint=f"end it with {model.embedding_dim}, the full width")
-
-
-def _trained_parts(recipe: Recipe) -> TrainedParts:
-    config = recipe.model
-    return TrainedParts(
-        which=config.trained,
-        num_layers=config.trained_layers or 0,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        seed=recipe.seed,
-    )
 
 
 def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track) -> FusionScorer:
@@ -114,12 +113,6 @@ def _new_dropout(config: ModelConfig) -> float:
 
 def _feature_spec(config: ModelConfig) -> FeatureSpec:
     return FeatureSpec(levels=config.vision_levels, grid=config.vision_grid, size=config.vision_size)
-
-
-def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:
-    dual = models.load_dual(config.start) if config.start != "new" else _new_dual(config, captions, seed)
-    dual.keep_layers(config.vision_layers, config.text_layers)
-    return dual
 
 
 def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from dcdctl.core import artifacts, files
+from dcdctl.core import artifacts, distributed, files
 from dcdctl.core.errors import InputError, require_extra
 from dcdctl.core.training.runs import METRICS_FILE, Run, log_line
 
 Write = Callable[[int, Mapping[str, float]], None]
 """Writes the numbers of a step."""
+
+
+@contextmanager
+def open_logs(run: Run, first_step: int, project: str | None) -> Iterator[Write]:
+    """A function that writes the numbers of a step to every log, also to the Weights & Biases project if there is one.
+    It does nothing outside the main process."""
+    with ExitStack() as stack:
+        logs: list[Log | WandbLog] = []
+        if distributed.is_main():
+            logs.append(stack.enter_context(closing(Log(run, first_step))))
+            if project is not None:
+                logs.append(stack.enter_context(closing(WandbLog(run, project))))
+
+        def write(step: int, values: Mapping[str, float]) -> None:
+            for log in logs:
+                log.write(step, values)
+
+        yield write
 
 
 class Log:

@@ -6,10 +6,9 @@ objective, and the step's numbers go to the logs and the watcher.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,11 +21,10 @@ from dcdctl.core.devices import ON_CPU, Compute, read_ahead
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar
-from dcdctl.core.training import grad_cache, loggers, runs
+from dcdctl.core.training import checkpoints, grad_cache, loggers
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches
-from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, StepCompute, StepInfo
-from dcdctl.core.training.loggers import WandbLog
+from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, Step
 from dcdctl.core.training.recipe import OptimizerConfig
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
@@ -44,7 +42,7 @@ class TrainingOptions:
     micro_batches: int = 1
     """Micro-batches that each process splits its share of a batch into, to save memory. Each draws its own dropout."""
     tries_micro_batches: bool = False
-    """Whether a trial of the first step may double `micro_batches` until a batch fits into memory (`trial.settle`)."""
+    """Whether a trial of the first step may double `micro_batches` until a batch fits into memory (`memory.settle`)."""
     tries_precision: bool = False
     """Whether it may replace the precision by bfloat16, if a step is faster in it."""
     checkpoint_activations: bool = False
@@ -102,111 +100,109 @@ UNWATCHED = step_bar(silent)
 
 def train(
     run: Run,
-    model: nn.Module,
+    learner: Learner,
     batches: Dataset[Any] | StreamBatches,
-    objective: Objective | MicroBatchObjective,
-    config: OptimizerConfig,
-    *,
-    num_steps: int,
-    seed: int,
-    options: TrainingOptions = TrainingOptions(),
     validation: Validation | None = None,
     watch: Watch = UNWATCHED,
 ) -> None:
-    """Train a model in place for `num_steps`, resuming from the run's newest checkpoint, and write logs and checkpoints
+    """Train the learner's model to the end, resuming from the run's newest checkpoint, and write logs and checkpoints
     to its folder.
 
     If there are several processes, the main one writes logs and checkpoints; all of them have the trained model.
     """
-    compute = options.compute
-    model.to(compute.device).train()
-    _check_micro_batches(model, objective, options)
-    learner = _Learner.make(model, objective, config, options)
+    model, num_steps, options = learner.model, learner.num_steps, learner.options
     first = learner.resume(run)
-    read = _read(batches, range(first, num_steps), compute)
-    at_start = _validate_start(model, validation) if first == 0 else {}
-    with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
-        for step, batch in enumerate(read, start=first):
-            values = learner.step(batch, StepInfo(step=step, num_steps=num_steps, seed=seed))
+    # A stream reads itself: its batches follow from each other.
+    read = batches.read if isinstance(batches, StreamBatches) else functools.partial(read_ahead, batches)
+    ahead = read(
+        range(first, num_steps), options.compute.workers or 0, pin_memory=options.compute.device.type == "cuda"
+    )
+    at_start: dict[str, float] = {}
+    if first == 0 and validation is not None and validation.config.at_start:
+        measured = validation.measure(model, 0)
+        model.train()
+        at_start = {
+            f"start_{name.removeprefix('val_')}": value for name, value in measured.items() if name != "val_best_rsum"
+        }
+    with (
+        loggers.open_logs(run, first, options.wandb) as log,
+        watch(total=num_steps, done=first) as on_step,
+    ):
+        for step, batch in enumerate(ahead, start=first):
+            values = learner.step(batch, step)
             done = step + 1
             if validation is not None and validation.is_due(done, num_steps):
                 values |= validation.measure(model, done)
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
                 log(step, values if step else {**values, **at_start})
-            if done % config.save_every == 0 and done < num_steps and distributed.is_main():
-                learner.save(run, done)
+            if done % learner.config.save_every == 0 and done < num_steps and distributed.is_main():
+                checkpoints.save_checkpoint(run, done, model, learner.optimizer, learner.scaler)
             on_step(done, values)
     model.eval()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Learner:
-    """A model in training with its optimizer and its loss scale: what a step changes, and what a checkpoint holds."""
+class Learner:
+    """A model in training, with its optimizer and its loss scale: what a step changes, and what a checkpoint holds."""
 
-    model: nn.Module
-    objective: Objective | MicroBatchObjective
-    config: OptimizerConfig
-    optimizer: torch.optim.AdamW
-    compute: StepCompute
-
-    @staticmethod
-    def make(
-        model: nn.Module, objective: Objective | MicroBatchObjective, config: OptimizerConfig, options: TrainingOptions
-    ) -> _Learner:
-        """A learner before its first step."""
-        compute = options.compute
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective | MicroBatchObjective,
+        config: OptimizerConfig,
+        *,
+        num_steps: int,
+        seed: int,
+        options: TrainingOptions,
+    ) -> None:
+        self.model = model.to(options.compute.device).train()
+        self.objective, self.config, self.num_steps, self.seed = objective, config, num_steps, seed
+        self.options = options
+        _check_micro_batches(model, objective, options)
+        self.optimizer = make_optimizer(model, config)
         # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
-        scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
-        step_compute = StepCompute(compute=compute, scaler=scaler, micro_batch_plan=options.micro_batch_plan)
-        return _Learner(
-            model=model,
-            objective=objective,
-            config=config,
-            optimizer=make_optimizer(model, config),
-            compute=step_compute,
-        )
+        self.scaler = torch.amp.GradScaler(options.compute.device.type, enabled=options.compute.precision == "float16")
 
     def resume(self, run: Run) -> int:
         """The first step to compute, 0 if the run has no checkpoint to load; all processes then have the same
         weights."""
-        first = runs.load_checkpoint(run, self.model, self.optimizer, self.compute.scaler)
+        first = checkpoints.load_checkpoint(run, self.model, self.optimizer, self.scaler)
         distributed.check_equal(first, "the step that they resume from")
         distributed.broadcast_weights(self.model)
         return first
 
-    def step(self, batch: Any, info: StepInfo) -> dict[str, float]:
+    def step(self, batch: Any, number: int) -> dict[str, float]:
         """One update of the weights; the loss, its terms, the learning rate and the time by name."""
         started = time.perf_counter()
-        rate = self.config.lr * learning_rate_factor(info.step, info.num_steps, self.config)
+        rate = self.config.lr * learning_rate_factor(number, self.num_steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
+        step = Step(
+            number=number,
+            seed=self.seed,
+            compute=self.options.compute,
+            micro_batch_plan=self.options.micro_batch_plan,
+            scaler=self.scaler,
+        )
         logged = self.objective.logged(batch) if isinstance(self.objective, MicroBatchObjective) else {}
-        values = {**grad_cache.backward(self.model, self.objective, batch, info, self.compute), **logged, "lr": rate}
-        set_rates(self.optimizer, rate, _next_update(self.optimizer, self.compute.scaler, info.step))
-        _update_weights(self.model, self.optimizer, self.compute.scaler, self.config.max_grad_norm)
+        values = {**grad_cache.backward(self.model, self.objective, batch, step), **logged, "lr": rate}
+        set_rates(self.optimizer, rate, self._next_update(number))
+        if self.config.max_grad_norm is not None:
+            # Before clipping: the recipe's norm is that of the gradient without the loss scale.
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         values["seconds"] = time.perf_counter() - started
         return values
 
-    def save(self, run: Run, done: int) -> None:
-        """Write a checkpoint after `done` steps."""
-        runs.save_checkpoint(run, done, self.model, self.optimizer, self.compute.scaler)
-
-
-def _read(batches: Dataset[Any] | StreamBatches, steps: range, compute: Compute) -> Iterator[Any]:
-    """The batches of these steps, read ahead by worker processes."""
-    is_cuda = compute.device.type == "cuda"
-    if isinstance(batches, StreamBatches):
-        return batches.read(steps, compute.workers or 0, pin_memory=is_cuda)
-    return read_ahead(batches, steps, compute.workers or 0, pin_memory=is_cuda)
-
-
-def _validate_start(model: nn.Module, validation: Validation | None) -> dict[str, float]:
-    """The recalls of the initial model, if the recipe validates it; their names begin with start_ in place of val_."""
-    if validation is None or not validation.config.at_start:
-        return {}
-    values = validation.measure(model, 0)
-    model.train()
-    return {f"start_{name.removeprefix('val_')}": value for name, value in values.items() if name != "val_best_rsum"}
+    def _next_update(self, step: int) -> int:
+        """Number of the update that a step makes, counted from 1 as the optimizer does it."""
+        if not self.scaler.is_enabled():
+            return step + 1
+        # A scaler skips the steps whose gradient overflows, and only the optimizer counts without them. Its counter
+        # lies on the device: reading it waits for the device, so it is read only where the number of the step is not
+        # enough.
+        return 1 + next((int(state["step"]) for state in self.optimizer.state.values()), 0)
 
 
 def _check_micro_batches(
@@ -218,53 +214,19 @@ def _check_micro_batches(
     hint = "leave --accumulate out and start one process"
     if not isinstance(objective, MicroBatchObjective):
         raise ConfigError("this training cannot split a batch into micro-batches", hint=hint)
-    norms = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-    ]
-    if norms:
+    if norms := batch_norms(model):
         raise ConfigError(
             f"{norms[0]} is a BatchNorm: its output would depend on how a batch is split into micro-batches", hint=hint
         )
 
 
-@contextmanager
-def _logs(run: Run, first_step: int, options: TrainingOptions) -> Iterator[loggers.Write]:
-    """A function that writes the numbers of a step to every log; it does nothing outside the main process."""
-    with ExitStack() as stack:
-        logs: list[loggers.Log | WandbLog] = []
-        if distributed.is_main():
-            logs.append(stack.enter_context(closing(loggers.Log(run, first_step))))
-            if options.wandb is not None:
-                logs.append(stack.enter_context(closing(WandbLog(run, options.wandb))))
-
-        def write(step: int, values: Mapping[str, float]) -> None:
-            for log in logs:
-                log.write(step, values)
-
-        yield write
-
-
-def _next_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int) -> int:
-    """Number of the update that a step makes, counted from 1 as the optimizer does it."""
-    if not scaler.is_enabled():
-        return step + 1
-    # A scaler skips the steps whose gradient overflows, and only the optimizer counts without them. Its counter lies on
-    # the device: reading it waits for the device, so it is read only where the number of the step is not enough.
-    return 1 + next((int(state["step"]) for state in optimizer.state.values()), 0)
-
-
-def _update_weights(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float | None
-) -> None:
-    """One optimizer step, with the gradient clipped to a norm if the recipe sets one."""
-    if max_grad_norm is not None:
-        # Before clipping: the recipe's norm is that of the gradient without the loss scale.
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    scaler.step(optimizer)
-    scaler.update()
+def batch_norms(model: nn.Module) -> list[str]:
+    """The names of the BatchNorms that are trained: with one, micro-batches give another loss than the batch."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -5,10 +5,10 @@ It computes the gradient of the first batch and discards it, so it changes no nu
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +16,7 @@ from torch import nn
 from dcdctl.core import devices, distributed, memory
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
-from dcdctl.core.training import grad_cache
-from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
-from dcdctl.core.training.grad_cache import MicroBatchObjective, StepCompute, StepInfo
-from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.runs import Run
+from dcdctl.core.training.loop import TrainingOptions, batch_norms
 
 TIMED_STEPS = 3
 """Steps whose mean time decides between precisions; the one before them warms up."""
@@ -28,23 +24,14 @@ STATES_PER_PARAMETER = 2
 """Numbers that AdamW keeps for a parameter from its first update on."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """The first step of a training."""
-
-    model: nn.Module
-    first_batch: Callable[[MicroBatchPlan], Batch]
-    batch_size: int
-    objective: MicroBatchObjective
-    info: StepInfo
-    precisions: Sequence[str] = ("float32",)
+Trial = Callable[[TrainingOptions], None]
+"""Adds the gradient of the first batch to the parameters, computed with these options."""
 
 
-def recorded(run: Run, options: TrainingOptions) -> TrainingOptions:
-    """The options with what the trial of an earlier start of this run chose; unchanged for a new run."""
-    if options.is_settled or not (run.folder / "run.json").exists():
+def recorded(options: TrainingOptions, facts: Mapping[str, Any] | None) -> TrainingOptions:
+    """The options with what the trial of an earlier start of the run chose (run.json); unchanged for a new run."""
+    if options.is_settled or facts is None:
         return options
-    facts = run.facts()
     if options.tries_precision and (precision := facts["inputs"].get("precision")) is not None:
         options = replace(options, compute=replace(options.compute, precision=precision))
     if options.tries_micro_batches:
@@ -52,9 +39,9 @@ def recorded(run: Run, options: TrainingOptions) -> TrainingOptions:
     return options.settled()
 
 
-def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
-    """The options with a number of micro-batches that fits into memory, and the faster precision, where these are to be
-    tried.
+def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial, say: Say) -> TrainingOptions:
+    """The options with a number of micro-batches that fits into memory, and the faster precision, where the options ask
+    for a trial of the first step.
 
     `say` gets a line for each choice that differs from the default. InputError if not even one row fits. Several
     processes are not tried: one that runs out of memory would leave the others waiting.
@@ -68,15 +55,15 @@ def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
                 "split by processes only"
             )
         return options.settled()
-    trial.model.to(options.compute.device).train()
+    model.to(options.compute.device).train()
     tried = [
-        _fit(replace(options, compute=replace(options.compute, precision=precision)), trial)
-        for precision in trial.precisions
+        _fit(replace(options, compute=replace(options.compute, precision=precision)), model, batch_size, trial)
+        for precision in precisions(options)
     ]
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
         raise next(each for each in tried if isinstance(each, InputError))
-    seconds = [_seconds(each, trial) for each in fitting] if len(fitting) > 1 else [0.0]
+    seconds = [_seconds(each, model, trial) for each in fitting] if len(fitting) > 1 else [0.0]
     found = fitting[seconds.index(min(seconds))]
     if found.compute.precision != options.compute.precision:
         measured = ", ".join(
@@ -85,7 +72,7 @@ def settle(options: TrainingOptions, trial: Trial, say: Say) -> TrainingOptions:
         say(f"--precision auto is {found.compute.precision}" + (f": {measured}" if len(fitting) > 1 else ""))
     if found.micro_batches > options.micro_batches:
         say(
-            f"--accumulate auto is {found.micro_batches}: a batch of {trial.batch_size} does not fit into "
+            f"--accumulate auto is {found.micro_batches}: a batch of {batch_size} does not fit into "
             "memory in fewer parts"
         )
     return found.settled()
@@ -97,67 +84,43 @@ def precisions(options: TrainingOptions) -> tuple[str, ...]:
     return (options.compute.precision, *(["bfloat16"] if options.tries_precision and is_gpu else []))
 
 
-def _fit(options: TrainingOptions, trial: Trial) -> TrainingOptions | InputError:
+def _fit(options: TrainingOptions, model: nn.Module, batch_size: int, trial: Trial) -> TrainingOptions | InputError:
     """The options with the smallest number of micro-batches, doubled from that of the options, that fits; what to raise
     if none does."""
-    size = trial.batch_size
-    while (error := _out_of_memory(options, trial)) is not None:
-        if not options.tries_micro_batches or options.micro_batches >= size or not _may_split(trial.model):
-            return error
-        options = replace(options, micro_batches=min(2 * options.micro_batches, size))
+    may_split = options.tries_micro_batches and not batch_norms(model)
+    while not _fits(options, model, trial):
+        if not may_split or options.micro_batches >= batch_size:
+            return memory_error(options, batch_size)
+        options = replace(options, micro_batches=min(2 * options.micro_batches, batch_size))
     return options
 
 
-def _may_split(model: nn.Module) -> bool:
-    """Whether micro-batches give the loss of the batch: not with a BatchNorm that is trained."""
-    return not any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()
-    )
-
-
-def _out_of_memory(options: TrainingOptions, trial: Trial) -> InputError | None:
-    """What to raise if the step does not fit into memory; None if it fits."""
-    found = None
+def _fits(options: TrainingOptions, model: nn.Module, trial: Trial) -> bool:
+    """Whether a step fits into memory, beside what the optimizer takes in the first update and keeps."""
+    fits = True
+    states: list[torch.Tensor] = []
     try:
-        _compute_beside_states(options, trial)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                states += (torch.empty_like(parameter) for _ in range(STATES_PER_PARAMETER))
+        trial(options)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        found = memory_error(options, trial.batch_size)
+        fits = False
     # After the block, which keeps the tensors of the failed step alive through the traceback.
-    trial.model.zero_grad(set_to_none=True)
-    memory.free_cached_memory()
-    return found
-
-
-def _compute_beside_states(options: TrainingOptions, trial: Trial) -> None:
-    """`_compute` with the memory taken that the optimizer takes in the first update and keeps."""
-    trained = [parameter for parameter in trial.model.parameters() if parameter.requires_grad]
-    states = [torch.empty_like(parameter) for parameter in trained for _ in range(STATES_PER_PARAMETER)]
-    _compute(options, trial)
     del states
+    model.zero_grad(set_to_none=True)
+    memory.free_cached_memory()
+    return fits
 
 
-def _compute(options: TrainingOptions, trial: Trial) -> None:
-    """Add the gradient of the first batch to the parameters."""
-    plan, device = options.micro_batch_plan, options.compute.device
-    compute = StepCompute(
-        compute=options.compute, scaler=torch.amp.GradScaler(device.type, enabled=False), micro_batch_plan=plan
-    )
-    grad_cache.backward(trial.model, trial.objective, trial.first_batch(plan), trial.info, compute)
-
-
-def _seconds(options: TrainingOptions, trial: Trial) -> float:
+def _seconds(options: TrainingOptions, model: nn.Module, trial: Trial) -> float:
     """Mean time of the step, which has been computed before."""
-    device = options.compute.device
-    times: list[float] = []
+    times = []
     for _ in range(TIMED_STEPS):
-        devices.synchronize(device)
-        started = time.perf_counter()
-        _compute(options, trial)
-        devices.synchronize(device)
-        times.append(time.perf_counter() - started)
-        trial.model.zero_grad(set_to_none=True)
+        times.append(devices.timed(lambda: trial(options), options.compute.device)[0])
+        model.zero_grad(set_to_none=True)
     return sum(times) / len(times)
 
 

@@ -12,42 +12,31 @@ RUN/wandb.json           id of the run at Weights & Biases, with --wandb
 RUN/model/               the trained model, with tokenizer and image processor; completion marker, written last
 RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
 
-A folder of checkpoints has a seal, checkpoint.json: the run, the step, and size and SHA-256 of its files. They are
-compared before one of them is loaded. All JSON files hold a checksum of their own (`artifacts.write_document`).
+All JSON files hold a checksum of their own (`artifacts.write_document`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
-from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
+from dcdctl.core.errors import DcdError, InputError, StaleError
 from dcdctl.core.files import shown
 
-if TYPE_CHECKING:  # a run is read without torch, which its checkpoints import
-    import torch
-    from torch import Tensor, nn
-
+if TYPE_CHECKING:  # a run is read without torch
     from dcdctl.core.models import Model
     from dcdctl.core.training.recipe import Recipe
 
-KEPT_CHECKPOINTS = 2
-"""One more than needed, in case the newest turns out damaged."""
-WEIGHTS_FILE, OPTIMIZER_FILE, SCALER_FILE = "weights.safetensors", "optimizer.pt", "scaler.json"
 BEST = Path("checkpoints", "best")
 UNNAMED = "REF"
 """In a command line: a model that was given in memory, without a name."""
-SEAL_FILE = "checkpoint.json"
-CHECKPOINT_FORMAT = 2
-"""Checkpoints of format 1 have no seal."""
 SHARDS_FILE = "shards.jsonl"
 METRICS_FILE, METRICS_SEAL = "metrics.jsonl", "metrics.json"
 SHORT = 16
@@ -121,17 +110,6 @@ class Run:
         yield from _line_damages(path, RESTORE_METRICS)
         yield from _line_damages(self.folder / SHARDS_FILE, RECOUNT_SHARDS)
 
-    def checkpoint_seals(self) -> dict[Path, Callable[[], artifacts.Document]]:
-        """The folder of each checkpoint, and of the best weights, with a function that reads its seal or raises
-        StaleError."""
-        seals: dict[Path, Callable[[], artifacts.Document]] = {
-            _checkpoint_folder(self, step): partial(read_checkpoint_seal, self, step)
-            for step in self.checkpoint_steps()
-        }
-        if (self.folder / BEST / SEAL_FILE).exists():
-            seals[self.folder / BEST] = partial(_read_seal, self, self.folder / BEST, "rsum", "")
-        return seals
-
     def metrics_seal(self) -> dict[str, artifacts.Document]:
         """What metrics.json of a finished run lists."""
         path = self.folder / METRICS_SEAL
@@ -147,6 +125,7 @@ class Run:
         )
 
 
+ELSEWHERE = "name another folder with --out"
 RECOUNT_SHARDS = "delete it: the shards are then counted again"
 RESTORE_METRICS = f"restore it, or delete {METRICS_FILE}: the curves of a report need it, and nothing else does"
 
@@ -161,20 +140,22 @@ def read_lines(path: Path, hint: str) -> list[dict[str, Any]]:
 
     InputError with `hint` names a damaged line.
     """
-    if not path.exists():
-        return []
-    *complete, _ = path.read_bytes().split(b"\n")
-    return [_read_line(path, number, line, hint) for number, line in enumerate(complete, start=1)]
+    return [_read_line(path, number, line, hint) for number, line in _complete_lines(path)]
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
 
 
 def _line_damages(path: Path, hint: str) -> Iterator[str]:
     """What is wrong with each damaged line of a file of `log_line`."""
-    if path.exists():
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-            try:
-                _read_line(path, number, line, hint)
-            except InputError as error:
-                yield str(error.args[0])
+    for number, line in _complete_lines(path):
+        try:
+            _read_line(path, number, line, hint)
+        except InputError as error:
+            yield str(error.args[0])
 
 
 def _read_line(path: Path, number: int, line: bytes, hint: str) -> dict[str, Any]:
@@ -196,23 +177,33 @@ class SeededConfig(Protocol):
     def seed(self) -> int: ...
 
 
-def check_folder(
-    folder: Path, recipe: SeededConfig, kind: str, *, resume: bool, inputs: Mapping[str, Any] | None = None
-) -> None:
-    """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds
-    something else.
+def check_folder(folder: Path, facts: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+    """run.json of the run that `folder` holds, None if it is vacant; StaleError if it cannot take a run of these facts:
+    it holds one with others, any run at all without `resume`, or something that is not a run.
 
-    InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what
-    the run reads, and here `inputs`, if that is known already, is what it reads at least.
+    InputError if it cannot be written.
     """
     files.check_output_folder(folder)
-    _check_taken(folder, {"what": kind, "recipe": to_table(recipe)}, resume=resume)
-    if inputs is not None and (folder / "run.json").exists():
+    if not (folder / "run.json").exists():
+        if not files.is_vacant(folder):
+            raise StaleError(f"{folder} holds something that is not a run", hint=ELSEWHERE)
+        return None
+    if not resume:
+        raise StaleError(f"{folder} already holds a run", hint=f"resume with --resume, or {ELSEWHERE}")
+    known = Run(folder).facts()
+    artifacts.expect(folder, known, facts, hint=ELSEWHERE)
+    return known
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """StaleError if the run in `folder`, if there is one, reads something else than `inputs`, which are known before
+    the others."""
+    if (folder / "run.json").exists():
         known, expected = (
             {f"inputs.{name}": value for name, value in part.items()}
             for part in (Run(folder).facts()["inputs"], inputs)
         )
-        artifacts.expect(folder, known, expected, hint="name another folder with --out")
+        artifacts.expect(folder, known, expected, hint=ELSEWHERE)
 
 
 def start_run(
@@ -231,10 +222,10 @@ def start_run(
     follows from them. Neither are the CPU threads compared, which change a sum by its rounding.
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
-    _check_taken(folder, facts, resume=resume)
+    known = check_folder(folder, facts, resume=resume)
     for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
-    if not (folder / "run.json").exists():
+    if known is None:
         import torch
 
         from dcdctl.core.devices import versions
@@ -242,19 +233,6 @@ def start_run(
         more = {"seed": recipe.seed, "command": _command(), "threads": torch.get_num_threads(), "versions": versions()}
         artifacts.write_document(folder / "run.json", {**facts, **(measured or {}), **more})
     return Run(folder)
-
-
-def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
-    """StaleError if a folder holds a run with other facts, any run at all without `resume`, or something that is not a
-    run."""
-    if (folder / "run.json").exists():
-        if not resume:
-            raise StaleError(
-                f"{folder} already holds a run", hint="resume with --resume, or name another folder with --out"
-            )
-        artifacts.expect(folder, Run(folder).facts(), facts, hint="name another folder with --out")
-    elif not files.is_vacant(folder):
-        raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
 
 
 def _command() -> list[str]:
@@ -291,170 +269,6 @@ def equivalent_command(job: TrainingJob, inputs: Sequence[str]) -> dict[str, lis
     return {"equivalent_command": ["dcdctl", *map(_without_secrets, words)]}
 
 
-def open_run(folder: Path) -> Run:
-    """An existing run; MissingError if there is none."""
-    if not (folder / "run.json").exists():
-        make = "make one with `dcdctl distill`"
-        raise artifacts.other_folder_error(folder, "run", make) or MissingError(f"{folder} holds no run", hint=make)
-    return Run(folder)
-
-
-def save_checkpoint(
-    run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
-) -> None:
-    """Save atomically everything that the steps after `step` depend on, and delete old checkpoints."""
-    import torch
-    from safetensors.torch import save_file
-
-    with files.atomic_folder(_checkpoint_folder(run, step)) as partial:
-        save_file(_unshared(model), partial / WEIGHTS_FILE)
-        torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
-        names = [WEIGHTS_FILE, OPTIMIZER_FILE]
-        if scaler is not None and scaler.is_enabled():
-            files.write_json(partial / SCALER_FILE, scaler.state_dict())
-            names.append(SCALER_FILE)
-        _write_seal(partial, run, names, step=step, best_rsum=best_rsum(run))
-    # Only after the new checkpoint is complete, so that a kill at any time leaves one.
-    for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(_checkpoint_folder(run, old))
-
-
-def load_checkpoint(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
-) -> int:
-    """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a
-    checkpoint.
-
-    StaleError that names the file and says how to resume from the checkpoint before it, if this one is damaged or not
-    the one of its name.
-    """
-    import torch
-
-    *earlier, step = [0, *run.checkpoint_steps()]
-    if not earlier:
-        return 0
-    folder = _checkpoint_folder(run, step)
-    hint = f"delete {folder} to resume from {f'step {earlier[-1]}' if earlier[-1] else 'the first step'}"
-    seal = read_checkpoint_seal(run, step, hint)
-    artifacts.check_files(folder, seal[artifacts.FILES], hint=hint)
-    check_best(run, seal)
-    _load_weights(folder / WEIGHTS_FILE, model, hint)
-    # weights_only, because unpickling a file must not run its code.
-    # On the CPU first: a tensor that was saved on cuda:0 would come back on cuda:0, in every process and on a machine
-    # without it.
-    optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
-    if scaler is not None and scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
-        scaler.load_state_dict(files.read_json(folder / SCALER_FILE, error=StaleError, hint=hint))
-    return step
-
-
-def check_best(run: Run, seal: artifacts.Document) -> None:
-    """StaleError if the best weights that a run had at a checkpoint are gone: it would take worse ones for the best."""
-    if best_rsum(run) < seal["best_rsum"]:
-        found = (
-            f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best RSUM was "
-            f"{seal['best_rsum']:.3f}"
-        )
-        raise StaleError(found, hint="restore it, or train into another folder")
-
-
-def _checkpoint_folder(run: Run, step: int) -> Path:
-    return run.folder / "checkpoints" / f"step-{step}"
-
-
-def _write_seal(folder: Path, run: Run, names: Sequence[str], **facts: Any) -> None:
-    document = {
-        "format": CHECKPOINT_FORMAT,
-        artifacts.RUN: run.digest,
-        **facts,
-        artifacts.FILES: artifacts.list_files(folder, names),
-    }
-    artifacts.write_document(folder / SEAL_FILE, document)
-
-
-def read_checkpoint_seal(run: Run, step: int, hint: str = "") -> artifacts.Document:
-    """The seal of the checkpoint of a step; StaleError if it is damaged, of an earlier format, of another step, or of
-    another run."""
-    folder = _checkpoint_folder(run, step)
-    if not (folder / SEAL_FILE).exists():
-        found = (
-            f"{folder} has no {SEAL_FILE}, so it is of format 1 and has no checksums; this dcdctl reads format "
-            f"{CHECKPOINT_FORMAT}"
-        )
-        raise StaleError(found, hint="train into another folder with --out")
-    seal = _read_seal(run, folder, "best_rsum", hint)
-    if seal["step"] != step:
-        raise StaleError(f"{folder} holds the checkpoint of step {seal['step']}", hint=hint)
-    return seal
-
-
-def _read_seal(run: Run, folder: Path, own_key: str, hint: str) -> artifacts.Document:
-    path = folder / SEAL_FILE
-    seal = artifacts.read_document(path, CHECKPOINT_FORMAT, hint=hint)
-    artifacts.listed_files(path, seal, hint=hint)
-    if seal[artifacts.RUN] != run.digest:
-        raise StaleError(
-            f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint
-        )
-    # Only the best weights have an RSUM of their own, and only checkpoints know the best one of their run.
-    if own_key not in seal:
-        raise StaleError(f"{path} belongs to another folder of checkpoints: it has no {own_key}", hint=hint)
-    return seal
-
-
-def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
-    from safetensors.torch import load_file
-
-    weights = load_file(path)
-    if different := set(weights) ^ set(_unshared(model)):
-        raise StaleError(
-            f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out"
-        )
-    models.check_finite(weights, path, error=StaleError, hint=hint)
-    # Not strict: the file has tied weights under one name only. All other differences are found above.
-    model.load_state_dict(weights, strict=False)
-
-
-def best_rsum(run: Run) -> float:
-    """The sum of recalls of the best weights saved so far; -1 if there are none."""
-    seal = read_best_seal(run)
-    return -1.0 if seal is None else float(seal["rsum"])
-
-
-def read_best_seal(run: Run) -> artifacts.Document | None:
-    """The seal of the best weights; None if there are none. StaleError if it is damaged or of another run."""
-    folder = run.folder / BEST
-    if not (folder / SEAL_FILE).exists():
-        return None
-    return _read_seal(run, folder, "rsum", f"restore {folder}, or train into another folder")
-
-
-def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
-    """Save atomically the weights after `step` steps as the best so far."""
-    from safetensors.torch import save_file
-
-    folder = run.folder / BEST
-    # A name of its own, so that the seal switches from the old weights to the new ones in one rename.
-    name = f"weights-{step}.safetensors"
-    with files.atomic_path(folder / name) as partial:
-        save_file(_unshared(model), partial)
-    _write_seal(folder, run, [name], step=step, rsum=rsum)
-    for old in folder.glob("weights*.safetensors"):
-        if old.name != name:
-            old.unlink()
-
-
-def load_best(run: Run, model: nn.Module) -> None:
-    """Load the best weights into the model; StaleError if they are missing or damaged."""
-    folder, seal = run.folder / BEST, read_best_seal(run)
-    hint = "restore it, train into another folder, or set validation.keep=last in another run"
-    if seal is None:
-        raise StaleError(f"{folder / SEAL_FILE} is missing", hint=hint)
-    artifacts.check_files(folder, seal[artifacts.FILES], hint=hint)
-    (name,) = seal[artifacts.FILES]
-    _load_weights(folder / name, model, hint)
-
-
 def finish(run: Run, model: Model, *, half: bool = False) -> None:
     """Seal the metrics, then save the trained model in the run folder, atomically; its presence marks the run as
     finished."""
@@ -462,12 +276,3 @@ def finish(run: Run, model: Model, *, half: bool = False) -> None:
         listed = artifacts.list_files(run.folder, [METRICS_FILE])
         artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.RUN: run.digest, artifacts.FILES: listed})
     models.save(model.to("cpu"), run.model_folder, half=half)
-
-
-def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers, each storage once: tied weights are restored through the one parameter that is
-    kept."""
-    # safetensors refuses tensors that share memory.
-    first: dict[int, str] = {}
-    state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}

@@ -307,17 +307,15 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
     captions = [statement.text for item in described for statement in item.statements]
     scorer = new_teacher(config, captions)
     model = PretrainingModel(scorer)
-    loop.train(
-        run,
+    learner = loop.Learner(
         model,
-        PretrainingBatches(scorer.preprocess, config),
         pretraining_objective(config),
         config.optimizer,
         num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
-        watch=step_bar(track),
     )
+    loop.train(run, learner, PretrainingBatches(scorer.preprocess, config), watch=step_bar(track))
     runs.finish(run, scorer, half=True)
 
 
@@ -404,15 +402,13 @@ def grade(
     """Train a pretrained teacher further, in place, and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
-    loop.train(
-        run,
+    learner = loop.Learner(
         cast(nn.Module, scorer.requires_grad_(True)),
-        GradingBatches(scorer.preprocess, config),
         grading_objective(config),
         config.optimizer,
         num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
-        watch=step_bar(track),
     )
+    loop.train(run, learner, GradingBatches(scorer.preprocess, config), watch=step_bar(track))
     runs.finish(run, scorer, half=True)

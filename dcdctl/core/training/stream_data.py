@@ -9,7 +9,7 @@ shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,8 @@ PREPARE_HINT = "or prepare a corpus with `dcdctl prepare`"
 def check(plan: TrainingPlan) -> None:
     """ConfigError for whatever needs a prepared corpus; opens no shard."""
     assert isinstance(plan.inputs, InputRefs)
-    if problem := next(_needs_corpus(plan, plan.inputs), None):
-        found, hint = problem
+    for found, hint in _needs_corpus(plan, plan.inputs):
         raise ConfigError(f"{found}, and --data names shards to stream", hint=f"{hint}, {PREPARE_HINT}")
-
-
-def check_models(plan: TrainingPlan) -> None:
-    """ConfigError for several teachers, or for a validation without a corpus."""
-    assert isinstance(plan.inputs, InputRefs)
     if len(plan.inputs.teachers) > 1:
         found = (
             f"--teacher names {len(plan.inputs.teachers)} models; their scores are averaged over a whole corpus, and a "
@@ -92,6 +86,10 @@ class StreamData(TrainingData):
     model: Model | None = None
     """What the batches are read for."""
     stream_teacher: StreamTeacher | None = None
+    counted: list[ShardCount]
+    """The shards that were read to their ends."""
+    counts_file: Path | None = None
+    """Where each further one is written, once the run has started."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
@@ -139,11 +137,10 @@ class StreamData(TrainingData):
         job, compute = self.plan.job, self.plan.options.compute
         if job.resume:
             # Before anything is read or loaded: a shard that has changed is the end.
-            shards = {"shards": self.stream.versions()}
-            runs.check_folder(job.out, self.recipe, job.kind, resume=True, inputs=shards)
-        self.counted = CountedShards.of_run(Run(job.out), len(self.stream.shards))
-        self.stream.counts.update((count.shard, count.samples) for count in self.counted.counts)
-        self.stream.on_count = self.counted.add
+            runs.check_inputs(job.out, {"shards": self.stream.versions()})
+        self.counted = self._counted_before(job.out / runs.SHARDS_FILE)
+        self.stream.counts.update((count.shard, count.samples) for count in self.counted)
+        self.stream.on_count = self._count
         if self.has_scores:
             ((_, dual),) = self.refs.load_dual_teachers(track)
             dual.to(compute.device).eval()
@@ -176,7 +173,13 @@ class StreamData(TrainingData):
 
     def collect(self, compute: Compute, track: Track) -> Callable[[Run], None]:
         """The counts of the shards, each further one of which goes to the run's folder too."""
-        return self.counted.move_to
+
+        def keep(run: Run) -> None:
+            self.counts_file = run.folder / runs.SHARDS_FILE
+            # All of them, because a killed run may have left an incomplete last line.
+            files.write_text(self.counts_file, "".join(runs.log_line(asdict(count)) for count in self.counted))
+
+        return keep
 
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> StreamBatches:
         """The batches of the stream; a trial keeps the window that it has read for the training."""
@@ -184,35 +187,19 @@ class StreamData(TrainingData):
         plan = replace(plan, by_side=self.recipe.model.kind == "dual")
         return StreamBatches(self.stream, self.model.preprocess, self.recipe.batch, plan, self.stream_teacher)
 
-
-@dataclass
-class CountedShards:
-    """The shards that were read to their ends: in memory until the run has started, then also in its folder."""
-
-    counts: list[ShardCount]
-    file: Path | None = None
-
-    @staticmethod
-    def of_run(run: Run, num_shards: int) -> CountedShards:
-        """What an earlier start of a run has counted; InputError for a damaged line, MissingError for a shard that is
+    def _counted_before(self, path: Path) -> list[ShardCount]:
+        """What an earlier start of the run has counted; InputError for a damaged line, MissingError for a shard that is
         not there."""
-        path = run.folder / runs.SHARDS_FILE
         counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in runs.read_lines(path, runs.RECOUNT_SHARDS)]
+        num_shards = len(self.stream.shards)
         if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
             raise MissingError(
                 f"{path} counts shard {outside}, and the stream has {num_shards}", hint=runs.RECOUNT_SHARDS
             )
-        return CountedShards(counts)
+        return counts
 
-    def add(self, count: ShardCount) -> None:
-        """Note a count."""
-        self.counts.append(count)
-        if self.file is not None:
-            with self.file.open("a", encoding="utf-8", newline="\n") as file:
+    def _count(self, count: ShardCount) -> None:
+        self.counted.append(count)
+        if self.counts_file is not None:
+            with self.counts_file.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(runs.log_line(asdict(count)))
-
-    def move_to(self, run: Run) -> None:
-        """Write the counts to the run's folder, and from now on each further one."""
-        self.file = run.folder / runs.SHARDS_FILE
-        # All of them, because a killed run may have left an incomplete last line.
-        files.write_text(self.file, "".join(runs.log_line(asdict(count)) for count in self.counts))

@@ -19,15 +19,16 @@ from typing import cast
 from torch import nn
 
 from dcdctl.core import distributed, files
+from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
-from dcdctl.core.training import initial_model, loggers, loop, memory, negatives, runs, stream_data, wise_ft
+from dcdctl.core.training import grad_cache, initial_model, loggers, loop, memory, negatives, runs, stream_data, wise_ft
 from dcdctl.core.training.batches.make import work_per_step
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.grad_cache import StepInfo
+from dcdctl.core.training.grad_cache import Step
 from dcdctl.core.training.inputs import InputRefs, TrainingInputs, check_teachers, embeds_corpus
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
@@ -110,19 +111,17 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
         loggers.require()
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
     check_teachers(recipe, inputs)
-    if _is_stream(inputs):
-        stream_data.check_models(plan)
-    elif recipe.loss.temperature == "auto" and not inputs.caches:
+    if recipe.loss.temperature == "auto" and not inputs.caches:
         found = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
         raise ConfigError(found, hint="name one with --cache, or set a number")
     negatives.check(recipe, has_cache=bool(inputs.caches))
     if recipe.batch.negatives == "mined":
         recipe.candidates.require_packages()
     check_size(recipe.batch, options.micro_batch_plan)
-    runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
+    earlier = runs.check_folder(job.out, {"what": job.kind, "recipe": to_table(recipe)}, resume=job.resume)
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
-    return replace(plan, options=memory.recorded(Run(job.out), options))
+    return replace(plan, options=memory.recorded(options, earlier))
 
 
 def _is_stream(inputs: TrainingInputs) -> bool:
@@ -144,21 +143,21 @@ def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Se
         assert model.kind == "dual"
         model.add_projection(data.vector_width)
     data.read_for(model, track)
-    num_steps = data.measure(track).num_steps
+    data.measure(track)
     for line in data.check():
         say(line)
     objective = PairObjective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
     if plan.options.checkpoint_activations:
         model.checkpoint_activations()
-    trial = memory.Trial(
-        model=cast(nn.Module, model),  # the protocol lists only the part of nn.Module that other rooms use
-        first_batch=lambda micro_batches: data.batches(micro_batches)[0],
-        batch_size=recipe.batch.size,
-        objective=objective,
-        info=StepInfo(step=0, num_steps=num_steps, seed=recipe.seed),
-        precisions=memory.precisions(plan.options),
-    )
-    return Settings(model, objective, memory.settle(plan.options, trial, say))
+    network = cast(nn.Module, model)  # the contract lists only the part of nn.Module that other rooms use
+
+    def try_first_step(options: TrainingOptions) -> None:
+        micro_batches = options.micro_batch_plan
+        step = Step(number=0, seed=recipe.seed, compute=options.compute, micro_batch_plan=micro_batches)
+        grad_cache.backward(network, objective, data.batches(micro_batches)[0], step)
+
+    options = memory.settle(plan.options, network, recipe.batch.size, try_first_step, say)
+    return Settings(model, objective, options)
 
 
 def start(plan: TrainingPlan, data: TrainingData, settings: Settings, track: Track) -> Run:
@@ -186,17 +185,20 @@ def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings
         None if data.validation is None else Validation(started, data.validation, recipe.validation, options.compute)
     )
     unit, per_step = work_per_step(recipe, has_scores=data.has_scores)
-    loop.train(
-        started,
+    learner = loop.Learner(
         cast(nn.Module, model),
-        data.batches(options.micro_batch_plan, started),
         settings.objective,
         recipe.optimizer,
         num_steps=data.preview.num_steps,
         seed=recipe.seed,
         options=options,
-        validation=validation,
-        watch=functools.partial(watch, unit=unit, per_step=per_step),
+    )
+    loop.train(
+        started,
+        learner,
+        data.batches(options.micro_batch_plan, started),
+        validation,
+        functools.partial(watch, unit=unit, per_step=per_step),
     )
     with distributed.main_first():
         if distributed.is_main():

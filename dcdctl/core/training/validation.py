@@ -12,7 +12,7 @@ from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import KS, EvalOptions
-from dcdctl.core.training import runs
+from dcdctl.core.training import checkpoints
 from dcdctl.core.training.recipe import ValidationConfig
 from dcdctl.core.training.runs import Run
 
@@ -46,9 +46,9 @@ class Validation:
                 (Direction.IMAGE, measured.image_retrieval),
             ):
                 values |= {f"val_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
-            best = runs.best_rsum(self.run)
+            best = checkpoints.best_rsum(self.run)
             if measured.rsum > best:
-                runs.save_best(self.run, done, measured.rsum, model)
+                checkpoints.save_best(self.run, done, measured.rsum, model)
             values |= {"val_rsum": measured.rsum, "val_best_rsum": max(best, measured.rsum)}
         distributed.barrier()
         return values
@@ -56,7 +56,7 @@ class Validation:
     def choose(self, model: Any) -> None:
         """Load the best weights into a trained model if the recipe keeps these; it has the last ones."""
         if self.config.keep == "best":
-            runs.load_best(self.run, model)
+            checkpoints.load_best(self.run, model)
 
 
 def open_corpus(corpus: Corpus, config: ValidationConfig, folder: Path | None = None) -> Corpus:
