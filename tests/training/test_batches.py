@@ -18,7 +18,7 @@ from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, build, false_negative_filter
 from dcdctl.core.training import load_recipe
-from dcdctl.core.training.batches.all_pairs import Neighbors, find_neighbors, neighbor_batches
+from dcdctl.core.training.batches.all_pairs import find_neighbors, neighbor_batches
 from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import loss_terms
@@ -284,7 +284,7 @@ def test_images_that_share_most_scored_pairs_come_together():
     # Images 0 and 3 share three pairs, 1 and 2 as well; every other two share one.
     counts = np.array([[0, 1, 1, 3], [1, 0, 3, 1], [1, 3, 0, 1], [3, 1, 1, 0]])
     image, other = np.nonzero(counts)
-    neighbors = Neighbors(RaggedArray.from_sorted(image, other, 4), counts[image, other])
+    neighbors = (RaggedArray.from_sorted(image, other, 4), counts[image, other])
     for seed in range(8):
         batches = neighbor_batches(neighbors, 2, np.random.default_rng(seed))
         assert sorted(sorted(batch.tolist()) for batch in batches) == [[0, 3], [1, 2]]

@@ -222,6 +222,7 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         raise ConfigError(
             found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
         )
+    # The report compares with the zero-shot start.
     if job.start is None and given.model.start == "new":
         raise ConfigError(
             f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",

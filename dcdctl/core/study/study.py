@@ -304,6 +304,7 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     """The results of a finished study."""
     job, timed = plan.job, plan.run_folder(DISTILLED, plan.job.seeds[0])
     distilled = tuple(plan.run_folder(DISTILLED, seed) for seed in job.seeds)
+    # A start of more layers than its students is slower, so their times are not its own.
     is_cut = bool(plan.recipe.model.vision_layers or plan.recipe.model.text_layers)
     found = [
         StudyModel(

@@ -148,6 +148,7 @@ def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
 def best_rsum(run: Run) -> float:
     """The sum of recalls of the best weights saved so far; -1 if there are none."""
     seal = read_best_seal(run)
+    # Below every sum of recalls, so the first validation is the best so far.
     return -1.0 if seal is None else float(seal["rsum"])
 
 

@@ -54,6 +54,7 @@ class CorpusData(TrainingData):
         self.cached = read_caches(self.caches, weights)
         if recipe.validation.every:
             self.validation = validation.open_corpus(self.corpus, recipe.validation, inputs.validation_data)
+        # From the scores alone, so that a preview shows it without a model.
         if recipe.loss.temperature == "auto":
             assert self.cached is not None
             self.temperature = measure_spread(self.cached).temperature

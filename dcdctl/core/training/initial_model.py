@@ -17,6 +17,7 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
     nothing."""
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
+    # A fusion model whose teacher is given starts from that one, so its start is not looked up.
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
         models.check_ref(recipe.model.start, kind=recipe.model.kind)
     if recipe.model.trained == "lora":
@@ -92,6 +93,7 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
         return models.new_coattention(
             *sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, dual_init=dual_init
         )
+    # Inner layers of four times the width, as in BERT and ViT.
     size = models.ViltSize(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,
@@ -124,6 +126,7 @@ def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEn
         )
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
+    # Inner layers of four times the width, as in CLIP.
     size = models.DualSize(
         hidden_size=config.hidden_size,
         num_vision_layers=config.num_layers,

@@ -43,6 +43,7 @@ class InputRefs:
     teacher_kinds: Sequence[NamedKind] = field(init=False)
 
     def __post_init__(self) -> None:
+        # Here, so that a reference that names nothing is an error before a corpus is opened.
         overrides = models.parse_overrides(self.model_set)
         if overrides and not self.teachers:
             raise ConfigError(
@@ -98,6 +99,7 @@ class InputRefs:
         model = models.load_scorer(ref, models.parse_overrides(self.model_set), track)
         if len(caches) == 1:
             caches[0].check_teacher(model.digest)
+        # An average also has scores of other teachers; one of the caches must be this teacher's.
         elif caches and not any(cache.teacher_name or model.digest == cache.plan["teacher"] for cache in caches):
             raise StaleError(
                 f"none of the caches was made with the teacher {ref}", hint="name the teacher whose scores are cached"
@@ -166,6 +168,8 @@ def _options(split: str, caches: Sequence[Path], teachers: Sequence[str], valida
 
 def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
     """Whether the teacher models score the batches; otherwise caches do, or nothing does."""
+    # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores come
+    # from a cache only.
     is_needed = recipe.loss.needs_teacher and not inputs.caches and recipe.model.start != "teacher"
     return is_needed and bool(inputs.teacher_kinds)
 
@@ -221,6 +225,7 @@ def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str) ->
             "which needs no cache",
         )
     check_weights(recipe.teachers.weights, len(inputs.teacher_kinds), "teachers")
+    # Margins remove candidates when a cache is read, by the scores of all of them.
     for name in ("absolute_margin", "relative_margin"):
         if getattr(recipe.candidates, name) is not None:
             raise ConfigError(

@@ -117,9 +117,11 @@ def train(
     ahead = read(
         range(first, num_steps), options.compute.workers or 0, pin_memory=options.compute.device.type == "cuda"
     )
+    # A run that resumes has logged the recalls of its start.
     at_start: dict[str, float] = {}
     if first == 0 and validation is not None and validation.config.at_start:
         measured = validation.measure(model, 0)
+        # `measure` leaves the model in evaluation mode.
         model.train()
         at_start = {
             f"start_{name.removeprefix('val_')}": value for name, value in measured.items() if name != "val_best_rsum"
@@ -136,6 +138,7 @@ def train(
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
                 log(step, values if step else {**values, **at_start})
+            # Not after the last step: the model itself is saved next.
             if done % learner.config.save_every == 0 and done < num_steps and distributed.is_main():
                 checkpoints.save_checkpoint(run, done, model, learner.optimizer, learner.scaler)
             on_step(done, values)

@@ -80,6 +80,7 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
 
 def precisions(options: TrainingOptions) -> tuple[str, ...]:
     """The precisions to try: that of the options, and bfloat16 on a GPU that computes in it."""
+    # A GPU that only emulates bfloat16 gains no time by it, nor do many CPUs (docs/performance.md).
     is_gpu = options.compute.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return (options.compute.precision, *(["bfloat16"] if options.tries_precision and is_gpu else []))
 
@@ -100,6 +101,7 @@ def _fits(options: TrainingOptions, model: nn.Module, trial: Trial) -> bool:
     fits = True
     states: list[torch.Tensor] = []
     try:
+        # A first step that fits without them may be followed by a second one that does not.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 states += (torch.empty_like(parameter) for _ in range(STATES_PER_PARAMETER))

@@ -148,6 +148,7 @@ def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) 
 
 
 def _config(recipe: Recipe) -> CandidateConfig:
+    # Lists of a direction that no batch has would be mined for nothing.
     return dataclasses.replace(recipe.candidates, directions=recipe.batch.directions)
 
 

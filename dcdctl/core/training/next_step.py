@@ -18,6 +18,7 @@ def command_after_training(job: TrainingJob, refs: InputRefs) -> str:
     """The command that uses the model of a training: an evaluation of a student, or the cache of a teacher."""
     if job.kind == "distill":
         return f"dcdctl eval {shlex.quote(str(job.out))} {refs.evaluation_flags}"
+    # One place: only a student is trained on a stream, which has several.
     (data,) = refs.places
     corpus = _corpus(data, refs.split, None)
     return shlex.join(

@@ -76,6 +76,7 @@ def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives
         return torch.empty((len(index_B), 0), dtype=torch.int64)
     family_B, member_B = np.divmod(index_B, data.FAMILY_SIZE)
     columns = [family_B * data.FAMILY_SIZE + (member_B + k) % data.FAMILY_SIZE for k in range(data.FAMILY_SIZE)]
+    # A rotation of whole families, so that every column stays a permutation.
     for shift in rng.choice(np.arange(1, num_families), other_negatives, replace=False):
         rotation = rng.integers(data.FAMILY_SIZE)
         columns.append((family_B + shift) % num_families * data.FAMILY_SIZE + (member_B + rotation) % data.FAMILY_SIZE)

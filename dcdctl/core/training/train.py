@@ -69,8 +69,10 @@ def train_model(
     Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, then what
     the files and the models raise, and ConfigError if the caches cover too little of what the recipe needs.
     """
+    # Before the folder is locked: a misspelled recipe is an error before anything is opened.
     plan = resolve(job, inputs, options)
     with distributed.lock(job.out):
+        # Opening a stream looks up every shard, also on the network, and a finished run needs none.
         if _is_stream(inputs) and Run(job.out).is_finished:
             return Run(job.out)
         data = open_data(plan)
@@ -142,11 +144,13 @@ def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Se
     if data.vector_width is not None:
         assert model.kind == "dual"
         model.add_projection(data.vector_width)
+    # After the model, whose preprocessing and encoders decide what is read.
     data.read_for(model, track)
     data.measure(track)
     for line in data.check():
         say(line)
     objective = PairObjective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
+    # Before the trial, which measures what fits into memory with it.
     if plan.options.checkpoint_activations:
         model.checkpoint_activations()
     network = cast(nn.Module, model)  # the contract lists only the part of nn.Module that other rooms use
@@ -202,8 +206,10 @@ def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings
     )
     with distributed.main_first():
         if distributed.is_main():
+            # First, because the best weights were saved with the adapters still apart.
             if validation is not None:
                 validation.choose(model)
+            # Before the average: the start has no adapters, and its weights have other names than adapted ones.
             if model.kind == "dual":
                 model.merge_adapters()
             wise_ft.average_with_start(model, recipe, data.captions, data.teacher, started.facts()["inputs"]["start"])

@@ -93,31 +93,14 @@ def run_document(run: Run) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Validation:
-    """A line of metrics.jsonl with recalls; the names of those of the initial model begin with start_, of others with
-    val_."""
-
-    step: int
-    """Steps done before it."""
-    prefix: str
-    line: dict[str, Any]
-
-    @property
-    def rsum(self) -> float:
-        return float(self.line[f"{self.prefix}_rsum"])
-
-    def to_json(self, batches_per_epoch: float | None) -> dict[str, Any]:
-        recalls = {
-            direction.key: {f"R@{k}": self.line[f"{self.prefix}_{direction}_r{k}"] for k in KS}
-            for direction in Direction
-        }
-        epoch = None if batches_per_epoch is None else round(self.step / batches_per_epoch, 3)
-        return {"step": self.step, "epoch": epoch, **recalls, "rsum": self.rsum}
-
-
 def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
-    found = [_Validation(0, "start", line) for line in metrics if "start_rsum" in line]
-    found += [_Validation(line["step"] + 1, "val", line) for line in metrics if "val_rsum" in line]
+    # The names of the initial model's recalls begin with start_, those of others with val_.
+    found = [("start", 0, line) for line in metrics if "start_rsum" in line]
+    found += [("val", line["step"] + 1, line) for line in metrics if "val_rsum" in line]
+    if not found:
+        return None
     # The first of equals: later weights replace earlier ones only if they are better.
-    return max(found, key=lambda each: each.rsum).to_json(batches_per_epoch) if found else None
+    prefix, step, line = max(found, key=lambda each: float(each[2][f"{each[0]}_rsum"]))
+    recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in Direction}
+    epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)
+    return {"step": step, "epoch": epoch, **recalls, "rsum": float(line[f"{prefix}_rsum"])}

@@ -5,8 +5,6 @@ Shape letters as in `batches`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -94,6 +92,7 @@ class AllPairs(StepPairs):
         return same_QG
 
     def _epoch_batches(self, epoch: int) -> list[Index]:
+        # Kept for the epoch, whose images are all grouped at once.
         if epoch != self._epoch:
             rng, size = self._rng(0, epoch), self.config.size
             near = self._neighbors
@@ -104,12 +103,8 @@ class AllPairs(StepPairs):
         return self._epoch_images
 
 
-@dataclass(frozen=True)
-class Neighbors:
-    """For each image, the images that it shares scored pairs with, and how many pairs."""
-
-    images: RaggedArray
-    num_pairs: Index
+Neighbors = tuple[RaggedArray, Index]
+"""For each image, the images that it shares scored pairs with, and how many pairs."""
 
 
 def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
@@ -124,7 +119,7 @@ def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
     keys, counts = np.unique(
         np.concatenate([image * num_images + other, other * num_images + image]), return_counts=True
     )
-    return Neighbors(RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts)
+    return RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts
 
 
 def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) -> list[Index]:
@@ -133,7 +128,8 @@ def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) 
     A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random.
     Images that fill no batch at the end are left out.
     """
-    num_images = len(neighbors.images)
+    near, num_pairs = neighbors
+    num_images = len(near)
     is_free = np.ones(num_images, dtype=bool)
     batches = []
     for _ in range(num_images // size):
@@ -143,8 +139,8 @@ def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) 
         while len(batch) < size:
             image = int(priority.argmax())
             batch.append(image)
-            row = slice(neighbors.images.offsets[image], neighbors.images.offsets[image + 1])
-            priority[neighbors.images.values[row]] += neighbors.num_pairs[row]
+            row = slice(near.offsets[image], near.offsets[image + 1])
+            priority[near.values[row]] += num_pairs[row]
             priority[image] = -np.inf
         is_free[batch] = False
         batches.append(np.array(batch, dtype=np.int64))

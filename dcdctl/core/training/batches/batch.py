@@ -119,6 +119,7 @@ class Batch(Pairs):
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device, with its positions on the CPU; its micro-batches stay, each is moved when
         it is computed."""
+        # Reading a position from a GPU would wait for all of its work.
         return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)
 
     def pin_memory(self) -> Batch:

@@ -39,8 +39,10 @@ class CandidateLists(StepPairs):
     ) -> None:
         super().__init__(corpus, config, seed, false_negatives)
         self.cache, self.mined = cache, mined
-        cached = None if cache is None else cache.candidates
-        self._candidates = None if cached is None else self._allowed(cached)
+        self._candidates = None if cache is None else cache.candidates
+        if self._candidates is not None and self.false_negatives.knows_duplicates:
+            # The cache may have been made without looking for duplicate images.
+            self._candidates = self._candidates.without_false_negatives(self.false_negatives)
         self._captions = (
             np.arange(corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
         )
@@ -55,14 +57,6 @@ class CandidateLists(StepPairs):
             scored=1.0,
             hint="set batch.random_negatives lower, or cache more: --set candidates.per_query=N, or "
             "candidates.block_size=N for blocks",
-        )
-
-    def _allowed(self, candidates: Candidates) -> Candidates:
-        """A cache's candidates without duplicate images: the cache may have been made without looking for them."""
-        return (
-            candidates.without_false_negatives(self.false_negatives)
-            if self.false_negatives.knows_duplicates
-            else candidates
         )
 
     def _with_enough(self, candidates: Candidates) -> Index:
@@ -161,7 +155,8 @@ class CandidateLists(StepPairs):
 
     def _negative_texts(self, rng: np.random.Generator, image: int) -> Index:
         if self._candidates is not None:
-            return self._sample(rng, self._candidates.texts_of_image[image])
+            # Distinct, as cached candidates are; the released code draws from all captions, with replacement.
+            return rng.choice(self._candidates.texts_of_image[image], self.config.random_negatives, replace=False)
         text_class, duplicates = self.false_negatives.text_class, self.false_negatives.duplicates_of(image)
         positive_classes = set(text_class[list(self.corpus.captions_of(image))].tolist())
 
@@ -173,18 +168,13 @@ class CandidateLists(StepPairs):
 
     def _negative_images(self, rng: np.random.Generator, text: int) -> Index:
         if self._candidates is not None:
-            return self._sample(rng, self._candidates.images_of_text[text])
+            return rng.choice(self._candidates.images_of_text[text], self.config.random_negatives, replace=False)
         # An image whose caption has the same text matches too, so it is no negative.
         text_class = self.false_negatives.text_class
         positives = set(self.corpus.caption_image[text_class == text_class[text]].tolist())
         positives |= self.false_negatives.duplicates_of(int(self.corpus.caption_image[text]))
         mined = None if self.mined is None else self.mined.images_of_text[text]
         return self._draw(rng, mined, self.corpus.num_images, positives.__contains__, int)
-
-    def _sample(self, rng: np.random.Generator, candidates: Index) -> Index:
-        # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so
-        # are these.
-        return rng.choice(candidates, self.config.random_negatives, replace=False)
 
     def _draw(
         self,

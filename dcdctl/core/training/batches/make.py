@@ -48,6 +48,7 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
 
 def work_per_step(recipe: Recipe, *, has_scores: bool) -> tuple[str, int]:
     """What a step computes, and how many: images for a dual model, pairs for a fusion model."""
+    # A dual model encodes each image once, while a fusion model takes a forward pass per pair.
     size = recipe.batch.size
     if recipe.model.kind == "dual":
         return "images", size

@@ -36,7 +36,6 @@ SKIP_HINT = "leave such samples out with --set stream.on_error=skip"
 class EncodedBatch:
     """The image files and captions of a step, as worker processes receive them."""
 
-    step: int
     where: Sequence[str]
     """What each image is called in messages."""
     images: Sequence[bytes]
@@ -132,7 +131,6 @@ class StreamBatches:
         rng = np.random.default_rng([self.stream.seed, 2, batch.step])
         captions = [sample.captions[rng.integers(len(sample.captions))] for sample in batch.samples]
         return EncodedBatch(
-            step=batch.step,
             where=[sample.where for sample in batch.samples],
             images=[sample.image if row in self._rows else b"" for row, sample in enumerate(batch.samples)],
             captions=captions,
@@ -140,11 +138,10 @@ class StreamBatches:
         )
 
     def _completed(self, decoded: _Decoded) -> Batch:
-        return (
-            decoded.batch
-            if self.teacher is None
-            else self.teacher.complete(decoded.batch, decoded.teacher, self._rows, self.config.size)
-        )
+        batch, inputs = decoded
+        if self.teacher is None or inputs is None:
+            return batch
+        return self.teacher.complete(batch, inputs, self._rows, self.config.size)
 
 
 def _is_same(batch: StreamBatch, captions: Sequence[str]) -> Tensor:
@@ -162,16 +159,8 @@ def _is_same(batch: StreamBatch, captions: Sequence[str]) -> Tensor:
     return same_QG.fill_diagonal_(False)
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A batch without the teacher's part, and what the teacher reads of the rows of this process."""
-
-    batch: Batch
-    teacher: Any
-
-    def pin_memory(self) -> _Decoded:
-        teacher = self.teacher and tuple(part.pin_memory() for part in self.teacher)
-        return _Decoded(self.batch.pin_memory(), teacher)
+_Decoded = tuple[Batch, tuple[Any, Any] | None]
+"""A batch without the teacher's part, and the images and captions of this process as the teacher reads them."""
 
 
 class _Decoder(torch.utils.data.Dataset[_Decoded]):
@@ -189,9 +178,9 @@ class _Decoder(torch.utils.data.Dataset[_Decoded]):
         batch = assemble(source, self.plan, indices[:, None], indices[None, :], (missing_QG, missing_QG))
         batch = replace(batch, same_RC=encoded.same_QG)
         if self.teacher_preprocess is None:
-            return _Decoded(batch, None)
+            return batch, None
         source.preprocess = self.teacher_preprocess
-        return _Decoded(batch, (source.images(self.rows), source.texts(self.rows)))
+        return batch, (source.images(self.rows), source.texts(self.rows))
 
 
 class _BatchSource:

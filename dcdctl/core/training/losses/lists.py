@@ -74,7 +74,9 @@ def dcd_parts(
     kd = temperature**2 * (weights.kd_B * error_B).sum()
     # The released code classifies each pair by itself; there is no softmax over the candidates.
     nll = (weights.nll_B * mean_of_known(binary_cross_entropy(student_BN), known_BN)).sum()
-    return _mix(kd, nll, alpha)
+    # A term with share 0 is left out, because 0 * inf is NaN if the term overflows.
+    terms = [share * term for share, term in ((alpha, kd), (1 - alpha, nll)) if share != 0]
+    return Parts(torch.stack(terms).sum(), kd, nll)
 
 
 def mse(student_BN: Tensor, teacher_BN: Tensor, *, temperature: float) -> Tensor:
@@ -161,9 +163,3 @@ def _sum_over_batch(all_QG: Tensor, true_QG: Tensor, query_B: Tensor, positive_B
     return functional.cross_entropy(
         all_QG[query_B].masked_fill(other_match_BG, -torch.inf), positive_B, reduction="sum"
     )
-
-
-def _mix(kd: Tensor, nll: Tensor, alpha: float) -> Parts:
-    """The parts; a term with share 0 is left out, because 0 * inf is NaN if the term overflows."""
-    terms = [share * term for share, term in ((alpha, kd), (1 - alpha, nll)) if share != 0]
-    return Parts(torch.stack(terms).sum(), kd, nll)

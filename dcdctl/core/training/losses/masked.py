@@ -24,11 +24,13 @@ def log_softmax(scores_BK: Tensor, known_BK: Tensor) -> Tensor:
     """
     scores_BK = in_full_precision(scores_BK)
     limits = torch.finfo(scores_BK.dtype)
+    # Clamped too, because a difference of infinite scores is NaN.
     return scores_BK.masked_fill(~known_BK, limits.min).clamp(limits.min, limits.max).log_softmax(dim=1)
 
 
 def mean_of_known(values_BN: Tensor, known_BN: Tensor) -> Tensor:
     """Mean of each row over its known columns; 0 for a row without any."""
+    # At least 1: a row without known columns is 0 / 1 and not NaN.
     return values_BN.masked_fill(~known_BN, 0).sum(dim=1) / known_BN.sum(dim=1).clamp(min=1)
 
 

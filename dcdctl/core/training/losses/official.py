@@ -85,6 +85,7 @@ def wsl_official_parts(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, 
     """
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
     student_B, teacher_B = (-scores_BN.detach().log_softmax(dim=1)[:, 0] for scores_BN in (student_BN, teacher_BN))
+    # 1e-7 is a constant of the released code.
     focus_B = 1 - (-(student_B / (teacher_B + 1e-7)).clamp(min=0)).exp()
     error = (teacher_BN / temperature - student_BN / temperature).square().mean()
     kd = temperature**2 * (focus_B * error).mean()

@@ -121,11 +121,6 @@ class LossConfig:
         """The terms that need a dual teacher's vectors."""
         return [name for name in self.terms if name in VECTOR_LOSSES]
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether a dual model's calibration is trained."""
-        return any(loss.calibrated for loss in self._of_scores)
-
 
 @dataclass(frozen=True)
 class TermInputs:

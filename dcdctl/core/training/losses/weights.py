@@ -24,7 +24,9 @@ def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
     >>> select_hardest(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
     tensor([[0, 1, 3]])
     """
-    _check_num_hard(teacher_BK, num_hard)
+    num_negatives = teacher_BK.shape[1] - 1
+    if not 1 <= num_hard <= num_negatives:
+        raise ValueError(f"num_hard must lie in [1, {num_negatives}], the number of negatives, got {num_hard}")
     negatives_BK = teacher_BK[:, 1:].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     # The released code leaves the order of ties to the sort; a stable one is the same on every device.
     hardest_BN = negatives_BK.argsort(dim=1, descending=True, stable=True)[:, :num_hard] + 1
@@ -42,12 +44,6 @@ def select_as_official(teacher_BK: Tensor, num_hard: int) -> tuple[Tensor, Tenso
     ([[0, 1, 3]], [[3.0, 2.0, 1.0]])
     """
     return select_hardest(teacher_BK, num_hard), teacher_BK.topk(num_hard + 1, dim=1).values
-
-
-def _check_num_hard(teacher_BK: Tensor, num_hard: int) -> None:
-    num_negatives = teacher_BK.shape[1] - 1
-    if not 1 <= num_hard <= num_negatives:
-        raise ValueError(f"num_hard must lie in [1, {num_negatives}], the number of negatives, got {num_hard}")
 
 
 @torch.no_grad()

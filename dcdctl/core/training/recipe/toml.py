@@ -51,6 +51,7 @@ def _table(config: Any, name: str) -> Iterator[str]:
     """The lines of a table: its values, then its inner tables."""
     kind: Any = type(config)
     docs, hints = field_docs(kind), typing.get_type_hints(kind)
+    # Values first: in TOML a key after a table belongs to that table.
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
