@@ -162,6 +162,4 @@ def test_commands_import_core_in_their_bodies(path, facts):
 
 
 def test_the_tables_of_the_architecture_page_are_those_of_the_docstrings():
-    assert room_table.parts(room_table.PAGE.read_text(encoding="utf-8"))[1] == room_table.tables(), (
-        "run python tests/support/room_table.py"
-    )
+    assert room_table.PLACE.parts()[1] == room_table.tables(), "run python tests/support/room_table.py"

@@ -51,8 +51,7 @@ def test_an_override_without_a_recipe_is_a_usage_error():
 
 
 def test_the_page_on_recipes_has_the_table_of_their_heads():
-    text = recipe_table.PAGE.read_text(encoding="utf-8")
-    assert recipe_table.parts(text)[1] == recipe_table.table(), "run python tests/support/recipe_table.py"
+    assert recipe_table.PLACE.parts()[1] == recipe_table.table(), "run python tests/support/recipe_table.py"
 
 
 def test_the_list_of_models_has_every_family_and_every_named_teacher():

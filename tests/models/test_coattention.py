@@ -7,7 +7,6 @@ code.
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import official
@@ -23,7 +22,7 @@ from dcdctl.core import models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch
-from dcdctl.core.models.families.coattention import CoAttentionNetwork, network_from_table
+from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official.meter import to_network
 from dcdctl.core.models.overrides import read_overrides
@@ -235,14 +234,6 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward():
         expected = torch.zeros_like(reference_weight) if reference_weight.grad is None else reference_weight.grad
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         assert_close(gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_a_network_survives_a_round_trip_through_a_table():
-    network = official.load_meter("meter_tiny_a").network
-    reloaded = network_from_table(json.loads(json.dumps(network.to_table())))
-    assert {name: p.shape for name, p in reloaded.named_parameters()} == {
-        name: p.shape for name, p in network.named_parameters()
-    }
 
 
 @pytest.mark.slow

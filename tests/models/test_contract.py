@@ -103,7 +103,7 @@ def test_logits_equal_those_of_each_pair_alone(model, pairs):
         if model.kind == "dual":
             images_ID, texts_TD = model.embed_images(pairs.images), model.embed_texts(pairs.texts)
             assert images_ID.shape == (3, model.embedding_dim)
-            assert_close(images_ID.norm(dim=1), torch.ones(3))
+            assert_close(torch.cat([images_ID, texts_TD]).norm(dim=1), torch.ones(7))
             bias = 0 if model.logit_bias is None else model.logit_bias
             alone = model.logit_scale * (images_ID[IMAGE_IX] * texts_TD[TEXT_IX]).sum(dim=-1) + bias
         else:
@@ -146,6 +146,13 @@ def test_outputs_of_micro_batches_equal_rows_of_the_outputs_of_the_batch(model, 
     for tensor, expected_tensor in zip(joined, expected, strict=True):
         assert expected_tensor.dtype == torch.float32
         assert_close(tensor, expected_tensor, rtol=1e-4, atol=1e-5)
+
+
+@of_all_families
+@torch.no_grad()
+def test_no_pairs_give_no_logits(model, pairs):
+    no_pairs = torch.zeros(0, 2, dtype=torch.long)
+    assert logits_of(model, dataclasses.replace(pairs, image_ix_RC=no_pairs, text_ix_RC=no_pairs)).shape == (0, 2)
 
 
 @of_all_families
@@ -281,9 +288,11 @@ def test_an_export_names_existing_classes_and_computes_equal_logits(model, pairs
     assert_close(logits_of(exported, pairs), logits_of(model, pairs), rtol=1e-4, atol=1e-4)
 
 
-def test_a_saved_model_loads_with_the_same_family_digest_and_logits(model, pairs, tmp_path):
+def test_a_saved_model_loads_with_the_same_family_digest_and_logits(model, pairs, tmp_path, capfd):
     models.save(model, tmp_path / "model")
     reloaded = models.load(tmp_path / "model")
+    assert capfd.readouterr() == ("", "")
+    assert not reloaded.training
     assert type(reloaded) is type(model)
     assert (reloaded.digest, reloaded.settings, reloaded.unused_keys) == (model.digest, model.settings, ())
     assert (reloaded.encoders is None) == (model.encoders is None)

@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import DualSize
+from dcdctl.core.errors import ModelError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -33,23 +32,6 @@ def backbones(tmp_path, tokenizer):
     )
     tokenizer.save_pretrained(tmp_path / "text")
     return str(tmp_path / "vision"), str(tmp_path / "text")
-
-
-@torch.no_grad()
-def test_embeddings_are_unit_vectors_that_differ(dual, pil_images, captions):
-    images, texts = dual(dual.preprocess.images(pil_images), dual.preprocess.texts(captions))
-    assert images.shape == (3, dual.embedding_dim)
-    assert texts.shape == (4, dual.embedding_dim)
-    for vectors in (images, texts):
-        assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)))
-        assert (vectors @ vectors.T).triu(1).max() < 0.999
-
-
-@torch.no_grad()
-def test_padding_changes_no_embedding(dual, captions):
-    together = dual.embed_texts(dual.preprocess.texts(captions))
-    alone = torch.cat([dual.embed_texts(dual.preprocess.texts([caption])) for caption in captions])
-    assert_close(together, alone, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -102,19 +84,3 @@ def test_a_text_backbone_without_pooling_is_refused(backbones, tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path / "distil")
     with pytest.raises(ModelError, match="distil gives no pooled output"):
         models.dual_from_backbones(backbones[0], str(tmp_path / "distil"))
-
-
-def test_gradients_reach_both_projections_and_the_logit_scale(dual, pil_images, captions):
-    images, texts = dual(dual.preprocess.images(pil_images), dual.preprocess.texts(captions))
-    (dual.logit_scale * images @ texts.T).square().sum().backward()
-    network = dual.network
-    for parameter in (network.visual_projection.weight, network.text_projection.weight, network.logit_scale):
-        assert parameter.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")]
-)
-def test_sizes_that_do_not_divide_are_refused(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        DualSize(**wrong)

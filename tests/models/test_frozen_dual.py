@@ -31,17 +31,6 @@ def dual(request, captions, tmp_path):
 
 
 @torch.no_grad()
-def test_embeddings_are_unit_vectors_and_equal_those_from_features(dual, pil_images, captions):
-    images, texts = dual.preprocess.images(pil_images), dual.preprocess.texts(captions)
-    images_ID, texts_TD = dual(images, texts)
-    assert images_ID.shape == (len(pil_images), 8)
-    assert_close(images_ID.norm(dim=1), torch.ones(len(pil_images)))
-    assert_close(dual.embed_images(dual.encoders.image_features(images)), images_ID, rtol=1e-6, atol=1e-6)
-    assert_close(dual.embed_texts(dual.encoders.text_features(texts)), texts_TD, rtol=1e-6, atol=1e-6)
-    assert images_ID.std(dim=0).min() > 1e-4
-
-
-@torch.no_grad()
 def test_a_caption_embedding_projects_the_mean_of_its_tokens_without_padding(captions, tmp_path):
     dual = make_dual(captions, tmp_path)
     text = dual.preprocess.texts(captions[:1])
@@ -53,17 +42,8 @@ def test_a_caption_embedding_projects_the_mean_of_its_tokens_without_padding(cap
     assert_close(dual.embed_texts(dual.preprocess.texts(captions))[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_dual_loads_with_equal_digest_and_embeddings(dual, pil_images, captions, tmp_path):
-    models.save(dual, tmp_path / "saved")
-    reloaded = models.load_dual(tmp_path / "saved", {"max_text_len": 12})
-    assert isinstance(reloaded, FrozenDual)
-    assert (reloaded.digest, reloaded.encoders.digest) == (dual.digest, dual.encoders.digest)
-    assert_close(
-        reloaded.embed_texts(reloaded.preprocess.texts(captions)),
-        dual.embed_texts(dual.preprocess.texts(captions)),
-        rtol=1e-6,
-        atol=1e-6,
-    )
+def test_another_image_size_is_refused_for_a_saved_dual(captions, tmp_path):
+    models.save(make_dual(captions, tmp_path), tmp_path / "saved")
     with pytest.raises(ModelError, match="is a dual encoder, whose image_size is fixed by its weights"):
         models.load_dual(tmp_path / "saved", {"image_size": 64})
 
@@ -77,13 +57,6 @@ def test_only_projections_are_trained_and_encoders_stay_in_eval_mode(dual, pil_i
     assert trained == {f"{projection}.{part}" for projection in projections for part in ("weight", "bias")}
     assert not dual.network.vision.training
     assert dual.network.projections.dropout.training
-
-
-def test_a_co_attention_scorer_over_the_same_encoders_has_the_same_feature_digest(captions, tmp_path):
-    dual = make_dual(captions, tmp_path)
-    fusion = models.FusionSize(hidden_size=16, num_layers=1, num_heads=2)
-    pair = models.new_coattention(str(tmp_path / "vision"), str(tmp_path / "text"), fusion, max_text_len=12)
-    assert pair.encoders.digest == dual.encoders.digest
 
 
 def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):

@@ -30,25 +30,29 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_saved_model_loads_with_bit_identical_weights(model, pil_images, captions, tmp_path, capfd):
-    models.save(model, tmp_path / "model")
-    reloaded = models.load(tmp_path / "model")
-    for (name, saved), (_, loaded) in zip(
-        model.network.named_parameters(), reloaded.network.named_parameters(), strict=True
-    ):
-        assert torch.equal(saved, loaded), name
-    # The memory address of the weights decides which kernel multiplies them, and so the last bit of the outputs.
-    assert_close(_outputs(reloaded, pil_images, captions), _outputs(model, pil_images, captions), rtol=1e-6, atol=1e-6)
-    assert reloaded.digest == model.digest
-    assert not reloaded.training
-    assert {parameter.dtype for parameter in reloaded.parameters()} == {torch.float32}
-    assert capfd.readouterr() == ("", "")
+def saved(model, folder):
+    models.save(model, folder)
+    return folder
 
 
-def test_the_files_of_a_saved_model_have_default_permissions(model, tmp_path):
-    models.save(model, tmp_path / "model")
+@pytest.fixture
+def vilt_dir(vilt, tmp_path):
+    return saved(vilt, tmp_path / "vilt")
+
+
+@pytest.fixture
+def dual_dir(dual, tmp_path):
+    return saved(dual, tmp_path / "dual")
+
+
+@pytest.fixture
+def model_dir(model, tmp_path):
+    return saved(model, tmp_path / "model")
+
+
+def test_the_files_of_a_saved_model_have_default_permissions(model_dir, tmp_path):
     (tmp_path / "plain").write_text("")
-    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+    assert {path.stat().st_mode for path in model_dir.iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
@@ -63,9 +67,8 @@ def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_a_saved_vilt_loads_in_plain_transformers(vilt, pil_images, captions, tmp_path):
-    models.save(vilt, tmp_path / "vilt")
-    plain, report = ViltForImageAndTextRetrieval.from_pretrained(tmp_path / "vilt", output_loading_info=True)
+def test_a_saved_vilt_loads_in_plain_transformers(vilt_dir, vilt, pil_images, captions):
+    plain, report = ViltForImageAndTextRetrieval.from_pretrained(vilt_dir, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
@@ -79,15 +82,12 @@ def test_a_saved_vilt_loads_in_plain_transformers(vilt, pil_images, captions, tm
     assert torch.allclose(output.logits[:, 0], _outputs(vilt, pil_images, captions), atol=1e-4)
 
 
-def test_a_transformers_folder_loads_with_the_epsilons_of_the_official_code(
-    tokenizer, vilt, pil_images, captions, tmp_path
-):
-    models.save(vilt, tmp_path / "vilt")
-    (tmp_path / "vilt" / "dcdctl.json").unlink()
-    config = ViltConfig.from_pretrained(tmp_path / "vilt")
+def test_a_transformers_folder_loads_with_the_epsilons_of_the_official_code(vilt_dir, vilt, pil_images, captions):
+    (vilt_dir / "dcdctl.json").unlink()
+    config = ViltConfig.from_pretrained(vilt_dir)
     config.layer_norm_eps = 1e-12
-    config.save_pretrained(tmp_path / "vilt")
-    reloaded = models.load_fusion(tmp_path / "vilt")
+    config.save_pretrained(vilt_dir)
+    reloaded = models.load_fusion(vilt_dir)
     assert reloaded.layers[0].layernorm_before.eps == reloaded.network.vilt.layernorm.eps == 1e-6
     assert reloaded.network.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
     assert_close(_outputs(reloaded, pil_images, captions), _outputs(vilt, pil_images, captions), rtol=1e-6, atol=1e-6)
@@ -120,25 +120,23 @@ def test_a_built_in_model_loads_by_name_unless_a_folder_has_that_name(vilt, dual
     assert models.load("scenes-vilt").digest == dual.digest
 
 
-def test_the_digest_depends_on_weights_and_settings(vilt, tmp_path):
-    models.save(vilt, tmp_path / "vilt")
+def test_the_digest_depends_on_weights_and_settings(vilt_dir, vilt):
     digests = [vilt.digest]
-    digests += [models.load(tmp_path / "vilt", change).digest for change in ({"image_size": 64}, {"max_text_len": 8})]
+    digests += [models.load(vilt_dir, change).digest for change in ({"image_size": 64}, {"max_text_len": 8})]
     with torch.no_grad():
         vilt.network.rank_output.bias += 1e-6
     digests.append(vilt.digest)
     assert len(set(digests)) == 4
 
 
-def test_overrides_change_the_model(vilt, tmp_path, tokenizer_dir):
-    models.save(vilt, tmp_path / "vilt")
+def test_overrides_change_the_model(vilt_dir, tokenizer_dir):
     changed = models.load(
-        tmp_path / "vilt",
+        vilt_dir,
         {"image_size": 64, "max_text_len": 8, "tokenizer": str(tokenizer_dir), "num_attention_heads": 2},
     )
     assert (changed.preprocess.image_size_px, changed.preprocess.max_text_len) == (64, 8)
     assert changed.layers[0].attention.attention.num_attention_heads == 2
-    assert models.load(tmp_path / "vilt").preprocess.max_text_len == 40
+    assert models.load(vilt_dir).preprocess.max_text_len == 40
 
 
 @pytest.mark.parametrize(
@@ -169,29 +167,26 @@ def test_assignments_become_overrides():
         models.parse_overrides(["size=3"])
 
 
-def test_a_model_of_the_other_kind_is_refused_and_named(vilt, dual, tmp_path):
-    models.save(vilt, tmp_path / "vilt")
-    models.save(dual, tmp_path / "dual")
-    assert models.load_dual(tmp_path / "dual").digest == dual.digest
+def test_a_model_of_the_other_kind_is_refused_and_named(vilt_dir, dual_dir, dual, tmp_path):
+    assert models.load_dual(dual_dir).digest == dual.digest
     with pytest.raises(ModelError, match="vilt is a fusion scorer, expected a dual encoder"):
-        models.load_dual(tmp_path / "vilt")
+        models.load_dual(vilt_dir)
     with pytest.raises(ModelError, match="dual is a dual encoder, expected a fusion scorer"):
-        models.load_fusion(tmp_path / "dual")
+        models.load_fusion(dual_dir)
     # Of a folder that other programs wrote, and of a model of the Hub: before its weights are opened.
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_bytes((tmp_path / "vilt" / "config.json").read_bytes())
+    (tmp_path / "bare" / "config.json").write_bytes((vilt_dir / "config.json").read_bytes())
     with pytest.raises(ModelError, match="bare is a fusion scorer, expected a dual encoder"):
         models.load_dual(tmp_path / "bare")
 
 
-def test_a_dual_encoder_refuses_overrides_that_its_weights_fix(dual, tmp_path):
-    models.save(dual, tmp_path / "dual")
+def test_a_dual_encoder_refuses_overrides_that_its_weights_fix(dual_dir):
     with pytest.raises(
         ModelError, match="image_size is fixed by its weights; a dual encoder takes max_text_len and tokenizer"
     ):
-        models.load(tmp_path / "dual", {"image_size": 64})
+        models.load(dual_dir, {"image_size": 64})
     with pytest.raises(ModelError, match="max_text_len is 99, but the model has 40 text positions"):
-        models.load(tmp_path / "dual", {"max_text_len": 99})
+        models.load(dual_dir, {"max_text_len": 99})
 
 
 def test_an_invalid_reference_is_an_error_that_says_why(tmp_path):
@@ -234,42 +229,38 @@ def test_a_reference_is_checked_without_opening_weights(vilt, tmp_path):
             models.check_ref(ref, kind="dual")
 
 
-def test_a_check_names_a_damaged_configuration_with_the_next_step(vilt, tmp_path):
-    models.save(vilt, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
+def test_a_check_names_a_damaged_configuration_with_the_next_step(vilt_dir):
+    config = vilt_dir / "config.json"
     config.write_text(config.read_text().replace("vilt", "bert", 1))
     with pytest.raises(ModelError, match=r"config\.json is damaged: .*; save it again with this dcdctl"):
-        models.check_ref(tmp_path / "model")
-    seal = tmp_path / "model" / "dcdctl.json"
+        models.check_ref(vilt_dir)
+    seal = vilt_dir / "dcdctl.json"
     artifacts.write_document(seal, {**artifacts.read_document(seal), "files": {"config.json": {}}})
     with pytest.raises(ModelError, match=r"dcdctl\.json does not list .*; save it again with this dcdctl"):
-        models.check_ref(tmp_path / "model")
+        models.check_ref(vilt_dir)
 
 
-def test_missing_weights_of_a_folder_are_named(vilt, tmp_path):
+def test_missing_weights_of_a_folder_are_named(vilt_dir, vilt):
     state = {name: tensor for name, tensor in vilt.network.state_dict().items() if not name.startswith("rank_output")}
-    models.save(vilt, tmp_path / "vilt")
-    vilt.network.save_pretrained(tmp_path / "vilt", state_dict=state)
-    models.seal_again(tmp_path / "vilt")
+    vilt.network.save_pretrained(vilt_dir, state_dict=state)
+    models.seal_again(vilt_dir)
     with pytest.raises(
         ModelError, match=r"lacks 2 parameters of a ViLT scorer: rank_output\.bias, rank_output\.weight"
     ):
-        models.load(tmp_path / "vilt")
+        models.load(vilt_dir)
 
 
-def test_a_folder_of_an_earlier_format_is_refused_by_name_with_the_next_step(vilt, tmp_path):
-    models.save(vilt, tmp_path / "vilt")
-    (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({"format": 1, "kind": "fusion", "max_text_len": 40}))
+def test_a_folder_of_an_earlier_format_is_refused_by_name_with_the_next_step(vilt_dir):
+    (vilt_dir / "dcdctl.json").write_text(json.dumps({"format": 1, "kind": "fusion", "max_text_len": 40}))
     for read in (models.load, models.check_ref):
         with pytest.raises(
             ModelError, match=r"dcdctl\.json is of format 1, this dcdctl reads format 2; save it again .*dcdctl convert"
         ):
-            read(tmp_path / "vilt")
+            read(vilt_dir)
 
 
-def test_every_changed_missing_and_added_file_of_a_saved_model_is_named(model, tmp_path):
-    models.save(model, tmp_path / "model")
-    for path in sorted((tmp_path / "model").iterdir()):
+def test_every_changed_missing_and_added_file_of_a_saved_model_is_named(model_dir):
+    for path in sorted(model_dir.iterdir()):
         content = path.read_bytes()
         for damaged, message in (
             (content[:-1], f"{path.name} is damaged: it has {len(content) - 1:,} bytes, not {len(content):,}"),
@@ -282,51 +273,47 @@ def test_every_changed_missing_and_added_file_of_a_saved_model_is_named(model, t
             if damaged is not None:
                 path.write_bytes(damaged)
             with pytest.raises(ModelError, match=re.escape(message)):
-                models.load(tmp_path / "model")
+                models.load(model_dir)
         path.write_bytes(content)
-    models.load(tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("notes")
-    models.load(tmp_path / "model")
-    (tmp_path / "model" / "added_tokens.json").write_text('{"dog": 3}')
+    models.load(model_dir)
+    (model_dir / "README.md").write_text("notes")
+    models.load(model_dir)
+    (model_dir / "added_tokens.json").write_text('{"dog": 3}')
     with pytest.raises(ModelError, match=r"added_tokens\.json was added to a saved model"):
-        models.load(tmp_path / "model")
+        models.load(model_dir)
 
 
-def test_a_flip_in_the_list_of_files_is_named(vilt, tmp_path):
-    models.save(vilt, tmp_path / "vilt")
-    path = tmp_path / "vilt" / "dcdctl.json"
+def test_a_flip_in_the_list_of_files_is_named(vilt_dir):
+    path = vilt_dir / "dcdctl.json"
     path.write_text(path.read_text().replace('"max_text_len": 40', '"max_text_len": 41'))
     with pytest.raises(
         ModelError, match=r"dcdctl\.json is damaged: its content does not match its checksum; save it again"
     ):
-        models.load(tmp_path / "vilt")
+        models.load(vilt_dir)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named_in_folders_of_every_family(model, tmp_path, number):
-    models.save(model, tmp_path / "model")
-    path = tmp_path / "model" / "model.safetensors"
+def test_weights_that_are_not_finite_are_named_in_folders_of_every_family(model_dir, number):
+    path = model_dir / "model.safetensors"
     weights = load_file(path)
     name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
     weights[name][0, 0] = number
     save_file(weights, path, metadata={"format": "pt"})
-    models.seal_again(tmp_path / "model")
+    models.seal_again(model_dir)
     with pytest.raises(ModelError, match=r"model: 1 of [\d,]+ numbers of the weights \S+ are not finite"):
-        models.load(tmp_path / "model")
+        models.load(model_dir)
 
 
 @pytest.mark.parametrize("name", ["dcdctl.json", "config.json"])
-def test_damaged_json_of_a_model_is_named(dual, tmp_path, name):
-    models.save(dual, tmp_path / "model")
-    (tmp_path / "model" / name).write_text("[]")
+def test_damaged_json_of_a_model_is_named(dual_dir, name):
+    (dual_dir / name).write_text("[]")
     if name == "config.json":
-        models.seal_again(tmp_path / "model")
+        models.seal_again(dual_dir)
     with pytest.raises(ModelError, match=rf"{name} holds no JSON object; save "):
-        models.load(tmp_path / "model")
+        models.load(dual_dir)
 
 
-def test_a_file_without_permission_is_not_to_be_saved_again(dual, tmp_path, monkeypatch):
-    models.save(dual, tmp_path / "model")
+def test_a_file_without_permission_is_not_to_be_saved_again(dual_dir, monkeypatch):
 
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -336,13 +323,12 @@ def test_a_file_without_permission_is_not_to_be_saved_again(dual, tmp_path, monk
         ModelError,
         match=r"config\.json cannot be read: Permission denied; change its permissions, or those of the folders",
     ):
-        models.load(tmp_path / "model")
+        models.load(dual_dir)
 
 
-def test_damaged_weights_are_an_error_that_names_the_model(model, tmp_path):
-    models.save(model, tmp_path / "model")
-    weights = tmp_path / "model" / "model.safetensors"
+def test_damaged_weights_are_an_error_that_names_the_model(model_dir):
+    weights = model_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    (tmp_path / "model" / "dcdctl.json").unlink()
+    (model_dir / "dcdctl.json").unlink()
     with pytest.raises(ModelError, match=r"cannot load .*model: "):
-        models.load(tmp_path / "model")
+        models.load(model_dir)

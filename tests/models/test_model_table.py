@@ -6,5 +6,5 @@ import model_table
 
 
 def test_the_table_of_models_is_made_from_the_models_that_load(tmp_path):
-    found = model_table.parts(model_table.PAGE.read_text(encoding="utf-8"))[1]
+    found = model_table.PLACE.parts()[1]
     assert found == model_table.table(model_table.built(tmp_path)), "run python tests/support/model_table.py"

@@ -147,7 +147,3 @@ def test_a_gpu_without_a_provider_is_an_error_that_lists_the_providers():
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert models_onnx._providers(torch.device("cuda"), both) == both
     assert models_onnx._providers(CPU, both) == ["CPUExecutionProvider"]
-
-
-def test_towers_are_opened_by_their_folder(towers):
-    assert Towers.of(towers.image.parent) == towers

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 from dcdctl.core import models
-from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import RawPairScorer, RawPreprocess, States
-from dcdctl.core.scoring import CorpusSource, PairScorer, score_pairs
 
 CAPTIONS = ["a café in the snow", "日本の猫", "", "x" * 300]
 CAPTIONS_OF_WORDS = ["a large red circle is left of a small blue square", "a"]
@@ -69,17 +66,6 @@ def test_logits_belong_to_their_pairs_and_unused_inputs_are_not_unpacked(recorde
     assert [len(given) for given in recorder.seen] == [2, 2]
 
 
-def test_the_oracle_scores_each_pair_alone(recorder, make_image):
-    images = recorder.preprocess.images([make_image(4, 6, 0), make_image(9, 3, 1)])
-    texts = recorder.preprocess.texts(["ab", "c"])
-    together = recorder.score_pairs(
-        recorder.encode_images(images), recorder.encode_texts(texts), torch.arange(2), torch.arange(2)
-    )
-    alone = recorder.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
-    assert_close(alone, together)
-    assert len(recorder.seen[0]) == 1
-
-
 def test_captions_are_cut_to_characters_or_tokens_only_on_request(tokenizer):
     assert [int(mask.sum()) for mask in RawPreprocess().texts(["x" * 300, "é"]).attention_mask] == [300, 2]
     assert bytes(RawPreprocess(max_text_len=4).texts(["a léé"]).input_ids[0].tolist()).decode() == "a lé"
@@ -93,19 +79,6 @@ def test_captions_are_cut_to_characters_or_tokens_only_on_request(tokenizer):
     assert bytes(short_L[mask_TL[1]].tolist()).decode() == short
 
 
-def test_pairs_of_a_corpus_are_scored_through_the_scoring_loop(recorder, tmp_path):
-    from tiny import make_corpus
-
-    corpus = make_corpus(tmp_path / "corpus", [["a", "bcd"], ["ef"], ["ghijk", "l"]])
-    reds = [image.getpixel((31, 31))[0] for image in corpus.images(range(3))]
-    image_P, text_P = np.array([2, 0, 1, 0]), np.array([1, 4, 2, 3])
-    expected = [1000 * reds[i] + len(corpus.captions[t]) for i, t in zip(image_P, text_P, strict=True)]
-    source, compute = CorpusSource(corpus, recorder.preprocess), Compute(batch_size=2)
-    assert score_pairs(recorder, source, image_P, text_P, compute=compute).tolist() == expected
-    scorer = PairScorer(scorer=recorder, source=source, images=range(3), texts=range(5), compute=compute)
-    assert scorer.score(image_P, text_P).tolist() == expected
-
-
 @pytest.mark.parametrize(
     "refused",
     [lambda s, _: s.student([0]), lambda s, _: s.set_dropout(0.1), lambda s, _: s.checkpoint_activations(),
@@ -116,10 +89,3 @@ def test_what_such_a_scorer_cannot_do_is_refused_with_advice(recorder, tmp_path,
         refused(recorder, tmp_path)
     assert error.value.hint
     assert not (tmp_path / "model").exists()
-
-
-def test_features_are_refused(recorder):
-    features = States(torch.zeros(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
-    for encode in (recorder.encode_images, recorder.encode_texts):
-        with pytest.raises(ValueError, match="feature"):
-            encode(features)

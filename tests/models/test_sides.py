@@ -125,7 +125,8 @@ def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(
     changed = {
         name.split(".")[1] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
     }
-    encoders = {"vision_model", "text_model"} if build is trained_dual else {"vision", "text"}
+    trained = {"vision_model", "text_model", "visual_projection", "text_projection", "logit_scale"}
+    encoders = trained if build is trained_dual else {"vision", "text"}
     assert changed >= encoders if build is not frozen_dual else changed.isdisjoint(encoders) and changed
     models.save(model, tmp_path / "model")
     again = models.load(tmp_path / "model")

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import ImageBatch, States, TextBatch, ViltSize
+from dcdctl.core.models import DualSize, ImageBatch, States, TextBatch, ViltSize
 from dcdctl.core.models.families.vilt import _pack
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
@@ -18,37 +18,6 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
 def _all_pairs(num_images, num_texts):
     return torch.arange(num_images).repeat_interleave(num_texts), torch.arange(num_texts).repeat(num_images)
-
-
-@torch.no_grad()
-def test_scores_of_padded_images_equal_those_of_the_official_code(official_model):
-    images, texts = official_model.inputs()
-    scores = official_model.scorer().score(
-        images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask
-    )
-    assert_close(scores, official_model.tensors["out.rank_score"], **TOLERANCE)
-
-
-@torch.no_grad()
-def test_score_pairs_equals_the_score_matrix_of_the_official_code(official_model):
-    images, texts = official_model.inputs()
-    scorer, expected = official_model.scorer(), official_model.tensors["out.score_matrix_images_by_texts"]
-    scores = scorer.score_pairs(scorer.encode_images(images), scorer.encode_texts(texts), *_all_pairs(*expected.shape))
-    assert_close(scores.view_as(expected), expected, **TOLERANCE)
-
-
-@torch.no_grad()
-def test_scores_of_single_unpadded_images_equal_those_of_the_official_code(official_model):
-    images, texts = official_model.inputs()
-    scorer = official_model.scorer()
-    for i, (height, width) in enumerate(official_model.facts["image_sizes_hw"]):
-        alone = images.pixel_values[i : i + 1, :, :height, :width]
-        length = int(texts.attention_mask[i].sum())
-        ids, mask = texts.input_ids[i : i + 1, :length], texts.attention_mask[i : i + 1, :length]
-        expected = official_model.tensors["out.rank_score_unpadded"][i : i + 1]
-        assert_close(scorer.score(alone, ids, mask), expected, **TOLERANCE)
-        states = scorer.encode_images(ImageBatch(alone)), scorer.encode_texts(TextBatch(ids, mask))
-        assert_close(scorer.score_pairs(*states, torch.tensor([0]), torch.tensor([0])), expected, **TOLERANCE)
 
 
 @torch.no_grad()
@@ -169,29 +138,6 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward(vilt, pil_image
         assert_close(ours[name], gradient, rtol=1e-3, atol=1e-4)
 
 
-@torch.no_grad()
-def test_dropout_is_active_in_train_mode_only(vilt, pil_images, captions):
-    batch = (
-        vilt.preprocess.images(pil_images[:1]),
-        vilt.preprocess.texts(captions[:1]),
-        torch.tensor([0]),
-        torch.tensor([0]),
-    )
-    assert torch.equal(vilt(*batch), vilt(*batch))
-    vilt.train()
-    assert not torch.equal(vilt(*batch), vilt(*batch))
-
-
-@torch.no_grad()
-def test_no_pairs_give_no_scores(vilt, pil_images, captions):
-    images, texts = (
-        vilt.encode_images(vilt.preprocess.images(pil_images)),
-        vilt.encode_texts(vilt.preprocess.texts(captions)),
-    )
-    no_pairs = torch.zeros(0, dtype=torch.long)
-    assert vilt.score_pairs(images, texts, no_pairs, no_pairs).shape == (0,)
-
-
 def test_take_trims_to_the_longest_row_and_may_repeat_rows():
     states = States(torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, False, False], [True, True, False]]))
     taken = states.take(torch.tensor([1, 0, 1]))
@@ -239,21 +185,15 @@ def test_the_position_embeddings_of_a_new_model_are_random(tokenizer):
     assert table.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_features_as_input_are_an_error(vilt):
-    states = States(torch.ones(1, 2, 32), torch.ones(1, 2, dtype=torch.bool))
-    for encode in (vilt.encode_images, vilt.encode_texts):
-        with pytest.raises(ValueError, match="whose features it could take"):
-            encode(states)
-
-
 def test_a_caption_above_the_text_positions_is_an_error(vilt):
     with pytest.raises(ValueError, match="41 tokens, but the model has 40"):
         vilt.encode_texts(TextBatch(torch.ones(1, 41, dtype=torch.long), torch.ones(1, 41, dtype=torch.long)))
 
 
+@pytest.mark.parametrize("size", [ViltSize, DualSize])
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")]
 )
-def test_sizes_that_do_not_divide_are_refused(wrong, message):
+def test_sizes_that_do_not_divide_are_refused(size, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        ViltSize(**wrong)
+        size(**wrong)

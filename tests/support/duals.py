@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,10 @@ def _vision(text: dict[str, Any]) -> dict[str, Any]:
     return {**_SMALL, "num_hidden_layers": text["num_hidden_layers"], "image_size": SIDE, "patch_size": 8}
 
 
-def _clip(text: dict[str, Any]) -> tuple[Any, Any]:
-    return CLIPConfig(vision_config=_vision(text), text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
-
-
-def _metaclip(text: dict[str, Any]) -> tuple[Any, Any]:
-    return MetaClip2Config(vision_config=_vision(text), text_config=text, projection_dim=8), CLIPImageProcessorPil(
-        **_CROP
-    )
+def _clip(config_class: Any, text: dict[str, Any], **settings: Any) -> tuple[Any, Any]:
+    config = config_class(vision_config=_vision(text), text_config={**text, **settings}, projection_dim=8)
+    processor = ChineseCLIPImageProcessorPil if config_class is ChineseCLIPConfig else CLIPImageProcessorPil
+    return config, processor(**_CROP)
 
 
 def _siglip(text: dict[str, Any]) -> tuple[Any, Any]:
@@ -73,13 +70,6 @@ def _siglip2(text: dict[str, Any]) -> tuple[Any, Any]:
     return config, Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256)
 
 
-def _chinese_clip(text: dict[str, Any]) -> tuple[Any, Any]:
-    config = ChineseCLIPConfig(
-        vision_config=_vision(text), text_config={**text, "max_position_embeddings": 64}, projection_dim=8
-    )
-    return config, ChineseCLIPImageProcessorPil(**_CROP)
-
-
 def _align(text: dict[str, Any]) -> tuple[Any, Any]:
     config = AlignConfig(
         vision_config=_ALIGN_VISION, text_config={**text, "max_position_embeddings": 80}, projection_dim=16
@@ -88,11 +78,11 @@ def _align(text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 DUALS = {
-    "CLIP": _clip,
-    "MetaCLIP 2": _metaclip,
+    "CLIP": partial(_clip, CLIPConfig),
+    "MetaCLIP 2": partial(_clip, MetaClip2Config),
     "SigLIP": _siglip,
     "SigLIP 2": _siglip2,
-    "Chinese-CLIP": _chinese_clip,
+    "Chinese-CLIP": partial(_clip, ChineseCLIPConfig, max_position_embeddings=64),
     "ALIGN": _align,
 }
 
@@ -137,9 +127,3 @@ def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def keep_one_layer(model: models.DualEncoder) -> None:
-    """Leave one layer in each tower, because torch takes a second to trace two towers of two."""
-    for tower in (model.network.vision_model, model.network.text_model):
-        del tower.encoder.layers[1:]

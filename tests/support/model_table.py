@@ -9,6 +9,7 @@ from typing import Any
 import official
 from families import FAMILIES, READ_ONLY
 from origins import ORIGINS
+from page_table import PageTable
 from paths import DOCS, FIXTURES
 
 from dcdctl.core.errors import ModelError
@@ -16,8 +17,7 @@ from dcdctl.core.models import load_save
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.references import folders
 
-PAGE = DOCS / "models.md"
-BEGIN, END = "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->"
+PLACE = PageTable(DOCS / "models.md", "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->")
 CAPTIONS = [
     "a large red circle is left of a small blue square",
     "the tiny green star sits above the big pink heart",
@@ -121,14 +121,6 @@ def _student(model: Any) -> str:
     return "fusion, of fewer layers"
 
 
-def parts(text: str) -> tuple[str, str, str]:
-    """The page before the table, the table, and the page after it."""
-    before, _, rest = text.partition(BEGIN)
-    section, _, after = rest.partition(END)
-    return before + BEGIN, section, END + after
-
-
 if __name__ == "__main__":
-    before, _, after = parts(PAGE.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as root:
-        PAGE.write_text(before + table(built(Path(root))) + after, encoding="utf-8")
+        PLACE.write(table(built(Path(root))))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from page_table import PageTable
 from paths import DOCS
 
 from dcdctl.core.training import RecipeEntry, list_recipes
 
-PAGE = DOCS / "recipes.md"
-BEGIN, END = "<!-- recipes: written by tests/support/recipe_table.py -->\n", "<!-- /recipes -->"
+PLACE = PageTable(
+    DOCS / "recipes.md", "<!-- recipes: written by tests/support/recipe_table.py -->\n", "<!-- /recipes -->"
+)
 
 
 def table() -> str:
@@ -20,13 +22,5 @@ def _row(entry: RecipeEntry) -> str:
     return f"| `{entry.name}` | {entry.description} | {entry.needs} | {entry.minutes} | {entry.expected} |"
 
 
-def parts(text: str) -> tuple[str, str, str]:
-    """The page before the table, the table, and the page after it."""
-    before, _, rest = text.partition(BEGIN)
-    section, _, after = rest.partition(END)
-    return before + BEGIN, section, END + after
-
-
 if __name__ == "__main__":
-    before, _, after = parts(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(before + table() + after, encoding="utf-8")
+    PLACE.write(table())

@@ -6,12 +6,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from page_table import PageTable
 from paths import DOCS, ROOT
 from room_rules import GROUND, MAY_IMPORT, WHOLE
 
 CORE = ROOT / "dcdctl" / "core"
-PAGE = DOCS / "files.md"
-BEGIN, END = "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->"
+PLACE = PageTable(DOCS / "files.md", "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->")
 
 
 def contract(path: Path) -> str:
@@ -42,13 +42,5 @@ def tables() -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
-def parts(text: str) -> tuple[str, str, str]:
-    """The page before the tables, the tables, and the page after them."""
-    before, _, rest = text.partition(BEGIN)
-    section, _, after = rest.partition(END)
-    return before + BEGIN, section, END + after
-
-
 if __name__ == "__main__":
-    before, _, after = parts(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(before + tables() + after, encoding="utf-8")
+    PLACE.write(tables())
