@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 
 import duckdb
 import numpy as np
-import pandas as pd
 from PIL import Image
 from tiny import run_script
 
@@ -55,14 +53,6 @@ def test_datasets_gives_images_and_lists_of_captions_without_a_network(corpus, t
         for image in range(32)
     ]
     assert len({row["pixels"] for row in rows}) > 16
-
-
-def test_pandas_reads_the_image_files(corpus):
-    frame = pd.concat(pd.read_parquet(path) for path in sorted(corpus.folder.glob("train-*.parquet")))
-    assert frame["image_id"].tolist() == corpus.image_ids
-    assert [caption for captions in frame["captions"] for caption in captions] == corpus.captions
-    images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in frame["image"]]
-    assert [pixels_of(image) for image in images] == [pixels_of(corpus.image(image)) for image in range(32)]
 
 
 def test_duckdb_counts_images_and_captions(corpus):

@@ -7,21 +7,19 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from html_page import Page
 from PIL import Image
-from tiny import make_corpus
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core.artifacts import seal_of, write_document
+from dcdctl.core.artifacts import write_document
 from dcdctl.core.data import Corpus, corpus_summary
-from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.images.decode import FORMATS
-from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write_shard
+from dcdctl.core.data.shards import CorpusRow
 from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.report import html, pages
-from dcdctl.core.teacher import false_negatives
 
 TRAIN = [["A dog.", "a DOG", "two dogs on_grass"], ['"><script>alert(1)</script>'], ["a dog", "...", "!"]]
 VAL = [["una gatto nero"]]
@@ -37,7 +35,7 @@ def file_of(size, file_format) -> bytes:
 
 
 def write_split(folder, name, captions, first) -> dict:
-    """A split in two shards, the first of one image."""
+    """A split in shards of two images."""
     rows = [
         CorpusRow(
             image_id=SCRIPT_ID if image == 1 else f"i{image}",
@@ -50,18 +48,7 @@ def write_split(folder, name, captions, first) -> dict:
         )
         for image, texts in enumerate(captions, start=first)
     ]
-    parts = [part for part in (rows[:1], rows[1:]) if part]
-    digests, shards = [], []
-    for number, part in enumerate(parts):
-        file = shard_name(name, number, len(parts))
-        digests += [row.digest() for row in write_shard(folder / file, part)]
-        shards.append({"file": file, **seal_of(folder / file, rows=len(part))})
-    return {
-        "images": len(rows),
-        "captions": sum(map(len, captions)),
-        "fingerprint": fingerprint_of(digests),
-        "shards": shards,
-    }
+    return tiny.write_split(folder, name, rows, rows_a_shard=2)
 
 
 @pytest.fixture
@@ -120,17 +107,8 @@ def test_the_first_images_are_those_of_a_subset(folder):
     assert found.splits["train"].fingerprint == Corpus.open(folder, "train", 2).fingerprint
 
 
-def test_equal_captions_are_the_false_negatives_of_each_other(scenes_corpus_dir):
-    captions = Corpus.open(scenes_corpus_dir, "train").captions
-    texts = [*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE", "!!", "??", "! !"]
-    classes, keys = false_negatives.text_classes(texts), [text_key(text) for text in texts]
-    assert np.array_equal(
-        np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(keys)).index(text) for text in keys]
-    )
-
-
 def test_long_captions_share_the_last_bin(tmp_path):
-    corpus = make_corpus(tmp_path / "made", [["a " * 40, "a " * 90, "a"]])
+    corpus = tiny.make_corpus(tmp_path / "made", [["a " * 40, "a " * 90, "a"]])
     counts = corpus_summary.summarize_corpus(corpus.folder).splits["train"].captions_by_words
     assert (counts[1], counts[40], len(counts)) == (1, 2, 41)
     pages.write_corpus_page(tmp_path / "page.html", corpus_summary.summarize_corpus(corpus.folder), corpus, "made")

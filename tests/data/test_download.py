@@ -41,6 +41,7 @@ SHARDS = {
     "data/old/train-00000.parquet": b"c",
 }
 SHARD_0 = "hf://datasets/me/birds/data/train-00000.parquet"
+BIRDS = RemoteFile(url=SHARD_0)
 
 
 def sha256(body: bytes) -> str:
@@ -60,6 +61,11 @@ def cache(tmp_path, monkeypatch):
 def server():
     with loopback.serve({"a.zip": BODY}, {"me/birds": SHARDS}, {"me/net": {"model.bin": b"w" * 2000}}) as server:
         yield server
+
+
+@pytest.fixture
+def a_zip(server):
+    return RemoteFile(url=f"{server.url}/a.zip")
 
 
 @pytest.fixture
@@ -102,8 +108,8 @@ def test_a_file_is_downloaded_once_and_its_sha256_recorded(server, cache):
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
 
-def test_a_damaged_record_is_named(server, cache):
-    file = RemoteFile(url=f"{server.url}/a.zip")
+def test_a_damaged_record_is_named(a_zip, cache):
+    file = a_zip
     path = fetch_file(file).path
     path.with_name(f"{path.name}.sha256").write_text("{")
     with pytest.raises(InputError, match=r"a\.zip\.sha256 is not JSON: .*; delete it and run the same command again"):
@@ -124,17 +130,17 @@ def test_a_redirect_is_followed_and_the_name_is_that_of_the_url(server):
     assert fetched.path.read_bytes() == BODY
 
 
-def test_an_unchanged_file_is_not_read_again_and_a_touched_one_is(server, monkeypatch):
+def test_an_unchanged_file_is_not_read_again_and_a_touched_one_is(a_zip, monkeypatch):
     read = []
     monkeypatch.setattr(
         http, "hashes_of", lambda path, kinds, real=http.hashes_of: read.append(path) or real(path, kinds)
     )
-    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    path = fetch_file(a_zip).path
     read.clear()
-    fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    fetch_file(a_zip)
     assert read == []
     os.utime(path, (1, 1))
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "matches the first download"
+    assert fetch_file(a_zip).check == "matches the first download"
     assert read == [path]
 
 
@@ -149,34 +155,24 @@ def counting(seen: list) -> Track:
     return track
 
 
-def test_progress_counts_bytes(server, hub):
-    seen: list = []
-    fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=counting(seen))
-    assert seen[0] == ("download a.zip", len(BODY), "bytes")
-    assert sum(seen[1:]) == len(BODY)
-    seen.clear()
-    fetch_file(RemoteFile(url=SHARD_0), track=counting(seen))
-    assert seen == [("download train-00000.parquet", 3000, "bytes"), 3000]
-
-
 # A connection that breaks
 
 
-def test_a_dropped_connection_is_resumed_and_only_the_rest_is_sent(server, cache):
+def test_a_dropped_connection_is_resumed_and_only_the_rest_is_sent(server, a_zip, cache):
     server.faults["/a.zip"] = Fault(cut_after=100_000)
     seen: list = []
-    fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=counting(seen))
+    fetched = fetch_file(a_zip, track=counting(seen))
     assert fetched.path.read_bytes() == BODY
     first, second = server.requests
     assert "range" not in first.headers
     assert second.headers["range"] == "bytes=100000-"
     assert second.headers["if-range"] == f'"{hashlib.md5(BODY).hexdigest()}"'
     assert (second.status, second.sent) == (206, len(BODY) - 100_000)
-    assert (len([part for part in seen if isinstance(part, tuple)]), sum(seen[1:])) == (1, len(BODY))
+    assert (seen[0], sum(seen[1:])) == (("download a.zip", len(BODY), "bytes"), len(BODY))
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
 
-def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server):
+def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server, a_zip):
     server.faults["/a.zip"] = Fault(cut_after=100_000)
 
     def track(label, *, total, unit):
@@ -184,16 +180,16 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server):
         return counting(seen)(label, total=total, unit=unit)
 
     seen: list = []
-    fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=track)
+    fetched = fetch_file(a_zip, track=track)
     assert fetched.path.read_bytes() == OTHER
     assert [(request.status, request.sent) for request in server.requests] == [(200, 100_000), (200, len(OTHER))]
     assert sum(seen[1:]) == len(OTHER)
 
 
-def test_a_server_without_ranges_starts_again(server):
+def test_a_server_without_ranges_starts_again(server, a_zip):
     server.ranges = False
     server.faults["/a.zip"] = Fault(cut_after=100_000, times=2)
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert [request.sent for request in server.requests] == [100_000, 100_000, len(BODY)]
 
 
@@ -235,37 +231,37 @@ def wait_for(condition) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_the_partial_file_of_a_killed_process_is_resumed(server, cache, tmp_path):
+def test_the_partial_file_of_a_killed_process_is_resumed(server, a_zip, cache, tmp_path):
     server.faults["/a.zip"] = Fault(cut_after=100_000, hold=threading.Event())
     with start(tmp_path, f"{server.url}/a.zip") as process:
         wait_for(lambda: any(path.stat().st_size for path in cache.glob("downloads/*a.zip.partial")))
         process.send_signal(signal.SIGKILL)
     came = next(cache.glob("downloads/*a.zip.partial")).stat().st_size
     seen: list = []
-    fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=counting(seen))
+    fetched = fetch_file(a_zip, track=counting(seen))
     assert fetched.path.read_bytes() == BODY
     assert [request.headers.get("range") for request in server.requests] == [None, f"bytes={came}-"]
     assert server.requests[1].sent == len(BODY) - came
     assert seen[0] == ("download the rest of a.zip", len(BODY) - came, "bytes")
 
 
-def test_a_complete_partial_file_is_not_requested_again(server, cache):
-    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+def test_a_complete_partial_file_is_not_requested_again(server, a_zip, cache):
+    path = fetch_file(a_zip).path
     path.rename(f"{path}.partial")
     Path(f"{path}.partial.json").write_text(json.dumps({"validator": '"x"', "size": len(BODY)}))
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "matches the first download"
+    assert fetch_file(a_zip).check == "matches the first download"
     assert len(server.requests) == 1
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
 
-def test_a_partial_file_longer_than_the_file_starts_again(server, cache):
-    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+def test_a_partial_file_longer_than_the_file_starts_again(server, a_zip, cache):
+    path = fetch_file(a_zip).path
     path.unlink()
     Path(f"{path}.partial").write_bytes(BODY * 2)
     Path(f"{path}.partial.json").write_text(
         json.dumps({"validator": f'"{hashlib.md5(BODY).hexdigest()}"', "size": None})
     )
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert [request.status for request in server.requests] == [200, 416, 200]
 
 
@@ -285,9 +281,9 @@ def test_two_processes_at_once_download_once(server, tmp_path):
 # A server that does not keep to the rules: the file is downloaded from the start, or the error says why
 
 
-def leave_partial(server, keep: int) -> None:
+def leave_partial(server, a_zip, keep: int) -> None:
     """The partial file of an earlier run, with its notes."""
-    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    path = fetch_file(a_zip).path
     path.with_name(f"{path.name}.sha256").unlink()
     path.rename(f"{path}.partial")
     os.truncate(f"{path}.partial", keep)
@@ -297,8 +293,8 @@ def leave_partial(server, keep: int) -> None:
 
 
 @pytest.mark.parametrize("checksum", ["", f"sha256:{sha256(OTHER)}"])
-def test_the_rest_of_a_changed_file_is_refused_even_if_the_server_ignores_if_range(server, checksum):
-    leave_partial(server, 100_000)
+def test_the_rest_of_a_changed_file_is_refused_even_if_the_server_ignores_if_range(server, a_zip, checksum):
+    leave_partial(server, a_zip, 100_000)
     server.files["a.zip"], server.if_range = OTHER, False
     assert fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum)).path.read_bytes() == OTHER
     assert [(request.status, request.sent) for request in server.requests] == [
@@ -323,28 +319,28 @@ RANGE_LIES = {
 
 
 @pytest.mark.parametrize("case", RANGE_LIES)
-def test_a_rest_that_does_not_fit_the_partial_file_starts_again(server, case):
-    leave_partial(server, 100_000)
+def test_a_rest_that_does_not_fit_the_partial_file_starts_again(server, a_zip, case):
+    leave_partial(server, a_zip, 100_000)
     server.faults["/a.zip"] = Fault(headers=RANGE_LIES[case])
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert [request.headers.get("range") for request in server.requests] == ["bytes=100000-", None]
 
 
-def test_a_part_of_the_file_that_nobody_asked_for_is_an_error(server):
+def test_a_part_of_the_file_that_nobody_asked_for_is_an_error(server, a_zip):
     server.faults["/a.zip"] = Fault(
         status=206, body=BODY[5:], headers={"Content-Range": f"bytes 5-{len(BODY) - 1}/{len(BODY)}"}, times=None
     )
     with pytest.raises(
         SourceError, match=r"gave up after 5 attempts \(it sent a part of the file that was not requested\)"
     ):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
 
 
 @pytest.mark.parametrize("keep", [0, 100_000])
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
-def test_a_compressed_transfer_is_an_error_and_not_the_file(server, cache, encoding, keep):
+def test_a_compressed_transfer_is_an_error_and_not_the_file(server, a_zip, cache, encoding, keep):
     if keep:
-        leave_partial(server, keep)
+        leave_partial(server, a_zip, keep)
     server.faults["/a.zip"] = Fault(body=gzip.compress(BODY), headers={"Content-Encoding": encoding}, times=None)
     with pytest.raises(SourceError, match=f"is sent with content-encoding {encoding}, expected the plain file"):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip", size=len(BODY)))
@@ -387,58 +383,58 @@ def test_a_download_is_one_version_of_the_file_and_never_a_mix(
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), (loopback.LAST_MODIFIED, 0.0), ("soon", 1.0)])
-def test_429_waits_as_long_as_the_server_asks(server, monkeypatch, asked, seconds):
+def test_429_waits_as_long_as_the_server_asks(server, a_zip, monkeypatch, asked, seconds):
     waited = []
     monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
     monkeypatch.setattr(http.time, "sleep", waited.append)
     server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": asked})
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert waited == [seconds]
 
 
-def test_a_wait_that_is_too_long_is_an_error(server):
+def test_a_wait_that_is_too_long_is_an_error(server, a_zip):
     server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": "3600"})
     with pytest.raises(SourceError) as caught:
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
     assert str(caught.value) == (
         f"{server.url}/a.zip asks to wait 3,600 seconds (429 Too Many Requests); run the same command again then: 0 "
         "bytes are kept"
     )
 
 
-def test_500_is_retried_with_longer_waits_and_then_fails(server, monkeypatch):
+def test_500_is_retried_with_longer_waits_and_then_fails(server, a_zip, monkeypatch):
     waited = []
     monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
     monkeypatch.setattr(http.time, "sleep", waited.append)
     server.faults["/a.zip"] = Fault(status=500, times=None)
     with pytest.raises(SourceError) as caught:
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
     assert str(caught.value) == (
         f"{server.url}/a.zip: gave up after 5 attempts (500 Internal Server Error); run the same command again later"
     )
     assert waited == [1.0, 2.0, 4.0, 8.0]
     server.faults["/a.zip"] = Fault(status=503, times=4)
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
 
 
-def test_a_download_that_is_always_cut_fails_and_is_kept_for_the_next_run(server, cache):
+def test_a_download_that_is_always_cut_fails_and_is_kept_for_the_next_run(server, a_zip, cache):
     server.ranges = False
     server.faults["/a.zip"] = Fault(cut_after=100_000, times=None)
     with pytest.raises(
         SourceError, match=r"gave up after 5 attempts .*; 100,000 bytes are kept: run the same command again to resume$"
     ):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
     assert len(server.requests) == 5
     assert left(cache) == ["a.zip.partial", "a.zip.partial.json"]
     server.ranges, server.faults = True, {}
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert server.requests[-1].sent == len(BODY) - 100_000
 
 
-def test_a_silent_server_times_out_and_is_requested_again(server, monkeypatch):
+def test_a_silent_server_times_out_and_is_requested_again(server, a_zip, monkeypatch):
     monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.1)
     server.faults["/a.zip"] = Fault(hold=threading.Event())
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert len(server.requests) == 2
 
 
@@ -454,17 +450,17 @@ def test_a_silent_server_times_out_and_is_requested_again(server, monkeypatch):
         (410, "does not exist (410 Gone); it may have moved: find it and place it by hand"),
     ],
 )
-def test_a_refusal_is_not_retried(server, status, words):
+def test_a_refusal_is_not_retried(server, a_zip, status, words):
     server.faults["/a.zip"] = Fault(status=status)
     with pytest.raises(SourceError, match=exactly(f"{server.url}/a.zip {words}")):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
     assert len(server.requests) == 1
 
 
-def test_a_web_page_in_place_of_the_file_is_an_error(server, cache):
+def test_a_web_page_in_place_of_the_file_is_an_error(server, a_zip, cache):
     server.faults["/a.zip"] = Fault(body=b"<html>log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
     with pytest.raises(SourceError, match=r"a.zip is a web page, expected a file; it may need a login"):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
     assert left(cache) == []
 
 
@@ -502,18 +498,18 @@ def test_a_wrong_size_is_an_error_before_the_download(server, cache):
     assert left(cache) == []
 
 
-def test_a_body_shorter_than_its_length_is_a_cut(server):
+def test_a_body_shorter_than_its_length_is_a_cut(server, a_zip):
     server.faults["/a.zip"] = Fault(headers={"Content-Length": str(len(BODY) + 5)}, times=1)
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert fetch_file(a_zip).path.read_bytes() == BODY
     assert server.requests[1].headers["range"] == f"bytes={len(BODY)}-"
 
 
-def test_a_new_download_is_compared_with_the_record(server, cache):
-    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+def test_a_new_download_is_compared_with_the_record(server, a_zip, cache):
+    path = fetch_file(a_zip).path
     path.unlink()
     server.files["a.zip"] = OTHER
     with pytest.raises(SourceError) as caught:
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
     assert str(caught.value) == (
         f"{server.url}/a.zip has sha256 {sha256(OTHER)}, but had {sha256(BODY)} at the first download; "
         f"if the new file is right, delete {path}.sha256 and run the same command again"
@@ -521,7 +517,7 @@ def test_a_new_download_is_compared_with_the_record(server, cache):
     assert left(cache) == ["a.zip.sha256"]
     with_checksum = RemoteFile(url=f"{server.url}/a.zip", checksum=f"sha256:{sha256(OTHER)}")
     assert fetch_file(with_checksum).check == "checksum matches"  # a checksum takes precedence over the record
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "matches the first download"
+    assert fetch_file(a_zip).check == "matches the first download"
 
 
 @pytest.mark.parametrize("known", [{}, {"checksum": f"sha256:{sha256(BODY)}"}, {"size": len(BODY)}])
@@ -581,14 +577,14 @@ def test_a_full_disk_is_an_error_and_the_partial_file_is_kept(hub, cache, tmp_pa
     with pytest.raises(
         InputError, match=exactly(f"there is no room left for {SHARD_0} in {tmp_path / 'hub'}; {make_room}")
     ):
-        fetch_file(RemoteFile(url=SHARD_0), track=filling_up)
+        fetch_file(BIRDS, track=filling_up)
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(server, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_an_error(a_zip, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"the cache cannot be written \(.*\); set DCDCTL_CACHE"):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+        fetch_file(a_zip)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -621,12 +617,12 @@ def test_a_hub_file_with_another_content_than_its_name_is_removed(hub):
     name = sha256(b"a" * 3000)
     hub.faults[f"/cdn/{name}"] = Fault(body=b"A" * 3000)
     with pytest.raises(SourceError) as caught:
-        fetch_file(RemoteFile(url=SHARD_0))
+        fetch_file(BIRDS)
     assert str(caught.value) == (
         f"{SHARD_0} has sha256 {sha256(b'A' * 3000)}, expected {name} from the Hub; it was removed: run the same "
         "command again"
     )
-    assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
+    assert fetch_file(BIRDS).path.read_bytes() == b"a" * 3000
 
 
 def test_a_checksum_takes_precedence_over_the_hash_of_the_hub(hub):
@@ -639,9 +635,9 @@ def test_a_checksum_takes_precedence_over_the_hash_of_the_hub(hub):
 
 
 def test_a_branch_that_moved_on_is_downloaded_again_without_an_error(hub):
-    fetch_file(RemoteFile(url=SHARD_0))
+    fetch_file(BIRDS)
     hub.repos["datasets"]["me/birds"] = SHARDS | {"data/train-00000.parquet": b"n" * 4000}
-    fetched = fetch_file(RemoteFile(url=SHARD_0))
+    fetched = fetch_file(BIRDS)
     assert (fetched.path.read_bytes(), fetched.check) == (b"n" * 4000, "matches the Hub's hash")
 
 
@@ -649,12 +645,12 @@ def test_a_gated_repository_says_where_its_terms_are_and_opens_with_a_token(hub,
     hub.gated["me/birds"] = "hf_right"
     accept = f"accept the terms at {hub.url}/datasets/me/birds and set HF_TOKEN to a token of that account"
     with pytest.raises(SourceError, match=exactly(f"{SHARD_0} is gated (401); {accept}")):
-        fetch_file(RemoteFile(url=SHARD_0))
+        fetch_file(BIRDS)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(SourceError, match=exactly(f"{SHARD_0} is gated (403); {accept}")):
-        fetch_file(RemoteFile(url=SHARD_0))
+        fetch_file(BIRDS)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
+    assert fetch_file(BIRDS).path.read_bytes() == b"a" * 3000
     assert "authorization" not in hub.gets(f"/cdn/{sha256(b'a' * 3000)}")[0].headers  # the token stays with the Hub
 
 
@@ -689,16 +685,16 @@ def test_a_hub_that_fails_and_a_hub_that_is_down(hub, monkeypatch):
     with pytest.raises(
         SourceError, match=exactly(f"{SHARD_0}: the Hub answered 500; run the same command again later")
     ):
-        fetch_file(RemoteFile(url=SHARD_0))
+        fetch_file(BIRDS)
     hub.faults[path] = Fault(status=403, times=None)
     with pytest.raises(
         SourceError, match=r"train-00000.parquet was refused \(403\); set HF_TOKEN to a token that may read "
     ):
-        fetch_file(RemoteFile(url=SHARD_0))
+        fetch_file(BIRDS)
     with loopback.serve() as gone:
         monkeypatch.setenv("HF_ENDPOINT", gone.url)
     with pytest.raises(SourceError) as caught:
-        fetch_file(RemoteFile(url=SHARD_0))
+        fetch_file(BIRDS)
     assert re.fullmatch(
         rf"{SHARD_0} is not available from {gone.url} \(.*refused\); run the same command again, or .*",
         str(caught.value),
@@ -747,9 +743,9 @@ def test_a_pattern_gives_the_files_of_one_folder_in_order(hub):
     ]
 
 
-def test_a_url_without_a_star_is_itself(server):
-    assert expand(f"{server.url}/a.zip") == [RemoteFile(url=f"{server.url}/a.zip")]
-    assert expand(SHARD_0) == [RemoteFile(url=SHARD_0)]
+def test_a_url_without_a_star_is_itself(server, a_zip):
+    assert expand(f"{server.url}/a.zip") == [a_zip]
+    assert expand(SHARD_0) == [BIRDS]
     assert server.requests == []
 
 

@@ -7,14 +7,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hostile_images import LARGER, NOISE, OF_SIZE, TALLER, UNNOTICED, encoded, interlaced_png
+from hostile_images import LARGER, NOISE, OF_SIZE, UNNOTICED, encoded, interlaced_png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
-from dcdctl.core.data import Corpus, ImageError, decode_image, images
+from dcdctl.core.data import ImageError, decode_image, images
 from dcdctl.core.data.images import check_image
 
 READERS = {
@@ -122,28 +120,3 @@ def test_a_gray_corner_is_no_reason_to_refuse_a_photo():
     photo.paste((128, 128, 128), (64, 32, 96, 64))
     for data in (encoded("JPEG", photo), encoded("JPEG", photo) + b"junk after the end", encoded("MPO", photo)):
         assert decode_image(data).getpixel((95, 63)) == (128, 128, 128)
-
-
-def test_prepare_stops_at_such_an_image_or_skips_it(tmp_path):
-    (tmp_path / "good.jpg").write_bytes(encoded("JPEG"))
-    (tmp_path / "lies.jpg").write_bytes(OF_SIZE["jpeg"](*TALLER))
-    (tmp_path / "pairs.csv").write_text("image,caption\nlies.jpg,a dog\ngood.jpg,a cat\n")
-    arguments = [
-        "prepare",
-        "--csv",
-        tmp_path / "pairs.csv",
-        "--images",
-        tmp_path,
-        "--out",
-        tmp_path / "out",
-        "--workers",
-        "1",
-    ]
-    result = CliRunner().invoke(app, [*map(str, arguments)])
-    assert result.exit_code == 1
-    assert (
-        'pairs.csv line 2 "lies.jpg": the image is truncated or damaged (its data ends before the last pixels'
-        in result.stderr
-    )
-    assert CliRunner().invoke(app, [*map(str, arguments), "--on-error", "skip"]).exit_code == 0
-    assert Corpus.open(tmp_path / "out", "train").image_ids == ["good.jpg"]

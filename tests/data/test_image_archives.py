@@ -18,7 +18,6 @@ import pytest
 
 from dcdctl.core.data import RowError
 from dcdctl.core.data.images import ImageStore, ParquetImageFile, archives
-from dcdctl.core.data.images.archives import TarImageFile
 from dcdctl.core.errors import InputError
 
 FILES = {
@@ -72,9 +71,6 @@ def test_folder_zip_and_tar_find_the_same_files_by_the_same_names(store):
         RowError, match=r"2 images in .* have that name \(train2014/x.jpg, val2014/x.jpg\): give the full path"
     ):
         store.find("x.jpg")
-    for name in ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg"]:
-        with pytest.raises(RowError, match="leads out of the folder of images"):
-            store.find(name)
 
 
 @pytest.mark.parametrize("form", ["images.zip", "images.tar"])
@@ -278,9 +274,7 @@ def test_the_entries_of_a_tar_are_its_files_without_folders(tmp_path):
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.addfile(special("folder", tarfile.DIRTYPE))
         archive.addfile(special("folder/a.jpg", tarfile.REGTYPE))
-    assert ImageStore(tmp_path / "images.tar").find("a.jpg") == TarImageFile(
-        tmp_path / "images.tar", "folder/a.jpg", archives.TarEntry(offset=1024, size=0, modified=0)
-    )
+    assert ImageStore(tmp_path / "images.tar").members() == ["folder/a.jpg"]
 
 
 # Parquet
@@ -326,19 +320,6 @@ def test_a_row_of_a_parquet_file_is_an_image_file(parquet):
             ParquetImageFile(parquet, 2, row).read()
     stamps = {ParquetImageFile(parquet, i // 3, i % 3).stamp() for i in range(9)}
     assert len(stamps) == 9
-
-
-def test_a_row_group_is_read_once_for_rows_in_order(parquet, monkeypatch):
-    groups = []
-    read = pq.ParquetFile.iter_batches
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "iter_batches",
-        lambda self, *rest, **more: groups.extend(more["row_groups"]) or read(self, *rest, **more),
-    )
-    for i in range(7):
-        ParquetImageFile(parquet, i // 3, i % 3).read()
-    assert groups == [0, 1, 2]
 
 
 def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tarfile
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS, contents
+from shards import add
 
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.errors import ConfigError, InputError
@@ -28,14 +28,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(folder: Path, toml: str, **options: Any) -> Path:
-    """The corpus of a manifest in the folder."""
+def prepared(folder: Path, toml: str, **options: Any) -> Any:
+    """The corpus of a manifest in the folder, in `out` beside it."""
     (folder / "mine.toml").write_text(toml, encoding="utf-8")
-    prepare_corpus(
+    return prepare_corpus(
         manifest.find_manifest(str(folder / "mine.toml")),
         folder / "out",
         options=PrepareOptions(**{"workers": 1} | options),
     )
+
+
+def made(folder: Path, toml: str, **options: Any) -> Path:
+    prepared(folder, toml, **options)
     return folder / "out"
 
 
@@ -162,21 +166,15 @@ def test_a_corpus_is_a_source_too(folder):
     assert Corpus.open(again, "train").fingerprint == Corpus.open(folder / "first", "train").fingerprint
 
 
-def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    archive.addfile(info, io.BytesIO(data))
-
-
 def test_webdataset_tars(folder):
     with tarfile.open(folder / "train-0.tar", "w") as archive:
-        add_member(archive, "0001.jpg", DATA[0])
-        add_member(archive, "0001.txt", b"a dog\na brown dog\n")
-        add_member(archive, "0002.json", json.dumps({"caption": "grass", "width": 24}).encode())
-        add_member(archive, "0002.jpg", DATA[1])
+        add(archive, "0001.jpg", DATA[0])
+        add(archive, "0001.txt", b"a dog\na brown dog\n")
+        add(archive, "0002.json", json.dumps({"caption": "grass", "width": 24}).encode())
+        add(archive, "0002.jpg", DATA[1])
     with tarfile.open(folder / "test-0.tar", "w") as archive:
-        add_member(archive, "./0001.jpg", DATA[2])
-        add_member(archive, "./0001.json", json.dumps({"captions": CAPTIONS[2]}).encode())
+        add(archive, "./0001.jpg", DATA[2])
+        add(archive, "./0001.json", json.dumps({"captions": CAPTIONS[2]}).encode())
     out = made(folder, 'format = "webdataset"\n[shards]\ntrain = "train-*.tar"\ntest = ["test-0.tar"]\n', workers=2)
     found = contents(out)
     assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
@@ -195,7 +193,6 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
         {"image": "a.jpg", "caption": ["x", 3]},
         r"caption 1 is a number \(3\)",
     ),
-    "lavis: a path that climbs": ("lavis", {"image": "../x.jpg", "caption": "x"}, "leads out of the folder"),
     "jsonl: no image": ("jsonl", {"caption": "x"}, "no image is named"),
     "jsonl: an image that is a number": (
         "jsonl",
@@ -274,7 +271,7 @@ def with_a_bad_row(folder: Path, form: str, bad: Any) -> str:
     with tarfile.open(folder / "train.tar", "w") as archive:
         for key, members in (("0", {"jpg": DATA[0], "txt": b"x"}), ("1", bad), ("2", {"jpg": DATA[2], "txt": b"y"})):
             for suffix, data in members.items():
-                add_member(archive, f"{key}.{suffix}", data)
+                add(archive, f"{key}.{suffix}", data)
     return 'format = "webdataset"\nshards = { train = "train.tar" }\n'
 
 
@@ -426,10 +423,3 @@ def test_columns_are_chosen_and_change_no_fingerprint(folder):
     shutil.rmtree(folder / "out")
     with pytest.raises(InputError, match=r"m\.jsonl has no column 'yaer' to keep"):
         prepared(folder, toml + 'columns = ["yaer"]\n')
-
-
-def prepared(folder: Path, toml: str) -> Any:
-    (folder / "mine.toml").write_text(toml, encoding="utf-8")
-    return prepare_corpus(
-        manifest.find_manifest(str(folder / "mine.toml")), folder / "out", options=PrepareOptions(workers=1)
-    )

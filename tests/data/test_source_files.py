@@ -320,21 +320,7 @@ def test_a_named_teacher_is_downloaded_once_and_loaded_with_its_settings(tmp_pat
 def test_the_published_teachers_have_recalls():
     known = published.known()
     recalls = {name: one.published for name, one in known.items()}
-    blip = {
-        "blip-coco",
-        "blip-flickr30k",
-        "blip-large-coco",
-        "blip-large-flickr30k",
-        "blip2",
-        "blip2-coco",
-        "bridgetower",
-    }
-    rerankers = {"jina-reranker-m0", "qwen3-vl-reranker-2b"}
-    on_the_hub = blip | rerankers
-    assert (
-        set(recalls)
-        == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"} | on_the_hub
-    )
+    on_the_hub = {name for name in known if not name.startswith(("meter", "vilt"))}
     assert recalls["meter-flickr30k"]["Flickr30K 1K"].image_retrieval == (82.2, 96.3, 98.4)
     assert recalls["blip2-coco"]["COCO 5K"].text_retrieval == (85.4, 97.0, 98.5)
     assert recalls["meter-pretrained"] == {}
