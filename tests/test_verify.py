@@ -144,9 +144,8 @@ def test_all_damages_are_named_and_not_only_the_first(copied, run_verify):
     problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
     for path in damaged:
         assert sum(f"{path} is damaged: its SHA-256 is" in line for line in problems) == 1
-    assert [
-        f"line {number} of {metrics} is damaged" in line for number, line in zip((1, 2), problems[-2:], strict=True)
-    ]
+    for number in (1, 2):
+        assert sum(f"line {number} of {metrics} is damaged" in line for line in problems) == 1
     assert sum("metrics.jsonl" in line for line in problems) == 3  # the file and both lines
 
 

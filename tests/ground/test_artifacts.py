@@ -14,28 +14,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
+from artifact_kinds import KINDS
 from damage import as_new_process
-from encoders import make_pair
-from made_index import killed_before, unit_vectors, write_index
+from made_index import killed_before
 from processes import TIMEOUT_S
-from tiny import contents, make_teacher
+from tiny import contents
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256_of
-from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
-from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import FolderIndex, commit, keywords
-from dcdctl.core.teacher import CandidateConfig, build, read_cache
-from dcdctl.core.training import negatives
-from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 TOY = Kind(
     name="toy",
@@ -326,101 +318,27 @@ def count_hashes(monkeypatch) -> list[Path]:
 # The artifacts of dcdctl
 
 
-@dataclass
+@dataclass(frozen=True)
 class BuiltArtifact:
     """A finished artifact and a function that reads it."""
 
     parts: list[Path]
     read: Callable[[], object]
     """Open the artifact and read all of its parts."""
-    root: Path = Path()
+    root: Path
     """The folder that holds the folder of the artifact."""
 
 
-def make_corpus(folder, corpus) -> BuiltArtifact:
-    source = find_manifest("scenes", ["counts.train=5", "counts.val=2", "counts.test=0", "side_px=16"])
-    prepare_corpus(source, folder / "corpus", options=PrepareOptions(workers=1, shard_size=2))
-
-    def read():
-        for split in ("train", "val"):
-            opened = Corpus.open(folder / "corpus", split)
-            opened.images(range(opened.num_images))
-
-    return BuiltArtifact(sorted(folder.glob("corpus/*.parquet")), read)
-
-
-def make_features(folder, corpus) -> BuiltArtifact:
-    pair = make_pair(corpus.captions, folder / "pair")
-
-    def read():
-        stored = open_or_build(folder / "features", corpus, pair)
-        features._mapped.cache_clear()
-        stored.images(range(corpus.num_images))
-        stored.texts(range(corpus.num_captions))
-
-    read()
-    return BuiltArtifact(sorted(folder.glob("features/*/*.npy")), read)
-
-
-def make_cache(folder, corpus) -> BuiltArtifact:
-    plan = build.build_cache(corpus, make_teacher(corpus.captions), folder / "cache", CandidateConfig(per_query=3)).plan
-
-    def read():
-        read_cache(folder / "cache").lookup(np.arange(corpus.num_images), np.zeros(corpus.num_images))
-        subset = corpus.subset(9)
-        build.reusable_pairs(folder / "cache", subset, {**plan, "corpus": subset.fingerprint})
-
-    return BuiltArtifact(sorted(folder.glob("cache/*.parquet")), read)
-
-
-def make_index(folder, corpus) -> BuiltArtifact:
-    parts = np.split(unit_vectors(120), 3)
-    index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50, keywords=True)
-    commit.commit(
-        index.folder,
-        replace(index.document, generation=2),
-        skipped=[{"path": "a.txt", "reason": "no image", "source": 0}],
-    )
-    assert len(index.segments) == 2
-
-    def read():
-        opened = FolderIndex.open(index.folder)
-        opened.nearest(np.ones((1, opened.dim)), 3)
-        opened.hybrid(["7"], np.ones((1, opened.dim)), 3)
-        keywords.read_words(opened.folder, opened.document.keywords)
-        opened.vectors(np.arange(opened.num_rows))
-        commit.skipped_of(index.folder, opened.document)
-
-    return BuiltArtifact(
-        sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read
-    )
-
-
-def make_negatives(folder, corpus) -> BuiltArtifact:
-    recipe = Recipe(batch=BatchConfig(negatives="mined"), candidates=CandidateConfig(per_query=8))
-    source: Any = SimpleNamespace(corpus=corpus)
-    negatives.save_mined(folder / "run", negatives.mine(source, recipe), corpus, recipe)
-
-    def read():
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(negatives, "mine", lambda *arguments: pytest.fail("mined again"))
-            negatives.read_or_mine(folder / "run", source, recipe)
-
-    return BuiltArtifact([folder / "run" / negatives.FILE], read)
-
-
-ARTIFACTS = {
-    "index": make_index,
-    "negatives": make_negatives,
-    "corpus": make_corpus,
-    "cache": make_cache,
-    "features": make_features,
+PATTERNS = {
+    "image index": "*",
+    "mined negatives": "*",
+    "corpus": "*.parquet",
+    "teacher cache": "*.parquet",
+    "features": "*.npy",
 }
-
-SEALED = [name for name in ARTIFACTS if name != "negatives"]
+"""The parts of each kind of artifact, which its seal lists."""
+SEALED = [kind for kind in PATTERNS if kind != "mined negatives"]
 """The artifacts with a seal beside their parts; mined negatives are one file that contains its checksum."""
-
-
 SEALS = ("index.json", "corpus.json", "cache.json", "features.json")
 
 
@@ -430,15 +348,15 @@ def made() -> dict[str, BuiltArtifact]:
     return {}
 
 
-@pytest.fixture(params=ARTIFACTS)
-def artifact(request, made, tmp_path_factory, corpus, monkeypatch) -> Iterator[BuiltArtifact]:
+@pytest.fixture(params=PATTERNS)
+def artifact(request, made, tmp_path_factory) -> Iterator[BuiltArtifact]:
     """An artifact as it was made, read as by a new process."""
-    monkeypatch.setattr(features, "IMAGES_PER_FILE", 8)
-    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 8)
     if request.param not in made:
         root = tmp_path_factory.mktemp("made") / "root"
         root.mkdir()
-        made[request.param] = dataclasses.replace(ARTIFACTS[request.param](root, corpus), root=root)
+        found = KINDS[request.param](root)
+        parts = [path for path in found.files if path.match(PATTERNS[request.param]) and path.name != "index.json"]
+        made[request.param] = BuiltArtifact(parts, partial(found.read, found.folder), root)
         shutil.copytree(root, root.with_name("intact"))
     artifact = made[request.param]
     as_new_process()
@@ -528,12 +446,6 @@ def test_a_document_with_any_changed_character_is_damaged_or_equal(tmp_path):
             path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
             with contextlib.suppress(StaleError):
                 assert artifacts.read_document(path, 3) == document
-
-
-def test_a_document_of_an_earlier_format_is_named_by_its_format(tmp_path):
-    files.write_json(tmp_path / "plan.json", {"format": 2})
-    with pytest.raises(StaleError, match="is of format 2, this dcdctl reads format 3; make it again"):
-        artifacts.read_document(tmp_path / "plan.json", 3, hint="make it again")
 
 
 @pytest.mark.parametrize("text", ['{"name": "\\ud800", "checksum": ""}', '{"a":' * 900 + "1" + "}" * 900])

@@ -6,7 +6,6 @@ import csv
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import signal
@@ -180,14 +179,6 @@ def as_read(text):
     return text.encode("utf-8", "replace").decode()
 
 
-def test_json_keeps_key_order_and_non_ascii_characters(tmp_path):
-    files.write_json(tmp_path / "a.json", {"z": "é", "a": 1})
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert text.index("z") < text.index("a")
-    assert "é" in text
-    assert json.loads(text) == {"z": "é", "a": 1}
-
-
 def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):
     (tmp_path / "plan.json.123.partial").write_text("{")
     assert files.is_vacant(tmp_path)
@@ -226,10 +217,11 @@ def test_damaged_json_is_an_error_that_names_the_file(tmp_path, data, message):
         files.read_json(path, error=StaleError, hint="build it again")
 
 
-def test_json_survives_a_round_trip(tmp_path):
+def test_json_survives_a_round_trip_with_the_order_of_its_keys_and_non_ascii_characters(tmp_path):
     path = tmp_path / "a.json"
-    files.write_json(path, {"é": [1, None]})
-    assert files.read_json(path) == {"é": [1, None]}
+    files.write_json(path, {"z": [1, None], "a": "é"})
+    assert list(files.read_json(path).items()) == [("z", [1, None]), ("a", "é")]
+    assert "é" in path.read_text(encoding="utf-8")
     files.write_json(path, [{"a": 1}])
     assert files.read_json(path, kind=list) == [{"a": 1}]
     files.write_json(path, {})

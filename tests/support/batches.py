@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dcdctl.core.scoring import Source
@@ -14,7 +16,8 @@ from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 
-def list_batches(
+def _batches(
+    pairs: Callable[..., CandidateLists | AllPairs],
     source: Source,
     config: BatchConfig,
     seed: int,
@@ -22,20 +25,11 @@ def list_batches(
     plan: MicroBatchPlan = UNSPLIT,
     **more: Any,
 ) -> CorpusBatches:
-    """Batches of candidate lists."""
-    return CorpusBatches(source, CandidateLists(source.corpus, config, seed, cache, **more), plan)
+    return CorpusBatches(source, pairs(source.corpus, config, seed, cache, **more), plan)
 
 
-def pair_batches(
-    source: Source,
-    config: BatchConfig,
-    seed: int,
-    cache: TeacherScores | None,
-    plan: MicroBatchPlan = UNSPLIT,
-    **more: Any,
-) -> CorpusBatches:
-    """Batches of all pairs."""
-    return CorpusBatches(source, AllPairs(source.corpus, config, seed, cache, **more), plan)
+list_batches, pair_batches = partial(_batches, CandidateLists), partial(_batches, AllPairs)
+"""Batches of candidate lists, and of all pairs."""
 
 
 def recipe_batches(

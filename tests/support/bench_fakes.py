@@ -43,13 +43,19 @@ class Costs:
     pair: float = 0.0
 
 
-class FakeFusion(nn.Module):
-    kind = "fusion"
+class FakeModel(nn.Module):
+    """It spends time where a model of its kind would."""
+
+    num_weights: int
 
     def __init__(self, clock: Clock, costs: Costs) -> None:
         super().__init__()
         self.preprocess, self.clock, self.costs = Preprocess(), clock, costs
-        self.weight = nn.Parameter(torch.zeros(7))
+        self.weight = nn.Parameter(torch.zeros(self.num_weights))
+
+
+class FakeFusion(FakeModel):
+    kind, num_weights = "fusion", 7
 
     def encode_images(self, images: ImageBatch) -> States:
         # An image costs its own number times the price, so that images can differ.
@@ -67,13 +73,8 @@ class FakeFusion(nn.Module):
         return images.tokens[image_ix_P, 0, 0] + texts.tokens[text_ix_P, 0, 0]
 
 
-class FakeDual(nn.Module):
-    kind = "dual"
-
-    def __init__(self, clock: Clock, costs: Costs) -> None:
-        super().__init__()
-        self.preprocess, self.clock, self.costs = Preprocess(), clock, costs
-        self.weight = nn.Parameter(torch.zeros(5))
+class FakeDual(FakeModel):
+    kind, num_weights = "dual", 5
 
     def embed_images(self, images: ImageBatch):
         self.clock.spend(self.costs.image * float(images.pixel_values.sum()))

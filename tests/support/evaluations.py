@@ -56,16 +56,18 @@ def reseal(folder: Path) -> None:
             change_json(folder / name, files=artifacts.list_files(folder, tables))
 
 
-def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence[int]) -> Path:
+def write_ranks(
+    path: Path, corpus: Corpus, text: Sequence[int], image: Sequence[int], **columns: Sequence[float]
+) -> Path:
+    """The ranks of images, then of captions; `columns` are further ones in that order."""
     owner = corpus.caption_image
     texts = pd.DataFrame({"direction": "text", "query": range(len(text)), "image_id": corpus.image_ids, "rank": text})
     captions = {"caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions, "rank": image}
     images = pd.DataFrame(
         {"direction": "image", "query": range(len(image)), "image_id": np.array(corpus.image_ids)[owner], **captions}
     )
-    pd.concat([texts.assign(caption_id=pd.array([pd.NA] * len(text), dtype="Int64"), caption=None), images]).to_parquet(
-        path, index=False
-    )
+    texts = texts.assign(caption_id=pd.array([pd.NA] * len(text), dtype="Int64"), caption=None)
+    pd.concat([texts, images], ignore_index=True).assign(**columns).to_parquet(path, index=False)
     return path
 
 

@@ -110,15 +110,24 @@ def serve(
     """A server for the block. A tree of files is a dict or a folder; `gated` names the token that a repository
     wants."""
     loopback = Loopback(files, datasets, models, gated)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"loopback": loopback}))
-    loopback.url, loopback.cdn_url = (f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost"))
+    with running(_Handler, loopback=loopback) as port:
+        loopback.url, loopback.cdn_url = (f"http://{host}:{port}" for host in ("127.0.0.1", "localhost"))
+        try:
+            yield loopback
+        finally:
+            for event in loopback.held:
+                event.set()
+
+
+@contextmanager
+def running(handler: type[BaseHTTPRequestHandler], **members: object) -> Iterator[int]:
+    """The port of a server whose handlers have these members."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (handler,), members))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield loopback
+        yield server.server_port
     finally:
-        for event in loopback.held:
-            event.set()
         server.shutdown()
         server.server_close()
         thread.join()

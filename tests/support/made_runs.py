@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from evaluations import document_of, reseal, write_json
+from evaluations import document_of, reseal, write_json, write_ranks
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
@@ -34,34 +34,15 @@ def write_evaluation(
     """ranks.parquet, top.parquet and result.json, or a cascade's with the prefix "cascade-"; `changes` are of the
     document."""
     folder.mkdir(parents=True, exist_ok=True)
-    own_IT, images, captions = own_pairs(corpus), np.arange(corpus.num_images), np.arange(corpus.num_captions)
+    own_IT = own_pairs(corpus)
     sides = {"text": (scores_IT, own_IT), "image": (scores_IT.T, own_IT.T)}
     best = {direction: np.where(own, scores, -np.inf).max(axis=1) for direction, (scores, own) in sides.items()}
     ranks = {
         direction: 1 + ((scores >= best[direction][:, None]) & ~own).sum(axis=1)
         for direction, (scores, own) in sides.items()
     }
-    nothing = [None] * len(images)
-    text = {
-        "query": images,
-        "image_id": corpus.image_ids,
-        "caption_id": pd.array(nothing, dtype="Int64"),
-        "caption": nothing,
-    }
-    ids = np.array(corpus.image_ids)[corpus.caption_image]
-    image = {
-        "query": captions,
-        "image_id": ids,
-        "caption_id": pd.array(corpus.caption_ids, dtype="Int64"),
-        "caption": corpus.captions,
-    }
-    rows = [
-        pd.DataFrame(
-            {"direction": direction, **columns, "rank": ranks[direction], "score": best[direction].astype(np.float32)}
-        )
-        for direction, columns in (("text", text), ("image", image))
-    ]
-    pd.concat(rows, ignore_index=True).to_parquet(folder / f"{prefix}ranks.parquet", index=False)
+    scores = np.concatenate([best["text"], best["image"]]).astype(np.float32)
+    write_ranks(folder / f"{prefix}ranks.parquet", corpus, ranks["text"], ranks["image"], score=scores)
     pd.concat([_top(direction, *sides[direction]) for direction in sides], ignore_index=True).to_parquet(
         folder / f"{prefix}top.parquet", index=False
     )

@@ -24,7 +24,6 @@ from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write
 SIZE = models.ViltSize(
     hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16
 )
-TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=200"]
 
 
 def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize = SIZE) -> models.ViltScorer:
@@ -91,25 +90,39 @@ def make_splits(
     """The same for several splits, which have the same images; returns the first one."""
     folder.mkdir(parents=True)
     entries = {
-        name: _write_split(folder, name, captions, copies or {}, has_colors=has_colors)
+        name: _write_noise(folder, name, captions, copies or {}, has_colors=has_colors)
         for name, captions in splits.items()
     }
     write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": entries})
     return Corpus.open(folder, next(iter(splits)))
 
 
-def _write_split(
+def _write_noise(
     folder: Path, split: str, captions: Sequence[Sequence[str]], copies: Mapping[int, int], *, has_colors: bool
 ) -> dict[str, Any]:
-    """The entry of a split in corpus.json, and its one shard."""
+    """A split of noise images, in one shard."""
     rng = np.random.default_rng(0)
     rows = [_row(rng, image, texts, has_colors=has_colors) for image, texts in enumerate(captions)]
     for copy, original in copies.items():
         rows[copy] = replace(rows[copy], data=rows[original].data)
-    name = shard_name(split, 0, 1)
-    digest = fingerprint_of([row.digest() for row in write_shard(folder / name, rows)])
-    shard = {"file": name, **seal_of(folder / name, rows=len(rows))}
-    return {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": digest, "shards": [shard]}
+    return write_split(folder, split, rows)
+
+
+def write_split(folder: Path, split: str, rows: Sequence[CorpusRow], rows_a_shard: int = 1000) -> dict[str, Any]:
+    """Write the shards of a split; returns its entry in corpus.json."""
+    parts = [rows[i : i + rows_a_shard] for i in range(0, max(len(rows), 1), rows_a_shard)]
+    digests, shards = [], []
+    for number, part in enumerate(parts):
+        file = shard_name(split, number, len(parts))
+        digests += [row.digest() for row in write_shard(folder / file, part)]
+        shards.append({"file": file, **seal_of(folder / file, rows=len(part))})
+    num_captions = sum(len(row.captions) for row in rows)
+    return {
+        "images": len(rows),
+        "captions": num_captions,
+        "fingerprint": fingerprint_of(digests),
+        "shards": shards,
+    }
 
 
 def _row(rng: np.random.Generator, image: int, texts: Sequence[str], *, has_colors: bool) -> CorpusRow:
