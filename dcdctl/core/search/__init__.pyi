@@ -17,7 +17,7 @@ from .columns.where import (
     quoted_value,
 )
 from .config import IndexConfig
-from .exact import Floats, Half, Rows, cosines, unit
+from .exact import Floats, Half, Rows, best_first, cosines, unit
 from .index import FolderIndex
 from .part_files import SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
@@ -70,6 +70,7 @@ __all__ = [
     "VectorFiles",
     "answer_document",
     "as_text",
+    "best_first",
     "check_query",
     "check_vectors",
     "columns_text",

@@ -95,13 +95,18 @@ def _best_of(parts: list[tuple[Rows, Floats]], k: int) -> Rows:
     return rows[scores >= np.partition(scores, -k)[-k] - np.float32(ROUNDING)]
 
 
+def best_first(scores_C: Floats, rows_C: Rows, k: int) -> Rows:
+    """The places of the k highest scores, best first, ties by row."""
+    # lexsort sorts by its last key first: by score, then by row.
+    return np.lexsort((rows_C, -scores_C))[:k]
+
+
 def exact(queries_QD: Floats, candidates: list[Rows], vectors_of: Callable[[Rows], Half], k: int) -> Nearest:
     """The k best candidates of each query by exact cosines; `vectors_of` returns the stored vectors of rows."""
     scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
     rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
         scores = cosines(query_D, vectors_of(rows))
-        # lexsort sorts by its last key first: by score, then by row.
-        order = np.lexsort((rows, -scores))[:k]
+        order = best_first(scores, rows, k)
         scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
     return Nearest(scores_QK, rows_QK)

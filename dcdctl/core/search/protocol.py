@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dcdctl.core.errors import MissingError
+from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search.columns.where import Condition, Value
 from dcdctl.core.search.exact import Half, Rows
@@ -109,6 +109,7 @@ class ImageIndex(ABC):
         MissingError for an index without words; otherwise as `search`.
         """
         self.check_hybrid()
+        # Not abstract: an index without words has no more to say than the error.
         raise NotImplementedError
 
     @abstractmethod
@@ -137,14 +138,14 @@ class ImageIndex(ABC):
         """Whether `image_bytes` finds the image file of a row, without reading the file."""
         try:
             return self.images.exists(*self.source_image(row))
-        except MissingError:
+        except (MissingError, StaleError):
             return False
 
     def captions(self, row: int) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
         try:
-            return self.images.captions(*self.source_image(row))
-        except MissingError:
+            return self.images.read_captions(*self.source_image(row))
+        except (MissingError, StaleError):
             return []
 
 

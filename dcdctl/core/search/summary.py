@@ -14,6 +14,7 @@ from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.query import cut, shown, value_for_json
 from dcdctl.core.search.storage import ImageSource, Part, SealedFile, Segment, text_side_note
 
+# A line of a terminal has room for as many.
 NUM_SHOWN = 4
 """Most frequent values of a column that are named."""
 

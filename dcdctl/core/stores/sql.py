@@ -23,6 +23,7 @@ class Dialect:
 def condition_sql(condition: Condition, columns: pa.Schema, dialect: Dialect) -> str:
     """A condition as an expression that holds for the rows of `search.columns.where.matches`."""
     if isinstance(condition, Joined):
+        # Always in parentheses, because AND binds more strongly than OR.
         return (
             f"({f' {condition.word.upper()} '.join(condition_sql(part, columns, dialect) for part in condition.parts)})"
         )

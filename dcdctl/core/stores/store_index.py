@@ -23,6 +23,7 @@ from dcdctl.core.search import (
     Rows,
     SourceImage,
     SourceImages,
+    best_first,
     cosines,
     text_side_beside,
     unit,
@@ -109,8 +110,7 @@ class StoreIndex(ImageIndex):
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
         scores = cosines(query_D, half_of(images.column("vector")))
-        # lexsort sorts by its last key first: by score, then by row.
-        order = np.lexsort((images.column("row").to_numpy(), -scores))[:k]
+        order = best_first(scores, images.column("row").to_numpy(), k)
         best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
         return tuple(self._hit(values, float(scores[place])) for place, values in zip(order, best, strict=True))
 

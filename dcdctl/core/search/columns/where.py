@@ -121,7 +121,7 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     try:
         # This dialect has ILIKE and quotes names by double quotes, as PostgreSQL does.
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
-        return _Reader(text, pa.schema([*columns, *BUILT_IN]), columns.names).condition(parsed)
+        return _Reader(text, pa.schema([*columns, *BUILT_IN])).condition(parsed)
     except errors.SqlglotError as error:
         found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
@@ -190,8 +190,7 @@ class _Reader:
 
     text: str
     columns: pa.Schema
-    given: list[str]
-    """The names of columns that are not built in."""
+    """Those of the index, and the built-in ones."""
 
     def condition(self, node: exp.Expr) -> Condition:
         from sqlglot import exp
@@ -247,7 +246,9 @@ class _Reader:
             near = difflib.get_close_matches(node.name, self.columns.names, n=1)
             known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(self.columns.names)}"
             hint = (
-                known if self.given else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+                known
+                if len(self.columns) > len(BUILT_IN)
+                else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
             )
             raise self._error(f"has the unknown column {node.name}", hint=hint)
         if type_ is not None and self.columns.field(node.name).type != type_:
