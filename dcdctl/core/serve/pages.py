@@ -67,34 +67,10 @@ def captions_of(index: ImageIndex, rows: Sequence[int]) -> Iterator[str]:
 
 def docs_page(schema: dict[str, Any], config: ServiceConfig) -> str:
     """The HTML of the page about the routes, from their OpenAPI document."""
-    routes = [
-        {
-            "method": method.upper(),
-            "path": path,
-            "summary": route["summary"],
-            "parameters": [
-                {"name": name, "limits": limits, "description": text} for name, limits, text in _parameters(route)
-            ],
-        }
-        for path, methods in schema["paths"].items()
-        for method, route in methods.items()
-    ]
+    size = f"{config.max_upload_bytes / MiB:g}"
     return templates.render(
-        "search-docs.html", config=config, max_upload_mib=f"{config.max_upload_bytes / MiB:g}", routes=routes
+        "search-docs.html", config=config, max_upload_mib=size, paths=schema["paths"], limits_of=_limits
     )
-
-
-def _parameters(route: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The name, the limits and the description of each parameter of a route."""
-    for parameter in route.get("parameters", []):
-        yield parameter["name"], ", ".join(_limits(parameter["schema"])), parameter.get("description", "")
-    if "requestBody" in route:
-        yield "image", "a file", "In the body, as multipart/form-data."
-        yield (
-            "queries",
-            "a list",
-            'Instead of an image, in the body as application/json: {"queries": [{"text": "a red bus", "k": 5}]}.',
-        )
 
 
 def _limits(schema: dict[str, Any]) -> Iterator[str]:
