@@ -229,14 +229,13 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
     asked: list[WaitingText | str | InputError] = []
     for query in queries:
         try:
-            if isinstance(query, BatchQuery) and query.hybrid:
+            if isinstance(query, str):
+                asked.append(query)
+                continue
+            if query.hybrid:
                 _check_words(service)
-            conditions = [] if isinstance(query, str) or query.where is None else [query.where]
-            asked.append(
-                query
-                if isinstance(query, str)
-                else WaitingText(query.text, query.k, _condition(service, [*where, *conditions]), query.hybrid)
-            )
+            conditions = where if query.where is None else [*where, query.where]
+            asked.append(WaitingText(query.text, query.k, _condition(service, conditions), query.hybrid))
         except InputError as error:
             asked.append(error)
     answers = iter(await service.texts.answer_all([one for one in asked if isinstance(one, WaitingText)]))
@@ -338,8 +337,8 @@ def _state_routes(service: ServiceState) -> APIRouter:
     async def health(response: Response) -> HealthResponse:
         searcher, is_ending = service.searcher.now(), service.ending.is_set()
         index, reranker = searcher.index, searcher.reranker
-        response.status_code = 503 if is_ending else 200
-        status, second = "stopping" if is_ending else "ok", reranker.ref if reranker else None
+        status, response.status_code = ("stopping", 503) if is_ending else ("ok", 200)
+        second = reranker.ref if reranker else None
         return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
 
     @router.get("/live", summary="Whether the service answers at all.")

@@ -62,18 +62,15 @@ def printable(line: str) -> str:
 
 def _shortened(text: str) -> str:
     # A traceback names the request at its beginning, and the error at its end.
-    return (
-        text
-        if len(text) <= MAX_RECORD_CHARS
-        else f"{text[: MAX_RECORD_CHARS // 2]} ... {text[-MAX_RECORD_CHARS // 2 :]}"
-    )
+    half = MAX_RECORD_CHARS // 2
+    return text if len(text) <= MAX_RECORD_CHARS else f"{text[:half]} ... {text[-half:]}"
 
 
 class TextFormatter(logging.Formatter):
     """Log records of bounded length without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
+        facts = " ".join(f"{name}={value}" for name, value in getattr(record, "facts", {}).items())
         time = f"{_time(record)} " if record.name == ACCESS.name else ""
         return _shortened(time + super().format(record) + (f" {facts}" if facts else ""))
 
@@ -100,14 +97,10 @@ class JsonFormatter(logging.Formatter):
             fields["process"] = self._process
         if (notes := CURRENT.get()) is not None:
             fields["request_id"] = notes.id
-        fields |= _facts(record)
+        fields |= getattr(record, "facts", {})
         if record.exc_info:
             fields["traceback"] = _shortened(self.formatException(record.exc_info))
         return json.dumps(fields)
-
-
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    return getattr(record, "facts", {})
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -59,10 +59,6 @@ class Shared:
         mark_process_dead(self.number, str(self.folder))
         self._pid_file.unlink(missing_ok=True)
 
-    def pids(self) -> dict[int, int]:
-        """The process id of each process that lives, by its number."""
-        return {int(path.stem): int(path.read_text(encoding="ascii") or 0) for path in self.folder.glob("*.pid")}
-
     @property
     def _pid_file(self) -> Path:
         return self.folder / f"{self.number}.pid"
@@ -150,7 +146,9 @@ class _Processes(Collector):
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for number, pid in sorted(self._shared.pids().items()):
+        files = self._shared.folder.glob("*.pid")
+        pids = {int(path.stem): int(path.read_text(encoding="ascii") or 0) for path in files}
+        for number, pid in sorted(pids.items()):
             for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
                 family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
                 for sample in metric.samples:
