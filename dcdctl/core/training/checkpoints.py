@@ -168,6 +168,7 @@ def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     with files.atomic_path(folder / name) as partial:
         save_file(_unshared(model), partial)
     _write_seal(folder, run, [name], step=step, rsum=rsum)
+    # After the new seal: until then the old one names these weights.
     for old in folder.glob("weights*.safetensors"):
         if old.name != name:
             old.unlink()

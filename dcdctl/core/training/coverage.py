@@ -226,6 +226,7 @@ def measure_preview(
 ) -> Preview:
     """What a training does on pairs that were chosen from these caches. Nothing is encoded."""
     num_steps = count_steps(recipe, pairs.batches_per_epoch)
+    # Reported and not refused: scores of other candidates are correct too.
     differences = [
         line
         for number, cache in enumerate(caches, start=1)

@@ -158,6 +158,7 @@ class Learner:
         seed: int,
         options: TrainingOptions,
     ) -> None:
+        # Before the optimizer is made, which keeps the parameters that it is given.
         self.model = model.to(options.compute.device).train()
         self.objective, self.config, self.num_steps, self.seed = objective, config, num_steps, seed
         self.options = options

@@ -60,6 +60,7 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
         _fit(replace(options, compute=replace(options.compute, precision=precision)), model, batch_size, trial)
         for precision in precisions(options)
     ]
+    # bfloat16 may fit where float32 does not.
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
         raise next(each for each in tried if isinstance(each, InputError))

@@ -43,6 +43,7 @@ class PairObjective:
 
         dims = self.config.dims
         terms = mean_over_widths(outputs, dims, of_scores) if dims else of_scores(outputs)
+        # Of full width: the teacher's vectors have one width, to which all numbers of the student's are projected.
         return terms | _vector_terms(model, outputs, batch, self.config)
 
 

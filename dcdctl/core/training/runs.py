@@ -223,6 +223,7 @@ def start_run(
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     known = check_folder(folder, facts, resume=resume)
+    # A killed process leaves unfinished files, which nothing else would remove.
     for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
     if known is None:

@@ -121,6 +121,7 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
         recipe.candidates.require_packages()
     check_size(recipe.batch, options.micro_batch_plan)
     earlier = runs.check_folder(job.out, {"what": job.kind, "recipe": to_table(recipe)}, resume=job.resume)
+    # Features are written before the first step, and may take hours.
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
     return replace(plan, options=memory.recorded(options, earlier))

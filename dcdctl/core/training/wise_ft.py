@@ -24,6 +24,7 @@ def average_with_start(
     share = recipe.model.average_with_start
     if not share:
         return
+    # Adapters are modules of other names, so the start is made without them.
     unadapted = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
     start = make_model(replace(recipe, model=unadapted), captions, teacher)
     if start.digest != start_digest:

@@ -188,6 +188,7 @@ class _BatchSource:
 
     def __init__(self, encoded: EncodedBatch, preprocess: Preprocessor) -> None:
         self.encoded, self.preprocess = encoded, preprocess
+        # Student and teacher read the same images, which are decoded once.
         self._decoded: dict[int, Any] = {}
 
     def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:

@@ -78,6 +78,7 @@ class LossConfig:
             )
 
     def _check_options(self) -> None:
+        # A setting that no loss reads would have no effect, and nobody would notice.
         for name, value_if_unset in (("label_smoothing", 0.0), ("weight_group", None)):
             readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
             value = getattr(self, name)

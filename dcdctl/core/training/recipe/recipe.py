@@ -314,6 +314,7 @@ class Recipe:
             widths = ", ".join(map(str, self.loss.dims))
             message = f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none"
             raise ConfigError(message, hint="set model.kind to dual, or leave loss.dims out")
+        # Without a teacher all drawn negatives are kept.
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
