@@ -50,13 +50,6 @@ def test_invalid_layers_of_a_student_are_refused(vilt, layers, message):
         vilt.student(layers)
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(1, [0]), (2, [0]), (4, [0, 3]), (6, [0, 3, 5]), (12, [0, 2, 4, 7, 9, 11])]
-)
-def test_every_other_layer_is_chosen_as_by_dcd_and_distilbert(count, expected):
-    assert models.every_other(count) == expected
-
-
 def test_the_vocabulary_of_a_dual_student_covers_its_captions(captions):
     student = models.dual_student(
         DualSize(hidden_size=16, intermediate_size=16, num_vision_layers=1, num_text_layers=1), captions

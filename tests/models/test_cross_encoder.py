@@ -88,10 +88,10 @@ def all_logits(scorer, images, batch_size=1000):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_logits_are_those_of_predict_for_one_pair_at_a_time(scorer, images, alone, batch_size):
-    assert scorer.shares_prefix
+    assert scorer._shared is not None
     assert alone.std() > 0.5
     assert_close(all_logits(scorer, images, batch_size), alone, rtol=0, atol=2e-5)
-    assert scorer.shares_prefix
+    assert scorer._shared is not None
 
 
 def test_text_first_is_the_pair_of_caption_and_image(folder, library, images, alone):
@@ -99,7 +99,7 @@ def test_text_first_is_the_pair_of_caption_and_image(folder, library, images, al
     expected = torch.stack(
         [torch.stack([library.predict((text, image), **NO_SIGMOID) for text in TEXTS]) for image in images]
     )
-    assert not swapped.shares_prefix
+    assert swapped._shared is None
     assert_close(all_logits(swapped, images), expected, rtol=0, atol=2e-5)
     assert (expected - alone).abs().max() > 0.1
 
@@ -164,7 +164,7 @@ def test_half_precision_shares_too_and_stays_near(folder, images, alone):
     half = models.load_fusion(folder, {"dtype": "bfloat16"})
     assert next(half.parameters()).dtype == torch.bfloat16
     logits = all_logits(half, images)
-    assert half.shares_prefix
+    assert half._shared is not None
     # Weights and activations have 8 bits.
     assert 1e-4 < (logits - alone).abs().max() < 0.3
 
@@ -241,7 +241,7 @@ def test_a_model_that_shares_wrongly_is_found_out_and_scored_plainly(folder, ima
     )
     scorer = models.load_fusion(folder)
     logits = all_logits(scorer, images)
-    assert not scorer.shares_prefix
+    assert scorer._shared is None
     assert [record.getMessage().partition(": ")[0] for record in logged.records] == [str(folder)]
     assert "scores would differ by" in logged.text
     assert_close(logits, alone, rtol=0, atol=2e-5)

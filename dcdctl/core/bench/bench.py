@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -121,8 +122,9 @@ def compare(
             timings = rates.measure(bench_models, config, timer, track)
             runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
             if onnx is not None:
+                runtimes[ONNX] = f"onnxruntime {version('onnxruntime')}", "float32"
                 # An export has the weights and the operations of the student.
-                runtimes[ONNX], footprints[ONNX] = (models.onnxruntime_version(), "float32"), footprints[STUDENT]
+                footprints[ONNX] = footprints[STUDENT]
         machine = {**devices.describe(device), "load_average": [load_before, devices.load_average()]}
     times = {
         name: _model_times(each, corpus, config, footprints[name], *runtimes[name]) for name, each in timings.items()

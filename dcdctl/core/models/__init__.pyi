@@ -9,7 +9,7 @@ from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
-from .fusion import FusionScorer, every_other
+from .fusion import FusionScorer
 from .inputs import ImageBatch, Pairs, States, TextBatch, with_copies
 from .load_save import (
     check_ref,
@@ -33,7 +33,6 @@ from .onnx import (
     export_onnx,
     export_text_tower,
     exports_text_towers,
-    onnxruntime_version,
     quantize_dynamic,
     require_onnx,
 )
@@ -86,7 +85,6 @@ __all__ = [
     "convert",
     "dual_from_backbones",
     "dual_student",
-    "every_other",
     "export_onnx",
     "export_text_tower",
     "exports_text_towers",
@@ -107,7 +105,6 @@ __all__ = [
     "new_frozen_dual",
     "new_vilt",
     "num_text_positions",
-    "onnxruntime_version",
     "pair_products",
     "parse_overrides",
     "prefix_vectors",

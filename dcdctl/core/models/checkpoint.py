@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcdctl.core import files
 from dcdctl.core.errors import DcdError, ModelError
 from dcdctl.core.models.preprocess import silence_transformers
 
@@ -69,15 +67,6 @@ def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:
     state = {name: tensor.half() for name, tensor in network.state_dict().items()} if half else None
     with silence_transformers():
         network.save_pretrained(folder, state_dict=state)
-
-
-def save_own(network: nn.Module, table: Mapping[str, Any], folder: Path, *, half: bool = False) -> None:
-    """Write config.json from a table and the weights of a network that is not a class of transformers; float16 where
-    `half`."""
-    state = to_dtype(network.state_dict(), torch.float16 if half else torch.float32)
-    files.write_json(folder / "config.json", table)
-    # safetensors refuses tensors that are not contiguous.
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
 
 
 def to_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

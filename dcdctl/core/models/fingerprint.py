@@ -144,15 +144,14 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     0.03 s.
     """
     attributes = {name: _plain(getattr(tokenizer, name)) for name in _TOKENIZER_ATTRIBUTES}
-    digest = _backend_digest(tokenizer.backend_tokenizer) if tokenizer.is_fast else _saved_digest(tokenizer)
+    if tokenizer.is_fast:
+        # The backend reads a number as up to one unit in the last place off, so numbers that are saved again differ
+        # from those that were read.
+        saved = json.loads(tokenizer.backend_tokenizer.to_str(), parse_float=lambda text: float(np.float32(text)))
+        digest = files.digest_of({name: value for name, value in saved.items() if name not in _BACKEND})
+    else:
+        digest = _saved_digest(tokenizer)
     return {"class": type(tokenizer).__name__, "digest": digest, **attributes}
-
-
-def _backend_digest(backend: Any) -> str:
-    # The backend reads a number as up to one unit in the last place off, so numbers that are saved again differ from
-    # those that were read.
-    saved = json.loads(backend.to_str(), parse_float=lambda text: float(np.float32(text)))
-    return files.digest_of({name: value for name, value in saved.items() if name not in _BACKEND})
 
 
 def _saved_digest(tokenizer: Any) -> str:

@@ -111,16 +111,3 @@ class FusionScorer(RetrievalModel):
     def calibrate(self, logits: Tensor) -> Tensor:
         """The logits, unchanged: a fusion student learns the teacher's scale itself."""
         return logits
-
-
-def every_other(num_layers: int) -> list[int]:
-    """Half of the layers, evenly spread, with the first and the last: DCD's choice from 6 layers, DistilBERT's from 12.
-
-    >>> every_other(6)
-    [0, 3, 5]
-    >>> every_other(12)
-    [0, 2, 4, 7, 9, 11]
-    """
-    count = (num_layers + 1) // 2
-    # Halves are rounded up; `round` takes 2.5 to 2, and DCD takes layer 3 of 6.
-    return [int(index * (num_layers - 1) / max(count - 1, 1) + 0.5) for index in range(count)]

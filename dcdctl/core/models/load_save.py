@@ -246,7 +246,11 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
     path = Path(ref).expanduser()
     # A file or folder of the user with this name comes first.
     if str(ref) in BUILT_IN and not path.exists():
-        return "folder", str(_built_in_folder(str(ref)))
+        folder = _TEACHERS / str(ref)
+        if not (folder / CONFIG_FILE).exists():
+            problem = f"this installation has no built-in model {ref}"
+            raise ModelError(problem, hint="install dcdctl from its wheel again")
+        return "folder", str(folder)
     if path.is_file():
         if path.suffix != ".ckpt":
             raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
@@ -261,13 +265,6 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
     return "hub", str(ref)
-
-
-def _built_in_folder(name: str) -> Path:
-    folder = _TEACHERS / name
-    if not (folder / CONFIG_FILE).exists():
-        raise ModelError(f"this installation has no built-in model {name}", hint="install dcdctl from its wheel again")
-    return folder
 
 
 def _model_folder(path: Path) -> Path:
@@ -292,9 +289,9 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
 
     overrides = read_overrides(table)
     state, hyper = official.unpack(read_checkpoint(path), path)
-    if official_meter.is_meter(state):
+    if any(name.startswith("cross_modal_") for name in state):
         return official_meter.from_state(state, hyper, overrides, path)
-    if official_vilt.is_vilt(state):
+    if "transformer.pos_embed" in state:
         return official_vilt.from_state(state, hyper, overrides, path)
     raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
 
@@ -317,7 +314,7 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family |
     if model_type is None:
         raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)
     family = FAMILIES.get(model_type) or plugins.find(model_type)
-    if family is None and folders.is_sentence_transformer(folder):
+    if family is None and (folder / folders.MODULES_FILE).is_file():
         problem = f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone"
         raise ModelError(problem, hint="name it as candidates.model; a dual encoder embeds images and texts")
     if family is None:

@@ -29,7 +29,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +189,6 @@ def require_onnx() -> None:
     require_extra("onnx", *PACKAGES, needed_by="ONNX")
 
 
-def onnxruntime_version() -> str:
-    """The runtime and its version, for reports."""
-    return f"onnxruntime {version('onnxruntime')}"
-
-
 def export_onnx(model: Model, folder: Path) -> Towers:
     """Write both files of a dual encoder, in float32, into a new folder, atomically.
 
@@ -352,15 +346,6 @@ def _compare_texts(tower: TextTower, model: DualEncoder, preprocess: Preprocesso
     return difference
 
 
-def _metadata(model: DualEncoder) -> dict[str, str]:
-    """What makes a logit of a cosine."""
-    bias = model.logit_bias
-    return {
-        "logit_scale": repr(float(model.logit_scale)),
-        **({} if bias is None else {"logit_bias": repr(float(bias))}),
-    }
-
-
 def largest_difference(vectors: Tensor, expected: Tensor) -> float:
     """The largest difference of a coordinate between two sets of vectors."""
     return float((vectors.float() - expected.float()).abs().max())
@@ -480,7 +465,11 @@ def _write(
                 tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
             )
             assert program is not None
-            program.model.metadata_props.update(_metadata(tower.model))
+            # What makes a logit of a cosine.
+            numbers = {"logit_scale": tower.model.logit_scale, "logit_bias": tower.model.logit_bias}
+            program.model.metadata_props.update(
+                {name: repr(float(number)) for name, number in numbers.items() if number is not None}
+            )
             program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:

@@ -74,15 +74,18 @@ class Preprocess:
             cropped = [_meter_crop(image, self.image_size_px, self._resample) for image in images]
             return ImageBatch(self._normalize_and_pad(cropped).pixel_values)
         rgb_images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
-        if self._is_vilt:
+        if self._known_steps == "vilt":
             return self._normalize_and_pad(
                 [_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images]
             )
-        if self._is_bridgetower:
+        if self._known_steps == "bridgetower":
+            # ViLT's resizing, then a square from the center, black where the image is smaller.
             crop = int(self.image_processor.crop_size["shortest_edge"])
             resized = (_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images)
-            return ImageBatch(self._normalize_and_pad([_center(image, crop) for image in resized]).pixel_values)
-        if self._is_square:
+            corners = ((image, (image.width - crop) // 2, (image.height - crop) // 2) for image in resized)
+            cropped = [image.crop((left, top, left + crop, top + crop)) for image, left, top in corners]
+            return ImageBatch(self._normalize_and_pad(cropped).pixel_values)
+        if self._known_steps == "square":
             size = self.image_processor.size
             side = (int(size["width"]), int(size["height"]))
             batch = self._normalize_and_pad([_resize(image, side, self._resample) for image in rgb_images])
@@ -155,32 +158,21 @@ class Preprocess:
         return type(self.image_processor).__name__ == TIMM_PROCESSOR
 
     @cached_property
-    def _is_vilt(self) -> bool:
+    def _known_steps(self) -> Literal["vilt", "bridgetower", "square", ""]:
+        """The steps that are computed here; empty if the processor is called itself."""
         processor = self.image_processor.to_dict()
-        return processor["image_processor_type"] == "ViltImageProcessor" and self._resizes_and_normalizes(processor)
-
-    @cached_property
-    def _is_bridgetower(self) -> bool:
-        """ViLT's resizing, then a square from the center. The processor itself fails for very long images."""
-        processor = self.image_processor.to_dict()
-        is_known = processor["image_processor_type"] == "BridgeTowerImageProcessor" and bool(
-            processor.get("do_center_crop")
-        )
-        return is_known and self._resizes_and_normalizes(processor)
-
-    @cached_property
-    def _is_square(self) -> bool:
-        processor = self.image_processor.to_dict()
-        is_known = processor["image_processor_type"] in _SQUARE_PROCESSORS and not processor.get("do_center_crop")
-        return (
-            is_known
-            and {name for name, value in dict(processor["size"]).items() if value} == {"height", "width"}
-            and self._resizes_and_normalizes(processor)
-        )
-
-    @staticmethod
-    def _resizes_and_normalizes(processor: dict[str, Any]) -> bool:
-        return bool(processor.get("do_resize") and processor.get("do_rescale") and processor.get("do_normalize"))
+        if not all(processor.get(step) for step in ("do_resize", "do_rescale", "do_normalize")):
+            return ""
+        name, crops = processor["image_processor_type"], processor.get("do_center_crop")
+        if name == "ViltImageProcessor":
+            return "vilt"
+        if name == "BridgeTowerImageProcessor" and crops:
+            # The processor itself fails for very long images.
+            return "bridgetower"
+        if name in _SQUARE_PROCESSORS and not crops:
+            sides = {side for side, value in dict(processor["size"]).items() if value}
+            return "square" if sides == {"height", "width"} else ""
+        return ""
 
     @property
     def _resample(self) -> Image.Resampling:
@@ -232,12 +224,6 @@ class Preprocess:
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, resample=resample)
-
-
-def _center(image: Image.Image, side: int) -> Image.Image:
-    """The central square of an image; black where the image is smaller."""
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.crop((left, top, left + side, top + side))
 
 
 def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:

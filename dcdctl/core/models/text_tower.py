@@ -136,6 +136,8 @@ class TextTower:
 
         if settings.cleaning:
             require_extra("open-clip", "ftfy", needed_by="the texts of a model of open_clip")
+        self.max_text_len, self.unknown_id = settings.max_text_len, settings.unknown_id
+        self.special_ids = frozenset(settings.special_ids)
         self._settings, self._clean = settings, CLEANINGS[settings.cleaning]
         self._tokenizer = Tokenizer.from_str((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
         self._tokenizer.encode_special_tokens = settings.splits_special_tokens
@@ -185,21 +187,6 @@ class TextTower:
                 f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
             ) from error
         return TextTower(folder, settings, threads)
-
-    @property
-    def max_text_len(self) -> int:
-        """Maximum number of tokens of a text, including special ones."""
-        return self._settings.max_text_len
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """The ids of tokens that stand for no text."""
-        return frozenset(self._settings.special_ids)
-
-    @property
-    def unknown_id(self) -> int | None:
-        """The id of words that the tokenizer does not know; None if it knows all."""
-        return self._settings.unknown_id
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Texts as tokens, cleaned and cut to `max_text_len`."""

@@ -15,7 +15,6 @@ the stream it attends to, D width, H heads, d width of a head.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -169,32 +168,10 @@ class CoAttentionNetwork(NetworkOverEncoders):
             vision, text, size, EncoderProjections(backbones.image_width(vision), text.config.hidden_size, cosine)
         )
 
-    def start_from(self, cosine: EncoderProjections) -> None:
-        """Add the logit of a copy of these projections. At first it is the whole logit, since the head becomes zero."""
-        self.cosine = copy.deepcopy(cosine).requires_grad_(True)
-        nn.init.zeros_(self.rank_output.weight)
-        nn.init.zeros_(self.rank_output.bias)
-
     @property
     def steps(self) -> list[tuple[FusionLayer, FusionLayer]]:
         """The layers of each fusion step, text first."""
         return cast(list[tuple[FusionLayer, FusionLayer]], list(zip(self.text_layers, self.image_layers, strict=True)))
-
-    @property
-    def shared_modules(self) -> list[nn.Module]:
-        """The parts that a student shares with its teacher: everything before the fusion."""
-        return [self.vision, self.text, self.image_transform, self.text_transform, self.modality]
-
-    def image_stream(self, features: Tensor) -> Tensor:
-        """The image stream before the fusion, I x V x D: image features, transformed, with the modality's vector
-        added."""
-        tokens: Tensor = self.image_transform(features) + self.modality.weight[IMAGE_ROW]
-        return tokens
-
-    def text_stream(self, features: Tensor) -> Tensor:
-        """The text stream before the fusion, T x L x D."""
-        tokens: Tensor = self.text_transform(features) + self.modality.weight[TEXT_ROW]
-        return tokens
 
     def rank(self, text_BND: Tensor, image_BND: Tensor) -> Tensor:
         """Logits of B pairs from the first tokens of both streams."""
@@ -222,8 +199,7 @@ class CoAttentionNetwork(NetworkOverEncoders):
 def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
     """The untrained network of a table from `CoAttentionNetwork.to_table`."""
     vision, text = (AutoConfig.for_model(**table[name]) for name in ("vision", "text"))
-    projection = table.get("cosine")  # not in older files
-    cosine = None if projection is None else ProjectionSize(**projection)
+    cosine = None if table["cosine"] is None else ProjectionSize(**table["cosine"])
     return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]), cosine)
 
 

@@ -19,7 +19,14 @@ from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families import coattention
-from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, FusionSize, network_from_table
+from dcdctl.core.models.families.coattention import (
+    IMAGE_ROW,
+    TEXT_ROW,
+    CoAttentionNetwork,
+    FusionLayer,
+    FusionSize,
+    network_from_table,
+)
 from dcdctl.core.models.families.frozen_dual import FrozenDual
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -54,9 +61,17 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
 
     def student(self, layers: Sequence[int]) -> Self:
         layers = self.checked_layers(layers)
-        shared = {id(module): module for module in self.network.shared_modules}
+        teacher = self.network
+        before_fusion = (
+            teacher.vision,
+            teacher.text,
+            teacher.image_transform,
+            teacher.text_transform,
+            teacher.modality,
+        )
+        shared: dict[int, nn.Module] = {id(module): module for module in before_fusion}
         # deepcopy does not copy what its memo holds, so the student keeps the teacher's own modules.
-        network = copy.deepcopy(self.network, memo=dict(shared))
+        network = copy.deepcopy(teacher, memo=dict(shared))
         # In this order: the network contains the shared parts, which must end up frozen.
         network.requires_grad_(True)
         for module in shared.values():
@@ -88,18 +103,20 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
         features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_images(features.tokens)
-        return features.with_tokens(self.network.image_stream(self._to_own_dtype(features.tokens)), vectors)
+        return self._stream(features, self.network.image_transform, IMAGE_ROW, vectors)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The text stream before the fusion, T x L x D, of captions or of their features."""
         features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_texts(features.tokens, features.mask)
-        return features.with_tokens(self.network.text_stream(self._to_own_dtype(features.tokens)), vectors)
+        return self._stream(features, self.network.text_transform, TEXT_ROW, vectors)
 
-    def _to_own_dtype(self, features: Tensor) -> Tensor:
+    def _stream(self, features: States, transform: nn.Linear, row: int, vectors: Tensor | None) -> States:
+        """Features at the width of the fusion, with the vector of their modality added."""
+        modality = self.network.modality.weight
         # Stored features are float16.
-        return features.to(self.network.modality.weight.dtype)
+        return features.with_tokens(transform(features.tokens.to(modality.dtype)) + modality[row], vectors)
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
@@ -165,7 +182,11 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None
         raise ModelError(
             f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint
         )
-    scorer.network.start_from(dual.network.projections)
+    network = scorer.network
+    network.cosine = copy.deepcopy(dual.network.projections).requires_grad_(True)
+    # At first the cosine is the whole logit.
+    nn.init.zeros_(network.rank_output.weight)
+    nn.init.zeros_(network.rank_output.bias)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:

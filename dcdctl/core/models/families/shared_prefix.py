@@ -68,11 +68,6 @@ class _Prompt:
     head: Ids
     tail: Ids
 
-    def is_like(self, other: _Prompt, image_token: int) -> bool:
-        """Whether two prompts differ at most in their numbers of image tokens."""
-        texts = [tuple(token for token in prompt.head if token != image_token) for prompt in (self, other)]
-        return texts[0] == texts[1] and self.tail == other.tail
-
 
 @dataclass(frozen=True)
 class _Prefix:
@@ -129,7 +124,11 @@ class SharedPrefix:
         """Raw logits of B captions that fit, with one image, float32. SharingError if the image's prompt is not of the
         expected shape."""
         suffixes = [self._prompt_of(caption).tail[len(self._common) :] for caption in captions]
-        prefix = self._prefix(image, captions[0])
+        key = self._key(image)
+        if self._last is None or self._last.key != key:
+            self._last = None  # two prefixes need not fit into memory
+            self._last = self._compute(key, image, captions[0])
+        prefix = self._last
         if prefix.cache.get_seq_length() + max(map(len, suffixes)) > self._max_length:
             raise SharingError("a caption and its image have more tokens than the model reads")
         return self._continue(prefix, suffixes)
@@ -161,17 +160,12 @@ class SharedPrefix:
         cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         return image.size, image.tobytes(), device, cast
 
-    def _prefix(self, image: Image.Image, caption: str) -> _Prefix:
-        key = self._key(image)
-        if self._last is None or self._last.key != key:
-            self._last = None  # two prefixes need not fit into memory
-            self._last = self._compute(key, image, caption)
-        return self._last
-
     def _compute(self, key: object, image: Image.Image, caption: str) -> _Prefix:
         features = self._preprocess(image, caption)
         prompt = self._split(features)
-        if not prompt.is_like(self._prompt_of(caption), self._image_token):
+        expected = self._prompt_of(caption)
+        texts = [[token for token in each.head if token != self._image_token] for each in (prompt, expected)]
+        if texts[0] != texts[1] or prompt.tail != expected.tail:
             raise SharingError("an image changes more of the prompt than the number of its tokens")
         length, total = len(prompt.head) + len(self._common), len(prompt.head) + len(prompt.tail)
         for name, value in features.items():

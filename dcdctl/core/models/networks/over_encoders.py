@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, to_dtype
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.backbones import EncoderPair
 from dcdctl.core.models.preprocess import hub_errors
@@ -69,4 +69,7 @@ class ModelOverEncoders(RetrievalModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, which no other library reads."""
-        save_own(self.network, self.config, folder, half=half)
+        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
+        files.write_json(folder / "config.json", self.config)
+        # safetensors refuses tensors that are not contiguous.
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)

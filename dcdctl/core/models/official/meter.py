@@ -100,11 +100,6 @@ _NEEDED = {
 """Tensors that give the sizes."""
 
 
-def is_meter(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict is METER's or DCD's."""
-    return any(name.startswith("cross_modal_") for name in state)
-
-
 def from_state(
     state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path
 ) -> CoAttentionScorer:

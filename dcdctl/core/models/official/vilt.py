@@ -42,11 +42,6 @@ _PREFIXES = {
 }
 
 
-def is_vilt(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict is ViLT's."""
-    return "transformer.pos_embed" in state
-
-
 def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path) -> ViltScorer:
     """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
     check_no_text_encoder(overrides, path)

@@ -62,21 +62,19 @@ def check_sizes(folder: Path) -> None:
 
     Does nothing without a configuration, such as for a Hub id.
     """
-    for name, aliases in (("config.json", {}), (OPEN_CLIP_FILE, OF_OPEN_CLIP)):
-        if (folder / name).is_file():
-            _check_file(folder / name, aliases)
-
-
-def _check_file(path: Path, aliases: Mapping[str, str]) -> None:
-    weights = _Weights(path.parent)
-    for name, field, value in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
-        if field in ALWAYS_ACCEPTED and 0 <= value <= ALWAYS_ACCEPTED[field]:
+    weights = _Weights(folder)
+    for file, aliases in (("config.json", {}), (OPEN_CLIP_FILE, OF_OPEN_CLIP)):
+        path = folder / file
+        if not path.is_file():
             continue
-        limit = weights.limit(field)
-        if not 0 <= value <= limit:
-            raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
+        for name, field, value in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
+            if field in ALWAYS_ACCEPTED and 0 <= value <= ALWAYS_ACCEPTED[field]:
+                continue
+            limit = weights.limit(field)
+            if not 0 <= value <= limit:
+                raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
 
 
 def _sizes(root: dict[str, Any], aliases: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:

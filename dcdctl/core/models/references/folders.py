@@ -86,11 +86,6 @@ def network_folder(folder: Path) -> Path:
     return folder / path if not files.escapes_root(path) and (folder / path / CONFIG_FILE).is_file() else folder
 
 
-def is_sentence_transformer(folder: Path) -> bool:
-    """Whether a folder is a SentenceTransformer, of whatever inputs."""
-    return (folder / MODULES_FILE).is_file() and not is_cross_encoder(folder)
-
-
 def module_types(folder: Path) -> list[str]:
     """The dotted names of the classes of a SentenceTransformer's modules."""
     return [str(module.get("type", "")) for module in _modules(folder)]
