@@ -76,7 +76,7 @@ def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
         )
     else:
         expected_IT = network(**images, **texts).logits_per_image
-    pairs = models.Pairs(
+    pairs = models.PairBatch(
         model.preprocess.images(photos),
         model.preprocess.texts(CAPTIONS),
         torch.arange(4)[:, None],

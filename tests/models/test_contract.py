@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States
+from dcdctl.core.models import DualEncoder, FusionScorer, PairBatch, States
 from dcdctl.core.models.protocols import Encoders
 
 BASES = {"fusion": FusionScorer, "dual": DualEncoder}
@@ -65,12 +65,12 @@ def state_of(model) -> tuple[object, ...]:
 
 
 @pytest.fixture
-def pairs(model, pil_images, captions) -> Pairs:
-    return Pairs(model.preprocess.images(pil_images), model.preprocess.texts(captions), IMAGE_IX, TEXT_IX)
+def pairs(model, pil_images, captions) -> PairBatch:
+    return PairBatch(model.preprocess.images(pil_images), model.preprocess.texts(captions), IMAGE_IX, TEXT_IX)
 
 
 @torch.no_grad()
-def logits_of(model, pairs: Pairs) -> torch.Tensor:
+def logits_of(model, pairs: PairBatch) -> torch.Tensor:
     return model.logits(model.outputs(pairs), pairs)[0]
 
 
@@ -134,8 +134,10 @@ def test_outputs_of_micro_batches_equal_rows_of_the_outputs_of_the_batch(model, 
     with torch.no_grad():
         expected = model.outputs(pairs)
         if model.kind == "dual":
-            parts = [Pairs(preprocess.images(pil_images[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
-            parts.append(Pairs(preprocess.images(pil_images[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX))
+            parts = [PairBatch(preprocess.images(pil_images[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
+            parts.append(
+                PairBatch(preprocess.images(pil_images[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX)
+            )
         else:
             parts = [
                 dataclasses.replace(pairs, image_ix_RC=IMAGE_IX[rows], text_ix_RC=TEXT_IX[rows])

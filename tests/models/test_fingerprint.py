@@ -202,7 +202,7 @@ def test_use_and_place_leave_the_fingerprint(saved, variant, tmp_path):
     assert before == both(saved(variant).model)
     with torch.no_grad():
         model.outputs(
-            models.Pairs(
+            models.PairBatch(
                 model.preprocess.images(images()), model.preprocess.texts(CAPTIONS), *torch.zeros(2, 1, 2).long()
             )
         )

@@ -257,7 +257,7 @@ def changed_by_a_step(model, photos):
     """The names of the weights that one step on four pairs changes; those of a decoder, which embeds nothing, never
     do."""
     images, texts = model.preprocess.images(photos), model.preprocess.texts(CAPTIONS)
-    pairs = models.Pairs(images, texts, torch.arange(4)[:, None], torch.arange(4)[:, None])
+    pairs = models.PairBatch(images, texts, torch.arange(4)[:, None], torch.arange(4)[:, None])
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     optimizer = make_optimizer(model.train(), OptimizerConfig(lr=1e-3, weight_decay=0.0))
     # Squares, because a softmax would cancel the bias.

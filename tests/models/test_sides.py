@@ -18,7 +18,7 @@ from transformers import AutoModel, SiglipTextModel, logging
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import Pairs
+from dcdctl.core.models import PairBatch
 from dcdctl.core.models.networks import backbones
 
 ALONE = "cannot be taken alone"
@@ -115,7 +115,7 @@ def test_a_pair_of_encoders_trains_and_loads_again_or_is_refused(
         assert caught.value.hint
         return
     model = build(*refs)
-    pairs = Pairs(model.preprocess.images(pil_images[:2]), model.preprocess.texts(captions[:2]), IX, IX.T)
+    pairs = PairBatch(model.preprocess.images(pil_images[:2]), model.preprocess.texts(captions[:2]), IX, IX.T)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)

@@ -10,7 +10,7 @@ from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
 from .fusion import FusionScorer
-from .inputs import ImageBatch, Pairs, States, TextBatch, with_copies
+from .inputs import ImageBatch, PairBatch, States, TextBatch, with_copies
 from .load_save import (
     check_ref,
     convert,
@@ -63,7 +63,7 @@ __all__ = [
     "ImageBatch",
     "Model",
     "OnnxDual",
-    "Pairs",
+    "PairBatch",
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, Pairs, States, TextBatch, select_rows
+from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch, select_rows
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.towers import TrainedParts
@@ -124,12 +124,12 @@ class DualEncoder(RetrievalModel):
         """The vectors of a batch, I x D and T x D."""
         return self.embed_images(images), self.embed_texts(texts)
 
-    def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
+    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The vectors of all images and texts, I x D and T x D, float32."""
         images_ID, texts_TD = self(pairs.images, pairs.texts)
         return images_ID.float(), texts_TD.float()
 
-    def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor]:
         """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
         images_ID, texts_TD = outputs
         # Autocast would round the vectors of this product: at a scale of 100 a step of bfloat16 is half a logit.

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.inputs import ImageBatch, Pairs, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, PairBatch, States, TextBatch
 from dcdctl.core.models.model import RetrievalModel
 from dcdctl.core.models.networks.attention import enable_checkpointing
 
@@ -97,13 +97,13 @@ class FusionScorer(RetrievalModel):
         """Logits of P pairs of a batch."""
         return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
 
-    def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
+    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The logits of the pairs, R x C, float32."""
         image_ix_RC, text_ix_RC = pairs.indices_on_cpu
         logits_P = self(pairs.images, pairs.texts, image_ix_RC.flatten(), text_ix_RC.flatten())
         return (logits_P.view(pairs.image_ix_RC.shape).float(),)
 
-    def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, None]:
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, None]:
         """The logits of the pairs; those of all images with all texts would each need a pass through the fusion
         layers."""
         return outputs[0], None

@@ -209,7 +209,7 @@ class States(_Rows):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBatch:
     """Images, texts and the R x C pairs of them that a step of training computes; each image and text appears once,
     whatever its pairs."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
-from dcdctl.core.models.inputs import Pairs
+from dcdctl.core.models.inputs import PairBatch
 from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 
@@ -62,12 +62,12 @@ class RetrievalModel(nn.Module, ABC):
         return ()
 
     @abstractmethod
-    def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
+    def outputs(self, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The float32 tensors of a micro-batch from which `logits` computes a loss's inputs; row k of each comes from
         row k of its input. Outputs of several micro-batches may be concatenated row by row."""
 
     @abstractmethod
-    def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+    def logits(self, outputs: Sequence[Tensor], pairs: PairBatch) -> tuple[Tensor, Tensor | None]:
         """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for
         a fusion model."""
 

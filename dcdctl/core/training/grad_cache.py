@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dcdctl.core import devices, distributed
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import Pairs
+from dcdctl.core.models import PairBatch
 from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatch, MicroBatchPlan, RowRange
 
 Objective = Callable[[Any, Any], dict[str, Tensor]]
@@ -31,7 +31,7 @@ Objective = Callable[[Any, Any], dict[str, Tensor]]
 class MicroBatchObjective(Protocol):
     """An objective in two halves: the model's outputs for each micro-batch, and the loss of all outputs."""
 
-    def outputs(self, model: Any, pairs: Pairs) -> tuple[Tensor, ...]:
+    def outputs(self, model: Any, pairs: PairBatch) -> tuple[Tensor, ...]:
         """float32 tensors, one per row range of a micro-batch, with a row for each of its rows."""
         ...
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcdctl.core.models import Model, Pairs
+from dcdctl.core.models import Model, PairBatch
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses.matryoshka import mean_over_widths
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, LossConfig, TermInputs
@@ -30,7 +30,7 @@ class PairObjective:
         these."""
         return {"scored": batch.scored_share} if self.config.needs_teacher else {}
 
-    def outputs(self, model: Model, pairs: Pairs) -> tuple[Tensor, ...]:
+    def outputs(self, model: Model, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The model's outputs for a micro-batch, from which `loss` computes the logits."""
         return model.outputs(pairs)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.devices import in_pinned_memory, on_device
-from dcdctl.core.models import ImageBatch, Pairs, TextBatch, with_copies
+from dcdctl.core.models import ImageBatch, PairBatch, TextBatch, with_copies
 
 NO_IMAGES = ImageBatch(torch.empty(0, 3, 0, 0))
 NO_TEXTS = TextBatch(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64))
@@ -38,7 +38,7 @@ class RowRange:
 
 
 @dataclass(frozen=True)
-class MicroBatch(Pairs):
+class MicroBatch(PairBatch):
     """A part of a batch that is computed at once; for a dual model it forms no pairs."""
 
     row_ranges: tuple[RowRange, ...]
@@ -88,7 +88,7 @@ class TeacherVectors:
 
 
 @dataclass(frozen=True)
-class Batch(Pairs):
+class Batch(PairBatch):
     """What one step sees."""
 
     teacher_RC: Tensor
