@@ -5,17 +5,15 @@ Results show a line as their repr and a table in a notebook.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say
 from dcdctl.cli.bench import TimedModels
-from dcdctl.cli.declare import Ref, many, optional_path, path, takes
+from dcdctl.cli.compare import Compare
+from dcdctl.cli.declare import takes
 from dcdctl.cli.evaluate import Evaluate
 from dcdctl.cli.export import Export
 from dcdctl.core import bench as bench_room
-from dcdctl.core import devices, evaluation, report
+from dcdctl.core import devices, evaluation
 from dcdctl.core.bench import Bench, BenchConfig
 from dcdctl.core.evaluation import Comparison, Evaluation
 from dcdctl.core.export import Exported
@@ -36,33 +34,17 @@ def evaluate(arguments: Evaluate) -> Evaluation:
         return evaluation.run_evaluation(arguments.job(say), track=api.track(arguments.progress), say=say)
 
 
-def compare(
-    *systems: Ref | Sequence[Ref],
-    base: Ref | None = None,
-    resamples: int = 10_000,
-    seed: int = 0,
-    draw_seeds: bool = False,
-    queries: int = 6,
-    html: Ref | None = None,
-    data: Ref | None = None,
-) -> Comparison:
+@takes(Compare)
+def compare(arguments: Compare) -> Comparison:
     """Test whether models differ, query by query. A system is a run or another folder with an evaluation; a list of
     them is its seeds.
 
     `base` is the system that the others are compared with, by default the first. `html` is a file for a page with the
     queries that differ most; `data` is the corpus of its images, if it was moved.
     """
-    names = [",".join(many(system)) for system in systems]
-    comparison = evaluation.compare_systems(
-        names,
-        None if base is None else os.fspath(base),
-        resamples=resamples,
-        seed=seed,
-        draw_seeds=draw_seeds,
-        num_queries=queries,
-    )
-    if html is not None:
-        report.write_comparison_page(path(html), comparison, report.open_corpus(comparison, optional_path(data)))
+    comparison = arguments.run()
+    if arguments.html is not None:
+        arguments.write_page(comparison)
     return comparison
 
 

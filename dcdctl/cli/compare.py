@@ -2,86 +2,112 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.declare import path
+from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
 from dcdctl.cli.options import Json, Page, configures, reads, writes
-from dcdctl.cli.views.terminal import note, show, show_json, show_tables
+from dcdctl.cli.views.terminal import note, show, show_facts, show_json, show_tables
 
-Systems = Annotated[
-    list[str],
-    typer.Argument(
-        help="Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of ranks; "
-        "A,B,C are seeds of one system.",
-        metavar="SYSTEM",
-    ),
-]
-Base = Annotated[
-    str | None,
-    reads("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM"),
-]
-Corpus = Annotated[
-    Path | None,
-    reads("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
-]
-NumQueries = Annotated[
-    int,
-    writes("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
-]
-Resamples = Annotated[
-    int,
-    configures(
-        "--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N"
-    ),
-]
-DrawSeeds = Annotated[
-    bool,
-    configures(
-        "--draw-seeds",
-        help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
-    ),
-]
-Seed = Annotated[int, configures("--seed", help="Seed of the resamples.", min=0, metavar="N")]
+if TYPE_CHECKING:
+    from dcdctl.core.evaluation import Comparison
 
 
-def compare(
-    systems: Systems,
-    base: Base = None,
-    data: Corpus = None,
-    html: Page = None,
-    queries: NumQueries = 6,
-    resamples: Resamples = 10_000,
-    seed: Seed = 0,
-    draw_seeds: DrawSeeds = False,
-    json: Json = False,
-) -> None:
+@dataclass(frozen=True)
+class Compare:
+    """Systems, and how to compare them."""
+
+    systems: Annotated[
+        Sequence[Refs],
+        typer.Argument(
+            help="Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of "
+            "ranks; A,B,C are seeds of one system.",
+            metavar="SYSTEM",
+        ),
+        list[str],
+    ]
+    _: KW_ONLY
+    base: Annotated[
+        Ref | None,
+        reads("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM"),
+        str,
+    ] = None
+    data: Annotated[
+        Ref | None,
+        reads("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
+        Path,
+    ] = None
+    html: Page = None
+    queries: Annotated[
+        int,
+        writes("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
+    ] = 6
+    resamples: Annotated[
+        int,
+        configures(
+            "--resamples",
+            help="Resamples of the bootstrap and of the sign-flip test.",
+            min=100,
+            max=1_000_000,
+            metavar="N",
+        ),
+    ] = 10_000
+    seed: Annotated[int, configures("--seed", help="Seed of the resamples.", min=0, metavar="N")] = 0
+    draw_seeds: Annotated[
+        bool,
+        configures(
+            "--draw-seeds",
+            help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system.",
+        ),
+    ] = False
+
+    def run(self) -> Comparison:
+        """Compare the systems."""
+        from dcdctl.core.evaluation import compare_systems
+
+        return compare_systems(
+            [",".join(many(system)) for system in self.systems],
+            None if self.base is None else os.fspath(self.base),
+            resamples=self.resamples,
+            seed=self.seed,
+            draw_seeds=self.draw_seeds,
+            num_queries=self.queries,
+        )
+
+    def write_page(self, comparison: Comparison) -> bool:
+        """Write the page that was asked for; whether it has images."""
+        from dcdctl.core import report
+
+        assert self.html is not None
+        corpus = report.open_corpus(comparison, optional_path(self.data))
+        report.write_comparison_page(path(self.html), comparison, corpus)
+        return corpus is not None
+
+
+def compare(arguments: Compare, json: Json = False) -> None:
     """Test whether models differ, query by query. It prints differences with intervals and p-values, and the queries
     that differ most."""
-    from dcdctl.core import evaluation, report
+    from dcdctl.core import evaluation
     from dcdctl.core.data import read_corpus_json
 
-    if data is not None and html is None:
-        raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
-    if data is not None:
-        read_corpus_json(data)
-    comparison = evaluation.compare_systems(
-        systems, base, resamples=resamples, seed=seed, draw_seeds=draw_seeds, num_queries=queries
-    )
-    if html is not None:
-        corpus = report.open_corpus(comparison, data)
-        report.write_comparison_page(path(html), comparison, corpus)
-        note(
-            f"page -> {html}"
-            if corpus
-            else f"page without images -> {html}; their corpus was not found, --data DIR names it"
-        )
+    if (corpus := optional_path(arguments.data)) is not None:
+        if arguments.html is None:
+            raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
+        read_corpus_json(corpus)  # a wrong folder is an error before the resamples
+    comparison = arguments.run()
+    if arguments.html is not None:
+        if arguments.write_page(comparison):
+            note(f"page -> {arguments.html}")
+        else:
+            note(f"page without images -> {arguments.html}; their corpus was not found, --data DIR names it")
     if json:
         return show_json(evaluation.comparison_document(comparison))
-    for name, value in evaluation.comparison_facts(comparison):
-        show(f"  {name}: {value}")
+    show_facts(evaluation.comparison_facts(comparison))
     show_tables(evaluation.comparison_tables(comparison))
     for line in evaluation.how_to_read(comparison):
         show(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from dcdctl.cli.completion import complete_split
 from dcdctl.cli.declare import path
 from dcdctl.cli.options import SPLIT_HELP, Json, MaxImages, Page, reads, refuse, writes
-from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
+from dcdctl.cli.views.terminal import bar, note, show, show_facts, show_json, show_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
     if arguments.json:
         return show_json(to_table(summary))
     show(f"{summary.name}, {shown(folder)}")
-    _show_facts(data.corpus_facts(summary))
+    show_facts(data.corpus_facts(summary))
     show_table("", *data.corpus_table(summary))
 
 
@@ -125,7 +124,7 @@ def _inspect_cache(cache: Path, arguments: Inspect) -> None:
     if arguments.json:
         return show_json(document)
     show(str(cache))
-    _show_facts(teacher.cache_facts(summary))
+    show_facts(teacher.cache_facts(summary))
     _show_scores(document)
 
 
@@ -137,7 +136,7 @@ def _inspect_index(folder: Path, json: bool) -> None:
     if json:
         return show_json(search.index_document(index))
     show(f"index {folder}")
-    _show_facts(search.index_facts(index))
+    show_facts(search.index_facts(index))
 
 
 def _inspect_store(url: str, json: bool) -> None:
@@ -147,12 +146,7 @@ def _inspect_store(url: str, json: bool) -> None:
     if json:
         return show_json(document)
     show(f"{document['kind']} {document['location']}")
-    _show_facts(stores.store_facts(document))
-
-
-def _show_facts(facts: Iterable[tuple[str, str]]) -> None:
-    for name, value in facts:
-        show(f"  {name}: {value}")
+    show_facts(stores.store_facts(document))
 
 
 def _show_scores(document: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
     assert {**found.document, "seconds": 0} == {**by_command, "seconds": 0}
     assert found.document["protocol"]["vectors"] == {"dims": 4, "kind": "int8", "rescore": 3}
     with pytest.raises(MissingError, match="out=FOLDER"):
-        dcdctl.compare(found, dual_run)
+        dcdctl.compare([found, dual_run])
 
 
 def test_a_loaded_model_is_evaluated_as_its_run_and_writes_nothing(dual_run, scenes_corpus_dir):
@@ -198,7 +198,7 @@ def test_an_evaluation_is_shown_as_a_line_and_as_a_table_with_intervals(dual_run
 
 def test_a_comparison_has_the_numbers_of_the_command(dual_run, scenes_corpus_dir, tmp_path):
     other = dcdctl.evaluate(dual_run, scenes_corpus_dir, batch_size=64, dims=2, out=tmp_path / "short")
-    found = dcdctl.compare(dual_run, other, resamples=500)
+    found = dcdctl.compare([dual_run, other], resamples=500)
     by_command = CliRunner().invoke(
         app, ["compare", str(dual_run), str(tmp_path / "short"), "--resamples", "500", "--json"]
     )

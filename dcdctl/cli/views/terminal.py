@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -149,6 +149,12 @@ def show(text: str) -> None:
     """Print lines of the result on stdout; characters that do not print are escaped."""
     if is_main():
         typer.echo(printable_lines(text))
+
+
+def show_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print named values, one per line."""
+    for name, value in facts:
+        show(f"  {name}: {value}")
 
 
 def note(text: str) -> None:
