@@ -56,22 +56,29 @@ class Report:
 def report(arguments: Report) -> None:
     """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model
     retrieves."""
-    from dcdctl.core import report as room
+    from dcdctl.core.report import (
+        NUM_QUERIES,
+        read_report,
+        report_document,
+        write_csv,
+        write_markdown,
+        write_report_page,
+    )
 
-    result = room.read_report(
+    result = read_report(
         arguments.runs, teacher=arguments.teacher_eval, baseline=arguments.baseline, data=arguments.data
     )
-    num_queries = room.NUM_QUERIES if arguments.queries is None else arguments.queries
-    room.write_report_page(arguments.out, result, num_queries=num_queries, track=bar)
+    num_queries = NUM_QUERIES if arguments.queries is None else arguments.queries
+    write_report_page(arguments.out, result, num_queries=num_queries, track=bar)
     if arguments.markdown is not None:
-        room.write_markdown(arguments.markdown, result)
+        write_markdown(arguments.markdown, result)
     if arguments.csv is not None:
-        room.write_csv(arguments.csv, result)
+        write_csv(arguments.csv, result)
     for part in result.missing:
         note(f"left out: {part}")
     if arguments.json:
         files = {"page": arguments.out, "markdown": arguments.markdown, "csv": arguments.csv}
         return show_json(
-            {name: str(path) for name, path in files.items() if path is not None} | room.report_document(result)
+            {name: str(path) for name, path in files.items() if path is not None} | report_document(result)
         )
     show(f"report -> {arguments.out}")
