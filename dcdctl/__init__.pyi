@@ -2,26 +2,24 @@ import typing
 
 # Under TYPE_CHECKING, so that mypy does not read the whole package before the module that asks for the version.
 if typing.TYPE_CHECKING:
-    from .api.configs import (
+    from .api.results import bench, compare, evaluate, export
+    from .api.search import Answer, Index, Searcher
+    from .api.training import cache_teacher, distill, finetune_teacher, load, load_recipe, prepare, study
+    from .core.bench import BenchConfig
+    from .core.data import Corpus, StreamConfig
+    from .core.errors import DcdError
+    from .core.evaluation import Comparison, Evaluation
+    from .core.search import IndexConfig
+    from .core.teacher import CandidateConfig
+    from .core.training import (
         BatchConfig,
-        BenchConfig,
-        CandidateConfig,
-        IndexConfig,
         LossConfig,
         ModelConfig,
         OptimizerConfig,
         Recipe,
-        StreamConfig,
         TeachersConfig,
         ValidationConfig,
-        load_recipe,
     )
-    from .api.results import bench, compare, evaluate, export
-    from .api.search import Answer, Index, Searcher
-    from .api.training import cache_teacher, distill, finetune_teacher, load, prepare, study
-    from .core.data import Corpus
-    from .core.errors import DcdError
-    from .core.evaluation import Comparison, Evaluation
 
 __version__: str
 

@@ -17,6 +17,7 @@ say = logging.getLogger("dcdctl").warning
 @contextmanager
 def same_threads() -> Iterator[None]:
     """Let torch use the number of CPU threads after the block that it used before."""
+    # A command ends with its process; a notebook goes on, and its other cells want the threads that they had.
     before = torch.get_num_threads()
     try:
         yield
@@ -40,6 +41,7 @@ def _bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=unit == "bytes") as bar:
+        # tqdm returns whether it has drawn, and an Advance returns nothing.
         yield lambda count: bar.update(count) and None
 
 
@@ -51,7 +53,7 @@ def _steps(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> 
 
         def on_step(steps: int, values: Mapping[str, float]) -> None:
             shown = {name: values[name] for name in ("loss", "val_best_rsum") if name in values}
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix(shown, refresh=False)  # `update` draws, at most ten times a second
             bar.update(1)
 
         yield on_step

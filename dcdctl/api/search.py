@@ -14,16 +14,12 @@ from PIL import Image
 
 from dcdctl.api import arguments as api
 from dcdctl.api import views
-from dcdctl.cli.declare import Overrides, Ref, assignments, path, takes
+from dcdctl.api.views import Query
+from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, path, takes
 from dcdctl.cli.index import Columns, Embedding, Metadata, NewIndex
 from dcdctl.core import config, devices, search, stores
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange
-
-Query = str | os.PathLike[str] | Image.Image
-"""A text, the path of an image file, or an image in memory."""
-
-Found = search.SearchAnswer
+from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange, SearchAnswer
 
 
 class Index(search.FolderIndex):
@@ -66,6 +62,7 @@ class Index(search.FolderIndex):
         """Make a store hold these images (docs/stores.md); `replace` fills it again, in place of the images of another
         index."""
         store = stores.open_store(url)
+        # A command ends with its process; a notebook would keep the connection.
         try:
             return stores.upload_index(self, store, replace=replace, track=api.track(progress))
         finally:
@@ -119,7 +116,7 @@ def _column_changes(given: Columns, drop: Sequence[str] = ()) -> ColumnChanges:
     table = given.metadata
     if table is not None and not isinstance(table, str | os.PathLike | pa.Table):
         try:
-            is_list = isinstance(table, Sequence)
+            is_list = isinstance(table, Sequence)  # a DataFrame is none, and pandas need not be installed
             table = pa.Table.from_pylist(table) if is_list else pa.Table.from_pandas(table, preserve_index=False)
         except (pa.ArrowException, AttributeError, TypeError) as error:
             raise InputError(
@@ -130,7 +127,7 @@ def _column_changes(given: Columns, drop: Sequence[str] = ()) -> ColumnChanges:
 
 
 @dataclass(frozen=True, repr=False)
-class Answer(search.SearchAnswer):
+class Answer(SearchAnswer):
     """The hits of a query, best first: a sequence of them, and in a notebook their images."""
 
     query: Query = field(kw_only=True)
@@ -207,7 +204,7 @@ class Searcher:
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else search.parse_where(where, self.index.columns)
 
-    def _answer(self, query: Query, found: Found) -> Answer:
+    def _answer(self, query: Query, found: SearchAnswer) -> Answer:
         return Answer(**vars(found), query=query, index=self.index)
 
     def __repr__(self) -> str:
@@ -221,5 +218,5 @@ def _opened(index: Ref | search.FolderIndex, model: Ref | None) -> search.ImageI
         return index
     place = os.fspath(index)
     if stores.is_store(place) or model is not None:
-        return stores.open_index(place, None if model is None else path(model))
+        return stores.open_index(place, optional_path(model))
     return Index.open(index)

@@ -1,5 +1,5 @@
-"""From captioned images to a trained student: `prepare`, `load`, `cache_teacher`, `finetune_teacher`, `distill` and
-`study`."""
+"""From captioned images to a trained student: `prepare`, `load`, `load_recipe`, `cache_teacher`, `finetune_teacher`,
+`distill` and `study`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import cast
 from dcdctl.api import arguments as api
 from dcdctl.api.arguments import say
 from dcdctl.cli.cache_teacher import CacheTeacher
-from dcdctl.cli.declare import Overrides, Ref, takes
+from dcdctl.cli.declare import Overrides, Ref, assignments, takes
 from dcdctl.cli.distill import Distill
 from dcdctl.cli.finetune_teacher import FinetuneTeacher
+from dcdctl.cli.options import TrainingKind, TrainingRun, named
 from dcdctl.cli.prepare import Prepare
 from dcdctl.cli.study import StudyArguments
 from dcdctl.core import devices, models, training
@@ -20,7 +21,7 @@ from dcdctl.core.models import Model
 from dcdctl.core.report import Study
 from dcdctl.core.study import StudyView, run_study
 from dcdctl.core.teacher import TeacherCache, cache_scores
-from dcdctl.core.training import Run
+from dcdctl.core.training import Recipe, Run
 
 
 @takes(Prepare)
@@ -44,6 +45,14 @@ def load(ref: Ref, overrides: Overrides | None = None, *, device: str = "cpu", p
     return models.load(os.fspath(ref), overrides, api.track(progress)).to(devices.choose(device))
 
 
+def load_recipe(ref: Ref | Recipe, overrides: Overrides | None = None) -> Recipe:
+    """A recipe by name, from a .toml file or in memory, with fields overridden: {"optimizer.steps": 20}.
+
+    ConfigError for an unknown name, field or value.
+    """
+    return training.load_recipe(named(ref), assignments(overrides))
+
+
 @takes(CacheTeacher)
 def cache_teacher(arguments: CacheTeacher) -> TeacherCache:
     """Score each query's candidates with the teacher, once. `recipe` is the student's, whose `candidates` say what is
@@ -60,14 +69,14 @@ def distill(arguments: Distill) -> Run:
 
     `data` is a corpus, or tars and Parquet files to stream. `out` is the run folder; `resume` resumes the run in it.
     """
-    return _train(arguments)
+    return _train("distill", arguments)
 
 
 @takes(FinetuneTeacher)
 def finetune_teacher(arguments: FinetuneTeacher) -> Run:
     """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's
     `model.start`."""
-    return _train(arguments)
+    return _train("finetune-teacher", arguments)
 
 
 @takes(StudyArguments)
@@ -80,10 +89,10 @@ def study(arguments: StudyArguments) -> Study:
         return run_study(*arguments.request(), view)
 
 
-def _train(arguments: Distill | FinetuneTeacher) -> Run:
+def _train(kind: TrainingKind, arguments: TrainingRun) -> Run:
     progress = arguments.progress
     with api.same_threads():
-        job, refs, options = arguments.request()
+        job, refs, options = arguments.request(kind)
         return training.train_model(
             job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
         )

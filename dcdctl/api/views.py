@@ -12,12 +12,15 @@ from dcdctl.core import data, templates
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import ImageIndex, SearchAnswer, columns_text
 
+Query = str | os.PathLike[str] | Image.Image
+"""A text, the path of an image file, or an image in memory."""
+# Four in a row fit the width of a notebook cell on a small screen.
 THUMBNAIL_PX = 112
 NUM_SHOWN = 20
 """Images of an answer that are shown: an output stays in the notebook's file."""
 
 
-def answer_html(query: str | os.PathLike[str] | Image.Image, answer: SearchAnswer, index: ImageIndex) -> str:
+def answer_html(query: Query, answer: SearchAnswer, index: ImageIndex) -> str:
     """The images of an answer with their names and scores."""
     shown = answer.hits[:NUM_SHOWN]
     cards = [
@@ -35,7 +38,7 @@ def answer_html(query: str | os.PathLike[str] | Image.Image, answer: SearchAnswe
     return templates.render("notebook.html", title=title, tables=[], cards=cards, notes=notes)
 
 
-def query_text(query: str | os.PathLike[str] | Image.Image) -> str:
+def query_text(query: Query) -> str:
     """A query in words: a text in quotes, the name of an image file, or the size of an image in memory.
 
     >>> query_text("a dog"), query_text(Image.new("L", (3, 2)))
@@ -50,6 +53,7 @@ def _thumbnail(index: ImageIndex, row: int) -> str | None:
     """A small JPEG as a data: URL; None if the image is gone or damaged."""
     try:
         small = data.thumbnail(index.image_bytes(row), THUMBNAIL_PX)
+    # The other answers are worth showing; the name of the image stays.
     except (MissingError, StaleError, data.ImageError):
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"

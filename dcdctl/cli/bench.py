@@ -73,6 +73,7 @@ class Timing:
         int, configures("--num-images", help="Images of the corpus in the timed pairs.", min=1, metavar="N")
     ] = 32
     batch_size: BatchSize = 32
+    # Any, because Typer takes a list in one word by `parser`, not by its type.
     batch_sizes: Annotated[
         Any, configures("--batch-sizes", help="Batch sizes whose throughput is timed.", parser=sizes, metavar="N,N,...")
     ] = (1, 8, 32)

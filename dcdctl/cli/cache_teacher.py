@@ -140,6 +140,7 @@ def cache_teacher(
     json: options.Json = False,
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
+    # `refuse` lets None pass; a flag and an option with a default are None here unless they were given.
     external.check(
         {
             "--teacher": arguments.teacher,
@@ -157,17 +158,26 @@ def cache_teacher(
     if external.plan_only:
         text, document = _plan(job, external.with_columns)
     elif verify is not None:
-        text, document = _verify(job, verify)
+        from dcdctl.core.teacher import verify_cache
+
+        difference = verify_cache(job, verify, track=bar)
+        text = f"{job.out}: {verify:,} pairs scored again, the largest difference is {difference:.1e}"
+        document = {"cache": str(job.out), "pairs": verify, "largest_difference": difference}
     elif dry_run:
-        text, document = _estimate(job)
+        text, document = "", _estimate(job)
     else:
         text, document = _score(job, external)
-    if after := document.pop("after", None):
-        document["next"] = after(job, arguments.recipe, sets or ())
+    # What changes nothing has no next command.
+    if verify is None and not dry_run:
+        from dcdctl.core.training import command_after_cache, command_after_plan
+
+        after = command_after_plan if external.plan_only else command_after_cache
+        document["next"] = after(job, os.fspath(cast("Ref", arguments.recipe)), sets or ())
+        text += f"; next: {document['next']}"
     if json:
         show_json(document)
     elif text:
-        show(f"{text}; next: {document['next']}" if "next" in document else text)
+        show(text)
 
 
 def _check_recipe(arguments: CacheTeacher, sets: list[str] | None, verify: int | None) -> None:
@@ -182,23 +192,13 @@ def _check_recipe(arguments: CacheTeacher, sets: list[str] | None, verify: int |
 
 def _plan(job: CacheJob, with_columns: str | None) -> tuple[str, dict[str, Any]]:
     from dcdctl.core.teacher import parse_extras, plan_work
-    from dcdctl.core.training import command_after_plan
 
     work = plan_work(job, parse_extras(with_columns), track=bar)
     text = f"{work.num_pairs:,} pairs without a score in {work.num_files:,} files -> {work.folder}"
-    document = {"work": str(work.folder), "pairs": work.num_pairs, "files": work.num_files}
-    return text, {**document, "after": command_after_plan}
+    return text, {"work": str(work.folder), "pairs": work.num_pairs, "files": work.num_files}
 
 
-def _verify(job: CacheJob, num_pairs: int) -> tuple[str, dict[str, Any]]:
-    from dcdctl.core.teacher import verify_cache
-
-    difference = verify_cache(job, num_pairs, track=bar)
-    text = f"{job.out}: {num_pairs:,} pairs scored again, the largest difference is {difference:.1e}"
-    return text, {"cache": str(job.out), "pairs": num_pairs, "largest_difference": difference}
-
-
-def _estimate(job: CacheJob) -> tuple[str, dict[str, Any]]:
+def _estimate(job: CacheJob) -> dict[str, Any]:
     """The cost for JSON; stderr has it in words."""
     from dcdctl.core.teacher import cache_scores
 
@@ -209,14 +209,14 @@ def _estimate(job: CacheJob) -> tuple[str, dict[str, Any]]:
         document.update(estimate_document(cost))
 
     cache_scores(job, dry_run=True, track=bar, on_estimate=on_estimate)
-    return "", document
+    return document
 
 
 def _score(job: CacheJob, external: External) -> tuple[str, dict[str, Any]]:
     """The cache of a job, by its teacher or from the files of another program."""
     from dcdctl.core.teacher import CACHE, cache_scores, take_scores
-    from dcdctl.core.training import command_after_cache
 
+    # Before the work, since the seal is always there afterwards.
     started, already_there = time.monotonic(), (job.out / CACHE.seal_file).exists()
     if external.scores:
         cache = take_scores(job, external.scores, external.teacher_name or "", track=bar)
@@ -229,4 +229,4 @@ def _score(job: CacheJob, external: External) -> tuple[str, dict[str, Any]]:
         f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> "
         f"{cache.folder}"
     )
-    return text, {**document, "after": command_after_cache}
+    return text, document

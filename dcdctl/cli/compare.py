@@ -97,6 +97,7 @@ def compare(arguments: Compare, json: Json = False) -> None:
 
     if (corpus := optional_path(arguments.data)) is not None:
         if arguments.html is None:
+            # The corpus has no other use: ranks are in the evaluations.
             raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
         read_corpus_json(corpus)  # a wrong folder is an error before the resamples
     comparison = arguments.run()

@@ -46,9 +46,7 @@ def complete_recipe(incomplete: str) -> list[str]:
     """The names of recipes, and .toml files."""
     from dcdctl.core import training
 
-    return _starting(
-        [*(entry.name for entry in training.list_recipes()), *_paths(_whole(incomplete), ".toml")], incomplete
-    )
+    return _starting_or_paths([entry.name for entry in training.list_recipes()], ".toml", incomplete)
 
 
 def complete_manifest(incomplete: str) -> list[str]:
@@ -56,7 +54,7 @@ def complete_manifest(incomplete: str) -> list[str]:
     from dcdctl.core import files
 
     names = [path.stem for path in files.packaged("data_manifests").glob("*.toml")]
-    return _starting([*sorted(names), *_paths(_whole(incomplete), ".toml")], incomplete)
+    return _starting_or_paths(sorted(names), ".toml", incomplete)
 
 
 def complete_teacher(incomplete: str) -> list[str]:
@@ -65,7 +63,7 @@ def complete_teacher(incomplete: str) -> list[str]:
 
     built_in = [path.name for path in files.packaged("teachers").iterdir()]
     published = [path.stem for path in (files.packaged("data_manifests") / "teachers").glob("*.toml")]
-    return _starting([*sorted(built_in), *sorted(published), *_paths(_whole(incomplete), ".ckpt")], incomplete)
+    return _starting_or_paths([*sorted(built_in), *sorted(published)], ".ckpt", incomplete)
 
 
 def complete_split(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -102,17 +100,17 @@ def _starting(names: list[str], incomplete: str) -> list[str]:
     return [name.removeprefix(os.environ.get(BEFORE, "")) for name in names if name.startswith(_whole(incomplete))]
 
 
-def _paths(incomplete: str, suffix: str) -> list[str]:
-    """The folders and the files with a suffix that a path may become."""
-    parent = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
-    prefix = incomplete.rpartition("/")[0]
+def _starting_or_paths(names: list[str], suffix: str, incomplete: str) -> list[str]:
+    """What may replace `incomplete`: a name, a folder, or a file with a suffix."""
+    word = _whole(incomplete)
+    # Not Path(word).parent alone: that of `data/` is the folder above.
+    parent = Path(word) if word.endswith("/") else Path(word).parent
+    prefix = word[: word.rfind("/") + 1]
     try:
-        found = sorted(parent.iterdir())
+        paths = [path for path in sorted(parent.iterdir()) if not path.name.startswith(".")]
     except OSError:
-        return []
-    shown = [
-        (path, f"{prefix}/{path.name}" if "/" in incomplete else path.name)
-        for path in found
-        if not path.name.startswith(".")
+        paths = []
+    folders_and_files = [
+        f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in paths if path.is_dir() or path.suffix == suffix
     ]
-    return [f"{name}/" if path.is_dir() else name for path, name in shown if path.is_dir() or path.suffix == suffix]
+    return _starting([*names, *folders_and_files], incomplete)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +12,13 @@ from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_path, path
 from dcdctl.cli.options import reads
 
 if TYPE_CHECKING:
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
+    from dcdctl.core.training import InputRefs
 
 
 @dataclass(frozen=True)
 class Distill(options.TrainingRun):
     """A student, its data, and the teachers that it learns from."""
 
-    recipe: options.RecipeArgument
     data: Annotated[
         Refs,
         reads(
@@ -31,7 +29,6 @@ class Distill(options.TrainingRun):
         ),
         list[str],
     ]
-    out: options.Out
     _: KW_ONLY
     cache: Annotated[
         Refs | None,
@@ -59,11 +56,11 @@ class Distill(options.TrainingRun):
         Path,
     ] = None
 
-    def request(self, sets: Sequence[str] | None = None) -> tuple[TrainingJob, InputRefs, TrainingOptions]:
-        """What to train, on what, and how."""
-        from dcdctl.core.training import InputRefs, TrainingJob
+    def refs(self) -> InputRefs:
+        """What to train on."""
+        from dcdctl.core.training import InputRefs
 
-        refs = InputRefs(
+        return InputRefs(
             data=many(self.data),
             split=self.split,
             max_images=self.max_images,
@@ -72,8 +69,6 @@ class Distill(options.TrainingRun):
             model_set=assignments(self.model_overrides),
             validation_data=optional_path(self.validation_data),
         )
-        job = TrainingJob("distill", options.named(self.recipe), sets or (), path(self.out), self.resume)
-        return job, refs, self.options(wandb=self.wandb)
 
 
 def distill(
@@ -83,4 +78,4 @@ def distill(
     options.check_overrides(arguments.recipe, sets)
     from dcdctl.cli.views.training import run_training
 
-    run_training(*arguments.request(sets), dry_run=dry_run, json=json)
+    run_training(*arguments.request("distill", sets), dry_run=dry_run, json=json)

@@ -71,6 +71,7 @@ class Evaluate(Inference):
         writes("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR"),
         Path,
     ] = None
+    # One number in Python. With --vector-table, the command measures several.
     dims: Annotated[int | None, configures("--dims", help=DIMS_HELP, metavar="N,..."), str] = None
     vectors: Annotated[
         Literal["float32", "int8", "binary"],
@@ -87,6 +88,7 @@ class Evaluate(Inference):
         """The same as the core takes it."""
         from dcdctl.core.evaluation import EvalJob, SplitChoice
 
+        # A loaded model has no reference: the document names its class and digest.
         loaded = None if isinstance(self.model, str | os.PathLike) else self.model
         name = self.model if loaded is None else f"{type(loaded).__name__} {loaded.digest[:8]}"
         depths = [self.depth] if isinstance(self.depth, int) else self.depth

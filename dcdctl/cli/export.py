@@ -22,6 +22,7 @@ class Export:
 
     model: ModelRef
     out: NewOut
+    # str for Typer, so that the error for a wrong word is that of the core, with a hint.
     to: Annotated[
         Literal["transformers", "sentence-transformers", "open-clip", "onnx"],
         writes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +9,14 @@ from dcdctl.cli import options
 from dcdctl.cli.declare import Ref, assignments, many, path
 
 if TYPE_CHECKING:
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
+    from dcdctl.core.training import InputRefs
 
 
 @dataclass(frozen=True)
 class FinetuneTeacher(options.TrainingRun):
     """A teacher and its data."""
 
-    recipe: options.RecipeArgument
     data: options.Data
-    out: options.Out
     _: KW_ONLY
     teacher: Annotated[
         Ref | None,
@@ -27,19 +24,17 @@ class FinetuneTeacher(options.TrainingRun):
         str,
     ] = None
 
-    def request(self, sets: Sequence[str] | None = None) -> tuple[TrainingJob, InputRefs, TrainingOptions]:
-        """What to train, on what, and how."""
-        from dcdctl.core.training import InputRefs, TrainingJob
+    def refs(self) -> InputRefs:
+        """What to train on."""
+        from dcdctl.core.training import InputRefs
 
-        refs = InputRefs(
+        return InputRefs(
             data=path(self.data),
             split=self.split,
             max_images=self.max_images,
             teachers=many(self.teacher or None),
             model_set=assignments(self.model_overrides),
         )
-        job = TrainingJob("finetune-teacher", options.named(self.recipe), sets or (), path(self.out), self.resume)
-        return job, refs, self.options(wandb=self.wandb)
 
 
 def finetune_teacher(
@@ -49,4 +44,4 @@ def finetune_teacher(
     options.check_overrides(arguments.recipe, sets)
     from dcdctl.cli.views.training import run_training
 
-    run_training(*arguments.request(sets), dry_run=dry_run, json=json)
+    run_training(*arguments.request("finetune-teacher", sets), dry_run=dry_run, json=json)

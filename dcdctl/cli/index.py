@@ -184,9 +184,11 @@ class IndexChanges:
         from dcdctl.core import devices
         from dcdctl.core.search import NUM_VERIFIED, Changes, VectorFiles
 
+        # Options for the settings that users change most, after --set, so that they win.
         settings = {"dims": self.dims, "kind": self.codes, "keywords": "true" if self.keywords else None}
         chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
         verify = NUM_VERIFIED if self.verify is None else self.verify
+        # None keeps the precision of an index that is changed.
         precision = new.precision and precision_on(new.precision, devices.choose(new.device))
         return Changes(
             sets=(*(self.sets or ()), *chosen),
@@ -230,6 +232,7 @@ def index(
     new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, threads: Threads = None, json: Json = False
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
+    # Typer knows no options that depend on each other.
     if elsewhere.replace and elsewhere.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
     if not changes.vectors:

@@ -151,6 +151,7 @@ def _inspect_store(url: str, json: bool) -> None:
 
 def _show_scores(document: dict[str, Any]) -> None:
     bins = zip(document["edges"], document["positives"], document["negatives"], strict=False)
+    # 1, so that a cache without scores divides by no zero.
     most = max(1, *document["positives"], *document["negatives"])
     rows = [
         [f"{low:.2f}", f"{true:,}", f"{false:,}", "#" * round(30 * false / most) + "+" * round(30 * true / most)]

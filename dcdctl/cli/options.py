@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from dcdctl.cli.completion import complete_recipe, complete_set, complete_split, complete_teacher
-from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path
+from dcdctl.cli.declare import Overrides, Ref, Refs, assignments, many, optional_path, path
 
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
     from dcdctl.core.progress import Say
-    from dcdctl.core.training import Recipe, TrainingOptions
+    from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
 # An option is declared by what it is for, which is its panel in the help.
 reads = partial(typer.Option, rich_help_panel="Input")
@@ -29,6 +30,7 @@ configures = partial(typer.Option, rich_help_panel="Settings")
 computes = partial(typer.Option, rich_help_panel="Compute")
 writes = partial(typer.Option, rich_help_panel="Output")
 
+TrainingKind: TypeAlias = Literal["distill", "finetune-teacher"]
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
 ALSO_READ_FROM_URLS = (("prepare", "images"),)
@@ -51,16 +53,17 @@ def refuse_urls(context: Any) -> None:
         if parameter.name in READ_FROM_URLS or (context.info_name, parameter.name) in ALSO_READ_FROM_URLS:
             continue
         value = context.params.get(parameter.name)
-        for path in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(path, Path):
+        for given in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(given, Path):
                 from dcdctl.core.files import refuse_url
 
                 name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
                 refuse_url(
-                    path, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy"
+                    given, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy"
                 )
 
 
+# Typer has no options that exclude each other.
 def refuse(options: Mapping[str, object], why: str) -> None:
     """A usage error for an option that was given and has no effect here."""
     for name, value in options.items():
@@ -127,11 +130,12 @@ def check_accumulate(text: str) -> str:
     return text
 
 
-def announce_code(ref: str | None) -> str | None:
-    """Callback of an option that names a model: one line on stderr if it names Python code, which runs."""
-    if ref is not None and CODE.fullmatch(ref) and not Path(ref).exists():
-        typer.echo(f"runs code: {ref}", err=True)
-    return ref
+def announce_code(refs: Any) -> Any:
+    """Callback of an option that names models: a line on stderr for each that names Python code, which runs."""
+    for ref in many(refs):
+        if CODE.fullmatch(ref) and not Path(ref).exists():
+            typer.echo(f"runs code: {ref}", err=True)
+    return refs
 
 
 # Texts of options that take a number in one command and a list in another
@@ -359,10 +363,14 @@ class Training(Machine):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun(Training):
+@dataclass(frozen=True)
+class TrainingRun(Training, ABC):
     """A run of its own: what it reads of a corpus, and how it is logged and resumed."""
 
+    recipe: RecipeArgument
+    data: Refs
+    out: Out
+    _: KW_ONLY
     split: Split = "train"
     max_images: MaxImages = None
     model_overrides: ModelSet = None
@@ -371,6 +379,19 @@ class TrainingRun(Training):
         writes("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT"),
     ] = None
     resume: Annotated[bool, writes("--resume", help="Resume an interrupted run.")] = False
+
+    @abstractmethod
+    def refs(self) -> InputRefs:
+        """What to train on."""
+
+    def request(
+        self, kind: TrainingKind, sets: Sequence[str] | None = None
+    ) -> tuple[TrainingJob, InputRefs, TrainingOptions]:
+        """What `kind` of training to do, on what, and how."""
+        from dcdctl.core.training import TrainingJob
+
+        job = TrainingJob(kind, named(self.recipe), sets or (), path(self.out), self.resume)
+        return job, self.refs(), self.options(wandb=self.wandb)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,7 @@ class Prepare:
             metavar="N",
         ),
     ] = None
+    # str for Typer, so that the error for a wrong word is that of `PrepareOptions`, as in Python.
     on_error: Annotated[
         Literal["stop", "skip"],
         configures("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip"),
@@ -144,6 +145,7 @@ class Prepare:
             "splits": names_in(self.splits),
             "max_images": self.max_images,
             "image_size_px": self.image_size,
+            # Every core, since decoding images is the work here; nothing else computes meanwhile.
             "workers": self.workers or machine.num_cores(),
             "on_error": self.on_error,
         }

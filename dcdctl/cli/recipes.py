@@ -28,6 +28,7 @@ def recipes(name: Name = None, sets: Sets = None, json: Json = False) -> None:
     from dcdctl.core.config import to_table
 
     if name is None:
+        # A list has no recipe that it could change.
         refuse({"--set": sets}, "changes a field of one recipe: name it")
         return _list(json)
     if json:

@@ -68,6 +68,7 @@ def report(arguments: Report) -> None:
     result = read_report(
         arguments.runs, teacher=arguments.teacher_eval, baseline=arguments.baseline, data=arguments.data
     )
+    # Its default is a constant of the core, which no import may load before --help.
     num_queries = NUM_QUERIES if arguments.queries is None else arguments.queries
     write_report_page(arguments.out, result, num_queries=num_queries, track=bar)
     if arguments.markdown is not None:

@@ -71,6 +71,7 @@ def serve(
     from dcdctl.core.serve import Models, ServiceConfig, serve
 
     models.check_depth()
+    # Options first, so that --set wins, as its help says.
     settings = asdict(service) | {"allowed_hosts": service.allowed_hosts or []}
     config = build(ServiceConfig, settings | apply_sets({}, limits or []))
     behind = Models(own=optional_path(models.model), threads=models.threads, **models.reranking())

@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from dcdctl.core.study import Step, StudyJob, StudyOptions
 
 
-def announce_all(refs: list[str] | None) -> list[str] | None:
-    """Callback of `--teacher`: a line on stderr for each that names Python code."""
-    for ref in refs or ():
-        options.announce_code(ref)
-    return refs
-
-
 @dataclass(frozen=True)
 class StudyArguments(options.Training):
     """A start, its teachers, and the data to study them on."""
@@ -35,7 +28,7 @@ class StudyArguments(options.Training):
         options.reads(
             "--teacher",
             help="Fusion scorer, whose scores are cached, or dual encoder, which needs no cache; repeatable.",
-            callback=announce_all,
+            callback=options.announce_code,
             autocompletion=complete_teacher,
             metavar="REF",
         ),
@@ -53,6 +46,7 @@ class StudyArguments(options.Training):
         ),
         str,
     ] = None
+    # Any for Typer, which takes a list in one word by `parser`, not by its type.
     seeds: Annotated[
         Sequence[int],
         options.configures("--seeds", help="Seeds of the trainings.", parser=options.sizes, metavar="N,N,..."),
@@ -117,6 +111,7 @@ def study(
         return show_json({"steps": [_step(step) for step in steps]}) if json else _show_steps(steps)
     result = run_study(job, settings, view)
     show_json(result.to_json()) if json else _show(result)
+    # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {job.out / 'report.html'}")
 
 

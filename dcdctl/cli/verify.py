@@ -35,5 +35,6 @@ def verify(path: Folder, json: Json = False) -> None:
             show(f"not part of it: {unknown}")
         for problem in found.problems:
             show(f"problem: {problem}")
+    # For scripts. A damage is the result of the command, on stdout, and no error of it.
     if not found.is_well:
         raise typer.Exit(1)

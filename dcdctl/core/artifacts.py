@@ -140,23 +140,16 @@ class Kind:
             # A pipe or a device has no end.
             if path.exists() and not path.is_file():
                 raise self.error(f"{path} is not a regular file", hint=self.remake)
-            found = path.stat().st_size
         except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                raise files.unreadable(path, error, error=self.error) from error
+            raise files.unreadable(path, error, error=self.error) from error
+        if not path.exists():
             hint = f"delete {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
-            raise self.missing(f"{path} is missing", hint=hint) from error
-        if size is not None and found != size:
-            raise self.damaged(path, f"it has {found:,} bytes, not {size:,}")
+            raise self.missing(f"{path} is missing", hint=hint)
+        check_file(path, size, error=self.error, hint=self._repair(path))
 
     def checked(self, path: Path, sha256: str) -> Path:
         """The path of a part that is as it was sealed; the file is hashed once per process, before it is first read."""
-        try:
-            found = sha256_of(path)
-        except OSError as error:
-            raise files.unreadable(path, error, error=self.error, hint=self._repair(path)) from error
-        if found != sha256:
-            raise self.damaged(path, "its SHA-256 is {}, not {}".format(*_named(found, sha256)))
+        check_file(path, sha256=sha256, error=self.error, hint=self._repair(path))
         return path
 
     def damaged(self, path: Path, reason: str) -> DcdError:
@@ -394,39 +387,44 @@ def listed_files(
     return listed
 
 
-def damages(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What is wrong with each file that is not as `list_files` listed it; the size is compared before a file is
-    hashed."""
-    for name, entry in listed.items():
-        if (damage := _damage_of(folder / name, entry)) is not None:
-            yield str(damage.args[0])
-
-
-def _damage_of(
-    path: Path, entry: Mapping[str, Any], error: type[DcdError] = StaleError, hint: str = ""
-) -> DcdError | None:
-    """The error for a file that is not as it was listed. `hint` is for damage: a file that may not be read is not to be
-    made again."""
+def check_file(
+    path: Path,
+    size: int | None = None,
+    sha256: str | None = None,
+    *,
+    error: type[DcdError] = StaleError,
+    hint: str = "",
+) -> None:
+    """`error` if a file is missing, or has another size or SHA-256. `hint` is for damage: a file that may not be read
+    is not to be made again."""
     try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return error(f"{path} is damaged: it has {size:,} bytes, not {entry['bytes']:,}", hint=hint)
-        if (found := sha256_of(path)) != entry["sha256"]:
-            return error(f"{path} is damaged: its SHA-256 is {found[:12]}, not {str(entry['sha256'])[:12]}", hint=hint)
-    except FileNotFoundError:
-        return error(f"{path} is missing", hint=hint)
+        # The size first: a file that was cut off needs no hashing.
+        if size is not None and (num_bytes := path.stat().st_size) != size:
+            raise error(f"{path} is damaged: it has {num_bytes:,} bytes, not {size:,}", hint=hint)
+        if sha256 is not None and (found := sha256_of(path)) != sha256:
+            names = "its SHA-256 is {}, not {}".format(*_named(found, sha256))
+            raise error(f"{path} is damaged: {names}", hint=hint)
+    except FileNotFoundError as reason:
+        raise error(f"{path} is missing", hint=hint) from reason
     except OSError as reason:
-        return files.unreadable(path, reason, error=error, hint=hint)
-    return None
+        raise files.unreadable(path, reason, error=error, hint=hint) from reason
 
 
 def check_files(
     folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error: type[DcdError] = StaleError, hint: str = ""
 ) -> None:
-    """`error` that names the first file that is not as it was listed, if there is one."""
+    """`error` that names the first file that is not as `list_files` listed it, if there is one."""
     for name, entry in listed.items():
-        if (damage := _damage_of(folder / name, entry, error, hint)) is not None:
-            raise damage
+        check_file(folder / name, entry["bytes"], entry["sha256"], error=error, hint=hint)
+
+
+def damages(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is wrong with each file that is not as `list_files` listed it."""
+    for name, entry in listed.items():
+        try:
+            check_files(folder, {name: entry})
+        except StaleError as damage:
+            yield str(damage.args[0])
 
 
 def sha256_of(path: Path) -> str:

@@ -148,16 +148,18 @@ def _check(hint: Any, value: Any, where: str) -> None:
         _check(inner, value, where)
         for constraint in constraints:
             if not isinstance(constraint, Key) and not constraint.admits(value):
-                raise ConfigError(f"{where} must {constraint}, got {_shown(value)}")
+                raise ConfigError(f"{where} must {constraint}, got {to_table(value)!r}")
     elif origin is Literal:
         _check_choice(arguments, value, where)
     elif origin in (types.UnionType, typing.Union):
-        if value is not None and len(kinds := _without_none(arguments)) == 1:
+        kinds = [kind for kind in arguments if kind is not types.NoneType]
+        # Of several types, `build` has found the one that fits.
+        if value is not None and len(kinds) == 1:
             _check(kinds[0], value, where)
     elif origin is tuple:
         for i, (kind, item) in enumerate(zip(_item_hints(arguments, value, where), value, strict=True)):
             _check(kind, item, f"{where}[{i}]")
-    elif _is_mapping(origin):
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
         for key, item in value.items():
             _check(arguments[1], item, _join(where, key))
 
@@ -168,10 +170,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise files.unreadable(path, error, error=ConfigError) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting
+    # Also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -252,6 +252,7 @@ def build_document(
     Further entries are ignored. A document of a stranger can have a checksum that fits.
     """
     known = _fields(cls)  # type: ignore[arg-type]
+    # Such as the run that a document belongs to, which `artifacts` compares.
     try:
         return build(cls, {key: value for key, value in document.items() if key in known})
     except ConfigError as reason:
@@ -343,7 +344,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         # TOML has no null, so "none" unsets a field; a text may really be "none".
         if type(None) in arguments and (value is None or (value == "none" and str not in arguments)):
             return None
-        return _convert_to_one_of(_without_none(arguments), value, where)
+        errors = []
+        for kind in arguments:
+            if kind is not types.NoneType:
+                try:
+                    return _convert(kind, value, where)
+                except ConfigError as error:
+                    errors.append(error)
+        raise errors[0]
     if origin is Literal:
         _check_choice(arguments, value, where)
         return value
@@ -360,7 +368,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         kinds = _item_hints(arguments, value, where) if origin is tuple else arguments * len(value)
         items = zip(kinds, value, strict=True)
         return origin(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(items))
-    if _is_mapping(origin):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
         key_kind, kind = arguments
@@ -376,16 +384,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _convert_to_one_of(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    errors = []
-    for kind in kinds:
-        try:
-            return _convert(kind, value, where)
-        except ConfigError as error:
-            errors.append(error)
-    raise errors[0]
-
-
 def _check_choice(choices: Sequence[Any], value: Any, where: str) -> None:
     if value not in choices:
         raise ConfigError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}")
@@ -396,20 +394,8 @@ def _item_hints(arguments: Sequence[Any], value: Sequence[Any], where: str) -> S
     if arguments[-1] is Ellipsis:
         return [arguments[0]] * len(value)
     if len(value) != len(arguments):
-        raise ConfigError(f"{where} must have {len(arguments)} items, got {_shown(value)}")
+        raise ConfigError(f"{where} must have {len(arguments)} items, got {to_table(value)!r}")
     return arguments
-
-
-def _is_mapping(origin: Any) -> bool:
-    return isinstance(origin, type) and issubclass(origin, Mapping)
-
-
-def _without_none(kinds: Sequence[Any]) -> list[Any]:
-    return [kind for kind in kinds if kind is not type(None)]
-
-
-def _shown(value: Any) -> str:
-    return repr(to_table(value))
 
 
 def _join(where: str, key: str) -> str:

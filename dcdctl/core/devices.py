@@ -41,14 +41,18 @@ class Compute:
     of training."""
     workers: int | None = None
     """Threads of a pass without gradients, or processes of a training, that read and decode images ahead; 0 reads them
-    when they are needed. None: as many threads as `default_readers`, no processes."""
+    when they are needed. None: as many threads as `readers` says, no processes."""
     features: Path | None = None
     """Folder that stores the outputs of frozen encoders; None computes them each time."""
 
     @property
     def readers(self) -> int:
         """Threads that read and decode images ahead in a pass without gradients."""
-        return default_readers() if self.workers is None else self.workers
+        if self.workers is not None:
+            return self.workers
+        # Processes of torchrun share the cores, and one core of each computes.
+        num_own = machine.num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(0, min(MOST_READERS, num_own - 1))
 
     def forward_pass(self) -> torch.autocast:
         """A block for a forward pass: autocast in this precision, none in float32.
@@ -72,7 +76,11 @@ def choose(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{own_gpu()}"
-    use_full_float32()
+    # torch computes convolutions in TF32 by default, which keeps 10 of 23 bits: the patches of every ViT would differ
+    # from those of a CPU by 1e-3. A faster precision is bf16, which a cache's plan, an evaluation and a run name.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     if name == "cpu":
         machine.keep_freed_memory()
     hint = "try --device cpu or --device auto"
@@ -96,17 +104,6 @@ def own_gpu() -> int:
     A launcher that shows each process one GPU (CUDA_VISIBLE_DEVICES) numbers it 0 in all of them.
     """
     return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-
-
-def use_full_float32() -> None:
-    """Compute float32 products and convolutions of GPUs in float32, not in TF32, which keeps 10 of its 23 bits.
-
-    torch sets TF32 for convolutions by default, so the patches of every ViT would differ from a CPU's by 1e-3. A
-    faster precision is bf16, which a cache's plan, an evaluation and a run name.
-    """
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def use_threads(count: int | None) -> None:
@@ -167,12 +164,6 @@ class _ErrorsAsItems(Dataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.items = state["items"]
         artifacts.know_digests(state["digests"])
-
-
-def default_readers() -> int:
-    """One thread for each core but one, which computes; at most 8. Processes of torchrun share the cores."""
-    num_own = machine.num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(MOST_READERS, num_own - 1))
 
 
 def precision(name: str) -> str:

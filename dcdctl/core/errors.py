@@ -171,7 +171,9 @@ def as_user_error(
     number = _os_number(error)
     name = _name_of(error, path)
     where = f" for {name}" if name else ""
-    if number in _NO_ROOM or (_is_of_library(error) and _FAILED_WRITE.search(str(error))):
+    # torch and NumPy raise the first two; protobuf, with which ONNX writes, has errors of its own.
+    may_be_of_library = isinstance(error, RuntimeError | OSError) or type(error).__module__ == "google.protobuf.message"
+    if number in _NO_ROOM or (may_be_of_library and _FAILED_WRITE.search(str(error))):
         message = (
             f"there is no room left{where}"
             if number
@@ -207,11 +209,6 @@ def _is_gpu_out_of_memory(error: BaseException) -> bool:
     # By name, because this module does not import torch; other libraries raise plain RuntimeErrors.
     is_named = type(error).__name__ == "OutOfMemoryError" and isinstance(error, RuntimeError)
     return is_named or (isinstance(error, RuntimeError) and _GPU_MEMORY.search(str(error)) is not None)
-
-
-def _is_of_library(error: BaseException) -> bool:
-    """Whether torch, NumPy or ONNX (protobuf) may have raised an error that says that a write failed."""
-    return isinstance(error, RuntimeError | OSError) or type(error).__module__ == "google.protobuf.message"
 
 
 def _os_number(error: BaseException) -> int:

@@ -102,6 +102,7 @@ def in_fitting_parts(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise
+            # Half, since the memory of a batch grows with its size.
             fitting.most = len(part) // 2
         else:
             fitting.end(len(part), size)

@@ -52,7 +52,7 @@ def step_bar(track: Track) -> Watch:
     @contextmanager
     def watch(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
         with track("train", total=total, unit="steps") as advance:
-            advance(done)
+            advance(done)  # of a resumed run
             yield lambda steps, values: advance(1)
 
     return watch

@@ -58,10 +58,11 @@ def _environment() -> Environment:
         # Jinja drops the last line break of a template by default.
         keep_trailing_newline=True,
     )
-    environment.filters["thousands"] = _thousands
+    environment.filters["thousands"] = "{:,}".format
     environment.filters["numeric_columns"] = numeric_columns
     environment.filters["column_groups"] = _column_groups
-    environment.globals["asset"] = _asset
+    # A style sheet or a script of ours goes into a page as it is.
+    environment.globals["asset"] = lambda name: Markup((ASSETS / name).read_text(encoding="utf-8"))
     return environment
 
 
@@ -94,16 +95,3 @@ def _column_groups(columns: Sequence[str]) -> list[tuple[str, int]]:
     """
     heads = (head if line_break else "" for head, line_break, _ in (column.partition("\n") for column in columns))
     return [(head, len(list(group))) for head, group in itertools.groupby(heads)]
-
-
-def _thousands(count: int) -> str:
-    """
-    >>> _thousands(12345)
-    '12,345'
-    """
-    return f"{count:,}"
-
-
-def _asset(name: str) -> Markup:
-    """A style sheet or a script of ours, to put into a page as it is."""
-    return Markup((ASSETS / name).read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -49,20 +50,29 @@ class VerifiedArtifact:
         """Count files that belong to it and that exist."""
         self.files.update({path: path.stat().st_size for path in paths if path.is_file()})
 
+    def add_all(self, kind: Kind) -> None:
+        """Count the files that a kind of artifact may have, where no seal lists them."""
+        for path in (path for pattern in kind.files for path in self.path.glob(pattern)):
+            self.add(path, *path.rglob("*"))
+
     def compare(self, folder: Path, listed: Mapping[str, Mapping[str, Any]], track: Track) -> set[str]:
         """Compare files with their sizes and checksums; returns the names of the intact ones."""
-        intact = set()
+        intact: set[str] = set()
         with track(
             f"compare {self.path.name}", total=sum(_size(folder / name) for name in listed), unit="bytes"
         ) as advance:
             for name, entry in listed.items():
                 size = _size(folder / name)
                 self.files[folder / name] = size
-                found = list(artifacts.damages(folder, {name: entry}))
-                self.damages += found
-                intact |= set() if found else {name}
+                with self.noting():
+                    artifacts.check_files(folder, {name: entry})
+                    intact.add(name)
                 advance(size)
         return intact
+
+    def is_intact(self, listed: Mapping[str, Mapping[str, Any]], track: Track) -> bool:
+        """Whether all files of its folder are as listed: the content of a damaged file has no meaning."""
+        return self.compare(self.path, listed, track) == set(listed)
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -121,7 +131,7 @@ def verify(path: Path, track: Track = silent) -> Verification:
     found: list[VerifiedArtifact] = []
     present: set[Path] = set()
     for parent, folders, names in os.walk(path):
-        folders.sort()
+        folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
         folder = Path(parent)
         present |= {folder / name for name in names if not name.startswith(".")}
         found += [check(folder, track) for markers, check in CHECKS if any(marker in names for marker in markers)]
@@ -144,19 +154,12 @@ def _size(path: Path) -> int:
 def _unfinished(folder: Path) -> VerifiedArtifact:
     kind = next((kind for kind in PLANNED if any(any(folder.glob(pattern)) for pattern in kind.files)), None)
     artifact = VerifiedArtifact(path=folder, kind="artifact" if kind is None else kind.name, is_finished=False)
-    _add_unlisted(artifact, kind)
+    artifact.add(folder / "plan.json")
     if kind is not None:
+        artifact.add_all(kind)
         with artifact.noting():
             kind.read_plan(folder)
     return artifact
-
-
-def _add_unlisted(artifact: VerifiedArtifact, kind: Kind | None) -> None:
-    """Count the files that a kind of artifact may have, where no seal lists them."""
-    artifact.add(artifact.path / "plan.json")
-    for pattern in () if kind is None else kind.files:
-        for path in artifact.path.glob(pattern):
-            artifact.add(*(path.rglob("*") if path.is_dir() else [path]))
 
 
 def _sealed(folder: Path, kind: Kind, read: Callable[[Path], Read]) -> tuple[VerifiedArtifact, Read | None]:
@@ -165,7 +168,8 @@ def _sealed(folder: Path, kind: Kind, read: Callable[[Path], Read]) -> tuple[Ver
     artifact.add(folder / kind.seal_file, folder / kind.plan_file)
     with artifact.noting():
         return artifact, read(folder)
-    _add_unlisted(artifact, kind)
+    # Without a seal no file of it would count, and all would be named as not part of it.
+    artifact.add_all(kind)
     return artifact, None
 
 
@@ -180,20 +184,17 @@ def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
     for split, entry in document.splits.items():
         parts = [*entry.shards, *([document.columns[split]] if split in document.columns else [])]
         listed = {part.file: vars(part) for part in parts}
-        if artifact.compare(folder, listed, track) != set(listed):
-            continue  # the rows of a damaged shard have no meaning
-        with artifact.noting(), track(f"read {split}", total=entry.images, unit="images") as advance:
-            artifact.damages += data.Corpus.open(folder, split).find_faults(advance)
+        if artifact.is_intact(listed, track):
+            with artifact.noting(), track(f"read {split}", total=entry.images, unit="images") as advance:
+                artifact.damages += data.Corpus.open(folder, split).find_faults(advance)
     return artifact
 
 
 def _cache(folder: Path, track: Track) -> VerifiedArtifact:
     artifact, documents = _sealed(folder, teacher.CACHE, teacher.CACHE.read_plan_and_seal)
-    if documents is not None:
-        listed = documents[1]["files"]
-        if artifact.compare(folder, listed, track) == set(listed):
-            with artifact.noting():
-                artifact.damages += teacher.read_cache(folder).find_faults()
+    if documents is not None and artifact.is_intact(documents[1]["files"], track):
+        with artifact.noting():
+            artifact.damages += teacher.read_cache(folder).find_faults()
     return artifact
 
 
@@ -214,7 +215,7 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
         name: {"bytes": _size(folder / name) if size is None else size, "sha256": sha256}
         for name, (size, sha256) in document.files.items()
     }
-    if artifact.compare(folder, listed, track) == set(listed):
+    if artifact.is_intact(listed, track):
         with artifact.noting():
             search.check_vectors(folder, document)
     if not (folder / "model" / "dcdctl.json").exists():
@@ -224,24 +225,23 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
 
 def _run(folder: Path, track: Track) -> VerifiedArtifact:
     run = training.Run(folder)
+    # Not a constant of this file: the room of training gets torch, which takes seconds, when its names are used.
+    readers: dict[str, Callable[[Path], object]] = {
+        "bench.json": partial(bench.read_times, model="student"),
+        "wandb.json": artifacts.read_document,
+        "mined.safetensors": lambda path: training.read_mined(path),
+    }
     artifact = VerifiedArtifact(path=folder, kind="run", is_finished=run.is_finished)
-    names = ("run.json", "metrics.jsonl", "metrics.json", "shards.jsonl", "bench.json", "wandb.json")
-    artifact.add(*(folder / name for name in names))
+    artifact.add(*(folder / name for name in ("run.json", "metrics.jsonl", "metrics.json", "shards.jsonl", *readers)))
     # TensorBoard has a checksum of its own in every record, and no number is read from its files.
     artifact.add(*(folder / "tensorboard").rglob("*"))
     with artifact.noting():
         run.facts()
     artifact.damages += run.log_damages()
-    if (folder / "bench.json").exists():
-        with artifact.noting():
-            bench.read_times(folder / "bench.json", "student")
-    if (folder / "wandb.json").exists():
-        with artifact.noting():
-            artifacts.read_document(folder / "wandb.json")
-    if (mined := folder / "mined.safetensors").exists():
-        artifact.add(mined)
-        with artifact.noting():
-            training.read_mined(mined)
+    for name, read_file in readers.items():
+        if (folder / name).exists():
+            with artifact.noting():
+                read_file(folder / name)
     for checkpoint, read in training.seals_of(run).items():
         artifact.add(checkpoint / "checkpoint.json")
         with artifact.noting():
@@ -253,6 +253,7 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
             for name in artifact.compare(checkpoint, artifacts.listed_files(path, seal), track):
                 if name.endswith(".safetensors"):
                     models.check_finite_file(checkpoint / name, error=StaleError)
+            # The checkpoint of the best weights, beside the one to resume from.
             if "best_rsum" in seal:
                 training.check_best(run, seal)
     return artifact
@@ -263,6 +264,7 @@ def _model(folder: Path, track: Track) -> VerifiedArtifact:
     artifact.add(*folder.rglob("*"))
     with artifact.noting(), track(f"compare {folder.name}", total=None, unit="files"):
         artifact.damages += models.find_damages(folder)
+        # Tensors of a damaged file have no meaning.
         for path in sorted(folder.glob("*.safetensors")) if not artifact.damages else ():
             models.check_finite_file(path)
     return artifact

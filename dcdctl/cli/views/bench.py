@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import show_table
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
 NOT_TIMED = "-"
 INTERVAL = "(low-high): 95 % of bootstrap resamples of the repeats"
 EXTRAPOLATED = "~ extrapolated: measured rate x count"
+FIRST_QUERY = {
+    "first query of a fresh process": ["total_s"],
+    "- interpreter and imports": ["start_s", "import_s"],
+    "- loading the model": ["load_s"],
+    "- first answer": ["first_answer_s"],
+    "- CPU time of these": ["processor_s"],
+    "second answer of that process": ["second_answer_s"],
+}
+"""Rows of the first query: the fields of `FirstQuery` that each adds."""
 Row = Sequence[str]
 
 
@@ -64,15 +74,8 @@ def _show_footprints(result: Bench) -> None:
         ),
     ]
     if result.teacher.first_query is not None:
-        rows += [
-            ("first query of a fresh process", lambda times: _first(times, "total_s")),
-            ("- interpreter and imports", lambda times: _first(times, "start_s", "import_s")),
-            ("- loading the model", lambda times: _first(times, "load_s")),
-            ("- first answer", lambda times: _first(times, "first_answer_s")),
-            ("- CPU time of these", lambda times: _first(times, "processor_s")),
-            ("second answer of that process", lambda times: _first(times, "second_answer_s")),
-            ("peak memory of that process", _peak),
-        ]
+        rows += [(label, partial(_first, parts=parts)) for label, parts in FIRST_QUERY.items()]
+        rows.append(("peak memory of that process", _peak))
     caption = "operations: floating point, two per multiply-add, in matrix products, convolutions and attention"
     cells = [[label, cell(result.teacher), cell(result.student)] for label, cell in rows]
     show_table(title, ["", "teacher", "student"], cells, caption=caption)
@@ -84,6 +87,7 @@ def _busy(result: Bench) -> str:
     cores = result.machine["cores"]
     if not loads or max(loads) <= cores:
         return ""
+    # CPU time does not count waiting, except for processes of their own, which are timed from outside.
     affected = "all times" if result.settings.clock == "wall" else "times of fresh processes"
     advice = (
         ", and short ones vary; --clock processor measures CPU time instead" if result.settings.clock == "wall" else ""
@@ -91,7 +95,7 @@ def _busy(result: Bench) -> str:
     return f"\nbusy: {max(loads):.1f} processes needed {cores} cores; {affected} are upper bounds{advice}"
 
 
-def _first(times: ModelTimes, *parts: str) -> str:
+def _first(times: ModelTimes, parts: Sequence[str]) -> str:
     if times.first_query is None:
         return NOT_TIMED
     return seconds(sum(getattr(times.first_query.median, part) for part in parts))

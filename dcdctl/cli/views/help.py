@@ -7,10 +7,9 @@ their hyphens.
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand
@@ -42,7 +41,9 @@ class HelpCommand(TyperCommand):
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """The docstring of the command."""
-        formatter.write("\n" + _paragraph(inspect.cleandoc(self.help or ""), formatter.width) + "\n")
+        # Joined, because the lines of a docstring are cut for the width of our code.
+        lines = _wrapped(" ".join((self.help or "").split()), formatter.width - 2)
+        formatter.write("\n" + "".join(f"  {line}\n" for line in lines))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The arguments, then the options by panel."""
@@ -53,9 +54,7 @@ class HelpCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
                 panels[getattr(parameter, "rich_help_panel", None) or "Other"].append(record)
-        for panel, rows in panels.items():
-            if rows:
-                formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
+        write_panels(formatter, panels)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The example, a command that runs when it is copied, continued with backslashes where the line is too
@@ -69,6 +68,13 @@ def _arguments(command: Any) -> list[Any]:
     return [
         parameter for parameter in command.params if parameter.param_type_name == "argument" and not parameter.hidden
     ]
+
+
+def write_panels(formatter: Any, panels: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Write the rows of each panel below its name; nothing of an empty one."""
+    for panel, rows in panels.items():
+        if rows:
+            formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
 
 
 def lines_of(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
@@ -114,10 +120,7 @@ def _with_values(command: str) -> list[str]:
     return parts
 
 
-def _paragraph(text: str, width: int) -> str:
-    return "\n".join(f"  {line}" for line in _wrapped(" ".join(text.split()), width - 2))
-
-
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of whole words: a name is not broken at its hyphens, so that it can be copied."""
+    # textwrap fails below a width of 1, and the help of a terminal as narrow as that cannot be read anyway.
     return textwrap.wrap(text, max(width, 20), break_on_hyphens=False, break_long_words=False)

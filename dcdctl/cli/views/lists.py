@@ -24,6 +24,7 @@ def show_entries(title: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -
         for label, text in facts.items():
             if text:
                 line = f"{label}: {text}" if label else text
+                # Names contain hyphens, and are copied from here.
                 show(
                     textwrap.fill(
                         line, width, initial_indent=INDENT, subsequent_indent=INDENT * 2, break_on_hyphens=False

@@ -19,7 +19,7 @@ from unicodedata import category
 import typer
 from typer.core import TyperGroup
 
-from dcdctl.cli.views.help import lines_of
+from dcdctl.cli.views.help import write_panels
 from dcdctl.core.errors import DcdError, as_user_error
 from dcdctl.core.progress import Advance
 
@@ -55,6 +55,7 @@ class ErrorGroup(TyperGroup):
             user_error = as_user_error(error)
             for shown in _different([*([] if user_error is None else [user_error]), *of_threads], error):
                 show_error(shown)
+            # Typer's Exit is no bug, and a thread's error explains it.
             if user_error is None and not (of_threads and isinstance(error, typer.Exit)):
                 raise
             raise typer.Exit(1) from error
@@ -73,8 +74,7 @@ class ErrorGroup(TyperGroup):
             panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
                 (name.ljust(longest), summary)
             )
-        for panel, rows in panels.items():
-            formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
+        write_panels(formatter, panels)
 
 
 @contextmanager

@@ -88,6 +88,7 @@ class TrainingProgress:
         table.add_column(justify="left")
         table.add_column(justify="right")
         rows = {"step": f"{self.done:,} of {self.total:,}"}
+        # Each has a row of its own below.
         hidden = ("lr", "seconds")
         rows |= {
             name: f"{value:.4f}"
@@ -153,6 +154,7 @@ def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
             note(state.line())
 
     yield show
+    # A training shorter than the interval has printed nothing yet.
     note(f"{state.line()}, {clock(state.seconds)} in all")
 
 
