@@ -17,7 +17,7 @@ say = logging.getLogger("dcdctl").warning
 @contextmanager
 def same_threads() -> Iterator[None]:
     """Let torch use the number of CPU threads after the block that it used before."""
-    # A command ends with its process; a notebook goes on, and its other cells want the threads that they had.
+    # A command ends with its process; the other cells of a notebook expect the threads that they had.
     before = torch.get_num_threads()
     try:
         yield
