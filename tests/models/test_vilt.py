@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualSize, ImageBatch, States, TextBatch, ViltSize
-from dcdctl.core.models.families.vilt import _pack
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
@@ -143,16 +142,6 @@ def test_take_trims_to_the_longest_row_and_may_repeat_rows():
     taken = states.take(torch.tensor([1, 0, 1]))
     assert taken.tokens.tolist() == [[[6, 7], [8, 9]], [[0, 1], [2, 3]], [[6, 7], [8, 9]]]
     assert taken.mask.tolist() == [[True, True], [True, False], [True, True]]
-
-
-def test_packed_tokens_are_as_many_as_the_largest_image_has():
-    tokens, valid = (
-        torch.arange(8.0).view(2, 4, 1),
-        torch.tensor([[True, False, True, False], [False, False, False, True]]),
-    )
-    packed, mask = _pack(tokens, valid)
-    assert packed.squeeze(2).tolist() == [[0, 2], [7, 4]]
-    assert mask.tolist() == [[True, True], [True, False]]
 
 
 def test_pinned_states_are_the_same_states(monkeypatch):
