@@ -1,6 +1,22 @@
-from .compare import Comparison, PairwiseComparison, RankShift, compare_systems
-from .compare_tables import comparison_document, comparison_facts, comparison_tables, how_to_read
-from .document import CASCADE_FILES, MODEL_FILES, Evaluation, Measured, check_comparable
+from .compare import compare_systems
+from .comparison import (
+    Comparison,
+    PairwiseComparison,
+    RankShift,
+    comparison_document,
+    comparison_facts,
+    comparison_tables,
+    how_to_read,
+)
+from .document import (
+    CASCADE_FILES,
+    MODEL_FILES,
+    Evaluation,
+    Measured,
+    check_comparable,
+    evaluation_tables,
+    vector_table,
+)
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, write_evaluation
 from .protocols import SplitChoice
@@ -8,7 +24,6 @@ from .rankers import EvalOptions
 from .ranking import RankTable
 from .recall import KS, RECALL_NAMES, on_front
 from .significance import LEVEL, Estimate, RankComparison, compare_ranks
-from .tables import evaluation_tables, vector_table
 
 __all__ = [
     "CASCADE_FILES",

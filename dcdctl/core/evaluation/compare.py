@@ -17,140 +17,39 @@ Shape letters: Q queries of a direction, R runs of a system.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dcdctl.core import templates
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import compare_tables, recall, significance
+from dcdctl.core.evaluation import recall, significance
 from dcdctl.core.evaluation.bootstrap import holm
+from dcdctl.core.evaluation.comparison import (
+    LETTERS,
+    Comparison,
+    PairwiseComparison,
+    RankShift,
+    RankShifts,
+    System,
+    refs_of,
+    short_names,
+)
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames
 from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
 from dcdctl.core.evaluation.ranking import RankTable
 from dcdctl.core.evaluation.recall import recall_at_k
-from dcdctl.core.evaluation.significance import Estimates, RankComparison, check_queries
+from dcdctl.core.evaluation.significance import check_queries
 from dcdctl.core.files import shown
 
 CASCADE_SUFFIX = ":cascade"
 MAX_ROUNDING = 1e-6
 """Largest difference between the RSUM of the ranks and that of the document: both are sums of the same six
 percentages."""
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DECIMALS = 9
 """Digits of a difference of mean logarithms that are kept: further digits are rounding."""
-
-
-@dataclass(frozen=True)
-class System:
-    """A model, or several that differ only in the seed."""
-
-    name: str
-    runs: tuple[SavedEvaluation, ...]
-    """Each with a table of ranks."""
-
-    @property
-    def tables(self) -> list[RankTable]:
-        return [run.table for run in self.runs if run.table is not None]
-
-    @property
-    def evaluation(self) -> Evaluation | None:
-        """The document of the first run that has one."""
-        return next((run.evaluation for run in self.runs if run.evaluation is not None), None)
-
-
-@dataclass(frozen=True)
-class RankShift:
-    """A query whose ranks differ."""
-
-    query: int
-    """The image index for text retrieval, the caption index for image retrieval."""
-    ours: tuple[int, ...]
-    """The rank in each run of the system."""
-    base: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class RankShifts:
-    """How many queries of a direction rank better, equally and worse than in the base, and those that differ most."""
-
-    num_better: int
-    num_equal: int
-    num_worse: int
-    better: tuple[RankShift, ...]
-    worse: tuple[RankShift, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairwiseComparison:
-    """A system against the base."""
-
-    letter: str
-    system: System
-    comparison: RankComparison
-    holm_p_value: float
-    """p-value of the bootstrap, adjusted for all comparisons of the report (`bootstrap.holm`)."""
-    holm_sign_flip_p_value: float
-    shifts: dict[Direction, RankShifts]
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Comparison:
-    """Every system against the base, with intervals and p-values."""
-
-    systems: dict[str, System]
-    """By letter."""
-    base: str
-    """Letter of the base."""
-    comparisons: tuple[PairwiseComparison, ...]
-    num_resamples: int
-    seed: int
-    draws_seeds: bool = False
-    """Whether the intervals and the p-values of the bootstrap cover the runs of a system too."""
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """A short name of each system that no other has, by letter."""
-        return dict(zip(self.systems, short_names([system.name for system in self.systems.values()]), strict=True))
-
-    @property
-    def queries(self) -> RankTable:
-        """A table of ranks; all systems have the same images and captions."""
-        return self.systems[self.base].tables[0]
-
-    @property
-    def evaluation(self) -> Evaluation | None:
-        """A document, for the split and the protocol that all systems share; None if only tables of ranks are
-        compared."""
-        return next((system.evaluation for system in self.systems.values() if system.evaluation is not None), None)
-
-    @property
-    def estimates(self) -> dict[str, Estimates]:
-        """The recalls of each system, by letter."""
-        compared = {pairwise.letter: pairwise.comparison.ours for pairwise in self.comparisons}
-        return {letter: compared.get(letter, self.comparisons[0].comparison.base) for letter in self.systems}
-
-    def __repr__(self) -> str:
-        differences = [
-            f"{pairwise.system.name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
-            f"{pairwise.holm_sign_flip_p_value:.2g}"
-            for pairwise in self.comparisons
-        ]
-        return f"Comparison(against {self.systems[self.base].name!r}: {'; '.join(differences)})"
-
-    def _repr_html_(self) -> str:
-        return templates.render(
-            "notebook.html",
-            title="; ".join(f"{name}: {value}" for name, value in compare_tables.comparison_facts(self)),
-            tables=compare_tables.comparison_tables(self),
-            cards=[],
-            notes=compare_tables.how_to_read(self),
-        )
 
 
 def compare_systems(
@@ -203,24 +102,6 @@ def compare_systems(
     )
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """The ends of the names of systems, with as many folders as make them differ; seeds by the first one.
-
-    >>> short_names(["runs/a", "runs/b-0,runs/b-1", "old/a:cascade"])
-    ['a', 'b-0 + 1 more', 'a:cascade']
-    >>> short_names(["runs/1/a", "runs/2/a"]), short_names(["a", "a"])
-    (['1/a', '2/a'], ['a (A)', 'a (B)'])
-    """
-    refs = [_refs(name) for name in names]
-    parts = [Path(first).parts for first, *_ in refs]
-    ends = [f" + {len(seeds) - 1} more" if len(seeds) > 1 else "" for seeds in refs]
-    for length in range(1, max(map(len, parts)) + 1):
-        short = ["/".join(part[-length:]) + end for part, end in zip(parts, ends, strict=True)]
-        if len(set(short)) == len(short):
-            return short
-    return [f"{name} ({letter})" for name, letter in zip(short, LETTERS, strict=False)]
-
-
 def find_rank_shifts(
     ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direction, num_queries: int
 ) -> RankShifts:
@@ -254,7 +135,7 @@ def find_rank_shifts(
 def read_systems(names: Sequence[str]) -> list[System]:
     """Read all systems; InputError for a missing or damaged file, StaleError that names both if two cannot be
     compared."""
-    systems = [System(name, tuple(_read(ref) for ref in _refs(name))) for name in names]
+    systems = [System(name, tuple(_read(ref) for ref in refs_of(name))) for name in names]
     for system in systems:
         _check_alike(
             system.runs,
@@ -276,14 +157,6 @@ def index_of(systems: Sequence[System], name: str) -> int:
     raise InputError(
         f"{name} is none of the systems", hint=f"they are {' and '.join(system.name for system in systems)}"
     )
-
-
-def _refs(name: str) -> list[str]:
-    # A path that exists may contain a comma.
-    refs = [name] if Path(name).exists() else name.split(",")
-    if not all(refs):
-        raise InputError(f"a name in {name!r} is empty", hint="separate the seeds of a system by single commas")
-    return refs
 
 
 def _read(ref: str) -> SavedEvaluation:
