@@ -253,7 +253,7 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
             for name in artifact.compare(checkpoint, artifacts.listed_files(path, seal), track):
                 if name.endswith(".safetensors"):
                     models.check_finite_file(checkpoint / name, error=StaleError)
-            # The checkpoint of the best weights, beside the one to resume from.
+            # A checkpoint to resume from; the seal of the best weights has an rsum of its own.
             if "best_rsum" in seal:
                 training.check_best(run, seal)
     return artifact
