@@ -3,8 +3,9 @@ from .checkpoint import check_finite
 from .dual import DualEncoder, Model, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
-from .families.coattention_scorer import CoAttentionScorer, new_coattention
+from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
+from .families.new_coattention import new_coattention
 from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt

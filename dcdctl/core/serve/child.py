@@ -26,11 +26,8 @@ from dcdctl.core.serve.job import RELOAD, Job
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.listener import http_server, is_loopback
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.processes import handled
+from dcdctl.core.serve.signals import HANGUP, handled
 from dcdctl.core.serve.workers import LiveSearcher
-
-HANGUP = getattr(signal, "SIGHUP", None)
-"""The signal to open the index and the models again; Windows has none."""
 
 
 def run(

@@ -13,11 +13,10 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -28,6 +27,7 @@ from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.job import RELOAD, Job
 from dcdctl.core.serve.metrics import Shared
+from dcdctl.core.serve.signals import handled
 
 PRELOADED = (
     "dcdctl.core.serve.child",
@@ -222,17 +222,3 @@ def _run(number: int, job: Job, listener: socket.socket, control: connection.Con
     from dcdctl.core.serve.child import run_child
 
     run_child(number, job, listener, control, shared)
-
-
-@contextmanager
-def handled(handlers: Mapping[int, Callable[..., object]]) -> Iterator[None]:
-    """These handlers of signals while the block runs. Python accepts handlers in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,15 +10,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.errors import StaleError
 from dcdctl.core.training.runs import BEST, ELSEWHERE, Run
+
+if TYPE_CHECKING:  # `verify` reads seals without torch
+    import torch
+    from torch import Tensor, nn
 
 KEPT = 2
 """One more than needed, in case the newest turns out damaged."""
@@ -43,6 +43,9 @@ def save_checkpoint(
     run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
     """Save atomically everything that the steps after `step` depend on, and delete old checkpoints."""
+    import torch
+    from safetensors.torch import save_file
+
     with files.atomic_folder(_folder(run, step)) as partial:
         save_file(_unshared(model), partial / WEIGHTS_FILE)
         torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
@@ -65,6 +68,8 @@ def load_checkpoint(
     StaleError that names the file and says how to resume from the checkpoint before it, if this one is damaged or not
     the one of its name.
     """
+    import torch
+
     *earlier, step = [0, *run.checkpoint_steps()]
     if not earlier:
         return 0
@@ -137,6 +142,8 @@ def _read_seal(run: Run, folder: Path, own_key: str, hint: str) -> artifacts.Doc
 
 
 def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
+    from safetensors.torch import load_file
+
     weights = load_file(path)
     if different := set(weights) ^ set(_unshared(model)):
         raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint=ELSEWHERE)
@@ -162,6 +169,8 @@ def read_best_seal(run: Run) -> artifacts.Document | None:
 
 def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     """Save atomically the weights after `step` steps as the best so far."""
+    from safetensors.torch import save_file
+
     folder = run.folder / BEST
     # A name of its own, so that the seal switches from the old weights to the new ones in one rename.
     name = f"weights-{step}.safetensors"
