@@ -27,6 +27,7 @@ from dcdctl.core.errors import DcdError, InputError, as_user_error
 
 WRITE_HINT = "name a place on this machine, and copy what is written there"
 PARTIAL_SUFFIX = ".partial"
+# File systems allow 255 bytes; suffixes of partial files and of shards come on top.
 MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 KEPT_S = 24 * 3600.0

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from dcdctl.core.config import AtLeast, Count, Key, NotEmpty, Positive, check_fields
 from dcdctl.core.errors import ConfigError
 
+# From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
 DEFAULT_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Share of the resamples in an interval."""
+# The bounds of a 95% interval are then 25 draws from each end.
 NUM_DRAWS = 1000
 Work = Callable[[int], object]
 """Does the work of a round, given the number of the round."""

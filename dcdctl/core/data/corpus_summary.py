@@ -30,6 +30,7 @@ from dcdctl.core.progress import Advance, Track, silent
 Kind = Literal["cache", "corpus", "index"]
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
+# A summary is read on one screen; corpus.json has all of them.
 MAX_REASONS = 5
 _COLUMNS = ["width", "height", "captions", "image.bytes"]
 _SIGNATURES = {

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
+# 16 cells for at most 5 objects, so that every relation of two of them occurs.
 GRID = 4
 FAMILY_SIZE = 4
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -33,6 +34,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "brown": (130, 85, 45),
     "black": (30, 30, 30),
 }
+# Pale, so that no color of an object is lost.
 BACKGROUNDS = ((245, 245, 240), (228, 238, 246), (240, 230, 214), (226, 240, 226), (240, 228, 240))
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring", "moon", "arrow")
 SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
@@ -49,8 +51,11 @@ TEMPLATES = (
     "{relation} the {object} there is a {subject}",
     "a {object} with a {subject} {relation} it",
 )
+# Shares of the families: a family is in one split, so no test scene has a near copy in train.
 SPLIT_BUCKETS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
+# Mostly few: with more objects, a caption of two of them fits other scenes more often.
 OBJECT_COUNTS = (3, 3, 4, 4, 5)
+# Below half a cell, so that neighbors never touch.
 RADIUS_IN_CELLS = {"small": 0.28, "large": 0.46}
 
 

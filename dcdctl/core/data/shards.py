@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import files
 
+# What a random read unpacks at most: small, because training reads images in random order.
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 2 << 20
 """Row groups are small because reading one image reads its row group."""

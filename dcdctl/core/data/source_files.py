@@ -18,6 +18,7 @@ from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.files import shown, url_of
 from dcdctl.core.progress import Track, silent
 
+# Files of many gigabytes are hashed in little memory.
 _CHUNK_BYTES = 1 << 20
 
 

@@ -16,6 +16,7 @@ from dcdctl.core.data import Corpus, describe_scenes, draw_scene, read_corpus_js
 from dcdctl.core.errors import CorpusError, ModelError
 from dcdctl.core.models import DualEncoder
 
+# Enough to meet images and captions of different sizes; the check should not take longer than the export.
 NUM_SAMPLES = 32
 LOWEST_COSINE = {"fp32": 0.9999, "int8": 0.98}
 """Minimum cosine between the vectors of the exported and the original model, for every image and caption. With int8

@@ -33,9 +33,11 @@ from dcdctl.core.report.report import ModelResults, Report, Training
 
 NUM_COLORS = 8
 """CSS variables --c0 to --c7 of a page; "text" and "quiet" are colors too."""
+# Narrow enough to see two peaks, wide enough that 1,000 queries give smooth bars.
 NUM_BINS = 36
 SMALL, LARGE = (340.0, 230.0), (430.0, 320.0)
 """Width and height in CSS pixels: a chart in a grid, and a chart by itself."""
+# As the text of the page around a chart, so that a chart in it needs no scaling.
 _FONT_PX = 11.0
 _MARKERS = "osD^vPX*"
 _NOT_A_LOSS = {"step", "loss", "lr", "seconds", "scored"}

@@ -20,6 +20,7 @@ from dcdctl.core.report import html
 from dcdctl.core.report.gallery import ModelColumn, Queries, Query
 from dcdctl.core.report.html import EmbeddedImage
 
+# Enough to recognize a photo.
 QUERY_PX = 160
 ANSWER_PX = 72
 MAX_QUERIES = 80

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dcdctl.core import files, templates
 
+# The default of Pillow; a page embeds hundreds of images.
 JPEG_QUALITY = 75
 
 

@@ -15,7 +15,9 @@ from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 NUM_IMAGES = 60
 """Images on the page of a corpus."""
+# A grid of five on a laptop.
 CORPUS_IMAGE_PX = 200
+# Larger than elsewhere: a false negative shows in details.
 CACHE_IMAGE_PX = 240
 SEARCH_IMAGE_PX = 240
 

@@ -17,6 +17,7 @@ from dcdctl.core.training import UNNAMED
 NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
 RECALLS = [(direction, name) for direction in Direction for name in RECALL_NAMES]
+# 48 bits: two of a million fingerprints share them with a chance of 0.2%.
 FINGERPRINT_DIGITS = 12
 
 

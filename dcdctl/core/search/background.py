@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dcdctl.core.search.protocol import ImageIndex
 from dcdctl.core.search.searcher import IndexSearcher
 
+# The 95th percentile is then about the fourth highest score.
 NUM_PROBES = 64
 LEVEL = 0.95
 """Share of the probes whose best score is a weak match."""

@@ -44,7 +44,9 @@ NAMES = ("image_id", "path")
 VECTOR, MODEL = "vector", "model_digest"
 METADATA_KEY = b"dcdctl.model"
 """The digest of the model in the metadata of a Parquet file; or in a column `MODEL`, which engines carry along."""
+# About 16 MB of float32 at 512 numbers per vector.
 ROWS_PER_BATCH = 8192
+# One wrong preprocessing shows in every image; a few rule out luck, and cost seconds.
 NUM_VERIFIED = 4
 LEAST_COSINE = 0.99
 """Between a given vector and that of the model here. Other number formats and decoders stay above, another model or

@@ -10,6 +10,7 @@ from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, chec
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
+# Limits are powers of two, as the tools that report memory have them.
 MiB, KiB = 2**20, 2**10
 
 

@@ -22,6 +22,7 @@ from dcdctl.core.serve.config import ServiceConfig
 
 MAX_RECORD_CHARS = 8_000
 """Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""
+# Longer than every path of the service; what a stranger sends does not fill the log.
 MAX_PATH_CHARS = 200
 ACCESS = logging.getLogger("dcdctl.access")
 """The logger of requests."""

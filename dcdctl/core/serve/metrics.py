@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dcdctl.core.search import ImageIndex, SearchAnswer
 
 __all__ = ["CONTENT_TYPE", "Metrics", "Shared"]
+# From a search in a small index to the time limit of a request, 1, 2.5, 5 in each decade.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 

@@ -40,6 +40,7 @@ seconds."""
 STABLE_S = 60.0
 """A process that has answered this long is replaced at once when it ends; one that ends earlier waits longer each
 time."""
+# A mended index is picked up within it; a broken one costs a start per half minute.
 MAX_DELAY_S = 30.0
 MAX_FAILED_STARTS = 3
 """Failed starts in a row after which the service ends, if no other process answers."""

@@ -30,6 +30,7 @@ from dcdctl.core.stores.url import StoreUrl
 
 FACTS = "dcdctl"
 PORT = 6333
+# An answer of 1,000 ids is small, and a large collection needs few requests.
 ROWS_PER_QUESTION = 1000
 # The client's own 5 s are too short for a batch while the server builds its graph.
 TIMEOUT_S = 60

@@ -19,6 +19,7 @@ from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, measure_spread
 
+# They fit one line of blocks in a terminal of 80 columns, labels included.
 NUM_BINS = 24
 
 

@@ -29,6 +29,7 @@ from dcdctl.core.files import escapes_root
 MAX_FILE_BYTES = 256 << 20
 """Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded,
 has this size."""
+# By POSIX: headers and contents of a tar start at multiples of it.
 TAR_BLOCK_BYTES = 512
 ZIP_READ_BYTES = 1 << 14
 """How much is read at once: zipfile unpacks all of it for LZMA, to at most some 100 MB."""

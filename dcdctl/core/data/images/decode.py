@@ -23,6 +23,7 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 """A larger image counts as a decompression bomb: Pillow's own limit, 89 megapixels."""
 # The highest quality that Pillow recommends.
 JPEG_QUALITY = 95
+# At this size the blocks of JPEG do not show.
 THUMBNAIL_QUALITY = 80
 HASH_REDUCING_GAP = 4
 """Pillow's reducing_gap for the hash: images are first reduced to 4 pixels per cell by averaging blocks, then resized
@@ -30,6 +31,7 @@ smoothly. With blocks alone, the hashes of copies differ in three times as many 
 SHRINK_REDUCING_GAP = 2
 """Pillow's reducing_gap for smaller copies: averaging blocks to twice the size first is faster, and the smooth resize
 hides it."""
+# The tag of the EXIF standard; Pillow names it only in an enum of its plug-ins.
 EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,9 +54,11 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+# Enough for a byte order mark, blank lines and the doctype of an error page that was saved as an image.
 _HEAD_BYTES = 512
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """The markers of a JPEG that begin a frame: its size and its kind of coding."""
+# Baseline, extended and progressive. Only their blocks have a least size; arithmetic coding has none.
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
 # In the data of a scan, 255 is followed by 0 or begins a restart marker.
 _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)

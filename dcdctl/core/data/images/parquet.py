@@ -20,7 +20,9 @@ from dcdctl.core.machine import num_cores
 MAX_INFLATION = 200
 """A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is
 refused."""
+# Images of some 200 kB: a batch is a few megabytes, and a row in the middle costs little to reach.
 PARQUET_BATCH_ROWS = 16
+# Smaller buffers cost a system call per image, larger ones memory per open column.
 PARQUET_BUFFER_BYTES = 1 << 20
 KEPT_BATCHES = 2 + num_cores() // PARQUET_BATCH_ROWS
 """Batches of a column that stay in memory. Threads, one per core by default, read rows nearly in order: one is behind

@@ -50,7 +50,9 @@ _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", "sentids", *KEYS}
 _JSONL_HINT = "--jsonl takes a file with one JSON object per line"
+# Enough images to choose settings on; 1,500 photos give 150.
 _HELD_OUT_BY_DEFAULT = 0.1
+# A line of a terminal.
 _EXAMPLE_LETTERS = 80
 _STARTS_OF_JSON = (*"[{-0123456789 \t\r\n", "true", "false", "null", "NaN", "Infinity")
 """How the text of a JSON value starts, unless it is a string."""

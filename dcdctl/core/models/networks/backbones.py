@@ -50,6 +50,7 @@ CAUSAL = ("clip_text_model", "metaclip_2_text_model")
 """Text encoders of transformers in which a token attends to earlier ones only."""
 BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "chinese_clip_text_model")
 """Text encoders of transformers that take a mask of four dimensions as it is."""
+# Of the order of the first scale of CLIP, 1/0.07; it is trained.
 FIRST_LOGIT_SCALE = 20.0
 MAX_LOGIT_SCALE = 100.0
 """As in CLIP: a larger scale makes training unstable."""

@@ -43,6 +43,7 @@ FIELDS = WIDTHS | ROWS | LAYERS | OTHERS
 OF_OPEN_CLIP = {"width": "hidden_size", "head_width": "hidden_size", "heads": "num_heads", "layers": "num_layers"}
 OF_OPEN_CLIP |= {"context_length": "max_position_embeddings"}
 """Names of such fields in open_clip_config.json alone, and what they count."""
+# More than the widest published encoders have (ViT-22B: 6,144), and twice the largest vocabulary (Gemma: 262,144).
 MIN_WIDTH, MIN_ROWS = 2**13, 2**19
 ALWAYS_ACCEPTED = {**dict.fromkeys(WIDTHS, MIN_WIDTH), **dict.fromkeys(ROWS, MIN_ROWS)}
 """Accepted whatever the weights are."""
