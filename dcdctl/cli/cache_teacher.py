@@ -158,11 +158,7 @@ def cache_teacher(
     if external.plan_only:
         text, document = _plan(job, external.with_columns)
     elif verify is not None:
-        from dcdctl.core.teacher import verify_cache
-
-        difference = verify_cache(job, verify, track=bar)
-        text = f"{job.out}: {verify:,} pairs scored again, the largest difference is {difference:.1e}"
-        document = {"cache": str(job.out), "pairs": verify, "largest_difference": difference}
+        text, document = _verify(job, verify)
     elif dry_run:
         text, document = "", _estimate(job)
     else:
@@ -178,6 +174,14 @@ def cache_teacher(
         show_json(document)
     elif text:
         show(text)
+
+
+def _verify(job: CacheJob, num_pairs: int) -> tuple[str, dict[str, Any]]:
+    from dcdctl.core.teacher import verify_cache
+
+    difference = verify_cache(job, num_pairs, track=bar)
+    text = f"{job.out}: {num_pairs:,} pairs scored again, the largest difference is {difference:.1e}"
+    return text, {"cache": str(job.out), "pairs": num_pairs, "largest_difference": difference}
 
 
 def _check_recipe(arguments: CacheTeacher, sets: list[str] | None, verify: int | None) -> None:

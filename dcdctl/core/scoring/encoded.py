@@ -42,6 +42,17 @@ class EncodedCorpus:
         return vector_states(self.texts_TD[torch.as_tensor(text_ix, device=self.texts_TD.device)])
 
 
+def _read_fastest(source: Source) -> tuple[Source, Sequence[int]]:
+    """The source as a dual encoder reads it, and the order of its captions."""
+    corpus = source.corpus
+    if isinstance(source, Features):
+        # One token of an image's features is enough; and features are read fastest in the order in which they are
+        # stored.
+        return replace(source, only_first=True), range(corpus.num_captions)
+    # Captions of similar length share a batch, so that little of it is padding.
+    return source, sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
+
+
 @torch.inference_mode()
 def encode_corpus(
     scorer: FusionScorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
@@ -57,12 +68,7 @@ def encode_corpus(
         return source
     scorer.to(compute.device).eval()
     corpus = source.corpus
-    # Captions of similar length share a batch, so that little of it is padding.
-    text_order: Sequence[int] = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
-    if isinstance(source, Features):
-        # A dual encoder reads one token of an image's features; and features are read fastest in the order in which
-        # they are stored.
-        source, text_order = replace(source, only_first=True), range(corpus.num_captions)
+    source, text_order = _read_fastest(source)
 
     def read_images(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
         return images_ahead(source, batches, compute)
