@@ -41,7 +41,7 @@ def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
 
 
 def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
-    """Recall@K for each K: the percentage of queries whose rank, that of their best positive, is at most K.
+    """Recall@K for each K: the percentage of queries whose best positive has a rank of at most K.
 
     >>> recall_at_k([1, 2, 7, 30])
     {'R@1': 25.0, 'R@5': 50.0, 'R@10': 75.0}

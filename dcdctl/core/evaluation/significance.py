@@ -74,7 +74,7 @@ class Estimates:
 
 @dataclass(frozen=True, kw_only=True)
 class RankComparison:
-    """The ranks of a system against those of the base."""
+    """The ranks of a system against the base's."""
 
     difference: Estimates
     """Ours minus the base's."""

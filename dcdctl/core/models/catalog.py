@@ -45,7 +45,7 @@ class TeacherEntry:
 
 
 def list_families() -> list[FamilyEntry]:
-    """All families: those of dcdctl, then those of other packages (`plugins`)."""
+    """All families: dcdctl's, then other packages' (`plugins`)."""
     ours = []
     for name, family in FAMILIES.items():
         loads = not family.extra or is_installed(family.module)

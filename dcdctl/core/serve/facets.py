@@ -47,7 +47,7 @@ class ColumnResponse:
 
 
 def columns_of(index: ImageIndex) -> list[ColumnResponse]:
-    """The columns of an index; those of a store are not summarized, and none are returned."""
+    """The columns of an index; none for a store, whose columns are not summarized."""
     summaries = index.summarize_columns() if isinstance(index, FolderIndex) else []
     facets = choose_facets(summaries)
     return [_response(summary, facets.get(summary.name)) for summary in summaries]

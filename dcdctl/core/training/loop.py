@@ -88,7 +88,7 @@ class TrainingOptions:
 
     @property
     def micro_batch_plan(self) -> MicroBatchPlan:
-        """The number of micro-batches of a batch, and those of this process."""
+        """The number of micro-batches of a batch, and which ones this process computes."""
         first = distributed.rank() * self.micro_batches
         return MicroBatchPlan(distributed.world_size() * self.micro_batches, range(first, first + self.micro_batches))
 
