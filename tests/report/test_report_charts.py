@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from evaluations import change_json
@@ -75,6 +76,14 @@ def test_a_loss_with_several_parts_is_drawn_with_them_and_a_single_loss_once(fou
     )
     assert told(fusion).count("from") == 1
     assert told(fusion).startswith("dcd: from 2 at step 0")
+
+
+def test_the_recalls_of_the_start_are_no_parts_of_a_loss(found):
+    first, *others = found.trainings
+    start = {f"start_R@{k}_{side}": 1.0 for side in ("text", "image") for k in (1, 5, 10)} | {"start_rsum": 6.0}
+    validated = replace(first, metrics=[{**first.metrics[0], **start}, *first.metrics[1:]])
+    charts = report_charts.training_curves(replace(found, trainings=(validated, *others)))
+    assert told(charts[0]) == told(report_charts.training_curves(found)[0])
 
 
 def test_recall_is_drawn_for_trainings_with_validation(tmp_path):
