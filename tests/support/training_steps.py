@@ -28,6 +28,12 @@ from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 
+TINY_DUAL = [
+    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1"),
+    *("model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200", "batch.size=8"),
+    "loss.terms={ infonce = 1.0 }",
+]
+"""A new dual student that trains in a moment."""
 BATCH = [
     "batch.size=8",
     "batch.random_negatives=7",

@@ -9,28 +9,15 @@ import types
 from typing import Any
 
 import pytest
+from training_steps import TINY_DUAL
 
 from dcdctl.core import artifacts, training
 from dcdctl.core.errors import InputError, MissingError
 from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, runs
 
 SETS = [
-    *(
-        "model.kind=dual",
-        "model.start=new",
-        "model.layers=[]",
-        "model.hidden_size=32",
-        "model.num_layers=1",
-        "model.num_text_layers=1",
-    ),
-    *(
-        "model.projection_dim=16",
-        "model.vocab_size=200",
-        "batch.size=8",
-        "loss.terms={ infonce = 1.0 }",
-        "optimizer.steps=12",
-    ),
-    *("validation.every=6", "optimizer.save_every=6"),
+    *TINY_DUAL,
+    *("optimizer.steps=12", "validation.every=6", "optimizer.save_every=6"),
 ]
 
 

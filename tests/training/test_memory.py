@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from batches import recipe_batches
+from training_steps import TINY_DUAL
 
 from dcdctl.core import training
 from dcdctl.core.data import Corpus
@@ -25,21 +26,8 @@ from dcdctl.core.training.objective import PairObjective
 
 AUTO = TrainingOptions(tries_micro_batches=True, tries_precision=True)
 DUAL = [
-    *(
-        "model.kind=dual",
-        "model.start=new",
-        "model.layers=[]",
-        "model.hidden_size=32",
-        "model.num_layers=1",
-        "model.num_text_layers=1",
-    ),
-    *(
-        "model.projection_dim=16",
-        "model.vocab_size=200",
-        "batch.size=8",
-        "loss.terms={ infonce = 1.0 }",
-        "model.dropout=0.1",
-    ),
+    *TINY_DUAL,
+    "model.dropout=0.1",
     *("optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3", "optimizer.warmup_share=0.0"),
 ]
 CUDA = torch.OutOfMemoryError("Tried to allocate 2 GiB")
