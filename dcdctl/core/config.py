@@ -4,7 +4,7 @@ The range of a field and its key in tables stand in its annotation:
 
     @dataclass(frozen=True, kw_only=True)
     class OptimizerConfig:
-        lr: Annotated[float, Above(0)] = 1e-4
+        lr: Annotated[float, above(0)] = 1e-4
         schedule: Literal["linear", "cosine"] = "linear"
 
         def __post_init__(self) -> None:
@@ -22,11 +22,11 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from dcdctl.core import files
 from dcdctl.core.errors import ConfigError, DcdError
@@ -34,86 +34,36 @@ from dcdctl.core.errors import ConfigError, DcdError
 T = TypeVar("T")
 
 
-class Constraint(Protocol):
-    """What an annotation demands of a field's value; its text completes "FIELD must ..."."""
-
-    def admits(self, value: Any) -> bool: ...
-    def __str__(self) -> str: ...
-
-
 @dataclass(frozen=True)
-class Above:
+class Constraint:
+    """What an annotation demands of a field's value."""
+
+    demand: str
+    """Completes "FIELD must ..."."""
+    admits: Callable[[Any], bool]
+
+
+def above(low: float) -> Constraint:
     """Finite numbers greater than `low`."""
-
-    low: float
-
-    def admits(self, value: float) -> bool:
-        return self.low < value < math.inf
-
-    def __str__(self) -> str:
-        return f"be above {self.low}"
+    return Constraint(f"be above {low}", lambda value: low < value < math.inf)
 
 
-@dataclass(frozen=True)
-class AtLeast:
+def at_least(low: float) -> Constraint:
     """Numbers from `low`, infinity included."""
-
-    low: float
-
-    def admits(self, value: float) -> bool:
-        return value >= self.low
-
-    def __str__(self) -> str:
-        return f"be at least {self.low}"
+    return Constraint(f"be at least {low}", lambda value: value >= low)
 
 
-@dataclass(frozen=True)
-class Between:
+def between(low: float, high: float, ends: Literal["[]", "[)", "(]", "()"] = "[]") -> Constraint:
     """Numbers of an interval; in `ends`, a round bracket excludes that end."""
-
-    low: float
-    high: float
-    ends: Literal["[]", "[)", "(]", "()"] = "[]"
-
-    def admits(self, value: float) -> bool:
-        is_end = (value == self.low and self.ends[0] == "(") or (value == self.high and self.ends[1] == ")")
-        return self.low <= value <= self.high and not is_end
-
-    def __str__(self) -> str:
-        return f"lie in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+    excluded = [end for end, bracket in zip((low, high), ends, strict=True) if bracket in "()"]
+    return Constraint(
+        f"lie in {ends[0]}{low}, {high}{ends[1]}", lambda value: low <= value <= high and value not in excluded
+    )
 
 
-@dataclass(frozen=True)
-class NotEmpty:
-    """Texts, lists and tables with at least one item."""
-
-    def admits(self, value: Sized) -> bool:
-        return len(value) > 0
-
-    def __str__(self) -> str:
-        return "not be empty"
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """Lists without equal items."""
-
-    def admits(self, value: Sequence[object]) -> bool:
-        return len(set(value)) == len(value)
-
-    def __str__(self) -> str:
-        return "not repeat an item"
-
-
-@dataclass(frozen=True)
-class Ascending:
-    """Lists in which every number is greater than the one before."""
-
-    def admits(self, value: Sequence[float]) -> bool:
-        return all(first < second for first, second in itertools.pairwise(value))
-
-    def __str__(self) -> str:
-        return "ascend"
+NOT_EMPTY = Constraint("not be empty", lambda value: len(value) > 0)
+DISTINCT = Constraint("not repeat an item", lambda value: len(set(value)) == len(value))
+ASCENDING = Constraint("ascend", lambda value: all(first < second for first, second in itertools.pairwise(value)))
 
 
 @dataclass(frozen=True)
@@ -125,9 +75,9 @@ class Key:
     omits_default: bool = False
 
 
-Count = Annotated[int, AtLeast(1)]
-Positive = Annotated[float, Above(0)]
-Share = Annotated[float, Between(0, 1)]
+Count = Annotated[int, at_least(1)]
+Positive = Annotated[float, above(0)]
+Share = Annotated[float, between(0, 1)]
 
 
 def check_fields(config: Any, section: str = "") -> None:
@@ -147,8 +97,8 @@ def _check(hint: Any, value: Any, where: str) -> None:
         inner, *constraints = arguments
         _check(inner, value, where)
         for constraint in constraints:
-            if not isinstance(constraint, Key) and not constraint.admits(value):
-                raise ConfigError(f"{where} must {constraint}, got {to_table(value)!r}")
+            if isinstance(constraint, Constraint) and not constraint.admits(value):
+                raise ConfigError(f"{where} must {constraint.demand}, got {to_table(value)!r}")
     elif origin is Literal:
         _check_choice(arguments, value, where)
     elif origin in (types.UnionType, typing.Union):
@@ -277,8 +227,8 @@ def to_table(value: Any) -> Any:
 def changed_fields(config: Any) -> str:
     """A short repr of a config: the fields that differ from their defaults.
 
-    >>> changed_fields(Between(0, 1, "[]")), changed_fields(Between(0, 1, "()"))
-    ('Between(low=0, high=1)', "Between(low=0, high=1, ends='()')")
+    >>> changed_fields(Key()), changed_fields(Key("R@1"))
+    ('Key()', "Key(name='R@1')")
     """
     given = []
     for field in dataclasses.fields(config):

@@ -16,17 +16,17 @@ from paths import ROOT
 
 from dcdctl.core import config
 from dcdctl.core.config import (
-    Above,
-    Ascending,
-    AtLeast,
-    Between,
+    ASCENDING,
+    DISTINCT,
+    NOT_EMPTY,
     Constraint,
     Count,
-    Distinct,
     Key,
-    NotEmpty,
     Positive,
     Share,
+    above,
+    at_least,
+    between,
     check_fields,
 )
 from dcdctl.core.errors import ConfigError, StaleError
@@ -164,11 +164,11 @@ def test_a_string_becomes_an_enum_member_and_a_plain_string_again():
 class Ranged:
     rate: Positive = 0.1
     share: Share = 1.0
-    dropout: Annotated[float, Between(0, 1, "[)")] = 0.0
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.0
     most: Count | None = None
-    steps: Annotated[tuple[Count, ...], Ascending()] = ()
+    steps: Annotated[tuple[Count, ...], ASCENDING] = ()
     betas: tuple[Share, Share] = (0.9, 0.98)
-    sides: Annotated[tuple[Literal["text", "image"], ...], NotEmpty(), Distinct()] = ("text",)
+    sides: Annotated[tuple[Literal["text", "image"], ...], NOT_EMPTY, DISTINCT] = ("text",)
     weights: Mapping[str, Positive] = field(default_factory=dict)
     kind: Literal["a", "b"] = "a"
 
@@ -219,12 +219,12 @@ def test_values_at_the_bounds_of_their_ranges_are_allowed():
 @pytest.mark.parametrize(
     ("constraint", "inside", "outside"),
     [
-        (Above(0), [1e-9, 5], [0, -1, float("inf"), float("nan")]),
-        (AtLeast(0), [0, 5, float("inf")], [-1e-9, float("nan")]),
-        (Between(0, 1), [0, 0.5, 1], [-1e-9, 1.1, float("nan")]),
-        (Between(0, 1, "[)"), [0, 0.5], [1]),
-        (Between(0, 1, "(]"), [0.5, 1], [0]),
-        (Between(0, 1, "()"), [0.5], [0, 1]),
+        (above(0), [1e-9, 5], [0, -1, float("inf"), float("nan")]),
+        (at_least(0), [0, 5, float("inf")], [-1e-9, float("nan")]),
+        (between(0, 1), [0, 0.5, 1], [-1e-9, 1.1, float("nan")]),
+        (between(0, 1, "[)"), [0, 0.5], [1]),
+        (between(0, 1, "(]"), [0.5, 1], [0]),
+        (between(0, 1, "()"), [0.5], [0, 1]),
     ],
 )
 def test_a_range_admits_the_values_inside_it_only(constraint: Constraint, inside, outside):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import AtLeast, Count, Key, NotEmpty, Positive, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Key, Positive, at_least, check_fields
 from dcdctl.core.errors import ConfigError
 
 # From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
@@ -18,7 +18,7 @@ class BenchConfig:
     """Images of the corpus for the timed pairs; used repeatedly if a measurement needs more."""
     batch_size: Count = 32
     """Images, captions or pairs in a forward pass when galleries are encoded and ranked."""
-    batch_sizes: Annotated[tuple[Count, ...], NotEmpty()] = (1, 8, 32)
+    batch_sizes: Annotated[tuple[Count, ...], NOT_EMPTY] = (1, 8, 32)
     """Batch sizes of the throughput curve; `batch_size` is always included."""
     num_warmup: Count = 2
     num_repeats: Count = 100
@@ -27,7 +27,7 @@ class BenchConfig:
     """Minimum number of repeats, whatever the budget: an interval needs several."""
     budget_s: Positive = 5.0
     """Seconds for the repeats of one measurement of one model; a query that takes longer is extrapolated."""
-    gallery_sizes: Annotated[tuple[Count, ...], NotEmpty()] = DEFAULT_SIZES
+    gallery_sizes: Annotated[tuple[Count, ...], NOT_EMPTY] = DEFAULT_SIZES
     """Numbers of images N that a query is timed against."""
     # `headline_size` is the name in bench.json.
     reference_gallery: Annotated[int, Key("headline_size")] = 1000
@@ -36,7 +36,7 @@ class BenchConfig:
     """A larger gallery of a dual model is not allocated, and its query is extrapolated."""
     clock: Literal["wall", "processor"] = "wall"
     """wall, or processor: CPU seconds of this process over all its threads; for models on a CPU."""
-    num_fresh_processes: Annotated[int, AtLeast(0)] = 3
+    num_fresh_processes: Annotated[int, at_least(0)] = 3
     """Processes per model that load it and answer, for first-query time and peak memory; 0 for neither."""
     is_onnx_timed: bool = True
     """Whether the student is also timed in ONNX Runtime, if it can be exported."""

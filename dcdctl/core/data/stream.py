@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from dcdctl.core import files
-from dcdctl.core.config import AtLeast, Share, check_fields
+from dcdctl.core.config import Share, at_least, check_fields
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.shard_reader import (
@@ -48,7 +48,7 @@ OPENERS = 16
 class StreamConfig:
     """The `[stream]` table: the order of a training on shards."""
 
-    window: Annotated[int, AtLeast(2)] = 8192
+    window: Annotated[int, at_least(2)] = 8192
     """Images that are in memory and shuffled together, as files; rounded down to whole batches. Two windows are in
     memory."""
     on_error: Literal["stop", "skip"] = "stop"

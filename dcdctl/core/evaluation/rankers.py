@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.config import Ascending, AtLeast, NotEmpty, check_fields
+from dcdctl.core.config import ASCENDING, NOT_EMPTY, at_least, check_fields
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
@@ -50,7 +50,7 @@ class EvalOptions:
     """How a model is evaluated."""
 
     protocol: Protocol = WHOLE
-    depths: Annotated[tuple[Annotated[int, AtLeast(0)], ...], NotEmpty(), Ascending()] = (50,)
+    depths: Annotated[tuple[Annotated[int, at_least(0)], ...], NOT_EMPTY, ASCENDING] = (50,)
     """cascade: candidates per query that are re-ranked. The result is that of the last depth; all are listed beside
     it."""
     compute: Compute = ON_CPU

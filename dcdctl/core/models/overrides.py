@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dcdctl.core import config
-from dcdctl.core.config import AtLeast, Count
+from dcdctl.core.config import Count, at_least
 from dcdctl.core.errors import ConfigError, ModelError
 
 IMAGE_FIRST: Literal["image-first"] = "image-first"
@@ -32,7 +32,7 @@ class Overrides:
 
     image_size: Count | None = None
     """Shorter side of the resized image, in pixels."""
-    max_text_len: Annotated[int, AtLeast(3)] | None = None  # [CLS], a word, [SEP]
+    max_text_len: Annotated[int, at_least(3)] | None = None  # [CLS], a word, [SEP]
     """Maximum number of tokens of a caption, including [CLS] and [SEP]; a cross-encoder of sentence-transformers adds
     none of these."""
     tokenizer: str | None = None

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, check_fields
+from dcdctl.core.config import NOT_EMPTY, Count, Positive, at_least, between, check_fields
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
@@ -16,15 +16,15 @@ MiB, KiB = 2**20, 2**10
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
-    host: Annotated[str, NotEmpty()] = "127.0.0.1"
+    host: Annotated[str, NOT_EMPTY] = "127.0.0.1"
     """Address to listen on; a loopback address is reachable from this machine only."""
-    port: Annotated[int, Between(0, 65_535)] = 8000
+    port: Annotated[int, between(0, 65_535)] = 8000
     """0 for any free port."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may use, besides the loopback names; needed behind a proxy that forwards its own name. A
     service on loopback accepts no others, so that no web page can reach it by a name that points to this machine (DNS
     rebinding)."""
-    processes: Annotated[int, Between(1, 256)] = 1
+    processes: Annotated[int, between(1, 256)] = 1
     """Processes behind the port, each with its own model; the index is mapped from disk once for all. Every limit holds
     per process."""
     log_format: Literal["text", "json"] = "text"
@@ -49,7 +49,7 @@ class ServiceConfig:
     """Maximum size of a request body; refused as soon as the limit is reached."""
     max_upload_s: Positive = 30.0
     """Maximum time for a body to arrive."""
-    max_pixels: Annotated[int, Between(1, MAX_PIXELS)] = 50_000_000
+    max_pixels: Annotated[int, between(1, MAX_PIXELS)] = 50_000_000
     """Maximum size of an uploaded image, checked before it is decoded; decoding takes up to 12 bytes per pixel."""
     max_scans: Count = 100
     """Maximum number of scans in an uploaded progressive JPEG. Cameras write about 10; each costs as much as the whole
@@ -58,13 +58,13 @@ class ServiceConfig:
     """Threads that run the model."""
     max_batch: Count = 32
     """Maximum number of waiting texts that are encoded together."""
-    max_waiting: Annotated[int, AtLeast(0)] = 64
+    max_waiting: Annotated[int, at_least(0)] = 64
     """Maximum number of searches that wait for a thread, or share one; further ones are answered 503."""
     max_wait_s: Positive = 10.0
     """A search or an image request that has waited this long is answered 503 and not started."""
     image_workers: Count = 2
     """Threads that read images and make thumbnails."""
-    max_waiting_images: Annotated[int, AtLeast(0)] = 256
+    max_waiting_images: Annotated[int, at_least(0)] = 256
     """Maximum number of image requests that wait for a thread: the pages of about ten users at the same time."""
     max_requests: Count = 512
     """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always
@@ -85,7 +85,7 @@ class ServiceConfig:
     """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320
     """Longer side of the thumbnails."""
-    drain_s: Annotated[float, AtLeast(0)] = 0.0
+    drain_s: Annotated[float, at_least(0)] = 0.0
     """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its
     requests elsewhere."""
     shutdown_s: Positive = 10.0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dcdctl.core import scoring
-from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, check_fields
+from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, at_least, between, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, ModelError
@@ -36,21 +36,21 @@ class CandidateConfig:
     per_query: Count = 15
     """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every
     list of a query has the same ones."""
-    directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
+    directions: Annotated[tuple[Direction, ...], NOT_EMPTY, DISTINCT] = tuple(Direction)
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for
     each caption."""
     model: str = ""
     """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: the same, instead of the words
     of the captions."""
-    duplicate_bits: Annotated[int, Between(0, 64, "[)")] | None = None
+    duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
     absolute_margin: float | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no
     margin."""
-    relative_margin: Annotated[float, Between(0, 1, "[)")] | None = None
+    relative_margin: Annotated[float, between(0, 1, "[)")] | None = None
     """The same for sigmoids of the scores: removes negatives above the positives' mean times (1 - margin)."""
-    block_size: Annotated[int, AtLeast(2)] = 32
+    block_size: Annotated[int, at_least(2)] = 32
     """blocks: images per block."""
     rounds: Count = 1
     """blocks: how often all images are grouped again."""
@@ -58,7 +58,7 @@ class CandidateConfig:
     """blocks: size of the clusters of similar images that are put into one block together; 1 for none."""
     captions_per_image: Count = 5
     """blocks: captions per image that are used in each round."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, at_least(0)] = 0
     """Seed of the draws."""
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
-from dcdctl.core.config import Between, check_fields
+from dcdctl.core.config import between, check_fields
 from dcdctl.core.data.columns import KEYS, ImageColumns, by_first_row, from_cells, from_json, problem_of_name
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
@@ -68,7 +68,7 @@ class CsvSource(SourceConfig):
     images: Paths
     split: Literal["train", "val", "test"] | None = None
     """The split of all rows if the file has no split column; None to hold images out instead."""
-    hold_out: Annotated[float, Between(0, MAX_HELD_OUT)] | None = None
+    hold_out: Annotated[float, between(0, MAX_HELD_OUT)] | None = None
     """The share of images that is test, and as many are val, if the file has no split column; 0 for none, None for
     0.1."""
     encoding: str | None = None

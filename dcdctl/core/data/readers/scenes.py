@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from dcdctl.core.config import AtLeast, Between, check_fields
+from dcdctl.core.config import at_least, between, check_fields
 from dcdctl.core.data import scenes
 from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceConfig, SourceRow, SplitCounts, check_splits
 
@@ -16,11 +16,11 @@ class ScenesSource(SourceConfig):
     """The built-in corpus, see `dcdctl.core.data.scenes`."""
 
     format: ClassVar[str] = "scenes"
-    counts: dict[str, Annotated[int, AtLeast(0)]]
+    counts: dict[str, Annotated[int, at_least(0)]]
     """Images per split; 0 leaves a split out."""
-    side_px: Annotated[int, Between(16, 4096)] = 128
+    side_px: Annotated[int, between(16, 4096)] = 128
     seed: int = 0
-    captions: Annotated[int, Between(1, 20)] = 5
+    captions: Annotated[int, between(1, 20)] = 5
     """Captions per image."""
 
     def __post_init__(self) -> None:

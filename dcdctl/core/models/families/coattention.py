@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig
 
-from dcdctl.core.config import Between, Count, check_fields
+from dcdctl.core.config import Count, between, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.inputs import States, distinct, select_rows
 from dcdctl.core.models.networks import backbones
@@ -49,7 +49,7 @@ class FusionSize:
     num_heads: Count = 12
     mlp_ratio: Count = 4
     """Width of the feed-forward layer divided by the width of the stream."""
-    dropout: Annotated[float, Between(0, 1, "[)")] = 0.1
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.1
     """Dropout of each sublayer's output and of attention probabilities."""
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
-from dcdctl.core.config import Between, Count, check_fields
+from dcdctl.core.config import Count, between, check_fields
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
@@ -451,7 +451,7 @@ class ProjectionSize:
 
     projection_dim: Count = 512
     """Length of the vectors."""
-    dropout: Annotated[float, Between(0, 1, "[)")] = 0.5
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
     """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from dcdctl.core.config import Above, Ascending, Between, Count, Positive, Share, check_fields
+from dcdctl.core.config import ASCENDING, Count, Positive, Share, above, between, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
@@ -37,10 +37,10 @@ class LossConfig:
     """dcd, dcd-released, wsl-released: consecutive lists of a batch among which their weights are normalized, as the
     released code does in the micro-batch of one device; the whole batch if not set, in which the weights of the
     distillation fade as it grows."""
-    label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
+    label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
     """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets
     the rest."""
-    dims: Annotated[tuple[Count, ...], Ascending()] = ()
+    dims: Annotated[tuple[Count, ...], ASCENDING] = ()
     """dual: widths at which the vectors must be good (Matryoshka). Each loss of scores is the mean of its values on the
     first numbers of the vectors, for each width. Losses of vectors take all numbers. Empty: the full width alone, which
     a list names as its last."""
@@ -71,9 +71,9 @@ class LossConfig:
                     f"{', '.join(self.terms)}",
                     hint="leave it out, or add a loss that has a teacher, such as kl",
                 )
-        elif not Above(0).admits(self.temperature):
+        elif not above(0).admits(self.temperature):
             raise ConfigError(
-                f"loss.temperature must {Above(0)}, got {self.temperature}",
+                f"loss.temperature must {above(0).demand}, got {self.temperature}",
                 hint="or auto, which takes it from the cache",
             )
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, NoReturn
 
 from dcdctl.core.config import (
-    Ascending,
-    AtLeast,
-    Between,
+    ASCENDING,
+    DISTINCT,
+    NOT_EMPTY,
     Count,
-    Distinct,
-    NotEmpty,
     Positive,
     Share,
     apply_sets,
+    at_least,
+    between,
     build,
     changed_fields,
     check_fields,
@@ -36,7 +36,7 @@ from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
-Decay = Annotated[float, Between(0, 1, "[)")]
+Decay = Annotated[float, between(0, 1, "[)")]
 LORA = TrainedParts(which="lora")
 """The defaults of adapters."""
 
@@ -79,9 +79,9 @@ class ModelConfig:
     """lora: rank r of the adapters."""
     lora_alpha: Count = LORA.alpha
     """lora: an adapter of rank r adds lora_alpha / r times its product to a weight."""
-    vision_layers: Annotated[tuple[int, ...], Ascending()] = ()
+    vision_layers: Annotated[tuple[int, ...], ASCENDING] = ()
     """dual: layers of the start's image encoder to keep, counted from 0; empty for all."""
-    text_layers: Annotated[tuple[int, ...], Ascending()] = ()
+    text_layers: Annotated[tuple[int, ...], ASCENDING] = ()
     """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
     average_with_start: Share = 0.0
     """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones
@@ -112,7 +112,7 @@ class ModelConfig:
     """Maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
-    dropout: Annotated[float, Between(0, 1, "[)")] | None = None
+    dropout: Annotated[float, between(0, 1, "[)")] | None = None
     """Dropout in training. Not set: none in new layers, while pretrained models and the teacher keep their own. A
     number holds for both. ViLT, and a dual encoder that is trained as a whole: embeddings and sublayer outputs, while
     attention probabilities have none. Co-attention and METER: the fusion layers, attention probabilities included;
@@ -206,7 +206,7 @@ class TeachersConfig:
 class BatchConfig:
     """The `[batch]` table: what one optimizer step sees."""
 
-    size: Annotated[int, AtLeast(2)] = 32
+    size: Annotated[int, at_least(2)] = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
     # The released code draws 15 for COCO and 63 for Flickr30K, and keeps 7 of them.
     random_negatives: Count = 15
@@ -215,7 +215,7 @@ class BatchConfig:
     hard_negatives: Count = 7
     """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives. Without a cache all drawn
     ones are kept."""
-    directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
+    directions: Annotated[tuple[Direction, ...], NOT_EMPTY, DISTINCT] = tuple(Direction)
     """text: an image with candidate captions (the only direction of the released code); image: a caption with candidate
     images."""
     negatives: Literal["random", "mined"] = "random"
@@ -236,10 +236,10 @@ class OptimizerConfig:
     lr_factors: dict[str, Positive] = field(default_factory=dict)
     """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning
     rate."""
-    layer_decay: Annotated[float, Between(0, 1, "(]")] = 1.0
+    layer_decay: Annotated[float, between(0, 1, "(]")] = 1.0
     """dual: factor of the learning rate from one layer to the one below it. Projections and final norms have the whole
     rate, the last layer of N this factor, and the embeddings its power N + 1."""
-    weight_decay: Annotated[float, AtLeast(0)] = 0.01
+    weight_decay: Annotated[float, at_least(0)] = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW: decay of the averages of the gradient and of its square."""
@@ -264,7 +264,7 @@ class OptimizerConfig:
 class ValidationConfig:
     """The `[validation]` table: how a model is validated during its training."""
 
-    every: Annotated[int, AtLeast(0)] = 0
+    every: Annotated[int, at_least(0)] = 0
     """Steps between validations, the last of which is always at the end; 0 for no validation."""
     at_start: bool = False
     """Also validate before the first step. The start's recalls are logged as start_..., and its weights may be the best
@@ -292,7 +292,7 @@ class Recipe:
 
     description: str = ""
     """What the recipe trains, in one line."""
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, at_least(0)] = 0
     """Seed of new weights, batches and dropout."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
