@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -15,7 +14,6 @@ from dcdctl import __version__
 from dcdctl.cli.bench import bench
 from dcdctl.cli.cache_teacher import cache_teacher
 from dcdctl.cli.compare import compare
-from dcdctl.cli.completion import join_split_words
 from dcdctl.cli.convert import convert
 from dcdctl.cli.declare import as_typer
 from dcdctl.cli.demo import demo
@@ -114,7 +112,6 @@ def main() -> None:
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(encoding="utf-8")
-    join_split_words(os.environ)
     # Python looks for garbage after 700 new objects; the modules of a model are a million that stay, and looking takes
     # a sixth of a start.
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])

@@ -17,7 +17,6 @@ from .recipe import (
     field_names,
     list_recipes,
     load_recipe,
-    loss_names,
     recipe_text,
     require_recipe_of_cache,
 )
@@ -54,7 +53,6 @@ __all__ = [
     "grade",
     "list_recipes",
     "load_recipe",
-    "loss_names",
     "pretrain",
     "preview",
     "read_mined",

@@ -1,4 +1,4 @@
-from .packaged import RecipeEntry, check_recipe_name, field_names, list_recipes, loss_names
+from .packaged import RecipeEntry, check_recipe_name, field_names, list_recipes
 from .recipe import (
     LORA,
     BatchConfig,
@@ -25,7 +25,6 @@ __all__ = [
     "field_names",
     "list_recipes",
     "load_recipe",
-    "loss_names",
     "recipe_text",
     "require_recipe_of_cache",
 ]

@@ -78,7 +78,10 @@ def field_names() -> list[str]:
     core = Path(__file__).parents[2]
     sources = ("training/recipe/recipe.py", "training/losses/table.py", "teacher/candidates.py", "data/stream.py")
     classes = {
-        node.name: node for name in sources for node in _parsed(core / name).body if isinstance(node, ast.ClassDef)
+        node.name: node
+        for name in sources
+        for node in ast.parse((core / name).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
     }
 
     def of(name: str, prefix: str) -> Iterator[str]:
@@ -88,25 +91,3 @@ def field_names() -> list[str]:
                 yield from of(kind, f"{prefix}{field}.") if kind in classes else [f"{prefix}{field}"]
 
     return list(of("Recipe", ""))
-
-
-def loss_names() -> list[str]:
-    """The losses that `loss.terms` may name, read from the source, because an import of the table takes seconds."""
-    table = _parsed(Path(__file__).parents[1] / "losses" / "table.py")
-    dicts = [
-        node.value
-        for node in table.body
-        if isinstance(node, ast.AnnAssign)
-        and ast.unparse(node.target) in ("LOSSES", "VECTOR_LOSSES")
-        and isinstance(node.value, ast.Dict)
-    ]
-    return [
-        key.value
-        for entries in dicts
-        for key in entries.keys
-        if isinstance(key, ast.Constant) and isinstance(key.value, str)
-    ]
-
-
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
