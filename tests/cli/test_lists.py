@@ -150,7 +150,6 @@ def answers(tmp_path_factory) -> dict[str, list[str]]:
         ("dcdctl eval run --data DIR/corpus --split t", ["train", "test"]),
         ("dcdctl eval run --data DIR/absent --split t", []),
         ("dcdctl distill demo-dual --set loss.t", ["loss.terms=", "loss.temperature="]),
-        (["loss.terms={infonce=1.0}", "loss.terms={infonce-hard=1.0}"],),
     ],
 )
 def test_the_shell_completes(line, words, answers):
