@@ -15,8 +15,6 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.search.columns.where import (
     Compare,
     Joined,
-    Like,
-    OneOf,
     columns_of,
     matches,
     parse_all,
@@ -100,7 +98,7 @@ def test_nested_conditions_have_the_rows_of_duckdb(text):
 
 def test_a_condition_is_read_into_plain_values():
     condition = parse_where("not (owner in ('x', 'y') or 2020 > year)", TABLE.schema)
-    assert condition == Joined("and", (OneOf("owner", ("x", "y"), negated=True), Compare("year", ">=", 2020)))
+    assert condition == Joined("and", (Compare("owner", "not in", ("x", "y")), Compare("year", ">=", 2020)))
     assert columns_of(condition) == {"owner", "year"}
 
 
@@ -183,10 +181,10 @@ def test_a_quoted_value_is_read_back_unchanged(value):
 def test_several_conditions_must_all_hold():
     year, owner = parse_where("year = 1", TABLE.schema), parse_where("owner = 'x'", TABLE.schema)
     assert parse_all(["year = 1", "owner = 'x'"], TABLE.schema) == Joined("and", (year, owner))
-    assert (parse_all(["year = 1"], TABLE.schema), parse_all([], TABLE.schema)) == (year, None)
+    assert parse_all([], TABLE.schema) is None
 
 
 def test_ids_and_paths_are_columns_of_every_index():
     assert parse_where("image_id = 'x' or path like 'a/%'", pa.schema([])) == Joined(
-        "or", (Compare("image_id", "=", "x"), Like("path", "a/%"))
+        "or", (Compare("image_id", "=", "x"), Compare("path", "like", "a/%"))
     )

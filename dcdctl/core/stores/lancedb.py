@@ -23,7 +23,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import UnavailableError
-from dcdctl.core.stores.sql import Dialect, condition_sql
+from dcdctl.core.stores.sql import condition_sql
 from dcdctl.core.stores.url import StoreUrl
 
 EXACT_UP_TO = 50_000
@@ -230,7 +230,7 @@ def _one_of(rows: Rows) -> str:
 
 
 def _sql(condition: Condition, facts: StoreFacts) -> str:
-    return condition_sql(condition, facts.image_schema, Dialect(lambda name: f"`{name}`", _literal))
+    return condition_sql(condition, facts.image_schema, lambda name: f"`{name}`", _literal)
 
 
 def _literal(value: Value, type_: pa.DataType) -> str:

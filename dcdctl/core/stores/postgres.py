@@ -29,7 +29,7 @@ from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
-from dcdctl.core.stores.sql import Dialect, condition_sql
+from dcdctl.core.stores.sql import condition_sql
 from dcdctl.core.stores.url import StoreUrl
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ class PostgresStore(Store):
 
         columns = self._described().image_schema
         # Under "C" only the letters of ASCII have another case.
-        text = condition_sql(condition, columns, Dialect(column, parameter, collation=' COLLATE "und-x-icu"'))
+        text = condition_sql(condition, columns, column, parameter, collation=' COLLATE "und-x-icu"')
         return sql.SQL(" WHERE " + text), parameters
 
     @contextmanager

@@ -23,7 +23,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from dcdctl.core.errors import DcdError, InputError
-from dcdctl.core.search import Compare, Condition, Floats, IsNull, Joined, Like, OneOf, Rows, Value
+from dcdctl.core.search import Compare, Condition, Floats, Joined, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.url import StoreUrl
@@ -47,7 +47,9 @@ _INDEXES = {
     pa.date32(): models.PayloadSchemaType.DATETIME,
     pa.timestamp("us"): models.PayloadSchemaType.DATETIME,
 }
-_RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+_RANGES = {"<": ("lt",), "<=": ("lte",), ">": ("gt",), ">=": ("gte",)}
+_EQUAL = ("gte", "lte")
+"""Equality as a range: Qdrant matches neither floating-point numbers nor moments."""
 
 
 def connect(url: str, key: str | None) -> QdrantClient:
@@ -304,46 +306,37 @@ def _test(condition: Condition, columns: pa.Schema) -> Any:
     if isinstance(condition, Joined):
         tests = [_test(part, columns) for part in condition.parts]
         return models.Filter(must=tests) if condition.word == "and" else models.Filter(should=tests)
-    key, type_ = _key(condition.column), columns.field(condition.column).type
-    is_missing = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
-    if isinstance(condition, IsNull):
-        return models.Filter(must_not=[is_missing]) if condition.negated else is_missing
-    if isinstance(condition, Like):
+    operator, value, type_ = condition.operator, condition.value, columns.field(condition.column).type
+    is_missing = models.IsEmptyCondition(is_empty=models.PayloadField(key=_key(condition.column)))
+    if value is None:
+        return is_missing if operator == "is null" else models.Filter(must_not=[is_missing])
+    if operator.endswith("like"):
         raise InputError(
             f"Qdrant has no LIKE, which the condition asks of {condition.column}", hint="use =, IN or another store"
         )
-    if isinstance(condition, OneOf):
-        held = models.Filter(should=[_equal(key, value, type_) for value in condition.values])
-        is_opposite = condition.negated
-    elif condition.operator in ("=", "!="):
-        held, is_opposite = _equal(key, condition.value, type_), condition.operator == "!="
+    if isinstance(value, tuple):
+        held: Any = models.Filter(should=[_compare(condition, each, type_) for each in value])
     else:
-        return _range(key, condition, type_)
+        held = _compare(condition, value, type_)
     # The opposite does not hold for a missing value either.
-    return models.Filter(must_not=[held, is_missing]) if is_opposite else held
+    return models.Filter(must_not=[held, is_missing]) if operator in ("!=", "not in") else held
 
 
-def _equal(key: str, value: Value, type_: pa.DataType) -> Any:
-    if type_ == pa.float64():
-        return models.FieldCondition(key=key, range=models.Range(gte=float(value), lte=float(value)))  # type: ignore[arg-type]
+def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
+    """The test of a column against a value in its range, or for equality."""
+    key, ends = _key(condition.column), _RANGES.get(condition.operator, _EQUAL)
     if isinstance(value, date):
-        moment = _moment(value)
-        return models.FieldCondition(key=key, range=models.DatetimeRange(gte=moment, lte=moment))
-    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
-
-
-def _range(key: str, condition: Compare, type_: pa.DataType) -> Any:
-    value, end = condition.value, _RANGES[condition.operator]
+        return models.FieldCondition(key=key, range=models.DatetimeRange(**dict.fromkeys(ends, _moment(value))))
+    if ends == _EQUAL and type_ != pa.float64():
+        return models.FieldCondition(key=key, match=models.MatchValue(value=value))
     if isinstance(value, str | bool):
         raise InputError(
             f"Qdrant does not order texts, which the condition asks of {condition.column}",
             hint="use =, IN or another store",
         )
-    if isinstance(value, date):
-        return models.FieldCondition(key=key, range=models.DatetimeRange(**{end: _moment(value)}))
     if type_ == pa.int64() and abs(value) > EXACT_INTEGERS:
         raise InputError(f"Qdrant does not order numbers as large as {value}", hint="use = or another store")
-    return models.FieldCondition(key=key, range=models.Range(**{end: value}))
+    return models.FieldCondition(key=key, range=models.Range(**dict.fromkeys(ends, value)))
 
 
 def _moment(value: date) -> datetime:

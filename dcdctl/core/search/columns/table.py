@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from dcdctl.core import files
 from dcdctl.core.artifacts import seal_of
-from dcdctl.core.data import MOMENT
 from dcdctl.core.search import part_files
-from dcdctl.core.search.columns.where import Value
+from dcdctl.core.search.columns.where import TYPES, Value
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, Column, ColumnsFile
 
 NUM_FREQUENT = 50
@@ -118,21 +117,10 @@ def summarize_column(name: str, values: pa.Array, is_gone: NDArray[np.bool_] | N
     )
     return ColumnSummary(
         name=name,
-        type=TYPE_NAMES[values.type],
+        type=TYPES[values.type].removeprefix("a "),
         missing=live.null_count,
         distinct=len(counts),
         frequent=tuple((row["value"], row["count"]) for row in frequent.to_pylist()),
         low=ends["min"],
         high=ends["max"],
     )
-
-
-TYPE_NAMES = {
-    pa.string(): "text",
-    pa.bool_(): "true or false",
-    pa.int64(): "whole number",
-    pa.float64(): "number",
-    pa.date32(): "date",
-    MOMENT: "date and time",
-}
-"""The types of columns in words."""

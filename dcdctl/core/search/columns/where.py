@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from sqlglot import exp
 
 Value = str | bool | int | float | date | datetime
-Operator = Literal["=", "!=", "<", "<=", ">", ">="]
+Operator = Literal[
+    "=", "!=", "<", "<=", ">", ">=", "in", "not in", "like", "not like", "ilike", "not ilike", "is null", "is not null"
+]
 TYPES: dict[pa.DataType, str] = {
     pa.string(): "a text",
     pa.bool_(): "true or false",
     pa.int64(): "a whole number",
     pa.float64(): "a number",
     pa.date32(): "a date",
-    MOMENT: "a moment",
+    MOMENT: "a date and time",
 }
 """The types of columns, with what their values are called."""
 COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
@@ -40,9 +42,20 @@ COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
 BUILT_IN = pa.schema([("image_id", pa.string()), ("path", pa.string())])
 """Columns that every index has: the id of an image, and its path in the image folder, which images of a corpus lack."""
 EXAMPLE = "for example year >= 2020 and owner = 'x'"
-_OPPOSITE: dict[Operator, Operator] = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_PAIRS: tuple[tuple[Operator, Operator], ...] = (
+    ("=", "!="),
+    ("<", ">="),
+    (">", "<="),
+    ("in", "not in"),
+    ("like", "not like"),
+    ("ilike", "not ilike"),
+    ("is null", "is not null"),
+)
+_OPPOSITE: dict[Operator, Operator] = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
 _MIRRORED: dict[Operator, Operator] = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
-_COMPARE: dict[Operator, Callable[..., pa.ChunkedArray]] = {
+_READ_AS: dict[str, Operator] = {"eq": "=", "neq": "!=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
+"""The comparisons by the keys of sqlglot's expressions."""
+_COMPARE: dict[str, Callable[..., pa.ChunkedArray]] = {
     "=": pc.equal,
     "!=": pc.not_equal,
     "<": pc.less,
@@ -54,38 +67,13 @@ _COMPARE: dict[Operator, Callable[..., pa.ChunkedArray]] = {
 
 @dataclass(frozen=True)
 class Compare:
-    """A column against a value of the column's type."""
+    """A test of a column."""
 
     column: str
     operator: Operator
-    value: Value
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Whether a column has one of several values, or none of them."""
-
-    column: str
-    values: tuple[Value, ...]
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class Like:
-    """Whether a text has a pattern of SQL: % stands for any characters, _ for one."""
-
-    column: str
-    pattern: str
-    negated: bool = False
-    ignore_case: bool = False
-
-
-@dataclass(frozen=True)
-class IsNull:
-    """Whether a column has no value."""
-
-    column: str
-    negated: bool = False
+    value: Value | tuple[Value, ...] | None = None
+    """Of the column's type; several for `in`, a pattern of SQL for `like` (% stands for any characters, _ for one),
+    None for `is null`."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +84,14 @@ class Joined:
     parts: tuple[Condition, ...]
 
 
-Condition = Compare | OneOf | Like | IsNull | Joined
+Condition = Compare | Joined
 
 
 def _opposite(condition: Condition) -> Condition:
     if isinstance(condition, Joined):
         # De Morgan: not (a and b) is (not a) or (not b).
         return Joined("or" if condition.word == "and" else "and", tuple(map(_opposite, condition.parts)))
-    if isinstance(condition, Compare):
-        return replace(condition, operator=_OPPOSITE[condition.operator])
-    return replace(condition, negated=not condition.negated)
+    return replace(condition, operator=_OPPOSITE[condition.operator])
 
 
 def parse_where(text: str, columns: pa.Schema) -> Condition:
@@ -121,19 +107,21 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     try:
         # This dialect has ILIKE and quotes names by double quotes, as PostgreSQL does.
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
-        return _Reader(text, pa.schema([*columns, *BUILT_IN])).condition(parsed)
+        return _read(parsed, pa.schema([*columns, *BUILT_IN]))
     except errors.SqlglotError as error:
         found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
         raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
     except RecursionError as error:
         raise InputError(f"the condition {text!r:.60} is nested too deeply", hint=EXAMPLE) from error
+    except InputError as error:
+        raise InputError(f"the condition {text!r} {error.args[0]}", hint=error.hint) from error
 
 
 def parse_all(texts: Sequence[str], columns: pa.Schema) -> Condition | None:
     """The condition that all of several conditions hold; None for no text. InputError as for `parse_where`."""
     parts = tuple(parse_where(text, columns) for text in texts)
-    return None if not parts else parts[0] if len(parts) == 1 else Joined("and", parts)
+    return Joined("and", parts) if parts else None
 
 
 def quoted_name(column: str) -> str:
@@ -163,16 +151,18 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
     if isinstance(condition, Joined):
         combine = np.logical_and if condition.word == "and" else np.logical_or
         return np.asarray(combine.reduce([matches(part, table) for part in condition.parts]))
-    column = table.column(condition.column)
-    if isinstance(condition, IsNull):
-        held = pc.is_valid(column) if condition.negated else pc.is_null(column)
-    elif isinstance(condition, Compare):
-        held = _COMPARE[condition.operator](column, pa.scalar(condition.value, column.type))
-    elif isinstance(condition, Like):
-        held = pc.match_like(column, condition.pattern, ignore_case=condition.ignore_case)
+    column, value = table.column(condition.column), condition.value
+    test = condition.operator.removeprefix("not ")
+    if test in _COMPARE:
+        held = _COMPARE[test](column, pa.scalar(value, column.type))
+    elif test == "in":
+        # A missing value is in no list, and its opposite must not hold either.
+        held = pc.if_else(pc.is_valid(column), pc.is_in(column, pa.array(value, column.type)), None)
+    elif test.endswith("like"):
+        held = pc.match_like(column, value, ignore_case=test == "ilike")
     else:
-        held = pc.if_else(pc.is_valid(column), pc.is_in(column, pa.array(condition.values, column.type)), None)
-    if isinstance(condition, Like | OneOf) and condition.negated:
+        held = pc.is_null(column) if test == "is null" else pc.is_valid(column)
+    if test != condition.operator:
         held = pc.invert(held)
     return np.asarray(pc.fill_null(held, False))
 
@@ -184,92 +174,80 @@ def columns_of(condition: Condition) -> set[str]:
     return {condition.column}
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Translates the syntax tree of a condition."""
+def _read(node: exp.Expr, columns: pa.Schema) -> Condition:
+    """The condition of a syntax tree; the InputErrors of these functions are completed by `parse_where`."""
+    from sqlglot import exp
 
-    text: str
-    columns: pa.Schema
-    """Those of the index, and the built-in ones."""
+    if isinstance(node, exp.Paren):
+        return _read(node.this, columns)
+    if isinstance(node, exp.Not):
+        return _opposite(_read(node.this, columns))
+    if isinstance(node, exp.And | exp.Or):
+        word: Literal["and", "or"] = "and" if isinstance(node, exp.And) else "or"
+        return Joined(word, (_read(node.this, columns), _read(node.expression, columns)))
+    if isinstance(node, exp.Column):
+        return Compare(_column(node, columns, pa.bool_()), "=", True)
+    if (operator := _READ_AS.get(node.key)) is not None:
+        left, right = node.this, node.expression
+        if isinstance(right, exp.Column) and not isinstance(left, exp.Column):
+            left, right, operator = right, left, _MIRRORED[operator]
+        column = _column(left, columns)
+        return Compare(column, operator, _value(right, column, columns))
+    if isinstance(node, exp.Between) and not node.args.get("symmetric"):
+        column = _column(node.this, columns)
+        low, high = (_value(node.args[end], column, columns) for end in ("low", "high"))
+        return Joined("and", (Compare(column, ">=", low), Compare(column, "<=", high)))
+    if isinstance(node, exp.In) and node.expressions:
+        column = _column(node.this, columns)
+        return Compare(column, "in", tuple(_value(value, column, columns) for value in node.expressions))
+    if (
+        isinstance(node, exp.Like | exp.ILike)
+        and isinstance(node.expression, exp.Literal)
+        and node.expression.is_string
+    ):
+        like = Compare(
+            _column(node.this, columns, pa.string()),
+            "ilike" if isinstance(node, exp.ILike) else "like",
+            node.expression.name,
+        )
+        # sqlglot reads `not like` as an argument of the node, and every other NOT as a node.
+        return _opposite(like) if node.args.get("negate") else like
+    if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
+        return Compare(_column(node.this, columns), "is null")
+    raise InputError(f"has {_sql(node)}, which is not a test of a column", hint=EXAMPLE)
 
-    def condition(self, node: exp.Expr) -> Condition:
-        from sqlglot import exp
 
-        if isinstance(node, exp.Paren):
-            return self.condition(node.this)
-        if isinstance(node, exp.Not):
-            return _opposite(self.condition(node.this))
-        if isinstance(node, exp.And | exp.Or):
-            word: Literal["and", "or"] = "and" if isinstance(node, exp.And) else "or"
-            return Joined(word, (self.condition(node.this), self.condition(node.expression)))
-        if isinstance(node, exp.Column):
-            return Compare(self._column(node, pa.bool_()), "=", True)
-        return self._test(node)
+def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None) -> str:
+    """The name of a column of the index; InputError if it has no such column, or none of this type."""
+    from sqlglot import exp
 
-    def _test(self, node: exp.Expr) -> Condition:
-        from sqlglot import exp
+    if not isinstance(node, exp.Column) or node.table:
+        raise InputError(f"has {_sql(node)} where a column is expected", hint=EXAMPLE)
+    if node.name not in columns.names:
+        near = difflib.get_close_matches(node.name, columns.names, n=1)
+        known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(columns.names)}"
+        hint = (
+            known
+            if len(columns) > len(BUILT_IN)
+            else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+        )
+        raise InputError(f"has the unknown column {node.name}", hint=hint)
+    if type_ is not None and (found := columns.field(node.name).type) != type_:
+        raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[found]}", hint=EXAMPLE)
+    return str(node.name)
 
-        operators: dict[type[exp.Expr], Operator] = {
-            exp.EQ: "=", exp.NEQ: "!=", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="
-        }  # fmt: skip
-        if (operator := operators.get(type(node))) is not None:
-            left, right = node.this, node.expression
-            if isinstance(right, exp.Column) and not isinstance(left, exp.Column):
-                left, right, operator = right, left, _MIRRORED[operator]
-            column = self._column(left)
-            return Compare(column, operator, self._value(right, column))
-        if isinstance(node, exp.Between) and not node.args.get("symmetric"):
-            column = self._column(node.this)
-            low, high = (self._value(node.args[end], column) for end in ("low", "high"))
-            return Joined("and", (Compare(column, ">=", low), Compare(column, "<=", high)))
-        if isinstance(node, exp.In) and node.expressions:
-            column = self._column(node.this)
-            return OneOf(column, tuple(self._value(value, column) for value in node.expressions))
-        if (
-            isinstance(node, exp.Like | exp.ILike)
-            and isinstance(node.expression, exp.Literal)
-            and node.expression.is_string
-        ):
-            column = self._column(node.this, pa.string())
-            return Like(column, node.expression.name, bool(node.args.get("negate")), isinstance(node, exp.ILike))
-        if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
-            return IsNull(self._column(node.this))
-        raise self._error(f"has {self._sql(node)}, which is not a test of a column")
 
-    def _column(self, node: exp.Expr, type_: pa.DataType | None = None) -> str:
-        """The name of a column of the index; InputError if it has no such column, or none of this type."""
-        from sqlglot import exp
+def _value(node: exp.Expr, column: str, columns: pa.Schema) -> Value:
+    """The value of a literal, as the type of its column; InputError if it is none."""
+    type_ = columns.field(column).type
+    try:
+        return _as_type(_literal(node), type_)
+    except ValueError as error:
+        raise InputError(f"compares {column}, which is {TYPES[type_]}, with {_sql(node)}", hint=EXAMPLE) from error
 
-        if not isinstance(node, exp.Column) or node.table:
-            raise self._error(f"has {self._sql(node)} where a column is expected")
-        if node.name not in self.columns.names:
-            near = difflib.get_close_matches(node.name, self.columns.names, n=1)
-            known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(self.columns.names)}"
-            hint = (
-                known
-                if len(self.columns) > len(BUILT_IN)
-                else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
-            )
-            raise self._error(f"has the unknown column {node.name}", hint=hint)
-        if type_ is not None and self.columns.field(node.name).type != type_:
-            raise self._error(
-                f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[self.columns.field(node.name).type]}"
-            )
-        return str(node.name)
 
-    def _value(self, node: exp.Expr, column: str) -> Value:
-        """The value of a literal, as the type of its column; InputError if it is none."""
-        type_ = self.columns.field(column).type
-        try:
-            return _as_type(_literal(node), type_)
-        except ValueError as error:
-            raise self._error(f"compares {column}, which is {TYPES[type_]}, with {self._sql(node)}") from error
-
-    def _sql(self, node: exp.Expr) -> str:
-        return node.sql(dialect="duckdb")
-
-    def _error(self, problem: str, hint: str = EXAMPLE) -> InputError:
-        return InputError(f"the condition {self.text!r} {problem}", hint=hint)
+def _sql(node: exp.Expr) -> str:
+    return node.sql(dialect="duckdb")
 
 
 def _literal(node: exp.Expr) -> str | bool | int | float:
