@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -21,9 +20,6 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 from psycopg import errors, sql
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-from psycopg.types import TypeInfo
 
 from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value
@@ -58,6 +54,8 @@ TYPES = {
     pa.timestamp("us"): "timestamp",
 }
 _DRAFT = "__draft"
+_DISTANCE = "vector <=> %s::halfvec"
+_DELETE = 'DELETE FROM {table} WHERE "row" = ANY(%s)'
 _PASSING = ("08", "40001", "40P01", "53", "55P03", "57P", "57014")
 """The beginnings of the SQLSTATEs of errors that may pass: lost connections, deadlocks, too many clients, restarts,
 timeouts."""
@@ -67,37 +65,6 @@ _REFUSED = re.compile(
     r"FATAL:\s+(?!the database system|sorry, too many|remaining connection|terminating)|no password supplied|invalid"
 )
 """What libpq says of a server that was reached and refuses."""
-
-
-@dataclass(frozen=True)
-class _Version:
-    """A table as an upload made it; an upload with --replace makes another of the same name."""
-
-    oid: int
-    facts: StoreFacts
-    """The model and the columns never change; the counts are those of the day when this process first saw the table."""
-    is_small: bool
-
-
-class _HalfBytes(bytes):
-    """A vector as pgvector sends it."""
-
-
-class _HalfDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: Any) -> bytes:
-        return bytes(obj)
-
-
-def _register_half(connection: Connection) -> int:
-    """The id of pgvector's halfvec in this database, whose values can be sent from now on."""
-    half = TypeInfo.fetch(connection, "halfvec")
-    if half is None:
-        hint = "add the schema of pgvector to the search_path of the user"
-        raise InputError("the type halfvec of pgvector is not found in the database", hint=hint)
-    connection.adapters.register_dumper(_HalfBytes, type("HalfDumper", (_HalfDumper,), {"oid": half.oid}))
-    return half.oid
 
 
 def open_url(url: StoreUrl) -> PostgresStore:
@@ -123,16 +90,16 @@ class PostgresStore(Store):
         for part in (f"{name.removesuffix(_DRAFT)}{_DRAFT}", schema):
             if len(part.encode()) > MAX_NAME_BYTES:
                 raise InputError(f"the name {part!r} is too long for PostgreSQL", hint="choose one of at most 56 bytes")
-        self.location, self.table = location, table
-        self._quoted = sql.Identifier(schema, name) if schema else sql.Identifier(name)
-        self._in_query = _in_query(self._quoted)
-        self._regclass = self._quoted.as_string(None)
+        self.location, self._qualified = location, table
+        identifier = sql.Identifier(schema, name) if schema else sql.Identifier(name)
+        self._regclass, self._table = identifier.as_string(None), _quoted(identifier)
         self._name = f"the table {name} of {location}"
         self._conninfo = conninfo
         self._local = threading.local()
         # Those of all threads, which `close` cannot reach through their locals.
         self._opened: list[Connection] = []
-        self._latest: _Version | None = None
+        self._latest: tuple[int, StoreFacts, bool] | None = None
+        """What `_version` gave."""
         # Not __del__: a connection warns if it is collected before it is closed.
         self._closing = weakref.finalize(self, _close_all, self._opened)
 
@@ -140,14 +107,12 @@ class PostgresStore(Store):
         _close_all(self._opened)
 
     def draft(self) -> PostgresStore:
-        return PostgresStore(self._conninfo, f"{self.table}{_DRAFT}", self.location)
+        return PostgresStore(self._conninfo, f"{self._qualified}{_DRAFT}", self.location)
 
     def facts(self) -> StoreFacts | None:
-        with self._connection() as connection:
-            found = connection.execute(
-                "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE oid = to_regclass(%s)", [self._regclass]
-            ).fetchone()
-        return None if found is None else StoreFacts.of_json(found[0], self._name)
+        query = "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE oid = to_regclass(%s)"
+        found = self._run(query, [self._regclass])
+        return StoreFacts.of_json(found[0][0], self._name) if found else None
 
     def create(self, facts: StoreFacts) -> None:
         for name in facts.columns:
@@ -155,161 +120,133 @@ class PostgresStore(Store):
                 raise InputError(
                     f"the column {name!r} has a longer name than PostgreSQL takes", hint="rename it to at most 63 bytes"
                 )
+        # One transaction for all of it, because a thread has one connection.
         with self._connection() as connection, connection.transaction():
-            _install(connection)
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._quoted))
-            columns = [_definition(column, facts.dims) for column in facts.image_schema]
-            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._quoted, sql.SQL(", ").join(columns)))
-            # In this transaction too: a thread has one connection.
+            self._run("CREATE EXTENSION IF NOT EXISTS vector")
+            ((version,),) = self._run("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+            if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_VERSION:
+                hint = "an administrator of the database runs: ALTER EXTENSION vector UPDATE"
+                raise InputError(f"the database has pgvector {version}, and 0.8 is needed", hint=hint)
+            self.drop()
+            columns = sql.SQL(", ").join(_definition(column, facts.dims) for column in facts.image_schema)
+            self._run("CREATE TABLE {table} ({columns})", columns=columns)
             self.describe(facts)
 
     def describe(self, facts: StoreFacts) -> None:
         # A utility command takes no parameters.
-        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self._quoted, sql.Literal(facts.to_json()))
-        with self._connection() as connection:
-            connection.execute(comment)
+        self._run("COMMENT ON TABLE {table} IS {facts}", facts=sql.Literal(facts.to_json().replace("%", "%%")))
 
     def upsert(self, images: pa.Table) -> None:
         columns = [_values(images.column(name)) for name in images.column_names]
-        names = sql.SQL(", ").join(map(sql.Identifier, images.column_names))
-        with self._connection() as connection, connection.transaction():
-            half = _register_half(connection)
+        with self._connection() as connection, connection.transaction(), connection.cursor() as cursor:
             # COPY cannot replace rows.
-            self._delete(connection, images.column("row").to_pylist())
-            copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self._quoted, names)
-            with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
-                copy.set_types([TYPES.get(field.type, half) for field in images.schema])
+            self._run(_DELETE, [images.column("row").to_pylist()])
+            names = sql.SQL(", ").join(map(sql.Identifier, images.column_names))
+            copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(sql.SQL(self._regclass), names)
+            with cursor.copy(copy_in) as copy:
+                # COPY names no types: the bytes of a vector arrive as they are, and the column reads them.
+                copy.set_types([TYPES.get(field.type, "bytea") for field in images.schema])
                 for values in zip(*columns, strict=True):
                     copy.write_row(values)
 
     def delete(self, rows: Rows) -> None:
-        with self._connection() as connection:
-            self._delete(connection, rows.tolist())
-
-    def _delete(self, connection: Connection, rows: list[int]) -> None:
-        connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self._in_query), [rows])
+        self._run(_DELETE, [rows.tolist()])
 
     def rows_in(self, span: range) -> Rows:
-        query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(self._in_query)
-        with self._connection() as connection:
-            return np.array([row for (row,) in connection.execute(query, [span.start, span.stop])], dtype=np.int64)
+        query = 'SELECT "row" FROM {table} WHERE "row" >= %s AND "row" < %s ORDER BY "row"'
+        return np.array([row for (row,) in self._run(query, [span.start, span.stop])], dtype=np.int64)
 
     def count(self, where: Condition | None = None) -> int:
-        with self._connection() as connection:
-            return self._count(connection, *self._where(where))
+        return self._count(*self._where(where))
 
-    def _count(
-        self, connection: Connection, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None
-    ) -> int:
-        limit = sql.SQL("" if up_to is None else f"LIMIT {up_to}")
-        query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(self._in_query, test, limit)
-        found = connection.execute(query, parameters).fetchone()
-        assert found is not None
-        return int(found[0])
+    def _count(self, where: sql.SQL, parameters: Sequence[Value], limit: str = "") -> int:
+        query = f"SELECT count(*) FROM (SELECT 1 FROM {{table}}{{where}} {limit}) AS found"
+        ((count,),) = self._run(query, parameters, where=where)
+        return int(count)
 
     def fetch(self, rows: Rows) -> pa.Table:
-        facts = self._described()
-        query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(_names(facts), self._in_query)
-        with self._connection() as connection, connection.cursor(binary=True) as cursor:
-            return _table(cursor.execute(query, [rows.tolist()]).fetchall(), facts)
+        _, facts, _ = self._version()
+        query = 'SELECT {names} FROM {table} WHERE "row" = ANY(%s) ORDER BY "row"'
+        return _table(self._run(query, [rows.tolist()], names=_names(facts)), facts)
 
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         test, parameters = self._where(where)
         with self._connection() as connection, connection.transaction():
-            version = self._version(connection)
-            is_exact = version.is_small or (
-                where is not None and self._count(connection, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO
-            )
+            oid, facts, is_exact = self._version()
+            if where is not None and not is_exact:
+                is_exact = self._count(test, parameters, f"LIMIT {EXACT_UP_TO + 1}") <= EXACT_UP_TO
+            if not is_exact:
+                # relaxed_order, because the candidates are scored and ordered again.
+                settings = """SELECT set_config('hnsw.ef_search', %s, true),
+                              set_config('hnsw.iterative_scan', 'relaxed_order', true)"""
+                self._run(settings, [str(min(max(count, 1), MAX_SEARCH_WIDTH))])
             images = []
             for query_D in queries_QD:
                 numbers = f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
-                images.append(self._nearest(connection, version, (test, [*parameters, numbers]), count, is_exact))
-        return images, version.facts.model
+                query = [*parameters, numbers]
+                rows = [] if is_exact else self._nearest(facts, test, query, _DISTANCE, count)
+                # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing
+                # points to. The planner has no index for a sum, so it compares all vectors.
+                if len(rows) < count:
+                    rows = self._nearest(facts, test, query, f'({_DISTANCE}) + 0, "row"', count)
+                if any(found != oid for found, *_ in rows):
+                    raise UnavailableError(f"{self._name} was replaced during a search")
+                images.append(_table([row[1:] for row in rows], facts))
+        return images, facts.model
 
     def _nearest(
-        self,
-        connection: Connection,
-        version: _Version,
-        where: tuple[sql.Composable, Sequence[Value]],
-        count: int,
-        is_exact: bool,
-    ) -> pa.Table:
-        """The nearest rows of a query, which is the last of the parameters."""
-        distance = sql.SQL("vector <=> %s::halfvec")
-        # The planner has no index for a sum, so it compares all vectors.
-        order = sql.SQL('({}) + 0, "row"').format(distance) if is_exact else distance
-        query = sql.SQL("SELECT tableoid::int8, {} FROM {}{} ORDER BY {} LIMIT {}").format(
-            _names(version.facts), self._in_query, where[0], order, sql.Literal(count)
-        )
-        # One round trip for the settings and the query.
-        with connection.pipeline():
-            # relaxed_order, because the candidates are scored and ordered again.
-            settings = (
-                "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', "
-                "'relaxed_order', true)"
-            )
-            connection.execute(settings, [str(min(max(count, 1), MAX_SEARCH_WIDTH))])
-            cursor = connection.cursor(binary=True).execute(query, where[1])
-        rows = cursor.fetchall()
-        if any(oid != version.oid for oid, *_ in rows):
-            raise UnavailableError(f"{self._name} was replaced during a search")
-        if not is_exact and len(rows) < count:
-            # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing points
-            # to.
-            return self._nearest(connection, version, where, count, is_exact=True)
-        return _table([row[1:] for row in rows], version.facts)
+        self, facts: StoreFacts, where: sql.SQL, parameters: Sequence[Value], order: str, count: int
+    ) -> list[tuple[Any, ...]]:
+        """The first rows in an order by the distance from the last of the parameters, each after the id of its
+        table."""
+        query = f"SELECT tableoid::int8, {{names}} FROM {{table}}{{where}} ORDER BY {order} LIMIT {count}"
+        return self._run(query, parameters, names=_names(facts), where=where)
 
     def finish(self) -> None:
-        with self._connection() as connection:
-            # Counts the rows, for `_version` and for the planner of PostgreSQL.
-            connection.execute(sql.SQL("ANALYZE {}").format(self._quoted))
-            is_small = self._count(connection, sql.SQL(""), (), EXACT_UP_TO + 1) <= EXACT_UP_TO
-            self._latest = None
-            if is_small or self._version(connection).facts.dims > MAX_INDEXED_DIMS:
-                return
-            query = """SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-                       WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid"""
-            if connection.execute(query, [self._regclass]).fetchone() is None:
-                # PostgreSQL chooses a name that is free.
-                create = sql.SQL("CREATE INDEX ON {} USING hnsw (vector halfvec_cosine_ops)").format(self._quoted)
-                connection.execute(create)
+        # Counts the rows, for `_version` and for the planner of PostgreSQL.
+        self._run("ANALYZE {table}")
+        self._latest = None
+        _, facts, is_small = self._version()
+        if is_small or facts.dims > MAX_INDEXED_DIMS:
+            return
+        query = """SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+                   WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid"""
+        if not self._run(query, [self._regclass]):
+            # PostgreSQL chooses a name that is free.
+            self._run("CREATE INDEX ON {table} USING hnsw (vector halfvec_cosine_ops)")
 
     def num_bytes(self) -> int | None:
-        with self._connection() as connection:
-            found = connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass]).fetchone()
-            return None if found is None else found[0]
+        ((size,),) = self._run("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass])
+        return size
 
     def publish(self) -> None:
-        schema, _, name = self.table.removesuffix(_DRAFT).rpartition(".")
-        published = sql.Identifier(schema, name) if schema else sql.Identifier(name)
+        published = PostgresStore(self._conninfo, self._qualified.removesuffix(_DRAFT), self.location)
+        name = sql.Identifier(published._qualified.rpartition(".")[2])
         with self._connection() as connection, connection.transaction():
             # One transaction: a search sees the old table or the new one. It waits for searches that run.
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(published))
-            connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(self._quoted, sql.Identifier(name)))
+            self._run("DROP TABLE IF EXISTS {published}", published=published._table)
+            self._run("ALTER TABLE {table} RENAME TO {name}", name=_quoted(name))
 
     def drop(self) -> None:
-        with self._connection() as connection:
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._quoted))
+        self._run("DROP TABLE IF EXISTS {table}")
 
-    def _described(self) -> StoreFacts:
-        with self._connection() as connection:
-            return self._version(connection).facts
-
-    def _version(self, connection: Connection) -> _Version:
-        """The table that has the name now."""
-        found = connection.execute("SELECT to_regclass(%s)::oid::int8", [self._regclass]).fetchone()
-        if found is None or found[0] is None:
+    def _version(self) -> tuple[int, StoreFacts, bool]:
+        """The table that has the name now: its id, its facts, and whether it is small. An upload with --replace makes
+        another table of the same name. The model and the columns of a table never change; the counts are those of the
+        day when this process first saw it."""
+        ((oid,),) = self._run("SELECT to_regclass(%s)::oid::int8", [self._regclass])
+        if oid is None:
             raise self.not_there(self._name)
-        if self._latest is None or self._latest.oid != found[0]:
+        if self._latest is None or self._latest[0] != oid:
             query = "SELECT obj_description(oid, 'pg_class'), reltuples FROM pg_class WHERE oid = %s"
-            described = connection.execute(query, found).fetchone()
-            if described is None:
+            described = self._run(query, [oid])
+            if not described:
                 raise UnavailableError(f"{self._name} was replaced during a search")
-            facts = StoreFacts.of_json(described[0], self._name)
-            self._latest = _Version(found[0], facts, is_small=described[1] <= EXACT_UP_TO)
+            text, num_rows = described[0]
+            self._latest = oid, StoreFacts.of_json(text, self._name), num_rows <= EXACT_UP_TO
         return self._latest
 
-    def _where(self, condition: Condition | None) -> tuple[sql.Composable, list[Value]]:
+    def _where(self, condition: Condition | None) -> tuple[sql.SQL, list[Value]]:
         """A condition as a WHERE clause, and its parameters."""
         parameters: list[Value] = []
         if condition is None:
@@ -322,12 +259,20 @@ class PostgresStore(Store):
             return f"%s::{TYPES[type_]}"
 
         def column(name: str) -> str:
-            return _in_query(sql.Identifier(name)).as_string(None)
+            return _quoted(sql.Identifier(name)).as_string(None)
 
-        columns = self._described().image_schema
+        _, facts, _ = self._version()
         # Under "C" only the letters of ASCII have another case.
-        text = condition_sql(condition, columns, column, parameter, collation=' COLLATE "und-x-icu"')
-        return sql.SQL(" WHERE " + text), parameters
+        text = condition_sql(condition, facts.image_schema, column, parameter, collation=' COLLATE "und-x-icu"')
+        return sql.SQL(f" WHERE {text}"), parameters
+
+    def _run(self, statement: str, parameters: Sequence[Any] = (), **named: sql.Composable) -> list[tuple[Any, ...]]:
+        """The rows of a statement, in which {table} stands for the table, and other names for `named`."""
+        query = sql.SQL(statement).format(table=self._table, **named)
+        with self._connection() as connection:
+            # In binary form, in which vectors come as float16.
+            cursor = connection.execute(query, parameters, binary=True)
+            return cursor.fetchall() if cursor.description else []
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -366,16 +311,6 @@ def _close_all(connections: list[Connection]) -> None:
         connections.pop().close()
 
 
-def _install(connection: Connection) -> None:
-    """Make the types of pgvector known in the database; InputError if it has an old version of them."""
-    connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    found = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
-    version = "" if found is None else str(found[0])
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_VERSION:
-        hint = "an administrator of the database runs: ALTER EXTENSION vector UPDATE"
-        raise InputError(f"the database has pgvector {version}, and 0.8 is needed", hint=hint)
-
-
 def _definition(column: pa.Field, dims: int) -> sql.Composable:
     """A column of the table."""
     if column.name == "vector":
@@ -383,14 +318,14 @@ def _definition(column: pa.Field, dims: int) -> sql.Composable:
     # In bytes, as everywhere in dcdctl: the order of letters depends on the language of the database otherwise.
     collation = ' COLLATE "C"' if column.type == pa.string() else ""
     ending = " PRIMARY KEY" if column.name == "row" else "" if column.nullable else " NOT NULL"
-    return sql.SQL("{} " + TYPES[column.type] + collation + ending).format(sql.Identifier(column.name))
+    return sql.SQL("{} " + TYPES[column.type] + collation + ending).format(_quoted(sql.Identifier(column.name)))
 
 
 def _names(facts: StoreFacts) -> sql.Composable:
-    return sql.SQL(", ").join(_in_query(sql.Identifier(name)) for name in facts.image_schema.names)
+    return sql.SQL(", ").join(_quoted(sql.Identifier(name)) for name in facts.image_schema.names)
 
 
-def _in_query(name: sql.Identifier) -> sql.SQL:
+def _quoted(name: sql.Identifier) -> sql.SQL:
     """A name in a statement with parameters, where psycopg reads % as the sign of one."""
     return sql.SQL(name.as_string(None).replace("%", "%%"))
 
@@ -409,7 +344,7 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     vectors_RD = half_of(column)
     # pgvector's binary form: the number of dims, two unused bytes, and the numbers, the highest byte first.
     header = struct.pack(">HH", vectors_RD.shape[1], 0)
-    return [_HalfBytes(header + vector_D.tobytes()) for vector_D in vectors_RD.astype(">f2")]
+    return [header + vector_D.tobytes() for vector_D in vectors_RD.astype(">f2")]
 
 
 def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
