@@ -349,14 +349,9 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
 
 def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
     """Rows as a table of `StoreFacts.image_schema`."""
-    schema = facts.image_schema
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
-    arrays = []
-    for column, values in zip(schema, columns, strict=True):
-        if column.name == "vector":
-            # After the number of dims and two unused bytes.
-            vectors = np.frombuffer(b"".join(value[4:] for value in values), dtype=">f2").astype(np.float16)
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=column.type))
-        else:
-            arrays.append(pa.array(values, column.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    names = facts.image_schema.names
+    values: dict[str, Sequence[Any]] = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    # After the number of dims and two unused bytes.
+    numbers = b"".join(value[4:] for value in values.get("vector", ()))
+    vectors = np.frombuffer(numbers, dtype=">f2").astype(np.float16)
+    return facts.table(values or dict.fromkeys(names, ()), vectors)

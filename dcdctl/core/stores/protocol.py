@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,16 @@ class StoreFacts:
             "vector", pa.list_(pa.field("element", pa.float16(), nullable=False), self.dims), nullable=False
         )
         return pa.schema([*IMAGE_FIELDS, vector, *self.schema])
+
+    def table(self, values: Mapping[str, Sequence[Any]], vectors_RD: Half) -> pa.Table:
+        """A table of `image_schema` of the values of each column and the vectors."""
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=column.type)
+            if column.name == "vector"
+            else pa.array(values[column.name], column.type)
+            for column in self.image_schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=self.image_schema)
 
     def to_json(self) -> str:
         return json.dumps({"dcdctl": config.to_table(self)}, ensure_ascii=False)

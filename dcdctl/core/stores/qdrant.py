@@ -89,7 +89,7 @@ class QdrantStore(Store):
     def facts(self) -> StoreFacts | None:
         self._behind = None
         with self._errors():
-            collection = self._resolve()
+            collection = self._resolve(self._name)
             if collection is None:
                 return StoreFacts.of_json(None, self.location) if self._client.collection_exists(self._name) else None
             metadata = self._client.get_collection(collection).config.metadata or {}
@@ -108,11 +108,7 @@ class QdrantStore(Store):
             # Before the points, so that the graph gets edges for these columns.
             for column in facts.schema:
                 self._client.create_payload_index(collection, _key(column.name), _INDEXES[column.type], wait=True)
-            before = self._resolve()
-            self._alias(*_moves(self._name, collection, is_there=before is not None))
-            if before is not None:
-                self._client.delete_collection(before)
-        self._behind = None
+            self._move(self._name, collection)
 
     def describe(self, facts: StoreFacts) -> None:
         collection, _ = self._known()
@@ -181,39 +177,40 @@ class QdrantStore(Store):
         return [answer.points for answer in self._client.query_batch_points(collection, requests)]
 
     def publish(self) -> None:
-        name = self._name.removesuffix(_DRAFT)
         with self._errors():
-            collection, before = self._resolve(), self._resolve(name)
+            collection = self._resolve(self._name)
             assert collection is not None
-            # One request, which the server does as a whole.
-            drop = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._name))
-            self._alias(*_moves(name, collection, is_there=before is not None), drop)
-            if before is not None:
-                self._client.delete_collection(before)
-        self._behind = None
+            self._move(self._name.removesuffix(_DRAFT), collection, _without(self._name))
 
     def drop(self) -> None:
         with self._errors():
-            if (collection := self._resolve()) is not None:
-                self._alias(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._name)))
+            if (collection := self._resolve(self._name)) is not None:
+                self._client.update_collection_aliases([_without(self._name)])
                 self._client.delete_collection(collection)
         self._behind = None
 
-    def _resolve(self, name: str | None = None) -> str | None:
-        """The collection that an alias stands for."""
-        name = name or self._name
-        return next(
-            (alias.collection_name for alias in self._client.get_aliases().aliases if alias.alias_name == name), None
-        )
+    def _move(self, name: str, collection: str, *others: Any) -> None:
+        """Let an alias stand for a collection, and delete the one before."""
+        before = self._resolve(name)
+        alias = models.CreateAlias(collection_name=collection, alias_name=name)
+        removed = [] if before is None else [_without(name)]
+        # One request, which the server does as a whole.
+        self._client.update_collection_aliases([*removed, models.CreateAliasOperation(create_alias=alias), *others])
+        if before is not None:
+            self._client.delete_collection(before)
+        self._behind = None
 
-    def _alias(self, *operations: Any) -> None:
-        self._client.update_collection_aliases(list(operations))
+    def _resolve(self, name: str) -> str | None:
+        """The collection that an alias stands for."""
+        aliases = self._client.get_aliases().aliases
+        return next((alias.collection_name for alias in aliases if alias.alias_name == name), None)
 
     def _known(self) -> tuple[str, StoreFacts]:
         """The collection behind the alias and its facts, asked once, until the collection is gone."""
         behind = self._behind
         if behind is None:
             self.facts()
+            # A copy, because another thread may find the collection gone meanwhile.
             behind = self._behind
         if behind is None:
             raise self.not_there()
@@ -248,11 +245,8 @@ class QdrantStore(Store):
         return InputError(f"{self.location} refuses: {text}", hint="check the URL, and the key in QDRANT_API_KEY")
 
 
-def _moves(alias: str, collection: str, *, is_there: bool) -> list[Any]:
-    """The operations that let an alias stand for a collection."""
-    delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
-    create = models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=alias))
-    return [delete, create] if is_there else [create]
+def _without(alias: str) -> models.DeleteAliasOperation:
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
 
 
 def _as_json(name: str, value: Any) -> Any:
@@ -267,18 +261,12 @@ def _as_json(name: str, value: Any) -> Any:
 
 def _table(points: list[Any], facts: StoreFacts) -> pa.Table:
     """Points as a table of `StoreFacts.image_schema`."""
-    arrays = []
-    for column in facts.image_schema:
-        if column.name == "row":
-            values: Any = [int(point.id) for point in points]
-        elif column.name == "vector":
-            values = np.array([point.vector for point in points], dtype=np.float16)
-            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=column.type))
-            continue
-        else:
-            values = [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
-        arrays.append(pa.array(values, column.type))
-    return pa.Table.from_arrays(arrays, schema=facts.image_schema)
+    values = {
+        column.name: [_of_json((point.payload or {}).get(column.name), column.type) for point in points]
+        for column in facts.image_schema
+    }
+    values["row"] = [int(point.id) for point in points]
+    return facts.table(values, np.array([point.vector for point in points], dtype=np.float16))
 
 
 def _of_json(value: Any, type_: pa.DataType) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -24,41 +23,29 @@ from dcdctl.core.stores.store_index import StoreIndex
 _SCHEME = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?:(.*)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class StoreKind:
-    """A program that keeps vectors."""
-
-    name: str
-    form: str
-    """Its URLs, as messages show them."""
-    module: str
-    """The file in this folder, imported only when a URL names it: its packages are optional. Its function `open_url`
-    makes the store of a `StoreUrl`."""
-    extra: str
-    package: str
-    """The first package of the extra, as it is imported."""
-
-
-_POSTGRES = StoreKind(
-    "PostgreSQL", "postgresql://user@host/database?table=NAME", module="postgres", extra="postgres", package="psycopg"
-)
-_LANCEDB = StoreKind("LanceDB", "lancedb:FOLDER?table=NAME", module="lancedb", extra="lancedb", package="lancedb")
-_QDRANT = StoreKind("Qdrant", "qdrant://host/NAME", module="qdrant", extra="qdrant", package="qdrant_client")
-STORES = {
-    "postgresql": _POSTGRES,
-    "postgres": _POSTGRES,
-    "lancedb": _LANCEDB,
-    "qdrant": _QDRANT,
-    "qdrants": _QDRANT,
+_FORMS = {
+    "postgres": "postgresql://user@host/database?table=NAME",
+    "lancedb": "lancedb:FOLDER?table=NAME",
+    "qdrant": "qdrant://host/NAME",
 }
-"""The stores by the scheme of their URLs."""
+"""URLs as messages show them, by the file in this folder, which has the name of the extra. Its function `open_url`
+makes the store of a `StoreUrl`."""
+_PACKAGES = {"postgres": "psycopg", "lancedb": "lancedb", "qdrant": "qdrant_client"}
+"""The first package of each extra, as it is imported."""
+_SCHEMES = {
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "lancedb": "lancedb",
+    "qdrant": "qdrant",
+    "qdrants": "qdrant",
+}
 
 
 class StoreUrl:
     """The URL of a store, taken apart."""
 
-    def __init__(self, url: str, kind: StoreKind) -> None:
-        self.kind, self.parts = kind, urlsplit(url)
+    def __init__(self, url: str) -> None:
+        self.parts = urlsplit(url)
         self.parameters = parse_qsl(self.parts.query, keep_blank_values=True)
         user, _, host = self.parts.netloc.rpartition("@")
         user = f"{user.partition(':')[0]}@" if user else ""
@@ -73,13 +60,14 @@ class StoreUrl:
         if is_complete and len(values) == 1:
             return values[0]
         missing = "table" if is_complete else "place"
-        hint = f"such as {self.kind.form.replace('NAME', 'photos')}"
+        form = _FORMS[_SCHEMES[self.parts.scheme.partition("+")[0]]]
+        hint = f"such as {form.replace('NAME', 'photos')}"
         raise InputError(f"{self.shown} names no {missing}, or several", hint=hint)
 
 
-def _kind_of(url: str) -> StoreKind | None:
+def _module_of(url: str) -> str | None:
     match = _SCHEME.fullmatch(url)
-    return None if match is None else STORES.get(match[1])
+    return None if match is None else _SCHEMES.get(match[1])
 
 
 def is_store(place: str) -> bool:
@@ -88,22 +76,24 @@ def is_store(place: str) -> bool:
     >>> is_store("postgresql://localhost/photos?table=a"), is_store("indexes/photos"), is_store("https://host/corpus")
     (True, False, False)
     """
-    return _kind_of(place) is not None
+    return _module_of(place) is not None
 
 
 def _no_store(place: str | Path) -> InputError:
-    *forms, last = dict.fromkeys(kind.form for kind in STORES.values())
+    *forms, last = _FORMS.values()
     return InputError(f"{files.shown(place)!r} is not the URL of a store", hint=f"write {', '.join(forms)} or {last}")
 
 
 def open_store(url: str) -> Store:
     """The store at a URL; nothing is read yet. InputError for another form of URL, MissingError without the packages of
     its extra."""
-    if (kind := _kind_of(url)) is None:
+    if (name := _module_of(url)) is None:
         raise _no_store(url)
-    require_extra(kind.extra, kind.package, needed_by=f"a store in {kind.name}")
-    module = importlib.import_module(f"dcdctl.core.stores.{kind.module}")
-    store: Store = module.open_url(StoreUrl(url, kind))
+    parsed = StoreUrl(url)
+    require_extra(name, _PACKAGES[name], needed_by=parsed.shown)
+    # Imported only when a URL names it, because its packages are optional.
+    module = importlib.import_module(f"dcdctl.core.stores.{name}")
+    store: Store = module.open_url(parsed)
     return store
 
 
