@@ -41,7 +41,7 @@ def write_photos() -> None:
 
 def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "StudyOptions", partial(study.StudyOptions, bench=STUDY_BENCH))
+    monkeypatch.setattr(study, "StudyJob", partial(study.StudyJob, bench=STUDY_BENCH))
     monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
     monkeypatch.setattr(footprint, "NUM_COUNTED", 1)
     write_photos()

@@ -86,7 +86,7 @@ def study(arguments: StudyArguments) -> Study:
     progress = arguments.progress
     view = StudyView(say=say, track=api.track(progress), watch=api.watch(progress))
     with api.same_threads():
-        return run_study(*arguments.request(), view)
+        return run_study(arguments.request(), view)
 
 
 def _train(kind: TrainingKind, arguments: TrainingRun) -> Run:

@@ -15,7 +15,7 @@ from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_ta
 
 if TYPE_CHECKING:
     from dcdctl.core.report import Study
-    from dcdctl.core.study import Step, StudyJob, StudyOptions
+    from dcdctl.core.study import Step, StudyJob
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ class StudyArguments(options.Training):
     model_overrides: options.ModelSet = None
     batch_size: options.PairBatchSize = None
 
-    def request(self, sets: Sequence[str] | None = None) -> tuple[StudyJob, StudyOptions]:
+    def request(self, sets: Sequence[str] | None = None) -> StudyJob:
         """What to study, and how."""
-        from dcdctl.core.study import StudyJob, StudyOptions
+        from dcdctl.core.study import StudyJob
 
-        job = StudyJob(
+        training = self.options(batch_size=self.batch_size)
+        return StudyJob(
             recipe=options.named(self.recipe),
             start=None if self.start is None else os.fspath(self.start),
             teachers=many(self.teachers),
@@ -87,10 +88,10 @@ class StudyArguments(options.Training):
             split=self.split,
             depth=self.depth,
             with_teacher=self.with_teacher,
+            training=training,
+            # A precision that is not auto holds for the teacher's cache too; only trainings read stored features.
+            scoring=replace(training.compute, features=None),
         )
-        training = self.options(batch_size=self.batch_size)
-        # A precision that is not auto holds for the teacher's cache too; only trainings read stored features.
-        return job, StudyOptions(training=training, scoring=replace(training.compute, features=None))
 
 
 def study(
@@ -102,14 +103,14 @@ def study(
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.study import StudyView, preview_study, run_study
 
-    job, settings = arguments.request(sets)
+    job = arguments.request(sets)
     view = StudyView(
         announce=note, say=note, track=bar, watch=watch, on_estimate=show_estimate, on_workload=show_workload
     )
     if dry_run:
-        steps = preview_study(job, settings, view)
+        steps = preview_study(job, view)
         return show_json({"steps": [_step(step) for step in steps]}) if json else _show_steps(steps)
-    result = run_study(job, settings, view)
+    result = run_study(job, view)
     show_json(result.to_json()) if json else _show(result)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {job.out / 'report.html'}")

@@ -18,7 +18,7 @@ from dcdctl.core.models.official.meter import to_network
 from dcdctl.core.training import recipe
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer, set_rates
 from dcdctl.core.training.losses import lists, weights
-from dcdctl.core.training.losses.official import dcd_official_parts, wsl_official_parts
+from dcdctl.core.training.losses.official import dcd_official, wsl_official
 from dcdctl.core.training.recipe import OptimizerConfig
 
 RECIPE = recipe.load_recipe("meter-flickr30k")
@@ -101,7 +101,7 @@ def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
     )
     yield Comparison(name, "pair scores in training", student_BN, tensors["out.student_score"])
     yield Comparison(name, "pooled features", outputs["pooled"], tensors["out.student_cls_feats"])
-    parts = dcd_official_parts(student_BN, teacher_BN, alpha=facts["alpha"], temperature=facts["T"])
+    parts = dcd_official(student_BN, teacher_BN, alpha=facts["alpha"], temperature=facts["T"])
     yield from _losses(name, parts, facts)
     parts.total.backward()
     yield from _gradients(
@@ -139,17 +139,17 @@ def golden_losses(name: str = "dcd_golden_a") -> Iterator[Comparison]:
     """Values and gradients of the loss, including NaN, and the selected negatives."""
     facts = fixture_json(name)
     for case in facts["loss_cases"]:
-        yield from _golden_case(name, "", dcd_official_parts, case, case["distillation_loss"])
-        yield from _golden_case(name, "the other loss's ", wsl_official_parts, case, case["WSLDistiller"])
+        yield from _golden_case(name, "", dcd_official, case, case["distillation_loss"])
+        yield from _golden_case(name, "the other loss's ", wsl_official, case, case["WSLDistiller"])
     for case in facts["selection_cases"]:
         columns_BN, teacher_BN = weights.select_as_official(numbers(case["teacher_scores"]), 7)
         student_BN = numbers(case["student_scores_all"]).gather(1, columns_BN)
         yield Comparison(name, "hardest negatives", columns_BN, torch.tensor(case["selected_for_student"]), bound=0)
         yield Comparison(name, "hardest negatives", teacher_BN, numbers(case["teacher_scores_given_to_loss"]), bound=0)
         yield Comparison(name, "hardest negatives", student_BN, numbers(case["student_scores_given_to_loss"]), bound=0)
-        yield from _losses(name, dcd_official_parts(student_BN, teacher_BN, alpha=0.2), case)
+        yield from _losses(name, dcd_official(student_BN, teacher_BN, alpha=0.2), case)
     case = facts["without_teacher"]
-    yield from _losses(name, dcd_official_parts(numbers(case["student_scores"]), None, alpha=case["alpha"]), case)
+    yield from _losses(name, dcd_official(numbers(case["student_scores"]), None, alpha=case["alpha"]), case)
 
 
 def _golden_case(

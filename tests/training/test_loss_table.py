@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -42,15 +43,18 @@ def scored(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan()
 
 
-def of_both_groups(loss: Callable[..., Tensor], student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
+def of_both_groups(loss: Callable[..., Any], student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
     """The mean over six lists, of a group of four and a group of two."""
     return torch.stack(
-        [len(s) / 6 * loss(s, t, alpha=ALPHA) for s, t in zip(student_BN.split(4), teacher_BN.split(4), strict=True)]
+        [
+            len(s) / 6 * loss(s, t, alpha=ALPHA).total
+            for s, t in zip(student_BN.split(4), teacher_BN.split(4), strict=True)
+        ]
     ).sum()
 
 
 DIRECT: dict[str, Direct] = {
-    "dcd": lambda s, c, b, a: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T, group=GROUP),
+    "dcd": lambda s, c, b, a: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T, group=GROUP).total,
     "dcd-released": lambda s, c, b, a: of_both_groups(official.dcd_official, s, b.official_teacher_RC),
     "mse": lambda s, c, b, a: lists.mse(c, b.teacher_RC, temperature=T),
     "wsl": lambda s, c, b, a: lists.wsl(s, b.teacher_RC, temperature=T),

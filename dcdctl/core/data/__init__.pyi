@@ -45,7 +45,19 @@ from .manifest import (
 )
 from .prepare import CorpusSummary, PrepareOptions, prepare_corpus
 from .ragged_array import Index, RaggedArray, offsets_of
-from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
+from .scenes import (
+    COLORS,
+    FAMILY_SIZE,
+    GRID,
+    SHAPES,
+    SIZES,
+    DescribedScene,
+    Scene,
+    Statement,
+    describe_family,
+    describe_scenes,
+    draw_scene,
+)
 from .source_files import SourceOptions
 from .stream import ShardCount, ShardStream, StreamBatch, StreamConfig, is_stream, open_shards
 
@@ -68,6 +80,7 @@ __all__ = [
     "CorpusInspection",
     "CorpusSummary",
     "DataChoice",
+    "DescribedScene",
     "Direction",
     "FolderImageFile",
     "ImageColumns",
@@ -82,6 +95,7 @@ __all__ = [
     "ShardCount",
     "ShardStream",
     "SourceOptions",
+    "Statement",
     "StreamBatch",
     "StreamConfig",
     "all_splits",

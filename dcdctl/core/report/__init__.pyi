@@ -2,19 +2,32 @@ from .compare_page import open_corpus, write_comparison_page
 from .gallery import NUM_QUERIES
 from .pages import NUM_IMAGES, write_cache_page, write_corpus_page, write_search_page
 from .report import MissingPart, read_report, teachers_of
-from .study import Contrast, Study, StudyModel, read_study, study_tables, write_study_page
+from .study import (
+    CASCADE,
+    DISTILLED,
+    TEACHER,
+    ZERO_SHOT,
+    Study,
+    compare_rows,
+    read_rows,
+    study_tables,
+    write_study_page,
+)
 from .write import report_document, write_csv, write_markdown, write_report_page
 
 __all__ = [
+    "CASCADE",
+    "DISTILLED",
     "NUM_IMAGES",
     "NUM_QUERIES",
-    "Contrast",
+    "TEACHER",
+    "ZERO_SHOT",
     "MissingPart",
     "Study",
-    "StudyModel",
+    "compare_rows",
     "open_corpus",
     "read_report",
-    "read_study",
+    "read_rows",
     "report_document",
     "study_tables",
     "teachers_of",

@@ -8,8 +8,8 @@ compare`.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +34,17 @@ from dcdctl.core.report import html
 from dcdctl.core.report.tables import NOTHING, RECALLS
 from dcdctl.core.templates import Table
 
-
-@dataclass(frozen=True, kw_only=True)
-class StudyModel:
-    """A model of a study, and where its results are."""
-
-    name: str
-    folders: tuple[Path, ...] = ()
-    """An evaluation per seed; empty for a model that was not evaluated."""
-    is_start: bool = False
-    is_cascade: bool = False
-    is_teacher: bool = False
-    timed_in: Path | None = None
-    """Folder whose bench.json has its time; None for a cascade, whose evaluation has it, and for a model without
-    one."""
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two models of a study to compare, by name."""
-
-    ours: str
-    base: str
-    is_about_teacher: bool = False
-    """Whether the difference is what the teacher adds to training."""
+ZERO_SHOT, DISTILLED, CASCADE, TEACHER = "zero-shot", "distilled", "cascade", "teacher"
+"""Models of a study; the others are its baselines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRow:
     """A model with its results: a row of the table."""
 
-    model: StudyModel
+    name: str
+    folders: Sequence[Path]
+    """An evaluation per seed; empty for a model that was not evaluated."""
     results: tuple[Evaluation, ...]
     """Per seed."""
     tables: tuple[RankTable, ...]
@@ -92,20 +72,13 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """A contrast, measured."""
+    """Two models of a study, compared."""
 
-    contrast: Contrast
+    ours: str
+    base: str
     comparison: RankComparison
-    draws_seeds: bool
-    """Whether the intervals cover the seeds too."""
-
-    @property
-    def rsum(self) -> Estimate:
-        return self.comparison.difference.rsum
-
-    @property
-    def covers(self) -> str:
-        return "images and seeds" if self.draws_seeds else "images"
+    covers: str
+    """What the intervals are over: the images, or the seeds too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +90,7 @@ class Study:
     facts: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     """How the models were trained and measured."""
-    left_out: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...]
     """What was not measured, and why."""
 
     def __repr__(self) -> str:
@@ -126,9 +99,8 @@ class Study:
     @property
     def verdict(self) -> str:
         """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest RSUM."""
-        about = [difference for difference in self.differences if difference.contrast.is_about_teacher]
-        untrained = next((statistics.fmean(row.rsums) for row in self.rows if row.model.is_start and row.results), None)
-        return verdict(about, untrained)
+        about = [difference for difference in self.differences if difference.ours == DISTILLED]
+        return verdict(about, next(statistics.fmean(row.rsums) for row in self.rows if row.name == ZERO_SHOT))
 
     def to_json(self) -> dict[str, Any]:
         """The contents of study.json; recalls in percent, intervals as [low, high]."""
@@ -143,54 +115,53 @@ class Study:
         }
 
 
-def read_study(
-    models: Sequence[StudyModel],
-    contrasts: Sequence[Contrast],
-    *,
-    facts: Sequence[tuple[str, str]] = (),
-    notes: Sequence[str] = (),
-    left_out: Sequence[str] = (),
-) -> Study:
-    """Read the evaluations and times of a study, and compare its models; contrasts with a model that was not evaluated
-    are left out.
+def read_rows(models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path]) -> dict[str, StudyRow]:
+    """The rows of a study by name, read from the folders of its evaluations.
 
-    Systems of two runs or more on both sides are compared with their seeds drawn too (`compare_ranks`). InputError for
-    a damaged evaluation; StaleError for evaluations on different corpora, splits or protocols.
+    `timed_in` names the folder whose bench.json has the time of a model; a cascade's is in its evaluation. InputError
+    for a damaged evaluation; StaleError for evaluations on different corpora, splits or protocols.
     """
-    teacher_ms = next(
-        (times.query_ms for model in models if model.is_teacher and (times := _times(model)) is not None), None
-    )
-    rows = {model.name: _row(model, teacher_ms) for model in models}
+    times = {
+        name: read_times(folder / "bench.json", "teacher" if name == TEACHER else "student")
+        for name, folder in timed_in.items()
+    }
+    teacher = times.get(TEACHER)
+    rows = {
+        name: _row(name, folders, times.get(name), None if teacher is None else teacher.query_ms)
+        for name, folders in models.items()
+    }
     check_comparable(
         [(result.model, result) for row in rows.values() for result in row.results],
         "run the study into another folder",
     )
-    measured = [
-        contrast
-        for contrast in contrasts
-        if all(name in rows and rows[name].tables for name in (contrast.ours, contrast.base))
-    ]
-    differences = [_compared(contrast, rows) for contrast in measured]
-    return Study(
-        rows=tuple(rows.values()),
-        differences=tuple(differences),
-        facts=tuple(facts),
-        notes=tuple(notes),
-        left_out=tuple(left_out),
-    )
+    return rows
 
 
-def verdict(differences: Sequence[Difference], untrained: float | None = None) -> str:
+def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, str]]) -> list[Difference]:
+    """The differences between pairs of rows, without those of a model that was not evaluated.
+
+    Systems of two runs or more on both sides are compared with their seeds drawn too (`compare_ranks`).
+    """
+    differences = []
+    for ours, base in contrasts:
+        if all(name in rows and rows[name].tables for name in (ours, base)):
+            tables = rows[ours].tables, rows[base].tables
+            # One run of a system does not show how its runs differ (`compare_ranks`).
+            draws_seeds = min(map(len, tables)) > 1
+            covers = "images and seeds" if draws_seeds else "images"
+            differences.append(Difference(ours, base, compare_ranks(*tables, draw_seeds=draws_seeds), covers))
+    return differences
+
+
+def verdict(differences: Sequence[Difference], untrained: float) -> str:
     """Whether the teacher paid, from the differences to the baselines without it; `untrained` is the RSUM of the start.
 
     The baseline with the highest RSUM counts: a teacher that only beats the weaker one adds nothing that is not free.
     """
     strongest = max(differences, key=lambda difference: difference.comparison.base.rsum.value)
-    rsum, base = strongest.rsum, _as_training(strongest.contrast.base)
+    rsum, base = strongest.comparison.difference.rsum, _as_training(strongest.base)
     interval = f"[{rsum.interval.low:.1f}, {rsum.interval.high:.1f}]"
-    is_start_best = untrained is not None and untrained > max(
-        strongest.comparison.ours.rsum.value, strongest.comparison.base.rsum.value
-    )
+    is_start_best = untrained > max(strongest.comparison.ours.rsum.value, strongest.comparison.base.rsum.value)
     end = "; the start without any training has a higher RSUM than both." if is_start_best else "."
     if rsum.interval.low > 0:
         return f"The teacher added {rsum.value:.1f} {interval} points of RSUM over {base}{end}"
@@ -215,26 +186,17 @@ def _as_training(name: str) -> str:
     return first.replace("fine-tuned", "fine-tuning") + (f" with {rest}" if rest else "")
 
 
-def _times(model: StudyModel) -> QueryTimes | None:
-    return (
-        None
-        if model.timed_in is None
-        else read_times(model.timed_in / "bench.json", "teacher" if model.is_teacher else "student")
-    )
-
-
-def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
-    evaluations = [
-        SavedEvaluation.load(folder, CASCADE_FILES if model.is_cascade else MODEL_FILES) for folder in model.folders
-    ]
+def _row(name: str, folders: Sequence[Path], times: QueryTimes | None, teacher_ms: float | None) -> StudyRow:
+    is_cascade = name == CASCADE
+    evaluations = [SavedEvaluation.load(folder, CASCADE_FILES if is_cascade else MODEL_FILES) for folder in folders]
     results, tables = zip(*map(_read_evaluation, evaluations), strict=True) if evaluations else ((), ())
-    times = _times(model)
     query_ms = None if times is None else times.query_ms
     # The benchmark of a study times single models; the evaluation of a cascade times its query.
-    if model.is_cascade and all(result.reranked for result in results):
+    if is_cascade and all(result.reranked for result in results):
         query_ms = statistics.fmean(result.reranked[-1].ms_per_query for result in results)
     return StudyRow(
-        model=model,
+        name=name,
+        folders=folders,
         results=results,
         tables=tables,
         query_ms=query_ms,
@@ -253,16 +215,9 @@ def _read_evaluation(saved: SavedEvaluation) -> tuple[Evaluation, RankTable]:
     return saved.evaluation, saved.table
 
 
-def _compared(contrast: Contrast, rows: dict[str, StudyRow]) -> Difference:
-    ours, base = rows[contrast.ours].tables, rows[contrast.base].tables
-    # One run of a system does not show how its runs differ (`compare_ranks`).
-    draws_seeds = min(len(ours), len(base)) > 1
-    return Difference(contrast, compare_ranks(ours, base, draw_seeds=draws_seeds), draws_seeds)
-
-
 def study_tables(study: Study) -> list[Table]:
     """The models and their recalls, and the differences between them, as text."""
-    return [table for table in (_models_table(study.rows), _differences_table(study.differences)) if table.rows]
+    return [_models_table(study.rows), _differences_table(study.differences)]
 
 
 def _models_table(rows: Sequence[StudyRow]) -> Table:
@@ -274,7 +229,7 @@ def _models_table(rows: Sequence[StudyRow]) -> Table:
         mark = "~" if row.is_extrapolated else ""
         query = NOTHING if row.query_ms is None else f"{mark}{row.query_ms:,.2f} ms"
         speed_up = NOTHING if row.speed_up is None else f"{row.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
-        cells.append((row.model.name, *recalls, rsum, query, speed_up))
+        cells.append((row.name, *recalls, rsum, query, speed_up))
     columns = ("model", *(f"{direction} {name}" for direction, name in RECALLS), "RSUM", "query", "speed-up")
     return Table("Models", columns, tuple(cells))
 
@@ -284,7 +239,7 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
     for difference in differences:
         estimates = difference.comparison.difference
         recalls = [estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"], estimates.rsum]
-        name = f"{difference.contrast.ours} \N{MINUS SIGN} {difference.contrast.base}"
+        name = f"{difference.ours} \N{MINUS SIGN} {difference.base}"
         rows.append((name, *map(_estimate, recalls), difference.covers))
     return Table(
         "Differences in percentage points",
@@ -312,7 +267,7 @@ def write_study_page(path: Path, study: Study) -> None:
 
 
 def _row_document(row: StudyRow) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": row.model.name, "folders": list(map(str, row.model.folders))}
+    document: dict[str, Any] = {"name": row.name, "folders": list(map(str, row.folders))}
     if row.results:
         for direction in Direction:
             document[direction.key] = {name: row.recall(direction, name) for of, name in RECALLS if of == direction}
@@ -328,8 +283,8 @@ def _row_document(row: StudyRow) -> dict[str, Any]:
 def _difference_document(difference: Difference) -> dict[str, Any]:
     estimates = difference.comparison.difference
     return {
-        "ours": difference.contrast.ours,
-        "base": difference.contrast.base,
+        "ours": difference.ours,
+        "base": difference.base,
         "rsum": to_table(estimates.rsum),
         **{
             direction.key: {name: to_table(estimates.of(direction)[name]) for name in RECALL_NAMES}

@@ -25,13 +25,14 @@ from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.report import DISTILLED
 from dcdctl.core.teacher import CacheJob
 from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
 
 FORMAT = 1
 SETTINGS_FILE = "settings.json"
-FINE_TUNED, RANDOM, DISTILLED = "fine-tuned", "fine-tuned, random batches", "distilled"
-"""The ways to train the start."""
+FINE_TUNED, RANDOM = "fine-tuned", "fine-tuned, random batches"
+"""The baselines."""
 BENCH = BenchConfig(
     budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
 )
@@ -63,12 +64,6 @@ class StudyJob:
     """Candidates per query that the teacher re-ranks."""
     with_teacher: bool = False
     """Whether the teacher itself is evaluated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
-    """Where and how to compute."""
-
     training: TrainingOptions = field(default_factory=TrainingOptions)
     scoring: Compute = ON_CPU
     """How the teacher scores its cache. Evaluations take its device and its batch size, in float32."""
@@ -91,7 +86,6 @@ class StudyPlan:
     """A study whose settings are checked, with no weights opened yet."""
 
     job: StudyJob
-    options: StudyOptions
     recipe: Recipe
     """With the start; its seed is no run's."""
     variants: tuple[Variant, ...]
@@ -123,7 +117,7 @@ class StudyPlan:
     def bench(self) -> BenchConfig:
         """The settings of the benchmark, with the evaluated split as the gallery."""
         size = self.corpus.num_images
-        return replace(self.options.bench, gallery_sizes=(size,), reference_gallery=size)
+        return replace(self.job.bench, gallery_sizes=(size,), reference_gallery=size)
 
     def inputs(self, variant: Variant) -> InputRefs:
         """What a training reads."""
@@ -151,11 +145,11 @@ class StudyPlan:
             out=folder,
             candidates=self.recipe.candidates,
             model_set=self.job.model_set,
-            compute=self.options.scoring,
+            compute=self.job.scoring,
         )
 
 
-def resolve(job: StudyJob, options: StudyOptions) -> StudyPlan:
+def resolve(job: StudyJob) -> StudyPlan:
     """The plan of a study. Reads the recipe, the corpus's index, and the checksums of local models; loads no
     weights."""
     if distributed.world_size() > 1:
@@ -183,7 +177,7 @@ def resolve(job: StudyJob, options: StudyOptions) -> StudyPlan:
     }
     if caches:
         recipe.candidates.require_packages()
-    corpora = [_open(job, job.train_split), _open(job, job.split)]
+    corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
@@ -192,17 +186,16 @@ def resolve(job: StudyJob, options: StudyOptions) -> StudyPlan:
     )
     plan = StudyPlan(
         job=job,
-        options=options,
         recipe=recipe,
         variants=(*_baselines(recipe, sets, tuple(caches)), distilled),
         caches=caches,
         reranker=fusions[0] if fusions else None,
         corpus=corpora[1],
-        settings=_settings(job, options, recipe, corpora),
+        settings=_settings(job, recipe, corpora),
     )
     _check_folder(plan)
     for variant, seed, _ in plan.runs:
-        training.resolve(plan.training_job(variant, seed), plan.inputs(variant), options.training)
+        training.resolve(plan.training_job(variant, seed), plan.inputs(variant), job.training)
     return plan
 
 
@@ -243,7 +236,7 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     loss, terms = recipe.loss, baseline_terms(recipe)
     # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
     own = (
-        f"loss.terms={_toml(terms)}",
+        f"loss.terms={training.toml_value(terms)}",
         "loss.temperature=1.0",
         "loss.weight_group=none",
     )
@@ -257,27 +250,13 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
         yield Variant(name=FINE_TUNED, sets=alone)
 
 
-def _toml(table: Mapping[str, Any]) -> str:
-    """A flat table in one line.
-
-    >>> _toml({"infonce": 1.0})
-    '{ infonce = 1.0 }'
-    """
-    return f"{{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in table.items())} }}"
-
-
-def _open(job: StudyJob, split: str) -> Corpus:
-    corpus = Corpus.open(job.data, split)
+def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Everything that changes a number. The seeds and --with-teacher only add results."""
     if share_split(job.train_split, job.split):
         raise ConfigError(
             f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split"
         )
-    return corpus
-
-
-def _settings(job: StudyJob, options: StudyOptions, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """Everything that changes a number. The seeds and --with-teacher only add results."""
-    validation, compute = recipe.validation, options.training.compute
+    validation, compute = recipe.validation, job.training.compute
     if validation.every and validation.keep == "best" and share_split(validation.split, job.split):
         found = (
             f"validation.split is {validation.split}, on which the best weights are chosen, and the study "
@@ -293,8 +272,8 @@ def _settings(job: StudyJob, options: StudyOptions, recipe: Recipe, corpora: Seq
         "corpora": {corpus.split: corpus.fingerprint for corpus in corpora},
         "depth": job.depth,
         "precision": {
-            "training": "auto" if options.training.tries_precision else compute.precision,
-            "cache": options.scoring.precision,
+            "training": "auto" if job.training.tries_precision else compute.precision,
+            "cache": job.scoring.precision,
         },
         "features": None if compute.features is None else "float16",
     }

@@ -27,14 +27,12 @@ from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation, SplitChoice
 from dcdctl.core.files import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
-from dcdctl.core.report import Contrast, Study, StudyModel
+from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload
 from dcdctl.core.study.plan import (
-    DISTILLED,
     RANDOM,
     SETTINGS_FILE,
     StudyJob,
-    StudyOptions,
     StudyPlan,
     Variant,
     baseline_terms,
@@ -44,7 +42,6 @@ from dcdctl.core.teacher import CACHE, CacheCost, cache_scores
 from dcdctl.core.training import Preview, Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
-ZERO_SHOT, CASCADE, TEACHER = "zero-shot", "cascade", "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +77,13 @@ class Step:
     """An estimate by a trial, where the teacher scores pairs."""
 
 
-def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> Study:
+def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     """Do the steps that are not finished, and write the report.
 
     ConfigError or ModelError for a recipe, a start or a teacher that does not fit; StaleError if the folder holds
     another study or anything else, or another process writes to it; and what the steps raise.
     """
-    plan = resolve(job, options)
+    plan = resolve(job)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
     _preview_training(plan, view)
     with locks.lock(job.out):
@@ -104,10 +101,10 @@ def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) ->
     return study
 
 
-def preview_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> list[Step]:
+def preview_study(job: StudyJob, view: StudyView = UNSEEN) -> list[Step]:
     """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes
     nothing."""
-    plan = resolve(job, options)
+    plan = resolve(job)
     num_steps = _preview_training(plan, view).num_steps
     size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
     trained = {folder: f"{num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
@@ -124,7 +121,7 @@ def _preview_training(plan: StudyPlan, view: StudyView) -> Preview:
     teacher."""
     variant = next(variant for variant in plan.variants if not variant.caches and variant.name != DISTILLED)
     return training.preview(
-        plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.options.training, view.track
+        plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.job.training, view.track
     )
 
 
@@ -165,7 +162,7 @@ def make_steps(plan: StudyPlan) -> list[Step]:
                 name=f"{variant.name}, seed {seed}",
                 folder=folder,
                 work="",
-                is_done=partial(_is_trained, plan, folder),
+                is_done=partial(_is_evaluated, plan, folder),
                 run=run,
             )
         )
@@ -238,7 +235,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
     """Train, unless that is finished, and evaluate."""
     folder = plan.run_folder(variant.name, seed)
     if not Run(folder).is_finished:
-        options = plan.options.training
+        options = plan.job.training
         # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the
         # precision.
         first = Run(plan.runs[0][2])
@@ -254,7 +251,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
 
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
     """The evaluation that `dcdctl eval` makes."""
-    compute = Compute(device=plan.options.scoring.device, batch_size=plan.options.scoring.batch_size)
+    compute = Compute(device=plan.job.scoring.device, batch_size=plan.job.scoring.batch_size)
     job = replace(job, compute=compute, out=out)
     evaluation.run_evaluation(job, track=view.track, on_workload=view.on_workload, say=view.say)
 
@@ -262,7 +259,7 @@ def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) 
 def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
     """Time the teacher and a distilled model. A failure, such as too little memory, leaves the times out and not the
     report."""
-    scoring, job = plan.options.scoring, plan.job
+    scoring, job = plan.job.scoring, plan.job
     overrides = models.parse_overrides(job.model_set)
     pair = ModelPair(teacher=plan.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
     try:
@@ -272,10 +269,6 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
             raise
         return f"times per query: {reason}"
     return None
-
-
-def _is_trained(plan: StudyPlan, folder: Path) -> bool:
-    return Run(folder).is_finished and _is_evaluated(plan, folder)
 
 
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
@@ -302,34 +295,32 @@ def _is_timed(plan: StudyPlan, folder: Path) -> bool:
 
 def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     """The results of a finished study."""
-    job, timed = plan.job, plan.run_folder(DISTILLED, plan.job.seeds[0])
-    distilled = tuple(plan.run_folder(DISTILLED, seed) for seed in job.seeds)
-    # A start of more layers than its students is slower, so their times are not its own.
-    is_cut = bool(plan.recipe.model.vision_layers or plan.recipe.model.text_layers)
-    found = [
-        StudyModel(
-            name=ZERO_SHOT,
-            folders=(job.out / "evaluations" / ZERO_SHOT,),
-            is_start=True,
-            timed_in=None if is_cut else timed,
-        )
-    ]
+    job = plan.job
+    folders: dict[str, Sequence[Path]] = {ZERO_SHOT: [job.out / "evaluations" / ZERO_SHOT]}
     for variant in plan.variants:
-        folders = tuple(plan.run_folder(variant.name, seed) for seed in job.seeds)
-        found.append(StudyModel(name=variant.name, folders=folders, timed_in=timed))
+        folders[variant.name] = [plan.run_folder(variant.name, seed) for seed in job.seeds]
+    timed_in = dict.fromkeys([*folders, TEACHER], folders[DISTILLED][0])
+    # A start of more layers than its students is slower, so their times are not its own.
+    if plan.recipe.model.vision_layers or plan.recipe.model.text_layers:
+        del timed_in[ZERO_SHOT]
     if plan.reranker is not None:
-        found.append(StudyModel(name=CASCADE, folders=distilled, is_cascade=True))
-    teacher = (job.out / "evaluations" / TEACHER,) if job.with_teacher else ()
-    found.append(StudyModel(name=TEACHER, folders=teacher, is_teacher=True, timed_in=timed))
+        folders[CASCADE] = folders[DISTILLED]
+    folders[TEACHER] = [job.out / "evaluations" / TEACHER] if job.with_teacher else []
+    rows = report.read_rows(folders, timed_in)
     baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
     contrasts = [
-        *(Contrast(DISTILLED, name, is_about_teacher=True) for name in baselines),
-        *(Contrast(name, ZERO_SHOT) for name in baselines),
-        Contrast(CASCADE, DISTILLED),
-        Contrast(CASCADE, TEACHER),
+        *((DISTILLED, name) for name in baselines),
+        *((name, ZERO_SHOT) for name in baselines),
+        (CASCADE, DISTILLED),
+        (CASCADE, TEACHER),
     ]
-    missing = [*left_out, *_not_asked_for(plan)]
-    return report.read_study(found, contrasts, facts=_facts(plan), notes=list(_notes(plan)), left_out=missing)
+    return Study(
+        rows=tuple(rows.values()),
+        differences=tuple(report.compare_rows(rows, contrasts)),
+        facts=tuple(_facts(plan)),
+        notes=tuple(_notes(plan)),
+        left_out=(*left_out, *_not_asked_for(plan)),
+    )
 
 
 def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
@@ -393,6 +384,6 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         yield "All seeds share one cache, so no interval covers the draw of the candidates."
     yield (
         f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on "
-        f"{plan.options.scoring.device}; "
+        f"{plan.job.scoring.device}; "
         "~: extrapolated. Zero-shot, fine-tuned and distilled models of equal layers take the same time."
     )

@@ -19,6 +19,7 @@ from .recipe import (
     load_recipe,
     recipe_text,
     require_recipe_of_cache,
+    toml_value,
 )
 from .runs import UNNAMED, Run, TrainingJob, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
@@ -62,5 +63,6 @@ __all__ = [
     "run_document",
     "seals_of",
     "start_run",
+    "toml_value",
     "train_model",
 ]

@@ -15,7 +15,7 @@ Shape letters: B images of a batch, K candidates with the true one first, L text
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import cast
 
@@ -27,7 +27,6 @@ from torch.utils.data import Dataset
 
 from dcdctl.core import data, models
 from dcdctl.core.devices import on_device
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import FusionScorer, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Track, silent, step_bar
 from dcdctl.core.training import loop, runs
@@ -57,23 +56,27 @@ MIDDLE_AGREEMENT = 4.5
 """Half of the highest agreement, 9: logits are fitted to agreements around 0."""
 
 
-def num_steps(optimizer: OptimizerConfig) -> int:
-    """The number of steps of a training on freshly drawn scenes; ConfigError if the recipe has none."""
-    if optimizer.steps is None:
-        raise ConfigError("optimizer.steps must be set: fresh scenes have no epochs")
-    return optimizer.steps
+OPTIMIZER = OptimizerConfig(weight_decay=0.05, schedule="cosine", max_grad_norm=1.0)
+"""What both stages have in common."""
 
 
-def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
+def draw_families(
+    preprocess: Preprocessor, rng: np.random.Generator, seed: int, families: range
+) -> tuple[list[data.DescribedScene], list[data.Statement], ImageBatch, TextBatch]:
+    """The scenes of these families, and a caption of each: as they are, and preprocessed."""
+    described = [scene for index in families for scene in data.describe_family(seed, "train", index)]
+    statements = [item.statements[rng.integers(len(item.statements))] for item in described]
+    images = preprocess.images([data.draw_scene(item.scene) for item in described])
+    return described, statements, images, preprocess.texts([statement.text for statement in statements])
+
+
+def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives: int) -> Tensor:
     """Candidate captions of each image, B x K: those of its family, its own first, then one from each of some other
     families.
 
-    Every column is a permutation, so each caption is also compared with K images. Without `other_negatives` there are
-    no columns.
+    Every column is a permutation, so each caption is also compared with K images.
     """
     index_B = np.arange(num_families * data.FAMILY_SIZE)
-    if other_negatives is None:
-        return torch.empty((len(index_B), 0), dtype=torch.int64)
     family_B, member_B = np.divmod(index_B, data.FAMILY_SIZE)
     columns = [family_B * data.FAMILY_SIZE + (member_B + k) % data.FAMILY_SIZE for k in range(data.FAMILY_SIZE)]
     # A rotation of whole families, so that every column stays a permutation.
@@ -122,19 +125,8 @@ class PretrainingConfig:
         default_factory=lambda: models.ViltSize(hidden_dropout_prob=0.0, image_mean=PIXEL_MEAN, image_std=PIXEL_STD)
     )
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            lr=1e-3,
-            weight_decay=0.05,
-            steps=4000,
-            warmup_share=0.02,
-            schedule="cosine",
-            max_grad_norm=1.0,
-            save_every=250,
-        )
+        default_factory=lambda: replace(OPTIMIZER, lr=1e-3, steps=4000, warmup_share=0.02, save_every=250)
     )
-
-    def __post_init__(self) -> None:
-        num_steps(self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ class PretrainingBatch:
     images: ImageBatch
     texts: TextBatch
     masked_ids_BL: Tensor
-    is_masked_BL: Tensor
+    """The tokens of `texts`, some of them masked."""
     objects_BV3: Tensor
     """Indices of each patch's shape, color and size in OBJECT_WORDS, or IGNORED."""
     patches_BL: Tensor
@@ -161,63 +153,44 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
 
     def __init__(self, preprocess: Preprocessor, config: PretrainingConfig) -> None:
         self.preprocess, self.config = preprocess, config
-        self._content_ids, self._relation_ids = (
-            torch.tensor(preprocess.tokenizer.convert_tokens_to_ids(list(words)))
-            for words in (CONTENT_WORDS, RELATION_WORDS)
-        )
-        self._shape_ids = dict(
-            zip(data.SHAPES, preprocess.tokenizer.convert_tokens_to_ids(list(data.SHAPES)), strict=True)
-        )
 
     def __getitem__(self, step: int) -> PretrainingBatch:
-        rng = np.random.default_rng([self.config.seed, step])
-        is_matching = step >= self.config.words_only_steps
-        count = self.config.families if is_matching else self.config.families * 4 // 3
-        first = step * 2 * self.config.families  # leaves room for the larger batches before matching
-        described = [
-            scene
-            for index in range(first, first + count)
-            for scene in data.describe_family(self.config.seed, "train", index)
-        ]
-        images = [data.draw_scene(item.scene) for item in described]
-        texts = self.preprocess.texts([item.statements[rng.integers(len(item.statements))].text for item in described])
-        is_masked = self._mask(texts.input_ids, rng)
-        return PretrainingBatch(
-            self.preprocess.images(images),
-            texts,
-            texts.input_ids.masked_fill(is_masked, self.preprocess.tokenizer.mask_token_id),
-            is_masked,
-            torch.stack([_object_labels(item.scene) for item in described]),
-            torch.stack(
-                [self._patch_labels(ids, item.scene) for ids, item in zip(texts.input_ids, described, strict=True)]
-            ),
-            candidate_texts(rng, count, self.config.other_negatives if is_matching else None),
-        )
+        config, rng = self.config, np.random.default_rng([self.config.seed, step])
+        is_matching = step >= config.words_only_steps
+        count = config.families if is_matching else config.families * 4 // 3
+        first = step * 2 * config.families  # leaves room for the larger batches before matching
+        described, _, images, texts = draw_families(self.preprocess, rng, config.seed, range(first, first + count))
+        masked_ids_BL = self._masked(texts.input_ids, rng)
+        labels = [self._labels(ids_L, item.scene) for ids_L, item in zip(texts.input_ids, described, strict=True)]
+        objects_BV3, patches_BL = map(torch.stack, zip(*labels, strict=True))
+        no_columns_B0 = torch.empty((len(described), 0), dtype=torch.int64)
+        text_ix_BK = candidate_texts(rng, count, config.other_negatives) if is_matching else no_columns_B0
+        return PretrainingBatch(images, texts, masked_ids_BL, objects_BV3, patches_BL, text_ix_BK)
 
-    def _mask(self, ids_BL: Tensor, rng: np.random.Generator) -> Tensor:
-        """Which tokens are masked: a share of the content words in half of the captions, all relation words in the
-        other half."""
+    def _masked(self, ids_BL: Tensor, rng: np.random.Generator) -> Tensor:
+        """The tokens with masks: for a share of the content words in half of the captions, for all relation words in
+        the other half."""
+        tokenizer = self.preprocess.tokenizer
+        content, relation = (
+            torch.isin(ids_BL, torch.tensor(tokenizer.convert_tokens_to_ids(list(words))))
+            for words in (CONTENT_WORDS, RELATION_WORDS)
+        )
         is_drawn_BL = torch.from_numpy(rng.random(tuple(ids_BL.shape)) < self.config.mask_share)
         masks_content_B1 = torch.from_numpy(rng.random((len(ids_BL), 1)) < 0.5)
-        content_BL = torch.isin(ids_BL, self._content_ids) & is_drawn_BL
-        return torch.where(masks_content_B1, content_BL, torch.isin(ids_BL, self._relation_ids))
+        is_masked_BL = torch.where(masks_content_B1, content & is_drawn_BL, relation)
+        return ids_BL.masked_fill(is_masked_BL, tokenizer.mask_token_id)
 
-    def _patch_labels(self, ids_L: Tensor, scene: data.Scene) -> Tensor:
-        """The patch of the object that each token names the shape of, or IGNORED."""
-        patches_L = torch.full_like(ids_L, IGNORED)
+    def _labels(self, ids_L: Tensor, scene: data.Scene) -> tuple[Tensor, Tensor]:
+        """Indices in OBJECT_WORDS of what lies in each patch, V x 3, and the patch of the object that each token names
+        the shape of, L; IGNORED elsewhere."""
+        labels_V3, patches_L = torch.full((data.GRID**2, len(OBJECT_WORDS)), IGNORED), torch.full_like(ids_L, IGNORED)
         for drawn_object in scene.objects:
-            patches_L[ids_L == self._shape_ids[drawn_object.shape]] = drawn_object.row * data.GRID + drawn_object.column
-        return patches_L
-
-
-def _object_labels(scene: data.Scene) -> Tensor:
-    """Indices in OBJECT_WORDS of what lies in each patch, V x 3."""
-    labels_V3 = torch.full((data.GRID**2, len(OBJECT_WORDS)), IGNORED)
-    for drawn_object in scene.objects:
-        words = (drawn_object.shape, drawn_object.color, drawn_object.size)
-        indices = [known.index(word) for known, word in zip(OBJECT_WORDS, words, strict=True)]
-        labels_V3[drawn_object.row * data.GRID + drawn_object.column] = torch.tensor(indices)
-    return labels_V3
+            patch = drawn_object.row * data.GRID + drawn_object.column
+            words = (drawn_object.shape, drawn_object.color, drawn_object.size)
+            indices = [known.index(word) for known, word in zip(OBJECT_WORDS, words, strict=True)]
+            labels_V3[patch] = torch.tensor(indices)
+            patches_L[ids_L == self.preprocess.tokenizer.convert_tokens_to_ids(drawn_object.shape)] = patch
+        return labels_V3, patches_L
 
 
 class PretrainingModel(nn.Module):
@@ -253,8 +226,9 @@ def pretraining_objective(config: PretrainingConfig) -> Objective:
         masked = scorer.encode_texts(TextBatch(batch.masked_ids_BL, batch.texts.attention_mask))
         tokens = scorer.fuse(images, masked, own_B, own_B)
         length = batch.masked_ids_BL.shape[1]
-        masked_logits = model.word_logits(tokens[:, :length][batch.is_masked_BL])
-        words = functional.cross_entropy(masked_logits, batch.texts.input_ids[batch.is_masked_BL])
+        is_masked_BL = batch.masked_ids_BL != batch.texts.input_ids
+        masked_logits = model.word_logits(tokens[:, :length][is_masked_BL])
+        words = functional.cross_entropy(masked_logits, batch.texts.input_ids[is_masked_BL])
         # The class token stands between the caption and the patches.
         word_logits_BVW = model.word_logits(tokens[:, length + 1 :])
         # Masked words alone do not teach the images; naming objects with the word embeddings teaches colors and shapes
@@ -307,12 +281,11 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
     described = islice(data.describe_scenes(config.seed, "train"), NUM_VOCABULARY_SCENES)
     captions = [statement.text for item in described for statement in item.statements]
     scorer = new_teacher(config, captions)
-    model = PretrainingModel(scorer)
     learner = loop.Learner(
-        model,
+        PretrainingModel(scorer),
         pretraining_objective(config),
         config.optimizer,
-        num_steps=num_steps(config.optimizer),
+        num_steps=cast(int, config.optimizer.steps),
         seed=config.seed,
         options=options,
     )
@@ -330,19 +303,8 @@ class GradingConfig:
     agreement_weight: float = 0.2
     """Weight of the squared error between logits and agreements."""
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            lr=4e-4,
-            weight_decay=0.05,
-            steps=500,
-            warmup_share=0.05,
-            schedule="cosine",
-            max_grad_norm=1.0,
-            save_every=100,
-        )
+        default_factory=lambda: replace(OPTIMIZER, lr=4e-4, steps=500, warmup_share=0.05, save_every=100)
     )
-
-    def __post_init__(self) -> None:
-        num_steps(self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -366,20 +328,13 @@ class GradingBatches(Dataset[GradingBatch]):
         self.preprocess, self.config = preprocess, config
 
     def __getitem__(self, step: int) -> GradingBatch:
-        rng = np.random.default_rng([self.config.seed, step])
-        count = self.config.families
+        rng, count = np.random.default_rng([self.config.seed, step]), self.config.families
         families = range(step * count, (step + 1) * count)
-        described = [scene for index in families for scene in data.describe_family(self.config.seed, "train", index)]
-        statements = [item.statements[rng.integers(len(item.statements))] for item in described]
+        described, statements, images, texts = draw_families(self.preprocess, rng, self.config.seed, families)
         text_ix_BK = candidate_texts(rng, count, self.config.other_negatives)
         rows = zip(described, text_ix_BK.tolist(), strict=True)
         agreements = [[statements[text].agreement(item.scene) for text in row] for item, row in rows]
-        return GradingBatch(
-            self.preprocess.images([data.draw_scene(item.scene) for item in described]),
-            self.preprocess.texts([statement.text for statement in statements]),
-            text_ix_BK,
-            torch.tensor(agreements, dtype=torch.float32),
-        )
+        return GradingBatch(images, texts, text_ix_BK, torch.tensor(agreements, dtype=torch.float32))
 
 
 def grading_objective(config: GradingConfig) -> Objective:
@@ -407,7 +362,7 @@ def grade(
         cast(nn.Module, scorer.requires_grad_(True)),
         grading_objective(config),
         config.optimizer,
-        num_steps=num_steps(config.optimizer),
+        num_steps=cast(int, config.optimizer.steps),
         seed=config.seed,
         options=options,
     )

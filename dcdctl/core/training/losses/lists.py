@@ -29,30 +29,10 @@ class Parts(NamedTuple):
     nll: Tensor
 
 
-def dcd(
-    student_BN: Tensor,
-    teacher_BN: Tensor,
-    *,
-    alpha: float,
-    temperature: float,
-    group: int | None = None,
-) -> Tensor:
-    """Dynamic contrastive distillation: the teacher's certainty weights each query; `dcd_parts` has the equations.
+def dcd(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float, group: int | None = None) -> Parts:
+    """Dynamic contrastive distillation: the teacher's certainty weights each query.
 
-    When to use it: for fusion students whose teacher is of the same kind.
-    """
-    return dcd_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature, group=group).total
-
-
-def dcd_parts(
-    student_BN: Tensor,
-    teacher_BN: Tensor,
-    *,
-    alpha: float,
-    temperature: float,
-    group: int | None = None,
-) -> Parts:
-    """The terms of `dcd`; the columns of teacher and student belong to the same pairs.
+    The columns of teacher and student belong to the same pairs.
 
         KD  = T^2 * sum_i r_i * mean_j (t_ij/T - s_ij/T)^2      r and w as in `dcd_weights`, within groups of
             `group` lists
@@ -61,6 +41,8 @@ def dcd_parts(
 
     Pairs without a teacher score (NaN) count in no mean, no weight and no ground truth. For finite scores neither the
     value nor the gradient is ever NaN.
+
+    When to use it: for fusion students whose teacher is of the same kind.
     """
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
     known_BN = ~teacher_BN.isnan()

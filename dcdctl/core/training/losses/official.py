@@ -14,24 +14,16 @@ from dcdctl.core.training.losses.lists import Parts, ground_truth
 from dcdctl.core.training.losses.masked import binary_cross_entropy, in_full_precision
 
 
-def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The loss of the released code, with its numerical failures; `dcd_official_parts` has the equations.
-
-    When to use it: to reproduce published numbers; otherwise `dcd`.
-    """
-    return dcd_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
-
-
-def dcd_official_parts(
-    student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0
-) -> Parts:
-    """The terms of the released loss; `teacher_BN` is in the order of `select_as_official`.
+def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Parts:
+    """The loss of the released code, with its numerical failures; `teacher_BN` is in the order of `select_as_official`.
 
         KD  = T^2 * (sum_i r_i) * mean_ij (t_ij/T - s_ij/T)^2 = the plain mean squared error
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
 
     Value and gradient are NaN if a softmax of the teacher underflows to 0, or if the teacher is sure of every query.
     Without a teacher, where alpha must be 0, the loss is softmax cross-entropy with the positive as target.
+
+    When to use it: to reproduce published numbers; otherwise `dcd`.
     """
     if teacher_BN is None:
         if alpha != 0:
@@ -51,7 +43,7 @@ def dcd_official_parts(
 
 
 def in_groups(
-    loss: Callable[[Tensor, Tensor], Tensor], student_BN: Tensor, teacher_BN: Tensor, group: int | None
+    loss: Callable[..., Parts], student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, group: int | None
 ) -> Tensor:
     """A released loss of `group` consecutive lists at a time, as of one device's micro-batch: the mean over the lists
     of all groups.
@@ -60,28 +52,20 @@ def in_groups(
     be smaller here, and counts by its number of lists. Without `group`: the loss of the whole batch.
     """
     size = max(1, len(student_BN)) if group is None else group
-    parts = list(zip(student_BN.split(size), teacher_BN.split(size), strict=True))
+    parts = zip(student_BN.split(size), teacher_BN.split(size), strict=True)
     # A Python number as the share keeps the bits of a single group.
-    return torch.stack(
-        [len(student_GN) / len(student_BN) * loss(student_GN, teacher_GN) for student_GN, teacher_GN in parts]
-    ).sum()
+    return torch.stack([len(part[0]) / len(student_BN) * loss(*part, alpha=alpha).total for part in parts]).sum()
 
 
-def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The other loss in the released code, which never calls it; `wsl_official_parts` has the equations.
-
-    When to use it: only to compare with the released code; otherwise `wsl`.
-    """
-    return wsl_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
-
-
-def wsl_official_parts(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Parts:
-    """The terms of the released WSLDistiller; `teacher_BN` is in the order of `select_as_official`.
+def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Parts:
+    """The other loss in the released code, which never calls it; `teacher_BN` is in the order of `select_as_official`.
 
     f_i = 1 - exp(-max(a_i / (b_i + 1e-7), 0)),   a_i = -log softmax(s_i)[0],   b_i = -log softmax(t_i)[0]
     KD  = T^2 * (mean_i f_i) * mean_ij (t_ij/T - s_ij/T)^2        the weights multiply a mean over the batch; T cancels
     NLL = mean_i -log softmax(s_i)[0]
     total = alpha * KD + NLL                                      the ground truth is not scaled by 1 - alpha
+
+    When to use it: only to compare with the released code; otherwise `wsl`.
     """
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
     student_B, teacher_B = (-scores_BN.detach().log_softmax(dim=1)[:, 0] for scores_BN in (student_BN, teacher_BN))

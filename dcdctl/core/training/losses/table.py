@@ -6,7 +6,6 @@ To add one: a function in this package, an entry here, and a row in docs/losses.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -164,13 +163,13 @@ class Loss:
 
 def _dcd(t: TermInputs) -> Tensor:
     alpha, group = t.config.alpha, t.config.weight_group
-    return lists.dcd(t.student_RC, t.batch.teacher_RC, alpha=alpha, temperature=t.temperature, group=group)
+    return lists.dcd(t.student_RC, t.batch.teacher_RC, alpha=alpha, temperature=t.temperature, group=group).total
 
 
-def _in_groups(t: TermInputs, loss: Callable[..., Tensor]) -> Tensor:
+def _in_groups(t: TermInputs, loss: Callable[..., lists.Parts]) -> Tensor:
     """A released loss, of groups of `weight_group` lists."""
     alpha, group = t.config.alpha, t.config.weight_group
-    return official.in_groups(functools.partial(loss, alpha=alpha), t.student_RC, t.batch.official_teacher_RC, group)
+    return official.in_groups(loss, t.student_RC, t.batch.official_teacher_RC, alpha=alpha, group=group)
 
 
 def _infonce_hard(t: TermInputs) -> Tensor:

@@ -10,7 +10,7 @@ from .recipe import (
     load_recipe,
     require_recipe_of_cache,
 )
-from .toml import recipe_text
+from .toml import recipe_text, toml_value
 
 __all__ = [
     "LORA",
@@ -27,4 +27,5 @@ __all__ = [
     "load_recipe",
     "recipe_text",
     "require_recipe_of_cache",
+    "toml_value",
 ]

@@ -55,7 +55,7 @@ def _table(config: Any, name: str) -> Iterator[str]:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
         if not dataclasses.is_dataclass(value):
-            yield from ["", *_comment(docs.get(key, ""), hints[key]), f"{key} = {_value(to_table(value))}"]
+            yield from ["", *_comment(docs.get(key, ""), hints[key]), f"{key} = {toml_value(to_table(value))}"]
     for key, value in values.items():
         if dataclasses.is_dataclass(value):
             title = (type(value).__doc__ or "").split(": ", 1)[-1]
@@ -76,21 +76,22 @@ def _lines(text: str) -> list[str]:
     )
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A value as TOML. None is the text "none", which unsets a field.
 
-    >>> _value({"dcd-kl": 1.0, "a b": [True, None, "x"]})
+    >>> toml_value({"dcd-kl": 1.0, "a b": [True, None, "x"]})
     '{ dcd-kl = 1.0, "a b" = [true, "none", "x"] }'
     """
     if value is None:
         return '"none"'
     if isinstance(value, Mapping):
         pairs = [
-            f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {_value(item)}" for key, item in value.items()
+            f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {toml_value(item)}"
+            for key, item in value.items()
         ]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str | bool):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)  # numbers, inf and nan are written alike in both languages
