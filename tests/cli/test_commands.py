@@ -4,51 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import document_of, error_of, run
 from tiny import contents, make_teacher
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import cache as teacher_cache
 
-Run = Callable[..., Any]
-LISTS = [
-    "--set",
-    "batch.size=8",
-    "--set",
-    "batch.random_negatives=4",
-    "--set",
-    "batch.hard_negatives=2",
-    "--set",
-    "optimizer.steps=3",
-]
-NEW = [
-    "model.hidden_size=32",
-    "model.num_layers=2",
-    "model.num_text_layers=1",
-    "model.vocab_size=200",
-    "model.projection_dim=16",
-]
-FOUR = ["--recipe", "tiny-student", "--set", "candidates.per_query=4"]
-CPU = ["--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def run_cli() -> Run:
-    runner = CliRunner()
-
-    def run(*words: object) -> Any:
-        return runner.invoke(app, [str(word) for word in words], catch_exceptions=False)
-
-    return run
+LISTS = (
+    "--set batch.size=8 --set batch.random_negatives=4 --set batch.hard_negatives=2 --set optimizer.steps=3 "
+    "--device cpu"
+)
+STUDENT = f"--set 'model.layers=[0, 2]' {LISTS}"
+NEW = (
+    "--set model.hidden_size=32 --set model.num_layers=2 --set model.num_text_layers=1 --set model.vocab_size=200 "
+    "--set model.projection_dim=16 --device cpu"
+)
+FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +36,15 @@ def teacher(scenes_corpus_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(run_cli, scenes_corpus_dir, teacher, tmp_path_factory):
+def scored(scenes_corpus_dir, teacher):
+    """A command that scores, but for its pairs and its output."""
+    return f"cache-teacher --data {scenes_corpus_dir} --teacher {teacher}"
+
+
+@pytest.fixture(scope="module")
+def cache(scored, scenes_corpus_dir, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", folder, *FOUR, *CPU)
-    assert result.exit_code == 0, result.stderr
+    result = run(f"{scored} --out {folder} {FOUR}")
     made = f"{teacher_cache.read_cache(folder).num_pairs:,} scored pairs of 32 images and 160 captions -> {folder}"
     place = f"--data {scenes_corpus_dir} --cache {folder} --teacher {teacher}"
     assert (
@@ -84,49 +66,38 @@ def test_cache_teacher_writes_the_requested_cache(scenes_corpus_dir, cache):
     }
 
 
-def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(run_cli, scenes_corpus_dir, teacher, cache):
+def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(scored, cache):
     before = contents(cache)
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", cache, *FOUR, *CPU]
-    result = run_cli(*words, "--precision", "bf16")
-    assert result.exit_code == 1
-    assert "another precision (float32, not bfloat16); name another folder, or delete this one" in result.stderr
-    assert result.stdout == ""
+    assert "another precision (float32, not bfloat16); name another folder, or delete this one" in error_of(
+        f"{scored} --out {cache} {FOUR} --precision bf16"
+    )
     assert contents(cache) == before
 
 
-def test_cache_teacher_takes_the_first_images_and_a_model_setting(run_cli, scenes_corpus_dir, teacher, tmp_path):
-    words = ["--max-images", 8, "--split", "test", "--model-set", "max_text_len=9", *FOUR, *CPU]
-    result = run_cli(
-        "cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *words
-    )
-    assert result.exit_code == 0, result.stderr
+def test_cache_teacher_takes_the_first_images_and_a_model_setting(scored, tmp_path):
+    run(f"{scored} --out {tmp_path}/cache --max-images 8 --split test --model-set max_text_len=9 {FOUR}")
     plan = json.loads((tmp_path / "cache" / "plan.json").read_text())
     assert (plan["split"], plan["images"], plan["max_text_len"]) == ("test", 8, 9)
 
 
-def test_distill_writes_a_student_and_names_the_next_command(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
+def test_distill_writes_a_student_and_names_the_next_command(scenes_corpus_dir, teacher, cache, tmp_path):
     out = tmp_path / "run"
-    words = ["tiny-student", "--data", scenes_corpus_dir, "--cache", cache, "--teacher", teacher, "--out", out]
-    result = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
-    assert result.exit_code == 0, result.stderr
+    line = f"distill tiny-student --data {scenes_corpus_dir} --cache {cache} --teacher {teacher} --out {out} {STUDENT}"
+    result = run(line)
     # The corpus has a split test, the default of eval.
     assert result.stdout == f"student -> {out / 'model'}; next: dcdctl eval {out} --data {scenes_corpus_dir}\n"
     assert "train: 3/3 steps, loss " in result.stderr
     assert len(models.load_fusion(out).layers) == 2
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [0, 2]
     assert list((out / "tensorboard").iterdir())
-    again = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
-    assert again.exit_code == 1
-    assert "already holds a run; resume with --resume" in again.stderr
-    assert run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU, "--resume").exit_code == 0
+    assert "already holds a run; resume with --resume" in error_of(line)
+    run(f"{line} --resume")
 
 
-def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(run_cli, scenes_corpus_dir, cache, tmp_path):
-    out = tmp_path / "run"
-    words = ["--data", scenes_corpus_dir, "--out", out, *LISTS, "--set", "optimizer.steps=60", *CPU, "--dry-run"]
+def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(scenes_corpus_dir, cache, tmp_path):
+    words = f"--data {scenes_corpus_dir} --out {tmp_path}/run {LISTS} --set optimizer.steps=60 --dry-run"
     # The teacher is not opened, so that any reference of a model will do.
-    result = run_cli("distill", "tiny-student", "--cache", cache, "--teacher", "owner/absent", *words)
-    assert result.exit_code == 0, result.stderr
+    result = run(f"distill tiny-student --cache {cache} --teacher owner/absent {words}")
     assert result.stdout.startswith(
         "steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\nthe cache covers: 100% of the captions"
     )
@@ -139,155 +110,81 @@ def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(run_cli,
     ]
     assert result.stderr.count("warning: 4 of the 4 cached candidates") == 1
     assert "--set candidates.per_query=40" in result.stderr
-    tuned = run_cli("finetune-teacher", "tiny-teacher", *words)
-    assert tuned.exit_code == 0, tuned.stderr
+    tuned = run(f"finetune-teacher tiny-teacher {words}")
     assert "│ image   │" in tuned.stdout
     assert "155" in tuned.stdout
     assert not tuned.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_distill_makes_a_dual_without_a_teacher_model(run_cli, scenes_corpus_dir, cache, tmp_path):
-    sets = [word for assignment in [*NEW, "batch.size=8", "optimizer.steps=2"] for word in ("--set", assignment)]
-    words = [
-        "--data",
-        scenes_corpus_dir,
-        "--cache",
-        cache,
-        "--out",
-        tmp_path / "run",
-        *sets,
-        *CPU,
-        "--precision",
-        "bf16",
-    ]
-    result = run_cli("distill", "demo-dual", *words)
-    assert result.exit_code == 0, result.stderr
-    assert models.load_dual(tmp_path / "run").embed_texts(
-        models.load_dual(tmp_path / "run").preprocess.texts(["a"])
-    ).shape == (1, 16)
+def test_distill_makes_a_dual_without_a_teacher_model(scenes_corpus_dir, cache, tmp_path):
+    sets = f"{NEW} --set batch.size=8 --set optimizer.steps=2 --precision bf16"
+    run(f"distill demo-dual --data {scenes_corpus_dir} --cache {cache} --out {tmp_path}/run {sets}")
+    student = models.load_dual(tmp_path / "run")
+    assert student.embed_texts(student.preprocess.texts(["a"])).shape == (1, 16)
 
 
-def test_distill_with_a_cache_of_another_teacher_is_one_line_and_no_run(run_cli, scenes_corpus_dir, cache, tmp_path):
-    models.save(make_teacher(Corpus.open(scenes_corpus_dir, "train").captions, seed=1), tmp_path / "other")
-    words = ["--data", scenes_corpus_dir, "--cache", cache, "--teacher", tmp_path / "other", "--out", tmp_path / "run"]
-    result = run_cli("distill", "tiny-student", *words, *CPU)
-    assert result.exit_code == 1
-    assert "was made with another teacher" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_finetune_teacher_writes_a_teacher_that_can_be_cached(run_cli, scenes_corpus_dir, tmp_path):
+def test_finetune_teacher_writes_a_teacher_that_can_be_cached(scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
-    sets = [word for assignment in NEW for word in ("--set", assignment)]
-    result = run_cli("finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", out, *sets, *LISTS, *CPU)
-    assert result.exit_code == 0, result.stderr
+    result = run(f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {NEW} {LISTS}")
     next_step = f"dcdctl cache-teacher --teacher {out} --data {scenes_corpus_dir} --recipe RECIPE --out CACHE"
     assert result.stdout == f"teacher -> {out / 'model'}; next: {next_step}\n"
     assert json.loads((out / "run.json").read_text())["what"] == "finetune-teacher"
-    words = ["--data", scenes_corpus_dir, "--teacher", out, "--out", tmp_path / "cache", *FOUR, *CPU]
-    assert run_cli("cache-teacher", *words).exit_code == 0
+    run(f"cache-teacher --data {scenes_corpus_dir} --teacher {out} --out {tmp_path}/cache {FOUR}")
 
 
-def test_finetune_teacher_with_a_students_recipe_says_what_it_expects(run_cli, scenes_corpus_dir, tmp_path):
-    result = run_cli("finetune-teacher", "demo-dual", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *CPU)
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: recipe demo-dual trains a student; finetune-teacher expects a fusion model")
-    assert not (tmp_path / "run").exists()
+UNSET = "--model-set is for the model named by --teacher, and none is named"
 
 
-@pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
-def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_path, command):
-    result = run_cli(
-        command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--set", "batch.sise=8", *CPU
-    )
-    assert result.exit_code == 1
-    assert "unknown key batch.sise; known keys here: size, random_negatives" in result.stderr
-
-
-@pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("line", "message"),
     [
-        (["--device", "cpu", "--precision", "int8"], "precision must be one of fp32, bf16, fp16, got int8"),
-        (["--device", "gpu"], "device gpu is unknown, expected auto, cpu"),
-        (["--model-set", "max_text_len=9"], "--model-set is for the model named by --teacher, and none is named"),
+        ("distill tiny-student --cache CACHE --teacher OTHER", r".* was made with another teacher"),
+        ("finetune-teacher demo-dual", "recipe demo-dual trains a student; finetune-teacher expects a fusion model"),
+        ("distill tiny-teacher --model-set max_text_len=9", UNSET),
+        ("finetune-teacher tiny-teacher --model-set max_text_len=9", UNSET),
+        (
+            "finetune-teacher tiny-teacher --set batch.size=4 --accumulate 5",
+            "batch.size is 4, too few for 5 micro-batches",
+        ),
     ],
 )
-def test_a_wrong_value_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_path, command, words, message):
-    result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *words)
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {message}")
-    assert len(result.stderr.splitlines()) == 1
+def test_a_mistake_is_one_line_and_no_run(line, message, scenes_corpus_dir, cache, tmp_path):
+    models.save(make_teacher(Corpus.open(scenes_corpus_dir, "train").captions, seed=1), tmp_path / "other")
+    line = line.replace("CACHE", str(cache)).replace("OTHER", f"{tmp_path}/other")
+    error = error_of(f"{line} --data {scenes_corpus_dir} --out {tmp_path}/run --device cpu")
+    assert re.match(f"error: {message}", error)
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_every_option_of_finetune_teacher_has_its_effect(run_cli, scenes_corpus_dir, tmp_path):
+def test_every_option_of_finetune_teacher_has_its_effect(scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
-    sets = [
-        word
-        for assignment in [*NEW, "batch.size=4", "batch.negatives=mined", "optimizer.steps=2"]
-        for word in ("--set", assignment)
-    ]
-    words = [
-        "--data",
-        scenes_corpus_dir,
-        "--out",
-        out,
-        "--split",
-        "test",
-        "--max-images",
-        8,
-        *sets,
-        *CPU,
-        "--precision",
-        "bf16",
-    ]
-    result = run_cli(
-        "finetune-teacher", "tiny-teacher", *words, "--workers", 1, "--accumulate", 2, "--checkpoint-activations"
+    sets = f"{NEW} --set batch.size=4 --set batch.negatives=mined --set optimizer.steps=2 --precision bf16"
+    run(
+        f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} --split test --max-images 8 {sets} "
+        "--workers 1 --accumulate 2 --checkpoint-activations"
     )
-    assert result.exit_code == 0, result.stderr
     facts = json.loads((out / "run.json").read_text())
     assert (facts["inputs"]["split"], facts["inputs"]["precision"]) == ("test", "bfloat16")
     assert facts["inputs"]["corpus"] == Corpus.open(scenes_corpus_dir, "test", 8).fingerprint
     assert (out / "mined.safetensors").is_file()
-    refused = run_cli(
-        "finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "optimizer.weight_decay=0.5"
+
+
+@pytest.mark.parametrize("more", ["", "--dry-run", "--verify 5 --set candidates.per_query=4"])
+def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(more, scored, tmp_path):
+    error = error_of(f"{scored} --out {tmp_path}/cache {more}")
+    assert error.startswith(
+        "error: no --recipe is named, and its [candidates] say which pairs the teacher scores; name the recipe"
     )
-    assert "batch.size is 4, too few for 5 micro-batches" in refused.stderr
-
-
-def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(
-    run_cli, scenes_corpus_dir, teacher, tmp_path
-):
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *CPU]
-    for more in ([], ["--dry-run"], ["--verify", 5, "--set", "candidates.per_query=4"]):
-        result = run_cli(*words, *more)
-        assert result.exit_code == 1
-        assert result.stderr.startswith(
-            "error: no --recipe is named, and its [candidates] say which pairs the teacher scores; name the recipe"
-        )
-        listed = result.stderr.rpartition("one of ")[2].strip().split(", ")
-        assert {"demo-dual", "tiny-student", "vilt-flickr30k", "meter-coco"} <= set(listed)
-        assert {"demo-dual-alone", "tiny-teacher", "photos-teacher"}.isdisjoint(listed)
+    listed = error.rpartition("one of ")[2].strip().split(", ")
+    assert {"demo-dual", "tiny-student", "vilt-flickr30k", "meter-coco"} <= set(listed)
+    assert {"demo-dual-alone", "tiny-teacher", "photos-teacher"}.isdisjoint(listed)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_dry_run_shows_the_estimate_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
-    words = [
-        "cache-teacher",
-        "--data",
-        scenes_corpus_dir,
-        "--teacher",
-        teacher,
-        "--out",
-        tmp_path / "cache",
-        "--device",
-        "cpu",
-    ]
-    result = run_cli(*words, *FOUR, "--dry-run")
-    assert result.exit_code == 0, result.stderr
+def test_a_dry_run_shows_the_estimate_and_scores_nothing(scored, tmp_path):
+    result = run(f"{scored} --out {tmp_path}/cache {FOUR} --dry-run")
     assert re.search(
         r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most 0\.0 MB on disk", result.stderr
     )
@@ -295,121 +192,69 @@ def test_a_dry_run_shows_the_estimate_and_scores_nothing(run_cli, scenes_corpus_
     assert not list((tmp_path / "cache").glob("pairs-*"))
 
 
-def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--device", "cpu"]
-    extended = run_cli(
-        *words,
-        "--out",
-        tmp_path / "more",
-        "--recipe",
-        "tiny-student",
-        "--set",
-        "candidates.per_query=6",
-        "--extend",
-        cache,
-    )
-    assert extended.exit_code == 0, extended.stderr
+def test_a_cache_is_extended_and_verified_from_the_command_line(scored, cache, tmp_path):
+    line = f"{scored} --out {tmp_path}/more --device cpu"
+    extended = run(f"{line} --recipe tiny-student --set candidates.per_query=6 --extend {cache}")
     old, new = teacher_cache.read_cache(cache), teacher_cache.read_cache(tmp_path / "more")
     assert f"{new.num_pairs:,} pairs, {new.num_pairs - old.num_pairs:,} to score" in extended.stderr
-    verified = run_cli(*words, "--out", tmp_path / "more", "--verify", 50)
-    assert verified.exit_code == 0, verified.stderr
-    assert re.fullmatch(r".*more: 50 pairs scored again, the largest difference is \d\.\de-\d+\n", verified.stdout)
-    refused = run_cli(*words, "--out", tmp_path / "more", "--verify", 50, "--precision", "bf16")
-    assert refused.exit_code == 1
-    assert "was made with another precision" in refused.stderr
+    verified = run(f"{line} --verify 50").stdout
+    assert re.fullmatch(r".*more: 50 pairs scored again, the largest difference is \d\.\de-\d+\n", verified)
+    assert "was made with another precision" in error_of(f"{line} --verify 50 --precision bf16")
 
 
-def test_a_cache_is_planned_scored_elsewhere_and_sealed(run_cli, scenes_corpus_dir, cache, tmp_path):
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "cache", *FOUR, *CPU]
-    planned = run_cli(*words, "--plan-only", "--with", "captions,paths")
-    assert planned.exit_code == 0, planned.stderr
+def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache, tmp_path):
+    out = tmp_path / "cache"
+    line = f"cache-teacher --data {scenes_corpus_dir} --out {out} {FOUR}"
+    planned = run(f"{line} --plan-only --with captions,paths").stdout
     own = teacher_cache.read_cache(cache)
-    work = tmp_path / "cache" / "work"
-    assert planned.stdout.startswith(
-        f"{own.num_pairs} pairs without a score in 1 files -> {work}; next: dcdctl cache-teacher --data "
-    )
-    rows = pq.read_table(work / "work-00000.parquet")
+    work = f"{own.num_pairs} pairs without a score in 1 files -> {out / 'work'}"
+    assert planned.startswith(f"{work}; next: dcdctl cache-teacher --data ")
+    rows = pq.read_table(out / "work" / "work-00000.parquet")
     assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
-    scored = rows.append_column(
-        "score", pa.array(own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy()))
-    )
+    scores = own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())
+    scored = rows.append_column("score", pa.array(scores))
     pq.write_table(scored[:-1], tmp_path / "scores.parquet")
-    take = [*words, "--scores", tmp_path / "scores.parquet", "--teacher-name", "a vilt"]
-    partial = run_cli(*take)
-    assert (partial.exit_code, partial.stdout) == (1, "")
-    assert f"1 of {own.num_pairs} pairs" in partial.stderr
-    scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas().to_json(
-        tmp_path / "last.jsonl", orient="records", lines=True
-    )
-    taken = run_cli(*take, "--scores", tmp_path / "last.jsonl")
-    assert taken.exit_code == 0, taken.stderr
-    cached = (
-        f"{tmp_path / 'cache'}; next: dcdctl distill tiny-student --data {scenes_corpus_dir} --cache "
-        f"{tmp_path / 'cache'} --teacher REF "
-    )
-    assert taken.stdout.startswith(f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {cached}")
-    np.testing.assert_allclose(teacher_cache.read_cache(tmp_path / "cache").score_P, own.score_P, rtol=1e-6)
-    assert "\n  scores from elsewhere: a vilt\n" in run_cli("inspect", tmp_path / "cache").stdout
-    assert "elsewhere" not in run_cli("inspect", cache).stdout
-    verified = run_cli(
-        "cache-teacher",
-        "--data",
-        scenes_corpus_dir,
-        "--teacher",
-        "vilt-coco",
-        "--out",
-        tmp_path / "cache",
-        "--verify",
-        5,
-    )
-    assert verified.exit_code == 1
-    assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in verified.stderr
+    take = f"{line} --scores {tmp_path}/scores.parquet --teacher-name 'a vilt'"
+    assert f"1 of {own.num_pairs} pairs" in error_of(take)
+    last = scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas()
+    last.to_json(tmp_path / "last.jsonl", orient="records", lines=True)
+    taken = run(f"{take} --scores {tmp_path}/last.jsonl").stdout
+    cached = f"{out}; next: dcdctl distill tiny-student --data {scenes_corpus_dir} --cache {out} --teacher REF "
+    assert taken.startswith(f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {cached}")
+    np.testing.assert_allclose(teacher_cache.read_cache(out).score_P, own.score_P, rtol=1e-6)
+    assert "\n  scores from elsewhere: a vilt\n" in run(f"inspect {out}").stdout
+    assert "elsewhere" not in run(f"inspect {cache}").stdout
+    refused = error_of(f"cache-teacher --data {scenes_corpus_dir} --teacher vilt-coco --out {out} --verify 5")
+    assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in refused
 
 
-def test_joined_splits_go_from_cache_to_student_to_recall(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
+def test_joined_splits_go_from_cache_to_student_to_recall(scored, scenes_corpus_dir, teacher, cache, tmp_path):
     """The scores of train are reused, and the cache of the joined splits fits no other."""
-    data = ["--data", scenes_corpus_dir]
-    words = ["--split", "train+val", "--teacher", teacher, "--extend", cache, "--out", tmp_path / "joined"]
-    result = run_cli("cache-teacher", *data, *words, *FOUR, *CPU)
-    assert result.exit_code == 0, result.stderr
-    assert "40 images and 200 captions" in result.stdout
-    joined = teacher_cache.read_cache(tmp_path / "joined", corpus=Corpus.open(scenes_corpus_dir, "train+val"))
-    assert joined.plan["split"] == "train+val"
-    words = ["--teacher", teacher, "--cache", tmp_path / "joined", "--out", tmp_path / "run"]
-    train = ["distill", "tiny-student", *data, *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU]
-    result = run_cli(*train)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "was made with another corpus" in result.stderr
-    result = run_cli(*train, "--split", "train+val", "--set", "validation.every=2")
-    assert result.exit_code == 1
-    assert "validation.split is val, and the training reads --split train+val" in result.stderr
-    assert not (tmp_path / "run").exists()
-    result = run_cli(*train, "--split", "train+val")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["split"] == "train+val"
-    result = run_cli("eval", tmp_path / "run", *data, "--split", "val+test", "--max-images", 10, "--json", *CPU)
-    assert (json.loads(result.stdout)["split"], json.loads(result.stdout)["images"]) == ("val+test", 10)
+    joined, trained, few = (tmp_path / name for name in ("joined", "run", "few"))
+    made = run(f"{scored} --split train+val --extend {cache} --out {joined} {FOUR}")
+    assert "40 images and 200 captions" in made.stdout
+    read = teacher_cache.read_cache(joined, corpus=Corpus.open(scenes_corpus_dir, "train+val"))
+    assert read.plan["split"] == "train+val"
+    train = f"distill tiny-student --data {scenes_corpus_dir} --teacher {teacher} {STUDENT}"
+    cached = f"{train} --cache {joined} --out {trained}"
+    assert "was made with another corpus" in error_of(cached)
+    both = f"{cached} --split train+val"
+    refused = error_of(f"{both} --set validation.every=2")
+    assert "validation.split is val, and the training reads --split train+val" in refused
+    assert not trained.exists()
+    run(both)
+    assert json.loads((trained / "run.json").read_text())["inputs"]["split"] == "train+val"
+    on_data = f"--data {scenes_corpus_dir} --device cpu --json"
+    result = run(f"eval {trained} {on_data} --split val+test --max-images 10")
+    document = json.loads(result.stdout)
+    assert (document["split"], document["images"]) == ("val+test", 10)
     assert (
         "run was trained on split train+val: recalls on val+test do not show how it does on other images"
         in result.stderr
     )
-    assert (
-        "was trained on"
-        not in run_cli("eval", tmp_path / "run", *data, "--split", "test", "--max-images", 2, "--json", *CPU).stderr
-    )
-    few = [
-        *data,
-        "--max-images",
-        8,
-        "--set",
-        "model.layers=[0, 2]",
-        "--set",
-        "loss.terms={ground-truth=1.0}",
-        *LISTS,
-        *CPU,
-    ]
-    assert run_cli("distill", "tiny-student", *few, "--teacher", teacher, "--out", tmp_path / "few").exit_code == 0
-    result = run_cli("eval", tmp_path / "few", *data, "--split", "train", "--max-images", 2, "--json", *CPU)
-    assert "few was trained on split train: recalls on train" in result.stderr
-    result = run_cli("inspect", scenes_corpus_dir, "--split", "train+val", "--json")
-    assert json.loads(result.stdout)["splits"]["train+val"]["images"] == 40
+    assert "was trained on" not in run(f"eval {trained} {on_data} --split test --max-images 2").stderr
+    run(f"{train} --max-images 8 --set loss.terms={{ground-truth=1.0}} --out {few}")
+    warned = run(f"eval {few} {on_data} --split train --max-images 2").stderr
+    assert "few was trained on split train: recalls on train" in warned
+    found = document_of(f"inspect {scenes_corpus_dir} --split train+val")
+    assert found["splits"]["train+val"]["images"] == 40
