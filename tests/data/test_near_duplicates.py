@@ -11,15 +11,15 @@ import pytest
 
 from dcdctl.core import config
 from dcdctl.core.data import near_duplicates
-from dcdctl.core.data.near_duplicates import Match, Overlap, SplitImages
+from dcdctl.core.data.near_duplicates import Match, Overlap
+from dcdctl.core.data.shards import RowFacts
 
 
 def split(name, digests, hashes):
-    return SplitImages(
-        image_ids=[f"{name}/{i}" for i in range(len(digests))],
-        digests=[bytes([d]) for d in digests],
-        hashes=np.array(hashes, np.uint64),
-    )
+    return [
+        RowFacts(f"{name}/{i}", 1, b"", bytes([digest]), bits)
+        for i, (digest, bits) in enumerate(zip(digests, hashes, strict=True))
+    ]
 
 
 TRAIN = split("train", [1, 2, 3, 2, 1], [0, 0xFF, 0xFF00, 0xFF, 0])
@@ -75,11 +75,6 @@ def test_an_empty_split_has_nothing_in_common():
     for splits in ({"train": TRAIN, "test": empty}, {"train": empty, "test": TRAIN}):
         overlap = near_duplicates.find_leakage(splits).overlaps["test in train"]
         assert (overlap.same_file, overlap.near) == (0, 0)
-
-
-def test_lengths_that_differ_are_a_wrong_call():
-    with pytest.raises(ValueError, match="1 ids, 2 digests and 1 hashes"):
-        SplitImages(image_ids=["a"], digests=["x", "y"], hashes=np.zeros(1, np.uint64))
 
 
 @pytest.mark.parametrize(("num_a", "num_b"), [(1, 1), (7, 300), (300, 7)])

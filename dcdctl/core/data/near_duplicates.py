@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.data.shards import RowFacts
+
 PAIRS = (("test", "train"), ("val", "train"), ("test", "val"))
 NEAR_BITS = 3
 """Images count as near up to this distance. At COCO's size (5,000 by 113,287 photos), extrapolation gives a few to ten
@@ -23,21 +25,6 @@ unlike pairs."""
 NUM_EXAMPLES = 5
 _BLOCK = 1 << 16
 """Pairs of hashes compared at a time, so that the intermediate results stay in the processor's cache."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitImages:
-    """The images of a split, in the order of its rows."""
-
-    image_ids: Sequence[str]
-    digests: Sequence[bytes] | Sequence[str]
-    """The SHA-256 of each image file, as bytes or in hex, the same in every split."""
-    hashes: NDArray[np.uint64]
-    """The difference hash of each image."""
-
-    def __post_init__(self) -> None:
-        if not len(self.image_ids) == len(self.digests) == len(self.hashes):
-            raise ValueError(f"{len(self.image_ids)} ids, {len(self.digests)} digests and {len(self.hashes)} hashes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +75,14 @@ class Leakage:
         return facts + repeats
 
 
-def find_leakage(splits: Mapping[str, SplitImages]) -> Leakage:
+def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:
     """The images that test and val share with train and with each other, and repeats within a split."""
     overlaps = {
         f"{held_out} in {other}": _overlap(splits[held_out], splits[other])
         for held_out, other in PAIRS
         if held_out in splits and other in splits
     }
-    repeats = {split: len(images.digests) - len(set(images.digests)) for split, images in splits.items()}
+    repeats = {split: len(rows) - len({row.image_digest for row in rows}) for split, rows in splits.items()}
     return Leakage(overlaps=overlaps, repeats=repeats)
 
 
@@ -125,18 +112,16 @@ def nearest_hashes(
     return nearest_A, bits_A
 
 
-def _overlap(held_out: SplitImages, other: SplitImages) -> Overlap:
+def _overlap(held_out: Sequence[RowFacts], other: Sequence[RowFacts]) -> Overlap:
     # Reversed, so that the first of several rows with the same file wins.
-    first_row = {digest: row for row, digest in reversed(list(enumerate(other.digests)))}
-    same = [(row, first_row[digest]) for row, digest in enumerate(held_out.digests) if digest in first_row]
-    same_rows = {row for row, _ in same}
-    nearest, bits = nearest_hashes(held_out.hashes, other.hashes)
-    near = [row for row in np.flatnonzero(bits <= NEAR_BITS).tolist() if row not in same_rows]
-    examples = [
-        Match(image=held_out.image_ids[row], like=other.image_ids[copy], bits=None) for row, copy in same[:NUM_EXAMPLES]
-    ]
-    for row in near[: NUM_EXAMPLES - len(examples)]:
-        examples.append(
-            Match(image=held_out.image_ids[row], like=other.image_ids[int(nearest[row])], bits=int(bits[row]))
-        )
-    return Overlap(same_file=len(same), near=len(near), examples=tuple(examples))
+    first = {row.image_digest: row for row in reversed(other)}
+    nearest, bits = nearest_hashes(
+        np.array([row.hash for row in held_out], np.uint64), np.array([row.hash for row in other], np.uint64)
+    )
+    same, near = [], []
+    for row, place, distance in zip(held_out, nearest.tolist(), bits.tolist(), strict=True):
+        if row.image_digest in first:
+            same.append(Match(image=row.image_id, like=first[row.image_digest].image_id, bits=None))
+        elif distance <= NEAR_BITS:
+            near.append(Match(image=row.image_id, like=other[place].image_id, bits=distance))
+    return Overlap(same_file=len(same), near=len(near), examples=tuple([*same, *near][:NUM_EXAMPLES]))

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,7 +42,7 @@ from dcdctl.core.data.manifest import Manifest, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SourceRow, SplitCounts, empty_split_hint
-from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard, shard_name, write_shard
+from dcdctl.core.data.shards import CorpusRow, RowFacts, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.errors import InputError
 from dcdctl.core.machine import num_cores, read_in_threads
@@ -158,12 +157,11 @@ def prepare_corpus(
     with build.lock():
         if build.is_sealed:
             return _already_there(out, digest)
-        splits, skipped = _write_splits(listing, build, options, track)
-        document = replace(_document(manifest, located, listing, splits, options), skipped=skipped, plan=digest)
+        shards, rows = _write_splits(listing, build, options, track)
+        document = replace(_document(manifest, located, listing, shards, rows, options), plan=digest)
         if (kept := listing.columns) is not None:
             columns = {
-                split: _write_columns(out / f"columns-{split}.parquet", kept, shards)
-                for split, shards in splits.items()
+                split: _write_columns(out / f"columns-{split}.parquet", kept, facts) for split, facts in rows.items()
             }
             document = replace(document, columns=columns)
         parts = [*document.columns.values(), *(shard for split in document.splits.values() for shard in split.shards)]
@@ -191,30 +189,25 @@ def _document(
     manifest: Manifest,
     located: LocatedSource,
     listing: Listing,
-    splits: Mapping[str, Sequence[PreparedShard]],
+    shards: Mapping[str, Sequence[ShardNote]],
+    rows: Mapping[str, Sequence[RowFacts]],
     options: PrepareOptions,
 ) -> CorpusDocument:
-    """The content of corpus.json, without skipped rows, columns and the digest of the plan."""
+    """The content of corpus.json, without columns and the digest of the plan; InputError for an empty split."""
+    skipped = (*listing.skipped, *(skip for notes in shards.values() for note in notes for skip in note.skipped))
     entries = {
         split: CorpusSplit(
-            images=sum(shard.file.rows for shard in shards),
-            captions=sum(row.num_captions for shard in shards for row in shard.rows),
-            fingerprint=fingerprint_of(row.digest for shard in shards for row in shard.rows),
-            shards=tuple(shard.file for shard in shards),
+            images=len(facts),
+            captions=sum(row.num_captions for row in facts),
+            fingerprint=fingerprint_of(row.digest for row in facts),
+            shards=tuple(note.entry for note in shards[split]),
         )
-        for split, shards in splits.items()
+        for split, facts in rows.items()
     }
+    for split, facts in rows.items():
+        if not facts:
+            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
     written = {split: SplitCounts(images=entry.images, captions=entry.captions) for split, entry in entries.items()}
-    leakage = near_duplicates.find_leakage(
-        {
-            split: near_duplicates.SplitImages(
-                image_ids=[row.image_id for shard in shards for row in shard.rows],
-                digests=[row.image_digest for shard in shards for row in shard.rows],
-                hashes=np.array([value for shard in shards for value in shard.hashes], dtype=np.uint64),
-            )
-            for split, shards in splits.items()
-        }
-    )
     # A manifest without named files has one source, which is the user's own.
     origin = {"name": located.name, "urls": located.urls} if manifest.files else {}
     return CorpusDocument(
@@ -222,20 +215,21 @@ def _document(
         name=manifest.name,
         splits=entries,
         protocol=check_protocol(manifest, written, options.splits, options.max_images),
-        leakage=leakage,
+        leakage=near_duplicates.find_leakage(rows),
         source={**listing.provenance, **origin, "options": options.to_plan()},
         license=manifest.license,
         citation=manifest.citation,
         homepage=manifest.homepage,
+        skipped=skipped,
     )
 
 
-def _write_columns(path: Path, columns: ImageColumns, shards: Sequence[PreparedShard]) -> CorpusFile:
+def _write_columns(path: Path, columns: ImageColumns, rows: Sequence[RowFacts]) -> CorpusFile:
     """Write the columns of a split's images, in their order."""
-    ids = pa.array([row.image_id for shard in shards for row in shard.rows], pa.string())
-    rows = pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))
+    ids = pa.array([row.image_id for row in rows], pa.string())
+    places = pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))
     with files.atomic_path(path) as partial:
-        pq.write_table(columns.table.take(rows), partial, compression="zstd")
+        pq.write_table(columns.table.take(places), partial, compression="zstd")
     return CorpusFile(file=path.name, **seal_of(path))
 
 
@@ -279,36 +273,9 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
         yield f"{source['pairs']['file']} was read as {encoding['name']}{wrong}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowFacts:
-    """What counts, fingerprint and duplicates of a split are computed from."""
-
-    image_id: str
-    num_captions: int
-    digest: bytes
-    image_digest: bytes
-
-    @staticmethod
-    def of(row: CorpusRow) -> RowFacts:
-        image_digest = row.image_digest()
-        digest = row.digest(image_digest)
-        return RowFacts(image_id=row.image_id, num_captions=len(row.captions), digest=digest, image_digest=image_digest)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedShard:
-    """A finished shard."""
-
-    file: ShardFile
-    rows: Sequence[RowFacts]
-    hashes: Sequence[int]
-    """The difference hash of each image, see `images.difference_hash`."""
-    skipped: tuple[SkippedRow, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardNote:
-    """What prepare.json says about a finished shard."""
+    """A finished shard, as prepare.json notes it."""
 
     entry: ShardFile
     skipped: tuple[SkippedRow, ...]
@@ -318,49 +285,39 @@ class ShardNote:
 
 def _write_splits(
     listing: Listing, build: Build, options: PrepareOptions, track: Track
-) -> tuple[dict[str, list[PreparedShard]], tuple[SkippedRow, ...]]:
-    """The shards of each split, written unless an earlier run did, and the skipped rows; InputError for an empty
-    split."""
+) -> tuple[dict[str, list[ShardNote]], dict[str, list[RowFacts]]]:
+    """The shards and the rows of each split; a shard is written unless an earlier run did."""
     # The shards of an earlier run of the same plan with the same library versions; the others are removed.
     noted = build.begin(restart=True).get("shards", {})
     build.clean(noted)
     notes = {name: config.build(ShardNote, note) for name, note in noted.items()}
-    splits: dict[str, list[PreparedShard]] = {}
+    shards: dict[str, list[ShardNote]] = {split: [] for split in listing.counts}
+    facts: dict[str, list[RowFacts]] = {split: [] for split in listing.counts}
     with track("prepare", total=sum(count.images for count in listing.counts.values()), unit="images") as advance:
         for split, count in listing.counts.items():
             rows = listing.rows(split)
             num_shards = math.ceil(count.images / options.shard_size)
-            splits[split] = []
             for number in range(num_shards):
-                name = shard_name(split, number, num_shards)
+                path = build.folder / shard_name(split, number, num_shards)
                 # Taken for a finished shard too, because `rows` is an iterator.
                 part = list(itertools.islice(rows, options.shard_size))
-                shard = _finished(build, name, notes.get(name))
-                if shard is None:
-                    shard = _write_shard(build.folder / name, part, options, advance)
-                    hashes = tuple(f"{value:016x}" for value in shard.hashes)
-                    notes[name] = ShardNote(entry=shard.file, skipped=shard.skipped, hashes=hashes)
-                    build.note(shards=config.to_table(notes))
-                else:
+                note = notes.get(path.name)
+                # The file may be missing, or may have changed since.
+                if note is not None and path.exists() and sha256_of(path) == note.entry.sha256:
+                    written = list(map(RowFacts.of, read_shard(path), (int(value, 16) for value in note.hashes)))
                     advance(len(part))
-                splits[split].append(shard)
-    skipped = (*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped))
-    for split, shards in splits.items():
-        if not any(shard.file.rows for shard in shards):
-            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
-    return splits, skipped
+                else:
+                    note, written = _write_shard(path, part, options, advance)
+                    notes[path.name] = note
+                    build.note(shards=config.to_table(notes))
+                shards[split].append(note)
+                facts[split] += written
+    return shards, facts
 
 
-def _finished(build: Build, name: str, note: ShardNote | None) -> PreparedShard | None:
-    """A shard that an earlier run finished; None if its file is missing or has changed since."""
-    path = build.folder / name
-    if note is None or build.missing([name]) or sha256_of(path) != note.entry.sha256:
-        return None
-    rows, hashes = list(map(RowFacts.of, read_shard(path))), [int(value, 16) for value in note.hashes]
-    return PreparedShard(file=note.entry, rows=rows, hashes=hashes, skipped=note.skipped)
-
-
-def _write_shard(path: Path, rows: Sequence[SourceRow], options: PrepareOptions, advance: Advance) -> PreparedShard:
+def _write_shard(
+    path: Path, rows: Sequence[SourceRow], options: PrepareOptions, advance: Advance
+) -> tuple[ShardNote, list[RowFacts]]:
     hashes: list[int] = []
     skipped: list[SkippedRow] = []
 
@@ -395,6 +352,6 @@ def _write_shard(path: Path, rows: Sequence[SourceRow], options: PrepareOptions,
     readers = 0 if options.workers == 1 else options.workers
     # Closed here, because the traceback of an error would keep the generator, and with it the threads.
     with closing(read_in_threads(check, rows, readers, ahead=AHEAD_PER_WORKER * readers)) as results:
-        written = list(map(RowFacts.of, write_shard(path, usable_rows(results))))
-    file = ShardFile(file=path.name, **seal_of(path, rows=len(written)))
-    return PreparedShard(file=file, rows=written, hashes=hashes, skipped=tuple(skipped))
+        written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(results)))]
+    entry = ShardFile(file=path.name, **seal_of(path, rows=len(written)))
+    return ShardNote(entry=entry, skipped=tuple(skipped), hashes=tuple(f"{value:016x}" for value in hashes)), written

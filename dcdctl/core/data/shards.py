@@ -55,15 +55,30 @@ class CorpusRow:
     captions: Sequence[str]
     caption_ids: Sequence[int]
 
-    def image_digest(self) -> bytes:
-        """The SHA-256 of the image bytes."""
-        return hashlib.sha256(self.data).digest()
-
     def digest(self, image_digest: bytes | None = None) -> bytes:
         """The SHA-256 of id, captions and image bytes. A known `image_digest` saves hashing the image again."""
         # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
         id_and_captions = json.dumps([self.image_id, list(self.captions)]).encode()
-        return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + (image_digest or self.image_digest())).digest()
+        image_digest = image_digest or hashlib.sha256(self.data).digest()
+        return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + image_digest).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What counts, fingerprint and duplicates of a split are computed from."""
+
+    image_id: str
+    num_captions: int
+    digest: bytes
+    image_digest: bytes
+    """The SHA-256 of the image bytes."""
+    hash: int
+    """The difference hash of the image, see `images.difference_hash`."""
+
+    @staticmethod
+    def of(row: CorpusRow, hash_bits: int) -> RowFacts:
+        image_digest = hashlib.sha256(row.data).digest()
+        return RowFacts(row.image_id, len(row.captions), row.digest(image_digest), image_digest, hash_bits)
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:

@@ -16,8 +16,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
@@ -152,39 +151,33 @@ class ZipImageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class TarEntry:
-    """A member of a tar: where its bytes are, or why it is not read."""
-
-    offset: int
-    size: int
-    modified: int
-    """Seconds since 1970, as saved in the tar."""
-    refused: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class TarImageFile:
     """An image file in an uncompressed tar."""
 
     archive: Path
     member: str
-    entry: TarEntry
+    offset: int
+    """Where its bytes are."""
+    size: int
+    modified: int
+    """Seconds since 1970, as saved in the tar."""
 
     def read(self) -> bytes:
-        reject_large_file(self.entry.size)
+        reject_large_file(self.size)
         try:
+            # Unbuffered, because the buffer would read past the image.
             with self.archive.open("rb", buffering=0) as file:
-                file.seek(self.entry.offset)
-                data = file.read(self.entry.size)
+                file.seek(self.offset)
+                data = file.read(self.size)
         except OSError as error:
             raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error
-        if len(data) < self.entry.size:
-            missing = f"the archive ends {self.entry.size - len(data):,} bytes early"
+        if len(data) < self.size:
+            missing = f"the archive ends {self.size - len(data):,} bytes early"
             raise RowError(f"its image cannot be read from {self.archive.name} ({missing})")
         return data
 
     def stamp(self) -> str:
-        return f"{self.member} {self.entry.size} {self.entry.modified}"
+        return f"{self.member} {self.size} {self.modified}"
 
 
 class ImageStore:
@@ -249,32 +242,19 @@ class ImageStore:
         return by_file_name
 
 
-class _Container(ABC):
-    """A folder or an archive."""
+class _Folder:
+    """A folder of images."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
-    @abstractmethod
-    def names(self) -> list[str]:
-        """The names of all files."""
-
-    @abstractmethod
-    def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-
-    @abstractmethod
-    def image_file(self, name: str) -> ImageFile:
-        """The file of that name; RowError if it may not be read."""
-
-
-class _Folder(_Container):
     @cached_property
-    def names(self) -> list[str]:
+    def names(self) -> Collection[str]:
+        """The names of all files."""
         return [path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")) if path.is_file()]
 
     def has(self, name: str) -> bool:
+        """Whether there is a file of that name, without a list of the folder."""
         try:
             return (self.path / name).is_file()
         except (OSError, ValueError):  # a name that no file can have, such as one of 5,000 letters
@@ -284,45 +264,30 @@ class _Folder(_Container):
         return FolderImageFile(self.path, name)
 
 
-class _Zip(_Container):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        # In archive order; a set would lose it.
-        self._members = dict.fromkeys(_zip_members(path))
+class _Archive:
+    """A zip or a tar."""
+
+    def __init__(self, path: Path, members: Mapping[str, ImageFile | str]) -> None:
+        self.path = path
+        self._members = members
+        """The file of each name, or why it is not read, in archive order."""
 
     @property
-    def names(self) -> list[str]:
-        return list(self._members)
+    def names(self) -> Collection[str]:
+        return self._members.keys()
 
     def has(self, name: str) -> bool:
         return name in self._members
 
     def image_file(self, name: str) -> ImageFile:
-        if escapes_root(name):
-            raise RowError(f"its path in the zip leads out of it ({name})")
-        # The upper 16 bits hold the Unix file mode.
-        if stat.S_ISLNK(_open_zip(self.path).getinfo(name).external_attr >> 16):
-            raise RowError(f"it is a link in the zip, expected a file ({name})")
-        return ZipImageFile(self.path, name)
+        """The file of that name; RowError if it may not be read."""
+        found = self._members[name]
+        if isinstance(found, str):
+            raise RowError(f"{found} ({name})")
+        return found
 
 
-class _Tar(_Container):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._entries = _tar_entries(path)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._entries)
-
-    def has(self, name: str) -> bool:
-        return name in self._entries
-
-    def image_file(self, name: str) -> ImageFile:
-        entry = self._entries[name]
-        if entry.refused:
-            raise RowError(f"{entry.refused} ({name})")
-        return TarImageFile(self.path, name, entry)
+_Container = _Folder | _Archive
 
 
 def _open_container(path: Path) -> _Container:
@@ -330,7 +295,7 @@ def _open_container(path: Path) -> _Container:
         raise InputError(f"the images {path} do not exist", hint="--images takes a folder or a zip or a tar")
     if path.is_dir():
         return _Folder(path)
-    return _Tar(path) if _is_tar(path) else _Zip(path)
+    return _Archive(path, _tar_members(path) if _is_tar(path) else _zip_members(path))
 
 
 def is_macos_metadata(member: str) -> bool:
@@ -354,17 +319,18 @@ def _is_tar(path: Path) -> bool:
     return head[257:262] == b"ustar" or (path.suffix == ".tar" and not head.startswith(b"PK"))
 
 
-def _tar_entries(path: Path) -> dict[str, TarEntry]:
-    """All members except folders, in archive order, by name without a leading `./`; the later of two with one name, as
-    when unpacking."""
-    entries = {}
+def _tar_members(path: Path) -> dict[str, ImageFile | str]:
+    """All members except folders, or why one is not read, in archive order, by name without a leading `./`; the later
+    of two with one name, as when unpacking."""
+    members: dict[str, ImageFile | str] = {}
     try:
         # "r:" refuses compressed tars, whose members cannot be read at an offset.
         with tarfile.open(path, "r:") as archive:
             for info in archive:
                 if not info.isdir():
                     name = PurePosixPath(info.name).as_posix()
-                    entries[name] = TarEntry(info.offset_data, info.size, int(info.mtime), why_refused(info))
+                    image = TarImageFile(path, name, info.offset_data, info.size, int(info.mtime))
+                    members[name] = why_refused(info) or image
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is not a tar ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
@@ -373,7 +339,7 @@ def _tar_entries(path: Path) -> dict[str, TarEntry]:
         file.seek(end)
         if file.read(TAR_BLOCK_BYTES).strip(b"\0"):
             raise InputError(f"the tar {path} is damaged at byte {end:,}", hint="a download may have been cut off")
-    return entries
+    return members
 
 
 def why_refused(info: tarfile.TarInfo) -> str:
@@ -388,13 +354,25 @@ def why_refused(info: tarfile.TarInfo) -> str:
     return "" if info.isreg() and not info.issparse() else "it is a device or another special file in the tar"
 
 
-def _zip_members(path: Path) -> list[str]:
-    """The names of all files in a zip, in archive order; InputError if it is not a zip."""
+def _zip_members(path: Path) -> dict[str, ImageFile | str]:
+    """All files in a zip, or why one is not read, in archive order; InputError if it is not a zip."""
+    members: dict[str, ImageFile | str] = {}
     try:
         # May hold a name twice; zipfile reads the later one.
-        return [info.filename for info in _open_zip(path).infolist() if not info.is_dir()]
+        for info in _open_zip(path).infolist():
+            name = info.filename
+            if info.is_dir():
+                continue
+            if escapes_root(name):
+                members[name] = "its path in the zip leads out of it"
+            # The upper 16 bits hold the Unix file mode.
+            elif stat.S_ISLNK(info.external_attr >> 16):
+                members[name] = "it is a link in the zip, expected a file"
+            else:
+                members[name] = ZipImageFile(path, name)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise InputError(f"{path} is not a zip ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
+    return members
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
