@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.text_encoding import find_encoding
+from dcdctl.core.data.text_encoding import find_encoding, json_lines
 from dcdctl.core.errors import InputError
 
 Cells = dict[str, pa.Array | None]
@@ -77,9 +77,7 @@ def read_columns(path: Path, chosen: Sequence[str] | None = None) -> ImageColumn
 
 def columns_of_table(table: pa.Table, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
     """The columns of a table in memory, as for `read_columns`."""
-    return columns_by_image(
-        {name: typed_column(table.column(name).combine_chunks()) for name in table.column_names}, where, chosen
-    )
+    return columns_by_image(_typed(table), where, chosen)
 
 
 def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
@@ -267,23 +265,14 @@ def _read_csv(path: Path) -> Cells:
 
 
 def _read_jsonl(path: Path) -> Cells:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding=_encoding(path)).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path} line {number} is not JSON: {error}", hint='for example {"image": "a.jpg", "year": 2020}'
-            ) from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path} line {number} is no object", hint='for example {"image": "a.jpg", "year": 2020}')
-        rows.append(value)
+    rows = [value for _, value in json_lines(path, _encoding(path))]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: from_json([row.get(name) for row in rows]) for name in names}
 
 
 def _read_parquet(path: Path) -> Cells:
-    table = pq.read_table(path)
+    return _typed(pq.read_table(path))
+
+
+def _typed(table: pa.Table) -> Cells:
     return {name: typed_column(table.column(name).combine_chunks()) for name in table.column_names}

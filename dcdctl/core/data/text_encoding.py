@@ -1,4 +1,4 @@
-"""The encoding of a text file: UTF-8, UTF-16 or UTF-32 by its bytes, or the one that the user names.
+"""Text files: UTF-8, UTF-16 or UTF-32 by their bytes, or in the encoding that the user names; and lines of JSON.
 
 An encoding is never guessed: tables of spreadsheets in cp1252 or GB18030 need a name, because wrong characters in
 captions would go unnoticed.
@@ -7,8 +7,10 @@ captions would go unnoticed.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dcdctl.core.errors import ConfigError, InputError
 
@@ -75,10 +77,29 @@ def not_utf8(path: Path) -> InputError:
     return InputError(f"{path} is not UTF-8 text ({found})", hint="save it as UTF-8")
 
 
-def example_of(texts: Iterable[str]) -> str:
-    """The first text with other letters than ASCII, which shows whether the encoding is right; empty if there is
-    none."""
-    return next((text for text in texts if not text.isascii()), "")
+def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the object of each line that is not blank; InputError for a line that is no JSON object."""
+    hint = 'expected one JSON object per line, such as {"image": "a.jpg", "caption": "a dog"}'
+    # Not splitlines, because a caption may contain a Unicode line separator.
+    for line, text in enumerate(path.read_text(encoding=encoding).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path.name} line {line} is not JSON: {error}", hint=hint) from error
+        if not isinstance(value, dict):
+            raise InputError(f"{path.name} line {line} is {describe_value(value)}, expected an object", hint=hint)
+        yield line, value
+
+
+def describe_value(value: Any) -> str:
+    """The type and the beginning of a JSON value, in words."""
+    if value is None:
+        return "missing or null"
+    words = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
 
 
 def _fault(data: bytes, encoding: str) -> str:

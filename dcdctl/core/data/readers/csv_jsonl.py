@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -30,17 +30,15 @@ from dcdctl.core.data.readers.rows import (
     Paths,
     RowCheck,
     SourceConfig,
-    describe_value,
     divide,
     file_checksum,
     group_by_image,
     make_listing,
-    read_caption,
     read_caption_ids,
     read_captions,
     read_split,
 )
-from dcdctl.core.data.text_encoding import check_encoding, example_of, find_encoding
+from dcdctl.core.data.text_encoding import check_encoding, describe_value, find_encoding, json_lines
 from dcdctl.core.errors import ConfigError, InputError
 
 Rows = list[tuple[int, dict[str, Any]]]
@@ -49,7 +47,6 @@ _IMAGE_COLUMNS = ("image", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", "sentids", *KEYS}
-_JSONL_HINT = "--jsonl takes a file with one JSON object per line"
 # Enough images to choose settings on; 1,500 photos give 150.
 _HELD_OUT_BY_DEFAULT = 0.1
 # A line of a terminal.
@@ -88,18 +85,38 @@ class CsvSource(SourceConfig):
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the table; rows of the same image become one."""
-        return _list_table(self, read_csv, check)
+        store, is_csv = ImageStore(self.images), self.format == "csv"
+        try:
+            encoding = find_encoding(self.pairs, self.encoding)
+        except OSError as error:
+            hint = "--csv takes a CSV file" if is_csv else "--jsonl takes a file with one JSON object per line"
+            raise InputError(f"{self.pairs} cannot be read ({error.strerror})", hint=hint) from error
+        rows = read_csv(self.pairs, encoding) if is_csv else _read_jsonl(self.pairs, encoding)
+        provenance: dict[str, Any] = {"kind": self.format, "pairs": file_checksum(self.pairs)}
+        if encoding != "utf-8-sig":
+            # The first caption with other letters than ASCII shows whether the encoding is right.
+            example = next((text for text in _captions_of(rows) if not text.isascii()), "")
+            provenance["encoding"] = {"name": encoding, "example": " ".join(example.split())[:_EXAMPLE_LETTERS]}
+        images = [_path_or_none(cells) for _, cells in rows]
+        columns = _other_columns(self, rows, images)
+        if columns is not None:
+            provenance["columns"] = columns.table.column_names
+        splits: Mapping[str, str] = {}
+        if (share := _share_held_out(self, rows)) > 0:
+            splits = divide(filter(None, images), share)
+            held_out = [split for split in SPLITS if split in HELD_OUT and split in splits.values()]
+            provenance["hold_out"] = {"share": share, "splits": held_out, "by": "SHA-256 of image_id"}
+        elif self.split is not None:
+            splits = dict.fromkeys(filter(None, images), self.split)
+        entries = (TableEntry(f"{self.pairs.name} line {line}", cells, store, splits) for line, cells in rows)
+        listing = make_listing(group_by_image(entries, check, merge=True), check, provenance, self.images)
+        return replace(listing, columns=columns)
 
 
-@dataclass(frozen=True, kw_only=True)
 class JsonlSource(CsvSource):
     """One JSON object per line, with the same keys as the columns of a CSV."""
 
     format: ClassVar[str] = "jsonl"
-
-    def list_rows(self, check: RowCheck) -> Listing:
-        """The objects; objects of the same image become one row."""
-        return _list_table(self, _read_jsonl, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,46 +132,16 @@ class TableEntry(EntryWithFile):
     def image_path(self) -> str:
         return _image_path(self.value)
 
-    def captions(self) -> list[str]:
-        if "captions" in self.value:
-            return read_captions(self.value["captions"])
-        return [read_caption(self.value.get("caption"), "the caption")]
-
-    def caption_ids(self) -> list[int] | None:
-        return read_caption_ids(self.value.get("sentids"), len(self.captions()))
-
-
-def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: RowCheck) -> Listing:
-    store = ImageStore(source.images)
-    try:
-        encoding = find_encoding(source.pairs, source.encoding)
-    except OSError as error:
-        hint = "--csv takes a CSV file" if read is read_csv else _JSONL_HINT
-        raise InputError(f"{source.pairs} cannot be read ({error.strerror})", hint=hint) from error
-    rows = read(source.pairs, encoding)
-    provenance: dict[str, Any] = {"kind": source.format, "pairs": file_checksum(source.pairs)}
-    if encoding != "utf-8-sig":
-        provenance["encoding"] = {
-            "name": encoding,
-            "example": " ".join(example_of(_captions_of(rows)).split())[:_EXAMPLE_LETTERS],
-        }
-    columns = _other_columns(source, rows)
-    if columns is not None:
-        provenance["columns"] = columns.table.column_names
-    splits: Mapping[str, str] = {}
-    if (share := _share_held_out(source, rows)) > 0:
-        splits = divide(_paths_of(rows), share)
-        held_out = [split for split in SPLITS if split in HELD_OUT and split in splits.values()]
-        provenance["hold_out"] = {"share": share, "splits": held_out, "by": "SHA-256 of image_id"}
-    elif source.split is not None:
-        splits = dict.fromkeys(_paths_of(rows), source.split)
-    entries = (TableEntry(f"{source.pairs.name} line {line}", cells, store, splits) for line, cells in rows)
-    return replace(
-        make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images), columns=columns
-    )
+    def captions(self) -> tuple[list[str], list[int] | None]:
+        captions = self.value.get("captions", self.value.get("caption"))
+        # A list in another notation than JSON's would be taken for one caption.
+        if "captions" in self.value and not isinstance(captions, list):
+            raise RowError(f"the captions are {describe_value(captions)}, expected a list")
+        texts = read_captions(captions)
+        return texts, read_caption_ids(self.value.get("sentids"), len(texts))
 
 
-def _other_columns(source: CsvSource, rows: Rows) -> ImageColumns | None:
+def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> ImageColumns | None:
     """The columns without a role, by image; None if there are none. InputError for a column to keep that the table
     lacks."""
     where, known = (
@@ -174,7 +161,6 @@ def _other_columns(source: CsvSource, rows: Rows) -> ImageColumns | None:
     make = from_cells if source.format == "csv" else from_json
     empty = "" if source.format == "csv" else None
     values = {name: make([cells.get("columns", {}).get(name, empty) for _, cells in rows]) for name in kept}
-    images = [_path_or_none(cells) for _, cells in rows]
     columns = by_first_row(images, values, where)
     notes = [f"column {name} of {where} is left out: it {problem_of_name(name)}" for name in refused]
     return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
@@ -217,11 +203,6 @@ def _share_held_out(source: CsvSource, rows: Rows) -> float:
     if source.split is not None:
         return 0.0
     return _HELD_OUT_BY_DEFAULT if source.hold_out is None else source.hold_out
-
-
-def _paths_of(rows: Rows) -> Iterator[str]:
-    """The image of each row that names one."""
-    return (path for _, cells in rows if (path := _path_or_none(cells)) is not None)
 
 
 def _captions_of(rows: Rows) -> Iterator[str]:
@@ -316,26 +297,11 @@ def _parse_cell(role: str, text: str) -> Any:
 
 def _read_jsonl(path: Path, encoding: str) -> Rows:
     """Line number and cells of each object."""
-    rows = []
-    lines = path.read_text(encoding=encoding).split(
-        "\n"
-    )  # not splitlines, because a caption may contain a Unicode line separator
-    for line, text in enumerate(lines, start=1):
-        if text.strip():
-            rows.append((line, _parse_object(path, line, text)))
-    return rows
+    return [(line, cells_of(value)) for line, value in json_lines(path, encoding)]
 
 
-def _parse_object(path: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} line {line} is not JSON: {error}", hint=_JSONL_HINT) from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path.name} line {line} is {describe_value(value)}, expected an object",
-            hint='{"image": "a.jpg", "caption": "a dog"}',
-        )
+def cells_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a JSON object, by role."""
     cells = {key: value[key] for key in ("split", "sentids") if key in value}
     cells["image"] = next((value[key] for key in _IMAGE_COLUMNS if key in value), None)
     caption = next((value[key] for key in (*_CAPTION_COLUMNS, *_LIST_COLUMNS) if key in value), None)

@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dcdctl.core.data.readers.rows import describe_value
-from dcdctl.core.data.text_encoding import not_utf8
+from dcdctl.core.data.text_encoding import describe_value, not_utf8
 from dcdctl.core.errors import InputError
 
 FIRST_CHARS = 1 << 20

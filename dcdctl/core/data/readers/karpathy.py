@@ -15,7 +15,6 @@ from dcdctl.core.data.readers.rows import (
     Paths,
     RowCheck,
     SourceConfig,
-    describe_value,
     file_checksum,
     group_by_image,
     make_listing,
@@ -23,6 +22,7 @@ from dcdctl.core.data.readers.rows import (
     read_caption_ids,
     read_split,
 )
+from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import InputError
 
 _HINT = "an example of this format is dataset_flickr30k.json"
@@ -76,7 +76,7 @@ class KarpathyEntry(EntryWithFile):
             raise RowError(f'"filepath" is {describe_value(folder)}, expected a folder')
         return str(PurePosixPath(f"{folder}/{filename}" if folder else filename))
 
-    def captions(self) -> list[str]:
+    def captions(self) -> tuple[list[str], list[int]]:
         sentences = self.value.get("sentences")
         if not isinstance(sentences, list):
             raise RowError(f'"sentences" is {describe_value(sentences)}, expected a list')
@@ -85,10 +85,8 @@ class KarpathyEntry(EntryWithFile):
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, dict):
                 raise RowError(f'sentences[{i}] is {describe_value(sentence)}, expected an object with "raw"')
-        return [read_caption(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
-
-    def caption_ids(self) -> list[int]:
-        return self.numbers
+        texts = [read_caption(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
+        return texts, self.numbers
 
 
 def read_images(path: Path) -> Iterator[Any]:

@@ -5,26 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
-from dcdctl.core.data.images import ImageStore, RowError
+from dcdctl.core.data.images import ImageStore
 from dcdctl.core.data.readers import json_stream
+from dcdctl.core.data.readers.csv_jsonl import TableEntry, cells_of
 from dcdctl.core.data.readers.rows import (
     SPLITS,
-    EntryWithFile,
     Listing,
     Paths,
     RowCheck,
     SourceConfig,
     check_splits,
-    describe_value,
     file_checksum,
     group_by_image,
     make_listing,
-    read_caption,
-    read_captions,
 )
+from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import InputError
 
 _HINT = "an example of this format is coco_karpathy_val.json"
@@ -47,14 +45,17 @@ class LavisSource(SourceConfig):
         """The rows of each split's list."""
         store = ImageStore(self.images)
 
-        def entries() -> Iterator[LavisEntry]:
+        def entries() -> Iterator[TableEntry]:
             for split in SPLITS:
                 if split not in self.annotations or (check.splits and split not in check.splits):
                     continue
                 path = self.annotations[split]
                 try:
                     for i, value in enumerate(json_stream.items(path, "", _HINT)):
-                        yield LavisEntry(f"{path.name} [{i}]", value, store, split)
+                        if isinstance(value, dict):
+                            yield TableEntry(f"{path.name} [{i}]", cells_of(value) | {"split": split}, store, {})
+                        else:
+                            check.reject(f"{path.name} [{i}]", "", f"{describe_value(value)}, expected an object")
                 except json_stream.ArrayError as error:
                     raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_HINT) from error
 
@@ -65,25 +66,3 @@ class LavisSource(SourceConfig):
             if not check.splits or split in check.splits
         }
         return make_listing(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
-
-
-@dataclass(frozen=True, slots=True)
-class LavisEntry(EntryWithFile):
-    """A row of a split."""
-
-    split_name: str
-
-    def split(self) -> str:
-        if not isinstance(self.value, dict):
-            raise RowError(f"{describe_value(self.value)}, expected an object")
-        return self.split_name
-
-    def image_path(self) -> str:
-        image = self.value.get("image")
-        if not isinstance(image, str) or not image.strip():
-            raise RowError(f'"image" is {describe_value(image)}, expected the path of an image')
-        return str(PurePosixPath(image))
-
-    def captions(self) -> list[str]:
-        caption = self.value.get("caption")
-        return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]

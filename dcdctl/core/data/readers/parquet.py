@@ -25,7 +25,6 @@ from dcdctl.core.data.readers.rows import (
     SourceConfig,
     SourceRow,
     check_splits,
-    describe_value,
     file_checksum,
     group_by_image,
     make_listing,
@@ -34,6 +33,7 @@ from dcdctl.core.data.readers.rows import (
     read_captions,
     read_split,
 )
+from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import InputError
 
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
@@ -122,11 +122,9 @@ class ParquetEntry(Entry):
             raise RowError(f'"{self.columns.image_id}" is {describe_value(value)}, expected a name or a number')
         return str(PurePosixPath(str(value)))
 
-    def captions(self) -> list[str]:
-        return captions_of_row(self.value, self.columns.captions)
-
-    def caption_ids(self) -> list[int] | None:
-        return read_caption_ids(self.value.get(self.columns.numbers), len(self.captions()))
+    def captions(self) -> tuple[list[str], list[int] | None]:
+        captions = captions_of_row(self.value, self.columns.captions)
+        return captions, read_caption_ids(self.value.get(self.columns.numbers), len(captions))
 
     def image_file(self, path: str) -> ImageFile:
         return self.stored
@@ -216,7 +214,7 @@ def captions_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]
     cells = [_nested_value(row, name) for name in columns]
     if len(cells) > 1:
         return [read_caption(cell, name) for name, cell in zip(columns, cells, strict=True)]
-    return read_captions(cells[0]) if isinstance(cells[0], list) else [read_caption(cells[0], "the caption")]
+    return read_captions(cells[0])
 
 
 def image_bytes_of_row(value: Any) -> bytes:

@@ -19,6 +19,7 @@ from dcdctl.core import files
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import SkippedRow
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import ConfigError, InputError
 
 SPLITS = ("train", "val", "test")
@@ -74,12 +75,8 @@ class Entry(ABC):
         """The path that identifies the image."""
 
     @abstractmethod
-    def captions(self) -> list[str]:
-        """At least one."""
-
-    def caption_ids(self) -> list[int] | None:
-        """The source's number of each caption; None if it has none."""
-        return None
+    def captions(self) -> tuple[list[str], list[int] | None]:
+        """At least one, and the source's number of each; None if they have no numbers."""
 
     @abstractmethod
     def image_file(self, path: str) -> ImageFile:
@@ -186,7 +183,7 @@ def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) ->
             if not is_new and by_path[path][0] != split:
                 raise RowError(f"its split is {split}, but {by_path[path][0]} in {by_path[path][1].where}")
             # All that may fail precedes the first change, so that a rejected row leaves nothing behind.
-            captions, caption_ids = entry.captions(), entry.caption_ids()
+            captions, caption_ids = entry.captions()
             if is_new:
                 by_path[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
                 rows[split].append(by_path[path][1])
@@ -282,9 +279,9 @@ def read_split(value: Any) -> str:
 
 
 def read_captions(value: Any) -> list[str]:
-    """The captions of a row that has them as a list; at least one."""
+    """The captions of a row that has one or a list of them; at least one."""
     if not isinstance(value, list):
-        raise RowError(f"the captions are {describe_value(value)}, expected a list")
+        return [read_caption(value, "the caption")]
     if not value:
         raise RowError("the image has no caption")
     return [read_caption(text, f"caption {i}") for i, text in enumerate(value)]
@@ -314,12 +311,3 @@ def read_caption_ids(value: Any, count: int) -> list[int] | None:
     ):
         return value
     return None
-
-
-def describe_value(value: Any) -> str:
-    """The type and the beginning of a JSON value, in words."""
-    if value is None:
-        return "missing or null"
-    words = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"

@@ -18,12 +18,11 @@ from dcdctl.core.data.readers.rows import (
     RowCheck,
     SourceConfig,
     check_splits,
-    describe_value,
     group_by_image,
     make_listing,
-    read_caption,
     read_captions,
 )
+from dcdctl.core.data.text_encoding import describe_value
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 
@@ -69,8 +68,8 @@ class WebDatasetEntry(EntryWithFile):
         # Different splits may use the same keys.
         return f"{self.split_name}/{self.value[require_image(self.value)]}"
 
-    def captions(self) -> list[str]:
-        return captions_of(self.value, lambda suffix: self.store.find(self.value[suffix]).read())
+    def captions(self) -> tuple[list[str], None]:
+        return captions_of(self.value, lambda suffix: self.store.find(self.value[suffix]).read()), None
 
     def image_file(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
@@ -119,8 +118,7 @@ def captions_of(suffixes: Collection[str], read: Callable[[str], bytes]) -> list
         raise RowError(f"its JSON cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise RowError(f"its JSON is {describe_value(value)}, expected an object")
-    caption = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
-    return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]
+    return read_captions(next((value[key] for key in ("captions", "caption", "text") if key in value), None))
 
 
 def _decoded(data: bytes, suffix: str) -> str:
