@@ -103,7 +103,7 @@ def test_each_epoch_shuffles_a_window_in_another_way(tmp_path):
 def test_the_window_and_the_batch_of_a_trial_are_read_once(tars):
     stream = stream_of(tars)
     expected = captions_of(stream_of(tars), range(8))
-    assert [sample.captions[0] for sample in stream.first_batch().samples] == expected[0]
+    assert [sample.captions[0] for sample in stream.first_batch()] == expected[0]
     assert {sample.captions[0] for sample in stream.first_window()} == set(joined(expected[:3]))
     assert captions_of(stream, range(8)) == expected
 

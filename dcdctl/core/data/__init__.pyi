@@ -58,8 +58,9 @@ from .scenes import (
     describe_scenes,
     draw_scene,
 )
+from .shard_reader import StreamSample
 from .source_files import SourceOptions
-from .stream import ShardCount, ShardStream, StreamBatch, StreamConfig, is_stream, open_shards
+from .stream import ShardCount, ShardStream, StreamConfig, is_stream, open_shards
 
 __all__ = [
     "CAMERA_COLUMNS",
@@ -96,8 +97,8 @@ __all__ = [
     "ShardStream",
     "SourceOptions",
     "Statement",
-    "StreamBatch",
     "StreamConfig",
+    "StreamSample",
     "all_splits",
     "artifact_kind",
     "choose_manifest",

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,12 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSet:
-    """What a manifest says besides its sources."""
+class Manifest:
+    """A data set that can be prepared."""
 
     name: str
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """By name, in order of preference."""
     files: dict[str, SourceFile] = field(default_factory=dict)
     expected: dict[str, SplitCounts] = field(default_factory=dict)
     """The counts in the papers, by split."""
@@ -74,14 +76,6 @@ class DataSet:
     license: str = ""
     citation: str = ""
     homepage: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest(DataSet):
-    """A data set that can be prepared."""
-
-    sources: dict[str, SourceConfig]
-    """By name, in order of preference."""
 
     def __post_init__(self) -> None:
         check_splits("expected", self.expected)
@@ -238,10 +232,10 @@ def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:
 
 def _parse_manifest(table: Mapping[str, Any], default_name: str, folder: Path) -> Manifest:
     """A manifest from its TOML tables; relative paths start at the folder."""
-    keys = [field.name for field in fields(DataSet)]
-    described = config.build(DataSet, {"name": default_name, **{key: table[key] for key in keys if key in table}})
+    keys = {field.name for field in fields(Manifest)} - {"sources"}
+    described = config.build(Manifest, {"name": default_name, **{key: table[key] for key in table if key in keys}})
     rest = {key: value for key, value in table.items() if key not in keys}
-    return Manifest(**vars(described), sources=_parse_sources(rest, described.files, folder))
+    return replace(described, sources=_parse_sources(rest, described.files, folder))
 
 
 def _parse_sources(table: Mapping[str, Any], files: Mapping[str, SourceFile], folder: Path) -> dict[str, SourceConfig]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -61,25 +61,15 @@ class StreamSample:
     shard: str
     key: str
     """What the sample is called in its shard: the WebDataset key, or the row."""
-    image: bytes
-    captions: list[str]
+    image: bytes = b""
+    captions: list[str] = field(default_factory=list)
+    fault: str = ""
+    """Why the sample cannot be used; empty if it can."""
 
     @property
     def where(self) -> str:
         """The shard and the sample, for messages."""
         return f"{self.shard} {self.key}"
-
-
-@dataclass(frozen=True, slots=True)
-class UnusableSample:
-    """A sample that cannot be used, and why."""
-
-    shard: str
-    key: str
-    reason: str
-
-
-Found = StreamSample | UnusableSample
 
 
 def open_shard(place: str) -> StreamShard:
@@ -99,7 +89,7 @@ def count_rows(shard: StreamShard) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> Iterator[Found]:
+def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> Iterator[StreamSample]:
     """The samples of a shard from number `start` on. `columns` names the columns of a Parquet file.
 
     InputError if the shard is missing, cut off or damaged, SourceError if it cannot be fetched.
@@ -110,7 +100,7 @@ def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> 
             yield sample
 
 
-def _tar_samples(shard: StreamShard) -> Iterator[Found]:
+def _tar_samples(shard: StreamShard) -> Iterator[StreamSample]:
     with closing(urls.open_file(shard.place, buffer_bytes=urls.READ_BYTES)) as file:
         try:
             # "r:" refuses compressed tars.
@@ -122,7 +112,7 @@ def _tar_samples(shard: StreamShard) -> Iterator[Found]:
             ) from error
 
 
-def _grouped(shard: StreamShard, archive: tarfile.TarFile, file: Any) -> Iterator[Found]:
+def _grouped(shard: StreamShard, archive: tarfile.TarFile, file: Any) -> Iterator[StreamSample]:
     """The samples of a tar: consecutive files with the same key."""
     sample = _TarSample(shard.name, "")
     while (info := archive.next()) is not None:
@@ -173,19 +163,15 @@ class _TarSample:
             raise InputError(f"{self.shard} ends inside {info.name}", hint=_CUT_OFF)
         self.parts[suffix] = data
 
-    def finish(self) -> Found:
+    def finish(self) -> StreamSample:
         """The sample, without a look at the pixels of its image."""
         try:
             if self.refused:
                 raise RowError(self.refused)
-            return StreamSample(
-                self.shard,
-                self.key,
-                self.parts[require_image(self.parts)],
-                captions_of(self.parts, self.parts.__getitem__),
-            )
+            image = self.parts[require_image(self.parts)]
+            return StreamSample(self.shard, self.key, image, captions_of(self.parts, self.parts.__getitem__))
         except RowError as error:
-            return UnusableSample(self.shard, self.key, str(error))
+            return StreamSample(self.shard, self.key, fault=str(error))
 
 
 @contextmanager
@@ -203,7 +189,7 @@ def _open_parquet(shard: StreamShard) -> Iterator[pq.ParquetFile]:
             yield file
 
 
-def _parquet_samples(shard: StreamShard, source: ParquetSource, start: int) -> Iterator[Found]:
+def _parquet_samples(shard: StreamShard, source: ParquetSource, start: int) -> Iterator[StreamSample]:
     with _open_parquet(shard) as file:
         columns = find_columns(shard.name, file.schema_arrow, source, has_split=False)
         names = list(dict.fromkeys(name.partition(".")[0] for name in (source.image_column, *columns.captions)))
@@ -218,7 +204,7 @@ def _parquet_samples(shard: StreamShard, source: ParquetSource, start: int) -> I
                             captions = captions_of_row(value, columns.captions)
                             yield StreamSample(shard.name, f"row {row}", image, captions)
                         except RowError as error:
-                            yield UnusableSample(shard.name, f"row {row}", str(error))
+                            yield StreamSample(shard.name, f"row {row}", fault=str(error))
                     row += 1
             else:
                 row += num_rows

@@ -15,8 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,10 +27,8 @@ from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.shard_reader import (
     FORMATS,
-    Found,
     StreamSample,
     StreamShard,
-    UnusableSample,
     count_rows,
     open_shard,
     read_samples,
@@ -63,14 +60,6 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "stream")
-
-
-@dataclass(frozen=True)
-class StreamBatch:
-    """The samples of one step."""
-
-    step: int
-    samples: Sequence[StreamSample]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +149,11 @@ class ShardStream:
             self._first = next(self._windows(0, 0, threading.Event()), [])
         return self._first
 
-    def first_batch(self) -> StreamBatch:
+    def first_batch(self) -> list[StreamSample]:
         """The batch of step 0."""
         return next(self._cut(self.first_window(), 0, 0, 0))
 
-    def read(self, first_step: int) -> Generator[StreamBatch, None, None]:
+    def read(self, first_step: int) -> Generator[list[StreamSample], None, None]:
         """The batches from a step on, without end, each a function of the seed, the shards and the step. The next
         window is read ahead."""
         step = first_step
@@ -173,7 +162,7 @@ class ShardStream:
             per_window, started = self.window // self.batch_size, step
             number = batch // per_window
             for samples in self._read_ahead(epoch, number):
-                for item in self._cut(samples, epoch, number, batch % per_window, step):
+                for item in self._cut(samples, epoch, number, batch % per_window):
                     yield item
                     step += 1
                 number, batch = number + 1, 0
@@ -191,14 +180,12 @@ class ShardStream:
             return 0, step
         return divmod(step, max(1, sum(self.counts.values()) // self.batch_size))
 
-    def _cut(
-        self, samples: list[StreamSample], epoch: int, number: int, first: int, step: int = 0
-    ) -> Iterator[StreamBatch]:
+    def _cut(self, samples: list[StreamSample], epoch: int, number: int, first: int) -> Iterator[list[StreamSample]]:
         """The whole batches of a window from batch `first` on, shuffled."""
         order = self._rng(1, epoch, number).permutation(len(samples))
         for batch in range(first, len(samples) // self.batch_size):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield StreamBatch(step + batch - first, [samples[row] for row in rows])
+            yield [samples[row] for row in rows]
 
     def _read_ahead(self, epoch: int, first: int) -> Iterator[list[StreamSample]]:
         """The windows of an epoch from number `first` on, the next one read by a thread while one is in use."""
@@ -241,8 +228,8 @@ class ShardStream:
             start = skip if known is not None and self.config.on_error == "stop" else 0
             count, skipped, reason = start, 0, ""
             for sample in self._found(index, start):
-                if isinstance(sample, UnusableSample):
-                    skipped, reason = skipped + 1, reason or f"{sample.key}: {sample.reason}"
+                if sample.fault:
+                    skipped, reason = skipped + 1, reason or f"{sample.key}: {sample.fault}"
                     continue
                 count += 1
                 if count > skip:
@@ -250,17 +237,20 @@ class ShardStream:
             self._learn(ShardCount(shard=index, samples=count, skipped=skipped, reason=reason))
             skip = max(0, skip - count)
 
-    def _found(self, index: int, start: int) -> Iterator[Found]:
+    def _found(self, index: int, start: int) -> Iterator[StreamSample]:
         """The samples of a shard, checked: an unusable one is an error unless it is skipped."""
-        for sample in read_samples(self.shards[index], self._columns, start):
-            if self.config.on_error == "stop" and isinstance(sample, UnusableSample):
-                raise InputError(f"{sample.shard} {sample.key}: {sample.reason}", hint=SKIP_HINT)
+        columns = ParquetSource(
+            rows={"all": ()}, image_column=self.config.image_column, caption_column=self.config.caption_column
+        )
+        for sample in read_samples(self.shards[index], columns, start):
+            if self.config.on_error == "stop" and sample.fault:
+                raise InputError(f"{sample.where}: {sample.fault}", hint=SKIP_HINT)
             # A training that stops at errors decodes each image once, and finds damage then.
-            if self.config.on_error == "skip" and isinstance(sample, StreamSample):
+            if self.config.on_error == "skip" and not sample.fault:
                 try:
                     images.check_image(sample.image)
                 except images.ImageError as error:
-                    sample = UnusableSample(sample.shard, sample.key, str(error))
+                    sample = replace(sample, fault=str(error))
             yield sample
 
     def _learn(self, found: ShardCount) -> None:
@@ -279,12 +269,6 @@ class ShardStream:
             self.on_count(found)
         elif known != found.samples:
             raise InputError(f"{self.shards[found.shard].name} has {found.samples:,} samples, and had {known:,} before")
-
-    @cached_property
-    def _columns(self) -> ParquetSource:
-        return ParquetSource(
-            rows={"all": ()}, image_column=self.config.image_column, caption_column=self.config.caption_column
-        )
 
     def _rng(self, *key: Any) -> np.random.Generator:
         # The first number separates the order of shards (0) from the order in a window (1).

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core import distributed, scoring
-from dcdctl.core.data import ImageError, Index, ShardStream, StreamBatch, decode_image, text_key
+from dcdctl.core.data import ImageError, Index, ShardStream, StreamSample, decode_image, text_key
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
@@ -108,7 +108,7 @@ class StreamBatches:
     def __getitem__(self, step: int) -> Batch:
         """The batch of step 0, for a trial; the window that it is from is kept for `read`."""
         assert step == 0, "later batches come from `read`"
-        return self._completed(_Decoder(self)[self._encode(self.stream.first_batch())])
+        return self._completed(_Decoder(self)[self._encode(0, self.stream.first_batch())])
 
     @property
     def _rows(self) -> range:
@@ -121,20 +121,20 @@ class StreamBatches:
             return
         source = self.stream.read(steps.start)
         try:
-            for _, batch in zip(steps, source, strict=False):
-                yield self._encode(batch)
+            for step, samples in zip(steps, source, strict=False):
+                yield self._encode(step, samples)
         finally:
             source.close()
 
-    def _encode(self, batch: StreamBatch) -> EncodedBatch:
+    def _encode(self, step: int, samples: Sequence[StreamSample]) -> EncodedBatch:
         # The key 2 separates the choice of captions from the order of the stream, whose keys are 0 and 1.
-        rng = np.random.default_rng([self.stream.seed, 2, batch.step])
-        captions = [sample.captions[rng.integers(len(sample.captions))] for sample in batch.samples]
+        rng = np.random.default_rng([self.stream.seed, 2, step])
+        captions = [sample.captions[rng.integers(len(sample.captions))] for sample in samples]
         return EncodedBatch(
-            where=[sample.where for sample in batch.samples],
-            images=[sample.image if row in self._rows else b"" for row, sample in enumerate(batch.samples)],
+            where=[sample.where for sample in samples],
+            images=[sample.image if row in self._rows else b"" for row, sample in enumerate(samples)],
             captions=captions,
-            same_QG=_is_same(batch, captions),
+            same_QG=_is_same(samples, captions),
         )
 
     def _completed(self, decoded: _Decoded) -> Batch:
@@ -144,18 +144,18 @@ class StreamBatches:
         return self.teacher.complete(batch, inputs, self._rows, self.config.size)
 
 
-def _is_same(batch: StreamBatch, captions: Sequence[str]) -> Tensor:
+def _is_same(samples: Sequence[StreamSample], captions: Sequence[str]) -> Tensor:
     """Off the diagonal: whether an image has a caption of equal text, or the same file as the caption's image."""
     size = len(captions)
     same_QG = torch.zeros(size, size, dtype=torch.bool)
     with_text: dict[str, list[int]] = {}
     with_file: dict[bytes, list[int]] = {}
-    for row, sample in enumerate(batch.samples):
+    for row, sample in enumerate(samples):
         with_file.setdefault(sample.image, []).append(row)
         for key in {text_key(caption) for caption in sample.captions}:
             with_text.setdefault(key, []).append(row)
     for column, caption in enumerate(captions):
-        same_QG[with_text[text_key(caption)] + with_file[batch.samples[column].image], column] = True
+        same_QG[with_text[text_key(caption)] + with_file[samples[column].image], column] = True
     return same_QG.fill_diagonal_(False)
 
 
