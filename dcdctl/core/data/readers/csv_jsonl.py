@@ -34,6 +34,7 @@ from dcdctl.core.data.readers.rows import (
     file_checksum,
     group_by_image,
     make_listing,
+    read_caption,
     read_caption_ids,
     read_captions,
     read_split,
@@ -133,11 +134,13 @@ class TableEntry(EntryWithFile):
         return _image_path(self.value)
 
     def captions(self) -> tuple[list[str], list[int] | None]:
-        captions = self.value.get("captions", self.value.get("caption"))
+        if "captions" not in self.value:
+            texts = [read_caption(self.value.get("caption"), "the caption")]
         # A list in another notation than JSON's would be taken for one caption.
-        if "captions" in self.value and not isinstance(captions, list):
-            raise RowError(f"the captions are {describe_value(captions)}, expected a list")
-        texts = read_captions(captions)
+        elif not isinstance(self.value["captions"], list):
+            raise RowError(f"the captions are {describe_value(self.value['captions'])}, expected a list")
+        else:
+            texts = read_captions(self.value["captions"])
         return texts, read_caption_ids(self.value.get("sentids"), len(texts))
 
 
