@@ -143,11 +143,9 @@ def test_a_caption_that_is_the_path_of_an_image_is_a_text(scorer, library, image
 
 
 def test_settings_are_those_of_the_library(folder, images, library):
-    scorer = models.load_fusion(
-        folder, {"prompt": "Yes or no?", "max_pixels": 24 * 24, "min_pixels": 100, "max_text_len": 3}
-    )
+    scorer = models.load_fusion(folder, {"prompt": "Yes or no?", "max_pixels": 24 * 24, "max_text_len": 3})
     changed = CrossEncoder(str(folder), device="cpu")
-    changed[0].processor.image_processor.size = {"shortest_edge": 100, "longest_edge": 24 * 24}
+    changed[0].processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 24 * 24}
     ids = changed[0].tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
     start = changed[0].tokenizer.decode(ids[:3])
     assert TEXTS[0].startswith(start)
@@ -155,9 +153,6 @@ def test_settings_are_those_of_the_library(folder, images, library):
     expected = changed.predict((images[0], start), prompt="Yes or no?", **NO_SIGMOID)
     assert_close(all_logits(scorer, images[:1])[0, 0], expected, rtol=0, atol=2e-5)
     assert abs(expected - library.predict(pair, **NO_SIGMOID)) > 0.01
-    eager = models.load_fusion(folder, {"attention": "eager"})
-    assert eager.encoder[0].model.config._attn_implementation == "eager"
-    assert_close(all_logits(eager, images[:1])[0, 0], library.predict(pair, **NO_SIGMOID), rtol=0, atol=2e-5)
 
 
 def test_half_precision_shares_too_and_stays_near(folder, images, alone):
@@ -221,24 +216,24 @@ def test_the_digest_depends_on_every_file_that_decides_a_score(folder, scorer, t
     assert models.load(changed_copy(folder, tmp_path / "changed", change)).digest != scorer.digest
 
 
-def test_the_digest_depends_on_every_setting_but_the_implementation_of_attention(folder, scorer):
+def test_the_digest_depends_on_every_setting(folder, scorer):
     settings = [
         {"prompt": "p"},
         {"order": "text-first"},
         {"dtype": "bfloat16"},
         {"max_text_len": 9},
         {"max_pixels": 900},
-        {"min_pixels": 300},
     ]
     digests = {models.load(folder, setting).digest for setting in settings}
     assert len(digests | {scorer.digest}) == len(settings) + 1
-    assert models.load(folder, {"attention": "eager"}).digest == scorer.digest
 
 
 def test_a_model_that_shares_wrongly_is_found_out_and_scored_plainly(folder, images, alone, monkeypatch, logged):
-    monkeypatch.setattr(
-        shared_prefix, "_Prefix", lambda key, cache, position, axes: real(key, cache, position + 5, axes)
-    )
+    def compute(self, image, caption):
+        real(self, image, caption)
+        self._next_position += 5
+
+    monkeypatch.setattr(shared_prefix.SharedPrefix, "_compute", compute)
     scorer = models.load_fusion(folder)
     logits = all_logits(scorer, images)
     assert scorer._shared is None
@@ -247,7 +242,7 @@ def test_a_model_that_shares_wrongly_is_found_out_and_scored_plainly(folder, ima
     assert_close(logits, alone, rtol=0, atol=2e-5)
 
 
-real = shared_prefix._Prefix
+real = shared_prefix.SharedPrefix._compute
 
 
 def test_it_is_checked_as_a_fusion_scorer_without_opening_weights(folder, tmp_path):
@@ -269,9 +264,9 @@ def test_its_settings_are_refused_for_other_models_and_theirs_for_it(folder, tmp
             use(tmp_path / "vilt", {"prompt": "Which?"})
     with pytest.raises(ModelError, match="takes no image_size") as error:
         models.load(folder, {"image_size": 224})
-    assert "min_pixels" in error.value.hint
-    with pytest.raises(ModelError, match=r"min_pixels 5,000 is more than max_pixels 4,096"):
-        models.load(folder, {"min_pixels": 5000})
+    assert "max_pixels" in error.value.hint
+    with pytest.raises(ModelError, match=r"max_pixels is 200, and .* makes at least 256 pixels"):
+        models.load(folder, {"max_pixels": 200})
 
 
 def test_folders_that_would_give_other_scores_are_refused(folder, tmp_path):

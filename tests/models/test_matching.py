@@ -352,7 +352,7 @@ def test_attention_of_grouped_pairs_equals_that_of_each_pair(num_images, num_pai
         torch.randn(num_images, 6, 8, generator=generator),
     )
     image_ix = torch.tensor([random.Random(num_pairs).randrange(num_images) for _ in range(num_pairs)])
-    groups = Groups.of(image_ix, num_images)
+    groups = Groups.of(image_ix)
     assert torch.equal(groups.image_ix_G.repeat_interleave(groups.pair_ix_GR.shape[1])[groups.cell_P], image_ix)
     grouped = groups.attend(heads, dense, tokens, images[groups.image_ix_G])
     split = [
@@ -365,10 +365,10 @@ def test_attention_of_grouped_pairs_equals_that_of_each_pair(num_images, num_pai
 
 
 def test_pairs_share_rows_only_where_rows_are_at_least_half_full():
-    skewed = Groups.of(torch.tensor([0, 0, 0, 0, 1, 2]), 3)  # 12 cells for 6 pairs
+    skewed = Groups.of(torch.tensor([0, 0, 0, 0, 1, 2]))  # 12 cells for 6 pairs
     assert skewed.pair_ix_GR.tolist() == [[0, 1, 2, 3], [4, 0, 0, 0], [5, 0, 0, 0]]
     assert skewed.cell_P.tolist() == [0, 1, 2, 3, 4, 8]
-    assert Groups.of(torch.tensor([0, 0, 0, 0, 1, 2, 3]), 4).pair_ix_GR.shape == (7, 1)
+    assert Groups.of(torch.tensor([0, 0, 0, 0, 1, 2, 3])).pair_ix_GR.shape == (7, 1)
 
 
 def full_size() -> dict[str, tuple[Any, Any, int]]:

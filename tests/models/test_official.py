@@ -74,9 +74,9 @@ def test_overrides_replace_settings_of_the_checkpoint(official_model):
 def test_a_bare_state_dict_loads_with_given_heads(official_model, tiny, tmp_path):
     scorer = _reload(tiny["state_dict"], tmp_path / "bare.ckpt", official_model, num_attention_heads=4)
     assert _has_equal_weights(scorer, official_model.scorer())
-    with pytest.raises(ModelError, match=r"attention heads unknown.*--model-set num_attention_heads=N"):
+    with pytest.raises(ModelError, match=r"does not give num_attention_heads.*--model-set num_attention_heads=N"):
         _reload(tiny["state_dict"], tmp_path / "bare.ckpt", official_model)
-    with pytest.raises(ModelError, match="not a multiple of 5"):
+    with pytest.raises(ModelError, match="not a multiple of num_attention_heads 5"):
         _reload(tiny["state_dict"], tmp_path / "bare.ckpt", official_model, num_attention_heads=5)
 
 

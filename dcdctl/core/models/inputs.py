@@ -118,15 +118,6 @@ def unencoded(batch: Raw | States) -> Raw:
     return batch
 
 
-def distinct(index_P: Tensor) -> tuple[Tensor, Tensor]:
-    """The positions without repeats, ascending, and where each of P positions is among them; both on the CPU.
-
-    Give positions on the CPU: reading them from a GPU waits for it.
-    """
-    used, at_P = index_P.cpu().unique(return_inverse=True)
-    return used, at_P
-
-
 def select_rows(tensor: Tensor, index: Tensor) -> Tensor:
     """The rows at these positions, which may repeat and may be on the CPU.
 
@@ -157,6 +148,14 @@ class States(_Rows):
         taken = States(select_rows(self.tokens[:, :longest], index), self.mask[:, :longest][index], vectors)
         return with_copies(taken, mask_on_cpu=mask[:, :longest])
 
+    def distinct(self, index_P: Tensor) -> tuple[States, Tensor]:
+        """The states at P positions without repeats, ascending, and where each position is among them.
+
+        Give positions on the CPU: reading them from a GPU waits for it.
+        """
+        used, at_P = index_P.cpu().unique(return_inverse=True)
+        return self.take(used), at_P.to(self.tokens.device, non_blocking=True)
+
     @cached_property
     def mask_on_cpu(self) -> Tensor:
         """`mask` on the CPU."""
@@ -170,10 +169,6 @@ class States(_Rows):
     def with_tokens(self, tokens: Tensor, vectors: Tensor | None = None) -> States:
         """States of the same mask."""
         return self._with_mask_of(States(tokens, self.mask, vectors))
-
-    def detach(self) -> States:
-        """The same states without their graph."""
-        return self._with_mask_of(self._changed(lambda tensor: tensor.detach()))
 
     def room_for(self, count: int, num_tokens: int) -> States:
         """States of `count` items that are all padding, with the widths and types of these."""

@@ -12,7 +12,7 @@ from dcdctl.core.config import Count, at_least
 from dcdctl.core.errors import ConfigError, ModelError
 
 IMAGE_FIRST: Literal["image-first"] = "image-first"
-OF_CROSS_ENCODERS = ("dtype", "attention", "prompt", "order", "min_pixels", "max_pixels")
+OF_CROSS_ENCODERS = ("dtype", "prompt", "order", "max_pixels")
 """Settings of a CrossEncoder of sentence-transformers that no other model has."""
 
 
@@ -43,16 +43,11 @@ class Overrides:
     text: TextOverrides = TextOverrides()
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number type of the weights; float32 if None."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """Implementation of attention in transformers. It is not part of the digest, because it changes no score beyond
-    rounding."""
     prompt: str | None = None
     """The instruction before a pair; if None, the default prompt that is saved with the model."""
     order: Literal["image-first", "text-first"] | None = None
     """Which of image and caption is the query, and so comes first in the prompt. Only image-first, the default, shares
     the image's part."""
-    min_pixels: Count | None = None
-    """Least number of pixels of a resized image."""
     max_pixels: Count | None = None
     """Largest number of pixels of a resized image; fewer make fewer tokens."""
 

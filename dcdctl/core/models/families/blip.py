@@ -26,7 +26,7 @@ from transformers import BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip import BlipAttention
 
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
-from dcdctl.core.models.inputs import States, TextBatch, distinct, select_rows
+from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import Groups, compute_by, recomputed
 from dcdctl.core.models.preprocess import Preprocess
 
@@ -90,12 +90,10 @@ class BlipScorer(MatchingScorer):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        used_texts, text_at_P = distinct(text_ix_P)
-        used_images, image_at_P = distinct(image_ix_P)
-        texts = texts.take(used_texts)
-        groups = Groups.of(image_at_P, len(used_images))
-        image_GMD = select_rows(images.tokens, used_images[groups.image_ix_G])
-        groups, text_at_P = groups.to(image_GMD.device), text_at_P.to(image_GMD.device, non_blocking=True)
+        texts, text_at_P = texts.distinct(text_ix_P)
+        groups = Groups.of(image_ix_P.cpu())
+        image_GMD = select_rows(images.tokens, groups.image_ix_G)
+        groups = groups.to(image_GMD.device)
         mask_TL = None if texts.is_full else texts.mask
         mask_PL = None if mask_TL is None else mask_TL[text_at_P]
         tokens_PLD = texts.tokens

@@ -24,7 +24,7 @@ from transformers import Blip2ForImageTextRetrieval
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
-from dcdctl.core.models.inputs import States, TextBatch, distinct, select_rows
+from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import Groups, recomputed
 from dcdctl.core.models.preprocess import check_vocabulary
 
@@ -109,13 +109,11 @@ class Blip2Scorer(MatchingScorer):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        used_texts, text_at_P = distinct(text_ix_P)
-        used_images, image_at_P = distinct(image_ix_P)
-        texts = texts.take(used_texts)
-        groups = Groups.of(image_at_P, len(used_images))
-        image_GMD = select_rows(images.tokens, used_images[groups.image_ix_G])
-        groups, text_at_P = groups.to(image_GMD.device), text_at_P.to(image_GMD.device, non_blocking=True)
-        queries_TQD = self._embedded(self.network.query_tokens.expand(len(used_texts), -1, -1))
+        texts, text_at_P = texts.distinct(text_ix_P)
+        groups = Groups.of(image_ix_P.cpu())
+        image_GMD = select_rows(images.tokens, groups.image_ix_G)
+        groups = groups.to(image_GMD.device)
+        queries_TQD = self._embedded(self.network.query_tokens.expand(len(texts), -1, -1))
         mask_TN = None if texts.is_full else functional.pad(texts.mask, (self.num_queries, 0), value=True)
         mask_PN = None if mask_TN is None else mask_TN[text_at_P]
         tokens_PND = torch.cat([queries_TQD, texts.tokens], dim=1)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -26,23 +25,15 @@ from transformers import BridgeTowerForImageAndTextRetrieval
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
-from dcdctl.core.models.inputs import States, TextBatch, distinct, select_rows
+from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import attend_and_project, recomputed
 
 TEXT_ROW, IMAGE_ROW = 0, 1
 """Rows of the token type embeddings."""
 Streams = tuple[Tensor, Tensor]
 """Text and image."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One fusion layer, and the link towers before it; None before the first layer. Text first."""
-
-    text: Any
-    image: Any
-    text_link: Any = None
-    image_link: Any = None
+Layers = tuple[Any, Any]
+"""One fusion layer, or the link towers before it; text first."""
 
 
 class BridgeTowerScorer(MatchingScorer):
@@ -109,52 +100,38 @@ class BridgeTowerScorer(MatchingScorer):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        used_texts, text_at_P = distinct(text_ix_P)
-        used_images, image_at_P = distinct(image_ix_P)
-        texts = texts.take(used_texts)
-        text_at_P, image_at_P = (index.to(texts.tokens.device, non_blocking=True) for index in (text_at_P, image_at_P))
+        texts, text_at_P = texts.distinct(text_ix_P)
+        images, image_at_P = images.distinct(image_ix_P)
         mask_TL = None if texts.is_full else texts.mask
         mask_PL = None if mask_TL is None else mask_TL[text_at_P]
-        levels = self._levels(texts.tokens, mask_TL, select_rows(images.tokens, used_images))
+        levels = self._levels(texts.tokens, mask_TL, images.tokens)
         streams = next(levels)
 
         def at_pairs(text_TLD: Tensor, image_IMD: Tensor) -> Streams:
             return select_rows(text_TLD, text_at_P), select_rows(image_IMD, image_at_P)
 
-        def run_first(layer: _Layer, streams: Streams, num_queries: int | None) -> Streams:
+        def run_first(layers: Layers, streams: Streams, num_queries: int | None) -> Streams:
             # No stream depends on the other side yet, so each image and caption attends to itself once, whatever the
             # number of its pairs.
             return _cross_attend(
-                layer, at_pairs(*_self_attend(layer, streams, mask_TL, num_queries)), at_pairs(*streams), mask_PL
+                layers, at_pairs(*_self_attend(layers, streams, mask_TL, num_queries)), at_pairs(*streams), mask_PL
             )
 
-        def run(layer: _Layer, streams: Streams, level: Streams, num_queries: int | None) -> Streams:
+        def run(layers: Layers, links: Layers, streams: Streams, level: Streams, num_queries: int | None) -> Streams:
             text, image = at_pairs(*level)
-            streams = layer.text_link(text, streams[0], None), layer.image_link(image, streams[1], None)
-            return _cross_attend(layer, _self_attend(layer, streams, mask_PL, num_queries), streams, mask_PL)
+            streams = links[0](text, streams[0], None), links[1](image, streams[1], None)
+            return _cross_attend(layers, _self_attend(layers, streams, mask_PL, num_queries), streams, mask_PL)
 
-        for index, layer in enumerate(self._layers()):
+        body = self._body
+        for index, layers in enumerate(zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)):
             count = 1 if index == self.num_layers - 1 else None
             if index == 0:
-                streams = recomputed(self.network, run_first, layer, streams, count)
+                streams = recomputed(self.network, run_first, layers, streams, count)
             else:
-                streams = recomputed(self.network, run, layer, streams, next(levels), count)
-        return self.match(self._body.get_cls_features(*streams))
-
-    def _layers(self) -> Iterator[_Layer]:
-        body = self._body
-        for index, (text, image) in enumerate(
-            zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)
-        ):
-            if index == 0:
-                yield _Layer(text, image)
-            else:
-                yield _Layer(
-                    text,
-                    image,
-                    body.cross_modal_text_link_tower[index - 1],
-                    body.cross_modal_image_link_tower[index - 1],
-                )
+                # Fusion layer k has link tower k - 1.
+                links = body.cross_modal_text_link_tower[index - 1], body.cross_modal_image_link_tower[index - 1]
+                streams = recomputed(self.network, run, layers, links, streams, next(levels), count)
+        return self.match(body.get_cls_features(*streams))
 
     def _levels(self, text_TLD: Tensor, mask_TL: Tensor | None, image_IMD: Tensor) -> Iterator[Streams]:
         """What each fusion layer reads of the encoders, T x L x D and I x M x D, from the tokens after their lower
@@ -218,18 +195,18 @@ def _run_text_layer(layer: Any, tokens_TLD: Tensor, mask_TL: Tensor | None) -> T
     return output
 
 
-def _self_attend(layer: _Layer, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+def _self_attend(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
     """The first `num_queries` tokens of both streams after self-attention."""
-    text, image = (part.attention for part in (layer.text, layer.image))
+    text, image = (layer.attention for layer in layers)
     return (
         self_attend(text.self, text.output, streams[0], text_mask, num_queries),
         self_attend(image.self, image.output, streams[1], None, num_queries),
     )
 
 
-def _cross_attend(layer: _Layer, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
+def _cross_attend(layers: Layers, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
     """Both streams after the layer: self-attended tokens attend to the other stream as it was before the layer."""
-    return _fuse(layer.text, attended[0], before[1], None), _fuse(layer.image, attended[1], before[0], text_mask)
+    return _fuse(layers[0], attended[0], before[1], None), _fuse(layers[1], attended[1], before[0], text_mask)
 
 
 def _fuse(part: Any, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ from transformers import AutoConfig
 
 from dcdctl.core.config import Count, between, check_fields
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models.inputs import States, distinct, select_rows
+from dcdctl.core.models.inputs import States, select_rows
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
 from dcdctl.core.models.networks.backbones import EncoderProjections, NetworkOverEncoders, ProjectionSize
@@ -212,25 +212,23 @@ def score_pairs(
     network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor
 ) -> Tensor:
     """Logits of P pairs, given as positions in `images` and `texts`. All image tokens are real."""
-    used_images, image_at_P = distinct(image_ix_P)
-    used_texts, text_at_P = distinct(text_ix_P)
-    texts = texts.take(used_texts)
-    text_at_P, image_at_P = (index.to(texts.tokens.device, non_blocking=True) for index in (text_at_P, image_at_P))
-    image_IVD, text_TLD, mask_TL = select_rows(images.tokens, used_images), texts.tokens, texts.mask
-    mask_PL = None if texts.is_full else mask_TL[text_at_P]
-    streams = select_rows(text_TLD, text_at_P), select_rows(image_IVD, image_at_P)
+    texts, text_at_P = texts.distinct(text_ix_P)
+    images, image_at_P = images.distinct(image_ix_P)
+    mask_TL = None if texts.is_full else texts.mask
+    mask_PL = None if mask_TL is None else mask_TL[text_at_P]
+    streams = select_rows(texts.tokens, text_at_P), select_rows(images.tokens, image_at_P)
     for step, layers in enumerate(network.steps):
         # The ranking head reads only the first tokens of the last step.
         num_queries = 1 if step == len(network.steps) - 1 else None
         if step == 0:
             # Before the first cross-attention a stream depends on one image or caption alone, not on the pair.
-            text_mask = None if mask_PL is None else mask_TL
-            text, image = recomputed(network, _self_attention, layers, (text_TLD, image_IVD), text_mask, num_queries)
+            alone = texts.tokens, images.tokens
+            text, image = recomputed(network, _self_attention, layers, alone, mask_TL, num_queries)
             attended = select_rows(text, text_at_P), select_rows(image, image_at_P)
             streams = recomputed(network, _cross_attention, layers, attended, streams, mask_PL)
         else:
             streams = recomputed(network, _step, layers, streams, mask_PL, num_queries)
-    image_PD = None if images.vectors is None else select_rows(images.vectors, image_ix_P)
+    image_PD = None if images.vectors is None else select_rows(images.vectors, image_at_P)
     text_PD = None if texts.vectors is None else select_rows(texts.vectors, text_at_P)
     return network.add_cosine(network.rank(*streams), image_PD, text_PD)
 

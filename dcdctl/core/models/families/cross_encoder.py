@@ -175,7 +175,8 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     require_extra(EXTRA, "sentence_transformers", needed_by=f"the cross-encoder {ref}")
     encoder = _load_encoder(ref, overrides)
     _check(encoder, ref)
-    _set_image_size(encoder, overrides, ref)
+    if overrides.max_pixels is not None:
+        _cap_pixels(encoder, overrides.max_pixels, ref)
     prompt = overrides.prompt
     if prompt is None:
         prompt = encoder.prompts[encoder.default_prompt_name] if encoder.default_prompt_name is not None else ""
@@ -189,9 +190,6 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
 def _load_encoder(ref: str, overrides: Overrides) -> Any:
     from sentence_transformers import CrossEncoder
 
-    model_kwargs: dict[str, Any] = {"dtype": getattr(torch, overrides.dtype or "float32")}
-    if overrides.attention is not None:
-        model_kwargs["attn_implementation"] = overrides.attention
     with (
         quiet_sentence_transformers(),
         hub_errors(
@@ -204,7 +202,7 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
                 device="cpu",
                 trust_remote_code=False,
                 local_files_only=Path(ref).is_dir(),
-                model_kwargs=model_kwargs,
+                model_kwargs={"dtype": getattr(torch, overrides.dtype or "float32")},
                 activation_fn=nn.Identity(),
             )
         except ImportError as error:
@@ -233,25 +231,17 @@ def _check(encoder: Any, ref: str) -> None:
     )
 
 
-def _set_image_size(encoder: Any, overrides: Overrides, ref: str) -> None:
-    """Set the bounds of a resized image's number of pixels; ModelError if the processor has none."""
-    bounds = {"shortest_edge": overrides.min_pixels, "longest_edge": overrides.max_pixels}
-    given = {name: value for name, value in bounds.items() if value is not None}
-    if not given:
-        return
+def _cap_pixels(encoder: Any, max_pixels: int, ref: str) -> None:
+    """Set the largest number of pixels of a resized image; ModelError if the processor has no such bound."""
     processor: Any = getattr(encoder[0].processor, "image_processor", None)
-    if "min_pixels" not in getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}):
+    if "max_pixels" not in getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}):
         raise ModelError(
-            f"the image processor of {ref} has no bounds for the number of pixels",
-            hint="leave min_pixels and max_pixels out",
+            f"the image processor of {ref} has no bounds for the number of pixels", hint="leave max_pixels out"
         )
     # In Qwen's processors these names hold numbers of pixels.
-    size = {name: processor.size[name] for name in bounds} | given
-    if size["shortest_edge"] > size["longest_edge"]:
-        raise ModelError(
-            f"min_pixels {size['shortest_edge']:,} is more than max_pixels {size['longest_edge']:,}", hint="set both"
-        )
-    processor.size = size
+    if (least := processor.size["shortest_edge"]) > max_pixels:
+        raise ModelError(f"max_pixels is {max_pixels:,}, and the processor of {ref} makes at least {least:,} pixels")
+    processor.size = {"shortest_edge": least, "longest_edge": max_pixels}
 
 
 @contextlib.contextmanager

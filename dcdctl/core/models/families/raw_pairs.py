@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, unencoded
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 
 HEADER = 2
 """Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""
@@ -141,8 +141,9 @@ class RawPairScorer(FusionScorer):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`; each image and caption is unpacked once."""
-        used_images, image_at_P = distinct(image_ix_P)
-        used_texts, text_at_P = distinct(text_ix_P)
+        # Not `States.distinct`, which would copy whole images.
+        used_images, image_at_P = image_ix_P.cpu().unique(return_inverse=True)
+        used_texts, text_at_P = text_ix_P.cpu().unique(return_inverse=True)
         pictures = [_image(images.tokens[image]) for image in used_images.tolist()]
         captions = [_text(texts.tokens[text], texts.mask[text]) for text in used_texts.tolist()]
         return self._score(pictures, captions, image_at_P.tolist(), text_at_P.tolist())

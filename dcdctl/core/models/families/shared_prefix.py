@@ -14,11 +14,9 @@ Shape letters: B captions, S tokens of a suffix, P tokens of the prefix.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,27 +59,6 @@ class _PrefixLayer(DynamicLayer):
         return keys, values
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """The token ids of a pair, split behind the last image token."""
-
-    head: Ids
-    tail: Ids
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """A computed prefix."""
-
-    key: object
-    cache: DynamicCache
-    next_position: int
-    """Rotary position of the token after the prefix; with positions in two dimensions, an image advances them by less
-    than its tokens."""
-    num_position_axes: int
-    """3 for a model with rotary positions in time, height and width, else 0."""
-
-
 class SharedPrefix:
     """Scores captions of one image at a time; the prefix of the last image stays in memory."""
 
@@ -101,43 +78,37 @@ class SharedPrefix:
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._max_length: int = encoder.max_seq_length
         self._stand_in = Image.new("RGB", STAND_IN)
-        self._prompts: dict[str, _Prompt] = {}
-        first, second = (self._prompt_of(probe) for probe in PROBES)
-        both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first.tail, second.tail, strict=False))
-        self._head, self._common = first.head, tuple(token for token, _ in both)
-        self._last: _Prefix | None = None
+        self._prompts: dict[str, tuple[Ids, Ids]] = {}
+        (self._head, first), (_, second) = (self._prompt_of(probe) for probe in PROBES)
+        both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+        self._common = tuple(token for token, _ in both)
+        self._key: object = None
+        self._cache = DynamicCache()
+        self._next_position = torch.tensor(0)
 
     def fits(self, caption: str) -> bool:
         """Whether the prompt of a caption begins as that of any other; one that starts with a space may merge with the
         template."""
-        prompt, length = self._prompt_of(caption), len(self._common)
+        (head, tail), length = self._prompt_of(caption), len(self._common)
         # A prompt that was cut has lost its end.
-        is_whole = len(prompt.head) + len(prompt.tail) < self._max_length
-        return (
-            is_whole
-            and prompt.head == self._head
-            and prompt.tail[:length] == self._common
-            and len(prompt.tail) > length
-        )
+        is_whole = len(head) + len(tail) < self._max_length
+        return is_whole and head == self._head and tail[:length] == self._common and len(tail) > length
 
     def scores(self, image: Image.Image, captions: Sequence[str]) -> Tensor:
         """Raw logits of B captions that fit, with one image, float32. SharingError if the image's prompt is not of the
         expected shape."""
-        suffixes = [self._prompt_of(caption).tail[len(self._common) :] for caption in captions]
-        key = self._key(image)
-        if self._last is None or self._last.key != key:
-            self._last = None  # two prefixes need not fit into memory
-            self._last = self._compute(key, image, captions[0])
-        prefix = self._last
-        if prefix.cache.get_seq_length() + max(map(len, suffixes)) > self._max_length:
+        suffixes = [self._prompt_of(caption)[1][len(self._common) :] for caption in captions]
+        if not self.has_prefix_of(image):
+            self._compute(image, captions[0])
+        if self._cache.get_seq_length() + max(map(len, suffixes)) > self._max_length:
             raise SharingError("a caption and its image have more tokens than the model reads")
-        return self._continue(prefix, suffixes)
+        return self._continue(suffixes)
 
     def has_prefix_of(self, image: Image.Image) -> bool:
         """Whether the prefix of this image is in memory."""
-        return self._last is not None and self._last.key == self._key(image)
+        return self._key == self._key_of(image)
 
-    def _prompt_of(self, caption: str) -> _Prompt:
+    def _prompt_of(self, caption: str) -> tuple[Ids, Ids]:
         if caption not in self._prompts:
             if len(self._prompts) >= MAX_CAPTIONS:
                 self._prompts.clear()
@@ -148,26 +119,30 @@ class SharedPrefix:
         features: dict[str, Any] = self._encoder.preprocess([self._to_pair(image, caption)], prompt=self._prompt)
         return features
 
-    def _split(self, features: dict[str, Any]) -> _Prompt:
+    def _split(self, features: dict[str, Any]) -> tuple[Ids, Ids]:
+        """The token ids of a pair, split behind the last image token."""
         ids = features["input_ids"][0].tolist()
         if self._image_token not in ids:
             raise SharingError("its prompts have no image token")
         end = len(ids) - ids[::-1].index(self._image_token)
-        return _Prompt(tuple(ids[:end]), tuple(ids[end:]))
+        return tuple(ids[:end]), tuple(ids[end:])
 
-    def _key(self, image: Image.Image) -> object:
+    def _key_of(self, image: Image.Image) -> object:
         device = self._encoder.device
         cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         return image.size, image.tobytes(), device, cast
 
-    def _compute(self, key: object, image: Image.Image, caption: str) -> _Prefix:
+    def _compute(self, image: Image.Image, caption: str) -> None:
+        """Compute the prefix of an image, which replaces the last one."""
+        # Emptied first, since two prefixes need not fit into memory.
+        self._key, self._cache = None, DynamicCache()
         features = self._preprocess(image, caption)
-        prompt = self._split(features)
-        expected = self._prompt_of(caption)
-        texts = [[token for token in each.head if token != self._image_token] for each in (prompt, expected)]
-        if texts[0] != texts[1] or prompt.tail != expected.tail:
+        head, tail = self._split(features)
+        expected_head, expected_tail = self._prompt_of(caption)
+        texts = [[token for token in ids if token != self._image_token] for ids in (head, expected_head)]
+        if texts[0] != texts[1] or tail != expected_tail:
             raise SharingError("an image changes more of the prompt than the number of its tokens")
-        length, total = len(prompt.head) + len(self._common), len(prompt.head) + len(prompt.tail)
+        length, total = len(head) + len(self._common), len(head) + len(tail)
         for name, value in features.items():
             if isinstance(value, Tensor):
                 per_token = value.ndim >= 2 and value.shape[:2] == (1, total)
@@ -180,12 +155,14 @@ class SharedPrefix:
         deltas = [
             module.rope_deltas for module in self._encoder.modules() if getattr(module, "rope_deltas", None) is not None
         ]
-        lag = int(deltas[0].flatten()[0]) if deltas else 0
-        shared = copy.copy(cache)
-        shared.layers = [_PrefixLayer(layer) for layer in cache.layers]
-        return _Prefix(key, shared, length + lag, 3 if deltas else 0)
+        # The rotary position after the prefix: an image advances positions in two dimensions by less than its tokens.
+        position = length + (int(deltas[0].flatten()[0]) if deltas else 0)
+        # Such models take three positions of each token: in time, height and width.
+        self._next_position = torch.full((3, 1, 1) if deltas else (), position)
+        cache.layers = [_PrefixLayer(layer) for layer in cache.layers]
+        self._key, self._cache = self._key_of(image), cache
 
-    def _continue(self, prefix: _Prefix, suffixes: Sequence[Ids]) -> Tensor:
+    def _continue(self, suffixes: Sequence[Ids]) -> Tensor:
         """The scores of the suffixes, padded at the left, so that the last position is the last token of each."""
         device, longest = self._encoder.device, max(map(len, suffixes))
         padding_B = torch.tensor([longest - len(suffix) for suffix in suffixes])
@@ -193,15 +170,13 @@ class SharedPrefix:
         ids_BS = torch.tensor([[pad] * (longest - len(suffix)) + list(suffix) for suffix in suffixes])
         column_S = torch.arange(longest)
         # Padding is masked, so its positions do not matter.
-        position_BS = prefix.next_position + (column_S - padding_B[:, None]).clamp(min=0)
-        if prefix.num_position_axes:
-            position_BS = position_BS.expand(prefix.num_position_axes, -1, -1)
-        past_BP = torch.ones(len(suffixes), prefix.cache.get_seq_length(), dtype=torch.int64)
+        position_BS = self._next_position + (column_S - padding_B[:, None]).clamp(min=0)
+        past_BP = torch.ones(len(suffixes), self._cache.get_seq_length(), dtype=torch.int64)
         features = {
             "input_ids": ids_BS.to(device),
             "attention_mask": torch.cat([past_BP, (column_S >= padding_B[:, None]).long()], dim=1).to(device),
             "position_ids": position_BS.to(device),
-            self._cache_name: prefix.cache,
+            self._cache_name: self._cache,
             "use_cache": True,
             "logits_to_keep": 1,
             "modality": "message",

@@ -24,7 +24,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, distinct, select_rows, unencoded, with_copies
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows, unencoded, with_copies
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -171,10 +171,8 @@ class ViltScorer(FusionScorer):
         self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None
     ) -> Tensor:
         """The first `num_queries` tokens of P pairs after all layers; all tokens if None."""
-        used_texts, text_at_P = distinct(text_ix_P)
-        used_images, image_at_P = distinct(image_ix_P)
-        texts, images = texts.take(used_texts), images.take(used_images)
-        text_at_P, image_at_P = (index.to(texts.tokens.device, non_blocking=True) for index in (text_at_P, image_at_P))
+        texts, text_at_P = texts.distinct(text_ix_P)
+        images, image_at_P = images.distinct(image_ix_P)
         # Every text and image that was taken is in a pair.
         is_full = texts.is_full and images.is_full
         mask = None if is_full else torch.cat([texts.mask[text_at_P], images.mask[image_at_P]], dim=1)

@@ -97,24 +97,24 @@ class Groups:
     """Where each pair is in the flattened `pair_ix_GR`."""
 
     @classmethod
-    def of(cls, image_ix_P: Tensor, num_images: int) -> Groups:
+    def of(cls, image_ix_P: Tensor) -> Groups:
         """One group for each image; each pair is a group of its own where that would leave rows more than half empty on
         average.
 
         Give positions on the CPU: the number of rows depends on them.
         """
-        cells = torch.arange(len(image_ix_P), device=image_ix_P.device)
-        counts_I = image_ix_P.bincount(minlength=num_images)
-        width = int(counts_I.max()) if len(cells) else 1
-        if num_images * width > 2 * len(cells):
+        cells = torch.arange(len(image_ix_P))
+        images_G, group_P, counts_G = image_ix_P.unique(return_inverse=True, return_counts=True)
+        width = int(counts_G.max()) if len(cells) else 1
+        if len(images_G) * width > 2 * len(cells):
             return cls(image_ix_P, cells[:, None], cells)
-        order_P = image_ix_P.argsort(stable=True)
+        order_P = group_P.argsort(stable=True)
         rank_P = torch.empty_like(cells)
-        rank_P[order_P] = cells - (counts_I.cumsum(0) - counts_I)[image_ix_P[order_P]]
-        cell_P = image_ix_P * width + rank_P
-        pair_ix = torch.zeros(num_images * width, dtype=cells.dtype, device=cells.device)
+        rank_P[order_P] = cells - (counts_G.cumsum(0) - counts_G)[group_P[order_P]]
+        cell_P = group_P * width + rank_P
+        pair_ix = torch.zeros(len(images_G) * width, dtype=cells.dtype)
         pair_ix[cell_P] = cells
-        return cls(torch.arange(num_images, device=cells.device), pair_ix.view(num_images, width), cell_P)
+        return cls(images_G, pair_ix.view(len(images_G), width), cell_P)
 
     def to(self, device: torch.device) -> Groups:
         """The same groups on another device."""

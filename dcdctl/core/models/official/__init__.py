@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from dcdctl.core.models.preprocess import (
 
 MATCH_ROW = 1
 """The row of the two-way matching head that stands for "match"."""
+BASE_WIDTH, BASE_HEADS = 768, 12
+"""Base sizes of ViLT, METER and RoBERTa, for a file without its configuration: no tensor shows the number of heads."""
 MAX_TEXT_LEN = 40
 """Tokens of a caption in the official retrieval configurations, for a file without its configuration."""
 
@@ -72,6 +74,23 @@ def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             # A copy: the released code shares the storage of both heads, and on a CPU loading one overwrites the other.
             head.setdefault(f"rank_output.{part}", matching[MATCH_ROW : MATCH_ROW + 1].clone())
     return head
+
+
+def num_heads(given: int | None, width: int, name: str, path: Path) -> int:
+    """The number of attention heads at a width, as given, or that of the base size; ModelError if it is unknown or does
+    not divide the width."""
+    hint = f"set it with `--model-set {name}=N`"
+    if given is None and width != BASE_WIDTH:
+        raise ModelError(f"{path} does not give {name}, and its width is {width}", hint=hint)
+    count = given or BASE_HEADS
+    if width % count:
+        raise ModelError(f"{path}: the width {width} is not a multiple of {name} {count}", hint=hint)
+    return count
+
+
+def num_layers(names: Iterable[str], prefix: str) -> int:
+    """The number of layers among the names of tensors, PREFIX0.part to PREFIXn.part."""
+    return 1 + max(int(name.removeprefix(prefix).partition(".")[0]) for name in names if name.startswith(prefix))
 
 
 def make_preprocess(

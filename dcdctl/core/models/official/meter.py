@@ -25,7 +25,7 @@ from dcdctl.core.models.families.coattention_scorer import (
     resize_positions,
 )
 from dcdctl.core.models.networks.over_encoders import load_weights
-from dcdctl.core.models.official import by_prefix, make_preprocess, renamed
+from dcdctl.core.models.official import by_prefix, make_preprocess, num_heads, num_layers, renamed
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
 
@@ -36,8 +36,6 @@ CLIP_HEAD_WIDTH = 64
 """Width of a head in CLIP; METER's code computes the number of heads from it."""
 PAD_TOKEN = 1
 """RoBERTa's padding id, from which its positions are counted."""
-BASE_WIDTH, BASE_HEADS = 768, 12
-"""Base sizes, for a file without its configuration: no tensor shows the number of heads."""
 STUDENT = "stu_"
 """Prefix of the student's own parts in a DCD checkpoint."""
 _FUSION = (
@@ -143,10 +141,6 @@ def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
         # NLVR2 checkpoints have a third row, for a second image.
         return {"modality.weight": tensor[:2]}
     return by_prefix(name, tensor, _PREFIXES)
-    for official, ours in _PREFIXES.items():
-        if name.startswith(official):
-            return {ours + name.removeprefix(official): tensor}
-    return {}
 
 
 def _configs(
@@ -160,7 +154,7 @@ def _configs(
         hidden_size=width,
         intermediate_size=shape["vision.encoder.layers.0.mlp.fc1.weight"][0],
         # METER drops CLIP's last block when it builds the model, so the checkpoint already has one block fewer.
-        num_hidden_layers=_count(shape, "vision.encoder.layers."),
+        num_hidden_layers=num_layers(shape, "vision.encoder.layers."),
         num_attention_heads=width // CLIP_HEAD_WIDTH,
         image_size=image_size,
         patch_size=patch_size,
@@ -172,8 +166,8 @@ def _configs(
         vocab_size=vocab_size,
         hidden_size=text_width,
         intermediate_size=shape["text.encoder.layer.0.intermediate.dense.weight"][0],
-        num_hidden_layers=_count(shape, "text.encoder.layer."),
-        num_attention_heads=_heads(overrides.text.num_attention_heads, text_width, "text.num_attention_heads", path),
+        num_hidden_layers=num_layers(shape, "text.encoder.layer."),
+        num_attention_heads=num_heads(overrides.text.num_attention_heads, text_width, "text.num_attention_heads", path),
         max_position_embeddings=shape["text.embeddings.position_embeddings.weight"][0],
         type_vocab_size=shape["text.embeddings.token_type_embeddings.weight"][0],
         # That of roberta-base; the fusion layers differ (FUSION_EPS).
@@ -184,28 +178,11 @@ def _configs(
     size = FusionSize(
         hidden_size=fusion_width,
         # Counted: `num_layers` in METER's configuration is not used for the fusion.
-        num_layers=_count(shape, "text_layers."),
-        num_heads=_heads(
+        num_layers=num_layers(shape, "text_layers."),
+        num_heads=num_heads(
             overrides.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path
         ),
         mlp_ratio=up // fusion_width,
         dropout=float(hyper.get("drop_rate", 0.1)),
     )
     return vision, text, size
-
-
-def _heads(given: int | None, width: int, name: str, path: Path) -> int:
-    if given is None and width != BASE_WIDTH:
-        raise ModelError(
-            f"{path} does not give {name}, and its width is {width}", hint=f"set it with `--model-set {name}=N`"
-        )
-    count = given or BASE_HEADS
-    if width % count:
-        raise ModelError(
-            f"{path}: the width {width} is not a multiple of {name} {count}", hint=f"set it with `--model-set {name}=N`"
-        )
-    return count
-
-
-def _count(shape: Mapping[str, Any], prefix: str) -> int:
-    return 1 + max(int(name.removeprefix(prefix).partition(".")[0]) for name in shape if name.startswith(prefix))

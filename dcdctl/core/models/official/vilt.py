@@ -12,16 +12,13 @@ from typing import Any
 from torch import Tensor
 from transformers import ViltConfig
 
-from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.families.vilt import BLOCK_EPS, ViltScorer, build_network
-from dcdctl.core.models.official import by_prefix, make_preprocess, renamed
+from dcdctl.core.models.official import by_prefix, make_preprocess, num_heads, num_layers, renamed
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder
 from dcdctl.core.models.preprocess import vilt_image_processor
 
 TOKENIZER = "bert-base-uncased"
-BASE_WIDTH, BASE_HEADS = 768, 12
-"""ViLT-B/32, for a file without its configuration: no tensor shows the number of heads."""
 _BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.+)\.(weight|bias)")
 _BLOCK_PARTS = {
     "norm1": "layernorm_before",
@@ -76,14 +73,10 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
             }
         return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
     return by_prefix(key, tensor, _PREFIXES)
-    for official, ours in _PREFIXES.items():
-        if key.startswith(official):
-            return {ours + key.removeprefix(official): tensor}
-    return {}
 
 
 def _config_of(
-    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_heads: int | None, path: Path
+    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], given_heads: int | None, path: Path
 ) -> ViltConfig:
     """Sizes from the tensors. Heads and dropout, which no tensor shows, come from the configuration or the user."""
     text = "vilt.embeddings.text_embeddings"
@@ -94,25 +87,14 @@ def _config_of(
     check_complete(path, absent, "a ViLT scorer")
     num_positions, width = shapes["vilt.embeddings.position_embeddings"][1:]
     patch_size = shapes[needed[0]][-1]
-    num_heads = num_heads or hyper.get("num_heads") or (BASE_HEADS if width == BASE_WIDTH else None)
-    if num_heads is None or width % num_heads:
-        reason = (
-            f"its width {width} is not a multiple of {num_heads}"
-            if num_heads
-            else f"the file does not give it, and its width is {width}"
-        )
-        raise ModelError(
-            f"{path}: number of attention heads unknown: {reason}",
-            hint="set it with `--model-set num_attention_heads=N`",
-        )
     return ViltConfig(
         vocab_size=shapes[f"{text}.word_embeddings.weight"][0],
         type_vocab_size=shapes[f"{text}.token_type_embeddings.weight"][0],
         modality_type_vocab_size=shapes["vilt.embeddings.token_type_embeddings.weight"][0],
         max_position_embeddings=shapes[f"{text}.position_embeddings.weight"][0],
         hidden_size=width,
-        num_hidden_layers=1 + max(int(name.split(".")[3]) for name in shapes if name.startswith("vilt.encoder.layer.")),
-        num_attention_heads=num_heads,
+        num_hidden_layers=num_layers(shapes, "vilt.encoder.layer."),
+        num_attention_heads=num_heads(given_heads or hyper.get("num_heads"), width, "num_attention_heads", path),
         intermediate_size=shapes[needed[1]][0],
         image_size=math.isqrt(num_positions - 1) * patch_size,
         patch_size=patch_size,
