@@ -110,17 +110,13 @@ def check_device(name: str) -> str:
 
 
 def check_precision(name: str) -> str:
-    """Callback of `--precision`: an error if there is no such precision. The default needs no import of torch."""
-    if name != "fp32":
+    """Callback of `--precision`: an error if there is no such precision. The defaults need no import of torch; auto is
+    that of a training."""
+    if name not in ("fp32", "auto"):
         from dcdctl.core import devices
 
         devices.precision(name)
     return name
-
-
-def check_training_precision(name: str) -> str:
-    """Callback of `--precision` of a training, which may be auto."""
-    return name if name == "auto" else check_precision(name)
 
 
 def check_accumulate(text: str) -> str:
@@ -319,7 +315,7 @@ class Training(Machine):
             "--precision",
             help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware "
             "supports it.",
-            callback=check_training_precision,
+            callback=check_precision,
             metavar="NAME",
         ),
     ] = "auto"

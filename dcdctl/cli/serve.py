@@ -68,14 +68,14 @@ def serve(
 ) -> None:
     """Search an index over HTTP, with a search page. The service runs until Ctrl-C."""
     from dcdctl.core.config import apply_sets, build
-    from dcdctl.core.serve import Models, ServiceConfig, serve
+    from dcdctl.core.serve import Job, ServiceConfig, serve
 
     models.check_depth()
     # Options first, so that --set wins, as its help says.
     settings = asdict(service) | {"allowed_hosts": service.allowed_hosts or []}
     config = build(ServiceConfig, settings | apply_sets({}, limits or []))
-    behind = Models(own=optional_path(models.model), threads=models.threads, **models.reranking())
-    serve(index, config, behind, on_start=partial(_show_start, json, is_logged=service.log_format == "json"))
+    job = Job(index, config, own_model=optional_path(models.model), threads=models.threads, **models.reranking())
+    serve(job, on_start=partial(_show_start, json, is_logged=service.log_format == "json"))
 
 
 def _show_start(json: bool, started: Started, *, is_logged: bool = False) -> None:

@@ -52,12 +52,11 @@ class ErrorGroup(TyperGroup):
         except typer.TyperException:  # a usage error: shown by Typer, with exit code 2
             raise
         except Exception as error:
-            user_error = as_user_error(error)
-            for shown in _different([*([] if user_error is None else [user_error]), *of_threads], error):
-                show_error(shown)
-            # Typer's Exit is no bug, and a thread's error explains it.
-            if user_error is None and not (of_threads and isinstance(error, typer.Exit)):
+            # An error of a thread came first, and explains what follows.
+            user_error = as_user_error(of_threads[0] if of_threads else error)
+            if user_error is None:
                 raise
+            show_error(user_error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work is kept")
@@ -87,7 +86,6 @@ def _user_errors_of_threads(errors: list[DcdError]) -> Iterator[None]:
         if error is None:
             show(args)
         else:
-            error.__cause__ = error.__cause__ or args.exc_value
             errors.append(error)
 
     threading.excepthook = note_error
@@ -95,19 +93,6 @@ def _user_errors_of_threads(errors: list[DcdError]) -> Iterator[None]:
         yield
     finally:
         threading.excepthook = show
-
-
-def _different(errors: Sequence[DcdError], main: Exception) -> Iterator[DcdError]:
-    """The errors without repeats: of the same text, or of a thread whose error the main thread has raised again."""
-    texts, causes, cause = set(), [], main.__cause__ or main.__context__
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for i, error in enumerate(errors):
-        is_repeat = str(error) in texts or (i > 0 and error.__cause__ in [main, *causes])
-        texts.add(str(error))
-        if not is_repeat:
-            yield error
 
 
 def show_error(error: DcdError) -> None:

@@ -13,14 +13,12 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -35,7 +33,7 @@ NUM_COLORS = 8
 """CSS variables --c0 to --c7 of a page; "text" and "quiet" are colors too."""
 # Narrow enough to see two peaks, wide enough that 1,000 queries give smooth bars.
 NUM_BINS = 36
-SMALL, LARGE = (340.0, 230.0), (430.0, 320.0)
+SMALL, LARGE = (340, 230), (430, 320)
 """Width and height in CSS pixels: a chart in a grid, and a chart by itself."""
 # As the text of the page around a chart, so that a chart in it needs no scaling.
 _FONT_PX = 11.0
@@ -75,10 +73,6 @@ _SIDES: tuple[tuple[int, int, Literal["left", "right", "center"], Literal["top",
 )
 """The directions in which a name may be, and the corner of the name at that place. A rising front does not cross the
 lower right."""
-_SVG = "http://www.w3.org/2000/svg"
-# Otherwise ElementTree writes the prefix ns0 before every tag.
-ElementTree.register_namespace("", _SVG)
-ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,7 +362,7 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
     for x, y, name, color, is_model in sorted(named, key=lambda point: not point[-1]):
         text = axes.annotate(name, (x, y), (0, 0), textcoords="offset pixels", color=_PLACEHOLDERS[color])
         places = [(side, distance) for distance in _DISTANCES for side in _SIDES]
-        place = next((place for place in places if _is_free(_moved(text, *place), axes, taken)), None)
+        place = next((place for place in places if not _overlap(_moved(text, *place), axes, taken)), None)
         if place is None and not is_model:
             text.remove()
             continue
@@ -404,11 +398,6 @@ def _moved(text: Annotation, side: tuple[int, int, Any, Any], distance: int) -> 
     return text.get_window_extent()
 
 
-def _is_free(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> bool:
-    is_inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
-    return is_inside and not any(box.overlaps(other) for other in taken)
-
-
 def _overlap(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> float:
     """The area of a name that is covered by others or outside the axes."""
     shared = (Bbox.intersection(box, other) for other in taken)
@@ -417,7 +406,7 @@ def _overlap(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> float:
     return outside + sum(part.width * part.height for part in shared if part is not None)
 
 
-def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes], None]) -> Markup:
+def _chart(labels: ChartLabels, size: tuple[int, int], draw: Callable[[Axes], None]) -> Markup:
     """An HTML figure: the title, then the SVG of what `draw` puts on the axes."""
     # One CSS pixel is one point of the SVG and of the figure.
     # Without a salt, the ids in the SVG would be random.
@@ -430,46 +419,29 @@ def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes]
         axes.set_xlabel(labels.x_label)
         axes.set_ylabel(labels.y_label)
         draw(axes)
-        # With the layout done, `savefig` draws once; otherwise it draws twice, the first time for the layout alone.
-        FigureCanvasSVG(figure)
-        layout = figure.get_layout_engine()
-        assert layout is not None
-        layout.execute(figure)
-        figure.set_layout_engine(None)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True)
-    # ElementTree has escaped the texts in the SVG.
-    return templates.render("chart.html", title=labels.title, svg=Markup(_for_page(stream.getvalue(), labels)))
+    return templates.render(
+        "chart.html",
+        labels=labels,
+        width=size[0],
+        height=size[1],
+        # matplotlib has escaped the texts in the SVG.
+        content=Markup(_for_page(stream.getvalue(), labels.name)),
+    )
 
 
-def _for_page(svg: str, labels: ChartLabels) -> str:
-    """An SVG adapted to a page: unique ids, CSS variables for colors, a title and a description, no style of its
-    own."""
-    root = ElementTree.fromstring(svg)
-    for child in list(root):
-        # The metadata have the date, so equal numbers would give other bytes; the style would apply to the whole page.
-        if child.tag == f"{{{_SVG}}}metadata" or child.find(f"{{{_SVG}}}style") is not None:
-            root.remove(child)
-    for number, (tag, text) in enumerate((("title", labels.title), ("desc", labels.description))):
-        root.insert(number, ElementTree.Element(f"{{{_SVG}}}{tag}", id=tag))
-        root[number].text = text
-    for element in root.iter():
-        element.attrib = {
-            name: f"{labels.name}-{value}" if name == "id" else _attribute(value, labels.name)
-            for name, value in element.items()
-        }
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": f"{labels.name}-title {labels.name}-desc",
-    }
-    return re.sub(r"\s*\n\s*", " ", ElementTree.tostring(root, encoding="unicode"))
+def _for_page(svg: str, prefix: str) -> str:
+    """The content of an SVG adapted to a page: unique ids, and CSS variables for colors."""
+    # Before it are the metadata with the date, by which equal numbers would give other bytes, and a style, which would
+    # apply to the whole page.
+    content = svg.partition("</defs>")[2].rpartition("</svg>")[0]
 
+    def adapt(tag: re.Match[str]) -> str:
+        text = re.sub(r' id="|href="#|url\(#', lambda match: f"{match.group()}{prefix}-", tag.group())
+        for name, placeholder in _PLACEHOLDERS.items():
+            text = text.replace(placeholder, f"var(--{name})")
+        return text
 
-def _attribute(value: str, prefix: str) -> str:
-    """An attribute with prefixed ids and with the page's variables for colors."""
-    # matplotlib writes colors into style attributes, so an attribute that begins with # is a reference.
-    value = re.sub(r"^#|(?<=url\(#)", lambda match: f"{match.group()}{prefix}-", value)
-    for name, placeholder in _PLACEHOLDERS.items():
-        value = value.replace(placeholder, f"var(--{name})")
-    return value
+    # Tags only: a label may look like an attribute, and matplotlib writes its brackets as entities.
+    return re.sub(r"\s*\n\s*", " ", re.sub(r"<[^>]*>", adapt, content))

@@ -6,7 +6,8 @@ For a system with several runs, the first answers are those of its first run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ import numpy as np
 from dcdctl.core import evaluation
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import StaleError
-from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift
+from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift, RankTable
 from dcdctl.core.files import shown
 from dcdctl.core.report import html
-from dcdctl.core.report.gallery import ModelColumn, Queries, Query
+from dcdctl.core.report.gallery import ModelColumn, Query, captions_of, first_answers, query_of
 from dcdctl.core.report.html import EmbeddedImage
 
 # Enough to recognize a photo.
@@ -55,8 +56,8 @@ def open_corpus(comparison: Comparison, data: Path | None = None) -> Corpus | No
 
 def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | None) -> None:
     """Write the page of a comparison; without a corpus it has the names of the images, and no image."""
-    queries = Queries(comparison.queries, _captions(comparison, corpus))
-    sections = _sections(comparison, queries)
+    table = replace(comparison.queries, captions=_captions(comparison, corpus))
+    sections = _sections(comparison, table)
     on_page = [query for section in sections.values() for query in section]
     answered = [
         answer.candidate
@@ -83,20 +84,20 @@ def write_comparison_page(path: Path, comparison: Comparison, corpus: Corpus | N
         query_images=_embed(corpus, (query.image for query in on_page), QUERY_PX),
         answer_images=_embed(corpus, answered, ANSWER_PX),
         # What stands in place of an image: its first caption.
-        alt={image: queries.captions_of(image)[0] for image in {*(query.image for query in on_page), *answered}},
+        alt={image: captions_of(table, image)[0] for image in {*(query.image for query in on_page), *answered}},
     )
 
 
-def _captions(comparison: Comparison, corpus: Corpus | None) -> Sequence[str]:
+def _captions(comparison: Comparison, corpus: Corpus | None) -> tuple[str, ...]:
     """The captions of the queries: of the corpus, or of a table of ranks, or else their numbers."""
     if corpus is not None:
-        return corpus.captions
+        return tuple(corpus.captions)
     tables = (table for system in comparison.systems.values() for table in system.tables)
     saved = next((table.captions for table in tables if any(table.captions)), None)
-    return saved or [f"caption {number}" for number in comparison.queries.caption_ids]
+    return saved or tuple(f"caption {number}" for number in comparison.queries.caption_ids)
 
 
-def _sections(comparison: Comparison, queries: Queries) -> dict[str, list[Query]]:
+def _sections(comparison: Comparison, table: RankTable) -> dict[str, list[Query]]:
     """Better and worse queries for each comparison and direction, by their heading."""
     # Four lists per comparison: better and worse, in two directions.
     limit = max(1, MAX_QUERIES // (4 * len(comparison.comparisons)))
@@ -110,19 +111,21 @@ def _sections(comparison: Comparison, queries: Queries) -> dict[str, list[Query]
             ):
                 title = f"{ours} {verb} than {base}, {direction.title}: {len(listed[:limit]):,} of {count:,} "
                 sections[f"{title}{direction.query}s"] = [
-                    queries.query(direction, shift.query, _columns(comparison, pairwise, direction, shift, queries))
+                    query_of(table, direction, shift.query, _columns(comparison, pairwise, direction, shift, table))
                     for shift in listed[:limit]
                 ]
     return {heading: section for heading, section in sections.items() if section}
 
 
 def _columns(
-    comparison: Comparison, pairwise: PairwiseComparison, direction: Direction, shift: RankShift, queries: Queries
+    comparison: Comparison, pairwise: PairwiseComparison, direction: Direction, shift: RankShift, table: RankTable
 ) -> list[ModelColumn]:
     """The base, then the other system."""
     return [
         ModelColumn(
-            comparison.names[letter], ranks, queries.answers(comparison.systems[letter].runs[0], direction, shift.query)
+            comparison.names[letter],
+            ranks,
+            first_answers(table, comparison.systems[letter].runs[0], direction, shift.query),
         )
         for letter, ranks in ((comparison.base, shift.base), (pairwise.letter, shift.ours))
     ]

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from dcdctl.core import templates
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.evaluation import RankTable, SavedEvaluation
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Track
 from dcdctl.core.report import html
 from dcdctl.core.report.html import EmbeddedImage
 from dcdctl.core.report.report import ModelResults, Report
@@ -115,57 +117,30 @@ class Query:
     columns: list[ModelColumn]
 
 
-@dataclass(frozen=True)
-class Queries:
-    """The queries of a split: what a page shows of each."""
-
-    table: RankTable
-    captions: Sequence[str]
-
-    def image_of(self, direction: Direction, query: int) -> int:
-        """The query image, or the image of the query caption."""
-        return query if direction == Direction.TEXT else int(self.table.caption_image[query])
-
-    def captions_of(self, image: int) -> list[str]:
-        return [self.captions[caption] for caption in np.flatnonzero(self.table.caption_image == image).tolist()]
-
-    def query(self, direction: Direction, query: int, columns: list[ModelColumn]) -> Query:
-        image = self.image_of(direction, query)
-        captions = self.captions_of(image) if direction == Direction.TEXT else [self.captions[query]]
-        return Query(direction, image, self.table.image_ids[image], captions, columns)
-
-    def answers(self, saved: SavedEvaluation, direction: Direction, query: int) -> list[FirstAnswer]:
-        """The first answers to a query in an evaluation; empty if it did not keep them."""
-        if not saved.top:
-            return []
-        top, names = saved.top[direction], self.captions if direction == Direction.TEXT else self.table.image_ids
-        columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
-        rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
-        return [FirstAnswer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
+def query_of(table: RankTable, direction: Direction, query: int, columns: list[ModelColumn]) -> Query:
+    """A query of a split, by its index."""
+    is_image = direction == Direction.TEXT
+    image = query if is_image else int(table.caption_image[query])
+    captions = captions_of(table, image) if is_image else [table.captions[query]]
+    return Query(direction, image, table.image_ids[image], captions, columns)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """What templates/gallery.html reads."""
-
-    about: str
-    models: list[str]
-    colors: list[str]
-    ours: int
-    """The model that is compared at first, an index into `models`."""
-    base: int
-    """The model that it is compared with."""
-    directions: tuple[tuple[Direction, str], ...]
-    images: dict[int, EmbeddedImage] | None
-    """The images that are shown, each once, by index; None without a corpus."""
-    queries: list[Query]
-    outcomes: dict[str, Any]
-    """For the script: `count_wins` over all queries for every pair of models."""
+def captions_of(table: RankTable, image: int) -> list[str]:
+    """The captions of an image."""
+    return [table.captions[caption] for caption in np.flatnonzero(table.caption_image == image).tolist()]
 
 
-def make_gallery(
-    report: Report, colors: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent
-) -> Gallery | None:
+def first_answers(table: RankTable, saved: SavedEvaluation, direction: Direction, query: int) -> list[FirstAnswer]:
+    """The first answers to a query in an evaluation; empty if it did not keep them."""
+    if not saved.top:
+        return []
+    top, names = saved.top[direction], table.captions if direction == Direction.TEXT else table.image_ids
+    columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
+    rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)
+    return [FirstAnswer(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
+
+
+def make_gallery(report: Report, colors: dict[str, str], num_queries: int, track: Track) -> Markup | None:
     """The gallery of a report; None if the first answers of no model are known, or for 0 queries."""
     models = report.answering
     if not models or not num_queries:
@@ -174,15 +149,20 @@ def make_gallery(
     pairs = _pairs(models) or [(0, 0)]
     ranks = {direction: [model.table.ranks(direction) for model in models] for direction in Direction}
     chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in Direction}
-    return Gallery(
+    ours, base = pairs[0]
+    return templates.render(
+        "gallery.html",
         about=_about(chosen, ranks, is_comparison=len(models) > 1),
         models=[model.label for model in models],
         colors=[colors[model.label] for model in models],
-        ours=pairs[0][0],
-        base=pairs[0][1],
+        # The models that are compared at first.
+        ours=ours,
+        base=base,
         directions=TITLES,
+        # The images that are shown, each once, by index.
         images=None if report.corpus is None else _embedded(report.corpus, _shown_images(models, chosen), track),
         queries=list(_queries(models, chosen)),
+        # For the script.
         outcomes=_outcomes(models, ranks),
     )
 
@@ -243,15 +223,15 @@ def _outcomes(models: Sequence[ModelResults], ranks: dict[Direction, list[NDArra
 
 
 def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> Iterator[Query]:
-    queries = Queries(models[0].table, models[0].table.captions)
+    table = models[0].table
     for direction, _ in TITLES:
         for query in chosen[direction]:
             columns = [
                 ModelColumn(
                     model.label,
                     [int(model.table.ranks(direction)[query])],
-                    queries.answers(model.saved, direction, query),
+                    first_answers(table, model.saved, direction, query),
                 )
                 for model in models
             ]
-            yield queries.query(direction, query, columns)
+            yield query_of(table, direction, query, columns)

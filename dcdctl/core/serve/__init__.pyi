@@ -1,9 +1,9 @@
 from .config import ServiceConfig
-from .job import Models
+from .job import Job
 from .server import Started, serve
 
 __all__ = [
-    "Models",
+    "Job",
     "ServiceConfig",
     "Started",
     "serve",

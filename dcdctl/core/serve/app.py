@@ -87,28 +87,22 @@ class BatchResponse:
     answers: tuple[SearchResponse | ErrorResponse, ...]
 
 
-@dataclass(frozen=True)
 class ServiceState:
     """The state that the routes share."""
 
-    searcher: LiveSearcher
-    config: ServiceConfig
-    metrics: Metrics
-    searching: Workers
-    reading: Workers
-    texts: TextBatcher
-    ending: Event
-    """Set while it answers its last requests."""
-
-    @staticmethod
-    def of(searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> ServiceState:
-        live = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
-        metrics = Metrics(lambda: live.now().index, shared)
-        searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
-        reading = Workers("image", config.image_workers, config.max_waiting_images, config.max_wait_s, metrics)
-        return ServiceState(
-            live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Event()
+    def __init__(
+        self, searcher: IndexSearcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None
+    ) -> None:
+        self.searcher = live = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
+        self.config = config
+        self.metrics = Metrics(lambda: live.now().index, shared)
+        self.searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, self.metrics)
+        self.reading = Workers(
+            "image", config.image_workers, config.max_waiting_images, config.max_wait_s, self.metrics
         )
+        self.texts = TextBatcher(live, self.searching, config, self.metrics)
+        self.ending = Event()
+        """Set while it answers its last requests."""
 
 
 def build(
@@ -123,7 +117,7 @@ def build(
 
     With `keys`, requests need one of them. `shared` is for one of several processes.
     """
-    service = ServiceState.of(searcher, config, shared)
+    service = ServiceState(searcher, config, shared)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -200,7 +194,7 @@ def _search_routes(service: ServiceState) -> APIRouter:
 def _add_bodies(router: APIRouter, service: ServiceState, number: Any, condition: Any) -> None:
     """Add the route of uploaded images and batches; `number` and `condition` are the parameters that both have."""
     config = service.config
-    batches = BatchReader.of(config, service.searching.num_slots)
+    batches = BatchReader(config, service.searching.num_slots)
 
     # One route for both kinds of body: a route is chosen by its path and method only.
     @router.post(

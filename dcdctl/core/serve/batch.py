@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,15 +30,10 @@ class BatchQuery(BaseModel):
     hybrid: bool
 
 
-@dataclass(frozen=True)
 class BatchReader:
     """Reads batches within the limits of a service."""
 
-    model: type[BatchQuery]
-    max_queries: int
-
-    @staticmethod
-    def of(config: ServiceConfig, num_slots: int) -> BatchReader:
+    def __init__(self, config: ServiceConfig, num_slots: int) -> None:
         """At most `num_slots` searches may wait, so a larger batch could never be answered."""
 
         class Limited(BatchQuery):
@@ -48,7 +42,7 @@ class BatchReader:
             where: str | None = Field(None, description="Only images whose columns meet this condition: year >= 2020.")
             hybrid: bool = Field(False, description="Rank by the words of captions and file names too.")
 
-        return BatchReader(Limited, min(config.max_queries, num_slots))
+        self.model, self.max_queries = Limited, min(config.max_queries, num_slots)
 
     async def read(self, request: Request) -> list[BatchQuery | str]:
         """The queries of a body in order, each a query or what is wrong with it. InputError if the body is not a

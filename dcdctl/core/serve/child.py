@@ -95,20 +95,19 @@ def reload(job: Job, searcher: LiveSearcher) -> bool:
 def _searcher_of(job: Job, index: ImageIndex, *, with_images: bool) -> IndexSearcher:
     """The searcher of an index; unless `with_images`, a searcher whose texts need no torch loads the model for the
     first image."""
-    models = job.models
     # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
     machine.return_freed_memory()
-    threads, processes = models.threads, job.config.processes
+    threads, processes = job.threads, job.config.processes
     # torch would start a thread per core in each of the processes.
     if threads is None and processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, machine.num_cores() // processes)
     searcher = IndexSearcher.for_index(
         index,
-        device=models.device,
+        device=job.device,
         threads=threads,
-        rerank=models.rerank,
-        depth=models.depth,
-        rerank_set=models.rerank_set,
+        rerank=job.rerank,
+        depth=job.depth,
+        rerank_set=job.rerank_set,
     )
     if with_images:
         searcher.encoder.load()

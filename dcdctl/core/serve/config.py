@@ -69,7 +69,8 @@ class ServiceConfig:
     max_requests: Count = 512
     """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always
     answered."""
-    max_connections: Count = 1000
+    # 8 connections are for /health, /live and /metrics (`connections.RESERVED_CONNECTIONS`).
+    max_connections: Annotated[int, at_least(9)] = 1000
     """Maximum number of open connections; fewer where the process may open fewer files (`ulimit -n`). Beyond it, the
     connection that has waited longest for a request is closed."""
     max_header_s: Positive = 10.0

@@ -34,20 +34,13 @@ UPLOAD_GRACE_S = 1.0
 OPEN_FILES = Path("/dev/fd")
 
 
-def fit_to_open_files(config: ServiceConfig, limit: int | None = None) -> ServiceConfig:
-    """The settings with as many connections as the process may open files; ConfigError if that leaves hardly any.
-
-    `limit` is the number of files that the process may open; by default the system's limit (`ulimit -n`).
-    """
-    limit = open_file_limit() if limit is None else limit
-    if limit is None:
-        max_connections = config.max_connections
-    else:
+def fit_to_open_files(config: ServiceConfig) -> ServiceConfig:
+    """The settings with as many connections as the process may open files; ConfigError if that leaves hardly any."""
+    limit, max_connections = open_file_limit(), config.max_connections
+    if limit is not None:
         num_free = limit - len(list(OPEN_FILES.iterdir())) - RESERVED_FILES
-        max_connections = min(config.max_connections, num_free // FILES_PER_CONNECTION)
+        max_connections = min(max_connections, num_free // FILES_PER_CONNECTION)
     if max_connections <= RESERVED_CONNECTIONS:
-        if max_connections == config.max_connections:
-            raise ConfigError(f"max_connections must be more than {RESERVED_CONNECTIONS}, got {max_connections}")
         raise ConfigError(
             f"this process may open {limit} files only, too few for connections", hint="raise the limit: ulimit -n 1024"
         )

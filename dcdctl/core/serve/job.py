@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.stores import open_index
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """The models of a service, and where they run."""
-
-    device: str
-    threads: int | None = None
-    """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several
-    processes."""
-    own: Path | None = None
-    """The folder of the dual encoder of a store, if it is not where the store was filled."""
-    rerank: str | None = None
-    """The model that re-ranks, besides the index's own."""
-    depth: int | None = None
-    """Candidates per query to re-rank."""
-    rerank_set: Sequence[str] = ()
-    """Settings that the files of `rerank` lack: dtype=bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +18,24 @@ class Job:
     place: str
     """The folder of an index, or the URL of a store."""
     config: ServiceConfig
-    models: Models
+    _: KW_ONLY
+    device: str
+    threads: int | None = None
+    """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several
+    processes."""
+    own_model: Path | None = None
+    """The folder of the dual encoder of a store, if it is not where the store was filled."""
+    rerank: str | None = None
+    """The model that re-ranks, besides the index's own."""
+    depth: int | None = None
+    """Candidates per query to re-rank."""
+    rerank_set: Sequence[str] = ()
+    """Settings that the files of `rerank` lack: dtype=bfloat16."""
 
     def index(self) -> ImageIndex:
         """The index, opened and compared with its checksums, so that no query waits for that; the errors of
         `open_index`."""
-        index = open_index(self.place, self.models.own)
+        index = open_index(self.place, self.own_model)
         index.check()
         return index
 

@@ -6,8 +6,6 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from dcdctl.core.errors import ConfigError
 
@@ -17,14 +15,10 @@ VARIABLE = "DCDCTL_API_KEY"
 MIN_CHARS = 16
 
 
-@dataclass(frozen=True)
 class Keys:
     """The keys of a service, by their SHA-256, which gives all comparisons the same length."""
 
-    _digests: tuple[bytes, ...] = field(repr=False)
-
-    @staticmethod
-    def of(text: str) -> Keys:
+    def __init__(self, text: str) -> None:
         """Keys separated by commas; ConfigError for an empty or short one, and for characters that no header can
         hold."""
         keys = [key.strip() for key in text.split(",")]
@@ -36,12 +30,12 @@ class Keys:
                 )
             if not re.fullmatch(r"[!-~]+", key):
                 raise ConfigError(f"key {place} of {VARIABLE} has spaces or characters outside ASCII", hint=hint)
-        return Keys(tuple(map(_digest, keys)))
+        self._digests = tuple(map(_digest, keys))
 
     @staticmethod
-    def from_environment(environment: Mapping[str, str] = os.environ) -> Keys | None:
-        """The keys of the environment; None if the variable is not set. ConfigError as `of`."""
-        return Keys.of(environment[VARIABLE]) if VARIABLE in environment else None
+    def from_environment() -> Keys | None:
+        """The keys of the environment; None if the variable is not set."""
+        return Keys(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
     def accept(self, sent: str) -> bool:
         """Whether this is one of the keys. The time does not depend on how much of it is right, nor on which key it

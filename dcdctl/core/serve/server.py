@@ -9,12 +9,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dcdctl.core.errors import require_extra
 from dcdctl.core.serve import logs
-from dcdctl.core.serve.config import ServiceConfig
-from dcdctl.core.serve.job import Job, Models
+from dcdctl.core.serve.job import Job
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.listener import bound, is_loopback, url_of
 from dcdctl.core.stores import location_of, open_index
@@ -37,7 +35,7 @@ class Started:
     """Whether requests need a key."""
 
 
-def serve(place: str | Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
+def serve(job: Job, *, on_start: Callable[[Started], None]) -> None:
     """Answer searches of an index, in a folder or a store, until SIGINT or SIGTERM; requests in progress are answered
     first.
 
@@ -50,16 +48,18 @@ def serve(place: str | Path, config: ServiceConfig, models: Models, *, on_start:
     require_extra("serve", *PACKAGES, needed_by="serving")
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    keys, job = Keys.from_environment(), Job(str(place), config, models)
+    keys, config = Keys.from_environment(), job.config
     with bound(config.host, config.port) as listener, logs.to_stderr(config):
 
         def on_ready(num_images: int) -> None:
-            started = Started(url_of(listener), location_of(place), num_images, is_loopback(listener), keys is not None)
+            started = Started(
+                url_of(listener), location_of(job.place), num_images, is_loopback(listener), keys is not None
+            )
             logs.OWN.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
 
         if config.processes > 1:
-            open_index(place, models.own)  # an error now, before anything is imported
+            open_index(job.place, job.own_model)  # an error now, before anything is imported
             from dcdctl.core.serve.processes import supervise
 
             supervise(job, listener, on_ready)

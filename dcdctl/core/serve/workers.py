@@ -38,13 +38,10 @@ class LiveSearcher:
     Thread-safe."""
 
     def __init__(self, searcher: IndexSearcher) -> None:
-        # A store is searched as it is now, and is never opened again.
-        self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, FolderIndex) else None
-        self._searcher = searcher
-        # The index may have changed on disk since it was opened, so it is opened again at first.
         self._stamp: Stamp | None = None
         self._measured: tuple[ImageIndex, Background | None] | None = None
         self._lock, self._measuring = threading.Lock(), threading.Lock()
+        self.swap(searcher)
 
     def now(self) -> IndexSearcher:
         """The searcher of the index on disk; of the last usable index while it is being changed or is damaged."""
@@ -59,9 +56,11 @@ class LiveSearcher:
     def swap(self, searcher: IndexSearcher) -> None:
         """Answer from another searcher from now on; searches in progress end with the one that they have."""
         with self._lock:
-            # Without a path, as for a store, `now` never opens an index again.
+            # A store is searched as it is now, and is never opened again.
             self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, FolderIndex) else None
-            self._searcher, self._stamp = searcher, None
+            self._searcher = searcher
+            # The index may have changed on disk since it was opened, so it is opened again at first.
+            self._stamp = None
 
     @property
     def is_measured(self) -> bool:
@@ -172,33 +171,6 @@ class WaitingText:
         return self.where, self.hybrid, self.k if self.hybrid else None
 
 
-class _Batch:
-    """Texts of a group that are answered together; further texts may join until the batch starts or is full."""
-
-    def __init__(self, max_size: int) -> None:
-        self._texts: list[WaitingText] = []
-        self._max_size, self._has_started = max_size, False
-        self._lock = threading.Lock()
-
-    def add(self, text: WaitingText) -> bool:
-        """Add a text; False if the batch has started or is full, or if its texts are of another group."""
-        with self._lock:
-            if (
-                self._has_started
-                or len(self._texts) >= self._max_size
-                or any(text.group != one.group for one in self._texts[:1])
-            ):
-                return False
-            self._texts.append(text)
-            return True
-
-    def start(self) -> list[WaitingText]:
-        """The texts of the batch; no further text can join."""
-        with self._lock:
-            self._has_started = True
-            return self._texts
-
-
 class TextBatcher:
     """Answers texts that arrive while the model is busy together, as soon as a thread is free. No text waits for others
     to arrive."""
@@ -207,8 +179,10 @@ class TextBatcher:
         self._searcher, self._workers, self._metrics = searcher, workers, metrics
         # A re-ranker processes each text by itself, so the first text would wait for the last.
         self._max_size = 1 if searcher.now().reranker is not None else config.max_batch
-        # Full from the start, so the first text opens a batch of its own.
-        self._open = _Batch(0)
+        self._open: list[WaitingText] = []
+        """The batch that further texts may join until it starts or is full; empty if there is none."""
+        # Texts join in the event loop, and a batch starts in a thread.
+        self._lock = threading.Lock()
 
     async def answer(self, text: WaitingText) -> SearchAnswer:
         """The images nearest to a text. BusyError like `Workers.run`, and the errors of the searcher."""
@@ -227,10 +201,12 @@ class TextBatcher:
             opened = []
             groups = list(dict.fromkeys(text.group for text in waiting))
             for text in sorted(waiting, key=lambda text: groups.index(text.group)):
-                if not self._open.add(text):
-                    self._open = _Batch(self._max_size)
-                    self._open.add(text)
-                    opened.append(self._open)
+                with self._lock:
+                    if 0 < len(self._open) < self._max_size and text.group == self._open[0].group:
+                        self._open.append(text)
+                    else:
+                        self._open = [text]
+                        opened.append(self._open)
             # Filled before they start; later texts of other requests may join the last one.
             for batch in opened:
                 self._workers.start(partial(self._answer_batch, batch))
@@ -242,9 +218,13 @@ class TextBatcher:
                 raise answer
         return answers
 
-    def _answer_batch(self, batch: _Batch) -> None:
+    def _answer_batch(self, batch: list[WaitingText]) -> None:
+        with self._lock:
+            # No further text can join it.
+            if self._open is batch:
+                self._open = []
         # Cancelled texts are left out; from here on a future cannot be cancelled.
-        texts = [text for text in batch.start() if text.answer.set_running_or_notify_cancel()]
+        texts = [text for text in batch if text.answer.set_running_or_notify_cancel()]
         late = [text for text in texts if self._workers.is_late(text.queued)]
         for text in late:
             text.answer.set_exception(BusyError(LATE))
