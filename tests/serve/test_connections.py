@@ -383,16 +383,18 @@ def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searche
     ]
 
 
-def test_the_open_files_of_the_process_limit_connections_and_requests():
+def test_the_open_files_of_the_process_limit_connections_and_requests(monkeypatch):
     num_open = len(list(connections.OPEN_FILES.iterdir()))
     free = num_open + connections.RESERVED_FILES
-    fitted = connections.fit_to_open_files(PATIENT, limit=free + 100)
+    monkeypatch.setattr(connections, "open_file_limit", lambda: limit)
+    limit = free + 100
+    fitted = connections.fit_to_open_files(PATIENT)
     assert abs(fitted.max_connections - 50) <= 2
     assert fitted.max_requests == fitted.max_connections - connections.RESERVED_CONNECTIONS
-    assert connections.fit_to_open_files(PATIENT, limit=10**6) == PATIENT
+    limit = 10**6
+    assert connections.fit_to_open_files(PATIENT) == PATIENT
+    limit = free + 10
     with pytest.raises(
         ConfigError, match=r"may open .* files only, too few for connections; raise the limit: ulimit -n 1024"
     ):
-        connections.fit_to_open_files(PATIENT, limit=free + 10)
-    with pytest.raises(ConfigError, match="max_connections must be more than 8, got 8"):
-        connections.fit_to_open_files(replace(PATIENT, max_connections=8), limit=10**6)
+        connections.fit_to_open_files(PATIENT)

@@ -24,16 +24,16 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dcdctl.core.errors import DcdError
-from dcdctl.core.serve import Models, ServiceConfig, serve
+from dcdctl.core.serve import Job, ServiceConfig, serve
 
 good, bad = map(Path, sys.argv[1:])
 config = ServiceConfig(port=0, processes=2, log_format="json", access_log=True)
 try:
-    serve(bad, config, Models(device="cpu"), on_start=print)
+    serve(Job(str(bad), config, device="cpu"), on_start=print)
 except DcdError as error:
     print(type(error).__name__, error, flush=True)
 print(sorted({"torch", "transformers", "fastapi"} & set(sys.modules)), flush=True)
-serve(good, config, Models(device="cpu"), on_start=lambda started: print(started.url, flush=True))
+serve(Job(str(good), config, device="cpu"), on_start=lambda started: print(started.url, flush=True))
 """
 
 

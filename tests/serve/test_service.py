@@ -150,7 +150,7 @@ def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params)
 
 
 def test_texts_that_are_searched_in_other_ways_are_not_answered_together(worded):
-    service = app.ServiceState.of(worded, replace(CONFIG, search_workers=1))
+    service = app.ServiceState(worded, replace(CONFIG, search_workers=1))
     wanted = [
         ("photo", 2, True),
         ("photo", 2, False),
