@@ -104,12 +104,7 @@ class Kind:
     def parse_seal(self, name: str, text: str) -> Document:
         """The seal in a text that was read from elsewhere; `error`, in which it is called `name`, as for
         `read_seal`."""
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as reason:
-            raise self.error(f"{name} is not JSON: {reason}", hint=self.remake) from reason
-        if not isinstance(document, dict):
-            raise self.error(f"{name} holds no JSON object", hint=self.remake)
+        document = files.parse_json(text, name, dict, error=self.error, hint=self.remake)
         return _checked(name, document, self.format, error=self.error, hint=self.remake, remake=self.remake)
 
     def read_plan(self, folder: Path) -> Document:
@@ -126,7 +121,7 @@ class Kind:
             raise self.error(f"{folder / self.plan_file} belongs to another build: {names}", hint=self.remake)
         return plan, seal
 
-    def check_part(self, folder: Path, name: str, size: int | None = None) -> None:
+    def check_part(self, folder: Path, name: str, size: int | None) -> None:
         """`missing` if a part is not there, `error` if it lies outside the folder or has not the size of the seal.
 
         Call it for every part that a seal names before any of them is opened: the seal may be that of a stranger.
@@ -241,24 +236,24 @@ class Build:
             yield partial
             digest = files.sha256_of(partial)  # while it is in memory
             # Before the part, so that no part is without its checksum.
-            files.write_text(self._noted(part), digest)
+            files.write_text(self.folder / f"{part}{DIGEST_SUFFIX}", digest)
         know_digests({_version_of(self.folder / part): digest})
 
     def written(self, part: str) -> Path:
         """The path of a part of an unfinished artifact; `error` if it is not as an earlier run or this one wrote it."""
-        path, noted = self.folder / part, self._noted(part)
-        return self.kind.checked(path, noted.read_text(encoding="utf-8", errors="replace")) if noted.exists() else path
+        path, noted = self.folder / part, self._noted_digest(part)
+        return path if noted is None else self.kind.checked(path, noted)
 
     def is_written(self, part: str) -> bool:
         """Whether a part of an unfinished artifact is as it was written; a part that is not can be written again."""
-        path, noted = self.folder / part, self._noted(part)
-        return (
-            path.exists() and noted.exists() and sha256_of(path) == noted.read_text(encoding="utf-8", errors="replace")
-        )
+        path, noted = self.folder / part, self._noted_digest(part)
+        return noted is not None and path.exists() and sha256_of(path) == noted
 
-    def _noted(self, part: str) -> Path:
-        """The file with the checksum of a part."""
-        return self.folder / f"{part}{DIGEST_SUFFIX}"
+    def _noted_digest(self, part: str) -> str | None:
+        """The checksum beside a part of an unfinished artifact; None if there is none."""
+        path = self.folder / f"{part}{DIGEST_SUFFIX}"
+        # Damaged bytes are a checksum that no file has.
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
     def seal(self, document: Mapping[str, Any], parts: Collection[str]) -> None:
         """Write the seal, and remove what a finished artifact does not need: all but its parts."""
@@ -359,7 +354,7 @@ def run_of(folder: Path) -> Document:
     return {RUN: files.digest_of(read_document(path, hint="restore it"))} if path.exists() else {}
 
 
-def expect_run(path: Path, document: Mapping[str, Any], *, error: type[DcdError] = StaleError, hint: str = "") -> None:
+def expect_run(path: Path, document: Mapping[str, Any], *, error: type[DcdError], hint: str) -> None:
     """`error` if a document lies in the folder of a run and was written for another one."""
     if (found := run_of(path.parent)) and document.get(RUN) != found[RUN]:
         raise error(f"{path} does not belong to the run of run.json beside it", hint=hint)
@@ -388,12 +383,7 @@ def listed_files(
 
 
 def check_file(
-    path: Path,
-    size: int | None = None,
-    sha256: str | None = None,
-    *,
-    error: type[DcdError] = StaleError,
-    hint: str = "",
+    path: Path, size: int | None = None, sha256: str | None = None, *, error: type[DcdError], hint: str
 ) -> None:
     """`error` if a file is missing, or has another size or SHA-256. `hint` is for damage: a file that may not be read
     is not to be made again."""
@@ -444,14 +434,12 @@ def _version_of(path: Path) -> FileVersion:
 
 def known_digests() -> dict[FileVersion, str]:
     """The checksums of the files that this process has hashed, for `know_digests` in a process that it starts."""
-    with _LOCKS.setdefault(os.getpid(), threading.Lock()):
-        return dict(_DIGESTS)
+    return dict(_DIGESTS)
 
 
 def know_digests(digests: Mapping[FileVersion, str]) -> None:
     """Take over the checksums that another process has computed. A file that has changed since is hashed again."""
-    with _LOCKS.setdefault(os.getpid(), threading.Lock()):
-        _DIGESTS.update(digests)
+    _DIGESTS.update(digests)
 
 
 def expect(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:

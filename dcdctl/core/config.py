@@ -15,6 +15,7 @@ The range of a field and its key in tables stand in its annotation:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -128,25 +129,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse_toml(path: Path, parse: Callable[[dict[str, Any]], T], sets: Sequence[str] = ()) -> T:
     """What `parse` makes of the tables of a TOML file, with `a.b=value` assignments applied.
 
-    Its errors name the file, unless an assignment is wrong.
+    Its errors name the file, unless there are assignments, which may be what is wrong.
     """
-    table = read_toml(path)
-    changed = apply_sets(table, sets)
+    table = apply_sets(read_toml(path), sets)
     try:
-        return parse(changed)
+        return parse(table)
     except DcdError as error:
-        if not sets or _error_of(parse, table) == error.args:
-            raise type(error)(f"{path}: {error.args[0]}", hint=error.hint) from error
-        raise
-
-
-def _error_of(parse: Callable[[dict[str, Any]], Any], table: dict[str, Any]) -> tuple[Any, ...]:
-    """The message of the error for a table; empty if it has none."""
-    try:
-        parse(table)
-    except DcdError as error:
-        return error.args
-    return ()
+        if sets:
+            raise
+        raise type(error)(f"{path}: {error.args[0]}", hint=error.hint) from error
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -155,8 +146,8 @@ def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
 
     The text none unsets a field that has no value by default.
     """
-    # A copy at every level, because assignments set values in inner tables.
-    result = _copy(table)
+    # Deep, because assignments set values in inner tables.
+    result = copy.deepcopy(dict(table))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
@@ -185,13 +176,14 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
     `where` is the dotted name of the table, for messages.
     """
-    known = _fields(cls)  # type: ignore[arg-type]
+    known, hints = _fields(cls), _annotations(cls)  # type: ignore[arg-type]
     if unknown := next((key for key in table if key not in known), None):
         raise ConfigError(f"unknown key {_join(where, unknown)}", hint=f"known keys here: {', '.join(known)}")
     for key, field in known.items():
-        if key not in table and not field.has_default:
+        if key not in table and _default(field) is dataclasses.MISSING:
             raise ConfigError(f"{_join(where, key)} is missing")
-    return cls(**{known[key].name: _convert(known[key].hint, value, _join(where, key)) for key, value in table.items()})
+    names = {key: field.name for key, field in known.items()}
+    return cls(**{names[key]: _convert(hints[names[key]], value, _join(where, key)) for key, value in table.items()})
 
 
 def build_document(
@@ -212,8 +204,13 @@ def build_document(
 def to_table(value: Any) -> Any:
     """The plain JSON-able form of a config or a document, from which `build` makes it again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((key, getattr(value, field.name), field.omitted) for key, field in _fields(type(value)).items())
-        return {key: to_table(item) for key, item, omitted in items if item != omitted}
+        hints = _annotations(type(value))
+        items = ((key, field, getattr(value, field.name)) for key, field in _fields(type(value)).items())
+        return {
+            key: to_table(item)
+            for key, field, item in items
+            if not (_key(hints[field.name]).omits_default and item == _default(field))
+        }
     if isinstance(value, Mapping):
         return {to_table(key): to_table(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -233,8 +230,7 @@ def changed_fields(config: Any) -> str:
     given = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if value != default:
+        if value != _default(field):
             shown = changed_fields(value) if dataclasses.is_dataclass(value) else repr(value)
             given.append(f"{field.name}={shown}")
     return f"{type(config).__name__}({', '.join(given)})"
@@ -254,31 +250,21 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A field of a dataclass, as tables write it."""
-
-    name: str
-    hint: Any
-    """Its type, without constraints."""
-    has_default: bool
-    omitted: Any
-    """The value that is not written; MISSING if every value is."""
-
-
 @functools.cache
-def _fields(cls: Any) -> dict[str, _Field]:
+def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a dataclass by their keys."""
     # Cached, because a document of many shards is built entry by entry, and type hints are slow to resolve.
-    hints, annotations, fields = typing.get_type_hints(cls), _annotations(cls), {}
-    for field in dataclasses.fields(cls):
-        options = getattr(annotations[field.name], "__metadata__", ())
-        key = next((option for option in options if isinstance(option, Key)), Key())
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        omitted = default if key.omits_default else dataclasses.MISSING
-        has_default = default is not dataclasses.MISSING
-        fields[key.name or field.name] = _Field(field.name, hints[field.name], has_default, omitted)
-    return fields
+    hints = _annotations(cls)
+    return {_key(hints[field.name]).name or field.name: field for field in dataclasses.fields(cls)}
+
+
+def _key(hint: Any) -> Key:
+    return next((option for option in getattr(hint, "__metadata__", ()) if isinstance(option, Key)), Key())
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """MISSING if the field has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 @functools.cache
@@ -290,6 +276,8 @@ def _annotations(cls: Any) -> dict[str, Any]:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _convert(arguments[0], value, where)
     if origin in (types.UnionType, typing.Union):
         # TOML has no null, so "none" unsets a field; a text may really be "none".
         if type(None) in arguments and (value is None or (value == "none" and str not in arguments)):
@@ -350,7 +338,3 @@ def _item_hints(arguments: Sequence[Any], value: Sequence[Any], where: str) -> S
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
-
-
-def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in table.items()}

@@ -163,13 +163,13 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def user_errors(path: Path, kind: type[DcdError] = InputError) -> Iterator[None]:
+def user_errors(path: Path) -> Iterator[None]:
     """Raise what a user can put right as a DcdError that names `path`: a full disk, a permission, a path
     (`errors.as_user_error`)."""
     try:
         yield
     except Exception as error:
-        if (user_error := as_user_error(error, path, kind=kind)) is None or user_error is error:
+        if (user_error := as_user_error(error, path)) is None or user_error is error:
             raise
         raise user_error from error
 
@@ -238,13 +238,20 @@ def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = Inp
     `error` with `hint` names the file if it is missing, cannot be read, is not JSON, or holds a value of another kind.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as reason:
         raise unreadable(path, reason, error=error, hint=hint) from reason
+    return parse_json(text, str(path), kind, error=error, hint=hint)
+
+
+def parse_json(text: str | bytes, name: str, kind: type[Any], *, error: type[DcdError], hint: str) -> Any:
+    """The JSON value in a text; `error`, in which it is called `name`, if it is not JSON, or not of the kind."""
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError) as reason:  # json gives up on deep nesting with a RecursionError
-        raise error(f"{path} is not JSON: {reason}", hint=hint) from reason
+        raise error(f"{name} is not JSON: {reason}", hint=hint) from reason
     if not isinstance(value, kind):
-        raise error(f"{path} holds no JSON {'array' if kind is list else 'object'}", hint=hint)
+        raise error(f"{name} holds no JSON {'array' if kind is list else 'object'}", hint=hint)
     return value
 
 
