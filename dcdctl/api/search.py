@@ -16,7 +16,7 @@ from dcdctl.api import arguments as api
 from dcdctl.api import views
 from dcdctl.api.views import Query
 from dcdctl.cli.declare import Overrides, Ref, assignments, optional_path, path, takes
-from dcdctl.cli.index import Columns, Embedding, Metadata, NewIndex
+from dcdctl.cli.index import Columns, Metadata, NewIndex
 from dcdctl.core import config, devices, search, stores
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Changes, ColumnChanges, Condition, Hit, IndexChange, SearchAnswer
@@ -79,7 +79,7 @@ class Index(search.FolderIndex):
         progress: bool = False,
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
-        compute = Embedding(device=device, batch_size=batch_size, workers=workers).compute()
+        compute = devices.Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
         return self._change(Changes(add=path(images), split=split), compute=compute, track=api.track(progress))
 
     def remove(self, *names: str, gone: bool = False) -> IndexChange:

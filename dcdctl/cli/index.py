@@ -78,29 +78,8 @@ class Columns:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedding:
-    """How images are embedded."""
-
-    split: Annotated[
-        str | None,
-        reads("--split", help=SPLIT_HELP, show_default="all", autocompletion=complete_split, metavar="NAME"),
-    ] = None
-    workers: Workers = None
-    batch_size: BatchSize = 32
-    device: Device = "auto"
-    progress: bool = False
-    """Show bars. The command always shows them."""
-
-    def compute(self) -> Compute:
-        """The same as the core takes it."""
-        from dcdctl.core import devices
-
-        return devices.Compute(device=devices.choose(self.device), batch_size=self.batch_size, workers=self.workers)
-
-
 @dataclass(frozen=True)
-class NewIndex(Embedding, Columns):
+class NewIndex(Columns):
     """A dual encoder, images, and the folder of their index. A command that changes an index has neither images nor
     folder, and the index in place of the model."""
 
@@ -119,6 +98,15 @@ class NewIndex(Embedding, Columns):
     ]
     out: Annotated[Ref, writes("--out", "-o", help="Folder of the new index.", metavar="INDEX"), Path | None]
     _: KW_ONLY
+    split: Annotated[
+        str | None,
+        reads("--split", help=SPLIT_HELP, show_default="all", autocompletion=complete_split, metavar="NAME"),
+    ] = None
+    workers: Workers = None
+    batch_size: BatchSize = 32
+    device: Device = "auto"
+    progress: bool = False
+    """Show bars. The command always shows them."""
     settings: Settings = None
     """The command line has `--set`."""
     precision: Annotated[
@@ -128,10 +116,16 @@ class NewIndex(Embedding, Columns):
         ),
     ] = None
 
+    def compute(self) -> Compute:
+        """The same as the core takes it."""
+        from dcdctl.core import devices
+
+        return devices.Compute(device=devices.choose(self.device), batch_size=self.batch_size, workers=self.workers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexChanges:
-    """What changes in an index, or is special about a new one."""
+    """What changes in an index, or is special about a new one, and a store that follows it."""
 
     add: Annotated[Path | None, reads("--add", help="Add the new images of a folder or a corpus.", metavar="DIR")] = (
         None
@@ -179,33 +173,6 @@ class IndexChanges:
         list[str] | None, configures("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")
     ] = None
 
-    def for_index(self, new: NewIndex) -> Changes:
-        """The same as the core takes it."""
-        from dcdctl.core import devices
-        from dcdctl.core.search import NUM_VERIFIED, Changes, VectorFiles
-
-        # Options for the settings that users change most, after --set, so that they win.
-        settings = {"dims": self.dims, "kind": self.codes, "keywords": "true" if self.keywords else None}
-        chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
-        verify = NUM_VERIFIED if self.verify is None else self.verify
-        # None keeps the precision of an index that is changed.
-        precision = new.precision and precision_on(new.precision, devices.choose(new.device))
-        return Changes(
-            sets=(*(self.sets or ()), *chosen),
-            remove=tuple(self.remove or ()),
-            remove_gone=self.remove_gone,
-            add=self.add,
-            split=new.split,
-            precision=precision,
-            vectors=VectorFiles(names=tuple(self.vectors), verify=verify) if self.vectors else None,
-            columns=new.changes(self.drop_column or ()),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Elsewhere:
-    """Other programs: an engine that embeds, and a store."""
-
     plan_only: Annotated[
         bool,
         writes("--plan-only", help="Write the list of images to the folder OUT, for another engine to embed."),
@@ -223,26 +190,46 @@ class Elsewhere:
         configures("--replace", help="With --to: fill the store again, in place of the images of another index."),
     ] = False
 
+    def for_index(self, new: NewIndex) -> Changes:
+        """The same as the core takes it."""
+        from dcdctl.core import devices
+        from dcdctl.core.search import NUM_VERIFIED, Changes
+
+        # Options for the settings that users change most, after --set, so that they win.
+        settings = {"dims": self.dims, "kind": self.codes, "keywords": "true" if self.keywords else None}
+        chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
+        # None keeps the precision of an index that is changed.
+        precision = new.precision and precision_on(new.precision, devices.choose(new.device))
+        return Changes(
+            sets=(*(self.sets or ()), *chosen),
+            remove=tuple(self.remove or ()),
+            remove_gone=self.remove_gone,
+            add=self.add,
+            split=new.split,
+            precision=precision,
+            vectors=tuple(self.vectors or ()),
+            verify=NUM_VERIFIED if self.verify is None else self.verify,
+            columns=new.changes(self.drop_column or ()),
+        )
+
 
 NUM_SKIPPED_SHOWN = 5
 """Files without a readable image that are named on the screen."""
 
 
-def index(
-    new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, threads: Threads = None, json: Json = False
-) -> None:
+def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: Json = False) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
     # Typer knows no options that depend on each other.
-    if elsewhere.replace and elsewhere.to is None:
+    if changes.replace and changes.to is None:
         raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
     if not changes.vectors:
         refuse({"--verify": changes.verify}, "compares given vectors: add --vectors")
     from dcdctl.core import devices, search, stores
 
     # A wrong URL is an error before any work.
-    store = None if elsewhere.to is None else stores.open_store(elsewhere.to)
-    if elsewhere.plan_only:
-        return _plan(new, changes, elsewhere, json)
+    store = None if changes.to is None else stores.open_store(changes.to)
+    if changes.plan_only:
+        return _plan(new, changes, json)
     devices.use_threads(threads)
     change = search.run_index_job(
         os.fspath(new.model),
@@ -254,11 +241,11 @@ def index(
     )
     uploaded = None
     if store is not None:
-        uploaded = stores.upload_index(change.index, store, replace=elsewhere.replace, track=bar)
+        uploaded = stores.upload_index(change.index, store, replace=changes.replace, track=bar)
     show_json(_document(change, uploaded)) if json else _show(change, uploaded)
 
 
-def _plan(new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, json: bool) -> None:
+def _plan(new: NewIndex, changes: IndexChanges, json: bool) -> None:
     from dcdctl.core.search import write_image_list
 
     others = {
@@ -266,7 +253,7 @@ def _plan(new: NewIndex, changes: IndexChanges, elsewhere: Elsewhere, json: bool
         "--remove": changes.remove,
         "--vectors": changes.vectors,
         "--metadata": new.metadata,
-        "--to": elsewhere.to,
+        "--to": changes.to,
     }
     refuse(others, "and --plan-only are two steps: list the images first")
     if new.images is None or new.out is None:

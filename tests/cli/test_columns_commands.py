@@ -145,7 +145,7 @@ def test_images_that_are_added_later_have_no_values_until_they_get_some(noise_in
     assert run("index", index, "--metadata", tmp_path / "m.csv", *CPU).exit_code == 0
     assert run("index", index, "--add", more, *CPU).exit_code == 0
     added = FolderIndex.open(index)
-    assert (added.num_covered, added.values("year").drop_null().to_pylist()) == (12, [2020])
+    assert (added.stored_columns.num_covered, added.values("year").drop_null().to_pylist()) == (12, [2020])
     result = run("search", index, TEXT, "--where", "year is null", "--k", 30, "--json", *CPU)
     assert len(json.loads(result.stdout)["hits"]) == 23
     (tmp_path / "n.csv").write_text(f"image,year\n{more / 'plain.png'},2021\n")

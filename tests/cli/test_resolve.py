@@ -344,7 +344,6 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake(
             "absent.parquet", r"absent.parquet does not exist; --vectors takes a file, a folder or a pattern in quotes"
         ),
-        Mistake("int8", r"--vectors takes files of vectors, .*; codes are --codes int8"),
         Mistake("FILE", r"FILE is no file of vectors by its name; "),
     ],
     ("study", "--depth"): [],

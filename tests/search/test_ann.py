@@ -97,38 +97,39 @@ def graph(tmp_path_factory):
 
 
 def recall(index, vectors, removed=()):
-    found = index.nearest(QUERIES, 10)
+    scores_QK, rows_QK = index.nearest(QUERIES, 10)
     true = [exact(vectors, query, 10, removed) for query in QUERIES]
-    return found, np.mean(
-        [len(set(rows) & set(expected)) / 10 for rows, expected in zip(found.rows_QK.tolist(), true, strict=True)]
+    share = np.mean(
+        [len(set(rows) & set(expected)) / 10 for rows, expected in zip(rows_QK.tolist(), true, strict=True)]
     )
+    return scores_QK, rows_QK, share
 
 
 def test_a_graph_has_high_recall_and_exact_scores(graph, tmp_path):
     vectors = np.concatenate([VECTORS, unit_vectors(50, seed=2)])
     assert [one.stop for one in graph.segments] == [300, 600, 900]
-    found, share = recall(graph, vectors)
+    scores_QK, rows_QK, share = recall(graph, vectors)
     assert share >= 0.95
-    flat = write_index(tmp_path, [vectors], kind="flat").nearest(QUERIES, 950)
+    flat_scores_QK, flat_rows_QK = write_index(tmp_path, [vectors], kind="flat").nearest(QUERIES, 950)
     scores = [
-        dict(zip(rows, values, strict=True)) for rows, values in zip(flat.rows_QK.tolist(), flat.scores_QK, strict=True)
+        dict(zip(rows, values, strict=True)) for rows, values in zip(flat_rows_QK.tolist(), flat_scores_QK, strict=True)
     ]
-    for rows, values, of_row in zip(found.rows_QK.tolist(), found.scores_QK, scores, strict=True):
+    for rows, values, of_row in zip(rows_QK.tolist(), scores_QK, scores, strict=True):
         assert [of_row[row] for row in rows] == values.tolist()
         assert sorted(values, reverse=True) == values.tolist()
-    assert (found.rows_QK >= 900).any()  # rows without a segment are found too
+    assert (rows_QK >= 900).any()  # rows without a segment are found too
 
 
 def test_removed_rows_do_not_displace_others(tmp_path):
     gone = [row for row in range(900) if row % 8]
     index = write_index(tmp_path, PARTS, removed=gone, **GRAPHS)
-    found, share = recall(index, VECTORS, gone)
+    _, rows_QK, share = recall(index, VECTORS, gone)
     assert share >= 0.95
-    assert not set(found.rows_QK.ravel().tolist()) & set(gone)
+    assert not set(rows_QK.ravel().tolist()) & set(gone)
 
 
 def test_k_may_exceed_the_size_of_a_segment(graph):
-    rows = graph.nearest(QUERIES[:2], 2000).rows_QK
+    rows = graph.nearest(QUERIES[:2], 2000)[1]
     assert ((rows >= 0).sum(axis=1) > 900).all()
     assert (rows[:, 950:] == -1).all()
 
@@ -156,8 +157,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     command = re.escape(install_command("index"))
     with pytest.raises(MissingError, match=rf"kind hnsw needs .*{command}, or search exactly with --set kind=flat"):
-        ann.packages("hnsw")
-    assert ann.packages("flat") == {}
+        ann.require("hnsw")
+    ann.require("flat")
 
 
 def test_a_damaged_segment_is_named(tmp_path):

@@ -64,7 +64,7 @@ def index_image(index, row):
 
 
 def names(index):
-    return [index.name(row) for row in range(index.num_rows) if not index.is_gone(row)]
+    return [index.name(row) for row in range(index.num_rows) if not index.is_removed[row]]
 
 
 def skipped(index):
@@ -80,9 +80,9 @@ def test_images_of_a_corpus_are_found_by_their_vectors(dual, scenes_corpus_dir, 
     index = build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="val", compute=BATCHES)
     corpus, model = Corpus.open(scenes_corpus_dir, "val"), models.load_dual(index.folder / "model")
     index.expect(model.digest)
-    found = index.nearest(vectors_of(model, corpus.images(range(8))), 1)
-    assert found.rows_QK.ravel().tolist() == list(range(8))
-    np.testing.assert_allclose(found.scores_QK, 1, atol=1e-4)
+    scores_QK, rows_QK = index.nearest(vectors_of(model, corpus.images(range(8))), 1)
+    assert rows_QK.ravel().tolist() == list(range(8))
+    np.testing.assert_allclose(scores_QK, 1, atol=1e-4)
     for row in (0, 7):
         assert (index.image_id(row), index.name(row), index.image_bytes(row)) == (
             *[corpus.image_ids[row]] * 2,
@@ -184,7 +184,7 @@ def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dua
     model = models.load_dual(dual)
     for name in ("1x1.png", "sub/same.png"):
         vector = vectors_of(model, [Image.open(folder / name).convert("RGB")])
-        assert name in {index.name(row) for row in index.nearest(vector, 2).rows_QK[0]}
+        assert name in {index.name(row) for row in index.nearest(vector, 2)[1][0]}
 
 
 def test_a_file_name_that_is_not_utf_8_is_skipped(dual, pictures, tmp_path):
@@ -362,8 +362,10 @@ def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, p
     index = update(index.folder, Changes(add=more), compute=BATCHES)
     assert len({part.file for part in index.parts}) == len(index.parts) == 5
     index.check()
-    found = index.nearest(vectors_of(models.load_dual(str(dual)), [index_image(index, row) for row in range(10)]), 1)
-    assert found.rows_QK.ravel().tolist() == list(range(10))
+    _, rows_QK = index.nearest(
+        vectors_of(models.load_dual(str(dual)), [index_image(index, row) for row in range(10)]), 1
+    )
+    assert rows_QK.ravel().tolist() == list(range(10))
     assert names(index)[7:] == ["9.png", "20.png", "21.png"]
 
 
@@ -487,8 +489,8 @@ def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_pat
     corpus = Corpus.open(scenes_corpus_dir, "val")
     assert four.image_bytes(9 + 3) == corpus.image_bytes(3)
     model = models.load_dual(dual)
-    found = four.nearest(vectors_of(model, corpus.images([3])), 1)
-    assert found.rows_QK.tolist() == [[12]]
+    _, rows_QK = four.nearest(vectors_of(model, corpus.images([3])), 1)
+    assert rows_QK.tolist() == [[12]]
     assert [one.stop for one in four.segments][-1] >= 15
     again = update(index.folder, Changes(add=scenes_corpus_dir, split="val"))
     assert again.num_rows == 17  # nothing is new
@@ -501,7 +503,7 @@ def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pic
     assert names(fewer) == ["2.png", "4.png", "6.png"]
     assert fewer.num_images == 3
     model = models.load_dual(dual)
-    found = fewer.nearest(vectors_of(model, [Image.open(pictures / "0.png")]), 7).rows_QK[0].tolist()
+    found = fewer.nearest(vectors_of(model, [Image.open(pictures / "0.png")]), 7)[1][0].tolist()
     assert {row for row in found if row >= 0} == {rows[name] for name in names(fewer)}
     before = contents(index.folder)
     for name in ("0.png", "absent.png", "*.jpg"):
@@ -511,7 +513,7 @@ def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pic
     back = update(index.folder, Changes(add=pictures))
     assert sorted(names(back)) == sorted(rows)
     none = update(index.folder, Changes(remove=("*",)))
-    assert (none.num_images, none.nearest(np.ones((1, 8)), 2).rows_QK.tolist()) == (0, [[-1, -1]])
+    assert (none.num_images, none.nearest(np.ones((1, 8)), 2)[1].tolist()) == (0, [[-1, -1]])
 
 
 def test_a_name_with_brackets_is_matched_exactly_first(dual, tmp_path):
@@ -560,7 +562,7 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
         was_killed = killed_before(monkeypatch, number, lambda: update(folder, changes))  # noqa: B023
         index = FolderIndex.open(folder)
         assert names(index) in (old, new), number
-        assert index.nearest(np.ones((1, 8)), 5).rows_QK.min() >= 0
+        assert index.nearest(np.ones((1, 8)), 5)[1].min() >= 0
         if names(index) == old:
             update(folder, changes)
         elif changes.add is not None:

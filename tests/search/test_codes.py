@@ -49,7 +49,7 @@ def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_o
 ):
     index = write_index(tmp_path / "index", [VECTORS[:250], VECTORS[250:]], kind=kind, **SETTINGS)
     assert (index.kind, [len(range(s.first_row, s.stop)) for s in index.segments]) == (kind, [150, 150, 100])
-    found = index.nearest(QUERIES, 5).rows_QK
+    found = index.nearest(QUERIES, 5)[1]
     by_bits_alone = 0
     for query_D, rows_K in zip(QUERIES, found.tolist(), strict=True):
         kept = [row for s in index.segments for row in nearest_by_codes(kind, query_D, range(s.first_row, s.stop), 20)]
@@ -63,7 +63,7 @@ def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_o
 def test_with_every_row_a_candidate_the_answer_is_exact_without_removed_rows(kind, tmp_path):
     gone = [0, 3, 160, 399]
     index = write_index(tmp_path / "index", [VECTORS], removed=gone, kind=kind, **{**SETTINGS, "candidates": 400})
-    assert [rows.tolist() for rows in index.nearest(QUERIES, 9).rows_QK] == [
+    assert [rows.tolist() for rows in index.nearest(QUERIES, 9)[1]] == [
         exact(VECTORS, query, 9, gone) for query in QUERIES
     ]
 
@@ -162,7 +162,7 @@ def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, lab
     index = FolderIndex.open(folder)
     assert [(segment.kind, segment.rows) for segment in index.segments] == [(kind, 4), (kind, 4), (kind, 4)]
     rows, queries = np.arange(13), unit_vectors(5, dim=8, seed=3).astype(np.float32)
-    assert [found.tolist() for found in index.nearest(queries, 4).rows_QK] == [
+    assert [found.tolist() for found in index.nearest(queries, 4)[1]] == [
         exact(index.vectors(rows), query, 4) for query in queries
     ]
 

@@ -89,8 +89,8 @@ def test_under_a_condition_the_answer_is_exact_for_every_kind(filtered, monkeypa
     out = set(range(len(vectors))) - set(kept)
     best = [exact(vectors, query, len(vectors), out) for query in queries]
     for k in (1, 10, len(kept) + 5):
-        found = index.nearest(queries, k, parse_where(text, index.columns))
-        for ranked, rows, scores in zip(best, found.rows_QK.tolist(), found.scores_QK.tolist(), strict=True):
+        scores_QK, rows_QK = index.nearest(queries, k, parse_where(text, index.columns))
+        for ranked, rows, scores in zip(best, rows_QK.tolist(), scores_QK.tolist(), strict=True):
             expected = ranked[:k]
             assert rows == expected + [-1] * (k - len(expected))
             assert all(np.isneginf(scores[len(expected) :]))

@@ -24,30 +24,30 @@ def test_rows_are_those_of_a_full_sort(block, k):
         [unit_vectors(90), unit_vectors(30), unit_vectors(90)]
     )  # each of 30 vectors three times, 60 twice
     queries = np.concatenate([unit_vectors(3, seed=1), vectors[:2]]).astype(np.float32)
-    result = found(vectors, queries, k, block)
-    for query, rows in zip(queries, result.rows_QK.tolist(), strict=True):
+    _, rows_QK = found(vectors, queries, k, block)
+    for query, rows in zip(queries, rows_QK.tolist(), strict=True):
         assert [row for row in rows if row >= 0] == exact(vectors, query, k)
 
 
 def test_equal_vectors_have_equal_scores_and_are_found_in_row_order():
     vectors = np.tile(unit_vectors(1, dim=67), (500, 1))
-    result = found(vectors, unit_vectors(2, dim=67, seed=1).astype(np.float32), 20, block=33)
-    assert result.rows_QK.tolist() == [list(range(20))] * 2
-    assert (result.scores_QK == result.scores_QK[:, :1]).all()
+    scores_QK, rows_QK = found(vectors, unit_vectors(2, dim=67, seed=1).astype(np.float32), 20, block=33)
+    assert rows_QK.tolist() == [list(range(20))] * 2
+    assert (scores_QK == scores_QK[:, :1]).all()
 
 
 def test_a_score_is_the_cosine_for_vectors_of_any_length():
     vectors = np.array([[3, 4], [0.25, 0], [-6, -8]], dtype=np.float16)
-    result = found(vectors, np.array([[30.0, 40.0]]), 3, block=2)
-    assert result.rows_QK.tolist() == [[0, 1, 2]]
-    np.testing.assert_array_equal(result.scores_QK, np.array([[1.0, 0.6, -1.0]], dtype=np.float32))
+    scores_QK, rows_QK = found(vectors, np.array([[30.0, 40.0]]), 3, block=2)
+    assert rows_QK.tolist() == [[0, 1, 2]]
+    np.testing.assert_array_equal(scores_QK, np.array([[1.0, 0.6, -1.0]], dtype=np.float32))
 
 
 def test_missing_answers_have_row_minus_one():
     gone = np.array([True, False, False])
-    result = found(np.eye(3, dtype=np.float16), np.array([[1.0, 0.5, 0.2]]), 4, block=2, is_gone=gone)
-    assert result.rows_QK.tolist() == [[1, 2, -1, -1]]
-    assert result.scores_QK[0, 2:].tolist() == [-np.inf, -np.inf]
+    scores_QK, rows_QK = found(np.eye(3, dtype=np.float16), np.array([[1.0, 0.5, 0.2]]), 4, block=2, is_gone=gone)
+    assert rows_QK.tolist() == [[1, 2, -1, -1]]
+    assert scores_QK[0, 2:].tolist() == [-np.inf, -np.inf]
 
 
 @pytest.mark.parametrize(

@@ -40,43 +40,39 @@ def _small_groups(monkeypatch):
 def test_the_nearest_are_those_of_a_full_sort(folder, k, monkeypatch):
     monkeypatch.setattr(search_index, "QUERY_BLOCK", 4)
     index = FolderIndex.open(folder)
-    found = index.nearest(QUERIES, k)
-    assert found.rows_QK.shape == found.scores_QK.shape == (9, k)
-    for query, rows in zip(QUERIES, found.rows_QK.tolist(), strict=True):
+    scores_QK, rows_QK = index.nearest(QUERIES, k)
+    assert rows_QK.shape == scores_QK.shape == (9, k)
+    for query, rows in zip(QUERIES, rows_QK.tolist(), strict=True):
         assert [row for row in rows if row >= 0] == exact(VECTORS, query, k)
 
 
 def test_vectors_beyond_the_memory_limit_are_searched_too(folder, monkeypatch):
-    whole = FolderIndex.open(folder).nearest(QUERIES, 5)
+    _, whole_rows_QK = FolderIndex.open(folder).nearest(QUERIES, 5)
     monkeypatch.setattr(search_index, "FLOAT_BYTES", 0)
     index = FolderIndex.open(folder)
-    np.testing.assert_array_equal(index.nearest(QUERIES, 5).rows_QK, whole.rows_QK)
+    np.testing.assert_array_equal(index.nearest(QUERIES, 5)[1], whole_rows_QK)
     assert not index._unit
 
 
 def test_every_row_has_its_name_and_is_found_by_it(folder):
     index = FolderIndex.open(folder)
-    assert (
-        [index.name(row) for row in range(60)]
-        == [index.image_id(row) for row in range(60)]
-        == [f"{row}.png" for row in range(60)]
-    )
+    assert [index.name(row) for row in range(60)] == [f"{row}.png" for row in range(60)]
     np.testing.assert_array_equal(index.vectors(np.array([59, 0, 17, 17])), VECTORS[[59, 0, 17, 17]])
 
 
 @pytest.mark.parametrize("row", [-1, 60])
 def test_rows_out_of_range_are_an_error(folder, row):
     with pytest.raises(IndexError):
-        FolderIndex.open(folder).name(row)
+        FolderIndex.open(folder).vectors(np.array([row]))
     with pytest.raises(MissingError, match=f"has no image {row}"):
         FolderIndex.open(folder).image_bytes(row)
 
 
 def test_threads_give_the_answers_of_one_thread(folder):
     index = FolderIndex.open(folder)
-    whole = index.nearest(QUERIES, 5).rows_QK
+    whole = index.nearest(QUERIES, 5)[1]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda query: index.nearest(query[None], 5).rows_QK[0], np.tile(QUERIES, (20, 1))))
+        found = list(pool.map(lambda query: index.nearest(query[None], 5)[1][0], np.tile(QUERIES, (20, 1))))
     np.testing.assert_array_equal(found, np.tile(whole, (20, 1)))
 
 
@@ -108,8 +104,8 @@ def test_removed_rows_are_neither_found_nor_readable(tmp_path):
     index = write_index(tmp_path / "index", PARTS, removed=gone, images=tmp_path / "pictures")
     assert (index.num_images, index.num_rows) == (56, 60)
     for query in QUERIES:
-        assert index.nearest(query[None], 56).rows_QK[0].tolist() == exact(VECTORS, query, 56, gone)
-        assert index.nearest(query[None], 57).rows_QK[0, -1] == -1
+        assert index.nearest(query[None], 56)[1][0].tolist() == exact(VECTORS, query, 56, gone)
+        assert index.nearest(query[None], 57)[1][0, -1] == -1
     assert index.image_bytes(18) == b"picture 18"
     with pytest.raises(MissingError, match="has no image 17"):
         index.image_bytes(17)
@@ -264,4 +260,4 @@ def test_queries_of_another_width_are_refused_and_no_queries_are_allowed(folder)
     index = FolderIndex.open(folder)
     with pytest.raises(ValueError, match="Q x 16"):
         index.nearest(QUERIES[:, :4], 1)
-    assert index.nearest(QUERIES[:0], 3).rows_QK.shape == (0, 3)
+    assert index.nearest(QUERIES[:0], 3)[1].shape == (0, 3)

@@ -245,7 +245,7 @@ def test_words_are_added_to_an_index_and_taken_away_without_its_model(photos, tm
     with pytest.raises(
         MissingError, match=r"index has no words of captions and file names; add them: dcdctl index .*index --keywords"
     ):
-        index.hybrid(["a dog"], unit_vectors(1), 5)
+        index.check_hybrid()
     more = update(index.folder, Changes(sets=("keywords=true",)))
     assert keyword_bytes(more) == keyword_bytes(built)
     less = update(index.folder, Changes(sets=("keywords=false",)))

@@ -102,7 +102,7 @@ def index_kind(folder: Path) -> Artifact:
             found,
             index.vectors(rows),
             names,
-            index.column_table().to_pydict(),
+            index.stored_columns.table().to_pydict(),
             commit.skipped_of(path, index.document),
         )
 

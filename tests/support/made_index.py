@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dcdctl.core import config
 from dcdctl.core.devices import Compute
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import Changes, FolderIndex, ImageSource, VectorFiles, commit, part_files, run_index_job
+from dcdctl.core.search import Changes, FolderIndex, ImageSource, commit, part_files, run_index_job
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES
 from dcdctl.core.search.part_files import SourceImage, part_name
@@ -77,7 +77,8 @@ def build(
     settings: IndexConfig | None = None,
     *,
     split: str | None = None,
-    given: VectorFiles | None = None,
+    given: tuple[str, ...] = (),
+    verify: int = 2,
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> FolderIndex:
@@ -88,6 +89,7 @@ def build(
         split=split,
         precision=compute.precision,
         vectors=given,
+        verify=verify,
     )
     return run_index_job(ref, changes, images=images, out=folder, compute=compute, track=track).index
 

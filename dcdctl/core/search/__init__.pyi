@@ -33,7 +33,7 @@ from .searcher import IndexSearcher
 from .sources import SourceImages
 from .storage import INDEX, INDEX_FILE, ImageSource, read_document, text_side_note
 from .summary import index_document, index_facts
-from .vector_files import NUM_VERIFIED, VectorFiles, write_image_list
+from .vector_files import NUM_VERIFIED, write_image_list
 
 __all__ = [
     "COLUMN_TYPES",
@@ -61,7 +61,6 @@ __all__ = [
     "SourceImage",
     "SourceImages",
     "Value",
-    "VectorFiles",
     "answer_document",
     "as_text",
     "best_first",

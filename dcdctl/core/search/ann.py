@@ -5,12 +5,9 @@ Shape letters: Q queries, R rows, D width, C candidates.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +40,11 @@ def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) 
     return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
 
 
-def packages(kind: str) -> dict[str, str]:
-    """The package that a kind needs, with its version; MissingError if it is not installed."""
-    if kind != "hnsw":
-        return {}
-    require_extra("index", "usearch", needed_by="an index of kind hnsw", or_else="search exactly with --set kind=flat")
-    return {"usearch": _version_of_usearch()}
-
-
-@functools.cache
-def _version_of_usearch() -> str:
-    # Cached, because reading the metadata of a package takes longer than a query.
-    try:
-        return version("usearch")
-    except PackageNotFoundError:  # conda gives the distribution another name
-        return str(importlib.import_module("usearch").__version__)
+def require(kind: str) -> None:
+    """MissingError if the package is not installed that a kind needs."""
+    if kind == "hnsw":
+        needed_by, or_else = "an index of kind hnsw", "search exactly with --set kind=flat"
+        require_extra("index", "usearch", needed_by=needed_by, or_else=or_else)
 
 
 class Graph(OpenSegment):
@@ -89,7 +76,6 @@ class Graph(OpenSegment):
             self._views.append(view)
 
     def _view(self) -> Any:
-        packages("hnsw")
         from usearch.index import Index as Usearch
 
         # Before native code maps it, because a damaged graph would end the process by a signal; and for every view,

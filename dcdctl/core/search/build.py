@@ -43,7 +43,6 @@ from dcdctl.core.search.storage import (
     SealedFile,
     TextSide,
 )
-from dcdctl.core.search.vector_files import VectorFiles
 
 BOTH_WAYS = (
     "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
@@ -69,8 +68,11 @@ class Changes:
     precision: str | None = None
     """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that
     of the index."""
-    vectors: VectorFiles | None = None
-    """The vectors of the images of a new index, or of those to add; None: the model embeds them."""
+    vectors: tuple[str, ...] = ()
+    """Files, folders or patterns of the vectors of the images of a new index, or of those to add; empty: the model
+    embeds them."""
+    verify: int = vector_files.NUM_VERIFIED
+    """How many images are embedded again to compare."""
     columns: ColumnChanges = field(default_factory=ColumnChanges)
     """Made last, for a new index too."""
 
@@ -110,9 +112,12 @@ def run_index_job(
     StaleError if `out` holds an index of other images, another model or other settings, InputError if there is no
     image, or if a name to remove matches none.
     """
-    if changes.vectors is not None:
-        vector_files.check_use(changes.vectors, embeds=changes.add is not None or images is not None)
     # Before anything is embedded, because a typing error in a table would come out hours later.
+    if changes.vectors and changes.add is None and images is None:
+        hint = "name the images with --images and --out, or with --add"
+        raise ConfigError("--vectors are the vectors of images that are new", hint=hint)
+    if changes.vectors:
+        vector_files.find(changes.vectors)
     metadata = changes.columns.read()
     if images is None and out is None:
         before, model = FolderIndex.open(_folder_to_change(target)), None
@@ -134,12 +139,11 @@ def run_index_job(
         if model is None:
             index = _alter(index, changes, track)
         if source is not None:
-            index = _add(index, source, changes.vectors, model, compute, track)
+            index = _add(index, source, changes, model, compute, track)
         index = _set_columns(index, changes.columns, metadata, notes, track)
     skipped = [] if source is None else commit.skipped_of(index.folder, index.document)
-    if model is not None:
-        return IndexChange(index, skipped, notes=tuple(notes))
-    added, removed = index.num_rows - before.num_rows, index.num_removed - before.num_removed
+    before = index if model is not None else before  # a new index is no change
+    added, removed = index.num_rows - before.num_rows, index.document.removed.count - before.document.removed.count
     return IndexChange(index, skipped, added, removed, tuple(notes))
 
 
@@ -192,9 +196,9 @@ def _check_packages(config: IndexConfig, num_rows: int) -> None:
     """MissingError if a package is not installed that the settings need for so many rows; few rows are searched without
     a graph."""
     if config.keywords:
-        keywords.packages()
+        keywords.require()
     if segments.segment_ranges(num_rows, [], config):
-        ann.packages(config.kind)
+        ann.require(config.kind)
 
 
 def _alter(index: FolderIndex, changes: Changes, track: Track) -> FolderIndex:
@@ -241,14 +245,14 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
         if root is not None and not root.is_dir():
             raise InputError(f"the image folder {root} is gone", hint="is its disk mounted? Nothing was removed")
     ids = index.values("image_id").to_pylist()
-    known = {image_id for row, image_id in enumerate(ids) if not index.is_gone(row)}
+    known = {image_id for image_id, is_gone in zip(ids, index.is_removed, strict=True) if not is_gone}
     # A file name may contain * or [, so a name that is an image id is not read as a pattern.
     patterns = {
         name: re.compile(re.escape(name) + r"\Z" if name in known else fnmatch.translate(name)) for name in names
     }
     unused, rows = set(names), []
     for row, (image_id, source) in enumerate(zip(ids, index.source_R.tolist(), strict=True)):
-        if index.is_gone(row):
+        if index.is_removed[row]:
             rows.append(row)
             continue
         matching = {name for name, pattern in patterns.items() if pattern.match(image_id)}
@@ -268,14 +272,14 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
 def _add(
     index: FolderIndex,
     source: ImageSource,
-    given: VectorFiles | None,
+    changes: Changes,
     model: models.DualEncoder | None,
     compute: Compute,
     track: Track,
 ) -> FolderIndex:
     """Add the new images of a source; `model` is that of a new index, which has none in its folder yet."""
     folder, document = index.folder, index.document
-    build, planned = plan.plan_images(index, source, model, are_given=given is not None)
+    build, planned = plan.plan_images(index, source, model, are_given=bool(changes.vectors))
     if planned is None:
         return FolderIndex.open(folder)  # the same build has ended before
     if model is None:
@@ -283,10 +287,10 @@ def _add(
         index.expect(model.digest)
     _check_packages(document.settings, index.num_rows + sum(planned.rows))
     task = EmbeddingTask(build, source, planned, model, index.dim, replace(compute, precision=document.precision))
-    if given is None:
-        embed.embed(task, track)
+    if changes.vectors:
+        vector_files.take(task, changes.vectors, changes.verify, track)
     else:
-        vector_files.take(task, given, track)
+        embed.embed(task, track)
     parts, skipped_now = part_files.describe_parts(task.build, planned)
     if not (parts or document.parts):
         first = "; ".join(f"{file.path}: {file.reason}" for file in skipped_now[:2])
@@ -335,7 +339,9 @@ def _set_columns(
     with distributed.main_first():
         if distributed.is_main():
             table = change.changed_table(index, columns, metadata, notes, track)
-            if index.num_covered not in (0, index.num_rows) or not table.equals(index.column_table()):
+            if index.stored_columns.num_covered not in (0, index.num_rows) or not table.equals(
+                index.stored_columns.table()
+            ):
                 generation = index.document.generation + 1
                 entry = write_columns(index.folder, generation, table)
                 commit.seal(index.folder, replace(index.document, generation=generation, columns=entry))

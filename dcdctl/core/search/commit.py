@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dcdctl.core import devices, distributed, files
 from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, keywords, segments, storage
+from dcdctl.core.search import keywords, segments, storage
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.storage import INDEX, IndexDocument, Listed
 
@@ -60,12 +61,13 @@ def seal(folder: Path, document: IndexDocument) -> None:
     """Write index.json, with what follows from its other entries. Files that it does not name are removed."""
     # A few images are searched exactly, whatever the settings say.
     kind = document.settings.kind if document.segments else "flat"
-    words = keywords.packages() if document.settings.keywords else {}
+    packages = ["usearch"] * (kind == "hnsw") + ["bm25s"] * document.settings.keywords
     document = replace(
         document,
         images=document.num_rows - document.removed.count,
         kind=kind,
-        versions={**devices.versions(), **ann.packages(kind), **words},
+        # Not the metadata of the packages: conda gives some another name.
+        versions=devices.versions() | {name: importlib.import_module(name).__version__ for name in packages},
     )
     Build(folder, {}, INDEX).seal(configs.to_table(document), document.files)
 

@@ -37,14 +37,8 @@ DEFAULT_BATCH_SIZE = 32
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 
 
-@dataclass(frozen=True)
-class ReadImages:
-    """Images that were read together, and the files among them that could not be read."""
-
-    pixels: ImageBatch | None
-    """None if no file could be read."""
-    images: list[SourceImage]
-    skipped: list[SkippedFile]
+ReadImages = tuple[ImageBatch | None, list[SourceImage], list[SkippedFile]]
+"""Images that were read together, None if no file could be read; the images of these pixels, and the other files."""
 
 
 class ImageReader:
@@ -73,7 +67,7 @@ class ImageReader:
                 images.append(image)
             except (RowError, ImageError) as error:
                 skipped.append(SkippedFile(path=image.path or image.image_id, reason=str(error)))
-        return ReadImages(ImageBatch.cat(pixels) if pixels else None, images, skipped)
+        return ImageBatch.cat(pixels) if pixels else None, images, skipped
 
 
 @dataclass(frozen=True)
@@ -128,12 +122,12 @@ def _embed_part(task: EmbeddingTask, part: int, count: int, reading: Iterator[Re
     images: list[SourceImage] = []
     skipped: list[SkippedFile] = []
     while len(images) + len(skipped) < count:
-        read = next(reading)
-        if read.pixels is not None:
-            vectors.append(embed_stored(task, read.pixels))
-        images += read.images
-        skipped += read.skipped
-        advance(len(read.images) + len(read.skipped))
+        pixels, read, failed = next(reading)
+        if pixels is not None:
+            vectors.append(embed_stored(task, pixels))
+        images += read
+        skipped += failed
+        advance(len(read) + len(failed))
     with task.build.write(part_files.vectors_name(part)) as partial:
         part_files.write_part(partial, images, np.concatenate(vectors), skipped)
 

@@ -7,7 +7,6 @@ Shape letters: Q queries, R rows of vectors, D width, K answers per query, C can
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +17,6 @@ Rows = NDArray[np.int64]
 ROUNDING = 1e-5
 """Maximum error of a float32 product of unit vectors."""
 NO_ROW = -1
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest rows of each query."""
-
-    scores_QK: Floats
-    """Cosines, best first; -inf for no row."""
-    rows_QK: Rows
-    """Rows of the index, the smaller row first among equal scores; -1 if there are fewer than K."""
 
 
 def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
@@ -101,12 +90,18 @@ def best_first(scores_C: Floats, rows_C: Rows, k: int) -> Rows:
     return np.lexsort((rows_C, -scores_C))[:k]
 
 
-def exact(queries_QD: Floats, candidates: list[Rows], vectors_of: Callable[[Rows], Half], k: int) -> Nearest:
-    """The k best candidates of each query by exact cosines; `vectors_of` returns the stored vectors of rows."""
+def exact(
+    queries_QD: Floats, candidates: list[Rows], vectors_of: Callable[[Rows], Half], k: int
+) -> tuple[Floats, Rows]:
+    """The cosines and the rows of the k best candidates of each query, Q x K; `vectors_of` returns the stored vectors
+    of rows.
+
+    The best come first, and the smaller row among equal scores. If there are fewer than K, -inf and the row -1 follow.
+    """
     scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
     rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
         scores = cosines(query_D, vectors_of(rows))
         order = best_first(scores, rows, k)
         scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
-    return Nearest(scores_QK, rows_QK)
+    return scores_QK, rows_QK

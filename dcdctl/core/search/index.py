@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search import ann, exact, keywords, part_files, storage
-from dcdctl.core.search.ann import OpenSegment
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
 from dcdctl.core.search.columns.where import BUILT_IN, Condition, columns_of, matches
-from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
+from dcdctl.core.search.exact import Floats, Half, Rows
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.sources import SourceImages
@@ -65,7 +64,7 @@ class FolderIndex(ImageIndex):
         self.is_removed = storage.removed_rows(folder, document)
         # A missing package is an error on opening, not in the first query.
         for segment in self.segments:
-            ann.packages(segment.kind)
+            ann.require(segment.kind)
         self.images = SourceImages(str(folder), document.sources)
         self._unit: dict[int, Floats] = {}
         # Caches of this instance: a decorated method would keep every opened index alive.
@@ -76,9 +75,9 @@ class FolderIndex(ImageIndex):
         open_segment = partial(ann.open_segment, folder / "ann", dim=self.dim, config=self.config)
         self._segment = lru_cache(maxsize=None)(open_segment)
         self._words = lru_cache(maxsize=1)(keywords.open_keywords)
-        self._columns = StoredColumns(folder, document.columns, self.num_rows)
-        self.columns = self._columns.schema
-        self._summaries = lru_cache(maxsize=1)(self._summarize_columns)
+        self.stored_columns = StoredColumns(folder, document.columns, self.num_rows)
+        self.columns = self.stored_columns.schema
+        self.summarize_columns = lru_cache(maxsize=1)(self._summarize_columns)
         self._matching = lru_cache(maxsize=CONDITIONS)(self._find_matching)
 
     @classmethod
@@ -95,18 +94,9 @@ class FolderIndex(ImageIndex):
             INDEX.checked(self.folder / name, sha256)
 
     @property
-    def num_covered(self) -> int:
-        """The first rows, which have had a chance to get values in columns; rows that were added since have none."""
-        return self._columns.num_covered
-
-    @property
-    def num_removed(self) -> int:
-        return self.num_rows - self.num_images
-
-    @property
     def is_live(self) -> NDArray[np.bool_]:
         """(R,): the rows that were not removed."""
-        return np.ones(self.num_rows, np.bool_) if self.is_removed is None else ~self.is_removed
+        return ~self.is_removed
 
     @property
     def source_R(self) -> NDArray[np.int64]:
@@ -116,22 +106,17 @@ class FolderIndex(ImageIndex):
     def values(self, name: str) -> pa.Array:
         """The values of all rows in a column, removed rows too."""
         if name not in BUILT_IN.names:
-            return self._columns.column(name)
+            return self.stored_columns.column(name)
         tables = (pq.read_table(self._part_path(part), columns=[name]) for part in self.parts)
         return pa.chunked_array(
             [chunk for table in tables for chunk in table[name].chunks], pa.string()
         ).combine_chunks()
 
-    def column_table(self) -> pa.Table:
-        """The columns of all rows, removed rows too."""
-        return self._columns.table()
-
-    def summarize_columns(self) -> list[ColumnSummary]:
-        """Each column with its type, the number of images without a value, and its most frequent values."""
-        return self._summaries()
-
     def _summarize_columns(self) -> list[ColumnSummary]:
-        return [summarize_column(name, self._columns.column(name), self.is_removed) for name in self.columns.names]
+        """Each column with its type, the number of images without a value, and its most frequent values."""
+        return [
+            summarize_column(name, self.stored_columns.column(name), self.is_removed) for name in self.columns.names
+        ]
 
     def expect(self, fingerprint: str) -> None:
         if fingerprint != self.fingerprint:
@@ -160,9 +145,9 @@ class FolderIndex(ImageIndex):
         sealed = next(file for file in side.files if file.file == TextTower.FILE)
         return INDEX.checked(self.folder / storage.TEXT / sealed.file, sealed.sha256).parent
 
-    def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> Nearest:
-        """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to
-        call from threads.
+    def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> tuple[Floats, Rows]:
+        """The cosines and the rows of the k images nearest to each query, as `exact.exact` gives them, exact over the
+        float16 vectors. Safe to call from threads.
 
         With a condition, all rows that meet it are compared; graphs and codes are not used.
         ValueError for queries that are not Q x D finite numbers, and for k below 1. InputError for a condition on
@@ -172,31 +157,31 @@ class FolderIndex(ImageIndex):
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = exact.unit(vectors_QD, self.dim)
         rows = None if where is None else self._matching(where)
-        starts = range(0, max(len(queries_QD), 1), QUERY_BLOCK)
-        parts = (queries_QD[start : start + QUERY_BLOCK] for start in starts)
-        blocks = [self._nearest(part, k) if rows is None else self._nearest_of(part, k, rows) for part in parts]
-        return Nearest(
-            np.concatenate([block.scores_QK for block in blocks]), np.concatenate([block.rows_QK for block in blocks])
-        )
+        found = []
+        for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK):
+            block_QD = queries_QD[start : start + QUERY_BLOCK]
+            proposed = self._proposed(block_QD, k) if rows is None else self._proposed_of(block_QD, k, rows)
+            found.append(exact.exact(block_QD, proposed, self.vectors, k))
+        scores, rows_found = zip(*found, strict=True)
+        return np.concatenate(scores), np.concatenate(rows_found)
 
-    def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
-        proposals = [self._proposed(segment, self._segment(segment), queries_QD, k) for segment in self.segments]
+    def _proposed(self, queries_QD: Floats, k: int) -> list[Rows]:
+        """Candidate rows of each query."""
+        proposals = [self._proposed_in(segment, queries_QD, k) for segment in self.segments]
         proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
-        return exact.exact(queries_QD, [np.concatenate(rows) for rows in zip(*proposals, strict=True)], self.vectors, k)
+        return [np.concatenate(rows) for rows in zip(*proposals, strict=True)]
 
-    def _nearest_of(self, queries_QD: Floats, k: int, rows: Rows) -> Nearest:
-        """The nearest of some rows, which ascend."""
+    def _proposed_of(self, queries_QD: Floats, k: int, rows: Rows) -> list[Rows]:
+        """Candidates among some rows, which ascend."""
         if len(rows) > MANY * self.num_rows:
             in_segments = self._read_unit(range(self.segments[-1].stop if self.segments else 0))
             blocks = itertools.chain(in_segments, self._unit_blocks())
-            proposed = exact.rough(queries_QD, blocks, k, self._all_but(rows))
-        else:
-            gathered = (
-                (start, exact.unit_rows(self._gathered(rows[start : start + GATHERED])))
-                for start in range(0, len(rows), GATHERED)
-            )
-            proposed = [rows[places] for places in exact.rough(queries_QD, gathered, k)]
-        return exact.exact(queries_QD, proposed, self.vectors, k)
+            return exact.rough(queries_QD, blocks, k, self._all_but(rows))
+        gathered = (
+            (start, exact.unit_rows(self.vectors(rows[start : start + GATHERED])))
+            for start in range(0, len(rows), GATHERED)
+        )
+        return [rows[places] for places in exact.rough(queries_QD, gathered, k)]
 
     def _all_but(self, rows: Rows) -> NDArray[np.bool_]:
         """A mask of all other rows."""
@@ -216,30 +201,14 @@ class FolderIndex(ImageIndex):
         held = matches(where, pa.table({name: self.values(name) for name in names}))
         return np.flatnonzero(held & self.is_live)
 
-    def _gathered(self, rows: Rows) -> Half:
-        """The stored vectors of ascending rows, read by row group."""
-        vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
-        start = 0
-        while start < len(rows):
-            part, group, within = self._locate(int(rows[start]))
-            first = int(rows[start]) - within
-            block_RD = self._mapped(part)[group]
-            stop = int(np.searchsorted(rows, first + len(block_RD)))
-            vectors_RD[start:stop] = block_RD[rows[start:stop] - first]
-            start = stop
-        return vectors_RD
-
-    def _proposed(self, segment: Segment, opened: OpenSegment, queries_QD: Floats, k: int) -> list[Rows]:
+    def _proposed_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
         """Candidate rows of a segment that were not removed; at least k, if it has as many."""
         count = min(max(self.config.candidates, 2 * k), segment.rows)
-        gone = None if self.is_removed is None else self.is_removed[segment.first_row : segment.stop]
-        enough = min(k, segment.rows - (0 if gone is None else int(gone.sum())))
+        is_gone = self.is_removed[segment.first_row : segment.stop]
+        enough = min(k, segment.rows - int(is_gone.sum()))
         while True:
-            candidates = [rows_C[rows_C >= 0] for rows_C in opened.candidates(queries_QD, count)]
-            live = [
-                rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row
-                for rows in candidates
-            ]
+            candidates = [rows_C[rows_C >= 0] for rows_C in self._segment(segment).candidates(queries_QD, count)]
+            live = [rows[~is_gone[rows]] + segment.first_row for rows in candidates]
             if count == segment.rows or all(len(rows) >= enough for rows in live):
                 return live
             # Removed rows took the places of others, so more candidates are requested.
@@ -247,24 +216,23 @@ class FolderIndex(ImageIndex):
 
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
         """The hits of `nearest` for each query."""
-        nearest = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
+        scores_QK, rows_QK = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
         return [
             tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
-            for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
+            for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)
         ]
 
     def hybrid(
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
     ) -> list[tuple[Hit, ...]]:
-        self.check_hybrid()
-        assert self.document.keywords is not None
+        assert self.document.keywords is not None  # `check_hybrid` was called before
         words, depth = self._words(self.folder, self.document.keywords), max(k, keywords.DEPTH)
-        nearest = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
+        _, rows_QK = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
         # A row of a corpus has captions; None if all rows have, or none.
         is_of_corpus = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
         has_captions = None if is_of_corpus.all() or not is_of_corpus.any() else is_of_corpus
         hits_Q, is_out = [], None if where is None else self._all_but(self._matching(where))
-        for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), nearest.rows_QK, strict=True):
+        for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), rows_QK, strict=True):
             bm25_R = words.scores(text)
             by_words = keywords.best(bm25_R, depth, is_out)
             rows, fused = keywords.fuse(near_K[near_K >= 0], by_words, k, has_captions)
@@ -276,41 +244,39 @@ class FolderIndex(ImageIndex):
         return hits_Q
 
     def _hit(self, row: int, score: float) -> Hit:
-        return Hit(row, self.image_id(row), self.name(row), score, columns=self._columns.values(row))
+        _, image = self.source_image(row)
+        columns = self.stored_columns.values(row)
+        return Hit(row, image.image_id, image.path or image.image_id, score, columns=columns)
 
     def spread_rows(self, count: int) -> list[int]:
         count = min(count, self.num_rows)
         # The middles of stretches of equal length.
         rows = ((2 * part + 1) * self.num_rows // (2 * count) for part in range(count))
-        return [row for row in rows if not self.is_gone(row)]
+        return [row for row in rows if not self.is_removed[row]]
 
     def vectors(self, rows: Rows) -> Half:
-        vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
-        for i, row in enumerate(rows.tolist()):
-            part, group, within = self._locate(row)
-            vectors_RD[i] = self._mapped(part)[group][within]
+        vectors_RD, order = np.empty((len(rows), self.dim), dtype=np.float16), np.argsort(rows, kind="stable")
+        ascending, start = rows[order], 0
+        # By row group, because looking up each row takes longer than copying its vector.
+        while start < len(rows):
+            part, group, within = self._locate(int(ascending[start]))
+            first, block_RD = int(ascending[start]) - within, self._mapped(part)[group]
+            stop = int(np.searchsorted(ascending, first + len(block_RD)))
+            vectors_RD[order[start:stop]] = block_RD[ascending[start:stop] - first]
+            start = stop
         return vectors_RD
 
     def part_table(self, number: int) -> pa.Table:
         """The images of a part with their vectors, as its file has them; removed rows too."""
         return pq.read_table(self._part_path(self.parts[number]))
 
-    def image_id(self, row: int) -> str:
-        """The image id of a row: the id in the corpus, or the path in the folder."""
-        return self._string(row, "image_id")
-
-    def name(self, row: int) -> str:
-        return self._string(row, "path") or self._string(row, "image_id")
-
     def source_image(self, row: int) -> tuple[int, SourceImage]:
-        if not 0 <= row < self.num_rows or self.is_gone(row):
+        if not 0 <= row < self.num_rows or self.is_removed[row]:
             raise MissingError(f"the index {self.folder} has no image {row}")
-        fields = {name: self._string(row, name) for name in part_files.IMAGE_COLUMNS.names}
-        return self.parts[self._locate(row)[0]].source, SourceImage(**fields)
-
-    def is_gone(self, row: int) -> bool:
-        """Whether a row was removed."""
-        return self.is_removed is not None and bool(self.is_removed[row])
+        part, group, within = self._locate(row)
+        names = part_files.IMAGE_COLUMNS.names
+        fields: dict[str, Any] = {name: self._strings(name, part, group)[within].as_py() for name in names}
+        return self.parts[part].source, SourceImage(**fields)
 
     def _locate(self, row: int) -> tuple[int, int, int]:
         """The part and row group of a row, and its place in the group."""
@@ -318,10 +284,6 @@ class FolderIndex(ImageIndex):
             raise IndexError(f"row {row} of {self.num_rows}")
         part = bisect.bisect_right(self._ends, row)
         return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
-
-    def _string(self, row: int, column: str) -> Any:
-        part, group, within = self._locate(row)
-        return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
         path = self._part_path(self.parts[part])

@@ -58,12 +58,9 @@ def words_of_name(name: str) -> list[str]:
     return [*words, *(part for part in tokens_of(_INNER_BORDER.sub(" ", stem)) if part not in words)]
 
 
-def packages() -> dict[str, str]:
-    """The version of bm25s; MissingError if it is not installed."""
+def require() -> None:
+    """MissingError if bm25s is not installed."""
     require_extra("hybrid", "bm25s", needed_by="an index of words")
-    import bm25s
-
-    return {"bm25s": bm25s.__version__}
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,7 @@ class Keywords:
 
     @staticmethod
     def of(words_R: Sequence[Sequence[str]]) -> Keywords:
-        """The words of rows; a row without words does not count as a document. MissingError if bm25s is not
-        installed."""
-        packages()
+        """The words of rows; a row without words does not count as a document."""
         import bm25s
 
         vocabulary = {word: number for number, word in enumerate(sorted({word for words in words_R for word in words}))}
@@ -176,8 +171,7 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> WordFiles | Non
             first += part.rows
     # Removed images leave no words behind.
     is_removed = removed_rows(folder, document)
-    if is_removed is not None:
-        words_R = [[] if is_gone else words for is_gone, words in zip(is_removed, words_R, strict=True)]
+    words_R = [[] if is_gone else words for is_gone, words in zip(is_removed, words_R, strict=True)]
     return _write(folder, document.generation, words_R, removed)
 
 

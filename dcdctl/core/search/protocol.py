@@ -106,10 +106,9 @@ class ImageIndex(ABC):
         """For each query the k images of the best ranks by words and by vectors, fused (`keywords.fuse`); `texts` are
         those of the vectors.
 
-        MissingError for an index without words; otherwise as `search`.
+        Only for an index with words (`check_hybrid`); otherwise as `search`.
         """
-        self.check_hybrid()
-        # Not abstract: an index without words has no more to say than the error.
+        # Not abstract: an index without words has no more to say.
         raise NotImplementedError
 
     @abstractmethod

@@ -108,7 +108,6 @@ def _unit_blocks(folder: Path, document: IndexDocument, rows: range) -> Iterator
 
 
 def _build_graph(path: Path, blocks: Blocks, document: IndexDocument, advance: Advance) -> None:
-    ann.packages("hnsw")
     from usearch.index import Index as Usearch
 
     settings = document.settings.hnsw

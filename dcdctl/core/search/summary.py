@@ -35,7 +35,7 @@ def index_document(index: FolderIndex) -> dict[str, Any]:
     ]
     return {
         "images": index.num_images,
-        "removed": index.num_removed,
+        "removed": document.removed.count,
         "skipped": document.skipped.count,
         "dims": index.dim,
         "kind": index.kind,

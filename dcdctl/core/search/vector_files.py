@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
@@ -29,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import distributed, files, models
-from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, StaleError
+from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, StaleError
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, part_files, sources
@@ -42,8 +41,6 @@ from dcdctl.core.search.storage import PLANNED
 SUFFIXES = (".parquet", ".pq")
 NAMES = ("image_id", "path")
 VECTOR, MODEL = "vector", "model_digest"
-METADATA_KEY = b"dcdctl.model"
-"""The digest of the model in the metadata of a Parquet file; or in a column `MODEL`, which engines carry along."""
 # About 16 MB of float32 at 512 numbers per vector.
 ROWS_PER_BATCH = 8192
 # One wrong preprocessing shows in every image; a few rule out luck, and cost seconds.
@@ -56,24 +53,13 @@ _FLOATS = (pa.float16(), pa.float32(), pa.float64())
 Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, kw_only=True)
-class VectorFiles:
-    """Files of vectors, and how many images are embedded again to compare."""
-
-    names: tuple[str, ...]
-    """Files, folders or patterns."""
-    verify: int = NUM_VERIFIED
-
-    def find(self) -> list[Path]:
-        """The files; InputError for a name without one, and for a file without the columns."""
-        for name in self.names:
-            if name in ("int8", "binary") and not Path(name).exists():
-                hint = f"codes are --codes {name}"
-                raise InputError(f"--vectors takes files of vectors, and there is no file {name}", hint=hint)
-        paths = files.find_named(self.names, SUFFIXES, what="file of vectors", option="--vectors")
-        for path in paths:
-            _check_columns(path)
-        return paths
+def find(names: Sequence[str]) -> list[Path]:
+    """The files of vectors that files, folders or patterns name; InputError for a name without one, and for a file
+    without the columns."""
+    paths = files.find_named(names, SUFFIXES, what="file of vectors", option="--vectors")
+    for path in paths:
+        _check_columns(path)
+    return paths
 
 
 def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
@@ -106,8 +92,8 @@ def write_image_list(ref: str, images: Path, folder: Path) -> dict[str, Any]:
     return {"list": str(folder), "images": num_images, "files": num_files, "model": digest}
 
 
-def take(task: EmbeddingTask, given: VectorFiles, track: Track) -> None:
-    """Write the planned parts with given vectors, in place of `embed`.
+def take(task: EmbeddingTask, names: Sequence[str], verify: int, track: Track) -> None:
+    """Write the planned parts with the vectors of files, in place of `embed`; some are embedded again to compare.
 
     InputError for rows that cannot be used, an image without a vector, and vectors that the model does not give;
     StaleError for vectors of another model. Nothing is then written.
@@ -115,9 +101,9 @@ def take(task: EmbeddingTask, given: VectorFiles, track: Track) -> None:
     with distributed.main_first():
         if distributed.is_main():
             gathered = _GivenVectors(task)
-            gathered.read(given.find(), track)
+            gathered.read(find(names), track)
             skipped = gathered.check_missing()
-            gathered.verify(given.verify)
+            gathered.verify(verify)
             # All parts: some may have been written from other files before a kill.
             gathered.write(skipped)
     distributed.barrier()
@@ -185,10 +171,8 @@ class _GivenVectors:
 
     def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
         """StaleError for the vectors of another model, if the file says of which they are."""
-        found = {(batch.schema.metadata or {}).get(METADATA_KEY, b"").decode(errors="replace") or None}
-        if MODEL in batch.schema.names:
-            found |= set(pc.unique(batch.column(MODEL)).to_pylist())
-        if other := found - {None, self.task.model.digest}:
+        found = pc.unique(batch.column(MODEL)).to_pylist() if MODEL in batch.schema.names else []
+        if other := set(found) - {None, self.task.model.digest}:
             message = (
                 f"the vectors of {path} are of the model {str(other.pop())[:8]}, and this is the model "
                 f"{self.task.model.digest[:8]}"
@@ -212,33 +196,26 @@ class _GivenVectors:
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
         stored_BD = embed.stored(vectors_BD, self.task.dim)
-        for kind, is_wrong in (
-            ("vectors with numbers that are not finite", ~vectors_BD.isfinite().all(dim=1).numpy()),
-            ("vectors of zeros", ~(vectors_BD != 0).any(dim=1).numpy()),
-            # Such as numbers whose squares are too large, or a vector whose first numbers are zero.
-            ("vectors without a direction", ~(np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1))),
-        ):
-            rows = row_B[is_wrong & (row_B >= 0)]
-            self.faults.add(
-                kind, [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in rows[:NUM_EXAMPLES]], len(rows)
-            )
-            row_B = np.where(is_wrong, -1, row_B)
-        here = row_B >= 0
-        self.vectors_ND[row_B[here]] = stored_BD[here]
-        self.is_given[row_B[here]] = True
+        # As they are stored: squares may be too large, and the first numbers zero.
+        is_good = np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1)
+        wrong = row_B[~is_good]
+        examples = [f"{self.ids[int(row)].as_py()!r} in {path.name}" for row in wrong[:NUM_EXAMPLES]]
+        self.faults.add("vectors that are zero, NaN or infinite", examples, len(wrong))
+        self.vectors_ND[row_B[is_good]] = stored_BD[is_good]
+        self.is_given[row_B[is_good]] = True
 
     def check_missing(self) -> dict[int, SkippedFile]:
         """The files without a vector that are no images, by their place; InputError for an image without a vector."""
         skipped: dict[int, SkippedFile] = {}
         missing = np.flatnonzero(~self.is_given).tolist()
-        for row, read in self._read_images(missing):
-            if read.pixels is not None:
+        for row, (pixels, _, failed) in self._read_images(missing):
+            if pixels is not None:
                 message = (
                     f"{len(missing):,} of {len(self.ids):,} files have no vector, and {self.ids[row].as_py()!r} "
                     "is an image"
                 )
                 raise InputError(message, hint="give the files of all vectors; `--plan-only` lists the images")
-            skipped[row] = read.skipped[0]
+            skipped[row] = failed[0]
         return skipped
 
     @torch.inference_mode()
@@ -251,7 +228,7 @@ class _GivenVectors:
             if count
             else []
         )
-        found = [(row, read.pixels) for row, read in self._read_images(rows) if read.pixels is not None]
+        found = [(row, pixels) for row, (pixels, _, _) in self._read_images(rows) if pixels is not None]
         if not found:
             return
         self.task.model.to(self.task.compute.device).eval()
@@ -325,8 +302,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
             # Engines write tensors as an extension type over lists.
             if isinstance(vectors.type, pa.BaseExtensionType):
                 vectors = vectors.storage
-            metadata = file.schema_arrow.metadata
-            yield batch.set_column(place, VECTOR, vectors).replace_schema_metadata(metadata)
+            yield batch.set_column(place, VECTOR, vectors)
 
 
 @contextmanager
@@ -338,13 +314,3 @@ def _readable(path: Path) -> Iterator[None]:
         raise files.unreadable(path, error) from error
     except pa.ArrowException as error:
         raise InputError(f"{path} cannot be read as vectors: {str(error).splitlines()[0]}", hint=_HINT) from error
-
-
-def check_use(given: VectorFiles, *, embeds: bool) -> None:
-    """ConfigError for files of vectors where nothing is to be embedded, InputError for files that cannot be used."""
-    if not embeds:
-        raise ConfigError(
-            "--vectors are the vectors of images that are new",
-            hint="name the images with --images and --out, or with --add",
-        )
-    given.find()

@@ -115,11 +115,6 @@ class PostgresStore(Store):
         return StoreFacts.of_json(found[0][0], self._name) if found else None
 
     def create(self, facts: StoreFacts) -> None:
-        for name in facts.columns:
-            if len(name.encode()) > MAX_NAME_BYTES:
-                raise InputError(
-                    f"the column {name!r} has a longer name than PostgreSQL takes", hint="rename it to at most 63 bytes"
-                )
         # One transaction for all of it, because a thread has one connection.
         with self._connection() as connection, connection.transaction():
             self._run("CREATE EXTENSION IF NOT EXISTS vector")

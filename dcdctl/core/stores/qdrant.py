@@ -98,8 +98,6 @@ class QdrantStore(Store):
         return facts
 
     def create(self, facts: StoreFacts) -> None:
-        if bad := next((name for name in facts.columns if '"' in name), None):
-            raise InputError(f"the column {bad!r} has a quotation mark, which Qdrant does not take", hint="rename it")
         # No earlier upload had this name; the alias is what users see.
         collection = f"{self._name.removesuffix(_DRAFT)}-{secrets.token_hex(4)}"
         vectors = models.VectorParams(size=facts.dims, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16)

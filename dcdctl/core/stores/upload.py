@@ -95,7 +95,7 @@ def content_digest(index: FolderIndex, rows: int) -> str | None:
 def _values_digest(index: FolderIndex, rows: int) -> str:
     """A digest of the columns of the first rows."""
     digest = hashlib.sha256()
-    for batch in index.column_table().slice(0, rows).to_batches(max_chunksize=1 << 16):
+    for batch in index.stored_columns.table().slice(0, rows).to_batches(max_chunksize=1 << 16):
         digest.update(json.dumps([[column.name, str(column.type)] for column in batch.schema]).encode())
         # `str` for dates, which JSON lacks.
         digest.update(json.dumps(batch.to_pydict(), default=str).encode())
@@ -156,7 +156,7 @@ def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool,
 
 def _parts(index: FolderIndex, facts: StoreFacts) -> Iterator[tuple[int, pa.Table]]:
     """The first row of each part, and its images as a store takes them."""
-    first, columns = 0, index.column_table()
+    first, columns = 0, index.stored_columns.table()
     for number, part in enumerate(index.parts):
         table, rows = index.part_table(number), pa.array(range(first, first + part.rows), pa.int64())
         source = pa.array(np.full(part.rows, part.source), pa.int32())

@@ -94,7 +94,7 @@ def _new_corpora(index: FolderIndex) -> Iterator[tuple[range, Corpus, pa.Table]]
     first = 0
     for part in index.parts:
         source = index.document.sources[part.source]
-        rows, first = range(max(first, index.num_covered), first + part.rows), first + part.rows
+        rows, first = range(max(first, index.stored_columns.num_covered), first + part.rows), first + part.rows
         if source.kind == "corpus" and rows:
             corpus = Corpus.open(Path(source.path), str(source.split))
             if corpus.columns is not None:
@@ -135,7 +135,7 @@ class _Columns:
         live = index.is_live
         used = np.unique(rows_of_table[is_named])
         if not (is_named & live).any():
-            example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
+            example = index.source_image(int(np.flatnonzero(live)[0]))[1].image_id if live.any() else ""
             message = (
                 f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
                 f"{read.images[0]!r}"

@@ -30,13 +30,9 @@ class StoredColumns:
         self.schema: pa.Schema = pa.schema([]) if entry is None else entry.schema
         self.num_covered = 0 if entry is None else entry.rows
         """The first rows, which have had a chance to get values; rows that were added since have none."""
-        self._column = lru_cache(maxsize=None)(self._read_column)
+        self.column = lru_cache(maxsize=None)(self._read_column)
         # The hits of a page share groups.
         self._group = lru_cache(maxsize=256)(self._read_group)
-
-    def column(self, name: str) -> pa.Array:
-        """The values of all rows."""
-        return self._column(name)
 
     def table(self) -> pa.Table:
         """All columns of all rows."""
@@ -53,6 +49,7 @@ class StoredColumns:
         }
 
     def _read_column(self, name: str) -> pa.Array:
+        """The values of all rows."""
         with self._file() as file:
             column = file.read(columns=[name]).column(0)
         missing = pa.nulls(self._num_rows - self.num_covered, column.type)
@@ -102,9 +99,9 @@ class ColumnSummary:
     high: Value | None
 
 
-def summarize_column(name: str, values: pa.Array, is_gone: NDArray[np.bool_] | None) -> ColumnSummary:
+def summarize_column(name: str, values: pa.Array, is_removed: NDArray[np.bool_]) -> ColumnSummary:
     """The summary of a column over the images that were not removed."""
-    live = values if is_gone is None else values.filter(pa.array(~is_gone))
+    live = values.filter(pa.array(~is_removed))
     filled = live.drop_null()
     counts = pc.value_counts(filled)
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
