@@ -98,6 +98,14 @@ class NewIndex(Columns):
     ]
     out: Annotated[Ref, writes("--out", "-o", help="Folder of the new index.", metavar="INDEX"), Path | None]
     _: KW_ONLY
+    settings: Settings = None
+    """The command line has `--set`."""
+    precision: Annotated[
+        str | None,
+        computes(
+            "--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"
+        ),
+    ] = None
     split: Annotated[
         str | None,
         reads("--split", help=SPLIT_HELP, show_default="all", autocompletion=complete_split, metavar="NAME"),
@@ -107,14 +115,6 @@ class NewIndex(Columns):
     device: Device = "auto"
     progress: bool = False
     """Show bars. The command always shows them."""
-    settings: Settings = None
-    """The command line has `--set`."""
-    precision: Annotated[
-        str | None,
-        computes(
-            "--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"
-        ),
-    ] = None
 
     def compute(self) -> Compute:
         """The same as the core takes it."""

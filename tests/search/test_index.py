@@ -215,25 +215,6 @@ def test_a_document_that_contradicts_itself_is_named(tmp_path, change, message):
         FolderIndex.open(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([3, 4, 4], "it lists 2 rows, and index.json says 3"),
-        ([3, 4, 60], "does not list rows"),
-        ([0.5, 1, 2], "does not list rows"),
-    ],
-)
-def test_removed_rows_that_do_not_fit_are_named(tmp_path, rows, message):
-    write_index(tmp_path, PARTS, removed=[3, 4, 5])
-    document = artifacts.read_document(tmp_path / "index.json")
-    path = tmp_path / document["removed"]["file"]
-    np.save(path, np.array(rows))
-    document["removed"]["sha256"] = artifacts.sha256_of(path)
-    artifacts.write_document(tmp_path / "index.json", document)
-    with pytest.raises(StaleError, match=rf"{path.name} is damaged: .*{message}"):
-        FolderIndex.open(tmp_path)
-
-
 def test_a_damaged_document_is_named(tmp_path):
     write_index(tmp_path, PARTS)
     (tmp_path / "index.json").write_text("[]")

@@ -5,7 +5,6 @@ Shape letters: Q queries, R rows, D width, C candidates.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,16 +24,9 @@ CODES = 8192
 """Codes that are converted and compared at a time: they fit a processor's cache."""
 
 
-class OpenSegment(ABC):
-    """A segment that can be searched, by several threads at once."""
-
-    @abstractmethod
-    def candidates(self, queries_QD: Floats, count: int) -> Rows:
-        """Q x C rows counted from the first row of the segment, nearest first; -1 if there are fewer."""
-
-
-def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) -> OpenSegment:
-    """A memory-mapped segment; StaleError if the file is damaged, or is of other vectors than index.json says."""
+def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) -> Graph | Int8Codes | BinaryCodes:
+    """A memory-mapped segment, which several threads may search at once; StaleError if the file is damaged, or is of
+    other vectors than index.json says."""
     if segment.kind == "hnsw":
         return Graph(folder, segment, dim, config.hnsw)
     return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
@@ -47,7 +39,7 @@ def require(kind: str) -> None:
         require_extra("index", "usearch", needed_by=needed_by, or_else=or_else)
 
 
-class Graph(OpenSegment):
+class Graph:
     """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
     def __init__(self, folder: Path, segment: Segment, dim: int, config: HnswConfig) -> None:
@@ -55,6 +47,8 @@ class Graph(OpenSegment):
         self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
+        """Q x C rows counted from the first row of the segment, nearest first; -1 if there are fewer. Codes have the
+        same method."""
         # Each query has its own scale, which does not change the order of its inner products.
         codes_QD = np.rint(queries_QD * (HIGHEST / np.abs(queries_QD).max(axis=1, keepdims=True))).astype(np.int8)
         with self._borrowed() as view:
@@ -93,7 +87,7 @@ class Graph(OpenSegment):
         return view
 
 
-class Int8Codes(OpenSegment):
+class Int8Codes:
     """The int8 codes of a segment, all of which are compared with a query by the cosine of codes."""
 
     def __init__(self, codes_RD: NDArray[np.int8]) -> None:
@@ -114,7 +108,7 @@ class Int8Codes(OpenSegment):
         return np.take_along_axis(best_QC, order_QC, axis=1)
 
 
-class BinaryCodes(OpenSegment):
+class BinaryCodes:
     """The bits of a segment, all of which are compared with a query by the number of equal ones; ties by row."""
 
     def __init__(self, words_RW: NDArray[np.uint64]) -> None:

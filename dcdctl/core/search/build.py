@@ -89,12 +89,6 @@ class IndexChange:
     notes: tuple[str, ...] = ()
     """What the user should know about columns: images of the metadata that the index lacks, and the other way round."""
 
-    def __repr__(self) -> str:
-        return (
-            f"IndexChange({self.index!r}: {self.added:,} added, {self.removed:,} removed, {len(self.skipped):,} "
-            "skipped)"
-        )
-
 
 def run_index_job(
     target: str,

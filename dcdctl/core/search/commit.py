@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dcdctl.core import config as configs
 from dcdctl.core import devices, distributed, files
 from dcdctl.core.artifacts import Build, sha256_of
@@ -40,9 +38,8 @@ def commit(
             if removed is not None:
                 path = folder / f"removed-{document.generation}.npy"
                 if len(removed):
-                    # An open file, because np.save appends .npy to other names.
-                    with files.atomic_path(path) as partial, partial.open("wb") as file:
-                        np.save(file, removed)
+                    with files.atomic_path(path) as partial:
+                        storage.save_array(removed, partial)
                 document = replace(document, removed=_listed(path, len(removed)))
             if skipped is not None:
                 path = folder / f"skipped-{document.generation}.json"

@@ -228,10 +228,9 @@ class FolderIndex(ImageIndex):
         assert self.document.keywords is not None  # `check_hybrid` was called before
         words, depth = self._words(self.folder, self.document.keywords), max(k, keywords.DEPTH)
         _, rows_QK = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
-        # A row of a corpus has captions; None if all rows have, or none.
-        is_of_corpus = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
-        has_captions = None if is_of_corpus.all() or not is_of_corpus.any() else is_of_corpus
-        hits_Q, is_out = [], None if where is None else self._all_but(self._matching(where))
+        has_captions = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
+        # Removed rows have no words.
+        hits_Q, is_out = [], self.is_removed if where is None else self._all_but(self._matching(where))
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), rows_QK, strict=True):
             bm25_R = words.scores(text)
             by_words = keywords.best(bm25_R, depth, is_out)

@@ -33,7 +33,7 @@ from dcdctl.core.progress import Track
 from dcdctl.core.search import part_files
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, IndexDocument, SealedFile, WordFiles, removed_rows
+from dcdctl.core.search.storage import INDEX, IndexDocument, SealedFile, WordFiles, removed_rows, save_array
 
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""
@@ -108,14 +108,13 @@ class Keywords:
         return scores_R
 
 
-def best(scores_R: Floats, count: int, is_left_out: NDArray[np.bool_] | None = None) -> Rows:
+def best(scores_R: Floats, count: int, is_left_out: NDArray[np.bool_]) -> Rows:
     """The rows of the highest positive scores, best first, ties by row.
 
-    >>> best(np.array([0, 2, 3, 2], np.float32), 2).tolist()
+    >>> best(np.array([0, 2, 3, 2], np.float32), 2, np.zeros(4, np.bool_)).tolist()
     [2, 1]
     """
-    is_found = scores_R > 0 if is_left_out is None else (scores_R > 0) & ~is_left_out
-    rows = np.flatnonzero(is_found)
+    rows = np.flatnonzero((scores_R > 0) & ~is_left_out)
     if len(rows) > count:
         rows = rows[scores_R[rows] >= np.partition(scores_R[rows], -count)[-count]]
     return rows[np.argsort(-scores_R[rows], kind="stable")[:count]].astype(np.int64)
@@ -183,9 +182,9 @@ def _write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_
     writers: dict[str, Callable[[Path], object]] = {
         "words.parquet": lambda path: pq.write_table(table, path, compression="zstd"),
         "vocabulary.txt": lambda path: path.write_text(lines, encoding="utf-8", newline="\n"),
-        "starts.npy": partial(_save, keywords.starts_W),
-        "rows.npy": partial(_save, keywords.rows_W),
-        "scores.npy": partial(_save, keywords.scores_W),
+        "starts.npy": partial(save_array, keywords.starts_W),
+        "rows.npy": partial(save_array, keywords.rows_W),
+        "scores.npy": partial(save_array, keywords.scores_W),
     }
     entries = {}
     for name, write in writers.items():
@@ -197,18 +196,9 @@ def _write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_
     return WordFiles(num_rows=len(words_R), removed=num_removed, **entries)
 
 
-def _save(array: NDArray[Any], path: Path) -> None:
-    # An open file, because np.save appends .npy to other names.
-    with path.open("wb") as file:
-        np.save(file, array)
-
-
 def read_words(folder: Path, files: WordFiles) -> list[list[str]]:
     """The words of each row. StaleError for a damaged file."""
-    path = _checked(folder, files.words)
-    words: list[list[str]] = pq.read_table(path).column("words").to_pylist()
-    if len(words) != files.num_rows:
-        raise INDEX.damaged(path, f"it has the words of {len(words):,} rows, and the index has {files.num_rows:,}")
+    words: list[list[str]] = pq.read_table(_checked(folder, files.words)).column("words").to_pylist()
     return words
 
 
@@ -216,12 +206,6 @@ def open_keywords(folder: Path, files: WordFiles) -> Keywords:
     """The words of an index, memory-mapped. StaleError for a damaged file."""
     words = _checked(folder, files.vocabulary).read_text(encoding="utf-8").splitlines()
     starts_W, rows_W, scores_W = (_mapped(_checked(folder, file)) for file in (files.starts, files.rows, files.scores))
-    is_row = len(rows_W) == 0 or (rows_W.min() >= 0 and rows_W.max() < files.num_rows)
-    ends = (len(starts_W), starts_W[0], starts_W[-1], len(scores_W)) == (len(words) + 1, 0, len(rows_W), len(rows_W))
-    if not (ends and is_row and bool((np.diff(starts_W) >= 0).all()) and bool(np.isfinite(scores_W).all())):
-        raise INDEX.damaged(
-            folder / "keywords" / files.rows.file, "it does not fit the words and the rows of the index"
-        )
     return Keywords(files.num_rows, {word: number for number, word in enumerate(words)}, starts_W, rows_W, scores_W)
 
 

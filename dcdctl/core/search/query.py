@@ -165,7 +165,8 @@ def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
         "name": hit.name,
         "score": hit.score,
         "reranked": hit.reranked,
+        "bm25": hit.bm25,
+        "fused": hit.fused,
     }
-    table |= {"bm25": hit.bm25, "fused": hit.fused}
     columns = {name: None if value is None else value_for_json(value) for name, value in hit.columns.items()}
     return {**table, "columns": columns, "is_there": index.has_image(hit.row)}

@@ -70,13 +70,11 @@ class IndexModel:
             return self._loaded
 
     def device(self) -> torch.device:
-        """The device of a name; ConfigError if this machine lacks it."""
-        if isinstance(self._device, str):
-            from dcdctl.core import devices
+        """The device of the name; ConfigError if this machine lacks it."""
+        from dcdctl.core import devices
 
-            devices.use_threads(self._threads)
-            self._device = devices.choose(self._device)
-        return self._device
+        devices.use_threads(self._threads)
+        return devices.choose(str(self._device))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search import ann, exact, part_files
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats
-from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
+from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
 
 BLOCK = 1024
 """Vectors passed to a segment together."""
@@ -140,9 +140,7 @@ def _build_codes(path: Path, blocks: Blocks, document: IndexDocument, advance: A
     for block_RD in blocks():
         parts.append(to_codes(block_RD))
         advance(len(block_RD))
-    # An open file, because np.save appends .npy to other names.
-    with path.open("wb") as file:
-        np.save(file, np.concatenate(parts))
+    save_array(np.concatenate(parts), path)
 
 
 BUILDERS: dict[str, Callable[[Path, Blocks, IndexDocument, Advance], None]] = {

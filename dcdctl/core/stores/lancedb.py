@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 from lancedb.index import BTree, HnswSq
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.search import Condition, Floats, Rows, Value
+from dcdctl.core.search import Condition, Floats, Rows, Value, quoted_value
 from dcdctl.core.stores.protocol import Store, StoreFacts
 from dcdctl.core.stores.retry import UnavailableError
 from dcdctl.core.stores.sql import condition_sql
@@ -234,12 +234,7 @@ def _sql(condition: Condition, facts: StoreFacts) -> str:
 
 
 def _literal(value: Value, type_: pa.DataType) -> str:
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"cast('{value}' as double)" if type_ == pa.float64() else str(value)
-    if isinstance(value, datetime):
-        return f"timestamp '{value.isoformat(sep=' ')}'"
-    return f"date '{value.isoformat()}'"
+    if type_ == pa.float64():
+        return f"cast('{value}' as double)"
+    text = quoted_value(value)
+    return f"{'timestamp' if isinstance(value, datetime) else 'date'} {text}" if isinstance(value, date) else text

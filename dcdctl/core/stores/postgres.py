@@ -231,7 +231,7 @@ class PostgresStore(Store):
         day when this process first saw it."""
         ((oid,),) = self._run("SELECT to_regclass(%s)::oid::int8", [self._regclass])
         if oid is None:
-            raise self.not_there(self._name)
+            raise self.not_there()
         if self._latest is None or self._latest[0] != oid:
             query = "SELECT obj_description(oid, 'pg_class'), reltuples FROM pg_class WHERE oid = %s"
             described = self._run(query, [oid])

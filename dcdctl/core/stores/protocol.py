@@ -181,7 +181,7 @@ class Store(ABC):
     def close(self) -> None:  # noqa: B027
         """End the connections."""
 
-    def not_there(self, name: str = "") -> MissingError:
-        """The error for a store, called `name` in the message, that nobody has filled."""
+    def not_there(self) -> MissingError:
+        """The error for a store that nobody has filled."""
         hint = f"fill it with `dcdctl index INDEX --to '{self.location}'`"
-        return MissingError(f"{name or self.location} does not exist", hint=hint)
+        return MissingError(f"there are no images in {self.location}", hint=hint)

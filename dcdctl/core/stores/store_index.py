@@ -57,8 +57,7 @@ class StoreIndex(ImageIndex):
         """
         facts = repeated(store.facts, FOR_A_QUESTION)
         if facts is None:
-            hint = f"fill it with `dcdctl index INDEX --to '{store.location}'`"
-            raise MissingError(f"there are no images in {store.location}", hint=hint)
+            raise store.not_there()
         return StoreIndex(store, facts, model)
 
     @property
