@@ -26,7 +26,6 @@ from dcdctl.cli.declare import as_typer
 from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
-from dcdctl.core.search import Changes
 from dcdctl.core.training import LossConfig, ModelConfig, Run
 
 TINY = {
@@ -272,7 +271,7 @@ def test_columns_are_set_from_tables_and_searched_under_conditions(own_index, tm
 
 def test_hybrid_search_is_that_of_the_searcher(noise_index, tmp_path):
     shutil.copytree(noise_index, tmp_path / "index")
-    update(tmp_path / "index", Changes(sets=("keywords=true",)))
+    update(tmp_path / "index", sets=("keywords=true",))
     searcher = dcdctl.Searcher(tmp_path / "index")
     plain, hybrid = (searcher.search("brackets", k=1, hybrid=flag) for flag in (False, True))
     assert (plain[0].bm25, hybrid[0].name) == (None, "[red]brackets[.png")

@@ -129,7 +129,7 @@ def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
 def test_two_processes_with_workers_write_the_files_of_one_without(dual, images, tmp_path, monkeypatch):
     monkeypatch.setattr(part_files, "ROWS_PER_PART", 3)
     settings = IndexConfig(flat_up_to=2, segment_rows=4, keywords=True)
-    build(str(dual), images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
+    build(dual, images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
     (tmp_path / "script.py").write_text(SCRIPT)
     words = ["--images", images, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
     more = ["--keywords", "--batch-size", "2", "--workers", "1", "--device", "cpu"]

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,33 +60,6 @@ def segments(*bounds):
 def test_segment_ranges_by_number_of_rows(num_rows, there, expected):
     config = IndexConfig(segment_rows=100, flat_up_to=30)
     assert segment_ranges(num_rows, segments(*there), config) == ranges(*expected)
-
-
-class RecordingView:
-    """A view of a graph of 300 vectors that notes the codes it is asked for, and finds two vectors for each."""
-
-    def __init__(self):
-        self.codes = []
-
-    def __len__(self):
-        return 300
-
-    def search(self, codes_QD, count, threads):
-        self.codes.append(codes_QD)
-        return SimpleNamespace(keys=np.full((len(codes_QD), count), 7), counts=np.full(len(codes_QD), 2))
-
-
-def test_the_numbers_of_a_query_use_the_whole_range_of_a_byte(graph):
-    segment = ann.open_segment(
-        graph.folder / "ann", graph.segments[0], VECTORS.shape[1], FolderIndex.open(graph.folder).config
-    )
-    segment._views = [view := RecordingView()]
-    assert segment.candidates(QUERIES, 4).tolist() == [[7, 7, -1, -1]] * len(QUERIES)
-    assert np.abs(view.codes[0]).max(axis=1).tolist() == [127] * len(QUERIES)
-
-
-def test_a_flat_index_has_no_segment():
-    assert segment_ranges(10**9, [], IndexConfig(kind="flat")) == []
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +125,6 @@ def test_settings_of_a_query_and_of_other_kinds_build_the_same_segment():
         assert not config.builds_as(replace(config, **other)), other
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "usearch", None)
-    command = re.escape(install_command("index"))
-    with pytest.raises(MissingError, match=rf"kind hnsw needs .*{command}, or search exactly with --set kind=flat"):
-        ann.require("hnsw")
-    ann.require("flat")
-
-
 def test_a_damaged_segment_is_named(tmp_path):
     index = write_index(tmp_path, PARTS, **GRAPHS)
     path = tmp_path / "ann" / index.segments[1].file
@@ -214,7 +178,8 @@ def test_opening_an_index_opens_no_segment(graph, monkeypatch):
 
 def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
-    with pytest.raises(MissingError, match="an index of kind hnsw needs"):
+    command = re.escape(install_command("index"))
+    with pytest.raises(MissingError, match=rf"kind hnsw needs .*{command}, or search exactly with --set kind=flat"):
         FolderIndex.open(graph.folder)
 
 
@@ -235,7 +200,7 @@ def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}],
+    [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}, {"dims": 0}],
 )
 def test_invalid_settings_are_refused(settings):
     with pytest.raises(ConfigError, match="at least"):

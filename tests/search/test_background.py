@@ -10,7 +10,7 @@ import served
 import torch
 from made_index import update
 
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, background
+from dcdctl.core.search import FolderIndex, IndexSearcher, background
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
@@ -44,7 +44,7 @@ def test_the_background_is_that_of_all_probes_and_images(made):
 def test_removed_images_are_no_background(made, tmp_path):
     searcher = made.searcher
     name = searcher.by_text(background.probe_texts()[0], 1).hits[0].name
-    update(made.index, Changes(remove=(name,)))
+    update(made.index, remove=(name,))
     after = background.measure_background(made.searcher)
     assert FolderIndex.open(made.index).num_images == len(served.NAMES) - 1
     assert [after.typical, after.limit, after.typical_of_images] == pytest.approx(by_hand(made.searcher), abs=2e-3)

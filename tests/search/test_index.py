@@ -215,22 +215,6 @@ def test_a_document_that_contradicts_itself_is_named(tmp_path, change, message):
         FolderIndex.open(tmp_path)
 
 
-def test_a_damaged_document_is_named(tmp_path):
-    write_index(tmp_path, PARTS)
-    (tmp_path / "index.json").write_text("[]")
-    with pytest.raises(StaleError, match=r"index\.json holds no JSON object; delete the folder"):
-        FolderIndex.open(tmp_path)
-
-
-def test_settings_of_a_later_version_are_refused(tmp_path):
-    write_index(tmp_path, PARTS)
-    document = artifacts.read_document(tmp_path / "index.json")
-    document["settings"]["sorcery"] = 1
-    artifacts.write_document(tmp_path / "index.json", document)
-    with pytest.raises(StaleError, match="sorcery"):
-        FolderIndex.open(tmp_path)
-
-
 @pytest.mark.parametrize("k", [0, -3])
 def test_k_is_at_least_one(folder, k):
     with pytest.raises(ValueError, match="at least 1"):

@@ -18,7 +18,7 @@ from tiny import make_models, make_splits
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, tokens_of
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, keywords, part_files
+from dcdctl.core.search import FolderIndex, IndexSearcher, keywords, part_files
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.keywords import Keywords, best, fuse, words_of_name
 from dcdctl.core.search.part_files import SourceImage
@@ -204,18 +204,10 @@ def test_hybrid_hits_are_the_fused_ranks_of_the_cosines_and_of_bm25(photos, tmp_
             assert hit.name == f"i{hit.row}"
 
 
-def test_a_text_without_a_known_word_gives_the_order_of_the_vectors(photos, tmp_path):
-    index = captioned(tmp_path / "index", photos, unit_vectors(5), keywords=True)
-    query = unit_vectors(1, seed=9)
-    hits, plain = index.hybrid(["Zeppelin"], query, 5)[0], index.search(query, 5)[0]
-    assert [(hit.row, hit.score) for hit in hits] == [(hit.row, hit.score) for hit in plain]
-    assert [hit.bm25 for hit in hits] == [None] * 5
-
-
 def test_removed_images_are_not_found_and_leave_no_words(photos, tmp_path):
     vectors = unit_vectors(5)
     index = captioned(tmp_path / "index", photos, vectors, keywords=True)
-    fewer = update(index.folder, Changes(remove=("i0", "i4")))
+    fewer = update(index.folder, remove=("i0", "i4"))
     assert row_words(fewer)[0] == row_words(fewer)[4] == []
     assert all("runs" not in str(path.read_bytes()) for path in (index.folder / "keywords").iterdir())
     assert sorted(hit.row for hit in fewer.hybrid(["a dog runs on a sofa"], vectors[:1], 5)[0]) == [1, 2, 3]
@@ -245,9 +237,9 @@ def test_words_are_added_to_an_index_and_taken_away_without_its_model(photos, tm
         MissingError, match=r"index has no words of captions and file names; add them: dcdctl index .*index --keywords"
     ):
         index.check_hybrid()
-    more = update(index.folder, Changes(sets=("keywords=true",)))
+    more = update(index.folder, sets=("keywords=true",))
     assert keyword_bytes(more) == keyword_bytes(built)
-    less = update(index.folder, Changes(sets=("keywords=false",)))
+    less = update(index.folder, sets=("keywords=false",))
     assert not less.has_keywords
     assert list((index.folder / "keywords").iterdir()) == []
 
@@ -257,25 +249,24 @@ def test_words_of_a_corpus_that_is_gone_cannot_be_added_but_stay(photos, tmp_pat
     kept = captioned(tmp_path / "kept", photos, unit_vectors(5), keywords=True)
     photos.folder.rename(tmp_path / "elsewhere")
     with pytest.raises(MissingError, match="the images of the index are not where they were"):
-        update(index.folder, Changes(sets=("keywords=true",)))
+        update(index.folder, sets=("keywords=true",))
     assert not FolderIndex.open(index.folder).has_keywords
-    fewer = update(kept.folder, Changes(remove=("i1",)))
+    fewer = update(kept.folder, remove=("i1",))
     assert fewer.hybrid(["sofa"], unit_vectors(1), 9)[0][0].row == 4
 
 
 def test_words_killed_before_any_move_are_built_again_to_the_same_bytes(photos, tmp_path, monkeypatch):
     old = captioned(tmp_path / "old", photos, unit_vectors(5))
     shutil.copytree(old.folder, tmp_path / "new")
-    changes = Changes(sets=("keywords=true",))
-    new = update(tmp_path / "new", changes)
+    new = update(tmp_path / "new", sets=("keywords=true",))
     number = 0
     while True:
         folder = tmp_path / f"killed {number}"
         shutil.copytree(tmp_path / "old", folder)
-        was_killed = killed_before(monkeypatch, number, lambda: update(folder, changes))  # noqa: B023
+        was_killed = killed_before(monkeypatch, number, lambda: update(folder, sets=("keywords=true",)))  # noqa: B023
         index = FolderIndex.open(folder)
         assert not index.has_keywords or index.hybrid(["sofa"], unit_vectors(1), 1)
-        update(folder, changes)
+        update(folder, sets=("keywords=true",))
         assert keyword_bytes(FolderIndex.open(folder)) == keyword_bytes(new), number
         if not was_killed:
             break
@@ -294,9 +285,7 @@ def test_a_damaged_file_of_words_is_named(photos, tmp_path, kind):
     with pytest.raises(StaleError, match=rf"{kind}-1\.{KINDS[kind]} is damaged"):
         damaged.check()
     with pytest.raises(StaleError, match=rf"{kind}-1\.{KINDS[kind]} is damaged"):
-        damaged.hybrid(["dog"], unit_vectors(1), 1) if kind != "words" else update(
-            index.folder, Changes(remove=("i0",))
-        )
+        damaged.hybrid(["dog"], unit_vectors(1), 1) if kind != "words" else update(index.folder, remove=("i0",))
     path.unlink()
     with pytest.raises(MissingError, match=rf"{kind}-1"):
         FolderIndex.open(index.folder)
@@ -305,23 +294,23 @@ def test_a_damaged_file_of_words_is_named(photos, tmp_path, kind):
 def test_an_index_without_any_word_is_searched_by_vectors(tmp_path):
     images = put(tmp_path / "images", {"--.png": png(1)})
     models.save(make_models(["a dog"])[1], tmp_path / "dual")
-    index = build(str(tmp_path / "dual"), images, tmp_path / "index", WORDS)
+    index = build(tmp_path / "dual", images, tmp_path / "index", WORDS)
     assert [hit.name for hit in index.hybrid(["a dog"], np.ones((1, index.dim)), 3)[0]] == ["--.png"]
 
 
 def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path):
     models.save(make_models(["beach day", "zeppelins"])[1], tmp_path / "dual")
     pictures = put(tmp_path / "pictures", {"beachDay_1.png": png(1), "snow/dog.png": png(2)})
-    first = build(str(tmp_path / "dual"), photos.folder, tmp_path / "index", WORDS)
+    first = build(tmp_path / "dual", photos.folder, tmp_path / "index", WORDS)
     expected = row_words(first)
-    both = update(first.folder, Changes(add=pictures))
+    both = update(first.folder, add=pictures)
     # The nearest image has no captions and no word of the query, and stays the first.
     near = both.vectors(np.array([6])).astype(np.float64)
     assert both.hybrid(["a the sofa"], near, 1)[0][0].row == 6
     expected = [*expected, ["beachday", "1", "beach", "day"], ["snow", "dog"]]
     assert row_words(both) == expected
     put(pictures, {"z dog.png": png(3)})
-    more = update(first.folder, Changes(add=pictures))
+    more = update(first.folder, add=pictures)
     assert row_words(more) == [*expected, ["z", "dog"]]
     opened = keywords.open_keywords(more.folder, more.document.keywords)
     assert Keywords.of([*expected, ["z", "dog"]]).scores("dog").tolist() == opened.scores("dog").tolist()
@@ -347,4 +336,4 @@ def test_words_need_their_package_only_to_be_indexed(photos, tmp_path, monkeypat
     with pytest.raises(
         MissingError, match=r"an index of words needs bm25s, which is not installed; pip install 'bm25s>=0\.2\.7'"
     ):
-        update(plain.folder, Changes(sets=("keywords=true",)))
+        update(plain.folder, sets=("keywords=true",))

@@ -216,12 +216,6 @@ def test_an_index_without_its_model_or_with_another_model_is_refused(index, tmp_
         IndexSearcher.open(copy, device=CPU, rerank=str(index.parent / "fusion"))
 
 
-def test_a_moved_index_gives_the_same_answers(index, searcher, tmp_path):
-    shutil.copytree(index, tmp_path / "moved")
-    moved = IndexSearcher.open(tmp_path / "moved", device=CPU)
-    assert moved.by_text(TEXT, 4).hits == searcher.by_text(TEXT, 4).hits
-
-
 def test_a_query_file_that_is_not_an_image_is_described(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     for path, found in (

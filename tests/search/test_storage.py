@@ -147,22 +147,3 @@ def test_a_missing_index_names_the_command_that_makes_one(tmp_path, written, mes
         folder.mkdir()
     with pytest.raises(MissingError, match=message):
         storage.read_document(folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("{", "not JSON"),
-        ("[]", "holds no JSON object"),
-        ('{"format": 2}', "is of format 2, this dcdctl reads format 3"),
-        ('{"format": 99}', "is of format 99, this dcdctl reads format 3"),
-        ('{"format": 3}', "has no checksum"),
-        ("\xff", "not JSON"),
-    ],
-)
-def test_a_different_format_is_refused(tmp_path, text, found):
-    (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(
-        StaleError, match=rf"index\.json .*{found}.*; delete the folder and run the same `dcdctl index` again"
-    ):
-        storage.read_document(tmp_path)

@@ -116,7 +116,7 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     config = json.loads((ref / "open_clip_config.json").read_text(encoding="utf-8"))
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["strip_sep_token"] = True  # by Python code
     (ref / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-    index = build(str(ref), noise_index.parent / "images", tmp_path / "index", IndexConfig())
+    index = build(ref, noise_index.parent / "images", tmp_path / "index", IndexConfig())
     assert index.document.text.files == ()
     assert "is Python code" in index.document.text.refused
     assert not (index.folder / "text").exists()
@@ -140,9 +140,7 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
 ):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, package, None)
-        index = build(
-            str(noise_index.parent / "dual"), noise_index.parent / "images", tmp_path / "index", IndexConfig()
-        )
+        index = build(noise_index.parent / "dual", noise_index.parent / "images", tmp_path / "index", IndexConfig())
     assert index.document.text is None
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
     assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, DualVectors)

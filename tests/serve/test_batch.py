@@ -16,7 +16,7 @@ from processes import TIMEOUT_S
 from starlette.testclient import TestClient
 
 from dcdctl.core.errors import StaleError
-from dcdctl.core.search import Changes, IndexSearcher
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig, app
 
 CONFIG = ServiceConfig(default_k=4, max_k=9, max_text_chars=20, max_queries=5, max_waiting=5)
@@ -75,7 +75,7 @@ def test_a_wrong_query_has_its_error_in_its_place_and_the_others_their_answers(s
 
 def test_texts_of_a_batch_may_have_conditions_and_be_searched_by_words(tmp_path):
     folder = served.make(tmp_path / "all").index
-    update(folder, Changes(sets=("keywords=true",)))
+    update(folder, sets=("keywords=true",))
     searcher = IndexSearcher.open(folder, device=served.CPU)
     client = client_of(searcher)
     queries = [

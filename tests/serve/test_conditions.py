@@ -11,7 +11,7 @@ from made_index import update
 from PIL import Image
 from starlette.testclient import TestClient
 
-from dcdctl.core.search import Changes, ColumnChanges, ColumnSummary
+from dcdctl.core.search import ColumnChanges, ColumnSummary
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.serve.facets import choose_facets
 
@@ -141,5 +141,5 @@ def test_columns_that_are_set_while_the_index_is_served_are_offered(tmp_path):
     made.with_columns(year=YEARS)
     found = client.get("/search", params={"text": "dogs", "where": "year = 2020"}).json()["results"]
     assert {one["name"] for one in found} == kept(lambda year, owner: year == 2020)
-    update(made.index, Changes(columns=ColumnChanges(drop=("year",))))
+    update(made.index, columns=ColumnChanges(drop=("year",)))
     assert client.get("/columns").json() == []

@@ -23,7 +23,7 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import Changes, IndexSearcher, SearchAnswer
+from dcdctl.core.search import IndexSearcher, SearchAnswer
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.serve.workers import WaitingText
@@ -100,7 +100,7 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
     folder = shutil.copytree(made.index, tmp_path / "index")
     changing = client_of(IndexSearcher.open(folder, device=served.CPU))
     assert changing.get("/health").json()["kind"] == "flat"
-    update(folder, Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
+    update(folder, sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5"))
     assert changing.get("/health").json()["kind"] == kind
     for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
         assert (
@@ -113,7 +113,7 @@ def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kin
 def worded(made, tmp_path_factory) -> IndexSearcher:
     """A searcher of the same index with the words of its file names."""
     folder = shutil.copytree(made.index, tmp_path_factory.mktemp("worded") / "index")
-    update(folder, Changes(sets=("keywords=true",)))
+    update(folder, sets=("keywords=true",))
     return IndexSearcher.open(folder, device=served.CPU)
 
 
@@ -317,7 +317,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
     row, client = made.row("03.png"), client_of(IndexSearcher.open(folder, device=served.CPU))
     addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
     assert [client.get(address).status_code for address in addresses] == [200] * 3
-    update(folder, Changes(remove=("03.png",)))
+    update(folder, remove=("03.png",))
     assert [client.get(address).status_code for address in addresses] == [404] * 3
     found = [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
     assert len(found) == len(served.NAMES) - 1

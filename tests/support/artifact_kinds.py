@@ -20,7 +20,7 @@ from tiny import make_corpus, make_teacher
 
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Changes, ColumnChanges, FolderIndex, IndexSearcher, commit, keywords, parse_where
+from dcdctl.core.search import ColumnChanges, FolderIndex, IndexSearcher, commit, keywords, parse_where
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
 from dcdctl.core.training import negatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -85,7 +85,7 @@ def index_kind(folder: Path) -> Artifact:
         commit.commit(index.folder, replace(index.document, generation=2), skipped=skipped)
         years = [2000 + row % (20 + seed) for row in range(120)]
         metadata = pa.table({"image": [f"{row}.png" for row in range(120)], "year": years})
-        update(index.folder, Changes(columns=ColumnChanges(metadata=metadata)))
+        update(index.folder, columns=ColumnChanges(metadata=metadata))
     queries = unit_vectors(4, seed=2).astype(np.float32)
 
     def read(path: Path) -> Any:

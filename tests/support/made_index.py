@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def seal_index(
 
 
 def build(
-    ref: str,
+    ref: str | Path,
     images: Path,
     folder: Path,
     settings: IndexConfig | None = None,
@@ -91,14 +92,12 @@ def build(
         vectors=given,
         verify=verify,
     )
-    return run_index_job(ref, changes, images=images, out=folder, compute=compute, track=track).index
+    return run_index_job(str(ref), changes, images=images, out=folder, compute=compute, track=track).index
 
 
-def update(
-    folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent
-) -> FolderIndex:
-    """The index that `dcdctl index INDEX` gives for these changes."""
-    return run_index_job(str(folder), changes, compute=compute, track=track).index
+def update(folder: Path, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent, **changes: Any) -> FolderIndex:
+    """The index that `dcdctl index INDEX` gives for these changes, the fields of `Changes`."""
+    return run_index_job(str(folder), Changes(**changes), compute=compute, track=track).index
 
 
 def exact(

@@ -39,5 +39,5 @@ def make_index(folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.data.mul_(4)
         models.save(model, folder / name)
-    build(str(folder / "dual"), folder / "images", folder / "index")
+    build(folder / "dual", folder / "images", folder / "index")
     return folder / "index"

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import make_models
 
 from dcdctl.core import models
-from dcdctl.core.search import Changes, ColumnChanges, Condition, FolderIndex, IndexSearcher, SearchAnswer
+from dcdctl.core.search import ColumnChanges, Condition, FolderIndex, IndexSearcher, SearchAnswer
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.middleware import LimitsMiddleware
@@ -50,7 +50,7 @@ class Made:
     def with_columns(self, **columns: Sequence[object]) -> Made:
         """The same with these columns, whose values are in the order of `NAMES`."""
         table = pa.table({"image": NAMES, **columns})
-        update(self.index, Changes(columns=ColumnChanges(metadata=table)))
+        update(self.index, columns=ColumnChanges(metadata=table))
         return self
 
     def row(self, name: str) -> int:
@@ -68,7 +68,7 @@ def make(folder: Path, captions: Sequence[str] = CAPTIONS) -> Made:
     exif[274], exif[305] = 6, "secret"
     Image.new("RGB", WIDE, "red").save(made.photos / LARGE, exif=exif)
     models.save(make_models(captions)[1], made.run)
-    build(str(made.run), made.photos, made.index)
+    build(made.run, made.photos, made.index)
     return made
 
 
