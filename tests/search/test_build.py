@@ -31,7 +31,6 @@ from dcdctl.core.search.config import IndexConfig
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 FLAT = IndexConfig(kind="flat")
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
-BATCHES = Compute(batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,12 @@ def _small_parts(monkeypatch):
 def pictures(tmp_path):
     """A folder of seven images."""
     return put(tmp_path / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
+
+
+@pytest.fixture
+def flat(dual, pictures, tmp_path):
+    """The index of the pictures, searched exactly."""
+    return build(dual, pictures, tmp_path / "index", FLAT)
 
 
 def vectors_of(model, images):
@@ -77,7 +82,7 @@ def skipped(index):
 
 
 def test_images_of_a_corpus_are_found_by_their_vectors(dual, scenes_corpus_dir, tmp_path):
-    index = build(dual, scenes_corpus_dir, tmp_path / "index", FLAT, split="val", compute=BATCHES)
+    index = build(dual, scenes_corpus_dir, tmp_path / "index", FLAT, split="val")
     corpus, model = Corpus.open(scenes_corpus_dir, "val"), models.load_dual(index.folder / "model")
     index.expect(model.digest)
     scores_QK, rows_QK = index.nearest(vectors_of(model, corpus.images(range(8))), 1)
@@ -164,7 +169,7 @@ def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dua
     (folder / "sub" / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe")
     (folder / "empty folder").mkdir()
-    index = build(dual, folder, tmp_path / "index", FLAT, compute=BATCHES)
+    index = build(dual, folder, tmp_path / "index", FLAT)
     assert sorted(names(index)) == sorted([*good, "link in"])
     for row in range(index.num_rows):
         assert index.image_bytes(row) == (folder / index.name(row)).read_bytes()
@@ -245,9 +250,8 @@ def test_missing_disk_space_and_permissions_are_reported_before_embedding(dual, 
     assert build(dual, pictures, tmp_path / "index", FLAT).num_images == 7
 
 
-def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
-    before = contents(index.folder)
+def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus, flat):
+    before = contents(flat.folder)
     other = put(tmp_path / "other", {"x.png": png(1)})
     model = make_models(corpus.captions)[1]
     with torch.no_grad():
@@ -255,12 +259,12 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus):
     models.save(model, tmp_path / "model")
     for arguments, message in (
         (
-            (str(tmp_path / "model"), pictures, index.folder, FLAT),
+            (str(tmp_path / "model"), pictures, flat.folder, FLAT),
             r"another model\.fingerprint \(.{12}, not .{12}\); name another",
         ),
-        ((str(dual), other, index.folder, FLAT), r"another sources\[0\]\.path \(.*/pictures, not .*/other\)"),
+        ((str(dual), other, flat.folder, FLAT), r"another sources\[0\]\.path \(.*/pictures, not .*/other\)"),
         (
-            (str(dual), pictures, index.folder, IndexConfig()),
+            (str(dual), pictures, flat.folder, IndexConfig()),
             r"another settings\.kind \(flat, not hnsw\); change them with `dcdctl",
         ),
         ((str(dual), pictures, other, FLAT), "is not empty and holds no index .*; name an empty or a new folder"),
@@ -272,17 +276,10 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus):
         with pytest.raises((StaleError, InputError), match=message):
             build(*arguments)
     with pytest.raises(StaleError, match=r"another precision \(float32, not bfloat16\)"):
-        build(dual, pictures, index.folder, FLAT, compute=Compute(precision="bfloat16"))
-    assert contents(index.folder) == before
-    assert build(dual, pictures, index.folder, FLAT).num_images == 7  # the same build again is allowed
-    assert contents(index.folder) == before
-
-
-def test_a_fusion_model_is_refused(scenes_corpus_dir, corpus, tmp_path):
-    models.save(make_models(corpus.captions)[0], tmp_path / "fusion")
-    with pytest.raises(ModelError, match="is a fusion scorer, expected a dual encoder"):
-        build(tmp_path / "fusion", scenes_corpus_dir, tmp_path / "index", FLAT)
-    assert not (tmp_path / "index").exists()
+        build(dual, pictures, flat.folder, FLAT, compute=Compute(precision="bfloat16"))
+    assert contents(flat.folder) == before
+    assert build(dual, pictures, flat.folder, FLAT).num_images == 7  # the same build again is allowed
+    assert contents(flat.folder) == before
 
 
 def test_a_damaged_image_of_a_corpus_is_an_error(dual, scenes_corpus_dir, tmp_path):
@@ -344,14 +341,13 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     assert contents(folder) == contents(whole.folder)
 
 
-def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, pictures, tmp_path):
+def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, tmp_path, flat):
     """A part of unreadable files alone is no part of the index, so its number is free and a higher one is in use."""
-    index = build(dual, pictures, tmp_path / "index", FLAT, compute=BATCHES)
     mixed = put(tmp_path / "mixed", {**{f"{seed}.png": b"x" for seed in range(3)}, "9.png": png(9)})
     more = put(tmp_path / "more", {f"{seed}.png": png(seed) for seed in range(20, 22)})
-    index = update(index.folder, add=mixed, compute=BATCHES)
+    index = update(flat.folder, add=mixed)
     assert [part.file for part in index.parts][-1] == "part-00004.parquet"
-    index = update(index.folder, add=more, compute=BATCHES)
+    index = update(flat.folder, add=more)
     assert len({part.file for part in index.parts}) == len(index.parts) == 5
     index.check()
     _, rows_QK = index.nearest(
@@ -364,7 +360,7 @@ def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, p
 @pytest.mark.parametrize("after", range(3))
 def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, after):
     put(pictures, {"bad.png": b"x"})
-    whole = build(dual, pictures, tmp_path / "whole", GRAPHS, compute=BATCHES)
+    whole = build(dual, pictures, tmp_path / "whole", GRAPHS)
 
     @contextmanager
     def dying(label, *, total, unit):
@@ -379,12 +375,12 @@ def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, afte
         yield advance
 
     with pytest.raises(Killed):
-        build(dual, pictures, tmp_path / "index", GRAPHS, compute=BATCHES, track=dying)
+        build(dual, pictures, tmp_path / "index", GRAPHS, track=dying)
     with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
         FolderIndex.open(tmp_path / "index")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*.parquet")}
     put(pictures, {"later.png": png(99)})  # new files are not planned
-    build(dual, pictures, tmp_path / "index", GRAPHS, compute=Compute(batch_size=2))
+    build(dual, pictures, tmp_path / "index", GRAPHS)
     assert contents(tmp_path / "index") == contents(whole.folder)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(kept) == after
@@ -428,9 +424,8 @@ def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp
     assert contents(folder) == contents(whole.folder)
 
 
-def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(dual, pictures, tmp_path, monkeypatch):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
-    shutil.copytree(index.folder, tmp_path / "other")
+def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(tmp_path, monkeypatch, flat):
+    shutil.copytree(flat.folder, tmp_path / "other")
     sets = ("kind=hnsw", "flat_up_to=0")
     expected = update(tmp_path / "other", sets=(*sets, "hnsw.neighbors=2"))
 
@@ -440,10 +435,10 @@ def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(dual, picture
     with monkeypatch.context() as patched:
         patched.setattr(Build, "seal", kill)
         with pytest.raises(Killed):
-            update(index.folder, sets=(*sets, "hnsw.neighbors=32"))
-    assert list(index.folder.glob("ann/hnsw-*"))
-    update(index.folder, sets=(*sets, "hnsw.neighbors=2"))
-    assert contents(index.folder) == contents(expected.folder)
+            update(flat.folder, sets=(*sets, "hnsw.neighbors=32"))
+    assert list(flat.folder.glob("ann/hnsw-*"))
+    update(flat.folder, sets=(*sets, "hnsw.neighbors=2"))
+    assert contents(flat.folder) == contents(expected.folder)
 
 
 def test_a_build_killed_before_any_rename_resumes(dual, tmp_path, monkeypatch):
@@ -514,14 +509,13 @@ def test_a_name_with_brackets_is_matched_exactly_first(dual, tmp_path):
     assert names(update(index.folder, remove=("a[1].png",))) == ["a1.png", "b.png"]
 
 
-def test_images_that_are_gone_are_removed_unless_the_whole_folder_is_gone(dual, pictures, tmp_path):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
+def test_images_that_are_gone_are_removed_unless_the_whole_folder_is_gone(pictures, tmp_path, flat):
     (pictures / "2.png").unlink()
-    assert "2.png" not in names(update(index.folder, remove_gone=True))
+    assert "2.png" not in names(update(flat.folder, remove_gone=True))
     shutil.move(pictures, tmp_path / "moved")
     with pytest.raises(InputError, match="is gone; is its disk mounted"):
-        update(index.folder, remove_gone=True)
-    assert FolderIndex.open(index.folder).num_images == 6
+        update(flat.folder, remove_gone=True)
+    assert FolderIndex.open(flat.folder).num_images == 6
 
 
 def test_settings_can_be_changed_later(dual, pictures, tmp_path):
@@ -567,8 +561,7 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp
     assert number > 3
 
 
-def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, monkeypatch):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
+def test_the_plan_of_another_change_is_not_resumed(tmp_path, monkeypatch, flat):
     first = put(tmp_path / "first", {f"a{seed}.png": png(30 + seed) for seed in range(4)})
     second = put(tmp_path / "second", {f"b{seed}.png": png(40 + seed) for seed in range(4)})
     part = part_files.write_part
@@ -580,14 +573,14 @@ def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, mon
 
     monkeypatch.setattr(part_files, "write_part", write_one)
     with pytest.raises(Killed):
-        update(index.folder, add=first)
+        update(flat.folder, add=first)
     monkeypatch.undo()
     monkeypatch.setattr(part_files, "ROWS_PER_GROUP", 2)
-    assert (index.folder / "vectors" / "part-00003.parquet").exists()
-    assert names(FolderIndex.open(index.folder))[-1] == "sub/5.png"
-    found = update(index.folder, add=second)
+    assert (flat.folder / "vectors" / "part-00003.parquet").exists()
+    assert names(FolderIndex.open(flat.folder))[-1] == "sub/5.png"
+    found = update(flat.folder, add=second)
     assert names(found)[7:] == ["b0.png", "b1.png", "b2.png", "b3.png"]
-    assert not (index.folder / "plan.json").exists()
+    assert not (flat.folder / "plan.json").exists()
 
 
 def test_damaged_json_of_an_index_is_named(dual, tmp_path):
@@ -628,15 +621,14 @@ def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
         update(tmp_path / "index", add=pictures, precision="bfloat16")
 
 
-def test_an_index_whose_model_was_replaced_accepts_no_images(dual, pictures, tmp_path, corpus):
-    index = build(dual, pictures, tmp_path / "index", FLAT)
+def test_an_index_whose_model_was_replaced_accepts_no_images(pictures, corpus, flat):
     model = make_models(corpus.captions)[1]
     with torch.no_grad():
         model.network.visual_projection.weight.add_(1)
-    models.save(model, index.folder / "model")
+    models.save(model, flat.folder / "model")
     put(pictures, {"new.png": png(9)})
     with pytest.raises(StaleError, match="made with the model"):
-        update(index.folder, add=pictures)
-    shutil.rmtree(index.folder / "model")
+        update(flat.folder, add=pictures)
+    shutil.rmtree(flat.folder / "model")
     with pytest.raises(MissingError, match=r"lacks its model .{8}; copy it to"):
-        update(index.folder, add=pictures)
+        update(flat.folder, add=pictures)

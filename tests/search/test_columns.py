@@ -31,8 +31,9 @@ KINDS = {
 REMOVED = (3, 40, 41)
 
 
-def set_columns(index, **changes):
-    change = run_index_job(str(index.folder), Changes(columns=ColumnChanges(**changes)))
+def set_columns(index, table=None, **changes):
+    metadata = pa.table(table) if isinstance(table, dict) else table
+    change = run_index_job(str(index.folder), Changes(columns=ColumnChanges(metadata=metadata, **changes)))
     return change.index, list(change.notes)
 
 
@@ -61,7 +62,7 @@ def filtered(request, tmp_path_factory):
     )
     assert made.kind == request.param
     table = table_of(count)
-    return set_columns(made, metadata=table)[0], vectors, table
+    return set_columns(made, table)[0], vectors, table
 
 
 @pytest.mark.parametrize("many", [0.0, 0.05, 1.0])
@@ -240,7 +241,7 @@ def test_values_are_replaced_for_named_images_only(made, tmp_path):
     given = pa.table(
         {"image": ["0.png", "./1.png", f"{photos}/2.png", "photos/3.png", "x.png"], "year": [1, 2, 3, 4, 5]}
     )
-    index, notes = set_columns(made, metadata=given)
+    index, notes = set_columns(made, given)
     assert column(index, "year") == [1, 2, 3, 4, None, None]
     assert notes == [
         "1 images of the table of metadata are not in the index, such as 'x.png'",
@@ -248,7 +249,7 @@ def test_values_are_replaced_for_named_images_only(made, tmp_path):
     ]
     index, _ = set_columns(
         index,
-        metadata=pa.table({"image": ["1.png", "5.png", "2.png"], "year": [2.5, 7, None], "owner": ["a", "b", ""]}),
+        {"image": ["1.png", "5.png", "2.png"], "year": [2.5, 7, None], "owner": ["a", "b", ""]},
     )
     assert column(index, "year") == [1.0, 2.5, None, 4.0, None, 7.0]
     assert column(index, "owner") == [None, "a", None, None, None, "b"]
@@ -259,31 +260,31 @@ def test_values_are_replaced_for_named_images_only(made, tmp_path):
 
 def test_the_same_metadata_again_changes_nothing(made):
     given = pa.table({"image": ["0.png"], "year": [1]})
-    index, _ = set_columns(made, metadata=given)
-    assert set_columns(index, metadata=given)[0].document == index.document
+    index, _ = set_columns(made, given)
+    assert set_columns(index, given)[0].document == index.document
 
 
 def test_metadata_of_other_images_or_of_another_type_is_refused(made):
-    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png", "1.png"], "year": [1, 2]}))
+    index, _ = set_columns(made, {"image": ["0.png", "1.png"], "year": [1, 2]})
     with pytest.raises(
         InputError, match=r"none of the 1 images of the table of metadata is in the index .*, such as 'a.png'"
     ) as caught:
-        set_columns(index, metadata=pa.table({"image": ["a.png"], "year": [1]}))
+        set_columns(index, {"image": ["a.png"], "year": [1]})
     assert "'0.png'" in caught.value.hint
     with pytest.raises(
         InputError, match=r"column year of .* is a whole number, and in the table of metadata it is a text"
     ) as caught:
-        set_columns(index, metadata=pa.table({"image": ["0.png"], "year": ["x"]}))
+        set_columns(index, {"image": ["0.png"], "year": ["x"]})
     assert "--drop-column year" in caught.value.hint
     # No value of the old type stays.
-    index, _ = set_columns(index, metadata=pa.table({"image": ["1.png", "0.png"], "year": ["x", "y"]}))
+    index, _ = set_columns(index, {"image": ["1.png", "0.png"], "year": ["x", "y"]})
     assert column(index, "year")[:2] == ["y", "x"]
 
 
 def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
     before = made.document
     assert before.columns is None
-    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1], "owner": ["x"]}))
+    index, _ = set_columns(made, {"image": ["0.png"], "year": [1], "owner": ["x"]})
     assert index.columns.names == ["year", "owner"]
     with pytest.raises(InputError, match="has no column 'yaer' to drop"):
         set_columns(index, drop=("yaer",))
@@ -295,23 +296,21 @@ def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
 
 
 def test_a_column_is_summarized_without_removed_images(made):
-    index, _ = set_columns(
-        made, metadata=pa.table({"image": [f"{i}.png" for i in range(6)], "owner": ["b", "a", "b", None, "z", "a"]})
-    )
+    index, _ = set_columns(made, {"image": [f"{i}.png" for i in range(6)], "owner": ["b", "a", "b", None, "z", "a"]})
     (summary,) = index.summarize_columns()
     assert (summary.type, summary.missing, summary.distinct) == ("text", 1, 2)
     assert (summary.frequent, summary.low, summary.high) == ((("a", 2), ("b", 2)), "a", "b")
 
 
 def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
-    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1]}))
+    index, _ = set_columns(made, {"image": ["0.png"], "year": [1]})
     condition = parse_where("year = 1", index.columns)
     with pytest.raises(InputError, match="has no column year"):
         made.nearest(unit_vectors(1), 1, condition)
 
 
 def test_columns_of_other_rows_than_index_json_says_are_damaged(made):
-    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1]}))
+    index, _ = set_columns(made, {"image": ["0.png"], "year": [1]})
     entry = index.document.columns
     path = index.folder / entry.file
     table = pq.read_table(path)
@@ -331,7 +330,7 @@ def test_values_of_all_types_come_back(made):
         "x": [0.1, None],
         "word": ["\u72ac", None],
     }
-    index, _ = set_columns(made, metadata=pa.table(rows))
+    index, _ = set_columns(made, rows)
     (hits,) = index.search(unit_vectors(1), 2, parse_where("word = '\u72ac' or image_id = '1.png'", index.columns))
     values = {hit.row: dict(hit.columns) for hit in hits}
     assert values[0] == {
@@ -349,7 +348,7 @@ def test_a_hybrid_search_meets_the_condition_in_both_lists(tmp_path):
     made = write_index(tmp_path / "index", [unit_vectors(30)], removed=[5], kind="flat", keywords=True)
     index, _ = set_columns(
         made,
-        metadata=pa.table({"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]}),
+        {"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]},
     )
     condition = parse_where("parity = 1", index.columns)
     (hits,) = index.hybrid(["8 9 11 5 png"], unit_vectors(1, seed=3), 30, condition)
@@ -369,7 +368,7 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     exif_photo(tmp_path / "photos" / "0.png", Model="EOS", DateTime="2019:05:01 12:00:00")
     exif_photo(tmp_path / "photos" / "1.png", Model="D70", DateTime="2018:05:01 12:00:00")
     exif_photo(tmp_path / "photos" / "4.png", Model="gone")
-    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1999]}), exif=True)
+    index, _ = set_columns(made, {"image": ["0.png"], "year": [1999]}, exif=True)
     assert column(index, "year") == [1999, 2018, None, None, None, None]
     assert column(index, "camera") == ["EOS", "D70", None, None, None, None]
     assert column(index, "taken")[1] == datetime(2018, 5, 1, 12)
@@ -395,6 +394,6 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
 
 def test_a_column_of_another_type_than_exif_data_is_named(made, tmp_path):
     exif_photo(tmp_path / "photos" / "1.png", DateTime="2018:05:01 12:00:00")
-    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": ["last"]}))
+    index, _ = set_columns(made, {"image": ["0.png"], "year": ["last"]})
     with pytest.raises(InputError, match=r"column year of .* is a text, and in the image files it is a whole number"):
         set_columns(index, exif=True)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from made_index import build
+from made_index import build, update
 from noise_index import CAPTIONS
 from open_clips import save_open_clip
 from tiny import run_script
@@ -16,7 +16,7 @@ from tiny import run_script
 from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.models import TextTower, onnx
-from dcdctl.core.search import Changes, FolderIndex, IndexSearcher, index_document, index_facts, run_index_job
+from dcdctl.core.search import FolderIndex, IndexSearcher, index_document, index_facts
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.dual_vectors import DualVectors
 from dcdctl.core.search.storage import text_side_note
@@ -106,7 +106,7 @@ def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(no
 def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(noise_index, tmp_path):
     old = without_text_side(noise_index, tmp_path / "old")
     assert FolderIndex.open(old).text_side is None
-    changed = run_index_job(str(old), Changes(remove=("plain.png",))).index
+    changed = update(old, remove=("plain.png",))
     assert changed.text_side == old / "text"
     assert isinstance(IndexSearcher.open(old, device="cpu").texts, TextTower)
 
@@ -122,7 +122,7 @@ def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch
     assert not (index.folder / "text").exists()
     assert isinstance(IndexSearcher.for_index(index, device="cpu").texts, DualVectors)
     monkeypatch.setattr(onnx, "export_text_tower", None)  # not tried again
-    assert run_index_job(str(index.folder), Changes(remove=("plain.png",))).index.num_images == 11
+    assert update(index.folder, remove=("plain.png",)).num_images == 11
 
 
 def test_inspect_shows_the_size_of_the_text_side_or_why_there_is_none(noise_index, tmp_path):
@@ -144,7 +144,7 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
     assert index.document.text is None
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
     assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, DualVectors)
-    changed = run_index_job(str(index.folder), Changes(remove=("plain.png",))).index
+    changed = update(index.folder, remove=("plain.png",))
     assert text_side_note(changed.document) == ""
     assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, TextTower)
 

@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search import part_files, vector_files, write_image_list
 from dcdctl.core.search.config import IndexConfig
@@ -28,7 +27,6 @@ from dcdctl.core.search.config import IndexConfig
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
 
 FLAT = IndexConfig(kind="flat")
-BATCHES = Compute(batch_size=2)
 NAMES = [f"{'sub/' if seed % 2 else ''}{seed}.png" for seed in range(7)]
 
 
@@ -70,10 +68,6 @@ def write(path, names, vectors, *, column="image_id", **extra):
     return path
 
 
-def given(*paths):
-    return tuple(map(str, paths))
-
-
 def comparable(folder):
     """The files of an index by their content."""
     found = contents(folder)
@@ -86,20 +80,20 @@ def comparable(folder):
 @pytest.mark.parametrize("dims", [None, 4])
 def test_vectors_in_any_order_and_length_give_the_bytes_of_embedding(dual, model, photos, tmp_path, number, dims):
     config = IndexConfig(kind="flat", dims=dims)
-    own = build(dual, photos, tmp_path / "own", config, compute=BATCHES)
+    own = build(dual, photos, tmp_path / "own", config)
     order = [4, 0, 6, 2, 5, 1, 3]
     vectors = pa.array([3.5 * row.astype(np.float64) for row in outputs(model, photos)[order]], pa.list_(number))
     names = [[NAMES[i] for i in order[:3]], [str(photos / NAMES[i]) for i in order[3:]]]
     write(tmp_path / "a.parquet", names[0], vectors[:3])
     write(tmp_path / "b.parquet", names[1], vectors[3:], column="path")
-    taken = build(dual, photos, tmp_path / "taken", config, given=given(tmp_path / "*.parquet"), compute=BATCHES)
+    taken = build(dual, photos, tmp_path / "taken", config, given=tmp_path / "*.parquet")
     assert comparable(taken.folder) == comparable(own.folder)
     assert taken.document.skipped.count == 1
 
 
 def test_the_files_of_an_index_are_files_of_vectors(dual, photos, tmp_path):
-    own = build(dual, photos, tmp_path / "own", FLAT, compute=BATCHES)
-    taken = build(dual, photos, tmp_path / "taken", FLAT, given=given(own.folder / "vectors"), compute=BATCHES)
+    own = build(dual, photos, tmp_path / "own", FLAT)
+    taken = build(dual, photos, tmp_path / "taken", FLAT, given=own.folder / "vectors")
     assert comparable(taken.folder) == comparable(own.folder)
 
 
@@ -108,13 +102,13 @@ def test_images_of_a_corpus_and_added_images_take_vectors_too(dual, model, photo
     with torch.no_grad():
         vectors = model.embed_images(model.preprocess.images(corpus.images(range(corpus.num_images)))).numpy()
     write(tmp_path / "corpus.parquet", corpus.image_ids, vectors)
-    own = build(dual, scenes_corpus_dir, tmp_path / "own", FLAT, split="val", compute=BATCHES)
-    files = given(tmp_path / "corpus.parquet")
-    taken = build(dual, scenes_corpus_dir, tmp_path / "taken", FLAT, split="val", given=files, compute=BATCHES)
+    own = build(dual, scenes_corpus_dir, tmp_path / "own", FLAT, split="val")
+    files = tmp_path / "corpus.parquet"
+    taken = build(dual, scenes_corpus_dir, tmp_path / "taken", FLAT, split="val", given=files)
     assert comparable(taken.folder) == comparable(own.folder)
     write(tmp_path / "photos.parquet", NAMES, outputs(model, photos))
-    added = update(taken.folder, add=photos, vectors=given(tmp_path / "photos.parquet"), compute=BATCHES)
-    assert comparable(added.folder) == comparable(update(own.folder, add=photos, compute=BATCHES).folder)
+    added = update(taken.folder, add=photos, vectors=(str(tmp_path / "photos.parquet"),))
+    assert comparable(added.folder) == comparable(update(own.folder, add=photos).folder)
 
 
 def test_rows_that_do_not_fit_are_counted_by_kind_and_nothing_is_stored(dual, model, photos, tmp_path):
@@ -123,7 +117,7 @@ def test_rows_that_do_not_fit_are_counted_by_kind_and_nothing_is_stored(dual, mo
     def error(names, vectors, **extra):
         path = write(tmp_path / "bad.parquet", names, vectors, **extra)
         with pytest.raises(InputError) as caught:
-            build(dual, photos, out, FLAT, given=given(path), compute=BATCHES)
+            build(dual, photos, out, FLAT, given=path)
         assert not (out / "index.json").exists()
         assert not list(out.glob("vectors/*"))
         return str(caught.value)
@@ -155,7 +149,7 @@ def test_rows_that_do_not_fit_are_counted_by_kind_and_nothing_is_stored(dual, mo
     )
     (tmp_path / "bad2.parquet").write_bytes(b"PAR1 damaged")
     with pytest.raises(InputError, match=r"bad2\.parquet cannot be read as vectors: "):
-        build(dual, photos, out, FLAT, given=given(tmp_path / "bad2.parquet"), compute=BATCHES)
+        build(dual, photos, out, FLAT, given=tmp_path / "bad2.parquet")
 
 
 def test_vectors_of_another_model_are_refused_by_their_digest_and_by_embedding_again(dual, model, photos, tmp_path):
@@ -163,26 +157,24 @@ def test_vectors_of_another_model_are_refused_by_their_digest_and_by_embedding_a
     message = rf"are of the model {'f' * 8}, and this is the model {model.digest[:8]}"
     path = write(tmp_path / "v.parquet", NAMES, good, model_digest=[model.digest] * 6 + ["f" * 64])
     with pytest.raises(StaleError, match=message):
-        build(dual, photos, out, FLAT, given=given(path), compute=BATCHES)
+        build(dual, photos, out, FLAT, given=path)
     path = write(tmp_path / "v.parquet", NAMES, [*good[:5], -good[5], good[6]], model_digest=[model.digest] * 7)
     with pytest.raises(
         InputError, match=r"the vector of 'sub/5\.png' is not that of this model: the cosine is -1\.0000, .*--verify 0"
     ):
-        build(
-            dual, photos, out, FLAT, given=given(path), compute=BATCHES
-        )  # compares the first row and the last, sub/5.png
-    assert build(dual, photos, out, FLAT, given=given(path), verify=0, compute=BATCHES).num_images == 7
+        build(dual, photos, out, FLAT, given=path)  # compares the first row and the last, sub/5.png
+    assert build(dual, photos, out, FLAT, given=path, verify=0).num_images == 7
 
 
 def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(
     dual, model, photos, tmp_path, monkeypatch
 ):
-    own = build(dual, photos, tmp_path / "own", FLAT, compute=BATCHES)
+    own = build(dual, photos, tmp_path / "own", FLAT)
     path = write(tmp_path / "v.parquet", NAMES, outputs(model, photos))
     out = tmp_path / "index"
 
     def work():
-        return build(dual, photos, out, FLAT, given=given(path), compute=BATCHES)
+        return build(dual, photos, out, FLAT, given=path)
 
     write(path, NAMES, [-row for row in outputs(model, photos)])
     with monkeypatch.context() as patch:
@@ -193,7 +185,7 @@ def test_a_killed_run_takes_all_vectors_again_and_is_not_resumed_by_embedding(
             if len(list(out.glob("vectors/part-*.parquet"))) == 2:
                 break
     with pytest.raises(StaleError, match="vectors"):
-        build(dual, photos, out, FLAT, compute=BATCHES)
+        build(dual, photos, out, FLAT)
     write(path, NAMES, outputs(model, photos))
     assert comparable(work().folder) == comparable(own.folder)
 
@@ -260,6 +252,6 @@ def test_a_wrong_line_is_a_usage_error(dual, photos, words, message):
 
 
 def test_vectors_without_new_images_are_refused(dual, photos, tmp_path):
-    index = build(dual, photos, tmp_path / "own", FLAT, compute=BATCHES)
+    index = build(dual, photos, tmp_path / "own", FLAT)
     result = CliRunner().invoke(app, ["index", str(index.folder), "--vectors", str(index.folder / "vectors")])
     assert (result.exit_code, "--images and --out, or with --add" in result.stderr) == (1, True)

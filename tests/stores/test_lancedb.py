@@ -62,18 +62,5 @@ def test_names_that_lancedb_does_not_take_are_refused(store, tmp_path):
         open_store(f"lancedb:{tmp_path}?table=photos/2020").facts()
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("lancedb:folder", r"lancedb:folder names no table, or several; such as lancedb:FOLDER\?table=photos"),
-        ("lancedb:?table=photos", "lancedb: names no place"),
-        ("lancedb+s3:?table=photos", r"lancedb\+s3: names no place"),
-    ],
-)
-def test_a_wrong_url_says_how_one_looks(url, message):
-    with pytest.raises(InputError, match=message):
-        open_store(url)
-
-
 def test_a_place_is_shown_without_what_may_be_a_secret(tmp_path):
     assert location_of(f"lancedb:{tmp_path}?table=photos&key=secret") == f"lancedb:{tmp_path}?table=photos"

@@ -12,19 +12,11 @@ from made_store import COLUMNS, DIM, check_graph_search, made_facts, made_images
 
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import matches, parse_where
-from dcdctl.core.stores import StoreIndex, open_index, open_store, retry
+from dcdctl.core.stores import StoreIndex, open_index, open_store
 from dcdctl.core.stores import postgres as postgres_store
 from dcdctl.core.stores.retry import UnavailableError
 
 MANY = 600
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """The waits between repeated calls, which do not happen."""
-    waited: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", waited.append)
-    return waited
 
 
 @pytest.fixture
@@ -179,22 +171,3 @@ def test_a_store_that_is_refused_or_not_there_is_told_without_the_password(postg
             open_index(url)
         assert "secret" not in str(caught.value)
         assert len(waits) == (3 if error is UnavailableError else 0)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        (
-            "postgresql://host/photos",
-            r"postgresql://host/photos names no table, or several; such as "
-            r"postgresql://user@host/database\?table=photos",
-        ),
-        ("postgresql://me:secret@host?table=a", "postgresql://me@host names no place"),
-        ("mysql://me:secret@host/photos", r"'mysql://host/photos' is not the URL of a store; write postgresql://"),
-        (f"postgresql://host/photos?table={'x' * 70}", "is too long for PostgreSQL"),
-    ],
-)
-def test_a_wrong_url_says_how_one_looks(url, message):
-    with pytest.raises(InputError, match=message) as caught:
-        open_index(url)
-    assert "secret" not in str(caught.value)

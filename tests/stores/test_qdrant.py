@@ -21,14 +21,6 @@ def store(qdrant_url):
     return open_store(qdrant_url())
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """The waits between repeated calls, which do not happen."""
-    waited: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", waited.append)
-    return waited
-
-
 @contextmanager
 def refusing(status):
     """The address of a server that answers every request with this status, and the keys that it was sent."""
@@ -114,16 +106,3 @@ def test_a_column_may_have_a_dot_or_a_bracket_in_its_name(store):
     images = made_images().slice(0, 9).select(["row", "source", "image_id", "path", "corpus_row", "vector", "owner"])
     store.upsert(images.rename_columns(facts.image_schema.names))
     assert store.count(parse_where('"a.b[0] c" is not null', facts.schema)) == 9 - images.column("owner").null_count
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("qdrant://host:6333", "qdrant://host:6333 names no collection; such as qdrant://host:6333/photos"),
-        ("qdrants://host/a/b", "qdrants://host/a/b names no collection"),
-        ("qdrant:folder/photos", "qdrant:folder/photos names no collection; such as qdrant://host:6333/photos"),
-    ],
-)
-def test_a_wrong_url_says_how_one_looks(url, message):
-    with pytest.raises(InputError, match=message):
-        open_store(url)

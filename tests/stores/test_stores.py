@@ -10,7 +10,6 @@ from made_store import COLUMNS, COUNT, DIM, URLS, made_facts, made_images, vecto
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, store_document, store_facts, upload_index
-from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.retry import UnavailableError
 
 
@@ -45,11 +44,6 @@ def read_only(request, tmp_path_factory):
     store = fill(open_store(URLS[request.param](request, tmp_path_factory.mktemp("stores"))))
     yield store
     store.close()
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting(monkeypatch):
-    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
 
 
 def hit_rows(hits):
@@ -148,10 +142,6 @@ def test_a_summary_counts_the_images_and_names_the_columns(read_only):
     document = store_document(read_only)
     assert [document[key] for key in ("kind", "images", "expected", "dims")] == [read_only.kind, COUNT, COUNT, DIM]
     assert list(document["columns"]) == COLUMNS.names
-    if type(read_only).num_bytes is Store.num_bytes:  # a store that cannot say
-        assert document["bytes"] is None
-    else:
-        assert document["bytes"] > 2 * DIM * COUNT  # the numbers of the vectors alone
     assert ("images", f"{COUNT:,}") in store_facts(document)
 
 
@@ -284,3 +274,28 @@ def test_a_count_that_does_not_fit_is_an_error(index, store, monkeypatch):
     with pytest.raises(StaleError, match=r"has 52 images after the upload, and the index .* has 53"):
         upload_index(index, store)
     assert store.facts() is None
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "postgresql://host/photos",
+            r"postgresql://host/photos names no table, or several; such as "
+            r"postgresql://user@host/database\?table=photos",
+        ),
+        ("postgresql://me:secret@host?table=a", "postgresql://me@host names no place"),
+        ("mysql://me:secret@host/photos", r"'mysql://host/photos' is not the URL of a store; write postgresql://"),
+        (f"postgresql://host/photos?table={'x' * 70}", "is too long for PostgreSQL"),
+        ("lancedb:folder", r"lancedb:folder names no table, or several; such as lancedb:FOLDER\?table=photos"),
+        ("lancedb:?table=photos", "lancedb: names no place"),
+        ("lancedb+s3:?table=photos", r"lancedb\+s3: names no place"),
+        ("qdrant://host:6333", "qdrant://host:6333 names no collection; such as qdrant://host:6333/photos"),
+        ("qdrants://host/a/b", "qdrants://host/a/b names no collection"),
+        ("qdrant:folder/photos", "qdrant:folder/photos names no collection; such as qdrant://host:6333/photos"),
+    ],
+)
+def test_a_wrong_url_says_how_one_looks(url, message):
+    with pytest.raises(InputError, match=message) as caught:
+        open_index(url)
+    assert "secret" not in str(caught.value)

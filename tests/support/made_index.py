@@ -14,9 +14,10 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import Changes, FolderIndex, ImageSource, commit, part_files, run_index_job
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.embed import IN_SMALL_BATCHES
 from dcdctl.core.search.part_files import SourceImage, part_name
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
+
+BATCHES = Compute(batch_size=2)
 
 
 class Killed(BaseException):
@@ -78,9 +79,9 @@ def build(
     settings: IndexConfig | None = None,
     *,
     split: str | None = None,
-    given: tuple[str, ...] = (),
+    given: Path | None = None,
     verify: int = 2,
-    compute: Compute = IN_SMALL_BATCHES,
+    compute: Compute = BATCHES,
     track: Track = silent,
 ) -> FolderIndex:
     """The index that `dcdctl index RUN --images DIR --out INDEX` builds."""
@@ -89,13 +90,13 @@ def build(
         sets=tuple(f"{name}={str(value).lower()}" for name, value in sets.items()),
         split=split,
         precision=compute.precision,
-        vectors=given,
+        vectors=() if given is None else (str(given),),
         verify=verify,
     )
     return run_index_job(str(ref), changes, images=images, out=folder, compute=compute, track=track).index
 
 
-def update(folder: Path, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent, **changes: Any) -> FolderIndex:
+def update(folder: Path, *, compute: Compute = BATCHES, track: Track = silent, **changes: Any) -> FolderIndex:
     """The index that `dcdctl index INDEX` gives for these changes, the fields of `Changes`."""
     return run_index_job(str(folder), Changes(**changes), compute=compute, track=track).index
 

@@ -12,9 +12,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.search.protocol import ImageIndex
 from dcdctl.core.search.searcher import IndexSearcher
 
 # The 95th percentile is then about the fourth highest score.
@@ -72,9 +70,11 @@ def probe_texts() -> list[str]:
 def measure_background(searcher: IndexSearcher) -> Background | None:
     """The background of an index, by its own model; None for an index without images."""
     index = searcher.index
-    images_SD = _sample(index)
-    if not len(images_SD):
+    rows = index.spread_rows(SAMPLE)
+    if not rows:
         return None
+    images_SD = index.vectors(np.array(rows, dtype=np.int64)).astype(np.float32)
+    images_SD /= np.linalg.norm(images_SD, axis=1, keepdims=True)
     probes_PD = searcher.texts.vectors(searcher.texts.tokenize(probe_texts()))[:, : index.dim]
     # A model may have no vector for words that it does not know.
     probes_PD = probes_PD[np.isfinite(probes_PD).all(axis=1) & probes_PD.any(axis=1)]
@@ -88,10 +88,3 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
         limit=float(np.quantile(best_P, LEVEL)),
         typical_of_images=float(np.median(pairs)) if len(pairs) else 1.0,
     )
-
-
-def _sample(index: ImageIndex) -> NDArray[np.float32]:
-    """Unit vectors of at most `SAMPLE` images."""
-    rows = index.spread_rows(SAMPLE)
-    vectors_SD = index.vectors(np.array(rows, dtype=np.int64)).astype(np.float32)
-    return vectors_SD / np.linalg.norm(vectors_SD, axis=1, keepdims=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -238,29 +237,26 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
         # Otherwise an unmounted disk would remove all of its images.
         if root is not None and not root.is_dir():
             raise InputError(f"the image folder {root} is gone", hint="is its disk mounted? Nothing was removed")
-    ids = index.values("image_id").to_pylist()
-    known = {image_id for image_id, is_gone in zip(ids, index.is_removed, strict=True) if not is_gone}
-    # A file name may contain * or [, so a name that is an image id is not read as a pattern.
-    patterns = {
-        name: re.compile(re.escape(name) + r"\Z" if name in known else fnmatch.translate(name)) for name in names
-    }
-    unused, rows = set(names), []
-    for row, (image_id, source) in enumerate(zip(ids, index.source_R.tolist(), strict=True)):
-        if index.is_removed[row]:
-            rows.append(row)
-            continue
-        matching = {name for name, pattern in patterns.items() if pattern.match(image_id)}
-        unused -= matching
-        root = roots[source]
-        if matching or (root is not None and not (root / image_id).is_file()):
-            rows.append(row)
-    if unused:
-        unknown = ", ".join(map(repr, sorted(unused)[:SHOWN]))
+    removed = set(np.flatnonzero(index.is_removed).tolist())
+    live = {row: name for row, name in enumerate(index.values("image_id").to_pylist()) if row not in removed}
+    unknown = []
+    for name in dict.fromkeys(names):
+        # A file name may contain * or [, so a name that is an image id is not read as a pattern.
+        found = {row for row, image_id in live.items() if image_id == name}
+        found = found or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
+        unknown += [] if found else [name]
+        removed |= found
+    if unknown:
         raise InputError(
-            f"the index {index.folder} has no image {unknown}; nothing was removed",
+            f"the index {index.folder} has no image {', '.join(map(repr, sorted(unknown)[:SHOWN]))}; nothing was "
+            "removed",
             hint="name image ids, or patterns such as '2019/*'",
         )
-    return np.array(rows, dtype=np.int64)
+    for row, source in enumerate(index.source_R.tolist()):
+        root = roots[source]
+        if root is not None and row in live and not (root / live[row]).is_file():
+            removed.add(row)
+    return np.array(sorted(removed), dtype=np.int64)
 
 
 def _add(

@@ -223,11 +223,8 @@ class _GivenVectors:
         """Embed some images and compare; InputError if a vector is not that of the model."""
         # Spread over all files, because one of them may be of another model.
         given = np.flatnonzero(self.is_given)
-        rows = (
-            given[np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))].tolist()
-            if count
-            else []
-        )
+        places = np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))
+        rows = given[places].tolist()
         found = [(row, pixels) for row, (pixels, _, _) in self._read_images(rows) if pixels is not None]
         if not found:
             return
