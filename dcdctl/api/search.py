@@ -171,7 +171,11 @@ class Searcher:
         rerank_overrides: Overrides | None = None,
         device: str = "auto",
     ) -> None:
-        self.index = _opened(index, model)
+        self.index: search.ImageIndex = (
+            index
+            if isinstance(index, search.FolderIndex)
+            else stores.open_index(os.fspath(index), optional_path(model))
+        )
         self._searcher = search.IndexSearcher.for_index(
             self.index,
             device=device,
@@ -210,13 +214,3 @@ class Searcher:
     def __repr__(self) -> str:
         reranker = self._searcher.reranker
         return f"Searcher({self.index!r}{'' if reranker is None else f', re-ranked by {reranker.ref}'})"
-
-
-def _opened(index: Ref | search.FolderIndex, model: Ref | None) -> search.ImageIndex:
-    """An index that is open, in a folder, or in a store, whose model may be in the folder `model`."""
-    if isinstance(index, search.FolderIndex):
-        return index
-    place = os.fspath(index)
-    if stores.is_store(place) or model is not None:
-        return stores.open_index(place, optional_path(model))
-    return Index.open(index)

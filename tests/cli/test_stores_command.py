@@ -70,6 +70,7 @@ def test_inspect_shows_what_a_store_holds(url, noise_index):
     assert f"  source: folder {noise_index.parent / 'images'}" in lines
     document = json.loads(run("inspect", url, "--json").stdout)
     assert (document["images"], document["expected"], document["columns"]) == (12, 12, {})
+    assert document["bytes"] > 8192
     result = run("inspect", url, "--hardest", 3)
     assert (result.exit_code, "is for a corpus or a teacher cache" in result.stderr) == (2, True)
 

@@ -10,6 +10,7 @@ from made_store import COLUMNS, COUNT, DIM, URLS, made_facts, made_images, vecto
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, store_document, store_facts, upload_index
+from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.retry import UnavailableError
 
 
@@ -142,6 +143,10 @@ def test_a_summary_counts_the_images_and_names_the_columns(read_only):
     document = store_document(read_only)
     assert [document[key] for key in ("kind", "images", "expected", "dims")] == [read_only.kind, COUNT, COUNT, DIM]
     assert list(document["columns"]) == COLUMNS.names
+    if type(read_only).num_bytes is Store.num_bytes:  # a store that cannot say
+        assert document["bytes"] is None
+    else:
+        assert document["bytes"] > 2 * DIM * COUNT  # the numbers of the vectors alone
     assert ("images", f"{COUNT:,}") in store_facts(document)
 
 

@@ -27,7 +27,7 @@ from dcdctl.core.search.exact import Floats, Half, Rows
 from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.sources import SourceImages
-from dcdctl.core.search.storage import INDEX, IndexDocument, Part, Segment
+from dcdctl.core.search.storage import INDEX, IndexDocument, Segment
 
 # Scores of a block and a part of 8,192 rows take 2 MB.
 QUERY_BLOCK = 64
@@ -107,7 +107,7 @@ class FolderIndex(ImageIndex):
         """The values of all rows in a column, removed rows too."""
         if name not in BUILT_IN.names:
             return self.stored_columns.column(name)
-        tables = (pq.read_table(self._part_path(part), columns=[name]) for part in self.parts)
+        tables = (pq.read_table(part_files.part_path(self.folder, part), columns=[name]) for part in self.parts)
         return pa.chunked_array(
             [chunk for table in tables for chunk in table[name].chunks], pa.string()
         ).combine_chunks()
@@ -267,7 +267,7 @@ class FolderIndex(ImageIndex):
 
     def part_table(self, number: int) -> pa.Table:
         """The images of a part with their vectors, as its file has them; removed rows too."""
-        return pq.read_table(self._part_path(self.parts[number]))
+        return pq.read_table(part_files.part_path(self.folder, self.parts[number]))
 
     def source_image(self, row: int) -> tuple[int, SourceImage]:
         if not 0 <= row < self.num_rows or self.is_removed[row]:
@@ -285,13 +285,10 @@ class FolderIndex(ImageIndex):
         return part, *divmod(row - (self._ends[part] - self.parts[part].rows), part_files.ROWS_PER_GROUP)
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        path = self._part_path(self.parts[part])
+        path = part_files.part_path(self.folder, self.parts[part])
         # Ten names may be in ten files, and opening a file takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
-
-    def _part_path(self, part: Part) -> Path:
-        return part_files.part_path(self.folder, part, self.dim)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""

@@ -162,7 +162,7 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> WordFiles | Non
         for part in document.parts:
             # Sources come part by part, so the words end where a part ends.
             if first >= len(words_R):
-                for image in part_files.read_images(part_files.part_path(folder, part, document.model.dim)):
+                for image in part_files.read_images(part_files.part_path(folder, part)):
                     captions = sources.read_captions(part.source, image)
                     words = [word for caption in captions for word in tokens_of(caption)]
                     words_R.append([*words, *words_of_name(image.path or image.image_id)])

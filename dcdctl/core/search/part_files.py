@@ -26,10 +26,8 @@ ROWS_PER_PART = 8192
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
 _SKIPPED = b"dcdctl.skipped"
-_WELL_LAID: set[tuple[Part, int]] = set()
-"""The parts whose layout this process has compared, with the width of their vectors; a part has its SHA-256."""
-_FINITE: set[str] = set()
-"""The SHA-256 of the parts whose numbers this process has checked."""
+_CHECKED: set[tuple[Part, int]] = set()
+"""The parts that this process has checked, with the width of their vectors; a part has its SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,26 +160,24 @@ def read_images(path: Path) -> list[SourceImage]:
         return [SourceImage(**row) for row in file.read(columns=IMAGE_COLUMNS.names).to_pylist()]
 
 
-def part_path(folder: Path, part: Part, dim: int) -> Path:
-    """The file of a part. StaleError if it is damaged, or if its rows and the places of its vectors are not those of
-    index.json."""
-    path = INDEX.checked(folder / "vectors" / part.file, part.sha256)
-    if (part, dim) not in _WELL_LAID:
-        _check_layout(path, part, dim)
-        _WELL_LAID.add((part, dim))
-    return path
+def part_path(folder: Path, part: Part) -> Path:
+    """The file of a part. StaleError if it is damaged."""
+    return INDEX.checked(folder / "vectors" / part.file, part.sha256)
 
 
 def mapped(folder: Path, part: Part, dim: int) -> tuple[Half, ...]:
-    """The vectors of each row group of a part, memory-mapped. StaleError also if a number is not finite."""
-    path = part_path(folder, part, dim)
+    """The vectors of each row group of a part, memory-mapped. StaleError if its rows and the places of its vectors are
+    not those of index.json, and if a number is not finite."""
+    path, is_checked = part_path(folder, part), (part, dim) in _CHECKED
+    if not is_checked:
+        _check_layout(path, part, dim)
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
     groups = tuple(_at(raw, offset, count, dim) for count, offset in _groups_of(part))
-    if part.sha256 not in _FINITE:
-        if not all(map(_all_finite, groups)):
-            raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
-        _FINITE.add(part.sha256)
+    if not is_checked and not all(map(_all_finite, groups)):
+        raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
+    # Once per process, because it reads the whole file.
+    _CHECKED.add((part, dim))
     return groups
 
 

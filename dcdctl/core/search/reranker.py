@@ -10,7 +10,6 @@ import torch
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import States
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.query import SearchAnswer, image_of
 
@@ -78,15 +77,12 @@ class Reranker:
             }
             if images:
                 states = self.scorer.encode_images(self.scorer.preprocess.images(list(images.values())).to(self.device))
-                logits |= zip(images, self._score(states, texts), strict=True)
+                image_ix = torch.arange(len(images))
+                scores = self.scorer.score_pairs(states, texts, image_ix, torch.zeros_like(image_ix)).float()
+                if not bool(scores.isfinite().all()):
+                    raise ModelError(
+                        f"{self.ref} gives scores that are NaN or infinite",
+                        hint="its training diverged: re-rank with another model",
+                    )
+                logits |= zip(images, scores.tolist(), strict=True)
         return logits
-
-    def _score(self, images: States, texts: States) -> list[float]:
-        image_ix = torch.arange(len(images))
-        logits = self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float()
-        if not bool(logits.isfinite().all()):
-            raise ModelError(
-                f"{self.ref} gives scores that are NaN or infinite",
-                hint="its training diverged: re-rank with another model",
-            )
-        return logits.tolist()

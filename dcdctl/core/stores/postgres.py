@@ -210,6 +210,10 @@ class PostgresStore(Store):
             # PostgreSQL chooses a name that is free.
             self._run("CREATE INDEX ON {table} USING hnsw (vector halfvec_cosine_ops)")
 
+    def num_bytes(self) -> int | None:
+        ((size,),) = self._run("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass])
+        return size
+
     def publish(self) -> None:
         published = PostgresStore(self._conninfo, self._qualified.removesuffix(_DRAFT), self.location)
         name = sql.Identifier(published._qualified.rpartition(".")[2])

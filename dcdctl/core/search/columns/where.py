@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -285,5 +285,5 @@ def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
     if type_ == MOMENT and isinstance(value, str):
         # Moments are kept in UTC, without their zone.
         moment = datetime.fromisoformat(value)
-        return moment if moment.tzinfo is None else (moment - moment.utcoffset()).replace(tzinfo=None)  # type: ignore[operator]
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
     raise ValueError
