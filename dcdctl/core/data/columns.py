@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,13 +89,7 @@ def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = No
             f"{where} names no images, its columns are {found:.300}", hint=f"one column must: {', '.join(KEYS)}"
         )
     named = [name for name in cells if name not in KEYS]
-    for name in chosen or ():
-        if name not in named:
-            near = difflib.get_close_matches(name, named, n=1)
-            known = (
-                f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
-            )
-            raise InputError(f"{where} has no column {name!r}", hint=known)
+    check_chosen(chosen or (), named, where)
     kept = list(named if chosen is None else dict.fromkeys(chosen))
     for name in kept:
         if problem := problem_of_name(name):
@@ -135,6 +128,17 @@ def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | No
                 f"column {name} of {where} has several values for {count:,} images: the first row of an image counts"
             )
     return ImageColumns(list(first), pa.table(columns), where, tuple(notes))
+
+
+def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> None:
+    """InputError for a chosen column that is not among those that a table names."""
+    for name in chosen:
+        if name not in named:
+            near = difflib.get_close_matches(name, named, n=1)
+            known = (
+                f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
+            )
+            raise InputError(f"{where} has no column {name!r}", hint=known)
 
 
 def problem_of_name(name: str) -> str:
@@ -185,23 +189,21 @@ def from_cells(texts: Sequence[str]) -> pa.Array:
     for type_, form in _FORMS.items():
         if filled and all(map(form.fullmatch, filled)):
             try:
-                return pa.array([None if cell is None else _parsed(cell, type_) for cell in cells], type_)
+                # NaN counts as missing, and so does a number that is too large for a float.
+                return typed_column(pa.array([None if cell is None else _parsed(cell, type_) for cell in cells], type_))
             except (ValueError, OverflowError):  # 2024-02-31, or a number that needs more bits
                 break
     return pa.array(cells, pa.string())
 
 
 def _parsed(cell: str, type_: pa.DataType) -> Any:
-    """A cell as a value of a type; ValueError if it is none, and for a number that is too large."""
+    """A cell as a value of a type; ValueError if it is none."""
     if type_ == pa.bool_():
         return cell.lower() == "true"
     if type_ == pa.int64():
         return int(cell)
     if type_ == pa.float64():
-        number = float(cell)
-        if math.isinf(number):
-            raise ValueError
-        return None if math.isnan(number) else number
+        return float(cell)
     if type_ == pa.date32():
         return date.fromisoformat(cell)
     moment = datetime.fromisoformat(cell)

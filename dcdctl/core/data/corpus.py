@@ -196,7 +196,7 @@ class Corpus:
 
     def image(self, image_ix: int) -> Image.Image:
         """An image, upright and RGB; CorpusError if its bytes are no image."""
-        return self._decode(image_ix, self.image_bytes(image_ix))
+        return self.images([image_ix])[0]
 
     def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
         """Images in the given order; each row group is read once. CorpusError if the bytes of one are no image."""
@@ -204,15 +204,13 @@ class Corpus:
         by_group = itertools.groupby(sorted({int(ix) for ix in image_ix}), key=lambda ix: self._locate(ix)[:2])
         for (shard, group), members in by_group:
             column = self._group_bytes(shard, group)
-            decoded.update({ix: self._decode(ix, column[self._locate(ix)[2]].as_py()) for ix in members})
+            for ix in members:
+                try:
+                    decoded[ix] = images.decode_image(column[self._locate(ix)[2]].as_py())
+                except images.ImageError as error:
+                    where = f"image {self.image_ids[ix]!r} of split {self.split} in {files.shown(self.folder)}"
+                    raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
         return [decoded[int(ix)] for ix in image_ix]
-
-    def _decode(self, image_ix: int, data: bytes) -> Image.Image:
-        try:
-            return images.decode_image(data)
-        except images.ImageError as error:
-            where = f"image {self.image_ids[image_ix]!r} of split {self.split} in {files.shown(self.folder)}"
-            raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
 
     def subset(self, max_images: int) -> Corpus:
         """The first images as a corpus with its own fingerprint; the corpus itself if it has no more images."""

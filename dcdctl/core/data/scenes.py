@@ -187,7 +187,17 @@ def describe_family(seed: int, split: str, index: int, num_captions: int = 5) ->
     """The four scenes of one family."""
     # Random hashes a text seed with SHA-512, so scenes are equal in every process.
     rng = random.Random(f"scenes/{seed}/{split}/{index}")
-    return [DescribedScene(scene, _write_statements(rng, scene, num_captions)) for scene in _draw_family(rng, split)]
+    family = []
+    for scene in _draw_family(rng, split):
+        pairs = [(first, second) for first in scene.objects for second in scene.objects if first is not second]
+        written: dict[str, Statement] = {}
+        # Different captions, which use all pairs of objects before a pair is used again.
+        while len(written) < num_captions:
+            for subject, thing in rng.sample(pairs, min(len(pairs), num_captions - len(written))):
+                statement = _write_statement(rng, subject, thing)
+                written.setdefault(statement.text, statement)
+        family.append(DescribedScene(scene, tuple(written.values())))
+    return family
 
 
 def split_of(scene: Scene) -> str:
@@ -207,10 +217,12 @@ def _draw_family(rng: random.Random, split: str) -> list[Scene]:
     reflected = tuple(
         replace(thing, column=GRID - 1 - thing.column, row=GRID - 1 - thing.row) for thing in first.objects
     )
-    return [
-        Scene(_jitter(rng, objects), rng.choice(BACKGROUNDS))
-        for objects in (first.objects, reflected, _rotate_colors(first.objects), _rotate_colors(reflected))
-    ]
+    family = []
+    for objects in (first.objects, reflected, _rotate_colors(first.objects), _rotate_colors(reflected)):
+        # Off the centers of the cells, so that no two scenes have equal pixels.
+        shifted = [replace(thing, shift=(rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))) for thing in objects]
+        family.append(Scene(tuple(shifted), rng.choice(BACKGROUNDS)))
+    return family
 
 
 def _draw_scene(rng: random.Random) -> Scene:
@@ -226,21 +238,6 @@ def _draw_scene(rng: random.Random) -> Scene:
 
 def _rotate_colors(objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
     return tuple(replace(thing, color=objects[i - 1].color) for i, thing in enumerate(objects))
-
-
-def _jitter(rng: random.Random, objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
-    return tuple(replace(thing, shift=(rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))) for thing in objects)
-
-
-def _write_statements(rng: random.Random, scene: Scene, count: int) -> tuple[Statement, ...]:
-    """Different captions, which use all pairs of objects before a pair is used again."""
-    pairs = [(first, second) for first in scene.objects for second in scene.objects if first is not second]
-    written: dict[str, Statement] = {}
-    while len(written) < count:
-        for subject, thing in rng.sample(pairs, min(len(pairs), count - len(written))):
-            statement = _write_statement(rng, subject, thing)
-            written.setdefault(statement.text, statement)
-    return tuple(written.values())
 
 
 def _write_statement(rng: random.Random, subject: SceneObject, thing: SceneObject) -> Statement:

@@ -20,11 +20,10 @@ from dcdctl.core.data.images import (
     TAR_BLOCK_BYTES,
     RowError,
     is_macos_metadata,
-    refuse_inflation,
     reject_large_file,
     why_refused,
 )
-from dcdctl.core.data.readers.parquet import ParquetSource, captions_of_row, find_columns, image_bytes_of_row
+from dcdctl.core.data.readers.parquet import ParquetSource, captions_of_row, find_columns, image_bytes_of_row, read_rows
 from dcdctl.core.data.readers.webdataset import captions_of, image_suffix, key_and_suffix, require_image
 from dcdctl.core.errors import InputError
 
@@ -197,7 +196,7 @@ def _parquet_samples(shard: StreamShard, source: ParquetSource, start: int) -> I
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
             if row + num_rows > start:
-                for value in _rows(shard, file, group, names):
+                for value in read_rows(shard.name, file, group, names, PARQUET_BATCH_ROWS):
                     if row >= start:
                         try:
                             image = image_bytes_of_row(value[source.image_column])
@@ -208,12 +207,3 @@ def _parquet_samples(shard: StreamShard, source: ParquetSource, start: int) -> I
                     row += 1
             else:
                 row += num_rows
-
-
-def _rows(shard: StreamShard, file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        refuse_inflation(file.metadata, group, names)
-        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"row group {group} of {shard.name} cannot be read ({error})", hint=_CUT_OFF) from error

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core.data.download import cache
+from dcdctl.core.data.download import cache, http
 from dcdctl.core.data.download.cache import RemoteFile
 from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
 from dcdctl.core.data.readers.rows import Paths, SourceConfig
@@ -17,9 +16,6 @@ from dcdctl.core.data.urls import copy_to, expand, refuse_password
 from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.files import shown, url_of
 from dcdctl.core.progress import Track, silent
-
-# Files of many gigabytes are hashed in little memory.
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,19 +134,17 @@ def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track:
                 for path in paths[file]
             ]
             continue
-        remote_files = _remote_files(manifest.files[file], options.offline)
+        described = manifest.files[file]
+        if "*" in described.url:
+            remote_files = cache.expand(described.url, offline=options.offline)
+        else:
+            remote_files = [RemoteFile(url=described.url, size=described.size, checksum=described.checksum)]
         fetched = [cache.fetch_file(remote, offline=options.offline, track=track) for remote in remote_files]
         paths[file] = [local.path for local in fetched]
         urls |= {remote.name: remote.url for remote in remote_files}
         notes += [f"{remote.name}: {local.check}" for remote, local in zip(remote_files, fetched, strict=True)]
     source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expand(path, options, track))
     return LocatedSource(name=name, source=source, urls=urls, notes=tuple(notes))
-
-
-def _remote_files(file: SourceFile, offline: bool) -> list[RemoteFile]:
-    if "*" in file.url:
-        return cache.expand(file.url, offline=offline)
-    return [RemoteFile(url=file.url, size=file.size, checksum=file.checksum)]
 
 
 def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
@@ -164,12 +158,9 @@ def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
     if not file.checksum:
         return "no checksum is known"
     kind, _, expected = file.checksum.partition(":")
-    digest = hashlib.new(kind)
-    with path.open("rb") as stream, track(f"check {path.name}", total=path.stat().st_size, unit="bytes") as advance:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            advance(len(chunk))
-    if digest.hexdigest() == expected:
+    with track(f"check {path.name}", total=path.stat().st_size, unit="bytes") as advance:
+        found = http.digests_of(path, [kind], advance)[kind]
+    if found == expected:
         return "checksum matches"
     return f"its {kind} is not the known {expected[:12]}...: packed again, or damaged"
 

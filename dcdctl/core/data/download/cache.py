@@ -19,7 +19,7 @@ from dcdctl.core.config import Key
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, sync, write_json
+from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, sync, user_errors, write_json
 from dcdctl.core.locks import lock
 from dcdctl.core.progress import Advance, Track, silent
 
@@ -108,22 +108,17 @@ def fetch_file(file: RemoteFile, *, offline: bool = False, track: Track = silent
     # The hash of the URL separates files of the same name.
     target = cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}"
     offline_reason = _offline_reason(offline)
-    with _disk_errors(file.url, target.parent), lock(target, wait=track):
-        if file.is_on_hub:
-            with _disk_errors(file.url, hub.cache_folder(), keeps_partial=False):
-                return _fetch_from_hub(file, target, offline_reason, track)
-        return _fetch_plain(file, target, offline_reason, track)
+    fetch = _fetch_from_hub if file.is_on_hub else _fetch_plain
+    with _disk_errors(target.parent), lock(target, wait=track):
+        return fetch(file, target, offline_reason, track)
 
 
 def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
     """The files that match an hf:// URL with * in its path, sorted by path; * matches any part of a name within one
     folder.
 
-    A URL without * gives one file. The list is cached for runs with `offline`. SourceError if nothing matches, or if
-    the repository cannot be read.
+    The list is cached for runs with `offline`. SourceError if nothing matches, or if the repository cannot be read.
     """
-    if "*" not in pattern:
-        return [RemoteFile(url=pattern)]
     if not pattern.startswith(HUB):
         raise ConfigError(f"{pattern} cannot be listed: only hf:// URLs may have *")
     hub_path = HubPath.parse(pattern)
@@ -135,7 +130,7 @@ def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
         sizes = listing["sizes"]
     else:
         sizes = hub.sizes(hub_path)
-        with _disk_errors("a list of files", target.parent):
+        with _disk_errors(target.parent):
             write_json(target, {"url": hub_path.folder, "sizes": sizes})
     files = [RemoteFile(url=hub_path.folder + path, size=sizes[path]) for path in hub_path.matching(sizes)]
     if not files:
@@ -169,7 +164,8 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
             return bars.enter_context(track(label, total=total, unit="bytes"))
 
         has_checksum = bool(file.checksum or record)
-        digests = http.get(file.url, partial, size=file.size, kinds=kinds, has_checksum=has_checksum, begin=begin)
+        http.get(file.url, partial, size=file.size, has_checksum=has_checksum, begin=begin)
+    digests = _digests(partial, kinds, None)
     error = _difference(file, partial, digests, record)
     if error is not None:
         http.discard(partial)
@@ -250,7 +246,7 @@ def _digests(path: Path, kinds: Collection[str], record: DownloadRecord | None) 
         known = config.to_table(record)
         if set(kinds) <= known.keys():
             return {kind: known[kind] for kind in kinds}
-    return {kind: value.hexdigest() for kind, value in http.hashes_of(path, kinds).items()}
+    return http.digests_of(path, kinds)
 
 
 def _record_path(target: Path) -> Path:
@@ -295,17 +291,15 @@ def _not_cached(file: RemoteFile, reason: str) -> SourceError:
 
 
 @contextmanager
-def _disk_errors(what: str, folder: Path, *, keeps_partial: bool = True) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
     """Turns a full disk and missing permissions into InputErrors that say what to do."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = f"make room and run the same command again{': what was downloaded is kept' if keeps_partial else ''}"
-            raise InputError(f"there is no room left for {what} in {folder}", hint=hint) from error
-        # ENOTDIR and EEXIST: there is a file in the place of a folder.
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    with user_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            # ENOTDIR and EEXIST: there is a file in the place of a folder.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+                raise
             hint = "set DCDCTL_CACHE (and for files of the Hub HF_HOME) to a folder that can be written"
             raise InputError(f"the cache cannot be written ({error})", hint=hint) from error
-        raise

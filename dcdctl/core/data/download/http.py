@@ -49,20 +49,21 @@ class _RetryError(Exception):
         self.wait_seconds = wait_seconds
 
 
-def hashes_of(path: Path, kinds: Collection[str]) -> dict[str, Any]:
-    """Hash objects over all bytes of a file, by kind: sha256, md5, or git-sha1, git's name of a file. They can be
-    updated further."""
+def digests_of(path: Path, kinds: Collection[str], advance: Advance | None = None) -> dict[str, str]:
+    """Digests of a file in hex, by kind: sha256, md5, or git-sha1, git's name of a file."""
     # usedforsecurity=False, because FIPS builds of OpenSSL refuse MD5 otherwise.
     hashes = {kind: hashlib.new(kind.removeprefix("git-"), usedforsecurity=False) for kind in sorted(kinds)}
     if "git-sha1" in hashes:
         # git hashes the size before the content.
         hashes["git-sha1"].update(f"blob {path.stat().st_size}\0".encode())
-    if path.exists():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                for value in hashes.values():
-                    value.update(block)
-    return hashes
+    with path.open("rb") as file:
+        # Files of many gigabytes are hashed in little memory.
+        while block := file.read(1 << 20):
+            for value in hashes.values():
+                value.update(block)
+            if advance is not None:
+                advance(len(block))
+    return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
 def discard(partial: Path) -> None:
@@ -71,11 +72,8 @@ def discard(partial: Path) -> None:
     _notes_of(partial).unlink(missing_ok=True)
 
 
-def get(
-    url: str, partial: Path, *, size: int | None, kinds: Collection[str], has_checksum: bool, begin: Begin
-) -> dict[str, str]:
-    """Download into `partial`, resuming a partial file if the server's file is unchanged; returns its digests in hex,
-    by kind.
+def get(url: str, partial: Path, *, size: int | None, has_checksum: bool, begin: Begin) -> None:
+    """Download into `partial`, resuming a partial file if the server's file is unchanged.
 
     `size` is the length in bytes, if known. `has_checksum` means that the caller detects a mixture of two versions of
     the file. Only then is a partial file resumed for which the server gave no ETag or date. SourceError gives the
@@ -88,13 +86,12 @@ def get(
     with httpx2.Client(
         follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers, verify=certificates()
     ) as client:
-        transfer = _Transfer(
-            client=client, url=url, partial=partial, size=size, kinds=kinds, has_checksum=has_checksum, begin=begin
-        )
+        transfer = _Transfer(client=client, url=url, partial=partial, size=size, has_checksum=has_checksum, begin=begin)
         furthest, failures = transfer.length(), 0
         while True:
             try:
-                return transfer.attempt()
+                transfer.attempt()
+                return
             except _RetryError as failure:
                 failures = 1 if transfer.length() > furthest else failures + 1
                 furthest = max(furthest, transfer.length())
@@ -124,7 +121,6 @@ class _Transfer:
     url: str
     partial: Path
     size: int | None
-    kinds: Collection[str]
     has_checksum: bool
     begin: Begin
     advance: Advance | None = None
@@ -135,7 +131,7 @@ class _Transfer:
         """Bytes in the partial file."""
         return self.partial.stat().st_size if self.partial.exists() else 0
 
-    def attempt(self) -> dict[str, str]:
+    def attempt(self) -> None:
         """Make one request; _RetryError if another one may help."""
         import httpx2
 
@@ -151,7 +147,7 @@ class _Transfer:
             try:
                 with self.client.stream("GET", self.url, headers=headers) as response:
                     self._check_response(response)
-                    return self._receive(response, start, notes)
+                    self._receive(response, start, notes)
             except (
                 httpx2.TimeoutException,
                 httpx2.NetworkError,
@@ -161,7 +157,6 @@ class _Transfer:
                 raise _RetryError(str(error) or type(error).__name__) from error
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 raise SourceError(f"{self.url} cannot be requested ({error})") from error
-        return _hex(hashes_of(self.partial, self.kinds))
 
     def _read_notes(self) -> dict[str, Any]:
         """The notes of the partial file. Without enough notes to resume it safely, the file is dropped."""
@@ -211,7 +206,7 @@ class _Transfer:
         if response.headers.get("content-type", "").startswith("text/html") and not name.endswith((".html", ".htm")):
             raise SourceError(f"{self.url} is a web page, expected a file", hint=BY_HAND_HINT)
 
-    def _receive(self, response: httpx2.Response, start: int, notes: Mapping[str, Any]) -> dict[str, str]:
+    def _receive(self, response: httpx2.Response, start: int, notes: Mapping[str, Any]) -> None:
         """Write the bytes of the response after the partial file, or in its place."""
         # With 200 the server does not support ranges, or its file has changed.
         if response.status_code == 206:
@@ -229,7 +224,6 @@ class _Transfer:
         expected = total if total is not None else self.size
         if self.advance is None:
             self.advance = self.begin(None if expected is None else expected - start, start > 0)
-        hashes = hashes_of(self.partial, self.kinds)
         received = start
         with self.partial.open("ab") as file:
             for block in response.iter_raw():
@@ -237,15 +231,12 @@ class _Transfer:
                 if expected is not None and received > expected:
                     break
                 file.write(block)
-                for value in hashes.values():
-                    value.update(block)
                 self._show(len(block))
         if expected is not None and received > expected:
             self._drop()
             raise _RetryError(f"it sent more than the {expected:,} bytes of the file")
         if expected is not None and received < expected:
             raise _RetryError(f"it ended after {received:,} of {expected:,} bytes")
-        return _hex(hashes)
 
     def _check_rest(self, headers: Mapping[str, str], start: int, notes: Mapping[str, Any]) -> None:
         """_RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the
@@ -273,10 +264,6 @@ def _differ(size: int | None, other: int | None) -> bool:
 def _notes_of(partial: Path) -> Path:
     """The notes beside a partial file that are needed to resume it."""
     return partial.with_name(f"{partial.name}.json")
-
-
-def _hex(hashes: Mapping[str, Any]) -> dict[str, str]:
-    return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
 def _total(headers: Mapping[str, str], start: int) -> int | None:

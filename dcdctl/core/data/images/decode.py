@@ -160,8 +160,7 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
 
 
 class _PillowWarnings:
-    """In the block, the warning about a decompression bomb is an error, and others are ignored; for all threads, whose
-    filters are one.
+    """In the block, Pillow's warnings are ignored, for all threads, whose filters are one.
 
     Threads that enter and leave in any order would restore each other's filters with `warnings.catch_warnings` alone:
     the first thread that enters sets them, and the last one that leaves restores them.
@@ -178,7 +177,6 @@ class _PillowWarnings:
                 self._saved = warnings.catch_warnings()
                 self._saved.__enter__()
                 warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -194,7 +192,7 @@ _PILLOW_WARNINGS = _PillowWarnings()
 def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The image in a file, not yet decoded; in the block, Pillow's many errors become ImageError.
 
-    Pillow's warning about a decompression bomb is an error; its warnings about odd metadata are ignored.
+    Pillow's warnings are ignored: most are about odd metadata, and the number of pixels is compared here.
     """
     limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
     # A setting of the whole process: another library may have switched it on, and gray would then replace what is
@@ -205,7 +203,6 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
             if not data:
                 raise ImageError("the image file is empty (0 bytes)")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                # Compared here too, because warning filters are shared by all threads: another one may have reset them.
                 if image.width * image.height > limit:
                     raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
                 # Before any memory for pixels is allocated.
@@ -214,7 +211,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
                 yield image
         except ImageError:
             raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:  # more than twice as many pixels as its warning is about
             num_pixels = re.search(r"\d+", str(error))
             raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
         except UnidentifiedImageError as error:

@@ -42,7 +42,9 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
     except (*DECODE_ERRORS, Image.DecompressionBombError):
         return values
     values["taken"], values["year"] = _taken(tags)
-    values["camera"] = _camera(tags)
+    # The model often begins with the maker.
+    make, model = _text(tags.get(Base.Make)), _text(tags.get(Base.Model))
+    values["camera"] = (model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()) or None
     if place:
         values["latitude"] = _degrees(position, GPS.GPSLatitude, GPS.GPSLatitudeRef, "S", 90)
         values["longitude"] = _degrees(position, GPS.GPSLongitude, GPS.GPSLongitudeRef, "W", 180)
@@ -82,12 +84,6 @@ def _taken(tags: Mapping[int, Any]) -> tuple[datetime | None, int | None]:
         except (ValueError, OverflowError):
             return local, local.year
     return None, None
-
-
-def _camera(tags: Mapping[int, Any]) -> str | None:
-    """The maker and the model, which often begins with the maker."""
-    make, model = _text(tags.get(Base.Make)), _text(tags.get(Base.Model))
-    return (model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()) or None
 
 
 def _degrees(position: Mapping[int, Any], tag: int, reference: int, negative: str, most: float) -> float | None:

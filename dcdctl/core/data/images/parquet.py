@@ -42,7 +42,11 @@ class ParquetImageFile:
 
     def read(self) -> bytes:
         try:
-            value = _open_column(self.path, self.row_group, self.column).value(self.row_in_group)
+            # Two threads that find no column would both open one.
+            with _OPEN_COLUMN:
+                version = self.path.stat().st_mtime_ns
+                column = _cached_column(self.path, version, os.getpid(), self.row_group, self.column)
+            value = column.value(self.row_in_group)
         except (pa.ArrowException, OSError) as error:
             raise RowError(f"its image cannot be read from {self.path.name} ({error})") from error
         # A buffer, so that a large file is rejected before it is copied.
@@ -54,12 +58,6 @@ class ParquetImageFile:
 
     def stamp(self) -> str:
         return f"{self.path.name} {self.path.stat().st_size} {self.row_group} {self.row_in_group}"
-
-
-def _open_column(path: Path, row_group: int, column: str) -> _ImageColumn:
-    # Two threads that find no column would both open one.
-    with _OPEN_COLUMN:
-        return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
 
 
 # The key has the process and the time of the last change, for the reasons given in `archives`. Two columns, because
@@ -77,13 +75,7 @@ class _ImageColumn:
     def __init__(self, path: Path, row_group: int, column: str) -> None:
         # pre_buffer would read the column of the whole row group into memory before the first batch.
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES)
-        schema = self._file.schema_arrow
-        if column not in schema.names:
-            raise pa.ArrowKeyError(f"it has no column {column!r}, its columns are {', '.join(schema.names)}")
-        kind = schema.field(column).type
-        self._is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        if not (self._is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise pa.ArrowTypeError(f"column {column!r} holds {kind}, expected struct<bytes, path> or binary")
+        self._is_struct = pa.types.is_struct(self._file.schema_arrow.field(column).type)
         self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
         refuse_inflation(self._file.metadata, row_group, [self._column])
         self._lock = threading.Lock()
@@ -104,18 +96,16 @@ class _ImageColumn:
                 self._start_over()
             try:
                 while row >= self._next_row:
-                    self._read_batch(row)
+                    batch = next(self._batches, None)
+                    if batch is None:
+                        raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
+                    values = batch.column(0)
+                    self._kept.append((self._next_row, values.field("bytes") if self._is_struct else values))
+                    self._next_row += len(batch)
             except (pa.ArrowException, OSError):
                 self._start_over()  # the batches after a damaged one are not where they would be
                 raise
             return next(rows[row - start] for start, rows in reversed(self._kept) if start <= row)
-
-    def _read_batch(self, row: int) -> None:
-        batch = next(self._batches, None)
-        if batch is None:
-            raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
-        self._kept.append((self._next_row, batch.column(0).field("bytes") if self._is_struct else batch.column(0)))
-        self._next_row += len(batch)
 
     def _start_over(self) -> None:
         self._kept.clear()

@@ -19,7 +19,15 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from dcdctl.core.config import between, check_fields
-from dcdctl.core.data.columns import KEYS, ImageColumns, by_first_row, from_cells, from_json, problem_of_name
+from dcdctl.core.data.columns import (
+    KEYS,
+    ImageColumns,
+    by_first_row,
+    check_chosen,
+    from_cells,
+    from_json,
+    problem_of_name,
+)
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
@@ -147,16 +155,10 @@ class TableEntry(EntryWithFile):
 def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> ImageColumns | None:
     """The columns without a role, by image; None if there are none. InputError for a column to keep that the table
     lacks."""
-    where, known = (
-        source.pairs.name,
-        list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {}))),
-    )
+    where = source.pairs.name
+    known = list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
+    check_chosen(source.columns or (), known, where)
     for name in source.columns or ():
-        if name not in known:
-            raise InputError(
-                f"{where} has no column {name!r} to keep",
-                hint=f"besides images and captions it has {', '.join(known) or 'none'}",
-            )
         if problem := problem_of_name(name):
             raise InputError(f"the column {name!r} of {where} {problem}", hint="rename it")
     refused = [name for name in known if source.columns is None and problem_of_name(name)]

@@ -38,6 +38,8 @@ from dcdctl.core.errors import InputError
 
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
 _NUMBER_COLUMNS = ("caption_ids", "sentids")
+LISTED_ROWS = 1 << 14
+"""Rows that are listed at a time: their texts are a few megabytes."""
 _NUMBERED = re.compile(r"caption_(\d+)")
 
 
@@ -140,7 +142,7 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
             names = [*caption_columns, *filter(None, (columns.numbers, columns.split, columns.image_id))]
             first = 0
             for group in range(file.num_row_groups):
-                for i, value in enumerate(_read_texts(path, file, group, names)):
+                for i, value in enumerate(read_rows(str(path), file, group, names, LISTED_ROWS)):
                     stored = ParquetImageFile(path, group, i, source.image_column)
                     split = None if name == "all" else name
                     where = f"{path.name} row {first + i}"
@@ -149,17 +151,19 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
                 first += file.metadata.row_group(group).num_rows
 
 
-def _read_texts(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a row group with these columns; InputError if they are damaged, or unpack to far more than captions
-    do."""
+def read_rows(
+    name: str, file: pq.ParquetFile, group: int, columns: Sequence[str], batch_rows: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of a row group with these columns; InputError if they are damaged, or unpack to far more than images
+    and captions do."""
     try:
         refuse_inflation(file.metadata, group, columns)
-        rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+        # In this thread: a remote file has one position.
+        for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
+            yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"row group {group} of {path} cannot be read ({error})", hint="a download may have been cut off"
-        ) from error
-    return rows
+        hint = "a download may have been cut off"
+        raise InputError(f"row group {group} of {name} cannot be read ({error})", hint=hint) from error
 
 
 def _open_file(path: Path) -> pq.ParquetFile:
