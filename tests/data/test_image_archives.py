@@ -373,10 +373,3 @@ def read_or_reason(image_file):
 def test_a_missing_row_is_named(parquet):
     with pytest.raises(RowError, match=r"cannot be read from train.parquet \(row group 2 ends before row 3\)"):
         ParquetImageFile(parquet, 2, 3).read()
-
-
-def test_a_column_that_is_missing_or_has_no_bytes_is_named(parquet):
-    with pytest.raises(RowError, match=r"cannot be read from train.parquet \(it has no column 'photo'"):
-        ParquetImageFile(parquet, 0, 0, column="photo").read()
-    with pytest.raises(RowError, match=r"column 'text' holds string, expected struct<bytes, path> or binary"):
-        ParquetImageFile(parquet, 0, 0, column="text").read()

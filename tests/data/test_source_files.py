@@ -22,7 +22,7 @@ from paths import FIXTURES
 from tiny import make_teacher
 
 from dcdctl.core import models
-from dcdctl.core.data import Corpus, PrepareOptions, SourceOptions, manifest, prepare_corpus, source_files
+from dcdctl.core.data import PrepareOptions, SourceOptions, manifest, prepare_corpus, source_files
 from dcdctl.core.data.download import http
 from dcdctl.core.data.manifest import SplitCounts
 from dcdctl.core.errors import ConfigError, InputError, SourceError
@@ -177,13 +177,6 @@ def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
         assert notes[1] == f"images.zip: placed by hand, {said}"
 
 
-def test_a_wrong_checksum_of_a_download_is_an_error(tmp_path, server):
-    text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
-    (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', 'checksum = "md5:' + "0" * 32 + '"', 1))
-    with pytest.raises(SourceError, match="md5"):
-        source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(source="served"))
-
-
 # The papers' splits
 
 
@@ -215,7 +208,6 @@ def test_the_protocol_that_a_corpus_reproduces():
     ("found", "said"),
     [
         (counts(train=29000, val=1014, test=999), "999 images and 4,995 captions"),
-        (counts(test=31783), "31,783 images and 158,915 captions"),
         ({"test": SplitCounts(images=1000, captions=1000)}, "1,000 images and 1,000 captions"),
         (counts(train=29000), "0 images and 0 captions"),
     ],
@@ -225,16 +217,6 @@ def test_a_test_split_that_is_not_the_papers_is_an_error(found, said):
         InputError, match=f"flickr30k: split 'test' has {said}, the papers' has 1,000 and 5,000; results would not"
     ):
         manifest.check_protocol(manifest.find_manifest("flickr30k"), found, (), None)
-
-
-def test_a_skipped_image_of_the_test_split_is_an_error_too(tmp_path, server):
-    broken = archive().replace(DATA[2], DATA[2][:-9] + bytes(9))
-    server.files["images.zip"] = broken
-    data_set = birds(tmp_path, server.url, "")
-    options = PrepareOptions(workers=1, on_error="skip")
-    with pytest.raises(InputError, match="split 'test' is empty; the first skipped row"):
-        prepare_corpus(data_set, tmp_path / "out", options=options)
-    assert not (tmp_path / "out" / "corpus.json").exists()
 
 
 def test_a_shorter_test_split_is_an_error_before_an_image_is_read(tmp_path, server):
@@ -446,10 +428,6 @@ images = "images.zip"
         assert len(server.requests) == before
     found = {name: contents(tmp_path / "out" / name) for name in (*runs, "offline")}
     assert all(one == found["zip"] for one in found.values())
-    prints = {
-        name: [Corpus.open(tmp_path / "out" / name, split).fingerprint for split in ("train", "test")] for name in found
-    }
-    assert all(one == prints["zip"] for one in prints.values())
 
 
 @pytest.mark.slow
@@ -485,15 +463,3 @@ def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(
         assert summary["notes"] == [
             f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")
         ]
-    with loopback.serve(datasets={}, gated={}) as server:
-        (dead,) = run_through(server, tmp_path / "other", ["prepare", "flickr30k", "--out", tmp_path / "dead"])
-        assert dead.returncode == 1
-        assert "error: no source of flickr30k is available:\n  hub-zip: " in dead.stderr
-        assert "hub-parquet: " in dead.stderr
-        assert (
-            "by-hand: flickr30k-images.tar cannot be downloaded; request it at https://forms.illinois.edu/sec/229675"
-            in dead.stderr
-        )
-        assert dead.stderr.rstrip().endswith(
-            "place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER"
-        )

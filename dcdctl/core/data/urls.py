@@ -15,7 +15,6 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -237,7 +236,7 @@ class _WebFile(Remote):
 
     def _open(self, address: str, headers: dict[str, str]) -> None:
         self._address, self._headers = address, headers
-        head = _attempted(lambda: self._checked(_client(os.getpid()).head(address, headers=headers)), self.url)
+        head = _attempted(lambda: self._checked(http.client(os.getpid()).head(address, headers=headers)), self.url)
         length = str(head.headers.get("x-linked-size") or head.headers.get("content-length", ""))
         if not length.isdecimal():
             raise SourceError(
@@ -254,7 +253,7 @@ class _WebFile(Remote):
 
     def _request(self, start: int, stop: int) -> bytes:
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
-        with _client(os.getpid()).stream("GET", self._address, headers=headers) as response:
+        with http.client(os.getpid()).stream("GET", self._address, headers=headers) as response:
             self._checked(response)
             span = http.CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             if response.status_code != 206 or span is None:
@@ -297,18 +296,7 @@ class _HubFile(_WebFile):
             revision=parts.revision,
             endpoint=os.environ.get("HF_ENDPOINT") or None,
         )
-        self._open(address, {**build_hf_headers(), "Accept-Encoding": "identity"})
-
-
-@lru_cache(maxsize=1)
-def _client(process: int) -> httpx2.Client:
-    """The connections of a process: a forked one must not share them."""
-    import httpx2
-
-    headers = {"Accept-Encoding": "identity"}
-    return httpx2.Client(
-        follow_redirects=True, timeout=http.TIMEOUT_SECONDS, headers=headers, verify=http.certificates()
-    )
+        self._open(address, build_hf_headers())
 
 
 class _FileSystemFile(Remote):

@@ -164,7 +164,7 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
             return bars.enter_context(track(label, total=total, unit="bytes"))
 
         has_checksum = bool(file.checksum or record)
-        http.get(file.url, partial, size=file.size, has_checksum=has_checksum, begin=begin)
+        http.Transfer(url=file.url, partial=partial, size=file.size, has_checksum=has_checksum, begin=begin).run()
     digests = _digests(partial, kinds, None)
     error = _difference(file, partial, digests, record)
     if error is not None:

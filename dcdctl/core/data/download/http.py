@@ -4,13 +4,14 @@ the rest."""
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,6 @@ from dcdctl.core.files import read_json, write_json
 from dcdctl.core.progress import Advance
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx2
 
 
@@ -72,60 +71,51 @@ def discard(partial: Path) -> None:
     _notes_of(partial).unlink(missing_ok=True)
 
 
-def get(url: str, partial: Path, *, size: int | None, has_checksum: bool, begin: Begin) -> None:
-    """Download into `partial`, resuming a partial file if the server's file is unchanged.
-
-    `size` is the length in bytes, if known. `has_checksum` means that the caller detects a mixture of two versions of
-    the file. Only then is a partial file resumed for which the server gave no ETag or date. SourceError gives the
-    reason for a failure and keeps the file.
-    """
+@lru_cache(maxsize=1)
+def client(process: int) -> httpx2.Client:
+    """The connections of a process: a forked one must not share them. Made once, because reading the certificates takes
+    as long as the download of a small file."""
     import httpx2
 
     # Uncompressed, because lengths and ranges of a compressed response do not fit the file.
     headers = {"Accept-Encoding": "identity", "User-Agent": f"dcdctl/{__version__}"}
-    with httpx2.Client(
-        follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers, verify=certificates()
-    ) as client:
-        transfer = _Transfer(client=client, url=url, partial=partial, size=size, has_checksum=has_checksum, begin=begin)
-        furthest, failures = transfer.length(), 0
-        while True:
-            try:
-                transfer.attempt()
-                return
-            except _RetryError as failure:
-                failures = 1 if transfer.length() > furthest else failures + 1
-                furthest = max(furthest, transfer.length())
-                if failures >= ATTEMPTS:
-                    kept = f"{transfer.length():,} bytes are kept: " if transfer.length() else ""
-                    hint = f"{kept}run the same command again{' to resume' if kept else ' later'}"
-                    raise SourceError(f"{url}: gave up after {failures} attempts ({failure})", hint=hint) from failure
-                time.sleep(
-                    FIRST_WAIT_SECONDS * 2 ** (failures - 1) if failure.wait_seconds is None else failure.wait_seconds
-                )
-
-
-@cache
-def certificates() -> ssl.SSLContext:
-    """The certificates that vouch for servers, read once per process: that takes as long as the download of a small
-    file."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
+    return httpx2.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers)
 
 
 @dataclass(kw_only=True)
-class _Transfer:
-    """A partial file, and the attempts to complete it."""
+class Transfer:
+    """A download into `partial`, which resumes a partial file if the server's file is unchanged."""
 
-    client: httpx2.Client
     url: str
     partial: Path
     size: int | None
+    """Bytes, if known."""
     has_checksum: bool
+    """Whether the caller detects a mixture of two versions of the file. Only then is a partial file resumed for which
+    the server gave no ETag or date."""
     begin: Begin
     advance: Advance | None = None
     num_shown: int = 0
     """Bytes reported to the progress bar."""
+
+    def run(self) -> None:
+        """Complete the file; SourceError gives the reason for a failure and keeps the partial file."""
+        furthest, failures = self.length(), 0
+        while True:
+            try:
+                self.attempt()
+                return
+            except _RetryError as failure:
+                failures = 1 if self.length() > furthest else failures + 1
+                furthest = max(furthest, self.length())
+                if failures >= ATTEMPTS:
+                    kept = f"{self.length():,} bytes are kept: " if self.length() else ""
+                    hint = f"{kept}run the same command again{' to resume' if kept else ' later'}"
+                    raise SourceError(
+                        f"{self.url}: gave up after {failures} attempts ({failure})", hint=hint
+                    ) from failure
+                wait = FIRST_WAIT_SECONDS * 2 ** (failures - 1)
+                time.sleep(wait if failure.wait_seconds is None else failure.wait_seconds)
 
     def length(self) -> int:
         """Bytes in the partial file."""
@@ -145,7 +135,7 @@ class _Transfer:
             if start and notes["validator"]:
                 headers["If-Range"] = notes["validator"]
             try:
-                with self.client.stream("GET", self.url, headers=headers) as response:
+                with client(os.getpid()).stream("GET", self.url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
                     self._check_response(response)
                     self._receive(response, start, notes)
             except (
