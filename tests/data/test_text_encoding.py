@@ -11,26 +11,6 @@ from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest
 from dcdctl.core.data.text_encoding import find_encoding
 from dcdctl.core.errors import ConfigError, InputError
 
-TABLES = {
-    "little-endian without a mark": ("utf-16-le", "image,caption\na.jpg,一只狗\n"),
-    "big-endian without a mark": ("utf-16-be", "image,caption\na.jpg,一只狗\n"),
-    "with a mark": ("utf-16", "image,caption\na.jpg,größer\n"),
-    "four bytes": ("utf-32-le", "image,caption\na.jpg,größer\n"),
-}
-
-
-@pytest.mark.parametrize("case", TABLES)
-def test_an_encoding_is_recognized(tmp_path, case):
-    encoding, text = TABLES[case]
-    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
-    assert find_encoding(tmp_path / "a.csv") == encoding
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_utf_8_is_utf_8_with_and_without_a_mark(tmp_path, encoding):
-    (tmp_path / "a.csv").write_text("image,caption\na.jpg,größer\n", encoding=encoding)
-    assert find_encoding(tmp_path / "a.csv") == find_encoding(tmp_path / "a.csv", "utf-8") == "utf-8-sig"
-
 
 def test_another_encoding_needs_its_name(tmp_path):
     # All of it decodes as cp1252, in which the first line has a wrong letter.
