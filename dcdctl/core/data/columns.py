@@ -245,6 +245,7 @@ def _encoding(path: Path) -> str:
 
 def _read_csv(path: Path) -> Cells:
     with path.open(encoding=_encoding(path), newline="") as file:
+        # strict, because a quotation mark that is never closed would swallow the rows after it.
         reader = csv.reader(file, strict=True)
         header = [name.strip() for name in next(reader, [])]
         if repeated := [name for name in header if header.count(name) > 1]:
@@ -257,6 +258,7 @@ def _read_csv(path: Path) -> Cells:
                     "columns"
                 )
                 raise InputError(message, hint="a text with a comma needs quotation marks")
+            # Spreadsheets end tables with blank lines, and leave out empty cells at the end of a line.
             if any(row):
                 rows.append([*row, *[""] * (len(header) - len(row))])
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)

@@ -117,6 +117,7 @@ class Corpus:
                     f"{files.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {part.file}"
                 )
         prints = [entry.fingerprint for entry in entries]
+        # One split keeps its own, so that caches that were made from it stay valid.
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
         num_images = sum(entry.images for entry in entries)
         corpus = Corpus(
@@ -240,6 +241,7 @@ class Corpus:
                 num_captions += len(row.captions)
                 yield from (f"image {row.image_id!r} of {where} {fault}" for fault in _row_faults(row))
                 if row.image_id in ids:
+                    # Ids name images in caches and rankings: two images of one id could not be told apart.
                     yield f"image {row.image_id!r} of {where} is there twice"
                 ids.add(row.image_id)
                 advance(1)
@@ -321,6 +323,7 @@ class Corpus:
         entry = self._shards[shard]
         where = f"{files.shown(self.folder)}/{entry.file}"
         stream = urls.open_file(f"{files.url_of(self.folder)}/{entry.file}")
+        # First, because it costs no further request.
         if stream.seek(0, os.SEEK_END) != entry.bytes:
             raise CorpusError(
                 f"{where} is damaged: it has {stream.tell():,} bytes, not {entry.bytes:,}", hint=_COPY_AGAIN

@@ -193,6 +193,7 @@ def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
     """The rows of a split, a few at a time."""
     num_left = corpus.num_images
     for shard in range(corpus.num_shards):
+        # Batches of a row group's size: larger ones would hold more images in memory.
         batches = corpus.parquet_file(shard).iter_batches(
             batch_size=ROW_GROUP_ROWS, columns=_COLUMNS, use_threads=not corpus.is_remote
         )

@@ -146,6 +146,7 @@ def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
     """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known
     names."""
     path = Path(name) if name.endswith(".toml") else manifests_folder() / f"{name}.toml"
+    # A name with a slash would lead out of the folder of manifests.
     if not path.is_file() or ("/" in name and not name.endswith(".toml")):
         names = ", ".join(item.stem for item in sorted(manifests_folder().glob("*.toml")))
         raise InputError(
@@ -189,6 +190,7 @@ def check_protocol(
 
     InputError if the counts of the test split differ from the papers', unless the corpus is limited on purpose.
     """
+    # none is what --set protocol=none gives up the comparison with.
     if manifest.protocol in ("", "none"):
         return "none: the data set names none"
     if max_images is not None:

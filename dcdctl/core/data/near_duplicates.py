@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data.shards import RowFacts
 
+# The first is the one that makes a published number wrong: the model has seen the images that it is measured on.
 PAIRS = (("test", "train"), ("val", "train"), ("test", "val"))
 NEAR_BITS = 3
 """Images count as near up to this distance. At COCO's size (5,000 by 113,287 photos), extrapolation gives a few to ten
 unlike pairs."""
+# Enough to judge by eye whether the matches are real.
 NUM_EXAMPLES = 5
 _BLOCK = 1 << 16
 """Pairs of hashes compared at a time, so that the intermediate results stay in the processor's cache."""
@@ -98,6 +100,7 @@ def nearest_hashes(
     """
     nearest_A = np.zeros(len(hashes_A), dtype=np.int64)
     bits_A = np.full(len(hashes_A), 65, dtype=np.int64)  # more than any distance of 64-bit hashes
+    # As many rows of A as fit beside one block of B.
     rows = max(1, _BLOCK // max(1, min(len(hashes_B), _BLOCK)))
     for start in range(0, len(hashes_A), rows):
         part = slice(start, start + rows)

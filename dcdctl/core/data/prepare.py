@@ -309,6 +309,7 @@ def _write_splits(
                 else:
                     note, written = _write_shard(path, part, options, advance)
                     notes[path.name] = note
+                    # After each shard: a killed run loses at most the shard that it was writing.
                     build.note(shards=config.to_table(notes))
                 shards[split].append(note)
                 facts[split] += written

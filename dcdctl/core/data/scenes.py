@@ -228,6 +228,7 @@ def _draw_family(rng: random.Random, split: str) -> list[Scene]:
 def _draw_scene(rng: random.Random) -> Scene:
     count = rng.choice(OBJECT_COUNTS)
     cells = rng.sample(range(GRID * GRID), count)
+    # Sorted, so that the order in which colors and sizes are listed above is no part of the corpus.
     shapes, colors = rng.sample(SHAPES, count), rng.sample(sorted(COLORS), count)
     objects = tuple(
         SceneObject(shape, color, rng.choice(sorted(SIZES)), cell % GRID, cell // GRID, (0.0, 0.0))
@@ -251,6 +252,7 @@ def _write_statement(rng: random.Random, subject: SceneObject, thing: SceneObjec
     text = rng.choice(TEMPLATES).format(
         subject=subject_text, object=object_text, relation=rng.choice(RELATIONS[relation].phrases)
     )
+    # The only color that begins with a vowel.
     text = text.replace("a orange", "an orange")
     return Statement(text, subject_mention, relation, object_mention)
 
@@ -291,6 +293,7 @@ def draw_scene(scene: Scene, side_px: int = 128) -> Image.Image:
 def to_png(image: Image.Image) -> bytes:
     """An image as PNG bytes; equal bytes for equal images."""
     buffer = io.BytesIO()
+    # The level explicitly, so that the bytes do not hang on a default of Pillow.
     image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
 

@@ -93,6 +93,7 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
     """Write rows to a shard atomically, and yield each row once it is written."""
     # Not the image bytes, which are compressed already.
+    # Checksums of pages, because a corpus at a URL is compared with them instead of its SHA-256.
     options = {"use_dictionary": False, "write_statistics": ["image_id"], "write_page_checksum": True}
     compression = {
         "image_id": "zstd",
@@ -120,6 +121,7 @@ def read_shard(path: Path) -> Iterator[CorpusRow]:
 
 def fingerprint_of(row_digests: Iterable[bytes]) -> str:
     """The fingerprint of a split from the digests of its rows, in order."""
+    # A prefix of its own: no other digest of the same rows equals a fingerprint. 1 is its version.
     total = hashlib.sha256(b"dcdctl corpus 1")
     for digest in row_digests:
         total.update(digest)

@@ -109,6 +109,7 @@ def _placed_files(file: SourceFile, name: str, options: SourceOptions) -> list[P
     if options.placed is None:
         return []
     for pattern in (Path(name).name, *file.also):
+        # Sorted, because the order of files is the order of the corpus.
         paths = sorted(options.placed.glob(pattern)) if "*" in pattern else [options.placed / pattern]
         if paths and all(path.exists() for path in paths):
             return paths

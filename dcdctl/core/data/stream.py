@@ -132,6 +132,7 @@ class ShardStream:
         with ThreadPoolExecutor(OPENERS) as pool:
             rows = list(pool.map(count_rows, self.shards))
         if self.config.on_error == "stop":  # otherwise some rows may not count
+            # A resumed run then starts at its step without reading the shards before it.
             self.counts.update(enumerate(rows))
         if sum(rows) < self.batch_size:
             raise ConfigError(f"batch.size is {self.batch_size}, the shards have only {sum(rows)} images")
@@ -178,6 +179,7 @@ class ShardStream:
         # An epoch that has ended leaves the counts of all shards.
         if step == 0 or len(self.counts) < len(self.shards):
             return 0, step
+        # At least one batch: `read` reports that there are too few images.
         return divmod(step, max(1, sum(self.counts.values()) // self.batch_size))
 
     def _cut(self, samples: list[StreamSample], epoch: int, number: int, first: int) -> Iterator[list[StreamSample]]:

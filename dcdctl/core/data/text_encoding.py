@@ -24,6 +24,7 @@ _WIDE = {
 """Encodings by the bytes of a Latin letter that are zero."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
+    # Before UTF-16, with whose mark the one of little-endian UTF-32 begins.
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -40,6 +41,7 @@ def check_encoding(name: str) -> str:
             f"unknown encoding {name!r}",
             hint="known: utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030, and Python's others",
         ) from error
+    # One name for cp1252 and windows-1252, so that both give the same corpus.
     return codecs.lookup(name).name
 
 
@@ -50,6 +52,7 @@ def find_encoding(path: Path, forced: str | None = None) -> str:
     """
     data = path.read_bytes()
     if forced is not None:
+        # A byte order mark would become a part of the first column's name.
         name = "utf-8-sig" if forced == "utf-8" else forced
         if wrong := _fault(data, name):
             raise InputError(f"{path} is not {forced} text ({wrong})", hint="leave --encoding out, or name another")

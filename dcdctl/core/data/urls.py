@@ -237,6 +237,7 @@ class _WebFile(Remote):
     def _open(self, address: str, headers: dict[str, str]) -> None:
         self._address, self._headers = address, headers
         head = _attempted(lambda: self._checked(http.client(os.getpid()).head(address, headers=headers)), self.url)
+        # The Hub stores large files elsewhere, and gives their size in a header of its own.
         length = str(head.headers.get("x-linked-size") or head.headers.get("content-length", ""))
         if not length.isdecimal():
             raise SourceError(

@@ -106,6 +106,7 @@ class Transfer:
                 self.attempt()
                 return
             except _RetryError as failure:
+                # A large file over a bad line may need many attempts; only those without progress count.
                 failures = 1 if self.length() > furthest else failures + 1
                 furthest = max(furthest, self.length())
                 if failures >= ATTEMPTS:
@@ -216,8 +217,10 @@ class Transfer:
             self.advance = self.begin(None if expected is None else expected - start, start > 0)
         received = start
         with self.partial.open("ab") as file:
+            # Raw, because lengths and ranges count the bytes that are sent.
             for block in response.iter_raw():
                 received += len(block)
+                # A server that sends on and on must not fill the disk.
                 if expected is not None and received > expected:
                     break
                 file.write(block)

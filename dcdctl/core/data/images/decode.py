@@ -214,6 +214,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
         except Image.DecompressionBombError as error:  # more than twice as many pixels as its warning is about
             num_pixels = re.search(r"\d+", str(error))
             raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
+        # Before the errors of decoders, because it is an OSError.
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}"
@@ -344,6 +345,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise ImageError(f"its pixels are {kind} numbers without a known white; save it with 8 bits per channel")
     if image.mode == "P" and "transparency" in image.info:
+        # By way of RGBA, because Pillow warns where a palette has an alpha for each color.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
@@ -351,6 +353,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
     """Shrink an image that is not decoded yet: a JPEG to a JPEG, any other format to a PNG."""
     scale = side_px / min(image.size)
+    # Rounding must not make a side shorter than was requested.
     width, height = (max(side_px, round(side * scale)) for side in image.size)
     is_jpeg = image.format in ("JPEG", "MPO")
     # Only a JPEG can be decoded at a fraction of its size.
@@ -364,6 +367,7 @@ def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
     if is_jpeg:
         smaller.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     else:
+        # Lossless, because the errors of a JPEG show in drawings and text.
         smaller.save(buffer, format="PNG")
     hash_bits = difference_hash(smaller)
     return CheckedImage(

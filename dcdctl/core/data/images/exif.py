@@ -95,4 +95,5 @@ def _degrees(position: Mapping[int, Any], tag: int, reference: int, negative: st
     value = degrees + minutes / 60 + seconds / 3600
     if not math.isfinite(value) or not 0 <= value <= most:
         return None
+    # Seven digits are a centimeter; more are rounding errors of minutes and seconds.
     return round(-value if _text(position.get(reference)).upper() == negative else value, 7)

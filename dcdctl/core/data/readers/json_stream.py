@@ -108,6 +108,7 @@ class _Scanner:
                 if not self._read(size):
                     raise
             else:
+                # A tuple, because the empty text at the end of the buffer is in every text.
                 is_complete = self._buffer[end : end + 1] in tuple(_SPACE + ",:]}")
                 if is_complete or not self._read(size):
                     self._position = end

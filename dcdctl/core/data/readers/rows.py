@@ -259,6 +259,7 @@ def divide(image_ids: Iterable[str], share: float) -> dict[str, str]:
     start = 0
     for number, split in enumerate(HELD_OUT):
         count = sum(number * share <= place < (number + 1) * share for place, _ in places)
+        # At most a third each, so that train is never empty.
         stop = start + min(max(count, 1), len(places) // 3)
         splits |= dict.fromkeys((image_id for _, image_id in places[start:stop]), split)
         start = stop

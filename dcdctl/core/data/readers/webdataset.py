@@ -131,6 +131,7 @@ def _decoded(data: bytes, suffix: str) -> str:
 
 def _samples(path: Path, split: str) -> Iterator[WebDatasetEntry]:
     store = ImageStore(path)
+    # All of a tar, because the files of a sample need not be adjacent where a tar is read in any order.
     members: dict[str, dict[str, str]] = {}
     for name in store.members():
         key, suffix = key_and_suffix(name)
