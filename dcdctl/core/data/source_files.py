@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,13 @@ def files_needed(manifest: Manifest, name: str) -> list[str]:
     return [str(path) for path in paths if str(path) in manifest.files]
 
 
-def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | None) -> Iterator[Path]:
+def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | None) -> list[Path]:
     """The paths of a field."""
     if isinstance(value, Path):
-        yield value
-    elif value is not None:
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _paths_in(item)
+        return [value]
+    return [
+        path for item in (value.values() if isinstance(value, Mapping) else value or ()) for path in _paths_in(item)
+    ]
 
 
 def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:

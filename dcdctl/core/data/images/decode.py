@@ -205,8 +205,11 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > limit:
                     raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
-                # Before any memory for pixels is allocated.
-                if _is_too_short(image, data):
+                # Not even one bit for each block of 8 x 8 pixels, although every Huffman code has at least one: refused
+                # before any memory for pixels is allocated.
+                num_blocks = -(-image.width // 8) * -(-image.height // 8)
+                is_jpeg = image.format in ("JPEG", "MPO")
+                if is_jpeg and 8 * len(data) < num_blocks and _find_scan(data)[0] in _HUFFMAN_FRAMES:
                     raise ImageError(_SMALLER_THAN_HEADER)
                 yield image
         except ImageError:
@@ -255,13 +258,6 @@ def _load(image: Image.Image, data: bytes) -> None:
         is_complete = True
     if not is_complete:
         raise ImageError(_SMALLER_THAN_HEADER)
-
-
-def _is_too_short(image: Image.Image, data: bytes) -> bool:
-    """Whether a JPEG has not even one bit for each block of 8 x 8 pixels; every Huffman code has at least one."""
-    if image.format not in ("JPEG", "MPO"):
-        return False
-    return 8 * len(data) < -(-image.width // 8) * -(-image.height // 8) and _find_scan(data)[0] in _HUFFMAN_FRAMES
 
 
 def _find_scan(data: bytes) -> tuple[int, int]:

@@ -158,16 +158,18 @@ def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> I
     where = source.pairs.name
     known = list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
     check_chosen(source.columns or (), known, where)
-    for name in source.columns or ():
-        if problem := problem_of_name(name):
+    kept, notes = [], []
+    for name in known if source.columns is None else source.columns:
+        if not (problem := problem_of_name(name)):
+            kept.append(name)
+        elif source.columns is None:
+            notes.append(f"column {name} of {where} is left out: it {problem}")
+        else:
             raise InputError(f"the column {name!r} of {where} {problem}", hint="rename it")
-    refused = [name for name in known if source.columns is None and problem_of_name(name)]
-    kept = [name for name in (known if source.columns is None else source.columns) if name not in refused]
     make = from_cells if source.format == "csv" else from_json
     empty = "" if source.format == "csv" else None
     values = {name: make([cells.get("columns", {}).get(name, empty) for _, cells in rows]) for name in kept}
     columns = by_first_row(images, values, where)
-    notes = [f"column {name} of {where} is left out: it {problem_of_name(name)}" for name in refused]
     return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
 
 
@@ -205,9 +207,9 @@ def _share_held_out(source: CsvSource, rows: Rows) -> float:
                 hint="leave --hold-out out",
             )
         return 0.0
-    if source.split is not None:
-        return 0.0
-    return _HELD_OUT_BY_DEFAULT if source.hold_out is None else source.hold_out
+    if source.split is not None or source.hold_out is not None:
+        return source.hold_out or 0.0
+    return _HELD_OUT_BY_DEFAULT
 
 
 def _captions_of(rows: Rows) -> Iterator[str]:
@@ -239,13 +241,12 @@ def read_csv(path: Path, encoding: str) -> Rows:
         ) from error
     table.columns = table.columns.str.strip()
     names = table.columns.tolist()
-    columns = [table[name].tolist() for name in names]
-    used = [table[name].tolist() for name in by_role.values()]
     rows, line = [], 2
-    for cells, values in zip(zip(*columns, strict=True), zip(*used, strict=True), strict=True):
+    for cells in table.itertuples(index=False, name=None):
         if any(cells):
-            row = {role: _parse_cell(role, value) for role, value in zip(by_role, values, strict=True)}
-            others = {name: cell for name, cell in zip(names, cells, strict=True) if name and name not in _WITH_A_ROLE}
+            by_name = dict(zip(names, cells, strict=True))
+            row = {role: _parse_cell(role, by_name[name]) for role, name in by_role.items()}
+            others = {name: cell for name, cell in by_name.items() if name and name not in _WITH_A_ROLE}
             rows.append((line, row | ({"columns": others} if others else {})))
         # A quoted cell may contain line breaks, so the number of a row is not its line.
         line += 1 + sum(cell.count("\n") for cell in cells)
@@ -272,12 +273,13 @@ def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
     }
     # Reversed, so that the first known name wins.
     by_role = {role: name for role, known in choices.items() for name in known[::-1] if name in names}
-    missing = ["image"] if "image" not in by_role else [] if {"caption", "captions"} & set(by_role) else ["caption"]
-    if missing:
+    has_captions = "caption" in by_role or "captions" in by_role
+    if "image" not in by_role or not has_captions:
         if not names:
             raise InputError(f"{path} is not a CSV of image and caption: it is empty", hint=_CSV_HINT)
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-        message = f"{path} has no column {missing[0]!r}, its columns are {shown:.300}"
+        missing = "caption" if "image" in by_role else "image"
+        message = f"{path} has no column {missing!r}, its columns are {shown:.300}"
         raise InputError(message, hint="the first line names the columns: image,caption[,split]")
     if "caption" in by_role:
         by_role.pop("captions", None)
