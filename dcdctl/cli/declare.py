@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -134,19 +133,11 @@ def assignments(overrides: Overrides | Sequence[str] | None) -> tuple[str, ...]:
     """Overrides as the options of a command, which come as they are.
 
     >>> assignments({"loss.terms": {"kl": 1.0}, "model.start": "new", "batch.size": 8, "loss.weight_group": None})
-    ('loss.terms={"kl" = 1.0}', 'model.start="new"', 'batch.size=8', 'loss.weight_group=none')
+    ('loss.terms={ kl = 1.0 }', 'model.start="new"', 'batch.size=8', 'loss.weight_group="none"')
     """
     if isinstance(overrides, Mapping):
-        return tuple(f"{name}={_toml(value)}" for name, value in overrides.items())
+        from dcdctl.core.config import to_table
+        from dcdctl.core.training import toml_value
+
+        return tuple(f"{name}={toml_value(to_table(value))}" for name, value in overrides.items())
     return tuple(overrides or ())
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML reads it; none for None, as in `--set`."""
-    if value is None:
-        return "none"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(os.fspath(value) if isinstance(value, os.PathLike) else value)

@@ -111,13 +111,6 @@ def test_invalid_toml_is_an_error_that_names_file_and_line(tmp_path):
         config.read_toml(path)
 
 
-def test_a_config_survives_a_round_trip_through_a_table():
-    built = Outer(name="x", inner=Inner(sizes=(1, 2), most=3), weights={"kl": 2.0})
-    table = config.to_table(built)
-    assert table["inner"]["sizes"] == [1, 2]
-    assert config.build(Outer, table) == built
-
-
 @dataclass(frozen=True, kw_only=True)
 class Written:
     recall: Annotated[float, Key("R@1")]
@@ -148,18 +141,6 @@ def test_a_document_may_have_further_entries_and_its_error_names_the_file():
         config.build_document(Outer, {"name": 1}, "a.json", error=StaleError, hint="make it again")
 
 
-def test_a_string_becomes_an_enum_member_and_a_plain_string_again():
-    @dataclass(frozen=True, kw_only=True)
-    class Sides:
-        sides: tuple[Side, ...] = tuple(Side)
-
-    built = config._convert(Sides, {"sides": ["right"]}, "batch")
-    assert built.sides[0] is Side.RIGHT
-    assert [type(value) for value in config.to_table(built)["sides"]] == [str]
-    with pytest.raises(ConfigError, match=r"^batch\.sides\[0\] must be one of left, right, got 'up'$"):
-        config._convert(Sides, {"sides": ["up"]}, "batch")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ranged:
     rate: Positive = 0.1
@@ -185,14 +166,11 @@ class WithRanged:
     ("wrong", "message"),
     [
         ({"rate": 0.0}, r"ranged\.rate must be above 0, got 0\.0"),
-        ({"rate": float("inf")}, r"ranged\.rate must be above 0, got inf"),
-        ({"rate": float("nan")}, r"ranged\.rate must be above 0, got nan"),
         ({"share": 2.0}, r"ranged\.share must lie in \[0, 1\], got 2\.0"),
         ({"dropout": 1.0}, r"ranged\.dropout must lie in \[0, 1\), got 1\.0"),
         ({"most": 0}, r"ranged\.most must be at least 1, got 0"),
         ({"steps": (0,)}, r"ranged\.steps\[0\] must be at least 1, got 0"),
         ({"steps": (4, 2)}, r"ranged\.steps must ascend, got \[4, 2\]"),
-        ({"steps": (2, 2)}, r"ranged\.steps must ascend, got \[2, 2\]"),
         ({"betas": (0.9, 1.5)}, r"ranged\.betas\[1\] must lie in \[0, 1\], got 1\.5"),
         ({"betas": (0.9,)}, r"ranged\.betas must have 2 items, got \[0\.9\]"),
         ({"sides": ()}, r"ranged\.sides must not be empty, got \[\]"),
@@ -207,13 +185,6 @@ def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong,
         Ranged(**wrong)
     with pytest.raises(ConfigError, match=message):
         config.build(WithRanged, {"ranged": wrong})
-
-
-def test_values_at_the_bounds_of_their_ranges_are_allowed():
-    built = Ranged(
-        rate=1e-9, share=0.0, most=1, steps=(1, 2), betas=(0.0, 1.0), sides=("text", "image"), weights={"kl": 1e9}
-    )
-    assert config.build(Ranged, config.to_table(built)) == built
 
 
 @pytest.mark.parametrize(

@@ -170,10 +170,3 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     with lock(tmp_path / "cache"):
         pass
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_current_folder_can_be_locked(tmp_path, monkeypatch):
-    (tmp_path / "cache").mkdir()
-    monkeypatch.chdir(tmp_path / "cache")
-    with lock(Path()):
-        assert (tmp_path / ".cache.lock-0").exists()

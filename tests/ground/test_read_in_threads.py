@@ -38,17 +38,6 @@ def test_an_error_comes_where_its_key_stands(readers):
         next(reading)
 
 
-@pytest.mark.parametrize("readers", [1, 3])
-def test_few_keys_are_read_ahead_and_none_after_the_end(readers):
-    begun: list[int] = []
-    reading = read_in_threads(lambda number: begun.append(number) or number, iter(range(100)), readers)
-    assert next(reading) == 0
-    time.sleep(0.05)
-    assert len(begun) <= readers + 1
-    reading.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
-
-
 @pytest.mark.parametrize("ahead", [1, 7])
 def test_a_slow_consumer_bounds_what_is_in_memory(ahead):
     """Whatever is read and not yet consumed."""
@@ -80,23 +69,6 @@ def test_an_interrupted_consumer_ends_the_threads_and_reads_no_more(raised):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
     assert len(begun) < 40, "what was planned and not begun is dropped"
     assert time.perf_counter() - started < TIMEOUT_S
-
-
-def test_a_failed_read_keeps_its_own_error_and_ends_the_threads():
-    begun: list[str] = []
-
-    def read(name: str) -> str:
-        begun.append(name)
-        time.sleep(0.02)
-        if name == "3.jpg":
-            raise CorpusError(f"image {name!r} cannot be decoded (truncated)")
-        return name
-
-    reading = read_in_threads(read, (f"{number}.jpg" for number in range(10_000)), 2, ahead=50)
-    with pytest.raises(CorpusError, match=r"^image '3.jpg' cannot be decoded \(truncated\)$"):
-        list(reading)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
-    assert len(begun) < 40
 
 
 def test_threads_decode_at_the_same_time():

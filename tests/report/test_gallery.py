@@ -66,12 +66,3 @@ def test_wins_of_a_swapped_pair_are_swapped(seed):
     ours, base = (rng.integers(1, 5, 40) for _ in range(2))
     one, other = count_wins(ours, base), count_wins(base, ours)
     assert one == {**other, "wins": other["losses"], "losses": other["wins"]}
-
-
-def test_wins_by_hand():
-    assert count_wins(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == {
-        "wins": 2,
-        "losses": 1,
-        "both_hit": 1,
-        "both_miss": 2,
-    }

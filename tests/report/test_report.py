@@ -5,21 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from evaluations import change_json
 from made_runs import scores_of, write_bench, write_demo, write_evaluation, write_run
 from typed_commands import parse
 
-from dcdctl.core.data import Corpus
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import files, significance
 from dcdctl.core.report import report
-
-
-@pytest.fixture(scope="module")
-def split(scenes_corpus_dir):
-    return Corpus.open(scenes_corpus_dir, "test")
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +173,6 @@ def test_the_command_for_a_cascade_has_its_reranker_and_depth(folders):
     )
 
 
-def test_images_are_read_from_the_corpus_of_the_evaluation(folders, split):
-    assert read_demo(folders).corpus.folder == split.folder
-
-
 def test_a_moved_corpus_is_a_missing_part_and_can_be_named(folders, split):
     for folder in folders:
         change(folder / "result.json", data="/nowhere")
@@ -218,16 +207,3 @@ def test_a_training_with_validation_misses_nothing(tmp_path, split):
     write_evaluation(folder, split, scores_of(split, 2))
     write_bench(folder, "scenes-vilt")
     assert report.read_report([folder]).missing == ()
-
-
-def test_nothing_is_written_by_reading(folders):
-    before = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
-    read_demo(folders)
-    assert {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")} == before
-
-
-def test_every_model_has_its_own_ranks(folders):
-    found = read_demo(folders)
-    ranks = [one.table.ranks("image") for one in found.models]
-    assert len({rank_Q.tobytes() for rank_Q in ranks}) == 5
-    np.testing.assert_array_equal(ranks[1], files.read_ranks(folders[1] / "ranks.parquet").image_ranks)

@@ -6,24 +6,11 @@ import json
 import re
 from dataclasses import replace
 
-import pytest
 from evaluations import change_json
 from made_runs import scores_of, write_demo, write_evaluation, write_run
 
-from dcdctl.core.data import Corpus
 from dcdctl.core.report import charts as report_charts
 from dcdctl.core.report import report
-
-
-@pytest.fixture(scope="module")
-def split(scenes_corpus_dir):
-    return Corpus.open(scenes_corpus_dir, "test")
-
-
-@pytest.fixture(scope="module")
-def found(split, tmp_path_factory):
-    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("charts") / "demo", split)
-    return report.read_report(runs, teacher=teacher, baseline=baseline)
 
 
 def titles(charts):

@@ -11,11 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from evaluations import reseal
-from made_runs import scores_of, write_demo, write_evaluation, write_run
+from made_runs import scores_of, write_evaluation, write_run
 from PIL import Image
 from tiny import make_corpus
 
-from dcdctl.core.data import Corpus
 from dcdctl.core.report import gallery, report, write
 
 HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \" ' & <b>"
@@ -53,17 +52,6 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def split(scenes_corpus_dir):
-    return Corpus.open(scenes_corpus_dir, "test")
-
-
-@pytest.fixture(scope="module")
-def found(split, tmp_path_factory):
-    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("page") / "demo", split)
-    return report.read_report(runs, teacher=teacher, baseline=baseline)
-
-
-@pytest.fixture(scope="module")
 def text(found, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     write.write_report_page(path, found, num_queries=20)
@@ -97,12 +85,6 @@ def test_the_page_is_self_contained(text):
 def test_the_same_report_is_the_same_page(found, text, tmp_path):
     write.write_report_page(tmp_path / "again.html", found, num_queries=20)
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
-
-
-def test_the_page_supports_light_and_dark_mode_phones_and_print(text):
-    assert "prefers-color-scheme: dark" in text
-    assert "@media print" in text
-    assert 'name="viewport" content="width=device-width' in text
 
 
 def test_every_variable_that_is_used_has_a_light_and_a_dark_value(text):

@@ -8,22 +8,11 @@ import json
 
 import pytest
 from evaluations import write_json
-from made_runs import scores_of, write_demo, write_evaluation, write_run
+from made_runs import scores_of, write_evaluation, write_run
 
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Direction
 from dcdctl.core.report import report, write
 from dcdctl.core.report import tables as report_tables
-
-
-@pytest.fixture(scope="module")
-def split(scenes_corpus_dir):
-    return Corpus.open(scenes_corpus_dir, "test")
-
-
-@pytest.fixture(scope="module")
-def found(split, tmp_path_factory):
-    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("text") / "demo", split)
-    return report.read_report(runs, teacher=teacher, baseline=baseline)
 
 
 def table_named(found, start):
@@ -108,17 +97,6 @@ def test_a_student_without_a_teacher_reaches_its_recall(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     found = report.read_report([folder])
     assert write.headline(found)[0] == f"The run baseline reaches {found.result.rsum:.0f} of 600."
-
-
-def test_recalls_are_grouped_by_direction(found):
-    columns = table_named(found, "Retrieval").columns
-    measures = ("R@1", "R@5", "R@10", "mAP@R", "median rank")
-    assert columns == (
-        "model",
-        "RSUM",
-        *(f"text\n{name}" for name in measures),
-        *(f"image\n{name}" for name in measures),
-    )
 
 
 def test_runs_show_seeds_names_of_inputs_and_versions(found):

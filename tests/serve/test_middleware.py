@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
 
 import httpx2
-import pytest
 import served
-from processes import TIMEOUT_S
 from starlette.types import ASGIApp
 
-from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import app as serve_app
 
 CHUNK = 10_000
 CONFIG = ServiceConfig(max_upload_bytes=5 * CHUNK, max_waiting=1, search_workers=1)
-
-
-@pytest.fixture(scope="module")
-def searcher(tmp_path_factory) -> IndexSearcher:
-    return served.make(tmp_path_factory.mktemp("limits") / "all").searcher
-
-
-def asking(app: ASGIApp, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
-    """The result of the work, which gets a client for the app."""
-
-    async def run() -> Any:
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
-            return await asyncio.wait_for(work(client), timeout=TIMEOUT_S)
-
-    return asyncio.run(run())
 
 
 def sent(app: ASGIApp, chunks: AsyncIterator[bytes], **headers: str) -> tuple[int, int]:
@@ -50,7 +31,7 @@ def sent(app: ASGIApp, chunks: AsyncIterator[bytes], **headers: str) -> tuple[in
         told = {"Content-Type": "multipart/form-data; boundary=x", **headers}
         return (await client.post("/search", content=counted(), headers=told)).status_code
 
-    return asking(app, work), num_taken
+    return served.asking(app, work), num_taken
 
 
 async def endless() -> AsyncIterator[bytes]:
@@ -94,7 +75,7 @@ def test_a_full_queue_is_refused_at_once_and_health_still_answers(searcher):
         held.may_end.set()
         return [(await one).status_code for one in waiting]
 
-    assert asking(serve_app.build(held, CONFIG), work) == [200, 200]
+    assert served.asking(serve_app.build(held, CONFIG), work) == [200, 200]
 
 
 def test_waiting_texts_are_answered_together_with_the_answers_of_each_alone(searcher):
@@ -114,7 +95,7 @@ def test_waiting_texts_are_answered_together_with_the_answers_of_each_alone(sear
         held.may_end.set()
         return await asyncio.gather(*asked)
 
-    answers = asking(serve_app.build(held, config), work)
+    answers = served.asking(serve_app.build(held, config), work)
     # The texts of a batch with an invalid text are searched again one by one.
     assert held.batches == [["a red bus"], ["two dogs", " "], ["two dogs"], [" "], ["a man", "a horse"]]
     assert [one.status_code for one in answers] == [200, 200, 422, 200, 200]
@@ -141,7 +122,7 @@ def test_only_texts_of_the_same_condition_are_answered_together(searcher):
         held.may_end.set()
         return [[hit["name"] for hit in (await one).json()["results"]] for one in asked]
 
-    _, *names = asking(serve_app.build(held, replace(CONFIG, max_waiting=10)), work)
+    _, *names = served.asking(serve_app.build(held, replace(CONFIG, max_waiting=10)), work)
     assert held.batches == [["a"], ["b"], ["c", "d"]]
     assert [served.LARGE in found for found in names] == [True, False, False]
     assert names[0] == [served.LARGE]
@@ -160,7 +141,7 @@ def test_a_cancelled_text_does_not_affect_others_in_its_batch(searcher):
         held.may_end.set()
         return [(await one).status_code for one in (first, stays)]
 
-    assert asking(serve_app.build(held, replace(CONFIG, max_waiting=10)), work) == [200, 200]
+    assert served.asking(serve_app.build(held, replace(CONFIG, max_waiting=10)), work) == [200, 200]
     assert held.batches == [["a"], ["c"]]
 
 
@@ -170,7 +151,7 @@ def test_requests_that_waited_too_long_are_not_started(searcher):
     async def work(client: httpx2.AsyncClient) -> list[httpx2.Response]:
         return [await client.get(address) for address in ("/search?text=a", "/search?row=0", "/image/0")]
 
-    for answer in asking(app, work):
+    for answer in served.asking(app, work):
         assert answer.status_code == 503
         assert "waited too long" in answer.json()["error"]
 
@@ -188,14 +169,4 @@ def test_beyond_the_request_limit_only_health_and_metrics_answer(searcher):
         held.may_end.set()
         return [*statuses, (await first).status_code]
 
-    assert asking(serve_app.build(held, replace(CONFIG, max_requests=1)), work) == [503, 503, 503, 200, 200, 200]
-
-
-def test_clients_up_to_the_queue_size_are_never_refused(searcher):
-    async def ask_on(client: httpx2.AsyncClient) -> set[int]:
-        return {(await client.get(f"/search?text=a+bus&k={k}")).status_code for k in range(1, 13)}
-
-    async def work(client: httpx2.AsyncClient) -> list[set[int]]:
-        return await asyncio.gather(*(ask_on(client) for _ in range(8)))
-
-    assert asking(serve_app.build(searcher, replace(CONFIG, max_waiting=7)), work) == [{200}] * 8
+    assert served.asking(serve_app.build(held, replace(CONFIG, max_requests=1)), work) == [503, 503, 503, 200, 200, 200]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 import shutil
@@ -23,25 +22,14 @@ from tiny import make_models
 from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import IndexSearcher, SearchAnswer
+from dcdctl.core.search import IndexSearcher
 from dcdctl.core.search.reranker import Reranker
 from dcdctl.core.serve import ServiceConfig, app
-from dcdctl.core.serve.workers import WaitingText
 
 MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000
 CONFIG = ServiceConfig(
     max_k=50, default_k=5, max_upload_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS, max_text_chars=40, thumbnail_px=100
 )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> served.Made:
-    return served.make(tmp_path_factory.mktemp("served") / "all")
-
-
-@pytest.fixture(scope="module")
-def searcher(made) -> IndexSearcher:
-    return made.searcher
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +40,12 @@ def own(tmp_path_factory) -> served.Made:
 
 @pytest.fixture(scope="module")
 def own_client(own) -> TestClient:
-    return client_of(own.searcher)
-
-
-def client_of(searcher: IndexSearcher, config: ServiceConfig = CONFIG, **options: object) -> TestClient:
-    return TestClient(
-        app.build(searcher, config, **options), base_url="http://localhost", raise_server_exceptions=False
-    )
+    return served.client_of(own.searcher, CONFIG)
 
 
 @pytest.fixture(scope="module")
 def client(searcher) -> TestClient:
-    return client_of(searcher)
+    return served.client_of(searcher, CONFIG)
 
 
 def png(size: tuple[int, int] = (8, 8)) -> bytes:
@@ -98,7 +80,7 @@ def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, 
 @pytest.mark.parametrize("kind", ["int8", "binary", "hnsw"])
 def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    changing = client_of(IndexSearcher.open(folder, device=served.CPU))
+    changing = served.client_of(IndexSearcher.open(folder, device=served.CPU), CONFIG)
     assert changing.get("/health").json()["kind"] == "flat"
     update(folder, sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5"))
     assert changing.get("/health").json()["kind"] == kind
@@ -118,7 +100,7 @@ def worded(made, tmp_path_factory) -> IndexSearcher:
 
 
 def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
-    client = client_of(worded)
+    client = served.client_of(worded, CONFIG)
     for text, hybrid in (("photo", True), ("photo", False), ("two dogs 05", True)):
         found = client.get("/search", params={"text": text, "k": 3, "hybrid": hybrid}).json()
         hits = worded.by_text(text, 3, hybrid=hybrid).hits
@@ -128,12 +110,6 @@ def test_a_hybrid_search_is_that_of_the_searcher_and_never_a_weak_match(worded):
         assert not (hybrid and found["weak"])
     alone = client.get("/search", params={"text": "photo", "hybrid": True}).json()["results"]
     assert alone[0]["name"] == served.LARGE
-    queries = [
-        {"text": "photo", "hybrid": flag, "k": k} for flag, k in ((True, CONFIG.default_k), (False, 2), (True, 1))
-    ]
-    batch = client.post("/search", json={"queries": queries}).json()["answers"]
-    assert [one["results"][0]["fused"] is None for one in batch] == [False, True, False]
-    assert batch[0]["results"] == alone
     assert 'id="hybrid"' in client.get("/").text
 
 
@@ -149,41 +125,14 @@ def test_a_hybrid_search_without_words_is_refused_without_a_path(client, params)
     assert 'id="hybrid"' not in client.get("/").text
 
 
-def test_texts_that_are_searched_in_other_ways_are_not_answered_together(worded):
-    service = app.ServiceState(worded, replace(CONFIG, search_workers=1))
-    wanted = [
-        ("photo", 2, True),
-        ("photo", 2, False),
-        ("photo", 5, True),
-        ("two dogs", 2, True),
-        ("two dogs", 4, False),
-    ]
-
-    async def answers() -> list[SearchAnswer]:
-        return await asyncio.gather(
-            *(service.texts.answer(WaitingText(text, k, None, hybrid)) for text, k, hybrid in wanted)
-        )
-
-    for (text, k, hybrid), answer in zip(wanted, asyncio.run(answers()), strict=True):
-        assert answer.hits == worded.by_text(text, k, hybrid=hybrid).hits
-
-
-def test_names_are_returned_unchanged(client):
-    found = client.get("/search", params={"text": "a horse", "k": 50}).json()["results"]
-    assert sorted(one["name"] for one in found) == sorted(served.NAMES)
-
-
 WRONG = {
     "/search": "the request must have a text or a row",
     "/search?text=a&row=0": "and not both",
     "/search?text=": "the query is empty",
-    "/search?text=%20%09": "the query is empty",
     f"/search?text={'x' * 41}": "at most 40 characters",
     "/search?text=a&k=0": "k: Input should be greater than or equal to 1",
     "/search?text=a&k=1000000000": "k: Input should be less than or equal to 50",
-    "/search?text=a&k=many": "k: Input should be a valid integer",
     "/search?row=-1": "row: Input should be greater",
-    "/image/-1": "row: Input should be greater",
     "/image/0?size=huge": "size: Input should be 'thumbnail' or 'original'",
 }
 
@@ -202,9 +151,7 @@ def test_an_invalid_request_gets_an_error_that_names_the_problem(client, address
         *(
             "/image/../index.json",
             "/image/..%2f..%2fetc%2fpasswd",
-            "/image//etc/passwd",
             "/../../etc/passwd",
-            "/search.html",
             "/nope",
         ),
     ],
@@ -250,7 +197,6 @@ def test_uploads_that_are_not_images_are_refused(client, name):
 def test_a_form_without_an_image_is_refused(client):
     assert client.post("/search", data={"image": "words"}).status_code == 422
     assert "image: Field required" in client.post("/search", files={"other": b"x"}).json()["error"]
-    assert client.post("/search", content=b"{}", headers={"Content-Type": "application/json"}).status_code == 422
 
 
 def test_a_thumbnail_is_small_upright_and_without_metadata(client, made):
@@ -291,7 +237,6 @@ SPOILED: dict[str, Callable[[Path, Path], object]] = {
     "gone": lambda photo, _: photo.unlink(),
     "a link out of the folder": leads_out,
     "a page now": lambda photo, _: photo.write_text("<script>alert(1)</script>"),
-    "a folder now": lambda photo, _: (photo.unlink(), photo.mkdir()),
     "a picture cut short": lambda photo, _: photo.write_bytes(photo.read_bytes()[:60]),
 }
 
@@ -314,7 +259,7 @@ def test_images_that_are_gone_or_damaged_are_not_served(own, own_client, tmp_pat
 
 def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    row, client = made.row("03.png"), client_of(IndexSearcher.open(folder, device=served.CPU))
+    row, client = made.row("03.png"), served.client_of(IndexSearcher.open(folder, device=served.CPU), CONFIG)
     addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
     assert [client.get(address).status_code for address in addresses] == [200] * 3
     update(folder, remove=("03.png",))
@@ -329,7 +274,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
 @pytest.mark.parametrize("what", ["is being changed", "is of another model"])
 def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_one(made, tmp_path, logged, what):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    client = client_of(IndexSearcher.open(folder, device=served.CPU))
+    client = served.client_of(IndexSearcher.open(folder, device=served.CPU), CONFIG)
     before = client.get("/search?text=a+bus").json()["results"]
     document = artifacts.read_document(folder / "index.json")
     (folder / "index.json").unlink()
@@ -343,7 +288,7 @@ def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_o
 
 def test_on_loopback_only_loopback_names_are_accepted(searcher):
     def statuses(config: ServiceConfig, *, is_loopback: bool) -> list[int]:
-        client = client_of(searcher, config, is_loopback=is_loopback)
+        client = served.client_of(searcher, config, is_loopback=is_loopback)
         hosts = ("localhost:80", "127.0.0.1", "[::1]:8000", "evil.example", "search.example.org")
         return [client.get("/health", headers={"Host": host}).status_code for host in hosts]
 
@@ -400,7 +345,7 @@ def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
 
 
 def test_metrics_count_requests_by_route_and_status(searcher):
-    client = client_of(searcher)
+    client = served.client_of(searcher, CONFIG)
     for address in (
         "/search?text=a+bus",
         "/search?text=a+dog",
@@ -424,15 +369,6 @@ def test_metrics_count_requests_by_route_and_status(searcher):
     assert samples(client, "process_resident_memory_bytes")[()] > 2**20
 
 
-def test_health_reports_what_is_searched(client, searcher):
-    health = client.get("/health").json()
-    assert (health["status"], health["images"], health["model"]) == (
-        "ok",
-        len(served.NAMES),
-        searcher.index.fingerprint[:12],
-    )
-
-
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")]
 )
@@ -441,7 +377,7 @@ def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, mon
         raise error
 
     monkeypatch.setattr(IndexSearcher, "by_texts", fail)
-    client = client_of(searcher)
+    client = served.client_of(searcher, CONFIG)
     answer = client.get("/search?text=a")
     assert (answer.status_code, answer.json()) == (500, {"error": "the search failed; the service's log says why"})
     assert "/secret/folder" in logged.text
@@ -453,7 +389,7 @@ def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
     fusion, dual = make_models(served.CAPTIONS)
     scorer = fusion if kind == "fusion" else models.DualScorer(dual)
     second = replace(searcher, reranker=Reranker("runs/fusion", scorer, 3, served.CPU))
-    client = client_of(second)
+    client = served.client_of(second, CONFIG)
     assert client.get("/health").json()["reranker"] == "runs/fusion"
     by_text = client.get("/search?text=two+dogs").json()
     assert [one["reranked"] is None for one in by_text["results"]] == [False, False, False, True, True]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import numpy as np
 import pyarrow as pa
 import torch
 from made_index import build, update
 from PIL import Image
+from processes import TIMEOUT_S
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 from tiny import make_models
 
 from dcdctl.core import models
 from dcdctl.core.search import ColumnChanges, Condition, FolderIndex, IndexSearcher, SearchAnswer
-from dcdctl.core.serve import ServiceConfig
+from dcdctl.core.serve import ServiceConfig, app
 from dcdctl.core.serve import listener as sockets
 from dcdctl.core.serve.middleware import LimitsMiddleware
 
@@ -93,12 +99,28 @@ class HeldSearcher(IndexSearcher):
         return super().by_texts(texts, k, where, **options)
 
 
+def asking(service: ASGIApp, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
+    """The result of the work, which gets a client for the app."""
+
+    async def run() -> Any:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(service), base_url="http://localhost") as client:
+            return await asyncio.wait_for(work(client), timeout=TIMEOUT_S)
+
+    return asyncio.run(run())
+
+
+def client_of(searcher: IndexSearcher, config: ServiceConfig, **options: Any) -> TestClient:
+    """A client for the app of a searcher, without a network."""
+    service = app.build(searcher, config, **options)
+    return TestClient(service, base_url="http://localhost", raise_server_exceptions=False)
+
+
 @contextmanager
-def serving(app: LimitsMiddleware, config: ServiceConfig | None = None) -> Iterator[str]:
+def serving(service: LimitsMiddleware, config: ServiceConfig | None = None) -> Iterator[str]:
     """The URL of a real server, without a slash at its end."""
     with sockets.bound("127.0.0.1", 0) as listener:
         listener.listen()
-        server = sockets.http_server(app, config or ServiceConfig())
+        server = sockets.http_server(service, config or ServiceConfig())
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

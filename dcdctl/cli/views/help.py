@@ -7,7 +7,7 @@ their hyphens.
 
 from __future__ import annotations
 
-import shlex
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -98,26 +98,14 @@ def continued(command: str, width: int) -> list[str]:
         --out photos.index
     """
     lines: list[str] = []
-    for part in _with_values(command):
+    # Between options only, so that each stays with its value.
+    for part in re.split(" (?=-)", command):
         indent = "    " if lines else "  "
         if lines and len(lines[-1]) + len(part) + 3 <= width:
             lines[-1] += f" {part}"
         else:
             lines.append(indent + part)
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
-
-
-def _with_values(command: str) -> list[str]:
-    """The words of a command; an option is one word with its value, and so is the first option with what comes before
-    it."""
-    parts: list[str] = []
-    for word in shlex.split(command):
-        quoted = word if word == ">" else shlex.quote(word)
-        if parts and not word.startswith("-") and parts[-1].startswith("-") and " " not in parts[-1]:
-            parts[-1] += f" {quoted}"
-        else:
-            parts.append(quoted)
-    return parts
 
 
 def _wrapped(text: str, width: int) -> list[str]:

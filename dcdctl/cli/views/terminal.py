@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from dcdctl.core.templates import Table
 
 JOINERS = "\u200c\u200d"
-BATCHES_BEFORE_ESTIMATE = 3
-"""Batches after which a bar shows the time left."""
 SECONDS_BETWEEN_LINES = 10.0
 """How often a bar prints a line if stderr is a file or a pipe."""
 
@@ -116,13 +113,9 @@ def printable(text: str) -> str:
         return text
     # Joiners belong to some scripts and to emoji; unusual spaces are harmless.
     return "".join(
-        char if char.isprintable() or char in JOINERS or category(char) == "Zs" else _escaped(char) for char in text
+        char if char.isprintable() or char in JOINERS or category(char) == "Zs" else json.dumps(char)[1:-1]
+        for char in text
     )
-
-
-def _escaped(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def printable_lines(text: str) -> str:
@@ -219,11 +212,12 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(label, total=total, so_far="")
-        pace = Pace(time.monotonic())
+        started, done = time.monotonic(), 0
 
         def advance(count: int) -> None:
-            pace.add(count, time.monotonic())
-            progress.update(task, advance=count, so_far=pace.so_far(total, unit))
+            nonlocal done
+            done += count
+            progress.update(task, advance=count, so_far=so_far(done, total, unit, time.monotonic() - started))
 
         yield advance
 
@@ -231,20 +225,19 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
 @contextmanager
 def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     started = last_line = time.monotonic()
-    pace = Pace(started)
+    done = 0
     if not unit:  # it may last as long as another run does
         note(f"{label} ...")
 
     def advance(count: int) -> None:
-        nonlocal last_line
-        now = time.monotonic()
-        pace.add(count, now)
+        nonlocal last_line, done
+        done, now = done + count, time.monotonic()
         if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            note(f"{label}: {pace.so_far(total, unit)}")
+            note(f"{label}: {so_far(done, total, unit, now - started)}")
 
     yield advance
-    seconds, done = time.monotonic() - started, pace.done
+    seconds = time.monotonic() - started
     note(
         f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}"
         if unit
@@ -252,47 +245,17 @@ def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]
     )
 
 
-@dataclass
-class Pace:
-    """How far a bar is. The time left is shown after `BATCHES_BEFORE_ESTIMATE` batches, and the first one, which warms
-    up, does not count.
+def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
+    """How far a bar is.
 
-    >>> pace = Pace(started=0.0)
-    >>> for now in (60.0, 62.0, 64.0, 66.0):
-    ...     pace.add(10, now)
-    ...     print(pace.so_far(100, "pairs"))
-    10/100 pairs, 0.17 pairs/s
-    20/100 pairs, 0.32 pairs/s
-    30/100 pairs, 0.47 pairs/s
-    40/100 pairs, 5 pairs/s, 0:12 left
+    >>> so_far(10, 100, "pairs", 60.0)
+    '10/100 pairs, 0.17 pairs/s, 9:00 left'
     """
-
-    started: float
-    """In seconds, on the clock of `add`."""
-    done: int = 0
-    batches: int = 0
-    now: float = 0.0
-    warm: tuple[int, float] = (0, 0.0)
-    """What was done after the first batch, and when."""
-
-    def add(self, count: int, now: float) -> None:
-        """Count a batch."""
-        self.done, self.batches, self.now = self.done + count, self.batches + 1, now
-        if self.batches == 1:
-            self.warm = self.done, now
-
-    def so_far(self, total: int | None, unit: str) -> str:
-        """The state of the bar as text."""
-        count = (
-            amount(self.done, unit)
-            if total is None
-            else f"{amount(self.done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
-        )
-        done, seconds = self.done - self.warm[0], self.now - self.warm[1]
-        if self.batches <= BATCHES_BEFORE_ESTIMATE or done <= 0:
-            return count + rate(self.done, unit, self.now - self.started)
-        left = "" if total is None or self.done >= total else f", {clock((total - self.done) * seconds / done)} left"
-        return count + rate(done, unit, seconds) + left
+    count = (
+        amount(done, unit) if total is None else f"{amount(done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
+    )
+    left = "" if total is None or not 0 < done < total else f", {clock((total - done) * seconds / done)} left"
+    return count + rate(done, unit, seconds) + left
 
 
 def amount(count: int, unit: str) -> str:

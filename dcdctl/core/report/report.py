@@ -164,13 +164,14 @@ def read_report(
     evaluation.check_comparable(
         [(model.folder, model.result) for model in models if model.result is not None], "report them apart"
     )
-    models = _with_teacher_times(models)
-    corpus = _corpus(models, data)
-    missing = [part for model in models for part in _missing_of_model(model, models)]
+    report = Report(models=tuple(models), trainings=trainings, missing=(), corpus=None)
+    report = replace(report, models=_with_teacher_times(report))
+    corpus = _corpus(report.result, data)
+    missing = [part for model in report.models for part in _missing_of_model(model, report)]
     missing += [part for training in trainings for part in _missing_of_training(training)]
-    if corpus is None and any(model.result for model in models):
+    if corpus is None and report.result is not None:
         missing.append(MissingPart("images", _command("report", *map(str, runs), "--data", "DIR")))
-    return Report(models=_compared(models), trainings=trainings, missing=_by_command(missing), corpus=corpus)
+    return replace(report, models=_compared(report), missing=_by_command(missing), corpus=corpus)
 
 
 def _labels(folders: Sequence[Path]) -> dict[Path, str]:
@@ -224,11 +225,11 @@ def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes |
     return replace(dual, query_ms=query_ms, speed_up=speed_up)
 
 
-def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
+def _with_teacher_times(report: Report) -> tuple[ModelResults, ...]:
     """The models, the teacher with the times in its students' bench.json."""
-    teacher = next((model for model in models if model.role == "teacher"), None)
+    models, teacher = report.models, report.of_role("teacher")
     if teacher is None:
-        return list(models)
+        return models
     names = {teacher.folder, *([] if teacher.result is None else [Path(teacher.result.model)])}
     # `dcdctl bench` writes the times of both models into the folder of the student.
     paths = (
@@ -237,24 +238,25 @@ def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
         if model.times is not None and Path(model.times.teacher_model) in names
     )
     times = next((read_times(path, "teacher") for path in paths), None)
-    return [replace(model, times=times) if model is teacher else model for model in models]
+    return tuple(replace(model, times=times) if model is teacher else model for model in models)
 
 
-def _compared(models: Sequence[ModelResults]) -> tuple[ModelResults, ...]:
+def _compared(report: Report) -> tuple[ModelResults, ...]:
     """The models, each with its comparison to the baseline."""
-    base = next((model.saved.table for model in models if model.role == "baseline"), None)
+    base = report.of_role("baseline")
+    if base is None or base.saved.table is None:
+        return report.models
     return tuple(
         model
-        if base is None or model.saved.table is None or model.role == "baseline"
-        else replace(model, comparison=evaluation.compare_ranks([model.table], [base]))
-        for model in models
+        if model is base or model.saved.table is None
+        else replace(model, comparison=evaluation.compare_ranks([model.table], [base.table]))
+        for model in report.models
     )
 
 
-def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
+def _corpus(result: Evaluation | None, data: Path | None) -> Corpus | None:
     """The split that the results are on, in `data` or where it was; None if it is gone or has changed. StaleError for
     another `data`."""
-    result = next((model.result for model in models if model.result), None)
     if result is None:
         return None
     folder = Path(result.data) if data is None else data
@@ -271,9 +273,9 @@ def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
     )
 
 
-def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> list[MissingPart]:
+def _missing_of_model(model: ModelResults, report: Report) -> list[MissingPart]:
     """What an evaluation lacks."""
-    first = next((other.result for other in models if other.result is not None), None)
+    first = report.result
     data, result = "DIR" if first is None else first.data, model.result
     evaluate = _eval_command(model, data, "test" if first is None else first.split)
     missing = []
@@ -284,7 +286,7 @@ def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> li
     elif not model.saved.top:
         missing.append(MissingPart(f"scores and first answers of {model.label}", evaluate))
     if model.times is None and not model.is_cascade:
-        missing.append(MissingPart(f"times of {model.label}", _bench_command(model, models, data)))
+        missing.append(MissingPart(f"times of {model.label}", _bench_command(model, report, data)))
     if model.is_cascade and result is not None and (not result.reranked or result.dual_query_ms is None):
         depths = ",".join(map(str, sorted({0, result.protocol.depth or 0, *(part.depth for part in result.depths)})))
         missing.append(
@@ -304,10 +306,10 @@ def _eval_command(model: ModelResults, data: str, split: str, depths: str = "") 
     return _command("eval", *words)
 
 
-def _bench_command(model: ModelResults, models: Sequence[ModelResults], data: str) -> str:
-    teacher = next((other for other in models if other.role == "teacher"), None)
+def _bench_command(model: ModelResults, report: Report, data: str) -> str:
+    teacher = report.of_role("teacher")
     # A teacher is timed together with a student.
-    student = model if model is not teacher else next((other for other in models if other.role != "teacher"), None)
+    student = model if model is not teacher else next((other for other in report.models if other is not teacher), None)
     ref = "REF" if teacher is None else str(teacher.folder) if teacher.result is None else teacher.result.model
     return _command("bench", "RUN" if student is None else str(student.folder), "--teacher", ref, "--data", data)
 

@@ -58,8 +58,10 @@ def _differences(report: Report) -> Table:
         if model.comparison is None:
             continue
         difference = model.comparison.difference
-        cells = [_difference(difference.of(direction)[name]) for direction, name in RECALLS]
-        rows.append((_name(model), _difference(difference.rsum), _p_value(model.comparison.p_value), *cells))
+        cells = [_with_interval(difference.of(direction)[name], "+") for direction, name in RECALLS]
+        p_value = model.comparison.p_value
+        shown_p = "<\N{NO-BREAK SPACE}0.001" if p_value < 0.001 else f"{p_value:.3f}"
+        rows.append((_name(model), _with_interval(difference.rsum, "+"), shown_p, *cells))
     baseline = report.of_role("baseline")
     label = NOTHING if baseline is None else baseline.label
     caption = (
@@ -222,13 +224,9 @@ def _name(model: ModelResults) -> str:
     return model.label if model.role == "student" else f"{model.label}\n{model.role}"
 
 
-def _with_interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.1f}\n{estimate.interval.low:.1f} to {estimate.interval.high:.1f}"
-
-
-def _difference(estimate: Estimate) -> str:
-    return f"{estimate.value:+.1f}\n{estimate.interval.low:+.1f} to {estimate.interval.high:+.1f}"
-
-
-def _p_value(p_value: float) -> str:
-    return "<\N{NO-BREAK SPACE}0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def _with_interval(estimate: Estimate, sign: str = "") -> str:
+    """A number and, as small print, its interval; with `sign` "+", positive numbers have their sign."""
+    value, low, high = (
+        f"{number:{sign}.1f}" for number in (estimate.value, estimate.interval.low, estimate.interval.high)
+    )
+    return f"{value}\n{low} to {high}"

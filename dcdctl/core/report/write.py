@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -145,19 +146,19 @@ def _cell(text: str) -> str:
     >>> _cell("63.2\\n58.0 to 68.0"), _cell("a|b")
     ('63.2 (58.0 to 68.0)', 'a\\\\|b')
     """
-    first, _, rest = _plain(text.partition("\n")[0]), "", _plain(text.partition("\n")[2])
+    first, _, rest = map(_plain, text.partition("\n"))
     return f"{first} ({rest})" if rest else first
 
 
 def _plain(text: str) -> str:
     """Text with Markdown's special characters escaped."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]<>#|~" else character for character in text)
+    return re.sub(r"[\\`*_{}\[\]<>#|~]", r"\\\g<0>", text)
 
 
 def _code(text: str) -> str:
     """A code span, for any text."""
     # In CommonMark a code span may contain shorter runs of backticks than its fence.
-    fence = "`" * (1 + max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 

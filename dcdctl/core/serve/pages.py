@@ -3,7 +3,7 @@ elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -46,23 +46,18 @@ def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and
     example queries."""
     rows = [row for row in index.spread_rows(2 * NUM_SAMPLE) if index.has_image(row)][:NUM_SAMPLE]
+    # An image that comes from a corpus has captions.
+    first_captions = dict.fromkeys(captions[0] for row in rows if (captions := index.captions(row)))
     return templates.render(
         "search.html",
         config=config,
         index_name=Path(index.location).resolve().name,
         num_images=index.num_images,
         sample=[{"row": row, "name": index.name(row)} for row in rows],
-        examples=list(dict.fromkeys(captions_of(index, rows)))[:NUM_EXAMPLES] or EXAMPLES,
+        examples=list(first_captions)[:NUM_EXAMPLES] or EXAMPLES,
         max_chars=config.max_text_chars,
         has_keywords=index.has_keywords,
     )
-
-
-def captions_of(index: ImageIndex, rows: Sequence[int]) -> Iterator[str]:
-    """The first caption of each image that comes from a corpus."""
-    for row in rows:
-        if captions := index.captions(row):
-            yield captions[0]
 
 
 def docs_page(schema: dict[str, Any], config: ServiceConfig) -> str:
