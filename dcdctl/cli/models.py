@@ -14,15 +14,17 @@ def list_models(json: Json = False) -> None:
 
     families, teachers = models.list_families(), models.list_teachers()
     if json:
-        return show_json({"families": [to_table(it) for it in families], "teachers": [to_table(it) for it in teachers]})
+        facts = ("summary", "weights", "source", "license", "reported")
+        listed = [{"name": name, **{fact: getattr(it, fact) for fact in facts}} for name, it in teachers.items()]
+        return show_json({"families": [to_table(it) for it in families], "teachers": listed})
     rows = [
         [it.name, it.kind, it.needs or "-", "loads" if it.loads else f"not installed: {it.hint}"] for it in families
     ]
     show_table("model families: folders, runs and Hub ids", ["family", "kind", "needs", "state"], rows)
     show("")
-    facts = [
+    entries = [
         (
-            it.name,
+            name,
             {
                 "": it.summary,
                 "weights": f"{it.weights}, {it.source}".removeprefix(", "),
@@ -30,6 +32,6 @@ def list_models(json: Json = False) -> None:
                 "reported R@1/5/10": "; ".join(it.reported),
             },
         )
-        for it in teachers
+        for name, it in teachers.items()
     ]
-    show_entries("teachers: --teacher NAME", facts)
+    show_entries("teachers: --teacher NAME", entries)

@@ -88,8 +88,8 @@ def check_fields(config: Any, section: str = "") -> None:
     Types are not checked; `build` does that. Called in `__post_init__`, so that no config exists with a wrong value.
     """
     cls: Any = type(config)
-    for name, hint in _annotations(cls).items():
-        _check(hint, getattr(config, name), _join(section, name))
+    for key, field in _fields(cls).items():
+        _check(_annotations(cls)[field.name], getattr(config, field.name), _join(section, key))
 
 
 def _check(hint: Any, value: Any, where: str) -> None:

@@ -9,8 +9,9 @@ from importlib.metadata import entry_points
 from typing import Literal
 
 from dcdctl.core.errors import DcdError, install_command, is_installed
-from dcdctl.core.models.load_save import BUILT_IN, FAMILIES, Kind
+from dcdctl.core.models.load_save import BUILT_IN, FAMILIES
 from dcdctl.core.models.references import plugins, published
+from dcdctl.core.models.references.plugins import Kind
 from dcdctl.core.models.references.published import PublishedTeacher
 
 
@@ -30,20 +31,6 @@ class FamilyEntry:
     """How to install what it needs, or the error of the other package; empty if it loads."""
 
 
-@dataclass(frozen=True)
-class TeacherEntry:
-    """A teacher that has a name."""
-
-    name: str
-    summary: str
-    weights: str
-    source: str
-    """Where its weights come from: an address, hf://OWNER/NAME, or "built in"."""
-    license: str
-    reported: tuple[str, ...]
-    """The recalls that its authors report, by protocol."""
-
-
 def list_families() -> list[FamilyEntry]:
     """All families: dcdctl's, then other packages' (`plugins`)."""
     ours = []
@@ -57,35 +44,21 @@ def list_families() -> list[FamilyEntry]:
 def _of_other_packages() -> Iterator[FamilyEntry]:
     for name in sorted({point.name for point in entry_points(group=plugins.GROUP)} - FAMILIES.keys()):
         try:
-            plugin = plugins.find(name)
+            family = plugins.find(name)
         except DcdError as error:
             yield FamilyEntry(name, "unknown", "another package", False, str(error))
         else:
-            assert plugin is not None
-            yield FamilyEntry(name, plugin.kind, f"package {plugin.package}", True, "")
+            assert family is not None
+            yield FamilyEntry(name, family.kind, f"package {family.package}", True, "")
 
 
-def list_teachers() -> list[TeacherEntry]:
+def list_teachers() -> dict[str, PublishedTeacher]:
     """All teachers that have a name: built in, or published by others."""
-    built_in = [
-        TeacherEntry(
-            name,
-            "A small ViLT that grades generated scenes, for the demo.",
-            "1.34 M parameters",
-            "built in",
-            "Apache-2.0",
-            (),
-        )
-        for name in BUILT_IN
-    ]
-    named = [
-        TeacherEntry(name, teacher.summary, teacher.weights, teacher.source, teacher.license, tuple(_reported(teacher)))
-        for name, teacher in published.known().items()
-    ]
-    return [*built_in, *named]
-
-
-def _reported(teacher: PublishedTeacher) -> Iterator[str]:
-    for protocol, recalls in teacher.published.items():
-        text, image = ("/".join(map(str, each)) for each in (recalls.text_retrieval, recalls.image_retrieval))
-        yield f"{protocol}: text retrieval {text}, image retrieval {image}"
+    small_vilt = PublishedTeacher(
+        summary="A small ViLT that grades generated scenes, for the demo.",
+        license="Apache-2.0",
+        citation="",
+        homepage="",
+        weights="1.34 M parameters",
+    )
+    return {**dict.fromkeys(BUILT_IN, small_vilt), **published.known()}

@@ -12,17 +12,15 @@ in `FAMILIES`, and one in tests/support/families.py.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import families, saved_folder
-from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
+from dcdctl.core.models import saved_folder
+from dcdctl.core.models.overrides import check_no_cross_encoder, parse_overrides, read_overrides
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import (
     CONFIG_FILE,
@@ -31,6 +29,7 @@ from dcdctl.core.models.references.folders import (
     SENTENCE_TRANSFORMER,
     SETTINGS_FILE,
 )
+from dcdctl.core.models.references.plugins import Family, Kind
 from dcdctl.core.models.saved_folder import REMAKE
 from dcdctl.core.progress import Track, silent
 
@@ -38,35 +37,8 @@ if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.dual import DualEncoder, Model
     from dcdctl.core.models.fusion import FusionScorer
 
-Kind = Literal["fusion", "dual"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model family: models of one architecture, loaded by one file."""
-
-    kind: Kind
-    file: str
-    """A file of `families`, imported when a model of the family is loaded: the classes of transformers take seconds to
-    import."""
-    extra: str = ""
-    """Optional extra of dcdctl that has its library; empty if transformers is enough."""
-    module: str = ""
-    """The module of that library."""
-    weights: Callable[[Sequence[str]], list[str]] = hub.weights_among
-    """Which files of a Hub repository hold its weights."""
-    reads_modules: bool = False
-    """Whether its library reads the whole folder of several modules; others read that of the first network."""
-    takes_prompt: bool = False
-    """Whether it takes the settings of a cross-encoder, `overrides.OF_CROSS_ENCODERS`."""
-
-    def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
-        """The model of a folder or Hub id, by the file's `load`; `saved` is dcdctl.json, None where there is no such
-        file."""
-        model: Model = importlib.import_module(f"{families.__name__}.{self.file}").load(ref, overrides, saved)
-        return model
-
-
+T = TypeVar("T")
+Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 FAMILIES = {
     "vilt": Family("fusion", "vilt"),
@@ -85,14 +57,14 @@ FAMILIES = {
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
 """The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
+_NAMES = ", ".join(name for name in FAMILIES if not name.startswith("dcdctl-"))
 ACCEPTED = (
     "a model is a run folder, a folder or Hub id (owner/name or owner/name@revision) of a family that loads "
-    f"({', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}), an official ViLT or METER .ckpt, "
+    f"({_NAMES}), an official ViLT or METER .ckpt, "
     f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl models` shows"
 )
 ALWAYS_OPEN = (
-    f"these families load: {', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}; any other model "
-    "is a teacher by a "
+    f"these families load: {_NAMES}; any other model is a teacher by a "
     "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --plan-only`, then "
     "`--scores`)"
 )
@@ -101,22 +73,22 @@ _TEACHERS = files.packaged("teachers")
 _KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
 
 
-def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
-    """The model that a reference names, in eval mode, in float32 on the CPU.
+def load(
+    ref: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    track: Track = silent,
+    *,
+    kind: Kind | None = None,
+) -> Model:
+    """The model that a reference names, in eval mode, in float32 on the CPU; ModelError for a model of another kind
+    than `kind`, before its weights are downloaded or opened.
 
     A reference is tried as a built-in name, a .ckpt file, a model folder, a run folder (with `model/`), module:function
     (which runs), the name of a published teacher (`published`; its file is downloaded once), and a Hub id
     (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, tag or commit).
     """
-    return _load(ref, overrides, track)
-
-
-def _load(ref: str | Path, overrides: Mapping[str, Any] | None, track: Track, kind: Kind | None = None) -> Model:
-    """`load`; ModelError for a model of another kind than `kind`, before its weights are downloaded or opened."""
     settings = dict(overrides or {})
-    # Read here only to refuse a wrong setting before anything is downloaded or opened.
-    _check_settings(read_overrides(settings), ref)
-    form, source = _locate(ref)
+    form, source = _locate_checked(ref, settings)
     if form in ("checkpoint", "published", "function") and kind == "dual":
         raise _wrong_kind(ref, "fusion")
     if form == "function":
@@ -139,8 +111,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if
     it names a model of another kind than `kind`; ConfigError for a wrong model setting.
     """
-    _check_settings(read_overrides(dict(overrides or {})), ref)
-    form, source = _locate(ref)
+    form, source = _locate_checked(ref, overrides or {})
     if form == "hub":
         return None
     found: Kind = "fusion"  # official checkpoints, published teachers and Python functions
@@ -155,35 +126,38 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
 
 def is_dual(ref: str | Path) -> bool:
     """Whether a folder holds, or a Hub id names, a dual encoder; the small files of a Hub id are fetched."""
-    if (folder := Path(ref)).is_dir():
-        return folders.holds_model(folder) and _checked_type(folder) in DUAL_TYPES
-    if not hub.is_id(str(ref)):
-        return False
-    with _hub_errors(str(ref), hint=ACCEPTED):
-        return folders.type_of(hub.fetch(str(ref))) in DUAL_TYPES
+    return _read_small(ref, lambda folder: _checked_type(folder) in DUAL_TYPES, otherwise=False)
 
 
 def text_pooling(ref: str | Path) -> folders.Pooling:
     """How the tokens of a text encoder in a folder or of a Hub id become its vector; see `folders.text_pooling`."""
+    # Old models of the Hub without an owner are all of transformers.
+    return _read_small(ref, folders.text_pooling, otherwise="mean")
+
+
+def _read_small(ref: str | Path, read: Callable[[Path], T], *, otherwise: T) -> T:
+    """What is read from a folder, or from the small files of a Hub id; `otherwise` if a reference is neither."""
     if (folder := Path(ref)).is_dir():
-        return folders.text_pooling(folder)
-    if not hub.is_id(str(ref)):  # an old model of the Hub without an owner, all of which are of transformers
-        return "mean"
+        return read(folder)
+    if not hub.is_id(str(ref)):
+        return otherwise
     with _hub_errors(str(ref), hint=ACCEPTED):
-        return folders.text_pooling(hub.fetch(str(ref)))
+        return read(hub.fetch(str(ref)))
 
 
-def _check_settings(overrides: Overrides, ref: str | Path) -> None:
-    """ModelError for a setting of another kind of model than a reference names; what a Hub id names is checked when it
-    is known."""
+def _locate_checked(ref: str | Path, overrides: Mapping[str, Any]) -> tuple[Form, str]:
+    """`_locate`, before anything is downloaded or opened; ModelError for a setting of another kind of model than the
+    reference names. What a Hub id names is checked when it is known."""
+    settings = read_overrides(overrides)
     form, source = _locate(ref)
     if form != "hub" and not (form == "folder" and folders.is_cross_encoder(Path(source))):
-        check_no_cross_encoder(overrides, ref)
+        check_no_cross_encoder(settings, ref)
+    return form, source
 
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
-    model = _load(ref, overrides, track, "fusion")
+    model = load(ref, overrides, track, kind="fusion")
     assert model.kind == "fusion"
     return model
 
@@ -198,7 +172,7 @@ def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, tra
 
 def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
-    model = _load(ref, overrides, silent, "dual")
+    model = load(ref, overrides, kind="dual")
     assert model.kind == "dual"
     return model
 
@@ -240,7 +214,7 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} holds something that is not a model", hint="name an empty or a new folder")
 
 
-def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "function", "hub"], str]:
+def _locate(ref: str | Path) -> tuple[Form, str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names
     nothing."""
     path = Path(ref).expanduser()
@@ -259,7 +233,7 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
         return "folder", str(_model_folder(path))
     if _python_function().is_reference(str(ref)):
         return "function", str(ref)
-    if published.find(str(ref)) is not None:
+    if str(ref) in published.known():
         return "published", str(ref)
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
     if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
@@ -303,11 +277,13 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     with _hub_errors(ref, hint=ACCEPTED):
         folder = hub.fetch(ref)
         family = _family(folder, ref, kind)
-        hub.fetch_more(ref, folder, lambda paths: _needed(folder, family, paths))
+        # dcdctl.json lists what a model needs besides its small files; other folders need their weights.
+        listed = saved_folder.listed_in(folder) if (folder / SETTINGS_FILE).exists() else None
+        hub.fetch_more(ref, folder, family.weights if listed is None else lambda paths: sorted({*listed} & {*paths}))
         return _load_folder(folder, family, overrides)
 
 
-def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family | plugins.Plugin:
+def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family:
     """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of
     another kind."""
     model_type = _checked_type(folder)
@@ -324,14 +300,7 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family |
     return family
 
 
-def _needed(folder: Path, family: Family | plugins.Plugin, paths: Sequence[str]) -> list[str]:
-    """Which files of a repository a model needs besides its small ones: those that dcdctl.json lists, or weights."""
-    if (folder / SETTINGS_FILE).exists():
-        return sorted(set(saved_folder.listed_in(folder, saved_folder.read_seal(folder))) & set(paths))
-    return family.weights(paths)
-
-
-def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mapping[str, Any]) -> Model:
+def _load_folder(folder: Path, family: Family, overrides: Mapping[str, Any]) -> Model:
     saved = saved_folder.read_settings(folder)
     if not family.takes_prompt:
         check_no_cross_encoder(read_overrides(overrides), folder)
@@ -343,8 +312,7 @@ def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mappi
 def _checked_type(folder: Path) -> str | None:
     """The type of the model in a folder, whose deciding files are as they were saved."""
     if (folder / SETTINGS_FILE).exists():
-        listed = saved_folder.listed_in(folder, saved_folder.read_seal(folder))
-        deciding = {name: seal for name, seal in listed.items() if name in folders.DECIDING}
+        deciding = {name: seal for name, seal in saved_folder.listed_in(folder).items() if name in folders.DECIDING}
         artifacts.check_files(folder, deciding, error=ModelError, hint=REMAKE)
     return folders.type_of(folder)
 

@@ -8,22 +8,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dcdctl.core import config
-from dcdctl.core.config import Count, at_least
+from dcdctl.core.config import Count, Key, at_least
 from dcdctl.core.errors import ConfigError, ModelError
 
 IMAGE_FIRST: Literal["image-first"] = "image-first"
 OF_CROSS_ENCODERS = ("dtype", "prompt", "order", "max_pixels")
 """Settings of a CrossEncoder of sentence-transformers that no other model has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOverrides:
-    """Settings of a separate text encoder, such as METER's."""
-
-    num_attention_heads: Count | None = None
-
-    def __post_init__(self) -> None:
-        config.check_fields(self, "model-set.text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +30,8 @@ class Overrides:
     num_attention_heads: Count | None = None
     """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give
     their number."""
-    text: TextOverrides = TextOverrides()
+    text_num_attention_heads: Annotated[Count | None, Key("text.num_attention_heads")] = None
+    """The same of a separate text encoder, such as METER's."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number type of the weights; float32 if None."""
     prompt: str | None = None
@@ -56,21 +47,13 @@ class Overrides:
 
 
 def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overrides:
-    """The overrides in a table, whose names may be dotted. ConfigError for an unknown name of the option lists the
-    known ones."""
-    nested: dict[str, Any] = {}
-    for name, value in table.items():
-        outer, dot, inner = name.partition(".")
-        if dot:
-            nested.setdefault(outer, {})[inner] = value
-        else:
-            nested[name] = value
-    return config.build(Overrides, nested, option)
+    """The overrides in a table. ConfigError for an unknown name of the option lists the known ones."""
+    return config.build(Overrides, table, option)
 
 
 def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting of the text encoder is given for a model without one, or whose files give it."""
-    if overrides.text != TextOverrides():
+    if overrides.text_num_attention_heads is not None:
         raise ModelError(
             f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out"
         )

@@ -43,7 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     if not (folder / SETTINGS_FILE).exists():
         return None
     saved = read_seal(folder)
-    listed = listed_in(folder, saved)
+    listed = listed_in(folder)
     artifacts.check_files(folder, listed, error=ModelError, hint=REMAKE)
     for damage in _added(folder, listed):
         raise ModelError(damage, hint=REMAKE)
@@ -55,15 +55,15 @@ def read_seal(folder: Path) -> dict[str, Any]:
     return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
 
 
-def listed_in(folder: Path, saved: Mapping[str, Any]) -> dict[str, artifacts.Document]:
+def listed_in(folder: Path) -> dict[str, artifacts.Document]:
     """The files that dcdctl.json lists."""
-    return artifacts.listed_files(folder / SETTINGS_FILE, saved, error=ModelError, hint=REMAKE)
+    return artifacts.listed_files(folder / SETTINGS_FILE, read_seal(folder), error=ModelError, hint=REMAKE)
 
 
 def find_damages(folder: Path) -> Iterator[str]:
     """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged
     dcdctl.json."""
-    listed = listed_in(folder, read_seal(folder))
+    listed = listed_in(folder)
     yield from artifacts.damages(folder, listed)
     yield from _added(folder, listed)
 

@@ -149,8 +149,8 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
         )
     if overrides.num_attention_heads is not None:
         config["fusion"]["num_heads"] = overrides.num_attention_heads
-    if overrides.text.num_attention_heads is not None:
-        config["text"]["num_attention_heads"] = overrides.text.num_attention_heads
+    if overrides.text_num_attention_heads is not None:
+        config["text"]["num_attention_heads"] = overrides.text_num_attention_heads
     network = network_from_table(config)
     load_weights(network, weights, folder, "a co-attention scorer")
     if overrides.image_size is None:

@@ -167,7 +167,7 @@ def _configs(
         hidden_size=text_width,
         intermediate_size=shape["text.encoder.layer.0.intermediate.dense.weight"][0],
         num_hidden_layers=num_layers(shape, "text.encoder.layer."),
-        num_attention_heads=num_heads(overrides.text.num_attention_heads, text_width, "text.num_attention_heads", path),
+        num_attention_heads=num_heads(overrides.text_num_attention_heads, text_width, "text.num_attention_heads", path),
         max_position_embeddings=shape["text.embeddings.position_embeddings.weight"][0],
         type_vocab_size=shape["text.embeddings.token_type_embeddings.weight"][0],
         # That of roberta-base; the fusion layers differ (FUSION_EPS).

@@ -1,4 +1,4 @@
-"""Model families of other packages, by entry points of the group `dcdctl.models`.
+"""What a model family is, and the families of other packages, by entry points of the group `dcdctl.models`.
 
 The name of an entry point is the `model_type` in config.json. Its object is a pair: "fusion" or "dual", and a function
 `load(ref, overrides, saved)` that returns a `FusionScorer` or a `DualEncoder`, where `saved` is dcdctl.json, None
@@ -7,34 +7,53 @@ where there is no such file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models import families
 from dcdctl.core.models.references import hub
 
 if TYPE_CHECKING:  # torch takes a second
     from dcdctl.core.models.dual import Model
 
 GROUP = "dcdctl.models"
+Kind = Literal["fusion", "dual"]
+Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], "Model"]
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """A family of another package."""
+class Family:
+    """A model family: models of one architecture, loaded by one file of dcdctl, or by another package."""
 
-    kind: Literal["fusion", "dual"]
-    package: str
-    loader: Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], Model]
-    # As in `load_save.Family`: a plug-in reads a folder of transformers.
-    weights = staticmethod(hub.weights_among)
-    reads_modules = takes_prompt = False
+    kind: Kind
+    file: str = ""
+    """A file of `families`, imported when a model of the family is loaded: the classes of transformers take seconds to
+    import. Empty for a family of another package."""
+    extra: str = ""
+    """Optional extra of dcdctl that has its library; empty if transformers is enough."""
+    module: str = ""
+    """The module of that library."""
+    weights: Callable[[Sequence[str]], list[str]] = hub.weights_among
+    """Which files of a Hub repository hold its weights."""
+    reads_modules: bool = False
+    """Whether its library reads the whole folder of several modules; others read that of the first network."""
+    takes_prompt: bool = False
+    """Whether it takes the settings of a cross-encoder, `overrides.OF_CROSS_ENCODERS`."""
+    package: str = ""
+    """The other package, and its function that loads a model."""
+    loader: Loader | None = None
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
-        """The model of a folder or Hub id. ModelError for a model of another kind than the package declares."""
-        model = self.loader(ref, overrides, saved)
+        """The model of a folder or Hub id; `saved` is dcdctl.json, None where there is no such file.
+
+        ModelError for a model of another kind than its package declares.
+        """
+        load: Loader = self.loader or importlib.import_module(f"{families.__name__}.{self.file}").load
+        model = load(ref, overrides, saved)
         if getattr(model, "kind", None) != self.kind:
             problem = (
                 f"the package {self.package} loads {ref} as {getattr(model, 'kind', type(model).__name__)}, and "
@@ -44,7 +63,7 @@ class Plugin:
         return model
 
 
-def find(model_type: str) -> Plugin | None:
+def find(model_type: str) -> Family | None:
     """The family of another package; None if no package brings it. ModelError, which names the package, for one that
     cannot be used."""
     points = [point for point in entry_points(group=GROUP) if point.name == model_type]
@@ -72,7 +91,7 @@ def find(model_type: str) -> Plugin | None:
             "kind and a function"
         )
         raise ModelError(problem, hint=hint)
-    return Plugin(found[0], _package(point), found[1])
+    return Family(found[0], package=_package(point), loader=found[1])
 
 
 def _package(point: EntryPoint) -> str:

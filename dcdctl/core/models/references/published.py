@@ -8,68 +8,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from dcdctl.core import config, data
 from dcdctl.core.data import Manifest, RemoteFile
-from dcdctl.core.errors import ConfigError, SourceError
+from dcdctl.core.errors import SourceError
 from dcdctl.core.progress import Track, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportedRecalls:
-    """Recall@1, 5 and 10, in percent."""
-
-    text_retrieval: tuple[float, ...]
-    image_retrieval: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class PublishedTeacher:
-    """A teacher published by others: a checkpoint to download, or a model of the Hub."""
+    """A teacher that has a name: a checkpoint to download, a model of the Hub, or a built-in model."""
 
     summary: str
     license: str
     citation: str
     homepage: str
     url: str = ""
-    """Address of a checkpoint, downloaded once; empty if `hub` is given."""
+    """Address of a checkpoint, downloaded once; empty for the others."""
     checksum: str = ""
     size: int | None = None
     weights: str = ""
     """Size in words: the number of parameters, by the default configuration of the class, or the size of the file."""
     hub: str = ""
-    """Id of a model of the Hub; empty if `url` is given."""
+    """Id of a model of the Hub; empty for the others."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings that the file lacks, as for `load_save.load`."""
-    published: dict[str, ReportedRecalls] = field(default_factory=dict)
-    """The reported recalls, by evaluation protocol."""
-
-    def __post_init__(self) -> None:
-        if bool(self.url) == bool(self.hub):
-            raise ConfigError("a teacher needs either a url or a hub name")
+    published: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    """The recalls that its authors report, by evaluation protocol: Recall@1, 5 and 10 of `text_retrieval` and
+    `image_retrieval`, in percent."""
 
     @property
     def source(self) -> str:
-        """The address or the Hub id."""
-        return self.url or f"hf://{self.hub}"
+        """Where its weights come from: an address, hf://OWNER/NAME, or "built in"."""
+        return self.url or (f"hf://{self.hub}" if self.hub else "built in")
+
+    @property
+    def reported(self) -> list[str]:
+        """The reported recalls of each protocol, in words."""
+        return [
+            f"{protocol}: "
+            + ", ".join(f"{way.replace('_', ' ')} {'/'.join(map(str, values))}" for way, values in recalls.items())
+            for protocol, recalls in self.published.items()
+        ]
 
 
 def known() -> dict[str, PublishedTeacher]:
     """All published teachers, by name."""
-    return {path.stem: _read(path) for path in sorted(_folder().glob("*.toml"))}
-
-
-def find(name: str) -> PublishedTeacher | None:
-    """The teacher of this name; None if there is none."""
-    path = _folder() / f"{name}.toml"
-    # A Hub id has a slash, and a name must not lead to another folder.
-    return _read(path) if "/" not in name and path.is_file() else None
-
-
-def _read(path: Path) -> PublishedTeacher:
-    return config.parse_toml(path, lambda table: config.build(PublishedTeacher, table))
+    return {
+        path.stem: config.parse_toml(path, partial(config.build, PublishedTeacher))
+        for path in sorted((data.manifests_folder() / "teachers").glob("*.toml"))
+    }
 
 
 def locate(
@@ -89,10 +79,6 @@ def locate(
         hint = f"download it on a machine with a network, then name the file instead of the teacher, with {given}"
         raise SourceError(error.args[0], hint=hint) from error
     return str(fetched.path), settings
-
-
-def _folder() -> Path:
-    return data.manifests_folder() / "teachers"
 
 
 def list_published() -> dict[str, Any]:
