@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 from evaluations import write_json
 from huggingface_hub import ModelCard
 from made_runs import scores_of, write_bench, write_evaluation, write_run
-from tiny import make_corpus
+from tiny import make_corpus, make_models
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.export import lineage, model_card
+from dcdctl.core.export import ExportJob, lineage, model_card
 from dcdctl.core.export.history import public, read_history
-from dcdctl.core.export.model_card import CardContent, missing_parts
+from dcdctl.core.export.model_card import missing_parts
+from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.report import MissingPart
 from dcdctl.core.training import runs
 
@@ -49,14 +51,14 @@ def run(gallery, tmp_path):
     return folder
 
 
-def card_of(ref, tmp_path, license=None, **changes) -> tuple[ModelCard, str]:
-    content = {
-        "name": "me/dual", "title": "A dual encoder.", "library": "transformers", "task": "feature-extraction",
-        "tags": ("onnx",),
-        "usage": "import transformers\n", "requirements": ("transformers>=5",), "checked": "Compared.",
-        "license": license,
-    }  # fmt: skip
-    model_card.write(tmp_path, CardContent(**{**content, **changes}), read_history(str(ref)))
+@cache
+def make_dual():
+    return make_models(["a dog"])[1]
+
+
+def card_of(ref, tmp_path, license=None) -> tuple[ModelCard, str]:
+    job = ExportJob(ref=str(ref), out=tmp_path, to="onnx", license=license, push_to="me/dual")
+    model_card.write(Onnx(job, make_dual(), tmp_path), "a scene: close", read_history(str(ref)))
     card = ModelCard.load(tmp_path / "README.md")
     return card, card.text
 
@@ -66,7 +68,7 @@ def test_the_header_is_readable_by_the_hub(run, gallery, tmp_path):
     result = json.loads((run / "result.json").read_text())
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
         "apache-2.0",
-        "transformers",
+        "onnx",
         "feature-extraction",
     )
     assert card.data.tags == ["image-text-retrieval", "knowledge-distillation", "dcdctl", "onnx"]
@@ -99,8 +101,9 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     assert "dcdctl distill demo-dual --data scenes --out dual --teacher scenes-vilt" in text
     assert "\nloss.terms.margin-mse = " in text
     assert "Weights: apache-2.0. Training data: scenes (dcdctl, dcdctl/core/scenes.py), Apache-2.0." in text
-    assert "```python\nimport transformers\n```" in text
-    assert "pip install 'transformers>=5'" in text
+    assert "```python\nimport numpy as np\nimport onnxruntime\n" in text
+    assert "pip install onnxruntime 'transformers>=5' pillow" in text
+    assert "Compared with the trained model when it was exported, on a scene: close.\n" in text
     assert str(tmp_path) not in text
     assert missing_parts(read_history(str(run)), "apache-2.0") == []
 

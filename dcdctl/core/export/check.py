@@ -15,12 +15,14 @@ from torch.nn import functional
 from dcdctl.core.data import Corpus, describe_scenes, draw_scene, read_corpus_json
 from dcdctl.core.errors import CorpusError, ModelError
 from dcdctl.core.models import DualEncoder
+from dcdctl.core.scoring import Vectors
 
 # Enough to meet images and captions of different sizes; the check should not take longer than the export.
 NUM_SAMPLES = 32
 LOWEST_COSINE = {"fp32": 0.9999, "int8": 0.98}
 """Minimum cosine between the vectors of the exported and the original model, for every image and caption. With int8
 weights the captions of MiniLM-L6 reach 0.991; products that saturated gave 0.913."""
+NOT_WRITTEN = "nothing was written"
 LARGEST_DIFFERENCE = 1e-3
 """Maximum difference between the logits of the exported and the original model."""
 
@@ -35,17 +37,9 @@ class Samples:
     """Their origin, in words."""
 
 
-@dataclass(frozen=True)
-class SampleVectors:
-    """The vectors of samples."""
-
-    images_ID: Tensor
-    texts_TD: Tensor
-
-
 def embed_in_two_batches(
     samples: Samples, embed_images: Callable[[list[Image.Image]], Tensor], embed_texts: Callable[[list[str]], Tensor]
-) -> SampleVectors:
+) -> Vectors:
     """The vectors of samples by a library: of the first image and the first caption alone, then of the others.
 
     A vector that depends on the other captions of its batch, by their padding, differs from that of the original model.
@@ -54,7 +48,7 @@ def embed_in_two_batches(
     first, rest = slice(0, 1), slice(1, None)
     images = [embed_images(samples.images[part]) for part in (first, rest) if samples.images[part]]
     texts = [embed_texts(samples.captions[part]) for part in (first, rest) if samples.captions[part]]
-    return SampleVectors(torch.cat(images), torch.cat(texts))
+    return Vectors(torch.cat(images), torch.cat(texts))
 
 
 @dataclass(frozen=True)
@@ -69,38 +63,38 @@ class Check:
     """Between logits."""
 
 
-def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPLES) -> Samples:
+def samples_of(data: Path | None, split: str | None) -> Samples:
     """The first images of a split with their first captions; of the last split if there is none of that name. Scenes
     without `data`."""
     if data is None:
-        described = list(islice(describe_scenes(0, "test", 1), num))
+        described = list(islice(describe_scenes(0, "test", 1), NUM_SAMPLES))
         images = [draw_scene(description.scene) for description in described]
         return Samples(
             images,
             [description.statements[0].text for description in described],
-            f"{num} images of the built-in corpus",
+            f"{NUM_SAMPLES} images of the built-in corpus",
         )
     document = read_corpus_json(data)
     names = list(document.splits)
-    corpus = Corpus.open(data, split if split is not None and split in names else names[-1])
-    count = min(num, corpus.num_images)
+    corpus = Corpus.open(data, split if split in names else names[-1])
+    count = min(NUM_SAMPLES, corpus.num_images)
     if not count:
         raise CorpusError(f"{data} has no image in {corpus.split}", hint="name another corpus with --data")
     captions = [corpus.captions[corpus.captions_of(image)[0]] for image in range(count)]
     return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
 
 
-def vectors_of(model: DualEncoder, samples: Samples) -> SampleVectors:
+def vectors_of(model: DualEncoder, samples: Samples) -> Vectors:
     """The vectors of samples by the original model."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
         images = model.embed_images(model.preprocess.images(samples.images).to(device))
         texts = model.embed_texts(model.preprocess.texts(samples.captions).to(device))
     # The model may be on a GPU; the libraries read the export on the CPU.
-    return SampleVectors(images.cpu(), texts.cpu())
+    return Vectors(images.cpu(), texts.cpu())
 
 
-def compare_vectors(precision: str, exported: SampleVectors, original: SampleVectors, *, hint: str) -> Check:
+def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hint: str) -> Check:
     """The lowest cosine between exported and original vectors; ModelError if it is too low for the precision."""
     pairs = ((exported.images_ID, original.images_ID), (exported.texts_TD, original.texts_TD))
     # torch's minimum, because Python's would ignore a NaN.
@@ -114,13 +108,13 @@ def compare_vectors(precision: str, exported: SampleVectors, original: SampleVec
     return Check(precision, lowest_cosine=lowest)
 
 
-def compare_logits(exported: Tensor, original: Tensor, *, hint: str) -> Check:
+def compare_logits(exported: Tensor, original: Tensor) -> Check:
     """The largest difference between exported and original logits; ModelError if it is more than rounding."""
     difference = float((exported - original).abs().max())
     # Not `>`, which would let a NaN pass.
     if not difference <= LARGEST_DIFFERENCE:
         message = f"the scores of the exported model differ from those of the model by {difference:.1e}"
-        raise ModelError(f"{message}, at most {LARGEST_DIFFERENCE:.0e} is allowed", hint=hint)
+        raise ModelError(f"{message}, at most {LARGEST_DIFFERENCE:.0e} is allowed", hint=NOT_WRITTEN)
     return Check("fp32", largest_difference=difference)
 
 

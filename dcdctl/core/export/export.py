@@ -14,14 +14,13 @@ from typing import Any
 from dcdctl.core import files, locks, models
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.export import check, hub, model_card
-from dcdctl.core.export.check import Check, Samples
+from dcdctl.core.export.check import Check
 from dcdctl.core.export.history import read_history
 from dcdctl.core.export.target import ExportJob, Target
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.export.to_open_clip import OpenClip
 from dcdctl.core.export.to_sentence_transformers import SentenceTransformers
 from dcdctl.core.export.to_transformers import Transformers
-from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import MissingPart
 
@@ -85,7 +84,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
                 advance(1)
                 checks = target.compare(samples)
                 advance(1)
-                model_card.write(folder, _card_content(target, checks, samples), history)
+                model_card.write(target, f"{samples.source}: {check.checks_in_words(checks)}", history)
                 advance(1)
             num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     # After the folder has its name, so that it stays if the push fails.
@@ -123,41 +122,3 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
         )
     files.check_output_folder(job.out)
     return target, overrides
-
-
-def _card_content(target: Target, checks: tuple[Check, ...], samples: Samples) -> model_card.CardContent:
-    model, spec = target.model, target.spec
-    notes: tuple[str, ...] = ()
-    # The towers for ONNX Runtime are graphs, which hold no code.
-    if spec.code and target.name != "onnx":
-        notes = ("`trust_remote_code=True` runs the Python file next to the weights; read it first.",)
-    return model_card.CardContent(
-        name=target.job.name,
-        title=_title(model),
-        # No library of the Hub reads a co-attention scorer.
-        library=target.name if spec.model_class or spec.library else "dcdctl",
-        # No pipeline of the Hub scores pairs of an image and a text.
-        task=None if model.kind == "fusion" else target.task,
-        tags=target.tags,
-        usage=target.usage(),
-        requirements=tuple(target.requirements()),
-        checked=f"Compared with the trained model when it was exported, on {samples.source}: "
-        f"{check.checks_in_words(checks)}.",
-        license=target.job.license,
-        notes=notes,
-    )
-
-
-def _title(model: Model) -> str:
-    length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
-    inputs = f"It reads images of {side} px and captions of up to {length} tokens."
-    if model.kind == "dual":
-        vectors = (
-            f"it embeds images and captions as vectors of {model.embedding_dim} numbers, which are compared by "
-            "their cosine"
-        )
-        return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
-    return (
-        "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
-        f"they match. {inputs}"
-    )

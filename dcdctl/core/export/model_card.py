@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import RECALL_NAMES, Estimate, Evaluation
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.export.lineage import lineage_of
+from dcdctl.core.export.target import Target
+from dcdctl.core.models import Model
 from dcdctl.core.report import MissingPart, teachers_of
 from dcdctl.core.training import command_of
 
@@ -27,31 +28,13 @@ TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardContent:
-    """What the card says besides the history of the model."""
-
-    name: str
-    title: str
-    """The kind of model, in a sentence."""
-    library: str
-    task: str | None
-    tags: tuple[str, ...]
-    usage: str
-    requirements: tuple[str, ...]
-    checked: str
-    """How close the exported files come to the model, in a sentence."""
-    license: str | None
-    notes: tuple[str, ...] = ()
-
-
 def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]:
     """What the card lacks, and the commands that add it."""
     missing = []
     if history.result is None:
-        missing.append(MissingPart("recall", _eval_command(history)))
+        missing.append(MissingPart("recall", _command(history, "eval")))
     if history.times is None:
-        missing.append(MissingPart("speed", _bench_command(history)))
+        missing.append(MissingPart("speed", _command(history, "bench", "--teacher", "REF")))
     if (gains := lineage_of(history)) is not None:
         missing += gains["missing"]
     if license is None:
@@ -59,34 +42,35 @@ def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]
     return missing
 
 
-def _eval_command(history: RunHistory) -> str:
-    return shlex.join(["dcdctl", "eval", public(history.ref), "--data", "DIR"])
+def _command(history: RunHistory, name: str, *options: str) -> str:
+    """The command that measures a part."""
+    return shlex.join(["dcdctl", name, public(history.ref), *options, "--data", "DIR"])
 
 
-def _bench_command(history: RunHistory) -> str:
-    return shlex.join(["dcdctl", "bench", public(history.ref), "--teacher", "REF", "--data", "DIR"])
-
-
-def write(folder: Path, content: CardContent, history: RunHistory) -> None:
-    """Write README.md; ValueError if the Hub's reader refuses it."""
-    text = f"---\n{_header(content, history).to_yaml()}\n---\n\n{_body(content, history)}"
+def write(target: Target, checked: str, history: RunHistory) -> None:
+    """Write README.md; ValueError if the Hub's reader refuses it. `checked` says on which images the exported files
+    were compared with the model, and how close they come."""
+    path = target.folder / "README.md"
+    text = f"---\n{_header(target, history).to_yaml()}\n---\n\n{_body(target, checked, history)}"
     # The same bytes on every system: Windows would write other line breaks.
-    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    path.write_text(text, encoding="utf-8", newline="\n")
     # Read back by the Hub's own reader, so that a wrong header is an error here.
-    ModelCard.load(folder / "README.md")
+    ModelCard.load(path)
 
 
-def _header(content: CardContent, history: RunHistory) -> ModelCardData:
+def _header(target: Target, history: RunHistory) -> ModelCardData:
     refs = [history.recipe.get(f"model.{part}") or "" for part in ("start", "vision", "text")]
     # The Hub links ids without a revision; a folder of the same form is no model there.
     pretrained = [match[1] for ref in refs if (match := _HUB_ID.fullmatch(ref)) and not Path(ref).exists()]
     return ModelCardData(
-        model_name=content.name,
-        library_name=content.library,
-        pipeline_tag=content.task,
-        license=content.license,
+        model_name=target.job.name,
+        # No library of the Hub reads a co-attention scorer.
+        library_name=target.name if target.spec.model_class or target.spec.library else "dcdctl",
+        # No pipeline of the Hub scores pairs of an image and a text.
+        pipeline_tag=None if target.model.kind == "fusion" else target.task,
+        license=target.job.license,
         base_model=pretrained or None,
-        tags=[TASK, *(["knowledge-distillation"] if history.has_teacher else []), "dcdctl", *content.tags],
+        tags=[TASK, *(["knowledge-distillation"] if history.has_teacher else []), "dcdctl", *target.tags],
         eval_results=_eval_results(history.result, history) or None,
     )
 
@@ -116,18 +100,24 @@ def _eval_results(result: Evaluation | None, history: RunHistory) -> list[huggin
     ]
 
 
-def _body(content: CardContent, history: RunHistory) -> str:
+def _body(target: Target, checked: str, history: RunHistory) -> str:
     times = history.times
     return templates.render(
         "model_card.md",
-        content=content,
-        requirements=" ".join(map(shlex.quote, content.requirements)),
+        model_name=target.job.name,
+        title=_title(target.model),
+        usage=target.usage(),
+        requirements=" ".join(map(shlex.quote, target.requirements())),
+        # The towers for ONNX Runtime are graphs, which hold no code.
+        runs_code=bool(target.spec.code) and target.name != "onnx",
+        checked=checked,
+        license=target.job.license,
         recall=_recall(history),
         lineage=lineage_of(history),
-        eval_command=_eval_command(history),
+        eval_command=_command(history, "eval"),
         speed=times,
         teacher_model=None if times is None else public(times.teacher_model),
-        bench_command=_bench_command(history),
+        bench_command=_command(history, "bench", "--teacher", "REF"),
         training=_training(history),
         ref=public(history.ref),
         training_data=_training_data(history),
@@ -170,8 +160,11 @@ def _training(history: RunHistory) -> dict[str, Any] | None:
         teacher=_teacher(facts),
         command=shlex.join(public(word) for word in command_of(facts)),
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        # Strings, numbers, booleans and lists are written alike in TOML and JSON.
         recipe="\n".join(
-            f"{key} = {_toml(value)}" for key, value in history.recipe.items() if value not in (None, "", [], {})
+            f"{key} = {json.dumps(public(value) if isinstance(value, str) else value)}"
+            for key, value in history.recipe.items()
+            if value not in (None, "", [], {})
         ),
     )
 
@@ -213,6 +206,16 @@ def _training_data(history: RunHistory) -> str:
     return f"{document.name}{citation}, {document.license or 'license unknown'}"
 
 
-def _toml(value: Any) -> str:
-    # Strings, numbers, booleans and lists are written alike in TOML and JSON.
-    return json.dumps(public(value) if isinstance(value, str) else value)
+def _title(model: Model) -> str:
+    length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
+    inputs = f"It reads images of {side} px and captions of up to {length} tokens."
+    if model.kind == "dual":
+        vectors = (
+            f"it embeds images and captions as vectors of {model.embedding_dim} numbers, which are compared by "
+            "their cosine"
+        )
+        return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
+    return (
+        "A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well "
+        f"they match. {inputs}"
+    )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.export.check import Check, Samples, SampleVectors, compare_vectors, vectors_of
+from dcdctl.core.export.check import NOT_WRITTEN, Check, Samples, compare_vectors, vectors_of
 from dcdctl.core.models import ExportSpec, Model
+from dcdctl.core.scoring import Vectors
 
 Task = Literal["feature-extraction", "sentence-similarity"]
 
@@ -81,14 +82,14 @@ class Target(ABC):
         """Write a model that `check` accepts into the folder, which is new."""
 
     @abstractmethod
-    def embed(self, samples: Samples) -> SampleVectors:
+    def embed(self, samples: Samples) -> Vectors:
         """The vectors of samples by the library alone, from the folder of a dual encoder."""
 
     def compare(self, samples: Samples) -> tuple[Check, ...]:
         """How close the library's results from the folder are to the model's; ModelError if they are not close
         enough."""
         exported, original = self.embed(samples), vectors_of(self.model, samples)
-        return (compare_vectors("fp32", exported, original, hint="nothing was written"),)
+        return (compare_vectors("fp32", exported, original, hint=NOT_WRITTEN),)
 
     @abstractmethod
     def usage(self) -> str:

@@ -12,7 +12,7 @@ of that file
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,17 @@ from dcdctl.core.export import to_open_clip, to_transformers
 from dcdctl.core.export.check import (
     Check,
     Samples,
-    SampleVectors,
     compare_vectors,
     embed_in_two_batches,
     vectors_of,
 )
 from dcdctl.core.export.target import Target, with_timm
+from dcdctl.core.export.to_open_clip import Prepare
 from dcdctl.core.models import ExportSpec, Towers, silence_transformers
+from dcdctl.core.scoring import Vectors
 
 INT8 = "int8"
 HINTS = {"fp32": "this model cannot be served by ONNX Runtime", INT8: "export it with --no-int8"}
-Prepare = Callable[[Sequence[Any]], Mapping[str, Any]]
 _USAGE = '''\
 {imports}
 
@@ -113,7 +113,7 @@ class Onnx(Target):
         if self.spec.timm_config is not None:
             to_transformers.write_timm_processor(self.spec, self.folder)
 
-    def embed(self, samples: Samples, precision: str = "fp32") -> SampleVectors:
+    def embed(self, samples: Samples, precision: str = "fp32") -> Vectors:
         """By ONNX Runtime and the preprocessing of transformers or open_clip alone."""
         import onnxruntime
 

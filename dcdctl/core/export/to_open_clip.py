@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import torch
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError, require_extra
-from dcdctl.core.export.check import Samples, SampleVectors, embed_in_two_batches
+from dcdctl.core.export.check import Samples, embed_in_two_batches
 from dcdctl.core.export.target import Target
+from dcdctl.core.scoring import Vectors
 
 PACKAGE = "open_clip_torch>=3.3"
+Prepare = Callable[[Sequence[Any]], Mapping[str, Any]]
+"""Images or captions as inputs of their tower."""
 _USAGE = """\
 import open_clip
 import torch
@@ -51,7 +54,7 @@ class OpenClip(Target):
     def write(self) -> None:
         models.save(self.model.export_copy(), self.folder)
 
-    def embed(self, samples: Samples) -> SampleVectors:
+    def embed(self, samples: Samples) -> Vectors:
         import open_clip
 
         with models.quiet_open_clip():
@@ -75,9 +78,7 @@ class OpenClip(Target):
         return [PACKAGE, "pillow"]
 
 
-def preprocessing(
-    folder: Path,
-) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Callable[[Sequence[Any]], dict[str, Any]]]:
+def preprocessing(folder: Path) -> tuple[Prepare, Prepare]:
     """The inputs of an image and a text tower by open_clip alone, from the open_clip_config.json of a folder without a
     network."""
     OpenClip.require()

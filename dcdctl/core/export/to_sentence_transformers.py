@@ -18,9 +18,10 @@ from torch import Tensor
 from dcdctl.core import files, models
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
-from dcdctl.core.export.check import Samples, SampleVectors, embed_in_two_batches
+from dcdctl.core.export.check import Samples, embed_in_two_batches
 from dcdctl.core.export.target import Target, with_timm
 from dcdctl.core.models import silence_transformers
+from dcdctl.core.scoring import Vectors
 
 PACKAGE = "sentence_transformers"
 NORMALIZE = "1_Normalize"
@@ -86,7 +87,7 @@ class SentenceTransformers(Target):
         files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
         models.seal_again(folder)
 
-    def embed(self, samples: Samples) -> SampleVectors:
+    def embed(self, samples: Samples) -> Vectors:
         from sentence_transformers import SentenceTransformer
 
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import files, models
-from dcdctl.core.export.check import Check, Samples, SampleVectors, compare_logits, embed_in_two_batches
+from dcdctl.core.export.check import Check, Samples, compare_logits, embed_in_two_batches
 from dcdctl.core.export.target import Target, with_timm
 from dcdctl.core.models import ExportSpec, FusionScorer, Model, silence_transformers
+from dcdctl.core.scoring import Vectors
 
 PROCESSOR_CODE = "image_processing_encoder_dual"
 _ASSETS = files.packaged("assets")
@@ -116,7 +117,7 @@ class Transformers(Target):
         write(self.model, self.folder)
         models.seal_again(self.folder)
 
-    def embed(self, samples: Samples) -> SampleVectors:
+    def embed(self, samples: Samples) -> Vectors:
         spec = self.spec
         network, processor = _read(spec, self.folder)
 
@@ -134,8 +135,7 @@ class Transformers(Target):
     def compare(self, samples: Samples) -> tuple[Check, ...]:
         if self.model.kind == "dual":
             return super().compare(samples)
-        exported, original = score(self.folder, self.model, samples), scores_of(self.model, samples)
-        return (compare_logits(exported, original, hint="nothing was written"),)
+        return (compare_logits(score(self.folder, self.model, samples), scores_of(self.model, samples)),)
 
     def usage(self) -> str:
         spec, name = self.spec, self.job.name

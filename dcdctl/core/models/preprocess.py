@@ -71,25 +71,10 @@ class Preprocess:
         if not images:
             raise ValueError("no images to preprocess")
         if self.image_transform == METER:
-            cropped = [_meter_crop(image, self.image_size_px, self._resample) for image in images]
-            return ImageBatch(self._normalize_and_pad(cropped).pixel_values)
+            return self._normalize_and_pad([_meter_crop(image, self.image_size_px, self._resample) for image in images])
         rgb_images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
-        if self._known_steps == "vilt":
-            return self._normalize_and_pad(
-                [_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images]
-            )
-        if self._known_steps == "bridgetower":
-            # ViLT's resizing, then a square from the center, black where the image is smaller.
-            crop = int(self.image_processor.crop_size["shortest_edge"])
-            resized = (_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images)
-            corners = ((image, (image.width - crop) // 2, (image.height - crop) // 2) for image in resized)
-            cropped = [image.crop((left, top, left + crop, top + crop)) for image, left, top in corners]
-            return ImageBatch(self._normalize_and_pad(cropped).pixel_values)
-        if self._known_steps == "square":
-            size = self.image_processor.size
-            side = (int(size["width"]), int(size["height"]))
-            batch = self._normalize_and_pad([_resize(image, side, self._resample) for image in rgb_images])
-            return ImageBatch(batch.pixel_values)
+        if self._known_steps:
+            return self._normalize_and_pad([self._resized(image) for image in rgb_images])
         processed = self.image_processor(images=rgb_images, return_tensors="pt")
         if "spatial_shapes" in processed:  # SigLIP 2 with variable resolution
             return ImageBatch(
@@ -189,10 +174,23 @@ class Preprocess:
         )
         return np.ascontiguousarray(values.reshape(3, 256), dtype=np.float32)
 
-    def _vilt_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _resized(self, image: Image.Image) -> Image.Image:
+        """An image after the known steps."""
+        size = self.image_processor.size
+        is_square = self._known_steps == "square"
+        side = (int(size["width"]), int(size["height"])) if is_square else self._vilt_size(*image.size)
+        if image.size != side:
+            image = image.resize(side, resample=self._resample)
+        if self._known_steps != "bridgetower":
+            return image
+        # ViLT's resizing, then a square from the center, black where the image is smaller.
+        crop = int(self.image_processor.crop_size["shortest_edge"])
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        return image.crop((left, top, left + crop, top + crop))
+
+    def _vilt_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing: the shorter side as set, the longer side at most 1333/800 of it, both cut to
         the divisor."""
-        width, height = size
         shorter, divisor = self.image_size_px, int(self.image_processor.size_divisor)
         # Rounded down as in the official code: 639 for 384, not 640.
         longest = int(VILT_LONGER_PER_SHORTER * shorter)
@@ -206,6 +204,7 @@ class Preprocess:
         return cut[0], cut[1]
 
     def _normalize_and_pad(self, images: Sequence[Image.Image]) -> ImageBatch:
+        """The batch, with a mask only for ViLT, whose images keep their aspect ratio."""
         sizes = {image.size for image in images}
         width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
         # ViLT's official code recognizes padding by zeros after normalization; images of one size have none.
@@ -219,11 +218,8 @@ class Preprocess:
                 pixels[i, channel, :own_height, :own_width] = self._lookup[channel][levels[:, :, channel]]
             mask[i, own_height:, :] = False
             mask[i, :, own_width:] = False
-        return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask))
-
-
-def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, resample=resample)
+        has_mask = self._known_steps == "vilt" and self.image_transform != METER
+        return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask) if has_mask else None)
 
 
 def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -188,27 +189,24 @@ def open_or_build(
     expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
     name = f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}"
     build = Build(root / name, expected, FEATURES)
-    if not build.is_sealed and corpus.whole is not corpus:
-        build = _build_with_more_images(root, corpus, model.encoders) or build
-    if not build.is_sealed:
-        with build.lock(wait=track):
-            if not build.is_sealed:  # another run may have sealed it meanwhile
-                model.to(compute.device).eval()
-                _build(build, CorpusSource(corpus, model.preprocess), model.encoders, compute, track)
-    plan, seal = FEATURES.read_plan_and_seal(build.folder)
-    build.expect(plan)
-    parts = seal["files"]
-    for name, seal in parts.items():
-        FEATURES.check_part(build.folder, name, seal["bytes"])
-    return Features(corpus, build.folder, plan, parts)
-
-
-def _build_with_more_images(root: Path, corpus: Corpus, encoders: Encoders) -> Build | None:
-    """The finished features of more images of the split, by the same encoders; None if there are none."""
-    for stored in _stored_nearby(root, corpus):
-        if stored.plan["encoders"] == encoders.digest and stored.corpus.num_images >= corpus.num_images:
-            return Build(stored.folder, {key: stored.plan[key] for key in ("format", "corpus", "encoders")}, FEATURES)
-    return None
+    with_more = (
+        stored
+        for stored in ([] if build.is_sealed or corpus.whole is corpus else _stored_nearby(root, corpus))
+        if stored.plan["encoders"] == model.encoders.digest and stored.corpus.num_images >= corpus.num_images
+    )
+    found = next(with_more, None)
+    if found is None:
+        if not build.is_sealed:
+            with build.lock(wait=track):
+                if not build.is_sealed:  # another run may have sealed it meanwhile
+                    model.to(compute.device).eval()
+                    _build(build, CorpusSource(corpus, model.preprocess), model.encoders, compute, track)
+        plan, seal = FEATURES.read_plan_and_seal(build.folder)
+        build.expect(plan)
+        found = Features(corpus, build.folder, plan, seal["files"])
+    for name, part in found.parts.items():
+        FEATURES.check_part(found.folder, name, part["bytes"])
+    return replace(found, corpus=corpus)
 
 
 def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
@@ -300,89 +298,69 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     )
     num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
+    # Without autocast, whatever precision the user sets for scores: features serve runs of every precision.
     if num_images:
         size = f"{_gigabytes(size_in_bytes(build.plan))} in all"
         with track(
             f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images"
         ) as advance:
-            reading = images_ahead(source, (chunk for rows in images.values() for chunk in _chunks(rows)), compute)
-            encoding = _Encoding(source, encoders, compute, advance, Fitting())
-            for part, rows in images.items():
-                _build_images(build, part, rows, reading, encoding)
+            _build_images(build, images, source, encoders, compute, advance)
     if num_texts:
         with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
-            encoding = _Encoding(source, encoders, compute, advance, Fitting())
-            for part, rows in texts.items():
-                _build_texts(build, part, rows, lengths, encoding)
+            _build_texts(
+                build,
+                texts,
+                lengths,
+                lambda part: encoders.text_features(source.texts(part).to(compute.device)),
+                advance,
+            )
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(build.folder / name) for name in names}}, names)
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    """Encoders, what they read, and the bar of what they have done."""
-
-    source: CorpusSource
-    encoders: Encoders
-    compute: Compute
-    advance: Advance
-    fitting: Fitting
-
-    def images(self, images: ImageBatch) -> States:
-        """The features of a batch, in float32; a batch that does not fit into memory is halved."""
-
-        def encode(part: ImageBatch) -> States:
-            with self._compute.forward_pass():
-                return self.encoders.image_features(part)
-
-        return in_memory(images, len(images), encode, self.fitting)
-
-    def texts(self, text_ix: Index) -> States:
-        """The same of captions."""
-
-        def encode(part: Index) -> States:
-            with self._compute.forward_pass():
-                return self.encoders.text_features(self.source.texts(part).to(self.compute.device))
-
-        return in_memory(text_ix, len(text_ix), encode, self.fitting)
-
-    @property
-    def _compute(self) -> Compute:
-        return replace(self.compute, precision="float32")
-
-
-def _chunks(images: Index) -> list[Index]:
-    """The batches of a part. They start again in each part: a resumed run encodes the same ones and writes the same
-    bytes."""
-    return [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
-
-
 def _build_images(
-    build: Build, part: int, images: Index, reading: Iterator[ImageBatch | States], encoding: _Encoding
+    build: Build,
+    images: dict[int, Index],
+    source: CorpusSource,
+    encoders: Encoders,
+    compute: Compute,
+    advance: Advance,
 ) -> None:
-    """Encode the images of a part, whose batches come next from `reading`."""
-    name, encoded = _name("images", part), []
-    for chunk in _chunks(images):
-        pixels = next(reading)
-        assert isinstance(pixels, ImageBatch)
-        encoded.append(_to_half(encoding.images(pixels), build.folder / name)[0])
-        encoding.advance(len(chunk))
-    _save(build, name, np.concatenate(encoded))
+    """Encode the images of these parts."""
+    # The batches start again in each part: a resumed run encodes the same ones and writes the same bytes.
+    chunks = {
+        part: [rows[start : start + IMAGE_CHUNK] for start in range(0, len(rows), IMAGE_CHUNK)]
+        for part, rows in images.items()
+    }
+    reading = images_ahead(source, chain.from_iterable(chunks.values()), compute)
+    fitting = Fitting()
+    for part, chunks_of_part in chunks.items():
+        name, encoded = _name("images", part), []
+        for chunk in chunks_of_part:
+            states = in_memory(next(reading), len(chunk), encoders.image_features, fitting)
+            encoded.append(_to_half(states, build.folder / name)[0])
+            advance(len(chunk))
+        _save(build, name, np.concatenate(encoded))
 
 
-def _build_texts(build: Build, part: int, texts: Index, lengths: Index, encoding: _Encoding) -> None:
-    """Encode the captions of a part; captions of similar length share a batch."""
-    name = _name("texts", part)
-    starts = np.cumsum(lengths[texts]) - lengths[texts]
-    packed = np.empty((int(lengths[texts].sum()), encoding.encoders.text_width), dtype=np.float16)
-    by_length = np.argsort(lengths[texts], kind="stable")
-    for start in range(0, len(texts), TEXT_CHUNK):
-        chunk = by_length[start : start + TEXT_CHUNK]
-        tokens, mask = _to_half(encoding.texts(texts[chunk]), build.folder / name)
-        for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
-            packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
-        encoding.advance(len(chunk))
-    _save(build, name, packed)
+def _build_texts(
+    build: Build, texts: dict[int, Index], lengths: Index, encode: Callable[[Index], States], advance: Advance
+) -> None:
+    """Encode the captions of these parts; captions of similar length share a batch."""
+    fitting = Fitting()
+    for part, rows in texts.items():
+        name, length_T = _name("texts", part), lengths[rows]
+        starts = np.cumsum(length_T) - length_T
+        packed = np.empty((int(length_T.sum()), build.plan["text_width"]), dtype=np.float16)
+        by_length = np.argsort(length_T, kind="stable")
+        for start in range(0, len(rows), TEXT_CHUNK):
+            chunk = by_length[start : start + TEXT_CHUNK]
+            states = in_memory(rows[chunk], len(chunk), encode, fitting)
+            tokens, mask = _to_half(states, build.folder / name)
+            for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
+                packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
+            advance(len(chunk))
+        _save(build, name, packed)
 
 
 def size_in_bytes(plan: dict[str, Any]) -> int:

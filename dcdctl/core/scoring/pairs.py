@@ -50,23 +50,19 @@ WARM_UP = 32
 def encode_images(scorer: FusionScorer, source: Source, image_ix: Index, compute: Compute) -> States:
     """The states of these images of a corpus, in the order given; chunks are read ahead."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
-    reading = read_in_threads(lambda chunk: (chunk, read_images(source, chunk, compute)), chunks, compute.readers)
-    return States.cat([_encode_chunk(scorer, source, chunk, images, compute) for chunk, images in reading])
+    reading = read_in_threads(lambda chunk: read_images(source, chunk, compute), chunks, compute.readers)
+    return States.cat([_encode_chunk(scorer, images, compute) for images in reading])
 
 
 @torch.inference_mode()
-def _encode_chunk(
-    scorer: FusionScorer, source: Source, chunk: Index, images: ImageBatch | States, compute: Compute
-) -> States:
+def _encode_chunk(scorer: FusionScorer, images: ImageBatch | States, compute: Compute) -> States:
     """The states of the images of a chunk, which were read ahead."""
 
-    def encode(part: Index) -> States:
-        # Parts of a chunk for which memory ran out are read again.
-        read = images if len(part) == len(chunk) else source.images(part)
-        return scorer.encode_images(read.to(compute.device, non_blocking=True))
+    def encode(part: ImageBatch | States) -> States:
+        return scorer.encode_images(part.to(compute.device, non_blocking=True))
 
     with compute.forward_pass():
-        return in_memory(chunk, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))
+        return in_memory(images, IMAGE_CHUNK, encode, _fitting(scorer, "images", compute))
 
 
 @torch.inference_mode()
@@ -92,22 +88,14 @@ def encode_texts(scorer: FusionScorer, source: Source, text_ix: Index, compute: 
             ):
                 if len(part) == len(text_ix):
                     return part
-                room = _with_room(room, part, len(text_ix))
+                if room is None or room.tokens.shape[1] < part.tokens.shape[1]:
+                    narrow, room = room, part.room_for(len(text_ix), part.tokens.shape[1])
+                    if narrow is not None:
+                        room.put(0, narrow)
                 room.put(at, part)
                 at += len(part)
     assert room is not None
     return room
-
-
-def _with_room(room: States | None, part: States, count: int) -> States:
-    """States of `count` items that have place for the tokens of a part: the ones given, or wider ones with the same
-    content."""
-    if room is not None and room.tokens.shape[1] >= part.tokens.shape[1]:
-        return room
-    wider = part.room_for(count, part.tokens.shape[1])
-    if room is not None:
-        wider.put(0, room)
-    return wider
 
 
 @torch.inference_mode()
@@ -129,7 +117,7 @@ def score_block(
     image_ix_P, text_ix_P = image_ix_P.cpu(), text_ix_P.cpu()
     # Captions of one length share a batch, so that no pair is computed with more padding than it needs.
     order_P = torch.argsort(length_T[text_ix_P], stable=True)
-    batch_size, fitting = pairs_per_batch(scorer, compute), _fitting(scorer, "pairs", compute)
+    batch_size, fitting = compute.batch_size or scorer.pairs_per_batch, _fitting(scorer, "pairs", compute)
     batches = _by_image(order_P, image_ix_P, fitting.size(batch_size)) if scorer.groups_by_image else [order_P]
     scored: list[Tensor] = []
     ordered: list[Tensor] = []
@@ -162,11 +150,6 @@ def _fitting(scorer: FusionScorer, kind: str, compute: Compute) -> Fitting:
     return own[key]
 
 
-def pairs_per_batch(scorer: FusionScorer, compute: Compute) -> int:
-    """The user's batch size, else the model's."""
-    return compute.batch_size or scorer.pairs_per_batch
-
-
 def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tensor]:
     """The pairs in batches of at most `batch_size`, image after image; only pairs of an image that exceed a batch are
     split.
@@ -196,7 +179,16 @@ def score_pairs(
     """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images, unless pairs
     are grouped."""
     if scorer.groups_by_image:
-        return _score_grouped(scorer, source, image_P, text_P, compute=compute, advance=advance)
+
+        def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
+            """The pairs of one chunk of images, with all captions that they are paired with."""
+            texts, text_at_P = np.unique(text_P[pairs], return_inverse=True)
+            text_states = encode_texts(scorer, source, texts, compute)
+            return score_block(scorer, images, text_states, image_at_P, torch.from_numpy(text_at_P), compute, advance)
+
+        # By rank among the images of these pairs: a cache may use few of the corpus.
+        chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
+        return _score_by_images(scorer, source, image_P, chunk_P, score_chunk, compute)
     images, image_at_P = np.unique(image_P, return_inverse=True)
     texts, text_at_P = np.unique(text_P, return_inverse=True)
     # Captions with a similar number of characters share a chunk, so that little of it is padding.
@@ -216,21 +208,6 @@ def score_pairs(
     return scores_P
 
 
-def _score_grouped(
-    scorer: FusionScorer, source: Source, image_P: Index, text_P: Index, *, compute: Compute, advance: Advance | None
-) -> NDArray[np.float32]:
-    """`score_pairs` with one chunk of images at a time, and all captions that they are paired with."""
-
-    def score_chunk(images: States, image_at_P: Tensor, pairs: Index) -> Tensor:
-        texts, text_at_P = np.unique(text_P[pairs], return_inverse=True)
-        text_states = encode_texts(scorer, source, texts, compute)
-        return score_block(scorer, images, text_states, image_at_P, torch.from_numpy(text_at_P), compute, advance)
-
-    # By rank among the images of these pairs: a cache may use few of the corpus.
-    chunk_P = np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK
-    return _score_by_images(scorer, source, image_P, chunk_P, score_chunk, compute)
-
-
 def _score_by_images(
     scorer: FusionScorer,
     source: Source,
@@ -246,13 +223,13 @@ def _score_by_images(
     """
     scores_P = np.empty(len(chunk_P), dtype=np.float32)
 
-    def read(pairs: Index) -> tuple[Index, Index, Tensor, ImageBatch | States]:
+    def read(pairs: Index) -> tuple[Index, Tensor, ImageBatch | States]:
         images, image_at_P = np.unique(image_P[pairs], return_inverse=True)
-        return pairs, images, torch.from_numpy(image_at_P), read_images(source, images, compute)
+        return pairs, torch.from_numpy(image_at_P), read_images(source, images, compute)
 
     chunks = (np.flatnonzero(chunk_P == chunk) for chunk in np.unique(chunk_P).tolist())
-    for pairs, image_ix, image_at_P, images in read_in_threads(read, chunks, compute.readers):
-        states = _encode_chunk(scorer, source, image_ix, images, compute)
+    for pairs, image_at_P, images in read_in_threads(read, chunks, compute.readers):
+        states = _encode_chunk(scorer, images, compute)
         scores_P[pairs] = score_chunk(states, image_at_P, pairs).numpy()
     return scores_P
 
@@ -281,8 +258,8 @@ class PairScorer:
 
     @property
     def batch_size(self) -> int:
-        """Pairs in one forward pass."""
-        return pairs_per_batch(self.scorer, self.compute)
+        """Pairs in one forward pass: the user's batch size, else the model's."""
+        return self.compute.batch_size or self.scorer.pairs_per_batch
 
     def score(self, image_P: Index, text_P: Index, advance: Advance | None = None) -> NDArray[np.float32]:
         """Logits of the pairs, in the order given."""

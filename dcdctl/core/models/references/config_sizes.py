@@ -7,7 +7,6 @@ may take terabytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +35,18 @@ ROWS = {"vocab_size", "type_vocab_size", "modality_type_vocab_size", "num_labels
 library."""
 LAYERS = {"num_hidden_layers", "n_layers", "num_layers", "depths"}
 """Fields that count layers, each of which has weights."""
-OTHERS = {"max_position_embeddings", "image_size", "patch_size"}
-"""Fields that may exceed every dimension: rotary positions have no weights, and an image has more pixels than
-patches."""
-FIELDS = WIDTHS | ROWS | LAYERS | OTHERS
+OTHERS = {"max_position_embeddings": 2**22, "image_size": 2**14, "patch_size": 2**14}
+"""Fields that may exceed every dimension, and the largest accepted numbers of positions, and of pixels of a side:
+rotary positions have no weights, and an image has more pixels than patches."""
 OF_OPEN_CLIP = {"width": "hidden_size", "head_width": "hidden_size", "heads": "num_heads", "layers": "num_layers"}
 OF_OPEN_CLIP |= {"context_length": "max_position_embeddings"}
 """Names of such fields in open_clip_config.json alone, and what they count."""
 # More than the widest published encoders have (ViT-22B: 6,144), and twice the largest vocabulary (Gemma: 262,144).
 MIN_WIDTH, MIN_ROWS = 2**13, 2**19
-ALWAYS_ACCEPTED = {**dict.fromkeys(WIDTHS, MIN_WIDTH), **dict.fromkeys(ROWS, MIN_ROWS)}
 """Accepted whatever the weights are."""
 MAX_WIDTH = 2**16
 """The largest accepted width where there are no safetensors, such as for a .bin file: several times that of the widest
 encoders."""
-MAX_POSITIONS, MAX_IMAGE_SIZE = 2**22, 2**14
-"""The largest accepted numbers of positions, and of pixels of a side."""
 MAX_LAYERS = 1000
 """The largest accepted number of layers where there are no safetensors, such as for a .bin file."""
 HINT = "restore it, or name another model"
@@ -63,70 +58,56 @@ def check_sizes(folder: Path) -> None:
 
     Does nothing without a configuration, such as for a Hub id.
     """
-    weights = _Weights(folder)
+    limits: dict[str, int] = {}
     for file, aliases in (("config.json", {}), (OPEN_CLIP_FILE, OF_OPEN_CLIP)):
         path = folder / file
         if not path.is_file():
             continue
-        for name, field, value in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases):
+        limits = limits or _limits(folder)
+        for name, value, limit in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases, limits):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
-            if field in ALWAYS_ACCEPTED and 0 <= value <= ALWAYS_ACCEPTED[field]:
-                continue
-            limit = weights.limit(field)
             if not 0 <= value <= limit:
                 raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
 
 
-def _sizes(root: dict[str, Any], aliases: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
-    """The sizes in a configuration and in those of its encoders: dotted name, field and value; a list gives one for
+def _sizes(
+    root: dict[str, Any], aliases: Mapping[str, str], limits: Mapping[str, int]
+) -> Iterator[tuple[str, Any, int]]:
+    """The sizes in a configuration and in those of its encoders: dotted name, value and limit; a list gives one for
     each item."""
     tables: list[tuple[str, dict[str, Any]]] = [("", root)]
     while tables:
         where, table = tables.pop()
         for found, value in table.items():
             name, field = f"{where}{found}", aliases.get(found, found)
-            if field in FIELDS:
+            if field in limits:
                 # A list within a list is no size.
                 yield from (
-                    (name, field, item) for item in (value if isinstance(value, list) else [value]) if item is not None
+                    (name, item, limits[field])
+                    for item in (value if isinstance(value, list) else [value])
+                    if item is not None
                 )
             elif isinstance(value, dict):
                 tables.append((f"{name}.", value))
 
 
-class _Weights:
-    """The safetensors of a folder, whose names and shapes are read only if a size depends on them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._paths = sorted(folder.glob("*.safetensors"))
-
-    @cached_property
-    def _num_tensors(self) -> int:
-        return sum(len(names) for _, names in self._opened())
-
-    @cached_property
-    def _largest(self) -> int:
-        """The largest dimension of any tensor."""
-        shapes = (weights.get_slice(name).get_shape() for weights, names in self._opened() for name in names)
-        return max((size for shape in shapes for size in shape), default=0)
-
-    def _opened(self) -> Iterator[tuple[Any, list[str]]]:
-        for path in self._paths:
-            with safe_open(path, "np") as weights:
-                yield weights, list(weights.keys())
-
-    def limit(self, field: str) -> int:
-        """The largest accepted value of a field."""
-        if field == "max_position_embeddings":
-            return MAX_POSITIONS
-        if field in OTHERS:
-            return MAX_IMAGE_SIZE
-        if field in LAYERS:
-            return self._num_tensors or MAX_LAYERS
-        if field in ROWS:
-            return max(MIN_ROWS, self._largest)
-        return max(MIN_WIDTH, self._largest) if self._num_tensors else MAX_WIDTH
+def _limits(folder: Path) -> dict[str, int]:
+    """The largest accepted value of each field; names and shapes are read from the safetensors of the folder."""
+    sizes: list[int] = []
+    num_tensors = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as weights:
+            names = list(weights.keys())
+            num_tensors += len(names)
+            sizes += [size for name in names for size in weights.get_slice(name).get_shape()]
+    largest = max(sizes, default=0)
+    return {
+        **dict.fromkeys(WIDTHS, max(MIN_WIDTH, largest) if num_tensors else MAX_WIDTH),
+        **dict.fromkeys(ROWS, max(MIN_ROWS, largest)),
+        **dict.fromkeys(LAYERS, num_tensors or MAX_LAYERS),
+        **OTHERS,
+    }
 
 
 def _shown(value: object) -> str:
