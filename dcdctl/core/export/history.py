@@ -15,7 +15,6 @@ from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, CorpusDocument, read_corpus_json
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.evaluation import Evaluation, SavedEvaluation
-from dcdctl.core.report import teachers_of
 from dcdctl.core.training import Run
 
 
@@ -39,11 +38,6 @@ class RunHistory:
     def recipe(self) -> dict[str, Any]:
         """Every field of the recipe by its dotted name."""
         return flatten(self.facts["recipe"]) if self.facts is not None else {}
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether it learned from the scores of another model."""
-        return self.facts is not None and bool(teachers_of(self.facts["inputs"]))
 
     @property
     def start(self) -> str | None:

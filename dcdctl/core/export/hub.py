@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import data
+from dcdctl.core import data, models
 from dcdctl.core.errors import ConfigError, MissingError, SourceError
 from dcdctl.core.progress import Track, silent
 
@@ -53,25 +51,11 @@ def push_folder(folder: Path, repo: str, *, private: bool = False, track: Track 
                 f"{repo} exists and is public, but --private was given",
                 hint=f"name another repository; the export is in {folder}",
             )
-        with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, _without_bars():
+        with track(f"push to {repo}", total=num_bytes, unit="bytes") as advance, models.without_bars():
             commit: Any = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
             # At once: huggingface_hub reports its progress to its own bars only.
             advance(num_bytes)
     return str(commit.commit_url)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without the progress bars of huggingface_hub, which shows one per file."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_disabled = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_disabled:
-            enable_progress_bars()
 
 
 def _explain(repo: str, error: Exception, again: str) -> SourceError:

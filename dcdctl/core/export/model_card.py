@@ -60,6 +60,7 @@ def write(target: Target, checked: str, history: RunHistory) -> None:
 
 def _header(target: Target, history: RunHistory) -> ModelCardData:
     refs = [history.recipe.get(f"model.{part}") or "" for part in ("start", "vision", "text")]
+    is_distilled = history.facts is not None and teachers_of(history.facts["inputs"])
     # The Hub links ids without a revision; a folder of the same form is no model there.
     pretrained = [match[1] for ref in refs if (match := _HUB_ID.fullmatch(ref)) and not Path(ref).exists()]
     return ModelCardData(
@@ -70,7 +71,7 @@ def _header(target: Target, history: RunHistory) -> ModelCardData:
         pipeline_tag=None if target.model.kind == "fusion" else target.task,
         license=target.job.license,
         base_model=pretrained or None,
-        tags=[TASK, *(["knowledge-distillation"] if history.has_teacher else []), "dcdctl", *target.tags],
+        tags=[TASK, *(["knowledge-distillation"] if is_distilled else []), "dcdctl", *target.tags],
         eval_results=_eval_results(history.result, history) or None,
     )
 

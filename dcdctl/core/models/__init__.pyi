@@ -41,7 +41,7 @@ from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import Encoders, ExportSpec, Preprocessor
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
-from .references.hub import hub_source
+from .references.hub import hub_source, without_bars
 from .references.published import list_published
 from .saved_folder import find_damages, seal_again
 from .text_tower import TextEncoder, TextTower, TokenizedTexts
@@ -119,5 +119,6 @@ __all__ = [
     "text_pooling",
     "vector_states",
     "with_copies",
+    "without_bars",
     "word_piece",
 ]

@@ -53,10 +53,8 @@ def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overr
 
 def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting of the text encoder is given for a model without one, or whose files give it."""
-    if overrides.text_num_attention_heads is not None:
-        raise ModelError(
-            f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out"
-        )
+    problem = f"text.num_attention_heads is for METER checkpoints, and {ref} is none"
+    refuse(overrides, ["text_num_attention_heads"], lambda _: problem)
 
 
 def refuse(

@@ -87,15 +87,14 @@ class Preprocess:
         by `pads_texts`."""
         if not texts:
             raise ValueError("no texts to preprocess")
-        padding = "max_length" if self.pads_texts else "longest"
-        # SigLIP's tokenizers give no mask unless asked.
-        options = {
-            "truncation": True,
-            "max_length": self.max_text_len,
-            "return_attention_mask": True,
-            "return_tensors": "pt",
-        }
-        tokens = self.tokenizer(list(texts), padding=padding, **options)
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length" if self.pads_texts else "longest",
+            truncation=True,
+            max_length=self.max_text_len,
+            return_attention_mask=True,  # SigLIP's tokenizers give none unless asked
+            return_tensors="pt",
+        )
         ids = tokens["input_ids"]
         return TextBatch(ids, torch.ones_like(ids) if self.pads_texts else tokens["attention_mask"])
 
@@ -218,8 +217,7 @@ class Preprocess:
                 pixels[i, channel, :own_height, :own_width] = self._lookup[channel][levels[:, :, channel]]
             mask[i, own_height:, :] = False
             mask[i, :, own_width:] = False
-        has_mask = self._known_steps == "vilt" and self.image_transform != METER
-        return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask) if has_mask else None)
+        return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask) if self._known_steps == "vilt" else None)
 
 
 def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
@@ -343,9 +341,8 @@ def fitted_preprocess(
 
 def check_text_length(max_text_len: int, num_positions: int) -> int:
     """`max_text_len`; ModelError if the model has fewer text positions, or if there is no room for a word."""
-    if (
-        max_text_len < 3
-    ):  # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are
+    # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are.
+    if max_text_len < 3:
         raise ModelError(f"max_text_len must be at least 3, got {max_text_len}")
     if max_text_len > num_positions:
         problem = f"max_text_len is {max_text_len}, but the model has {num_positions} text positions"

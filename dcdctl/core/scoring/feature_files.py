@@ -26,13 +26,16 @@ FEATURES = Kind(
 def find_faults(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
     """What is wrong with the numbers of files that have the right checksums: another shape or type than planned, or not
     finite."""
-    counts = dict.fromkeys(("images", "texts", "lengths"), 0)
+    expected: dict[str, tuple[int, tuple[int, ...]]] = {
+        "images": (plan["images"], (plan["image_tokens"], plan["image_width"])),
+        "texts": (plan["text_tokens"], (plan["text_width"],)),
+        "lengths": (plan["text_tokens"], ()),
+    }
+    counts = dict.fromkeys(expected, 0)
     for name in sorted(names):
         array, kind = np.load(folder / name, mmap_mode="r"), name.partition("-")[0].removesuffix(".npy")
         counts[kind] += int(array.sum(dtype=np.int64)) if kind == "lengths" else len(array)
-        shape = {"images": (plan["image_tokens"], plan["image_width"]), "texts": (plan["text_width"],), "lengths": ()}[
-            kind
-        ]
+        shape = expected[kind][1]
         if array.shape[1:] != shape or array.dtype != (np.uint16 if kind == "lengths" else np.float16):
             yield (
                 f"{folder / name} holds {array.dtype} of shape {array.shape}, expected (count, "
@@ -40,10 +43,9 @@ def find_faults(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> Ite
             )
         elif kind != "lengths" and (num_bad := int(array.size - np.isfinite(array).sum())):
             yield f"{folder / name}: {num_bad:,} of {array.size:,} numbers are not finite"
-    expected = {"images": plan["images"], "texts": plan["text_tokens"], "lengths": plan["text_tokens"]}
     # Files that are damaged are not counted.
     yield from (
-        f"{folder} has {counts[kind]:,} {kind}, expected {expected[kind]:,}"
-        for kind in counts
-        if counts[kind] > expected[kind]
+        f"{folder} has {counts[kind]:,} {kind}, expected {count:,}"
+        for kind, (count, _) in expected.items()
+        if counts[kind] > count
     )

@@ -54,14 +54,21 @@ def hub_source(ref: str) -> dict[str, str]:
 def fetch(ref: str) -> Path:
     """The folder in the cache with the small files of a repository. Call it within `reading`."""
     repo, revision = _parts(ref)
-    is_off = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
+    with without_bars():
         return Path(
             snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES), endpoint=constants.ENDPOINT)
         )
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of huggingface_hub, which shows one per file."""
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
     finally:
-        if not is_off:
+        if not were_disabled:
             enable_progress_bars()
 
 

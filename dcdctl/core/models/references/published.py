@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from dcdctl.core import config, data
-from dcdctl.core.data import Manifest, RemoteFile
+from dcdctl.core.data import RemoteFile
 from dcdctl.core.errors import SourceError
 from dcdctl.core.progress import Track, silent
 
@@ -85,19 +85,17 @@ def list_published() -> dict[str, Any]:
     """JSON-able: data sets with counts, sources, files and licenses, and teachers with their sources and published
     recalls."""
     return {
-        "data_sets": [_data_set(manifest) for manifest in data.known_manifests()],
+        "data_sets": [
+            {
+                **{key: getattr(manifest, key) for key in data.TEXT_FIELDS},
+                "images": [f"{split} {expected.images:,}" for split, expected in manifest.expected.items()],
+                "expected": config.to_table(manifest.expected),
+                "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
+                "files": config.to_table(manifest.files),
+            }
+            for manifest in data.known_manifests()
+        ],
         "teachers": [
             {"name": name, "source": teacher.source, **config.to_table(teacher)} for name, teacher in known().items()
         ],
-    }
-
-
-def _data_set(manifest: Manifest) -> dict[str, Any]:
-    head = {key: getattr(manifest, key) for key in data.TEXT_FIELDS}
-    return {
-        **head,
-        "images": [f"{split} {expected.images:,}" for split, expected in manifest.expected.items()],
-        "expected": config.to_table(manifest.expected),
-        "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
-        "files": config.to_table(manifest.files),
     }
