@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +103,9 @@ def sources(gallery, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-@dataclass(frozen=True)
-class ReadBack:
-    """What a process without dcdctl computed from an export."""
-
-    vectors: dict[str, Any]
-    facts: dict[str, Any]
-
-
 def read_back(
     pairs: list[tuple[str, str]], sources: dict[str, Path], gallery: Corpus, place: Path
-) -> dict[tuple[str, str], ReadBack]:
+) -> dict[tuple[str, str], dict[str, Any]]:
     """Each export by the code on its model card, all in one process that cannot import dcdctl."""
     blocks = {}
     for name, to in pairs:
@@ -130,11 +121,7 @@ def read_back(
     (place / "captions.json").write_text(json.dumps(gallery.captions))
     (place / "blocks.json").write_text(json.dumps(blocks))
     run_forked(f"import os\nos.chdir({str(place)!r})\n{READ}{READ_BACK}", imported=LIBRARIES)
-    found = {}
-    for pair, folder in zip(pairs, blocks, strict=True):
-        arrays = dict(np.load(place / f"{folder}.npz"))
-        found[pair] = ReadBack(arrays, json.loads(str(arrays["facts"])))
-    return found
+    return {pair: dict(np.load(place / f"{folder}.npz")) for pair, folder in zip(pairs, blocks, strict=True)}
 
 
 def recalls_of_eval(ref: Path, gallery: Corpus, ranks: Path) -> dict[str, dict[str, float]]:
@@ -177,10 +164,10 @@ def check_exports(pairs: list[tuple[str, str]], sources: dict[str, Path], galler
         assert (images @ texts.T).std() > 0.01
         for to in (to for one, to in pairs if one == name):
             read = found[name, to]
-            np.testing.assert_allclose(read.vectors["images"], images, atol=5e-6, err_msg=f"images of {name}, {to}")
-            np.testing.assert_allclose(read.vectors["texts"], texts, atol=5e-6, err_msg=f"captions of {name}, {to}")
-            assert recalls(rankings(read.vectors, gallery)) == expected, (name, to)
-            check_logits(read.facts, model, name, to)
+            np.testing.assert_allclose(read["images"], images, atol=5e-6, err_msg=f"images of {name}, {to}")
+            np.testing.assert_allclose(read["texts"], texts, atol=5e-6, err_msg=f"captions of {name}, {to}")
+            assert recalls(rankings(read, gallery)) == expected, (name, to)
+            check_logits(json.loads(str(read["facts"])), model, name, to)
             check_by_dcdctl(place / f"{name.replace(' ', '-')}-{to}", model, gallery, is_onnx=to == "onnx")
 
 

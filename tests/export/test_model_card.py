@@ -14,7 +14,7 @@ from tiny import make_corpus, make_models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.export import ExportJob, lineage, model_card
-from dcdctl.core.export.history import public, read_history
+from dcdctl.core.export.history import read_history
 from dcdctl.core.export.model_card import missing_parts
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.report import MissingPart
@@ -108,15 +108,6 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     assert missing_parts(read_history(str(run)), "apache-2.0") == []
 
 
-def test_a_run_trained_on_joined_splits_names_both(run, gallery, tmp_path):
-    facts = json.loads((run / "run.json").read_text())
-    joined = Corpus.open(gallery.folder, "train+val")
-    facts["inputs"] |= {"corpus": joined.fingerprint, "split": joined.split}
-    write_json(run / "run.json", facts)
-    _, text = card_of(run, tmp_path, "apache-2.0")
-    assert "Trained on scenes, split train+val; seed 0." in text
-
-
 @pytest.mark.parametrize(
     ("shards", "said"),
     [
@@ -200,18 +191,6 @@ def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
     card, text = card_of(run, tmp_path)
     assert card.data.base_model == ["timm/tf_efficientnet_lite0.in1k"]
     assert '\nmodel.text = "minilm"\n' in text
-
-
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        ("/home/me/runs/dual", "dual"), ("model.vision=/data/v", "model.vision=v"), ("data/scenes", "data/scenes"),
-        ("a=b/c", "a=b/c"),
-        ("~/runs/dual/", "dual/"), ("--lr", "--lr"), ("owner/name", "owner/name"),
-    ],
-)  # fmt: skip
-def test_folders_of_the_machine_are_removed(word, shown):
-    assert public(word) == shown
 
 
 START = "openai/clip-vit-base-patch32@3d74acf9"

@@ -15,7 +15,6 @@ import pytest
 import torch
 from families import VARIANTS, with_noise
 from flips import CAPTIONS, Baseline, flips, images
-from huggingface_hub import constants
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import (
@@ -216,21 +215,6 @@ def test_use_and_place_leave_the_fingerprint(saved, variant, tmp_path):
     assert half.digest != before[0]
     models.save(half, tmp_path / "half again")
     assert both(models.load(tmp_path / "half again")) == both(half)
-
-
-@pytest.mark.parametrize("variant", ["vilt", "dual"])
-def test_a_model_of_the_hub_has_the_fingerprint_of_its_folder(saved, variant, tmp_path, monkeypatch):
-    commit = "0" * 40
-    repository = tmp_path / "models--owner--model"
-    shutil.copytree(
-        saved(variant).folder, repository / "snapshots" / commit, ignore=shutil.ignore_patterns("dcdctl.json")
-    )
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    folder = tmp_path / "folder"
-    shutil.copytree(repository / "snapshots" / commit, folder)
-    assert models.load("owner/model").digest == models.load(folder).digest
 
 
 def test_spelling_leaves_the_fingerprint(saved, tmp_path):

@@ -120,15 +120,6 @@ def test_a_built_in_model_loads_by_name_unless_a_folder_has_that_name(vilt, dual
     assert models.load("scenes-vilt").digest == dual.digest
 
 
-def test_the_digest_depends_on_weights_and_settings(vilt_dir, vilt):
-    digests = [vilt.digest]
-    digests += [models.load(vilt_dir, change).digest for change in ({"image_size": 64}, {"max_text_len": 8})]
-    with torch.no_grad():
-        vilt.network.rank_output.bias += 1e-6
-    digests.append(vilt.digest)
-    assert len(set(digests)) == 4
-
-
 def test_overrides_change_the_model(vilt_dir, tokenizer_dir):
     changed = models.load(
         vilt_dir,
@@ -156,11 +147,7 @@ def test_invalid_overrides_are_refused_before_anything_is_read(overrides, messag
         models.load("owner/absent", overrides)
 
 
-def test_assignments_become_overrides():
-    assert models.parse_overrides(["image_size=384", "tokenizer=words/bert"]) == {
-        "image_size": 384,
-        "tokenizer": "words/bert",
-    }
+def test_invalid_assignments_are_refused():
     with pytest.raises(ConfigError, match=r"--model-set expects NAME=VALUE, got 'image_size'"):
         models.parse_overrides(["image_size"])
     with pytest.raises(ConfigError, match=r"unknown key model-set\.size"):
@@ -281,15 +268,6 @@ def test_every_changed_missing_and_added_file_of_a_saved_model_is_named(model_di
     (model_dir / "added_tokens.json").write_text('{"dog": 3}')
     with pytest.raises(ModelError, match=r"added_tokens\.json was added to a saved model"):
         models.load(model_dir)
-
-
-def test_a_flip_in_the_list_of_files_is_named(vilt_dir):
-    path = vilt_dir / "dcdctl.json"
-    path.write_text(path.read_text().replace('"max_text_len": 40', '"max_text_len": 41'))
-    with pytest.raises(
-        ModelError, match=r"dcdctl\.json is damaged: its content does not match its checksum; save it again"
-    ):
-        models.load(vilt_dir)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from tables import OWNER, Numbers, make_dual
@@ -23,35 +25,22 @@ def source() -> Source:
 def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length):
     dual, counted = make_dual(), []
 
+    @contextmanager
     def track(label, *, total, unit):
-        counted.append((label, total))
-        return Counting(counted)
+        yield counted.append
 
     vectors = embed_all(
         dual_embedder(dual, CPU), source, Compute(batch_size=batch_size), by_length=by_length, track=track
     )
     assert_close(vectors.texts_TD, dual.text_TD)
     assert_close(vectors.images_ID, dual.image_ID)
-    assert sum(count for count in counted if isinstance(count, int)) == len(OWNER) + len(dual.image_ID)
+    assert sum(counted) == len(OWNER) + len(dual.image_ID)
 
 
 def test_a_model_in_the_middle_of_its_training_embeds_in_eval_mode():
     dual = make_dual().train()
     dual_embedder(dual, CPU)
     assert not dual.training
-
-
-class Counting:
-    """A progress bar that records its calls."""
-
-    def __init__(self, counted: list) -> None:
-        self.counted = counted
-
-    def __enter__(self):
-        return self.counted.append
-
-    def __exit__(self, *_):
-        return None
 
 
 def test_captions_of_similar_length_share_a_batch(source):

@@ -17,7 +17,7 @@ from encoders import make_pair
 from tiny import contents, make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import artifacts, files, locks, models, training
+from dcdctl.core import artifacts, files, locks, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
@@ -187,14 +187,6 @@ def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, ro
         assert torch.equal(states.mask, expected.mask)
 
 
-def test_the_first_images_alone_are_encoded_where_the_whole_split_is_not_stored(tmp_path, corpus, pair):
-    first = corpus.subset(5)
-    found = open_or_build(tmp_path, first, pair)
-    assert found.plan["images"] == 5
-    open_or_build(tmp_path, corpus, pair)
-    assert open_or_build(tmp_path, first, pair).folder == found.folder
-
-
 def test_fewer_images_are_read_from_the_features_of_more(tmp_path, corpus, pair, monkeypatch):
     more = open_or_build(tmp_path, corpus.subset(17), pair)
     monkeypatch.setattr(features, "_build", None)
@@ -249,16 +241,6 @@ def test_captions_are_encoded_once_for_all_image_sizes(tmp_path, corpus, pair, m
     assert counts["text_features"] == 160
 
 
-def test_other_text_weights_share_no_captions(tmp_path, corpus, pair, monkeypatch):
-    open_or_build(tmp_path / "features", corpus, pair)
-    other = make_pair(corpus.captions, tmp_path)
-    with torch.no_grad():
-        next(other.encoders.text.parameters()).add_(1)
-    counts = runs_of(monkeypatch, pair)
-    open_or_build(tmp_path / "features", corpus, other)
-    assert counts["text_features"] == 160
-
-
 def test_another_corpus_shares_nothing(tmp_path, pair, monkeypatch):
     one, two = (make_corpus(tmp_path / text, [[text]] * 25) for text in ("a red star", "a blue circle"))
     open_or_build(tmp_path / "features", one, pair)
@@ -301,20 +283,6 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
         StaleError, match=rf"made with another encoders \({other['encoders']}, not {plan['encoders']}\)"
     ):
         open_or_build(tmp_path, corpus, pair)
-    for name in ("plan.json", "features.json"):
-        (folder / name).write_text(json.dumps({**json.loads((kept.folder / name).read_text()), "format": 2}))
-        with pytest.raises(
-            StaleError,
-            match=rf"{name} is of format 2, this dcdctl reads format 3; delete the folder and run the same command",
-        ):
-            open_or_build(tmp_path, corpus, pair)
-        shutil.copyfile(kept.folder / name, folder / name)
-    shutil.copyfile(kept.folder / "features.json", folder / "features.json")
-    for name, what in (("plan.json", "the folder"), ("features.json", "it")):
-        (folder / name).write_text("{")
-        with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete {what} and run the same command again"):
-            open_or_build(tmp_path, corpus, pair)
-        shutil.copyfile(kept.folder / name, folder / name)
 
 
 def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
@@ -420,39 +388,10 @@ def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path
         )
 
 
-def test_a_dual_encoder_is_evaluated_without(corpus, root):
-    dual = models.dual_student(
-        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions
-    )
-    with pytest.raises(ModelError, match="leave --features out"):
-        evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(features=root)))
-
-
 def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):
     config = recipe.load_recipe("vilt-flickr30k", ["model.frozen_encoders=true", "model.layers=[]"])
     with pytest.raises(ConfigError, match=r"model\.frozen_encoders is set, and the model has no separate encoders"):
         initial_model.make_model(config, corpus.captions, teacher)
-
-
-def test_a_new_pair_is_made_from_a_recipe(corpus, tmp_path):
-    make_pair(corpus.captions, tmp_path)
-    sets = [
-        f"model.vision={tmp_path / 'vision'}",
-        f"model.text={tmp_path / 'text'}",
-        "model.frozen_encoders=true",
-        "model.start=new",
-    ]
-    sizes = [
-        "model.layers=[]",
-        "model.hidden_size=16",
-        "model.num_layers=2",
-        "model.num_heads=2",
-        "model.max_text_len=9",
-    ]
-    model = initial_model.make_model(recipe.load_recipe("vilt-flickr30k", [*sets, *sizes]), corpus.captions, None)
-    assert isinstance(model, models.CoAttentionScorer)
-    assert model.encoders.is_frozen
-    assert (model.network.size.hidden_size, len(model.layers), model.preprocess.max_text_len) == (16, 2, 9)
 
 
 def test_a_corpus_of_any_number_of_captions_is_read_back(tmp_path, pair):
