@@ -111,6 +111,7 @@ def resolve(job: ExportJob) -> tuple[type[Target], dict[str, Any]]:
     if job.private and job.push_to is None:
         raise ConfigError("--private applies to a push, and there is none", hint="add --push-to-hub OWNER/NAME")
     if job.push_to is not None:
+        # Before the model is loaded: a missing token should not cost an export.
         hub.check(job.push_to)
     target.require()
     overrides = models.parse_overrides(job.model_sets)

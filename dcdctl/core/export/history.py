@@ -129,6 +129,7 @@ def is_same_model(ref: str, other: str) -> bool:
     folders = [
         path / "model" if (path / "run.json").exists() else path for path in (Path(ref), Path(other)) if path.exists()
     ]
+    # Resolved, because a folder may be named relatively, absolutely or by a link.
     return len(folders) == 2 and folders[0].resolve() == folders[1].resolve()
 
 

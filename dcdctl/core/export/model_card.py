@@ -84,6 +84,7 @@ def _eval_results(result: Evaluation | None, history: RunHistory) -> list[huggin
         huggingface_hub.EvalResult(
             task_type=TASK,
             task_name="Image-text retrieval",
+            # The Hub reads this as the id of a data set, which has no spaces.
             dataset_type=re.sub(r"\W+", "-", corpus.lower()),
             dataset_name=corpus,
             dataset_split=result.split,

@@ -179,6 +179,7 @@ def _preprocessing(folder: Path, spec: ExportSpec) -> tuple[Prepare, Prepare]:
 
 
 def _run(session: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    # Only the inputs of the graph: a tower of captions that are padded to one length takes no mask.
     (vectors,) = session.run(
         [models.ONNX_OUTPUT], {node.name: np.asarray(inputs[node.name]) for node in session.get_inputs()}
     )

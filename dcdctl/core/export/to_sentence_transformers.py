@@ -90,6 +90,7 @@ class SentenceTransformers(Target):
     def embed(self, samples: Samples) -> Vectors:
         from sentence_transformers import SentenceTransformer
 
+        # Its notes on progress would break the bar of the export.
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         with silence_transformers():
             encoder = SentenceTransformer(str(self.folder), device="cpu", trust_remote_code=bool(self.spec.code))

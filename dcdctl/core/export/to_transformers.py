@@ -162,6 +162,7 @@ class Transformers(Target):
 def write(model: Model, folder: Path) -> None:
     """Write into a new folder, whose seal (`models.seal_again`) is left to the caller, who may add files."""
     spec, exported = model.export_spec(), model.export_copy()
+    # The copy's files also convert images to RGB and cut captions, which `Preprocess` itself does here.
     models.save(exported, folder)
     if spec.code:
         _add_code(spec, folder)

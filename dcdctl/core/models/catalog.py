@@ -45,6 +45,7 @@ def _of_other_packages() -> Iterator[FamilyEntry]:
     for name in sorted({point.name for point in entry_points(group=plugins.GROUP)} - FAMILIES.keys()):
         try:
             family = plugins.find(name)
+        # Listed with its error, because the user asks why it does not load.
         except DcdError as error:
             yield FamilyEntry(name, "unknown", "another package", False, str(error))
         else:

@@ -41,6 +41,7 @@ def check_complete(source: object, missing: Iterable[str], what: str) -> None:
     """ModelError that lists the parameters of `what` that a checkpoint lacks, if there are any."""
     names = sorted(missing)
     if names:
+        # Eight show which part is missing; a whole encoder has hundreds.
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")
 

@@ -99,8 +99,10 @@ def load(
         is_official = not teacher.hub
         source, settings = published.locate(teacher, settings, track)
     model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings, kind)
+    # Here, because torch takes a second to import.
     from dcdctl.core.models.checkpoint import check_finite
 
+    # A NaN in the weights would otherwise show only as senseless ranks.
     check_finite(model.state_dict(), source)
     return model
 
@@ -198,6 +200,7 @@ def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track:
 
     The reference, its settings (`image_size=384`) and the folder are checked before weights are opened.
     """
+    # First what is fast to check: a wrong folder should not cost a download.
     overrides = parse_overrides(model_set)
     check_ref(ref, overrides)
     _check_folder(folder)

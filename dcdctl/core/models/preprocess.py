@@ -128,6 +128,7 @@ class Preprocess:
     def self_contained(self) -> Self:
         """A copy whose saved files also convert images to RGB and cut captions to `max_text_len`, as this class
         does."""
+        # Copies, because an export is compared with the original model, which must stay as it is.
         tokenizer, processor = copy.deepcopy(self.tokenizer), copy.deepcopy(self.image_processor)
         tokenizer.model_max_length = self.max_text_len
         # Processors of transformers read this entry of tokenizer_config.json instead, if there is one, or a number of

@@ -34,6 +34,7 @@ def seal(folder: Path, settings: Mapping[str, Any]) -> None:
 def _file_names(folder: Path) -> set[str]:
     """The paths of the files that dcdctl.json lists, relative to the folder."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    # By every part of the path, because .cache/huggingface of a download holds files of any name.
     names = (path for path in paths if not any(Path(part).match(note) for part in path.parts for note in NOTES))
     return {path.as_posix() for path in names} - {SETTINGS_FILE}
 

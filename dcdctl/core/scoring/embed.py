@@ -178,6 +178,7 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
         return dual_embedder(models.load_dual(ref), device)
     with hub_errors(ref, hint="candidates.model requires a dual encoder or a text encoder"):
         source = models.hub_source(ref)
+        # False in place of the default, with which transformers asks at a terminal whether to run code.
         config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
         network = AutoModel.from_pretrained(
             **source, config=config, dtype=torch.float32, trust_remote_code=False

@@ -187,6 +187,7 @@ def open_or_build(
     if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
         raise other
     expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
+    # Short, for paths; the plan holds the whole fingerprints, and they are compared.
     name = f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}"
     build = Build(root / name, expected, FEATURES)
     with_more = (
@@ -260,6 +261,7 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     """The build with its whole plan, and the number of tokens of each caption; InputError if the disk is too small."""
     corpus, folder = source.corpus, planned.folder
     lengths = np.ones(corpus.num_captions, dtype=np.int64) if encoders.pools_texts else _token_counts(source)
+    # The configurations of encoders have no common field for the number of tokens of an image.
     sample = encoders.image_features(source.images([0]).to(compute.device)).tokens
     plan = {
         **planned.plan,
@@ -274,6 +276,7 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     }
     build = Build(folder, plan, FEATURES)
     build.begin()
+    # Captions are cut to far fewer than 65,536 tokens.
     _save(build, "lengths.npy", lengths.astype(np.uint16))
     _link_stored(build, corpus, plan["text_encoder"])
     # A resumed run needs room only for what is missing.
@@ -332,6 +335,7 @@ def _build_images(
         part: [rows[start : start + IMAGE_CHUNK] for start in range(0, len(rows), IMAGE_CHUNK)]
         for part, rows in images.items()
     }
+    # Read ahead over the ends of parts, so that the encoder does not wait at each of them.
     reading = images_ahead(source, chain.from_iterable(chunks.values()), compute)
     fitting = Fitting()
     for part, chunks_of_part in chunks.items():
@@ -351,6 +355,7 @@ def _build_texts(
     for part, rows in texts.items():
         name, length_T = _name("texts", part), lengths[rows]
         starts = np.cumsum(length_T) - length_T
+        # Without padding, so that a caption takes only the space of its own tokens.
         packed = np.empty((int(length_T.sum()), build.plan["text_width"]), dtype=np.float16)
         by_length = np.argsort(length_T, kind="stable")
         for start in range(0, len(rows), TEXT_CHUNK):

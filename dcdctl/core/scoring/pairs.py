@@ -277,6 +277,7 @@ class PairScorer:
 
     def workload(self, num_pairs: int, num_images: int, num_texts: int) -> Workload:
         """The cost of scoring so many pairs and encoding so many images and captions, by a trial on random ones."""
+        # Seeded, so that two runs estimate by the same pairs.
         rng = np.random.default_rng(0)
         image_ix = rng.permutation(len(self.images))[:TRIAL_IMAGES]
         text_ix = rng.permutation(len(self.texts))[:TRIAL_TEXTS]
@@ -316,5 +317,6 @@ def measure_rate(
     while seconds < TRIAL_S and count < num_pairs:
         count, work = trial(scale)
         seconds, _ = devices.timed(work, device)
+        # By four, so that all earlier trials together take about a third of the last one.
         scale *= 4
     return count / seconds

@@ -51,9 +51,11 @@ def decoded(vectors_ND: NDArray[np.float32], kind: VectorKind) -> NDArray[np.flo
     [[0.7071, -0.7071], [0.7071, 0.7071]]
     """
     if kind == "binary":
+        # All numbers are 1 or -1, so the length is the root of their count.
         return np.where(vectors_ND > 0, 1, -1).astype(np.float32) / np.float32(vectors_ND.shape[1] ** 0.5)
     if kind == "int8":
         codes_ND = int8_codes(vectors_ND).astype(np.float32)
+        # A code is at least 127 long, or that of a zero vector, which stays zero.
         return codes_ND / np.maximum(np.linalg.norm(codes_ND, axis=1, keepdims=True), 1)
     return vectors_ND
 

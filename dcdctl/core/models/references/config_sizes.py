@@ -65,6 +65,7 @@ def check_sizes(folder: Path) -> None:
             continue
         limits = limits or _limits(folder)
         for name, value, limit in _sizes(files.read_json(path, error=ModelError, hint=HINT), aliases, limits):
+            # A bool is an int in Python, and true is no size.
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
             if not 0 <= value <= limit:
@@ -76,6 +77,7 @@ def _sizes(
 ) -> Iterator[tuple[str, Any, int]]:
     """The sizes in a configuration and in those of its encoders: dotted name, value and limit; a list gives one for
     each item."""
+    # A stack, because a hostile file nests deeper than Python recurses.
     tables: list[tuple[str, dict[str, Any]]] = [("", root)]
     while tables:
         where, table = tables.pop()
@@ -111,5 +113,6 @@ def _limits(folder: Path) -> dict[str, int]:
 
 
 def _shown(value: object) -> str:
+    # A list or a text in place of a size may have megabytes.
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

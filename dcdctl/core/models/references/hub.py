@@ -54,6 +54,7 @@ def hub_source(ref: str) -> dict[str, str]:
 def fetch(ref: str) -> Path:
     """The folder in the cache with the small files of a repository. Call it within `reading`."""
     repo, revision = _parts(ref)
+    # A bar for each of a dozen small files says nothing; weights keep theirs.
     with without_bars():
         return Path(
             snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES), endpoint=constants.ENDPOINT)
@@ -78,6 +79,7 @@ def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequenc
         listed = [entry.path for entry in get_cached_repo_tree(_parts(ref)[0], revision=folder.name)]
     except (OSError, hub.CachedRepoTreeNotFoundError):
         return  # another program has filled the cache, and the Hub is not asked
+    # Escaped, because `allow_patterns` are globs. The folder has the name of its commit, so all files are of one commit.
     if chosen := [escape(path) for path in choose(listed)]:
         snapshot_download(_parts(ref)[0], revision=folder.name, allow_patterns=chosen, endpoint=constants.ENDPOINT)
 
@@ -136,6 +138,7 @@ def reading(ref: str, use: str = "") -> Iterator[None]:
             _outer_problem.reset(token)
 
 
+# Once per process: tokenizer, image processor and weights are each read in a block of their own.
 @lru_cache
 def _problem(ref: str, endpoint: str) -> str:
     """Why the Hub cannot be asked for a repository; empty if it can. ModelError if the Hub has none of this name, or
