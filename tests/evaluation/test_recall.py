@@ -121,7 +121,10 @@ def test_vectors_without_an_order_are_an_error(bad):
 @settings(max_examples=80, deadline=None)
 def test_streaming_top_k_equals_the_full_matrix(num_queries, gallery, k, block, gallery_block):
     queries_QD, gallery_GD = unit(0, num_queries, 5), unit(1, gallery, 5)
-    scores_QK, index_QK = topk.top_k(queries_QD, gallery_GD, k, block=block, gallery_block=gallery_block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "BLOCK", block)
+        patch.setattr(topk, "GALLERY_BLOCK", gallery_block)
+        scores_QK, index_QK = topk.top_k(queries_QD, gallery_GD, k)
     full_QG = queries_QD @ gallery_GD.T
     assert_close(scores_QK, full_QG.topk(min(k, gallery)).values)
     assert_close(full_QG.gather(1, index_QK), scores_QK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,10 @@ COMMIT_MESSAGE = "Export by dcdctl"
 def check(repo: str) -> None:
     """Check a push before anything is computed: ConfigError for an invalid name, MissingError without a token."""
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
 
-    # The Hub's own rule, which has no public name.
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f"--push-to-hub {repo} is not a repository name", hint="use OWNER/NAME") from error
-    # huggingface_hub also accepts names without an owner.
-    if repo.count("/") != 1:
-        raise ConfigError(f"--push-to-hub {repo} names no owner", hint="use OWNER/NAME")
+    # The form only; huggingface_hub itself also accepts names without an owner.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"--push-to-hub {repo} is not a repository name", hint="use OWNER/NAME")
     if get_token() is None:
         hint = "`hf auth login`, or set HF_TOKEN to a token that may write"
         raise MissingError(f"pushing to {repo} needs a token for the Hub, and there is none", hint=hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,22 +70,16 @@ def encode_corpus(
     corpus = source.corpus
     source, text_order = _read_fastest(source)
 
-    def read_images(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
-        return images_ahead(source, batches, compute)
-
-    def read_texts(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
-        return (source.texts(batch).to(compute.device) for batch in batches)
-
-    def encode(
-        noun: str, order: Sequence[int], step: int, read: Callable[..., Iterator[Any]], work: Callable[..., States]
-    ) -> Tensor:
+    def encode(noun: Literal["images", "captions"], order: Sequence[int], step: int) -> Tensor:
         fitting = Fitting()
 
-        def vectors_of(batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-            for batch in read(batches):
-                vectors = in_memory(batch, step, work, fitting).vectors
-                assert vectors is not None
-                yield vectors
+        def vectors_of(batches: Iterable[Sequence[int]]) -> Iterator[Any]:
+            read: Iterable[Any] = (source.texts(batch).to(compute.device) for batch in batches)
+            work: Callable[..., States] = scorer.encode_texts
+            if noun == "images":
+                read, work = images_ahead(source, batches, compute), scorer.encode_images
+            for batch in read:
+                yield in_memory(batch, step, work, fitting).vectors
 
         batches = [order[start : start + step] for start in range(0, len(order), step)]
         with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.forward_pass():
@@ -100,6 +94,5 @@ def encode_corpus(
         # Rows of other processes are zeros here.
         return distributed.all_sum(vectors_ND) if is_shared else vectors_ND
 
-    images_ID = encode("images", range(corpus.num_images), IMAGE_CHUNK, read_images, scorer.encode_images)
-    texts_TD = encode("captions", text_order, TEXT_CHUNK, read_texts, scorer.encode_texts)
-    return EncodedCorpus(corpus, images_ID, texts_TD)
+    images_ID = encode("images", range(corpus.num_images), IMAGE_CHUNK)
+    return EncodedCorpus(corpus, images_ID, encode("captions", text_order, TEXT_CHUNK))

@@ -79,7 +79,7 @@ def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequenc
         listed = [entry.path for entry in get_cached_repo_tree(_parts(ref)[0], revision=folder.name)]
     except (OSError, hub.CachedRepoTreeNotFoundError):
         return  # another program has filled the cache, and the Hub is not asked
-    # Escaped, because `allow_patterns` are globs. The folder has the name of its commit, so all files are of one commit.
+    # Escaped, because `allow_patterns` are globs. The name of the folder is its commit, so all files are of one commit.
     if chosen := [escape(path) for path in choose(listed)]:
         snapshot_download(_parts(ref)[0], revision=folder.name, allow_patterns=chosen, endpoint=constants.ENDPOINT)
 
