@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from dcdctl.core.errors import (
 )
 from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
 from dcdctl.core.locks import lock
-from dcdctl.core.models import Towers, onnx
+from dcdctl.core.models import onnx
 
 PAGE = DOCS / "export.md"
 BLOCKS = {
@@ -296,21 +295,6 @@ def test_an_export_with_other_vectors_is_refused(sources, tmp_path, monkeypatch)
     ):
         export.export_model(job_of(sources, tmp_path))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
-    def copied(model, folder):
-        """The towers of the same model, which take seconds to make."""
-        shutil.copytree(
-            onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"), dirs_exist_ok=True
-        )
-        return Towers.of(folder)
-
-    monkeypatch.setattr(models, "export_onnx", copied)
-    found = export.export_model(job_of(sources, tmp_path, to="onnx", with_int8=False))
-    assert [one.precision for one in found.checks] == ["fp32"]
-    wanted = {name for name in contents(onnx_student.folder) if not name.startswith("int8")}
-    assert set(contents(found.folder)) == wanted
 
 
 def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tmp_path, monkeypatch):

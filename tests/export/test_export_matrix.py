@@ -190,6 +190,7 @@ def check_by_dcdctl(folder: Path, model: models.DualEncoder, gallery: Corpus, *,
     if not is_onnx:
         assert models.load(folder).digest == model.digest, folder
         return
+    assert not (folder / "int8").exists()
     onnx = models.OnnxDual(models.Towers.of(folder), model.preprocess, device=torch.device("cpu"))
     for count in (1, 3):
         images, texts = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import KS, Evaluation
+from dcdctl.core.evaluation import KS
 from dcdctl.core.export.history import RunHistory, is_same_model, public
 from dcdctl.core.report import MissingPart
 
@@ -90,7 +90,11 @@ def _compared(history: RunHistory, start: str) -> tuple[list[dict[str, Any]], li
         )
         measured_on = f"On {history.measured_on(student)}, by `dcdctl eval`"
         tables.append({"measured_on": measured_on, "rows": _rows(before, after, "this model")})
-        has_other_corpus |= _is_elsewhere(history, student)
+        assert history.facts is not None
+        inputs = history.facts["inputs"]
+        trained_on = history.corpus(inputs["split"], inputs["corpus"], inputs.get("images"))
+        evaluated_on = history.corpus(student.split, student.corpus_fingerprint, student.images)
+        has_other_corpus |= bool(trained_on and evaluated_on and trained_on[0].name != evaluated_on[0].name)
     # What training on one corpus loses shows only on another one.
     if not has_other_corpus:
         commands = (
@@ -142,12 +146,3 @@ def _rows(start: Sequence[float], student: Sequence[float], name: str) -> tuple[
         (name, *(f"{value:.2f}" for value in student)),
         ("difference", *differences),
     )
-
-
-def _is_elsewhere(history: RunHistory, student: Evaluation) -> bool:
-    """Whether an evaluation is known to be on another corpus than the training."""
-    assert history.facts is not None
-    inputs = history.facts["inputs"]
-    trained_on = history.corpus(inputs["split"], inputs["corpus"], inputs.get("images"))
-    evaluated_on = history.corpus(student.split, student.corpus_fingerprint, student.images)
-    return trained_on is not None and evaluated_on is not None and trained_on[0].name != evaluated_on[0].name

@@ -109,7 +109,11 @@ class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REBUILDERS:
             return super().find_class(module, name)
-        if _is_hostile(module, name):
+        # A dotted name may lead from one module to another.
+        *namespaces, last = name.split(".")
+        namespaces.append(module.partition(".")[0])
+        is_builtin = last in _HOSTILE_BUILTINS and not _BUILTINS.isdisjoint(namespaces)
+        if is_builtin or not _HOSTILE_MODULES.isdisjoint(namespaces):
             raise _HostileError(f"{module}.{name}")
         return type(name, (_Inert,), {"__module__": __name__})
 
@@ -120,16 +124,6 @@ _INERT_PICKLE = types.ModuleType("inert_pickle")
 _INERT_PICKLE.__dict__.update(
     Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load()
 )
-
-
-def _is_hostile(module: str, name: str) -> bool:
-    """Whether the only use of this name in a checkpoint is to run code; a dotted name may lead from one module to
-    another."""
-    *namespaces, last = name.split(".")
-    namespaces.append(module.partition(".")[0])
-    return not _HOSTILE_MODULES.isdisjoint(namespaces) or (
-        last in _HOSTILE_BUILTINS and not _BUILTINS.isdisjoint(namespaces)
-    )
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -161,8 +155,7 @@ def read_checkpoint(path: Path) -> Any:
         ValueError,
         TypeError,
         AttributeError,
-        IndexError,
-        KeyError,
+        LookupError,
     ) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} is not a PyTorch checkpoint: {lines[0]}", hint="is the download complete?") from error

@@ -231,36 +231,33 @@ def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
     """Take files that another folder of the root has for the same images or captions, by encoders of the same
     digest."""
     for stored in _stored_nearby(build.folder.parent, corpus):
-        shared = min(stored.corpus.num_images, corpus.num_images)
-        for kind, is_same in (
-            ("images", stored.plan["encoders"] == build.plan["encoders"]),
-            ("texts", stored.plan.get("text_encoder") == text_digest),
-        ):
-            # The last file of fewer images holds only some of its images.
-            is_whole = stored.corpus.num_images == corpus.num_images
-            names = [
-                _name(kind, part)
-                for part in range(-(-shared // IMAGES_PER_FILE) if is_whole else shared // IMAGES_PER_FILE)
-            ]
-            for name in build.missing(names) if is_same else []:
-                _link(stored, name, build)
-
-
-def _link(stored: Features, name: str, build: Build) -> None:
-    # Compared with its checksum first, so that damage stays where it is.
-    source = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
-    with build.write(name) as partial:
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(source, partial)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, partial)
+        is_whole = stored.corpus.num_images == corpus.num_images
+        # The last file of fewer images holds only some of its images.
+        shared = min(stored.corpus.num_images, corpus.num_images) + (IMAGES_PER_FILE - 1 if is_whole else 0)
+        has_same = {
+            "images": stored.plan["encoders"] == build.plan["encoders"],
+            "texts": stored.plan.get("text_encoder") == text_digest,
+        }
+        kinds = [kind for kind, is_same in has_same.items() if is_same]
+        for name in build.missing(_name(kind, part) for kind in kinds for part in range(shared // IMAGES_PER_FILE)):
+            # Compared with its checksum first, so that damage stays where it is.
+            found = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
+            with build.write(name) as partial:
+                partial.unlink(missing_ok=True)
+                try:
+                    os.link(found, partial)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(found, partial)
 
 
 def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Build, Index]:
     """The build with its whole plan, and the number of tokens of each caption; InputError if the disk is too small."""
     corpus, folder = source.corpus, planned.folder
-    lengths = np.ones(corpus.num_captions, dtype=np.int64) if encoders.pools_texts else _token_counts(source)
+    lengths = np.ones(corpus.num_captions, dtype=np.int64)
+    if not encoders.pools_texts:
+        texts = range(corpus.num_captions)
+        masks = (source.texts(texts[start : start + TEXT_CHUNK]).attention_mask for start in texts[::TEXT_CHUNK])
+        lengths = torch.cat([mask.sum(dim=1) for mask in masks]).numpy()
     # The configurations of encoders have no common field for the number of tokens of an image.
     sample = encoders.image_features(source.images([0]).to(compute.device)).tokens
     plan = {
@@ -373,21 +370,14 @@ def size_in_bytes(plan: dict[str, Any]) -> int:
     return 2 * (plan["images"] * plan["image_tokens"] * plan["image_width"] + plan["text_tokens"] * plan["text_width"])
 
 
-def _token_counts(source: CorpusSource) -> Index:
-    """Number of tokens of each caption."""
-    texts = range(source.corpus.num_captions)
-    chunks = (texts[start : start + TEXT_CHUNK] for start in texts[::TEXT_CHUNK])
-    return torch.cat([source.texts(chunk).attention_mask.sum(dim=1) for chunk in chunks]).numpy()
-
-
 def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
     """Tokens in float16, and the mask; ModelError if a number is too large for float16."""
-    tokens = states.tokens.half().cpu().numpy()
-    if not np.isfinite(tokens[states.mask.cpu().numpy()]).all():
+    tokens, mask = states.tokens.half().cpu().numpy(), states.mask.cpu().numpy()
+    if not np.isfinite(tokens[mask]).all():
         raise ModelError(
             f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out"
         )
-    return tokens, states.mask.cpu().numpy()
+    return tokens, mask
 
 
 def _name(kind: str, part: int) -> str:

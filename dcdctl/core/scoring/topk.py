@@ -42,19 +42,17 @@ def top_k(queries_QD: Tensor, gallery_GD: Tensor, k: int) -> tuple[Tensor, Tenso
     """Scores and gallery indices of each query's k best by inner product, best first; the whole gallery if it has fewer
     than k."""
     queries_QD, gallery_GD = finite_vectors(queries_QD), finite_vectors(gallery_GD)
-    best = [_top_k_of_block(query_BD, gallery_GD, min(k, len(gallery_GD))) for query_BD in queries_QD.split(BLOCK)]
+    best: list[tuple[Tensor, Tensor]] = []
+    for query_BD in queries_QD.split(BLOCK):
+        scores_BK = query_BD.new_empty(len(query_BD), 0)
+        index_BK = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
+        for start in range(0, len(gallery_GD), GALLERY_BLOCK):
+            values_BK, position_BK = top_k_of_rows(query_BD @ gallery_GD[start : start + GALLERY_BLOCK].T, k)
+            scores_BK = torch.cat([scores_BK, values_BK], dim=1)
+            scores_BK, kept_BK = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
+            index_BK = torch.cat([index_BK, position_BK + start], dim=1).gather(1, kept_BK)
+        best.append((scores_BK, index_BK))
     return torch.cat([scores for scores, _ in best]), torch.cat([index for _, index in best])
-
-
-def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores_BK = query_BD.new_empty(len(query_BD), 0)
-    index_BK = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
-    for start in range(0, len(gallery_GD), GALLERY_BLOCK):
-        values_BK, position_BK = top_k_of_rows(query_BD @ gallery_GD[start : start + GALLERY_BLOCK].T, k)
-        scores_BK = torch.cat([scores_BK, values_BK], dim=1)
-        scores_BK, kept_BK = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
-        index_BK = torch.cat([index_BK, position_BK + start], dim=1).gather(1, kept_BK)
-    return scores_BK, index_BK
 
 
 def finite_vectors(vectors: Tensor) -> Tensor:
