@@ -14,7 +14,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "stores": ("search",),
     "serve": ("data", "search", "stores"),
     "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
-    "export": ("data", "models", "evaluation", "training", "bench", "report"),
+    "export": ("data", "models", "scoring", "evaluation", "training", "bench", "report"),
     "study": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""

@@ -37,7 +37,6 @@ from .images import (
 from .manifest import (
     TEXT_FIELDS,
     DataChoice,
-    Manifest,
     choose_manifest,
     find_manifest,
     known_manifests,
@@ -87,7 +86,6 @@ __all__ = [
     "ImageColumns",
     "ImageError",
     "Index",
-    "Manifest",
     "PrepareOptions",
     "RaggedArray",
     "RemoteFile",

@@ -53,7 +53,7 @@ B = TypeVar("B", Images, Texts)
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors of a corpus."""
+    """Vectors of images and of captions."""
 
     images_ID: Tensor
     texts_TD: Tensor
