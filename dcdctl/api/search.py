@@ -108,6 +108,7 @@ class Index(search.FolderIndex):
 
     def _change(self, changes: Changes, **how: Any) -> IndexChange:
         change = search.run_index_job(str(self.folder), changes, **how)
+        # In place, so that all who hold this index see the change.
         self._open(change.index.document)
         return change
 

@@ -298,9 +298,7 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
         note(f"note: {printable(text)}")
     if reason := search.text_side_note(index.document):
         note(f"note: {reason}")
-    counts = "".join(
-        f", {count:,} {action}" for action, count in (("added", change.added), ("removed", change.removed)) if count
-    )
+    counts = _counts(added=change.added, removed=change.removed)
     words = " and by words" if index.has_keywords else ""
     columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
     show(
@@ -308,9 +306,9 @@ def _show(change: IndexChange, uploaded: Upload | None) -> None:
         f"{index.folder}"
     )
     if uploaded is not None:
-        changes = "".join(
-            f", {count:,} {action}"
-            for action, count in (("sent", uploaded.sent), ("deleted", uploaded.deleted))
-            if count
-        )
+        changes = _counts(sent=uploaded.sent, deleted=uploaded.deleted)
         show(f"{uploaded.images:,} images{changes} -> {uploaded.location}")
+
+
+def _counts(**counts: int) -> str:
+    return "".join(f", {count:,} {action}" for action, count in counts.items() if count)

@@ -54,7 +54,7 @@ def search(index: AnyIndex, query: Query, models: SearchModels, html: Page = Non
     question = _question(query)
     models.check_depth()
     _check_usage(question, models, html)
-    searcher, condition = _open(index, question, query, models)
+    searcher, condition = _open(index, query, models)
     if question is None:
         raise typer.Exit(answer_lines(searcher, query.k, condition, hybrid=query.hybrid, as_json=json))
     answer = searcher.ask(question, query.k, condition, hybrid=query.hybrid)
@@ -95,9 +95,7 @@ def _check_usage(question: str | Path | None, models: SearchModels, html: Ref | 
         raise typer.BadParameter("shows the answer to one query: add a text or --image", param_hint="--html")
 
 
-def _open(
-    place: str, question: str | Path | None, query: Query, models: SearchModels
-) -> tuple[IndexSearcher, Condition | None]:
+def _open(place: str, query: Query, models: SearchModels) -> tuple[IndexSearcher, Condition | None]:
     """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before
     torch is imported, which takes seconds."""
     if models.threads is not None:
@@ -111,6 +109,4 @@ def _open(
         index.check_hybrid()
     from dcdctl.core.search import IndexSearcher
 
-    if isinstance(question, Path):  # which comes without a re-ranker
-        return IndexSearcher.with_model(index, device=models.device, threads=models.threads), condition
     return IndexSearcher.for_index(index, threads=models.threads, **models.reranking()), condition

@@ -6,12 +6,12 @@ import json
 import shutil
 
 import pytest
-import torch
+from made_index import searcher_of
 from noise_index import CAPTIONS, NAMES
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core.search import FolderIndex, IndexSearcher
+from dcdctl.core.search import FolderIndex
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -48,7 +48,7 @@ def index(noise_index, metadata, tmp_path_factory):
 
 def kept(index, condition):
     """The names of the hits that meet a condition, in the order of a search without one."""
-    hits = IndexSearcher.open(index, device=torch.device("cpu")).by_text(TEXT, 12).hits
+    hits = searcher_of(index).by_text(TEXT, 12).hits
     return [hit.name for hit in hits if condition(hit.columns)]
 
 

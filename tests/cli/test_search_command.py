@@ -12,14 +12,14 @@ import pytest
 import torch
 from hostile_images import encoded
 from html_page import Page
-from made_index import update
+from made_index import searcher_of, update
 from noise_index import CAPTIONS, NAMES, make_index
 from tiny import run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.cli.views import terminal
-from dcdctl.core.search import FolderIndex, IndexSearcher, index_facts
+from dcdctl.core.search import FolderIndex, index_facts
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -33,7 +33,7 @@ def index(noise_index):
 
 @pytest.fixture(scope="module")
 def searcher(index):
-    return IndexSearcher.open(index, device=torch.device("cpu"))
+    return searcher_of(index)
 
 
 def run_cli(*words, stdin=None):
@@ -185,13 +185,6 @@ def test_a_terminal_without_a_query_is_told_what_to_give(index, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         app(["search", str(index)])
     assert exit_.value.code == 2
-
-
-def test_a_hint_names_what_was_perhaps_meant(index):
-    result = run_cli("red dog", index)
-    assert result.exit_code == 1
-    assert "INDEX comes first" in result.stderr
-    assert "dcdctl index" in result.stderr
 
 
 def test_a_wrong_index_or_query_is_an_error_before_torch_is_imported(index, tmp_path):

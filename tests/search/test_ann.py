@@ -155,22 +155,6 @@ def test_a_segment_of_other_vectors_is_named(tmp_path):
         FolderIndex.open(index.folder).nearest(QUERIES, 3)
 
 
-def test_a_graph_that_changes_after_it_was_opened_is_named(tmp_path):
-    index = write_index(tmp_path, PARTS, **GRAPHS)
-    index.nearest(QUERIES, 3)
-    graph = index._segment(index.segments[0])
-    path = tmp_path / "ann" / index.segments[0].file
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    path.unlink()  # the open views keep the old file
-    path.write_bytes(damaged)
-    with (
-        graph._borrowed(),
-        pytest.raises(StaleError, match=f"{path.name} is damaged: its SHA-256"),
-    ):  # as another thread does
-        index.nearest(QUERIES, 3)
-
-
 def test_opening_an_index_opens_no_segment(graph, monkeypatch):
     monkeypatch.setattr(ann, "open_segment", lambda *arguments: pytest.fail("a segment is opened"))
     assert len(FolderIndex.open(graph.folder).segments) == 3

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from image_files import png, put
-from made_index import Killed, build, exact, unit_vectors, update, write_index
+from made_index import Killed, build, exact, searcher_of, unit_vectors, update, write_index
 from tiny import contents, make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.search import INDEX_FILE, FolderIndex, IndexSearcher, part_files
+from dcdctl.core.search import INDEX_FILE, FolderIndex, part_files
 from dcdctl.core.search.config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -228,4 +228,4 @@ def test_a_query_whose_first_numbers_are_zero_is_an_error_of_the_model(corpus, t
     images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(3)})
     build(tmp_path / "dual", images, tmp_path / "index", IndexConfig(dims=3))
     with pytest.raises(ModelError, match="vectors of queries that are zero"):
-        IndexSearcher.open(tmp_path / "index", device=torch.device("cpu")).by_text("a cross", 1)
+        searcher_of(tmp_path / "index").by_text("a cross", 1)

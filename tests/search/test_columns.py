@@ -97,16 +97,6 @@ def test_under_a_condition_the_answer_is_exact_for_every_kind(filtered, monkeypa
             assert all(np.isneginf(scores[len(expected) :]))
 
 
-def test_hits_have_the_values_of_their_images(filtered):
-    index, vectors, table = filtered
-    (hits,) = index.search(vectors[:1], 4, parse_where("share >= 40", index.columns))
-    rows = table.to_pylist()
-    assert [dict(hit.columns) for hit in hits] == [
-        {"share": rows[hit.row]["share"], "owner": rows[hit.row]["owner"]} for hit in hits
-    ]
-    assert all(hit.columns["share"] >= 40 for hit in hits)
-
-
 def write(path, text):
     path.write_text(text, encoding="utf-8")
     return path
@@ -390,10 +380,3 @@ def test_exif_columns_are_read_where_no_value_is(made, tmp_path, monkeypatch):
     index, _ = set_columns(index, place=True)
     assert sorted(opened) == [0, 1, 2, 3, 5]
     assert index.values("latitude").null_count == 6
-
-
-def test_a_column_of_another_type_than_exif_data_is_named(made, tmp_path):
-    exif_photo(tmp_path / "photos" / "1.png", DateTime="2018:05:01 12:00:00")
-    index, _ = set_columns(made, {"image": ["0.png"], "year": ["last"]})
-    with pytest.raises(InputError, match=r"column year of .* is a text, and in the image files it is a whole number"):
-        set_columns(index, exif=True)

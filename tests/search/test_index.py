@@ -139,7 +139,7 @@ def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
         first, _, *others = index.parts
         parts = (first, part_files.describe_part(part, 0, 16)[0], *others)
         index = FolderIndex(tmp_path / "index", replace(index.document, parts=parts))
-        with pytest.raises(MissingError, match="lies outside its folder"):
+        with pytest.raises(MissingError, match="leads out of the folder"):
             index.image_bytes(17)
         assert not index.has_image(17)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from html_page import Page
+from made_index import searcher_of
 from noise_index import CAPTIONS, NAMES, make_index
 from PIL import Image
 from tiny import make_models
@@ -18,7 +19,7 @@ from dcdctl.core import models
 from dcdctl.core.data import images as data_images
 from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.report import pages
-from dcdctl.core.search import IndexSearcher, answer_document, as_text, looks_like_a_path, read_image
+from dcdctl.core.search import answer_document, as_text, looks_like_a_path, read_image
 from dcdctl.core.search.query import MAX_CHARACTERS
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -34,12 +35,12 @@ def index(noise_index) -> Path:
 
 @pytest.fixture(scope="module")
 def searcher(index):
-    return IndexSearcher.open(index, device=CPU)
+    return searcher_of(index)
 
 
 @pytest.fixture(scope="module")
 def reranking(index):
-    return IndexSearcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=5)
+    return searcher_of(index, rerank=str(index.parent / "fusion"), depth=5)
 
 
 def picture_at(index: Path, name: str) -> Image.Image:
@@ -144,9 +145,7 @@ def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking, ba
 
 
 def test_images_that_are_gone_rank_below_reranked_images(index, tmp_path):
-    searcher = IndexSearcher.open(
-        make_index(tmp_path / "gone"), device=CPU, rerank=str(index.parent / "fusion"), depth=5
-    )
+    searcher = searcher_of(make_index(tmp_path / "gone"), rerank=str(index.parent / "fusion"), depth=5)
     before = searcher.by_text(TEXT, 5).hits
     for hit in (before[0], before[3]):
         (tmp_path / "gone" / "images" / hit.name).unlink()
@@ -167,7 +166,7 @@ def test_a_reranker_refuses_images_and_a_depth_of_zero(index, reranking):
     with pytest.raises(ConfigError, match="cannot re-rank images by an image"):
         reranking.by_image(picture_at(index, "plain.png"), 3)
     with pytest.raises(ConfigError, match="depth of 0"):
-        IndexSearcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=0)
+        searcher_of(index, rerank=str(index.parent / "fusion"), depth=0)
 
 
 @torch.no_grad()
@@ -180,7 +179,7 @@ def test_a_dual_encoder_reranks_by_its_scaled_cosines(index, searcher, tmp_path)
     images_ID = other.embed_images(other.preprocess.images([picture_at(index, name) for name in first[:5]]))
     text_D = other.embed_texts(other.preprocess.texts([TEXT]))[0]
     logits = dict(zip(first[:5], (other.logit_scale * images_ID @ text_D).tolist(), strict=True))
-    hits = IndexSearcher.open(index, device=CPU, rerank=str(tmp_path / "other"), depth=5).by_text(TEXT, 7).hits
+    hits = searcher_of(index, rerank=str(tmp_path / "other"), depth=5).by_text(TEXT, 7).hits
     assert [hit.name for hit in hits] == [*sorted(first[:5], key=lambda name: -logits[name]), *first[5:]]
     assert {hit.name: hit.reranked for hit in hits[:5]} == pytest.approx(logits, abs=1e-5)
     assert [hit.name for hit in hits[:5]] != first[:5]
@@ -205,15 +204,15 @@ def test_an_index_without_its_model_or_with_another_model_is_refused(index, tmp_
     shutil.copytree(index, copy)
     shutil.rmtree(copy / "model")
     with pytest.raises(MissingError, match="lacks its model"):
-        IndexSearcher.open(copy, device=CPU)
+        searcher_of(copy)
     other = models.load_dual(index / "model")
     other.network.logit_scale.data.add_(1)
     models.save(other, copy / "model")
     # Texts are read by the text side, which is that of the index; images need the model.
     with pytest.raises(StaleError):
-        IndexSearcher.open(copy, device=CPU).by_image(picture_at(index, "plain.png"))
+        searcher_of(copy).by_image(picture_at(index, "plain.png"))
     with pytest.raises(StaleError):
-        IndexSearcher.open(copy, device=CPU, rerank=str(index.parent / "fusion"))
+        searcher_of(copy, rerank=str(index.parent / "fusion"))
 
 
 def test_a_query_file_that_is_not_an_image_is_described(tmp_path):
@@ -229,13 +228,6 @@ def test_a_query_file_that_is_not_an_image_is_described(tmp_path):
         read_image(Path("/dev/null"))
     with pytest.raises(InputError, match="cannot be read"):
         read_image(tmp_path / ("x" * 300))
-
-
-def test_a_query_image_is_preprocessed_like_indexed_images(tmp_path, searcher):
-    Image.new("RGBA", (40, 20), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "opaque.png")
-    clear, opaque = (searcher.ask(tmp_path / name, 12).hits for name in ("clear.png", "opaque.png"))
-    assert clear == opaque
 
 
 def test_texts_that_are_paths_get_a_note(index, tmp_path):

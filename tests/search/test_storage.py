@@ -112,23 +112,6 @@ def test_a_part_lists_skipped_files_and_may_be_empty(tmp_path):
     assert (part.rows, part.vectors_at, found) == (0, (), lost)
 
 
-def test_equal_rows_give_equal_bytes(tmp_path):
-    for name in "ab":
-        write(tmp_path / name, 1500)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_blocks_are_the_requested_rows(tmp_path):
-    vectors, parts = [], []
-    for number, count in enumerate((4, 1, 6)):
-        path = tmp_path / "vectors" / part_files.part_name(number)
-        vectors.append(write(path, count)[0])
-        parts.append(part_files.describe_part(path, 0, 5)[0])
-    blocks = list(part_files.read_blocks(tmp_path, parts, 5, range(3, 9)))
-    assert [(first, len(block)) for first, block in blocks] == [(3, 1), (4, 1), (5, 4)]
-    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), np.concatenate(vectors)[3:9])
-
-
 @pytest.mark.parametrize(
     ("written", "message"),
     [

@@ -7,8 +7,7 @@ import shutil
 import sys
 
 import pytest
-import torch
-from made_index import build, update
+from made_index import build, searcher_of, update
 from noise_index import CAPTIONS
 from open_clips import save_open_clip
 from tiny import run_script
@@ -51,7 +50,7 @@ print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib
     texts = [*CAPTIONS, "\u72d7", LONG]
     *answers, imported = run_script(script, noise_index, json.dumps(texts)).split("-----\n")
     assert imported.strip() == "[]"
-    old = IndexSearcher.open(without_text_side(noise_index, tmp_path / "old"), device="cpu")
+    old = searcher_of(without_text_side(noise_index, tmp_path / "old"))
     assert isinstance(old.texts, DualVectors)
     notes = set()
     for text, printed in zip(texts, answers, strict=True):
@@ -64,19 +63,16 @@ print(sorted({"torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib
 
 
 def test_the_model_is_loaded_for_an_image_a_reranker_and_another_device(noise_index):
-    searcher = IndexSearcher.open(noise_index, device="auto")
+    searcher = searcher_of(noise_index, device="auto")
     assert isinstance(searcher.texts, TextTower)
     assert not searcher.encoder.is_loaded
     name = searcher.by_text(CAPTIONS[0], 1).hits[0].name
     assert not searcher.encoder.is_loaded
     assert searcher.ask(noise_index.parent / "images" / name, 1).hits[0].name == name
     assert searcher.encoder.is_loaded
-    assert isinstance(IndexSearcher.open(noise_index, device=torch.device("cpu")).texts, TextTower)
-    assert isinstance(
-        IndexSearcher.open(noise_index, device="cpu", rerank=str(noise_index.parent / "dual")).texts, DualVectors
-    )
+    assert isinstance(searcher_of(noise_index, rerank=str(noise_index.parent / "dual")).texts, DualVectors)
     with pytest.raises(ConfigError, match="device nonsense is unknown"):
-        IndexSearcher.open(noise_index, device="nonsense")
+        searcher_of(noise_index, device="nonsense")
 
 
 def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp_path):
@@ -87,7 +83,7 @@ def test_a_damaged_or_missing_file_of_the_text_side_is_an_error(noise_index, tmp
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
     with pytest.raises(StaleError, match=r"model.onnx is damaged"):
-        IndexSearcher.open(copy, device="cpu")
+        searcher_of(copy)
     graph.unlink()
     with pytest.raises(MissingError, match=r"model.onnx"):
         FolderIndex.open(copy)
@@ -100,7 +96,7 @@ def test_a_text_side_that_fits_its_own_checksums_but_not_the_index_is_refused(no
     other = float(str(document["difference"])[:-1] + "9")  # such as 2e-09 for 2e-07, as many bytes
     artifacts.write_document(copy / "text" / "text.json", document | {"difference": other})
     with pytest.raises(StaleError, match=r"text.json is damaged: its SHA-256"):
-        IndexSearcher.open(copy, device="cpu")
+        searcher_of(copy)
 
 
 def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(noise_index, tmp_path):
@@ -108,7 +104,7 @@ def test_an_index_of_an_earlier_version_gets_a_text_side_with_its_next_change(no
     assert FolderIndex.open(old).text_side is None
     changed = update(old, remove=("plain.png",))
     assert changed.text_side == old / "text"
-    assert isinstance(IndexSearcher.open(old, device="cpu").texts, TextTower)
+    assert isinstance(searcher_of(old).texts, TextTower)
 
 
 def test_a_model_without_a_text_side_keeps_the_reason_and_is_searched_with_torch(tmp_path, noise_index, monkeypatch):
@@ -143,12 +139,12 @@ def test_without_a_package_an_index_is_made_without_a_text_side_and_gets_one_lat
         index = build(noise_index.parent / "dual", noise_index.parent / "images", tmp_path / "index", IndexConfig())
     assert index.document.text is None
     assert "packages onnx and onnxruntime were missing" in text_side_note(index.document)
-    assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, DualVectors)
+    assert isinstance(searcher_of(index.folder).texts, DualVectors)
     changed = update(index.folder, remove=("plain.png",))
     assert text_side_note(changed.document) == ""
-    assert isinstance(IndexSearcher.open(index.folder, device="cpu").texts, TextTower)
+    assert isinstance(searcher_of(index.folder).texts, TextTower)
 
 
 def test_without_onnx_runtime_texts_are_searched_with_torch(noise_index, monkeypatch):
     monkeypatch.setattr(TextTower, "is_available", staticmethod(lambda: False))
-    assert isinstance(IndexSearcher.open(noise_index, device="cpu").texts, DualVectors)
+    assert isinstance(searcher_of(noise_index).texts, DualVectors)

@@ -248,9 +248,7 @@ def test_another_index_replaces_a_store_only_if_it_is_told_to(index, store, tmp_
     with pytest.raises(StaleError, match=r"holds the images of another index .*--replace"):
         upload_index(other, store)
     other.fingerprint = "b" * 64
-    with pytest.raises(
-        StaleError, match=r"was filled with the model aaaaaaaa, and the index .* has the model bbbbbbbb; .*--replace"
-    ):
+    with pytest.raises(StaleError, match=r"holds the images of another index .*--replace"):
         upload_index(other, store)
     assert store.count() == 53
     done = upload_index(other, store, replace=True)

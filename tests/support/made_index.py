@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from dcdctl.core import config
 from dcdctl.core.devices import Compute
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import Changes, FolderIndex, ImageSource, commit, part_files, run_index_job
+from dcdctl.core.search import (
+    Changes,
+    FolderIndex,
+    ImageSource,
+    IndexSearcher,
+    commit,
+    part_files,
+    run_index_job,
+)
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.part_files import SourceImage, part_name
 from dcdctl.core.search.storage import IndexDocument, IndexedModel, Part
@@ -99,6 +107,11 @@ def build(
 def update(folder: Path, *, compute: Compute = BATCHES, track: Track = silent, **changes: Any) -> FolderIndex:
     """The index that `dcdctl index INDEX` gives for these changes, the fields of `Changes`."""
     return run_index_job(str(folder), Changes(**changes), compute=compute, track=track).index
+
+
+def searcher_of(folder: Path, **options: Any) -> IndexSearcher:
+    """The searcher of an index, on the CPU unless another device is named."""
+    return IndexSearcher.open(folder, **{"device": "cpu", **options})
 
 
 def exact(

@@ -52,6 +52,7 @@ class Graph:
         # Each query has its own scale, which does not change the order of its inner products.
         codes_QD = np.rint(queries_QD * (HIGHEST / np.abs(queries_QD).max(axis=1, keepdims=True))).astype(np.int8)
         with self._borrowed() as view:
+            # One thread: parallel queries come from threads of their own.
             matches = view.search(codes_QD, min(count, len(view)), threads=1)
         # For a single query usearch returns one-dimensional matches without counts.
         keys_QC = np.atleast_2d(matches.keys).astype(np.int64)
@@ -92,6 +93,7 @@ class Int8Codes:
 
     def __init__(self, codes_RD: NDArray[np.int8]) -> None:
         self._codes_RD = codes_RD
+        # In blocks, because float32 takes four times the memory of the codes.
         blocks = (codes_RD[first : first + CODES].astype(np.float32) for first in range(0, len(codes_RD), CODES))
         self._length_R = np.concatenate([np.maximum(np.linalg.norm(block_RD, axis=1), 1) for block_RD in blocks])
 
@@ -119,6 +121,7 @@ class BinaryCodes:
         rows_R, count = np.arange(num_rows), min(count, num_rows)
         best = []
         for words_W in binary_words(queries_QD):
+            # int64, because a count times the number of rows does not fit into 32 bits.
             unequal_R = np.bitwise_count(self._words_RW ^ words_W).sum(axis=1, dtype=np.int64)
             # One number for both, so that equal distances are in the order of rows.
             keys_R = unequal_R * num_rows + rows_R

@@ -131,6 +131,7 @@ def run_index_job(
             index = _alter(index, changes, track)
         if source is not None:
             index = _add(index, source, changes, model, compute, track)
+        # Last, because added images get values too.
         index = _set_columns(index, changes.columns, metadata, notes, track)
     skipped = [] if source is None else commit.skipped_of(index.folder, index.document)
     before = index if model is not None else before  # a new index is no change
@@ -271,6 +272,7 @@ def _add(
         model = models.load_dual(index.model)
         index.expect(model.digest)
     _check_packages(document.settings, index.num_rows + sum(planned.rows))
+    # All vectors of an index have one precision, whatever --precision says now.
     task = EmbeddingTask(build, source, planned, model, index.dim, replace(compute, precision=document.precision))
     if changes.vectors:
         vector_files.take(task, changes.vectors, changes.verify, track)
@@ -304,6 +306,7 @@ def _text_side(folder: Path, document: IndexDocument, model: models.DualEncoder 
         model = model or models.load_dual(folder / "model")
     except DcdError:
         return None
+    # An addition refuses another model in its place; a removal does not need it.
     if model.digest != document.model.fingerprint:
         return None
     try:

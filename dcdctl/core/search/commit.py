@@ -47,6 +47,7 @@ def commit(
                     files.write_json(path, skipped)
                 document = replace(document, skipped=_listed(path, len(skipped)))
             seal(folder, replace(document, keywords=keywords.fill(folder, document, track)))
+    # From the disk, because only the main process has made it.
     return storage.read_document(folder)
 
 

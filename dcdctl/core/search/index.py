@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError
 from dcdctl.core.models import TextTower
 from dcdctl.core.search import ann, exact, keywords, part_files, storage
 from dcdctl.core.search.columns.table import ColumnSummary, StoredColumns, summarize_column
@@ -68,6 +68,7 @@ class FolderIndex(ImageIndex):
         self.images = SourceImages(str(folder), document.sources)
         self._unit: dict[int, Floats] = {}
         # Caches of this instance: a decorated method would keep every opened index alive.
+        # 1,024 groups of 1,024 rows: a column of a million images.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
         self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda part: part_files.mapped(folder, self.parts[part], self.dim))
@@ -118,14 +119,6 @@ class FolderIndex(ImageIndex):
             summarize_column(name, self.stored_columns.column(name), self.is_removed) for name in self.columns.names
         ]
 
-    def expect(self, fingerprint: str) -> None:
-        if fingerprint != self.fingerprint:
-            message = (
-                f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the "
-                f"model {fingerprint[:8]}"
-            )
-            raise StaleError(message, hint=f"search with {self.folder / 'model'}, or index the images with this model")
-
     @property
     def model(self) -> Path:
         folder = self.folder / "model"
@@ -158,6 +151,7 @@ class FolderIndex(ImageIndex):
         queries_QD = exact.unit(vectors_QD, self.dim)
         rows = None if where is None else self._matching(where)
         found = []
+        # At least one block, so that no queries give empty arrays of the right shape.
         for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK):
             block_QD = queries_QD[start : start + QUERY_BLOCK]
             proposed = self._proposed(block_QD, k) if rows is None else self._proposed_of(block_QD, k, rows)
@@ -203,6 +197,7 @@ class FolderIndex(ImageIndex):
 
     def _proposed_in(self, segment: Segment, queries_QD: Floats, k: int) -> list[Rows]:
         """Candidate rows of a segment that were not removed; at least k, if it has as many."""
+        # Twice k, because graphs and codes order the best only roughly.
         count = min(max(self.config.candidates, 2 * k), segment.rows)
         is_gone = self.is_removed[segment.first_row : segment.stop]
         enough = min(k, segment.rows - int(is_gone.sum()))
@@ -226,6 +221,7 @@ class FolderIndex(ImageIndex):
         self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
     ) -> list[tuple[Hit, ...]]:
         assert self.document.keywords is not None  # `check_hybrid` was called before
+        # As deep for every small k, so that the first hits do not change with k.
         words, depth = self._words(self.folder, self.document.keywords), max(k, keywords.DEPTH)
         _, rows_QK = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
         has_captions = np.array([source.kind == "corpus" for source in self.document.sources])[self.source_R]
@@ -238,6 +234,7 @@ class FolderIndex(ImageIndex):
             cosines = exact.cosines(query_D, self.vectors(rows))
             facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
             hits_Q.append(
+                # None, not 0, for an image without a word of the text.
                 tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts)
             )
         return hits_Q

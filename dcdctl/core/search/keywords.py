@@ -117,6 +117,7 @@ def best(scores_R: Floats, count: int, is_left_out: NDArray[np.bool_]) -> Rows:
     rows = np.flatnonzero((scores_R > 0) & ~is_left_out)
     if len(rows) > count:
         rows = rows[scores_R[rows] >= np.partition(scores_R[rows], -count)[-count]]
+    # Stable, so that equal scores stay in the order of rows.
     return rows[np.argsort(-scores_R[rows], kind="stable")[:count]].astype(np.int64)
 
 
@@ -141,6 +142,7 @@ def fuse(
     if has_captions_R is not None and has_captions_R[by_words].any():
         rank_2C[1] = np.where(has_captions_R[rows], rank_2C[1], rank_2C.min(axis=0))
     fused_C = (1 / (RRF_K + rank_2C)).sum(axis=0)
+    # Stable, because `np.unique` has sorted the rows.
     order = np.argsort(-fused_C, kind="stable")[:count]
     return rows[order].astype(np.int64), fused_C[order]
 

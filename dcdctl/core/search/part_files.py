@@ -85,6 +85,7 @@ def part_name(number: int) -> str:
     >>> part_name(3)
     'part-00003.parquet'
     """
+    # Padded, so that names sort in the order of parts.
     return f"part-{number:05d}.parquet"
 
 
@@ -106,6 +107,7 @@ def write_part(
     vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
     table = pa.Table.from_arrays([*_columns(images), vector], schema=schema(dim).with_metadata(metadata))
+    # Numbers of unit vectors hardly shrink, and only plain ones can be memory-mapped.
     compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | {"vector.list.element": "none"}
     pq.write_table(
         table,
@@ -114,6 +116,7 @@ def write_part(
         compression=compression,
         # Ids differ in each row, so a dictionary would only add bytes.
         use_dictionary=False,
+        # Readers skip row groups by id; the least number of a vector helps nobody.
         write_statistics=["image_id"],
         # One plain page per row group can be memory-mapped; pyarrow would start a new page at each MiB.
         data_page_size=1 << 30,

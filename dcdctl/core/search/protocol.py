@@ -80,9 +80,14 @@ class ImageIndex(ABC):
         """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search
         waits for it."""
 
-    @abstractmethod
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the vectors."""
+        if fingerprint != self.fingerprint:
+            message = (
+                f"{self.location} was made with the model {self.fingerprint[:8]}, and this is the model "
+                f"{fingerprint[:8]}"
+            )
+            raise StaleError(message, hint="name the folder `model` of the index, or index the images with this model")
 
     @abstractmethod
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:

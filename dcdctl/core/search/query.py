@@ -119,12 +119,7 @@ def image_of(index: ImageIndex, row: int) -> Image.Image | None:
 
 def columns_text(hit: Hit) -> str:
     """The columns of a hit that have a value, on one line: "year 2020, owner anna"; long texts are shortened."""
-    return ", ".join(f"{name} {cut(shown(value))}" for name, value in hit.columns.items() if value is not None)
-
-
-def cut(text: str) -> str:
-    """A text of at most `MAX_SHOWN` characters."""
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    return ", ".join(f"{name} {shown(value)}" for name, value in hit.columns.items() if value is not None)
 
 
 def value_for_json(value: Value) -> str | bool | int | float:
@@ -133,7 +128,7 @@ def value_for_json(value: Value) -> str | bool | int | float:
 
 
 def shown(value: Value) -> str:
-    """A value of a column as text.
+    """A value of a column as text of at most `MAX_SHOWN` characters.
 
     >>> shown(2.50), shown(True), shown(datetime(2024, 5, 1, 12, 30))
     ('2.5', 'yes', '2024-05-01 12:30')
@@ -142,7 +137,8 @@ def shown(value: Value) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return value.isoformat(" ", "minutes" if value.second == value.microsecond == 0 else "auto")
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+    text = f"{value:.7g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def answer_document(question: str | Path, answer: SearchAnswer, index: ImageIndex) -> dict[str, Any]:

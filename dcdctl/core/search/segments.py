@@ -24,6 +24,7 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats
 from dcdctl.core.search.storage import INDEX, IndexDocument, Segment, save_array
 
+# 2 MB of float32 at 512 numbers per vector.
 BLOCK = 1024
 """Vectors passed to a segment together."""
 Blocks = Callable[[], Iterator[Floats]]
@@ -63,6 +64,7 @@ def fill(folder: Path, document: IndexDocument, track: Track) -> tuple[Segment, 
         local = [list(names)[number] for number in distributed.local_indices(len(names))]
         with track(f"build {kind}", total=sum(map(len, local)), unit="vectors") as advance:
             _build_all(build, document, {names[rows]: rows for rows in local}, advance)
+        # The next index.json names the segments of all processes.
         distributed.barrier()
     for rows, name in names.items():
         path = build.written(name)

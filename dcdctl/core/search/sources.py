@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dcdctl.core import artifacts, data, files
+from dcdctl.core import artifacts, data
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
 from dcdctl.core.errors import CorpusError, InputError, MissingError, StaleError
 from dcdctl.core.search.part_files import SkippedFile, SourceImage
@@ -154,9 +154,8 @@ class SourceImages:
 
     def _of_folder(self, source: int, image: SourceImage, access: Callable[[FolderImageFile], T]) -> T:
         folder, path = Path(self.sources[source].path), str(image.path)
-        if files.escapes_root(path):
-            raise MissingError(f"the image {path!r} of the index {self.where} lies outside its folder")
         try:
+            # A path or a link that leads out of the folder is an error of the file.
             return access(FolderImageFile(folder, path))
         except RowError as error:
             raise MissingError(f"{folder / path} of the index {self.where}: {error}") from error

@@ -303,9 +303,6 @@ def save_array(array: NDArray[Any], path: Path) -> None:
 
 def text_side_note(document: IndexDocument) -> str:
     """Why texts are searched with torch, for the user; empty if they are not."""
-    if document.text is None:
-        return (
-            "a search starts with torch, in seconds: the packages onnx and onnxruntime were missing when the "
-            "index was made"
-        )
-    return f"a search starts with torch, in seconds: {document.text.refused}" if document.text.refused else ""
+    text, missing = document.text, "the packages onnx and onnxruntime were missing when the index was made"
+    reason = missing if text is None else text.refused
+    return f"a search starts with torch, in seconds: {reason}" if reason else ""

@@ -11,7 +11,7 @@ import numpy as np
 from dcdctl.core import config
 from dcdctl.core.search.columns.table import ColumnSummary
 from dcdctl.core.search.index import FolderIndex
-from dcdctl.core.search.query import cut, shown, value_for_json
+from dcdctl.core.search.query import shown, value_for_json
 from dcdctl.core.search.storage import ImageSource, Part, SealedFile, Segment, text_side_note
 
 # A line of a terminal has room for as many.
@@ -102,10 +102,9 @@ def _column(summary: ColumnSummary) -> str:
         return f"{summary.type}{missing}"
     if summary.low is not None and summary.high is not None and summary.frequent[0][1] == 1:
         return (
-            f"{summary.type}{missing}; {summary.distinct:,} values from {cut(shown(summary.low))} to "
-            f"{cut(shown(summary.high))}"
+            f"{summary.type}{missing}; {summary.distinct:,} values from {shown(summary.low)} to {shown(summary.high)}"
         )
-    frequent = ", ".join(f"{cut(shown(value))} ({count:,})" for value, count in summary.frequent[:NUM_SHOWN])
+    frequent = ", ".join(f"{shown(value)} ({count:,})" for value, count in summary.frequent[:NUM_SHOWN])
     others = summary.distinct - NUM_SHOWN
     return f"{summary.type}{missing}; {frequent}{f' and {others:,} other values' if others > 0 else ''}"
 

@@ -124,6 +124,7 @@ class _GivenVectors:
         # On the disk of the index, because the vectors may be more than fit into memory. `planned` is removed at the
         # end.
         path = task.build.folder / PLANNED / "vectors.f16"
+        # An empty file cannot be mapped.
         self.vectors_ND = np.memmap(path, dtype=np.float16, mode="w+", shape=(max(len(self.ids), 1), task.dim))
         self.is_given: Flags = np.zeros(len(self.ids), dtype=np.bool_)
         self.faults = Faults("the vectors cannot be used")
@@ -194,6 +195,7 @@ class _GivenVectors:
                 f"the vectors of {path} have {given} numbers, and those of the model have {numbers}", hint=_HINT
             )
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+        # A copy, because torch warns about arrays that are not writable, such as those of Arrow.
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
         stored_BD = embed.stored(vectors_BD, self.task.dim)
         # As they are stored: squares may be too large, and the first numbers zero.

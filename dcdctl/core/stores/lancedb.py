@@ -195,6 +195,7 @@ class LanceStore(Store):
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
+            # An error may quote a condition of thousands of rows.
             text = " ".join(str(error).split())[:500]
             if _PASSING.search(text):
                 raise UnavailableError(

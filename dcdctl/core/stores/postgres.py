@@ -82,6 +82,7 @@ class PostgresStore(Store):
     """The images of one table. Each thread has a connection of its own."""
 
     kind = "postgresql"
+    # 1 MB of vectors of 512 numbers per transaction.
     batch_rows = 1000
 
     def __init__(self, conninfo: str, table: str, location: str) -> None:
@@ -276,6 +277,7 @@ class PostgresStore(Store):
             connection: Connection | None = getattr(self._local, "connection", None)
             if connection is None or connection.closed:
                 # Without prepared statements, which poolers such as pgbouncer mix up.
+                # In autocommit: a transaction that stays open after a read keeps uploads from replacing the table.
                 connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None, **_SETTINGS)
                 self._opened.append(connection)
                 self._local.connection = connection
@@ -285,12 +287,10 @@ class PostgresStore(Store):
 
     def _as_ours(self, error: psycopg.Error) -> DcdError:
         state, text = error.sqlstate or "", " ".join(str(error).split())
-        if isinstance(error, errors.UndefinedFile | errors.FeatureNotSupported) and "extension" in text:
-            hint = "install it on the server: apt install postgresql-17-pgvector, or as its README says"
-            return InputError(f"the server of {self.location} has no pgvector ({text})", hint=hint)
-        if isinstance(error, errors.InsufficientPrivilege) and "extension" in text:
-            hint = "an administrator of the database runs: CREATE EXTENSION vector"
-            return InputError(f"this user may not install pgvector in {self.location} ({text})", hint=hint)
+        no_extension = errors.UndefinedFile | errors.FeatureNotSupported | errors.InsufficientPrivilege
+        if isinstance(error, no_extension) and "extension" in text:
+            hint = "install postgresql-17-pgvector on the server; an administrator runs: CREATE EXTENSION vector"
+            return InputError(f"{self.location} has no pgvector ({text})", hint=hint)
         is_lost = isinstance(error, psycopg.OperationalError) and not state
         if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
             hint = "is the server running, and are host and port right?" if is_lost else "run the same command again"

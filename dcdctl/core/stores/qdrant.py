@@ -71,6 +71,7 @@ class QdrantStore(Store):
     """The images of one collection."""
 
     kind = "qdrant"
+    # Some 5 MB of JSON at 512 numbers; Qdrant refuses requests of more than 32 MB.
     batch_rows = 500
 
     def __init__(self, client: QdrantClient, name: str, location: str) -> None:
@@ -222,6 +223,7 @@ class QdrantStore(Store):
             raise self._as_ours(error) from error
 
     def _as_ours(self, error: Exception) -> DcdError:
+        # An error may quote the whole request.
         text = " ".join(str(error).split())[:500]
         status = error.status_code if isinstance(error, UnexpectedResponse) else None
         is_gone = status == 404 or (isinstance(error, ValueError) and "not found" in text)

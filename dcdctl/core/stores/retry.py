@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +28,7 @@ def repeated(work: Callable[..., T], waits_s: Sequence[float], *arguments: Any) 
     for wait_s in waits_s:
         try:
             return work(*arguments)
-        except UnavailableError as error:
+        except UnavailableError:
             # Not all clients at once: half of the wait is random.
-            wait_s *= 0.5 + 0.5 * random.random()
-            logging.getLogger("dcdctl").info("trying again in %.1f s: %s", wait_s, error)
-            time.sleep(wait_s)
+            time.sleep(wait_s * (0.5 + 0.5 * random.random()))
     return work(*arguments)

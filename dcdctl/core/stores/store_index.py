@@ -84,14 +84,6 @@ class StoreIndex(ImageIndex):
                 hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?",
             )
 
-    def expect(self, fingerprint: str) -> None:
-        if fingerprint != self.fingerprint:
-            message = (
-                f"{self.location} was filled with the model {self.fingerprint[:8]}, and this is the model "
-                f"{fingerprint[:8]}"
-            )
-            raise StaleError(message, hint="name the folder `model` of its index with --model")
-
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
         """For each query the k images of the highest exact cosines among the candidates of the engine; ties by row.
 

@@ -44,7 +44,9 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
     wanted = facts_of(index)
     published = repeated(store.facts, FOR_A_QUESTION)
     if published is not None and not replace:
-        _expect(published, index, store.location)
+        if not _continues(published, index):
+            hint = "name another table or collection, or replace what is there with --replace"
+            raise StaleError(f"{store.location} holds the images of another index than {index.folder}", hint=hint)
         if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
             return _fill(index, store, wanted, is_new=False, track=track)
     draft = store.draft()
@@ -106,19 +108,6 @@ def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
     """Whether the first rows of an index are those of a store."""
     is_same = (facts.model, facts.dims, facts.precision) == (index.fingerprint, index.dim, index.document.precision)
     return is_same and facts.content == content_digest(index, facts.rows)
-
-
-def _expect(facts: StoreFacts, index: FolderIndex, location: str) -> None:
-    """StaleError if a store holds the images of another index or another model."""
-    hint = "name another table or collection, or replace what is there with --replace"
-    if facts.model != index.fingerprint:
-        message = (
-            f"{location} was filled with the model {facts.model[:8]}, and the index {index.folder} has the model "
-            f"{index.fingerprint[:8]}"
-        )
-        raise StaleError(message, hint=hint)
-    if not _continues(facts, index):
-        raise StaleError(f"{location} holds the images of another index than {index.folder}", hint=hint)
 
 
 def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool, track: Track) -> Upload:

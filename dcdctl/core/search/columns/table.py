@@ -30,6 +30,7 @@ class StoredColumns:
         self.schema: pa.Schema = pa.schema([]) if entry is None else entry.schema
         self.num_covered = 0 if entry is None else entry.rows
         """The first rows, which have had a chance to get values; rows that were added since have none."""
+        # Unbounded: an index has few columns, and users repeat conditions.
         self.column = lru_cache(maxsize=None)(self._read_column)
         # The hits of a page share groups.
         self._group = lru_cache(maxsize=256)(self._read_group)
@@ -63,6 +64,7 @@ class StoredColumns:
         assert self._entry is not None  # an index without columns has none to ask for
         path = INDEX.checked(self._folder / self._entry.file, self._entry.sha256)
         try:
+            # Reading ahead would copy the pages that are mapped.
             file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise INDEX.damaged(path, f"it is not a Parquet file ({error})") from error

@@ -112,6 +112,7 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
         found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
         raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
+    # sqlglot and `_read` call themselves for each parenthesis.
     except RecursionError as error:
         raise InputError(f"the condition {text!r:.60} is nested too deeply", hint=EXAMPLE) from error
     except InputError as error:
