@@ -147,22 +147,23 @@ def answer_document(question: str | Path, answer: SearchAnswer, index: ImageInde
     return {
         "query": {kind: as_text(str(question))},
         "index": {"folder": as_text(index.location), "images": index.num_images, "model": index.fingerprint},
-        "hits": [_to_table(rank, hit, index) for rank, hit in enumerate(answer.hits, start=1)],
+        "hits": [
+            {
+                "place": rank,
+                "row": hit.row,
+                "image_id": hit.image_id,
+                "name": hit.name,
+                "score": hit.score,
+                "reranked": hit.reranked,
+                "bm25": hit.bm25,
+                "fused": hit.fused,
+                "columns": {
+                    name: None if value is None else value_for_json(value) for name, value in hit.columns.items()
+                },
+                "is_there": index.has_image(hit.row),
+            }
+            for rank, hit in enumerate(answer.hits, start=1)
+        ],
         "seconds": {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds},
         "notes": list(answer.notes),
     }
-
-
-def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
-    table = {
-        "place": rank,
-        "row": hit.row,
-        "image_id": hit.image_id,
-        "name": hit.name,
-        "score": hit.score,
-        "reranked": hit.reranked,
-        "bm25": hit.bm25,
-        "fused": hit.fused,
-    }
-    columns = {name: None if value is None else value_for_json(value) for name, value in hit.columns.items()}
-    return {**table, "columns": columns, "is_there": index.has_image(hit.row)}
