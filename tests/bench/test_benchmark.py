@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from bench_fakes import Clock, FakeCorpus, FakeFusion, bench
+from bench_fakes import FakeCorpus, FakeFusion, bench
 
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.bench import bench as bench_bench
-from dcdctl.core.bench.rates import Timings
-from dcdctl.core.bench.result import QueryTiming
-from dcdctl.core.bench.timer import Quantity, Repeats
+from dcdctl.core.bench.steps import BenchModel
+from dcdctl.core.bench.timer import Repeats
 from dcdctl.core.errors import ConfigError
 
 
@@ -69,11 +67,10 @@ def test_extrapolation_starts_from_the_largest_timed_gallery():
     """The single steps would give another result: 1,000 images cost 6 ms in addition to the caption, but one image
     costs 1 ms."""
     draws = np.zeros((1, 1), dtype=np.int64)
-    caption, rank = (Repeats(np.array([[seconds]]), draws) for seconds in (0.002, 0.001))
-    timings = Timings(SimpleNamespace(batch_size=1), {"caption": caption, "rank": rank})
-    for count, seconds, repeats in ((100, 0.1, caption), (1000, 0.008, caption), (5000, 9.0, None)):
-        timings.queries[True][count] = QueryTiming(Quantity(seconds, np.array([seconds])), repeats)
-    assert timings.expected(10_000, is_cached=True).value == pytest.approx(0.002 + 10 * 0.006)
+    model = BenchModel(steps=None, singles=[], images={}, texts={}, batch_size=1)
+    model.step_times = {name: Repeats(np.array([[s]]), draws) for name, s in (("caption", 0.002), ("rank", 0.001))}
+    model.query_times[True] = {count: Repeats(np.array([[s]]), draws) for count, s in ((100, 0.1), (1000, 0.008))}
+    assert model.query_s(10_000, is_cached=True).value == pytest.approx(0.002 + 10 * 0.006)
 
 
 def test_a_gallery_above_the_memory_limit_is_extrapolated():
@@ -205,15 +202,6 @@ def test_the_processor_clock_does_not_advance_while_the_process_sleeps():
 def test_the_processor_clock_is_refused_for_a_gpu():
     with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --clock wall"):
         bench_bench._clock(BenchConfig(clock="processor"), torch.device("cuda"))
-
-
-def test_on_a_gpu_the_clock_is_read_after_synchronization(monkeypatch):
-    """Calls of synchronize are recorded, because the test has no GPU."""
-    synchronized = []
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
-    device, clock = torch.device("cuda:1"), Clock()
-    bench_bench._timer(BenchConfig(), device, clock).once(lambda number: clock.spend(7), 0)
-    assert synchronized == [device, device]
 
 
 @pytest.mark.parametrize(

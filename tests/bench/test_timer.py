@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from bench_fakes import Clock
 
+from dcdctl.core.bench import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats, Timer
 
 
 def timer(clock: Clock, **settings) -> Timer:
-    return Timer(**{"num_warmup": 2, "num_repeats": 30, "budget_s": 10, "clock": clock, **settings})
+    config = BenchConfig(**{"num_repeats": 30, "budget_s": 10, "min_rounds": 1, **settings})
+    return Timer(config=config, clock=clock)
 
 
 def test_warm_up_is_dropped_and_the_number_of_repeats_is_as_set():
@@ -62,9 +64,7 @@ def test_the_clock_is_read_after_the_device_has_finished():
         events.append("clock")
         return 0.0
 
-    synchronized = Timer(
-        num_warmup=1, num_repeats=1, budget_s=1, clock=clock, synchronize=lambda: events.append("wait")
-    )
+    synchronized = Timer(config=BenchConfig(), clock=clock, synchronize=lambda: events.append("wait"))
     synchronized.once(lambda number: events.append("work"), 0)
     assert events == ["wait", "clock", "work", "wait", "clock"]
 

@@ -128,4 +128,4 @@ def bench(
     teacher = FakeFusion(clock, Costs(image=10, text=2, pair=1))
     pupil = student(clock, Costs(image=5, text=1, pair=0.5))
     in_torch = {"teacher": teacher, "student": pupil}
-    return compare(in_torch, corpus or FakeCorpus([1, 1, 1, 1]), BenchConfig(**given), clock=clock)
+    return compare(in_torch, corpus or FakeCorpus([1, 1, 1, 1]), BenchConfig(**given), fresh={}, clock=clock)

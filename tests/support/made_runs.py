@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from bench_fakes import bench
 from evaluations import document_of, reseal, write_json, write_ranks
 from numpy.typing import NDArray
 
@@ -117,28 +118,13 @@ def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measur
 
 def write_bench(folder: Path, teacher_model: str, *, student_ms: float = 2.0, teacher_ms: float = 100.0) -> None:
     """bench.json, with a query among 1,000 images as given."""
-
-    def side(ms: float, parameters: int, *, extrapolated: bool) -> dict[str, Any]:
-        queries = [
-            {
-                "num_images": size,
-                "is_cached": cached,
-                "duration": {"seconds": ms / 1000 * size / 1000, "extrapolated": extrapolated},
-            }
-            for size in (100, 1000)
-            for cached in (True, False)
-        ]
-        return {"kind": "dual", "num_parameters": parameters, "dtype": "float32", "queries": queries}
-
-    document = {
-        "student_model": str(folder),
-        "teacher_model": teacher_model,
-        "settings": {"gallery_sizes": [100, 1000], "headline_size": 1000},
-        "machine": {"cpu": "Made-up CPU", "device": "cpu", "threads": 2, "torch": "2.6"},
-        "teacher": side(teacher_ms, 4_000_000, extrapolated=True),
-        "student": side(student_ms, 1_500_000, extrapolated=False),
-        "speed_ups": [],
-    }
+    document = bench(gallery_sizes=(100, 1000), reference_gallery=1000).to_json()
+    document |= {"student_model": str(folder), "teacher_model": teacher_model}
+    document["machine"] = {"cpu": "Made-up CPU", "device": "cpu", "threads": 2, "torch": "2.6"}
+    for side, ms, parameters in (("teacher", teacher_ms, 4_000_000), ("student", student_ms, 1_500_000)):
+        document[side]["num_parameters"] = parameters
+        for query in document[side]["queries"]:
+            query["duration"] |= {"seconds": ms * query["num_images"] / 1e6, "extrapolated": side == "teacher"}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", document)
 

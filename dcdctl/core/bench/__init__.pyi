@@ -1,5 +1,5 @@
-from .bench import ModelPair, compare_saved
-from .config import BenchConfig
+from .bench import compare_saved
+from .config import BenchConfig, ModelPair
 from .result import Bench, Duration, Latency, ModelTimes, Percentile, QueryTimes, SpeedUp, read_times
 
 __all__ = [

@@ -7,19 +7,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from dcdctl.core import artifacts, devices, files, models
 from dcdctl.core.bench import cold_start, footprint, rates, result
-from dcdctl.core.bench.cold_start import ColdStartRequest
-from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.rates import Timings
+from dcdctl.core.bench.config import ONNX, STUDENT, TEACHER, BenchConfig, ModelPair
 from dcdctl.core.bench.result import (
     Bench,
     CurvePoint,
@@ -28,6 +25,7 @@ from dcdctl.core.bench.result import (
     Footprint,
     ModelTimes,
     OnnxTimes,
+    QueryTime,
     SpeedUp,
     Throughput,
     speed_up,
@@ -39,34 +37,6 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, DcdError, MissingError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
-
-TEACHER, STUDENT, ONNX = "teacher", "student", "onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelPair:
-    """Two saved models and the corpus that they are timed on."""
-
-    teacher: str
-    student: str
-    overrides: Mapping[str, Any]
-    """Settings that the teacher's files lack."""
-    data: Path
-    split: str
-
-    def requests(self, config: BenchConfig, device: torch.device) -> dict[str, ColdStartRequest]:
-        """The requests to fresh processes."""
-        student = ColdStartRequest(
-            ref=self.student,
-            data=str(self.data),
-            split=self.split,
-            num_images=config.num_images,
-            batch_size=config.batch_size,
-            device=str(device),
-            precision=config.precision,
-            num_threads=config.num_threads,
-        )
-        return {TEACHER: dataclasses.replace(student, ref=self.teacher, overrides=self.overrides), STUDENT: student}
 
 
 def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
@@ -85,8 +55,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
     corpus = Corpus.open(pair.data, pair.split)
     saved = {TEACHER: models.load(pair.teacher, pair.overrides, track), STUDENT: models.load(pair.student)}
     # Before the models are moved to a GPU, so that the processes have all of its memory.
-    requests = pair.requests(config, device) if config.num_fresh_processes else {}
-    fresh = cold_start.measure(requests, config.num_fresh_processes, track) if requests else {}
+    fresh = cold_start.measure(pair, config, device, track) if config.num_fresh_processes else {}
     on_device = {name: model.to(device) for name, model in saved.items()}
     bench = compare(on_device, corpus, config, fresh=fresh, clock=clock, track=track)
     bench = dataclasses.replace(bench, student_model=pair.student, teacher_model=pair.teacher)
@@ -100,36 +69,40 @@ def compare(
     corpus: Corpus,
     config: BenchConfig,
     *,
-    fresh: Mapping[str, FirstQuery] | None = None,
-    clock: Callable[[], float] | None = None,
+    fresh: Mapping[str, FirstQuery],
+    clock: Callable[[], float],
     track: Track = silent,
 ) -> Bench:
     """Times of the teacher and the student, on the device they are on, and three speed-ups.
 
-    `fresh` has the times of fresh processes by model; `clock` replaces the clock of the settings.
+    `fresh` has the times of fresh processes by model.
     """
     student = in_torch[STUDENT]
     device = device_of(student)
     # The load before and after shows whether other programs slowed the measurement.
     load_before = devices.load_average()
-    with _inference(config, device):
+    with _inference(config, device), tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
         bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
         footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
-        with onnx_student(student, bench_models[STUDENT], is_requested=config.is_onnx_timed) as (onnx, onnx_times):
-            if onnx is not None:
-                bench_models[ONNX] = onnx
-            timer = _timer(config, device, clock or _clock(config, device))
-            timings = rates.measure(bench_models, config, timer, track)
-            runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
-            if onnx is not None:
-                runtimes[ONNX] = f"onnxruntime {version('onnxruntime')}", "float32"
-                # An export has the weights and the operations of the student.
-                footprints[ONNX] = footprints[STUDENT]
+        runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
+        onnx, onnx_times = (
+            onnx_student(student, bench_models[STUDENT], Path(folder))
+            if config.is_onnx_timed
+            else (None, OnnxTimes(note="not asked for"))
+        )
+        if onnx is not None:
+            bench_models[ONNX] = onnx
+            runtimes[ONNX] = f"onnxruntime {version('onnxruntime')}", "float32"
+            # An export has the weights and the operations of the student.
+            footprints[ONNX] = footprints[STUDENT]
+        timer = Timer(config=config, clock=clock, synchronize=partial(devices.synchronize, device))
+        rates.measure(bench_models, timer, track)
         machine = {**devices.describe(device), "load_average": [load_before, devices.load_average()]}
     times = {
-        name: _model_times(each, corpus, config, footprints[name], *runtimes[name]) for name, each in timings.items()
+        name: _model_times(each, corpus, config, footprints[name], *runtimes[name])
+        for name, each in bench_models.items()
     }
-    speed_ups = {name: _speed_ups(timings[TEACHER], each, corpus, config) for name, each in timings.items()}
+    speed_ups = {name: _speed_ups(bench_models[TEACHER], each, corpus, config) for name, each in bench_models.items()}
     if onnx is not None:
         onnx_times = dataclasses.replace(onnx_times, times=times[ONNX], speed_ups=speed_ups[ONNX])
     return Bench(
@@ -138,11 +111,11 @@ def compare(
         num_captions=corpus.num_captions,
         settings=config,
         machine=machine,
-        teacher=dataclasses.replace(times[TEACHER], first_query=(fresh or {}).get(TEACHER)),
-        student=dataclasses.replace(times[STUDENT], first_query=(fresh or {}).get(STUDENT)),
+        teacher=dataclasses.replace(times[TEACHER], first_query=fresh.get(TEACHER)),
+        student=dataclasses.replace(times[STUDENT], first_query=fresh.get(STUDENT)),
         onnx=onnx_times,
         speed_ups=speed_ups[STUDENT],
-        curve=_curve(timings[TEACHER], timings[STUDENT], config),
+        curve=_curve(bench_models[TEACHER], bench_models[STUDENT], config),
     )
 
 
@@ -157,17 +130,6 @@ def _inference(config: BenchConfig, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _timer(config: BenchConfig, device: torch.device, clock: Callable[[], float]) -> Timer:
-    return Timer(
-        num_warmup=config.num_warmup,
-        num_repeats=config.num_repeats,
-        budget_s=config.budget_s,
-        min_rounds=min(config.min_rounds, config.num_repeats),
-        clock=clock,
-        synchronize=partial(devices.synchronize, device),
-    )
 
 
 def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
@@ -185,16 +147,16 @@ def _dtype(model: FusionScorer | DualEncoder) -> str:
 
 
 def _model_times(
-    timings: Timings, corpus: Corpus, config: BenchConfig, size: Footprint, runtime: str, dtype: str
+    model: BenchModel, corpus: Corpus, config: BenchConfig, size: Footprint, runtime: str, dtype: str
 ) -> ModelTimes:
-    latencies = {name: result.latency(timings.steps[name]) for name in ("pair", "image", "caption")}
-    if (query := timings.queries[True][config.reference_gallery].repeats) is not None:
+    latencies = {name: result.latency(model.step_times[name]) for name in ("pair", "image", "caption")}
+    if (query := model.query_times[True].get(config.reference_gallery)) is not None:
         latencies["query"] = result.latency(query)
     pair = latencies["pair"]
     # A fusion model takes too long for all pairs to time a test set as a whole.
-    test_set_s = timings.test_set_s(corpus.num_images, corpus.num_captions)
+    test_set_s = model.test_set_s(corpus.num_images, corpus.num_captions)
     return ModelTimes(
-        kind=timings.model.steps.kind,
+        kind=model.steps.kind,
         runtime=runtime,
         num_parameters=size.num_parameters,
         dtype=dtype,
@@ -202,12 +164,14 @@ def _model_times(
         pair_p95_ms=pair.p95.ms,
         pair_p99_ms=pair.p99.ms,
         latencies=latencies,
-        pairs_per_s=timings.batches[config.batch_size]["pairs"].median.inverse(config.batch_size).value,
-        image_encode_ms=1000 * timings.in_batch("images").value,
-        text_encode_ms=1000 * timings.in_batch("captions").value,
-        throughput=tuple(_throughput(timings, count) for count in timings.batches),
+        pairs_per_s=model.batch_times[config.batch_size]["pairs"].median.inverse(config.batch_size).value,
+        image_encode_ms=1000 * model.in_batch("images").value,
+        text_encode_ms=1000 * model.in_batch("captions").value,
+        throughput=tuple(_throughput(model, count) for count in model.batch_times),
         queries=tuple(
-            result.query_time(count, timings.queries[is_cached][count], is_cached=is_cached)
+            QueryTime(
+                num_images=count, is_cached=is_cached, duration=_query_duration(model, count, is_cached=is_cached)
+            )
             for count in sorted(config.gallery_sizes)
             for is_cached in (True, False)
         ),
@@ -217,9 +181,19 @@ def _model_times(
     )
 
 
-def _throughput(timings: Timings, size: int) -> Throughput:
+def _query_duration(model: BenchModel, num_images: int, *, is_cached: bool) -> Duration:
+    seconds, timed = model.query_s(num_images, is_cached=is_cached), model.query_times[is_cached].get(num_images)
+    return Duration(
+        seconds=seconds.value,
+        extrapolated=timed is None,
+        interval=seconds.interval,
+        num_repeats=0 if timed is None else timed.num_repeats,
+    )
+
+
+def _throughput(model: BenchModel, size: int) -> Throughput:
     pairs, images, captions = (
-        timings.batches[size][kind].median.inverse(size) for kind in ("pairs", "images", "captions")
+        model.batch_times[size][kind].median.inverse(size) for kind in ("pairs", "images", "captions")
     )
     return Throughput(
         batch_size=size,
@@ -232,10 +206,10 @@ def _throughput(timings: Timings, size: int) -> Throughput:
     )
 
 
-def _speed_ups(teacher: Timings, other: Timings, corpus: Corpus, config: BenchConfig) -> tuple[SpeedUp, ...]:
+def _speed_ups(teacher: BenchModel, other: BenchModel, corpus: Corpus, config: BenchConfig) -> tuple[SpeedUp, ...]:
     """Teacher over other: for one pair, for one query, for the whole test set."""
-    pair_s = teacher.steps["pair"].median, other.steps["pair"].median
-    test_set_s = [timings.test_set_s(corpus.num_images, corpus.num_captions) for timings in (teacher, other)]
+    pair_s = [model.step_times["pair"].median for model in (teacher, other)]
+    test_set_s = [model.test_set_s(corpus.num_images, corpus.num_captions) for model in (teacher, other)]
     return (
         speed_up("one pair, everything encoded", *pair_s, extrapolated=False),
         _query_speed_up(teacher, other, config.reference_gallery, is_cached=True),
@@ -243,7 +217,7 @@ def _speed_ups(teacher: Timings, other: Timings, corpus: Corpus, config: BenchCo
     )
 
 
-def _curve(teacher: Timings, student: Timings, config: BenchConfig) -> tuple[CurvePoint, ...]:
+def _curve(teacher: BenchModel, student: BenchModel, config: BenchConfig) -> tuple[CurvePoint, ...]:
     return tuple(
         CurvePoint(
             num_images=count,
@@ -255,39 +229,25 @@ def _curve(teacher: Timings, student: Timings, config: BenchConfig) -> tuple[Cur
     )
 
 
-def _query_speed_up(teacher: Timings, other: Timings, num_images: int, *, is_cached: bool) -> SpeedUp:
-    slow, fast = (timings.queries[is_cached][num_images] for timings in (teacher, other))
+def _query_speed_up(teacher: BenchModel, other: BenchModel, num_images: int, *, is_cached: bool) -> SpeedUp:
+    slow, fast = (model.query_s(num_images, is_cached=is_cached) for model in (teacher, other))
     # A ratio is only measured if both of its times are.
     label = f"one query over {num_images:,} images, encoded {'before' if is_cached else 'with it'}"
-    return speed_up(label, slow.seconds, fast.seconds, extrapolated=slow.repeats is None or fast.repeats is None)
+    is_timed = all(num_images in model.query_times[is_cached] for model in (teacher, other))
+    return speed_up(label, slow, fast, extrapolated=not is_timed)
 
 
-@contextmanager
 def onnx_student(
-    model: FusionScorer | DualEncoder, bench_model: BenchModel, *, is_requested: bool
-) -> Iterator[tuple[BenchModel | None, OnnxTimes]]:
-    """The student exported into a temporary folder, and what is known of it before it is timed; None with a note if it
-    is not. Its vectors are compared with torch's."""
-    if not is_requested:
-        yield None, OnnxTimes(note="not asked for")
-    elif missing := _missing_packages():
-        yield None, OnnxTimes(note=missing)
-    elif model.kind == "fusion":
-        yield None, OnnxTimes(note="does not export: the shapes of a fusion model depend on the data")
-    else:
-        with tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
-            yield _exported(model, bench_model, Path(folder))
-
-
-def _missing_packages() -> str:
+    model: FusionScorer | DualEncoder, in_torch: BenchModel, folder: Path
+) -> tuple[BenchModel | None, OnnxTimes]:
+    """The student exported into a folder, and what is known of it before it is timed; None with a note if it cannot be.
+    Its vectors are compared with torch's."""
     try:
         models.require_onnx()
     except MissingError as error:
-        return str(error)
-    return ""
-
-
-def _exported(model: DualEncoder, in_torch: BenchModel, folder: Path) -> tuple[BenchModel | None, OnnxTimes]:
+        return None, OnnxTimes(note=str(error))
+    if model.kind == "fusion":
+        return None, OnnxTimes(note="does not export: the shapes of a fusion model depend on the data")
     try:
         # The files hold float32, whatever the autocast precision of the benchmark.
         with torch.inference_mode(False), torch.autocast(device_of(model).type, enabled=False):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from dcdctl.core import devices, files, models
+from dcdctl.core.bench.config import STUDENT, TEACHER, BenchConfig, ModelPair
 from dcdctl.core.bench.result import ColdStartTimes, FirstQuery
 from dcdctl.core.bench.steps import FIRST, MiB, timed_model
-from dcdctl.core.config import build
+from dcdctl.core.config import build, to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
@@ -36,49 +37,33 @@ except ImportError:  # not a POSIX system
     resource = None  # type: ignore[assignment]
 # The clock is read before anything else is imported.
 _SCRIPT = (
-    "import sys, time; begun = time.time(); from dcdctl.core.bench import cold_start; "
-    "cold_start.answer(sys.argv[1], begun)"
+    "import json, sys, time; begun = time.time(); from dcdctl.core.bench import cold_start; "
+    "cold_start.answer(begun, *json.loads(sys.argv[1]))"
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColdStartRequest:
-    """What a process loads and answers."""
-
-    ref: str
-    data: str
-    split: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    num_images: int = 32
-    """Encoded images that the caption is ranked against: one batch of images, repeated if it is too small."""
-    batch_size: int = 32
-    device: str = "cpu"
-    precision: str = "float32"
-    num_threads: int | None = None
-
-
-def measure(
-    requests: Mapping[str, ColdStartRequest], num_processes: int, track: Track = silent
-) -> dict[str, FirstQuery]:
-    """Times of each model, in turn; ModelError if a process cannot answer."""
-    times: dict[str, list[ColdStartTimes]] = {name: [] for name in requests}
-    with track("fresh processes", total=num_processes * len(requests), unit="processes") as advance:
-        for _ in range(num_processes):
-            for name, request in requests.items():
-                times[name].append(_run(request))
+def measure(pair: ModelPair, config: BenchConfig, device: torch.device, track: Track = silent) -> dict[str, FirstQuery]:
+    """Times of both models, in turn; ModelError if a process cannot answer."""
+    times: dict[str, list[ColdStartTimes]] = {TEACHER: [], STUDENT: []}
+    with track("fresh processes", total=config.num_fresh_processes * len(times), unit="processes") as advance:
+        for _ in range(config.num_fresh_processes):
+            for name, processes in times.items():
+                processes.append(run(name, pair, config, device))
                 advance(1)
     return {
-        name: FirstQuery(num_images=requests[name].num_images, median=_median(processes), processes=tuple(processes))
+        name: FirstQuery(num_images=config.num_images, median=_median(processes), processes=tuple(processes))
         for name, processes in times.items()
     }
 
 
-def _run(request: ColdStartRequest) -> ColdStartTimes:
+def run(name: str, pair: ModelPair, config: BenchConfig, device: torch.device) -> ColdStartTimes:
+    """The times of one process that loads the teacher or the student."""
     package = str(files.PACKAGE.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: files in the current folder cannot replace modules.
     # time.time, because perf_counter starts at another point in each process.
-    command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps({**asdict(request), "started": time.time()})]
+    request = [time.time(), name, to_table(pair), to_table(config), str(device)]
+    command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False
     )
@@ -87,7 +72,7 @@ def _run(request: ColdStartRequest) -> ColdStartTimes:
             (line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}"
         )
         raise ModelError(
-            f"a fresh process that loads {request.ref} could not answer: {reason}",
+            f"a fresh process that loads {getattr(pair, name)} could not answer: {reason}",
             hint="--fresh-processes 0 leaves this measurement out",
         )
     # The last line, because a library may have printed to stdout before.
@@ -100,21 +85,21 @@ def _median(processes: Sequence[ColdStartTimes]) -> ColdStartTimes:
     return build(ColdStartTimes, {name: None if None in values else median(values) for name, values in parts.items()})
 
 
-def answer(request_json: str, begun: float) -> None:
+def answer(
+    begun: float, started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
+) -> None:
     """Run in a fresh process: load, encode, answer twice, and write `ColdStartTimes` to stdout as one line of JSON."""
     imported, rss_imported = time.time(), peak_rss_mib()
-    table = json.loads(request_json)
-    started = table.pop("started")
-    request = build(ColdStartRequest, table)
-    device = devices.choose(request.device)
-    if request.num_threads is not None:
-        torch.set_num_threads(request.num_threads)
-    model = models.load(request.ref, request.overrides).to(device).eval()
+    pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    overrides: Mapping[str, Any] = pair.overrides if name == TEACHER else {}
+    model = models.load(getattr(pair, name), overrides).to(device).eval()
     devices.synchronize(device)
     loaded, rss_loaded, worked = time.time(), peak_rss_mib(), time.process_time()
-    corpus = Corpus.open(Path(request.data), request.split)
-    with torch.inference_mode(), Compute(device=device, precision=request.precision).forward_pass():
-        encoded, first, second, first_worked = _answer_twice(model, corpus, request, device)
+    corpus = Corpus.open(pair.data, pair.split)
+    with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
+        encoded, first, second, first_worked = _answer_twice(model, corpus, config, device)
     parts = {
         "start_s": begun - started,
         "import_s": imported - begun,
@@ -133,21 +118,22 @@ def answer(request_json: str, begun: float) -> None:
 
 
 def _answer_twice(
-    model: Model, corpus: Corpus, request: ColdStartRequest, device: torch.device
+    model: Model, corpus: Corpus, config: BenchConfig, device: torch.device
 ) -> tuple[float, float, float, float]:
     """Seconds to encode, for the first and the second answer, and CPU seconds of the first."""
-    steps = timed_model(model, request.batch_size)
+    steps = timed_model(model, config.batch_size)
     started = time.perf_counter()
-    batch = corpus.images(range(min(request.batch_size, request.num_images, corpus.num_images)))
+    # One batch of images; the gallery repeats them if it is larger.
+    batch = corpus.images(range(min(config.batch_size, config.num_images, corpus.num_images)))
     images = steps.encode_images(model.preprocess.images(batch).to(device))
-    gallery = steps.gallery(images, request.num_images)
+    gallery = steps.gallery(images, config.num_images)
     devices.synchronize(device)
     encoded, worked = time.perf_counter(), time.process_time()
 
     def search() -> Tensor:
         text = steps.encode_texts(model.preprocess.texts([corpus.captions[0]]).to(device))
         # The copy to the CPU waits for the GPU, so both times are of finished work.
-        return steps.rank(gallery, text).topk(min(FIRST, request.num_images)).indices.cpu()
+        return steps.rank(gallery, text).topk(min(FIRST, config.num_images)).indices.cpu()
 
     search()
     answered, worked = time.perf_counter(), time.process_time() - worked

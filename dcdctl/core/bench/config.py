@@ -1,15 +1,30 @@
-"""The settings of a benchmark; they are saved with its result."""
+"""The models and the settings of a benchmark; the settings are saved with its result."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from dcdctl.core.config import NOT_EMPTY, Count, Key, Positive, at_least, check_fields
 from dcdctl.core.errors import ConfigError
 
 # From a folder of photos to a catalog, a power of ten apart: the curve is drawn on a logarithmic axis.
 DEFAULT_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+TEACHER, STUDENT, ONNX = "teacher", "student", "onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPair:
+    """Two saved models and the corpus that they are timed on."""
+
+    teacher: str
+    student: str
+    overrides: Mapping[str, Any]
+    """Settings that the teacher's files lack."""
+    data: Path
+    split: str
 
 
 @dataclass(frozen=True, kw_only=True)

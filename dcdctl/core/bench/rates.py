@@ -3,63 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.result import QueryTiming
-from dcdctl.core.bench.steps import FIRST, BenchModel, MiB
-from dcdctl.core.bench.timer import Quantity, Repeats, Timer, Work
+from dcdctl.core.bench.steps import FIRST, BenchModel
+from dcdctl.core.bench.timer import Repeats, Timer, Work
 from dcdctl.core.progress import Track
 
 BLOCK_IMAGES = 1000
 """Images of a block when a dual model scores a test set."""
-
-
-@dataclass
-class Timings:
-    """All times of one model, filled in by `measure`."""
-
-    model: BenchModel
-    steps: dict[str, Repeats] = field(default_factory=dict)
-    """By the names of `STEPS`; a different pair of the corpus in each round."""
-    batches: dict[int, dict[str, Repeats]] = field(default_factory=dict)
-    """By batch size, and by the names of `BATCH_STEPS`."""
-    queries: dict[bool, dict[int, QueryTiming]] = field(default_factory=lambda: {True: {}, False: {}})
-    """By whether the images were encoded before, and by gallery size."""
-    num_block_pairs: int = 0
-    """Pairs that the step "block" scores."""
-
-    def in_batch(self, kind: str) -> Quantity:
-        """Seconds for one of the images or captions of a batch."""
-        return self.batches[self.model.batch_size][kind].median / self.model.batch_size
-
-    @property
-    def rank_s(self) -> Quantity:
-        """One more encoded image for an encoded caption."""
-        return self.steps["rank"].median / self.model.batch_size
-
-    def test_set_s(self, num_images: int, num_captions: int) -> Quantity:
-        """All pairs of a test set, everything encoded once."""
-        pair_s = self.steps["block"].median / self.num_block_pairs
-        return self.in_batch("images") * num_images + (self.in_batch("captions") + pair_s * num_images) * num_captions
-
-    def expected(self, count: int, *, is_cached: bool) -> Quantity:
-        """The time of a query, extrapolated from the largest timed gallery after subtracting the caption; from the
-        single steps if none was timed."""
-        caption_s, by_size = self.steps["caption"].median, self.queries[is_cached]
-        largest = max((size for size, timing in by_size.items() if timing.repeats is not None), default=0)
-        if largest:
-            return caption_s + by_size[largest].seconds.excess_over(caption_s) * (count / largest)
-        per_image_s = self.rank_s if is_cached else self.rank_s + self.in_batch("images")
-        return caption_s + per_image_s * count
-
-    def is_feasible(self, count: int, config: BenchConfig, *, is_cached: bool) -> bool:
-        """Whether budget and memory allow to time the query as a whole."""
-        if self.expected(count, is_cached=is_cached).value > config.budget_s:
-            return False
-        return self.model.steps.gallery_bytes(self.model.encoded_images, count) <= config.max_gallery_mib * MiB
 
 
 def _pair(model: BenchModel) -> Work:
@@ -119,9 +71,9 @@ def _query(model: BenchModel, count: int, *, is_cached: bool) -> Work:
     return work
 
 
-def measure(models: Mapping[str, BenchModel], config: BenchConfig, timer: Timer, track: Track) -> dict[str, Timings]:
-    """All times of every model, each step with the models in turn."""
-    timings = {name: Timings(model) for name, model in models.items()}
+def measure(models: Mapping[str, BenchModel], timer: Timer, track: Track) -> None:
+    """Fill in all times of every model, each step with the models in turn."""
+    config = timer.config
     sizes = config.all_batch_sizes
     num_measurements = len(STEPS) + len(BATCH_STEPS) * len(sizes) + 2 * len(config.gallery_sizes)
     with track("bench", total=num_measurements, unit="measurements") as advance:
@@ -131,33 +83,28 @@ def measure(models: Mapping[str, BenchModel], config: BenchConfig, timer: Timer,
             advance(1)
             return repeats
 
-        def time_step(step: str) -> None:
-            for name, repeats in time({name: STEPS[step](model) for name, model in models.items()}).items():
-                timings[name].steps[step] = repeats
+        def time_steps(*steps: str) -> None:
+            for step in steps:
+                for name, repeats in time({name: STEPS[step](model) for name, model in models.items()}).items():
+                    models[name].step_times[step] = repeats
 
-        for step in ("pair", "image", "caption"):
-            time_step(step)
+        # The order is part of the seeded result: it decides which random order of the models a step gets.
+        time_steps("pair", "image", "caption")
         for size in sizes:
             for kind, work in BATCH_STEPS.items():
                 for name, repeats in time({name: work(model, size) for name, model in models.items()}).items():
-                    timings[name].batches.setdefault(size, {})[kind] = repeats
-        for step in ("rank", "block"):
-            time_step(step)
-        for each in timings.values():
-            scores = each.model.steps.block(each.model.gallery(BLOCK_IMAGES), each.model.encoded_texts)
-            each.num_block_pairs = scores.numel()
+                    models[name].batch_times.setdefault(size, {})[kind] = repeats
+        time_steps("rank", "block")
+        for model in models.values():
+            model.num_block_pairs = model.steps.block(model.gallery(BLOCK_IMAGES), model.encoded_texts).numel()
         # Queries come last, because the steps before give their expected time.
         for is_cached in (True, False):
             # Ascending, because a size that is too large is extrapolated from the smaller ones.
             for count in sorted(config.gallery_sizes):
                 works = {
-                    name: _query(each.model, count, is_cached=is_cached)
-                    for name, each in timings.items()
-                    if each.is_feasible(count, config, is_cached=is_cached)
+                    name: _query(model, count, is_cached=is_cached)
+                    for name, model in models.items()
+                    if model.is_feasible(count, config, is_cached=is_cached)
                 }
-                timed = time(works)
-                for name, each in timings.items():
-                    query = timed.get(name)
-                    seconds = each.expected(count, is_cached=is_cached) if query is None else query.median
-                    each.queries[is_cached][count] = QueryTiming(seconds, query)
-    return timings
+                for name, repeats in time(works).items():
+                    models[name].query_times[is_cached][count] = repeats

@@ -12,25 +12,17 @@ from typing import Any, Literal
 from dcdctl.core import artifacts
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
-from dcdctl.core.config import to_table
+from dcdctl.core.config import build_document, to_table
 from dcdctl.core.errors import InputError
 
 Interval = tuple[float, float]
+MAKE_AGAIN = "run `dcdctl bench` again"
 PAPER_SPEED_UP = 129
 PAPER = (
     'Rao et al. 2023: at least 129x, "compared to the existing ITR models"; its abstract names no model, '
     "hardware or way of timing"
 )
 NOT_COUNTED = "softmax, norms, activations, additions, look-ups, interpolation, sorting"
-
-
-@dataclass(frozen=True)
-class QueryTiming:
-    """The time to find the first images of a gallery for one caption."""
-
-    seconds: Quantity
-    repeats: Repeats | None
-    """The repeats; None if it was extrapolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,18 +246,6 @@ def _percentile(repeats: Repeats, percent: int) -> Percentile:
     return Percentile(percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved)
 
 
-def query_time(num_images: int, timing: QueryTiming, *, is_cached: bool) -> QueryTime:
-    """The time of a query as plain values."""
-    num_repeats = 0 if timing.repeats is None else timing.repeats.num_repeats
-    duration = Duration(
-        seconds=timing.seconds.value,
-        extrapolated=timing.repeats is None,
-        interval=timing.seconds.interval,
-        num_repeats=num_repeats,
-    )
-    return QueryTime(num_images=num_images, is_cached=is_cached, duration=duration)
-
-
 def speed_up(label: str, teacher: Quantity, other: Quantity, *, extrapolated: bool) -> SpeedUp:
     """Teacher time divided by the other's time."""
     ratio = teacher / other
@@ -292,34 +272,19 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
     damaged one."""
     if not path.exists():
         return None
-    document = artifacts.read_document(path, error=InputError, hint="run `dcdctl bench` again")
-    artifacts.expect_run(path, document, error=InputError, hint="run `dcdctl bench` again")
-    try:
-        return _query_times(document, model)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        message = f"{path} is not as `dcdctl bench` writes it ({type(error).__name__}: {error})"
-        raise InputError(message, hint="run `dcdctl bench` again") from error
-
-
-def _query_times(document: dict[str, Any], model: Literal["teacher", "student"]) -> QueryTimes:
-    size = document["settings"]["headline_size"]
-    durations = {
-        name: next(
-            query["duration"]
-            for query in document[name]["queries"]
-            if (query["num_images"], query["is_cached"]) == (size, True)
-        )
-        for name in ("teacher", "student")
-    }
-    machine, duration = document["machine"], durations[model]
+    document = artifacts.read_document(path, error=InputError, hint=MAKE_AGAIN)
+    artifacts.expect_run(path, document, error=InputError, hint=MAKE_AGAIN)
+    bench = build_document(Bench, document, path, error=InputError, hint=MAKE_AGAIN)
+    size, machine, times = bench.settings.reference_gallery, bench.machine, getattr(bench, model)
+    teacher, own = (each.query(size, is_cached=True) for each in (bench.teacher, times))
     device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     return QueryTimes(
-        query_ms=1000 * duration["seconds"],
-        is_extrapolated=duration["extrapolated"],
+        query_ms=1000 * own.seconds,
+        is_extrapolated=own.extrapolated,
         num_images=size,
-        num_parameters=document[model]["num_parameters"],
-        speed_up=None if model == "teacher" else durations["teacher"]["seconds"] / duration["seconds"],
-        teacher_model=document["teacher_model"],
+        num_parameters=times.num_parameters,
+        speed_up=None if model == "teacher" else teacher.seconds / own.seconds,
+        teacher_model=bench.teacher_model,
         machine=f"{device}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch "
         f"{machine['torch']}",
     )

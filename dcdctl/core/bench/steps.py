@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.bench.config import BenchConfig
+from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.data import Corpus
 from dcdctl.core.models import DualEncoder, FusionScorer, States
 
@@ -137,10 +138,10 @@ def _in_float32(vectors: Tensor) -> torch.autocast:
     return torch.autocast(vectors.device.type, enabled=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class BenchModel:
-    """A model of a benchmark, with the same images and captions as every other one: through its own preprocessing, on
-    its device."""
+    """A model of a benchmark and its times, with the same images and captions as every other one: through its own
+    preprocessing, on its device. `rates.measure` fills in the times."""
 
     steps: TimedModel
     singles: list[tuple[Any, Any]]
@@ -151,6 +152,15 @@ class BenchModel:
     """Batches of captions by size; caption k belongs to image k of the batch of that size."""
     batch_size: int
     """For galleries."""
+    # Not arguments, so that a copy with other steps starts without times.
+    step_times: dict[str, Repeats] = field(default_factory=dict, init=False)
+    """By the names of `rates.STEPS`; a different pair of the corpus in each round."""
+    batch_times: dict[int, dict[str, Repeats]] = field(default_factory=dict, init=False)
+    """By batch size, and by the names of `rates.BATCH_STEPS`."""
+    query_times: dict[bool, dict[int, Repeats]] = field(default_factory=lambda: {True: {}, False: {}}, init=False)
+    """By whether the images were encoded before, and by gallery size; without the galleries that were not timed."""
+    num_block_pairs: int = field(default=0, init=False)
+    """Pairs that the step "block" scores."""
 
     def single(self, number: int) -> tuple[Any, Any]:
         """The image and the caption of a round."""
@@ -174,6 +184,33 @@ class BenchModel:
     def gallery(self, count: int) -> Any:
         """A gallery of `count` encoded images."""
         return self.steps.gallery(self.encoded_images, count)
+
+    def in_batch(self, kind: str) -> Quantity:
+        """Seconds for one of the images or captions of a batch."""
+        return self.batch_times[self.batch_size][kind].median / self.batch_size
+
+    def test_set_s(self, num_images: int, num_captions: int) -> Quantity:
+        """All pairs of a test set, everything encoded once."""
+        pair_s = self.step_times["block"].median / self.num_block_pairs
+        return self.in_batch("images") * num_images + (self.in_batch("captions") + pair_s * num_images) * num_captions
+
+    def query_s(self, count: int, *, is_cached: bool) -> Quantity:
+        """The time of a query. If it was not timed, it is extrapolated from the largest timed gallery after subtracting
+        the caption, or from the single steps if there is none."""
+        timed, caption_s = self.query_times[is_cached], self.step_times["caption"].median
+        if count in timed:
+            return timed[count].median
+        if timed:
+            largest = max(timed)
+            return caption_s + timed[largest].median.excess_over(caption_s) * (count / largest)
+        rank_s = self.step_times["rank"].median / self.batch_size
+        return caption_s + (rank_s if is_cached else rank_s + self.in_batch("images")) * count
+
+    def is_feasible(self, count: int, config: BenchConfig, *, is_cached: bool) -> bool:
+        """Whether budget and memory allow to time the query as a whole."""
+        if self.query_s(count, is_cached=is_cached).value > config.budget_s:
+            return False
+        return self.steps.gallery_bytes(self.encoded_images, count) <= config.max_gallery_mib * MiB
 
 
 def timed_model(model: FusionScorer | DualEncoder, batch_size: int) -> TimedModel:

@@ -13,12 +13,13 @@ Shape letters: N rounds, K repeats in a round, R resamples.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dcdctl.core.bench.config import BenchConfig
 
 LEVEL = 0.95
 """Share of the resamples in an interval."""
@@ -87,13 +88,9 @@ class Repeats:
 class Timer:
     """Measures seconds with a clock that waits for the device."""
 
-    num_warmup: int
-    num_repeats: int
-    budget_s: float
-    """Seconds for the repeats of one model."""
-    min_rounds: int = 1
-    """Minimum number of rounds, whatever the budget."""
-    clock: Callable[[], float] = time.perf_counter
+    config: BenchConfig
+    """Warm-up, repeats, budget and minimum number of rounds."""
+    clock: Callable[[], float]
     synchronize: Callable[[], None] = lambda: None
     """Waits until the device has finished all work."""
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
@@ -111,7 +108,7 @@ class Timer:
     def time_in_turn(self, works: Mapping[str, Work]) -> dict[str, Repeats]:
         """The times of each model after its warm-up, in as many rounds as the budget of the slowest model allows."""
         affordable = {name: self._affordable(work) for name, work in works.items()}
-        num_rounds = max(min(affordable.values()), self.min_rounds)
+        num_rounds = max(min(affordable.values()), min(self.config.min_rounds, self.config.num_repeats))
         # A fast model repeats its work in each round, within its own budget.
         per_round = {name: max(1, count // num_rounds) for name, count in affordable.items()}
         seconds: dict[str, list[list[float]]] = {name: [] for name in works}
@@ -124,8 +121,8 @@ class Timer:
 
     def _affordable(self, work: Work) -> int:
         """The number of repeats that fit into the budget, by the time of the warm-up."""
-        warm = self.once(work, 0)
-        if warm < self.budget_s / 10:  # slow work is warm after one run
-            warm = min([warm, *(self.once(work, 0) for _ in range(self.num_warmup - 1))])
+        budget_s, num_repeats, warm = self.config.budget_s, self.config.num_repeats, self.once(work, 0)
+        if warm < budget_s / 10:  # slow work is warm after one run
+            warm = min([warm, *(self.once(work, 0) for _ in range(self.config.num_warmup - 1))])
         # A coarse clock may show the same time twice, so the warm-up may last 0 seconds.
-        return self.num_repeats if warm <= 0 else min(self.num_repeats, int(self.budget_s / warm))
+        return num_repeats if warm <= 0 else min(num_repeats, int(budget_s / warm))
