@@ -86,7 +86,7 @@ class Evaluate(Inference):
 
     def job(self, say: Say, ranks: Path | None = None) -> EvalJob:
         """The same as the core takes it."""
-        from dcdctl.core.evaluation import EvalJob, SplitChoice
+        from dcdctl.core.evaluation import EvalJob
 
         # A loaded model has no reference: the document names its class and digest.
         loaded = None if isinstance(self.model, str | os.PathLike) else self.model
@@ -95,7 +95,10 @@ class Evaluate(Inference):
         return EvalJob(
             model=os.fspath(cast("Ref", name)),
             loaded=loaded,
-            choice=SplitChoice(path(self.data), self.split, self.protocol, self.max_images),
+            data=path(self.data),
+            split=self.split,
+            protocol=self.protocol,
+            max_images=self.max_images,
             rerank=None if self.rerank is None else os.fspath(self.rerank),
             rerank_sets=assignments(self.rerank_overrides),
             depth=depths if depths is None or isinstance(depths, str) else ",".join(map(str, depths)),

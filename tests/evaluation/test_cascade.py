@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matrix_ranks import rank_matrix
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers, ranks
+from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.recall import on_front
+from dcdctl.core.evaluation.vector_form import FULL_VECTORS
 from dcdctl.core.progress import silent
 
 
@@ -24,7 +26,7 @@ def swept(depths: tuple[int, ...]) -> tuple[Measured, TableFusion]:
 def test_a_pair_that_both_directions_want_is_scored_once():
     # Image 0 finds caption 0, image 1 caption 1; captions 0 and 1 find their images, caption 2 finds image 0: three
     # pairs, not five.
-    rankings = ranks.rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 0.0]]), np.array([0, 1, 1]))
+    rankings = rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 0.0]]), np.array([0, 1, 1]))
     shortlists = Shortlists(rankings, np.array([0, 1, 1]), 2)
     assert shortlists.num_pairs(1) == 3
     assert [indices.tolist() for indices in Shortlists(rankings, np.array([0, 1, 1]), 1).pairs] == [
@@ -122,8 +124,8 @@ def test_a_time_is_the_median_of_the_rounds_after_the_first(monkeypatch):
 def test_a_cascade_keeps_more_candidates_than_it_reranks():
     corpus = Numbers(OWNER)
     task = rankers.RankingTask(corpus, EvalOptions(depths=(2,), num_top=5), silent, None)
-    (rankings,) = rankers.rank_by_cascade(make_dual(), make_fusion(), task).folds
-    (first,) = rankers.rank_by_dual(make_dual(), task).folds
+    (rankings,) = rankers.rank_by_cascade(make_dual(), make_fusion(), task)[0]
+    ((first,),) = rankers.rank_by_forms(make_dual(), [FULL_VECTORS], task)
     for ranking, before in ((rankings.text, first.text), (rankings.image, first.image)):
         assert ranking.top_QK.shape[1] == 5
         assert ranking.top_QK[:, 2:].tolist() == before.top_QK[:, 2:].tolist()
@@ -156,4 +158,4 @@ def test_depths_are_ascending_and_one_of_them_reranks(depths, message):
 def test_a_dual_encoder_with_more_candidates_asked_for_than_images_is_no_error():
     evaluation, _ = swept((0, 500))
     table_IT = make_fusion().table_IT
-    assert evaluation.table.text_ranks.tolist() == ranks.rank_matrix(table_IT, np.array(OWNER)).text.ranks.tolist()
+    assert evaluation.table.text_ranks.tolist() == rank_matrix(table_IT, np.array(OWNER)).text.ranks.tolist()

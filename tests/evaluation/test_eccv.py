@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matrix_ranks import rank_matrix
 
 from dcdctl.core.errors import CorpusError, MissingError
 from dcdctl.core.evaluation import eccv, ranks
@@ -93,7 +94,7 @@ def expected(scores_IT: np.ndarray, corpus, truths, known) -> dict:
 
 
 def measured(judge: Judge, scores_IT: np.ndarray, owner: np.ndarray) -> dict:
-    return judge.measure(ranks.rank_matrix(torch.from_numpy(scores_IT), owner, num_top=judge.num_top))
+    return judge.measure(rank_matrix(torch.from_numpy(scores_IT), owner, num_top=judge.num_top))
 
 
 def flat(measures: dict) -> list[float]:
@@ -128,7 +129,7 @@ def test_the_order_of_a_cascade_is_kept_though_its_scores_are_on_two_scales(metr
     corpus, _, _ = small
     scores_IT = np.random.default_rng(0).standard_normal((NUM_IMAGES, len(corpus.caption_ids))).astype(np.float32)
     judge = Judge(metrics, corpus)
-    plain = ranks.rank_matrix(torch.from_numpy(scores_IT), corpus.caption_image, num_top=judge.num_top)
+    plain = rank_matrix(torch.from_numpy(scores_IT), corpus.caption_image, num_top=judge.num_top)
     shift = np.where(np.arange(judge.num_top) < 5, -100, 0).astype(np.float32)
     shifted = [
         dataclasses.replace(ranking, top_score_QK=ranking.top_score_QK + shift[: ranking.top_QK.shape[1]])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matrix_ranks import rank_matrix
 from tables import OWNER, Numbers, TableDual, TableFusion, make_dual, make_fusion
 from tiny import make_models
 from torch import Tensor
@@ -17,7 +18,6 @@ from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import EvalOptions, Measured, evaluate, recall
-from dcdctl.core.evaluation import ranks as evaluation_ranks
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import RankCounter
 from dcdctl.core.scoring import pairs
@@ -43,7 +43,7 @@ def ranks_of(result: Measured) -> tuple[list[int], list[int]]:
 
 
 def ranks_of_table(table_IT: Tensor, owner: list[int]) -> tuple[list[int], list[int]]:
-    rankings = evaluation_ranks.rank_matrix(table_IT, np.array(owner))
+    rankings = rank_matrix(table_IT, np.array(owner))
     return rankings.text.ranks.tolist(), rankings.image.ranks.tolist()
 
 

@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from matrix_ranks import rank_matrix
 from paths import DOCS
 
 from dcdctl.core.data import manifest
-from dcdctl.core.evaluation import RankTable, ranks, recall, significance
+from dcdctl.core.evaluation import RankTable, recall, significance
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
 from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 from dcdctl.core.evaluation.recall import average_precision_at_r
@@ -36,7 +37,7 @@ SCORES, TEXT, IMAGE, MEASURES, DRAWS, PROTOCOLS = tables()
 @pytest.fixture(scope="module")
 def rankings() -> Rankings:
     assert [SCORES[0], [row[0] for row in SCORES[1:]]] == [["score", *CAPTIONS], IMAGES]
-    return ranks.rank_matrix(torch.tensor([[float(cell) for cell in row[1:]] for row in SCORES[1:]]), OWNER)
+    return rank_matrix(torch.tensor([[float(cell) for cell in row[1:]] for row in SCORES[1:]]), OWNER)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus, manifest
 from dcdctl.core.errors import ConfigError, CorpusError
-from dcdctl.core.evaluation import SplitChoice, protocols
+from dcdctl.core.evaluation import protocols
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS, WHOLE, Protocol, folds_of, open_split
 
 TITLES = {"flickr30k-1k": "Flickr30K 1K", "coco-5k": "COCO 5K", "coco-1k": "COCO 5K"}
@@ -73,29 +73,29 @@ def test_the_papers_protocols_are_those_of_the_manifests():
 )
 def test_the_corpus_says_by_which_its_test_split_is_evaluated(scenes_corpus_dir, tmp_path, papers, sentence, name):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", sentence)
-    assert open_split(SplitChoice(folder, "test"))[1].name == name
-    assert open_split(SplitChoice(folder, "val"))[1] == WHOLE
+    assert open_split(folder, "test")[1].name == name
+    assert open_split(folder, "val")[1] == WHOLE
 
 
 def test_a_protocol_that_is_asked_for_is_used(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "COCO 5K: Karpathy's test split")
-    corpus, protocol = open_split(SplitChoice(folder, "test", "coco-1k"))
+    corpus, protocol = open_split(folder, "test", "coco-1k")
     assert (protocol.name, protocol.num_folds) == ("coco-1k", 4)
     assert [(list(fold.images), list(fold.texts)) for fold in folds_of(corpus, protocol)][1] == (
         [4, 5, 6, 7],
         list(range(20, 40)),
     )
-    assert open_split(SplitChoice(folder, "test", "whole"))[1] == WHOLE
+    assert open_split(folder, "test", "whole")[1] == WHOLE
 
 
 @pytest.mark.parametrize("choice", [("first-5", None), ("auto", 5), ("first-5", 5)])
 def test_the_first_images_are_a_protocol_of_their_own(scenes_corpus_dir, choice):
-    corpus, protocol = open_split(SplitChoice(scenes_corpus_dir, "test", *choice))
+    corpus, protocol = open_split(scenes_corpus_dir, "test", *choice)
     assert (corpus.num_images, corpus.num_captions, protocol.name) == (5, 25, "first-5")
 
 
 def test_as_many_as_there_are_is_the_whole_split(scenes_corpus_dir):
-    corpus, protocol = open_split(SplitChoice(scenes_corpus_dir, "test", max_images=16))
+    corpus, protocol = open_split(scenes_corpus_dir, "test", max_images=16)
     assert (corpus.num_images, protocol) == (16, WHOLE)
 
 
@@ -104,7 +104,7 @@ def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
         r"protocol coco-5k requires a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
     )
     with pytest.raises(CorpusError, match=message) as error:
-        open_split(SplitChoice(scenes_corpus_dir, "test", "coco-5k"))
+        open_split(scenes_corpus_dir, "test", "coco-5k")
     assert "dcdctl prepare coco" in error.value.hint
 
 
@@ -114,18 +114,18 @@ def test_another_split_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_
     with pytest.raises(
         CorpusError, match=r"requires a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"
     ):
-        open_split(SplitChoice(folder, "val", "flickr30k-1k"))
+        open_split(folder, "val", "flickr30k-1k")
 
 
 def test_another_data_set_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
     with pytest.raises(CorpusError, match=r"protocol coco-5k is for COCO 5K, but .* serves Flickr30K 1K"):
-        open_split(SplitChoice(folder, "test", "coco-5k"))
+        open_split(folder, "test", "coco-5k")
 
 
 def test_counts_alone_decide_where_a_corpus_says_nothing(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", None)
-    assert open_split(SplitChoice(folder, "test", "flickr30k-1k"))[1].name == "flickr30k-1k"
+    assert open_split(folder, "test", "flickr30k-1k")[1].name == "flickr30k-1k"
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_counts_alone_decide_where_a_corpus_says_nothing(scenes_corpus_dir, tmp_
 )
 def test_an_unknown_protocol_is_the_users_error(scenes_corpus_dir, choice, message):
     with pytest.raises(ConfigError, match=message):
-        open_split(SplitChoice(scenes_corpus_dir, "test", *choice))
+        open_split(scenes_corpus_dir, "test", *choice)
 
 
 @pytest.mark.parametrize("name", ["whole", "coco-5k", "first-6"])
 def test_the_first_images_of_another_protocol_are_the_users_error(scenes_corpus_dir, name):
     with pytest.raises(ConfigError, match=f"--max-images 5 is the protocol first-5, but the protocol {name} is given"):
-        open_split(SplitChoice(scenes_corpus_dir, "test", name, max_images=5))
+        open_split(scenes_corpus_dir, "test", name, max_images=5)
 
 
 def test_folds_cover_every_image_and_caption_once(scenes_corpus_dir):

@@ -168,16 +168,11 @@ def test_scores_without_an_order_are_an_error(bad):
         RankCounter(np.array([bad, 1.0], dtype=np.float32), np.array([0, 1]))
 
 
-def test_a_block_left_out_or_an_image_without_caption_is_a_wrong_call():
+def test_a_block_left_out_is_a_wrong_call():
     counter = RankCounter(np.ones(3, dtype=np.float32), np.array([0, 0, 1]))
     counter.add(np.ones((1, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="3 pairs counted of 2 x 3"):
         counter.rankings()
-    with pytest.raises(ValueError, match="at least one caption"):
-        RankCounter(np.ones(2, dtype=np.float32), np.array([0, 2]))
-    for num_positives in (0, 1, 3):
-        with pytest.raises(ValueError, match=f"{num_positives} positive scores for 2 captions"):
-            RankCounter(np.ones(num_positives, dtype=np.float32), np.array([0, 1]))
 
 
 @pytest.mark.parametrize("width", [5, 200, 1000, 64 * 30 + 7])

@@ -12,6 +12,7 @@ import torch
 from forks import run_forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix_ranks import rank_matrix
 from paths import FIXTURES
 from torch.testing import assert_close
 
@@ -40,7 +41,7 @@ def all_of(rankings: Rankings) -> list[list[list[int]]]:
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
 def test_recalls_are_those_of_the_released_evaluation(case):
-    rankings = evaluation_ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+    rankings = rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
     text, image = recall.measures(rankings.text), recall.measures(rankings.image)
     for k in (1, 5, 10):
         assert text[f"R@{k}"] == pytest.approx(100 * case[f"tr_r{k}"], rel=1e-7)
@@ -55,7 +56,7 @@ def test_rankings_by_vectors_are_those_of_the_matrix(counts, seed, block):
     owner = np.repeat(np.arange(len(counts)), counts)
     image_ID, text_TD = unit(seed, len(counts), 8), unit(seed + 1, len(owner), 8)
     rankings = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=block)
-    assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
+    assert all_of(rankings) == all_of(rank_matrix(image_ID @ text_TD.T, owner))
 
 
 @pytest.mark.parametrize("gallery_block", [4, 64])
@@ -63,7 +64,7 @@ def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block)
     owner, image_ID, text_TD = np.arange(40) // 2, unit(0, 20, 6), unit(1, 40, 6)
     monkeypatch.setattr(evaluation_ranks, "GALLERY_BLOCK", gallery_block)
     rankings = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=7)
-    assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
+    assert all_of(rankings) == all_of(rank_matrix(image_ID @ text_TD.T, owner))
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -97,7 +98,7 @@ def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_image
 
 def test_other_own_captions_never_count_against_the_best():
     scores_IT = torch.tensor([[5.0, 5.0, 5.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
-    rankings = evaluation_ranks.rank_matrix(scores_IT, np.array([0, 0, 0, 1]))
+    rankings = rank_matrix(scores_IT, np.array([0, 0, 0, 1]))
     assert rankings.text.ranks.tolist() == [1, 1]
     assert rankings.image.ranks.tolist() == [1, 1, 1, 2]
 
@@ -140,7 +141,7 @@ def test_vectors_in_half_precision_are_compared_in_float32():
     assert torch.equal(index_QK, expected_QG.topk(300).indices)
     owner = np.arange(300) // 75
     rankings = evaluation_ranks.rank_embeddings(queries_QD, gallery_GD, owner)
-    assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(expected_QG, owner))
+    assert all_of(rankings) == all_of(rank_matrix(expected_QG, owner))
 
 
 def test_recalls_add_up():
@@ -158,9 +159,7 @@ def test_average_precision_counts_positives_among_the_first_r_only():
 
 def test_measures_of_folds_are_averaged():
     matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
-    text, image = recall.mean_measures(
-        [evaluation_ranks.rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices]
-    )
+    text, image = recall.mean_measures([rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
     assert (
         text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
     )

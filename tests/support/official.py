@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from byte_level import byte_level_bpe
+from matrix_ranks import rank_matrix
 from paths import FIXTURES
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core import models
-from dcdctl.core.evaluation import ranks, recall
+from dcdctl.core.evaluation import recall
 from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.families.coattention_scorer import resize_positions
@@ -236,7 +237,7 @@ def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
 def recalls(name: str = "recall_a") -> Iterator[Comparison]:
     """Recall@1, 5 and 10 in both directions, as shares."""
     for case in fixture_json(name)["cases"]:
-        rankings = ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+        rankings = rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
         for kind, ranking in (("tr", rankings.text), ("ir", rankings.image)):
             ours = recall.recall_at_k(ranking.ranks)
             official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])

@@ -20,7 +20,7 @@ from tiny import contents, make_teacher, make_wide_dual
 from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.evaluation import EvalJob, SplitChoice, evaluate
+from dcdctl.core.evaluation import EvalJob, evaluate
 from dcdctl.core.export import ExportJob, export
 from dcdctl.core.export.export import Exported
 from dcdctl.core.models import onnx
@@ -137,9 +137,7 @@ def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     gallery = Corpus.open(scenes_corpus_dir, "test")
     run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
     models.save(make_wide_dual(gallery.captions), run / "model")
-    evaluate.run_evaluation(
-        EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test"), compute=Compute(batch_size=64))
-    )
+    evaluate.run_evaluation(EvalJob(model=str(run), data=scenes_corpus_dir, compute=Compute(batch_size=64)))
     return run
 
 

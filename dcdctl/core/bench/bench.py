@@ -85,11 +85,7 @@ def compare(
         bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
         footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
         runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
-        onnx, onnx_times = (
-            onnx_student(student, bench_models[STUDENT], Path(folder))
-            if config.is_onnx_timed
-            else (None, OnnxTimes(note="not asked for"))
-        )
+        onnx, onnx_times = onnx_student(student, bench_models[STUDENT], Path(folder), is_asked=config.is_onnx_timed)
         if onnx is not None:
             bench_models[ONNX] = onnx
             runtimes[ONNX] = f"onnxruntime {version('onnxruntime')}", "float32"
@@ -238,10 +234,12 @@ def _query_speed_up(teacher: BenchModel, other: BenchModel, num_images: int, *, 
 
 
 def onnx_student(
-    model: FusionScorer | DualEncoder, in_torch: BenchModel, folder: Path
+    model: FusionScorer | DualEncoder, in_torch: BenchModel, folder: Path, *, is_asked: bool
 ) -> tuple[BenchModel | None, OnnxTimes]:
-    """The student exported into a folder, and what is known of it before it is timed; None with a note if it cannot be.
+    """The student exported into a folder, and what is known of it before it is timed; None with a note if it is not.
     Its vectors are compared with torch's."""
+    if not is_asked:
+        return None, OnnxTimes(note="not asked for")
     try:
         models.require_onnx()
     except MissingError as error:

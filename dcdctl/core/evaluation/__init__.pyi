@@ -19,7 +19,6 @@ from .document import (
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, write_evaluation
-from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranking import RankTable
 from .recall import KS, RECALL_NAMES, on_front
@@ -42,7 +41,6 @@ __all__ = [
     "RankShift",
     "RankTable",
     "SavedEvaluation",
-    "SplitChoice",
     "check_comparable",
     "compare_ranks",
     "compare_systems",

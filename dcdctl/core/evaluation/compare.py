@@ -70,27 +70,28 @@ def compare_systems(
     if not 2 <= len(names) <= len(LETTERS):
         raise InputError(f"got {len(names)} systems, expected 2 to {len(LETTERS)}", hint="name two or more evaluations")
     systems = dict(zip(LETTERS, read_systems(names), strict=False))
-    base_letter = LETTERS[0 if base is None else index_of(list(systems.values()), base)]
+    base_letter = LETTERS[0 if base is None else index_of(names, base)]
     base_tables = systems[base_letter].tables
-    others = {letter: system for letter, system in systems.items() if letter != base_letter}
+    others = {letter: system.tables for letter, system in systems.items() if letter != base_letter}
     named = dict(zip(systems, short_names(names), strict=True))
-    tables = {named[letter]: system.tables for letter, system in others.items()}
+    tables = {named[letter]: of_system for letter, of_system in others.items()}
     comparisons = significance.compare_all(tables, base_tables, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
-    holm_p_values = holm([comparison.p_value for comparison in comparisons])
-    holm_sign_flip_p_values = holm([comparison.sign_flip_p_value for comparison in comparisons])
+    p_values = [comparison.p_value for comparison in comparisons]
+    flip_p_values = [comparison.sign_flip_p_value for comparison in comparisons]
     pairwise = [
         PairwiseComparison(
             letter=letter,
-            system=system,
-            comparison=comparisons[i],
-            holm_p_value=holm_p_values[i],
-            holm_sign_flip_p_value=holm_sign_flip_p_values[i],
+            comparison=comparison,
+            holm_p_value=holm_p,
+            holm_sign_flip_p_value=holm_flip_p,
             shifts={
-                direction: find_rank_shifts(system.tables, base_tables, direction, num_queries)
+                direction: find_rank_shifts(others[letter], base_tables, direction, num_queries)
                 for direction in Direction
             },
         )
-        for i, (letter, system) in enumerate(others.items())
+        for letter, comparison, holm_p, holm_flip_p in zip(
+            others, comparisons, holm(p_values), holm(flip_p_values), strict=True
+        )
     ]
     return Comparison(
         systems=systems,
@@ -149,14 +150,13 @@ def read_systems(names: Sequence[str]) -> list[System]:
     return systems
 
 
-def index_of(systems: Sequence[System], name: str) -> int:
-    """The index of the system with this name; InputError if there is none."""
-    for index, system in enumerate(systems):
-        if system.name.rstrip("/") == name.rstrip("/"):
-            return index
-    raise InputError(
-        f"{name} is none of the systems", hint=f"they are {' and '.join(system.name for system in systems)}"
-    )
+def index_of(names: Sequence[str], name: str) -> int:
+    """The index of a system's name; InputError if it is none of them."""
+    # A folder may be named with a slash at its end.
+    stripped = [each.rstrip("/") for each in names]
+    if name.rstrip("/") not in stripped:
+        raise InputError(f"{name} is none of the systems", hint=f"they are {' and '.join(names)}")
+    return stripped.index(name.rstrip("/"))
 
 
 def _read(ref: str) -> SavedEvaluation:
@@ -188,7 +188,7 @@ def _find(ref: str) -> tuple[Path, FileNames]:
         raise InputError(f"there is no folder {shown(path)}, expected an evaluation", hint=_how_to_make("RUN"))
     for names in (CASCADE_FILES,) if is_cascade else (MODEL_FILES, CASCADE_FILES):
         if (path / names.ranks).is_file():
-            if not (path / str(names.result)).is_file():
+            if not (path / names.result).is_file():
                 raise InputError(
                     f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off",
                     hint=_how_to_make(path),

@@ -68,7 +68,6 @@ class PairwiseComparison:
     """A system against the base."""
 
     letter: str
-    system: System
     comparison: RankComparison
     holm_p_value: float
     """p-value of the bootstrap, adjusted for all comparisons of the report (`bootstrap.holm`)."""
@@ -114,7 +113,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         differences = [
-            f"{pairwise.system.name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
+            f"{self.systems[pairwise.letter].name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
             f"{pairwise.holm_sign_flip_p_value:.2g}"
             for pairwise in self.comparisons
         ]

@@ -33,11 +33,11 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class FileNames:
-    """The names of the files of an evaluation; None for a file that it does not have."""
+    """The names of the files of an evaluation; empty for a file that it does not have."""
 
     ranks: str
-    top: str | None = None
-    result: str | None = None
+    top: str = ""
+    result: str = ""
 
 
 MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json")

@@ -17,9 +17,9 @@ from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, vectors
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Evaluation, HowMeasured, Measured
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Depth, Evaluation, HowMeasured, Measured
 from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
-from dcdctl.core.evaluation.protocols import Protocol, SplitChoice, open_split
+from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm, parse_widths
@@ -28,6 +28,7 @@ from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.scoring import VectorKind
 
 DEFAULT = EvalOptions()
+RERANK_SET = "rerank-set"
 
 
 def evaluate_model(
@@ -45,21 +46,21 @@ def evaluate_model(
     scores them. ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or
     a form of vectors with anything but a dual encoder alone.
     """
-    started = time.perf_counter()
+    started, num_pairs, depths = time.perf_counter(), 0, tuple[Depth, ...]()
     _check_options(model, rerank, options)
     task = RankingTask(corpus, options, track, on_workload)
     if model.kind == "fusion":
-        ranked = rankers.rank_by_fusion(model, task)
+        folds, num_pairs = rankers.rank_by_fusion(model, task)
     elif rerank is None:
-        ranked = rankers.rank_by_dual(model, task)
+        (folds,) = rankers.rank_by_forms(model, [options.form], task)
     else:
-        ranked = rankers.rank_by_cascade(model, rerank, task)
+        folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
     # The rankings of all folds, with candidates as indices of the corpus.
     rankings = Rankings(
-        ranks.concatenate([fold.text for fold in ranked.folds], [fold.texts.start for fold in task.folds]),
-        ranks.concatenate([fold.image for fold in ranked.folds], [fold.images.start for fold in task.folds]),
+        ranks.concatenate([fold.text for fold in folds], [fold.texts.start for fold in task.folds]),
+        ranks.concatenate([fold.image for fold in folds], [fold.images.start for fold in task.folds]),
     )
-    text_retrieval, image_retrieval = recall.mean_measures(ranked.folds)
+    text_retrieval, image_retrieval = recall.mean_measures(folds)
     return Measured(
         corpus=corpus,
         protocol=HowMeasured(
@@ -76,8 +77,8 @@ def evaluate_model(
         image_retrieval=image_retrieval,
         rankings=rankings,
         table=RankTable.of(corpus, rankings),
-        depths=ranked.depths,
-        pairs_scored=ranked.num_pairs,
+        depths=depths,
+        pairs_scored=num_pairs,
         seconds=time.perf_counter() - started,
     )
 
@@ -99,7 +100,12 @@ class EvalJob:
     """What to evaluate, on which split, how, and where the results go."""
 
     model: str
-    choice: SplitChoice
+    data: Path
+    """Folder of the corpus."""
+    split: str = "test"
+    protocol: str = "auto"
+    """See `protocols.open_split`."""
+    max_images: int | None = None
     rerank: str | None = None
     """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""
     rerank_sets: tuple[str, ...] = ()
@@ -124,21 +130,9 @@ class EvalJob:
     """File for another copy of the ranks."""
 
 
-@dataclass(frozen=True)
-class EvalPlan:
-    """An evaluation whose settings are checked, with nothing opened yet."""
-
-    options: EvalOptions
-    overrides: dict[str, Any]
-    """Settings of the model."""
-    rerank_overrides: dict[str, Any]
-    """Settings of the re-ranker."""
-    folder: Path | None
-    """Where the results are written; None if they are only returned."""
-
-
-def resolve(job: EvalJob) -> EvalPlan:
-    """The plan of an evaluation. Opens no corpus and no weights.
+def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
+    """How a job is evaluated, and the folder of its results, None if they are only returned. Opens no corpus and no
+    weights.
 
     ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth,
     MissingError if ECCV Caption is asked for and not installed, InputError if the results cannot be written.
@@ -151,7 +145,7 @@ def resolve(job: EvalJob) -> EvalPlan:
     form = VectorForm(dims=next(iter(widths), None), kind=job.codes, rescore=job.rescore)
     options = EvalOptions(compute=job.compute, form=form, depths=_depths(job))
     overrides = models.parse_overrides(job.model_sets)
-    rerank_overrides = models.parse_overrides(job.rerank_sets, "rerank-set")
+    rerank_overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
     if job.loaded is None:
         _check_model(job.model, overrides)
     elif overrides:
@@ -179,7 +173,7 @@ def resolve(job: EvalJob) -> EvalPlan:
     if job.ranks is not None:
         check_copy(job.ranks, folder, MODEL_FILES if job.rerank is None else CASCADE_FILES)
         files.check_output_file(job.ranks)
-    return EvalPlan(options, overrides, rerank_overrides, folder)
+    return options, folder
 
 
 def _check_model(ref: str, overrides: dict[str, Any]) -> None:
@@ -219,22 +213,24 @@ def run_evaluation(
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same
     folder.
     """
-    plan = resolve(job)
+    options, folder = resolve(job)
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
-    with nullcontext() if plan.folder is None else locks.lock(plan.folder.resolve()):
+    with nullcontext() if folder is None else locks.lock(folder.resolve()):
         corpus, protocol = _open_split(job, say)
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
-        num_top = plan.options.num_top if judge is None else max(plan.options.num_top, judge.num_top)
-        model = models.load(job.model, plan.overrides, track) if job.loaded is None else job.loaded
-        reranker = None if job.rerank is None else models.load_scorer(job.rerank, plan.rerank_overrides, track)
-        options = replace(plan.options, protocol=protocol, num_top=num_top)
+        num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
+        options = replace(options, protocol=protocol, num_top=num_top)
+        overrides = models.parse_overrides(job.model_sets)
+        model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded
+        overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
+        reranker = None if job.rerank is None else models.load_scorer(job.rerank, overrides, track)
         measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         judged = {} if judge is None else judge.measure(measured.rankings)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **judged)
         if job.ranks is not None:
             write_ranks(job.ranks, measured.table)
-        return evaluation if plan.folder is None else write_evaluation(plan.folder, evaluation, measured)
+        return evaluation if folder is None else write_evaluation(folder, evaluation, measured)
 
 
 def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> dict[str, Any]:
@@ -249,16 +245,14 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     if (job.codes, job.rerank, job.with_eccv, job.out, job.ranks) != ("float32", None, False, None, None):
         message = "--vector-table measures all kinds of vectors of one model, and writes no file"
         raise ConfigError(message, hint="leave --codes, --rerank, --eccv, --out and --ranks out")
-    plan = resolve(replace(job, dims=None, rescore=None))
+    options, _ = resolve(replace(job, dims=None, rescore=None))
     widths = parse_widths(job.dims) or vectors.trained_widths(job.model)
     corpus, protocol = _open_split(job, say)
-    model = models.load(job.model, plan.overrides, track)
+    model = models.load(job.model, models.parse_overrides(job.model_sets), track)
     if model.kind != "dual":
         raise _no_vectors()
     forms = vectors.forms_of(model.embedding_dim, widths, job.rescore)
-    ranked = rankers.rank_by_forms(
-        model, forms, RankingTask(corpus, replace(plan.options, protocol=protocol), track, None)
-    )
+    ranked = rankers.rank_by_forms(model, forms, RankingTask(corpus, replace(options, protocol=protocol), track, None))
     return {
         "model": job.model,
         "split": corpus.split,
@@ -280,7 +274,7 @@ def _no_vectors() -> ModelError:
 
 def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
     """The split of a job and its protocol; says so if the model was trained on the split."""
-    corpus, protocol = open_split(job.choice)
+    corpus, protocol = open_split(job.data, job.split, job.protocol, job.max_images)
     if (trained := _training_split(job.model, corpus)) is not None:
         say(
             f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other "

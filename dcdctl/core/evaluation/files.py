@@ -93,8 +93,8 @@ class SavedEvaluation:
     def load(folder: Path, names: FileNames = MODEL_FILES, ref: str = "") -> SavedEvaluation:
         """The evaluation in a folder: that of a model, or with `CASCADE_FILES` that of a cascade. InputError for a
         damaged document."""
-        ref, path = ref or str(folder), folder / (names.result or "")
-        if names.result is None or not path.exists():
+        ref, path = ref or str(folder), folder / names.result
+        if not names.result or not path.exists():
             return SavedEvaluation(folder, names, ref)
         hint = f"`dcdctl eval {folder} --data DIR` writes it again"
         document = artifacts.read_document(path, error=InputError, hint=hint)
@@ -112,27 +112,29 @@ class SavedEvaluation:
         """The ranks of all queries; None without a table of ranks. InputError for a damaged table."""
         if not self.ranks_file.exists():
             return None
-        self._check_tables()
-        return read_ranks(self.ranks_file)
-
-    @cached_property
-    def top(self) -> dict[Direction, TopCandidates]:
-        """The best candidates of all queries by direction; empty without their table. InputError for a damaged one."""
-        if self.table is None or self.names.top is None or not (self.folder / self.names.top).exists():
-            return {}
-        return _read_top(self.folder / self.names.top, self.table)
-
-    def _check_tables(self) -> None:
-        """InputError for a table that is not the one that the document lists; without a document, any is right."""
-        if self.evaluation is None:
-            return
-        for name in (self.names.ranks, str(self.names.top)):
+        # Without a document, any table is right.
+        for name in () if self.evaluation is None else (self.names.ranks, self.names.top):
             if not (self.folder / name).exists():
                 continue
             if name not in self.listed:
                 fault = f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it"
                 raise InputError(fault, hint=TABLES_HINT)
             artifacts.check_files(self.folder, {name: self.listed[name]}, error=InputError, hint=TABLES_HINT)
+        return read_ranks(self.ranks_file)
+
+    @cached_property
+    def top(self) -> dict[Direction, TopCandidates]:
+        """The best candidates of all queries by direction; empty without their table. InputError for a damaged one."""
+        path = self.folder / self.names.top
+        if self.table is None or not self.names.top or not path.exists():
+            return {}
+        rows = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
+        rows_of = _by_direction(rows.sort_by([("query", "ascending"), ("place", "ascending")]))
+        num_images, num_captions = len(self.table.text_ranks), len(self.table.image_ranks)
+        return {
+            direction: _top_of(rows, path, *direction.query_first(num_images, num_captions))
+            for direction, rows in rows_of.items()
+        }
 
 
 def read_ranks(path: Path) -> RankTable:
@@ -210,15 +212,6 @@ def _fault(table: pa.Table) -> str | None:
     return f"the image {min(in_one)!r} is in one direction only" if in_one else None
 
 
-def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
-    table = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
-    rows_of = _by_direction(table.sort_by([("query", "ascending"), ("place", "ascending")]))
-    return {
-        direction: _top_of(rows, path, *direction.query_first(len(ranks.text_ranks), len(ranks.image_ranks)))
-        for direction, rows in rows_of.items()
-    }
-
-
 def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> TopCandidates:
     """The rows of one direction as arrays; they must be the first K candidates of every query, numbered from 1."""
     # Booleans are bits in Arrow, so they cannot be read without a copy.
@@ -242,9 +235,9 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
     evaluation."""
     for other in (MODEL_FILES, CASCADE_FILES):
         is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
-        if path.name == other.ranks and path.with_name(str(other.result)).exists() and not is_own:
+        if path.name == other.ranks and path.with_name(other.result).exists() and not is_own:
             raise InputError(
-                f"{path.with_name(str(other.result))} belongs to the ranks in {path}, which --ranks would replace by "
+                f"{path.with_name(other.result)} belongs to the ranks in {path}, which --ranks would replace by "
                 "those of another evaluation",
                 hint="name another file with --ranks",
             )
@@ -253,12 +246,12 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
 def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -> Evaluation:
     """Write the two tables, and the document last; returns the evaluation with its folder."""
     names = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
-    result_file = folder / str(names.result)
+    result_file = folder / names.result
     # First, so that a killed evaluation leaves no numbers beside other ranks.
     result_file.unlink(missing_ok=True)
     write_ranks(folder / names.ranks, measured.table)
-    _write(folder / str(names.top), [_top_table(direction, measured) for direction in Direction])
-    listed = artifacts.list_files(folder, [names.ranks, str(names.top)])
+    _write(folder / names.top, [_top_table(direction, measured) for direction in Direction])
+    listed = artifacts.list_files(folder, [names.ranks, names.top])
     artifacts.write_document(result_file, {**evaluation.document, **artifacts.run_of(folder), artifacts.FILES: listed})
     return replace(evaluation, folder=folder)
 

@@ -37,18 +37,6 @@ class Fold(NamedTuple):
     texts: range
 
 
-@dataclass(frozen=True)
-class SplitChoice:
-    """The split that the user asks to evaluate on."""
-
-    folder: Path
-    split: str
-    protocol: str = "auto"
-    """One of `PAPER_PROTOCOLS`, whole, or first-N; auto is the protocol that the corpus names, or whole."""
-    max_images: int | None = None
-    """The N of first-N."""
-
-
 WHOLE = Protocol(name="whole")
 PAPER_PROTOCOLS = (
     Protocol(name="flickr30k-1k", data_set="flickr30k"),
@@ -58,20 +46,23 @@ PAPER_PROTOCOLS = (
 """Protocols of the papers. The first of a data set is its default."""
 
 
-def open_split(choice: SplitChoice) -> tuple[Corpus, Protocol]:
-    """A split and its protocol. ConfigError for an unknown protocol, CorpusError for one that does not fit the
-    corpus."""
-    name, first = choice.protocol, f"first-{choice.max_images}"
-    if choice.max_images is not None and name not in ("auto", first):
-        message = f"--max-images {choice.max_images} is the protocol {first}, but the protocol {name} is given"
+def open_split(folder: Path, split: str, name: str = "auto", max_images: int | None = None) -> tuple[Corpus, Protocol]:
+    """A split and its protocol. ConfigError for an unknown protocol, CorpusError for one that does not fit the corpus.
+
+    `name` is one of `PAPER_PROTOCOLS`, whole, or first-N; auto is the protocol that the corpus names, or whole.
+    `max_images` is the N of first-N.
+    """
+    first = f"first-{max_images}"
+    if max_images is not None and name not in ("auto", first):
+        message = f"--max-images {max_images} is the protocol {first}, but the protocol {name} is given"
         raise ConfigError(message, hint="leave one out")
-    whole = Corpus.open(choice.folder, choice.split)
-    if match := FIRST_N.fullmatch(name if choice.max_images is None else first):
+    whole = Corpus.open(folder, split)
+    if match := FIRST_N.fullmatch(name if max_images is None else first):
         corpus = whole.subset(int(match[1]))
         return corpus, WHOLE if corpus is whole else Protocol(name=match[0])
-    served = _title(read_corpus_json(choice.folder).protocol)
+    served = _title(read_corpus_json(folder).protocol)
     if name == "auto":
-        fitting = (protocol for protocol in PAPER_PROTOCOLS if choice.split == "test" and served == _title_of(protocol))
+        fitting = (protocol for protocol in PAPER_PROTOCOLS if split == "test" and served == _title_of(protocol))
         return whole, next(fitting, WHOLE)
     protocol = {protocol.name: protocol for protocol in (WHOLE, *PAPER_PROTOCOLS)}.get(name)
     if protocol is None:

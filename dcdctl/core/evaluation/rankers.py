@@ -83,23 +83,6 @@ class RankingTask:
         return self.corpus.caption_image[fold.texts.start : fold.texts.stop] - fold.images.start
 
 
-@dataclass(frozen=True)
-class RankingResult:
-    """The rankings of a task."""
-
-    folds: list[Rankings]
-    num_pairs: int = 0
-    """Pairs that went through fusion layers."""
-    depths: tuple[Depth, ...] = ()
-    """cascade: each of several depths; empty for one depth."""
-
-
-def rank_by_dual(model: DualEncoder, task: RankingTask) -> RankingResult:
-    """Rank by the cosines of a dual encoder."""
-    (folds,) = rank_by_forms(model, [task.options.form], task)
-    return RankingResult(folds)
-
-
 def rank_by_forms(model: DualEncoder, forms: Sequence[VectorForm], task: RankingTask) -> list[list[Rankings]]:
     """The rankings of each fold, for each form of vectors, from one embedding of the split. ConfigError for a form that
     is too wide."""
@@ -111,8 +94,8 @@ def rank_by_forms(model: DualEncoder, forms: Sequence[VectorForm], task: Ranking
     return [_rank_embeddings(image_ID, text_TD, task, task.options.num_top, form) for form in forms]
 
 
-def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> RankingResult:
-    """Rank by the logits of all pairs."""
+def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> tuple[list[Rankings], int]:
+    """The rankings of each fold by the logits of all pairs, and the number of pairs."""
     num_pairs = sum(len(fold.images) * len(fold.texts) for fold in task.folds)
     open_fold = _fold_scorers(scorer, task)
     # Images are encoded once for their positives and once for all other pairs.
@@ -121,12 +104,14 @@ def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> RankingResult:
         folds = [
             _rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance) for fold in task.folds
         ]
-    return RankingResult(folds, num_pairs)
+    return folds, num_pairs
 
 
-def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask) -> RankingResult:
-    """Rank by the logits of what a dual encoder finds, at the last depth; with several depths, also what each gains and
-    costs."""
+def rank_by_cascade(
+    model: DualEncoder, scorer: FusionScorer, task: RankingTask
+) -> tuple[list[Rankings], int, tuple[Depth, ...]]:
+    """The rankings of each fold by the logits of what a dual encoder finds, at the last depth; the number of scored
+    pairs; with several depths, also what each gains and costs."""
     depths, num_top = task.options.depths, task.options.num_top
     image_ID, text_TD = _embed(model, task)
     # The result keeps `num_top` candidates, also at a smaller depth.
@@ -150,7 +135,7 @@ def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask)
         ]
 
     if len(depths) == 1:
-        return RankingResult(at(depths[-1]), num_pairs)
+        return at(depths[-1]), num_pairs, ()
     times_ms = cascade.query_ms(
         model, image_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths
     )
@@ -171,7 +156,7 @@ def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask)
             depths, measures, rsums, times_ms, recall.on_front(rsums, times_ms), strict=True
         )
     ]
-    return RankingResult(ranked[-1], num_pairs, tuple(results))
+    return ranked[-1], num_pairs, tuple(results)
 
 
 def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:

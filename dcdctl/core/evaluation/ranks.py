@@ -57,12 +57,8 @@ class RankCounter:
         num_top: int = NUM_TOP,
         margin: float = 0.0,
     ) -> None:
-        positive_T, self._image_T = _checked(positive_T), np.asarray(caption_image)
-        if len(positive_T) != len(self._image_T) or not len(positive_T):
-            raise ValueError(f"{len(positive_T)} positive scores for {len(self._image_T)} captions")
-        self._num_positives_I = counts_I = np.bincount(self._image_T)
-        if not counts_I.all():
-            raise ValueError("every image needs at least one caption")
+        positive_T, self._image_T = _checked(positive_T), caption_image
+        self._num_positives_I = counts_I = np.bincount(caption_image)
         # The positives of each image, best first: threshold r of an image is that of its r-th best caption.
         order_T = np.lexsort((-positive_T, self._image_T))
         image_T = self._image_T[order_T]
@@ -107,7 +103,15 @@ class RankCounter:
             for nth in range(num_positives):
                 above_R[nth] = np.count_nonzero(score_T >= threshold_R[nth])
         above_T = _count_in_columns(scores_IT >= self._threshold_T[texts])
-        self._discount_positives(scores_IT, images, texts, above_IR, above_T)
+        # Positives of a query are ordered among themselves, and none beats itself: those of the block do not count.
+        row_T = self._image_T[texts] - first_image
+        column = np.flatnonzero((row_T >= 0) & (row_T < len(scores_IT)))
+        row = row_T[column]
+        positive = scores_IT[row, column]
+        is_above = positive[:, None] >= self._threshold_IR[row + first_image]
+        # An image has several captions in a block, and `-=` would subtract only one of them.
+        np.subtract.at(above_IR, row, is_above.astype(np.int64))
+        above_T[column] -= positive >= self._threshold_T[column + first_text]
         score_IK, text_IK = top_k_of_rows(torch.from_numpy(scores_IT), self._top_texts_I.k)
         best = self._top_images_T.candidates(
             scores_IT, first_image, texts, self.kth_best_T[texts] if kth_best_T is None else kth_best_T[texts]
@@ -146,25 +150,6 @@ class RankCounter:
             _ranking(self._above_T[:, None] + 1, self._positive_T, images_TK, image_scores_TK, is_positive_TK),
         )
 
-    def _discount_positives(
-        self,
-        scores_IT: NDArray[np.float32],
-        images: slice,
-        texts: slice,
-        above_IR: NDArray[np.int64],
-        above_T: NDArray[np.int64],
-    ) -> None:
-        """Subtract the positives of a block from its counts: positives of a query are ordered among themselves, and
-        none beats itself."""
-        row_T = self._image_T[texts] - images.start
-        column = np.flatnonzero((row_T >= 0) & (row_T < len(scores_IT)))
-        row = row_T[column]
-        positive = scores_IT[row, column]
-        is_above = positive[:, None] >= self._threshold_IR[row + images.start]
-        # An image has several captions in a block, and `-=` would subtract only one of them.
-        np.subtract.at(above_IR, row, is_above.astype(np.int64))
-        above_T[column] -= positive >= self._threshold_T[column + texts.start]
-
 
 @dataclass(frozen=True)
 class BlockCounts:
@@ -180,19 +165,6 @@ class BlockCounts:
     """The first captions of each image, in the block."""
     best_images: Waiting
     """Images that may be among the first of a caption."""
-
-
-def rank_matrix(scores_IT: Tensor, caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP) -> Rankings:
-    """Rankings from a whole score matrix.
-
-    >>> rankings = rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [3.0, 0.0, 2.5]]), np.array([0, 0, 1]))
-    >>> rankings.text.ranks, rankings.image.ranks
-    (array([1, 2]), array([2, 1, 1]))
-    """
-    scores = scores_IT.detach().float().cpu().numpy()
-    counter = RankCounter(scores[caption_image, np.arange(scores.shape[1])], caption_image, num_top=num_top)
-    counter.add(scores)
-    return counter.rankings()
 
 
 def rank_embeddings(

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation.bootstrap import bootstrap_sums, sign_flip_test
-from dcdctl.core.evaluation.ranking import RANKS_HINT, RankTable
+from dcdctl.core.evaluation.ranking import RankTable
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES
 
 LEVEL = 0.95
@@ -101,8 +101,8 @@ def compare_ranks(
     """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same
     draws.
 
-    With `draw_seeds`, the draws are of runs too, except those of the sign-flip test. InputError for a system without
-    runs, or with one run whose seeds are to be drawn; StaleError for ranks of other queries.
+    With `draw_seeds`, the draws are of runs too, except those of the sign-flip test. InputError for a system
+    with one run whose seeds are to be drawn; StaleError for ranks of other queries.
 
     >>> run = RankTable(("a", "b"), np.arange(2), np.arange(2), np.array([1, 1]), np.array([1, 7]))
     >>> comparison = compare_ranks([run], [run])
@@ -171,8 +171,6 @@ class _Draws:
 
 
 def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
-    if empty := [name for name, tables in systems.items() if not tables]:
-        raise InputError(f"there is no table of ranks for {empty[0]}, expected at least one", hint=RANKS_HINT)
     if draw_seeds and (few := [name for name, tables in systems.items() if len(tables) < MIN_DRAWN_SEEDS]):
         hint = "name the runs of each seed, separated by commas, or leave --draw-seeds out"
         raise InputError(f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more", hint=hint)

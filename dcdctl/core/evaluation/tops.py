@@ -61,7 +61,10 @@ class ColumnTops:
         if len(scores_GQ) >= k and np.isinf(above_Q).all():
             # All scores of the first block would wait. K groups have a maximum of at least the K-th best of these
             # maxima.
-            above_Q = np.nextafter(_kth_of_groups(scores_GQ, k), np.float32(-np.inf))
+            group_starts = np.linspace(0, len(scores_GQ), min(len(scores_GQ), 2 * k), endpoint=False, dtype=np.int64)
+            # Contiguous, because a partition of strided columns is far slower.
+            maxima_QN = np.ascontiguousarray(np.maximum.reduceat(scores_GQ, group_starts, axis=0).T)
+            above_Q = np.nextafter(np.partition(maxima_QN, -k, axis=1)[:, -k], np.float32(-np.inf))
         positions = np.flatnonzero(scores_GQ > above_Q)
         if len(positions) > MOST_WAITING * k * len(above_Q) and len(scores_GQ) >= k:
             # Many equal scores, as of a constant model: exactly K of each query.
@@ -85,26 +88,11 @@ class ColumnTops:
         num_queries, k = self._score_QK.shape
         kept = (np.repeat(np.arange(num_queries), k), self._score_QK.ravel(), self._index_QK.ravel())
         query, score, index = (np.concatenate(parts) for parts in zip(kept, *self._waiting, strict=True))
-        order = _by_query_and_score(query, score)
+        # By query and, within a query, descending score; equal ones keep their order. One sort of integers is far
+        # faster than two sorts: the bits of a float, with the lower ones flipped if it is negative, ascend with it.
+        bits = (-score).view(np.int32)
+        order = np.argsort((query << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF)), kind="stable")
         starts_Q = np.searchsorted(query[order], np.arange(num_queries))
         first_QK = order[starts_Q[:, None] + np.arange(k)]
         self._score_QK, self._index_QK, self._waiting = score[first_QK], index[first_QK], []
         self.kth_best_Q = np.ascontiguousarray(self._score_QK[:, -1])
-
-
-def _by_query_and_score(query: NDArray[np.int64], score: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The order by ascending query and, within a query, descending score; equal ones keep their order.
-
-    One sort of integers is far faster than two sorts: the bits of a float, with the lower ones flipped if it is
-    negative, ascend with it.
-    """
-    bits = (-score).view(np.int32)
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return np.argsort((query << 32) + ascending, kind="stable")
-
-
-def _kth_of_groups(scores_GQ: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """The K-th highest maximum of groups of rows, for each column: at most its K-th highest score."""
-    group_starts = np.linspace(0, len(scores_GQ), min(len(scores_GQ), 2 * k), endpoint=False, dtype=np.int64)
-    maxima_QN = np.ascontiguousarray(np.maximum.reduceat(scores_GQ, group_starts, axis=0).T)
-    return np.partition(maxima_QN, -k, axis=1)[:, -k]

@@ -24,7 +24,7 @@ from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
-from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation, SplitChoice
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation
 from dcdctl.core.files import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
@@ -179,12 +179,13 @@ def make_steps(plan: StudyPlan) -> list[Step]:
 def _evaluation_step(plan: StudyPlan, name: str, ref: str, model_set: Sequence[str] = ()) -> Step:
     """The evaluation of a model that is no run of the study."""
     folder, corpus = plan.job.out / "evaluations" / name, plan.corpus
+    job = EvalJob(model=ref, data=plan.job.data, split=plan.job.split, model_sets=tuple(model_set))
     return Step(
         name=name,
         folder=folder,
         work=f"{corpus.num_images:,} images, {corpus.num_captions:,} captions",
         is_done=partial(_is_evaluated, plan, folder),
-        run=partial(_evaluate, plan, EvalJob(model=ref, choice=_choice(plan), model_sets=tuple(model_set)), folder),
+        run=partial(_evaluate, plan, job, folder),
     )
 
 
@@ -193,7 +194,8 @@ def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
     # Depth 0 adds the time of the dual encoder alone; a list of depths is what makes an evaluation take times.
     cascade = EvalJob(
         model=str(folder),
-        choice=_choice(plan),
+        data=job.data,
+        split=job.split,
         rerank=plan.reranker,
         rerank_sets=tuple(job.model_set),
         depth=f"0,{job.depth}",
@@ -223,10 +225,6 @@ def _bench_step(plan: StudyPlan) -> Step:
     )
 
 
-def _choice(plan: StudyPlan) -> SplitChoice:
-    return SplitChoice(plan.job.data, plan.job.split)
-
-
 def _score(plan: StudyPlan, ref: str, folder: Path, view: StudyView) -> None:
     cache_scores(plan.cache_job(ref, folder), track=view.track, on_estimate=view.on_estimate)
 
@@ -246,7 +244,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
         training.train_model(
             job, plan.inputs(variant), options=options, track=view.track, watch=view.watch, say=view.say
         )
-    _evaluate(plan, EvalJob(model=str(folder), choice=_choice(plan)), None, view)
+    _evaluate(plan, EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split), None, view)
 
 
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
