@@ -195,11 +195,12 @@ def _check_recipe(arguments: CacheTeacher, sets: list[str] | None, verify: int |
 
 
 def _plan(job: CacheJob, with_columns: str | None) -> tuple[str, dict[str, Any]]:
-    from dcdctl.core.teacher import parse_extras, plan_work
+    from dcdctl.core.teacher import WORK_FOLDER, parse_extras, plan_work
 
-    work = plan_work(job, parse_extras(with_columns), track=bar)
-    text = f"{work.num_pairs:,} pairs without a score in {work.num_files:,} files -> {work.folder}"
-    return text, {"work": str(work.folder), "pairs": work.num_pairs, "files": work.num_files}
+    num_pairs, num_files = plan_work(job, parse_extras(with_columns), track=bar)
+    folder = job.out / WORK_FOLDER
+    text = f"{num_pairs:,} pairs without a score in {num_files:,} files -> {folder}"
+    return text, {"work": str(folder), "pairs": num_pairs, "files": num_files}
 
 
 def _estimate(job: CacheJob) -> dict[str, Any]:

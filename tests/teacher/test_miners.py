@@ -221,9 +221,9 @@ def test_repeats_and_false_negatives_are_replaced_by_the_next_candidates():
     def ranked(queries, width):
         return np.array([[0, 5, 5, 1, 9, 6, 7, 8]])
 
-    mined = miners.mine(ranked, 1, 10, 4, excluded)
-    assert mined.candidates.tolist() == [5, 6, 7, 9]
-    assert mined.num_dropped[:3].tolist() == [0, 2, 0]
+    _, found, num_dropped = miners.mine(ranked, 1, 10, 4, excluded)
+    assert found.tolist() == [5, 6, 7, 9]
+    assert num_dropped[:3].tolist() == [0, 2, 0]
 
 
 @pytest.mark.parametrize("kind", ["random", "lexical", "embedding"])
@@ -349,12 +349,12 @@ def test_random_candidates_depend_on_the_seed_alone(corpus):
 
 def test_exclusion_holds_in_every_chunk(monkeypatch):
     monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", 7)
-    mined = miners.mine(
+    queries, found, _ = miners.mine(
         miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8)
     )
-    assert (mined.candidates % 2 == 1).all()
-    assert len(set(zip(mined.queries.tolist(), mined.candidates.tolist(), strict=True))) == len(mined.queries)
-    assert np.bincount(mined.queries).tolist() == [20] * 50
+    assert (found % 2 == 1).all()
+    assert len(set(zip(queries.tolist(), found.tolist(), strict=True))) == len(queries)
+    assert np.bincount(queries).tolist() == [20] * 50
 
 
 def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):

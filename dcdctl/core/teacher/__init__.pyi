@@ -1,6 +1,6 @@
 from .build import build_cache
 from .cache import TeacherCache, read_cache, read_caches
-from .cache_format import CACHE
+from .cache_format import CACHE, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
@@ -15,6 +15,7 @@ from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
+    "WORK_FOLDER",
     "CacheCost",
     "CacheJob",
     "CacheSummary",

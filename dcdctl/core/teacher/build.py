@@ -193,7 +193,15 @@ def plan_cache(
     track: Track = silent,
 ) -> PlannedCache:
     """Write into the folder which pairs are to be scored; nothing is scored."""
-    build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
+    scorer = {
+        # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
+        "image_size_px": teacher.preprocess.image_size_px,
+        "max_text_len": teacher.preprocess.max_text_len,
+        "teacher": teacher.digest,
+        "precision": compute.precision,
+        "features": kind_of(compute),
+    }
+    build = Build(folder, plan_of(corpus, config, scorer, extend), CACHE)
     # The main process encodes missing features, and the others find them.
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
@@ -206,25 +214,8 @@ def plan_cache(
     return PlannedCache(build, corpus, teacher, source, compute)
 
 
-def make_plan(
-    corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, compute: Compute, extend: Path | None = None
-) -> dict[str, Any]:
-    """Everything that a cache's content depends on; MissingError if there is no cache to extend."""
-    if extend is not None:
-        cache.read_cache(extend)
-    scorer = {
-        # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
-        "image_size_px": teacher.preprocess.image_size_px,
-        "max_text_len": teacher.preprocess.max_text_len,
-        "teacher": teacher.digest,
-        "precision": compute.precision,
-        "features": kind_of(compute),
-    }
-    return plan_of(corpus, config, scorer, extend)
-
-
 def plan_of(corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], extend: Path | None) -> dict[str, Any]:
-    """A plan: the corpus, its candidates, and what is known of the scorer."""
+    """Everything that a cache's content depends on: the corpus, its candidates, and what is known of the scorer."""
     return {
         "format": CACHE.format,
         "corpus": corpus.fingerprint,
@@ -300,7 +291,11 @@ def begin(
 
     Another plan is replaced if none of it is scored.
     """
-    notes = build.begin(restart=not _has_scores(build.folder))
+    # A planned shard may have scores too: those that were given from elsewhere.
+    has_scores = any(build.folder.glob("pairs-*.parquet")) or (
+        (build.folder / CACHE.plan_file).exists() and NUM_GIVEN in CACHE.read_plan(build.folder)
+    )
+    notes = build.begin(restart=not has_scores)
     if build.is_sealed:
         return notes
     shards = range(len(shards_of(build.plan)))
@@ -327,13 +322,6 @@ def begin(
         with build.write(ITEMS_FILE) as partial:
             write_items(partial, corpus, track)
     return notes
-
-
-def _has_scores(folder: Path) -> bool:
-    """Whether a folder has a scored shard, or a planned one with some scores that were given from elsewhere."""
-    if any(folder.glob("pairs-*.parquet")):
-        return True
-    return (folder / CACHE.plan_file).exists() and NUM_GIVEN in CACHE.read_plan(folder)
 
 
 def seal(build: Build, compute: Compute = ON_CPU) -> None:

@@ -18,14 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.config import build_document
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
     CACHE,
     POOLING,
     TEACHER_NAME,
-    CacheContents,
     pairs_name,
     read_pairs,
     shards_of,
@@ -45,7 +43,8 @@ class TeacherCache(TeacherScores):
         self._first = offsets_of(counts)
         self.num_pairs = int(self._first[-1])
         self._is_read = np.zeros(len(self._shards), dtype=bool)
-        self._starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
+        self.starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
+        """Offsets of the pairs of each image, and last their number. Valid for images whose shard has been read."""
         self._text_P = np.empty(self.num_pairs, dtype=np.int32)
         self._score_P = np.empty(self.num_pairs, dtype=np.float32)
         self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
@@ -92,11 +91,6 @@ class TeacherCache(TeacherScores):
         """The images and the captions of all pairs, sorted."""
         return self.image_P, self.text_P
 
-    @property
-    def starts_I(self) -> Index:
-        """Offsets of the pairs of each image, and last their number. Valid for images whose shard has been read."""
-        return self._starts_I
-
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
         """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
         images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
@@ -105,7 +99,7 @@ class TeacherCache(TeacherScores):
         self._read(np.unique(images // self.plan["images_per_shard"]))
         # A binary search for all pairs at once, each among the pairs of its image; np.searchsorted has one range for
         # all.
-        low, end = self._starts_I[images], self._starts_I[images + 1]
+        low, end = self.starts_I[images], self.starts_I[images + 1]
         high = end.copy()
         while (open_ones := low < high).any():
             middle = (low + high) // 2
@@ -191,7 +185,7 @@ class TeacherCache(TeacherScores):
                 )
             self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
             starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
-            self._starts_I[images.start : images.stop + 1] = starts
+            self.starts_I[images.start : images.stop + 1] = starts
             self._is_read[shard] = True
 
 
@@ -202,8 +196,8 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     a file that is damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
     plan, seal = CACHE.read_plan_and_seal(folder)
-    build_document(CacheContents, seal, folder / CACHE.seal_file, error=CACHE.error, hint=CACHE.remake)
-    for name, part in seal["files"].items():
+    listed = artifacts.listed_files(folder / CACHE.seal_file, seal, error=CACHE.error, hint=CACHE.remake)
+    for name, part in listed.items():
         CACHE.check_part(folder, name, part["bytes"])
     cache = TeacherCache(folder, plan, seal)
     if corpus is not None:
@@ -282,8 +276,8 @@ def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> Tea
 
     ConfigError if the number of weights differs from the number of caches, or if two caches hold the same scores.
     """
+    check_weights(weights, len(caches), "caches")
     if len(caches) < 2:
-        check_weights(weights, len(caches), "caches")
         return caches[0] if caches else None
     # By content: the paths of one folder may differ by a link or a spelling, and a copy counts its teacher twice as
     # well.

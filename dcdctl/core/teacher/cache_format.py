@@ -18,7 +18,6 @@ NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core.artifacts import Kind
+from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.data import Index
 
 ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
@@ -37,23 +36,6 @@ POOLING = "candidates_pooling"
 TEACHER_NAME, SCORES_DIGEST, NUM_GIVEN = "teacher_name", "scores_sha256", "given_scores"
 """Notes in the plan of a cache whose scores come from elsewhere: its teacher, a digest of all scores, and, before that,
 their number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A file, as cache.json names it."""
-
-    bytes: int
-    sha256: str
-    pairs: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheContents:
-    """The entries of cache.json that readers use."""
-
-    dropped: Mapping[str, int]
-    files: Mapping[str, _Part]
 
 
 CACHE = Kind(
@@ -106,6 +88,12 @@ def pairs_name(shard: int) -> str:
 
 def planned_name(shard: int) -> str:
     return f"planned-{shard:05d}.parquet"
+
+
+def read_shard(build: Build, shard: int) -> Pairs:
+    """The pairs of a shard of an unfinished cache, scored or planned."""
+    name = pairs_name(shard)
+    return read_pairs(build.written(planned_name(shard) if build.missing([name]) else name))
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

@@ -107,9 +107,11 @@ def mine_candidates(
     for direction in map(Direction, config.directions):
         sizes = direction.query_first(num_images, num_texts)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
-        result = miners.mine(_miner(corpus, config, direction, vectors), *sizes, config.per_query, reason_against)
-        lists[direction] = RaggedArray.from_sorted(result.queries, result.candidates, sizes[0])
-        num_dropped += result.num_dropped
+        queries, found, dropped = miners.mine(
+            _miner(corpus, config, direction, vectors), *sizes, config.per_query, reason_against
+        )
+        lists[direction] = RaggedArray.from_sorted(queries, found, sizes[0])
+        num_dropped += dropped
     return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped))
 
 

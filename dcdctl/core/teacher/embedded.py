@@ -57,21 +57,20 @@ class EmbeddedTeacher(TeacherScores):
         # By one process, because others could round differently, and would then keep other negatives of a list.
         with distributed.main_first():
             if distributed.is_main():
-                self._images_ID, self._texts_TD = self._vectors(self._model, track)
+                source = scoring.open_source(self._corpus, self._model, self._compute, track)
+                vectors = scoring.embed_with_model(self._model, source, self._compute.device, track)
+                self._images_ID, self._texts_TD = (
+                    scoring.finite_vectors(side).cpu() for side in (vectors.images_ID, vectors.texts_TD)
+                )
         if not distributed.is_main():
             self._images_ID, self._texts_TD = (
                 torch.zeros(count, self._model.embedding_dim)
                 for count in (self._corpus.num_images, self._corpus.num_captions)
             )
-        for vectors in (self._images_ID, self._texts_TD):
-            distributed.broadcast(vectors)
+        for side in (self._images_ID, self._texts_TD):
+            distributed.broadcast(side)
         # It has given all that a training needs, which needs the memory.
         self._model = None
-
-    def _vectors(self, model: DualEncoder, track: Track) -> tuple[Tensor, Tensor]:
-        source = scoring.open_source(self._corpus, model, self._compute, track)
-        vectors = scoring.embed_with_model(model, source, self._compute.device, track)
-        return scoring.finite_vectors(vectors.images_ID).cpu(), scoring.finite_vectors(vectors.texts_TD).cpu()
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
         """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix

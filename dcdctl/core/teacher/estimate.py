@@ -18,7 +18,7 @@ from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
 from dcdctl.core.teacher.build import BYTES_PER_PAIR, PlannedCache, kind_of, score_pairs
-from dcdctl.core.teacher.cache import TeacherCache, read_cache
+from dcdctl.core.teacher.cache import read_cache
 from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
@@ -84,15 +84,6 @@ def _trial(job: PlannedCache, pairs: Pairs | None, num_to_score: int) -> float:
     return measure_rate(score_first, len(todo), job.compute.device)
 
 
-def check_verifiable(cache: TeacherCache) -> None:
-    """StaleError if the scores of a cache come from elsewhere, so that they cannot be computed again."""
-    if cache.teacher_name is not None:
-        raise StaleError(
-            f"the scores of {cache.folder} are those of {cache.teacher_name}, which dcdctl cannot compute again",
-            hint="score some pairs again elsewhere: --scores compares them with the finished cache",
-        )
-
-
 def verify_scores(
     folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent
 ) -> float:
@@ -102,7 +93,6 @@ def verify_scores(
     corpus or teacher, or was scored with other settings.
     """
     cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
-    check_verifiable(cache)
     artifacts.expect(folder, cache.plan, {"precision": compute.precision, "features": kind_of(compute)})
     chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
     image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]

@@ -13,8 +13,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,15 +34,14 @@ from dcdctl.core.teacher.cache_format import (
     NUM_GIVEN,
     SCORES_DIGEST,
     TEACHER_NAME,
-    Pairs,
     pairs_name,
     planned_name,
-    read_pairs,
+    read_shard,
     shards_of,
     write_pairs,
 )
 from dcdctl.core.teacher.job import CacheJob
-from dcdctl.core.teacher.work_list import Extra, WorkList, write_work_list
+from dcdctl.core.teacher.work_list import Extra, write_work_list
 
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
 """What a plan says of a teacher that dcdctl runs."""
@@ -51,8 +49,9 @@ NUM_SHARDS_NAMED = 10
 """Unfinished shards that a message names."""
 
 
-def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> WorkList:
-    """Plan the cache, or find it planned, and write the pairs that have no score yet to its work list.
+def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> tuple[int, int]:
+    """Plan the cache, or find it planned, and write the pairs that have no score yet to its work list; the numbers of
+    these pairs and of files.
 
     StaleError if the folder holds a cache of another corpus or plan, or a finished one.
     """
@@ -134,72 +133,20 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, str |
         yield corpus, planned, teacher
 
 
-@dataclass(frozen=True)
-class _Ids:
-    """The ids of a corpus and their indices."""
-
-    corpus: Corpus
-
-    @cached_property
-    def images(self) -> pa.Array:
-        return pa.array(self.corpus.image_ids, pa.string())
-
-    @cached_property
-    def captions(self) -> pa.Array:
-        return pa.array(self.corpus.caption_ids)
-
-    @cached_property
-    def texts(self) -> pa.Array:
-        return pa.array(self.corpus.captions, pa.string())
-
-    def index(self, batch: pa.RecordBatch, what: str) -> Index:
-        """The index of the image or the caption that each row names by its id; -1 for none.
-
-        By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
-        may have one id.
-        """
-        own: pa.Array = self.images if what == "image" else self.captions
-        ids = batch.column(f"{what}_id")
-        if f"{what}_index" not in batch.schema.names:
-            self._check_unique(own, what)
-            return _numbers(pc.index_in(ids, value_set=own), -1)
-        index_B = _numbers(batch.column(f"{what}_index"), -1)
-        index_B = np.where((index_B >= 0) & (index_B < len(own)), index_B, -1)
-        is_own = (
-            pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False).to_numpy(zero_copy_only=False)
-        )
-        return np.where(is_own, index_B, -1)
-
-    def _check_unique(self, own: pa.Array, what: str) -> None:
-        counts = pc.value_counts(own)
-        if len(counts) < len(own):
-            repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
-            raise InputError(
-                f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split "
-                f"{self.corpus.split}",
-                hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s apart",
-            )
-
-
-def _numbers(column: pa.Array, null: int) -> Index:
-    return column.fill_null(null).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
 class _GivenScores:
     """The planned pairs of a cache, and the scores that are known of them."""
 
     def __init__(self, corpus: Corpus, planned: Build) -> None:
-        self.corpus, self.build, self._ids = corpus, planned, _Ids(corpus)
+        self.corpus, self.build = corpus, planned
+        self._ids = {"image": pa.array(corpus.image_ids, pa.string()), "caption": pa.array(corpus.caption_ids)}
+        self._texts = pa.array(corpus.captions, pa.string())
         self.faults = Faults("the scores do not fit the plan")
         self._is_whole = [not planned.missing([pairs_name(shard)]) for shard in range(len(shards_of(planned.plan)))]
-        shards = [self._read(shard) for shard in range(len(self._is_whole))]
+        shards = [read_shard(planned, shard) for shard in range(len(self._is_whole))]
         self._first = offsets_of([len(pairs) for pairs in shards])
         # Ascending, because the pairs of a shard are sorted, and so are the shards.
         self._key_P = np.concatenate([pairs.image * corpus.num_captions + pairs.text for pairs in shards])
         self._score_P = np.concatenate([pairs.score for pairs in shards])
-
-    def _read(self, shard: int) -> Pairs:
-        return read_pairs(self.build.written((pairs_name if self._is_whole[shard] else planned_name)(shard)))
 
     def _count(self, where: slice) -> int:
         """The number of known scores."""
@@ -208,7 +155,7 @@ class _GivenScores:
     def take(self, batch: pa.RecordBatch, where: str) -> None:
         """Take the scores of some rows of a file; rows that do not fit are noted in `faults`, each as one, the first
         that it has."""
-        image_B, text_B = self._ids.index(batch, "image"), self._ids.index(batch, "caption")
+        image_B, text_B = self._index(batch, "image"), self._index(batch, "caption")
         with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, which is a fault
             score_B = batch.column("score").fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
         key_B = image_B * self.corpus.num_captions + text_B
@@ -230,7 +177,7 @@ class _GivenScores:
         fault("rows of unknown images", image_B < 0)
         fault("rows of unknown captions", text_B < 0)
         if "caption" in batch.schema.names:
-            own = self._ids.texts.take(pa.array(np.maximum(text_B, 0)))
+            own = self._texts.take(pa.array(np.maximum(text_B, 0)))
             fault(
                 "rows with another caption than the corpus",
                 ~pc.equal(own, batch.column("caption")).fill_null(False).to_numpy(False),
@@ -242,6 +189,29 @@ class _GivenScores:
         # After the assignment, so that two rows of this batch are compared, too.
         known_B = self._score_P[position_B]
         fault("rows of pairs with two different scores", known_B != score_B, known_B)
+
+    def _index(self, batch: pa.RecordBatch, what: str) -> Index:
+        """The index of the image or the caption that each row names by its id; -1 for none.
+
+        By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
+        may have one id.
+        """
+        own, ids = self._ids[what], batch.column(f"{what}_id")
+        if f"{what}_index" not in batch.schema.names:
+            counts = pc.value_counts(own)
+            if len(counts) < len(own):
+                repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
+                raise InputError(
+                    f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split "
+                    f"{self.corpus.split}",
+                    hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
+                    "apart",
+                )
+            return _numbers(pc.index_in(ids, value_set=own))
+        index_B = _numbers(batch.column(f"{what}_index"))
+        index_B = np.where((index_B >= 0) & (index_B < len(own)), index_B, -1)
+        is_own = pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
+        return np.where(is_own.to_numpy(zero_copy_only=False), index_B, -1)
 
     def _named(self, batch: pa.RecordBatch, row: int, other: str, where: str) -> str:
         image, caption, score = (batch.column(name)[row].as_py() for name in score_files.REQUIRED)
@@ -256,7 +226,7 @@ class _GivenScores:
             here = slice(self._first[shard], self._first[shard + 1])
             if is_whole:
                 continue
-            pairs = self._read(shard)
+            pairs = read_shard(self.build, shard)
             num_known = self._count(here)
             is_changed = not np.array_equal(pairs.score, self._score_P[here], equal_nan=True)
             name = pairs_name(shard) if num_known == len(pairs) else planned_name(shard)
@@ -276,11 +246,9 @@ class _GivenScores:
 
     def check_complete(self) -> None:
         """MissingError that names the shards in which pairs have no score."""
-        missing = {}
-        for shard in range(len(self._is_whole)):
-            here = slice(self._first[shard], self._first[shard + 1])
-            missing[shard] = int(here.stop - here.start) - self._count(here)
-        unfinished = {shard: count for shard, count in missing.items() if count}
+        is_missing, bounds = np.isnan(self._score_P), itertools.pairwise(self._first.tolist())
+        missing = [int(is_missing[first:end].sum()) for first, end in bounds]
+        unfinished = {shard: count for shard, count in enumerate(missing) if count}
         if not unfinished:
             return
         named = [f"shard {shard}: {count:,}" for shard, count in list(unfinished.items())[:NUM_SHARDS_NAMED]]
@@ -291,3 +259,7 @@ class _GivenScores:
             hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of "
             "what is missing",
         )
+
+
+def _numbers(column: pa.Array) -> Index:
+    return column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

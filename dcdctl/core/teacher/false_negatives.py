@@ -54,18 +54,15 @@ class FalseNegativeFilter:
             reasons[np.bitwise_count(self._hash_I[image] ^ self._hash_I[self._caption_image[text]]) <= self._bits] = 3
         # Most texts occur once. Looking up the others takes time when there are millions of pairs.
         repeated = np.nonzero(self.is_repeated_T[text])
-        reasons[repeated] = np.where(self._has_equal_text(image[repeated], text[repeated]), 2, reasons[repeated])
+        keys = image[repeated] * self._num_classes + self.text_class[text[repeated]]
+        position = np.minimum(np.searchsorted(self._true_keys, keys), len(self._true_keys) - 1)
+        reasons[repeated] = np.where(self._true_keys[position] == keys, 2, reasons[repeated])
         reasons[self._caption_image[text] == image] = 1
         return reasons
 
     def for_captions(self, text: Index, image: Index) -> Reasons:
         """The reason of each pair; captions are the queries."""
         return self(image, text)
-
-    def _has_equal_text(self, image: Index, text: Index) -> NDArray[np.bool_]:
-        keys = image * self._num_classes + self.text_class[text]
-        position = np.minimum(np.searchsorted(self._true_keys, keys), len(self._true_keys) - 1)
-        return self._true_keys[position] == keys
 
 
 def false_negative_filter(corpus: Corpus, duplicate_bits: int | None, track: Track = silent) -> FalseNegativeFilter:

@@ -11,6 +11,7 @@ from typing import Any
 from dcdctl.core import distributed, files, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.errors import StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, estimate
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
@@ -91,6 +92,10 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
     """
     overrides = _resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
-    estimate.check_verifiable(read_cache(job.out, corpus=corpus))
+    if (name := read_cache(job.out, corpus=corpus).teacher_name) is not None:
+        raise StaleError(
+            f"the scores of {job.out} are those of {name}, which dcdctl cannot compute again",
+            hint="score some pairs again elsewhere: --scores compares them with the finished cache",
+        )
     teacher = models.load_scorer(job.teacher, overrides, track)
     return estimate.verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)

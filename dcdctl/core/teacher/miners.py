@@ -9,7 +9,6 @@ Shape letters: Q queries, K candidates, I images, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,6 @@ _SEEDS_PER_CHUNK = 256
 """Images compared with all free images at once."""
 _MAX_WORDS = 2048
 """Words used for clustering, the most frequent first. The bound limits memory; rarer words connect few images."""
-
-
-@dataclass(frozen=True)
-class Mined:
-    """Pairs of a query and a candidate, sorted by both."""
-
-    queries: Index
-    candidates: Index
-    num_dropped: Index
-    """Entry r: pairs that would be here but for reason r."""
 
 
 def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Miner:
@@ -106,8 +95,11 @@ def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
     return mine
 
 
-def mine(miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter) -> Mined:
-    """The first `count` different allowed candidates of each query, or all of them if there are fewer."""
+def mine(
+    miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter
+) -> tuple[Index, Index, Index]:
+    """The first `count` different allowed candidates of each query, or all of them if there are fewer: queries and
+    candidates, sorted by both; and the number of pairs that would be here but for each reason."""
     parts = []
     for start in range(0, num_queries, QUERIES_PER_CHUNK):
         remaining = np.arange(start, min(start + QUERIES_PER_CHUNK, num_queries))
@@ -125,12 +117,9 @@ def mine(miner: Miner, num_queries: int, population: int, count: int, reason_aga
                 short.append(queries[~is_enough])
             remaining, width = np.concatenate(short), 4 * width
         sorted_keys = np.sort(np.concatenate(keys))
-        parts.append(Mined(sorted_keys // population, sorted_keys % population, num_dropped))
-    return Mined(
-        np.concatenate([part.queries for part in parts]),
-        np.concatenate([part.candidates for part in parts]),
-        np.sum([part.num_dropped for part in parts], axis=0),
-    )
+        parts.append((sorted_keys // population, sorted_keys % population, num_dropped))
+    of_queries, candidates, by_reason = zip(*parts, strict=True)
+    return np.concatenate(of_queries), np.concatenate(candidates), np.sum(by_reason, axis=0)
 
 
 def _choose(

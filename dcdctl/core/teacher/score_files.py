@@ -44,8 +44,8 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     be used."""
     try:
         for batch in READERS[path.suffix.lower()](path):
-            _require_columns(path, batch.schema.names)
-            yield _cast(batch)
+            known = {name: batch.column(name) for name in batch.schema.names if name in COLUMNS}
+            yield pa.record_batch({name: column.cast(COLUMNS[name]) for name, column in known.items()})
     except OSError as error:
         raise files.unreadable(path, error) from error
     except (pa.ArrowException, ValueError) as error:
@@ -57,15 +57,6 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
         raise InputError(f"{path} has no column {missing[0]} (it has {', '.join(names) or 'none'})", hint=_ROWS_HINT)
     if repeated := next((name for name in COLUMNS if list(names).count(name) > 1), None):
         raise InputError(f"{path} has the column {repeated} twice", hint=_ROWS_HINT)
-
-
-def _cast(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns: dict[str, Any] = {}
-    for name, kind in COLUMNS.items():
-        if name in batch.schema.names:
-            column = batch.column(name)
-            columns[name] = column if column.type == kind else column.cast(kind)
-    return pa.record_batch(columns)
 
 
 def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:

@@ -51,7 +51,6 @@ class AverageScores(TeacherScores):
 
     def __init__(self, teachers: Sequence[TeacherScores], weights: Sequence[float], noun: str) -> None:
         """`weights` are normalized to a sum of 1; equal weights if empty. `noun` is what messages call the teachers."""
-        check_weights(weights, len(teachers), noun)
         if len({teacher.plan["corpus"] for teacher in teachers}) > 1:
             raise StaleError(
                 f"the {noun} are of different corpora", hint="make each with the same --data, --split and --max-images"
