@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -665,15 +664,6 @@ class CountedBuild(Build):
         names = list(parts)
         CountedBuild.num_asked += len(names)
         return super().missing(names)
-
-
-def test_a_disk_without_room_for_the_positives_is_named_before_pairs_are_drawn(corpus, teacher, tmp_path, monkeypatch):
-    free = 12 * corpus.num_captions
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: SimpleNamespace(free=free - 1))
-    with pytest.raises(InputError, match="cache has 0 MB free, not enough for the scores of the positives alone"):
-        build.plan_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    build.plan_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
 
 
 def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(corpus, teacher, tmp_path, monkeypatch):

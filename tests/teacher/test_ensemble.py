@@ -48,7 +48,7 @@ def test_scores_are_standardized_averaged_and_rescaled_to_the_mean_scale_of_the_
     np.testing.assert_allclose(
         ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6
     )
-    assert set(zip(ensemble.image_P.tolist(), ensemble.text_P.tolist(), strict=True)) == set(
+    assert set(zip(*map(np.ndarray.tolist, ensemble.scored_pairs), strict=True)) == set(
         zip(*everything[:, shared].tolist(), strict=True)
     )
 

@@ -111,10 +111,8 @@ def test_the_work_list_has_each_planned_pair_once_with_what_was_asked_for(corpus
     size = sum(path.stat().st_size for path in work_files(job))
     assert size - size_without < 2 * sizes < own.num_pairs * sizes / 32
     before = contents(job.out)
-    times = {path: path.stat().st_mtime_ns for path in work_files(job)}
     plan_work(job, ("captions", "paths", "bytes"))
     assert contents(job.out) == before
-    assert {path: path.stat().st_mtime_ns for path in work_files(job)} == times
     plan_work(job)
     assert pq.read_schema(job.out / "work" / "work-00003.parquet").names == [
         "image_id",

@@ -235,15 +235,15 @@ class Bench:
 
 def latency(repeats: Repeats) -> Latency:
     """Percentiles of the repeats."""
-    p50, p95, p99 = (_percentile(repeats, percent) for percent in (50, 95, 99))
-    return Latency(num_repeats=repeats.num_repeats, num_rounds=len(repeats.seconds_NK), p50=p50, p95=p95, p99=p99)
-
-
-def _percentile(repeats: Repeats, percent: int) -> Percentile:
-    ms = repeats.percentile(percent) * 1000
-    # At least one repeat in the share above the percentile.
-    is_resolved = repeats.num_repeats * (100 - percent) >= 100
-    return Percentile(percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved)
+    percentiles = {}
+    for percent in (50, 95, 99):
+        ms = repeats.percentile(percent) * 1000
+        # At least one repeat in the share above the percentile.
+        is_resolved = repeats.num_repeats * (100 - percent) >= 100
+        percentiles[f"p{percent}"] = Percentile(
+            percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved
+        )
+    return Latency(num_repeats=repeats.num_repeats, num_rounds=len(repeats.seconds_NK), **percentiles)
 
 
 def speed_up(label: str, teacher: Quantity, other: Quantity, *, extrapolated: bool) -> SpeedUp:

@@ -60,7 +60,7 @@ class Shortlists:
         return len(self._pairs(depth))
 
     def rerank(
-        self, scores_P: NDArray[np.float32], depth: int, *, num_top: int = NUM_TOP, margin: float = LOGIT_ROUNDING
+        self, scores_P: NDArray[np.float32], depth: int, *, num_top: int, margin: float = LOGIT_ROUNDING
     ) -> Rankings:
         """The rankings at a depth, from the scores of all pairs; scores within `margin` of a positive tie with it."""
 

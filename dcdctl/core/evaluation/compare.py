@@ -25,7 +25,7 @@ import numpy as np
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import recall, significance
+from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.comparison import (
     LETTERS,
@@ -40,14 +40,10 @@ from dcdctl.core.evaluation.comparison import (
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames
 from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
 from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.recall import recall_at_k
 from dcdctl.core.evaluation.significance import check_queries
 from dcdctl.core.files import shown
 
 CASCADE_SUFFIX = ":cascade"
-MAX_ROUNDING = 1e-6
-"""Largest difference between the RSUM of the ranks and that of the document: both are sums of the same six
-percentages."""
 DECIMALS = 9
 """Digits of a difference of mean logarithms that are kept: further digits are rounding."""
 
@@ -164,14 +160,6 @@ def _read(ref: str) -> SavedEvaluation:
     run = SavedEvaluation.load(folder, names, ref)
     if run.table is None:
         read_ranks(run.ranks_file)  # an error that there is no such file
-    elif run.evaluation is not None and run.evaluation.protocol.folds == 1:
-        # Recalls over several folds are means, and folds may have different numbers of captions.
-        rsum, expected = recall.rsum(*map(recall_at_k, map(run.table.ranks, Direction))), run.evaluation.rsum
-        # An evaluation that was cut off leaves ranks beside the document of another one.
-        if abs(rsum - expected) > MAX_ROUNDING:
-            fault = f"{run.ranks_file} has RSUM {rsum:.3f} and {run.names.result} beside it {expected:.3f}"
-            hint = f"`dcdctl eval {run.folder} --data DIR` makes both"
-            raise StaleError(f"{fault}: they belong to different evaluations", hint=hint)
     return run
 
 

@@ -78,19 +78,19 @@ class RankCounter:
 
     def add(self, scores_IT: NDArray[np.float32], first_image: int = 0, first_text: int = 0) -> None:
         """Count a block that starts at this image and caption; ModelError if a score is NaN or infinite."""
-        self.merge(self.count(scores_IT, first_image, first_text))
+        self.merge(self.count(scores_IT, first_image, first_text, self.kth_best_T))
 
     def count(
         self,
         scores_IT: NDArray[np.float32],
         first_image: int,
         first_text: int,
-        kth_best_T: NDArray[np.float32] | None = None,
+        kth_best_T: NDArray[np.float32],
     ) -> BlockCounts:
         """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the
         same time.
 
-        `kth_best_T` is the property of that name at an earlier moment; None for now.
+        `kth_best_T` is the property of that name, now or at an earlier moment.
         """
         scores_IT = _checked(scores_IT)
         images, texts = (
@@ -113,9 +113,7 @@ class RankCounter:
         np.subtract.at(above_IR, row, is_above.astype(np.int64))
         above_T[column] -= positive >= self._threshold_T[column + first_text]
         score_IK, text_IK = top_k_of_rows(torch.from_numpy(scores_IT), self._top_texts_I.k)
-        best = self._top_images_T.candidates(
-            scores_IT, first_image, texts, self.kth_best_T[texts] if kth_best_T is None else kth_best_T[texts]
-        )
+        best = self._top_images_T.candidates(scores_IT, first_image, texts, kth_best_T[texts])
         return BlockCounts(images, texts, above_IR, above_T, score_IK, text_IK + first_text, best)
 
     def merge(self, block: BlockCounts) -> None:

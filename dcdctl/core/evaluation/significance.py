@@ -165,9 +165,7 @@ class _Draws:
     captions_R1: NDArray[np.float64]
     """Number of captions of each draw."""
     taken_RS: NDArray[np.float64]
-    """Number of runs of each system that a draw takes, a run that is taken twice counted twice."""
-    runs_S: tuple[int, ...]
-    """Number of runs of each system."""
+    """Number of runs of each system that a draw takes, a run that is taken twice counted twice; first all runs."""
 
 
 def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
@@ -193,7 +191,6 @@ def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int,
         np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
         np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
         np.vstack([np.array(runs_S, dtype=np.float64), taken_RS]),
-        runs_S,
     )
 
 
@@ -234,7 +231,7 @@ def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Rank
     # Hits are whole numbers. Multiplied crosswise they stay whole, so a draw without a difference gives exactly zero.
     our_taken_R, base_taken_R = draws.taken_RS[:, system], draws.taken_RS[:, -1]
     sums_RC = draws.sums_RSC[:, system] * base_taken_R[:, None] - draws.sums_RSC[:, -1] * our_taken_R[:, None]
-    columns_IC = draws.columns_SIC[system] * draws.runs_S[-1] - draws.columns_SIC[-1] * draws.runs_S[system]
+    columns_IC = draws.columns_SIC[system] * base_taken_R[0] - draws.columns_SIC[-1] * our_taken_R[0]
     percents_RC = _percents(sums_RC, draws, our_taken_R * base_taken_R)
     text_IC, image_IC = np.hsplit(columns_IC, 2)
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]

@@ -7,7 +7,6 @@ of the old corpus are matched by digests of the image's bytes and the caption's 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute, versions
-from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import Source, open_source
@@ -302,10 +301,6 @@ def begin(
     # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
     if not is_planned or build.missing([DROPPED_FILE]):
-        if (free := shutil.disk_usage(build.folder).free) < BYTES_PER_PAIR * corpus.num_captions:
-            raise InputError(
-                f"{build.folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone"
-            )
         drawn = candidates.draw_candidates(corpus, config, device=device, track=track)
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)

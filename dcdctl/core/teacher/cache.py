@@ -225,17 +225,10 @@ class TeacherEnsemble(AverageScores):
         self.caches = list(caches)
 
     @property
-    def image_P(self) -> Index:
-        return self.caches[0].image_P[self._is_shared]
-
-    @property
-    def text_P(self) -> NDArray[np.int32]:
-        return self.caches[0].text_P[self._is_shared]
-
-    @property
     def scored_pairs(self) -> tuple[Index, NDArray[np.int32]]:
         """The images and the captions of the first cache's pairs that all teachers have scored."""
-        return self.image_P, self.text_P
+        first = self.caches[0]
+        return first.image_P[self._is_shared], first.text_P[self._is_shared]
 
     @cached_property
     def candidates(self) -> Candidates:

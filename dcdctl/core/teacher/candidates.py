@@ -148,11 +148,11 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vecto
     false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
     reason = false_negatives(image, text)
     image, text = image[reason == 0], text[reason == 0]
-    texts_of_image, images_of_text = RaggedArray.empty(corpus.num_images), RaggedArray.empty(corpus.num_captions)
-    if Direction.TEXT in config.directions:
-        texts_of_image = RaggedArray.from_pairs(image, text, corpus.num_images)
-    if Direction.IMAGE in config.directions:
-        images_of_text = RaggedArray.from_pairs(text, image, corpus.num_captions)
+    sides = ((Direction.TEXT, image, text, corpus.num_images), (Direction.IMAGE, text, image, corpus.num_captions))
+    texts_of_image, images_of_text = (
+        RaggedArray.from_pairs(rows, values, count) if direction in config.directions else RaggedArray.empty(count)
+        for direction, rows, values, count in sides
+    )
     # A removed pair is missing in the lists of each direction.
     return Candidates(
         texts_of_image,

@@ -58,15 +58,8 @@ def measure_spread(scores: TeacherCache | TeacherEnsemble) -> ScoreSpread:
     image_P, text_P = scores.scored_pairs
     std = float(np.std(scores.lookup(image_P, text_P), dtype=np.float64)) if len(image_P) else math.nan
     if not len(lists):
-        return ScoreSpread(
-            num_lists=0,
-            std=std,
-            within_list_std=math.nan,
-            gap=math.nan,
-            entropy=math.nan,
-            entropy_share=math.nan,
-            temperature=None,
-        )
+        unknown = dict.fromkeys(("within_list_std", "gap", "entropy", "entropy_share"), math.nan)
+        return ScoreSpread(num_lists=0, std=std, temperature=None, **unknown)
     return ScoreSpread(
         num_lists=len(lists),
         std=std,

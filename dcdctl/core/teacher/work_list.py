@@ -10,9 +10,7 @@ image file). The rows of an image follow each other, so that a scorer can encode
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import artifacts, files
+from dcdctl.core import files
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
@@ -33,7 +31,6 @@ Extra = Literal["captions", "paths", "bytes"]
 file."""
 IMAGES_PER_GROUP = 16
 """Images in a row group: what a reader of image bytes has in memory at once."""
-_METADATA = b"dcdctl"
 
 
 def parse_extras(text: str | None) -> tuple[Extra, ...]:
@@ -52,8 +49,7 @@ def parse_extras(text: str | None) -> tuple[Extra, ...]:
 
 
 def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track: Track) -> tuple[int, int]:
-    """Write the pairs of a planned cache that have no score yet, and return the numbers of pairs and files; a file that
-    is there already is kept if it has the same rows."""
+    """Write the pairs of a planned cache that have no score yet, and return the numbers of pairs and files."""
     folder, shards = build.folder / WORK_FOLDER, shards_of(build.plan)
     folder.mkdir(exist_ok=True)
     files.remove_partials(folder)
@@ -72,22 +68,17 @@ def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track
 
 
 def _write(path: Path, pairs: Pairs, corpus: Corpus, extras: Sequence[Extra]) -> None:
-    """Write the pairs of a shard, unless the file holds these rows already."""
-    columns = [np.asarray(column, dtype="<i8").tobytes() for column in (pairs.image, pairs.text)]
-    digest = hashlib.sha256(b"".join(columns)).hexdigest()
-    content = {"corpus": corpus.fingerprint, "with": list(extras), "pairs": digest}
-    if _content_of(path) == content:
-        return
+    """Write the pairs of a shard."""
     with files.atomic_path(path) as partial:
         starts = np.flatnonzero(np.diff(pairs.image, prepend=-1))
         bounds = itertools.pairwise([*starts[::IMAGES_PER_GROUP].tolist(), len(pairs)])
         groups = (_table(corpus, pairs.at(slice(*bound)), extras) for bound in bounds)
         first = next(groups)
-        schema = first.schema.with_metadata({_METADATA: json.dumps(content).encode()})
         # Without a limit, so that the bytes of an image are stored once per row group and not once per pair.
-        with pq.ParquetWriter(partial, schema, compression="zstd", dictionary_pagesize_limit=2**30) as writer:
-            for group in (first, *groups):
-                writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=max(1, len(group)))
+        with pq.ParquetWriter(partial, first.schema, compression="zstd", dictionary_pagesize_limit=2**30) as writer:
+            # One group in memory at a time: with bytes, all of them may not fit.
+            for group in itertools.chain([first], groups):
+                writer.write_table(group, row_group_size=len(group))
 
 
 def _table(corpus: Corpus, pairs: Pairs, extras: Sequence[Extra]) -> pa.Table:
@@ -109,12 +100,3 @@ def _table(corpus: Corpus, pairs: Pairs, extras: Sequence[Extra]) -> pa.Table:
         data = pa.array([corpus.image_bytes(image) for image in different.tolist()], pa.binary())
         columns["image_bytes"] = pa.DictionaryArray.from_arrays(pa.array(index_P, pa.int32()), data)
     return pa.table(columns)
-
-
-def _content_of(path: Path) -> artifacts.Document | None:
-    """What a file of a work list holds, by its metadata; None if it is not there or is something else."""
-    try:
-        content = json.loads((pq.read_schema(path).metadata or {})[_METADATA])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
