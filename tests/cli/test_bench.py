@@ -129,23 +129,3 @@ def test_a_busy_machine_is_reported(load, clock, message, capsys):
     assert message in printed
     assert ("busy" in printed) == bool(message)
     assert ("CPU time, not wall-clock time" in printed) == (clock == "processor")
-
-
-def test_numbers_have_three_digits():
-    assert [bench_view.digits(value) for value in (0, 0.01234, 0.5, 9.996, 99.96, 12345.6)] == [
-        "0",
-        "0.0123",
-        "0.500",
-        "10.0",
-        "100",
-        "12,346",
-    ]
-    assert [bench_view.seconds(value) for value in (0.00213, 3.14, 300, 7300, 2e5)] == [
-        "2.13 ms",
-        "3.14 s",
-        "5.00 min",
-        "2.03 h",
-        "2.31 days",
-    ]
-    assert [bench_view.operations(value) for value in (184e9, 2.5e6, 512)] == ["184 G", "2.50 M", "512"]
-    assert [bench_view.size(value) for value in (1.024e9, 5.2e6)] == ["1.02 GB", "5.20 MB"]

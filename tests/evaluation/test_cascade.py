@@ -153,9 +153,3 @@ def test_the_front_holds_what_nothing_beats():
 def test_depths_are_ascending_and_one_of_them_reranks(depths, message):
     with pytest.raises(ConfigError, match=message):
         rankers.EvalOptions(depths=depths)
-
-
-def test_a_dual_encoder_with_more_candidates_asked_for_than_images_is_no_error():
-    evaluation, _ = swept((0, 500))
-    table_IT = make_fusion().table_IT
-    assert evaluation.table.text_ranks.tolist() == rank_matrix(table_IT, np.array(OWNER)).text.ranks.tolist()

@@ -17,7 +17,7 @@ from dcdctl.core import scoring
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation import EvalOptions, Measured, evaluate, recall
+from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import RankCounter
 from dcdctl.core.scoring import pairs
@@ -65,28 +65,6 @@ def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus
     assert sorted(fusion.pairs) == [(image, text) for image in range(10) for text in range(18)]
     assert fusion.num_encoded_texts == 18
     assert (result.protocol.kind, result.pairs_scored) == ("fusion", 180)
-
-
-@pytest.mark.parametrize("depth", [1, 3, 6])
-def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_order(corpus, dual, fusion, depth):
-    result = evaluate.evaluate_model(
-        dual, corpus, rerank=fusion, options=EvalOptions(depths=(depth,), compute=Compute(batch_size=5))
-    )
-    cosines_IT = dual.image_ID @ dual.text_TD.T
-    # The plain way: one score that puts the first `depth` above the rest, by fusion within and by cosine below.
-    expected = [], []
-    for ranks, own_QG, cosines_QG, fusion_QG in (
-        (expected[0], torch.tensor(OWNER) == torch.arange(10)[:, None], cosines_IT, fusion.table_IT),
-        (expected[1], torch.tensor(OWNER)[:, None] == torch.arange(10), cosines_IT.T, fusion.table_IT.T),
-    ):
-        for own_G, cosines_G, fusion_G in zip(own_QG, cosines_QG, fusion_QG, strict=True):
-            combined_G = cosines_G.clone()
-            first = cosines_G.topk(depth).indices
-            combined_G[first] = 100 + fusion_G[first]
-            ranks.append(1 + int((combined_G[~own_G] >= combined_G[own_G].max()).sum()))
-    assert ranks_of(result) == expected
-    assert len(fusion.pairs) == len(set(fusion.pairs)) == result.pairs_scored <= depth * (10 + 18)
-    assert (result.protocol.kind, result.protocol.depth) == ("cascade", depth)
 
 
 def test_a_cascade_as_deep_as_the_corpus_is_the_fusion_scorer(corpus, dual, fusion):
@@ -179,17 +157,6 @@ def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
     for key in ("text_retrieval", "image_retrieval"):
         assert list(intervals[key]) == ["R@1", "R@5", "R@10"]
         assert all(intervals[key][name][0] <= document[key][name] <= intervals[key][name][1] for name in intervals[key])
-
-
-def test_the_measures_of_a_document_are_those_of_its_ranks(corpus, dual):
-    result = evaluate.evaluate_model(dual, corpus)
-    measures = result.evaluation("fake").document["text_retrieval"]
-    assert list(measures) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
-    assert measures["median_rank"] == np.median(result.table.text_ranks)
-    assert measures["mean_rank"] == pytest.approx(result.table.text_ranks.mean())
-    assert measures["mAP@R"] == pytest.approx(
-        100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean()
-    )
 
 
 @torch.inference_mode()

@@ -105,13 +105,6 @@ def test_a_cascade_leaves_the_dual_encoders_own_files_alone(tmp_path, alone, cas
     }
 
 
-def test_ranks_are_read_back_for_comparisons(tmp_path, alone):
-    write(tmp_path, alone)
-    table = evaluation_files.read_ranks(tmp_path / "ranks.parquet")
-    assert table.text_ranks.tolist() == alone.table.text_ranks.tolist()
-    assert table.caption_image.tolist() == OWNER
-
-
 @pytest.mark.parametrize("failing", ["ranks.parquet", "top.parquet", "result.json"])
 def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ranks(
     tmp_path, alone, failing, monkeypatch

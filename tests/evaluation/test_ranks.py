@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -83,33 +82,6 @@ def test_first_candidates_by_blocks_have_the_highest_scores_in_order(problem, im
         assert all(len(set(row)) == k for row in ranking.top_QK.tolist())
 
 
-def uneven_blocks(rng: np.random.Generator, num_images: int, num_texts: int) -> list[tuple[slice, slice]]:
-    """Blocks that cover a score matrix, of different sizes and in any order."""
-
-    def parts(count: int) -> list[slice]:
-        cuts = np.sort(rng.choice(np.arange(1, count), rng.integers(5), replace=False)).tolist()
-        return [slice(*pair) for pair in pairwise([0, *cuts, count])]
-
-    blocks = [(images, texts) for texts in parts(num_texts) for images in parts(num_images)]
-    return [blocks[i] for i in rng.permutation(len(blocks))]
-
-
-@pytest.mark.parametrize("num_top", [1, 2, 3, 5])
-def test_blocks_of_any_size_in_any_order_give_the_same_rankings(num_top):
-    owner, rng = np.repeat(np.arange(12), 2), np.random.default_rng(num_top)
-    for _ in range(60):
-        scores_IT = rng.permutation(12 * 24).reshape(12, 24).astype(np.float32)
-        expected = counted(scores_IT, owner.tolist(), num_top=num_top)
-        counter = RankCounter(scores_IT[owner, range(24)], owner, num_top=num_top)
-        for images, texts in uneven_blocks(rng, 12, 24):
-            counter.add(scores_IT[images, texts], images.start, texts.start)
-        rankings = counter.rankings()
-        for ranking, whole in zip((rankings.text, rankings.image), expected, strict=True):
-            assert ranking.positions_QR.tolist() == whole.positions_QR.tolist()
-            assert ranking.top_QK.tolist() == whole.top_QK.tolist()
-            assert ranking.top_score_QK.tolist() == whole.top_score_QK.tolist()
-
-
 @pytest.mark.parametrize(("levels", "num_top"), [(1, 3), (2, 3), (4, 10), (1000, 10)])
 def test_the_first_images_of_a_large_block_are_its_highest_scores(levels, num_top):
     # Few levels: most scores are equal, as with a constant model or binary vectors.
@@ -134,13 +106,6 @@ def test_positives_stand_last_among_candidates_of_one_score():
     text, image = counted(scores_IT, [0, 0, 1, 1])
     assert text.top_QK[0].tolist() == [2, 0, 1, 3] or text.top_QK[0].tolist() == [2, 1, 0, 3]
     assert image.top_QK[0].tolist() == [1, 0]
-
-
-def test_the_best_positives_score_goes_along():
-    text, image = counted(np.array([[0.5, 0.7, 0.9], [0.1, 0.2, 0.3]], dtype=np.float32), [0, 0, 1])
-    assert text.positive_score_Q.tolist() == pytest.approx([0.7, 0.3])
-    assert image.positive_score_Q.tolist() == pytest.approx([0.5, 0.7, 0.3])
-    assert text.ranks.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(("num_images", "image_block"), [(2, 40), (33, 40), (200, 40), (600, 600)])

@@ -280,13 +280,6 @@ def test_sides_compared_together_are_compared_as_each_alone():
         assert_alike(comparison.difference, alone.difference)
 
 
-def test_each_side_of_a_comparison_is_estimated_as_alone():
-    ours, base = ([random_table(seed, [0, 1, 1, 2, 3, 3]) for seed in seeds] for seeds in ([1, 2], [3]))
-    comparison = compare_ranks(ours, base, resamples=300)
-    assert_alike(comparison.ours, bootstrap(ours, resamples=300))
-    assert_alike(comparison.base, bootstrap(base, resamples=300))
-
-
 def assert_alike(estimates: Estimates, expected: Estimates) -> None:
     """Equal but for the rounding of sums of reciprocal ranks, which is the processor's."""
     for mine, theirs in zip(figures(estimates), figures(expected), strict=True):

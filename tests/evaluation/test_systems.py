@@ -137,17 +137,3 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
     }.items():
         with pytest.raises(InputError, match=message):
             compare.read_systems([name])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "result.json is not JSON"),
-        ("[1]", "result.json holds no JSON object"),
-        ("{}", "result.json has no checksum"),
-    ],
-)
-def test_a_result_that_is_none_is_refused(here, text, message):
-    (here / "good" / "result.json").write_text(text)
-    with pytest.raises(InputError, match=f"{message}.*dcdctl eval good"):
-        compare.read_systems(["good"])

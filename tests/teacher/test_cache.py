@@ -23,7 +23,16 @@ from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.teacher import CandidateConfig, build, cache_format, candidate_lists, candidates, summary
+from dcdctl.core.teacher import (
+    CacheJob,
+    CandidateConfig,
+    build,
+    cache_format,
+    cache_scores,
+    candidate_lists,
+    candidates,
+    summary,
+)
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher import estimate as teacher_estimate
 
@@ -72,20 +81,6 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
     assert np.array_equal(cache.candidates.texts_of_image.values, drawn.texts_of_image.values)
     assert np.array_equal(cache.candidates.images_of_text.offsets, drawn.images_of_text.offsets)
     assert np.array_equal(cache.candidates.images_of_text.values, drawn.images_of_text.values)
-
-
-def test_lookup_returns_scores_by_index_and_nan_for_missing_pairs(folder):
-    cache = teacher_cache.read_cache(folder)
-    order = np.random.default_rng(0).permutation(cache.num_pairs)[:60].reshape(6, 10)
-    assert np.array_equal(cache.lookup(cache.image_P[order], cache.text_P[order]), cache.score_P[order])
-    scored = set(zip(cache.image_P.tolist(), cache.text_P.tolist(), strict=True))
-    everything = np.indices((32, 160)).reshape(2, -1)
-    is_nan = np.isnan(cache.lookup(everything[0], everything[1]))
-    assert is_nan.sum() == 32 * 160 - cache.num_pairs
-    assert all(
-        (pair in scored) != missing
-        for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True)
-    )
 
 
 def made_cache(folder: Path, pairs: dict[tuple[int, int], tuple[float, int]], size: tuple[int, int], **margins: float):
@@ -292,16 +287,6 @@ def test_a_cache_mined_with_the_mean_of_tokens_is_stale_for_a_model_of_first_tok
     assert build_again() == new
 
 
-def test_a_folder_with_other_files_is_refused_and_not_changed(corpus, teacher, tmp_path):
-    (tmp_path / "thesis.txt").write_text("dear")
-    with pytest.raises(
-        StaleError,
-        match=r"is not empty and holds no teacher cache \(found thesis\.txt\); name an empty or a new folder",
-    ):
-        build.build_cache(corpus, teacher, tmp_path, CONFIG)
-    assert contents(tmp_path) == {"thesis.txt": b"dear"}
-
-
 @pytest.mark.parametrize("name", ["pairs-00002.parquet", "items.parquet"])
 def test_a_missing_file_is_named_and_the_hint_restores_it(name, corpus, teacher, folder, copied, sharded):
     (copied / name).unlink()
@@ -330,15 +315,6 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_other_shards_still_work(co
         teacher_cache.read_cache(copied)
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("plan.json", "delete the folder and run"), ("cache.json", "delete it and run")]
-)
-def test_damaged_json_of_a_cache_is_named(copied, name, hint):
-    (copied / name).write_text((copied / name).read_text()[:-5])
-    with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; {hint}"):
-        teacher_cache.read_cache(copied)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_refused(copied, bad):
     path, seal = copied / "pairs-00001.parquet", artifacts.read_document(copied / "cache.json")
@@ -353,25 +329,6 @@ def test_scores_that_are_not_finite_are_refused(copied, bad):
         StaleError, match=rf"pairs-00001\.parquet is damaged: 1 of its {len(pairs)} scores are not finite; delete"
     ):
         assert cache.score_P is None
-
-
-def test_a_plan_of_another_cache_is_named(copied):
-    plan = artifacts.read_document(copied / "plan.json")
-    artifacts.write_document(
-        copied / "plan.json", {**plan, "candidates": {**plan["candidates"], "absolute_margin": 0.5}}
-    )
-    with pytest.raises(
-        StaleError, match=r"plan\.json belongs to another build: its checksum is .*; delete the folder and run"
-    ):
-        teacher_cache.read_cache(copied)
-
-
-def test_a_cache_of_another_format_is_refused(copied):
-    seal = json.loads((copied / "cache.json").read_text())
-    (copied / "cache.json").write_text(json.dumps({**seal, "format": 2}))
-    message = "is of format 2, this dcdctl reads format 3; delete the folder and run `dcdctl cache-teacher` again"
-    with pytest.raises(StaleError, match=message):
-        teacher_cache.read_cache(copied)
 
 
 def test_a_teacher_in_train_mode_is_scored_without_dropout(corpus, teacher, folder, tmp_path, sharded):
@@ -393,41 +350,6 @@ def test_the_metadata_records_what_scores_depend_on(folder, teacher):
     assert (plan["image_size_px"], plan["max_text_len"], plan["precision"]) == (64, 40, "float32")
     assert seal["versions"]["torch"] == importlib.metadata.version("torch")
     assert set(seal["files"]) == {path.name for path in folder.glob("*.parquet")}
-
-
-def test_roles_mark_positives_and_the_candidates_of_each_direction(corpus, folder):
-    cache, drawn = teacher_cache.read_cache(folder), candidates.draw_candidates(corpus, CONFIG)
-    for image, text, role in zip(cache.image_P.tolist(), cache.text_P.tolist(), cache.role_P.tolist(), strict=True):
-        assert bool(role & candidate_lists.POSITIVE) == (corpus.caption_image[text] == image)
-        assert bool(role & candidate_lists.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
-        assert bool(role & candidate_lists.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
-
-
-@pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])
-def test_negatives_that_score_within_the_margin_are_dropped(margins, corpus, teacher, folder, tmp_path, sharded):
-    config = dataclasses.replace(CONFIG, **margins)
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
-    everything = teacher_cache.read_cache(folder).candidates
-    num_dropped = 0
-    for lists, kept, is_image_query in (
-        (everything.texts_of_image, cache.candidates.texts_of_image, True),
-        (everything.images_of_text, cache.candidates.images_of_text, False),
-    ):
-        for query in range(len(lists)):
-            positives = corpus.captions_of(query) if is_image_query else [int(corpus.caption_image[query])]
-            negatives = lists[query]
-            pairs = [(np.full(len(items), query), np.array(items)) for items in (positives, negatives)]
-            positive, negative = (
-                cache.lookup(*(pair if is_image_query else pair[::-1])).astype(np.float64) for pair in pairs
-            )
-            if "absolute_margin" in margins:
-                near = negative > positive.mean() - 0.5
-            else:
-                near = 1 / (1 + np.exp(-negative)) > 0.9 / (1 + np.exp(-positive.mean()))
-            assert kept[query].tolist() == negatives[~near].tolist()
-            num_dropped += int(near.sum())
-    seal = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert seal["dropped"]["margins"] == num_dropped > 0
 
 
 class PairCounter:
@@ -454,12 +376,6 @@ def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tm
     for query in range(corpus.num_images):
         expected = set(drawn.texts_of_image[query].tolist()) | set(old.candidates.texts_of_image[query].tolist())
         assert set(cache.candidates.texts_of_image[query].tolist()) == expected
-
-
-def test_a_missing_cache_to_extend_is_named(corpus, teacher, tmp_path):
-    with pytest.raises(MissingError, match=r"there is no teacher cache in .*absent"):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE, extend=tmp_path / "absent")
-    assert not (tmp_path / "cache").exists()
 
 
 def test_extending_a_grown_corpus_matches_images_and_captions_by_content(
@@ -552,6 +468,21 @@ def test_an_extended_cache_has_candidates_of_the_new_directions_alone(twins, tea
     assert cache.candidates.texts_of_image.lengths.tolist() == [0] * 6
     assert cache.candidates.images_of_text.lengths.tolist() == [5] * 12
     assert cache.num_pairs == all_scored.num_pairs
+
+
+def test_a_margin_that_drops_is_counted_in_the_seal(corpus, teacher, tmp_path):
+    config = dataclasses.replace(CONFIG, relative_margin=0.1)
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
+    assert cache.seal["dropped"]["margins"] == cache.candidates.dropped["margins"] > 0
+
+
+def test_a_missing_cache_to_extend_is_named_before_the_teacher_is_loaded(scenes_corpus_dir, tmp_path):
+    job = CacheJob(
+        data=scenes_corpus_dir, out=tmp_path / "new", candidates=CONFIG, teacher="scenes-vilt", extend=tmp_path / "old"
+    )
+    with pytest.raises(MissingError, match=r"there is no teacher cache in .*old"):
+        cache_scores(job)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_margins_of_an_extended_cache_hold_for_old_candidates(twins, teacher, all_scored, tmp_path):

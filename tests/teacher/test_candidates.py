@@ -25,36 +25,6 @@ def scenes(scenes_corpus_dir) -> Corpus:
     return Corpus.open(scenes_corpus_dir, "train")
 
 
-def own_texts(corpus: Corpus, image: int) -> set[str]:
-    return {" ".join(corpus.captions[text].lower().split()) for text in corpus.captions_of(image)}
-
-
-def assert_no_positive(corpus: Corpus, drawn: candidates.Candidates) -> None:
-    for image in range(corpus.num_images):
-        for text in drawn.texts_of_image[image]:
-            assert " ".join(corpus.captions[text].lower().split()) not in own_texts(corpus, image)
-    for text in range(corpus.num_captions):
-        for image in drawn.images_of_text[text]:
-            assert " ".join(corpus.captions[text].lower().split()) not in own_texts(corpus, int(image))
-
-
-@pytest.mark.parametrize("kind", ["random", "blocks"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_no_negative_has_the_text_of_a_caption_of_its_image(twins, kind, seed):
-    assert_no_positive(
-        twins, candidates.draw_candidates(twins, CandidateConfig(kind=kind, per_query=5, block_size=6, seed=seed))
-    )
-
-
-@pytest.mark.parametrize("per_query", [1, 5, 9])
-def test_random_candidates_are_unique_and_as_many_as_set_in_both_directions(twins, per_query):
-    drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=per_query))
-    assert len(drawn.texts_of_image) == twins.num_images
-    assert len(drawn.images_of_text) == twins.num_captions
-    for lists in (drawn.texts_of_image, drawn.images_of_text):
-        assert all(len(set(lists[i].tolist())) == len(lists[i]) == per_query for i in range(len(lists)))
-
-
 def test_random_candidates_are_all_negatives_when_there_are_fewer_than_requested(twins):
     drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=1000))
     # Three captions share a text, so they are positives of images 0 to 2 and are excluded along with each image's own

@@ -22,7 +22,6 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, build_cache, estimate, read_cache, read_caches
-from dcdctl.core.training import initial_model, load_recipe
 
 FOUR = ["--recipe", "tiny-student", "--set", "candidates.per_query=4", "--device", "cpu"]
 CONFIG = CandidateConfig(per_query=4)
@@ -142,13 +141,6 @@ def test_a_dual_teacher_counts_as_one_model_in_a_cache_and_in_memory(folders, ca
     np.testing.assert_allclose(embedded.lookup(cache.image_P, cache.text_P), cache.score_P, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["whole", "frozen"])
-def test_a_dual_teacher_may_mine_the_candidates_too(name, folders, corpus):
-    vectors = scoring.embed_corpus(scoring.load_embedder(str(folders[name]), torch.device("cpu")), corpus)
-    expected = logits_of(folders[name], corpus) / models.load_dual(folders[name]).logit_scale.item()
-    np.testing.assert_allclose(vectors.images_ID @ vectors.texts_TD.T, expected, atol=1e-5)
-
-
 def test_caches_of_a_fusion_and_a_dual_teacher_are_averaged(folders, cached, corpus, tmp_path):
     fusion = build_cache(corpus, models.load_scorer(folders["fusion"]), tmp_path / "fusion", CONFIG)
     both = read_caches([fusion, read_cache(cached["whole"])], [3.0, 1.0])
@@ -221,13 +213,6 @@ def test_a_fusion_student_starts_from_no_dual_teacher(folders, cached, scenes_co
     assert result.exit_code == 1
     assert "is a dual encoder" in result.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_a_fusion_student_has_no_start_in_a_dual_scorer(folders, corpus):
-    scorer = models.load_scorer(folders["whole"])
-    for layers in ("[0]", "[]"):
-        with pytest.raises(ModelError, match="no fusion layers"):
-            initial_model.make_model(load_recipe("tiny-student", [f"model.layers={layers}"]), corpus.captions, scorer)
 
 
 def test_bench_times_two_dual_encoders_on_the_same_pairs(folders, scenes_corpus_dir):

@@ -190,18 +190,6 @@ def test_embedding_candidates_are_the_best_by_inner_product(corpus, embedder):
         )
 
 
-def test_embeddings_have_norm_1_and_the_order_of_the_corpus(corpus, embedder):
-    embeddings = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
-    torch.testing.assert_close(embeddings.images_ID.norm(dim=1), torch.ones(5))
-    model = embed.load_embedder(embedder, CPU)
-    with torch.no_grad():
-        for text in (0, 7):
-            expected_D = torch.nn.functional.normalize(
-                model.texts(model.preprocess.texts([corpus.captions[text]])).float(), dim=-1
-            )[0]
-            torch.testing.assert_close(embeddings.texts_TD[text], expected_D, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["vit", "t5"])
 def test_a_model_that_does_not_embed_captions_is_refused(tmp_path, kind):
     if kind == "vit":
@@ -337,24 +325,6 @@ def test_the_first_filter_that_excludes_a_pair_gives_the_reason():
     image, text = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
     assert exclusion(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
     assert exclusion.for_captions(text, image).tolist() == exclusion(image, text).tolist()
-
-
-def test_random_candidates_depend_on_the_seed_alone(corpus):
-    drawn = [
-        candidates.draw_candidates(corpus, CandidateConfig(per_query=3, seed=seed)).texts_of_image.values.tolist()
-        for seed in (1, 1, 2)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_exclusion_holds_in_every_chunk(monkeypatch):
-    monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", 7)
-    queries, found, _ = miners.mine(
-        miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8)
-    )
-    assert (found % 2 == 1).all()
-    assert len(set(zip(queries.tolist(), found.tolist(), strict=True))) == len(queries)
-    assert np.bincount(queries).tolist() == [20] * 50
 
 
 def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):

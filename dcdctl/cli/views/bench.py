@@ -197,8 +197,8 @@ def _time(duration: Duration) -> str:
 def digits(value: float) -> str:
     """Three significant digits, or all digits before the point.
 
-    >>> digits(0.01234), digits(1.5), digits(99.96), digits(12345.6), digits(0)
-    ('0.0123', '1.50', '100', '12,346', '0')
+    >>> digits(0.01234), digits(1.5), digits(9.996), digits(99.96), digits(12345.6), digits(0)
+    ('0.0123', '1.50', '10.0', '100', '12,346', '0')
     """
     # Each limit is the smallest number that rounds up to one more digit before the point: 99.95 becomes 100.
     for decimals, limit in ((0, 99.95), (1, 9.995), (2, 0.9995), (3, 0.09995), (4, 0.0)):
