@@ -49,11 +49,9 @@ def show_bench(result: Bench) -> None:
 
 
 def _show_footprints(result: Bench) -> None:
-    machine, settings = result.machine, result.settings
-    where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    machine = result.machine
     title = (
-        f"{where}, {threads}, {settings.precision}, torch {machine['torch']}, transformers "
+        f"{result.machine_name}, {result.settings.precision}, torch {machine['torch']}, transformers "
         f"{machine['transformers']}{_busy(result)}"
     )
     rows: list[tuple[str, Callable[[ModelTimes], str]]] = [
@@ -176,12 +174,8 @@ def _speed_up_caption(result: Bench) -> str:
     protocol = (
         f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed; {EXTRAPOLATED}"
     )
-    paper = (
-        'the paper: "compared to the existing ITR models"; its abstract names neither the models, nor the '
-        "hardware, nor what was timed"
-    )
     onnx = f"\nONNX Runtime: {result.onnx.note}" if result.onnx.note else ""
-    return f"{protocol}\n{paper}{onnx}"
+    return f"{protocol}\n{result.paper}{onnx}"
 
 
 def _factor(item: SpeedUp) -> str:

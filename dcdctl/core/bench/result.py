@@ -227,6 +227,12 @@ class Bench:
         ratios = ", ".join(f"{speed_up.label} {speed_up.ratio:.3g}x" for speed_up in self.speed_ups)
         return f"Bench({self.student_model!r} against {self.teacher_model!r}: {ratios})"
 
+    @property
+    def machine_name(self) -> str:
+        """Device and number of threads."""
+        cpu, device, threads = (self.machine[name] for name in ("cpu", "device", "threads"))
+        return f"{cpu if device == 'cpu' else f'{device} ({cpu})'}, {threads} thread{'' if threads == 1 else 's'}"
+
     def to_json(self) -> dict[str, Any]:
         """The contents of bench.json."""
         document: dict[str, Any] = to_table(self)
@@ -275,9 +281,8 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
     document = artifacts.read_document(path, error=InputError, hint=MAKE_AGAIN)
     artifacts.expect_run(path, document, error=InputError, hint=MAKE_AGAIN)
     bench = build_document(Bench, document, path, error=InputError, hint=MAKE_AGAIN)
-    size, machine, times = bench.settings.reference_gallery, bench.machine, getattr(bench, model)
+    size, times = bench.settings.reference_gallery, getattr(bench, model)
     teacher, own = (each.query(size, is_cached=True) for each in (bench.teacher, times))
-    device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     return QueryTimes(
         query_ms=1000 * own.seconds,
         is_extrapolated=own.extrapolated,
@@ -285,6 +290,5 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
         num_parameters=times.num_parameters,
         speed_up=None if model == "teacher" else teacher.seconds / own.seconds,
         teacher_model=bench.teacher_model,
-        machine=f"{device}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch "
-        f"{machine['torch']}",
+        machine=f"{bench.machine_name}, torch {bench.machine['torch']}",
     )

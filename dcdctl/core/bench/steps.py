@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,101 +20,72 @@ FLOAT32_BYTES = 4
 MiB = 2**20
 
 
-class TimedModel(ABC):
-    """The steps of a fusion or a dual model. A gallery is what the model stores for many encoded images."""
-
-    kind: str
-
-    @abstractmethod
-    def encode_images(self, batch: Any) -> Any: ...
-
-    @abstractmethod
-    def encode_texts(self, batch: Any) -> Any: ...
-
-    @abstractmethod
-    def score_matching(self, images: Any, texts: Any) -> Tensor:
-        """The score of each image k with caption k."""
-
-    @abstractmethod
-    def gallery(self, images: Any, count: int) -> Any:
-        """A gallery of `count` encoded images: the given ones, repeated."""
-
-    @abstractmethod
-    def gallery_bytes(self, images: Any, count: int) -> int:
-        """Bytes of such a gallery in this benchmark."""
-
-    @abstractmethod
-    def index_floats(self, images: Any) -> float:
-        """Mean count of numbers that an index stores per image."""
-
-    @abstractmethod
-    def rank(self, gallery: Any, text: Any) -> Tensor:
-        """Scores of one encoded caption with every image of a gallery."""
-
-    @abstractmethod
-    def block(self, gallery: Any, texts: Any) -> Tensor:
-        """Scores of a block of pairs, grouped by image, as a whole test set is scored."""
-
-
-class TimedFusion(TimedModel):
-    """A cross-encoder: every pair passes through the fusion layers, in batches. Its gallery repeats indices, not
-    states."""
+class TimedFusion:
+    """The steps of a cross-encoder: every pair passes through the fusion layers, in batches. Its gallery, what it
+    stores for many encoded images, repeats indices, not states."""
 
     kind = "fusion"
 
     def __init__(self, model: FusionScorer, batch_size: int) -> None:
         self._model, self._size = model, batch_size
 
-    def encode_images(self, batch: Any) -> States:
+    # Callers pass what one step returns to the next, whichever kind of model it is: hence Any.
+    def encode_images(self, batch: Any) -> Any:
         return self._model.encode_images(batch)
 
-    def encode_texts(self, batch: Any) -> States:
+    def encode_texts(self, batch: Any) -> Any:
         return self._model.encode_texts(batch)
 
     def score_matching(self, images: States, texts: States) -> Tensor:
+        """The score of each image k with caption k."""
         index = torch.arange(len(texts))
         return self._model.score_pairs(images, texts, index, index)
 
-    def gallery(self, images: States, count: int) -> tuple[States, Tensor]:
+    def gallery(self, images: States, count: int) -> Any:
+        """A gallery of `count` encoded images: the given ones, repeated."""
         # On the CPU, as in `scoring`: reading positions from a GPU would wait for it.
         return images, torch.arange(count) % len(images)
 
     def gallery_bytes(self, images: States, count: int) -> int:
+        """Bytes of such a gallery in this benchmark."""
         return torch.int64.itemsize * count
 
     def index_floats(self, images: States) -> float:
+        """Mean count of numbers that an index stores per image."""
         vectors = 0 if images.vectors is None else images.vectors.shape[1]
         return float(images.mask.sum()) / len(images) * images.tokens.shape[2] + vectors
 
     def rank(self, gallery: tuple[States, Tensor], text: States) -> Tensor:
+        """Scores of one encoded caption with every image of a gallery."""
         images, image_ix_N = gallery
         chunks = image_ix_N.split(self._size)
         return torch.cat([self._model.score_pairs(images, text, chunk, torch.zeros_like(chunk)) for chunk in chunks])
 
     def block(self, gallery: tuple[States, Tensor], texts: States) -> Tensor:
+        """Scores of a block of pairs, grouped by image, as a whole test set is scored."""
         index = torch.arange(len(texts))
         return self._model.score_pairs(gallery[0], texts, torch.zeros_like(index), index)
 
 
-class TimedDual(TimedModel):
-    """A dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as evaluation and
-    search compute it."""
+class TimedDual:
+    """The same steps of a dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as
+    evaluation and search compute it."""
 
     kind = "dual"
 
     def __init__(self, model: DualEncoder) -> None:
         self._model = model
 
-    def encode_images(self, batch: Any) -> Tensor:
+    def encode_images(self, batch: Any) -> Any:
         return self._model.embed_images(batch).float()
 
-    def encode_texts(self, batch: Any) -> Tensor:
+    def encode_texts(self, batch: Any) -> Any:
         return self._model.embed_texts(batch).float()
 
     def score_matching(self, images: Tensor, texts: Tensor) -> Tensor:
         return (images * texts).sum(dim=-1)
 
-    def gallery(self, images: Tensor, count: int) -> Tensor:
+    def gallery(self, images: Tensor, count: int) -> Any:
         return images[torch.arange(count, device=images.device) % len(images)]
 
     def gallery_bytes(self, images: Tensor, count: int) -> int:
@@ -131,6 +101,9 @@ class TimedDual(TimedModel):
     def block(self, gallery: Tensor, texts: Tensor) -> Tensor:
         with _in_float32(gallery):
             return gallery @ texts.T
+
+
+TimedModel = TimedFusion | TimedDual
 
 
 def _in_float32(vectors: Tensor) -> torch.autocast:

@@ -228,6 +228,12 @@ class Measured:
     def evaluation(self, model: str, **more: Any) -> Evaluation:
         """The evaluation of the model of this name, with its intervals; `more` are further entries."""
         folder = self.corpus.folder
+        # Always with seed 0, so that evaluating again gives the same intervals.
+        estimates = significance.bootstrap([self.table], resamples=RESAMPLES)
+        of_recalls = {
+            direction.key: {name: estimates.of(direction)[name].interval for name in RECALL_NAMES}
+            for direction in Direction
+        }
         return Evaluation(
             model=model,
             split=self.corpus.split,
@@ -237,7 +243,7 @@ class Measured:
             image_retrieval=self.image_retrieval,
             rsum=self.rsum,
             mean_recall=self.rsum / (2 * len(RECALL_NAMES)),
-            intervals=_intervals(self.table),
+            intervals=Intervals(level=LEVEL, resamples=RESAMPLES, rsum=estimates.rsum.interval, **of_recalls),
             protocol=self.protocol,
             pairs_scored=self.pairs_scored,
             seconds=self.seconds,
@@ -247,19 +253,6 @@ class Measured:
             depths=self.depths,
             **more,
         )
-
-
-def _intervals(table: RankTable) -> Intervals:
-    # Always with seed 0, so that evaluating again gives the same intervals.
-    estimates = significance.bootstrap([table], resamples=RESAMPLES)
-    text, image = ({name: estimates.of(direction)[name].interval for name in RECALL_NAMES} for direction in Direction)
-    return Intervals(
-        level=LEVEL,
-        resamples=RESAMPLES,
-        rsum=estimates.rsum.interval,
-        text_retrieval=text,
-        image_retrieval=image,
-    )
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:

@@ -18,8 +18,6 @@ from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 KS = (1, 5, 10)
 """The K of Recall@K that papers on image-text retrieval report."""
 RECALL_NAMES = tuple(f"R@{k}" for k in KS)
-MAP_AT_R, MEDIAN_RANK, MEAN_RANK = "mAP@R", "median_rank", "mean_rank"
-"""Names of the other measures in documents."""
 
 
 def rsum(text_retrieval: Mapping[str, float], image_retrieval: Mapping[str, float]) -> float:
@@ -66,13 +64,11 @@ def average_precision_at_r(positions_QR: NDArray[np.int64]) -> NDArray[np.float6
 
 def measures(ranking: Ranking) -> dict[str, float]:
     """Recall@K and mAP@R in percent, and the median and the mean rank."""
-    mean_precision = 100 * float(average_precision_at_r(ranking.positions_QR).mean())
-    others = {
-        MAP_AT_R: mean_precision,
-        MEDIAN_RANK: float(np.median(ranking.ranks)),
-        MEAN_RANK: float(ranking.ranks.mean()),
+    return recall_at_k(ranking.ranks) | {
+        "mAP@R": 100 * float(average_precision_at_r(ranking.positions_QR).mean()),
+        "median_rank": float(np.median(ranking.ranks)),
+        "mean_rank": float(ranking.ranks.mean()),
     }
-    return recall_at_k(ranking.ranks) | others
 
 
 def mean_measures(folds: Sequence[Rankings]) -> tuple[dict[str, float], dict[str, float]]:

@@ -218,27 +218,24 @@ class TeacherEnsemble(AverageScores):
     """The teachers of several caches as one. Its candidates are the first cache's that all teachers have
     scored."""
 
-    def __init__(self, caches: Sequence[TeacherCache], weights: Sequence[float] = ()) -> None:
-        """`weights` are normalized to a sum of 1; equal weights if empty. StaleError if the caches belong to different
-        corpora."""
-        super().__init__(caches, weights, "caches")
-        self.caches = list(caches)
+    noun = "caches"
+    teachers: Sequence[TeacherCache]
 
     @property
     def scored_pairs(self) -> tuple[Index, NDArray[np.int32]]:
         """The images and the captions of the first cache's pairs that all teachers have scored."""
-        first = self.caches[0]
+        first = self.teachers[0]
         return first.image_P[self._is_shared], first.text_P[self._is_shared]
 
     @cached_property
     def candidates(self) -> Candidates:
         """The first cache's candidates that all teachers have scored."""
-        first = self.caches[0].candidates
+        first = self.teachers[0].candidates
 
         def shared(direction: Direction) -> RaggedArray:
             lists = first.lists(direction)
             pairs = direction.query_first(lists.rows, lists.values)
-            kept = ~np.isnan([cache.lookup(*pairs) for cache in self.caches]).any(axis=0)
+            kept = ~np.isnan([cache.lookup(*pairs) for cache in self.teachers]).any(axis=0)
             return RaggedArray.from_sorted(lists.rows[kept], lists.values[kept], len(lists))
 
         return Candidates(shared(Direction.TEXT), shared(Direction.IMAGE), first.dropped)
@@ -246,8 +243,8 @@ class TeacherEnsemble(AverageScores):
     @cached_property
     def _scores_KP(self) -> NDArray[np.float32]:
         """Scores of every teacher for the pairs of the first cache."""
-        first = self.caches[0]
-        return np.stack([cache.lookup(first.image_P, first.text_P) for cache in self.caches])
+        first = self.teachers[0]
+        return np.stack([cache.lookup(first.image_P, first.text_P) for cache in self.teachers])
 
     @cached_property
     def _is_shared(self) -> NDArray[np.bool_]:

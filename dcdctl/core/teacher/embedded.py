@@ -107,9 +107,8 @@ class EmbeddedTeacher(TeacherScores):
 class EmbeddedTeachers(AverageScores):
     """Several dual teachers as one, averaged over all pairs."""
 
-    def __init__(self, teachers: Sequence[EmbeddedTeacher], weights: Sequence[float] = ()) -> None:
-        super().__init__(teachers, weights, "teachers")
-        self.teachers = list(teachers)
+    noun = "teachers"
+    teachers: Sequence[EmbeddedTeacher]
 
     def embed(self, track: Track = silent) -> None:
         """Embed the corpus with every teacher."""
@@ -151,18 +150,16 @@ def embedded_teachers(
     ConfigError if the number of weights differs from the number of teachers, or if two of them are the same model.
     """
     check_weights(weights, len(named), "teachers")
-    teachers: dict[str, EmbeddedTeacher] = {}
-    names: dict[str, str] = {}
+    teachers: dict[str, tuple[str, EmbeddedTeacher]] = {}
     for name, model in named:
-        teacher = EmbeddedTeacher(model, corpus, compute)
         # By fingerprint, as for caches: a copy of a model counts its teacher twice as well.
-        if (digest := teacher.plan["teacher"]) in names:
+        if model.digest in teachers:
             raise ConfigError(
-                f"the teachers {names[digest]} and {name} are one model, by their fingerprints",
+                f"the teachers {teachers[model.digest][0]} and {name} are one model, by their fingerprints",
                 hint="name each teacher once; teachers.weights gives the teachers different shares",
             )
-        names[digest], teachers[digest] = name, teacher
-    first, *others = teachers.values()
+        teachers[model.digest] = name, EmbeddedTeacher(model, corpus, compute)
+    first, *others = (teacher for _, teacher in teachers.values())
     return EmbeddedTeachers([first, *others], weights) if others else first
 
 

@@ -49,16 +49,21 @@ class AverageScores(TeacherScores):
     teachers would be another kind of score.
     """
 
-    def __init__(self, teachers: Sequence[TeacherScores], weights: Sequence[float], noun: str) -> None:
-        """`weights` are normalized to a sum of 1; equal weights if empty. `noun` is what messages call the teachers."""
+    noun: str
+    """What messages call the teachers."""
+
+    def __init__(self, teachers: Sequence[TeacherScores], weights: Sequence[float] = ()) -> None:
+        """`weights` are normalized to a sum of 1; equal weights if empty. StaleError for teachers of different
+        corpora."""
         if len({teacher.plan["corpus"] for teacher in teachers}) > 1:
             raise StaleError(
-                f"the {noun} are of different corpora", hint="make each with the same --data, --split and --max-images"
+                f"the {self.noun} are of different corpora",
+                hint="make each with the same --data, --split and --max-images",
             )
         shares = np.array(weights or [1.0] * len(teachers))
         self.weights = shares / shares.sum()
         self.plan = [teacher.plan for teacher in teachers]
-        self._teachers = teachers
+        self.teachers = teachers
 
     @property
     @abstractmethod
@@ -66,7 +71,7 @@ class AverageScores(TeacherScores):
         """Mean and standard deviation of each teacher's scores, over the pairs that all teachers have scored."""
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
-        parts = zip(self._teachers, self.weights, self._moments, strict=True)
+        parts = zip(self.teachers, self.weights, self._moments, strict=True)
         total = sum(
             weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts
         )

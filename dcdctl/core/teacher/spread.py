@@ -109,7 +109,7 @@ def _entropy(lists_LK: Lists, temperature: float) -> NDArray[np.float64]:
 
 def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     """The scores of the lists of both directions, L x K."""
-    first = scores if isinstance(scores, TeacherCache) else scores.caches[0]
+    first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
     own = (first.role_P & POSITIVE) > 0
     image_L, text_L = first.image_P[own], first.text_P[own].astype(np.int64)
     rng, parts = np.random.default_rng(0), []
