@@ -153,6 +153,7 @@ def cache_teacher(
             "--workers": arguments.workers,
         }
     )
+    # After the options, whose mistakes need no recipe to be told.
     _check_recipe(arguments, sets, verify)
     job = arguments.job(note, sets)
     if external.plan_only:

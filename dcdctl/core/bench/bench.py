@@ -85,6 +85,7 @@ def compare(
         bench_models = {name: prepare_model(model, corpus, config) for name, model in in_torch.items()}
         footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
         runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
+        # Before the timing, so that the exported model takes turns with the others.
         onnx, onnx_times = onnx_student(student, bench_models[STUDENT], Path(folder), is_asked=config.is_onnx_timed)
         if onnx is not None:
             bench_models[ONNX] = onnx

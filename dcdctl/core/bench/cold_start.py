@@ -47,6 +47,7 @@ def measure(pair: ModelPair, config: BenchConfig, device: torch.device, track: T
     times: dict[str, list[ColdStartTimes]] = {TEACHER: [], STUDENT: []}
     with track("fresh processes", total=config.num_fresh_processes * len(times), unit="processes") as advance:
         for _ in range(config.num_fresh_processes):
+            # In turn, so that other work on the machine slows both.
             for name, processes in times.items():
                 processes.append(run(name, pair, config, device))
                 advance(1)

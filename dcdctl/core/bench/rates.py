@@ -16,6 +16,7 @@ BLOCK_IMAGES = 1000
 
 def _pair(model: BenchModel) -> Work:
     def work(number: int) -> Tensor:
+        # Another pair in each round, because captions differ in length.
         image, text = model.single(number)
         return model.steps.score_matching(model.steps.encode_images(image), model.steps.encode_texts(text))
 

@@ -43,6 +43,7 @@ class Quantity:
         return Quantity(self.value * factor, self.draws_R * factor)
 
     def __truediv__(self, other: Quantity | float) -> Quantity:
+        # Draw by draw: what slows both models in a round cancels in their ratio.
         if isinstance(other, Quantity):
             return Quantity(self.value / other.value, self.draws_R / other.draws_R)
         return self * (1 / other)
@@ -93,6 +94,7 @@ class Timer:
     clock: Callable[[], float]
     synchronize: Callable[[], None] = lambda: None
     """Waits until the device has finished all work."""
+    # Seeded, so that equal times give equal intervals.
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     """Draws the order in each round, and the bootstrap resamples."""
 

@@ -94,6 +94,7 @@ def query_ms(
     tokenized before.
     """
     compute = fusion.compute
+    # Over the whole split, because captions differ in length.
     spread = np.unique(np.linspace(fusion.texts.start, fusion.texts.stop - 1, TIMED_CAPTIONS).astype(int)).tolist()
     queries = [
         (

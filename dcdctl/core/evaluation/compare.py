@@ -166,8 +166,10 @@ def _read(ref: str) -> SavedEvaluation:
 def _find(ref: str) -> tuple[Path, FileNames]:
     """The folder of an evaluation, and the names of its files."""
     path, is_cascade = Path(ref), False
+    # A folder may really have such a name.
     if not path.exists() and ref.endswith(CASCADE_SUFFIX):
         path, is_cascade = Path(ref.removesuffix(CASCADE_SUFFIX)), True
+    # A folder may end so as well.
     if path.suffix == ".parquet" and not path.is_dir():
         return path.parent, next(
             (names for names in (MODEL_FILES, CASCADE_FILES) if names.ranks == path.name), FileNames(path.name)

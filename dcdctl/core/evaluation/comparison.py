@@ -109,6 +109,7 @@ class Comparison:
     def estimates(self) -> dict[str, Estimates]:
         """The recalls of each system, by letter."""
         compared = {pairwise.letter: pairwise.comparison.ours for pairwise in self.comparisons}
+        # The base is estimated in every comparison, on the same draws.
         return {letter: compared.get(letter, self.comparisons[0].comparison.base) for letter in self.systems}
 
     def __repr__(self) -> str:

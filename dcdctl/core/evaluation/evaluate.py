@@ -285,6 +285,7 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
 
 def _training_split(ref: str, corpus: Corpus) -> str | None:
     """The split that a run was trained on, if it shares images with this one."""
+    # Other models than runs do not say what they were trained on.
     path = Path(ref, "run.json")
     inputs: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("inputs", {}) if path.exists() else {}
     split = inputs.get("split", "")

@@ -149,6 +149,7 @@ def read_ranks(path: Path) -> RankTable:
     return RankTable(
         tuple(text["image_id"].to_pylist()),
         image["caption_id"].to_numpy(),
+        # By id, because another program may number its images otherwise.
         pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64),
         text["rank"].to_numpy(),
         image["rank"].to_numpy(),

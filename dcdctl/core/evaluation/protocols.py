@@ -56,6 +56,7 @@ def open_split(folder: Path, split: str, name: str = "auto", max_images: int | N
     if max_images is not None and name not in ("auto", first):
         message = f"--max-images {max_images} is the protocol {first}, but the protocol {name} is given"
         raise ConfigError(message, hint="leave one out")
+    # After the check of the options, because a corpus at a URL takes seconds to open.
     whole = Corpus.open(folder, split)
     if match := FIRST_N.fullmatch(name if max_images is None else first):
         corpus = whole.subset(int(match[1]))

@@ -100,6 +100,7 @@ class RankCounter:
         for score_T, threshold_R, above_R, num_positives in zip(
             scores_IT, self._threshold_IR[images], above_IR, self._num_positives_I[images].tolist(), strict=True
         ):
+            # One positive at a time: all at once would need the memory of a block for each of them.
             for nth in range(num_positives):
                 above_R[nth] = np.count_nonzero(score_T >= threshold_R[nth])
         above_T = _count_in_columns(scores_IT >= self._threshold_T[texts])
@@ -135,6 +136,7 @@ class RankCounter:
         num_images, num_texts = len(self._best_positive_I), len(self._positive_T)
         if self._num_counted != num_images * num_texts:
             raise ValueError(f"{self._num_counted} pairs counted of {num_images} x {num_texts}")
+        # The r-th best positive stands behind the better ones.
         positions_IR = self._above_IR + 1 + np.arange(self._above_IR.shape[1])
         positions_IR[self._num_positives_I[:, None] <= np.arange(positions_IR.shape[1])] = NO_POSITION
         texts_IK, text_scores_IK = self._top_texts_I.sorted()
@@ -272,6 +274,7 @@ def rerank(
 
 def concatenate(rankings: Sequence[Ranking], offsets: Sequence[int]) -> Ranking:
     """The rankings of several galleries as one; gallery i starts at index `offsets[i]` of the joint gallery."""
+    # Galleries may differ in size, and rows of one array may not.
     most, k = (
         max(ranking.positions_QR.shape[1] for ranking in rankings),
         min(ranking.top_QK.shape[1] for ranking in rankings),

@@ -176,6 +176,7 @@ def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int,
         {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
     )
     runs_S = tuple(map(len, systems.values()))
+    # Summed over runs, not averaged: sums of hits stay whole numbers.
     columns_SIC = np.stack([_columns(tables) for tables in systems.values()])
     num_captions_I = np.bincount(next(iter(systems.values()))[0].caption_image)
     # Runs that are drawn apart need sums apart.

@@ -55,6 +55,7 @@ def rank_vectors(
     first = ranks.rank_embeddings(coded_ID, coded_TD, image_T, num_top=max(num_top, form.rescore or 0))
     if form.rescore is None:
         return first
+    # As a cascade: both order a shortlist again and count ties in the same way.
     shortlists = Shortlists(first, image_T, form.rescore)
     return shortlists.rerank(
         _cosines(image_ID, text_TD, *shortlists.pairs), form.rescore, num_top=num_top, margin=COSINE_ROUNDING

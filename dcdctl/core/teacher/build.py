@@ -49,6 +49,7 @@ from dcdctl.core.teacher.false_negatives import false_negative_filter
 
 # 8 bytes are enough for a caption, which is only compared with the captions of its image.
 _SCHEMA = pa.schema([("image", pa.binary(16)), ("captions", pa.list_(pa.binary(8)))])
+# A score depends on nothing else in a plan.
 SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
 """Fields of the plan that must be equal in a cache and the cache that it extends."""
 

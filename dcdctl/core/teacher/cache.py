@@ -42,6 +42,7 @@ class TeacherCache(TeacherScores):
         counts = [seal["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
         self._first = offsets_of(counts)
         self.num_pairs = int(self._first[-1])
+        # Arrays of the whole cache, filled shard by shard: a lookup is one search, whatever has been read.
         self._is_read = np.zeros(len(self._shards), dtype=bool)
         self.starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
         """Offsets of the pairs of each image, and last their number. Valid for images whose shard has been read."""

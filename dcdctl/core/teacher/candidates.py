@@ -87,6 +87,7 @@ def draw_candidates(
     corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent
 ) -> Candidates:
     """The negatives of every query of a corpus, without false negatives."""
+    # Once for both directions and for all rounds.
     vectors = scoring.embed_corpus(scoring.load_embedder(config.model, device), corpus, track) if config.model else None
     return (
         _draw_blocks(corpus, config, vectors, track)

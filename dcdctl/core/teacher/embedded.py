@@ -80,6 +80,7 @@ class EmbeddedTeacher(TeacherScores):
             scores = self._images_ID[torch.tensor(images[:, 0])] @ self._texts_TD[torch.tensor(texts[0])].T
         else:
             images, texts = np.broadcast_arrays(images, texts)
+            # Copies, because broadcast arrays are read-only, and torch warns of that.
             flat = torch.from_numpy(images.flatten()), torch.from_numpy(texts.flatten())
             scores = models.pair_products(self._images_ID, self._texts_TD, *flat).view(images.shape)
         return (self._scale * scores + self._bias).numpy()

@@ -94,6 +94,7 @@ def verify_scores(
     """
     cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
     artifacts.expect(folder, cache.plan, {"precision": compute.precision, "features": kind_of(compute)})
+    # Always the same pairs, so that a second check gives the same difference.
     chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
     image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
     source = open_source(corpus, teacher, compute, track)

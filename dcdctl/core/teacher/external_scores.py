@@ -159,6 +159,7 @@ class _GivenScores:
         with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, which is a fault
             score_B = batch.column("score").fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
         key_B = image_B * self.corpus.num_captions + text_B
+        # A key above all planned ones would point behind the last pair.
         position_B = np.minimum(np.searchsorted(self._key_P, key_B), len(self._key_P) - 1)
         is_planned = (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
         is_open = np.ones(len(score_B), dtype=bool)
@@ -234,6 +235,7 @@ class _GivenScores:
                 with self.build.write(name) as partial:
                     write_pairs(partial, replace(pairs, score=self._score_P[here]))
         if self._count(slice(None)) == len(self._key_P):
+            # A prefix, so that no name can pass for a fingerprint.
             self.build.note(**notes, teacher=f"external:{teacher}", **{SCORES_DIGEST: self._digest()})
 
     def _digest(self) -> str:

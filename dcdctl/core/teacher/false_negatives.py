@@ -78,6 +78,7 @@ def text_classes(captions: list[str]) -> Index:
     return np.array([seen.setdefault(text_key(text), len(seen)) for text in captions], dtype=np.int64)
 
 
+# Weak, so that hashes go with the corpus that they are of.
 _HASHES: WeakKeyDictionary[Corpus, NDArray[np.uint64]] = WeakKeyDictionary()
 
 

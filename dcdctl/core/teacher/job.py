@@ -75,6 +75,7 @@ def cache_scores(
     if job.extend is not None:
         read_cache(job.extend)
     teacher = models.load_scorer(job.teacher, overrides, track)
+    # Over planning and scoring: another plan must not replace this one in between.
     with distributed.lock(job.out):
         planned = build.plan_cache(
             corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track

@@ -160,6 +160,7 @@ def clusters(corpus: Corpus, cluster_size: int, vectors_ID: NDArray[np.float32] 
     Similarity is the inner product of `vectors_ID` (I x D), or by default of the words of the captions, each weighted
     by its inverse document frequency. The search is greedy from the first image on: its nearest free images join it.
     """
+    # Without comparing any images, which takes time by their square.
     if cluster_size == 1:
         return [np.array([i], dtype=np.int64) for i in range(corpus.num_images)]
     vectors = _word_vectors(corpus) if vectors_ID is None else vectors_ID

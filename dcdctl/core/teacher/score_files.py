@@ -67,11 +67,13 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
+    # Spreadsheets write a byte order mark.
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
     _require_columns(path, names)
     options: dict[str, Any] = {
         "read_options": pa_csv.ReadOptions(block_size=BYTES_PER_BATCH),
+        # A caption may contain a line break.
         "parse_options": pa_csv.ParseOptions(newlines_in_values=True),
         # Of the known columns alone: the types of the others are guessed from the first block, and may not hold in the
         # next.

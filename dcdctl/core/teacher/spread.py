@@ -86,6 +86,7 @@ def recommend_temperature(lists_LK: Lists) -> float | None:
     low, high = scale * 1e-4, scale * 1e4
     if not _share(lists_LK, low) < ENTROPY_SHARE < _share(lists_LK, high):
         return None
+    # Eight decades halved 60 times leave far less than the three digits that are kept.
     for _ in range(60):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if _share(lists_LK, middle) > ENTROPY_SHARE else (middle, high)
@@ -112,6 +113,7 @@ def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
     own = (first.role_P & POSITIVE) > 0
     image_L, text_L = first.image_P[own], first.text_P[own].astype(np.int64)
+    # Always the same draws, so that a cache has one recommended temperature.
     rng, parts = np.random.default_rng(0), []
     for direction in Direction:
         candidates, (query, _) = scores.candidates.lists(direction), direction.query_first(image_L, text_L)

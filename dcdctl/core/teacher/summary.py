@@ -75,6 +75,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
     is_own = (cache.role_P & POSITIVE) > 0
     # A pair that an extended cache reuses may have no role any more.
     is_negative = (cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0
+    # One set of bins, so that positives and negatives can be laid over each other.
     edges = np.histogram_bin_edges(cache.score_P, NUM_BINS)
     image_P, text_P = cache.image_P, cache.text_P.astype(np.int64)
     best_I = _best(image_P[is_own], cache.score_P[is_own], cache.num_images)

@@ -70,6 +70,7 @@ def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track
 def _write(path: Path, pairs: Pairs, corpus: Corpus, extras: Sequence[Extra]) -> None:
     """Write the pairs of a shard."""
     with files.atomic_path(path) as partial:
+        # Groups end between images, so that each image is in one group.
         starts = np.flatnonzero(np.diff(pairs.image, prepend=-1))
         bounds = itertools.pairwise([*starts[::IMAGES_PER_GROUP].tolist(), len(pairs)])
         groups = (_table(corpus, pairs.at(slice(*bound)), extras) for bound in bounds)
