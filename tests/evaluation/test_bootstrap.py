@@ -81,12 +81,3 @@ def test_holm_keeps_the_order_and_never_lowers(values):
     assert all(value <= after <= 1 for value, after in zip(values, adjusted, strict=True))
     in_order = [after for _, after in sorted(zip(values, adjusted, strict=True))]
     assert in_order == sorted(in_order)
-
-
-def test_one_p_value_is_left_as_it_is():
-    assert holm([0.03]) == [0.03]
-
-
-def test_no_draws_are_a_wrong_call():
-    with pytest.raises(ValueError, match="expected at least one draw, got 0"):
-        sign_flip_test(np.ones(20), flips=0, seed=0)

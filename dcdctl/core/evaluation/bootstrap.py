@@ -82,8 +82,6 @@ def _signed_sums(is_plus_BI: NDArray[Any], difference_I: NDArray[np.float64]) ->
 
 def _blocks(count: int, num_images: int) -> Iterator[int]:
     """Sizes of blocks that add up to `count`."""
-    if count < 1:
-        raise ValueError(f"expected at least one draw, got {count}")
     size = max(1, BLOCK_IMAGES // num_images)
     for start in range(0, count, size):
         yield min(size, count - start)

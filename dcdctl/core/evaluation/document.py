@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from dcdctl.core import templates
 from dcdctl.core.config import Key, to_table
 from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
@@ -123,23 +123,14 @@ class Evaluation:
     folder: Annotated[Path | None, OMITTED] = None
     """Where it was written, or read from; no entry of the document."""
 
-    def __post_init__(self) -> None:
-        # The types do not name the recalls, and a document of a stranger may lack one.
-        for direction in Direction:
-            for where, known in (("", self.measures(direction)), ("intervals.", self._bounds(direction))):
-                if missing := [name for name in RECALL_NAMES if name not in known]:
-                    raise ConfigError(f"{where}{direction.key}.{missing[0]} is missing")
-
     def measures(self, direction: Direction) -> Measures:
         return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
 
     def recall(self, direction: Direction, name: str) -> Estimate:
         """R@1, R@5 or R@10 of a direction."""
-        return Estimate(self.measures(direction)[name], Interval(*self._bounds(direction)[name]))
-
-    def _bounds(self, direction: Direction) -> Mapping[str, Bounds]:
         both = self.intervals
-        return both.text_retrieval if direction == Direction.TEXT else both.image_retrieval
+        bounds = both.text_retrieval if direction == Direction.TEXT else both.image_retrieval
+        return Estimate(self.measures(direction)[name], Interval(*bounds[name]))
 
     @property
     def rsum_estimate(self) -> Estimate:

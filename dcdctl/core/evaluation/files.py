@@ -130,10 +130,17 @@ class SavedEvaluation:
             return {}
         rows = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
         rows_of = _by_direction(rows.sort_by([("query", "ascending"), ("place", "ascending")]))
-        num_images, num_captions = len(self.table.text_ranks), len(self.table.image_ranks)
         return {
-            direction: _top_of(rows, path, *direction.query_first(num_images, num_captions))
-            for direction, rows in rows_of.items()
+            # Booleans are bits in Arrow, so they cannot be read without a copy.
+            direction: TopCandidates(
+                *(
+                    rows_of[direction][name]
+                    .to_numpy(zero_copy_only=False)
+                    .reshape(len(self.table.ranks(direction)), -1)
+                    for name in ("candidate", "score", "is_own")
+                )
+            )
+            for direction in Direction
         }
 
 
@@ -211,24 +218,6 @@ def _fault(table: pa.Table) -> str | None:
         return f"its {text.num_rows} images have {len(image_ids)} different ids"
     in_one = image_ids ^ set(image["image_id"].to_pylist())
     return f"the image {min(in_one)!r} is in one direction only" if in_one else None
-
-
-def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> TopCandidates:
-    """The rows of one direction as arrays; they must be the first K candidates of every query, numbered from 1."""
-    # Booleans are bits in Arrow, so they cannot be read without a copy.
-    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in _TOP if name != "direction"}
-    k = rows.num_rows // num_queries
-    query, place = np.divmod(np.arange(num_queries * k), max(1, k))
-    if not k or not np.array_equal(columns["query"], query) or not np.array_equal(columns["place"], place + 1):
-        expected = f"expected {num_queries:,} queries with the same number of candidates each"
-        raise InputError(
-            f"{path} and the ranks beside it do not belong to one evaluation: {expected}", hint=TABLES_HINT
-        )
-    if not 0 <= columns["candidate"].min() <= columns["candidate"].max() < gallery_size:
-        raise InputError(
-            f"{path} names candidates that are not among the {gallery_size:,} of the ranks beside it", hint=TABLES_HINT
-        )
-    return TopCandidates(*(columns[name].reshape(num_queries, k) for name in ("candidate", "score", "is_own")))
 
 
 def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:

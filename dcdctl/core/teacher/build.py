@@ -147,10 +147,6 @@ class PlannedCache:
     compute: Compute
 
     @property
-    def folder(self) -> Path:
-        return self.build.folder
-
-    @property
     def shards(self) -> range:
         return range(len(shards_of(self.build.plan)))
 
@@ -262,7 +258,7 @@ def score_planned(job: PlannedCache, *, track: Track = silent) -> TeacherCache:
     with distributed.main_first():
         if distributed.is_main():
             seal(job.build, job.compute)
-    return cache.read_cache(job.folder, corpus=job.corpus, teacher=job.teacher.digest)
+    return cache.read_cache(job.build.folder, corpus=job.corpus, teacher=job.teacher.digest)
 
 
 def score_pairs(

@@ -180,10 +180,6 @@ class TeacherCache(TeacherScores):
             if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
                 raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
             here = slice(self._first[shard], self._first[shard + 1])
-            if len(pairs) != here.stop - here.start:
-                raise CACHE.damaged(
-                    path, f"it has {len(pairs):,} pairs, {CACHE.seal_file} says {here.stop - here.start:,}"
-                )
             self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
             starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
             self.starts_I[images.start : images.stop + 1] = starts

@@ -166,13 +166,12 @@ class _GivenScores:
 
         def fault(kind: str, is_wrong: NDArray[np.bool_], other_B: NDArray[np.float32] | None = None) -> None:
             nonlocal is_open
-            rows = np.flatnonzero(is_wrong & is_open)
-            others = ["" if other_B is None else f" and {other_B[row]}" for row in rows[:NUM_EXAMPLES]]
-            self.faults.add(
-                kind,
-                [self._named(batch, int(row), other, where) for row, other in zip(rows, others, strict=False)],
-                len(rows),
-            )
+            rows, examples = np.flatnonzero(is_wrong & is_open), []
+            for row in rows[:NUM_EXAMPLES].tolist():
+                image, caption, score = (batch.column(name)[row].as_py() for name in score_files.REQUIRED)
+                other = "" if other_B is None else f" and {other_B[row]}"
+                examples.append(f"image {image!r} with caption {caption}: {score}{other} in {where}")
+            self.faults.add(kind, examples, len(rows))
             is_open &= ~is_wrong
 
         fault("rows of unknown images", image_B < 0)
@@ -213,10 +212,6 @@ class _GivenScores:
         index_B = np.where((index_B >= 0) & (index_B < len(own)), index_B, -1)
         is_own = pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
         return np.where(is_own.to_numpy(zero_copy_only=False), index_B, -1)
-
-    def _named(self, batch: pa.RecordBatch, row: int, other: str, where: str) -> str:
-        image, caption, score = (batch.column(name)[row].as_py() for name in score_files.REQUIRED)
-        return f"image {image!r} with caption {caption}: {score}{other} in {where}"
 
     def store(self, teacher: str) -> None:
         """Write the shards that have all scores, and keep the other scores with the planned pairs."""
