@@ -11,9 +11,9 @@ image file). The rows of an image follow each other, so that a scorer can encode
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -53,13 +53,24 @@ def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track
     folder, shards = build.folder / WORK_FOLDER, shards_of(build.plan)
     folder.mkdir(exist_ok=True)
     files.remove_partials(folder)
+    # Once for all files, because a list of millions of texts takes seconds to convert.
+    columns = {
+        "image_id": pa.array(corpus.image_ids, pa.string()),
+        "caption_id": pa.array(corpus.caption_ids),
+        "image_index": pa.array(range(corpus.num_images), pa.int32()),
+        "caption_index": pa.array(range(corpus.num_captions), pa.int32()),
+    }
+    if "captions" in extras:
+        columns["caption"] = pa.array(corpus.captions, pa.string())
+    if "paths" in extras:
+        columns["image_path"] = pa.array(corpus.image_paths, pa.string())
     num_pairs = num_files = 0
     with track("write the work list", total=len(shards), unit="files") as advance:
         for shard in range(len(shards)):
             pairs, path = read_shard(build, shard), folder / f"work-{shard:05d}.parquet"
             pairs = pairs.at(np.isnan(pairs.score))
             if len(pairs):
-                _write(path, pairs, corpus, extras)
+                _write(path, pairs, columns, corpus if "bytes" in extras else None)
                 num_pairs, num_files = num_pairs + len(pairs), num_files + 1
             else:
                 path.unlink(missing_ok=True)
@@ -67,13 +78,14 @@ def write_work_list(build: Build, corpus: Corpus, extras: Sequence[Extra], track
     return num_pairs, num_files
 
 
-def _write(path: Path, pairs: Pairs, corpus: Corpus, extras: Sequence[Extra]) -> None:
-    """Write the pairs of a shard."""
+def _write(path: Path, pairs: Pairs, columns: Mapping[str, pa.Array], corpus: Corpus | None) -> None:
+    """Write the pairs of a shard: the columns of their images and captions, and the images of `corpus` if it is
+    given."""
     with files.atomic_path(path) as partial:
         # Groups end between images, so that each image is in one group.
         starts = np.flatnonzero(np.diff(pairs.image, prepend=-1))
         bounds = itertools.pairwise([*starts[::IMAGES_PER_GROUP].tolist(), len(pairs)])
-        groups = (_table(corpus, pairs.at(slice(*bound)), extras) for bound in bounds)
+        groups = (_table(pairs.at(slice(*bound)), columns, corpus) for bound in bounds)
         first = next(groups)
         # Without a limit, so that the bytes of an image are stored once per row group and not once per pair.
         with pq.ParquetWriter(partial, first.schema, compression="zstd", dictionary_pagesize_limit=2**30) as writer:
@@ -82,22 +94,12 @@ def _write(path: Path, pairs: Pairs, corpus: Corpus, extras: Sequence[Extra]) ->
                 writer.write_table(group, row_group_size=len(group))
 
 
-def _table(corpus: Corpus, pairs: Pairs, extras: Sequence[Extra]) -> pa.Table:
-    """The rows of some pairs."""
-    images, texts = pairs.image.tolist(), pairs.text.tolist()
-    columns: dict[str, Any] = {
-        "image_id": pa.array([corpus.image_ids[image] for image in images], pa.string()),
-        "caption_id": corpus.caption_ids[pairs.text],
-        "image_index": pa.array(images, pa.int32()),
-        "caption_index": pa.array(texts, pa.int32()),
-    }
-    if "captions" in extras:
-        columns["caption"] = pa.array([corpus.captions[text] for text in texts], pa.string())
-    if "paths" in extras:
-        columns["image_path"] = pa.array([corpus.image_paths[image] for image in images], pa.string())
-    if "bytes" in extras:
+def _table(pairs: Pairs, columns: Mapping[str, pa.Array], corpus: Corpus | None) -> pa.Table:
+    index = {"image": pa.array(pairs.image), "caption": pa.array(pairs.text)}
+    rows = {name: column.take(index[name.partition("_")[0]]) for name, column in columns.items()}
+    if corpus is not None:
         # A dictionary, so that the bytes of an image are in memory once and not once per pair.
         different, index_P = np.unique(pairs.image, return_inverse=True)
         data = pa.array([corpus.image_bytes(image) for image in different.tolist()], pa.binary())
-        columns["image_bytes"] = pa.DictionaryArray.from_arrays(pa.array(index_P, pa.int32()), data)
-    return pa.table(columns)
+        rows["image_bytes"] = pa.DictionaryArray.from_arrays(pa.array(index_P, pa.int32()), data)
+    return pa.table(rows)
