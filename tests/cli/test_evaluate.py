@@ -127,9 +127,6 @@ def test_results_of_a_model_that_is_not_a_run_are_written_to_out(folders, run_ev
 def test_a_copy_of_the_ranks_is_written_to_the_given_file(folders, run, run_eval, tmp_path):
     assert run_eval(run, "--ranks", tmp_path / "copy.parquet").exit_code == 0
     assert (tmp_path / "copy.parquet").read_bytes() == (run / "ranks.parquet").read_bytes()
-    result = run_eval(folders / "vilt", "--ranks", run / "ranks.parquet")
-    assert result.exit_code == 1
-    assert "name another file with --ranks" in result.stderr
 
 
 def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatch):

@@ -141,7 +141,16 @@ def read_systems(names: Sequence[str]) -> list[System]:
             "name them as two",
         )
     runs = [run for system in systems for run in system.runs]
-    _check_alike(runs, _protocol_facts, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
+    _check_alike(
+        runs,
+        lambda evaluation: {
+            "split": evaluation.split,
+            **{f"protocol's {name}": getattr(evaluation.protocol, name) for name in ("name", "folds", "ties")},
+            "corpus": evaluation.corpus_fingerprint[:8],
+        },
+        "were evaluated differently",
+        "evaluate both the same way with `dcdctl eval`",
+    )
     check_queries({run.ref: run.table for run in runs if run.table is not None})
     return systems
 
@@ -197,14 +206,6 @@ def _find(ref: str) -> tuple[Path, FileNames]:
 
 def _how_to_make(ref: Path | str, more: str = "") -> str:
     return f"`dcdctl eval {ref} --data DIR{more}` makes one"
-
-
-def _protocol_facts(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "split": evaluation.split,
-        **{f"protocol's {name}": getattr(evaluation.protocol, name) for name in ("name", "folds", "ties")},
-        "corpus": evaluation.corpus_fingerprint[:8],
-    }
 
 
 def _check_alike(
