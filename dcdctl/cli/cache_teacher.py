@@ -15,7 +15,7 @@ from dcdctl.cli import options
 from dcdctl.cli.completion import complete_recipe, complete_teacher
 from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import reads, refuse, writes
-from dcdctl.cli.views.scoring import estimate_document, show_estimate
+from dcdctl.cli.views.scoring import show_estimate
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 if TYPE_CHECKING:
@@ -212,7 +212,13 @@ def _estimate(job: CacheJob) -> dict[str, Any]:
 
     def on_estimate(cost: CacheCost) -> None:
         show_estimate(cost)
-        document.update(estimate_document(cost))
+        document.update(
+            pairs=cost.num_pairs,
+            to_score=cost.num_to_score,
+            pairs_per_s=cost.pairs_per_s,
+            seconds=cost.seconds,
+            disk_bytes=cost.disk_bytes,
+        )
 
     cache_scores(job, dry_run=True, track=bar, on_estimate=on_estimate)
     return document

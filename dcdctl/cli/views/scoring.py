@@ -3,7 +3,7 @@ here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcdctl.cli.views.terminal import clock, note
 
@@ -25,12 +25,6 @@ def show_estimate(estimate: CacheCost) -> None:
         f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most "
         f"{estimate.disk_bytes / 1e6:,.1f} MB on disk"
     )
-
-
-def estimate_document(estimate: CacheCost) -> dict[str, Any]:
-    """The cost of a teacher cache for JSON."""
-    counts = {"pairs": estimate.num_pairs, "to_score": estimate.num_to_score, "pairs_per_s": estimate.pairs_per_s}
-    return {**counts, "seconds": estimate.seconds, "disk_bytes": estimate.disk_bytes}
 
 
 def show_workload(workload: Workload) -> None:

@@ -73,8 +73,6 @@ def measures(ranking: Ranking) -> dict[str, float]:
 
 def mean_measures(folds: Sequence[Rankings]) -> tuple[dict[str, float], dict[str, float]]:
     """The measures of text retrieval and of image retrieval, averaged over folds."""
-    return _mean([measures(fold.text) for fold in folds]), _mean([measures(fold.image) for fold in folds])
-
-
-def _mean(folds: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
+    both = [measures(fold.text) for fold in folds], [measures(fold.image) for fold in folds]
+    text, image = ({name: float(np.mean([fold[name] for fold in side])) for name in side[0]} for side in both)
+    return text, image
