@@ -186,13 +186,6 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server, a_zi
     assert sum(seen[1:]) == len(OTHER)
 
 
-def test_a_server_without_ranges_starts_again(server, a_zip):
-    server.ranges = False
-    server.faults["/a.zip"] = Fault(cut_after=100_000, times=2)
-    assert fetch_file(a_zip).path.read_bytes() == BODY
-    assert [request.sent for request in server.requests] == [100_000, 100_000, len(BODY)]
-
-
 @pytest.mark.parametrize(
     ("checksum", "sent"), [("", [100_000, len(BODY)]), (f"sha256:{sha256(BODY)}", [100_000, len(BODY) - 100_000])]
 )

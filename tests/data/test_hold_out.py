@@ -66,12 +66,6 @@ def test_a_table_without_splits_is_divided_by_the_hash_of_the_image_id(tmp_path,
     assert source["hold_out"] == {"share": 0.2, "splits": ["val", "test"], "by": "SHA-256 of image_id"}
 
 
-def test_a_tenth_each_is_held_out_by_default(tmp_path, images):
-    prepare(write_csv(tmp_path), images, tmp_path / "out")
-    found = {name: split for split, names in ids_of(tmp_path / "out").items() for name in names}
-    assert found == {name: split_by_hand(name, 0.1) for name in NAMES}
-
-
 def test_an_image_keeps_its_split_when_others_are_added():
     before, after = divide(map(str, range(500)), 0.1), divide(map(str, range(2000)), 0.1)
     assert before.items() <= after.items()

@@ -61,12 +61,6 @@ def test_a_member_that_unpacks_to_far_more_takes_no_memory(tmp_path, compression
         tracemalloc.stop()
 
 
-def test_a_member_of_two_gigabytes_is_refused_unread(tmp_path):
-    path = zip_that_says(tmp_path / "images.zip", 2 << 30, zipfile.ZIP_DEFLATED)
-    with pytest.raises(RowError, match="its image file is larger than 268,435,456 bytes"):
-        ImageStore(path).find("a.jpg").read()
-
-
 def damaged(data, rng, spans=((0, None),)):
     """A copy with one to three changed bytes, of a fifth also the end cut off; tar headers get a fitting checksum."""
     result = bytearray(data)

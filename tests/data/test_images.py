@@ -126,10 +126,6 @@ PIXELS = {
     "ppm": (image_file(UPRIGHT, "PPM"), UPRIGHT),
     "tiff with lzw": (image_file(UPRIGHT, "TIFF", compression="tiff_lzw"), UPRIGHT),
     "gray": (image_file(IN_GRAY[..., 0]), IN_GRAY),
-    "gray with transparency": (
-        image_file(Image.merge("LA", [Image.fromarray(IN_GRAY[..., 0]), Image.new("L", (48, 32), 9)])),
-        IN_GRAY,
-    ),
     "rgb with transparency": (image_file(with_alpha()), UPRIGHT),
     "rgb with one transparent color": (image_file(UPRIGHT, transparency=tuple(COLORS[0, 0].tolist())), UPRIGHT),
     "a palette": (image_file(palette()), UPRIGHT),

@@ -8,7 +8,6 @@ import pytest
 
 from dcdctl.core.data import manifest
 from dcdctl.core.data.readers import FORMATS
-from dcdctl.core.data.readers.csv_jsonl import CsvSource
 from dcdctl.core.data.readers.karpathy import KarpathySource
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.readers.scenes import ScenesSource
@@ -68,14 +67,6 @@ def test_a_wrong_set_is_an_error_that_names_it(assignment, message):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"no manifest 'flickr90k'; known: .*scenes"):
         manifest.find_manifest("flickr90k")
-
-
-def test_paths_in_a_manifest_are_relative_to_its_folder(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text('format = "csv"\npairs = "pairs.csv"\nimages = "jpg"\nsplit = "test"\n')
-    found = manifest.find_manifest(str(path))
-    source = CsvSource(pairs=tmp_path / "pairs.csv", images=(tmp_path / "jpg",), split="test")
-    assert (found.name, list(found.sources.values())) == ("mine", [source])
 
 
 def test_the_formats_are_listed_under_their_own_names():

@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from forks import run_forked
@@ -156,17 +155,6 @@ def test_a_zip_and_a_folder_give_the_same_corpus(tmp_path, images, karpathy, pre
     assert fingerprints(from_zip) == fingerprints(karpathy(entries, folder=tmp_path / "2"))
 
 
-def test_equal_file_names_in_two_folders_are_distinguished_by_their_paths(tmp_path, images, karpathy):
-    archive = tmp_path / "coco.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("coco/train2014/x.jpg", (images / "a.jpg").read_bytes())
-        file.writestr("coco/val2014/x.jpg", (images / "b with space.jpg").read_bytes())
-    karpathy([entry("x.jpg", filepath="val2014"), entry("x.jpg", filepath="train2014")], images=archive)
-    train = Corpus.open(tmp_path / "out", "train")
-    assert train.image_ids == ["val2014/x.jpg", "train2014/x.jpg"]
-    assert train.image_bytes(1) == (images / "a.jpg").read_bytes()
-
-
 def test_image_size_shrinks_the_shorter_side_and_never_enlarges(tmp_path, images, karpathy):
     (images / "large.jpg").write_bytes(image_file(9, ".jpg", side=(90, 60)))
     (images / "tall.webp").write_bytes(image_file(9, ".webp", side=(40, 81)))
@@ -192,58 +180,6 @@ def test_the_number_of_workers_changes_no_byte_and_shards_change_no_fingerprint(
     assert runs[1, 20][1] == runs[2, 20][1] == runs[3, 20][1]
     assert len(runs[1, 20][1]) == 4 + 1 + 1
     assert fingerprints(runs[1, 1000][0]) == fingerprints(runs[1, 20][0])
-
-
-def write_zip(path, files):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-
-
-@pytest.mark.parametrize(
-    ("form", "write"),
-    [("images.zip", write_zip), ("parquet", None)],
-)
-@pytest.mark.parametrize("side_px", [None, 12])
-def test_threads_write_the_bytes_of_one_from_every_source(tmp_path, form, write, side_px):
-    files = {f"{i}.jpg": image_file(i, ".jpg", side=(24 + i % 5, 16)) for i in range(100)}
-    if write is None:
-        rows = {
-            "image": [{"bytes": data, "path": name} for name, data in files.items()],
-            "caption": [f"a {name}" for name in files],
-        }
-        pq.write_table(pa.table(rows), tmp_path / "rows.parquet", row_group_size=40)
-        (tmp_path / "set.toml").write_text(
-            f'name = "set"\nlicense = "none"\nformat = "parquet"\nrows = {{ train = '
-            f'"{tmp_path.as_posix()}/rows.parquet" }}\n'
-        )
-        source = manifest.choose_manifest(manifest.DataChoice(manifest=str(tmp_path / "set.toml")))
-    else:
-        write(tmp_path / form, files)
-        (tmp_path / "pairs.csv").write_text(
-            "image,caption,split\n" + "".join(f"{name},a {name},train\n" for name in files)
-        )
-        source = manifest.choose_manifest(manifest.DataChoice(csv=tmp_path / "pairs.csv", images=[tmp_path / form]))
-    for workers in (1, 6):
-        options = PrepareOptions(workers=workers, image_size_px=side_px, shard_size=60)
-        prepare_corpus(source, tmp_path / f"out-{workers}", options=options)
-    assert contents(tmp_path / "out-6") == contents(tmp_path / "out-1")
-    corpus = Corpus.open(tmp_path / "out-6", "train")
-    assert corpus.image_ids == list(files)
-    assert side_px or [corpus.image_bytes(i) for i in range(100)] == list(files.values())
-
-
-def test_a_changed_caption_or_byte_changes_the_fingerprint_of_its_split_only(tmp_path, images, karpathy):
-    def run(name, entries):
-        (tmp_path / name).mkdir()
-        return fingerprints(karpathy(entries, folder=tmp_path / name))
-
-    before = run("1", [entry("a.jpg"), entry("ü.png", "val")])
-    caption = run("2", [entry("a.jpg", raws=("a dog", "a brown dog.")), entry("ü.png", "val")])
-    (images / "ü.png").write_bytes(image_file(77, ".png"))
-    image = run("3", [entry("a.jpg"), entry("ü.png", "val")])
-    assert (before["train"] != caption["train"], before["val"] == caption["val"]) == (True, True)
-    assert (before["train"] == image["train"], before["val"] != image["val"]) == (True, True)
 
 
 def test_corpus_json_has_the_provenance(karpathy, tmp_path):

@@ -341,13 +341,6 @@ def test_a_wrong_file_is_named(folder, toml, message):
         made(folder, toml)
 
 
-def test_an_image_in_two_splits_is_an_error(folder):
-    (folder / "train.json").write_text(json.dumps([{"image": "a.jpg", "caption": "x"}]))
-    toml = 'format = "lavis"\nimages = "jpg"\nannotations = { train = "train.json", test = "train.json" }\n'
-    with pytest.raises(InputError, match=r"its split is test, but train in train.json \[0\]"):
-        made(folder, toml)
-
-
 def test_other_columns_of_a_table_become_those_of_the_corpus(folder):
     lines = [
         "image,caption,split,year,owner,score,id",

@@ -49,6 +49,11 @@ def archive() -> bytes:
 FILES = {"dataset.json": json.dumps(ANNOTATIONS).encode(), "images.zip": archive()}
 
 
+def write_files(folder: Path) -> None:
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "cache"))
@@ -145,8 +150,7 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
         source_files.locate(data_set, SourceOptions(placed=placed))
     with pytest.raises(InputError, match="is not a folder; --from takes a folder"):
         source_files.locate(data_set, SourceOptions(placed=tmp_path / "absent"))
-    for name, data in FILES.items():
-        (placed / name).write_bytes(data)
+    write_files(placed)
     summary = prepare_corpus(
         data_set,
         tmp_path / "out",
@@ -162,8 +166,7 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
 def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
     placed = tmp_path / "placed"
     placed.mkdir()
-    for name, data in FILES.items():
-        (placed / name).write_bytes(data)
+    write_files(placed)
     text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
     right = hashlib.md5(FILES["images.zip"]).hexdigest()
     for known, said in (
@@ -372,8 +375,7 @@ def run_through(
 
 
 def test_one_data_set_from_a_zip_a_folder_and_the_hub_has_one_fingerprint(tmp_path):
-    for name, data in FILES.items():
-        (tmp_path / name).write_bytes(data)
+    write_files(tmp_path)
     (tmp_path / "jpg").mkdir()
     for name, data in zip(NAMES, DATA, strict=True):
         (tmp_path / "jpg" / name).write_bytes(data)

@@ -13,7 +13,6 @@ import itertools
 import os
 import re
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -94,18 +93,6 @@ def _expand_stars(pattern: str) -> list[str]:
     if not found:
         raise InputError(f"no file matches {shown(pattern)}", hint="check the pattern, and quote it for the shell")
     return found
-
-
-class Remote(ABC):
-    """A file that is read by ranges of bytes."""
-
-    size: int
-    version: str
-    """Changes when the file changes; empty if the server does not say."""
-
-    @abstractmethod
-    def read_range(self, start: int, stop: int) -> bytes:
-        """The bytes from start to before stop; SourceError after repeated failures."""
 
 
 def size_and_version(place: str | Path) -> tuple[int, str]:
@@ -226,7 +213,7 @@ def _attempted(request: Callable[[], T], url: str) -> T:
     raise AssertionError("unreachable")
 
 
-class _WebFile(Remote):
+class _WebFile:
     """A file on a web server, at the version that it has when it is opened."""
 
     def __init__(self, url: str) -> None:
@@ -245,11 +232,13 @@ class _WebFile(Remote):
             )
         self.size = int(length)
         linked, etag = (str(head.headers.get(name, "")) for name in ("x-linked-etag", "etag"))
+        # Changes when the file changes; empty if the server does not say.
         self.version = linked or etag or str(head.headers.get("last-modified", ""))
         # The host to which the Hub redirects has ETags of its own.
         self._etag = "" if linked else etag
 
     def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from start to before stop; SourceError after repeated failures."""
         return _attempted(lambda: self._request(start, stop), self.url)
 
     def _request(self, start: int, stop: int) -> bytes:
@@ -300,7 +289,7 @@ class _HubFile(_WebFile):
         self._open(address, build_hf_headers())
 
 
-class _FileSystemFile(Remote):
+class _FileSystemFile:
     """A file of any other protocol, through fsspec."""
 
     def __init__(self, url: str) -> None:
@@ -320,6 +309,10 @@ class _FileSystemFile(Remote):
             return data
 
         return _attempted(read, self.url)
+
+
+Remote = _WebFile | _FileSystemFile
+"""A file that is read by ranges of bytes."""
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -88,7 +89,7 @@ def get(file: HubPath, *, offline: bool, track: Track) -> Path:
         if not isinstance(cached, str):
             raise SourceError(f"{file.url} is not in the cache of the Hub")
         return Path(cached)
-    with _connection(file) as endpoint:
+    with hub_connection(partial(_explain, file)) as endpoint:
         return Path(
             hf_hub_download(
                 file.repo,
@@ -106,7 +107,7 @@ def sizes(file: HubPath) -> dict[str, int]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with _connection(file) as endpoint:
+    with hub_connection(partial(_explain, file)) as endpoint:
         entries = HfApi(endpoint=endpoint).list_repo_tree(
             file.repo, repo_type=file.kind, revision=file.revision, recursive=True
         )
@@ -115,10 +116,6 @@ def sizes(file: HubPath) -> dict[str, int]:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-
-
-def _connection(file: HubPath) -> AbstractContextManager[str | None]:
-    return hub_connection(lambda error: _explain(file, error))
 
 
 @contextmanager
