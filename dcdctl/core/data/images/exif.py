@@ -36,7 +36,12 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=FORMATS) as image:
-                exif = _exif_of(image)
+                exif = Image.Exif()
+                if image.format != "PNG":
+                    exif = image.getexif()
+                # Pillow would decode a PNG to its end, to look for EXIF data behind the pixels.
+                elif "exif" in image.info:
+                    exif.load(image.info["exif"])
                 tags = {**exif, **exif.get_ifd(IFD.Exif)}
                 position = exif.get_ifd(IFD.GPSInfo) if place else {}
     except (*DECODE_ERRORS, Image.DecompressionBombError):
@@ -52,16 +57,6 @@ def read_exif(file: BinaryIO, *, place: bool) -> dict[str, Any]:
         if None in (values["latitude"], values["longitude"]) or values["latitude"] == values["longitude"] == 0:
             values["latitude"] = values["longitude"] = None
     return values
-
-
-def _exif_of(image: Image.Image) -> Image.Exif:
-    if image.format != "PNG":
-        return image.getexif()
-    # Pillow would decode a PNG to its end, to look for EXIF data behind the pixels.
-    exif = Image.Exif()
-    if "exif" in image.info:
-        exif.load(image.info["exif"])
-    return exif
 
 
 def _text(value: object) -> str:

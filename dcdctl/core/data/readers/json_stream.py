@@ -65,8 +65,11 @@ def _items(scanner: _Scanner, key: str) -> Iterator[Any]:
         yield scanner.value()
         if scanner.take(",]") == "]":
             break
-    if key:
-        _skip_members(scanner)
+    # The rest of the object too, so that a file that was cut off there is an error.
+    while key and scanner.take(",}") == ",":
+        scanner.value()
+        scanner.take(":")
+        scanner.value()
     if scanner.peek():
         raise scanner.error("Extra data")
 
@@ -143,35 +146,28 @@ class _Scanner:
 
 def _find_array(scanner: _Scanner, key: str) -> None:
     """Move to the first item of the array."""
-    if not key:
-        if scanner.peek() != "[":
-            raise ArrayError(describe_value(scanner.value()))
-    else:
-        if scanner.peek() != "{":
-            scanner.value()
-            raise ArrayError("")
-        scanner.take("{")
-        while scanner.peek() != "}":
-            name = scanner.value()
-            scanner.take(":")
-            if name == key:
-                if scanner.peek() != "[":
-                    raise ArrayError(describe_value(scanner.value()))
-                break
-            scanner.value()
-            if scanner.take(",}") == "}":
-                raise ArrayError("")
-        else:
-            raise ArrayError("")
+    if key:
+        _find_member(scanner, key)
+    if scanner.peek() != "[":
+        raise ArrayError(describe_value(scanner.value()))
     scanner.take("[")
     if scanner.peek() == "]":
         scanner.take("]")
         raise ArrayError(describe_value([]))
 
 
-def _skip_members(scanner: _Scanner) -> None:
-    """Read the rest of an object after one of its values, so that a file that was cut off there is an error."""
-    while scanner.take(",}") == ",":
+def _find_member(scanner: _Scanner, key: str) -> None:
+    """Move to the value under a key of the top-level object; ArrayError if there is none."""
+    if scanner.peek() != "{":
         scanner.value()
+        raise ArrayError("")
+    scanner.take("{")
+    while scanner.peek() != "}":
+        name = scanner.value()
         scanner.take(":")
+        if name == key:
+            return
         scanner.value()
+        if scanner.take(",}") == "}":
+            break
+    raise ArrayError("")
