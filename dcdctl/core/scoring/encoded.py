@@ -42,17 +42,6 @@ class EncodedCorpus:
         return vector_states(self.texts_TD[torch.as_tensor(text_ix, device=self.texts_TD.device)])
 
 
-def _read_fastest(source: Source) -> tuple[Source, Sequence[int]]:
-    """The source as a dual encoder reads it, and the order of its captions."""
-    corpus = source.corpus
-    if isinstance(source, Features):
-        # One token of an image's features is enough; and features are read fastest in the order in which they are
-        # stored.
-        return replace(source, only_first=True), range(corpus.num_captions)
-    # Captions of similar length share a batch, so that little of it is padding.
-    return source, sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
-
-
 @torch.inference_mode()
 def encode_corpus(
     scorer: FusionScorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False
@@ -68,7 +57,13 @@ def encode_corpus(
         return source
     scorer.to(compute.device).eval()
     corpus = source.corpus
-    source, text_order = _read_fastest(source)
+    text_order: Sequence[int] = range(corpus.num_captions)
+    if isinstance(source, Features):
+        # One token of an image is enough; and features are read fastest in the order in which they are stored.
+        source = replace(source, only_first=True)
+    else:
+        # Captions of similar length share a batch, so that little of it is padding.
+        text_order = sorted(text_order, key=lambda text: len(corpus.captions[text]))
 
     def encode(noun: Literal["images", "captions"], order: Sequence[int], step: int) -> Tensor:
         fitting = Fitting()
