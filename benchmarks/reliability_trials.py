@@ -196,9 +196,7 @@ def searched(folder: Path) -> str:
     index = FolderIndex.open(folder)
     rows = np.arange(index.num_rows)
     vectors = index.vectors(rows)
-    return digest_of(
-        [[index.name(row) for row in rows.tolist()], vectors, index.nearest(vectors.astype(np.float32), 3)]
-    )
+    return digest_of([index.values("image_id").to_pylist(), vectors, *index.nearest(vectors.astype(np.float32), 3)])
 
 
 def listing(folder: Path) -> str:

@@ -65,7 +65,7 @@ def dcdctl(vectors: Vectors, kind: str) -> dict[str, Search]:
         seal(folder, vectors.parts, vectors.dim, config_module.build(IndexConfig, sets))
     index = FolderIndex.open(folder)
     return {
-        f"dcdctl {kind}": lambda query: index.nearest(query, K).rows_QK[0].tolist(),
+        f"dcdctl {kind}": lambda query: index.nearest(query, K)[1][0].tolist(),
         f"dcdctl {kind}, with names": lambda query: rows_of(index.search(query, K)[0]),
     }
 
@@ -196,7 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         vectors = Vectors(Path(scratch), args.images, args.dim)
         flat = FolderIndex.open(vectors.flat)
-        true = [rows.tolist() for rows in flat.nearest(vectors.query_QD[: args.queries], K).rows_QK]
+        true = [rows.tolist() for rows in flat.nearest(vectors.query_QD[: args.queries], K)[1]]
         for kind in args.ways:
             rows, results[kind] = compare(vectors, kind, true, args)
             lines += rows

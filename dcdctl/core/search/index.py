@@ -274,6 +274,10 @@ class FolderIndex(ImageIndex):
         """The images of a part with their vectors, as its file has them; removed rows too."""
         return pq.read_table(part_files.part_path(self.folder, self.parts[number]))
 
+    def image_id(self, row: int) -> str:
+        """The image id of a row: the id in the corpus, or the path in the folder."""
+        return self.source_image(row)[1].image_id
+
     def source_image(self, row: int) -> tuple[int, SourceImage]:
         if not 0 <= row < self.num_rows or self.is_removed[row]:
             raise MissingError(f"the index {self.folder} has no image {row}")

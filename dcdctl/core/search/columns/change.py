@@ -135,7 +135,7 @@ class _Columns:
         live = index.is_live
         used = np.unique(rows_of_table[is_named])
         if not (is_named & live).any():
-            example = index.source_image(int(np.flatnonzero(live)[0]))[1].image_id if live.any() else ""
+            example = index.image_id(int(np.flatnonzero(live)[0])) if live.any() else ""
             message = (
                 f"none of the {len(read.images):,} images of {read.where} is in the index {index.folder}, such as "
                 f"{read.images[0]!r}"
