@@ -117,8 +117,7 @@ def as_new_process() -> None:
     """Forget what this process knows of files."""
     artifacts._DIGESTS.clear()
     features._mapped.cache_clear()
-    part_files._WELL_LAID.clear()
-    part_files._FINITE.clear()
+    part_files._CHECKED.clear()
 
 
 def digest_of(value: Any) -> str:

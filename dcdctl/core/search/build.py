@@ -7,6 +7,7 @@ A killed run resumes with any number of processes and gives the same bytes.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,7 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.exact import Rows
 from dcdctl.core.search.index import FolderIndex
+from dcdctl.core.search.part_files import SourceImage
 from dcdctl.core.search.storage import (
     INDEX,
     TEXT,
@@ -122,7 +124,7 @@ def run_index_job(
         if images is None or out is None or is_change:
             raise ConfigError("--images and --out are for a new index only, and belong together", hint=BOTH_WAYS)
         source = _source(out.expanduser(), images, changes.split)
-        before, model = _new_index(target, out.expanduser(), changes)
+        before, model = _new_index(target, out.expanduser(), source, changes)
     notes: list[str] = []
     with distributed.lock(before.folder):
         # Read again, because another run may have changed the index before this one had the lock.
@@ -162,9 +164,12 @@ def _source(folder: Path, images: Path, split: str | None) -> ImageSource:
     return source
 
 
-def _new_index(ref: str, folder: Path, changes: Changes) -> tuple[FolderIndex, models.DualEncoder]:
+def _new_index(ref: str, folder: Path, source: ImageSource, changes: Changes) -> tuple[FolderIndex, models.DualEncoder]:
     """An index without images, whose generation of 0 is never written, and its model."""
     settings = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
+    # Before the model is loaded, which takes seconds. As many images are counted as decide whether a graph is made.
+    first = itertools.islice(sources.list_images(source, folder), settings.flat_up_to + 1)
+    _check_packages(settings, sum(isinstance(item, SourceImage) for item in first))
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = models.load_dual(ref)
