@@ -15,13 +15,13 @@ import pandas as pd
 import processes
 import pyarrow as pa
 import pytest
+from command_line import document_of, run
 from made_index import update
 from paths import ROOT
 from PIL import Image
-from typer.testing import CliRunner
 
 import dcdctl
-from dcdctl.cli.app import COMMANDS, app
+from dcdctl.cli.app import COMMANDS
 from dcdctl.cli.declare import as_typer
 from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
@@ -105,19 +105,7 @@ def test_help_of_a_function_has_types_of_python_and_its_result():
 
 def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
     found = dcdctl.evaluate(dual_run, str(scenes_corpus_dir), batch_size=64, dims=4, vectors="int8", rescore=3)
-    line = [
-        str(dual_run),
-        "--data",
-        str(scenes_corpus_dir),
-        "--dims",
-        "4",
-        "--codes",
-        "int8",
-        "--rescore",
-        "3",
-        "--json",
-    ]
-    by_command = json.loads(CliRunner().invoke(app, ["eval", *line]).stdout)
+    by_command = document_of(f"eval {dual_run} --data {scenes_corpus_dir} --dims 4 --codes int8 --rescore 3")
     assert {**found.document, "seconds": 0} == {**by_command, "seconds": 0}
     assert found.document["protocol"]["vectors"] == {"dims": 4, "kind": "int8", "rescore": 3}
     with pytest.raises(MissingError, match="out=FOLDER"):
@@ -149,25 +137,17 @@ def test_the_bar_of_a_training_shows_its_steps_and_its_loss(scenes_corpus_dir, t
 def test_a_recipe_in_memory_trains_as_the_same_fields_set_on_the_command_line(scenes_corpus_dir, tmp_path):
     recipe = dcdctl.load_recipe("demo-dual-alone", TINY)
     assert recipe.loss == LossConfig(terms={"infonce": 1.0}, temperature=recipe.loss.temperature)
-    run = dcdctl.distill(recipe, str(scenes_corpus_dir), str(tmp_path / "python"), device="cpu", precision="fp32")
+    ours = dcdctl.distill(recipe, str(scenes_corpus_dir), str(tmp_path / "python"), device="cpu", precision="fp32")
     terms = [f"{name}={value}" for name, value in TINY.items() if name != "loss.terms"]
-    sets = [word for line in [*terms, "loss.terms={infonce=1.0}"] for word in ("--set", line)]
-    line = [
-        "distill",
-        "demo-dual-alone",
-        "--data",
-        str(scenes_corpus_dir),
-        "--out",
-        str(tmp_path / "command"),
-        *sets,
-        "--precision",
-        "fp32",
-    ]
-    assert CliRunner().invoke(app, [*line, "--device", "cpu"]).exit_code == 0
+    sets = " ".join(f"--set {line}" for line in [*terms, "loss.terms={infonce=1.0}"])
+    run(
+        f"distill demo-dual-alone --data {scenes_corpus_dir} --out {tmp_path}/command {sets} --precision fp32 "
+        "--device cpu"
+    )
     theirs = Run(tmp_path / "command")
-    assert run.facts()["recipe"] == theirs.facts()["recipe"] == to_table(recipe)
-    assert [step["loss"] for step in run.metrics()] == [step["loss"] for step in theirs.metrics()]
-    assert dcdctl.load(run).digest == dcdctl.load(theirs).digest
+    assert ours.facts()["recipe"] == theirs.facts()["recipe"] == to_table(recipe)
+    assert [step["loss"] for step in ours.metrics()] == [step["loss"] for step in theirs.metrics()]
+    assert dcdctl.load(ours).digest == dcdctl.load(theirs).digest
 
 
 def test_overrides_of_the_wrong_name_or_range_are_errors_that_name_them():
@@ -198,10 +178,7 @@ def test_an_evaluation_is_shown_as_a_line_and_as_a_table_with_intervals(dual_run
 def test_a_comparison_has_the_numbers_of_the_command(dual_run, scenes_corpus_dir, tmp_path):
     other = dcdctl.evaluate(dual_run, scenes_corpus_dir, batch_size=64, dims=2, out=tmp_path / "short")
     found = dcdctl.compare([dual_run, other], resamples=500)
-    by_command = CliRunner().invoke(
-        app, ["compare", str(dual_run), str(tmp_path / "short"), "--resamples", "500", "--json"]
-    )
-    (theirs,) = json.loads(by_command.stdout)["comparisons"]
+    (theirs,) = document_of(f"compare {dual_run} {tmp_path}/short --resamples 500")["comparisons"]
     (ours,) = found.comparisons
     assert (
         ours.comparison.difference.rsum.value
@@ -305,21 +282,9 @@ def test_an_image_in_memory_finds_what_its_file_finds(noise_index):
 
 
 def test_a_reranker_orders_the_first_hits_as_the_command_does(noise_index):
-    answer = dcdctl.Searcher(noise_index, rerank=noise_index.parent / "fusion", depth=4).search(
-        "a small green triangle", k=6
-    )
-    line = [
-        "search",
-        str(noise_index),
-        "a small green triangle",
-        "-k",
-        "6",
-        "--rerank",
-        str(noise_index.parent / "fusion"),
-        "--depth",
-        "4",
-    ]
-    hits = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)["hits"]
+    fusion, text = noise_index.parent / "fusion", "a small green triangle"
+    answer = dcdctl.Searcher(noise_index, rerank=fusion, depth=4).search(text, k=6)
+    hits = document_of(f"search {noise_index} '{text}' -k 6 --rerank {fusion} --depth 4")["hits"]
     assert [(hit.row, hit.reranked) for hit in answer] == [(hit["row"], hit["reranked"]) for hit in hits]
 
 

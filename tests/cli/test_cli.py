@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import resource
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import processes
 import pytest
 import typer
+from command_line import error_of, run
 from forks import LIBRARIES, run_forked
 from typer.testing import CliRunner
 
@@ -106,8 +108,7 @@ def test_an_error_has_no_color_with_no_color(value, is_colored, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback():
-    result = CliRunner().invoke(small_app(), ["bug"])
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert isinstance(CliRunner().invoke(small_app(), ["bug"]).exception, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("options", [[], ["--is-repeated"]])
@@ -135,24 +136,19 @@ def test_an_interrupt_exits_with_130_and_says_what_is_kept():
 
 
 def test_a_missing_corpus_exits_with_1_and_names_the_command_that_makes_one(tmp_path):
-    result = CliRunner().invoke(app, ["eval", "scenes-vilt", "--data", str(tmp_path / "absent")])
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "dcdctl prepare" in result.stderr
+    error = error_of(f"eval scenes-vilt --data {tmp_path}/absent")
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "dcdctl prepare" in error
 
 
-@pytest.mark.parametrize("arguments", [["bench"], ["distil"], ["distill", "--alpha", "1"]])
-def test_wrong_usage_exits_with_2(arguments):
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert "Error: " in result.stderr
+@pytest.mark.parametrize("line", ["bench", "distil", "distill --alpha 1"])
+def test_wrong_usage_exits_with_2(line):
+    assert "Error: " in error_of(line, code=2)
 
 
 def test_the_help_lists_every_command_under_its_panel():
-    result = CliRunner().invoke(app, ["--help"])
-    lines = [line.strip() for line in result.stdout.splitlines()]
+    lines = [line.strip() for line in run("--help").stdout.splitlines()]
     listed = [line.split()[0] for line in lines if line and line.split()[0] in NAMES]
     assert sorted(listed) == sorted(NAMES)
     assert lines.index("Teacher:") < lines.index("Student:")
@@ -165,11 +161,11 @@ def test_every_command_has_a_sentence_and_help_for_each_option(command):
     assert function.help
     assert function.help.strip().split("\n\n")[0].endswith(".")
     assert [parameter.name for parameter in function.params if not parameter.hidden and not parameter.help] == []
-    assert CliRunner().invoke(app, [command, "-h"]).exit_code == 0
+    run(f"{command} -h")
 
 
 def test_the_version_is_the_packages():
-    assert CliRunner().invoke(app, ["--version"]).stdout == f"dcdctl {__version__}\n"
+    assert run("--version").stdout == f"dcdctl {__version__}\n"
 
 
 def test_python_m_dcdctl_is_the_same_program():
@@ -250,13 +246,8 @@ def test_json_is_one_document_and_has_no_nan(capsys):
 
 
 def test_no_command_module_is_left_out_of_the_app():
-    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {
-        "__init__",
-        "app",
-        "completion",
-        "declare",
-        "options",
-    }
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    modules -= {"__init__", "app", "completion", "declare", "options"}
     named = {
         command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()
     }
@@ -285,25 +276,22 @@ for words in json.loads(sys.argv[1]):
 
 
 def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
-    data, file = ["--data", str(tmp_path / "absent")], tmp_path / "file"
+    file, common = tmp_path / "file", f"--data {tmp_path}/absent --out {tmp_path}/out"
     file.write_text("")
-    out, cache = ["--out", str(tmp_path / "out")], ["--teacher", "scenes-vilt"]
-    cases = [
-        (["distill", "nosuchrecipe", *data, *out], "no recipe nosuchrecipe"),
-        (["distill", "demo-dual", *data, *out, "--set", "loss.alhpa=2"], "unknown key loss.alhpa"),
-        (["distill", "demo-dual", *data, *out, "--precision", "int9"], "got int9"),
-        (["distill", "demo-dual", *data, *out, "--device", "gpu7"], "gpu7"),
-        (["distill", "demo-dual", *data, "--out", str(file)], "is a file"),
-        (["finetune-teacher", "tiny-teacher", *data, *out, "--set", "batch.sizee=2"], "unknown key batch.sizee"),
-        (["cache-teacher", *data, *out, *cache, "--recipe", "nosuchrecipe"], "no recipe nosuchrecipe"),
-        (
-            ["cache-teacher", *data, *out, *cache, "--recipe", "tiny-student", "--set", "candidates.kindd=x"],
-            "unknown key candidates.kindd",
-        ),
-    ]
-    words = json.dumps([words for words, _ in cases])
+    cached = f"cache-teacher {common} --teacher scenes-vilt"
+    cases = {
+        f"distill nosuchrecipe {common}": "no recipe nosuchrecipe",
+        f"distill demo-dual {common} --set loss.alhpa=2": "unknown key loss.alhpa",
+        f"distill demo-dual {common} --precision int9": "got int9",
+        f"distill demo-dual {common} --device gpu7": "gpu7",
+        f"distill demo-dual {common} --out {file}": "is a file",
+        f"finetune-teacher tiny-teacher {common} --set batch.sizee=2": "unknown key batch.sizee",
+        f"{cached} --recipe nosuchrecipe": "no recipe nosuchrecipe",
+        f"{cached} --recipe tiny-student --set candidates.kindd=x": "unknown key candidates.kindd",
+    }
+    words = json.dumps([shlex.split(command) for command in cases])
     lines = run_forked(MISTAKES, words, *HEAVY, imported=LIBRARIES)[0].splitlines()
-    for (command, message), line in zip(cases, lines, strict=True):
+    for (command, message), line in zip(cases.items(), lines, strict=True):
         code, said, imported = json.loads(line)
         assert code == 1, command
         assert message in said, command

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from command_line import QUICK_BENCH, document_of, error_of, run
 from duals import save_dual, save_sentence_transformer
 from open_clips import save_open_clip
 from paths import DOCS
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import cache
 
-CPU = ["--device", "cpu"]
+STUDENT = "distill tiny-student --set model.kind=dual --set model.layers=[] --set optimizer.steps=2 --set batch.size=4"
 KINDS = ["open_clip", "sentence-transformers"]
-
-
-def invoke(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-
-
-def run_cli(*words):
-    result = invoke(*words)
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -59,96 +47,46 @@ def own_scores(kind, folder, images, texts):
     return logits.numpy()
 
 
+@pytest.fixture(scope="module")
+def data(scenes_corpus_dir):
+    return f"--data {scenes_corpus_dir} --device cpu"
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_chooses_candidates_and_teaches(kind, folders, scenes_corpus_dir, tmp_path):
-    folder, data = folders[kind], ["--data", scenes_corpus_dir, "--max-images", 6, *CPU]
-    sets = ["candidates.kind=embedding", f"candidates.model={folder}", "candidates.per_query=3"]
-    recipe = ["--recipe", "tiny-student", *(word for one in sets for word in ("--set", one))]
-    run_cli("cache-teacher", "--teacher", folder, "--out", tmp_path / "cache", *data, *recipe)
+def test_it_chooses_candidates_and_teaches(kind, folders, scenes_corpus_dir, data, tmp_path):
+    folder, data = folders[kind], f"{data} --max-images 6"
+    sets = f"--set candidates.kind=embedding --set candidates.model={folder} --set candidates.per_query=3"
+    run(f"cache-teacher --recipe tiny-student --teacher {folder} --out {tmp_path}/cache {data} {sets}")
     corpus = Corpus.open(scenes_corpus_dir, "train", 6)
     scored = cache.read_cache(tmp_path / "cache", corpus=corpus, teacher=models.load_scorer(folder).digest)
     scores_IT = own_scores(kind, folder, [corpus.image(index) for index in range(6)], corpus.captions)
     np.testing.assert_allclose(scored.score_P, scores_IT[scored.image_P, scored.text_P], rtol=1e-4, atol=1e-4)
-
-    changes = [
-        "optimizer.steps=2",
-        "batch.size=4",
-        "model.kind=dual",
-        "model.start=new",
-        "model.layers=[]",
-        "model.hidden_size=16",
-    ]
-    changes += ["model.num_heads=2", "model.num_layers=1"]
-    words = [word for one in changes for word in ("--set", one)]
-    run_cli("distill", "tiny-student", "--teacher", folder, "--out", tmp_path / "run", *words, *data)
+    run(
+        f"{STUDENT} --set model.start=new --teacher {folder} --out {tmp_path}/run {data} --set model.hidden_size=16 "
+        "--set model.num_heads=2 --set model.num_layers=1"
+    )
 
 
-def test_a_student_of_open_clip_is_trained_and_read_by_open_clip(folders, scenes_corpus_dir, tmp_path):
-    folder, run, data = folders["open_clip"], tmp_path / "run", ["--data", scenes_corpus_dir, "--max-images", 6, *CPU]
-    changes = ["optimizer.steps=2", "batch.size=4", "model.kind=dual", f"model.start={folder}", "model.layers=[]"]
-    words = [word for one in changes for word in ("--set", one)]
-    run_cli("distill", "tiny-student", "--teacher", folder, "--out", run, *words, *data)
-    trained = models.load_dual(run)
+def test_a_student_of_open_clip_is_trained_and_read_by_open_clip(folders, data, tmp_path):
+    folder, out = folders["open_clip"], tmp_path / "run"
+    run(f"{STUDENT} --set model.start={folder} --teacher {folder} --out {out} {data} --max-images 6")
+    trained = models.load_dual(out)
     assert trained.digest != models.load_dual(folder).digest
-    network = open_clip.create_model_from_pretrained(f"local-dir:{run / 'model'}", return_transform=False)
+    network = open_clip.create_model_from_pretrained(f"local-dir:{out / 'model'}", return_transform=False)
     assert torch.equal(network.logit_scale, trained.network.logit_scale)
-    timed = [
-        "--num-images",
-        2,
-        "--batch-size",
-        2,
-        "--batch-sizes",
-        1,
-        "--gallery-sizes",
-        10,
-        "--reference-gallery",
-        10,
-        "--budget",
-        0.02,
-    ]
-    bench = run_cli(
-        "bench",
-        run,
-        "--teacher",
-        folder,
-        *timed,
-        "--fresh-processes",
-        0,
-        "--repeats",
-        2,
-        "--no-onnx",
-        "--json",
-        *data[:2],
-        *CPU,
-    )
-    assert json.loads(bench.stdout)
+    assert document_of(f"bench {out} --teacher {folder} {data} {QUICK_BENCH}")
 
 
-def test_a_student_of_sentence_transformers_is_refused_by_name(folders, scenes_corpus_dir, tmp_path):
+def test_a_student_of_sentence_transformers_is_refused_by_name(folders, data, tmp_path):
     folder = folders["sentence-transformers"]
-    words = ["--set", "model.kind=dual", "--set", f"model.start={folder}", "--set", "model.layers=[]"]
-    result = invoke(
-        "distill",
-        "tiny-student",
-        "--teacher",
-        folder,
-        "--out",
-        tmp_path / "run",
-        *words,
-        "--data",
-        scenes_corpus_dir,
-        *CPU,
-    )
-    assert result.exit_code == 1
-    assert (
-        "is a model of sentence-transformers, which cannot be trained here; use it for eval, index, candidates.model"
-        in result.stderr
-    )
+    error = error_of(f"{STUDENT} --set model.start={folder} --teacher {folder} --out {tmp_path}/run {data}")
+    said = "is a model of sentence-transformers, which cannot be trained here; use it for eval, index, candidates.model"
+    assert said in error
 
 
 def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, monkeypatch):
     for kind, to in (("open_clip", "open-clip"), ("sentence-transformers", "sentence-transformers")):
-        run_cli("export", folders[kind], "--out", tmp_path / to, "--to", to)
+        run(f"export {folders[kind]} --out {tmp_path}/{to} --to {to}")
         images, texts = [Image.effect_noise((50, 40), 90).convert("RGB")], ["a red star", "a blue square"]
         np.testing.assert_allclose(
             own_scores(kind, tmp_path / to, images, texts), own_scores(kind, folders[kind], images, texts), atol=1e-5
@@ -167,19 +105,11 @@ def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, mon
             )
         assert models.load_dual(tmp_path / to).digest == models.load_dual(folders[kind]).digest
         wrong = "transformers" if kind == "open_clip" else "onnx"
-        result = invoke("export", folders[kind], "--out", tmp_path / "out", "--to", wrong)
-        assert result.exit_code == 1
-        assert f"is a model of {to}, and cannot be exported to {wrong}" in result.stderr
+        refused = error_of(f"export {folders[kind]} --out {tmp_path}/out --to {wrong}")
+        assert f"is a model of {to}, and cannot be exported to {wrong}" in refused
 
 
 def test_a_model_of_transformers_is_no_folder_of_open_clip(corpus, tmp_path):
-    result = invoke(
-        "export",
-        save_dual("CLIP", corpus.captions[:20], tmp_path / "clip"),
-        "--out",
-        tmp_path / "out",
-        "--to",
-        "open-clip",
-    )
-    assert result.exit_code == 1
-    assert "clip is no model of open_clip, which cannot read it; export it with --to transformers" in result.stderr
+    clip = save_dual("CLIP", corpus.captions[:20], tmp_path / "clip")
+    refused = error_of(f"export {clip} --out {tmp_path}/out --to open-clip")
+    assert "clip is no model of open_clip, which cannot read it; export it with --to transformers" in refused

@@ -7,7 +7,6 @@ All numbers are compared with those that the library computes from the same fold
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import QUICK_BENCH, document_of, error_of, run
 from huggingface_hub import constants
 from numpy.typing import NDArray
 from open_clips import save_open_clip
@@ -27,9 +27,7 @@ from origins import ORIGINS, OWN_MODULE, OWN_SOURCE, Origin, OwnVectors
 from starlette.testclient import TestClient
 from tiny import make_corpus, make_splits
 from torch.nn import functional
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ModelError
@@ -72,8 +70,10 @@ hard_negatives = 2
 lr = 1e-3
 steps = 1
 """
-FEWER_LAYERS = ["model.kind=fusion", "model.start=teacher"]
-FEWER_LAYERS += ["batch.size=4", "batch.random_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
+FEWER_LAYERS = (
+    "--set model.kind=fusion --set model.start=teacher --set batch.size=4 --set batch.random_negatives=3 "
+    "--set batch.hard_negatives=2 --set optimizer.steps=2"
+)
 QUERY = CAPTIONS[3][1]
 CPU = torch.device("cpu")
 IN_HALF = 5e-4
@@ -104,23 +104,26 @@ class Made:
             self.origin.logits(self.ref, self.corpus.images(range(len(CAPTIONS))), self.corpus.captions).float().numpy()
         )
 
-    def cli(self, *words: object, exit_code: int = 0) -> str:
-        """What a command prints, or the error of one that fails."""
-        result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.stderr
-        return result.stderr if exit_code else result.stdout
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
 
-    def on_data(self, *words: object, exit_code: int = 0) -> str:
-        return self.cli(*words, "--data", self.corpus.folder, "--device", "cpu", exit_code=exit_code)
+    @property
+    def on_data(self) -> str:
+        """Options of commands that read the corpus."""
+        return f"--data {self.corpus.folder} --device cpu"
 
-    def evaluate(self, *words: object) -> dict[str, Any]:
-        return json.loads(self.on_data("eval", *words, "--split", "train", "--json"))
+    @property
+    def scored(self) -> str:
+        """The command that makes a cache, but for the teacher and the output."""
+        return f"cache-teacher --recipe {self.recipe} {self.on_data}"
 
-    def search(self, index: Path, *words: object) -> list[dict[str, Any]]:
+    def evaluate(self, line: str) -> dict[str, Any]:
+        return document_of(f"eval {line} --split train {self.on_data}")
+
+    def search(self, index: Path, options: str = "") -> list[dict[str, Any]]:
         """The hits of the query."""
-        return json.loads(self.cli("search", index, QUERY, *words, "-k", len(CAPTIONS), "--json", "--device", "cpu"))[
-            "hits"
-        ]
+        return document_of(f"search {index} '{QUERY}' {options} -k {len(CAPTIONS)} --device cpu")["hits"]
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +140,9 @@ def made(request, corpus, tmp_path_factory) -> Iterator[Made]:
         patch.syspath_prepend(folder / "saved")  # where a user's own scorer is
         made = Made(origin, origin.save(corpus.captions, folder / "saved"), folder, corpus)
         if origin.settings is not None:
-            made.cli("convert", made.ref, "--out", folder / "converted", *origin.settings(corpus.captions, folder))
+            run(f"convert {made.ref} --out {folder}/converted", *origin.settings(corpus.captions, folder))
             made = replace(made, ref=str(folder / "converted"))
-        (folder / "recipe.toml").write_text(RECIPE)
+        made.recipe.write_text(RECIPE)
         yield made
         sys.modules.pop(OWN_MODULE, None)
 
@@ -147,16 +150,14 @@ def made(request, corpus, tmp_path_factory) -> Iterator[Made]:
 @pytest.fixture(scope="module")
 def cache(made) -> Path:
     """The cache of the family's scores."""
-    made.on_data(
-        "cache-teacher", "--teacher", made.ref, "--recipe", made.folder / "recipe.toml", "--out", made.folder / "cache"
-    )
+    run(f"{made.scored} --teacher {made.ref} --out {made.folder}/cache")
     return made.folder / "cache"
 
 
 @pytest.fixture(scope="module")
 def student(made, cache) -> Path:
     """A dual student trained on the cache."""
-    made.on_data("distill", made.folder / "recipe.toml", "--cache", cache, "--out", made.folder / "run")
+    run(f"distill {made.recipe} --cache {cache} --out {made.folder}/run {made.on_data}")
     return made.folder / "run"
 
 
@@ -181,19 +182,8 @@ def index(made, student, indexes) -> Index:
     name = made.origin.kind if made.origin.kind == "fusion" else made.ref
     if name not in indexes:
         made_index = Index(made.folder / "index", student if made.origin.kind == "fusion" else Path(made.ref))
-        words = (
-            "--images",
-            made.corpus.folder,
-            "--split",
-            "train",
-            "--out",
-            made_index.folder,
-            "--workers",
-            0,
-            "--device",
-            "cpu",
-        )
-        made.cli("index", made_index.model, *words)
+        images = f"--images {made.corpus.folder} --split train --workers 0 --device cpu"
+        run(f"index {made_index.model} {images} --out {made_index.folder}")
         indexes[name] = made_index
     return indexes[name]
 
@@ -254,13 +244,13 @@ def test_a_cache_holds_the_logits_of_the_library(made, cache):
     scored = read_cache(cache, corpus=made.corpus)
     assert min(made.logits_IT.std(axis=axis).min() for axis in (0, 1)) > 0.01
     np.testing.assert_allclose(scored.score_P, made.logits_IT[scored.image_P, scored.text_P], rtol=1e-4, atol=1e-4)
-    verified = made.on_data("cache-teacher", "--teacher", made.ref, "--out", cache, "--verify", 5)
+    verified = run(f"cache-teacher {made.on_data} --teacher {made.ref} --out {cache} --verify 5").stdout
     assert float(re.search(r"5 pairs scored again, the largest difference is (\S+)", verified)[1]) < 1e-4
 
 
 def test_eval_ranks_by_the_logits_of_the_library(made, student):
     assert runs.Run(student).metrics()[-1]["kl"] > 0
-    document = made.evaluate(student, "--rerank", made.ref, "--depth", DEPTH)
+    document = made.evaluate(f"{student} --rerank {made.ref} --depth {DEPTH}")
     check_recalls(document, cosines(student, made.corpus), made.logits_IT, made.corpus)
     assert document["reranker"] == made.ref
     if made.origin.kind == "dual":
@@ -275,7 +265,7 @@ def test_search_ranks_by_the_logits_of_the_library(made, index):
         assert [hit["row"] for hit in hits] == np.argsort(-logits_I).tolist()
         np.testing.assert_allclose([hit["score"] for hit in hits], np.sort(own_I)[::-1], atol=IN_HALF)
         return
-    hits = made.search(index.folder, "--rerank", made.ref, "--depth", DEPTH)
+    hits = made.search(index.folder, f"--rerank {made.ref} --depth {DEPTH}")
     found = np.argsort(-cosines(index.model, made.corpus)[:, text])
     expected = sorted(found[:DEPTH], key=lambda image: -logits_I[image])
     assert [hit["row"] for hit in hits] == [*expected, *found[DEPTH:]]
@@ -310,10 +300,8 @@ def test_the_service_answers_with_the_scores_of_the_library(made, index):
 
 
 def test_a_benchmark_runs_the_family_and_counts_its_vectors(made, student):
-    models = (made.ref, "--teacher", made.ref) if made.origin.kind == "dual" else (student, "--teacher", made.ref)
-    sizes = ("--num-images", 1, "--batch-size", 2, "--batch-sizes", 2, "--gallery-sizes", 4, "--reference-gallery", 4)
-    once = ("--budget", 0.001, "--repeats", 1, "--fresh-processes", 0, "--no-onnx", "--json")
-    found = json.loads(made.on_data("bench", *models, "--split", "train", *sizes, *once))
+    timed = made.ref if made.origin.kind == "dual" else student
+    found = document_of(f"bench {timed} --teacher {made.ref} --split train {made.on_data} {QUICK_BENCH}")
     assert (found["teacher"]["kind"], found["student"]["kind"]) == (made.origin.kind, "dual")
     assert all(found[side]["pairs_per_s"] > 0 for side in ("teacher", "student"))
     if made.origin.kind == "dual":
@@ -336,14 +324,14 @@ def first_step(made: Made, splits: Corpus, start: Made, teacher: Made) -> dict[s
     """The metrics of one step over all images, each with its first caption; those of the validation come before the
     step."""
     name = f"{start.origin.model_type} by {teacher.origin.model_type}"
-    settings = [f"model.start={start.ref}", f"batch.size={len(CAPTIONS)}", "optimizer.steps=1"]
-    settings += [
-        "validation.every=1",
-        "validation.at_start=true",
-        *(["model.dropout=0"] if start.origin.has_dropout else []),
-    ]
-    words = ("--teacher", teacher.ref, "--out", made.folder / name, "--data", splits.folder, "--device", "cpu")
-    made.cli("distill", made.folder / "recipe.toml", *words, *(f"--set={each}" for each in settings))
+    settings = (
+        f"--set model.start={start.ref} --set batch.size={len(CAPTIONS)} --set optimizer.steps=1 "
+        "--set validation.every=1 --set validation.at_start=true"
+    )
+    if start.origin.has_dropout:
+        settings += " --set model.dropout=0"
+    words = f"--teacher {teacher.ref} --data {splits.folder} --device cpu {settings}"
+    run(f"distill {made.recipe} {words} --out '{made.folder / name}'")
     return runs.Run(made.folder / name).metrics()[0]
 
 
@@ -351,8 +339,8 @@ def test_a_student_starts_as_the_encoder_of_the_library(made, splits, guide):
     if made.origin.kind == "fusion":
         return
     if made.origin.model_type == "SentenceTransformer":
-        words = ("distill", made.folder / "recipe.toml", "--teacher", guide.ref, "--set", f"model.start={made.ref}")
-        assert "sentence-transformers" in made.on_data(*words, "--out", made.folder / "none", exit_code=1)
+        line = f"distill {made.recipe} --teacher {guide.ref} --set model.start={made.ref} {made.on_data}"
+        assert "sentence-transformers" in error_of(f"{line} --out {made.folder}/none")
         return
     first = first_step(made, splits, made, guide)
     is_own_IT = made.corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
@@ -377,17 +365,8 @@ def test_hard_candidates_are_the_nearest_by_the_vectors_of_the_library(made):
     with pytest.MonkeyPatch.context() as patch:
         (made.folder / f"{OWN_MODULE}.py").write_text(OWN_SOURCE)
         patch.syspath_prepend(made.folder)
-        words = (
-            "--teacher",
-            f"{OWN_MODULE}:score",
-            "--recipe",
-            made.folder / "recipe.toml",
-            "--out",
-            made.folder / "hard",
-        )
-        made.on_data(
-            "cache-teacher", *words, "--set", "candidates.kind=embedding", "--set", f"candidates.model={made.ref}"
-        )
+        sets = f"--set candidates.kind=embedding --set candidates.model={made.ref}"
+        run(f"{made.scored} --teacher {OWN_MODULE}:score --out {made.folder}/hard {sets}")
     candidates = read_cache(made.folder / "hard", corpus=made.corpus).candidates
     is_own_IT = made.corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
     scores_IT = np.where(is_own_IT, -np.inf, made.logits_IT)
@@ -399,25 +378,15 @@ def test_hard_candidates_are_the_nearest_by_the_vectors_of_the_library(made):
 def test_a_fusion_scorer_has_a_student_of_fewer_layers(made, cache):
     if made.origin.kind == "dual":
         return
-    words = [
-        "distill",
-        made.origin.recipe or made.folder / "recipe.toml",
-        "--teacher",
-        made.ref,
-        "--out",
-        made.folder / "other",
-    ]
-    words += [
-        "--cache",
-        cache,
-        *(f"--set={each}" for each in FEWER_LAYERS),
-        f"--set=model.layers={list(made.origin.layers)}",
-    ]
+    line = (
+        f"distill {made.origin.recipe or made.recipe} --teacher {made.ref} --cache {cache} --out {made.folder}/other "
+        f"{made.on_data} {FEWER_LAYERS} --set 'model.layers={list(made.origin.layers)}'"
+    )
     before = student_or_refusal(models.load(made.ref), made.origin.layers)
     if isinstance(before, str):
-        assert before in made.on_data(*words, exit_code=1)
+        assert before in error_of(line)
         return
-    made.on_data(*words)
+    run(line)
     after = models.load(made.folder / "other").state_dict()
     trained = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
     assert {name for name, weight in before.state_dict().items() if not weight.equal(after[name])} == trained
@@ -443,28 +412,18 @@ def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student, 
     other_IT = scores_P.view(made.logits_IT.shape).numpy()
     assert np.abs(other_IT - made.logits_IT).max() > 0.01
 
-    words = [
-        "--teacher",
-        made.ref,
-        "--recipe",
-        made.folder / "recipe.toml",
-        "--out",
-        made.folder / "text-first",
-        "--model-set",
-        "order=text-first",
-    ]
-    made.on_data("cache-teacher", *words)
+    run(f"{made.scored} --teacher {made.ref} --model-set order=text-first --out {made.folder}/text-first")
     scores = read_cache(made.folder / "text-first")
     np.testing.assert_allclose(scores.score_P, other_IT[scores.image_P, scores.text_P], rtol=1e-4, atol=1e-4)
 
-    words = ["--rerank", made.ref, "--rerank-set", "order=text-first", "--depth", DEPTH]
+    reranked = f"--rerank {made.ref} --rerank-set order=text-first --depth {DEPTH}"
     check_recalls(
-        made.evaluate(student, *words, "--out", made.folder / "cascade"),
+        made.evaluate(f"{student} {reranked} --out {made.folder}/cascade"),
         cosines(student, made.corpus),
         other_IT,
         made.corpus,
     )
-    logits = {hit["row"]: hit["reranked"] for hit in made.search(index.folder, *words) if hit["reranked"] is not None}
+    logits = {hit["row"]: hit["reranked"] for hit in made.search(index.folder, reranked) if hit["reranked"] is not None}
     text = made.corpus.captions.index(QUERY)
     assert logits == pytest.approx({row: other_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)
     assert len(logits) == DEPTH

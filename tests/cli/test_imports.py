@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 
 import pytest
-from every_command import COMMANDS, NEW, QUICK_BENCH, inside, make_stage
+from command_line import QUICK_BENCH
+from every_command import COMMANDS, inside, make_stage
 from forks import LIBRARIES, run_forked
 from tiny import run_script
 
@@ -76,7 +78,6 @@ BESIDES = {
     "index": ["onnxruntime", "onnx", "pandas"],
 }
 """Commands of `every_command`, and the heavy packages besides `MODELS`."""
-MORE = {"bench": QUICK_BENCH}
 ELSEWHERE = {"demo", "study", "finetune-teacher", "serve"}
 """demo and study run the other commands; finetune-teacher trains as distill does; tests/serve/test_processes.py has
 `serve`."""
@@ -156,13 +157,13 @@ def test_every_command_is_in_a_list():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is forked for each command")
 def test_a_command_imports_only_the_heavy_packages_that_it_needs(stage):
-    assert NEW == "NEW"
     light = [(words.split(), names) for words, names in LIGHT.items()]
-    heavy = [([*COMMANDS[name], *MORE.get(name, [])], names) for name, names in BESIDES.items()]
+    lines = {**COMMANDS, "bench": f"{COMMANDS['bench']} {QUICK_BENCH}"}
+    heavy = [(shlex.split(lines[name]), names) for name, names in BESIDES.items()]
     with inside(stage):
-        lines = run_script(SCRIPT, stage, json.dumps(light), "none", json.dumps(HEAVY)).splitlines()
+        light_lines = run_script(SCRIPT, stage, json.dumps(light), "none", json.dumps(HEAVY)).splitlines()
         printed, _ = run_forked(SCRIPT, stage, json.dumps(heavy), "models", json.dumps(HEAVY), imported=LIBRARIES)
-    found, (before, *besides) = list(map(json.loads, lines)), map(json.loads, printed.splitlines())
+    found, (before, *besides) = list(map(json.loads, light_lines)), map(json.loads, printed.splitlines())
     assert dict(zip(LIGHT, found, strict=True)) == {words: sorted(names) for words, names in LIGHT.items()}
     assert set(before) <= set(MODELS)
     assert dict(zip(BESIDES, besides, strict=True)) == {name: sorted(names) for name, names in BESIDES.items()}

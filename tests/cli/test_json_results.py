@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from command_line import document_of, run
 from made_runs import write_demo
 from tiny import make_teacher
-from typer.testing import CliRunner
 
 import dcdctl
 from dcdctl.cli import serve as serve_command
-from dcdctl.cli.app import app
 from dcdctl.cli.options import SearchModels
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
@@ -28,16 +27,11 @@ from dcdctl.core.serve import Started
 from dcdctl.core.teacher import CacheJob, read_cache
 from dcdctl.core.training import Run, command_after_cache, run_document
 
-CPU = ["--device", "cpu"]
-TINY = [
-    "model.hidden_size=32",
-    "model.num_layers=2",
-    "model.num_text_layers=1",
-    "model.vocab_size=200",
-    "model.projection_dim=16",
-]
-VALIDATED = ["batch.size=8", "optimizer.steps=6", "optimizer.lr=0.01", "validation.every=2", "validation.split=val"]
-SETS = [word for field in [*TINY, *VALIDATED] for word in ("--set", field)]
+TINY = (
+    "--device cpu --set model.hidden_size=32 --set model.num_layers=2 --set model.num_text_layers=1 "
+    "--set model.vocab_size=200 --set model.projection_dim=16 --set batch.size=8"
+)
+SETS = f"{TINY} --set optimizer.steps=6 --set optimizer.lr=0.01 --set validation.every=2 --set validation.split=val"
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +42,9 @@ def _same_threads():
     torch.set_num_threads(before)
 
 
-def document_of(*words: object) -> dict:
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+def next_line(document: dict[str, Any]) -> str:
+    """The command that a document names as the next one, without the program."""
+    return document["next"].removeprefix("dcdctl ")
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +56,8 @@ def teacher(scenes_corpus_dir, tmp_path_factory) -> Path:
 
 def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, tmp_path):
     out = tmp_path / "a run"
-    line = [
-        "distill",
-        "demo-dual-alone",
-        "--data",
-        scenes_corpus_dir,
-        "--out",
-        out,
-        *SETS,
-        *CPU,
-        "--threads",
-        2,
-        "--json",
-    ]
-    found = document_of(*line)
+    line = f"distill demo-dual-alone --data {scenes_corpus_dir} --out '{out}' {SETS} --threads 2"
+    found = document_of(line)
     assert found == {
         "run": str(out),
         "model": str(out / "model"),
@@ -96,10 +77,10 @@ def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, 
     assert recalls["image_retrieval"] == {f"R@{k}": best[f"val_image_r{k}"] for k in (1, 5, 10)}
     assert Run(out).facts()["threads"] == torch.get_num_threads() == 2
 
-    again = document_of(*line, "--resume")
+    again = document_of(f"{line} --resume")
     assert again["already_there"]
     assert {**again, "already_there": False, "seconds": found["seconds"]} == found
-    evaluated = document_of(*shlex.split(found["next"])[1:], "--json", *CPU)
+    evaluated = document_of(f"{next_line(found)} --device cpu")
     assert (evaluated["model"], evaluated["split"]) == (str(out), "test")
 
 
@@ -125,64 +106,32 @@ def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path
 
 
 def test_a_teacher_prints_its_model_and_a_dry_run_its_steps(scenes_corpus_dir, tmp_path):
-    sets = [
-        word
-        for field in [*TINY, "batch.size=8", "batch.random_negatives=4", "optimizer.steps=2"]
-        for word in ("--set", field)
-    ]
-    line = [
-        "finetune-teacher",
-        "tiny-teacher",
-        "--data",
-        scenes_corpus_dir,
-        "--out",
-        tmp_path / "run",
-        *sets,
-        *CPU,
-        "--json",
-    ]
-    planned = document_of(*line, "--dry-run")
+    out = tmp_path / "run"
+    line = f"finetune-teacher tiny-teacher --data {scenes_corpus_dir} --out {out} {TINY} --set optimizer.steps=2"
+    planned = document_of(f"{line} --set batch.random_negatives=4 --dry-run")
     # 160 captions in batches of 8.
     assert (planned["steps"], planned["batches_per_epoch"], planned["epochs"], planned["batch_size"]) == (2, 20, 0.1, 8)
     assert planned["different_negatives"]["per_caption"]["drawn"] == 4
-    assert not (tmp_path / "run").exists()
-    found = document_of(*line)
+    assert not out.exists()
+    found = document_of(line)
     assert (found["model_digest"], found["kept"], found["best"]) == (
-        models.load_fusion(tmp_path / "run").digest,
+        models.load_fusion(out).digest,
         "last",
         None,
     )
-    assert found["next"].startswith(
-        f"dcdctl cache-teacher --teacher {tmp_path / 'run'} --data {scenes_corpus_dir} --recipe"
-    )
+    assert found["next"].startswith(f"dcdctl cache-teacher --teacher {out} --data {scenes_corpus_dir} --recipe")
 
 
 def test_a_cache_prints_its_counts_and_a_training_that_runs(scenes_corpus_dir, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sets = [
-        "candidates.per_query=4",
-        "batch.size=4",
-        "batch.random_negatives=4",
-        "batch.hard_negatives=2",
-        "optimizer.steps=1",
-    ]
-    sets.append("model.layers=[0, 2]")
-    recipe = ["--recipe", "tiny-student", *(word for field in sets for word in ("--set", field)), *CPU, "--json"]
-    line = [
-        "cache-teacher",
-        "--data",
-        scenes_corpus_dir,
-        "--max-images",
-        16,
-        "--teacher",
-        teacher,
-        "--out",
-        "my cache",
-        *recipe,
-    ]
-    cost = document_of(*line, "--dry-run")
+    line = (
+        f"cache-teacher --data {scenes_corpus_dir} --max-images 16 --teacher {teacher} --out 'my cache' --device cpu "
+        "--recipe tiny-student --set candidates.per_query=4 --set batch.size=4 --set batch.random_negatives=4 "
+        "--set batch.hard_negatives=2 --set optimizer.steps=1 --set 'model.layers=[0, 2]'"
+    )
+    cost = document_of(f"{line} --dry-run")
     assert cost["pairs"] == cost["to_score"] > 0
-    found = document_of(*line)
+    found = document_of(line)
     cache = read_cache(tmp_path / "my cache")
     assert (found["cache"], found["pairs"], found["teacher"]) == (
         "my cache",
@@ -190,9 +139,9 @@ def test_a_cache_prints_its_counts_and_a_training_that_runs(scenes_corpus_dir, t
         models.load_fusion(teacher).digest,
     )
     assert (found["images"], found["captions"], found["already_there"]) == (16, 80, False)
-    assert document_of(*line)["already_there"]
-    assert document_of(*line, "--verify", 5)["largest_difference"] < 1e-4
-    trained = document_of(*shlex.split(found["next"])[1:], *CPU, "--json")
+    assert document_of(line)["already_there"]
+    assert document_of(f"{line} --verify 5")["largest_difference"] < 1e-4
+    trained = document_of(f"{next_line(found)} --device cpu")
     assert trained["model_digest"] == models.load_fusion(tmp_path / "RUN").digest
     assert Run(tmp_path / "RUN").facts()["inputs"]["images"] == 16
 
@@ -215,10 +164,8 @@ def test_the_training_after_a_cache_names_the_teacher_where_it_reads_more_than_s
 
 
 def test_a_work_list_names_the_command_that_takes_its_scores(scenes_corpus_dir, tmp_path):
-    recipe = ["--recipe", "tiny-student", "--set", "candidates.per_query=4", *CPU]
-    found = document_of(
-        "cache-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "cache", *recipe, "--plan-only", "--json"
-    )
+    planned = "--recipe tiny-student --set candidates.per_query=4 --device cpu --plan-only"
+    found = document_of(f"cache-teacher --data {scenes_corpus_dir} --out {tmp_path}/cache {planned}")
     place = f"dcdctl cache-teacher --data {scenes_corpus_dir} --recipe tiny-student --set candidates.per_query=4"
     assert found["next"] == f"{place} --scores SCORES --teacher-name NAME --out {tmp_path / 'cache'}"
     assert (found["work"], found["files"]) == (str(tmp_path / "cache" / "work"), 1)
@@ -227,9 +174,7 @@ def test_a_work_list_names_the_command_that_takes_its_scores(scenes_corpus_dir, 
 def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
     teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
     page, table = tmp_path / "r.html", tmp_path / "r.csv"
-    found = document_of(
-        "report", dual, "--teacher-eval", teacher, "--out", page, "--to-csv", table, "--queries", 1, "--json"
-    )
+    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-csv {table} --queries 1")
     assert (found["page"], found["csv"], "markdown" in found) == (str(page), str(table), False)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -280,17 +225,17 @@ def test_a_service_that_others_reach_warns_on_stderr(capsys, has_keys, warning):
 
 def test_only_the_first_of_several_processes_prints_the_document(scenes_corpus_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    line = ["distill", "demo-dual-alone", "--data", str(scenes_corpus_dir), "--out", str(tmp_path / "run"), *SETS, *CPU]
-    assert CliRunner().invoke(app, [*line, "--dry-run", "--json"]).stdout == ""
+    line = f"distill demo-dual-alone --data {scenes_corpus_dir} --out {tmp_path}/run {SETS} --dry-run --json"
+    assert run(line).stdout == ""
 
 
 def test_a_function_of_python_gives_the_threads_back(scenes_corpus_dir, tmp_path):
     before = torch.get_num_threads()
     overrides = {"optimizer.steps": 1, "batch.size": 8, "model.projection_dim": 16, "model.hidden_size": 32}
     recipe = dcdctl.load_recipe("demo-dual-alone", overrides)
-    run = dcdctl.distill(recipe, scenes_corpus_dir, tmp_path / "run", device="cpu", threads=before + 1)
-    assert run.facts()["threads"] == before + 1
+    trained = dcdctl.distill(recipe, scenes_corpus_dir, tmp_path / "run", device="cpu", threads=before + 1)
+    assert trained.facts()["threads"] == before + 1
     assert torch.get_num_threads() == before
-    assert run_document(run)["best"] is None
+    assert run_document(trained)["best"] is None
     with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
         dcdctl.distill(recipe, scenes_corpus_dir, tmp_path / "other", threads=0)

@@ -6,11 +6,9 @@ import json
 import sys
 
 import processes
-import pytest
 import recipe_table
-from typer.testing import CliRunner
+from command_line import document_of, error_of, run
 
-from dcdctl.cli.app import app
 from dcdctl.cli.views import lists
 from dcdctl.core import models
 from dcdctl.core.models import load_save
@@ -18,16 +16,10 @@ from dcdctl.core.training import load_recipe
 from dcdctl.core.training.recipe import packaged
 
 
-def run(*words: str) -> str:
-    result = CliRunner().invoke(app, list(words))
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def test_the_list_of_recipes_says_what_each_needs_takes_and_gives():
-    entries = json.loads(run("recipes", "--json"))["recipes"]
+    entries = document_of("recipes")["recipes"]
     assert [entry["name"] for entry in entries] == packaged.names()
-    printed = run("recipes")
+    printed = run("recipes").stdout
     for entry in entries:
         facts = [f"  needs: {entry['needs']}", f"  minutes: {entry['minutes']}", f"  expected: {entry['expected']}"]
         assert "\n".join([entry["name"], f"  {entry['description']}", *facts]) in printed
@@ -35,18 +27,15 @@ def test_the_list_of_recipes_says_what_each_needs_takes_and_gives():
 
 def test_a_printed_recipe_trains_as_the_recipe_itself_with_its_overrides(tmp_path):
     mine = tmp_path / "mine.toml"
-    mine.write_text(
-        run("recipes", "demo-dual", "--set", "loss.temperature=0.25", "--set", "optimizer.epochs=3"), encoding="utf-8"
-    )
+    printed = run("recipes demo-dual --set loss.temperature=0.25 --set optimizer.epochs=3").stdout
+    mine.write_text(printed, encoding="utf-8")
     assert load_recipe(str(mine)) == load_recipe("demo-dual", ["loss.temperature=0.25", "optimizer.epochs=3"])
     assert load_recipe(str(mine)) != load_recipe("demo-dual")
-    assert json.loads(run("recipes", str(mine), "--json"))["loss"]["temperature"] == 0.25
+    assert document_of(f"recipes {mine}")["loss"]["temperature"] == 0.25
 
 
 def test_an_override_without_a_recipe_is_a_usage_error():
-    result = CliRunner().invoke(app, ["recipes", "--set", "loss.alpha=1"])
-    assert result.exit_code == 2
-    assert "name it" in result.stderr
+    assert "name it" in error_of("recipes --set loss.alpha=1", code=2)
 
 
 def test_the_page_on_recipes_has_the_table_of_their_heads():
@@ -54,7 +43,7 @@ def test_the_page_on_recipes_has_the_table_of_their_heads():
 
 
 def test_the_list_of_models_has_every_family_and_every_named_teacher():
-    document = json.loads(run("models", "--json"))
+    document = document_of("models")
     assert {family["name"]: family["kind"] for family in document["families"]} == {
         name: family.kind for name, family in load_save.FAMILIES.items()
     }
@@ -65,7 +54,7 @@ def test_the_list_of_models_has_every_family_and_every_named_teacher():
     assert known["vilt-flickr30k"]["reported"] == [
         "Flickr30K 1K: text retrieval 83.5/96.7/98.6, image retrieval 64.4/88.7/93.8"
     ]
-    assert "vilt-flickr30k\n  ViLT-B/32, fine-tuned on Flickr30K.\n  weights: 112 M parameters" in run("models")
+    assert "vilt-flickr30k\n  ViLT-B/32, fine-tuned on Flickr30K.\n  weights: 112 M parameters" in run("models").stdout
 
 
 def test_a_family_whose_package_is_missing_names_the_command_that_installs_it(monkeypatch):
@@ -73,7 +62,7 @@ def test_a_family_whose_package_is_missing_names_the_command_that_installs_it(mo
     family = next(family for family in models.list_families() if family.name == "open_clip")
     assert (family.loads, family.needs) == (False, "extra open-clip")
     assert family.hint.startswith("pip install 'open_clip_torch>=")
-    assert f"not installed: {family.hint}" in run("models")
+    assert f"not installed: {family.hint}" in run("models").stdout
 
 
 def test_every_extra_of_a_family_has_its_module():
@@ -106,51 +95,30 @@ for asked in json.loads(sys.argv[1]):
 """
 
 
-def ask(questions: list[dict[str, str]]) -> list[list[str]]:
-    """The proposals for each question, in the environment variables of a shell; no heavy library was imported for
-    them."""
-    done = processes.run([sys.executable, "-c", ASK, json.dumps(questions)], capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [heavy for _, heavy in found] == [[]] * len(questions)
-    return [words for words, _ in found]
+COMPLETED = {
+    "distill demo-du": "demo-dual demo-dual-alone",
+    "distill DIR/m": "DIR/mine.toml",
+    "prepare flickr": "flickr30k flickr8k",
+    "cache-teacher --teacher vilt-": "vilt-coco vilt-flickr30k",
+    "cache-teacher --data x --teacher scenes": "scenes-vilt",
+    "eval run --data DIR/corpus --split t": "test train",
+    "eval run --data DIR/absent --split t": "",
+    "distill demo-dual --set loss.t": "loss.temperature= loss.terms=",
+}
+"""Lines, and the words that are proposed for their last one."""
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, list[str]]:
-    folder = tmp_path_factory.mktemp("completion")
-    (folder / "corpus").mkdir()
-    (folder / "corpus" / "corpus.json").write_text('{"splits": {"train": {}, "val": {}, "test": {}}}')
-    (folder / "mine.toml").write_text("")
-    lines = [
-        "dcdctl distill demo-du",
-        f"dcdctl distill {folder}/m",
-        "dcdctl prepare flickr",
-        "dcdctl cache-teacher --teacher vilt-",
-        "dcdctl cache-teacher --data x --teacher scenes",
-        f"dcdctl eval run --data {folder}/corpus --split t",
-        f"dcdctl eval run --data {folder}/absent --split t",
-        "dcdctl distill demo-dual --set loss.t",
-    ]
+def test_the_shell_completes_without_a_heavy_library(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "corpus.json").write_text('{"splits": {"train": {}, "val": {}, "test": {}}}')
+    (tmp_path / "mine.toml").write_text("")
     fish = {"_DCDCTL_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    found = ask([fish | {"_TYPER_COMPLETE_ARGS": line} for line in lines])
-    return {
-        line.replace(str(folder), "DIR"): [word.replace(str(folder), "DIR") for word in words]
-        for line, words in zip(lines, found, strict=True)
-    }
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("dcdctl distill demo-du", ["demo-dual", "demo-dual-alone"]),
-        ("dcdctl distill DIR/m", ["DIR/mine.toml"]),
-        ("dcdctl prepare flickr", ["flickr30k", "flickr8k"]),
-        ("dcdctl cache-teacher --teacher vilt-", ["vilt-coco", "vilt-flickr30k"]),
-        ("dcdctl cache-teacher --data x --teacher scenes", ["scenes-vilt"]),
-        ("dcdctl eval run --data DIR/corpus --split t", ["train", "test"]),
-        ("dcdctl eval run --data DIR/absent --split t", []),
-        ("dcdctl distill demo-dual --set loss.t", ["loss.terms=", "loss.temperature="]),
-    ],
-)
-def test_the_shell_completes(line, words, answers):
-    assert sorted(answers[line]) == sorted(words)
+    lines = [f"dcdctl {line}".replace("DIR", str(tmp_path)) for line in COMPLETED]
+    asked = json.dumps([fish | {"_TYPER_COMPLETE_ARGS": line} for line in lines])
+    done = processes.run([sys.executable, "-c", ASK, asked], capture_output=True, text=True, check=True)
+    found = {}
+    for line, answer in zip(COMPLETED, done.stdout.splitlines(), strict=True):
+        words, heavy = json.loads(answer)
+        assert heavy == []
+        found[line] = " ".join(sorted(words)).replace(str(tmp_path), "DIR")
+    assert found == COMPLETED

@@ -8,13 +8,15 @@ import importlib
 import json
 import pkgutil
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import command_line
 import pytest
 import safetensors
 import torch
@@ -25,7 +27,6 @@ from made_runs import scores_of, write_evaluation, write_run
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from typer.testing import CliRunner
 
 import dcdctl.core
 from dcdctl.cli.app import app
@@ -35,40 +36,32 @@ from dcdctl.core.errors import install_command
 from dcdctl.core.models import load_save
 
 TREE = typer.main.get_command(app)
-Words = dict[str, str]
-"""The values of a command line, by option, or by name for positional arguments; empty for a flag."""
 UNSET = "UNSET"
 """The value of an option that is left out."""
 
-VALID: dict[str, Words] = {
-    "demo": {"--out": "NEW"},
-    "recipes": {"name": "demo-dual"},
-    "models": {},
-    "prepare": {"manifest": "scenes", "--out": "NEW"},
-    "verify": {"path": "CORPUS"},
-    "convert": {"checkpoint": "FUSION", "--out": "NEW"},
-    "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
-    "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--recipe": "tiny-student", "--out": "NEW"},
-    "inspect": {"place": "CORPUS"},
-    "distill": {"recipe": "demo-dual-alone", "--data": "CORPUS", "--out": "NEW"},
-    "study": {
-        "recipe": "demo-dual",
-        "--start": "DUAL",
-        "--teacher": "FUSION",
-        "--data": "CORPUS",
-        "--out": "NEW",
-        "--set": "batch.size=8",
-    },
-    "eval": {"model": "DUAL", "--data": "CORPUS"},
-    "bench": {"student": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--split": "test"},
-    "compare": {"systems": "EVALUATION"},
-    "report": {"runs": "EVALUATION", "--out": "NEW.html"},
-    "export": {"model": "DUAL", "--out": "NEW", "--to": "transformers"},
-    "index": {"model": "DUAL", "--images": "PHOTOS", "--out": "NEW"},
-    "search": {"index": "INDEX", "text": "a dog"},
-    "serve": {"index": "INDEX", "--port": "0"},
+VALID = {
+    "demo": "--out=NEW",
+    "recipes": "name=demo-dual",
+    "models": "",
+    "prepare": "manifest=scenes --out=NEW",
+    "verify": "path=CORPUS",
+    "convert": "checkpoint=FUSION --out=NEW",
+    "finetune-teacher": "recipe=tiny-teacher --data=CORPUS --out=NEW",
+    "cache-teacher": "--data=CORPUS --teacher=FUSION --recipe=tiny-student --out=NEW",
+    "inspect": "place=CORPUS",
+    "distill": "recipe=demo-dual-alone --data=CORPUS --out=NEW",
+    "study": "recipe=demo-dual --start=DUAL --teacher=FUSION --data=CORPUS --out=NEW --set=batch.size=8",
+    "eval": "model=DUAL --data=CORPUS",
+    "bench": "student=DUAL --teacher=FUSION --data=CORPUS --split=test",
+    "compare": "systems=EVALUATION",
+    "report": "runs=EVALUATION --out=NEW.html",
+    "export": "model=DUAL --out=NEW --to=transformers",
+    "index": "model=DUAL --images=PHOTOS --out=NEW",
+    "search": "index=INDEX 'text=a dog'",
+    "serve": "index=INDEX --port=0",
 }
-"""A command line of each command that nothing is wrong with; capital words are files of the fixture `stage`."""
+"""Values of each command that nothing is wrong with, by option, or by name for positional arguments; empty for a flag.
+Capital words are files of the fixture `stage`."""
 LOADS = ["convert", "cache-teacher", "study", "eval", "bench", "export", "index", "search", "serve"]
 """Those of which it opens the weights of a saved model."""
 
@@ -79,7 +72,7 @@ class Mistake:
 
     value: str
     message: str
-    needs: Words = field(default_factory=dict)
+    needs: str = ""
     """Further options, without which the option makes no sense."""
     code: int = 1
 
@@ -145,7 +138,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "systems": [EVALUATION],
     "runs": [EVALUATION],
     "--baseline": [EVALUATION],
-    "--karpathy": [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"manifest": UNSET, "--images": "PHOTOS"})],
+    "--karpathy": [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", "manifest=UNSET --images=PHOTOS")],
     "name": [Mistake("absent", r"absent.*; ")],
     "manifest": [Mistake("absent", r"absent.*; ")],
     "--from": [Mistake("ABSENT", r"ABSENT.*; --from takes a folder")],
@@ -159,10 +152,10 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--splits": [Mistake("absent", r"split.*absent.*train, val")],
     "--on-error": [Mistake("absent", r"on_error .*stop.*skip.*absent")],
     "--images": [IMAGES],
-    "--add": [Mistake("ABSENT", IMAGES.message, {"model": "INDEX", "--images": UNSET, "--out": UNSET})],
-    "--image": [Mistake("ABSENT", r"ABSENT does not exist", {"text": UNSET})],
+    "--add": [Mistake("ABSENT", IMAGES.message, "model=INDEX --images=UNSET --out=UNSET")],
+    "--image": [Mistake("ABSENT", r"ABSENT does not exist", "text=UNSET")],
     "--protocol": [Mistake("absent", r"protocol.*absent.*; .*auto, whole")],
-    "--depth": [Mistake("x", r"--depth .*\bx\b.*; for example --depth 0,5,10,20", {"--rerank": "FUSION"})],
+    "--depth": [Mistake("x", r"--depth .*\bx\b.*; for example --depth 0,5,10,20", "--rerank=FUSION")],
     "--clock": [Mistake("absent", r"clock .*wall, processor.*absent")],
     "--reference-gallery": [Mistake("7", r"must be one of the gallery sizes 100, .*, got 7")],
     "--batch-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
@@ -183,24 +176,22 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; a table of metadata is"),
         Mistake("FILE", r"FILE is no table of metadata, .*; a table of metadata is a \.csv, \.jsonl or \.parquet file"),
     ],
-    "--columns": [Mistake("yaer", r"PAIRS\.csv has no column 'yaer'; it has caption", {"--metadata": "PAIRS.csv"})],
+    "--columns": [Mistake("yaer", r"PAIRS\.csv has no column 'yaer'; it has caption", "--metadata=PAIRS.csv")],
     "--drop-column": [
         Mistake(
             "year",
             r"has no column 'year' to drop; its columns: none",
-            {"model": "INDEX", "--images": UNSET, "--out": UNSET},
+            "model=INDEX --images=UNSET --out=UNSET",
         )
     ],
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
 """By option or argument, for all commands that have it."""
-MEASURED = {"--set": "validation.every=5"}
-TAUGHT = {"--set": "loss.terms={ kl = 1.0 }"}
-KL = {"recipe": "photos-self"}
+MEASURED = "--set=validation.every=5"
+TAUGHT = "'--set=loss.terms={ kl = 1.0 }'"
+KL = "recipe=photos-self"
 """A loss that needs scores, by an override and by a recipe."""
-PLAN, TAKE = (
-    {"--teacher": UNSET, **words} for words in ({"--plan-only": ""}, {"--scores": "PAIRS.csv", "--teacher-name": "a"})
-)
+PLAN, TAKE = "--teacher=UNSET --plan-only=", "--teacher=UNSET --scores=PAIRS.csv --teacher-name=a"
 """Two ways to make a cache without a model."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("index", "model"): [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
@@ -210,7 +201,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake(
             "FUSION",
             r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none",
-            {"--plan-only": ""},
+            "--plan-only=",
             code=2,
         ),
     ],
@@ -229,7 +220,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("FILE", r"FILE is no file of scores by its name; a file of scores ends with \.parquet, ", TAKE),
         Mistake("TAKEN", r"TAKEN holds no file of scores; ", TAKE),
         Mistake("PAIRS.csv", r"--scores: and --plan-only are two steps", PLAN, code=2),
-        Mistake("PAIRS.csv", r"--teacher-name: name the model that gave the scores", {"--teacher": UNSET}, code=2),
+        Mistake("PAIRS.csv", r"--teacher-name: name the model that gave the scores", "--teacher=UNSET", code=2),
     ],
     ("cache-teacher", "--teacher-name"): [
         Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
@@ -239,48 +230,46 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake(
             "ABSENT.csv",
             r"ABSENT\.csv cannot be read .*; --csv takes a CSV file",
-            {"manifest": UNSET, "--images": "PHOTOS"},
+            "manifest=UNSET --images=PHOTOS",
         )
     ],
-    ("prepare", "--jsonl"): [
-        Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"manifest": UNSET, "--images": "PHOTOS"})
-    ],
+    ("prepare", "--jsonl"): [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", "manifest=UNSET --images=PHOTOS")],
     ("prepare", "--hold-out"): [
         Mistake(
             "0.5",
             r"hold_out must lie in \[0, 0\.3\], got 0\.5",
-            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
         )
     ],
     ("prepare", "--columns"): [
         Mistake(
             "yaer",
             r"PAIRS\.csv has no column 'yaer' to keep",
-            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
         )
     ],
     ("prepare", "--encoding"): [
         Mistake(
             "klingon",
             r"unknown encoding 'klingon'; known: utf-8, ",
-            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
         )
     ],
     ("prepare", "--name"): [
         Mistake(
             "a/b",
             r"name 'a/b' is not the name of a folder; ",
-            {"manifest": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"},
+            "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
         )
     ],
-    ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"manifest": UNSET, "--csv": "PAIRS.csv"})],
-    ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"place": "CACHE"})],
+    ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", "manifest=UNSET --csv=PAIRS.csv")],
+    ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, "place=CACHE")],
     ("verify", "path"): [
         Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
         Mistake("FILE", r"FILE is a file, a folder is expected; name a folder of artifacts"),
         Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl, but letter\.txt; name a corpus"),
     ],
-    ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, {"--html": "NEW.html"})],
+    ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, "--html=NEW.html")],
     ("report", "--out"): PAGE,
     ("report", "--teacher-eval"): [EVALUATION],
     ("eval", "--out"): FOLDER,
@@ -294,7 +283,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
             r"validation\.every is set, and a stream has no split.*; name a corpus with --validation-data",
             MEASURED,
         ),
-        Mistake("a.tar", r"loss kl needs the teacher's scores", {**TAUGHT, "--teacher": UNSET}),
+        Mistake("a.tar", r"loss kl needs the teacher's scores", f"{TAUGHT} --teacher=UNSET"),
     ],
     ("distill", "--validation-data"): [replace(CORPUS, needs=MEASURED)],
     ("distill", "--teacher"): [
@@ -303,12 +292,12 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
             "DUAL", r"DUAL is a dual encoder.*fusion scorer.*loss infonce learns from no teacher; leave --teacher out"
         ),
         Mistake(
-            "DUAL", r"--cache and the dual encoder DUAL both give scores; leave one out", {**TAUGHT, "--cache": "CACHE"}
+            "DUAL", r"--cache and the dual encoder DUAL both give scores; leave one out", f"{TAUGHT} --cache=CACHE"
         ),
         Mistake(
             "DUAL",
             r"starts from its teacher, and DUAL is a dual encoder; name a fusion scorer",
-            {"recipe": "tiny-student"},
+            "recipe=tiny-student",
         ),
         Mistake(
             "FUSION",
@@ -318,12 +307,12 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake(
             "DUAL",
             r"candidates\.relative_margin is for .* cache.*; leave it out",
-            {**KL, "--set": "candidates.relative_margin=0.1"},
+            f"{KL} --set=candidates.relative_margin=0.1",
         ),
         Mistake(
             "DUAL",
             r"teachers\.weights has 2 numbers, and there are 1 teachers",
-            {**KL, "--set": "teachers.weights=[1, 2]"},
+            f"{KL} '--set=teachers.weights=[1, 2]'",
         ),
     ],
     ("eval", "--dims"): [
@@ -332,8 +321,8 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("eval", "--codes"): [
         Mistake("int4", r"'int4'", code=2),
-        Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", {"--rescore": "5"}),
-        Mistake("int8", r"--vector-table measures all kinds.*; leave --codes", {"--vector-table": ""}),
+        Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", "--rescore=5"),
+        Mistake("int8", r"--vector-table measures all kinds.*; leave --codes", "--vector-table="),
     ],
     ("export", "--to"): [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
     ("index", "--to"): [
@@ -349,7 +338,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("study", "--depth"): [],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
-    ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],
+    ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", "--images=CORPUS")],
     ("export", "--evaluation"): [
         Mistake(
             "EVALUATION", r"--evaluation is for a run that started from a dual encoder, and DUAL is none; leave it out"
@@ -393,15 +382,15 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 NOTHING_TO_CHECK = {"text", "--remove", "--wandb"}
 """Options that take any text. Numbers are compared with their limits by Typer."""
 PACKAGES = [
-    ("cache-teacher", {"--set": "candidates.kind=lexical"}, "bm25s", "mine"),
-    ("finetune-teacher", {"--wandb": "project"}, "wandb", "wandb"),
-    ("distill", {"--wandb": "project"}, "wandb", "wandb"),
-    ("eval", {"--eccv": ""}, "eccv_caption", "eccv"),
-    ("export", {"--to": "onnx"}, "onnxruntime", "onnx"),
-    ("export", {"--to": "sentence-transformers"}, "sentence_transformers", "sentence-transformers"),
-    ("index", {"--set": "flat_up_to=0"}, "usearch", "index"),
-    ("index", {"--keywords": ""}, "bm25s", "hybrid"),
-    ("serve", {}, "uvicorn", "serve"),
+    ("cache-teacher", "--set=candidates.kind=lexical", "bm25s", "mine"),
+    ("finetune-teacher", "--wandb=project", "wandb", "wandb"),
+    ("distill", "--wandb=project", "wandb", "wandb"),
+    ("eval", "--eccv=", "eccv_caption", "eccv"),
+    ("export", "--to=onnx", "onnxruntime", "onnx"),
+    ("export", "--to=sentence-transformers", "sentence_transformers", "sentence-transformers"),
+    ("index", "--set=flat_up_to=0", "usearch", "index"),
+    ("index", "--keywords=", "bm25s", "hybrid"),
+    ("serve", "", "uvicorn", "serve"),
 ]
 """Options that need a package, which a command must miss before it opens weights, and the extra that it must name."""
 
@@ -459,8 +448,13 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, fails(name))
 
 
-def line(words: Words, stage: Path) -> list[str]:
-    """A command line: positional arguments first, capital words as paths of the stage."""
+def values(*lines: str) -> dict[str, str]:
+    """Values by name; later ones replace earlier ones."""
+    return dict(word.split("=", 1) for line in lines for word in shlex.split(line))
+
+
+def run(command: str, words: dict[str, str], stage: Path, code: int | None = 1) -> Any:
+    """The result of a command: positional arguments first, capital words as paths of the stage."""
 
     def shown(value: str) -> str:
         return str(stage / value) if re.match(r"[A-Z]+\b", value) else value
@@ -468,12 +462,9 @@ def line(words: Words, stage: Path) -> list[str]:
     given = {name: value for name, value in words.items() if value != UNSET}
     places = [shown(value) for name, value in given.items() if not name.startswith("-")]
     flags = [[name, shown(value)] if value else [name] for name, value in given.items() if name.startswith("-")]
-    return [*places, *(word for flag in flags for word in flag)]
-
-
-def run(command: str, words: Words, stage: Path) -> Any:
-    extra = [str(stage / "EVALUATION2")] if command == "compare" else []
-    return CliRunner().invoke(app, [command, *line(words, stage), *extra], catch_exceptions=False)
+    more = [shown("EVALUATION2")] if command == "compare" else []
+    line = [*places, *(word for flag in flags for word in flag), *more]
+    return command_line.run(command, *line, code=code, catch_exceptions=code is None)
 
 
 def option_names(command: str) -> list[str]:
@@ -492,8 +483,8 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("command", "option", "mistake"), list(cases()))
 def test_a_mistake_is_one_line_and_no_weights_are_opened(command, option, mistake, stage):
-    result = run(command, {**VALID[command], **mistake.needs, option: mistake.value}, stage)
-    assert result.exit_code == mistake.code, result.output
+    words = {**values(VALID[command], mistake.needs), option: mistake.value}
+    result = run(command, words, stage, mistake.code)
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1].replace(f"{stage}/", "")
     assert re.search(mistake.message, last), last
@@ -505,8 +496,7 @@ def test_a_mistake_is_one_line_and_no_weights_are_opened(command, option, mistak
 @pytest.mark.parametrize("command", LOADS)
 def test_without_a_mistake_the_weights_are_opened(command, stage):
     # A folder of its own: a study makes its folder before it opens weights.
-    words = {name: value.replace("NEW", f"NEW-{command}") for name, value in VALID[command].items()}
-    result = CliRunner().invoke(app, [command, *line(words, stage)])
+    result = run(command, values(VALID[command].replace("NEW", f"NEW-{command}")), stage, code=None)
     assert isinstance(result.exception, WeightsOpenedError), f"{result.exception!r}\n{result.output}"
 
 
@@ -529,9 +519,6 @@ def test_a_missing_package_is_named_with_its_extra_before_weights_are_opened(
     command, words, module, extra, stage, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, module, None)
-    result = run(command, {**VALID[command], **words}, stage)
-    assert result.exit_code == 1
-    assert re.search(
-        rf"needs .*{module.replace('_', '-')}.*not installed; {re.escape(install_command(extra))}", result.stderr
-    )
-    assert len(result.stderr.splitlines()) == 1
+    error = run(command, values(VALID[command], words), stage).stderr
+    assert re.search(rf"needs .*{module.replace('_', '-')}.*not installed; {re.escape(install_command(extra))}", error)
+    assert error.count("\n") == 1

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from duals import save_dual
 from origins import ORIGINS
 from paths import DOCS
 from safetensors.torch import load_file
 from typed_commands import commands_of_head
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import evaluate
@@ -75,8 +74,7 @@ def run_in(folder: Path, line: str) -> Run:
     options = ["--device", "cpu", "--max-images", NUM_IMAGES, *(["--workers", 0] if "--workers" in words else [])]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = CliRunner().invoke(app, [str(word) for word in [*words, *options]], catch_exceptions=False)
-    assert result.exit_code == 0, result.stderr
+        run(shlex.join(words), *options)
     return Run(folder / words[words.index("--out") + 1])
 
 
@@ -100,9 +98,9 @@ def test_the_commands_of_a_head_train_from_zero_shot_quality(name, workplace):
     commands = {shlex.split(line)[-1]: line for line in reversed(head(name))}
     for out, line in reversed(commands.items()):
         shutil.rmtree(workplace / out, ignore_errors=True)
-        run = run_in(workplace, line)
+        made = run_in(workplace, line)
         if line.startswith("dcdctl distill"):
-            check_run(run, name, line, workplace)
+            check_run(made, name, line, workplace)
 
 
 def check_run(run: Run, name: str, line: str, workplace: Path) -> None:

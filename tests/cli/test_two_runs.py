@@ -10,31 +10,29 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from command_line import run
 from encoders import make_pair
 from image_files import png, put
 from tiny import contents, make_models, make_teacher
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no POSIX locks")
-SMALL = [
-    "model.hidden_size=16",
-    "model.num_layers=1",
-    "model.num_text_layers=1",
-    "model.vocab_size=99",
-    "model.projection_dim=8",
-]
-SETS = [word for sets in [*SMALL, "batch.size=4", "optimizer.steps=2"] for word in ("--set", sets)]
-COUNTS = [word for split in ("train", "val", "test") for word in ("--set", f"counts.{split}=2")]
-ONE = ["--recipe", "tiny-student", "--set", "candidates.per_query=1"]
-CPU = ["--device", "cpu"]
+DATA = "--data corpus --split test --device cpu"
+ONE = f"cache-teacher {DATA} --recipe tiny-student --set candidates.per_query=1"
+COMMANDS = {
+    "prepare": "prepare scenes --set counts.train=2 --set counts.val=2 --set counts.test=2 --workers 1",
+    "distill --resume": f"distill demo-dual-alone {DATA} --resume --set model.hidden_size=16 --set model.num_layers=1 "
+    "--set model.num_text_layers=1 --set model.vocab_size=99 --set model.projection_dim=8 --set batch.size=4 "
+    "--set optimizer.steps=2",
+    "cache-teacher": f"{ONE} --teacher teacher",
+    "index": "index dual --images images --workers 0 --device cpu",
+    "export": "export dual --to transformers",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +48,8 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def run(words: list[object]) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-
-
 @contextmanager
-def paused_in_first_write(words: list[object]) -> Iterator[Callable[[], None]]:
+def paused_in_first_write(line: str) -> Iterator[Callable[[], None]]:
     """Another process that runs a command and stops in its first write, until the function is called; it must end
     well."""
     (wrote_r, wrote_w), (go_r, go_w) = os.pipe(), os.pipe()
@@ -74,7 +68,7 @@ def paused_in_first_write(words: list[object]) -> Iterator[Callable[[], None]]:
                 sync(file)
 
             os.fsync = pause_once
-            result = run(words)
+            result = run(line, code=None)
             sys.stderr.write(result.output)
             os._exit(result.exit_code)
         except BaseException:
@@ -91,35 +85,23 @@ def paused_in_first_write(words: list[object]) -> Iterator[Callable[[], None]]:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def commands(stage: Path, out: Path) -> dict[str, list[object]]:
-    data = ["--data", stage / "corpus", "--split", "test"]
-    return {
-        "prepare": ["prepare", "scenes", *COUNTS, "--out", out, "--workers", 1],
-        "distill --resume": ["distill", "demo-dual-alone", *data, "--out", out, "--resume", *SETS, *CPU],
-        "cache-teacher": ["cache-teacher", *data, "--teacher", stage / "teacher", "--out", out, *ONE, *CPU],
-        "index": ["index", stage / "dual", "--images", stage / "images", "--out", out, "--workers", 0, *CPU],
-        "export": ["export", stage / "dual", "--out", out, "--to", "transformers"],
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["prepare", "distill --resume", "cache-teacher", "index", "export"])
-def test_of_two_runs_the_second_is_refused_in_one_line_and_the_first_is_whole(name, stage, tmp_path):
-    words = commands(stage, tmp_path / "out")[name]
-    with paused_in_first_write(words):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_of_two_runs_the_second_is_refused_in_one_line_and_the_first_is_whole(name, stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(stage)
+    line = f"{COMMANDS[name]} --out {tmp_path}/out"
+    with paused_in_first_write(line):
         before = contents(tmp_path)
-        second = run(words)
+        second = run(line, code=1)
         assert contents(tmp_path) == before
-    assert second.exit_code == 1, second.output
-    *progress, line = second.stderr.splitlines()
-    assert line.startswith(
+    *progress, said = second.stderr.splitlines()
+    assert said.startswith(
         f"error: another run is writing to {tmp_path / 'out'}; wait until it ends, or name another folder"
-    ), line
-    assert not [line for line in progress if "error" in line.lower()]
+    )
+    assert "error" not in "\n".join(progress).lower()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not list(tmp_path.rglob("*.partial"))
     after = contents(tmp_path)
-    third = run(words)
-    assert third.exit_code == (1 if name == "export" else 0), third.output
+    run(line, code=1 if name == "export" else 0)
     assert {name: data for name, data in contents(tmp_path).items() if "tensorboard" not in name} == {
         name: data for name, data in after.items() if "tensorboard" not in name
     }
@@ -128,9 +110,9 @@ def test_of_two_runs_the_second_is_refused_in_one_line_and_the_first_is_whole(na
 def test_of_two_runs_with_the_same_features_the_second_waits_and_uses_what_the_first_stored(
     stage, tmp_path, monkeypatch
 ):
-    data = ["--data", stage / "corpus", "--split", "test", "--teacher", stage / "pair"]
-    words = ["cache-teacher", *data, *ONE, *CPU, "--features", tmp_path / "features"]
-    with paused_in_first_write([*words, "--out", tmp_path / "first"]) as resume:
+    monkeypatch.chdir(stage)
+    line = f"{ONE} --teacher pair --features {tmp_path}/features"
+    with paused_in_first_write(f"{line} --out {tmp_path}/first") as resume:
         lock = fcntl.flock
 
         def resume_when_waiting(file: int, operation: int) -> None:
@@ -139,8 +121,7 @@ def test_of_two_runs_with_the_same_features_the_second_waits_and_uses_what_the_f
             lock(file, operation)
 
         monkeypatch.setattr(fcntl, "flock", resume_when_waiting)
-        second = run([*words, "--out", tmp_path / "second"])
-    assert second.exit_code == 0, second.output
+        second = run(f"{line} --out {tmp_path}/second")
     (folder,) = (tmp_path / "features").iterdir()
     assert f"wait for another run that is writing to {folder} ..." in second.stderr.splitlines()
     assert "encode " not in second.stderr

@@ -14,12 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
+from command_line import run
 from every_command import COMMANDS, NEW, inside, make_stage, without_root
-from processes import run
-from typer.testing import CliRunner
-
-from dcdctl.cli.app import app
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of this kind")
 WRITERS = [
@@ -34,7 +32,6 @@ WRITERS = [
     "compare",
     "report",
 ]
-OUTPUTS = {"eval": ["--out", NEW], "compare": [], "report": []}
 PLACES = [
     "/proc/x",
     "pipe",
@@ -51,9 +48,9 @@ LIMITS = [0, 150, 1500, 6000, 30_000]
 """Bytes that one file may have."""
 
 
-def line(command: str, place: str) -> list[str]:
-    words = [*COMMANDS[command], *OUTPUTS.get(command, [])]
-    return [place if word in (NEW, "compared.html", "report.html") else word for word in words]
+def line(command: str, place: str) -> str:
+    words = COMMANDS[command] + (" --out NEW" if command == "eval" else "")
+    return re.sub(r"\b(NEW|compared\.html|report\.html)", place, words)
 
 
 def some(command: str, quick: tuple[str, ...]) -> Any:
@@ -77,10 +74,10 @@ def places(stage: Path) -> Path:
     return stage
 
 
-def outcome(words: list[str], folder: Path) -> tuple[str, str]:
+def outcome(words: str, folder: Path) -> tuple[str, str]:
     """named, written or traceback, and what was printed."""
     with inside(folder), without_root():
-        result = CliRunner().invoke(app, words)
+        result = run(words, code=None, catch_exceptions=True)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return "traceback", f"{type(result.exception).__name__}: {result.exception}"
     if result.exit_code == 0:
@@ -141,14 +138,14 @@ def test_a_write_that_fails_at_any_size_is_one_line_and_leaves_no_half_file(comm
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
     folder.mkdir()
-    mounted = run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], capture_output=True)
+    mounted = processes.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         folder.rmdir()
         pytest.skip("only root may mount a small disk")
     try:
         yield
     finally:
-        run(["umount", "--lazy", folder], check=True)  # a traceback may keep a file open
+        processes.run(["umount", "--lazy", folder], check=True)  # a traceback may keep a file open
         folder.rmdir()
 
 

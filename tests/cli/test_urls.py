@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import typer
-from typer.testing import CliRunner
+from command_line import error_of, run
 
 import dcdctl
 from dcdctl.cli.app import app
@@ -29,21 +29,21 @@ LOCAL = [
 ]
 """Each command with a parameter that is a path of this machine."""
 REST = {
-    "cache-teacher": ["--teacher", "vilt", "--data", "d", "--recipe", "tiny-student", "--out", "o"],
-    "convert": ["c", "--out", "o"],
-    "demo": [],
-    "distill": ["demo-dual", "--data", "d", "--out", "o"],
-    "eval": ["m", "--data", "d"],
-    "export": ["m", "--to", "onnx", "--out", "o"],
-    "finetune-teacher": ["tiny-teacher", "--data", "d", "--out", "o"],
-    "index": ["m"],
-    "prepare": ["scenes"],
-    "report": ["r"],
-    "search": ["i"],
-    "serve": ["i"],
-    "study": ["demo-dual", "--teacher", "t", "--data", "d", "--out", "o"],
-    "compare": ["a", "b"],
-    "inspect": ["d"],
+    "cache-teacher": "--teacher vilt --data d --recipe tiny-student --out o",
+    "convert": "c --out o",
+    "demo": "",
+    "distill": "demo-dual --data d --out o",
+    "eval": "m --data d",
+    "export": "m --to onnx --out o",
+    "finetune-teacher": "tiny-teacher --data d --out o",
+    "index": "m",
+    "prepare": "scenes",
+    "report": "r",
+    "search": "i",
+    "serve": "i",
+    "study": "demo-dual --teacher t --data d --out o",
+    "compare": "a b",
+    "inspect": "d",
 }
 """What else a command requires."""
 ONE_SLASH = re.compile(r"\b(?:memory|hf|https|s3):/(?!/)")
@@ -52,24 +52,20 @@ ONE_SLASH = re.compile(r"\b(?:memory|hf|https|s3):/(?!/)")
 @pytest.mark.parametrize(("command", "parameter"), LOCAL, ids=[f"{command} {one.name}" for command, one in LOCAL])
 def test_a_path_of_this_machine_cannot_be_a_url(command, parameter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rest = [] if parameter.param_type_name == "argument" else REST[command]
+    url, rest = "s3://me:secret@bucket/x?key=1", REST.get(command, "")
     if parameter.param_type_name == "option":
-        at = rest.index(parameter.opts[0]) if parameter.opts[0] in rest else len(rest)
-        words = [*rest[:at], parameter.opts[0], "s3://me:secret@bucket/x?key=1", *rest[at + 2 :]]
+        line = re.sub(rf"{parameter.opts[0]} \S+", "", rest) + f" {parameter.opts[0]} {url}"
     else:
-        words = ["s3://me:secret@bucket/x?key=1", *REST.get(command, [])[1:]]
-    result = CliRunner().invoke(app, [command, *words])
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: s3://bucket/x is a URL, ")
-    assert result.stderr.count("\n") == 1
+        line = re.sub(r"^\S*", url, rest)
+    error = error_of(f"{command} {line}")
+    assert error.startswith("error: s3://bucket/x is a URL, ")
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_url_is_no_path_to_write_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["prepare", "scenes", "--out", "file:///data/scenes"])
-    assert result.stderr.startswith("error: file:///data/scenes is a URL, ")
+    assert error_of("prepare scenes --out file:///data/scenes").startswith("error: file:///data/scenes is a URL, ")
     assert not list(tmp_path.iterdir())
 
 
@@ -93,29 +89,32 @@ def remote(scenes_corpus_dir):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("line", "code", "said"),
     [
-        (["inspect", "memory://scenes", "--html", "page.html"], 0, "scenes, memory://scenes\n"),
-        (["inspect", "memory://scenes", "--hardest", "3"], 2, "memory://scenes is a corpus"),
-        (["inspect", "memory://absent"], 1, "memory://absent/corpus.json does not exist"),
-        (["eval", "DUAL", "--data", "memory://scenes", "--split", "absent"], 1, "memory://scenes has no split "
-                                                                                "'absent'"),
-        (["eval", "DUAL", "--data", "memory://scenes", "--split", "test", "--protocol", "coco-5k"], 1, "memory://scenes"),
-        (["compare", "memory://a", "DUAL"], 1, "there is no folder memory://a, expected an evaluation"),
-        (["index", "memory://a", "--add", "photos"], 1, "memory://a is a URL, and the index to change is a folder of "
-                                                        "this machine"),
-        (["finetune-teacher", "tiny-teacher", "--data", "memory://scenes", "--out", "run", *(
-            word for field in ("batch.size=4", "optimizer.steps=1", "batch.random_negatives=2", "model.hidden_size=32",
-                               "model.num_layers=1", "model.num_text_layers=1", "model.vocab_size=200",
-                               "model.projection_dim=16")
-            for word in ("--set", field)), "--device", "cpu"],
-         0, "--data memory://scenes --recipe RECIPE"),
+        ("inspect memory://scenes --html page.html", 0, "scenes, memory://scenes\n"),
+        ("inspect memory://scenes --hardest 3", 2, "memory://scenes is a corpus"),
+        ("inspect memory://absent", 1, "memory://absent/corpus.json does not exist"),
+        ("eval DUAL --data memory://scenes --split absent", 1, "memory://scenes has no split 'absent'"),
+        ("eval DUAL --data memory://scenes --split test --protocol coco-5k", 1, "memory://scenes"),
+        ("compare memory://a DUAL", 1, "there is no folder memory://a, expected an evaluation"),
+        (
+            "index memory://a --add photos",
+            1,
+            "memory://a is a URL, and the index to change is a folder of this machine",
+        ),
+        (
+            "finetune-teacher tiny-teacher --data memory://scenes --out run --device cpu --set batch.size=4 "
+            "--set optimizer.steps=1 --set batch.random_negatives=2 --set model.hidden_size=32 "
+            "--set model.num_layers=1 --set model.num_text_layers=1 --set model.vocab_size=200 "
+            "--set model.projection_dim=16",
+            0,
+            "--data memory://scenes --recipe RECIPE",
+        ),
     ],
-)  # fmt: skip
-def test_messages_and_pages_show_a_url_as_it_was_typed(words, code, said, remote, dual_run, tmp_path, monkeypatch):
+)
+def test_messages_and_pages_show_a_url_as_it_was_typed(line, code, said, remote, dual_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, [str(dual_run) if word == "DUAL" else word for word in words])
-    assert result.exit_code == code, result.output
+    result = run(line.replace("DUAL", str(dual_run)), code=code)
     assert said in result.output.replace("\n│", "")
     written = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.html"))
     assert not ONE_SLASH.search(result.output + written)

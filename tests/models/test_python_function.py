@@ -10,9 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import QUICK_BENCH, run
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
 
@@ -137,29 +136,14 @@ def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
 
 def test_commands_announce_the_code_and_keep_to_its_batch_size(module, scenes_corpus_dir, tmp_path, dual):
     models.save(dual, tmp_path / "dual")
-
-    def run(*words):
-        words = *words, "--data", scenes_corpus_dir, "--teacher", f"{module}:Scaled", "--device", "cpu"
-        result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-        assert result.exit_code == 0, result.stderr
-        assert f"runs code: {module}:Scaled\n" in result.stderr
-        return result.stdout
-
-    candidates = ["--recipe", "tiny-student", "--set", "candidates.per_query=3", "--max-images", 8]
-    run("cache-teacher", *candidates, "--out", tmp_path / "cache")
+    common = f"--data {scenes_corpus_dir} --teacher {module}:Scaled"
+    cached = run(
+        f"cache-teacher {common} --recipe tiny-student --set candidates.per_query=3 --max-images 8 --device cpu "
+        f"--out {tmp_path}/cache"
+    )
     assert max(sys.modules[module].Scaled.calls) == 2
-    words = [
-        "--num-images",
-        2,
-        "--batch-size",
-        2,
-        "--batch-sizes",
-        "2",
-        "--gallery-sizes",
-        "10",
-        "--reference-gallery",
-        10,
-    ]
-    words += ["--budget", 0.02, "--fresh-processes", 0, "--repeats", 4, "--no-onnx", "--json"]
-    document = json.loads(run("bench", tmp_path / "dual", *words))
+    timed = run(f"bench {tmp_path}/dual {common} {QUICK_BENCH} --json")
+    for result in (cached, timed):
+        assert f"runs code: {module}:Scaled\n" in result.stderr
+    document = json.loads(timed.stdout)
     assert (document["teacher"]["kind"], document["student"]["kind"]) == ("fusion", "dual")

@@ -10,6 +10,12 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 
+QUICK_BENCH = (
+    "--num-images 2 --batch-size 2 --batch-sizes 2 --gallery-sizes 10 --reference-gallery 10 --budget 0.02 "
+    "--fresh-processes 0 --repeats 2 --no-onnx --device cpu"
+)
+"""Options of `bench` for the shortest measurements, in no other process."""
+
 
 def run(line: str, *more: object, code: int | None = 0, stdin: str | None = None, **options: Any) -> Any:
     """The result of a command line, which is split as a shell does, and further words; AssertionError if its exit code

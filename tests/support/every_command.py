@@ -11,63 +11,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from command_line import run
 from made_runs import scores_of, write_bench, write_evaluation
 from PIL import Image
 from tiny import make_models, make_teacher
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 
-CPU = ["--device", "cpu"]
 NEW = "NEW"
 """A folder that a trial may write; it is removed after the trial."""
-DATA = ["--data", "corpus", "--split", "test"]
-SETS = [word for sets in ["batch.size=2", "batch.random_negatives=1", "optimizer.steps=1"] for word in ("--set", sets)]
-LISTS = ["--set", "batch.hard_negatives=1", "--set", "model.layers=[0]"]
-SCORED = ["--teacher", "teacher", "--cache", "cache"]
-ONE = ["--recipe", "tiny-student", "--set", "candidates.per_query=1"]
-SCENES = [*(f"--set=counts.{split}=2" for split in ("train", "val", "test")), "--set=side_px=64"]
-QUICK_BENCH = [
-    *("--no-onnx", "--fresh-processes", "0", "--gallery-sizes", "100"),
-    *("--reference-gallery", "100", "--batch-sizes", "1", "--repeats", "2"),
-]
-"""Options of `bench` that leave out what is no start: other processes, and most measurements."""
-COMMANDS: dict[str, list[str]] = {
-    "prepare": ["prepare", "manifest.toml", "--out", NEW, "--workers", "1"],
-    "prepare csv": ["prepare", "--csv", "pairs.csv", "--images", "photos", "--out", NEW, "--workers", "1"],
-    "prepare jsonl": ["prepare", "--jsonl", "pairs.jsonl", "--images", "photos", "--out", NEW, "--workers", "1"],
-    "prepare karpathy": ["prepare", "--karpathy", "karpathy.json", "--images", "photos", "--out", NEW, "--workers",
-    "1"],
-    "prepare zip": ["prepare", "--csv", "pairs.csv", "--images", "photos.zip", "--out", NEW, "--workers", "1"],
-    "prepare again": ["prepare", "scenes", *SCENES, "--out", "corpus", "--workers", "1"],
-    "inspect corpus": ["inspect", "corpus"],
-    "inspect cache": ["inspect", "cache"],
-    "inspect index": ["inspect", "index"],
-    "cache-teacher": ["cache-teacher", *DATA, "--teacher", "teacher", "--out", NEW, *ONE, *CPU],
-    "cache-teacher --extend": ["cache-teacher", *DATA, "--teacher", "teacher", "--extend", "cache", "--out", NEW,
-    *ONE, *CPU],
-    "finetune-teacher": ["finetune-teacher", "recipe.toml", *DATA, "--out", NEW, *SETS, *CPU],
-    "distill": ["distill", "tiny-student", *DATA, *SCORED, "--out", NEW, *SETS, *LISTS, *CPU],
-    "distill --resume": ["distill", "tiny-student", *DATA, *SCORED, "--out", "run", "--resume", *SETS, *LISTS, *CPU],
-    "convert": ["convert", "teacher", "--out", NEW],
-    "eval": ["eval", "dual", *DATA, *CPU],
-    "bench": ["bench", "dual", "--teacher", "teacher", *DATA, "--budget", "0.1", "--num-images", "2", *CPU],
-    "compare": ["compare", "evaluation", "evaluation2", "--html", "compared.html", "--data", "corpus"],
-    "report": ["report", "evaluation", "evaluation2", "run", "--out", "report.html"],
-    "export": ["export", "dual", "--out", NEW, "--to", "transformers"],
-    "index": ["index", "dual", "--images", "photos", "--out", NEW, "--workers", "0", *CPU],
-    "index corpus": ["index", "dual", "--images", "corpus", "--split", "test", "--out", NEW, "--workers", "0", *CPU],
-    "index --add": ["index", "index", "--add", "photos", "--workers", "0", *CPU],
-    "search": ["search", "index", "a dog"],
-    "search --image": ["search", "index", "--image", "photos/a.png"],
-}  # fmt: skip
+DATA = "--data corpus --split test --device cpu"
+SETS = "--set batch.size=2 --set batch.random_negatives=1 --set optimizer.steps=1"
+STUDENT = (
+    f"tiny-student {DATA} --teacher teacher --cache cache {SETS} --set batch.hard_negatives=1 --set model.layers=[0]"
+)
+SCORED = f"cache-teacher {DATA} --teacher teacher --out NEW --recipe tiny-student --set candidates.per_query=1"
+SCENES = "--set counts.train=2 --set counts.val=2 --set counts.test=2 --set side_px=64"
+PHOTOS = "--images photos --out NEW --workers 1"
+COMMANDS = {
+    "prepare": "prepare manifest.toml --out NEW --workers 1",
+    "prepare csv": f"prepare --csv pairs.csv {PHOTOS}",
+    "prepare jsonl": f"prepare --jsonl pairs.jsonl {PHOTOS}",
+    "prepare karpathy": f"prepare --karpathy karpathy.json {PHOTOS}",
+    "prepare zip": "prepare --csv pairs.csv --images photos.zip --out NEW --workers 1",
+    "prepare again": f"prepare scenes {SCENES} --out corpus --workers 1",
+    "inspect corpus": "inspect corpus",
+    "inspect cache": "inspect cache",
+    "inspect index": "inspect index",
+    "cache-teacher": SCORED,
+    "cache-teacher --extend": f"{SCORED} --extend cache",
+    "finetune-teacher": f"finetune-teacher recipe.toml {DATA} --out NEW {SETS}",
+    "distill": f"distill {STUDENT} --out NEW",
+    "distill --resume": f"distill {STUDENT} --out run --resume",
+    "convert": "convert teacher --out NEW",
+    "eval": f"eval dual {DATA}",
+    "bench": f"bench dual --teacher teacher {DATA} --budget 0.1 --num-images 2",
+    "compare": "compare evaluation evaluation2 --html compared.html --data corpus",
+    "report": "report evaluation evaluation2 run --out report.html",
+    "export": "export dual --out NEW --to transformers",
+    "index": "index dual --images photos --out NEW --workers 0 --device cpu",
+    "index corpus": "index dual --images corpus --split test --out NEW --workers 0 --device cpu",
+    "index --add": "index index --add photos --workers 0 --device cpu",
+    "search": "search index 'a dog'",
+    "search --image": "search index --image photos/a.png",
+}
 
 
 def make_stage(folder: Path) -> Path:
     """One of everything that a command reads."""
-    sets = ["counts.train=2", "counts.val=2", "counts.test=2", "side_px=64"]
+    sets = SCENES.split()[1::2]
     prepare_corpus(manifest.find_manifest("scenes", sets), folder / "corpus", options=PrepareOptions(workers=1))
     corpus = Corpus.open(folder / "corpus", "test")
     models.save(make_teacher(corpus.captions), folder / "teacher")
@@ -89,13 +82,8 @@ def make_stage(folder: Path) -> Path:
         write_evaluation(folder / name, corpus, scores_of(corpus, 3, seed))
     write_bench(folder / "evaluation", "teacher")
     with inside(folder):
-        for name in ("cache-teacher", "distill", "index"):
-            words = [
-                {"cache-teacher": "cache", "distill": "run", "index": "index"}[name] if word == NEW else word
-                for word in COMMANDS[name]
-            ]
-            made = CliRunner().invoke(app, words)
-            assert made.exit_code == 0, made.output
+        for name, made in (("cache-teacher", "cache"), ("distill", "run"), ("index", "index")):
+            run(COMMANDS[name].replace(NEW, made))
     return folder
 
 

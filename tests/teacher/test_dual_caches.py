@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import QUICK_BENCH, document_of, error_of, run
 from encoders import save_text, save_vision
 from tiny import make_teacher, make_wide_dual
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
 from dcdctl.core import models, scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
@@ -23,7 +21,7 @@ from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, build_cache, estimate, read_cache, read_caches
 
-FOUR = ["--recipe", "tiny-student", "--set", "candidates.per_query=4", "--device", "cpu"]
+FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
 CONFIG = CandidateConfig(per_query=4)
 
 
@@ -67,20 +65,13 @@ def logits_of(ref: Path, corpus: Corpus) -> np.ndarray:
     return (model.logit_scale.double() * images_ID.double() @ texts_TD.double().T).numpy()
 
 
-def run_cli(*words: object) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def cached(folders, scenes_corpus_dir, tmp_path_factory) -> dict[str, Path]:
     """A cache of each dual encoder."""
     caches = {}
     for name in ("whole", "frozen"):
         caches[name] = tmp_path_factory.mktemp("caches") / name
-        result = run_cli(
-            "cache-teacher", "--data", scenes_corpus_dir, "--teacher", folders[name], "--out", caches[name], *FOUR
-        )
-        assert result.exit_code == 0, result.stderr
+        result = run(f"cache-teacher --data {scenes_corpus_dir} --teacher {folders[name]} --out {caches[name]} {FOUR}")
         assert re.search(r"pairs, .* to score: .*pairs/s in a trial", result.stderr)
         assert "encode captions: " in result.stderr
     return caches
@@ -97,10 +88,11 @@ def test_a_cache_holds_scale_times_cosine_of_the_teachers_vectors(name, folders,
 
 
 def test_verify_with_another_dual_teacher_is_refused(folders, cached, scenes_corpus_dir):
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--out", cached["whole"], "--verify", 50, "--device", "cpu"]
-    result = run_cli(*words, "--teacher", folders["frozen"])
-    assert result.exit_code == 1
-    assert "another max_text_len" in result.stderr or "another teacher" in result.stderr
+    error = error_of(
+        f"cache-teacher --data {scenes_corpus_dir} --out {cached['whole']} --verify 50 --device cpu "
+        f"--teacher {folders['frozen']}"
+    )
+    assert "another max_text_len" in error or "another teacher" in error
 
 
 def test_stored_features_give_the_scores_of_their_vectors(folders, corpus, cached, tmp_path):
@@ -199,39 +191,17 @@ def test_a_dual_scorer_refuses_to_be_trained_and_saves_the_dual(folders, tmp_pat
 
 
 def test_a_fusion_student_starts_from_no_dual_teacher(folders, cached, scenes_corpus_dir, tmp_path):
-    words = [
-        "distill",
-        "tiny-student",
-        "--data",
-        scenes_corpus_dir,
-        "--cache",
-        cached["whole"],
-        "--teacher",
-        folders["whole"],
-    ]
-    result = run_cli(*words, "--out", tmp_path / "run", "--device", "cpu")
-    assert result.exit_code == 1
-    assert "is a dual encoder" in result.stderr
+    error = error_of(
+        f"distill tiny-student --data {scenes_corpus_dir} --cache {cached['whole']} --teacher {folders['whole']} "
+        f"--out {tmp_path}/run --device cpu"
+    )
+    assert "is a dual encoder" in error
     assert not (tmp_path / "run").exists()
 
 
 def test_bench_times_two_dual_encoders_on_the_same_pairs(folders, scenes_corpus_dir):
-    words = [
-        "--num-images",
-        2,
-        "--batch-size",
-        2,
-        "--batch-sizes",
-        "2",
-        "--gallery-sizes",
-        "10",
-        "--reference-gallery",
-        10,
-    ]
-    words += ["--budget", 0.02, "--fresh-processes", 0, "--repeats", 4, "--no-onnx", "--device", "cpu", "--json"]
-    result = run_cli("bench", folders["whole"], "--teacher", folders["frozen"], "--data", scenes_corpus_dir, *words)
-    assert result.exit_code == 0, result.stderr
-    document = json.loads(result.stdout)
+    models_and_data = f"{folders['whole']} --teacher {folders['frozen']} --data {scenes_corpus_dir}"
+    document = document_of(f"bench {models_and_data} {QUICK_BENCH}")
     assert (document["teacher"]["kind"], document["student"]["kind"]) == ("dual", "dual")
     vectors = {
         name: document[name]["footprint"]["index_bytes_per_million_images"]["float32"]
