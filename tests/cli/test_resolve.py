@@ -462,7 +462,7 @@ def run(command: str, words: dict[str, str], stage: Path, code: int | None = 1) 
     given = {name: value for name, value in words.items() if value != UNSET}
     places = [shown(value) for name, value in given.items() if not name.startswith("-")]
     flags = [[name, shown(value)] if value else [name] for name, value in given.items() if name.startswith("-")]
-    more = [shown("EVALUATION2")] if command == "compare" else []
+    more = [str(stage / "EVALUATION2")] if command == "compare" else []
     line = [*places, *(word for flag in flags for word in flag), *more]
     return command_line.run(command, *line, code=code, catch_exceptions=code is None)
 
