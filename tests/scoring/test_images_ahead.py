@@ -8,6 +8,7 @@ import torch
 from encoders import make_pair
 from tiny import make_models
 
+from dcdctl.core import data
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.scoring import CorpusSource, dual_embedder, embed_all, features, open_or_build
@@ -57,9 +58,10 @@ def test_vectors_have_the_same_bits_and_a_damaged_image_the_same_message(corpus,
     embedder, source = dual_embedder(dual_model, torch.device("cpu")), CorpusSource(corpus, dual_model.preprocess)
     alone, helped = (embed_all(embedder, source, Compute(batch_size=3, workers=count)) for count in (0, workers))
     assert torch.equal(alone.images_ID, helped.images_ID)
-    whole = corpus._decode
+    damaged = {corpus.image_bytes(image) for image in (8, 9, 20)}
+    decode = data.decode_image
     monkeypatch.setattr(
-        corpus, "_decode", lambda image, data: whole(image, data[: len(data) // (2 if image in (8, 9, 20) else 1)])
+        "dcdctl.core.data.images.decode_image", lambda file: decode(file[: len(file) // (2 if file in damaged else 1)])
     )
     messages = []
     for count in (0, workers):
