@@ -91,6 +91,7 @@ def study(arguments: StudyArguments) -> Study:
 
 def _train(kind: TrainingKind, arguments: TrainingRun) -> Run:
     progress = arguments.progress
+    # Before `request`, which sets the threads.
     with api.same_threads():
         job, refs, options = arguments.request(kind)
         return training.train_model(

@@ -98,6 +98,7 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         default = None if NoneType in get_args(parsed) else inspect.Parameter.empty
     elif isinstance(default, tuple):
         default = ",".join(map(str, default))  # as it is typed, and shown in the help
+    # Parameters by position could not follow those that have a default.
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=Annotated[parsed, info])
 

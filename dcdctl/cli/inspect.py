@@ -66,6 +66,7 @@ def inspect(arguments: Inspect) -> None:
 
     place, folder = arguments.place, Path(arguments.place)
     kind = "store" if is_store(place) else artifact_kind(folder)
+    # An option without effect is an error, so that nobody trusts a result that ignored it.
     of_corpus = {"--show-images": arguments.show_images}
     of_cache = {"--data": arguments.data, "--hardest": arguments.hardest}
     page = {"--html": arguments.html}
@@ -74,7 +75,7 @@ def inspect(arguments: Inspect) -> None:
         refuse(
             {**of_cache, **others, **page, **of_corpus}, f"is for a corpus or a teacher cache, and {place} is an index"
         )
-        _inspect_index(folder, arguments.json) if kind == "index" else _inspect_store(place, arguments.json)
+        _inspect_index(place, arguments.json, is_store=kind == "store")
     elif kind == "corpus":
         refuse(of_cache, f"is for a teacher cache, and {shown(folder)} is a corpus")
         if arguments.html is None:
@@ -128,25 +129,19 @@ def _inspect_cache(cache: Path, arguments: Inspect) -> None:
     _show_scores(document)
 
 
-def _inspect_index(folder: Path, json: bool) -> None:
-    from dcdctl.core import search
-    from dcdctl.core.search import FolderIndex
+def _inspect_index(place: str, json: bool, *, is_store: bool) -> None:
+    from dcdctl.core import search, stores
 
-    index = FolderIndex.open(folder)
-    if json:
-        return show_json(search.index_document(index))
-    show(f"index {folder}")
-    show_facts(search.index_facts(index))
-
-
-def _inspect_store(url: str, json: bool) -> None:
-    from dcdctl.core import stores
-
-    document = stores.store_document(stores.open_store(url))
+    if is_store:
+        document = stores.store_document(stores.open_store(place))
+        title, facts = f"{document['kind']} {document['location']}", stores.store_facts(document)
+    else:
+        index = search.FolderIndex.open(Path(place))
+        title, document, facts = f"index {place}", search.index_document(index), search.index_facts(index)
     if json:
         return show_json(document)
-    show(f"{document['kind']} {document['location']}")
-    show_facts(stores.store_facts(document))
+    show(title)
+    show_facts(facts)
 
 
 def _show_scores(document: dict[str, Any]) -> None:

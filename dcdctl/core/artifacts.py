@@ -8,8 +8,7 @@ seal of an artifact that keeps its plan holds the plan's. Opening an artifact co
 sizes of parts. The SHA-256 of a part is compared when a process first reads the part.
 
 On a 2-core x86 VM with SHA instructions, hashing 100 MB takes 0.07 s of processor time. Reading them takes 0.01 s from
-the page cache and
-0.04 s from the disk. Asking for the SHA-256 of a file that this process has hashed takes 10 microseconds.
+the page cache and 0.04 s from the disk. Asking again for the SHA-256 of a hashed file takes 10 microseconds.
 """
 
 from __future__ import annotations
@@ -39,11 +38,9 @@ _DIGESTS: dict[FileVersion, str] = {}
 _LOCKS: dict[int, threading.Lock] = {}
 """One lock per process: a child made by fork would inherit a lock that another thread of its parent holds."""
 CHECKSUM = "checksum"
-"""The entry of our JSON documents that holds the SHA-256 of all other entries, independent of spaces and of the order
-of keys."""
+"""The entry of our JSON documents with the SHA-256 of all others, independent of spaces and of the order of keys."""
 FILES = "files"
-"""The entry of a JSON document that lists other files: size and SHA-256, by path relative to the folder of the
-document."""
+"""The entry of a JSON document that lists other files: size and SHA-256, by path relative to its folder."""
 DIGEST_SUFFIX = ".sha256"
 """Of the file beside a part of an unfinished artifact that holds the checksum of the part."""
 PLAN_CHECKSUM = "plan_checksum"
@@ -61,8 +58,7 @@ _FOLDERS = {
     "a saved model": (("dcdctl.json", "config.json"), "give it as RUN or --teacher"),
     "an evaluation": (("result.json", "cascade.json"), "give it to `dcdctl report` or `dcdctl compare`"),
 }
-"""The folders that dcdctl writes: the files by which they are recognized, and where such a folder belongs. The first
-match counts."""
+"""The folders that dcdctl writes: the files that tell them, and where such a folder belongs; the first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,33 +84,28 @@ class Kind:
     """Raised if there is no finished artifact, or if a part is missing."""
 
     def read_seal(self, folder: Path) -> Document:
-        """The seal of a finished artifact; `missing` if there is none, `error` if it is damaged or of another
-        format."""
+        """The seal of a finished artifact; `missing` if there is none, `error` if damaged or of another format."""
         path = folder / self.seal_file
         if not path.is_file():
             if other := other_folder_error(folder, self.name, self.make, error=self.missing):
                 raise other
             if (folder / self.plan_file).is_file():
-                raise self.missing(
-                    f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes"
-                )
+                message = f"the {self.name} in {folder} is not finished"
+                raise self.missing(message, hint=f"{self.make_again}: it resumes")
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
         return read_document(path, self.format, error=self.error, hint=self._repair(path), remake=self.remake)
 
     def parse_seal(self, name: str, text: str) -> Document:
-        """The seal in a text that was read from elsewhere; `error`, in which it is called `name`, as for
-        `read_seal`."""
+        """The seal in a text from elsewhere; `error`, in which it is called `name`, as for `read_seal`."""
         document = files.parse_json(text, name, dict, error=self.error, hint=self.remake)
         return _checked(name, document, self.format, error=self.error, hint=self.remake, remake=self.remake)
 
     def read_plan(self, folder: Path) -> Document:
-        """The plan of an artifact, finished or not, with the notes of an unfinished build; `error` if it is missing or
-        damaged."""
+        """The plan of an artifact, with the notes of an unfinished build; `error` if it is missing or damaged."""
         return read_document(folder / self.plan_file, self.format, error=self.error, hint=self.remake)
 
     def read_plan_and_seal(self, folder: Path) -> tuple[Document, Document]:
-        """The plan and the seal of a finished artifact that keeps its plan; `error` also if the plan is not that of the
-        seal."""
+        """The plan and the seal of an artifact that keeps its plan; `error` also if the plan is not the seal's."""
         seal, plan = self.read_seal(folder), self.read_plan(folder)
         if (found := files.digest_of(plan)) != (expected := seal.get(PLAN_CHECKSUM)):
             names = "its checksum is {}, {} names {}".format(*_named(found, self.seal_file, expected))
@@ -155,10 +146,8 @@ class Kind:
         """The hint to make a damaged file again."""
         if not self.keeps_plan:
             return self.remake
-        return (
-            f"delete {'it' if path.name == self.seal_file else f'{path.name} and {self.seal_file} there'} and "
-            f"{self.make_again}"
-        )
+        files_there = "it" if path.name == self.seal_file else f"{path.name} and {self.seal_file} there"
+        return f"delete {files_there} and {self.make_again}"
 
     @property
     def remake(self) -> str:
@@ -166,8 +155,7 @@ class Kind:
         return f"delete the folder and {self.make_again}"
 
     def check_folder(self, folder: Path) -> None:
-        """StaleError for a folder with something else in it than an artifact of this kind, InputError if it cannot be
-        written to."""
+        """StaleError for a folder with something else in it, InputError if it cannot be written to."""
         files.check_output_folder(folder)
         found = files.names_in(folder) if folder.exists() else []
         if not found or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
@@ -179,8 +167,7 @@ class Kind:
 class Build:
     """An artifact that is being made in a folder.
 
-    Its plan file holds the plan and, beside it, notes on the build, such as what planning found or which parts are
-    finished.
+    Its plan file holds the plan and notes on the build, such as what planning found or which parts are finished.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], kind: Kind) -> None:
@@ -192,8 +179,7 @@ class Build:
         return (self.folder / self.kind.seal_file).exists()
 
     def lock(self, *, wait: Track | None = None) -> AbstractContextManager[None]:
-        """The folder for this process alone; StaleError if another run has it, or `wait` for that run
-        (`locks.lock`)."""
+        """The folder for this process alone; StaleError if another run has it, or `wait` for it (`locks.lock`)."""
         return locks.lock(self.folder, wait=wait)
 
     def begin(self, *, restart: bool = False, kept: Collection[str] = ()) -> Document:
@@ -230,8 +216,7 @@ class Build:
 
     @contextmanager
     def write(self, part: str) -> Iterator[Path]:
-        """A path to write a part to; the part appears when the block ends well, and its checksum beside it until the
-        artifact is sealed."""
+        """A path to write a part to; it appears when the block ends well, with a checksum beside it until the seal."""
         with files.atomic_path(self.folder / part) as partial:
             yield partial
             digest = files.sha256_of(partial)  # while it is in memory
@@ -263,14 +248,12 @@ class Build:
             plan = self.kind.read_plan(self.folder)  # from the disk, because it also holds notes
             self.expect(plan)
             document = {**document, PLAN_CHECKSUM: files.digest_of(plan)}
-        # The seal comes before the cleaning: a run that is killed in between leaves a finished artifact and superfluous
-        # files.
+        # The seal comes first: a run that is killed in between leaves a finished artifact and superfluous files.
         write_document(self.folder / self.kind.seal_file, document)
         self.clean(parts)
 
     def clean(self, kept: Collection[str]) -> None:
-        """Remove the files of this kind of artifact that are not `kept`, and the plan of a finished one if it does not
-        keep it."""
+        """Remove the files of this kind that are not `kept`, and the plan of a finished artifact that keeps none."""
         patterns = [f"{pattern}{suffix}" for pattern in self.kind.files for suffix in ("", DIGEST_SUFFIX)]
         for path in sorted({path for pattern in patterns for path in self.folder.glob(pattern)}):
             if path.is_dir():
@@ -294,8 +277,7 @@ def kind_of_folder(folder: Path) -> str:
 def other_folder_error(
     folder: Path, expected: str, make: str = "", *, error: type[DcdError] = MissingError
 ) -> DcdError | None:
-    """The error for a folder of another kind than `expected`, such as "corpus", which says where it belongs; None for
-    other folders."""
+    """The error for a folder of another kind than `expected`, which says where it belongs; None for other folders."""
     kind = kind_of_folder(folder)
     if not kind or kind.partition(" ")[2] == expected:
         return None
@@ -318,9 +300,8 @@ def read_document(
     `format` or has no checksum, with `remake` or else `hint`. The format is compared first, because files of earlier
     formats have no checksum.
     """
-    return _checked(
-        str(path), files.read_json(path, error=error, hint=hint), format, error=error, hint=hint, remake=remake
-    )
+    document = files.read_json(path, error=error, hint=hint)
+    return _checked(str(path), document, format, error=error, hint=hint, remake=remake)
 
 
 def _checked(
@@ -330,9 +311,8 @@ def _checked(
         raise error(f"{path} is of format {found!r}, this dcdctl reads format {format}", hint=remake or hint)
     checksum = document.pop(CHECKSUM, None)
     if checksum is None:
-        raise error(
-            f"{path} has no checksum, so an earlier version of dcdctl or another program wrote it", hint=remake or hint
-        )
+        reason = "so an earlier version of dcdctl or another program wrote it"
+        raise error(f"{path} has no checksum, {reason}", hint=remake or hint)
     try:
         is_intact = checksum == files.digest_of(document)
     except (ValueError, RecursionError):  # lone surrogates and deep nesting, which json reads and does not write
@@ -348,8 +328,7 @@ def seal_of(path: Path, **facts: Any) -> Document:
 
 
 def run_of(folder: Path) -> Document:
-    """What a document says of the run in whose folder it lies: the SHA-256 of what run.json holds; nothing outside of
-    run folders."""
+    """What a document says of the run in whose folder it lies: the SHA-256 of run.json; nothing outside of runs."""
     path = folder / "run.json"
     return {RUN: files.digest_of(read_document(path, hint="restore it"))} if path.exists() else {}
 
@@ -370,9 +349,8 @@ def listed_files(
 ) -> dict[str, Document]:
     """The files that the document at `path` lists; `error` if it lists none, or not as `list_files` does."""
     listed = document.get(FILES)
-    types = {"bytes": int, "sha256": str}
     if not isinstance(listed, dict) or not all(
-        isinstance(entry, dict) and all(isinstance(entry.get(key), type_) for key, type_ in types.items())
+        isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
         for entry in listed.values()
     ):
         raise error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
@@ -385,8 +363,7 @@ def listed_files(
 def check_file(
     path: Path, size: int | None = None, sha256: str | None = None, *, error: type[DcdError], hint: str
 ) -> None:
-    """`error` if a file is missing, or has another size or SHA-256. `hint` is for damage: a file that may not be read
-    is not to be made again."""
+    """`error` if a file is missing, or has another size or SHA-256; `hint` is for damage, not for a permission."""
     try:
         # The size first: a file that was cut off needs no hashing.
         if size is not None and (num_bytes := path.stat().st_size) != size:
@@ -443,8 +420,7 @@ def know_digests(digests: Mapping[FileVersion, str]) -> None:
 
 
 def expect(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
-    """StaleError if `found` differs from `expected` in a key of `expected`; it names the first difference with both
-    sides."""
+    """StaleError if `found` differs from `expected` in a key of `expected`; it names both sides of the first one."""
     for key, value in expected.items():
         if difference := first_difference(key, found.get(key), value):
             raise StaleError(f"{where} was made with another {difference}", hint=hint)
@@ -460,6 +436,7 @@ def first_difference(name: str, found: Any, expected: Any) -> str | None:
         return None
     parts: list[str | None] = []
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        # A key that only one side has is a difference too.
         parts = [first_difference(f"{name}.{key}", found.get(key), expected.get(key)) for key in {**found, **expected}]
     elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
         parts = [first_difference(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(found, expected, strict=True))]

@@ -166,6 +166,7 @@ def parse_value(text: str) -> Any:
     """The value of a TOML expression, or the text itself if it is not TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
+    # RecursionError: deep nesting.
     except (ValueError, RecursionError):
         return text.strip()
 

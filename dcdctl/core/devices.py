@@ -123,6 +123,7 @@ def read_ahead(
     """
     loader: Any = DataLoader(
         _ErrorsAsItems(items),
+        # Items are batches already.
         batch_size=None,
         sampler=keys,
         num_workers=workers,
@@ -206,6 +207,7 @@ def _block_seconds(precision_name: str) -> float:
         with Compute(precision=precision_name).forward_pass():
             block(tokens)
         times.append(time.perf_counter() - started)
+    # The first pass warms up, and whatever else runs only adds time to the others.
     return min(times[1:])
 
 

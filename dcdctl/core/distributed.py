@@ -112,6 +112,7 @@ def check_equal(number: int, name: str) -> None:
 def broadcast(tensor: Tensor) -> None:
     """Fill a floating-point tensor, of equal shape in all processes, with the numbers of the main process."""
     if world_size() > 1:
+        # A sum to which the others add zeros, so that one collective serves all purposes.
         tensor.copy_(all_sum(tensor if is_main() else torch.zeros_like(tensor)))
 
 

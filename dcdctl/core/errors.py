@@ -223,6 +223,7 @@ def _os_number(error: BaseException) -> int:
     # Such as safetensors: "I/O error: No space left on device (os error 28)".
     if found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
         return int(found[1] or found[2])
+    # Some libraries keep the words of the system and drop its number.
     return next((number for number in (*_NO_ROOM, errno.EACCES, errno.EMFILE) if os.strerror(number) in str(error)), 0)
 
 
@@ -259,5 +260,6 @@ def is_installed(module: str) -> bool:
     """Whether a module can be imported, without importing it."""
     # Before find_spec, which raises ValueError for a loaded module without a spec.
     if module in sys.modules:
+        # None marks a module whose import is blocked.
         return sys.modules[module] is not None
     return importlib.util.find_spec(module) is not None

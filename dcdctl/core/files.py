@@ -186,6 +186,7 @@ def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputErro
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as partial:
+        # The same bytes on every system, because files are compared by their checksums.
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -271,6 +272,7 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
         inside = (
             file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes
         )
+        # Sorted, because the order of a file system differs between machines.
         found = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
         if not found:
             raise InputError(f"{path} holds no {what}", hint=ending)

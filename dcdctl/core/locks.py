@@ -91,6 +91,7 @@ def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
             file.close()
             return None
         except OSError as error:
+            # Working without a lock is better than not at all; docs/architecture.md says so.
             if error.errno in NO_LOCKS:
                 return file
             file.close()

@@ -62,6 +62,7 @@ def return_freed_memory() -> None:
 
 
 def _set_malloc(*options: tuple[int, int]) -> None:
+    # None is the C library that Python itself has loaded; musl has no mallopt.
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         for option, value in options:
             mallopt(option, value)

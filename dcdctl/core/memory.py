@@ -100,6 +100,7 @@ def in_fitting_parts(
         try:
             result = work(part)
         except (RuntimeError, MemoryError) as error:
+            # A single item cannot be halved.
             if not is_out_of_memory(error) or len(part) == 1:
                 raise
             # Half, since the memory of a batch grows with its size.

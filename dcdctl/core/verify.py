@@ -218,6 +218,7 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
     if artifact.is_intact(listed, track):
         with artifact.noting():
             search.check_vectors(folder, document)
+    # The files of the model are compared by its own document, as of any model.
     if not (folder / "model" / "dcdctl.json").exists():
         artifact.damages.append(f"{folder / 'model'} is missing, or has no dcdctl.json")
     return artifact
@@ -279,6 +280,7 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
         artifact.add(path)
         with artifact.noting():
             artifact.compare(folder, artifacts.listed_files(path, artifacts.read_document(path)), track)
+        # In a block of its own: a damaged file must not hide that another one does not fit.
         with artifact.noting():
             _ = evaluation.SavedEvaluation.load(folder, names).top  # read, to see that both tables fit the document
     return artifact

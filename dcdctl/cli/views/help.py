@@ -79,6 +79,7 @@ def write_panels(formatter: Any, panels: Mapping[str, Sequence[tuple[str, str]]]
 
 def lines_of(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
     """Two columns, name and text; a name that is too long has a line of its own."""
+    # One long name must not push the texts of all others to the right.
     column = min(max((len(name) for name, _ in rows), default=0), NAME_COLUMNS) + 4
     for name, text in rows:
         first, *rest = _wrapped(text, width - column) or [""]

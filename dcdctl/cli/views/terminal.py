@@ -190,6 +190,7 @@ def show_tables(tables: Sequence[Table]) -> None:
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     """A Track on stderr, with rate and time left: a moving bar on a terminal, otherwise a line every few seconds and
     one at the end."""
+    # It may have the name of a file.
     label = printable(label)
     with (
         _moving_bar(label, total, unit)

@@ -135,6 +135,7 @@ def _live_table(state: TrainingProgress) -> Iterator[Callable[[], None]]:
         def show() -> None:
             nonlocal drawn
             now = time.monotonic()
+            # Drawing takes milliseconds, and a step of a small model does not take longer.
             if now - drawn >= SECONDS_BETWEEN_FRAMES or state.done == state.total:
                 drawn = now
                 live.update(state.table(), refresh=True)

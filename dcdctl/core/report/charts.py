@@ -37,6 +37,7 @@ SMALL, LARGE = (340, 230), (430, 320)
 """Width and height in CSS pixels: a chart in a grid, and a chart by itself."""
 # As the text of the page around a chart, so that a chart in it needs no scaling.
 _FONT_PX = 11.0
+# Shapes that differ in print too, and to readers who cannot tell the colors apart.
 _MARKERS = "osD^vPX*"
 _NOT_A_LOSS = {"step", "loss", "lr", "seconds", "scored"}
 """Keys of metrics.jsonl that are not a part of the loss."""
@@ -255,6 +256,7 @@ def lines(labels: ChartLabels, curves: Sequence[Series]) -> Markup:
             # Dashes too, for readers who cannot tell the colors apart.
             dashes: Any = "-" if number == 0 else (0, (6, 1 + number)) if number < 4 else (0, (1 + number, 2, 1, 2))
             axes.plot(curve.x, curve.y, color=_PLACEHOLDERS[curve.color], linewidth=1.4, linestyle=dashes)
+        # The first and the last point do not touch the frame.
         axes.margins(x=0.02)
         axes.grid(axis="y")
         low, high = axes.get_ylim()
@@ -303,6 +305,7 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
                 marker=_MARKERS[number % len(_MARKERS)],
                 zorder=2,
             )
+        # Room for the names beside the outermost points.
         axes.margins(0.14, 0.12)
         axes.grid(which="major")
         _label_times(axes, [x for points in series for x in points.x])

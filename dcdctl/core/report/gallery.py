@@ -30,6 +30,7 @@ NUM_ANSWERS = 5
 # Two thirds are the most telling queries; without random ones a gallery would show failures only.
 RANDOM_SHARE = 1 / 3
 SEED = 0
+# A photo can be recognized, and a page embeds hundreds of them.
 THUMBNAIL_PX = 96
 # At this size the loss does not show, and a page embeds hundreds of images.
 WEBP_QUALITY = 70

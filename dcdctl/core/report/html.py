@@ -44,6 +44,7 @@ def embed_image(
     small.thumbnail((side_px, side_px))
     stream = io.BytesIO()
     small.save(stream, encoding, quality=quality)
+    # Inside the page, so that it can be sent as one file.
     data = base64.b64encode(stream.getvalue()).decode()
     return EmbeddedImage(f"data:image/{encoding.lower()};base64,{data}", small.width, small.height)
 

@@ -28,6 +28,7 @@ def write_corpus_page(
     """Write the page of a corpus: counts, caption lengths, and images spread evenly over `corpus`, one of the inspected
     splits."""
     counts = inspection.splits[corpus.split].captions_by_words
+    # Bins below the shortest caption would be empty.
     shortest = next(words for words, count in enumerate(counts) if count)
     bins = [f"{words}+" if words == MAX_WORDS_COUNTED else str(words) for words in range(shortest, len(counts))]
     html.write(

@@ -203,6 +203,7 @@ def _recipes(report: Report) -> Table:
 def _transposed(columns: Iterable[dict[str, str]]) -> dict[str, list[str]]:
     """For each name in any column, its values by column."""
     columns = list(columns)
+    # Not a set: rows keep the order of the first run.
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, NOTHING) for column in columns] for name in names}
 

@@ -237,6 +237,7 @@ async def _by_texts(service: ServiceState, queries: Sequence[BatchQuery | str], 
     num_hits = 0
     for one in asked:
         answer = next(answers) if isinstance(one, WaitingText) else one
+        # What is wrong with one query says nothing about the others; a failure of the service does.
         if isinstance(answer, (str, InputError, ConfigError)):
             responses.append(ErrorResponse(str(answer)))
         elif isinstance(answer, BaseException):
@@ -336,6 +337,7 @@ def _state_routes(service: ServiceState) -> APIRouter:
         return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
 
     @router.get("/live", summary="Whether the service answers at all.")
+    # Also while the service stops: a balancer must not restart what is about to end.
     async def live() -> dict[str, str]:
         return {"status": "alive"}
 

@@ -57,6 +57,7 @@ def run(
     # they end it, too.
     handlers: dict[int, Callable[..., object]] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), stop)
     if control is not None:
+        # A daemon, because it waits for its parent until the process ends.
         threading.Thread(target=_obey, args=(job, searcher, server, control), daemon=True).start()
     elif HANGUP is not None:
         # A reload takes seconds, in which requests are answered.

@@ -90,6 +90,7 @@ class ConnectionPool:
         one."""
         self.set(connection, Activity.WAITING)
         if len(self._activities) > self.config.max_connections:
+            # A connection that is being answered is never closed for another one.
             by_age = [
                 one
                 for activity in (Activity.WAITING, Activity.SENDING)

@@ -60,6 +60,7 @@ def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Literal["valu
     for summary in sorted(summaries, key=lambda summary: summary.distinct):
         is_short = summary.distinct <= MAX_CHOICES and summary.type not in ("number", *MOMENTS)
         if (
+            # A single value filters nothing.
             summary.distinct >= 2
             and (is_short or summary.type in ("whole number", "number", *MOMENTS))
             and len(kinds) < NUM_FACETS
@@ -75,14 +76,5 @@ def _response(summary: ColumnSummary, facet: Literal["values", "range"] | None) 
         for value, count in summary.frequent[:MAX_CHOICES]
     )
     low, high = (None if end is None else value_for_json(end) for end in (summary.low, summary.high))
-    return ColumnResponse(
-        summary.name,
-        name,
-        summary.type,
-        summary.missing,
-        summary.distinct,
-        values=values,
-        low=low,
-        high=high,
-        facet=facet,
-    )
+    facts = summary.name, name, summary.type, summary.missing, summary.distinct
+    return ColumnResponse(*facts, values=values, low=low, high=high, facet=facet)

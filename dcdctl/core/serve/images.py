@@ -43,6 +43,7 @@ def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, config:
     Browsers ask each time, because a row may be another image in the next index.
     """
     data = _image_bytes(index, row)
+    # The size too: after a change of the settings browsers must not keep the old thumbnails.
     part = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
     tag = tag_of(data, part)
     if matches(tag, if_none_match):

@@ -28,6 +28,7 @@ class Keys:
                 raise ConfigError(
                     f"key {place} of {VARIABLE} has {len(key)} characters, at least {MIN_CHARS} are required", hint=hint
                 )
+            # Proxies change or refuse header values with other characters.
             if not re.fullmatch(r"[!-~]+", key):
                 raise ConfigError(f"key {place} of {VARIABLE} has spaces or characters outside ASCII", hint=hint)
         self._digests = tuple(map(_digest, keys))

@@ -33,6 +33,7 @@ BACKLOG = 2048
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket bound to the address that does not listen yet; InputError if the address is not available."""
     with _bind_errors(host, port):
+        # The first address: a name such as localhost may have one for IPv4 and one for IPv6.
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]

@@ -53,6 +53,7 @@ def request_id(sent: str) -> str:
     >>> request_id("4bf92f3577b34da6"), len(request_id("two words"))
     ('4bf92f3577b34da6', 16)
     """
+    # 64 bits, so that no two requests of a log share an id.
     return sent if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,99}", sent) else secrets.token_hex(8)
 
 

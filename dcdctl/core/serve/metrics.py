@@ -94,6 +94,7 @@ class Metrics:
         self._rejected = Counter(
             "rejected", "Requests and connections refused because of a limit.", ["reason"], **names
         )
+        # Of living processes only: a killed one leaves its last value behind.
         now: dict[str, Any] = {**names, "multiprocess_mode": "livesum"}
         self.in_flight = Gauge("requests_in_flight", "Requests in progress.", **now)
         self.connections = Gauge("connections", "Open connections.", **now)

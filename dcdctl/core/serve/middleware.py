@@ -117,6 +117,7 @@ class KeyMiddleware:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         # Before the key is read: an address with a key is refused even if a header has the right one.
+        # latin-1 decodes any byte, and keys are ASCII.
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if any(self._keys.accept(value) for _, value in query):
             self._metrics.rejected("key in the address")

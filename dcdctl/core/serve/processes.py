@@ -210,6 +210,7 @@ class _Supervisor:
         others = [one for one in self._children if one is not child and one.ready_since is not None]
         if child.ready_since is None and child.num_failed >= MAX_FAILED_STARTS and not others:
             raise error
+        # The first end may be chance; a process that ends again and again must not use all the time for starts.
         delay = min(MAX_DELAY_S, 2.0 ** (child.num_failed - 1)) if child.num_failed else 0.0
         child.num_failed += 1
         child.ready_since, child.starts_at = None, now + delay

@@ -210,6 +210,7 @@ class TextBatcher:
             # Filled before they start; later texts of other requests may join the last one.
             for batch in opened:
                 self._workers.start(partial(self._answer_batch, batch))
+            # With the errors: one of them must not leave the other answers without a reader.
             answers = await asyncio.gather(
                 *(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True
             )
