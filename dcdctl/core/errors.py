@@ -199,16 +199,15 @@ def as_user_error(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that memory ran out, of a GPU or of the machine."""
-    is_of_cpu = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error)) is not None
-    )
-    return is_of_cpu or _is_gpu_out_of_memory(error)
+    if isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error)):
+        return True
+    return isinstance(error, MemoryError) or _is_gpu_out_of_memory(error)
 
 
 def _is_gpu_out_of_memory(error: BaseException) -> bool:
     # By name, because this module does not import torch; other libraries raise plain RuntimeErrors.
-    is_named = type(error).__name__ == "OutOfMemoryError" and isinstance(error, RuntimeError)
-    return is_named or (isinstance(error, RuntimeError) and _GPU_MEMORY.search(str(error)) is not None)
+    is_named = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, RuntimeError) and (is_named or _GPU_MEMORY.search(str(error)) is not None)
 
 
 def _os_number(error: BaseException) -> int:

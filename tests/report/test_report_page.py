@@ -150,13 +150,6 @@ def test_a_query_shows_five_answers_of_every_model_and_marks_positives(text, fou
         assert f"rank {system.table.ranks('image')[query]}<" in section
 
 
-def test_the_page_gives_the_numbers_of_queries(text):
-    assert (
-        "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are shown"
-        in "".join(Page(text).texts)
-    )
-
-
 def test_every_image_is_in_the_page_once_as_a_thumbnail(text):
     page = Page(text)
     sources = [one["href"] for one in page.all("image")]

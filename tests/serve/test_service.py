@@ -320,12 +320,6 @@ def test_the_pages_load_only_files_of_the_service(client):
         assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
 
 
-def test_the_page_has_the_limits_of_the_service(client):
-    body = Page(client.get("/").text).all("body")[0]
-    assert body == {"data-k": "5", "data-max-k": "50", "data-max-upload-bytes": str(MAX_UPLOAD)}
-    assert f"{len(served.NAMES)} images." in client.get("/").text
-
-
 def test_the_docs_page_has_every_route_of_the_openapi_document(client):
     schema = client.get("/openapi.json").json()
     page = client.get("/docs").text

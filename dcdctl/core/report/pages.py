@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dcdctl.core.data import MAX_WORDS_COUNTED, Corpus, CorpusInspection, corpus_facts, corpus_table
-from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import Histogram
@@ -97,18 +96,15 @@ def write_search_page(
     query_image = html.embed_image(read_image(question), SEARCH_IMAGE_PX) if isinstance(question, Path) else None
     with track("read images", total=len(answer.hits), unit="images") as advance:
         cards = list(_hit_cards(index, answer, advance))
-    try:
-        html.write(
-            path,
-            "search_results.html",
-            title=as_text(f"Images like {question.name}" if isinstance(question, Path) else question),
-            query_image=query_image,
-            counts=f"{len(answer.hits):,} of {index.num_images:,} images, model {index.fingerprint[:8]}",
-            notes=answer.notes,
-            cards=cards,
-        )
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
+    html.write(
+        path,
+        "search_results.html",
+        title=as_text(f"Images like {question.name}" if isinstance(question, Path) else question),
+        query_image=query_image,
+        counts=f"{len(answer.hits):,} of {index.num_images:,} images, model {index.fingerprint[:8]}",
+        notes=answer.notes,
+        cards=cards,
+    )
 
 
 def _hit_cards(index: ImageIndex, answer: SearchAnswer, advance: Advance) -> Iterator[dict[str, object]]:
