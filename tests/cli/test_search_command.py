@@ -219,7 +219,7 @@ def test_only_unprintable_characters_are_escaped():
         ("\x1b[2J", r"\u001b[2J"),
         ("\x9b", r"\u009b"),
         ("\u202e", r"\u202e"),
-        ("\n", r"\u000a"),
+        ("\n", r"\n"),
         ("\udce9", r"\udce9"),
     ):
         assert terminal.printable(f"a{unsafe}") == f"a{shown}"
