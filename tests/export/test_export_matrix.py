@@ -191,7 +191,7 @@ def check_by_dcdctl(folder: Path, model: models.DualEncoder, gallery: Corpus, *,
         assert models.load(folder).digest == model.digest, folder
         return
     assert not (folder / "int8").exists()
-    onnx = models.OnnxDual(models.Towers.of(folder), model.preprocess, device=torch.device("cpu"))
+    onnx = models.OnnxDual(folder, model.preprocess, device=torch.device("cpu"))
     for count in (1, 3):
         images, texts = (
             model.preprocess.images(gallery.images(range(count))),

@@ -101,6 +101,13 @@ def pil_images() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="session")
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(4)
+    sizes = [(50, 70), (64, 31), (32, 32), (97, 40)]
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+@pytest.fixture(scope="session")
 def captions() -> list[str]:
     return CAPTIONS
 

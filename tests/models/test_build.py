@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualSize
 
 
 @torch.no_grad()
@@ -48,10 +46,3 @@ def test_a_student_shares_no_storage_and_is_trainable_although_its_teacher_is_fr
 def test_invalid_layers_of_a_student_are_refused(vilt, layers, message):
     with pytest.raises(ModelError, match=message):
         vilt.student(layers)
-
-
-def test_the_vocabulary_of_a_dual_student_covers_its_captions(captions):
-    student = models.dual_student(
-        DualSize(hidden_size=16, intermediate_size=16, num_vision_layers=1, num_text_layers=1), captions
-    )
-    assert not (student.preprocess.texts(captions).input_ids == student.preprocess.tokenizer.unk_token_id).any()

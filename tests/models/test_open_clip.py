@@ -8,11 +8,11 @@ import re
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
+from duals import vectors_of
 from open_clips import LENGTH, OPEN_CLIPS, save_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,13 +32,6 @@ CAPTIONS = [
     "a man with a red hat stands before a house and looks at the sea",
     "a dog",
 ]
-SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
-
-
-@pytest.fixture(scope="module")
-def photos():
-    rng = np.random.default_rng(4)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +43,6 @@ def saved(tmp_path_factory):
 @pytest.fixture(params=OPEN_CLIPS)
 def folder(request, saved):
     return saved[request.param]
-
-
-@torch.no_grad()
-def vectors_of(model, images, texts):
-    return model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
 
 
 @torch.no_grad()
@@ -130,9 +118,7 @@ def edit(folder, tmp_path, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}},
         {"preprocess_cfg": {"resize_mode": "longest"}},
-        {"preprocess_cfg": {"interpolation": "bilinear"}},
         {"text_cfg": {"tokenizer_kwargs": {"clean": "lower"}}},
         {"text_cfg": {"no_causal_mask": False}},
     ],

@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from duals import save_sentence_transformer
+from duals import save_sentence_transformer, vectors_of
 from encoders import save_text
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -28,13 +27,6 @@ CAPTIONS = [
     "a man with a red hat stands before a house and looks at the sea",
     "a dog",
 ]
-SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
-
-
-@pytest.fixture(scope="module")
-def photos():
-    rng = np.random.default_rng(4)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +37,6 @@ def plain(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     return save_sentence_transformer(CAPTIONS, tmp_path_factory.mktemp("dense"), with_dense=True)
-
-
-@torch.no_grad()
-def vectors_of(model, images, texts):
-    return model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
 
 
 def own_vectors(folder, images, texts, **options):

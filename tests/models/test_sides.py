@@ -37,7 +37,7 @@ REFUSED = {
 NOT_TRAINED = {
     **{("vision", name): "AutoModel does not know it alone" for name in ("metaclip_2", "align", "blip")},
     ("vision", "convnext"): "gives no hidden_size",
-    ("text", "distilbert"): "gives no pooled output",
+    ("text", "distilbert"): "cannot be the text side of a model",
     **{
         ("text", name): "AutoModel does not know it alone"
         for name in ("siglip", "siglip2", "metaclip_2", "chinese_clip", "align", "blip")

@@ -48,13 +48,13 @@ def test_tokens_and_vectors_are_those_of_the_model(kind, tmp_path):
     assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5
     tower = TextTower.open(tmp_path / "text", model.digest)
     for texts in (*([text] for text in TEXTS), TEXTS):
-        batch, found = model.preprocess.texts(texts), tower.tokenize(texts)
-        assert found.batch["input_ids"].tolist() == batch.input_ids.tolist()
-        assert found.ids == [
+        batch, (inputs, ids_T) = model.preprocess.texts(texts), tower.tokenize(texts)
+        assert inputs["input_ids"].tolist() == batch.input_ids.tolist()
+        assert ids_T == [
             ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
         ]
         with torch.no_grad():
-            np.testing.assert_allclose(tower.vectors(found), model.embed_texts(batch).numpy(), atol=1e-5)
+            np.testing.assert_allclose(tower.vectors(inputs), model.embed_texts(batch).numpy(), atol=1e-5)
     tokenizer = model.preprocess.tokenizer
     assert [tower.num_tokens(text) for text in TEXTS] == [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
     assert (tower.max_text_len, tower.unknown_id) == (model.preprocess.max_text_len, tokenizer.unk_token_id)
@@ -87,11 +87,11 @@ def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
     assert onnx.export_text_tower(model, tmp_path / "text") <= 1e-5
     tower, tokenizer = TextTower.open(tmp_path / "text", model.digest), model.preprocess.tokenizer
     for texts in (*([text] for text in MESSY), MESSY):
-        found, expected = tower.tokenize(texts), tokenizer.tokenizer(texts)
-        assert found.batch["input_ids"].tolist() == expected.tolist() == found.ids
+        (inputs, ids_T), expected = tower.tokenize(texts), tokenizer.tokenizer(texts)
+        assert inputs["input_ids"].tolist() == expected.tolist() == ids_T
         with torch.no_grad():
             vectors = torch.nn.functional.normalize(model.network.encode_text(expected), dim=-1).numpy()
-        np.testing.assert_allclose(tower.vectors(found), vectors, atol=1e-5)
+        np.testing.assert_allclose(tower.vectors(inputs), vectors, atol=1e-5)
     assert [tower.num_tokens(text) for text in MESSY] == [len(tokenizer(text)["input_ids"]) for text in MESSY]
     assert (tower.max_text_len, tower.unknown_id) == (tokenizer.model_max_length, tokenizer.unk_token_id)
     assert tower.special_ids == set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -100,7 +100,7 @@ def test_tokens_and_vectors_of_open_clip_are_its_own(kind, tmp_path):
 def test_a_text_side_with_an_unknown_cleaning_is_refused(dual, folder, tmp_path):
     settings = artifacts.read_document(folder / "text.json", 1)["settings"]
     changed = copied(folder, tmp_path, settings=settings | {"cleaning": "thorough"})
-    with pytest.raises(StaleError, match="cleaning is 'thorough'"):
+    with pytest.raises(StaleError, match="cleaning"):
         TextTower.open(changed, dual.digest)
 
 

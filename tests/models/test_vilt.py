@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import DualSize, ImageBatch, States, TextBatch, ViltSize
+from dcdctl.core.models import DualSize, ImageBatch, States, ViltSize
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
@@ -172,11 +172,6 @@ def test_a_new_model_depends_on_the_seed_alone_and_keeps_the_random_state(tokeni
 def test_the_position_embeddings_of_a_new_model_are_random(tokenizer):
     table = models.new_vilt(ViltSize(), tokenizer).network.vilt.embeddings.position_embeddings
     assert table.std().item() == pytest.approx(0.02, rel=0.1)
-
-
-def test_a_caption_above_the_text_positions_is_an_error(vilt):
-    with pytest.raises(ValueError, match="41 tokens, but the model has 40"):
-        vilt.encode_texts(TextBatch(torch.ones(1, 41, dtype=torch.long), torch.ones(1, 41, dtype=torch.long)))
 
 
 @pytest.mark.parametrize("size", [ViltSize, DualSize])

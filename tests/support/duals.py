@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from transformers import (
@@ -127,3 +129,8 @@ def save_dual(kind: str, captions: list[str], folder: Path, num_layers: int = 2)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def vectors_of(model: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))

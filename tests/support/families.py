@@ -66,7 +66,7 @@ FAMILIES: dict[str, Any] = {
     "BridgeTower": lambda captions, folder: make_bridgetower(captions, num_encoder_layers=3),
     "co-attention": make_pair,
     "co-attention over CLIP": lambda captions, folder: make_pair(captions, folder, "clip"),
-    "dual": lambda captions, folder: models.dual_student(DUAL_SIZE, captions, vocab_size=120),
+    "dual": lambda captions, folder: models.new_dual(DUAL_SIZE, models.word_piece(captions, 120)),
     "dual of two encoders": lambda captions, folder: from_backbones(captions, folder, "tokens"),
     "dual from CLIP": lambda captions, folder: from_backbones(captions, folder, "clip"),
     "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),

@@ -146,7 +146,7 @@ def embedder(request, corpus, tmp_path):
     """A reference to a model of each kind that embeds images and captions."""
     if request.param == "dual":
         size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, image_size=32)
-        models.save(models.dual_student(size, corpus.captions), tmp_path / "dual")
+        models.save(models.new_dual(size, models.word_piece(corpus.captions)), tmp_path / "dual")
         return str(tmp_path / "dual")
     text = save_text("bert", corpus.captions, tmp_path / "text")
     if request.param == "text":

@@ -39,7 +39,7 @@ SIZE = models.DualSize(
 
 @pytest.fixture
 def dual(corpus) -> models.DualEncoder:
-    return models.dual_student(SIZE, corpus.captions, vocab_size=200)
+    return models.new_dual(SIZE, models.word_piece(corpus.captions, 200))
 
 
 def made_batch(teacher_RC: Tensor) -> Batch:
@@ -125,7 +125,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
     assert 0 not in moved
     run = runs.start_run(tmp_path, Recipe(), "distill", {}, resume=False)
     checkpoints.save_checkpoint(run, 1, dual, optimizer)
-    fresh = models.dual_student(SIZE, corpus.captions, vocab_size=200)
+    fresh = models.new_dual(SIZE, models.word_piece(corpus.captions, 200))
     checkpoints.load_checkpoint(run, fresh, torch.optim.AdamW(fresh.parameters(), lr=0.1))
     assert (fresh.calibration.log_scale.item(), fresh.calibration.offset.item()) == moved
     assert dual.digest != digest  # the weights have moved

@@ -31,7 +31,7 @@ from dcdctl.core.export.check import (
 )
 from dcdctl.core.export.target import Target, with_timm
 from dcdctl.core.export.to_open_clip import Prepare
-from dcdctl.core.models import ExportSpec, Towers, silence_transformers
+from dcdctl.core.models import ExportSpec, silence_transformers
 from dcdctl.core.scoring import Vectors
 
 INT8 = "int8"
@@ -106,9 +106,9 @@ class Onnx(Target):
         models.require_onnx()
 
     def write(self) -> None:
-        towers = models.export_onnx(self.model, self.folder)
+        models.export_onnx(self.model, self.folder)
         if self.job.with_int8:
-            models.quantize_dynamic(towers, self.folder / INT8)
+            models.quantize_dynamic(self.folder, self.folder / INT8)
         self.model.preprocess.self_contained().save(self.folder)
         if self.spec.timm_config is not None:
             to_transformers.write_timm_processor(self.spec, self.folder)
@@ -117,11 +117,11 @@ class Onnx(Target):
         """By ONNX Runtime and the preprocessing of transformers or open_clip alone."""
         import onnxruntime
 
-        towers = Towers.of(self.folder / INT8 if precision == INT8 else self.folder)
+        folder = self.folder / INT8 if precision == INT8 else self.folder
         image_tower, text_tower = (
             # The only provider that every build of ONNX Runtime has.
-            onnxruntime.InferenceSession(str(tower), providers=["CPUExecutionProvider"])
-            for tower in (towers.image, towers.text)
+            onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+            for name in models.TOWERS
         )
         prepare_images, prepare_texts = (
             to_open_clip.preprocessing(self.folder) if self.spec.library else _preprocessing(self.folder, self.spec)

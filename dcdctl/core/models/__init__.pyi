@@ -9,7 +9,7 @@ from .families.new_coattention import new_coattention
 from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
-from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
+from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
 from .inputs import ImageBatch, PairBatch, States, TextBatch, with_copies
 from .load_save import (
@@ -24,12 +24,13 @@ from .load_save import (
     text_pooling,
 )
 from .lora import require_peft
-from .networks.backbones import FeatureSpec, ProjectionSize
+from .networks.backbones import FeatureSpec
+from .networks.projections import ProjectionSize
 from .networks.towers import TrainedParts
 from .onnx import (
     ONNX_OUTPUT,
+    TOWERS,
     OnnxDual,
-    Towers,
     check_onnx,
     export_onnx,
     export_text_tower,
@@ -44,13 +45,14 @@ from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
 from .references.published import list_published
 from .saved_folder import find_damages, seal_again
-from .text_tower import TextEncoder, TextTower, TokenizedTexts
+from .text_tower import TextEncoder, TextTower
 from .weights_file import check_finite_file
 
 __all__ = [
     "MODULE_CONFIG_FILE",
     "ONNX_OUTPUT",
     "SETTINGS_FILE",
+    "TOWERS",
     "CoAttentionScorer",
     "DualEncoder",
     "DualScorer",
@@ -74,8 +76,6 @@ __all__ = [
     "TextBatch",
     "TextEncoder",
     "TextTower",
-    "TokenizedTexts",
-    "Towers",
     "TrainedParts",
     "ViltScorer",
     "ViltSize",
@@ -85,7 +85,6 @@ __all__ = [
     "check_ref",
     "convert",
     "dual_from_backbones",
-    "dual_student",
     "export_onnx",
     "export_text_tower",
     "exports_text_towers",

@@ -32,6 +32,7 @@ class Calibration(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # A logarithm, so that no step of training makes the factor negative.
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
 
@@ -64,14 +65,6 @@ def unit_vectors(vectors_ND: Tensor) -> Tensor:
     return functional.normalize(vectors_ND.float(), dim=-1)
 
 
-def keep_statistics(network: nn.Module) -> None:
-    """Put BatchNorms into eval mode, so that they keep their statistics: those of a batch would depend on the size of a
-    micro-batch."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-
-
 def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
     """The first `dims` numbers of unit vectors, divided by their lengths, N x `dims`, float32; at full width the
     vectors as they are.
@@ -92,7 +85,6 @@ class DualEncoder(RetrievalModel):
         super().__init__(network, preprocess, unused_keys)
         self.calibration = Calibration()
         self.projection: Projection | None = None
-        self.eval()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.network).__name__}, {self.embedding_dim} numbers per vector)"

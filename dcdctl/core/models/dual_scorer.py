@@ -49,6 +49,7 @@ def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_
     for part, image_ix, text_ix in zip(
         products_P.split(step), image_ix_P.split(step), text_ix_P.split(step), strict=True
     ):
+        # Both in place: new tensors of this size would cost as much as the sums.
         torch.sum(images_ID.index_select(0, image_ix).mul_(texts_TD.index_select(0, text_ix)), dim=1, out=part)
     return products_P
 
@@ -97,6 +98,7 @@ class DualScorer(FusionScorer):
         """The unit vectors of I images, of their features, or of images that are encoded already."""
         if isinstance(images, States) and images.vectors is not None:
             return images
+        # In half precision, cosines of close candidates would be equal.
         return vector_states(self.dual.embed_images(images).float())
 
     def encode_texts(self, texts: TextBatch | States) -> States:

@@ -32,10 +32,6 @@ class FusionScorer(RetrievalModel):
     """Whether states are small enough to keep for a whole corpus, such as unit vectors; then each item is encoded
     once for all its pairs."""
 
-    def __init__(self, network: nn.Module, preprocess: Any, unused_keys: tuple[str, ...] = ()) -> None:
-        super().__init__(network, preprocess, unused_keys)
-        self.eval()
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.network).__name__})"
 

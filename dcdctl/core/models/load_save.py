@@ -42,8 +42,10 @@ Form = Literal["folder", "checkpoint", "published", "function", "hub"]
 _SENTENCE_TRANSFORMERS = ("sentence-transformers", "sentence_transformers")
 FAMILIES = {
     "vilt": Family("fusion", "vilt"),
-    "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
-    **{name: Family("dual", "clip") for name in ("clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align")},
+    **dict.fromkeys(
+        ("vision-text-dual-encoder", "clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align"),
+        Family("dual", "clip"),
+    ),
     "dcdctl-co-attention": Family("fusion", "coattention_scorer"),
     "dcdctl-encoder-dual": Family("dual", "frozen_dual"),
     "blip": Family("fusion", "blip"),

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks.towers import Tower, TrainedParts
 
 
@@ -29,9 +29,7 @@ def add_adapters(network: nn.Module, towers: Sequence[Tower], parts: TrainedPart
 
     targets = [name for tower in towers for name in linear_layers(tower)]
     config = peft.LoraConfig(r=parts.rank, lora_alpha=parts.alpha, target_modules=targets, lora_dropout=0.0)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
-        torch.default_generator.manual_seed(parts.seed)
+    with seeded(parts.seed):
         return peft.LoraModel(network, config, "default")
 
 
@@ -39,6 +37,8 @@ def linear_layers(tower: Tower) -> list[str]:
     """Dotted names in the network of the linear layers of a tower's layers."""
     prefix, layers = tower.layers
     _, _, path = prefix.partition(".")
+    # No subclasses: nn.MultiheadAttention reads the weight of its output projection and never calls it, so an adapter
+    # would have no effect there.
     names = [f"{path}.{name}" for name, module in layers.named_modules() if type(module) is nn.Linear]
     if not names:
         problem = (

@@ -7,16 +7,55 @@ Shape letters: I images, T texts, R x C pairs of a training step, D length of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.inputs import PairBatch
 from dcdctl.core.models.protocols import Encoders, ExportSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSize:
+    """The dimensions that a new ViLT and a new dual encoder share."""
+
+    hidden_size: int = 128
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    image_size: int = 64
+    """Side of the resized image, in pixels: the shorter one of a ViLT's, both of a dual encoder's."""
+    patch_size: int = 16
+    image_mean: float = 0.5
+    image_std: float = 0.5
+    """Mean and standard deviation by which every channel is normalized, with pixel values from 0 to 1."""
+    max_text_len: int = 40
+    """Tokens of a caption, as in the official retrieval models."""
+    hidden_dropout_prob: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw new weights of the block from this seed, and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class RetrievalModel(nn.Module, ABC):
@@ -34,6 +73,7 @@ class RetrievalModel(nn.Module, ABC):
         self.network = network
         self.preprocess = preprocess
         self.unused_keys = unused_keys
+        self.eval()
 
     @property
     def config(self) -> dict[str, Any]:

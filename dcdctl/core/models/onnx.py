@@ -28,7 +28,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,78 +49,50 @@ TEXT_PACKAGES = ("onnx", "onnxruntime")
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
 ONNX_OUTPUT = text_tower.GRAPH_OUTPUT
+TOWERS = ("image.onnx", "text.onnx")
+"""The two files of a dual encoder in a folder."""
 NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
 PROBES = (
-    *(
-        "a",
-        ".",
-        "?!",
-        "a b c",
-        "\u00a0",
-        "dog",
-        "A DOG in the Snow",
-        "two dogs run on a beach",
-        "a red circle left of a blue square",
-    ),
-    *(
-        "caf\u00e9",
-        "cafe\u0301",
-        "\u72d7\u5728\u96ea\u5730\u91cc",
-        "\u0641\u064a \u0627\u0644\u062b\u0644\u062c",
-        "\U0001f415 \u2744\ufe0f",
-        "\ufb01re",
-        "na\u00efve \u0130stanbul stra\u00dfe",
-    ),
-    *(
-        "qzxv wkrjh",
-        "antidisestablishmentarianism",
-        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-        "x" * 300,
-        "12,345.67 % of 3/4",
-        "it's the dog's",
-    ),
-    *(
-        "tabs\tand\nlines",
-        "  spaces   inside  ",
-        "[SEP] [UNK] [PAD]",
-        "<s> </s> <pad> <unk>",
-        "<|endoftext|> <|startoftext|>",
-        "&amp; <b>bold</b>",
-    ),
-    *(
-        "a, b; c: d.",
-        "don\u2019t \u201cquote\u201d \u2014 dash",
-        "under_score-and-hyphen",
-        "e-mail@example.org",
-        "#hashtag @name",
-        "\u200bzero\u200dwidth",
-    ),
+    "a",
+    ".",
+    "?!",
+    "a b c",
+    "\u00a0",
+    "dog",
+    "A DOG in the Snow",
+    "two dogs run on a beach",
+    "a red circle left of a blue square",
+    "caf\u00e9",
+    "cafe\u0301",
+    "\u72d7\u5728\u96ea\u5730\u91cc",
+    "\u0641\u064a \u0627\u0644\u062b\u0644\u062c",
+    "\U0001f415 \u2744\ufe0f",
+    "\ufb01re",
+    "na\u00efve \u0130stanbul stra\u00dfe",
+    "qzxv wkrjh",
+    "antidisestablishmentarianism",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "x" * 300,
+    "12,345.67 % of 3/4",
+    "it's the dog's",
+    "tabs\tand\nlines",
+    "  spaces   inside  ",
+    "[SEP] [UNK] [PAD]",
+    "<s> </s> <pad> <unk>",
+    "<|endoftext|> <|startoftext|>",
+    "&amp; <b>bold</b>",
+    "a, b; c: d.",
+    "don\u2019t \u201cquote\u201d \u2014 dash",
+    "under_score-and-hyphen",
+    "e-mail@example.org",
+    "#hashtag @name",
+    "\u200bzero\u200dwidth",
     *(" ".join(["a small dog and a large cat"] * count) for count in (2, 8, 40)),
 )
 """Texts that show whether the text side is equal: short, long, in other scripts, with words and signs that tokenizers
 treat differently."""
-
-
-@dataclass(frozen=True)
-class Towers:
-    """The two files of a dual encoder."""
-
-    image: Path
-    text: Path
-
-    @staticmethod
-    def of(folder: Path) -> Towers:
-        """The two files in a folder."""
-        return Towers(folder / "image.onnx", folder / "text.onnx")
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of both files, including weights beside them."""
-        return sum(
-            path.stat().st_size for tower in (self.image, self.text) for path in tower.parent.glob(f"{tower.name}*")
-        )
 
 
 class _ImageTower(nn.Module):
@@ -147,23 +118,17 @@ class _TextTower(nn.Module):
 
 
 class OnnxDual:
-    """A dual encoder run by ONNX Runtime, on the CPU or a CUDA device, with `embed_images` and `embed_texts` as in
-    `DualEncoder`."""
+    """The two files of a dual encoder in a folder, run by ONNX Runtime on the CPU or a CUDA device, with `embed_images`
+    and `embed_texts` as in `DualEncoder`."""
 
-    def __init__(
-        self, towers: Towers, preprocess: Preprocessor, *, device: torch.device, num_threads: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, preprocess: Preprocessor, *, device: torch.device) -> None:
         require_onnx()
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or torch.get_num_threads()
-        options.log_severity_level = 3  # errors
         self.preprocess, self._device = preprocess, device
         providers = _providers(device, onnxruntime.get_available_providers())
         self._image, self._text = (
-            onnxruntime.InferenceSession(str(tower), options, providers=providers)
-            for tower in (towers.image, towers.text)
+            text_tower.open_session(folder / name, torch.get_num_threads(), providers) for name in TOWERS
         )
 
     def embed_images(self, images: ImageBatch) -> Tensor:
@@ -189,7 +154,7 @@ def require_onnx() -> None:
     require_extra("onnx", *PACKAGES, needed_by="ONNX")
 
 
-def export_onnx(model: Model, folder: Path) -> Towers:
+def export_onnx(model: Model, folder: Path) -> None:
     """Write both files of a dual encoder, in float32, into a new folder, atomically.
 
     ModelError for a fusion scorer, for a model that torch cannot export, and for a folder that is not empty.
@@ -207,7 +172,7 @@ def export_onnx(model: Model, folder: Path) -> Towers:
     device = next(iter(model.parameters())).device
     was_training = model.training
     with files.atomic_folder(folder) as partial:
-        towers = Towers.of(partial)
+        image_file, text_file = (partial / name for name in TOWERS)
         # Two of each, since torch takes a size of 1 as fixed.
         images = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
         texts = model.preprocess.texts(["a b c", "a"]).to(device)
@@ -225,11 +190,10 @@ def export_onnx(model: Model, folder: Path) -> Towers:
             free["input_ids"] = {0: "texts"}
         try:
             model.eval()
-            _write(_ImageTower(model), _image_inputs(images), free, towers.image)
-            _write(_TextTower(model), text_inputs, free, towers.text)
+            _write(_ImageTower(model), _image_inputs(images), free, image_file)
+            _write(_TextTower(model), text_inputs, free, text_file)
         finally:
             model.train(was_training)
-    return Towers.of(folder)
 
 
 def exports_text_towers() -> bool:
@@ -290,6 +254,7 @@ def _text_settings(model: DualEncoder) -> TextSettings:
             to_maximum=model.export_spec().padded_length is not None,
         ),
         splits_special_tokens=bool(tokenizer.split_special_tokens),
+        # For transformers the unknown token is special too, but it stands for a word of the text.
         special_ids=tuple(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})),
         unknown_id=tokenizer.unk_token_id,
         cleaning=getattr(tokenizer, "cleaning", ""),
@@ -326,12 +291,9 @@ def _compare_texts(tower: TextTower, model: DualEncoder, preprocess: Preprocesso
     it is too large."""
     device, difference = next(iter(model.parameters())).device, 0.0
     for texts in (*([text] for text in PROBES), PROBES):
-        tokens, batch = tower.tokenize(texts), preprocess.texts(texts)
+        (tokens, _), batch = tower.tokenize(texts), preprocess.texts(texts)
         whole = [len(preprocess.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-        if (
-            tokens.batch["input_ids"].tolist() != batch.input_ids.tolist()
-            or list(map(tower.num_tokens, texts)) != whole
-        ):
+        if tokens["input_ids"].tolist() != batch.input_ids.tolist() or list(map(tower.num_tokens, texts)) != whole:
             raise ModelError(
                 f"the library tokenizers alone reads {texts[0][:40]!r} as other tokens than the model's preprocessing"
             )
@@ -368,8 +330,8 @@ def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: Te
     return difference
 
 
-def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
-    """The same two files with int8 weights and dynamically quantized activations, written to `folder`.
+def quantize_dynamic(folder: Path, target: Path) -> None:
+    """Write the two files of a folder to `target`, with int8 weights and dynamically quantized activations.
 
     Vectors change by more than rounding; `dcdctl export` compares them (docs/export.md).
     """
@@ -377,17 +339,19 @@ def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
-    folder.mkdir(parents=True, exist_ok=True)
-    small = Towers.of(folder)
-    for source, target in ((towers.image, small.image), (towers.text, small.text)):
-        with files.atomic_path(target) as partial, _quietly():
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOWERS:
+        with files.atomic_path(target / name) as partial, _quietly():
             # Unsigned weights: on x86 without VNNI, sums of two products of unsigned and signed bytes overflow 16 bits,
             # and cosines fall from 0.99 to 0.91. One scale per column, since columns of a matrix differ. The
             # convolution that makes patches stays float32: ONNX Runtime lacks its int8 form on some processors.
             quantize(
-                source, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+                folder / name,
+                partial,
+                weight_type=QuantType.QUInt8,
+                per_channel=True,
+                op_types_to_quantize=["MatMul", "Gemm"],
             )
-    return small
 
 
 @contextmanager
@@ -404,13 +368,19 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _without_value_checks() -> Iterator[None]:
-    """Without the checks of transformers that compare values of tensors, by its own switch: ONNX has no operator that
-    fails."""
+def _exporting(path: Path) -> Iterator[None]:
+    """Without messages of the exporter, whose errors become a ModelError."""
     before = os.environ.get(NO_CHECKS)
+    # Without the checks of transformers that compare values of tensors: ONNX has no operator that fails.
     os.environ[NO_CHECKS] = "1"
     try:
-        yield
+        with _quietly():
+            yield
+    # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
+    except Exception as error:
+        reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
+        side = "image" if path.stem == "image" else "text"
+        raise ModelError(f"torch cannot export this model's {side} side to ONNX: {reason}") from error
     finally:
         if before is None:
             del os.environ[NO_CHECKS]
@@ -444,12 +414,9 @@ def _image_inputs(images: ImageBatch) -> dict[str, Tensor]:
 def _trace(tower: _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
     """Write one file by following the computation of an example."""
     names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
-    try:
-        with _quietly(), _without_value_checks():
-            axes = {**free, ONNX_OUTPUT: {0: "texts"}}
-            torch.onnx.export(tower, tuple(example.values()), str(path), dynamo=False, dynamic_axes=axes, **names)
-    except Exception as error:  # as in `_write`
-        raise _export_error(error, path) from error
+    axes = {**free, ONNX_OUTPUT: {0: "texts"}}
+    with _exporting(path):
+        torch.onnx.export(tower, tuple(example.values()), str(path), dynamo=False, dynamic_axes=axes, **names)
 
 
 def _write(
@@ -459,25 +426,14 @@ def _write(
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
     shapes = tuple(free[name] for name in example)
     names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
-    try:
-        with _quietly(), _without_value_checks():
-            program = torch.onnx.export(
-                tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
-            )
-            assert program is not None
-            # What makes a logit of a cosine.
-            numbers = {"logit_scale": tower.model.logit_scale, "logit_bias": tower.model.logit_bias}
-            program.model.metadata_props.update(
-                {name: repr(float(number)) for name, number in numbers.items() if number is not None}
-            )
-            program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
-    # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
-    except Exception as error:
-        raise _export_error(error, path) from error
-
-
-def _export_error(error: Exception, path: Path) -> ModelError:
-    reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
-    return ModelError(
-        f"torch cannot export this model's {'image' if path.stem == 'image' else 'text'} side to ONNX: {reason}"
-    )
+    with _exporting(path):
+        program = torch.onnx.export(
+            tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names
+        )
+        assert program is not None
+        # What makes a logit of a cosine.
+        numbers = {"logit_scale": tower.model.logit_scale, "logit_bias": tower.model.logit_bias}
+        program.model.metadata_props.update(
+            {name: repr(float(number)) for name, number in numbers.items() if number is not None}
+        )
+        program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)

@@ -44,6 +44,7 @@ class OpenClipTokenizer:
         """All tokens of a text, neither cut nor padded."""
         if (inner := self.hugging_face) is not None:
             return {"input_ids": list(inner(self.tokenizer.clean_fn(text), verbose=verbose)["input_ids"])}
+        # open_clip lists these two first, before special tokens that a configuration adds.
         start, end = self.tokenizer.all_special_ids[:2]
         return {"input_ids": [start, *self.tokenizer.encode(text), end]}
 

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +34,6 @@ PACKAGES = ("onnxruntime", "tokenizers")
 """Import names of the packages that such a folder needs."""
 GRAPH_OUTPUT = "vectors"
 HINT = "delete the index and make it again with `dcdctl index`"
-
-
-@dataclass(frozen=True)
-class TokenizedTexts:
-    """Texts as the encoder that made them reads them."""
-
-    batch: Any
-    """What `TextEncoder.vectors` takes."""
-    ids: list[list[int]]
-    """The tokens of each text, special ones included, without padding."""
 
 
 class TextEncoder(Protocol):
@@ -61,14 +51,15 @@ class TextEncoder(Protocol):
     def unknown_id(self) -> int | None:
         """The id of words that the tokenizer does not know; None if it knows all."""
 
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Texts as tokens, cut to `max_text_len`."""
+    def tokenize(self, texts: Sequence[str]) -> tuple[Any, list[list[int]]]:
+        """Texts cut to `max_text_len`: what `vectors` takes, and the ids of each text, special ones included, without
+        padding."""
 
     def num_tokens(self, text: str) -> int:
         """The number of tokens of a whole text, special ones included."""
 
-    def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
-        """The vectors of texts, T x D."""
+    def vectors(self, batch: Any) -> NDArray[np.float32]:
+        """The vectors of tokenized texts, T x D."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +85,7 @@ class TextSettings:
     """Whether a special token that is written in a text is read as text."""
     special_ids: tuple[int, ...]
     unknown_id: int | None = None
-    cleaning: str = ""
+    cleaning: Literal["", "whitespace", "lower", "canonicalize"] = ""
     """A key of `CLEANINGS`; empty for texts that the tokenizer reads as they are."""
 
 
@@ -102,6 +93,7 @@ def _plain(text: str) -> str:
     """Without wrong encodings, HTML entities and outer spaces, as open_clip cleans every text."""
     import ftfy  # as open_clip does, which needs it
 
+    # Twice, as in open_clip: captions of web pages are often escaped twice.
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -123,6 +115,16 @@ CLEANINGS: dict[str, Callable[[str], str]] = {
 """What is done to a text before it becomes tokens, by the names of open_clip."""
 
 
+def open_session(graph: Path, num_threads: int, providers: list[str]) -> Any:
+    """A session of ONNX Runtime for a file, with so many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3  # errors: its warnings are about graphs, for developers
+    return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+
+
 class TextTower:
     """The text side of a dual encoder, run by ONNX Runtime on the CPU: a `TextEncoder`."""
 
@@ -131,7 +133,6 @@ class TextTower:
 
     def __init__(self, folder: Path, settings: TextSettings, threads: int | None = None) -> None:
         """A folder whose files were compared with their checksums; `threads` as in `machine.num_threads`."""
-        import onnxruntime
         from tokenizers import Tokenizer
 
         if settings.cleaning:
@@ -150,12 +151,7 @@ class TextTower:
             pad_token=padding.token,
             pad_type_id=padding.type_id,
         )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = machine.num_threads(threads)
-        options.log_severity_level = 3  # errors
-        self._session = onnxruntime.InferenceSession(
-            str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(folder / GRAPH_FILE, machine.num_threads(threads), ["CPUExecutionProvider"])
         self._inputs = {node.name for node in self._session.get_inputs()}
         # To count the tokens of a whole text, the tokenizer is changed for a moment.
         self._tokenizing = threading.Lock()
@@ -180,16 +176,14 @@ class TextTower:
         artifacts.check_files(folder, listed, hint=HINT)
         try:
             settings = config.build(TextSettings, document["settings"])
-            if settings.cleaning not in CLEANINGS:
-                raise ConfigError(f"cleaning is {settings.cleaning!r}", hint=f"known: {', '.join(CLEANINGS)}")
         except (KeyError, ConfigError) as error:
             raise StaleError(
                 f"{folder / TEXT_FILE} is not as this dcdctl writes it: {error}", hint="update dcdctl"
             ) from error
         return TextTower(folder, settings, threads)
 
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Texts as tokens, cleaned and cut to `max_text_len`."""
+    def tokenize(self, texts: Sequence[str]) -> tuple[dict[str, NDArray[np.int64]], list[list[int]]]:
+        """Texts cleaned and cut to `max_text_len`: the inputs of the graph, and the ids of each text."""
         with self._tokenizing:
             found = self._tokenizer.encode_batch(list(map(self._clean, texts)))
         arrays = {
@@ -202,7 +196,7 @@ class TextTower:
             [token for token, is_read in zip(text.ids, text.attention_mask, strict=True) if is_read or reads_all]
             for text in found
         ]
-        return TokenizedTexts({name: array for name, array in arrays.items() if name in self._inputs}, ids)
+        return {name: array for name, array in arrays.items() if name in self._inputs}, ids
 
     def num_tokens(self, text: str) -> int:
         """The number of tokens of a whole text, special ones included."""
@@ -214,9 +208,9 @@ class TextTower:
                 self._cut()
         return sum(found.attention_mask)
 
-    def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
-        """The vectors of texts, T x D."""
-        (vectors_TD,) = self._session.run([GRAPH_OUTPUT], texts.batch)
+    def vectors(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """The vectors of tokenized texts, T x D."""
+        (vectors_TD,) = self._session.run([GRAPH_OUTPUT], batch)
         return vectors_TD
 
     def _cut(self) -> None:

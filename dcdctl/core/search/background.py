@@ -75,7 +75,8 @@ def measure_background(searcher: IndexSearcher) -> Background | None:
         return None
     images_SD = index.vectors(np.array(rows, dtype=np.int64)).astype(np.float32)
     images_SD /= np.linalg.norm(images_SD, axis=1, keepdims=True)
-    probes_PD = searcher.texts.vectors(searcher.texts.tokenize(probe_texts()))[:, : index.dim]
+    batch, _ = searcher.texts.tokenize(probe_texts())
+    probes_PD = searcher.texts.vectors(batch)[:, : index.dim]
     # A model may have no vector for words that it does not know.
     probes_PD = probes_PD[np.isfinite(probes_PD).all(axis=1) & probes_PD.any(axis=1)]
     if not len(probes_PD):

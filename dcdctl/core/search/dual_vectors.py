@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import models
-from dcdctl.core.models import TokenizedTexts
 
 
 class DualVectors:
@@ -39,13 +38,13 @@ class DualVectors:
     def unknown_id(self) -> int | None:
         return self.model.preprocess.tokenizer.unk_token_id
 
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+    def tokenize(self, texts: Sequence[str]) -> tuple[models.TextBatch, list[list[int]]]:
         with self._tokenizing:
             batch = self.model.preprocess.texts(texts)
         ids = [
             ids_L[mask_L.bool()].tolist() for ids_L, mask_L in zip(batch.input_ids, batch.attention_mask, strict=True)
         ]
-        return TokenizedTexts(batch, ids)
+        return batch, ids
 
     def num_tokens(self, text: str) -> int:
         with self._tokenizing:
@@ -53,8 +52,8 @@ class DualVectors:
             return len(self.model.preprocess.tokenizer(text, verbose=False)["input_ids"])
 
     @torch.inference_mode()
-    def vectors(self, texts: TokenizedTexts) -> NDArray[np.float32]:
-        return _on_cpu(self.model.embed_texts(texts.batch.to(self.device)))
+    def vectors(self, batch: models.TextBatch) -> NDArray[np.float32]:
+        return _on_cpu(self.model.embed_texts(batch.to(self.device)))
 
     @torch.inference_mode()
     def of_image(self, image: Image.Image) -> NDArray[np.float32]:

@@ -201,8 +201,8 @@ class IndexSearcher:
 
     def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[SearchAnswer]:
         started = time.perf_counter()
-        tokens = self.texts.tokenize(texts)
-        notes = [self._notes(text, ids) for text, ids in zip(texts, tokens.ids, strict=True)]
+        batch, ids_Q = self.texts.tokenize(texts)
+        notes = [self._notes(text, ids) for text, ids in zip(texts, ids_Q, strict=True)]
         count = k if self.reranker is None else max(k, self.reranker.depth)
 
         def find(vectors_QD: NDArray[np.float32]) -> list[tuple[Hit, ...]]:
@@ -210,7 +210,7 @@ class IndexSearcher:
                 return self.index.hybrid(texts, vectors_QD, count, where)
             return self.index.search(vectors_QD, count, where)
 
-        answers = self._answers(self.texts.vectors(tokens), started, find)
+        answers = self._answers(self.texts.vectors(batch), started, find)
         for number, answer in enumerate(answers):
             if where is not None and not answer.hits:
                 notes[number].append(NO_IMAGE)

@@ -141,4 +141,4 @@ def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEn
         max_text_len=config.max_text_len,
         hidden_dropout_prob=_new_dropout(config),
     )
-    return models.dual_student(size, captions, vocab_size=config.vocab_size, seed=seed)
+    return models.new_dual(size, models.word_piece(captions, config.vocab_size), seed)

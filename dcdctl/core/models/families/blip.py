@@ -51,6 +51,7 @@ class BlipScorer(MatchingScorer):
     network_class = BlipForImageTextRetrieval
     processor_class = "BlipProcessor"
     output = "itm_score"
+    layers_name = "text_encoder.encoder.layer"
     head = "itm_head"
     unread = ("vision_proj", "text_proj")
     max_text_len = 35  # as in train_retrieval.py
@@ -58,13 +59,8 @@ class BlipScorer(MatchingScorer):
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
+        # The text layers need none: `score_pairs` computes their attention itself.
         compute_by(FusedAttention, BlipAttention, self.network.vision_model)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The text layers, each of which attends to the image."""
-        layers: nn.ModuleList = self.network.text_encoder.encoder.layer
-        return layers
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -79,10 +75,6 @@ class BlipScorer(MatchingScorer):
         for config in (network.config.text_config, network.text_encoder.config):
             config.num_hidden_layers = len(layers)
         return type(self)(network, self.preprocess)
-
-    def _image_tokens(self, pixel_values: Tensor) -> Tensor:
-        tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
-        return tokens
 
     def _text_tokens(self, texts: TextBatch) -> Tensor:
         tokens: Tensor = self.network.text_encoder.embeddings(input_ids=texts.input_ids)
@@ -101,6 +93,8 @@ class BlipScorer(MatchingScorer):
         def run_layer(
             layer: Any, tokens_PLD: Tensor, image_GMD: Tensor, is_first: bool, num_queries: int | None
         ) -> Tensor:
+            # Before its first cross-attention a caption does not depend on an image, so it is computed once for all its
+            # pairs.
             inner, outer, cross = layer.attention.self, layer.attention.output, layer.crossattention
             attended = self_attend(inner, outer, tokens_PLD, mask_TL if is_first else mask_PL, num_queries)
             attended_PLD = select_rows(attended, text_at_P) if is_first else attended
@@ -109,6 +103,7 @@ class BlipScorer(MatchingScorer):
             return fused
 
         for index, layer in enumerate(self.layers):
+            # The head reads only the first token.
             count = 1 if index == self.num_layers - 1 else None
             tokens_PLD = recomputed(self.network, run_layer, layer, tokens_PLD, image_GMD, index == 0, count)
         return self.match(tokens_PLD[:, 0])

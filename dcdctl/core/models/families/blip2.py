@@ -41,17 +41,12 @@ class Blip2Scorer(MatchingScorer):
     processor_class = "Blip2Processor"
     output = "logits_per_image"
     options: ClassVar[Mapping[str, bool]] = {"use_image_text_matching_head": True}
+    layers_name = "qformer.encoder.layer"
     head = "itm_head"
     text_part = "qformer_config"
     unread = ("vision_projection", "text_projection")
     max_text_len = 32  # `max_txt_len` in salesforce/LAVIS blip2_image_text_matching.py
     example = "Salesforce/blip2-itm-vit-g"
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The layers of the Q-Former."""
-        layers: nn.ModuleList = self.network.qformer.encoder.layer
-        return layers
 
     @property
     def num_queries(self) -> int:
@@ -86,10 +81,6 @@ class Blip2Scorer(MatchingScorer):
         # model_max_length without it.
         del preprocess.tokenizer.init_kwargs["max_length"]
         return type(self)(network, preprocess)
-
-    def _image_tokens(self, pixel_values: Tensor) -> Tensor:
-        tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
-        return tokens
 
     def _text_tokens(self, texts: TextBatch) -> Tensor:
         """ModelError for a caption that contains the image token."""
@@ -133,6 +124,7 @@ class Blip2Scorer(MatchingScorer):
             return torch.cat([layer.feed_forward_chunk_query(queries), text], dim=1)
 
         for index, layer in enumerate(self.layers):
+            # In the last layer captions are only attended to, because the head reads the queries alone.
             arguments = tokens_PND, image_GMD, index == 0, index == self.num_layers - 1
             tokens_PND = recomputed(self.network, run_layer, layer, *arguments)
         # The mean of the queries' logits is the logit of their mean, because the head is linear.
@@ -150,7 +142,6 @@ class Blip2Scorer(MatchingScorer):
 
     @classmethod
     def _check_config(cls, config: Any, ref: str) -> None:
-        super()._check_config(config, ref)
         if not config.qformer_config.use_qformer_text_input:
             raise cls._no_head(config, ref)
 

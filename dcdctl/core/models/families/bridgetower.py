@@ -43,17 +43,11 @@ class BridgeTowerScorer(MatchingScorer):
     family = "BridgeTower"
     network_class = BridgeTowerForImageAndTextRetrieval
     processor_class = "BridgeTowerProcessor"
-    output = "logits"
+    layers_name = "bridgetower.cross_modal_text_layers"
     head = "itm_score.fc"
     unread = ("bridgetower.text_model.pooler",)
     max_text_len = 40  # `task_finetune_irtr_*` in microsoft/BridgeTower src/config.py
     example = "BridgeTower/bridgetower-base-itm-mlm"
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The text side of the fusion layers."""
-        layers: nn.ModuleList = self._body.cross_modal_text_layers
-        return layers
 
     @property
     def _body(self) -> Any:
@@ -124,6 +118,7 @@ class BridgeTowerScorer(MatchingScorer):
 
         body = self._body
         for index, layers in enumerate(zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)):
+            # The head reads only the first tokens of both streams.
             count = 1 if index == self.num_layers - 1 else None
             if index == 0:
                 streams = recomputed(self.network, run_first, layers, streams, count)
@@ -153,18 +148,7 @@ class BridgeTowerScorer(MatchingScorer):
 
     @classmethod
     def _check_config(cls, config: Any, ref: str) -> None:
-        super()._check_config(config, ref)
-        vision = config.vision_config
-        unsupported = {
-            "share_link_tower_layers": config.share_link_tower_layers,
-            "remove_last_layer": vision.remove_last_layer,
-        }
-        for name, is_set in unsupported.items():
-            if is_set:  # transformers has these settings, but its forward pass fails
-                raise ModelError(
-                    f"{ref} has {name}, which transformers cannot compute", hint=f"use a model such as {cls.example}"
-                )
-        layers = config.text_config.num_hidden_layers, vision.num_hidden_layers
+        layers = config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers
         if layers[0] != layers[1] or not 1 <= config.num_hidden_layers <= layers[0]:
             raise ModelError(
                 f"{ref} has {config.num_hidden_layers} fusion layers over encoders of {layers[0]} and {layers[1]} "

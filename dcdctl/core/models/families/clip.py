@@ -1,4 +1,5 @@
-"""CLIP and its relatives in transformers as dual encoders: MetaCLIP 2, SigLIP, SigLIP 2, Chinese-CLIP and ALIGN.
+"""CLIP and its relatives in transformers as dual encoders: MetaCLIP 2, SigLIP, SigLIP 2, Chinese-CLIP and ALIGN. `load`
+reads these and the VisionTextDualEncoderModel.
 
 Vectors and scores are those of the library's own class. The trained projections are kept, so a student that starts from
 such a model has its zero-shot quality.
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -20,12 +20,12 @@ from transformers import AutoModel
 from transformers.models.align.modeling_align import AlignTextSelfAttention
 
 from dcdctl.core.models.checkpoint import check_complete
-from dcdctl.core.models.dual import keep_statistics
-from dcdctl.core.models.families.vision_text_dual import VisionTextDual
+from dcdctl.core.models.families.vision_text_dual import VARIANTS, VisionTextDual
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.networks.attention import compute_by
-from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, attention_mask
-from dcdctl.core.models.networks.towers import Tower
+from dcdctl.core.models.networks.backbones import attention_mask
+from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.towers import Tower, keep_statistics
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     FOLDER_HINT,
@@ -35,41 +35,6 @@ from dcdctl.core.models.preprocess import (
     load_image_processor,
     load_own_tokenizer,
 )
-from dcdctl.core.models.protocols import ExportSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipVariant:
-    """How models of one type read captions, and what reads the models."""
-
-    model_class: str
-    processor_class: str
-    max_text_len: int | None = None
-    """Tokens of a caption, special ones included; None for as many as the model has positions."""
-    text_position: int | None = None
-    """The token that stands for a caption; None for the pooled output of the text encoder."""
-    pads_texts: bool = False
-    """Every caption is padded to the maximum length, and the model attends to the padding, as in its training."""
-
-
-VARIANTS = {
-    "clip": ClipVariant(model_class="CLIPModel", processor_class="CLIPProcessor"),
-    "metaclip_2": ClipVariant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
-    "siglip": ClipVariant(
-        model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True
-    ),
-    # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
-    "siglip2": ClipVariant(
-        model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True
-    ),
-    # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in
-    # Chinese-CLIP's code, and 64 in the processor of ALIGN.
-    "chinese_clip": ClipVariant(
-        model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52
-    ),
-    "align": ClipVariant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
-}
-"""By `model_type` in config.json."""
 
 
 class FusedTextAttention(AlignTextSelfAttention):
@@ -96,6 +61,7 @@ class ClipDual(VisionTextDual):
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
+        # The text encoders of the others use the fused kernel in transformers.
         if self.network.config.model_type == "align":
             compute_by(FusedTextAttention, AlignTextSelfAttention, self.network.text_model)
 
@@ -112,6 +78,7 @@ class ClipDual(VisionTextDual):
         100."""
         network = self.network
         if network.config.model_type == "align":
+            # It divides by a temperature where the others multiply by a scale.
             return torch.as_tensor(1 / network.temperature.reshape(()))
         # SigLIP stores a vector of one number.
         scale: Tensor = network.logit_scale.reshape(()).exp()
@@ -122,10 +89,6 @@ class ClipDual(VisionTextDual):
         """SigLIP's learned offset of all logits, 0-dimensional; None for the other models."""
         bias: Tensor | None = getattr(self.network, "logit_bias", None)
         return None if bias is None else bias.reshape(())
-
-    @property
-    def _variant(self) -> ClipVariant:
-        return VARIANTS[self.network.config.model_type]
 
     def pool_images(self, images: ImageBatch) -> Tensor:
         """The pooled output for images; SigLIP 2 with variable resolution reads their grids too."""
@@ -139,9 +102,9 @@ class ClipDual(VisionTextDual):
         """The token that stands for a caption, or the pooled output."""
         encoder = self.network.text_model
         # A model that attends to the padding gets no mask, and all its captions have one length.
-        mask = None if self._variant.pads_texts else attention_mask(encoder, texts)
+        mask = None if self.variant.pads_texts else attention_mask(encoder, texts)
         output = encoder(input_ids=texts.input_ids, attention_mask=mask)
-        position = self._variant.text_position
+        position = self.variant.text_position
         return output.pooler_output if position is None else output.last_hidden_state[:, position]
 
     def project_images(self, pooled_IW: Tensor) -> Tensor:
@@ -167,16 +130,8 @@ class ClipDual(VisionTextDual):
         keep_statistics(self.network)
         return self
 
-    def export_spec(self) -> ExportSpec:
-        """A class of transformers."""
-        variant, length = self._variant, self.preprocess.max_text_len
-        padded = length if variant.pads_texts else None
-        return ExportSpec(
-            model_class=variant.model_class, processor_class=variant.processor_class, padded_length=padded
-        )
 
-
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ClipDual:
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
     there is one."""
     overrides = read_overrides(table)
@@ -197,4 +152,5 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         default=variant.max_text_len,
     )
     preprocess = dataclasses.replace(preprocess, pads_texts=variant.pads_texts)
-    return ClipDual(network, preprocess, tuple(sorted(report["unexpected_keys"])))
+    dual_class = VisionTextDual if network.config.model_type == "vision-text-dual-encoder" else ClipDual
+    return dual_class(network, preprocess, tuple(sorted(report["unexpected_keys"])))

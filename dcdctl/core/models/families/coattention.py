@@ -23,14 +23,14 @@ from typing import Annotated, Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig
 
 from dcdctl.core.config import Count, between, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.inputs import States, select_rows
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
-from dcdctl.core.models.networks.backbones import EncoderProjections, NetworkOverEncoders, ProjectionSize
+from dcdctl.core.models.networks.backbones import NetworkOverEncoders
+from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: the default of a RoBERTa configuration, not the 1e-5 of roberta-base."""
@@ -134,39 +134,30 @@ class CoAttentionNetwork(NetworkOverEncoders):
     `cosine` holds the projections of a dual encoder over the same encoders, whose logit is added to the fusion's.
     """
 
-    def __init__(
-        self, vision: nn.Module, text: nn.Module, size: FusionSize, cosine: EncoderProjections | None = None
-    ) -> None:
+    cosine: EncoderProjections | None
+
+    def __init__(self, vision: nn.Module, text: Any, size: FusionSize) -> None:
         super().__init__(vision, text)
         self.size, width = size, size.hidden_size
         self.image_transform = nn.Linear(self.image_width, width)
-        self.text_transform = nn.Linear(self.text_config.hidden_size, width)
+        self.text_transform = nn.Linear(text.config.hidden_size, width)
         self.modality = nn.Embedding(2, width)
         self.text_layers = nn.ModuleList([FusionLayer(size) for _ in range(size.num_layers)])
         self.image_layers = nn.ModuleList([FusionLayer(size) for _ in range(size.num_layers)])
         self.text_pooler, self.image_pooler = nn.Linear(width, width), nn.Linear(width, width)
         self.rank_output = nn.Linear(2 * width, 1)
         for name, module in self.named_modules():
+            # The encoders keep their pretrained weights.
             if not name.startswith(("vision.", "text.")) and isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
-        # Set last, so that the initialization above leaves its weights as they are.
-        self.cosine = cosine
+        self.cosine = None
 
     @classmethod
-    def from_configs(
-        cls, vision_config: Any, text_config: Any, size: FusionSize, cosine: ProjectionSize | None = None
-    ) -> Self:
+    def from_configs(cls, vision: Any, text: Any, size: FusionSize) -> Self:
         """The network over untrained encoders of these configurations."""
-        with backbones.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
-            vision = backbones.new_encoder(vision_config)
-        text = backbones.new_encoder(text_config)
-        if cosine is None:
-            return cls(vision, text, size)
-        return cls(
-            vision, text, size, EncoderProjections(backbones.image_width(vision), text.config.hidden_size, cosine)
-        )
+        return cls(backbones.new_encoder(vision), backbones.new_encoder(text), size)
 
     @property
     def steps(self) -> list[tuple[FusionLayer, FusionLayer]]:
@@ -196,11 +187,13 @@ class CoAttentionNetwork(NetworkOverEncoders):
         return {**super().to_table(), "fusion": dataclasses.asdict(self.size), "cosine": cosine}
 
 
-def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
+def network_from_table(table: Mapping[str, Any], ref: object) -> CoAttentionNetwork:
     """The untrained network of a table from `CoAttentionNetwork.to_table`."""
-    vision, text = (AutoConfig.for_model(**table[name]) for name in ("vision", "text"))
-    cosine = None if table["cosine"] is None else ProjectionSize(**table["cosine"])
-    return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]), cosine)
+    vision, text = backbones.new_pair(table, ref)
+    network = CoAttentionNetwork(vision, text, FusionSize(**table["fusion"]))
+    if cosine := table["cosine"]:
+        network.cosine = EncoderProjections(network.image_width, text.config.hidden_size, ProjectionSize(**cosine))
+    return network
 
 
 Layers = tuple[FusionLayer, FusionLayer]

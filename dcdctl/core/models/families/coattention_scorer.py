@@ -89,6 +89,7 @@ class CoAttentionScorer(ModelOverEncoders, FusionScorer):
 
     def set_dropout(self, probability: float) -> None:
         """Set the dropout of the fusion layers; this is drop_rate in METER's code, whose RoBERTa keeps its own too."""
+        # config.json is written from the size, the modules below compute.
         self.network.size = dataclasses.replace(self.network.size, dropout=probability)
         for module in nn.ModuleList([self.network.text_layers, self.network.image_layers]).modules():
             if isinstance(module, nn.Dropout):
@@ -151,15 +152,15 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
         config["fusion"]["num_heads"] = overrides.num_attention_heads
     if overrides.text_num_attention_heads is not None:
         config["text"]["num_attention_heads"] = overrides.text_num_attention_heads
-    network = network_from_table(config)
+    network = network_from_table(config, folder)
     load_weights(network, weights, folder, "a co-attention scorer")
     if overrides.image_size is None:
-        processor = backbones.load_processor(ref, network.vision_config)
+        processor = backbones.load_processor(ref, network.vision.config)
     else:
         processor = meter_image_processor(overrides.image_size)
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
     length = overrides.max_text_len or saved["max_text_len"]
-    preprocess = fitted_preprocess(tokenizer, processor, network.text_config, max_text_len=length)
+    preprocess = fitted_preprocess(tokenizer, processor, network.text.config, max_text_len=length)
     return CoAttentionScorer(network, dataclasses.replace(preprocess, image_transform=saved["image_transform"]))
 
 

@@ -20,10 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core.errors import MissingError, ModelError, install_command, require_extra
-from dcdctl.core.models.checkpoint import check_complete
-from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
+from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, check_read, processor_table
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
-from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.overrides import (
     IMAGE_FIRST,
     OF_CROSS_ENCODERS,
@@ -76,7 +74,6 @@ class CrossEncoderScorer(RawPairScorer):
     def settings(self) -> dict[str, Any]:
         """All further settings of the cross-encoder that decide a score."""
         transformer = self.encoder[0]
-        processor = transformer.processor
         return {
             "kind": "fusion",
             "prompt": self.prompt,
@@ -85,11 +82,8 @@ class CrossEncoderScorer(RawPairScorer):
             "modules": [[type(module).__name__, module.get_config_dict()] for module in self.encoder],
             "float32_modules": getattr(self.encoder, "keep_in_fp32_modules", None),
             "max_seq_length": self.encoder.max_seq_length,
-            "processor": [type(processor).__name__, processor_settings(processor)],
-            # The classes with and without torchvision have the same settings and differ in some pixels.
-            "image_processor": type(getattr(processor, "image_processor", None)).__name__,
-            "chat_template": [processor.chat_template, transformer.tokenizer.chat_template],
-            "tokenizer": tokenizer_settings(transformer.tokenizer),
+            "chat_template": [transformer.processor.chat_template, transformer.tokenizer.chat_template],
+            **processor_table(transformer.processor),
         }
 
     def _pair(self, image: Image.Image, text: str) -> Pair:
@@ -126,6 +120,7 @@ class CrossEncoderScorer(RawPairScorer):
                 pairs,
                 prompt=self.prompt,
                 batch_size=len(pairs),
+                # The library's sigmoid would saturate.
                 activation_fn=nn.Identity(),
                 convert_to_tensor=True,
                 show_progress_bar=False,
@@ -201,6 +196,7 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
                 ref,
                 device="cpu",
                 trust_remote_code=False,
+                # What a folder lacks must not be taken from the Hub.
                 local_files_only=Path(ref).is_dir(),
                 model_kwargs={"dtype": getattr(torch, overrides.dtype or "float32")},
                 activation_fn=nn.Identity(),
@@ -222,13 +218,7 @@ def _check(encoder: Any, ref: str) -> None:
         )
     if encoder.num_labels != 1:
         raise ModelError(f"{ref} gives {encoder.num_labels} scores for a pair, expected one")
-    # transformers fills missing weights with random numbers, and marks those that it has read.
-    parameters = dict(encoder[0].model.named_parameters())
-    check_complete(
-        ref,
-        {name for name, value in parameters.items() if not getattr(value, "_is_hf_initialized", False)},
-        "a cross-encoder",
-    )
+    check_read(encoder[0].model, ref, "a cross-encoder")
 
 
 def _cap_pixels(encoder: Any, max_pixels: int, ref: str) -> None:

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from dcdctl.core.models.dual import DualEncoder
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
+from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks import backbones
-from dcdctl.core.models.networks.backbones import EncoderProjections, FeatureSpec, NetworkOverEncoders, ProjectionSize
+from dcdctl.core.models.networks.backbones import AS_IT_IS, FeatureSpec, NetworkOverEncoders
 from dcdctl.core.models.networks.over_encoders import ModelOverEncoders, load_weights, read_folder
+from dcdctl.core.models.networks.projections import EncoderProjections, ProjectionSize
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
@@ -31,9 +31,9 @@ from dcdctl.core.models.protocols import ExportSpec
 class FrozenDualNetwork(NetworkOverEncoders):
     """Two encoders and two projections; the projections are untrained."""
 
-    def __init__(self, vision: nn.Module, text: nn.Module, size: ProjectionSize) -> None:
+    def __init__(self, vision: nn.Module, text: Any, size: ProjectionSize) -> None:
         super().__init__(vision, text)
-        self.projections = EncoderProjections(self.image_width, self.text_config.hidden_size, size)
+        self.projections = EncoderProjections(self.image_width, text.config.hidden_size, size)
 
     def to_table(self) -> dict[str, Any]:
         """The contents of config.json, besides the model's type."""
@@ -48,6 +48,7 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
 
     def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
+        # Here, so that a loaded model is frozen as a new one is.
         self.encoders.freeze()
 
     def set_dropout(self, probability: float) -> None:
@@ -79,7 +80,7 @@ class FrozenDual(ModelOverEncoders, DualEncoder):
     def export_spec(self) -> ExportSpec:
         """A class in a file of code: no class of transformers reads stages, the mean of tokens and normalized
         features."""
-        config = self.network.vision_config
+        config = self.network.vision.config
         return ExportSpec(
             model_class="EncoderDualModel",
             processor_class="VisionTextDualEncoderProcessor",
@@ -94,7 +95,7 @@ def new_frozen_dual(
     size: ProjectionSize,
     *,
     max_text_len: int,
-    features: FeatureSpec = FeatureSpec.DEFAULT,
+    features: FeatureSpec = AS_IT_IS,
     seed: int = 0,
 ) -> FrozenDual:
     """A dual encoder over two pretrained encoders (folders or Hub ids), which are frozen; only the two projections are
@@ -102,15 +103,11 @@ def new_frozen_dual(
 
     Arguments as in `build.new_coattention`. Equal seeds give equal weights; the global random state is not touched.
     """
-    vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
-    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
-        torch.default_generator.manual_seed(seed)
-        network = FrozenDualNetwork(vision, text, size)
-    processor = backbones.load_processor(vision_ref, network.vision_config)
-    dual = FrozenDual(network, fitted_preprocess(tokenizer, processor, network.text_config, default=max_text_len))
-    backbones.check_sides(dual.preprocess, (vision_ref, dual.embed_images), (text_ref, dual.embed_texts))
+    vision, text, preprocess = backbones.load_pair(vision_ref, text_ref, features, max_text_len)
+    with seeded(seed):
+        dual = FrozenDual(FrozenDualNetwork(vision, text, size), preprocess)
+    # Only a pass shows whether an encoder takes what its processor makes.
+    backbones.check_sides(preprocess, (vision_ref, dual.embed_images), (text_ref, dual.embed_texts))
     return dual
 
 
@@ -121,11 +118,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     folder, overrides = Path(ref), read_overrides(table)
     check_fixed_overrides(overrides, folder)
     config, weights = read_folder(ref)
-    with backbones.needing_timm(folder):
-        vision, text = (backbones.new_encoder(AutoConfig.for_model(**config[name])) for name in ("vision", "text"))
-    network = FrozenDualNetwork(vision, text, ProjectionSize(**config["projection"]))
+    network = FrozenDualNetwork(*backbones.new_pair(config, folder), ProjectionSize(**config["projection"]))
     load_weights(network, weights, folder, "a dual encoder")
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
-    processor = backbones.load_processor(ref, network.vision_config)
+    processor = backbones.load_processor(ref, network.vision.config)
     length = overrides.max_text_len or saved["max_text_len"]
-    return FrozenDual(network, fitted_preprocess(tokenizer, processor, network.text_config, max_text_len=length))
+    return FrozenDual(network, fitted_preprocess(tokenizer, processor, network.text.config, max_text_len=length))

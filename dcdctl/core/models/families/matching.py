@@ -51,10 +51,12 @@ class MatchingScorer(FusionScorer):
     network_class: ClassVar[Any]
     """The class of transformers that has the head."""
     processor_class: ClassVar[str]
-    output: ClassVar[str]
+    output: ClassVar[str] = "logits"
     """The field of the network's output that holds the rows of the head."""
     options: ClassVar[Mapping[str, bool]] = {}
     """Arguments of the network's forward pass that ask for the head."""
+    layers_name: ClassVar[str]
+    """The module that lists the fusion layers."""
     head: ClassVar[str]
     """The module of the head in the network."""
     text_part: ClassVar[str] = "text_config"
@@ -77,9 +79,17 @@ class MatchingScorer(FusionScorer):
             self.network.get_submodule(name).requires_grad_(False)
         return self
 
-    @abstractmethod
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The fusion layers; in BridgeTower their text side."""
+        layers = self.network.get_submodule(self.layers_name)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
     def _image_tokens(self, pixel_values: Tensor) -> Tensor:
         """What the fusion reads of images, I x M x D; all tokens are real."""
+        tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
+        return tokens
 
     @abstractmethod
     def _text_tokens(self, texts: TextBatch) -> Tensor:
@@ -154,12 +164,7 @@ class MatchingScorer(FusionScorer):
 
     @classmethod
     def _check_config(cls, config: Any, ref: str) -> None:
-        """ModelError, before any weights are read, for a class of the family that never has the head."""
-        found = (config.architectures or [""])[0]
-        if found.endswith(
-            ("ForConditionalGeneration", "ForQuestionAnswering", "ForContrastiveLearning", "VisionModel", "TextModel")
-        ):
-            raise cls._no_head(config, ref)
+        """ModelError, before any weights are read, for a configuration that the family cannot compute."""
 
     @classmethod
     def _no_head(cls, config: Any, ref: str) -> ModelError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
 
 from dcdctl.core.errors import ModelError
@@ -12,9 +11,9 @@ from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionSi
 from dcdctl.core.models.families.coattention_scorer import MAX_TEXT_LEN, CoAttentionScorer
 from dcdctl.core.models.families.frozen_dual import FrozenDual
 from dcdctl.core.models.load_save import load_dual
+from dcdctl.core.models.model import seeded
 from dcdctl.core.models.networks import backbones
-from dcdctl.core.models.networks.backbones import FeatureSpec
-from dcdctl.core.models.preprocess import fitted_preprocess, load_tokenizer
+from dcdctl.core.models.networks.backbones import AS_IT_IS, FeatureSpec
 
 
 def new_coattention(
@@ -23,7 +22,7 @@ def new_coattention(
     size: FusionSize,
     *,
     max_text_len: int = MAX_TEXT_LEN,
-    features: FeatureSpec = FeatureSpec.DEFAULT,
+    features: FeatureSpec = AS_IT_IS,
     seed: int = 0,
     dual_init: str | None = None,
 ) -> CoAttentionScorer:
@@ -35,15 +34,9 @@ def new_coattention(
     read. `dual_init` names a dual encoder over the same encoders: its logit is added to the fusion's, which starts at
     0. Equal seeds give equal weights; the global random state is not touched.
     """
-    vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
-    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
-        torch.default_generator.manual_seed(seed)
-        network = CoAttentionNetwork(vision, text, size)
-    processor = backbones.load_processor(vision_ref, network.vision_config)
-    preprocess = fitted_preprocess(tokenizer, processor, network.text_config, default=max_text_len)
-    scorer = CoAttentionScorer(network, preprocess)
+    vision, text, preprocess = backbones.load_pair(vision_ref, text_ref, features, max_text_len)
+    with seeded(seed):
+        scorer = CoAttentionScorer(CoAttentionNetwork(vision, text, size), preprocess)
     if dual_init is not None:
         _start_from_dual(scorer, dual_init, f"{vision_ref} and {text_ref}")
     backbones.check_sides(preprocess, (vision_ref, scorer.encode_images), (text_ref, scorer.encode_texts))

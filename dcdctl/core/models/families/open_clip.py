@@ -27,12 +27,19 @@ from transformers import AutoConfig
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, to_dtype
-from dcdctl.core.models.dual import DualEncoder, keep_statistics, unit_vectors
+from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.attention import enable_checkpointing
-from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, in_kernel_order
+from dcdctl.core.models.networks.backbones import in_kernel_order
 from dcdctl.core.models.networks.open_clip_towers import find_towers
-from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others, use_eval_mode_where_frozen
+from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.towers import (
+    TrainedParts,
+    depth_of,
+    freeze_others,
+    keep_statistics,
+    use_eval_mode_where_frozen,
+)
 from dcdctl.core.models.open_clip_tokenizer import OpenClipTokenizer
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides, refuse
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
@@ -237,6 +244,7 @@ class OpenClipDual(DualEncoder):
         """Write open_clip_config.json and the weights, as open_clip reads them."""
         files.write_json(folder / OPEN_CLIP_FILE, self.table)
         state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
+        # Copies, because safetensors refuses tensors that share memory or are not contiguous.
         save_file(
             {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
             folder / WEIGHTS_FILE,
@@ -286,39 +294,33 @@ def _build(folder: Path, config: Mapping[str, Any]) -> Any:
     """The network of a configuration, with random weights."""
     import open_clip
 
-    text = dict(config["model_cfg"]["text_cfg"])
+    text, changes = config["model_cfg"]["text_cfg"], {}
     if name := text.get("hf_model_name"):
         source = str(folder / TEXT_CONFIG) if (folder / TEXT_CONFIG).is_dir() else str(name)
         with hub_errors(source, hint=f"fetch config.json of {name}, and put it into {folder / TEXT_CONFIG}"):
             # open_clip would let transformers ask whether to run code of this repository; a type that is known here has
             # none.
             AutoConfig.from_pretrained(source, trust_remote_code=False)
-            text |= {"hf_model_name": source, "hf_model_pretrained": False}
-            return open_clip.create_model(
-                f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text
-            )
-    return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+        changes["text_cfg"] = {**text, "hf_model_name": source, "hf_model_pretrained": False}
+    # Without weights: `_load_weights` reads them, and names what is missing.
+    return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False, **changes)
 
 
 def _load_weights(network: nn.Module, folder: Path) -> tuple[str, ...]:
-    """Read the weights of a folder into a network; the names of those that it does not need."""
+    """Read the weights of a folder into a network; the names of those that it does not need. ModelError if there are
+    none, or several files of unknown names."""
     import open_clip
 
-    path = _weights_file(folder)
+    found = open_clip_weights(path.name for path in folder.iterdir())
+    if len(found) != 1:
+        listed = ", ".join(found) or "no weights"
+        raise ModelError(
+            f"{folder} holds {listed}, expected one file of weights", hint=f"name the right one {WEIGHTS_FILE}"
+        )
+    path = folder / found[0]
     report = open_clip.load_checkpoint(network, str(path), strict=False)
     check_complete(path, report.missing_keys, "a model of open_clip")
     return tuple(sorted(report.unexpected_keys))
-
-
-def _weights_file(folder: Path) -> Path:
-    """The file that open_clip would read; ModelError if there is none, or several of unknown names."""
-    found = open_clip_weights(path.name for path in folder.iterdir())
-    if len(found) == 1:
-        return folder / found[0]
-    listed = ", ".join(found) or "no weights"
-    raise ModelError(
-        f"{folder} holds {listed}, expected one file of weights", hint=f"name the right one {WEIGHTS_FILE}"
-    )
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) -> Any:

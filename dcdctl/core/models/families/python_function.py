@@ -79,6 +79,7 @@ def _checked(ref: str, result: Any, texts: Sequence[str]) -> Tensor:
     if len(values) != len(texts):
         raise ModelError(f"{ref} returned {len(values)} scores, {expected}", hint=EXAMPLE)
     for value, text in zip(values, texts, strict=True):
+        # To Python a bool is an int, but a decision is no score.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelError(f"{ref} returned {value!r} for the caption {text!r}, expected a number", hint=EXAMPLE)
         if not math.isfinite(value):
@@ -99,6 +100,7 @@ def check(ref: str) -> None:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+    # The module may be younger than Python's list of the folder's files.
     importlib.invalidate_caches()
     top = ref.partition(":")[0].partition(".")[0]
     if importlib.util.find_spec(top) is None:

@@ -21,6 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 
@@ -59,6 +61,7 @@ class RawPreprocess:
         if not texts:
             raise ValueError("no texts to preprocess")
         encoded = [self._cut(text).encode() for text in texts]
+        # One byte for empty captions, because a batch of width 0 has no states.
         ids = np.zeros((len(texts), max(1, *map(len, encoded))), dtype=np.uint8)
         mask = np.zeros_like(ids, dtype=np.int64)
         for t, content in enumerate(encoded):
@@ -120,19 +123,15 @@ class RawPairScorer(FusionScorer):
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The images as tokens, uint8, I x N x 3 on the CPU: width, height, and then the pixels row by row."""
-        images = unencoded(images)
-        assert images.pixel_mask is not None
-        mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
-        sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
-        longest = HEADER + max(width * height for width, height in sizes)
-        tokens_IN3 = torch.zeros(len(sizes), longest, 3, dtype=torch.uint8)
-        lengths_I = torch.tensor([HEADER + width * height for width, height in sizes])
-        for i, (width, height) in enumerate(sizes):
-            tokens_IN3[i, :HEADER] = torch.tensor(
-                [list(side.to_bytes(3, "big")) for side in (width, height)], dtype=torch.uint8
-            )
-            tokens_IN3[i, HEADER : lengths_I[i]] = pixels_IHW3[i, :height, :width].reshape(-1, 3)
-        return States(tokens_IN3, torch.arange(longest) < lengths_I[:, None])
+        pictures = pictures_of(unencoded(images))
+        lengths_I = torch.tensor([HEADER + picture.width * picture.height for picture in pictures])
+        tokens_IN3 = torch.zeros(len(pictures), int(lengths_I.max()), 3, dtype=torch.uint8)
+        for tokens_N3, length, picture in zip(tokens_IN3, lengths_I, pictures, strict=True):
+            header = [list(side.to_bytes(3, "big")) for side in picture.size]
+            tokens_N3[:HEADER] = torch.tensor(header, dtype=torch.uint8)
+            # A copy, because torch warns of arrays that cannot be written, as those of Pillow.
+            tokens_N3[HEADER:length] = torch.from_numpy(np.array(picture)).reshape(-1, 3)
+        return States(tokens_IN3, torch.arange(tokens_IN3.shape[1]) < lengths_I[:, None])
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The captions as tokens, uint8, T x L x 1 on the CPU: their bytes."""
@@ -189,6 +188,23 @@ class RawPairScorer(FusionScorer):
     def _refusal(self, problem: str) -> ModelError:
         hint = "use it as the teacher of a dual encoder (a recipe with model.kind = dual), or to re-rank"
         return ModelError(f"{self.noun} {problem}", hint=hint)
+
+
+def check_read(network: nn.Module, ref: str, what: str) -> None:
+    """ModelError if transformers did not read a weight of the network: it fills those with random numbers."""
+    # It marks the weights that it has read.
+    missing = {name for name, value in network.named_parameters() if not getattr(value, "_is_hf_initialized", False)}
+    check_complete(ref, missing, what)
+
+
+def processor_table(processor: Any) -> dict[str, Any]:
+    """All settings of a processor of transformers that decide a score."""
+    return {
+        "processor": [type(processor).__name__, processor_settings(processor) if hasattr(processor, "to_dict") else {}],
+        # The classes with and without torchvision have the same settings and differ in some pixels.
+        "image_processor": type(getattr(processor, "image_processor", None)).__name__,
+        "tokenizer": tokenizer_settings(getattr(processor, "tokenizer", processor)),
+    }
 
 
 def pictures_of(images: ImageBatch) -> list[Image.Image]:

@@ -19,10 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError, require_extra
-from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
-from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, pictures_of
-from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
+from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, check_read, pictures_of, processor_table
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides, refuse
@@ -80,21 +78,14 @@ class SentenceTransformerDual(DualEncoder):
     @property
     def settings(self) -> dict[str, Any]:
         """All further settings that decide a vector, those of the processor among them."""
-        encoder, processor = self.encoder, self.encoder[0].processor
-        tokenizer = getattr(processor, "tokenizer", processor)
+        encoder = self.encoder
         return {
             "kind": "dual",
             "prompts": encoder.prompts,
             "default_prompt": encoder.default_prompt_name,
             "truncate_dim": encoder.truncate_dim,
             "max_seq_length": encoder.max_seq_length,
-            "processor": [
-                type(processor).__name__,
-                processor_settings(processor) if hasattr(processor, "to_dict") else {},
-            ],
-            # The classes with and without torchvision have the same settings and differ in some pixels.
-            "image_processor": type(getattr(processor, "image_processor", None)).__name__,
-            "tokenizer": tokenizer_settings(tokenizer),
+            **processor_table(encoder[0].processor),
         }
 
     @property
@@ -179,6 +170,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     from sentence_transformers import SentenceTransformer
 
     with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
+        # The dtype of the options is that of the network, and `float` also converts the modules after it.
         encoder = SentenceTransformer(
             ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
         ).float()
@@ -189,11 +181,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
                 hint="name it as candidates.model",
             )
         if hasattr(network := cast(Any, encoder[0]), "model"):
-            # transformers fills missing weights with random numbers, and marks those that it has read.
-            missing = {
-                name for name, value in network.named_parameters() if not getattr(value, "_is_hf_initialized", False)
-            }
-            check_complete(ref, missing, "its network")
+            check_read(network, ref, "its network")
             _cap_length(encoder, network.model.config)
         return SentenceTransformerDual(encoder.requires_grad_(False), ref)
 

@@ -166,6 +166,7 @@ class SharedPrefix:
         """The scores of the suffixes, padded at the left, so that the last position is the last token of each."""
         device, longest = self._encoder.device, max(map(len, suffixes))
         padding_B = torch.tensor([longest - len(suffix) for suffix in suffixes])
+        # Any id does, because padding is masked.
         pad = self._encoder[0].tokenizer.pad_token_id or 0
         ids_BS = torch.tensor([[pad] * (longest - len(suffix)) + list(suffix) for suffix in suffixes])
         column_S = torch.arange(longest)
@@ -178,6 +179,7 @@ class SharedPrefix:
             "position_ids": position_BS.to(device),
             self._cache_name: self._cache,
             "use_cache": True,
+            # Logits of every token would take more memory than the cache: the vocabulary is large.
             "logits_to_keep": 1,
             "modality": "message",
         }

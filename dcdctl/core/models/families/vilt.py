@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fusion import FusionScorer
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows, unencoded, with_copies
+from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -53,30 +53,10 @@ MAX_TEXT_LEN = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViltSize:
+class ViltSize(TransformerSize):
     """The dimensions of a new ViLT."""
 
-    hidden_size: int = 128
     num_hidden_layers: int = 6
-    num_attention_heads: int = 4
-    intermediate_size: int = 512
-    image_size: int = 64
-    """Shorter side of the resized image, in pixels."""
-    patch_size: int = 16
-    image_mean: float = 0.5
-    image_std: float = 0.5
-    """Mean and standard deviation by which every channel is normalized, with pixel values from 0 to 1."""
-    max_text_len: int = MAX_TEXT_LEN
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.image_size % self.patch_size:
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
 class ViltScorer(FusionScorer):
@@ -126,9 +106,6 @@ class ViltScorer(FusionScorer):
         """Embedded captions, T x L x D. ValueError for features."""
         texts = unencoded(texts)
         embeddings = self.network.vilt.embeddings
-        length, num_positions = texts.input_ids.shape[1], self.network.config.max_position_embeddings
-        if length > num_positions:
-            raise ValueError(f"captions of {length} tokens, but the model has {num_positions} text positions")
         tokens = (
             embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
         )
@@ -204,10 +181,8 @@ class ViltScorer(FusionScorer):
     ) -> Tensor:
         """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`, for evaluation."""
         pixel_mask = _mask_of(pixel_values) if pixel_mask is None else pixel_mask
-        # transformers draws the order of patches from the CPU generator. A fork with a fixed seed leaves the global
-        # state untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        # transformers draws the order of patches from the CPU generator.
+        with seeded(0):
             # A length of -1 keeps all patches; a positive one drops random patches of larger images.
             image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(
                 pixel_values, pixel_mask, max_image_length=-1
@@ -244,6 +219,7 @@ def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
     """
     if bool(valid_IN.all()):
         return tokens_IND, valid_IN
+    # Stable, so that the patches of an image keep their order.
     order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
     packed = tokens_IND.gather(
         1, order.to(tokens_IND.device, non_blocking=True)[..., None].expand(-1, -1, tokens_IND.shape[2])
@@ -333,12 +309,11 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
         image_size=size.image_size,
         patch_size=size.patch_size,
         hidden_dropout_prob=size.hidden_dropout_prob,
-        attention_probs_dropout_prob=size.attention_probs_dropout_prob,
+        # None, as in the official code.
+        attention_probs_dropout_prob=0.0,
         layer_norm_eps=BLOCK_EPS,
     )
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = build_network(config)
         # transformers initializes these two with zeros, which leaves all patches alike; timm, and so ViLT, draws them.
         for parameter in (network.vilt.embeddings.cls_token, network.vilt.embeddings.position_embeddings):

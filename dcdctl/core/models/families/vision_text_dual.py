@@ -1,4 +1,5 @@
-"""Dual encoders over a VisionTextDualEncoderModel of transformers, all or some of whose weights are trained.
+"""Dual encoders over a VisionTextDualEncoderModel of transformers, all or some of whose weights are trained; `clip`
+loads them.
 
 Shape letters: I images, T texts, W width of an encoder, D length of the vectors.
 """
@@ -6,25 +7,26 @@ Shape letters: I images, T texts, W width of an encoder, D length of the vectors
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models.checkpoint import check_complete, save_pretrained
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import save_pretrained
 from dcdctl.core.models.dual import DualEncoder, unit_vectors
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.lora import add_adapters
+from dcdctl.core.models.model import TransformerSize, seeded
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
-from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE, config_tables
+from dcdctl.core.models.networks.backbones import config_tables
+from dcdctl.core.models.networks.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import (
     Tower,
     TrainedParts,
@@ -33,17 +35,12 @@ from dcdctl.core.models.networks.towers import (
     keep_layers,
     use_eval_mode_where_frozen,
 )
-from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
-    FOLDER_HINT,
     Preprocess,
     fitted_preprocess,
-    hub_errors,
     load_image_processor,
-    load_own_tokenizer,
     load_tokenizer,
     square_image_processor,
-    word_piece,
 )
 from dcdctl.core.models.protocols import ExportSpec
 
@@ -61,32 +58,13 @@ FROZEN_HINT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualSize:
+class DualSize(TransformerSize):
     """The dimensions of a new dual encoder: a vision transformer and a BERT of equal width."""
 
-    hidden_size: int = 128
     num_vision_layers: int = 4
     num_text_layers: int = 2
-    num_attention_heads: int = 4
-    intermediate_size: int = 512
     projection_dim: int = 128
     """Length of the vectors."""
-    image_size: int = 64
-    """Side of the square that images are resized to, in pixels."""
-    patch_size: int = 16
-    image_mean: float = 0.5
-    image_std: float = 0.5
-    """Mean and standard deviation by which every channel is normalized, with pixel values from 0 to 1."""
-    max_text_len: int = MAX_TEXT_LEN
-    hidden_dropout_prob: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.image_size % self.patch_size:
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
 @dataclass(frozen=True)
@@ -107,14 +85,14 @@ class PooledTowers:
         features of its start."""
         vision, text = self.model.towers
         both = nn.ModuleDict({"vision": vision.module, "text": text.module})
-        tables = config_tables(vision.module.config, text.module.config)
+        tables = config_tables(vision.module, text.module)
         return self._digest_of(both, tables, self.model.preprocess.settings, "text.")
 
     @property
     def text_digest(self) -> str:
         """SHA-256 of all that decides the pooled output of a caption."""
         vision, text = self.model.towers
-        table = {"text": config_tables(vision.module.config, text.module.config)["text"]}
+        table = {"text": config_tables(vision.module, text.module)["text"]}
         return self._digest_of(text.module, table, text_settings(self.model.preprocess.settings))
 
     def _digest_of(self, encoders: nn.Module, config: Any, preprocess: Any, prefix: str = "") -> str:
@@ -143,6 +121,45 @@ class PooledTowers:
 
 def _one_token(pooled: Tensor) -> States:
     return States(pooled[:, None], torch.ones(len(pooled), 1, dtype=torch.bool, device=pooled.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualVariant:
+    """How models of one type read captions, and what reads the models."""
+
+    model_class: str
+    processor_class: str
+    max_text_len: int | None = None
+    """Tokens of a caption, special ones included; None for as many as the model has positions."""
+    text_position: int | None = None
+    """The token that stands for a caption; None for the pooled output of the text encoder."""
+    pads_texts: bool = False
+    """Every caption is padded to the maximum length, and the model attends to the padding, as in its training."""
+
+
+VARIANTS = {
+    "vision-text-dual-encoder": DualVariant(
+        model_class="VisionTextDualEncoderModel",
+        processor_class="VisionTextDualEncoderProcessor",
+        max_text_len=MAX_TEXT_LEN,
+    ),
+    "clip": DualVariant(model_class="CLIPModel", processor_class="CLIPProcessor"),
+    "metaclip_2": DualVariant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
+    "siglip": DualVariant(
+        model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True
+    ),
+    # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
+    "siglip2": DualVariant(
+        model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True
+    ),
+    # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in
+    # Chinese-CLIP's code, and 64 in the processor of ALIGN.
+    "chinese_clip": DualVariant(
+        model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52
+    ),
+    "align": DualVariant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
+}
+"""By `model_type` in config.json."""
 
 
 class VisionTextDual(DualEncoder):
@@ -197,7 +214,7 @@ class VisionTextDual(DualEncoder):
         return features.tokens[:, 0].float()
 
     @property
-    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+    def _encoder_modules(self) -> tuple[Any, ...]:
         return self.network.vision_model, self.network.text_model
 
     @property
@@ -255,16 +272,23 @@ class VisionTextDual(DualEncoder):
     def set_dropout(self, probability: float) -> None:
         """Set the hidden dropout of both encoders; ModelError if neither has any, as in CLIP."""
         if not sum(set_hidden_dropout(encoder, probability) for encoder in self._encoder_modules):
-            types = " and ".join(
-                encoder.config.model_type for encoder in (self.network.vision_model, self.network.text_model)
-            )
+            types = " and ".join(encoder.config.model_type for encoder in self._encoder_modules)
             raise ModelError(
                 f"no encoder of this dual encoder has dropout that can be set ({types})", hint="leave model.dropout out"
             )
 
+    @property
+    def variant(self) -> DualVariant:
+        """What is particular to models of this type."""
+        return VARIANTS[self.network.config.model_type]
+
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""
-        return ExportSpec(model_class="VisionTextDualEncoderModel", processor_class="VisionTextDualEncoderProcessor")
+        variant, length = self.variant, self.preprocess.max_text_len
+        padded = length if variant.pads_texts else None
+        return ExportSpec(
+            model_class=variant.model_class, processor_class=variant.processor_class, padded_length=padded
+        )
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, as transformers reads them."""
@@ -305,9 +329,7 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
         **shared,
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=size.projection_dim)
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = VisionTextDualEncoderModel(config)
         nn.init.normal_(network.vision_model.embeddings.position_embeddings, std=POSITION_STD)
     processor = square_image_processor(size.image_size, size.image_mean, size.image_std)
@@ -316,20 +338,12 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
     )
 
 
-def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2000, seed: int = 0) -> VisionTextDual:
-    """An untrained dual encoder with a tokenizer trained on these captions."""
-    return new_dual(size, word_piece(captions, vocab_size), seed)
-
-
-def dual_from_backbones(
-    vision_ref: str, text_ref: str, projection_dim: int = 256, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
-) -> VisionTextDual:
+def dual_from_backbones(vision_ref: str, text_ref: str, projection_dim: int = 256, seed: int = 0) -> VisionTextDual:
     """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new.
 
     ModelError for a backbone that VisionTextDualEncoderModel cannot hold; `new_frozen_dual` takes more.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         # In this order, because a pooler that a checkpoint lacks takes random numbers too.
         vision, text = backbones.load_vision(vision_ref), backbones.load_text(text_ref)
         for ref, side, encoder in ((vision_ref, "vision", vision), (text_ref, "text", text)):
@@ -340,8 +354,10 @@ def dual_from_backbones(
         network = VisionTextDualEncoderModel(config, vision, text)
     tokenizer = load_tokenizer(text_ref)
     processor, text_config = load_image_processor(vision_ref), network.config.text_config
-    model = VisionTextDual(network, fitted_preprocess(tokenizer, processor, text_config, default=max_text_len))
-    _check_pooled(model, vision_ref, text_ref)
+    model = VisionTextDual(network, fitted_preprocess(tokenizer, processor, text_config, default=MAX_TEXT_LEN))
+    # A backbone without a pooled output, such as DistilBERT, fails here.
+    sides = (vision_ref, model.embed_images), (text_ref, model.embed_texts)
+    backbones.check_sides(model.preprocess, *sides, hint=FROZEN_HINT)
     return model
 
 
@@ -358,35 +374,3 @@ def _check_trainable(ref: str, side: str, config: Any) -> None:
             f"VisionTextDualEncoderModel: {problem}"
         )
         raise ModelError(message, hint=FROZEN_HINT)
-
-
-@torch.no_grad()
-def _check_pooled(model: VisionTextDual, vision_ref: str, text_ref: str) -> None:
-    """ModelError for a backbone without a pooled output, such as DistilBERT."""
-    size = model.preprocess.image_size_px
-    sides = (
-        (vision_ref, lambda: model.embed_images(model.preprocess.images([Image.new("RGB", (size, size))]))),
-        (text_ref, lambda: model.embed_texts(model.preprocess.texts(["a"]))),
-    )
-    for ref, embed in sides:
-        try:
-            embed()
-        except (AttributeError, TypeError) as error:
-            raise ModelError(f"{ref} gives no pooled output", hint=FROZEN_HINT) from error
-
-
-def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
-    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if
-    there is one."""
-    overrides = read_overrides(table)
-    check_fixed_overrides(overrides, ref)
-    with hub_errors(ref, hint=FOLDER_HINT):
-        network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
-    check_complete(ref, report["missing_keys"], "a dual encoder")
-    tokenizer = load_own_tokenizer(ref, network.config, overrides.tokenizer)
-    length = overrides.max_text_len or (saved["max_text_len"] if saved else None)
-    text_config = network.config.text_config
-    preprocess = fitted_preprocess(
-        tokenizer, load_image_processor(ref), text_config, max_text_len=length, default=MAX_TEXT_LEN
-    )
-    return VisionTextDual(network, preprocess)

@@ -1,21 +1,20 @@
-"""Pretrained encoders of transformers and timm as sequences of tokens, and the projections of a dual encoder over two
-of them.
+"""Pretrained encoders of transformers and timm as sequences of tokens.
 
 The first token of a sequence stands for the whole: an encoder's class token, or the mean over the positions of its
 feature map.
 
-Shape letters: I images, T texts, P pairs, V image tokens, L text tokens, W width of an encoder's tokens, C channels, h
-and w sides of a feature map, D length of vectors.
+Shape letters: I images, T texts, V image tokens, L text tokens, W width of an encoder's tokens, C channels, h and w
+sides of a feature map.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -24,12 +23,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
-from dcdctl.core.config import Count, between, check_fields
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
-from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
+from dcdctl.core.models.networks.towers import keep_statistics
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    fitted_preprocess,
+    hub_errors,
+    load_image_processor,
+    load_tokenizer,
+    num_text_positions,
+)
 from dcdctl.core.models.references import hub
 
 TIMM = "timm_wrapper"
@@ -50,18 +56,12 @@ CAUSAL = ("clip_text_model", "metaclip_2_text_model")
 """Text encoders of transformers in which a token attends to earlier ones only."""
 BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "chinese_clip_text_model")
 """Text encoders of transformers that take a mask of four dimensions as it is."""
-# Of the order of the first scale of CLIP, 1/0.07; it is trained.
-FIRST_LOGIT_SCALE = 20.0
-MAX_LOGIT_SCALE = 100.0
-"""As in CLIP: a larger scale makes training unstable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
     """Which outputs of a frozen vision encoder are its features."""
 
-    DEFAULT: ClassVar[FeatureSpec]
-    """The encoder's output as it is."""
     levels: tuple[int, ...] = ()
     """Stages appended to the encoder's output: entries of a timm model's feature_info, or of a transformer's hidden
     states."""
@@ -72,10 +72,29 @@ class FeatureSpec:
     encoder's own."""
 
 
-FeatureSpec.DEFAULT = FeatureSpec()
+AS_IT_IS = FeatureSpec()
+"""The encoder's output alone."""
 
 
-def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
+def load_pair(
+    vision_ref: str, text_ref: str, features: FeatureSpec, max_text_len: int
+) -> tuple[nn.Module, nn.Module, Preprocess]:
+    """The pretrained encoders of two folders or Hub ids, and the preprocessing of their inputs."""
+    vision: Any = load_vision(vision_ref, features)
+    text: Any = load_text(text_ref)
+    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
+    processor = load_processor(vision_ref, vision.config)
+    return vision, text, fitted_preprocess(tokenizer, processor, text.config, default=max_text_len)
+
+
+def new_pair(table: Mapping[str, Any], ref: object) -> tuple[Any, Any]:
+    """Untrained encoders of the configurations of a config.json (`NetworkOverEncoders.to_table`)."""
+    with needing_timm(ref):
+        vision, text = (new_encoder(AutoConfig.for_model(**table[side])) for side in ("vision", "text"))
+    return vision, text
+
+
+def load_vision(ref: str, spec: FeatureSpec = AS_IT_IS) -> nn.Module:
     """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model.
 
     The spec is stored in the encoder's configuration. ModelError for a stage that the encoder does not have, or a size
@@ -83,7 +102,14 @@ def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
     """
     encoder: Any = _load(ref, "vision")
     if spec.levels:
-        _check_levels(encoder, spec.levels, ref)
+        widths = _level_widths(encoder)
+        if any(not 0 <= level < len(widths) for level in spec.levels) or len(set(spec.levels)) < len(spec.levels):
+            hint = (
+                f"known: 0 to {len(widths) - 1}, each once"
+                if widths
+                else "timm's models with feature maps and transformers have some"
+            )
+            raise ModelError(f"model.vision_levels is {list(spec.levels)}, not stages of {ref}", hint=hint)
         setattr(encoder.config, LEVELS, list(spec.levels))
     if spec.grid is not None:
         setattr(encoder.config, GRID, spec.grid)
@@ -95,17 +121,6 @@ def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
         encoder.config.pretrained_cfg["input_size"] = [3, spec.size, spec.size]
     network: nn.Module = encoder
     return network
-
-
-def _check_levels(encoder: nn.Module, levels: tuple[int, ...], ref: str) -> None:
-    widths = _level_widths(encoder)
-    if any(not 0 <= level < len(widths) for level in levels) or len(set(levels)) < len(levels):
-        hint = (
-            f"known: 0 to {len(widths) - 1}, each once"
-            if widths
-            else "timm's models with feature maps and transformers have some"
-        )
-        raise ModelError(f"model.vision_levels is {list(levels)}, not stages of {ref}", hint=hint)
 
 
 def load_text(ref: str) -> nn.Module:
@@ -175,9 +190,10 @@ def check_sides(
     preprocess: Preprocess,
     vision: tuple[str, Callable[[ImageBatch], object]],
     text: tuple[str, Callable[[TextBatch], object]],
+    hint: str = "",
 ) -> None:
     """ModelError, which names the encoder, if an image or a caption does not pass through it; each is a reference and
-    what encodes."""
+    what encodes. The `hint` is that of the side if it is empty."""
     size = preprocess.image_size_px
     sides: tuple[tuple[str, Side, Callable[[], object]], ...] = (
         (vision[0], "vision", lambda: vision[1](preprocess.images([Image.new("RGB", (size, size))]))),
@@ -189,7 +205,8 @@ def check_sides(
         # Encoders have no common error for an input that they do not support.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"{ref} cannot be the {side} side of a model: {reason[0]}", hint=HINTS[side]) from error
+            problem = f"{ref} cannot be the {side} side of a model: {reason[0]}"
+            raise ModelError(problem, hint=hint or HINTS[side]) from error
 
 
 def load_processor(ref: str, config: Any) -> Any:
@@ -213,10 +230,10 @@ def needing_timm(what: object) -> Iterator[None]:
         raise
 
 
-def config_tables(vision_config: Any, text_config: Any) -> dict[str, Any]:
-    """The configurations of both encoders for config.json, without the place that they were loaded from, which may be a
+def config_tables(vision: Any, text: Any) -> dict[str, Any]:
+    """The configurations of two encoders for config.json, without the place that they were loaded from, which may be a
     local folder."""
-    tables = {"vision": vision_config.to_dict(), "text": text_config.to_dict()}
+    tables = {"vision": vision.config.to_dict(), "text": text.config.to_dict()}
     for table in tables.values():
         table.pop("_name_or_path", None)
     return tables
@@ -346,6 +363,9 @@ def _output_width(encoder: Any) -> int:
 class NetworkOverEncoders(nn.Module):
     """A network over a vision and a text encoder whose tokens alone are read."""
 
+    vision: Any
+    text: Any
+
     def __init__(self, vision: nn.Module, text: nn.Module) -> None:
         super().__init__()
         self.vision, self.text = vision, text
@@ -356,19 +376,9 @@ class NetworkOverEncoders(nn.Module):
                 encoder.register_module("pooler", None)
         self.image_width = image_width(vision)
 
-    @property
-    def vision_config(self) -> Any:
-        """The configuration of the vision encoder."""
-        return self.vision.config
-
-    @property
-    def text_config(self) -> Any:
-        """The configuration of the text encoder."""
-        return self.text.config
-
     def to_table(self) -> dict[str, Any]:
         """The contents of config.json, besides the model's type."""
-        return config_tables(self.vision_config, self.text_config)
+        return config_tables(self.vision, self.text)
 
 
 @dataclass(frozen=True)
@@ -379,30 +389,24 @@ class EncoderPair:
     text: Any
     image_width: int
     preprocess: Preprocess
+    pools_texts = False
 
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides the features of an image and a caption."""
         both = nn.ModuleDict({"vision": self.vision, "text": self.text})
-        return digest_of(
-            both, config=config_tables(self.vision.config, self.text.config), preprocess=self.preprocess.settings
-        )
+        return digest_of(both, config=config_tables(self.vision, self.text), preprocess=self.preprocess.settings)
 
     @property
     def text_digest(self) -> str:
         """SHA-256 of all that decides the features of a caption."""
-        config = {"text": config_tables(self.vision.config, self.text.config)["text"], "features": "tokens"}
+        config = {"text": config_tables(self.vision, self.text)["text"], "features": "tokens"}
         return digest_of(self.text, config=config, preprocess=text_settings(self.preprocess.settings))
 
     @property
     def text_width(self) -> int:
         """Width of the text features."""
         return int(self.text.config.hidden_size)
-
-    @property
-    def pools_texts(self) -> bool:
-        """False: a caption has a feature for each token."""
-        return False
 
     @property
     def is_frozen(self) -> bool:
@@ -428,10 +432,7 @@ class EncoderPair:
         for encoder in (self.vision, self.text):
             if is_frozen:
                 encoder.eval()
-            for module in encoder.modules():
-                # The common base of all BatchNorm classes, SyncBatchNorm included; torch has no public name for it.
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            keep_statistics(encoder)
 
     def image_features(self, images: ImageBatch) -> States:
         """Features of I images, I x V x W."""
@@ -443,59 +444,3 @@ class EncoderPair:
         """Features of T captions, T x L x W."""
         output = self.text(input_ids=texts.input_ids, attention_mask=attention_mask(self.text, texts))
         return texts.states(output.last_hidden_state)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectionSize:
-    """The dimensions of the projections after two encoders."""
-
-    projection_dim: Count = 512
-    """Length of the vectors."""
-    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
-    """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-class EncoderProjections(nn.Module):
-    """An untrained linear layer for each modality, and the logit scale.
-
-    They compute in float32 under autocast too, since bfloat16 would give close candidates equal scores.
-    """
-
-    def __init__(self, image_width: int, text_width: int, size: ProjectionSize) -> None:
-        super().__init__()
-        self.size = size
-        self.dropout = nn.Dropout(size.dropout)
-        self.image_projection = nn.Linear(image_width, size.projection_dim)
-        self.text_projection = nn.Linear(text_width, size.projection_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
-
-    @property
-    def scale(self) -> Tensor:
-        """Logit scale exp(s), clamped to 100; 0-dimensional."""
-        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-
-    def project_images(self, tokens_IVW: Tensor) -> Tensor:
-        """Unit vectors, I x D, of the first token of image features."""
-        with torch.autocast(tokens_IVW.device.type, enabled=False):
-            return self._project(self.image_projection, tokens_IVW[:, 0].to(self.image_projection.weight.dtype))
-
-    def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
-        """Unit vectors, T x D, of the mean over the real tokens of text features."""
-        with torch.autocast(tokens_TLW.device.type, enabled=False):
-            tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
-            real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
-            return self._project(
-                self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1)
-            )
-
-    def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
-        # The width as a plain number: tracing (`onnx.export_text_tower`) would take that of the tensor as a variable.
-        normed = functional.layer_norm(features, (projection.in_features,))
-        return functional.normalize(projection(self.dropout(normed)), dim=-1)
-
-    def logits(self, image_PD: Tensor, text_PD: Tensor) -> Tensor:
-        """The scaled cosines of P pairs of vectors."""
-        return self.scale * (image_PD * text_PD).sum(dim=-1)

@@ -25,6 +25,7 @@ def _image_tower(visual: Any) -> Tower:
         return _timm_tower(visual.trunk)
     if not hasattr(visual, "transformer"):
         raise _without_layers(visual)
+    # open_clip's ViT holds its projection, as a parameter.
     return Tower(
         "image", "network.visual", visual, projection="network.visual.proj", layers_name="transformer.resblocks"
     )

@@ -122,6 +122,15 @@ def use_eval_mode_where_frozen(network: nn.Module) -> None:
             module.eval()
 
 
+def keep_statistics(network: nn.Module) -> None:
+    """Put BatchNorms into eval mode, so that they keep their statistics: those of a batch would depend on the size of a
+    micro-batch."""
+    for module in network.modules():
+        # The common base of all BatchNorm classes, SyncBatchNorm included; torch has no public name for it.
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
     """Remove all other layers of a tower, and give their number to its configurations; `config` is the one that is
     saved.

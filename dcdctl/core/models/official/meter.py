@@ -158,6 +158,7 @@ def _configs(
         num_attention_heads=width // CLIP_HEAD_WIDTH,
         image_size=image_size,
         patch_size=patch_size,
+        # METER's vision encoder is OpenAI's CLIP, which was trained with this approximation of GELU.
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
     )

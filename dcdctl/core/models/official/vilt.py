@@ -96,6 +96,7 @@ def _config_of(
         num_hidden_layers=num_layers(shapes, "vilt.encoder.layer."),
         num_attention_heads=num_heads(given_heads or hyper.get("num_heads"), width, "num_attention_heads", path),
         intermediate_size=shapes[needed[1]][0],
+        # One position is that of the class token.
         image_size=math.isqrt(num_positions - 1) * patch_size,
         patch_size=patch_size,
         hidden_dropout_prob=hyper.get("drop_rate", 0.1),

@@ -1,0 +1,79 @@
+"""The projections of a dual encoder over two encoders: one linear layer for each modality, and the logit scale.
+
+Shape letters: I images, T texts, P pairs, V image tokens, L text tokens, W width of an encoder's tokens, D length of
+vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dcdctl.core.config import Count, between, check_fields
+
+# Of the order of the first scale of CLIP, 1/0.07; it is trained.
+FIRST_LOGIT_SCALE = 20.0
+MAX_LOGIT_SCALE = 100.0
+"""As in CLIP: a larger scale makes training unstable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionSize:
+    """The dimensions of the projections after two encoders."""
+
+    projection_dim: Count = 512
+    """Length of the vectors."""
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.5
+    """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class EncoderProjections(nn.Module):
+    """An untrained linear layer for each modality, and the logit scale.
+
+    They compute in float32 under autocast too, since bfloat16 would give close candidates equal scores.
+    """
+
+    def __init__(self, image_width: int, text_width: int, size: ProjectionSize) -> None:
+        super().__init__()
+        self.size = size
+        self.dropout = nn.Dropout(size.dropout)
+        self.image_projection = nn.Linear(image_width, size.projection_dim)
+        self.text_projection = nn.Linear(text_width, size.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
+
+    @property
+    def scale(self) -> Tensor:
+        """Logit scale exp(s), clamped to 100; 0-dimensional."""
+        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def project_images(self, tokens_IVW: Tensor) -> Tensor:
+        """Unit vectors, I x D, of the first token of image features."""
+        with torch.autocast(tokens_IVW.device.type, enabled=False):
+            return self._project(self.image_projection, tokens_IVW[:, 0].to(self.image_projection.weight.dtype))
+
+    def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
+        """Unit vectors, T x D, of the mean over the real tokens of text features."""
+        with torch.autocast(tokens_TLW.device.type, enabled=False):
+            tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
+            # At least 1, because a row that is all padding would divide by 0.
+            real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
+            return self._project(
+                self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1)
+            )
+
+    def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
+        # The width as a plain number: tracing (`onnx.export_text_tower`) would take that of the tensor as a variable.
+        normed = functional.layer_norm(features, (projection.in_features,))
+        return functional.normalize(projection(self.dropout(normed)), dim=-1)
+
+    def logits(self, image_PD: Tensor, text_PD: Tensor) -> Tensor:
+        """The scaled cosines of P pairs of vectors."""
+        return self.scale * (image_PD * text_PD).sum(dim=-1)
