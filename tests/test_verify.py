@@ -39,12 +39,11 @@ def make_run(folder: Path, corpus_folder: Path) -> Path:
     run = runs.start_run(folder, Recipe(), "distill", {"corpus": "c"}, resume=False)
     network = nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(network.parameters())
-    log = loggers.Log(run, 0)
-    for step in (1, 2):
-        log.write(step, {"loss": 1 / step})
-        checkpoints.save_best(run, step, 100.0 + step, network)
-        checkpoints.save_checkpoint(run, step, network, optimizer, torch.amp.GradScaler("cpu"))
-    log.close()
+    with loggers.open_logs(run, 0) as log:
+        for step in (1, 2):
+            log(step, {"loss": 1 / step})
+            checkpoints.save_best(run, step, 100.0 + step, network)
+            checkpoints.save_checkpoint(run, step, network, optimizer, torch.amp.GradScaler("cpu"))
     write_bench(folder, "teacher")
     runs.finish(run, make_wide_dual([text for texts in TEXTS for text in texts]))
     return folder

@@ -35,8 +35,8 @@ def demo(
     from dcdctl.core.devices import Compute
 
     compute = Compute(device=devices.choose(device))
-    config = core.DemoConfig(steps=steps)
-    result = core.run_demo(out, train_teacher=train_teacher, config=config, compute=compute, announce=note, track=bar)
+    job = core.DemoJob(out=out, train_teacher=train_teacher, compute=compute, steps=steps)
+    result = core.run_demo(job, announce=note, track=bar)
     show_json(result.to_json()) if json else _show(result, out)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {result.page}")

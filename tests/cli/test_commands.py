@@ -99,20 +99,13 @@ def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(scenes_c
     # The teacher is not opened, so that any reference of a model will do.
     result = run(f"distill tiny-student --cache {cache} --teacher owner/absent {words}")
     assert result.stdout.startswith(
-        "steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\nthe cache covers: 100% of the captions"
+        "steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\nthe cache covers 100% of the captions"
     )
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line.startswith("│")
-    ]
-    assert [(row[0], *row[2:6], row[6]) for row in rows] == [
-        ("image", "4", "4", "2", "2", "32"),
-        ("caption", "4", "4", "2", rows[1][5], "32"),
-    ]
+    assert result.stdout.count("(4 of 4 candidates drawn, 2 kept)") == 2
     assert result.stderr.count("warning: 4 of the 4 cached candidates") == 1
     assert "--set candidates.per_query=40" in result.stderr
     tuned = run(f"finetune-teacher tiny-teacher {words}")
-    assert "│ image   │" in tuned.stdout
-    assert "155" in tuned.stdout
+    assert "of 155 candidates drawn" in tuned.stdout
     assert not tuned.stderr
     assert not list(tmp_path.iterdir())
 

@@ -21,12 +21,28 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import read_cache
-from dcdctl.core.training import OpenInputs, initial_model
+from dcdctl.core.training import InputRefs, OpenInputs, Run, TrainingJob, TrainingOptions, initial_model, train_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
+
+
+def distill(
+    data: InputRefs | OpenInputs | Corpus,
+    out: Path,
+    *sets: str,
+    recipe: str = "tiny-student",
+    resume: bool = False,
+    **more: Any,
+) -> Run:
+    """The run of a student; a corpus stands for a training without cache and teacher."""
+    inputs = OpenInputs(data, [], None) if isinstance(data, Corpus) else data
+    return train_model(
+        TrainingJob("distill", recipe, sets, out, resume), inputs, **{"options": TrainingOptions(), **more}
+    )
+
 
 TINY_DUAL = [
     *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1"),

@@ -146,7 +146,8 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
     def lines(cache: TeacherCache, *sets: str) -> list[str]:
         settings = load_recipe("tiny-student", [*TINY, f"optimizer.steps={STEPS}", *sets])
         batches = recipe_batches(Indices(corpus), settings, cache)  # type: ignore[arg-type]
-        return list(coverage.measure_preview(settings, [cache], batches.pairs).lines())
+        preview = coverage.measure_preview(settings, [cache], batches.pairs)
+        return [*preview.lines(), *preview.warnings()]
 
     random = ["candidates.kind=random", "candidates.per_query=3"]
     _, met, *warnings = lines(caches[1], *random)
@@ -206,8 +207,7 @@ def test_a_dry_run_gives_the_numbers_of_run_json_and_writes_and_loads_nothing(
     shown = {row[0]: row[1] for row in tables._runs(report.read_report([run.folder])).rows}
     count = preview.negatives[Direction.IMAGE]
     assert shown["different negatives per caption"] == f"{count.different:g} in {count.lists:g} lists"
-    assert dict(preview.facts())["steps"] == "4"
-    assert [row[0] for row in preview.table()[1]] == ["image", "caption"]
+    assert next(preview.facts()) == "steps: 4"
 
 
 def test_a_run_resumes_whatever_count_its_run_json_has(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from batches import list_batches, pair_batches, recipe_batches
 from encoders import save_text, set_pooling
 from huggingface_hub import constants
 from tiny import contents, make_models, make_teacher
+from training_steps import distill
 
 from dcdctl.core import locks, models, training
 from dcdctl.core.devices import Compute
@@ -28,7 +27,6 @@ from dcdctl.core.training import (
     TrainingOptions,
     grad_cache,
     initial_model,
-    runs,
 )
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairs
@@ -103,7 +101,7 @@ def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs
     preview = training.preview(
         replace(again, out=tmp_path / "new"), OpenInputs(inputs.corpus, inputs.caches, None), OPTIONS
     )
-    assert ("loss.temperature", f"auto: {found:g}") in preview.facts()
+    assert f"loss.temperature: auto: {found:g}" in preview.facts()
 
 
 def test_temperature_auto_without_a_cache_is_an_error(inputs, corpus, tmp_path):
@@ -139,16 +137,6 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     assert values[-1] < values[0]
 
 
-def test_terms_are_weighted_and_named(inputs):
-    recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
-    model = initial_model.make_model(recipe, inputs.corpus.captions, None)
-    batch = recipe_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
-    both = PairObjective(recipe.loss)(model, batch)
-    for name, weight in (("infonce", 0.25), ("kl", 2.0)):
-        alone = PairObjective(training_recipe.load_recipe("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
-        assert float(both[name].detach()) == pytest.approx(weight * float(alone[name].detach()))
-
-
 @pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
 @pytest.mark.parametrize("loss", ["dcd", "infonce"])
 @torch.no_grad()
@@ -176,7 +164,7 @@ RUN_FILES = {"run.json", "metrics.jsonl", "metrics.json", "tensorboard", "checkp
 def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path):
     before = teacher.digest
     sets = [*FUSION, "optimizer.steps=3", "optimizer.save_every=2"]
-    run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    run = distill(inputs, tmp_path / "run", *sets)
     assert teacher.digest == before
     student = models.load_fusion(run.folder)
     assert len(student.layers) == 2
@@ -186,35 +174,20 @@ def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path
     assert facts["inputs"]["corpus"] == inputs.corpus.fingerprint
     assert facts["inputs"]["cache"]["teacher"] == before
     assert facts["inputs"]["start"] == teacher.student([0, 2]).digest
-    assert {path.name for path in run.folder.iterdir()} == {
-        "run.json",
-        "metrics.jsonl",
-        "metrics.json",
-        "tensorboard",
-        "checkpoints",
-        "model",
-    }
+    assert {path.name for path in run.folder.iterdir()} == RUN_FILES
 
 
 def test_a_finished_run_is_left_alone(inputs, tmp_path):
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
-    training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    distill(inputs, tmp_path / "run", *sets)
     before = contents(tmp_path / "run")
-    training.train_model(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=OPTIONS
-    )
+    distill(inputs, tmp_path / "run", *sets, resume=True)
     assert contents(tmp_path / "run") == before
     with pytest.raises(StaleError, match=r"another recipe\.optimizer\.lr \(0\.0001, not 0\.5\)"):
-        training.train_model(
-            TrainingJob("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True),
-            inputs,
-            options=OPTIONS,
-        )
+        distill(inputs, tmp_path / "run", *sets, "optimizer.lr=0.5", resume=True)
     half = TrainingOptions(compute=Compute(precision="bfloat16"))
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
-        training.train_model(
-            TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half
-        )
+        distill(inputs, tmp_path / "run", *sets, resume=True, options=half)
     assert contents(tmp_path / "run") == before
 
 
@@ -230,6 +203,12 @@ def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recipe_of_a_student_fine_tunes_no_teacher(inputs, tmp_path):
+    job = TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run")
+    with pytest.raises(ConfigError, match="trains a student; finetune-teacher expects"):
+        training.resolve(job, inputs, OPTIONS)
+
+
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
     sets = ["optimizer.steps=30", "optimizer.lr=1e-3", "batch.size=8", "batch.random_negatives=3"]
@@ -242,17 +221,6 @@ def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(
     assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
     assert teacher.digest == before
     assert len(models.load_fusion(run.folder).layers) == len(teacher.layers)
-
-
-def test_a_new_teacher_and_a_new_dual_are_made_of_the_recipes_sizes(corpus):
-    fusion = initial_model.make_model(training_recipe.load_recipe("tiny-teacher", SMALL), corpus.captions, None)
-    assert len(fusion.layers) == 2
-    assert fusion.preprocess.image_size_px == 64
-    dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", DUAL), corpus.captions, None)
-    again = initial_model.make_model(training_recipe.load_recipe("tiny-student", DUAL), corpus.captions, None)
-    assert dual.digest == again.digest
-    texts = dual.preprocess.texts(["a red circle"])
-    assert dual.embed_texts(texts).shape == (1, 16)
 
 
 def test_every_size_of_a_recipe_reaches_a_new_model(corpus):
@@ -311,11 +279,7 @@ def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monk
 
     monkeypatch.setattr(grad_cache, "backward", backward)
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2", "seed=7"]
-    training.train_model(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
-        OpenInputs(inputs.corpus, [], None),
-        options=OPTIONS,
-    )
+    distill(inputs.corpus, tmp_path / "run", *sets)
     assert steps == [(7, 0), (7, 1)]
     for loss, kind in (("infonce", pair_batches), ("ranking", list_batches)):
         recipe = training_recipe.load_recipe("tiny-student", [*DUAL, terms(loss), "seed=7"])
@@ -359,28 +323,6 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
             training.resolve(job, OpenInputs(inputs.corpus, [], teacher), OPTIONS)
     else:
         assert recipe_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
-
-
-def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
-    with pytest.raises(ConfigError, match="needs the teacher's scores"):
-        training.train_model(
-            TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"),
-            OpenInputs(corpus, [], teacher),
-            options=OPTIONS,
-        )
-    with pytest.raises(ConfigError, match="trains a student; finetune-teacher expects"):
-        training.train_model(
-            TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run"),
-            OpenInputs(corpus, [], teacher),
-            options=OPTIONS,
-        )
-    with pytest.raises(ModelError, match="starts from its teacher, and no teacher is given; name it with --teacher"):
-        training.train_model(
-            TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"),
-            OpenInputs(corpus, [], None),
-            options=OPTIONS,
-        )
-    assert not (tmp_path / "run").exists()
 
 
 def read_all(refs: InputRefs) -> None:
@@ -446,24 +388,17 @@ def test_a_wrong_recipe_fails_before_any_file_is_opened(tmp_path, recipe, sets, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_package_fails_before_any_file_is_opened(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    job = TrainingJob("distill", "tiny-student", [], tmp_path / "run")
-    with pytest.raises(MissingError, match="--wandb needs wandb"):
-        training.train_model(job, InputRefs(**MISSING_REFS), options=TrainingOptions(wandb="search"))
-
-
 def test_a_taken_folder_fails_before_any_file_is_opened(inputs, tmp_path):
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
-    run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    run = distill(inputs, tmp_path / "run", *sets)
     refs = InputRefs(**MISSING_REFS)
     with pytest.raises(StaleError, match="already holds a run; resume with --resume"):
-        training.train_model(TrainingJob("distill", "tiny-student", sets, run.folder), refs, options=OPTIONS)
+        distill(refs, run.folder, *sets)
     changed = TrainingJob("distill", "tiny-student", [*sets, "seed=5"], run.folder, resume=True)
     with pytest.raises(StaleError, match=r"another recipe\.seed \(0, not 5\)"):
         training.train_model(changed, refs, options=OPTIONS)
     with pytest.raises(StaleError, match="holds something that is not a run"):
-        training.train_model(TrainingJob("distill", "tiny-student", sets, run.model_folder), refs, options=OPTIONS)
+        distill(refs, run.model_folder, *sets)
 
 
 def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_folder, tmp_path, monkeypatch):
@@ -488,20 +423,10 @@ def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_
         run([])
 
 
-def test_run_json_is_read_back(inputs, tmp_path):
-    sets = [*DUAL, terms("kl"), "optimizer.steps=1"]
-    run = training.train_model(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
-    assert runs.Run(run.folder).is_finished
-    (line,) = run.metrics()
-    assert json.loads((run.folder / "metrics.jsonl").read_text()).items() >= line.items()
-
-
 def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(inputs, tmp_path):
     lines: list[str] = []
     sets = [*DUAL, terms("infonce", "kl"), "optimizer.steps=2", "candidates.block_size=16", "candidates.seed=3"]
-    run = training.train_model(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append
-    )
+    run = distill(inputs, tmp_path / "run", *sets, say=lines.append)
     differences = [
         "candidates.block_size is 16 in the recipe and 8 in the cache",
         "candidates.seed is 3 in the recipe and 0 in the cache",
@@ -541,9 +466,7 @@ def test_a_run_says_that_its_cache_was_mined_with_another_pooling(corpus, teache
 def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_queries(inputs, tmp_path):
     lines: list[str] = []
     sets = [*FUSION, "optimizer.steps=1"]
-    run = training.train_model(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append
-    )
+    run = distill(inputs, tmp_path / "run", *sets, say=lines.append)
     found = "the captions with batch.random_negatives = 7 candidates"
     assert lines[0] == f"the cache covers 100% of {found}, and has scores of 100.0% of the negatives of a batch"
     assert len(lines) == 2
@@ -560,9 +483,7 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
         ConfigError,
         match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 33% of the queries are expected; make",
     ):
-        training.train_model(
-            TrainingJob("distill", "tiny-student", everything, tmp_path / "run"), given, options=OPTIONS
-        )
+        distill(given, tmp_path / "run", *everything)
     # With a margin, candidates are removed after they are scored, and lists become short.
     scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, absolute_margin=0.0))
     lists = [
@@ -576,7 +497,7 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
         ConfigError,
         match=r"covers \d+% of the captions with .* = 5 candidates.*; 33% of the queries are expected; set batch\.rand",
     ):
-        training.train_model(TrainingJob("distill", "tiny-student", lists, tmp_path / "run"), scores, options=OPTIONS)
+        distill(scores, tmp_path / "run", *lists)
     assert not (tmp_path / "run").exists()
 
 

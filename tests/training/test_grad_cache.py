@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from training_steps import (
     KINDS,
     STARTS,
     Student,
+    distill,
     gradients_of,
     make_student,
     prepare_without_numbers,
@@ -48,7 +49,7 @@ from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOptions, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
-from dcdctl.core.training.batches.batch import MicroBatchPlan, RowRange
+from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.loop import _check_micro_batches
 from dcdctl.core.training.losses.table import LossConfig
@@ -149,9 +150,8 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
         source = CorpusSource(inputs.corpus, model.preprocess)
         whole = recipe_batches(source, recipe, inputs.caches[0])[0]
         local = recipe_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
-        assert [rows.total for rows in local.micro_batches[0].row_ranges] == (
-            [*map(len, (whole.images, whole.texts))] if "dual" in kind else [8]
-        )
+        sizes = tuple(map(len, (whole.images, whole.texts)))
+        assert local.micro_batches[0].totals == (sizes if "dual" in kind else (8,))
         assert len(local.images) == len(local.texts) == 0
         if "all pairs" in kind:
             assert [len(part.images) for part in local.micro_batches] == [2, 2]
@@ -160,9 +160,7 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
 
 def trained(inputs: OpenInputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
     chosen = [*KINDS[kind], *SHORT, *sets]
-    return training.train_model(
-        TrainingJob("distill", "tiny-student", chosen, folder), inputs, options=TrainingOptions(**options)
-    )
+    return distill(inputs, folder, *chosen, options=TrainingOptions(**options))
 
 
 def weights(run: training_runs.Run) -> dict[str, torch.Tensor]:
@@ -185,9 +183,10 @@ def test_features_of_frozen_encoders_come_in_micro_batches_too(corpus, tmp_path)
     inputs = OpenInputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
     sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
     both = [
-        training.train_model(
-            TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{micro_batches}"),
+        distill(
             inputs,
+            tmp_path / f"run-{micro_batches}",
+            *sets,
             options=TrainingOptions(micro_batches=micro_batches, compute=Compute(features=tmp_path / "f")),
         )
         for micro_batches in (1, 3)
@@ -230,18 +229,15 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     assert len(set(drawn)) == 3
 
 
-class Draws:
+@dataclass(frozen=True)
+class Draws(PairObjective):
     """An objective that notes a random number for each micro-batch that it computes, as dropout would draw."""
 
-    def __init__(self) -> None:
-        self.drawn: list[float] = []
+    drawn: list[float] = field(default_factory=list)
 
     def outputs(self, model: nn.Linear, pairs: object) -> tuple[torch.Tensor, ...]:
         self.drawn.append(float(torch.rand(())))
         return (model(torch.ones(1, 2)).float(),)
-
-    def logged(self, batch: object) -> dict[str, float]:
-        return {}
 
     def loss(self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object) -> dict[str, torch.Tensor]:
         return {"sum": outputs[0].sum()}
@@ -249,13 +245,13 @@ class Draws:
 
 def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_repeats_it(inputs):
     def drawn(step: int, seed: int, count: int) -> list[float]:
-        plan, objective = MicroBatchPlan(count, range(count)), Draws()
+        plan, objective = MicroBatchPlan(count, range(count)), Draws(LossConfig())
         recipe = training_recipe.load_recipe("tiny-student", KINDS["fusion lists"])
         batch = recipe_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[
             step
         ]
         micro_batches = tuple(
-            replace(part, row_ranges=(RowRange(i, i + 1, count),)) for i, part in enumerate(batch.micro_batches)
+            replace(part, row_ranges=(range(i, i + 1),), totals=(count,)) for i, part in enumerate(batch.micro_batches)
         )
         of_step = Step(number=step, seed=seed, micro_batch_plan=plan)
         # Whatever was drawn before must not matter.

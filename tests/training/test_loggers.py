@@ -9,7 +9,7 @@ import types
 from typing import Any
 
 import pytest
-from training_steps import TINY_DUAL
+from training_steps import TINY_DUAL, distill
 
 from dcdctl.core import artifacts, training
 from dcdctl.core.errors import InputError, MissingError
@@ -59,11 +59,7 @@ def server(monkeypatch) -> list[tuple[dict[str, Any], Told]]:
 def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same(server, corpus, tmp_path):
     def go() -> runs.Run:
         options = TrainingOptions(wandb="search")
-        return training.train_model(
-            TrainingJob("distill", "tiny-student", SETS, tmp_path / "run", resume=True),
-            OpenInputs(corpus, [], None),
-            options=options,
-        )
+        return distill(corpus, tmp_path / "run", *SETS, resume=True, options=options)
 
     run = go()
     ((options, wandb_run),) = server

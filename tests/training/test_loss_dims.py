@@ -10,13 +10,14 @@ import torch
 from batches import pair_batches, recipe_batches
 from tiny import make_wide_dual
 from torch.testing import assert_close
+from training_steps import distill
 
-from dcdctl.core import models, training
+from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import EmbeddedTeacher
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, load_recipe
+from dcdctl.core.training import load_recipe
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
@@ -105,9 +106,5 @@ def test_widths_without_a_meaning_are_refused(sets, message):
 def test_a_width_above_that_of_the_model_is_refused_before_a_run_folder_is_made(corpus, tmp_path):
     sets = [*DUAL, "loss.terms={ infonce = 1.0 }", "model.projection_dim=8", "loss.dims=[4, 9]"]
     with pytest.raises(ConfigError, match=r"loss\.dims ends with 9, and the vectors of the model have 8 numbers"):
-        training.train_model(
-            TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
-            OpenInputs(corpus, [], None),
-            options=TrainingOptions(),
-        )
+        distill(corpus, tmp_path / "run", *sets)
     assert not (tmp_path / "run").exists()

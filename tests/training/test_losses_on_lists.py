@@ -54,7 +54,9 @@ def test_confidence_by_hand():
     student_BK = torch.tensor([[0.0, 0.0, -99.0, -99.0], [math.log(3.0), 0.0, -99.0, -99.0]])
     teacher_BK = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, -99.0, -99.0]])
     by_hand = [1 - math.exp(-0.5), 1 - math.exp(-math.log(4 / 3) / math.log(2))]
-    assert weights.confidence(student_BK, teacher_BK).tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert weights.confidence(student_BK, teacher_BK, torch.ones_like(teacher_BK).bool()).tolist() == pytest.approx(
+        by_hand, rel=1e-5
+    )
     # Row 0 without its third column: log 2 / log 3. The positive of row 1 is not known.
     known_BK = torch.tensor([[True, True, False, True], [False, True, True, True]])
     result = weights.confidence(student_BK, teacher_BK, known_BK)
@@ -64,7 +66,8 @@ def test_confidence_by_hand():
 def test_confidence_at_its_limits():
     right, wrong, even = [60.0, 0.0], [0.0, 60.0], [0.0, 0.0]
     # Right already; as unsure as the teacher; far worse than a sure teacher; both as wrong as each other.
-    result = weights.confidence(torch.tensor([right, even, wrong, wrong]), torch.tensor([even, even, right, wrong]))
+    scores = torch.tensor([right, even, wrong, wrong]), torch.tensor([even, even, right, wrong])
+    result = weights.confidence(*scores, ~scores[1].isnan())
     assert result.tolist() == pytest.approx([0, 1 - 1 / math.e, 1, 1 - 1 / math.e], abs=1e-6)
 
 

@@ -19,6 +19,7 @@ from paths import DOCS
 from safetensors.torch import load_file
 from tiny import contents, make_teacher, make_wide_dual
 from torch.testing import assert_close
+from training_steps import distill
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -283,11 +284,7 @@ def test_a_cache_gives_the_scores_and_a_dual_teacher_the_vectors(corpus, dual, t
     )["inputs"]
     assert (inputs["cache"]["teacher"], inputs["teachers"]["teacher"]) == (fusion.digest, dual.digest)
     steps = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
-    alone = training.train_model(
-        TrainingJob("distill", "tiny-student", terms("{ kl = 1.0 }"), tmp_path / "alone"),
-        OpenInputs(corpus, [cache], None),
-        options=TrainingOptions(),
-    )
+    alone = distill(OpenInputs(corpus, [cache], None), tmp_path / "alone", *terms("{ kl = 1.0 }"))
     assert steps[0]["kl"] == pytest.approx(
         json.loads((alone.folder / "metrics.jsonl").read_text().splitlines()[0])["kl"], rel=1e-5
     )

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from batches import recipe_batches
-from training_steps import TINY_DUAL
+from training_steps import TINY_DUAL, distill
 
-from dcdctl.core import training
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, memory, recipe, runs
+from dcdctl.core.training import TrainingOptions, initial_model, memory, recipe, runs
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.objective import PairObjective
 
@@ -59,12 +58,7 @@ def limit(monkeypatch) -> dict[str, Any]:
 def train(
     corpus: Corpus, folder: Path, options: TrainingOptions = AUTO, *, resume: bool = False, **more: Any
 ) -> runs.Run:
-    return training.train_model(
-        TrainingJob("distill", "tiny-student", DUAL, folder, resume),
-        OpenInputs(corpus, [], None),
-        options=options,
-        **more,
-    )
+    return distill(corpus, folder, *DUAL, resume=resume, options=options, **more)
 
 
 def weights(run: runs.Run) -> bytes:

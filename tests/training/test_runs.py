@@ -87,10 +87,9 @@ def run_json(run):
 
 
 def logged(run, *losses):
-    log = loggers.Log(run, 0)
-    for step, loss in enumerate(losses):
-        log.write(step, {"loss": loss})
-    log.close()
+    with loggers.open_logs(run, 0) as log:
+        for step, loss in enumerate(losses):
+            log(step, {"loss": loss})
     return (run.folder / "metrics.jsonl").read_bytes()
 
 
@@ -127,9 +126,8 @@ def test_a_log_that_resumes_after_an_incomplete_line_has_equal_bytes(tmp_path):
     content = logged(run, 1 / 3, float("nan"), 2e-9)
     for length in range(content.rindex(b"\n", 0, -1) + 1, len(content)):
         (run.folder / "metrics.jsonl").write_bytes(content[:length])
-        log = loggers.Log(run, 2)
-        log.write(2, {"loss": 2e-9})
-        log.close()
+        with loggers.open_logs(run, 2) as log:
+            log(2, {"loss": 2e-9})
         assert (run.folder / "metrics.jsonl").read_bytes() == content
 
 
@@ -146,16 +144,14 @@ def test_a_finished_run_names_metrics_that_it_did_not_write(tmp_path, monkeypatc
 
 def test_a_log_drops_what_comes_after_the_step_it_goes_on_from(tmp_path):
     run = start(tmp_path / "run")
-    log = loggers.Log(run, 0)
-    for step in range(0, 50, 10):
-        log.write(step, {"loss": step / 7})
-    log.close()
+    with loggers.open_logs(run, 0) as log:
+        for step in range(0, 50, 10):
+            log(step, {"loss": step / 7})
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "lo')
     assert [line["step"] for line in run.metrics()] == [0, 10, 20, 30, 40]
-    log = loggers.Log(run, 25)
-    log.write(30, {"loss": 1.0})
-    log.close()
+    with loggers.open_logs(run, 25) as log:
+        log(30, {"loss": 1.0})
     assert [(line["step"], line["loss"]) for line in run.metrics()] == [(0, 0.0), (10, 10 / 7), (20, 20 / 7), (30, 1.0)]
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()

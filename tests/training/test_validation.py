@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from tiny import contents, make_splits
+from training_steps import distill
 
-from dcdctl.core import models, training
+from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import Measured, evaluate
 from dcdctl.core.teacher import CandidateConfig, build_cache
-from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOptions, checkpoints, recipe, runs
+from dcdctl.core.training import InputRefs, OpenInputs, TrainingOptions, checkpoints, recipe, runs
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
@@ -32,11 +33,7 @@ DUAL = [
 
 def train(corpus: Corpus, folder, *sets: str) -> runs.Run:
     options = TrainingOptions()
-    return training.train_model(
-        TrainingJob("distill", "tiny-student", [*DUAL, *sets], folder, resume=True),
-        OpenInputs(corpus, [], None),
-        options=options,
-    )
+    return distill(corpus, folder, *DUAL, *sets, resume=True, options=options)
 
 
 def rsum(run: runs.Run, corpus: Corpus) -> float:
@@ -100,11 +97,7 @@ def test_dropout_goes_on_after_a_validation(corpus, teacher, tmp_path, monkeypat
     monkeypatch.setattr(PairObjective, "outputs", outputs)
     sets = [*DUAL, "model.dropout=0.1", "optimizer.steps=3", "validation.max_images=3", "validation.every=1"]
     cache = build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=2))
-    training.train_model(
-        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"),
-        OpenInputs(corpus, [cache], teacher),
-        options=TrainingOptions(),
-    )
+    distill(OpenInputs(corpus, [cache], teacher), tmp_path / "run", *sets)
     assert modes == [True] * 3
 
 

@@ -18,7 +18,6 @@ from dcdctl.cli.views.terminal import (
     rate,
     show,
     show_json,
-    show_table,
 )
 
 if TYPE_CHECKING:
@@ -186,10 +185,7 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
 
 
 def _show_preview(preview: Preview) -> None:
-    for name, value in preview.facts():
-        show(f"{name}: {value}")
-    columns, rows = preview.table()
-    if rows:
-        show_table("negatives", columns, rows, "means over the counted queries, for the whole training")
+    for line in (*preview.facts(), *preview.lines()):
+        show(line)
     for line in preview.warnings():
         note(line)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dcdctl.core.devices import on_device
+
 Device = torch.device | str | int
 T = TypeVar("T")
 Raw = TypeVar("Raw", "ImageBatch", "TextBatch")
@@ -219,3 +221,9 @@ class PairBatch:
     def indices_on_cpu(self) -> tuple[Tensor, Tensor]:
         """Both positions on the CPU."""
         return self.image_ix_RC.cpu(), self.text_ix_RC.cpu()
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device, with its positions on the CPU. Micro-batches stay: each is moved when it is
+        computed."""
+        # Reading a position from a GPU would wait for all of its work.
+        return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)

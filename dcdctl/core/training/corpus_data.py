@@ -126,7 +126,7 @@ class CorpusData(TrainingData):
         yield from (*self.preview.differences, *self.preview.mined_otherwise)
         if self.preview.coverage is not None:
             self.preview.coverage.check()
-        yield from self.preview.lines()
+        yield from (*self.preview.lines(), *self.preview.warnings())
         if self.temperature is not None:
             yield f"loss.temperature is auto: {self.temperature:g} for these scores"
 

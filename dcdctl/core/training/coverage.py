@@ -117,14 +117,13 @@ class Preview:
     lack the model."""
 
     def lines(self) -> Iterator[str]:
-        """What the caches cover and the queries meet, warnings last."""
+        """What the caches cover and the queries meet."""
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
         if self.has_dual_teachers:
             yield "the dual teacher scores every pair, so batches are drawn as without a teacher"
         if self.negatives:
             yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items())
-        yield from self.warnings()
 
     def warnings(self) -> Iterator[str]:
         """A line for each direction in which the cache is drawn empty, with the way out."""
@@ -180,40 +179,19 @@ class Preview:
             "warnings": list(self.warnings()),
         }
 
-    def facts(self) -> list[tuple[str, str]]:
-        """Name and value of each fact."""
-        coverage, batch = self.coverage, self.recipe.batch
-        facts = [("steps", f"{self.num_steps:,}")]
+    def facts(self) -> Iterator[str]:
+        """What a dry run shows beside `lines`: name and value of each fact."""
+        yield f"steps: {self.num_steps:,}"
         if self.batches_per_epoch is not None:
-            epochs = shown(self.num_steps / self.batches_per_epoch)
-            facts += [("batches per epoch", shown(self.batches_per_epoch)), ("epochs", epochs)]
-        facts.append(
-            ("batch", f"{batch.size:,} {'lists' if self.recipe.loss.on_lists else 'images, each with one caption'}")
-        )
-        if coverage is not None:
-            facts.append(("the cache covers", str(coverage)))
+            yield f"batches per epoch: {shown(self.batches_per_epoch)}"
+            yield f"epochs: {shown(self.num_steps / self.batches_per_epoch)}"
+        unit = "lists" if self.recipe.loss.on_lists else "images, each with one caption"
+        yield f"batch: {self.recipe.batch.size:,} {unit}"
         if self.temperature is not None:
-            facts.append(("loss.temperature", f"auto: {self.temperature:g}"))
-        if self.has_dual_teachers:
-            facts.append(("scores", "every pair, by the dual teacher"))
+            yield f"loss.temperature: auto: {self.temperature:g}"
         if self.not_counted:
-            facts.append(("different negatives", self.not_counted))
-        return [
-            *facts,
-            *(("different in the cache", line) for line in (*self.differences, *self.mined_otherwise)),
-        ]
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows: one row for each direction."""
-        columns = ["query", "lists", "candidates", "drawn per list", "kept per list", "different negatives", "counted"]
-        rows = [
-            [
-                direction.query,
-                *map(shown, (each.lists, each.candidates, each.drawn, each.kept, each.different, each.queries)),
-            ]
-            for direction, each in self.negatives.items()
-        ]
-        return columns, rows
+            yield f"different negatives: {self.not_counted}"
+        yield from (f"different in the cache: {line}" for line in (*self.differences, *self.mined_otherwise))
 
 
 def measure_preview(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +20,12 @@ from torch import Tensor, nn
 from dcdctl.core import devices, distributed
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import PairBatch
-from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatch, MicroBatchPlan, RowRange
+from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatch, MicroBatchPlan
+from dcdctl.core.training.objective import PairObjective
 
 Objective = Callable[[Any, Any], dict[str, Tensor]]
-"""Model and batch to the weighted terms of the loss; their sum is minimized."""
-
-
-@runtime_checkable
-class MicroBatchObjective(Protocol):
-    """An objective in two halves: the model's outputs for each micro-batch, and the loss of all outputs."""
-
-    def outputs(self, model: Any, pairs: PairBatch) -> tuple[Tensor, ...]:
-        """float32 tensors, one per row range of a micro-batch, with a row for each of its rows."""
-        ...
-
-    def logged(self, batch: Any) -> dict[str, float]:
-        """What is logged of a batch, on the CPU, beside its loss."""
-        ...
-
-    def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of the loss."""
-        ...
+"""Model and batch to the weighted terms of the loss; their sum is minimized. Only a `PairObjective` has the two halves
+that micro-batches need."""
 
 
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
@@ -68,30 +52,25 @@ class Step:
         set_seed(number if micro_batch is None else (number * 65_537 + micro_batch + 1) % 2**63)
 
 
-def backward(model: nn.Module, objective: Objective | MicroBatchObjective, batch: Any, step: Step) -> dict[str, float]:
+def backward(model: nn.Module, objective: Objective, batch: Any, step: Step) -> dict[str, float]:
     """Add the gradient of a batch's loss, times the scale of the scaler, to the parameters; the loss and its terms by
     name.
 
     ConfigError if the loss is not finite; the weights are then unchanged.
     """
     if step.micro_batch_plan.count > 1:
-        assert isinstance(objective, MicroBatchObjective)
+        assert isinstance(objective, PairObjective)
         return _backward_in_micro_batches(model, objective, batch, step)
     step.seed_dropout()
     batch = batch.to(step.compute.device)
     with step.compute.forward_pass():
-        if isinstance(objective, MicroBatchObjective):
-            terms = objective.loss(model, objective.outputs(model, batch), batch)
-        else:
-            terms = objective(model, batch)
+        terms = objective(model, batch)
     loss, read_values = _loss_of(terms)
     step.scaler.scale(loss).backward()
     return _finite(read_values(), step.number)
 
 
-def _backward_in_micro_batches(
-    model: nn.Module, objective: MicroBatchObjective, batch: Batch, step: Step
-) -> dict[str, float]:
+def _backward_in_micro_batches(model: Any, objective: PairObjective, batch: Batch, step: Step) -> dict[str, float]:
     *earlier, last = zip(step.micro_batch_plan.local, batch.micro_batches, strict=True)
 
     def outputs(number: int, micro_batch: MicroBatch) -> tuple[Tensor, ...]:
@@ -123,20 +102,20 @@ def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence
     """The outputs of all micro-batches of all processes, row by row, as leaves that accumulate a gradient."""
     leaves = []
     for number, outputs in enumerate(zip(*local, strict=True)):
-        row_ranges = [micro_batch.row_ranges[number] for micro_batch in micro_batches]
-        rows = outputs[0].new_zeros(row_ranges[0].total, *outputs[0].shape[1:])
-        for row_range, output in zip(row_ranges, outputs, strict=True):
+        rows = outputs[0].new_zeros(micro_batches[0].totals[number], *outputs[0].shape[1:])
+        for micro_batch, output in zip(micro_batches, outputs, strict=True):
+            row_range = micro_batch.row_ranges[number]
             # Detached: the gradient of the loss stops at the leaves, and each micro-batch propagates its share later.
-            rows[row_range.start : row_range.stop] = output.detach()[: row_range.stop - row_range.start]
+            rows[row_range.start : row_range.stop] = output.detach()[: len(row_range)]
         # Rows of other processes are zeros here, so the sum over processes holds every row once.
         leaves.append(distributed.all_sum(rows).requires_grad_())
     return leaves
 
 
-def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], row_ranges: Sequence[RowRange]) -> None:
+def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], row_ranges: Sequence[range]) -> None:
     """Add a micro-batch's share of the gradient to the parameters."""
     with_gradient = [
-        (output[: row_range.stop - row_range.start], leaf.grad[row_range.start : row_range.stop])
+        (output[: len(row_range)], leaf.grad[row_range.start : row_range.stop])
         for output, leaf, row_range in zip(outputs, leaves, row_ranges, strict=True)
         if leaf.grad is not None and output.requires_grad
     ]

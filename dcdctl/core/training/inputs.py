@@ -7,7 +7,7 @@ Otherwise the only one is the fusion scorer that the student starts from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -72,15 +72,12 @@ class InputRefs:
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
-        first_images = [] if self.max_images is None else ["--max-images", str(self.max_images)]
-        settings = [word for text in self.model_set for word in ("--model-set", text)]
-        places = [word for place in self.places for word in ("--data", shown(place))]
-        return [
-            *places,
-            *_options(self.split, self.caches, self.teachers, self.validation_data),
-            *first_images,
-            *settings,
-        ]
+        return flags(
+            *corpus_flags(self.places, self.split),
+            *_read_flags(self.caches, self.teachers, self.validation_data),
+            ("--max-images", self.max_images),
+            *(("--model-set", text) for text in self.model_set),
+        )
 
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
         """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another
@@ -136,11 +133,8 @@ class OpenInputs:
         """The options of a command line that name the same; REF for a model without a name."""
         teachers = [*([] if self.teacher is None else [self.teacher_ref]), *(UNNAMED for _ in self.dual_teachers)]
         caches = [cache.folder for cache in self.caches]
-        return [
-            "--data",
-            shown(self.corpus.folder),
-            *_options(self.corpus.split, caches, teachers, self.validation_data),
-        ]
+        corpus = corpus_flags([self.corpus.folder], self.corpus.split)
+        return flags(*corpus, *_read_flags(caches, teachers, self.validation_data))
 
     def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
         """The corpus and the caches, which are open."""
@@ -158,12 +152,22 @@ class OpenInputs:
 TrainingInputs = InputRefs | OpenInputs
 
 
-def _options(split: str, caches: Sequence[Path], teachers: Sequence[str], validation_data: Path | None) -> list[str]:
-    # The defaults of the command are left out.
-    named = [("--split", split)] if split != "train" else []
-    named += [("--cache", str(cache)) for cache in caches] + [("--teacher", teacher) for teacher in teachers]
-    named += [] if validation_data is None else [("--validation-data", shown(validation_data))]
-    return [word for pair in named for word in pair]
+Flag = tuple[str, object]
+
+
+def flags(*named: Flag) -> list[str]:
+    """The words of these options of a command line, without those that are None."""
+    return [word for name, value in named if value is not None for word in (name, str(value))]
+
+
+def corpus_flags(places: Iterable[str | Path], split: str) -> list[Flag]:
+    """The options that name data and split; the default of the commands is left out."""
+    return [*(("--data", shown(place)) for place in places), ("--split", None if split == "train" else split)]
+
+
+def _read_flags(caches: Sequence[Path], teachers: Sequence[str], validation_data: Path | None) -> list[Flag]:
+    named: list[Flag] = [*(("--cache", cache) for cache in caches), *(("--teacher", teacher) for teacher in teachers)]
+    return [*named, ("--validation-data", None if validation_data is None else shown(validation_data))]
 
 
 def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -17,72 +17,59 @@ Write = Callable[[int, Mapping[str, float]], None]
 
 
 @contextmanager
-def open_logs(run: Run, first_step: int, project: str | None) -> Iterator[Write]:
-    """A function that writes the numbers of a step to every log, also to the Weights & Biases project if there is one.
-    It does nothing outside the main process."""
+def open_logs(run: Run, first_step: int, project: str | None = None) -> Iterator[Write]:
+    """A function that writes the numbers of a step to metrics.jsonl, TensorBoard and the Weights & Biases project, if
+    there is one. It does nothing outside the main process.
+
+    Later lines than `first_step`, logged by a run that was killed, are removed.
+    """
+    if not distributed.is_main():
+        yield lambda step, values: None
+        return
+    path = run.folder / METRICS_FILE
+    earlier = [line for line in run.metrics() if line["step"] < first_step]
+    files.write_text(path, "".join(map(log_line, earlier)))
     with ExitStack() as stack:
-        logs: list[Log | WandbLog] = []
-        if distributed.is_main():
-            logs.append(stack.enter_context(closing(Log(run, first_step))))
-            if project is not None:
-                logs.append(stack.enter_context(closing(WandbLog(run, project))))
+        # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
+        events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
+        stack.callback(events.close)
+        wandb_run = None
+        if project is not None:
+            wandb_run = _start_wandb(run, project)
+            stack.callback(wandb_run.finish)
 
         def write(step: int, values: Mapping[str, float]) -> None:
-            for log in logs:
-                log.write(step, values)
+            # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(log_line({"step": step, **values}))
+            for name, value in values.items():
+                events.add_scalar(name, value, step)
+            if wandb_run is not None:
+                wandb_run.log({"step": step, **values})
 
         yield write
 
 
-class Log:
-    """metrics.jsonl and TensorBoard of a run. Later lines than `first_step`, logged by a run that was killed, are
-    removed."""
-
-    def __init__(self, run: Run, first_step: int) -> None:
-        self._path = run.folder / METRICS_FILE
-        earlier = [line for line in run.metrics() if line["step"] < first_step]
-        files.write_text(self._path, "".join(map(log_line, earlier)))
-        # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
-        self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(log_line({"step": step, **values}))
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._events.close()
-
-
-class WandbLog:
+def _start_wandb(run: Run, project: str) -> Any:
     """A run of a Weights & Biases project, configured with the recipe; a resumed run keeps its id, saved in
     RUN/wandb.json."""
-
-    def __init__(self, run: Run, project: str) -> None:
-        path = run.folder / "wandb.json"
-        hint = "delete it to start another run at Weights & Biases"
-        run_id = artifacts.read_document(path, error=InputError, hint=hint).get("id") if path.exists() else None
-        # "allow" also starts a run whose id is not known yet, so the first start and a resumed one are the same call.
-        self._wandb_run: Any = require().init(
-            project=project,
-            name=run.folder.name,
-            dir=str(run.folder),
-            config=run.facts()["recipe"],
-            id=run_id,
-            resume="allow",
-        )
-        if run_id is None:
-            artifacts.write_document(path, {"project": project, "id": self._wandb_run.id})
-        # Log the step as a value: the step counter of Weights & Biases cannot go back to a checkpoint.
-        self._wandb_run.define_metric("*", step_metric="step")
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._wandb_run.log({"step": step, **values})
-
-    def close(self) -> None:
-        self._wandb_run.finish()
+    path = run.folder / "wandb.json"
+    hint = "delete it to start another run at Weights & Biases"
+    run_id = artifacts.read_document(path, error=InputError, hint=hint).get("id") if path.exists() else None
+    # "allow" also starts a run whose id is not known yet, so the first start and a resumed one are the same call.
+    wandb_run = require().init(
+        project=project,
+        name=run.folder.name,
+        dir=str(run.folder),
+        config=run.facts()["recipe"],
+        id=run_id,
+        resume="allow",
+    )
+    if run_id is None:
+        artifacts.write_document(path, {"project": project, "id": wandb_run.id})
+    # Log the step as a value: the step counter of Weights & Biases cannot go back to a checkpoint.
+    wandb_run.define_metric("*", step_metric="step")
+    return wandb_run
 
 
 def require() -> Any:

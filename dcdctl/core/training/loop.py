@@ -24,7 +24,8 @@ from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import checkpoints, grad_cache, loggers
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches
-from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, Step
+from dcdctl.core.training.grad_cache import Objective, Step
+from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import OptimizerConfig
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
@@ -133,7 +134,7 @@ def train(
         for step, batch in enumerate(ahead, start=first):
             values = learner.step(batch, step)
             done = step + 1
-            if validation is not None and validation.is_due(done, num_steps):
+            if validation is not None and (done % validation.config.every == 0 or done == num_steps):
                 values |= validation.measure(model, done)
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
@@ -151,7 +152,7 @@ class Learner:
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective | MicroBatchObjective,
+        objective: Objective,
         config: OptimizerConfig,
         *,
         num_steps: int,
@@ -187,7 +188,7 @@ class Learner:
             micro_batch_plan=self.options.micro_batch_plan,
             scaler=self.scaler,
         )
-        logged = self.objective.logged(batch) if isinstance(self.objective, MicroBatchObjective) else {}
+        logged = self.objective.logged(batch) if isinstance(self.objective, PairObjective) else {}
         values = {**grad_cache.backward(self.model, self.objective, batch, step), **logged, "lr": rate}
         set_rates(self.optimizer, rate, self._next_update(number))
         if self.config.max_grad_norm is not None:
@@ -209,14 +210,12 @@ class Learner:
         return 1 + next((int(state["step"]) for state in self.optimizer.state.values()), 0)
 
 
-def _check_micro_batches(
-    model: nn.Module, objective: Objective | MicroBatchObjective, options: TrainingOptions
-) -> None:
+def _check_micro_batches(model: nn.Module, objective: Objective, options: TrainingOptions) -> None:
     """ConfigError if micro-batches would give another loss than the whole batch."""
     if options.micro_batch_plan.count == 1:
         return
     hint = "leave --accumulate out and start one process"
-    if not isinstance(objective, MicroBatchObjective):
+    if not isinstance(objective, PairObjective):
         raise ConfigError("this training cannot split a batch into micro-batches", hint=hint)
     if norms := batch_norms(model):
         raise ConfigError(

@@ -77,8 +77,9 @@ def _vector_terms(model: Model, outputs: Sequence[Tensor], batch: Batch, config:
     if not config.vector_terms:
         return {}
     assert model.kind == "dual"
-    assert batch.teacher_vectors is not None
-    teachers = batch.teacher_vectors.images_IE, batch.teacher_vectors.texts_TE
+    assert batch.teacher_images_IE is not None
+    assert batch.teacher_texts_TE is not None
+    teachers = batch.teacher_images_IE, batch.teacher_texts_TE
     sides = [(model.project(student), teacher) for student, teacher in zip(outputs, teachers, strict=True)]
     return {
         name: config.terms[name] * torch.stack([VECTOR_LOSSES[name](*side) for side in sides]).mean()

@@ -27,10 +27,6 @@ class Validation:
     config: ValidationConfig
     compute: Compute
 
-    def is_due(self, done: int, num_steps: int) -> bool:
-        """Whether the model is validated after `done` steps: every `config.every` steps, and at the end."""
-        return done % self.config.every == 0 or done == num_steps
-
     def measure(self, model: Any, done: int) -> dict[str, float]:
         """Recalls of both directions in percent, their sum, and the best sum so far; nothing outside the main process.
 
@@ -52,11 +48,6 @@ class Validation:
             values |= {"val_rsum": measured.rsum, "val_best_rsum": max(best, measured.rsum)}
         distributed.barrier()
         return values
-
-    def choose(self, model: Any) -> None:
-        """Load the best weights into a trained model if the recipe keeps these; it has the last ones."""
-        if self.config.keep == "best":
-            checkpoints.load_best(self.run, model)
 
 
 def open_corpus(corpus: Corpus, config: ValidationConfig, folder: Path | None = None) -> Corpus:

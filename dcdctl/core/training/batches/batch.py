@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dcdctl.core.devices import in_pinned_memory, on_device
-from dcdctl.core.models import ImageBatch, PairBatch, TextBatch, with_copies
+from dcdctl.core.devices import in_pinned_memory
+from dcdctl.core.models import ImageBatch, PairBatch, TextBatch
 
 NO_IMAGES = ImageBatch(torch.empty(0, 3, 0, 0))
 NO_TEXTS = TextBatch(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64))
@@ -23,30 +23,13 @@ NO_PAIRS = torch.empty(0, 0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
-class RowRange:
-    """The rows of a micro-batch among all rows of a batch."""
-
-    start: int
-    stop: int
-    total: int
-
-    @property
-    def computed(self) -> range:
-        """The rows to compute. An empty micro-batch still computes one row, which is discarded, because models reject
-        empty batches."""
-        return range(self.start, max(self.stop, self.start + 1))
-
-
-@dataclass(frozen=True)
 class MicroBatch(PairBatch):
     """A part of a batch that is computed at once; for a dual model it forms no pairs."""
 
-    row_ranges: tuple[RowRange, ...]
+    row_ranges: tuple[range, ...]
     """One per output of the model: the logits, or the vectors of the images and those of the captions."""
-
-    def to(self, device: torch.device) -> MicroBatch:
-        """The same micro-batch on another device, with its positions on the CPU."""
-        return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)
+    totals: tuple[int, ...]
+    """The rows of the whole batch, for each of them."""
 
     def pin_memory(self) -> MicroBatch:
         """The same micro-batch in pinned memory, which a GPU reads directly."""
@@ -62,29 +45,12 @@ class MicroBatchPlan:
     by_side: bool = False
     """Split the images and the captions instead of the rows of pairs: for a dual model."""
 
-    def row_ranges(self, total: int) -> Iterator[RowRange]:
+    def row_ranges(self, total: int) -> Iterator[range]:
         """The rows of each local micro-batch; sizes differ by at most one."""
-        return (RowRange(index * total // self.count, (index + 1) * total // self.count, total) for index in self.local)
+        return (range(index * total // self.count, (index + 1) * total // self.count) for index in self.local)
 
 
 UNSPLIT = MicroBatchPlan()
-
-
-@dataclass(frozen=True)
-class TeacherVectors:
-    """A dual teacher's unit vectors of the images and captions of a batch, each once, in the order of the indices of
-    the pairs."""
-
-    images_IE: Tensor
-    texts_TE: Tensor
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> TeacherVectors:
-        """The same vectors on another device."""
-        return on_device(self, device)
-
-    def pin_memory(self) -> TeacherVectors:
-        """The same vectors in pinned memory, which a GPU reads directly."""
-        return in_pinned_memory(self)
 
 
 @dataclass(frozen=True)
@@ -102,8 +68,11 @@ class Batch(PairBatch):
     """The micro-batches that this process computes, if the batch is split; `images` and `texts` are then empty."""
     true_IT: Tensor | None = None
     """Lists: which of the batch's images and captions match, in the order of the indices of the pairs."""
-    teacher_vectors: TeacherVectors | None = None
-    """For losses of vectors: the dual teacher's."""
+    teacher_images_IE: Tensor | None = None
+    """For losses of vectors: the dual teacher's unit vectors of the images, each once, in the order of the indices of
+    the pairs."""
+    teacher_texts_TE: Tensor | None = None
+    """The same of the captions."""
 
     @property
     def scored_share(self) -> float:
@@ -115,12 +84,6 @@ class Batch(PairBatch):
         else:
             is_negative_RC[:, 0] = False
         return float((~self.teacher_RC[is_negative_RC].isnan()).float().mean())
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device, with its positions on the CPU; its micro-batches stay, each is moved when
-        it is computed."""
-        # Reading a position from a GPU would wait for all of its work.
-        return with_copies(on_device(self, device), indices_on_cpu=self.indices_on_cpu)
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory, which a GPU reads directly."""

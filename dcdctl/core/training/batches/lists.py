@@ -83,6 +83,7 @@ class CandidateLists(StepPairs):
             text_RC=text_BN,
             teacher_RC=teacher_BN,
             official_RC=official_BN,
+            same_RC=np.zeros(image_BN.shape, dtype=bool),
             true_IT=self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))),
         )
 

@@ -29,7 +29,6 @@ from dcdctl.core.training.batches.batch import (
     Batch,
     MicroBatch,
     MicroBatchPlan,
-    TeacherVectors,
 )
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -73,14 +72,14 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsOfStep:
-    """The pairs of a step, by their indices in the corpus, and the teacher's scores of them (`Batch`)."""
+    """The pairs of a step, by their indices, and the teacher's scores of them (`Batch`)."""
 
     image_RC: Index
     """For all pairs a column, and `text_RC` a row."""
     text_RC: Index
     teacher_RC: NDArray[np.float32]
     official_RC: NDArray[np.float32]
-    same_RC: NDArray[np.bool_] | None = None
+    same_RC: NDArray[np.bool_]
     true_IT: NDArray[np.bool_] | None = None
 
 
@@ -134,25 +133,12 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, as this process reads it: whole, or its micro-batches."""
-        of_step, vectors = self.pairs.of_step(step), self.vectors
-        distinct = np.unique(of_step.image_RC), np.unique(of_step.text_RC)
-        batch = assemble(
-            self.source,
-            self.plan,
-            of_step.image_RC,
-            of_step.text_RC,
-            (_tensor(of_step.teacher_RC), _tensor(of_step.official_RC)),
-        )
-        return replace(
-            batch,
-            same_RC=batch.same_RC if of_step.same_RC is None else torch.from_numpy(of_step.same_RC),
-            true_IT=None if of_step.true_IT is None else torch.from_numpy(of_step.true_IT),
-            teacher_vectors=None if vectors is None else TeacherVectors(*vectors.vectors(*distinct)),
-        )
-
-
-def _tensor(scores_RC: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(scores_RC.astype(np.float32))
+        pairs = self.pairs.of_step(step)
+        batch = assemble(self.source, self.plan, pairs)
+        if self.vectors is None:
+            return batch
+        images_IE, texts_TE = self.vectors.vectors(np.unique(pairs.image_RC), np.unique(pairs.text_RC))
+        return replace(batch, teacher_images_IE=images_IE, teacher_texts_TE=texts_TE)
 
 
 class Reader(Protocol):
@@ -163,20 +149,23 @@ class Reader(Protocol):
     def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
 
 
-def assemble(
-    source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index, scores: tuple[Tensor, Tensor]
-) -> Batch:
-    """The batch of these pairs, as this process reads it: whole, or its micro-batches; `scores` are the teacher's in
-    two orders (`Batch`).
-
-    For all pairs `image_RC` may be a column and `text_RC` a row.
-    """
-    same_RC = torch.zeros(scores[0].shape, dtype=torch.bool)
+def assemble(source: Reader, plan: MicroBatchPlan, pairs: PairsOfStep) -> Batch:
+    """The batch of these pairs, as this process reads it: whole, or its micro-batches."""
+    image_RC, text_RC = pairs.image_RC, pairs.text_RC
+    known = torch.from_numpy(pairs.teacher_RC), torch.from_numpy(pairs.official_RC), torch.from_numpy(pairs.same_RC)
+    true_IT = None if pairs.true_IT is None else torch.from_numpy(pairs.true_IT)
     if plan.count == 1:
-        return Batch(*_read(source, image_RC, text_RC), *scores, same_RC)
+        return Batch(*_read(source, image_RC, text_RC), *known, true_IT=true_IT)
     split = _micro_batches_by_side if plan.by_side else _micro_batches_by_row
     pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
-    return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(source, plan, image_RC, text_RC)))
+    parts = tuple(split(source, plan, image_RC, text_RC))
+    return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *known, parts, true_IT)
+
+
+def _computed(rows: range) -> range:
+    """The rows to compute. An empty micro-batch still computes one row, which is discarded, because models reject
+    empty batches."""
+    return range(rows.start, max(rows.stop, rows.start + 1))
 
 
 def _micro_batches_by_row(
@@ -184,7 +173,8 @@ def _micro_batches_by_row(
 ) -> Iterator[MicroBatch]:
     image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
     for rows in plan.row_ranges(len(image_RC)):
-        yield MicroBatch(*_read(source, image_RC[rows.computed], text_RC[rows.computed]), (rows,))
+        computed = _computed(rows)
+        yield MicroBatch(*_read(source, image_RC[computed], text_RC[computed]), (rows,), (len(image_RC),))
 
 
 def _micro_batches_by_side(
@@ -192,9 +182,10 @@ def _micro_batches_by_side(
 ) -> Iterator[MicroBatch]:
     # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
     images, texts = np.unique(image_RC), np.unique(text_RC)
-    for sides in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
-        parts = source.images(images[sides[0].computed]), source.texts(texts[sides[1].computed])
-        yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides)
+    totals = len(images), len(texts)
+    for sides in zip(*map(plan.row_ranges, totals), strict=True):
+        parts = source.images(images[_computed(sides[0])]), source.texts(texts[_computed(sides[1])])
+        yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides, totals)
 
 
 def _read(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,8 +24,8 @@ from dcdctl.core.data import ImageError, Index, ShardStream, StreamSample, decod
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
-from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan, TeacherVectors
-from dcdctl.core.training.batches.step_pairs import assemble, check_size
+from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan
+from dcdctl.core.training.batches.step_pairs import PairsOfStep, assemble, check_size
 from dcdctl.core.training.recipe import BatchConfig
 
 TEACHER_ROWS = 256
@@ -32,17 +33,9 @@ TEACHER_ROWS = 256
 SKIP_HINT = "leave such samples out with --set stream.on_error=skip"
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """The image files and captions of a step, as worker processes receive them."""
-
-    where: Sequence[str]
-    """What each image is called in messages."""
-    images: Sequence[bytes]
-    """Image files; empty for images of other processes."""
-    captions: Sequence[str]
-    same_QG: Tensor
-    """True off the diagonal where the caption also matches the image."""
+Encoded = tuple[Sequence[StreamSample], NDArray[np.bool_]]
+"""The samples of a step as worker processes receive them: each with one caption, and an empty file for an image of
+another process; and where a caption also matches another image."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ class StreamTeacher:
             sides.append(distributed.all_sum(vectors).clone().cpu())
         images_QE, texts_GE = sides
         if self.needs_vectors:
-            batch = replace(batch, teacher_vectors=TeacherVectors(images_QE, texts_GE))
+            batch = replace(batch, teacher_images_IE=images_QE, teacher_texts_TE=texts_GE)
         bias = 0.0 if self.model.logit_bias is None else self.model.logit_bias.item()
         scores_QG = self.model.logit_scale.item() * (images_QE @ texts_GE.T) + bias
         return replace(batch, teacher_RC=scores_QG, official_teacher_RC=scores_QG)
@@ -116,7 +109,7 @@ class StreamBatches:
         ranges = list(self.plan.row_ranges(self.config.size))
         return range(ranges[0].start, ranges[-1].stop)
 
-    def _encoded(self, steps: range) -> Generator[EncodedBatch, None, None]:
+    def _encoded(self, steps: range) -> Generator[Encoded, None, None]:
         if not steps:
             return
         source = self.stream.read(steps.start)
@@ -126,16 +119,15 @@ class StreamBatches:
         finally:
             source.close()
 
-    def _encode(self, step: int, samples: Sequence[StreamSample]) -> EncodedBatch:
+    def _encode(self, step: int, samples: Sequence[StreamSample]) -> Encoded:
         # The key 2 separates the choice of captions from the order of the stream, whose keys are 0 and 1.
         rng = np.random.default_rng([self.stream.seed, 2, step])
         captions = [sample.captions[rng.integers(len(sample.captions))] for sample in samples]
-        return EncodedBatch(
-            where=[sample.where for sample in samples],
-            images=[sample.image if row in self._rows else b"" for row, sample in enumerate(samples)],
-            captions=captions,
-            same_QG=_is_same(samples, captions),
-        )
+        encoded = [
+            replace(sample, captions=[caption], image=sample.image if row in self._rows else b"")
+            for row, (sample, caption) in enumerate(zip(samples, captions, strict=True))
+        ]
+        return encoded, _is_same(samples, captions)
 
     def _completed(self, decoded: _Decoded) -> Batch:
         batch, inputs = decoded
@@ -144,10 +136,9 @@ class StreamBatches:
         return self.teacher.complete(batch, inputs, self._rows, self.config.size)
 
 
-def _is_same(samples: Sequence[StreamSample], captions: Sequence[str]) -> Tensor:
+def _is_same(samples: Sequence[StreamSample], captions: Sequence[str]) -> NDArray[np.bool_]:
     """Off the diagonal: whether an image has a caption of equal text, or the same file as the caption's image."""
-    size = len(captions)
-    same_QG = torch.zeros(size, size, dtype=torch.bool)
+    same_QG = np.zeros((len(captions), len(captions)), dtype=bool)
     with_text: dict[str, list[int]] = {}
     with_file: dict[bytes, list[int]] = {}
     for row, sample in enumerate(samples):
@@ -156,7 +147,8 @@ def _is_same(samples: Sequence[StreamSample], captions: Sequence[str]) -> Tensor
             with_text.setdefault(key, []).append(row)
     for column, caption in enumerate(captions):
         same_QG[with_text[text_key(caption)] + with_file[samples[column].image], column] = True
-    return same_QG.fill_diagonal_(False)
+    np.fill_diagonal(same_QG, False)
+    return same_QG
 
 
 _Decoded = tuple[Batch, tuple[Any, Any] | None]
@@ -171,12 +163,18 @@ class _Decoder(torch.utils.data.Dataset[_Decoded]):
         self.preprocess, self.plan, self.rows = batches.preprocess, batches.plan, batches._rows
         self.teacher_preprocess = None if batches.teacher is None else batches.teacher.model.preprocess
 
-    def __getitem__(self, encoded: EncodedBatch) -> _Decoded:
-        source = _BatchSource(encoded, self.preprocess)
-        indices = np.arange(len(encoded.captions))
-        missing_QG = torch.full(encoded.same_QG.shape, torch.nan)
-        batch = assemble(source, self.plan, indices[:, None], indices[None, :], (missing_QG, missing_QG))
-        batch = replace(batch, same_RC=encoded.same_QG)
+    def __getitem__(self, encoded: Encoded) -> _Decoded:
+        samples, same_QG = encoded
+        source, indices = _BatchSource(samples, self.preprocess), np.arange(len(samples))
+        missing_QG = np.full(same_QG.shape, np.nan, dtype=np.float32)
+        pairs = PairsOfStep(
+            image_RC=indices[:, None],
+            text_RC=indices[None, :],
+            teacher_RC=missing_QG,
+            official_RC=missing_QG,
+            same_RC=same_QG,
+        )
+        batch = assemble(source, self.plan, pairs)
         if self.teacher_preprocess is None:
             return batch, None
         source.preprocess = self.teacher_preprocess
@@ -186,8 +184,8 @@ class _Decoder(torch.utils.data.Dataset[_Decoded]):
 class _BatchSource:
     """The images and captions of one batch by their position in it, preprocessed."""
 
-    def __init__(self, encoded: EncodedBatch, preprocess: Preprocessor) -> None:
-        self.encoded, self.preprocess = encoded, preprocess
+    def __init__(self, samples: Sequence[StreamSample], preprocess: Preprocessor) -> None:
+        self.samples, self.preprocess = samples, preprocess
         # Student and teacher read the same images, which are decoded once.
         self._decoded: dict[int, Any] = {}
 
@@ -197,14 +195,15 @@ class _BatchSource:
 
     def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
         """The tokenized captions."""
-        return self.preprocess.texts([self.encoded.captions[int(text)] for text in text_ix])
+        return self.preprocess.texts([self.samples[int(text)].captions[0] for text in text_ix])
 
     def _image(self, row: int) -> Any:
         if row not in self._decoded:
+            sample = self.samples[row]
             try:
-                self._decoded[row] = decode_image(self.encoded.images[row])
+                self._decoded[row] = decode_image(sample.image)
             except ImageError as error:
-                raise InputError(f"{self.encoded.where[row]}: {error}", hint=SKIP_HINT) from error
+                raise InputError(f"{sample.where}: {error}", hint=SKIP_HINT) from error
         return self._decoded[row]
 
 

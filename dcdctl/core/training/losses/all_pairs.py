@@ -29,8 +29,6 @@ def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothi
     >>> infonce(torch.zeros(4, 4))  # log 4
     tensor(1.3863)
     """
-    if logits_QG.shape[0] != logits_QG.shape[1]:
-        raise ValueError(f"logits must be square, positives on the diagonal, got {tuple(logits_QG.shape)}")
     logits_QG = in_full_precision(logits_QG)
     if same_mask is not None:
         on_diagonal = torch.eye(len(logits_QG), dtype=torch.bool, device=logits_QG.device)

@@ -12,11 +12,6 @@ def in_full_precision(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def known_columns(teacher_BK: Tensor, known_BK: Tensor | None) -> Tensor:
-    """The given mask of known columns, B x K, or by default the columns that are not NaN."""
-    return ~teacher_BK.isnan() if known_BK is None else known_BK
-
-
 def log_softmax(scores_BK: Tensor, known_BK: Tensor) -> Tensor:
     """Log-softmax over the known columns. The others hold finite values or -inf, which the caller must mask.
 

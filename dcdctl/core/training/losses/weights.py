@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dcdctl.core.training.losses.masked import in_full_precision, known_columns, log_softmax
+from dcdctl.core.training.losses.masked import in_full_precision, log_softmax
 
 
 def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
@@ -24,9 +24,6 @@ def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
     >>> select_hardest(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
     tensor([[0, 1, 3]])
     """
-    num_negatives = teacher_BK.shape[1] - 1
-    if not 1 <= num_hard <= num_negatives:
-        raise ValueError(f"num_hard must lie in [1, {num_negatives}], the number of negatives, got {num_hard}")
     negatives_BK = teacher_BK[:, 1:].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     # The released code leaves the order of ties to the sort; a stable one is the same on every device.
     hardest_BN = negatives_BK.argsort(dim=1, descending=True, stable=True)[:, :num_hard] + 1
@@ -47,37 +44,27 @@ def select_as_official(teacher_BK: Tensor, num_hard: int) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def entropy(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
+def entropy(teacher_BK: Tensor, known_BK: Tensor) -> Tensor:
     """Entropy of the softmax of each row, in nats: 0 for a one-hot row, log K for equal scores. Never NaN.
 
-    Columns outside `known_BK` (default: those that are not NaN) are left out; a row without known columns has entropy
-    0.
+    Columns outside `known_BK` are left out; a row without known columns has entropy 0.
 
-    >>> entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))  # log 2, and nearly one-hot
+    >>> entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), torch.ones(2, 2).bool())  # log 2, and nearly one-hot
     tensor([0.6931, 0.0012])
     """
-    known_BK = known_columns(teacher_BK, known_BK)
     log_p_BK = log_softmax(teacher_BK, known_BK)
     p_BK = log_p_BK.exp().masked_fill(~known_BK, 0)
     # 0 log 0 counts as 0; it is NaN in the released code.
     return -(p_BK * log_p_BK.masked_fill(p_BK == 0, 0)).sum(dim=1)
 
 
-@torch.no_grad()
-def entropy_share(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
-    """The teacher's uncertainty about each query, as a share of the batch: w_i = H_i / sum_k H_k.
+def entropy_share(entropy_B: Tensor, counts_B: Tensor) -> Tensor:
+    """The teacher's uncertainty about each query, as a share of the batch: w_i = H_i / sum_k H_k, along the last
+    dimension.
 
-    If every entropy is 0, all rows with a known score have equal shares. Sums to 1 unless no score is known.
-
-    >>> entropy_share(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
-    tensor([0.9982, 0.0018])
+    If every entropy is 0, all rows of `counts_B`, those with a known score, have equal shares. Sums to 1 unless no
+    score is known.
     """
-    known_BK = known_columns(teacher_BK, known_BK)
-    return _share(entropy(teacher_BK, known_BK), known_BK.any(dim=1))
-
-
-def _share(entropy_B: Tensor, counts_B: Tensor) -> Tensor:
-    """`entropy_share` from the entropies and the rows that have a known score; along the last dimension."""
     total = entropy_B.sum(dim=-1, keepdim=True)
     equal_B = counts_B / counts_B.sum(dim=-1, keepdim=True).clamp(min=1)
     return torch.where(
@@ -110,7 +97,7 @@ class DcdWeights(NamedTuple):
 
 
 @torch.no_grad()
-def dcd_weights(teacher_BK: Tensor, known_BK: Tensor | None = None, *, group: int | None = None) -> DcdWeights:
+def dcd_weights(teacher_BK: Tensor, known_BK: Tensor, *, group: int | None = None) -> DcdWeights:
     """w and r, each normalized among `group` consecutive queries; the last group may be smaller. Without `group`, in
     the whole batch.
 
@@ -119,37 +106,35 @@ def dcd_weights(teacher_BK: Tensor, known_BK: Tensor | None = None, *, group: in
     differs between queries as in a batch of n.
 
     >>> scores = torch.tensor([[0.0, 0.0], [9.0, -9.0], [0.0, 0.0], [0.0, 0.0]])  # unsure, sure, unsure, unsure
-    >>> dcd_weights(scores, group=2).kd_B
+    >>> dcd_weights(scores, ~scores.isnan(), group=2).kd_B
     tensor([0.1345, 0.3655, 0.2500, 0.2500])
     """
-    known_BK = known_columns(teacher_BK, known_BK)
     size = max(1, len(teacher_BK)) if group is None else group
     # Groups G x queries S. Padding counts like a query without known scores: for nothing.
     padding = (0, -len(teacher_BK) % size)
     entropy_GS = functional.pad(entropy(teacher_BK, known_BK), padding).view(-1, size)
     counts_GS = functional.pad(known_BK.any(dim=1), padding).view(-1, size)
     of_batch_G1 = counts_GS.sum(dim=1, keepdim=True) / counts_GS.sum().clamp(min=1)
-    share_GS = _share(entropy_GS, counts_GS)
+    share_GS = entropy_share(entropy_GS, counts_GS)
     weights_GS = (of_batch_G1 * share_GS, of_batch_G1 * sureness(share_GS, counts_GS))
     return DcdWeights(*(each_GS.flatten()[: len(teacher_BK)] for each_GS in weights_GS))
 
 
 @torch.no_grad()
-def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
+def decisiveness(teacher_BK: Tensor, known_BK: Tensor) -> Tensor:
     """Number of known columns over the perplexity of the softmax, K_i / exp(H_i): 1 for a uniform row, K for a one-hot
     one.
 
     0 for rows without known columns.
 
-    >>> decisiveness(torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, -9.0, -9.0]]))
+    >>> decisiveness(torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, -9.0, -9.0]]), torch.ones(2, 4).bool())
     tensor([1.0000, 2.0000])
     """
-    known_BK = known_columns(teacher_BK, known_BK)
     return known_BK.sum(dim=1) * (-entropy(teacher_BK, known_BK)).exp()
 
 
 @torch.no_grad()
-def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
+def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor) -> Tensor:
     """How much the student still has to learn about each query, relative to the teacher's own loss, in [0, 1].
 
         f_i = 1 - exp(-a_i / b_i),   a_i = -log softmax_j(s_ij)[0],   b_i = -log softmax_j(t_ij)[0]
@@ -160,10 +145,9 @@ def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None =
     2102.00650.
 
     >>> # the teacher's loss: 1 - 1/e; a much larger one
-    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2))
+    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2), torch.ones(2, 2).bool())
     tensor([0.6321, 1.0000])
     """
-    known_BK = known_columns(teacher_BK, known_BK)
     limits = torch.finfo(in_full_precision(student_BK).dtype)
     student_B, teacher_B = (
         -log_softmax(scores_BK, known_BK)[:, 0].clamp(min=limits.min) for scores_BK in (student_BK, teacher_BK)
