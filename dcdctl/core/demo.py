@@ -163,6 +163,7 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
         teacher_ref = str(_train_teacher(job, track))
     teacher = models.load_fusion(teacher_ref)
     announce("2. cache-teacher: score the candidates of both kinds of students once")
+    # Two caches, because each kind of student learns from other negatives.
     corpus, caches = job.corpus("train"), {}
     for name, folder in CACHES.items():
         candidates = training.load_recipe(name, job.sets).candidates
@@ -228,6 +229,7 @@ def _measure(job: DemoJob, teacher_ref: str, teacher: Any, students: Mapping[str
         for scorer in (teacher, students[FUSION])
     ]
     by_teacher = _write_evaluation(folders[DUAL], str(folders[DUAL]), cascades[0], reranker=teacher_ref)
+    # Not written: the folder of the dual student holds one cascade, that of the teacher.
     by_fusion = cascades[1].evaluation(str(folders[DUAL]), reranker=str(folders[FUSION]))
     times = benches[DUAL].teacher
     depth, num_layers = job.depths[-1], len(training.load_recipe(FUSION).model.layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from dcdctl.core.teacher import EmbeddedScores, TeacherScores, false_negative_fi
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.make import choose_pairs, make_batches
+from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
@@ -41,4 +42,5 @@ def recipe_batches(
 ) -> CorpusBatches:
     """The batches of a recipe's loss."""
     false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits)
-    return make_batches(source, recipe, choose_pairs(source.corpus, recipe, scores, false_negatives), plan, vectors)
+    pairs = choose_pairs(source.corpus, recipe, scores, false_negatives)
+    return CorpusBatches(source, pairs, replace(plan, by_side=recipe.model.kind == "dual"), vectors)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from batches import list_batches, pair_batches, recipe_batches
-from encoders import save_text, set_pooling
 from huggingface_hub import constants
 from tiny import contents, make_models, make_teacher
 from training_steps import distill
@@ -442,25 +441,6 @@ def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(
     shown = {row[0]: row[1] for row in tables._runs(report.read_report([run.folder])).rows}
     assert shown["input: scored_share"] == "1.0"
     assert differences[1] in shown["input: different_candidates"]
-
-
-def test_a_run_says_that_its_cache_was_mined_with_another_pooling(corpus, teacher, tmp_path):
-    text = save_text("bert", corpus.captions, tmp_path / "texts")
-    config = CandidateConfig(kind="embedding", per_query=8, model=text)
-    inputs = OpenInputs(corpus, [build.build_cache(corpus, teacher, tmp_path / "cache", config)], teacher)
-    sets = [*DUAL, terms("kl"), "candidates.kind=embedding", f"candidates.model={text}", "candidates.per_query=8"]
-    said = []
-    for mode in ("mean", "cls"):
-        set_pooling(text, mode)
-        lines: list[str] = []
-        job = TrainingJob("distill", "tiny-student", [*sets, "optimizer.steps=1"], tmp_path / mode)
-        training.train_model(job, inputs, options=OPTIONS, say=lines.append)
-        said.append([line for line in lines if "mined" in line])
-    line = (
-        f"{tmp_path}/cache was mined with the mean of the tokens of {text}, whose vector is its first token; make "
-        "the cache again"
-    )
-    assert said == [[], [line]]
 
 
 def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_queries(inputs, tmp_path):

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from dcdctl.core.training.losses import lists, official, weights
 
 LIST_LOSSES = {
+    "dcd": lambda student, teacher: lists.dcd(student, teacher, alpha=0.3, temperature=2.0).total,
     "mse": lambda student, teacher: lists.mse(student, teacher, temperature=2.0),
     "wsl": lambda student, teacher: lists.wsl(student, teacher, temperature=2.0),
 }

@@ -16,6 +16,7 @@ from dcdctl.core import models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.training import checkpoints, loggers, runs
+from dcdctl.core.training.grad_cache import UNSCALED
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.verify import verify
@@ -207,10 +208,10 @@ def test_a_checkpoint_of_a_gpu_loads_on_a_machine_without_one(tmp_path, monkeypa
     step(model, optimizer)
     # torch writes the device of each tensor into the file, and by default loads it to the device of that name.
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
-    checkpoints.save_checkpoint(run, 1, model, optimizer)
+    checkpoints.save_checkpoint(run, 1, model, optimizer, UNSCALED)
     fresh = Tied()
     fresh_optimizer = optimizer_of(fresh)
-    assert checkpoints.load_checkpoint(run, fresh, fresh_optimizer) == 1
+    assert checkpoints.load_checkpoint(run, fresh, fresh_optimizer, UNSCALED) == 1
     moments = [[state["exp_avg"] for state in each.state.values()] for each in (optimizer, fresh_optimizer)]
     assert moments[0]
     assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
@@ -218,11 +219,11 @@ def test_a_checkpoint_of_a_gpu_loads_on_a_machine_without_one(tmp_path, monkeypa
 
 def test_no_checkpoint_is_step_0_and_one_of_another_model_is_refused(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
-    assert checkpoints.load_checkpoint(run, model, optimizer_of(model)) == 0
-    checkpoints.save_checkpoint(run, 4, model, optimizer_of(model))
+    assert checkpoints.load_checkpoint(run, model, optimizer_of(model), UNSCALED) == 0
+    checkpoints.save_checkpoint(run, 4, model, optimizer_of(model), UNSCALED)
     loaded = nn.Linear(3, 3)
     with pytest.raises(StaleError, match=r"step-4 is of another model: it differs in bias"):
-        checkpoints.load_checkpoint(run, loaded, optimizer_of(loaded))
+        checkpoints.load_checkpoint(run, loaded, optimizer_of(loaded), UNSCALED)
 
 
 @pytest.fixture
@@ -271,15 +272,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumes(trained, na
         resume()
 
 
-def test_a_checkpoint_of_an_earlier_format_is_refused_by_name(trained):
-    run, resume = trained
-    (run.folder / "checkpoints" / "step-3" / "checkpoint.json").unlink()
-    with pytest.raises(
-        StaleError, match=r"step-3 has no checkpoint\.json, so it is of format 1 .*; train into another folder"
-    ):
-        resume()
-
-
 def test_a_checkpoint_of_another_step_or_run_is_noticed(trained, tmp_path):
     run, resume = trained
     two, three = (run.folder / "checkpoints" / f"step-{count}" for count in (2, 3))
@@ -319,11 +311,11 @@ def test_weights_of_a_checkpoint_that_are_not_finite_are_named(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
     with torch.no_grad():
         model.second.bias[1] = float("inf")
-    checkpoints.save_checkpoint(run, 4, model, optimizer_of(model))
+    checkpoints.save_checkpoint(run, 4, model, optimizer_of(model), UNSCALED)
     with pytest.raises(
         StaleError, match=r"weights\.safetensors: 1 of 3 numbers of the weights second\.bias are not finite; delete"
     ):
-        checkpoints.load_checkpoint(run, Tied(), optimizer_of(model))
+        checkpoints.load_checkpoint(run, Tied(), optimizer_of(model), UNSCALED)
 
 
 def test_the_best_weights_are_those_that_their_seal_names(trained):
@@ -367,7 +359,7 @@ def test_a_half_written_checkpoint_is_none_and_is_cleared_away(tmp_path):
 
 def test_tied_weights_are_kept_once(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
-    checkpoints.save_checkpoint(run, 1, model, optimizer_of(model))
+    checkpoints.save_checkpoint(run, 1, model, optimizer_of(model), UNSCALED)
     assert set(load_file(run.folder / "checkpoints" / "step-1" / "weights.safetensors")) == {
         "first.weight",
         "first.bias",

@@ -144,6 +144,7 @@ def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, st
     """
     differences = []
     for ours, base in contrasts:
+        # A study without a fusion teacher has no cascade, and the teacher is evaluated only if asked for.
         if all(name in rows and rows[name].tables for name in (ours, base)):
             tables = rows[ours].tables, rows[base].tables
             # One run of a system does not show how its runs differ (`compare_ranks`).

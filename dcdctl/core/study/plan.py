@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,6 @@ class StudyPlan:
         """The teacher that is timed and may be evaluated."""
         return self.reranker or self.job.teachers[0]
 
-    @property
-    def bench(self) -> BenchConfig:
-        """The settings of the benchmark, with the evaluated split as the gallery."""
-        size = self.corpus.num_images
-        return replace(self.job.bench, gallery_sizes=(size,), reference_gallery=size)
-
     def inputs(self, variant: Variant) -> InputRefs:
         """What a training reads."""
         job, model_set = self.job, self.job.model_set if variant.teachers else ()
@@ -194,6 +188,7 @@ def resolve(job: StudyJob) -> StudyPlan:
         settings=_settings(job, recipe, corpora),
     )
     _check_folder(plan)
+    # All of them before the first step: each also looks at its own run folder.
     for variant, seed, _ in plan.runs:
         training.resolve(plan.training_job(variant, seed), plan.inputs(variant), job.training)
     return plan
@@ -221,6 +216,7 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
             f"recipe {job.recipe} starts from new weights, which have no zero-shot quality",
             hint="name a start with --start",
         )
+    # Quoted, because a path may hold what TOML would read otherwise.
     sets = (*job.sets, *([] if job.start is None else [f"model.start={json.dumps(job.start)}"]))
     return training.load_recipe(job.recipe, sets), sets
 
@@ -237,6 +233,7 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
     own = (
         f"loss.terms={training.toml_value(terms)}",
+        # Back to their defaults, because a recipe with a setting that no loss reads is refused.
         "loss.temperature=1.0",
         "loss.weight_group=none",
     )

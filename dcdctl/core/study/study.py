@@ -88,6 +88,7 @@ def run_study(job: StudyJob, view: StudyView = UNSEEN) -> Study:
     _preview_training(plan, view)
     with locks.lock(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
+        # Before the first result, so that a study that is interrupted is known by its settings.
         artifacts.write_document(job.out / SETTINGS_FILE, plan.settings)
         left_out, steps = [], make_steps(plan)
         for number, step in enumerate(steps, start=1):
@@ -173,6 +174,7 @@ def make_steps(plan: StudyPlan) -> list[Step]:
         corpus = plan.corpus
         is_pairwise = plan.reranker is not None
         steps.append(replace(step, num_pairs=corpus.num_images * corpus.num_captions if is_pairwise else 0))
+    # Last, because it times a model that an earlier step has trained.
     return [*steps, _bench_step(plan)]
 
 
@@ -249,6 +251,7 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
 
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
     """The evaluation that `dcdctl eval` makes."""
+    # In float32 whatever the cache has, as by `dcdctl eval`: recalls of all models stay comparable.
     compute = Compute(device=plan.job.scoring.device, batch_size=plan.job.scoring.batch_size)
     job = replace(job, compute=compute, out=out)
     evaluation.run_evaluation(job, track=view.track, on_workload=view.on_workload, say=view.say)
@@ -259,9 +262,15 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
     report."""
     scoring, job = plan.job.scoring, plan.job
     overrides = models.parse_overrides(job.model_set)
+    size = plan.corpus.num_images
     pair = ModelPair(teacher=plan.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
     try:
-        compare_saved(pair, plan.bench, device=scoring.device, track=view.track)
+        compare_saved(
+            pair,
+            replace(job.bench, gallery_sizes=(size,), reference_gallery=size),
+            device=scoring.device,
+            track=view.track,
+        )
     except Exception as error:
         if (reason := as_user_error(error)) is None:
             raise

@@ -22,7 +22,6 @@ from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
     CACHE,
-    POOLING,
     TEACHER_NAME,
     pairs_name,
     read_pairs,
@@ -128,12 +127,6 @@ class TeacherCache(TeacherScores):
         by_text = np.argsort(text_P[is_image], kind="stable")
         images_of_text = RaggedArray.from_sorted(text_P[is_image][by_text], image_P[is_image][by_text], self.num_texts)
         return Candidates(texts_of_image, images_of_text, dropped)
-
-    @property
-    def pooling(self) -> str:
-        """What the vector of a text was for a text encoder that mined the candidates: the mean of its tokens, or cls,
-        its first token."""
-        return str(self.plan.get(POOLING, "mean"))
 
     def _is_near(self, query_P: NDArray[Any], num_queries: int) -> NDArray[np.bool_]:
         """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""

@@ -25,7 +25,6 @@ KEPT = 2
 WEIGHTS_FILE, OPTIMIZER_FILE, SCALER_FILE = "weights.safetensors", "optimizer.pt", "scaler.json"
 SEAL_FILE = "checkpoint.json"
 FORMAT = 2
-"""Checkpoints of format 1 have no seal."""
 
 
 def seals_of(run: Run) -> dict[Path, Callable[[], artifacts.Document]]:
@@ -40,7 +39,7 @@ def seals_of(run: Run) -> dict[Path, Callable[[], artifacts.Document]]:
 
 
 def save_checkpoint(
-    run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> None:
     """Save atomically everything that the steps after `step` depend on, and delete old checkpoints."""
     import torch
@@ -50,7 +49,8 @@ def save_checkpoint(
         save_file(_unshared(model), partial / WEIGHTS_FILE)
         torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
         names = [WEIGHTS_FILE, OPTIMIZER_FILE]
-        if scaler is not None and scaler.is_enabled():
+        # Only float16 scales its loss; a scaler that is off has no state to resume with.
+        if scaler.is_enabled():
             files.write_json(partial / SCALER_FILE, scaler.state_dict())
             names.append(SCALER_FILE)
         _write_seal(partial, run, names, step=step, best_rsum=best_rsum(run))
@@ -59,9 +59,7 @@ def save_checkpoint(
         shutil.rmtree(_folder(run, old))
 
 
-def load_checkpoint(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
-) -> int:
+def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
     """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a
     checkpoint.
 
@@ -83,7 +81,7 @@ def load_checkpoint(
     # On the CPU first: a tensor that was saved on cuda:0 would come back on cuda:0, in every process and on a machine
     # without it.
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
-    if scaler is not None and scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
+    if scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
         scaler.load_state_dict(files.read_json(folder / SCALER_FILE, error=StaleError, hint=hint))
     return step
 
@@ -113,14 +111,9 @@ def _write_seal(folder: Path, run: Run, names: Sequence[str], **facts: Any) -> N
 
 
 def _read_checkpoint_seal(run: Run, step: int, hint: str = "") -> artifacts.Document:
-    """The seal of the checkpoint of a step; StaleError if it is damaged, of an earlier format, of another step, or of
-    another run."""
+    """The seal of the checkpoint of a step; StaleError if it is missing, damaged, of another format, of another step,
+    or of another run."""
     folder = _folder(run, step)
-    if not (folder / SEAL_FILE).exists():
-        found = (
-            f"{folder} has no {SEAL_FILE}, so it is of format 1 and has no checksums; this dcdctl reads format {FORMAT}"
-        )
-        raise StaleError(found, hint="train into another folder with --out")
     seal = _read_seal(run, folder, "best_rsum", hint)
     if seal["step"] != step:
         raise StaleError(f"{folder} holds the checkpoint of step {seal['step']}", hint=hint)

@@ -4,6 +4,7 @@ teacher."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dcdctl.core import distributed, scoring
@@ -23,7 +24,7 @@ from dcdctl.core.teacher import (
 )
 from dcdctl.core.training import negatives, runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import choose_pairs, make_batches
+from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, StepPairs
 from dcdctl.core.training.coverage import Preview, measure_preview
 from dcdctl.core.training.inputs import embeds_corpus, scores_batches
@@ -82,7 +83,7 @@ class CorpusData(TrainingData):
             return
         # With caches the weights are the caches' shares, and the dual teachers have equal ones.
         weights = () if self.caches else recipe.teachers.weights
-        duals = inputs.load_dual_teachers(track)
+        duals = inputs.load_dual_teachers()
         self.embedded = embedded_teachers(duals, self.corpus, self.plan.options.compute, weights)
         self.vector_width = self.embedded.width if recipe.loss.vector_terms else None
 
@@ -123,7 +124,7 @@ class CorpusData(TrainingData):
 
     def check(self) -> Iterator[str]:
         """The lines of the preview; ConfigError if the caches cover too little of what the recipe needs."""
-        yield from (*self.preview.differences, *self.preview.mined_otherwise)
+        yield from self.preview.differences
         if self.preview.coverage is not None:
             self.preview.coverage.check()
         yield from (*self.preview.lines(), *self.preview.warnings())
@@ -165,7 +166,8 @@ class CorpusData(TrainingData):
             mined = negatives.read_shared(run.folder, self.source, self.recipe)
             pairs = choose_pairs(self.corpus, self.recipe, None, pairs.false_negatives, mined)
         vectors = self.embedded if self.recipe.loss.vector_terms else None
-        return make_batches(self.source, self.recipe, pairs, plan, vectors)
+        plan = replace(plan, by_side=self.recipe.model.kind == "dual")
+        return CorpusBatches(self.source, pairs, plan, vectors)
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:

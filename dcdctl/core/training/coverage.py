@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -112,9 +111,6 @@ class Preview:
     """Empty where they are not counted."""
     not_counted: str = ""
     """Why they are not; empty if there is nothing to say."""
-    mined_otherwise: Sequence[str] = ()
-    """A line for each cache that other vectors of the recipe's model have mined. Not in run.json: a resumed run may
-    lack the model."""
 
     def lines(self) -> Iterator[str]:
         """What the caches cover and the queries meet."""
@@ -191,7 +187,7 @@ class Preview:
             yield f"loss.temperature: auto: {self.temperature:g}"
         if self.not_counted:
             yield f"different negatives: {self.not_counted}"
-        yield from (f"different in the cache: {line}" for line in (*self.differences, *self.mined_otherwise))
+        yield from (f"different in the cache: {line}" for line in self.differences)
 
 
 def measure_preview(
@@ -232,7 +228,6 @@ def measure_preview(
         has_dual_teachers=dual_teachers != "none",
         negatives=negatives,
         not_counted=not_counted,
-        mined_otherwise=[line for cache in caches for line in _mined_otherwise(recipe, cache)],
     )
 
 
@@ -244,19 +239,6 @@ def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> lis
         f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(found[field])} in {name}"
         for field in expected
         if expected[field] != found[field]
-    ]
-
-
-def _mined_otherwise(recipe: Recipe, cache: TeacherCache) -> list[str]:
-    """A line if the recipe's model of candidates has other vectors than those that mined the cache."""
-    model = recipe.candidates.model
-    # A model of the Hub is not fetched: a training does not need it.
-    is_comparable = cache.pooling == "mean" and cache.plan["candidates"]["model"] == model and Path(model).is_dir()
-    if not is_comparable or not recipe.candidates.embeds_by_first_token:
-        return []
-    return [
-        f"{cache.folder} was mined with the mean of the tokens of {model}, whose vector is its first token; make the "
-        "cache again"
     ]
 
 

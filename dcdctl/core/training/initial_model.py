@@ -86,7 +86,7 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
             hidden_size=config.hidden_size,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
-            dropout=_new_dropout(config),
+            dropout=config.dropout or 0.0,
         )
         sides = config.vision, config.text
         length, dual_init = config.max_text_len, config.dual_init or None
@@ -104,13 +104,9 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
         image_mean=config.image_mean,
         image_std=config.image_std,
         max_text_len=config.max_text_len,
-        hidden_dropout_prob=_new_dropout(config),
+        hidden_dropout_prob=config.dropout or 0.0,
     )
     return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
-
-
-def _new_dropout(config: ModelConfig) -> float:
-    return 0.0 if config.dropout is None else config.dropout
 
 
 def _feature_spec(config: ModelConfig) -> FeatureSpec:
@@ -119,7 +115,7 @@ def _feature_spec(config: ModelConfig) -> FeatureSpec:
 
 def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:
     if config.vision and config.frozen_encoders:
-        projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=_new_dropout(config))
+        projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout or 0.0)
         sides = config.vision, config.text
         return models.new_frozen_dual(
             *sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed
@@ -139,6 +135,6 @@ def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEn
         image_mean=config.image_mean,
         image_std=config.image_std,
         max_text_len=config.max_text_len,
-        hidden_dropout_prob=_new_dropout(config),
+        hidden_dropout_prob=config.dropout or 0.0,
     )
     return models.new_dual(size, models.word_piece(captions, config.vocab_size), seed)

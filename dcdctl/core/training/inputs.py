@@ -49,6 +49,7 @@ class InputRefs:
             raise ConfigError(
                 "--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher"
             )
+        # The class is frozen.
         object.__setattr__(self, "teacher_kinds", [(ref, models.check_ref(ref, overrides)) for ref in self.teachers])
 
     @property
@@ -103,7 +104,7 @@ class InputRefs:
             )
         return model
 
-    def load_dual_teachers(self, track: Track = silent) -> list[tuple[str, DualEncoder]]:
+    def load_dual_teachers(self) -> list[tuple[str, DualEncoder]]:
         """Load the weights of all teachers; ModelError if one is no dual encoder."""
         overrides = models.parse_overrides(self.model_set)
         return [(ref, models.load_dual(ref, overrides)) for ref in self.teachers]
@@ -144,7 +145,7 @@ class OpenInputs:
         """The teacher, which is loaded."""
         return self.teacher
 
-    def load_dual_teachers(self, track: Track = silent) -> list[tuple[str, DualEncoder]]:
+    def load_dual_teachers(self) -> list[tuple[str, DualEncoder]]:
         """The dual teachers, which are loaded."""
         return [(f"dual teacher {number}", model) for number, model in enumerate(self.dual_teachers, start=1)]
 

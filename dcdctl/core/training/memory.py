@@ -64,6 +64,7 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
     fitting = [each for each in tried if isinstance(each, TrainingOptions)]
     if not fitting:
         raise next(each for each in tried if isinstance(each, InputError))
+    # Nothing is timed where there is no choice.
     seconds = [_seconds(each, model, trial) for each in fitting] if len(fitting) > 1 else [0.0]
     found = fitting[seconds.index(min(seconds))]
     if found.compute.precision != options.compute.precision:

@@ -136,6 +136,7 @@ def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) 
     """Save mined negatives in a run's folder, atomically, unless they are there already."""
     build = Build(folder, _plan(corpus, recipe), MINED)
     if not build.is_sealed:
+        # A checksum of a known length, so that the real one takes its place without moving the arrays.
         header = {**build.plan, "dropped": mined.dropped, "checksum": NO_CHECKSUM}
         named = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
         arrays = {f"{name}.offsets": lists.offsets for name, lists in named}
@@ -144,6 +145,7 @@ def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) 
         data = save(arrays, metadata={"mined": json.dumps(header)})
         checksum = hashlib.sha256(data).hexdigest()
         with files.atomic_path(folder / FILE) as partial:
+            # The first occurrence: the header comes before the arrays, which could hold the same bytes.
             partial.write_bytes(data.replace(NO_CHECKSUM.encode(), checksum.encode(), 1))
 
 

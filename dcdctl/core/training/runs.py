@@ -145,6 +145,7 @@ def read_lines(path: Path, hint: str) -> list[dict[str, Any]]:
 
 def _complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if path.exists():
+        # Bytes, because a damaged line may be no UTF-8. A killed run leaves at most one line without its end.
         with path.open("rb") as file:
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
 
@@ -162,6 +163,7 @@ def _read_line(path: Path, number: int, line: bytes, hint: str) -> dict[str, Any
     try:
         values = json.loads(line.decode())
         is_intact = isinstance(values, dict) and values.pop(artifacts.CHECKSUM, "") == files.digest_of(values)[:SHORT]
+    # RecursionError: a damaged line may hold any number of brackets.
     except (ValueError, RecursionError):
         is_intact = False
     if not is_intact:
@@ -227,6 +229,7 @@ def start_run(
     for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
     if known is None:
+        # Here, because a run is read without torch.
         import torch
 
         from dcdctl.core.devices import versions
@@ -274,6 +277,7 @@ def finish(run: Run, model: Model, *, half: bool = False) -> None:
     """Seal the metrics, then save the trained model in the run folder, atomically; its presence marks the run as
     finished."""
     if (run.folder / METRICS_FILE).exists():
+        # Before the model, whose folder marks the run as finished: from then on the seal is expected.
         listed = artifacts.list_files(run.folder, [METRICS_FILE])
         artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.RUN: run.digest, artifacts.FILES: listed})
     models.save(model.to("cpu"), run.model_folder, half=half)

@@ -277,7 +277,6 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
     """Pretrain the built-in teacher and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
-    torch.manual_seed(config.seed)
     described = islice(data.describe_scenes(config.seed, "train"), NUM_VOCABULARY_SCENES)
     captions = [statement.text for item in described for statement in item.statements]
     scorer = new_teacher(config, captions)
@@ -290,6 +289,7 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
         options=options,
     )
     loop.train(run, learner, PretrainingBatches(scorer.preprocess, config), watch=step_bar(track))
+    # In half precision, because the weights are part of the package.
     runs.finish(run, scorer, half=True)
 
 
@@ -297,6 +297,7 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
 class GradingConfig:
     """Everything that can change the grading of the built-in teacher."""
 
+    # Another seed than that of the pretraining, and so other scenes.
     seed: int = 2
     families: int = 10
     other_negatives: int = 6

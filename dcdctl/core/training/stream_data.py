@@ -142,7 +142,7 @@ class StreamData(TrainingData):
         self.stream.counts.update((count.shard, count.samples) for count in self.counted)
         self.stream.on_count = self._count
         if self.has_scores:
-            ((_, dual),) = self.refs.load_dual_teachers(track)
+            ((_, dual),) = self.refs.load_dual_teachers()
             dual.to(compute.device).eval()
             self.stream_teacher = StreamTeacher(dual, compute, bool(self.recipe.loss.vector_terms))
             self.vector_width = dual.embedding_dim if self.recipe.loss.vector_terms else None

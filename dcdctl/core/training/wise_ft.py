@@ -32,6 +32,7 @@ def average_with_start(
         raise StaleError(found, hint="restore it, and resume with --resume to average with it")
     initial = start.network.state_dict()
     for name, tensor in model.network.state_dict().items():
+        # Whole numbers, such as positions, are equal in both.
         if tensor.is_floating_point():
             # On the CPU in float32, so that the result does not depend on the device.
             tensor.copy_((1 - share) * tensor.cpu() + share * initial[name].cpu())

@@ -135,6 +135,7 @@ def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) 
     for _ in range(num_images // size):
         # Shared pairs are integers, so a random number in [0, 1) decides only between equal counts.
         priority = np.where(is_free, rng.random(num_images), -np.inf)
+        # Minus infinity stays itself whatever is added to it, so an image that is taken is not chosen again.
         batch: list[int] = []
         while len(batch) < size:
             image = int(priority.argmax())
@@ -154,6 +155,7 @@ def random_batches(num_images: int, size: int, rng: np.random.Generator) -> list
     batches = []
     for _ in range(num_images // size):
         priority = np.where(is_free, rng.random(num_images), -np.inf)
+        # A partition and no sort: the order within a batch does not matter.
         batch = np.argpartition(priority, -size)[-size:]
         is_free[batch] = False
         batches.append(batch)

@@ -151,6 +151,7 @@ class CandidateLists(StepPairs):
 
     def _order(self, epoch: int) -> Index:
         if epoch != self._epoch:
+            # Kept for the epoch, all of whose lists read it.
             self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self._captions)
         return self._epoch_order
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from dcdctl.core.data import Corpus
-from dcdctl.core.scoring import Source
-from dcdctl.core.teacher import Candidates, EmbeddedScores, FalseNegativeFilter, TeacherScores
+from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores
 from dcdctl.core.training.batches.all_pairs import AllPairs
-from dcdctl.core.training.batches.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateLists
-from dcdctl.core.training.batches.step_pairs import CorpusBatches, StepPairs
+from dcdctl.core.training.batches.step_pairs import StepPairs
 from dcdctl.core.training.recipe import Recipe
 
 
@@ -25,17 +21,6 @@ def choose_pairs(
     if recipe.loss.on_lists:
         return CandidateLists(corpus, recipe.batch, recipe.seed, scores, false_negatives, mined)
     return AllPairs(corpus, recipe.batch, recipe.seed, scores, false_negatives)
-
-
-def make_batches(
-    source: Source,
-    recipe: Recipe,
-    pairs: StepPairs,
-    plan: MicroBatchPlan = UNSPLIT,
-    vectors: EmbeddedScores | None = None,
-) -> CorpusBatches:
-    """The batches of these pairs, as the recipe's model reads them."""
-    return CorpusBatches(source, pairs, replace(plan, by_side=recipe.model.kind == "dual"), vectors)
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:

@@ -72,7 +72,13 @@ def _comment(doc: str, hint: Any) -> list[str]:
 
 def _lines(text: str) -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
+        # A long URL or option is copied from here, so it stays in one piece.
+        text,
+        WIDTH,
+        initial_indent="# ",
+        subsequent_indent="# ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -93,5 +99,6 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str | bool):
+        # Above 16 bits JSON escapes by surrogates, which TOML refuses; and it leaves DEL, which TOML does not allow.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)  # numbers, inf and nan are written alike in both languages
