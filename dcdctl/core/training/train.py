@@ -23,18 +23,7 @@ from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
-from dcdctl.core.training import (
-    checkpoints,
-    grad_cache,
-    initial_model,
-    loggers,
-    loop,
-    memory,
-    negatives,
-    runs,
-    stream_data,
-    wise_ft,
-)
+from dcdctl.core.training import grad_cache, initial_model, loggers, loop, memory, negatives, runs, stream_data, wise_ft
 from dcdctl.core.training.batches.make import work_per_step
 from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.corpus_data import CorpusData
@@ -219,8 +208,8 @@ def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings
     with distributed.main_first():
         if distributed.is_main():
             # First, because the best weights were saved with the adapters still apart.
-            if validation is not None and recipe.validation.keep == "best":
-                checkpoints.load_best(started, cast(nn.Module, model))
+            if validation is not None:
+                validation.choose(model)
             # Before the average: the start has no adapters, and its weights have other names than adapted ones.
             if model.kind == "dual":
                 model.merge_adapters()

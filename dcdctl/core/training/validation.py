@@ -49,6 +49,11 @@ class Validation:
         distributed.barrier()
         return values
 
+    def choose(self, model: Any) -> None:
+        """Load the best weights into a trained model if the recipe keeps these; it has the last ones."""
+        if self.config.keep == "best":
+            checkpoints.load_best(self.run, model)
+
 
 def open_corpus(corpus: Corpus, config: ValidationConfig, folder: Path | None = None) -> Corpus:
     """The split that a training on `corpus` is validated on, of that corpus or of another one; CorpusError if there is
