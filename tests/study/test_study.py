@@ -584,10 +584,3 @@ def test_the_command_prints_the_study_and_its_verdict(stage: Stage, finished: Pa
     shown = run_cli(*words(stage, finished))
     assert document(finished)["verdict"] in shown.stdout
     assert "distilled \N{MINUS SIGN} fine-tuned" in shown.stdout
-
-
-def test_the_command_says_what_a_recipe_lacks(stage: Stage, tmp_path: Path):
-    result = run_cli("demo-dual-alone", *words(stage, tmp_path / "study")[1:])
-    assert result.exit_code == 1
-    assert "learns from no teacher" in result.stderr
-    assert result.stdout == ""

@@ -20,8 +20,6 @@ from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, build
 from dcdctl.core.training import load_recipe
 from dcdctl.core.training.batches.all_pairs import find_neighbors, neighbor_batches
 from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
-from dcdctl.core.training.losses.table import LossConfig
-from dcdctl.core.training.objective import loss_terms
 from dcdctl.core.training.recipe import BatchConfig
 
 
@@ -342,6 +340,12 @@ class Indices:
         return text_ix
 
 
+def test_duplicate_images_are_marked_in_a_batch_of_all_pairs_if_the_recipe_looks_for_them(clones):
+    batch = batches_of(clones, 0, size=6)[0]
+    assert torch.nonzero(batch.same_RC).tolist() == [[1, 4], [4, 1]]
+    assert not batches_of(clones, None, size=6)[0].same_RC.any()
+
+
 def test_duplicate_images_are_matches_in_a_batch_of_lists(clones):
     batch = batches_of(clones, 0, size=8, random_negatives=3)[0]
     image_IT, text_IT = np.broadcast_arrays(batch.images[:, None], batch.texts // 3)
@@ -385,24 +389,6 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
         settings = load_recipe("demo-dual-alone", ["batch.size=6", *sets])
         marked.append(recipe_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
     assert marked == [0, 2]
-
-
-@pytest.mark.parametrize("bits", [None, 0])
-def test_infonce_pushes_duplicate_images_apart_only_if_nobody_looks_for_them(clones, bits):
-    batch = batches_of(clones, bits, size=6)[0]
-    logits_QG = torch.zeros(6, 6, requires_grad=True)
-    loss_terms(logits_QG, batch, LossConfig(terms={"infonce": 1.0}))["infonce"].backward()
-    gradient_QG = logits_QG.grad
-    # Equal logits: each of n candidates has probability 1 / n, in the mean of the two directions over six queries.
-    is_clone = torch.zeros(6, 6, dtype=torch.bool)
-    is_clone[[1, 4], [4, 1]] = True
-    expected = torch.full((6, 6), 1 / 36)
-    if bits is not None:
-        # Row 1 and column 1 have five candidates each, and so have row 4 and column 4.
-        expected[[1, 4], :] += (1 / 5 - 1 / 6) / 12
-        expected[:, [1, 4]] += (1 / 5 - 1 / 6) / 12
-        expected[is_clone] = 0
-    torch.testing.assert_close(gradient_QG, expected - torch.eye(6) / 6)
 
 
 def test_a_batch_larger_than_the_split_is_an_error(corpus):

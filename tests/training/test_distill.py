@@ -260,15 +260,6 @@ def test_every_size_of_a_recipe_reaches_a_new_model(corpus):
         assert (model.preprocess.max_text_len, len(model.preprocess.tokenizer)) == (17, 60)
 
 
-def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
-    dual = initial_model.make_model(
-        training_recipe.load_recipe("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None
-    )
-    models.save(dual, tmp_path / "dual")
-    recipe = training_recipe.load_recipe("tiny-student", [*DUAL, f"model.start={tmp_path / 'dual'}"])
-    assert initial_model.make_model(recipe, corpus.captions, None).digest == dual.digest
-
-
 def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monkeypatch):
     steps: list[tuple[int, int]] = []
 

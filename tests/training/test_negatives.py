@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import sys
 from collections.abc import Iterator
@@ -34,7 +33,6 @@ from dcdctl.core.scoring import CorpusSource, embed, features
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
 from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
@@ -155,24 +153,6 @@ def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch
     assert np.array_equal(mined.images_of_text.values, cached.images_of_text.values)
     assert len(mined.images_of_text.values) == 24 * 3
     assert not len(mined.texts_of_image.values)
-
-
-def test_a_batch_is_a_function_of_seed_and_step_however_it_is_split(corpus, teacher):
-    recipe = Recipe(batch=BatchConfig(size=8, random_negatives=5, hard_negatives=1, negatives="mined"))
-    source = CorpusSource(corpus, teacher.preprocess)
-
-    def batch_of(step: int, micro_batch_plan: MicroBatchPlan, seed: int = 5) -> Any:
-        batches = list_batches(source, recipe.batch, seed, None, micro_batch_plan, mined=negatives.mine(source, recipe))
-        _ = batches[0]
-        return pickle.loads(pickle.dumps(batches))[step]
-
-    whole, second = batch_of(31, MicroBatchPlan(1, range(1))), batch_of(31, MicroBatchPlan(2, range(1, 2)))
-    assert torch.equal(whole.image_ix_RC, second.image_ix_RC)
-    assert torch.equal(whole.text_ix_RC, second.text_ix_RC)
-    part = second.micro_batches[0]
-    pixels = whole.images.pixel_values[whole.image_ix_RC[4:]]
-    assert torch.equal(part.images.pixel_values[part.image_ix_RC], pixels)
-    assert not torch.equal(whole.text_ix_RC, batch_of(31, MicroBatchPlan(1, range(1)), seed=6).text_ix_RC)
 
 
 @pytest.mark.parametrize(
