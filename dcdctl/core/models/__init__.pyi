@@ -11,7 +11,7 @@ from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
-from .inputs import ImageBatch, PairBatch, States, TextBatch, with_copies
+from .inputs import ImageBatch, PairBatch, States, TextBatch
 from .load_save import (
     check_ref,
     convert,
@@ -117,7 +117,6 @@ __all__ = [
     "silence_transformers",
     "text_pooling",
     "vector_states",
-    "with_copies",
     "without_bars",
     "word_piece",
 ]
