@@ -243,7 +243,7 @@ def _measure(job: DemoJob, teacher_ref: str, teacher: Any, students: Mapping[str
     ]
     rows = [_row(name, label, measured, student, times, job.bench) for name, label, measured, student in labels]
     result = DemoResult(rows, benches[DUAL].machine, job.out / "report.html")
-    files.write_json(job.out / "job.json", result.to_json())
+    files.write_json(job.out / "demo.json", result.to_json())
     return result
 
 
