@@ -17,7 +17,8 @@ from dcdctl.core import artifacts, files
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Measured, evaluate
 from dcdctl.core.evaluation import files as evaluation_files
-from dcdctl.core.evaluation.files import SavedEvaluation
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES
+from dcdctl.core.evaluation.files import SavedEvaluation, check_copy
 
 CORPUS = Numbers(OWNER)
 
@@ -124,6 +125,16 @@ def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ran
     assert not (tmp_path / "result.json").exists()
     write(tmp_path, other)
     assert json.loads((tmp_path / "result.json").read_text())["protocol"]["kind"] == "fusion"
+
+
+def test_a_copy_of_the_ranks_never_replaces_those_that_numbers_belong_to(tmp_path, alone):
+    write(tmp_path / "run", alone)
+    for folder, names in ((None, MODEL_FILES), (tmp_path / "other", MODEL_FILES), (tmp_path / "run", CASCADE_FILES)):
+        with pytest.raises(InputError, match=r"result\.json belongs to the ranks in .*name another file with --ranks"):
+            check_copy(tmp_path / "run" / "ranks.parquet", folder, names)
+    check_copy(tmp_path / "run" / "ranks.parquet", tmp_path / "run", MODEL_FILES)
+    check_copy(tmp_path / "run" / "mine.parquet", None, MODEL_FILES)
+    check_copy(tmp_path / "ranks.parquet", None, MODEL_FILES)
 
 
 @pytest.mark.parametrize("name", ["ranks.parquet", "top.parquet", "result.json"])

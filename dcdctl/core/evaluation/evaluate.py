@@ -17,8 +17,8 @@ from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, vectors
-from dcdctl.core.evaluation.document import TIES, Depth, Evaluation, HowMeasured, Measured
-from dcdctl.core.evaluation.files import write_evaluation, write_ranks
+from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Depth, Evaluation, HowMeasured, Measured
+from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
@@ -171,6 +171,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         if path is not None:
             files.check_output_folder(path)
     if job.ranks is not None:
+        check_copy(job.ranks, folder, MODEL_FILES if job.rerank is None else CASCADE_FILES)
         files.check_output_file(job.ranks)
     return options, folder
 

@@ -220,6 +220,19 @@ def _fault(table: pa.Table) -> str | None:
     return f"the image {min(in_one)!r} is in one direction only" if in_one else None
 
 
+def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
+    """InputError if a copy of the ranks at `path` would replace ranks that belong to the document of another
+    evaluation."""
+    for other in (MODEL_FILES, CASCADE_FILES):
+        is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
+        if path.name == other.ranks and path.with_name(str(other.result)).exists() and not is_own:
+            raise InputError(
+                f"{path.with_name(str(other.result))} belongs to the ranks in {path}, which --ranks would replace by "
+                "those of another evaluation",
+                hint="name another file with --ranks",
+            )
+
+
 def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -> Evaluation:
     """Write the two tables, and the document last; returns the evaluation with its folder."""
     names = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
