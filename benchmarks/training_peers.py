@@ -51,7 +51,7 @@ from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.training import corpus_data, load_recipe, runs
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.make import make_batches, work_per_step
+from dcdctl.core.training.batches.make import work_per_step
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.loop import TrainingOptions, train
 from dcdctl.core.training.objective import PairObjective
@@ -152,10 +152,10 @@ def make(folder: Path, num_steps: int) -> Inputs:
 
 def ours(inputs: Inputs, num_steps: int, micro_batches: int) -> Callable[[], float]:
     """A training by dcdctl, as its command does it; it returns the loss of the first step."""
-    plan = MicroBatchPlan(micro_batches, range(micro_batches))
+    plan = MicroBatchPlan(micro_batches, range(micro_batches), by_side=True)
     model, source = copy.deepcopy(inputs.model), inputs.source()
     pairs = AllPairs(source.corpus, inputs.recipe.batch, inputs.recipe.seed, None)
-    batches = make_batches(source, inputs.recipe, pairs, plan)
+    batches = CorpusBatches(source, pairs, plan, None)
     run = runs.start_run(Path(tempfile.mkdtemp(dir=inputs.folder)), inputs.recipe, "benchmark", {}, resume=False)
     unit, per_step = work_per_step(inputs.recipe, has_scores=False)
     watch = functools.partial(view, unit=unit, per_step=per_step)

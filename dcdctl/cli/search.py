@@ -53,8 +53,8 @@ def search(index: AnyIndex, query: Query, models: SearchModels, html: Page = Non
 
     question = _question(query)
     models.check_depth()
-    _check_usage(question, models, html)
-    searcher, condition = _open(index, query, models)
+    _check_usage(question, query, models, html)
+    searcher, condition = _open(index, question, query, models)
     if question is None:
         raise typer.Exit(answer_lines(searcher, query.k, condition, hybrid=query.hybrid, as_json=json))
     answer = searcher.ask(question, query.k, condition, hybrid=query.hybrid)
@@ -85,17 +85,21 @@ def _question(query: Query) -> str | Path | None:
     return question
 
 
-def _check_usage(question: str | Path | None, models: SearchModels, html: Ref | None) -> None:
+def _check_usage(question: str | Path | None, query: Query, models: SearchModels, html: Ref | None) -> None:
     """A usage error for options that would have no effect, before a model is loaded."""
     if models.rerank is not None and isinstance(question, Path):
         raise typer.BadParameter(
             "scores an image with a text, and cannot re-rank what --image finds", param_hint="--rerank"
         )
+    if query.hybrid and isinstance(question, Path):
+        raise typer.BadParameter("compares the words of a text, and --image has none", param_hint="--hybrid")
     if html is not None and question is None:
         raise typer.BadParameter("shows the answer to one query: add a text or --image", param_hint="--html")
 
 
-def _open(place: str, query: Query, models: SearchModels) -> tuple[IndexSearcher, Condition | None]:
+def _open(
+    place: str, question: str | Path | None, query: Query, models: SearchModels
+) -> tuple[IndexSearcher, Condition | None]:
     """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before
     torch is imported, which takes seconds."""
     if models.threads is not None:
@@ -109,4 +113,6 @@ def _open(place: str, query: Query, models: SearchModels) -> tuple[IndexSearcher
         index.check_hybrid()
     from dcdctl.core.search import IndexSearcher
 
+    if isinstance(question, Path):  # which comes without a re-ranker
+        return IndexSearcher.with_model(index, device=models.device, threads=models.threads), condition
     return IndexSearcher.for_index(index, threads=models.threads, **models.reranking()), condition

@@ -244,7 +244,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("prepare", "--columns"): [
         Mistake(
             "yaer",
-            r"PAIRS\.csv has no column 'yaer' to keep",
+            r"PAIRS\.csv has no column 'yaer'; it has only the names of images",
             "manifest=UNSET --csv=PAIRS.csv --images=PHOTOS",
         )
     ],

@@ -125,7 +125,7 @@ def test_hybrid_search_needs_words_in_the_index_and_in_the_query(index, hybrid):
         result.stderr,
     )
     result = run_cli(hybrid, "--image", index.parent / "images" / "plain.png", "--hybrid", *CPU)
-    assert (result.exit_code, "compares the words of a text, and an image has none" in result.stderr) == (1, True)
+    assert (result.exit_code, "compares the words of a text, and --image has none" in result.stderr) == (2, True)
 
 
 def test_an_image_finds_itself_and_a_missing_file_is_marked(tmp_path):

@@ -181,7 +181,7 @@ def test_operations_on_states_keep_the_vectors():
     assert states.take(torch.tensor([2, 0, 2])).vectors.tolist() == [[4, 5], [0, 1], [4, 5]]
     assert States.cat([states, states.take(torch.tensor([1]))]).vectors.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3]]
     index = torch.zeros(1, 1, dtype=torch.int64)
-    moved = devices.on_device(MicroBatch(states, states, index, index, ()), torch.device("meta"))
+    moved = devices.on_device(MicroBatch(states, states, index, index, (), ()), torch.device("meta"))
     assert (moved.images.vectors.device.type, moved.texts.vectors.shape) == ("meta", (3, 2))
     with pytest.raises(ValueError, match="some parts have vectors and some have none"):
         States.cat([states, dataclasses.replace(states, vectors=None)])

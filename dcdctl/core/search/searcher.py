@@ -139,6 +139,16 @@ class IndexSearcher:
             searcher, reranker=Reranker.open(rerank, depth=depth, device=encoder.device(), settings=rerank_set)
         )
 
+    @staticmethod
+    def with_model(index: ImageIndex, *, device: str | torch.device, threads: int | None = None) -> IndexSearcher:
+        """A searcher whose dual encoder is loaded now and encodes texts too, for a query by an image: no text side is
+        opened.
+
+        Errors and settings as in `for_index`.
+        """
+        encoder = IndexModel(index, device, threads)
+        return IndexSearcher(index, encoder.load(), encoder)
+
     @property
     def model(self) -> models.DualEncoder:
         """The dual encoder of the index, which is loaded if it was not needed before."""

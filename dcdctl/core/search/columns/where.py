@@ -72,8 +72,8 @@ class Compare:
     column: str
     operator: Operator
     value: Value | tuple[Value, ...] | None = None
-    """Of the column's type; several for `in`, a pattern of SQL for `like` (% stands for any characters, _ for one),
-    None for `is null`."""
+    """A value of the column's type; several for `in`, a pattern of SQL for `like` (% stands for any characters, _ for
+    one), None for `is null`."""
 
 
 @dataclass(frozen=True)
