@@ -196,21 +196,21 @@ class Searcher:
         words.
         """
         question = Path(query) if isinstance(query, os.PathLike) else query
-        found = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
-        return self._answer(query, found)
+        answer = self._searcher.ask(question, k, self._condition(where), hybrid=hybrid)
+        return self._answer(query, answer)
 
     def search_all(
         self, texts: Sequence[str], k: int = 10, *, where: str | None = None, hybrid: bool = False
     ) -> list[Answer]:
         """An answer for each text, computed together."""
         found_by_text = self._searcher.by_texts(texts, k, self._condition(where), hybrid=hybrid)
-        return [self._answer(text, found) for text, found in zip(texts, found_by_text, strict=True)]
+        return [self._answer(text, answer) for text, answer in zip(texts, found_by_text, strict=True)]
 
     def _condition(self, where: str | None) -> Condition | None:
         return None if where is None else search.parse_where(where, self.index.columns)
 
-    def _answer(self, query: Query, found: SearchAnswer) -> Answer:
-        return Answer(**vars(found), query=query, index=self.index)
+    def _answer(self, query: Query, answer: SearchAnswer) -> Answer:
+        return Answer(**vars(answer), query=query, index=self.index)
 
     def __repr__(self) -> str:
         reranker = self._searcher.reranker

@@ -77,12 +77,12 @@ def takes(declared: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, 
 
 def _annotations(declared: Any) -> dict[str, Any]:
     """The annotation of each field; the fields of the class come before those that it inherits."""
-    found: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     for base in declared.__mro__:
         # Not `get_type_hints`, which also evaluates names in quotes, such as Recipe, which only type checkers import.
         for name, annotation in inspect.get_annotations(base, eval_str=True).items():
-            found.setdefault(name, annotation)
-    return found
+            annotations.setdefault(name, annotation)
+    return annotations
 
 
 def _options(declared: Any) -> list[inspect.Parameter]:

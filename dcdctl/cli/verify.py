@@ -22,19 +22,19 @@ def verify(path: Folder, json: Json = False) -> None:
     """Compare the files with their checksums. The command reads all of an artifact and names every damage."""
     from dcdctl.core.verify import verify as verify_artifacts
 
-    found = verify_artifacts(path, bar)
+    verification = verify_artifacts(path, bar)
     if json:
-        show_json(found.to_json())
+        show_json(verification.to_json())
     else:
         rows = [
             [item.path, item.kind, f"{len(item.files):,}", f"{item.num_bytes:,}", item.state]
-            for item in found.artifacts
+            for item in verification.artifacts
         ]
         show_table("", ["path", "kind", "files", "bytes", "state"], rows)
-        for unknown in found.unknown:
+        for unknown in verification.unknown:
             show(f"not part of it: {unknown}")
-        for problem in found.problems:
+        for problem in verification.problems:
             show(f"problem: {problem}")
     # For scripts. A damage is the result of the command, on stdout, and no error of it.
-    if not found.is_well:
+    if not verification.is_well:
         raise typer.Exit(1)

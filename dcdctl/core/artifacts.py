@@ -107,8 +107,8 @@ class Kind:
     def read_plan_and_seal(self, folder: Path) -> tuple[Document, Document]:
         """The plan and the seal of an artifact that keeps its plan; `error` also if the plan is not the seal's."""
         seal, plan = self.read_seal(folder), self.read_plan(folder)
-        if (found := files.digest_of(plan)) != (expected := seal.get(PLAN_CHECKSUM)):
-            names = "its checksum is {}, {} names {}".format(*_named(found, self.seal_file, expected))
+        if (digest := files.digest_of(plan)) != (expected := seal.get(PLAN_CHECKSUM)):
+            names = "its checksum is {}, {} names {}".format(*_named(digest, self.seal_file, expected))
             raise self.error(f"{folder / self.plan_file} belongs to another build: {names}", hint=self.remake)
         return plan, seal
 
@@ -157,10 +157,10 @@ class Kind:
     def check_folder(self, folder: Path) -> None:
         """StaleError for a folder with something else in it, InputError if it cannot be written to."""
         files.check_output_folder(folder)
-        found = files.names_in(folder) if folder.exists() else []
-        if not found or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
+        names = files.names_in(folder) if folder.exists() else []
+        if not names or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
             return
-        message = f"{folder} is not empty and holds no {self.name} (found {found[0]})"
+        message = f"{folder} is not empty and holds no {self.name} (found {names[0]})"
         raise StaleError(message, hint="name an empty or a new folder with --out")
 
 
@@ -189,22 +189,22 @@ class Build:
         are `kept`. StaleError without `restart`, and if the folder holds something else.
         """
         assert self.kind.keeps_plan or kept or not self.is_sealed, "the parts of a finished artifact would be removed"
-        found = self.kind.read_plan(self.folder) if (self.folder / self.kind.plan_file).exists() else None
+        existing = self.kind.read_plan(self.folder) if (self.folder / self.kind.plan_file).exists() else None
         # A subset, because the plan file also holds notes.
-        if found is not None and self.plan.items() <= found.items():
+        if existing is not None and self.plan.items() <= existing.items():
             files.remove_partials(self.folder)
-            return {key: value for key, value in found.items() if key not in self.plan}
-        if found is not None and not restart:
-            self.expect(found)
-        if found is None and not self.is_sealed:
+            return {key: value for key, value in existing.items() if key not in self.plan}
+        if existing is not None and not restart:
+            self.expect(existing)
+        if existing is None and not self.is_sealed:
             self.kind.check_folder(self.folder)
         self.clean(kept)
         self.note()
         return {}
 
-    def expect(self, found: Mapping[str, Any]) -> None:
+    def expect(self, actual: Mapping[str, Any]) -> None:
         """StaleError that names both sides and the next step if this is not the plan."""
-        expect(self.folder, found, self.plan)
+        expect(self.folder, actual, self.plan)
 
     def note(self, **notes: Any) -> None:
         """Write the plan with these notes, in place of earlier notes."""
@@ -307,8 +307,8 @@ def read_document(
 def _checked(
     path: str, document: Document, format: int | None, *, error: type[DcdError], hint: str, remake: str
 ) -> Document:
-    if format is not None and (found := document.get("format")) != format:
-        raise error(f"{path} is of format {found!r}, this dcdctl reads format {format}", hint=remake or hint)
+    if format is not None and (actual := document.get("format")) != format:
+        raise error(f"{path} is of format {actual!r}, this dcdctl reads format {format}", hint=remake or hint)
     checksum = document.pop(CHECKSUM, None)
     if checksum is None:
         reason = "so an earlier version of dcdctl or another program wrote it"
@@ -335,7 +335,7 @@ def run_of(folder: Path) -> Document:
 
 def expect_run(path: Path, document: Mapping[str, Any], *, error: type[DcdError], hint: str) -> None:
     """`error` if a document lies in the folder of a run and was written for another one."""
-    if (found := run_of(path.parent)) and document.get(RUN) != found[RUN]:
+    if (run := run_of(path.parent)) and document.get(RUN) != run[RUN]:
         raise error(f"{path} does not belong to the run of run.json beside it", hint=hint)
 
 
@@ -368,8 +368,8 @@ def check_file(
         # The size first: a file that was cut off needs no hashing.
         if size is not None and (num_bytes := path.stat().st_size) != size:
             raise error(f"{path} is damaged: it has {num_bytes:,} bytes, not {size:,}", hint=hint)
-        if sha256 is not None and (found := sha256_of(path)) != sha256:
-            names = "its SHA-256 is {}, not {}".format(*_named(found, sha256))
+        if sha256 is not None and (digest := sha256_of(path)) != sha256:
+            names = "its SHA-256 is {}, not {}".format(*_named(digest, sha256))
             raise error(f"{path} is damaged: {names}", hint=hint)
     except FileNotFoundError as reason:
         raise error(f"{path} is missing", hint=hint) from reason
@@ -419,28 +419,30 @@ def know_digests(digests: Mapping[FileVersion, str]) -> None:
     _DIGESTS.update(digests)
 
 
-def expect(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
+def expect(where: Path, actual: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
     """StaleError if `found` differs from `expected` in a key of `expected`; it names both sides of the first one."""
     for key, value in expected.items():
-        if difference := first_difference(key, found.get(key), value):
+        if difference := first_difference(key, actual.get(key), value):
             raise StaleError(f"{where} was made with another {difference}", hint=hint)
 
 
-def first_difference(name: str, found: Any, expected: Any) -> str | None:
+def first_difference(name: str, actual: Any, expected: Any) -> str | None:
     """Where two JSON values first differ, with both sides; None if they are equal.
 
     >>> first_difference("recipe", {"seed": 0, "loss": {"alpha": 0.2}}, {"seed": 0, "loss": {"alpha": 0.5}})
     'recipe.loss.alpha (0.2, not 0.5)'
     """
-    if found == expected:
+    if actual == expected:
         return None
     parts: list[str | None] = []
-    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+    if isinstance(actual, Mapping) and isinstance(expected, Mapping):
         # A key that only one side has is a difference too.
-        parts = [first_difference(f"{name}.{key}", found.get(key), expected.get(key)) for key in {**found, **expected}]
-    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        parts = [first_difference(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(found, expected, strict=True))]
-    return next(filter(None, parts), "{} ({}, not {})".format(name, *_named(found, expected)))
+        parts = [
+            first_difference(f"{name}.{key}", actual.get(key), expected.get(key)) for key in {**actual, **expected}
+        ]
+    elif isinstance(actual, list) and isinstance(expected, list) and len(actual) == len(expected):
+        parts = [first_difference(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(actual, expected, strict=True))]
+    return next(filter(None, parts), "{} ({}, not {})".format(name, *_named(actual, expected)))
 
 
 def _named(*values: Any) -> list[str]:

@@ -220,8 +220,8 @@ def _os_number(error: BaseException) -> int:
     if type(error).__module__ == "builtins" and not isinstance(error, OSError | RuntimeError):
         return 0
     # Such as safetensors: "I/O error: No space left on device (os error 28)".
-    if found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
-        return int(found[1] or found[2])
+    if match := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
+        return int(match[1] or match[2])
     # Some libraries keep the words of the system and drop its number.
     return next((number for number in (*_NO_ROOM, errno.EACCES, errno.EMFILE) if os.strerror(number) in str(error)), 0)
 

@@ -273,10 +273,10 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
             file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes
         )
         # Sorted, because the order of a file system differs between machines.
-        found = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
-        if not found:
+        paths = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
+        if not paths:
             raise InputError(f"{path} holds no {what}", hint=ending)
-        return found
+        return paths
     matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  # a pattern may be absolute
     if not matches:
         raise InputError(f"{name} does not exist", hint=f"{option} takes a file, a folder or a pattern in quotes")

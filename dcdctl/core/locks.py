@@ -70,10 +70,10 @@ def _is_busy(folder: Path) -> StaleError:
     return StaleError(f"another run is writing to {folder}", hint="wait until it ends, or name another folder")
 
 
-def _check_other_parts(folder: Path, own: Path) -> None:
+def _check_other_parts(folder: Path, held: Path) -> None:
     """StaleError if a process of an earlier run, whose first process has ended, still holds another part."""
-    for path in own.parent.glob(f"{glob.escape(own.name.removesuffix('0'))}*"):
-        if path != own:
+    for path in held.parent.glob(f"{glob.escape(held.name.removesuffix('0'))}*"):
+        if path != held:
             file = _locked(path, is_waiting=False)
             if file is None:
                 raise _is_busy(folder)

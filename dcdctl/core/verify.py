@@ -128,23 +128,23 @@ def verify(path: Path, track: Track = silent) -> Verification:
             f"{path} is {'a file' if path.exists() else 'not there'}, a folder is expected",
             hint="name a folder of artifacts",
         )
-    found: list[VerifiedArtifact] = []
+    verified: list[VerifiedArtifact] = []
     present: set[Path] = set()
     for parent, folders, names in os.walk(path):
         folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
         folder = Path(parent)
         present |= {folder / name for name in names if not name.startswith(".")}
-        found += [check(folder, track) for markers, check in CHECKS if any(marker in names for marker in markers)]
+        verified += [check(folder, track) for markers, check in CHECKS if any(marker in names for marker in markers)]
         if "plan.json" in names and not any(kind.seal_file in names for kind in PLANNED):
-            found.append(_unfinished(folder))
-    if not found:
+            verified.append(_unfinished(folder))
+    if not verified:
         content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise InputError(
             f"{path} holds no artifact of dcdctl, but {content}",
             hint="name a corpus, a cache, an index, a run or a model",
         )
-    known = {file for artifact in found for file in artifact.files}
-    return Verification(artifacts=tuple(found), unknown=tuple(sorted(present - known)))
+    known = {file for artifact in verified for file in artifact.files}
+    return Verification(artifacts=tuple(verified), unknown=tuple(sorted(present - known)))
 
 
 def _size(path: Path) -> int:

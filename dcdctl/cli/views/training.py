@@ -163,8 +163,8 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
     from dcdctl.core.training import Run, command_after_training, preview, run_document, train_model
 
     if dry_run:
-        found = preview(job, refs, options, track=bar)
-        return show_json(found.to_json()) if json else _show_preview(found)
+        overview = preview(job, refs, options, track=bar)
+        return show_json(overview.to_json()) if json else _show_preview(overview)
     started, already_there = time.monotonic(), Run(job.out).is_finished
     run = train_model(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:

@@ -282,13 +282,13 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
     artifacts.expect_run(path, document, error=InputError, hint=MAKE_AGAIN)
     bench = build_document(Bench, document, path, error=InputError, hint=MAKE_AGAIN)
     size, times = bench.settings.reference_gallery, getattr(bench, model)
-    teacher, own = (each.query(size, is_cached=True) for each in (bench.teacher, times))
+    teacher, student = (each.query(size, is_cached=True) for each in (bench.teacher, times))
     return QueryTimes(
-        query_ms=1000 * own.seconds,
-        is_extrapolated=own.extrapolated,
+        query_ms=1000 * student.seconds,
+        is_extrapolated=student.extrapolated,
         num_images=size,
         num_parameters=times.num_parameters,
-        speed_up=None if model == "teacher" else teacher.seconds / own.seconds,
+        speed_up=None if model == "teacher" else teacher.seconds / student.seconds,
         teacher_model=bench.teacher_model,
         machine=f"{bench.machine_name}, torch {bench.machine['torch']}",
     )

@@ -84,9 +84,9 @@ def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = No
     key = next((name for name in KEYS if name in cells), None)
     names = None if key is None else cells[key]
     if names is None:
-        found = ", ".join(list(cells)[:8]) or "none"
+        listed = ", ".join(list(cells)[:8]) or "none"
         raise InputError(
-            f"{where} names no images, its columns are {found:.300}", hint=f"one column must: {', '.join(KEYS)}"
+            f"{where} names no images, its columns are {listed:.300}", hint=f"one column must: {', '.join(KEYS)}"
         )
     named = [name for name in cells if name not in KEYS]
     check_chosen(chosen or (), named, where)

@@ -246,13 +246,13 @@ class Corpus:
                 ids.add(row.image_id)
                 advance(1)
         entry = read_corpus_json(self.folder).splits[self.split]
-        for what, found, expected in (
+        for what, actual, expected in (
             ("images", len(digests), entry.images),
             ("captions", num_captions, entry.captions),
             ("fingerprint", fingerprint_of(digests), entry.fingerprint),
         ):
-            if found != expected:
-                yield f"{where}: {CORPUS_FILE} has {what} {expected}, and its rows have {found}"
+            if actual != expected:
+                yield f"{where}: {CORPUS_FILE} has {what} {expected}, and its rows have {actual}"
 
     @property
     def num_shards(self) -> int:

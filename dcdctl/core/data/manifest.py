@@ -224,8 +224,8 @@ def _difference(manifest: Manifest, counts: Mapping[str, SplitCounts], split: st
     expected, actual = manifest.expected.get(split), counts.get(split, SplitCounts(images=0, captions=0))
     if expected is None or actual == expected:
         return None
-    found = f"{actual.images:,} images and {actual.captions:,} captions"
-    return f"split {split!r} has {found}, the papers' has {expected.images:,} and {expected.captions:,}"
+    actual_counts = f"{actual.images:,} images and {actual.captions:,} captions"
+    return f"split {split!r} has {actual_counts}, the papers' has {expected.images:,} and {expected.captions:,}"
 
 
 def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:

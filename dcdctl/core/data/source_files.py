@@ -160,8 +160,8 @@ def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
         return "no checksum is known"
     kind, _, expected = file.checksum.partition(":")
     with track(f"check {path.name}", total=path.stat().st_size, unit="bytes") as advance:
-        found = http.digests_of(path, [kind], advance)[kind]
-    if found == expected:
+        digest = http.digests_of(path, [kind], advance)[kind]
+    if digest == expected:
         return "checksum matches"
     return f"its {kind} is not the known {expected[:12]}...: packed again, or damaged"
 

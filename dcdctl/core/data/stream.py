@@ -255,22 +255,22 @@ class ShardStream:
                     sample = replace(sample, fault=str(error))
             yield sample
 
-    def _learn(self, found: ShardCount) -> None:
-        total = found.samples + found.skipped
-        if found.skipped > self.config.max_skipped * total:
+    def _learn(self, count: ShardCount) -> None:
+        total = count.samples + count.skipped
+        if count.skipped > self.config.max_skipped * total:
             message = (
-                f"{found.skipped:,} of {total:,} samples of {self.shards[found.shard].name} cannot be used, "
-                f"the first: {found.reason}"
+                f"{count.skipped:,} of {total:,} samples of {self.shards[count.shard].name} cannot be used, "
+                f"the first: {count.reason}"
             )
             raise InputError(
                 message, hint=f"correct them, or raise stream.max_skipped, which is {self.config.max_skipped:g}"
             )
-        known = self.counts.get(found.shard)
+        known = self.counts.get(count.shard)
         if known is None:
-            self.counts[found.shard] = found.samples
-            self.on_count(found)
-        elif known != found.samples:
-            raise InputError(f"{self.shards[found.shard].name} has {found.samples:,} samples, and had {known:,} before")
+            self.counts[count.shard] = count.samples
+            self.on_count(count)
+        elif known != count.samples:
+            raise InputError(f"{self.shards[count.shard].name} has {count.samples:,} samples, and had {known:,} before")
 
     def _rng(self, *key: Any) -> np.random.Generator:
         # The first number separates the order of shards (0) from the order in a window (1).

@@ -76,8 +76,8 @@ def not_utf8(path: Path) -> InputError:
     """The error for a file that is not UTF-8: what it looks like, or the first line that is not."""
     data = path.read_bytes()
     wide = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
-    found = f"it looks like {wide[:6].upper()}" if wide not in (None, "utf-8-sig") else _fault(data, "utf-8")
-    return InputError(f"{path} is not UTF-8 text ({found})", hint="save it as UTF-8")
+    reason = f"it looks like {wide[:6].upper()}" if wide not in (None, "utf-8-sig") else _fault(data, "utf-8")
+    return InputError(f"{path} is not UTF-8 text ({reason})", hint="save it as UTF-8")
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -81,18 +81,18 @@ def _expand_stars(pattern: str) -> list[str]:
         return [pattern if url is None else url]
     if url is None:
         path = local_path(pattern)
-        found = sorted(str(match) for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        paths = sorted(str(match) for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     elif url.startswith(("http://", "https://")):
         raise ConfigError(f"{shown(url)}: a web server lists no files", hint="write the names as in {0000..0331}")
     elif url.startswith("hf://"):
         parts = hub.HubPath.parse(url)
-        found = [parts.folder + name for name in parts.matching(hub.sizes(parts))]
+        paths = [parts.folder + name for name in parts.matching(hub.sizes(parts))]
     else:
         system, within = _file_system(url)
-        found = [str(system.unstrip_protocol(name)) for name in sorted(_attempted(lambda: system.glob(within), url))]
-    if not found:
+        paths = [str(system.unstrip_protocol(name)) for name in sorted(_attempted(lambda: system.glob(within), url))]
+    if not paths:
         raise InputError(f"no file matches {shown(pattern)}", hint="check the pattern, and quote it for the shell")
-    return found
+    return paths
 
 
 def size_and_version(place: str | Path) -> tuple[int, str]:

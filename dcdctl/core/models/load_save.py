@@ -118,14 +118,14 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
     form, source = _locate_checked(ref, overrides or {})
     if form == "hub":
         return None
-    found: Kind = "fusion"  # official checkpoints, published teachers and Python functions
+    actual: Kind = "fusion"  # official checkpoints, published teachers and Python functions
     if form == "function":
         _python_function().check(source)
     if form == "folder":
-        found = _family(Path(source), ref).kind
-    if kind not in (None, found):
-        raise _wrong_kind(ref, found)
-    return found
+        actual = _family(Path(source), ref).kind
+    if kind not in (None, actual):
+        raise _wrong_kind(ref, actual)
+    return actual
 
 
 def is_dual(ref: str | Path) -> bool:
@@ -322,9 +322,9 @@ def _checked_type(folder: Path) -> str | None:
     return folders.type_of(folder)
 
 
-def _wrong_kind(ref: str | Path, found: Kind) -> ModelError:
-    expected: Kind = "dual" if found == "fusion" else "fusion"
-    return ModelError(f"{ref} is {_KINDS[found]}, expected {_KINDS[expected]}")
+def _wrong_kind(ref: str | Path, actual: Kind) -> ModelError:
+    expected: Kind = "dual" if actual == "fusion" else "fusion"
+    return ModelError(f"{ref} is {_KINDS[actual]}, expected {_KINDS[expected]}")
 
 
 def _hub_errors(ref: str, *, hint: str) -> AbstractContextManager[None]:

@@ -167,9 +167,9 @@ class TextTower:
         fingerprint."""
         document = artifacts.read_document(folder / TEXT_FILE, FORMAT, hint=HINT)
         listed = artifacts.listed_files(folder / TEXT_FILE, document, hint=HINT)
-        if (found := document.get("model")) != fingerprint:
+        if (actual := document.get("model")) != fingerprint:
             problem = (
-                f"{folder} is the text side of the model {str(found)[:8]}, and the vectors are those of the "
+                f"{folder} is the text side of the model {str(actual)[:8]}, and the vectors are those of the "
                 f"model {fingerprint[:8]}"
             )
             raise StaleError(problem, hint=HINT)
@@ -185,16 +185,16 @@ class TextTower:
     def tokenize(self, texts: Sequence[str]) -> tuple[dict[str, NDArray[np.int64]], list[list[int]]]:
         """Texts cleaned and cut to `max_text_len`: the inputs of the graph, and the ids of each text."""
         with self._tokenizing:
-            found = self._tokenizer.encode_batch(list(map(self._clean, texts)))
+            encodings = self._tokenizer.encode_batch(list(map(self._clean, texts)))
         arrays = {
-            "input_ids": np.array([text.ids for text in found], dtype=np.int64),
-            "attention_mask": np.array([text.attention_mask for text in found], dtype=np.int64),
+            "input_ids": np.array([text.ids for text in encodings], dtype=np.int64),
+            "attention_mask": np.array([text.attention_mask for text in encodings], dtype=np.int64),
         }
         # A model that is trained with padding reads it, so it counts as read.
         reads_all = self._settings.padding.to_maximum
         ids = [
             [token for token, is_read in zip(text.ids, text.attention_mask, strict=True) if is_read or reads_all]
-            for text in found
+            for text in encodings
         ]
         return {name: array for name, array in arrays.items() if name in self._inputs}, ids
 
@@ -203,10 +203,10 @@ class TextTower:
         with self._tokenizing:
             self._tokenizer.no_truncation()
             try:
-                found = self._tokenizer.encode(self._clean(text))
+                encoding = self._tokenizer.encode(self._clean(text))
             finally:
                 self._cut()
-        return sum(found.attention_mask)
+        return sum(encoding.attention_mask)
 
     def vectors(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """The vectors of tokenized texts, T x D."""

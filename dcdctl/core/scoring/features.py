@@ -195,8 +195,8 @@ def open_or_build(
         for stored in ([] if build.is_sealed or corpus.whole is corpus else _stored_nearby(root, corpus))
         if stored.plan["encoders"] == model.encoders.digest and stored.corpus.num_images >= corpus.num_images
     )
-    found = next(with_more, None)
-    if found is None:
+    opened = next(with_more, None)
+    if opened is None:
         if not build.is_sealed:
             with build.lock(wait=track):
                 if not build.is_sealed:  # another run may have sealed it meanwhile
@@ -204,10 +204,10 @@ def open_or_build(
                     _build(build, CorpusSource(corpus, model.preprocess), model.encoders, compute, track)
         plan, seal = FEATURES.read_plan_and_seal(build.folder)
         build.expect(plan)
-        found = Features(corpus, build.folder, plan, seal["files"])
-    for name, part in found.parts.items():
-        FEATURES.check_part(found.folder, name, part["bytes"])
-    return replace(found, corpus=corpus)
+        opened = Features(corpus, build.folder, plan, seal["files"])
+    for name, part in opened.parts.items():
+        FEATURES.check_part(opened.folder, name, part["bytes"])
+    return replace(opened, corpus=corpus)
 
 
 def _stored_nearby(root: Path, corpus: Corpus) -> list[Features]:
@@ -241,13 +241,13 @@ def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
         kinds = [kind for kind, is_same in has_same.items() if is_same]
         for name in build.missing(_name(kind, part) for kind in kinds for part in range(shared // IMAGES_PER_FILE)):
             # Compared with its checksum first, so that damage stays where it is.
-            found = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
+            checked = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
             with build.write(name) as partial:
                 partial.unlink(missing_ok=True)
                 try:
-                    os.link(found, partial)
+                    os.link(checked, partial)
                 except OSError:  # a file system without hard links
-                    shutil.copyfile(found, partial)
+                    shutil.copyfile(checked, partial)
 
 
 def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute) -> tuple[Build, Index]:

@@ -144,10 +144,10 @@ def _fitting(scorer: FusionScorer, kind: str, compute: Compute) -> Fitting:
     On a GPU, pairs per batch grow into its memory, unless the user has set a batch size.
     """
     grows = kind == "pairs" and compute.device.type == "cuda" and compute.batch_size is None
-    own, key = _FITTING.setdefault(scorer, {}), (kind, compute.device, grows)
-    if key not in own:
-        own[key] = Fitting(GpuMemory(compute.device) if grows else None)
-    return own[key]
+    fittings, key = _FITTING.setdefault(scorer, {}), (kind, compute.device, grows)
+    if key not in fittings:
+        fittings[key] = Fitting(GpuMemory(compute.device) if grows else None)
+    return fittings[key]
 
 
 def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tensor]:

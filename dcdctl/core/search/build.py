@@ -243,10 +243,10 @@ def rows_to_remove(index: FolderIndex, names: Sequence[str], *, gone: bool) -> R
     unknown = []
     for name in dict.fromkeys(names):
         # A file name may contain * or [, so a name that is an image id is not read as a pattern.
-        found = {row for row, image_id in live.items() if image_id == name}
-        found = found or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
-        unknown += [] if found else [name]
-        removed |= found
+        matching = {row for row, image_id in live.items() if image_id == name}
+        matching = matching or {row for row, image_id in live.items() if fnmatch.fnmatchcase(image_id, name)}
+        unknown += [] if matching else [name]
+        removed |= matching
     if unknown:
         raise InputError(
             f"the index {index.folder} has no image {', '.join(map(repr, sorted(unknown)[:SHOWN]))}; nothing was "

@@ -150,13 +150,13 @@ class FolderIndex(ImageIndex):
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = exact.unit(vectors_QD, self.dim)
         rows = None if where is None else self._matching(where)
-        found = []
+        results = []
         # At least one block, so that no queries give empty arrays of the right shape.
         for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK):
             block_QD = queries_QD[start : start + QUERY_BLOCK]
             proposed = self._proposed(block_QD, k) if rows is None else self._proposed_of(block_QD, k, rows)
-            found.append(exact.exact(block_QD, proposed, self.vectors, k))
-        scores, rows_found = zip(*found, strict=True)
+            results.append(exact.exact(block_QD, proposed, self.vectors, k))
+        scores, rows_found = zip(*results, strict=True)
         return np.concatenate(scores), np.concatenate(rows_found)
 
     def _proposed(self, queries_QD: Floats, k: int) -> list[Rows]:

@@ -106,12 +106,12 @@ def _write_plan(build: Build, index: FolderIndex, new: models.DualEncoder | None
 
 def _expect(build: Build, document: IndexDocument) -> None:
     """StaleError if a finished index is not the planned one; images that were added later are no difference."""
-    found = configs.to_table(replace(document, sources=document.sources[:1]))
+    actual = configs.to_table(replace(document, sources=document.sources[:1]))
     for keys, hint in (
         (("model", "sources", "precision"), "name another folder with --out"),
         (("settings",), f"change them with `dcdctl index {build.folder} --set ...`"),
     ):
-        artifacts.expect(build.folder, found, {key: build.plan[key] for key in keys}, hint=hint)
+        artifacts.expect(build.folder, actual, {key: build.plan[key] for key in keys}, hint=hint)
 
 
 def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:

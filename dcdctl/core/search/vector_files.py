@@ -172,8 +172,8 @@ class _GivenVectors:
 
     def _expect_model(self, batch: pa.RecordBatch, path: Path) -> None:
         """StaleError for the vectors of another model, if the file says of which they are."""
-        found = pc.unique(batch.column(MODEL)).to_pylist() if MODEL in batch.schema.names else []
-        if other := set(found) - {None, self.task.model.digest}:
+        models = pc.unique(batch.column(MODEL)).to_pylist() if MODEL in batch.schema.names else []
+        if other := set(models) - {None, self.task.model.digest}:
             message = (
                 f"the vectors of {path} are of the model {str(other.pop())[:8]}, and this is the model "
                 f"{self.task.model.digest[:8]}"
@@ -227,15 +227,15 @@ class _GivenVectors:
         given = np.flatnonzero(self.is_given)
         places = np.unique(np.linspace(0, len(given) - 1, min(count, len(given))).astype(np.int64))
         rows = given[places].tolist()
-        found = [(row, pixels) for row, (pixels, _, _) in self._read_images(rows) if pixels is not None]
-        if not found:
+        readable = [(row, pixels) for row, (pixels, _, _) in self._read_images(rows) if pixels is not None]
+        if not readable:
             return
         self.task.model.to(self.task.compute.device).eval()
-        own = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in found])).astype(np.float32)
-        theirs = self.vectors_ND[[row for row, _ in found]].astype(np.float32)
-        cosines = (own * theirs).sum(axis=1) / (np.linalg.norm(own, axis=1) * np.linalg.norm(theirs, axis=1))
+        computed = embed.embed_stored(self.task, ImageBatch.cat([pixels for _, pixels in readable])).astype(np.float32)
+        theirs = self.vectors_ND[[row for row, _ in readable]].astype(np.float32)
+        cosines = (computed * theirs).sum(axis=1) / (np.linalg.norm(computed, axis=1) * np.linalg.norm(theirs, axis=1))
         if (least := float(cosines.min())) < LEAST_COSINE:
-            name = self.ids[found[int(cosines.argmin())][0]].as_py()
+            name = self.ids[readable[int(cosines.argmin())][0]].as_py()
             message = (
                 f"the vector of {name!r} is not that of this model: the cosine is {least:.4f}, and at least "
                 f"{LEAST_COSINE} is expected"
@@ -272,12 +272,12 @@ def _check_columns(path: Path) -> None:
     if not set(NAMES) & set(schema.names) or VECTOR not in schema.names:
         missing = VECTOR if VECTOR not in schema.names else "image_id and no path"
         raise InputError(f"{path} has no column {missing} (it has {', '.join(schema.names) or 'none'})", hint=_HINT)
-    found = schema.field(VECTOR).type
-    type_ = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
+    vector_type = schema.field(VECTOR).type
+    type_ = vector_type.storage_type if isinstance(vector_type, pa.BaseExtensionType) else vector_type
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
     if not is_list or type_.value_type not in _FLOATS:
         raise InputError(
-            f"the column {VECTOR} of {path} is {found}, lists of floating-point numbers are expected", hint=_HINT
+            f"the column {VECTOR} of {path} is {vector_type}, lists of floating-point numbers are expected", hint=_HINT
         )
 
 

@@ -91,14 +91,14 @@ class LanceStore(Store):
 
     def rows_in(self, span: range) -> Rows:
         with self._errors():
-            found = (
+            rows = (
                 self._open()
                 .search()
                 .where(f"`row` >= {span.start} AND `row` < {span.stop}")
                 .select(["row"])
                 .limit(max(len(span), 1))
             )
-            return np.sort(found.to_arrow().column("row").to_numpy())
+            return np.sort(rows.to_arrow().column("row").to_numpy())
 
     def count(self, where: Condition | None = None) -> int:
         table = self._open()
@@ -108,12 +108,12 @@ class LanceStore(Store):
     def fetch(self, rows: Rows) -> pa.Table:
         table = self._open()
         schema = self._facts_of(table).image_schema
-        found = [schema.empty_table()]
+        tables = [schema.empty_table()]
         for start in range(0, len(rows), ROWS_PER_QUESTION):
             asked = rows[start : start + ROWS_PER_QUESTION]
             with self._errors():
-                found.append(_cast(table.search().where(_one_of(asked)).limit(len(asked)).to_arrow(), schema))
-        return pa.concat_tables(found).sort_by("row").combine_chunks()
+                tables.append(_cast(table.search().where(_one_of(asked)).limit(len(asked)).to_arrow(), schema))
+        return pa.concat_tables(tables).sort_by("row").combine_chunks()
 
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         # Opened for each search: all of it reads one version.
@@ -121,8 +121,8 @@ class LanceStore(Store):
         facts = self._facts_of(table)
         condition = None if where is None else _sql(where, facts)
         with self._errors():
-            found = [_cast(_nearest(table, query_D, count, condition), facts.image_schema) for query_D in queries_QD]
-        return found, facts.model
+            tables = [_cast(_nearest(table, query_D, count, condition), facts.image_schema) for query_D in queries_QD]
+        return tables, facts.model
 
     def finish(self) -> None:
         # A draft is copied when it is published, without its indexes.
@@ -210,9 +210,9 @@ def _nearest(table: Any, query_D: Floats, count: int, condition: str | None) -> 
     nearest = table.search(query_D).distance_type("cosine").limit(count)
     if condition is not None:
         nearest = nearest.where(condition, prefilter=True)
-    found = nearest.nprobes(PROBES).ef(max(2 * count, 200)).to_arrow()
+    rows = nearest.nprobes(PROBES).ef(max(2 * count, 200)).to_arrow()
     # An index looks into a few partitions, which may hold fewer images that meet a condition.
-    return found if len(found) >= count else nearest.bypass_vector_index().to_arrow()
+    return rows if len(rows) >= count else nearest.bypass_vector_index().to_arrow()
 
 
 def _schema(facts: StoreFacts) -> pa.Schema:
@@ -221,9 +221,9 @@ def _schema(facts: StoreFacts) -> pa.Schema:
     return pa.schema([row.with_metadata({FACTS: facts.to_json()}), *others])
 
 
-def _cast(found: pa.Table, schema: pa.Schema) -> pa.Table:
+def _cast(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of images; LanceDB names the numbers of a vector in another way, and adds the distance."""
-    return found.select(schema.names).cast(schema)
+    return rows.select(schema.names).cast(schema)
 
 
 def _one_of(rows: Rows) -> str:

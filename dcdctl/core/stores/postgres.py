@@ -112,8 +112,8 @@ class PostgresStore(Store):
 
     def facts(self) -> StoreFacts | None:
         query = "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE oid = to_regclass(%s)"
-        found = self._run(query, [self._regclass])
-        return StoreFacts.of_json(found[0][0], self._name) if found else None
+        row = self._run(query, [self._regclass])
+        return StoreFacts.of_json(row[0][0], self._name) if row else None
 
     def create(self, facts: StoreFacts) -> None:
         # One transaction for all of it, because a thread has one connection.
@@ -185,7 +185,7 @@ class PostgresStore(Store):
                 # points to. The planner has no index for a sum, so it compares all vectors.
                 if len(rows) < count:
                     rows = self._nearest(facts, test, query, f'({_DISTANCE}) + 0, "row"', count)
-                if any(found != oid for found, *_ in rows):
+                if any(current != oid for current, *_ in rows):
                     raise UnavailableError(f"{self._name} was replaced during a search")
                 images.append(_table([row[1:] for row in rows], facts))
         return images, facts.model

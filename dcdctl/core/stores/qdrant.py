@@ -135,15 +135,15 @@ class QdrantStore(Store):
 
     def rows_in(self, span: range) -> Rows:
         collection, _ = self._known()
-        found: list[int] = []
+        rows: list[int] = []
         offset: Any = span.start
         with self._errors():
             while offset is not None and offset < span.stop:
                 points, offset = self._client.scroll(
                     collection, offset=offset, limit=ROWS_PER_QUESTION, with_payload=False
                 )
-                found += [int(point.id) for point in points if int(point.id) < span.stop]
-        return np.array(found, dtype=np.int64)
+                rows += [int(point.id) for point in points if int(point.id) < span.stop]
+        return np.array(rows, dtype=np.int64)
 
     def count(self, where: Condition | None = None) -> int:
         collection, facts = self._known()
@@ -164,11 +164,11 @@ class QdrantStore(Store):
         condition = _filter(where, facts)
         width = models.SearchParams(hnsw_ef=max(LEAST_SEARCH_WIDTH, 2 * count))
         with self._errors():
-            found = self._nearest(collection, queries_QD, count, condition, width)
-            if any(len(points) < count for points in found):
+            results = self._nearest(collection, queries_QD, count, condition, width)
+            if any(len(points) < count for points in results):
                 # All images that meet the condition, or a graph that did not reach them.
-                found = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
-        return [_table(points, facts) for points in found], facts.model
+                results = self._nearest(collection, queries_QD, count, condition, models.SearchParams(exact=True))
+        return [_table(points, facts) for points in results], facts.model
 
     def _nearest(self, collection: str, queries_QD: Floats, count: int, condition: Any, params: Any) -> list[list[Any]]:
         asked = {"filter": condition, "limit": count, "params": params, "with_vector": True, "with_payload": True}
@@ -285,8 +285,8 @@ def _key(name: str) -> str:
 def _filter(condition: Condition | None, facts: StoreFacts) -> Any:
     if condition is None:
         return None
-    found = _test(condition, facts.image_schema)
-    return found if isinstance(found, models.Filter) else models.Filter(must=[found])
+    test = _test(condition, facts.image_schema)
+    return test if isinstance(test, models.Filter) else models.Filter(must=[test])
 
 
 def _test(condition: Condition, columns: pa.Schema) -> Any:

@@ -116,11 +116,11 @@ class StoreIndex(ImageIndex):
         return repeated(self.store.fetch, FOR_A_QUESTION, rows).column("row").to_pylist()
 
     def vectors(self, rows: Rows) -> Half:
-        found = repeated(self.store.fetch, FOR_A_QUESTION, rows)
-        found_R = found.column("row").to_numpy()
+        fetched = repeated(self.store.fetch, FOR_A_QUESTION, rows)
+        found_R = fetched.column("row").to_numpy()
         if len(missing := np.setdiff1d(rows, found_R)):
             raise IndexError(f"{self.location} has no row {missing[0]}")
-        return half_of(found.column("vector"))[np.searchsorted(found_R, rows)]
+        return half_of(fetched.column("vector"))[np.searchsorted(found_R, rows)]
 
     def image_bytes(self, row: int) -> bytes:
         # Asked each time, so that a removed image is not shown.
@@ -131,10 +131,10 @@ class StoreIndex(ImageIndex):
         known = self._known.get(row)
         if known is not None:
             return known
-        found = repeated(self.store.fetch, FOR_A_QUESTION, np.array([row], dtype=np.int64))
-        if not len(found):
+        fetched = repeated(self.store.fetch, FOR_A_QUESTION, np.array([row], dtype=np.int64))
+        if not len(fetched):
             raise MissingError(f"{self.location} has no image {row}")
-        return self._remember(found.drop_columns(["vector"]).to_pylist()[0])
+        return self._remember(fetched.drop_columns(["vector"]).to_pylist()[0])
 
     def _remember(self, values: dict[str, Any]) -> tuple[int, SourceImage]:
         image = values["source"], SourceImage(**{name: values[name] for name in ("image_id", "path", "corpus_row")})

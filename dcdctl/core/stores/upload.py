@@ -51,9 +51,13 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
             return _fill(index, store, wanted, is_new=False, track=track)
     draft = store.draft()
     try:
-        found = repeated(draft.facts, FOR_A_QUESTION)
+        existing = repeated(draft.facts, FOR_A_QUESTION)
         # The draft of a killed upload is continued if the index still begins with its images.
-        if found is None or not _continues(found, index) or found.values != _values_digest(index, found.rows):
+        if (
+            existing is None
+            or not _continues(existing, index)
+            or existing.values != _values_digest(index, existing.rows)
+        ):
             repeated(draft.drop, FOR_A_BATCH)
             repeated(draft.create, FOR_A_BATCH, wanted)
         upload = _fill(index, draft, wanted, is_new=True, track=track)

@@ -200,15 +200,15 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
         raise ConfigError(f"--set {fixed} sets one seed, and a study trains several", hint="name them with --seeds")
     given = training.load_recipe(job.recipe, job.sets)
     if given.model.kind != "dual":
-        found = (
+        problem = (
             f"recipe {job.recipe} trains a fusion model, and a study needs a dual student, which can search "
             "without its teacher"
         )
-        raise ConfigError(found, hint="take a recipe with model.kind dual")
+        raise ConfigError(problem, hint="take a recipe with model.kind dual")
     if not given.loss.needs_teacher and not given.loss.vector_terms:
-        found = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
+        problem = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
         raise ConfigError(
-            found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
+            problem, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'"
         )
     # The report compares with the zero-shot start.
     if job.start is None and given.model.start == "new":
@@ -231,17 +231,17 @@ def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) 
     teacher."""
     loss, terms = recipe.loss, baseline_terms(recipe)
     # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
-    own = (
+    itself = (
         f"loss.terms={training.toml_value(terms)}",
         # Back to their defaults, because a recipe with a setting that no loss reads is refused.
         "loss.temperature=1.0",
         "loss.weight_group=none",
     )
-    alone = (*sets, *own, "teachers.weights=[]")
+    alone = (*sets, *itself, "teachers.weights=[]")
     if loss.on_lists:
         yield Variant(name=FINE_TUNED, sets=(*alone, f"batch.random_negatives={recipe.batch.hard_negatives}"))
     elif caches:
-        yield Variant(name=FINE_TUNED, sets=(*sets, *own), caches=caches)
+        yield Variant(name=FINE_TUNED, sets=(*sets, *itself), caches=caches)
         yield Variant(name=RANDOM, sets=alone)
     else:
         yield Variant(name=FINE_TUNED, sets=alone)
@@ -255,11 +255,11 @@ def _settings(job: StudyJob, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[
         )
     validation, compute = recipe.validation, job.training.compute
     if validation.every and validation.keep == "best" and share_split(validation.split, job.split):
-        found = (
+        problem = (
             f"validation.split is {validation.split}, on which the best weights are chosen, and the study "
             f"evaluates on {job.split}"
         )
-        raise ConfigError(found, hint="name another --split, or set validation.split")
+        raise ConfigError(problem, hint="name another --split, or set validation.split")
     return {
         "format": FORMAT,
         "recipe": {name: value for name, value in to_table(recipe).items() if name != "seed"},
@@ -286,9 +286,9 @@ def _digest(ref: str) -> str | None:
     # dcdctl.json lists the SHA-256 of all files of a saved model.
     if (sealed := folder / models.SETTINGS_FILE).exists():
         return artifacts.sha256_of(sealed)
-    found = sorted(part for part in folder.rglob("*") if part.is_file() and not part.name.startswith("."))
+    parts = sorted(part for part in folder.rglob("*") if part.is_file() and not part.name.startswith("."))
     return (
-        files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in found}) if found else None
+        files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in parts}) if parts else None
     )
 
 
@@ -301,7 +301,7 @@ def _check_folder(plan: StudyPlan) -> None:
         # A study that failed before its first result, as by a wrong start, may be named again with other settings.
         if not any(other.is_file() for folder in PARTS for other in (out / folder).rglob("[!.]*")):
             return
-        found = artifacts.read_document(path, FORMAT, hint="delete the folder, or name another one with --out")
-        artifacts.expect(out, found, plan.settings, hint=NEXT)
+        document = artifacts.read_document(path, FORMAT, hint="delete the folder, or name another one with --out")
+        artifacts.expect(out, document, plan.settings, hint=NEXT)
     elif not files.is_vacant(out):
         raise StaleError(f"{out} holds something that is not a study", hint=NEXT)

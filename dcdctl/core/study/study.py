@@ -128,12 +128,12 @@ def _preview_training(plan: StudyPlan, view: StudyView) -> Preview:
 
 def _trial(plan: StudyPlan, ref: str, view: StudyView) -> CacheCost:
     """The cost of the cache of a teacher. The plan of the cache goes to a temporary folder."""
-    found: list[CacheCost] = []
+    costs: list[CacheCost] = []
     with tempfile.TemporaryDirectory(prefix="dcdctl-study-") as folder:
         cache_scores(
-            plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=found.append
+            plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=costs.append
         )
-    return found[0]
+    return costs[0]
 
 
 def _estimated(plan: StudyPlan, step: Step, trials: Mapping[str, CacheCost]) -> Step:
@@ -281,14 +281,14 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
     names = CASCADE_FILES if is_cascade else MODEL_FILES
-    found = SavedEvaluation.load(folder, names).evaluation
+    evaluation = SavedEvaluation.load(folder, names).evaluation
     if (
-        found is None
+        evaluation is None
         or not (folder / names.ranks).exists()
-        or (found.corpus_fingerprint, found.split) != (plan.corpus.fingerprint, plan.corpus.split)
+        or (evaluation.corpus_fingerprint, evaluation.split) != (plan.corpus.fingerprint, plan.corpus.split)
     ):
         return False
-    return not is_cascade or (found.protocol.depth, found.reranker, bool(found.reranked)) == (
+    return not is_cascade or (evaluation.protocol.depth, evaluation.reranker, bool(evaluation.reranked)) == (
         plan.job.depth,
         plan.reranker,
         True,
@@ -296,8 +296,8 @@ def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) ->
 
 
 def _is_timed(plan: StudyPlan, folder: Path) -> bool:
-    found = read_times(folder / "bench.json", "teacher")
-    return found is not None and (found.teacher_model, found.num_images) == (plan.teacher, plan.corpus.num_images)
+    times = read_times(folder / "bench.json", "teacher")
+    return times is not None and (times.teacher_model, times.num_images) == (plan.teacher, plan.corpus.num_images)
 
 
 def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:

@@ -130,9 +130,9 @@ class TeacherCache(TeacherScores):
 
     def _is_near(self, query_P: NDArray[Any], num_queries: int) -> NDArray[np.bool_]:
         """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
-        own = (self.role_P & POSITIVE) > 0
-        sums = np.bincount(query_P[own], self.score_P[own], num_queries)
-        mean_P = (sums / np.maximum(np.bincount(query_P[own], minlength=num_queries), 1))[query_P]
+        is_positive = (self.role_P & POSITIVE) > 0
+        sums = np.bincount(query_P[is_positive], self.score_P[is_positive], num_queries)
+        mean_P = (sums / np.maximum(np.bincount(query_P[is_positive], minlength=num_queries), 1))[query_P]
         absolute, relative = self.plan["candidates"]["absolute_margin"], self.plan["candidates"]["relative_margin"]
         is_near = np.zeros(self.num_pairs, dtype=bool)
         if absolute is not None:

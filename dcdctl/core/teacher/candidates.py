@@ -108,10 +108,10 @@ def mine_candidates(
     for direction in map(Direction, config.directions):
         sizes = direction.query_first(num_images, num_texts)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
-        queries, found, dropped = miners.mine(
+        queries, ranked, dropped = miners.mine(
             _miner(corpus, config, direction, vectors), *sizes, config.per_query, reason_against
         )
-        lists[direction] = RaggedArray.from_sorted(queries, found, sizes[0])
+        lists[direction] = RaggedArray.from_sorted(queries, ranked, sizes[0])
         num_dropped += dropped
     return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped))
 
@@ -171,5 +171,5 @@ def _blocks(order: Index, size: int) -> list[Index]:
 
 
 def _some_captions(rng: np.random.Generator, corpus: Corpus, image: int, count: int) -> Index:
-    own = np.array(corpus.captions_of(image), dtype=np.int64)
-    return own if len(own) <= count else np.sort(rng.choice(own, count, replace=False))
+    positives = np.array(corpus.captions_of(image), dtype=np.int64)
+    return positives if len(positives) <= count else np.sort(rng.choice(positives, count, replace=False))

@@ -177,10 +177,10 @@ class _GivenScores:
         fault("rows of unknown images", image_B < 0)
         fault("rows of unknown captions", text_B < 0)
         if "caption" in batch.schema.names:
-            own = self._texts.take(pa.array(np.maximum(text_B, 0)))
+            texts = self._texts.take(pa.array(np.maximum(text_B, 0)))
             fault(
                 "rows with another caption than the corpus",
-                ~pc.equal(own, batch.column("caption")).fill_null(False).to_numpy(False),
+                ~pc.equal(texts, batch.column("caption")).fill_null(False).to_numpy(False),
             )
         fault("rows of pairs that are not planned", ~is_planned)
         fault("scores that are not finite", ~np.isfinite(score_B))
@@ -196,10 +196,10 @@ class _GivenScores:
         By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
         may have one id.
         """
-        own, ids = self._ids[what], batch.column(f"{what}_id")
+        known, ids = self._ids[what], batch.column(f"{what}_id")
         if f"{what}_index" not in batch.schema.names:
-            counts = pc.value_counts(own)
-            if len(counts) < len(own):
+            counts = pc.value_counts(known)
+            if len(counts) < len(known):
                 repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
                 raise InputError(
                     f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split "
@@ -207,10 +207,10 @@ class _GivenScores:
                     hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
                     "apart",
                 )
-            return _numbers(pc.index_in(ids, value_set=own))
+            return _numbers(pc.index_in(ids, value_set=known))
         index_B = _numbers(batch.column(f"{what}_index"))
-        index_B = np.where((index_B >= 0) & (index_B < len(own)), index_B, -1)
-        is_own = pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
+        index_B = np.where((index_B >= 0) & (index_B < len(known)), index_B, -1)
+        is_own = pc.equal(known.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
         return np.where(is_own.to_numpy(zero_copy_only=False), index_B, -1)
 
     def store(self, teacher: str) -> None:

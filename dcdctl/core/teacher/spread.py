@@ -111,8 +111,8 @@ def _entropy(lists_LK: Lists, temperature: float) -> NDArray[np.float64]:
 def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     """The scores of the lists of both directions, L x K."""
     first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
-    own = (first.role_P & POSITIVE) > 0
-    image_L, text_L = first.image_P[own], first.text_P[own].astype(np.int64)
+    is_positive = (first.role_P & POSITIVE) > 0
+    image_L, text_L = first.image_P[is_positive], first.text_P[is_positive].astype(np.int64)
     # Always the same draws, so that a cache has one recommended temperature.
     rng, parts = np.random.default_rng(0), []
     for direction in Direction:
@@ -135,7 +135,9 @@ def _draw(rng: np.random.Generator, candidates: RaggedArray, query_L: Index) -> 
     fewer."""
     drawn = np.full((len(query_L), NUM_NEGATIVES), -1, dtype=np.int64)
     for row, query in enumerate(query_L.tolist()):
-        own = candidates[query]
-        chosen = own if len(own) <= NUM_NEGATIVES else rng.choice(own, NUM_NEGATIVES, replace=False)
+        drawn_from = candidates[query]
+        chosen = (
+            drawn_from if len(drawn_from) <= NUM_NEGATIVES else rng.choice(drawn_from, NUM_NEGATIVES, replace=False)
+        )
         drawn[row, : len(chosen)] = chosen
     return drawn

@@ -126,8 +126,8 @@ def _hardest(
     for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
         image = int(image_P[pair])
         start, end = cache.starts_I[image : image + 2].tolist()
-        own = np.flatnonzero((cache.role_P[start:end] & POSITIVE) > 0) + start
-        best = int(own[cache.score_P[own].argmax()])
+        positives = np.flatnonzero((cache.role_P[start:end] & POSITIVE) > 0) + start
+        best = int(positives[cache.score_P[positives].argmax()])
         negatives.append(
             Negative(
                 image=image,

@@ -89,11 +89,11 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
 def check_best(run: Run, seal: artifacts.Document) -> None:
     """StaleError if the best weights that a run had at a checkpoint are gone: it would take worse ones for the best."""
     if best_rsum(run) < seal["best_rsum"]:
-        found = (
+        problem = (
             f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best RSUM was "
             f"{seal['best_rsum']:.3f}"
         )
-        raise StaleError(found, hint="restore it, or train into another folder")
+        raise StaleError(problem, hint="restore it, or train into another folder")
 
 
 def _folder(run: Run, step: int) -> Path:

@@ -125,12 +125,12 @@ class Preview:
         """A line for each direction in which the cache is drawn empty, with the way out."""
         for direction, count in self.negatives.items():
             if self.has_cache and count.is_drained:
-                found = (
+                problem = (
                     f"{count.drawn} of the {shown(count.candidates)} cached candidates of each {direction.query} "
                     "are drawn for every list"
                 )
                 yield (
-                    f"warning: {found}, so all {shown(count.lists)} lists have nearly the same negatives; "
+                    f"warning: {problem}, so all {shown(count.lists)} lists have nearly the same negatives; "
                     f"{self._more(direction)}"
                 )
 
@@ -233,12 +233,12 @@ def measure_preview(
 
 def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> list[str]:
     """A line for each field in which the recipe's candidates differ from those that a cache was made with."""
-    expected, found = to_table(recipe.candidates), cache.plan["candidates"]
+    expected, actual = to_table(recipe.candidates), cache.plan["candidates"]
     name = "the cache" if number is None else f"cache {number}"
     return [
-        f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(found[field])} in {name}"
+        f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(actual[field])} in {name}"
         for field in expected
-        if expected[field] != found[field]
+        if expected[field] != actual[field]
     ]
 
 

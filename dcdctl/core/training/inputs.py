@@ -211,14 +211,14 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
             hint="leave one out; to average both, cache the dual encoder too and name both caches",
         )
     if duals and not inputs.caches:
-        found = (
+        problem = (
             f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no "
             "teacher"
         )
-        raise ModelError(found, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
+        raise ModelError(problem, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
     if len(inputs.teacher_kinds) > 1:
-        found = f"--teacher names {len(inputs.teacher_kinds)} models, expected the one that the student starts from"
-        raise ConfigError(found, hint="several teachers are several --cache, or dual encoders without a cache")
+        problem = f"--teacher names {len(inputs.teacher_kinds)} models, expected the one that the student starts from"
+        raise ConfigError(problem, hint="several teachers are several --cache, or dual encoders without a cache")
 
 
 def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str) -> None:

@@ -66,18 +66,18 @@ def settle(options: TrainingOptions, model: nn.Module, batch_size: int, trial: T
         raise next(each for each in tried if isinstance(each, InputError))
     # Nothing is timed where there is no choice.
     seconds = [_seconds(each, model, trial) for each in fitting] if len(fitting) > 1 else [0.0]
-    found = fitting[seconds.index(min(seconds))]
-    if found.compute.precision != options.compute.precision:
+    fastest = fitting[seconds.index(min(seconds))]
+    if fastest.compute.precision != options.compute.precision:
         measured = ", ".join(
             f"{each.compute.precision} {time_s:.3f} s per step" for each, time_s in zip(fitting, seconds, strict=True)
         )
-        say(f"--precision auto is {found.compute.precision}" + (f": {measured}" if len(fitting) > 1 else ""))
-    if found.micro_batches > options.micro_batches:
+        say(f"--precision auto is {fastest.compute.precision}" + (f": {measured}" if len(fitting) > 1 else ""))
+    if fastest.micro_batches > options.micro_batches:
         say(
-            f"--accumulate auto is {found.micro_batches}: a batch of {batch_size} does not fit into "
+            f"--accumulate auto is {fastest.micro_batches}: a batch of {batch_size} does not fit into "
             "memory in fewer parts"
         )
-    return found.settled()
+    return fastest.settled()
 
 
 def precisions(options: TrainingOptions) -> tuple[str, ...]:
@@ -132,12 +132,14 @@ def memory_error(options: TrainingOptions, batch_size: int) -> InputError:
     """What to raise where a training runs out of memory, with the settings that need less."""
     where = "there is" if options.compute.device.type == "cpu" else "the GPU has"
     count = options.micro_batches
-    found = f"{where} too little memory for this training with {count} micro-batch{'es' if count > 1 else ''} per batch"
+    message = (
+        f"{where} too little memory for this training with {count} micro-batch{'es' if count > 1 else ''} per batch"
+    )
     # All rows are computed one by one where there are as many micro-batches as rows.
     ways = [f"--accumulate {min(2 * count, batch_size)}"] if count < batch_size else []
     ways += ["--precision bf16"] if options.compute.precision == "float32" else []
     ways += [] if options.checkpoint_activations else ["--checkpoint-activations"]
-    return InputError(found, hint=f"try {', '.join(ways)}, or a smaller batch.size")
+    return InputError(message, hint=f"try {', '.join(ways)}, or a smaller batch.size")
 
 
 @contextmanager

@@ -117,15 +117,15 @@ def read_mined(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
         data = path.read_bytes()
         header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["mined"])
-        found, checksum = header["format"], str(header["checksum"]).encode()
+        actual, checksum = header["format"], str(header["checksum"]).encode()
     except OSError as error:
         raise MINED.damaged(path, f"it cannot be read ({error.strerror})") from error
     # A damaged header may hold anything, and one of another program lacks the keys.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MINED.damaged(path, f"its header cannot be read ({error})") from error
-    if found != MINED.format:
+    if actual != MINED.format:
         hint = f"delete it and {MINED.make_again}"
-        raise MINED.error(f"{path} is of format {found!r}, this dcdctl reads format {MINED.format}", hint=hint)
+        raise MINED.error(f"{path} is of format {actual!r}, this dcdctl reads format {MINED.format}", hint=hint)
     # Of the whole file, because a changed digit in the header may be valid, too.
     if checksum != hashlib.sha256(data.replace(checksum, NO_CHECKSUM.encode(), 1)).hexdigest().encode():
         raise MINED.damaged(path, "its content does not match its checksum")

@@ -26,9 +26,9 @@ def command_after_cache(job: CacheJob, recipe: str, sets: Sequence[str]) -> str:
     It names the teacher only where the recipe reads more of it than its scores; REF stands for the model of scores from
     elsewhere.
     """
-    found = load_recipe(recipe, sets)
+    loaded = load_recipe(recipe, sets)
     named = [*_corpus(job), ("--cache", job.out)]
-    if found.model.start == "teacher" or found.loss.vector_terms:
+    if loaded.model.start == "teacher" or loaded.loss.vector_terms:
         named += [("--teacher", job.teacher or "REF"), *(("--model-set", text) for text in job.model_set)]
     named += [*(("--set", text) for text in sets), ("--out", "RUN")]
     return shlex.join(["dcdctl", "distill", recipe, *flags(*named)])

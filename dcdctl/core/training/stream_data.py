@@ -35,14 +35,14 @@ PREPARE_HINT = "or prepare a corpus with `dcdctl prepare`"
 def check(plan: TrainingPlan) -> None:
     """ConfigError for whatever needs a prepared corpus; opens no shard."""
     assert isinstance(plan.inputs, InputRefs)
-    for found, hint in _needs_corpus(plan, plan.inputs):
-        raise ConfigError(f"{found}, and --data names shards to stream", hint=f"{hint}, {PREPARE_HINT}")
+    for problem, hint in _needs_corpus(plan, plan.inputs):
+        raise ConfigError(f"{problem}, and --data names shards to stream", hint=f"{hint}, {PREPARE_HINT}")
     if len(plan.inputs.teachers) > 1:
-        found = (
+        problem = (
             f"--teacher names {len(plan.inputs.teachers)} models; their scores are averaged over a whole corpus, and a "
             "stream has none"
         )
-        raise ConfigError(found, hint=f"name one, {PREPARE_HINT}")
+        raise ConfigError(problem, hint=f"name one, {PREPARE_HINT}")
     if plan.recipe.validation.every and plan.inputs.validation_data is None:
         raise ConfigError(
             "validation.every is set, and a stream has no split to validate on",
@@ -120,8 +120,8 @@ class StreamData(TrainingData):
         is_counted = self.model is None or self.recipe.optimizer.steps is None
         batches = self.stream.batches_per_epoch() if is_counted else None
         if batches is None and self.recipe.optimizer.steps is None:
-            found = "optimizer.epochs counts passes over the data, and tars do not say how many samples they have"
-            raise ConfigError(found, hint="set optimizer.steps")
+            problem = "optimizer.epochs counts passes over the data, and tars do not say how many samples they have"
+            raise ConfigError(problem, hint="set optimizer.steps")
         num_shards, num_gb = len(self.stream.shards), self.stream.num_bytes / 1e9
         self.preview = Preview(
             recipe=self.recipe,

@@ -114,8 +114,8 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
     check_teachers(recipe, inputs)
     if recipe.loss.temperature == "auto" and not inputs.caches:
-        found = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
-        raise ConfigError(found, hint="name one with --cache, or set a number")
+        problem = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
+        raise ConfigError(problem, hint="name one with --cache, or set a number")
     negatives.check(recipe, has_cache=bool(inputs.caches))
     if recipe.batch.negatives == "mined":
         recipe.candidates.require_packages()

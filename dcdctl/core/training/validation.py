@@ -91,12 +91,12 @@ def run_document(run: Run) -> dict[str, Any]:
 
 def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
     # The names of the initial model's recalls begin with start_, those of others with val_.
-    found = [("start", 0, line) for line in metrics if "start_rsum" in line]
-    found += [("val", line["step"] + 1, line) for line in metrics if "val_rsum" in line]
-    if not found:
+    lines = [("start", 0, line) for line in metrics if "start_rsum" in line]
+    lines += [("val", line["step"] + 1, line) for line in metrics if "val_rsum" in line]
+    if not lines:
         return None
     # The first of equals: later weights replace earlier ones only if they are better.
-    prefix, step, line = max(found, key=lambda each: float(each[2][f"{each[0]}_rsum"]))
+    prefix, step, line = max(lines, key=lambda each: float(each[2][f"{each[0]}_rsum"]))
     recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in Direction}
     epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)
     return {"step": step, "epoch": epoch, **recalls, "rsum": float(line[f"{prefix}_rsum"])}

@@ -281,10 +281,10 @@ class _Archive:
 
     def image_file(self, name: str) -> ImageFile:
         """The file of that name; RowError if it may not be read."""
-        found = self._members[name]
-        if isinstance(found, str):
-            raise RowError(f"{found} ({name})")
-        return found
+        member = self._members[name]
+        if isinstance(member, str):
+            raise RowError(f"{member} ({name})")
+        return member
 
 
 _Container = _Folder | _Archive

@@ -212,9 +212,9 @@ def _check(encoder: Any, ref: str) -> None:
     """ModelError unless a cross-encoder scores pairs of an image and a text, with one number, from weights that were
     all saved."""
     if not {"image", "message"} <= set(encoder.modalities):
-        found = ", ".join(map(str, encoder.modalities))
+        modalities = ", ".join(map(str, encoder.modalities))
         raise ModelError(
-            f"{ref} is a cross-encoder without images: it reads {found}", hint="take one such as Qwen3-VL-Reranker"
+            f"{ref} is a cross-encoder without images: it reads {modalities}", hint="take one such as Qwen3-VL-Reranker"
         )
     if encoder.num_labels != 1:
         raise ModelError(f"{ref} gives {encoder.num_labels} scores for a pair, expected one")

@@ -168,9 +168,9 @@ class MatchingScorer(FusionScorer):
 
     @classmethod
     def _no_head(cls, config: Any, ref: str) -> ModelError:
-        found = (config.architectures or [f"{cls.family} of unknown class"])[0]
+        architecture = (config.architectures or [f"{cls.family} of unknown class"])[0]
         hint = f"use a {cls.network_class.__name__}, such as {cls.example}"
-        return ModelError(f"{ref} is a {found}, which has no image-text matching head", hint=hint)
+        return ModelError(f"{ref} is a {architecture}, which has no image-text matching head", hint=hint)
 
     @classmethod
     def _num_positions(cls, config: Any) -> int:

@@ -51,11 +51,11 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None
         raise ModelError(
             f"{ref} is a dual encoder whose own encoders were trained, expected one over frozen {encoders}", hint=hint
         )
-    found, expected = dual.encoders.digest, scorer.encoders.digest
-    if found != expected:
+    actual, expected = dual.encoders.digest, scorer.encoders.digest
+    if actual != expected:
         hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
         raise ModelError(
-            f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint
+            f"{ref} is a dual encoder over other encoders ({actual[:8]}) than {encoders} ({expected[:8]})", hint=hint
         )
     network = scorer.network
     network.cosine = copy.deepcopy(dual.network.projections).requires_grad_(True)

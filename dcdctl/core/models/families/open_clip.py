@@ -311,13 +311,13 @@ def _load_weights(network: nn.Module, folder: Path) -> tuple[str, ...]:
     none, or several files of unknown names."""
     import open_clip
 
-    found = open_clip_weights(path.name for path in folder.iterdir())
-    if len(found) != 1:
-        listed = ", ".join(found) or "no weights"
+    weights = open_clip_weights(path.name for path in folder.iterdir())
+    if len(weights) != 1:
+        listed = ", ".join(weights) or "no weights"
         raise ModelError(
             f"{folder} holds {listed}, expected one file of weights", hint=f"name the right one {WEIGHTS_FILE}"
         )
-    path = folder / found[0]
+    path = folder / weights[0]
     report = open_clip.load_checkpoint(network, str(path), strict=False)
     check_complete(path, report.missing_keys, "a model of open_clip")
     return tuple(sorted(report.unexpected_keys))

@@ -175,9 +175,9 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
             ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
         ).float()
         if not {"image", "text"} <= set(encoder.modalities):
-            found = ", ".join(map(str, encoder.modalities))
+            modalities = ", ".join(map(str, encoder.modalities))
             raise ModelError(
-                f"{ref} embeds {found} alone, and a dual encoder embeds images and texts",
+                f"{ref} embeds {modalities} alone, and a dual encoder embeds images and texts",
                 hint="name it as candidates.model",
             )
         if hasattr(network := cast(Any, encoder[0]), "model"):

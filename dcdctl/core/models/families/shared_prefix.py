@@ -55,7 +55,7 @@ class _PrefixLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         num_captions = len(key_states)
         pairs = (self.keys, key_states), (self.values, value_states)
-        keys, values = (torch.cat([prefix.expand(num_captions, -1, -1, -1), own], dim=-2) for prefix, own in pairs)
+        keys, values = (torch.cat([prefix.expand(num_captions, -1, -1, -1), new], dim=-2) for prefix, new in pairs)
         return keys, values
 
 

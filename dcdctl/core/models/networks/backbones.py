@@ -157,23 +157,23 @@ def _load(ref: str, side: Side) -> nn.Module:
 
 def _check_inputs(encoder: Any, ref: str, side: Side) -> None:
     """ModelError unless the encoder computes from pixels, or from token ids, alone."""
-    found, expected = encoder.main_input_name, INPUTS[side]
-    if found != expected:
-        read = f"{ref} is a {encoder.config.model_type} model and reads {found}, expected one that reads {expected}"
+    actual, expected = encoder.main_input_name, INPUTS[side]
+    if actual != expected:
+        read = f"{ref} is a {encoder.config.model_type} model and reads {actual}, expected one that reads {expected}"
         raise ModelError(read, hint=HINTS[side])
     parameters = inspect.signature(encoder.forward).parameters.values()
     required = [
         each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
     ]
     if others := [name for name in required if name != expected]:
-        found = f"{ref} is a {encoder.config.model_type} model, which needs {' and '.join(others)} besides {expected}"
-        raise ModelError(found, hint="take a model of a fixed image size" if side == "vision" else HINTS[side])
+        actual = f"{ref} is a {encoder.config.model_type} model, which needs {' and '.join(others)} besides {expected}"
+        raise ModelError(actual, hint="take a model of a fixed image size" if side == "vision" else HINTS[side])
 
 
 def new_encoder(config: Any) -> Any:
     """An untrained encoder of this configuration."""
-    found = encoder_class(config)
-    return AutoModel.from_config(config) if found is AutoModel else found(config)
+    encoder = encoder_class(config)
+    return AutoModel.from_config(config) if encoder is AutoModel else encoder(config)
 
 
 def encoder_class(config: Any) -> Any:

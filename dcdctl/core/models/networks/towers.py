@@ -99,9 +99,9 @@ def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts
     """Let only these parts of a model be trained. ModelError if a tower has fewer layers than `parts` names."""
     if parts.which == "last-layers":
         for tower in towers:
-            if parts.num_layers > (found := len(tower.layers[1])):
+            if parts.num_layers > (num_layers := len(tower.layers[1])):
                 raise ModelError(
-                    f"model.trained_layers is {parts.num_layers}, and the {tower.side} encoder has {found} layers"
+                    f"model.trained_layers is {parts.num_layers}, and the {tower.side} encoder has {num_layers} layers"
                 )
     for name, parameter in model.named_parameters():
         is_trained = parts.which == "all" or not any(tower.contains(name) for tower in towers)

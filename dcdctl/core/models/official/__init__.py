@@ -59,8 +59,8 @@ def by_prefix(name: str, tensor: Tensor, prefixes: Mapping[str, str]) -> dict[st
     # A buffer of older versions of transformers, not a weight.
     if name.endswith("position_ids"):
         return {}
-    found = next((official for official in prefixes if name.startswith(official)), None)
-    return {} if found is None else {prefixes[found] + name.removeprefix(found): tensor}
+    prefix = next((official for official in prefixes if name.startswith(official)), None)
+    return {} if prefix is None else {prefixes[prefix] + name.removeprefix(prefix): tensor}
 
 
 def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -81,8 +81,8 @@ def _sizes(
     tables: list[tuple[str, dict[str, Any]]] = [("", root)]
     while tables:
         where, table = tables.pop()
-        for found, value in table.items():
-            name, field = f"{where}{found}", aliases.get(found, found)
+        for key, value in table.items():
+            name, field = f"{where}{key}", aliases.get(key, key)
             if field in limits:
                 # A list within a list is no size.
                 yield from (

@@ -65,19 +65,25 @@ def type_of(folder: Path) -> str | None:
     if is_cross_encoder(folder):
         return CROSS_ENCODER
     network = network_folder(folder)
-    found = _read(network / CONFIG_FILE).get("model_type")
-    if (folder / MODULES_FILE).is_file() and _embeds_images(folder, network) and not _is_network_alone(folder, found):
+    model_type = _read(network / CONFIG_FILE).get("model_type")
+    if (
+        (folder / MODULES_FILE).is_file()
+        and _embeds_images(folder, network)
+        and not _is_network_alone(folder, model_type)
+    ):
         return SENTENCE_TRANSFORMER
-    if found is None and (folder / OPEN_CLIP_FILE).is_file():
+    if model_type is None and (folder / OPEN_CLIP_FILE).is_file():
         return OPEN_CLIP
-    return found if isinstance(found, str) else None
+    return model_type if isinstance(model_type, str) else None
 
 
 def open_clip_weights(names: Iterable[str]) -> list[str]:
     """The file of weights that open_clip reads among these; all files of weights, if none has a name that it
     prefers."""
-    found = [name for name in names if "/" not in name and Path(name).suffix in (".safetensors", ".bin", ".pth", ".pt")]
-    return next(([name] for name in OPEN_CLIP_WEIGHTS if name in found), sorted(found))
+    weights = [
+        name for name in names if "/" not in name and Path(name).suffix in (".safetensors", ".bin", ".pth", ".pt")
+    ]
+    return next(([name] for name in OPEN_CLIP_WEIGHTS if name in weights), sorted(weights))
 
 
 def network_folder(folder: Path) -> Path:
@@ -110,9 +116,9 @@ def text_pooling(folder: Path) -> Pooling:
     if mode not in ("mean", "cls"):
         others.append(f"pooling {mode}")
     if others:
-        found = f"{folder} is a SentenceTransformer with {', '.join(others)}, which is not computed here"
+        problem = f"{folder} is a SentenceTransformer with {', '.join(others)}, which is not computed here"
         raise ModelError(
-            found, hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder"
+            problem, hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder"
         )
     return "cls" if mode == "cls" else "mean"
 

@@ -93,8 +93,8 @@ def weights_among(paths: Sequence[str]) -> list[str]:
     chosen: list[str] = []
     for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
         inside = [path for path in paths if path.rpartition("/")[0] == folder]
-        found = ([path for path in inside if pattern.fullmatch(path)] for pattern in _WEIGHTS)
-        chosen += next((some for some in found if some), [])
+        matches = ([path for path in inside if pattern.fullmatch(path)] for pattern in _WEIGHTS)
+        chosen += next((some for some in matches if some), [])
     return chosen
 
 

@@ -77,7 +77,7 @@ def find(model_type: str) -> Family | None:
     (point,) = points
     hint = f"update or remove {_package(point)}"
     try:
-        found = point.load()
+        family = point.load()
     # The import of another package may fail in any way.
     except Exception as error:
         problem = (
@@ -85,13 +85,13 @@ def find(model_type: str) -> Family | None:
             f"({type(error).__name__}: {error})"
         )
         raise ModelError(problem, hint=hint) from error
-    if not (isinstance(found, tuple) and len(found) == 2 and found[0] in ("fusion", "dual") and callable(found[1])):
+    if not (isinstance(family, tuple) and len(family) == 2 and family[0] in ("fusion", "dual") and callable(family[1])):
         problem = (
-            f"the package {_package(point)} brings {model_type}, but {point.value} is {found!r}, expected a "
+            f"the package {_package(point)} brings {model_type}, but {point.value} is {family!r}, expected a "
             "kind and a function"
         )
         raise ModelError(problem, hint=hint)
-    return Family(found[0], package=_package(point), loader=found[1])
+    return Family(family[0], package=_package(point), loader=family[1])
 
 
 def _package(point: EntryPoint) -> str:

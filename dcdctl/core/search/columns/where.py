@@ -109,8 +109,8 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
         return _read(parsed, pa.schema([*columns, *BUILT_IN]))
     except errors.SqlglotError as error:
-        found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
-        place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
+        first_error = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
+        place = f" near {first_error['highlight'] or 'its end'!r}" if first_error.get("highlight") is not None else ""
         raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
     # sqlglot and `_read` call themselves for each parenthesis.
     except RecursionError as error:
@@ -233,8 +233,8 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
             else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
         )
         raise InputError(f"has the unknown column {node.name}", hint=hint)
-    if type_ is not None and (found := columns.field(node.name).type) != type_:
-        raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[found]}", hint=EXAMPLE)
+    if type_ is not None and (actual := columns.field(node.name).type) != type_:
+        raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[actual]}", hint=EXAMPLE)
     return str(node.name)
 
 

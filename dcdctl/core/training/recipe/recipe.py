@@ -164,18 +164,18 @@ class ModelConfig:
                 "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
             )
         if self.average_with_start and (self.layers or self.vision_layers or self.text_layers):
-            found = (
+            problem = (
                 "model.average_with_start averages with the start's weights, and a model of fewer layers does "
                 "not compute what they do"
             )
-            raise ConfigError(found, hint="set it to 0, or keep all layers")
+            raise ConfigError(problem, hint="set it to 0, or keep all layers")
 
     def _check_trained(self) -> None:
         """ConfigError for a choice of trained parts that this kind of model does not have, or that its own settings
         contradict."""
         if self.trained != "all" and not self._is_pretrained_dual:
-            found = f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start"
-            raise ConfigError(found, hint="set it to all; model.frozen_encoders trains the layers over two encoders")
+            problem = f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start"
+            raise ConfigError(problem, hint="set it to all; model.frozen_encoders trains the layers over two encoders")
         if self.trained == "last-layers" and self.trained_layers is None:
             raise ConfigError(
                 "model.trained is last-layers, and model.trained_layers is not set",
@@ -186,8 +186,8 @@ class ModelConfig:
                 f"model.trained_layers is for model.trained last-layers, and it is {self.trained}", hint="leave it out"
             )
         if (self.lora_rank, self.lora_alpha) != (LORA.rank, LORA.alpha) and self.trained != "lora":
-            found = f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}"
-            raise ConfigError(found, hint="leave them out")
+            problem = f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}"
+            raise ConfigError(problem, hint="leave them out")
 
 
 @dataclass(frozen=True, kw_only=True)
