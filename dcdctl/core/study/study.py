@@ -281,14 +281,14 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
     names = CASCADE_FILES if is_cascade else MODEL_FILES
-    evaluation = SavedEvaluation.load(folder, names).evaluation
+    numbers = SavedEvaluation.load(folder, names).evaluation
     if (
-        evaluation is None
+        numbers is None
         or not (folder / names.ranks).exists()
-        or (evaluation.corpus_fingerprint, evaluation.split) != (plan.corpus.fingerprint, plan.corpus.split)
+        or (numbers.corpus_fingerprint, numbers.split) != (plan.corpus.fingerprint, plan.corpus.split)
     ):
         return False
-    return not is_cascade or (evaluation.protocol.depth, evaluation.reranker, bool(evaluation.reranked)) == (
+    return not is_cascade or (numbers.protocol.depth, numbers.reranker, bool(numbers.reranked)) == (
         plan.job.depth,
         plan.reranker,
         True,
