@@ -62,5 +62,5 @@ def bench(arguments: TimedModels) -> Bench:
 
 @takes(Export)
 def export(arguments: Export) -> Exported:
-    """Write a model for another library, with a model card; its outputs are compared with those of the original."""
+    """Write a model for another library, with a model card; its outputs are compared with the original's."""
     return arguments.run(api.track(arguments.progress))

@@ -22,7 +22,7 @@ class Export:
 
     model: ModelRef
     out: NewOut
-    # str for Typer, so that the error for a wrong word is that of the core, with a hint.
+    # str for Typer, so that the core's error for a wrong word appears, with its hint.
     to: Annotated[
         Literal["transformers", "sentence-transformers", "open-clip", "onnx"],
         writes(

@@ -107,7 +107,7 @@ class Prepare:
             metavar="N",
         ),
     ] = None
-    # str for Typer, so that the error for a wrong word is that of `PrepareOptions`, as in Python.
+    # str for Typer, so that `PrepareOptions` refuses a wrong word, as in Python.
     on_error: Annotated[
         Literal["stop", "skip"],
         configures("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip"),

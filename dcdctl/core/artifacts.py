@@ -115,7 +115,7 @@ class Kind:
     def check_part(self, folder: Path, name: str, size: int | None) -> None:
         """`missing` if a part is not there, `error` if it lies outside the folder or has not the size of the seal.
 
-        Call it for every part that a seal names before any of them is opened: the seal may be that of a stranger.
+        Call it for every part that a seal names before any of them is opened: the seal may come from a stranger.
         """
         path = folder / name
         if files.escapes_root(name):

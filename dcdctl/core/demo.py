@@ -250,7 +250,7 @@ def _measure(job: DemoJob, teacher_ref: str, teacher: Any, students: Mapping[str
 def _row(
     name: RowName, label: str, measured: Evaluation, student: ModelTimes, teacher: ModelTimes, config: BenchConfig
 ) -> Row:
-    """A row of the table. A cascade takes the time of its dual encoder, which `student` has, and that of re-ranking."""
+    """A row of the table. A cascade takes the time of its dual encoder, which `student` has, and its re-ranking."""
     # Re-ranking has the same number of candidates in a gallery of any size.
     rerank_s = (measured.depths[-1].ms_per_query - measured.depths[0].ms_per_query) / 1000 if measured.depths else 0.0
 

@@ -131,7 +131,7 @@ def _candidate_lists(
         if query in positives:
             numbers = candidate_ids[candidates]
             is_positive = np.isin(numbers, positives[query])
-            # Groups of equal scores, not the scores: those of a cascade are on two scales.
+            # Groups of equal scores, not the scores, because a cascade has two scales.
             tie_group = np.cumsum(np.diff(scores, prepend=scores[0]) != 0)
             order = np.lexsort((is_positive, tie_group))
             # A positive that is left out keeps its position, held by a number that no caption and no image has.

@@ -162,7 +162,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
     if form != FULL_VECTORS and job.rerank is not None:
         raise _no_vectors()
     folder = job.out
-    # Results by other vectors are not those of the run, and would replace them there.
+    # Results by other vectors do not describe the run, and would replace its own there.
     if folder is None and form == FULL_VECTORS and job.loaded is None and Path(job.model, "run.json").exists():
         folder = Path(job.model)
     if folder is not None:
@@ -237,7 +237,7 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for
     each form.
 
-    The widths are those of the job; without any, those of `loss.dims` in the recipe of a run, or else halves of the
+    The widths come from the job; without any, from `loss.dims` in the recipe of a run, or else halves of the
     full width.
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.

@@ -91,7 +91,7 @@ class SavedEvaluation:
 
     @staticmethod
     def load(folder: Path, names: FileNames = MODEL_FILES, ref: str = "") -> SavedEvaluation:
-        """The evaluation in a folder: that of a model, or with `CASCADE_FILES` that of a cascade. InputError for a
+        """The evaluation in a folder: of a model, or of a cascade with `CASCADE_FILES`. InputError for a
         damaged document."""
         ref, path = ref or str(folder), folder / names.result
         if not names.result or not path.exists():

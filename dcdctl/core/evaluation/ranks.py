@@ -59,7 +59,7 @@ class RankCounter:
     ) -> None:
         positive_T, self._image_T = _checked(positive_T), caption_image
         self._num_positives_I = counts_I = np.bincount(caption_image)
-        # The positives of each image, best first: threshold r of an image is that of its r-th best caption.
+        # The positives of each image, best first: threshold r of an image belongs to its r-th best caption.
         order_T = np.lexsort((-positive_T, self._image_T))
         image_T = self._image_T[order_T]
         nth_T = np.arange(len(positive_T)) - (np.cumsum(counts_I) - counts_I)[image_T]
@@ -104,7 +104,7 @@ class RankCounter:
             for nth in range(num_positives):
                 above_R[nth] = np.count_nonzero(score_T >= threshold_R[nth])
         above_T = _count_in_columns(scores_IT >= self._threshold_T[texts])
-        # Positives of a query are ordered among themselves, and none beats itself: those of the block do not count.
+        # Positives of a query are ordered among themselves, and none beats itself, so they do not count in the block.
         row_T = self._image_T[texts] - first_image
         column = np.flatnonzero((row_T >= 0) & (row_T < len(scores_IT)))
         row = row_T[column]

@@ -42,7 +42,7 @@ def embed_in_two_batches(
 ) -> Vectors:
     """The vectors of samples by a library: of the first image and the first caption alone, then of the others.
 
-    A vector that depends on the other captions of its batch, by their padding, differs from that of the original model.
+    A vector that depends on the other captions of its batch, by their padding, differs from the original model's.
     """
     # Two batches show a dependence that a single batch, with the same padding for all, would hide.
     first, rest = slice(0, 1), slice(1, None)

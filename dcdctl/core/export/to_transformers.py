@@ -166,7 +166,7 @@ def write(model: Model, folder: Path) -> None:
     models.save(exported, folder)
     if spec.code:
         _add_code(spec, folder)
-    # The files of AutoProcessor, besides those of tokenizer and image processor.
+    # The files of AutoProcessor, besides the tokenizer's and the image processor's.
     if spec.timm_config is not None:
         write_timm_processor(spec, folder)
         files.write_json(folder / "processor_config.json", {"processor_class": spec.processor_class})

@@ -59,7 +59,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class RetrievalModel(nn.Module, ABC):
-    """Base of all models; created in eval mode. The defaults are those of a network of transformers."""
+    """Base of all models; created in eval mode. The defaults suit a network of transformers."""
 
     kind: str
     network: Any  # nn.Module; the libraries' networks have no common base with the members that families read

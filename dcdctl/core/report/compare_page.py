@@ -1,7 +1,7 @@
 """The page of `dcdctl compare`: tables, and the queries whose ranks differ most, with images and first answers of both
 systems.
 
-For a system with several runs, the first answers are those of its first run.
+A system with several runs shows the first answers of its first run.
 """
 
 from __future__ import annotations

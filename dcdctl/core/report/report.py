@@ -220,7 +220,7 @@ def _cascade_times(dual: QueryTimes | None, cascade: Evaluation) -> QueryTimes |
     """
     if dual is None or cascade.dual_query_ms is None or not cascade.reranked:
         return None
-    # The time in cascade.json includes that of the dual encoder in the gallery of the evaluation.
+    # The time in cascade.json includes the dual encoder's in the gallery of the evaluation.
     query_ms = dual.query_ms + cascade.reranked[-1].ms_per_query - cascade.dual_query_ms
     speed_up = None if dual.speed_up is None else dual.speed_up * dual.query_ms / query_ms
     return replace(dual, query_ms=query_ms, speed_up=speed_up)

@@ -268,7 +268,7 @@ def _add(
     compute: Compute,
     track: Track,
 ) -> FolderIndex:
-    """Add the new images of a source; `model` is that of a new index, which has none in its folder yet."""
+    """Add the new images of a source; `model` is for a new index, which has none in its folder yet."""
     folder, document = index.folder, index.document
     build, planned = plan.plan_images(index, source, model, are_given=bool(changes.vectors))
     if planned is None:

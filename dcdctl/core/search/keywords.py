@@ -38,7 +38,7 @@ from dcdctl.core.search.storage import INDEX, IndexDocument, SealedFile, WordFil
 K1, B = 1.2, 0.75
 """Lucene's defaults; they are not tuned here."""
 RRF_K = 60
-"""The constant of reciprocal rank fusion; 60 is that of Cormack et al. (2009)."""
+"""The constant of reciprocal rank fusion; Cormack et al. (2009) take 60."""
 DEPTH = 100
 """Minimum number of images of each list that are fused."""
 # IMG and 2041 of IMG2041 are words besides IMG2041, but the pieces of a hexadecimal number are not.

@@ -154,6 +154,6 @@ class ImageIndex(ABC):
 
 
 def text_side_beside(model: Path) -> Path | None:
-    """The folder of the text side of an index, beside that of its model; None if there is none."""
+    """The folder of the text side of an index, beside its model's; None if there is none."""
     folder = model.parent / TEXT
     return folder if (folder / TextTower.FILE).is_file() else None

@@ -59,7 +59,7 @@ def list_images(source: ImageSource, ignored: Path) -> Iterator[SourceImage | Sk
 
 
 def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
-    """Files sorted by name, before those of subfolders; without hidden files and the folders that macOS adds to
+    """Files sorted by name, before the files of subfolders; without hidden files and the folders that macOS adds to
     zips."""
     failed: list[OSError] = []
 

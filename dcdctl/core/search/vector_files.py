@@ -195,7 +195,7 @@ class _GivenVectors:
                 f"the vectors of {path} have {given} numbers, and those of the model have {numbers}", hint=_HINT
             )
         values = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
-        # A copy, because torch warns about arrays that are not writable, such as those of Arrow.
+        # A copy, because torch warns about arrays that are not writable, and Arrow's are not.
         vectors_BD = torch.from_numpy(values.reshape(len(row_B), -1).copy())
         stored_BD = embed.stored(vectors_BD, self.task.dim)
         # As they are stored: squares may be too large, and the first numbers zero.

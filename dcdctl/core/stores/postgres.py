@@ -97,7 +97,7 @@ class PostgresStore(Store):
         self._name = f"the table {name} of {location}"
         self._conninfo = conninfo
         self._local = threading.local()
-        # Those of all threads, which `close` cannot reach through their locals.
+        # Of all threads, because `close` cannot reach their locals.
         self._opened: list[Connection] = []
         self._latest: tuple[int, StoreFacts, bool] | None = None
         """What `_version` gave."""

@@ -109,7 +109,7 @@ def _values_digest(index: FolderIndex, rows: int) -> str:
 
 
 def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
-    """Whether the first rows of an index are those of a store."""
+    """Whether an index begins with the rows of a store."""
     is_same = (facts.model, facts.dims, facts.precision) == (index.fingerprint, index.dim, index.document.precision)
     return is_same and facts.content == content_digest(index, facts.rows)
 

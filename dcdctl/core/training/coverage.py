@@ -49,7 +49,7 @@ class DifferentNegatives:
     kept: int
     """Negatives of a list that the loss sees."""
     different: float
-    """Different ones among those of all lists of a query."""
+    """Different ones over all lists of a query."""
 
     @property
     def is_drained(self) -> bool:

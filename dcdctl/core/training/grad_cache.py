@@ -93,7 +93,7 @@ def _backward_in_micro_batches(model: Any, objective: PairObjective, batch: Batc
     del last_outputs
     for number, micro_batch in earlier:
         _backprop_micro_batch(outputs(number, micro_batch), leaves, micro_batch.row_ranges)
-    # A sum, not the mean of DistributedDataParallel: the loss is already that of the whole batch.
+    # A sum, not the mean of DistributedDataParallel: the loss already covers the whole batch.
     distributed.sum_gradients(model.parameters())
     return _finite(read_values(), step.number)
 

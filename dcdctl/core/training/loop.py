@@ -192,7 +192,7 @@ class Learner:
         values = {**grad_cache.backward(self.model, self.objective, batch, step), **logged, "lr": rate}
         set_rates(self.optimizer, rate, self._next_update(number))
         if self.config.max_grad_norm is not None:
-            # Before clipping: the recipe's norm is that of the gradient without the loss scale.
+            # Before clipping: the recipe's norm is for gradients without the loss scale.
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.scaler.step(self.optimizer)

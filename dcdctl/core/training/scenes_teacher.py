@@ -112,7 +112,7 @@ class PretrainingConfig:
     families: int = 12
     """Families of four scenes in a batch with matching. Earlier batches have a third more."""
     other_negatives: int = 3
-    """Captions of other families that each image is compared with, beside those of its three siblings."""
+    """Captions of other families that each image is compared with, beside its three siblings'."""
     words_only_steps: int = 2500
     """Steps before matching begins."""
     mask_share: float = 0.35
@@ -297,7 +297,7 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
 class GradingConfig:
     """Everything that can change the grading of the built-in teacher."""
 
-    # Another seed than that of the pretraining, and so other scenes.
+    # Another seed than the pretraining's, and so other scenes.
     seed: int = 2
     families: int = 10
     other_negatives: int = 6

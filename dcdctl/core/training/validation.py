@@ -90,7 +90,7 @@ def run_document(run: Run) -> dict[str, Any]:
 
 
 def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
-    # The names of the initial model's recalls begin with start_, those of others with val_.
+    # The names of the initial model's recalls begin with start_, all others with val_.
     lines = [("start", 0, line) for line in metrics if "start_rsum" in line]
     lines += [("val", line["step"] + 1, line) for line in metrics if "val_rsum" in line]
     if not lines:

@@ -87,7 +87,7 @@ def open_clip_weights(names: Iterable[str]) -> list[str]:
 
 
 def network_folder(folder: Path) -> Path:
-    """The folder of the first network: that of a SentenceTransformer's first module, else the folder itself."""
+    """The folder of the first network: a SentenceTransformer's first module, else the folder itself."""
     path = next((str(module.get("path", "")) for module in _modules(folder)), "")
     # The file may be a stranger's: its paths must not lead out of the folder.
     return folder / path if not files.escapes_root(path) and (folder / path / CONFIG_FILE).is_file() else folder

@@ -40,7 +40,7 @@ class Family:
     weights: Callable[[Sequence[str]], list[str]] = hub.weights_among
     """Which files of a Hub repository hold its weights."""
     reads_modules: bool = False
-    """Whether its library reads the whole folder of several modules; others read that of the first network."""
+    """Whether its library reads the whole folder of several modules; others read the folder of the first network."""
     takes_prompt: bool = False
     """Whether it takes the settings of a cross-encoder, `overrides.OF_CROSS_ENCODERS`."""
     package: str = ""

@@ -15,7 +15,7 @@ from dcdctl.core.training.batches.step_pairs import Coverage, PairsOfStep, StepP
 from dcdctl.core.training.recipe import BatchConfig
 
 COVERED_STEPS = 16
-"""Batches over which coverage is measured before a training: that of a single batch varies by a few percent."""
+"""Batches over which coverage is measured before a training: a single batch varies by a few percent."""
 
 
 class AllPairs(StepPairs):

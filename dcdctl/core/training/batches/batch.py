@@ -27,7 +27,7 @@ class MicroBatch(PairBatch):
     """A part of a batch that is computed at once; for a dual model it forms no pairs."""
 
     row_ranges: tuple[range, ...]
-    """One per output of the model: the logits, or the vectors of the images and those of the captions."""
+    """One per output of the model: the logits, or the vectors of images and of captions."""
     totals: tuple[int, ...]
     """The rows of the whole batch, for each of them."""
 

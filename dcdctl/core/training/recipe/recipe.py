@@ -230,7 +230,7 @@ class BatchConfig:
 class OptimizerConfig:
     """The `[optimizer]` table: how the weights are trained, and for how long."""
 
-    # All defaults but lr, lr_factors and save_every are those of DCD's released training.
+    # All defaults but lr, lr_factors and save_every are as in DCD's released training.
     lr: Positive = 1e-4
     """Learning rate at its highest."""
     lr_factors: dict[str, Positive] = field(default_factory=dict)
