@@ -32,4 +32,7 @@ def convert(
             f"{len(unused)} entries of {checkpoint} are not used in scoring: "
             f"{', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}"
         )
-    show_json({"model": str(out), "unused_entries": len(unused)}) if json else show(f"{checkpoint} -> {out}")
+    if json:
+        show_json({"model": str(out), "unused_entries": len(unused)})
+    else:
+        show(f"{checkpoint} -> {out}")

@@ -37,7 +37,10 @@ def demo(
     compute = Compute(device=devices.choose(device))
     job = core.DemoJob(out=out, train_teacher=train_teacher, compute=compute, steps=steps)
     result = core.run_demo(job, announce=note, track=bar)
-    show_json(result.to_json()) if json else _show(result, out)
+    if json:
+        show_json(result.to_json())
+    else:
+        _show(result, out)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {result.page}")
 

@@ -242,7 +242,10 @@ def index(new: NewIndex, changes: IndexChanges, threads: Threads = None, json: J
     uploaded = None
     if store is not None:
         uploaded = stores.upload_index(change.index, store, replace=changes.replace, track=bar)
-    show_json(_document(change, uploaded)) if json else _show(change, uploaded)
+    if json:
+        show_json(_document(change, uploaded))
+    else:
+        _show(change, uploaded)
 
 
 def _plan(new: NewIndex, changes: IndexChanges, json: bool) -> None:

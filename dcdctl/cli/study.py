@@ -111,7 +111,10 @@ def study(
         steps = preview_study(job, view)
         return show_json({"steps": [_step(step) for step in steps]}) if json else _show_steps(steps)
     result = run_study(job, view)
-    show_json(result.to_json()) if json else _show(result)
+    if json:
+        show_json(result.to_json())
+    else:
+        _show(result)
     # With --json, stdout holds one document and nothing else.
     (note if json else show)(f"report -> {job.out / 'report.html'}")
 

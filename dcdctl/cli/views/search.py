@@ -46,7 +46,10 @@ def answer_lines(searcher: IndexSearcher, k: int, where: Condition | None, *, hy
         except DcdError as error:
             num_failed += 1
             failure = {"query": {"text": as_text(text)}, "error": as_text(str(error))}
-            show_json(failure, indent=None) if as_json else show(printable(as_text(text)))
+            if as_json:
+                show_json(failure, indent=None)
+            else:
+                show(printable(as_text(text)))
             show_error(DcdError(f"line {number:,}: {error}"))
             continue
         if as_json:

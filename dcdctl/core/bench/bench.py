@@ -86,7 +86,7 @@ def compare(
         footprints = {name: footprint.of_model(model, bench_models[name]) for name, model in in_torch.items()}
         runtimes = {name: (f"torch {torch.__version__}", _dtype(model)) for name, model in in_torch.items()}
         # Before the timing, so that the exported model takes turns with the others.
-        onnx, onnx_times = onnx_student(student, bench_models[STUDENT], Path(folder), is_asked=config.is_onnx_timed)
+        onnx, onnx_times = onnx_student(student, bench_models[STUDENT], Path(folder), is_timed=config.is_onnx_timed)
         if onnx is not None:
             bench_models[ONNX] = onnx
             runtimes[ONNX] = f"onnxruntime {version('onnxruntime')}", "float32"
@@ -235,11 +235,11 @@ def _query_speed_up(teacher: BenchModel, other: BenchModel, num_images: int, *, 
 
 
 def onnx_student(
-    model: FusionScorer | DualEncoder, in_torch: BenchModel, folder: Path, *, is_asked: bool
+    model: FusionScorer | DualEncoder, in_torch: BenchModel, folder: Path, *, is_timed: bool
 ) -> tuple[BenchModel | None, OnnxTimes]:
     """The student exported into a folder, and what is known of it before it is timed; None with a note if it is not.
     Its vectors are compared with torch's."""
-    if not is_asked:
+    if not is_timed:
         return None, OnnxTimes(note="not asked for")
     try:
         models.require_onnx()

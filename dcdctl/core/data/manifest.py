@@ -108,9 +108,11 @@ class DataChoice:
     name: str | None = None
     """Name of the data set; by default the folder's, or else the file's."""
     hold_out: float | None = None
-    """See `CsvSource.hold_out`; also the next two."""
+    """For tables: the share of images that is test, and as many are val, if there is no split column."""
     encoding: str | None = None
+    """For tables: the encoding of a file that is not UTF-8, -16 or -32."""
     columns: tuple[str, ...] | None = None
+    """For tables: the columns to keep beside images and captions; None for all."""
 
     def overrides(self) -> list[str]:
         """The given settings as overrides of a manifest, `sets` last."""

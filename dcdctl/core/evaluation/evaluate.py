@@ -104,7 +104,7 @@ class EvalJob:
     """Folder of the corpus."""
     split: str = "test"
     protocol: str = "auto"
-    """See `protocols.open_split`."""
+    """A protocol of `PAPER_PROTOCOLS`, whole, or first-N; auto is the protocol that the corpus names, or whole."""
     max_images: int | None = None
     rerank: str | None = None
     """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""

@@ -95,7 +95,7 @@ def embed(task: EmbeddingTask, track: Track) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
     size, planned = task.compute.batch_size or DEFAULT_BATCH_SIZE, task.planned
-    mine = [planned.numbers[number] for number in distributed.local_indices(len(planned.numbers))]
+    mine = [planned.part_numbers[number] for number in distributed.local_indices(len(planned.part_numbers))]
     # A part that was damaged since a killed run wrote it is written again.
     counts = {
         part: planned.rows[part - planned.first_part]

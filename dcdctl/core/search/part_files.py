@@ -59,7 +59,7 @@ class PlannedParts:
     skipped: tuple[SkippedFile, ...]
 
     @property
-    def numbers(self) -> range:
+    def part_numbers(self) -> range:
         """The numbers of the parts."""
         return range(self.first_part, self.first_part + len(self.rows))
 
@@ -145,7 +145,7 @@ def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped
 def describe_parts(build: Build, planned: PlannedParts) -> tuple[list[Part], list[SkippedFile]]:
     """The entries of the planned parts that have images, after all are written, and all files that were skipped."""
     parts, skipped = [], list(planned.skipped)
-    for name in map(vectors_name, planned.numbers):
+    for name in map(vectors_name, planned.part_numbers):
         part, skipped_in_part = describe_part(build.written(name), build.plan["source"], build.plan["model"]["dim"])
         skipped += skipped_in_part
         parts += [part] if part.rows else []

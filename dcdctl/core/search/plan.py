@@ -88,7 +88,7 @@ def _write_plan(build: Build, index: FolderIndex, new: models.DualEncoder | None
         return
     notes = build.begin(restart=new is None or not any(folder.glob("vectors/part-*.parquet")), kept=kept)
     if "rows" in notes:
-        if all(map(build.is_written, map(part_files.planned_name, configs.build(PlannedParts, notes).numbers))):
+        if all(map(build.is_written, map(part_files.planned_name, configs.build(PlannedParts, notes).part_numbers))):
             return
         # The files of vectors too: the images may be others by now.
         build.clean(kept)

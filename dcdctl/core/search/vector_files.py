@@ -114,7 +114,7 @@ class _GivenVectors:
 
     def __init__(self, task: EmbeddingTask) -> None:
         self.task = task
-        parts = [task.build.written(part_files.planned_name(part)) for part in task.planned.numbers]
+        parts = [task.build.written(part_files.planned_name(part)) for part in task.planned.part_numbers]
         columns = [pq.read_table(part, columns=["image_id"]).column(0) for part in parts]
         self.ids = pa.chunked_array(
             [chunk for column in columns for chunk in column.chunks], pa.string()
@@ -251,11 +251,11 @@ class _GivenVectors:
         for row in rows:
             number = int(np.searchsorted(self.starts, row, side="right")) - 1
             start = row - self.starts[number]
-            yield row, reader(part_of(self.task.planned.numbers[number])[start : start + 1])
+            yield row, reader(part_of(self.task.planned.part_numbers[number])[start : start + 1])
 
     def write(self, skipped: dict[int, SkippedFile]) -> None:
         """Write the vectors of all parts."""
-        for first, part in zip(self.starts, self.task.planned.numbers, strict=False):
+        for first, part in zip(self.starts, self.task.planned.part_numbers, strict=False):
             images = self.task.images(part)
             here = range(first, first + len(images))
             given = self.is_given[first : here.stop]
