@@ -35,6 +35,7 @@ from dcdctl.core.teacher import (
 )
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher import estimate as teacher_estimate
+from dcdctl.core.verify import verify
 
 CONFIG = CandidateConfig(per_query=4)
 COMPUTE = Compute(batch_size=64)
@@ -468,6 +469,27 @@ def test_an_extended_cache_has_candidates_of_the_new_directions_alone(twins, tea
     assert cache.candidates.texts_of_image.lengths.tolist() == [0] * 6
     assert cache.candidates.images_of_text.lengths.tolist() == [5] * 12
     assert cache.num_pairs == all_scored.num_pairs
+
+
+@pytest.mark.parametrize(
+    ("config", "change"), [(CandidateConfig(per_query=2), {"directions": ("image",)}), (ALL, {"duplicate_bits": 0})]
+)
+def test_an_extended_cache_with_pairs_that_are_no_candidates_any_more_is_intact(
+    config, change, twins, teacher, tmp_path
+):
+    old = build.build_cache(twins, teacher, tmp_path / "old", config)
+    config = dataclasses.replace(config, **change)
+    cache = build.build_cache(twins, teacher, tmp_path / "cache", config, extend=old.folder)
+    assert (cache.role_P == 0).any()
+    assert verify(cache.folder).problems == []
+    name = cache_format.pairs_name(0)
+    pairs = cache_format.read_pairs(cache.folder / name)
+    for role, in_plan in ((9, cache.plan), (0, old.plan)):
+        cache_format.write_pairs(cache.folder / name, dataclasses.replace(pairs, role=np.full_like(pairs.role, role)))
+        part = artifacts.seal_of(cache.folder / name, pairs=len(pairs))
+        seal = {**cache.seal, "files": {**cache.seal["files"], name: part}}
+        (fault,) = teacher_cache.TeacherCache(cache.folder, in_plan, seal).find_faults()
+        assert fault == f"{cache.folder / name} has pairs without a role: {len(pairs)} of {len(pairs)}"
 
 
 def test_a_margin_that_drops_is_counted_in_the_seal(corpus, teacher, tmp_path):

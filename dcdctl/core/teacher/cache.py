@@ -149,7 +149,9 @@ class TeacherCache(TeacherScores):
             pairs = read_pairs(self.folder / pairs_name(shard))
             key = pairs.image * self.num_texts + pairs.text
             is_outside = (pairs.image < images.start) | (pairs.image >= images.stop)
-            is_roleless = (pairs.role == 0) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE)
+            # An extended cache keeps the scores of pairs that its plan no longer allows as candidates.
+            least_role = POSITIVE if self.plan["extends"] is None else 0
+            is_roleless = (pairs.role < least_role) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE)
             faults = {
                 f"images outside of {images.start} to {images.stop - 1}": is_outside,
                 f"captions outside of 0 to {self.num_texts - 1}": (pairs.text < 0) | (pairs.text >= self.num_texts),
