@@ -63,7 +63,10 @@ def shown(place: str | Path) -> str:
     url = url_of(place)
     if url is None:
         return str(place)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as https://[::1/a.tar
+        return f"{url.partition('/')[0]}//..."
     # `@` is part of hf://datasets/me/birds@main, whose host is "datasets".
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 

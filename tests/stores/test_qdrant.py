@@ -79,6 +79,13 @@ def test_a_server_that_is_not_there_is_told(waits):
     assert len(waits) == 3
 
 
+def test_an_ipv6_address_and_an_encoded_name_arrive_as_they_are_meant():
+    store = open_store("qdrant://[::1]:7/my%20photos")
+    assert store._client._client.rest_uri == "http://[::1]:7"
+    assert store._name == "my photos"
+    store.close()
+
+
 def test_a_collection_of_another_program_is_never_touched(store):
     from qdrant_client import models  # here, because it takes most of a second that only one process of the tests needs
 

@@ -296,6 +296,21 @@ def test_a_count_that_does_not_fit_is_an_error(index, store, monkeypatch):
         ("qdrant://host:6333", "qdrant://host:6333 names no collection; such as qdrant://host:6333/photos"),
         ("qdrants://host/a/b", "qdrants://host/a/b names no collection"),
         ("qdrant:folder/photos", "qdrant:folder/photos names no collection; such as qdrant://host:6333/photos"),
+        ("qdrant://a:1,b:2/photos", "qdrant://a:1,b:2/photos names no collection"),
+        ("postgresql://host:99999/photos?table=a", r"has the host or port 'host:99999'; .* from 1 to 65535"),
+        ("postgresql://me:secret@a:1,b:no/photos?table=a", r"postgresql://me@a:1,b:no/photos has .* port 'b:no'; write"),
+        ("postgresql:///photos?table=a&port=0", "has the host or port '0'; write HOST or HOST:PORT"),
+        ("postgresql://::1/photos?table=a", r"has the host or port '1'; .*an IPv6 address in brackets: \[::1\]"),
+        ("qdrant://host:abc/photos", "qdrant://host:abc/photos has the host or port 'host:abc'"),
+        ("qdrant://my host/photos", "has the host or port 'my host'"),
+        ("postgresql://[::1/photos?table=a", r"the postgresql URL cannot be read: .*in brackets: \[::1\]"),
+        ("qdrant://[::1/photos", "the qdrant URL cannot be read: its host is malformed"),
+        ("postgresql://host/photos?table=\udce9", "the postgresql URL cannot be read: .* not UTF-8"),
+        ("mysql://[::1/photos", r"'mysql://\.\.\.' is not the URL of a store"),
+        *(
+            (f"postgresql://me:secret{sign}rest@host/photos?table=a", r"an @ behind its host; write / \? # and @ in a")
+            for sign in "/?#"
+        ),
     ],
 )
 def test_a_wrong_url_says_how_one_looks(url, message):

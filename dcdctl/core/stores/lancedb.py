@@ -7,11 +7,11 @@ uploads.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
-from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -47,7 +47,7 @@ def open_url(url: StoreUrl) -> LanceStore:
     """The store at lancedb:FOLDER?table=NAME, or lancedb+PROTOCOL://PLACE?table=NAME."""
     protocol, place = url.parts.scheme.partition("+")[2], f"{url.parts.netloc}{url.parts.path}"
     table = url.table(is_complete=bool(url.parts.netloc if protocol else url.parts.path))
-    uri = f"{protocol}://{place}" if protocol else str(Path(place).expanduser())
+    uri = f"{protocol}://{place}" if protocol else os.path.expanduser(place)
     return LanceStore(uri, table, f"{url.shown}?table={table}")
 
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import psycopg
@@ -42,8 +42,8 @@ MAX_NAME_BYTES = 63
 """PostgreSQL cuts longer names off without an error."""
 LEAST_VERSION = (0, 8)
 """Of pgvector: the first that searches on under a filter until it has enough answers."""
-# libpq would wait without end for a server that does not answer.
-_SETTINGS: dict[str, Any] = {"connect_timeout": 10, "application_name": "dcdctl"}
+# libpq would wait without end for a server that does not answer. A parameter of the URL counts more.
+_DEFAULTS = (("connect_timeout", "10"), ("application_name", "dcdctl"))
 TYPES = {
     pa.int64(): "int8",
     pa.int32(): "int4",
@@ -71,10 +71,11 @@ def open_url(url: StoreUrl) -> PostgresStore:
     """The store at postgresql://USER@HOST:PORT/DATABASE?table=NAME, with other parameters for libpq."""
     parts = url.parts
     table = url.table(is_complete=bool(parts.path.strip("/")))
-    others = urlencode([(key, value) for key, value in url.parameters if key != "table"])
+    others = [(key, value) for key, value in url.parameters if key != "table"]
     # postgresql:///database, whose server is found by libpq, loses its slashes in urlunsplit.
-    conninfo = f"postgresql://{parts.netloc}{parts.path}" + (f"?{others}" if others else "")
-    place = urlencode([(key, value) for key, value in url.parameters if key in _PLACES], safe="/")
+    # `quote`, because libpq reads a plus sign as it is.
+    conninfo = f"postgresql://{parts.netloc}{parts.path}?{urlencode([*_DEFAULTS, *others], quote_via=quote)}"
+    place = urlencode([each for each in url.parameters if each[0] in _PLACES], safe="/", quote_via=quote)
     return PostgresStore(conninfo, table, f"{url.shown}?{place}")
 
 
@@ -278,7 +279,7 @@ class PostgresStore(Store):
             if connection is None or connection.closed:
                 # Without prepared statements, which poolers such as pgbouncer mix up.
                 # In autocommit: a transaction that stays open after a read keeps uploads from replacing the table.
-                connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None, **_SETTINGS)
+                connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
                 self._opened.append(connection)
                 self._local.connection = connection
             yield connection

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -60,10 +61,11 @@ def connect(url: str, key: str | None) -> QdrantClient:
 
 def open_url(url: StoreUrl) -> QdrantStore:
     """The store at qdrant://HOST:PORT/COLLECTION, or qdrants: with TLS."""
-    name, protocol = url.parts.path.strip("/"), "https" if url.parts.scheme == "qdrants" else "http"
-    if not url.parts.netloc or not name or "/" in name:
+    name, protocol = unquote(url.parts.path.strip("/")), "https" if url.parts.scheme == "qdrants" else "http"
+    host = url.parts.hostname
+    if not host or "," in url.parts.netloc or not name or "/" in name:
         raise InputError(f"{url.shown} names no collection", hint=f"such as qdrant://host:{PORT}/photos")
-    server = f"{protocol}://{url.parts.hostname}:{url.parts.port or PORT}"
+    server = f"{protocol}://{f'[{host}]' if ':' in host else host}:{url.parts.port or PORT}"
     return QdrantStore(connect(server, os.environ.get("QDRANT_API_KEY")), name, url.shown)
 
 

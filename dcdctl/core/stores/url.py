@@ -21,7 +21,8 @@ from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.store_index import StoreIndex
 
 _SCHEME = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?:(.*)", re.DOTALL)
-
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[\w.%~-]*)(?::([0-9]{0,5}))?")
+"""A host as the URL of a server has it, and its port."""
 
 _FORMS = {
     "postgres": "postgresql://user@host/database?table=NAME",
@@ -42,16 +43,43 @@ _SCHEMES = {
 
 
 class StoreUrl:
-    """The URL of a store, taken apart."""
+    """The URL of a store, taken apart; InputError if that is not possible."""
 
     def __init__(self, url: str) -> None:
-        self.parts = urlsplit(url)
-        self.parameters = parse_qsl(self.parts.query, keep_blank_values=True)
+        try:
+            url.encode()  # Python reads bytes of the command line that are not UTF-8 as characters that UTF-8 lacks
+            self.parts = urlsplit(url)
+        except ValueError as error:
+            # Python's message may quote a password.
+            message = f"the {url.partition(':')[0]} URL cannot be read: its host is malformed, or it is not UTF-8"
+            raise InputError(message, hint="an IPv6 address stands in brackets: [::1]") from error
+        # A plus sign is one in libpq too; only forms of the web write a blank so.
+        self.parameters = parse_qsl(self.parts.query.replace("+", "%2B"), keep_blank_values=True)
         user, _, host = self.parts.netloc.rpartition("@")
         user = f"{user.partition(':')[0]}@" if user else ""
         slashes = "//" if url.partition(":")[2].startswith("//") else ""
         self.shown = f"{self.parts.scheme}:{slashes}{user}{host}{self.parts.path}"
         """Without password and parameters, which may be credentials."""
+        if not self.parts.scheme.startswith("lancedb"):
+            self._check_hosts()
+
+    def _check_hosts(self) -> None:
+        """InputError for a host or a port that no server has. Several hosts are separated by commas, as in libpq."""
+        parts = self.parts
+        ports = ",".join(value for name, value in self.parameters if name == "port")
+        for host in [*parts.netloc.rpartition("@")[2].split(","), *(f":{port}" for port in ports.split(","))]:
+            match = _HOST.fullmatch(host)
+            if match is None or (match[1] and not 0 < int(match[1]) < 2**16):
+                break
+        else:
+            host = ""
+        if "@" in parts.path + parts.fragment + (parts.query if host else ""):
+            # Not shown: the host is the beginning of a password.
+            hint = "write / ? # and @ in a password or a name as %2F, %3F, %23 and %40"
+            raise InputError(f"the {parts.scheme} URL has an @ behind its host", hint=hint)
+        if host:
+            hint = "write HOST or HOST:PORT, with a port from 1 to 65535, and an IPv6 address in brackets: [::1]"
+            raise InputError(f"{self.shown} has the host or port {host.lstrip(':')!r}", hint=hint)
 
     def table(self, *, is_complete: bool) -> str:
         """The only parameter of this name; InputError with an example if there is none, or if the URL is not
