@@ -7,7 +7,6 @@ uploads.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def open_url(url: StoreUrl) -> LanceStore:
     """The store at lancedb:FOLDER?table=NAME, or lancedb+PROTOCOL://PLACE?table=NAME."""
     protocol, place = url.parts.scheme.partition("+")[2], f"{url.parts.netloc}{url.parts.path}"
     table = url.table(is_complete=bool(url.parts.netloc if protocol else url.parts.path))
-    uri = f"{protocol}://{place}" if protocol else os.path.expanduser(place)
+    uri = f"{protocol}://{place}" if protocol else place
     return LanceStore(uri, table, f"{url.shown}?table={table}")
 
 
