@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from urllib.parse import unquote
 
+import psycopg
 import pytest
 from command_line import document_of, error_of, run
 from noise_index import CAPTIONS, NAMES
+from psycopg import sql
 
 
 def shown(url):
@@ -58,6 +60,18 @@ def test_inspect_shows_what_a_store_holds(url, noise_index):
     assert (document["images"], document["expected"], document["columns"]) == (12, 12, {})
     assert document["bytes"] > 8192
     assert "is for a corpus or a teacher cache" in error_of(f"inspect '{url}' --hardest 3", code=2)
+
+
+def test_a_line_break_in_the_facts_of_a_store_does_not_forge_a_line(noise_index, postgres_url):
+    url = f"{postgres_url}&table=forged"
+    run(f"index {noise_index} --to '{url}'")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        (text,) = connection.execute("SELECT obj_description('forged'::regclass)").fetchone()
+        forged = text.replace('"model_folder": "', '"model_folder": "x\\n  images: 99\\u001b[31m')
+        connection.execute(sql.SQL("COMMENT ON TABLE forged IS {}").format(sql.Literal(forged)))
+    result = run(f"inspect '{url}'").stdout
+    assert "at x\\n  images: 99\\u001b[31m/" in result
+    assert "images: 99" not in [line.strip() for line in result.splitlines()]
 
 
 def test_an_upload_as_json_names_the_store(noise_index, url):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pytest
 from made_index import Killed, exact, unit_vectors, write_index
 from made_store import COLUMNS, COUNT, DIM, URLS, made_facts, made_images, vectors_of
 
+from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.columns.where import matches, parse_where
 from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, store_document, store_facts, upload_index
@@ -185,6 +189,83 @@ def test_a_draft_takes_the_place_of_the_store_when_it_is_published(full):
     draft.close()
     with pytest.raises(StaleError, match=r"filled with another model \(bbbbbbbb, not aaaaaaaa\)"):
         index.search(unit_vectors(1, DIM), 20)
+
+
+DEEP = "[" * 10_000
+HOSTILE = {
+    "hello": "dcdctl did not make it",
+    DEEP: "dcdctl did not make it",
+    f'{{"dcdctl": {DEEP}': "dcdctl did not make it",
+    '{"dcdctl": {"format": ' + DEEP[:900] + "]" * 900 + "}}": r"by another version of dcdctl \(its format is \[",
+    '{"dcdctl": {"format": 1, "' + 10**5 * "x" + '": 1}}': r"by another version of dcdctl \(unknown key xxx",
+    '{"dcdctl": 5}': "by another version of dcdctl",
+}
+"""Facts that are not of this program, and what is said."""
+
+
+class Text:
+    """Facts of these letters."""
+
+    def __init__(self, text):
+        self.to_json = lambda: text
+
+
+def changed(**values):
+    return Text(json.dumps({"dcdctl": {**to_table(made_facts()), **values}}))
+
+
+def facts_error(store, url, facts):
+    """The error about the facts of a store, which are written past all checks."""
+    store.create(made_facts())
+    store.describe(facts)
+    again = open_store(url)
+    with pytest.raises(StaleError) as caught:
+        StoreIndex.open(again)
+    again.close()
+    assert len(str(caught.value)) < 600
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_facts_that_are_damaged_or_hostile_are_one_short_line(store, url, text):
+    assert re.search(HOSTILE[text], facts_error(store, url, Text(text)))
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"model": "\x1b[31m\nevil"}, "model"),
+        ({"dims": 0}, "dims"),
+        ({"dims": 10**30}, "dims"),
+        ({"rows": 10**30}, "rows"),
+        ({"images": -1}, "rows"),
+        ({"columns": {"owner": "evil"}}, "columns"),
+        ({"columns": {"vector": "string"}}, "columns"),
+        ({"columns": {"a\x1b[31m": "string"}}, "columns"),
+        ({"columns": {"\ud800": "string"}}, "columns"),
+        ({"sources": []}, "paths"),
+        ({"sources": [{"kind": "folder", "path": "a\0"}]}, "paths"),
+        ({"model_folder": "x" * 10**5}, "paths"),
+    ],
+)
+def test_facts_of_values_that_no_upload_writes_are_refused(store, url, values, name):
+    assert f"another version of dcdctl (its {name} cannot be right)" in facts_error(store, url, changed(**values))
+
+
+OTHER_COLUMNS = {"owner": "int64"}
+
+
+@pytest.mark.parametrize(
+    "values", [{"dims": 8}, {"columns": OTHER_COLUMNS}, {"columns": OTHER_COLUMNS | {"other": "bool"}}]
+)
+def test_facts_of_other_images_than_those_of_the_store_are_one_line(full, url, values):
+    full.describe(changed(**values))
+    again = open_store(url)
+    index = StoreIndex.open(again)
+    with pytest.raises((StaleError, InputError), match=r"does not hold what its facts say: |refuses: ") as caught:
+        index.vectors(np.arange(9))
+    assert len(str(caught.value)) < 900
+    again.close()
 
 
 # Uploads of an index

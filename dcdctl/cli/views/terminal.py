@@ -132,7 +132,7 @@ def show(text: str) -> None:
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print named values, one per line."""
     for name, value in facts:
-        show(f"  {name}: {value}")
+        show(printable(f"  {name}: {value}"))
 
 
 def note(text: str) -> None:

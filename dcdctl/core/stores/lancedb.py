@@ -187,7 +187,7 @@ class LanceStore(Store):
         with self._errors():
             schema = table.schema
         metadata = (schema.field("row").metadata or {}) if "row" in schema.names else {}
-        return StoreFacts.of_json(metadata.get(FACTS.encode(), b"").decode(), self.location)
+        return StoreFacts.of_json(metadata.get(FACTS.encode()), self.location)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -46,6 +46,21 @@ class StoreFacts:
     values: str
     """Digest of the columns of these rows."""
 
+    def __post_init__(self) -> None:
+        # Whoever may write to a store may write any facts. No system has paths of 4,096 characters.
+        paths = [self.model_folder, *(source.path for source in self.sources)]
+        is_right = {
+            "model": self.model.isascii() and self.model.isalnum(),
+            "paths": len(paths) > 1 and all("\0" not in path and len(path) < 4096 for path in paths),
+            "dims": 0 < self.dims < 2**16,
+            "rows": 0 <= self.images <= self.rows < 2**63,
+            "columns": set(self.columns.values()) <= set(COLUMN_TYPES)
+            and all(name.isprintable() for name in self.columns)
+            and not {"vector", *(field.name for field in IMAGE_FIELDS)} & set(self.columns),
+        }
+        if wrong := [name for name, right in is_right.items() if not right]:
+            raise ConfigError(f"its {wrong[0]} cannot be right")
+
     @property
     def schema(self) -> pa.Schema:
         """The columns of images."""
@@ -73,20 +88,21 @@ class StoreFacts:
         return json.dumps({"dcdctl": config.to_table(self)}, ensure_ascii=False)
 
     @staticmethod
-    def of_json(text: str | None, location: str) -> StoreFacts:
+    def of_json(text: str | bytes | None, location: str) -> StoreFacts:
         """The facts that `to_json` wrote; StaleError if another program, or another version of dcdctl, wrote the
         store."""
         try:
             document = json.loads(text or "")["dcdctl"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             message = f"{location} is there, and dcdctl did not make it"
             raise StaleError(message, hint="name another one: nothing was changed") from error
         try:
             if document["format"] != FORMAT:
                 raise ConfigError(f"its format is {document['format']!r}")
             return config.build(StoreFacts, document)
-        except (ConfigError, LookupError, TypeError) as error:
-            message = f"{location} was filled by another version of dcdctl ({error})"
+        except (ConfigError, LookupError, TypeError, RecursionError) as error:
+            # It may quote all of a value.
+            message = f"{location} was filled by another version of dcdctl ({str(error)[:200]})"
             raise StaleError(message, hint="update dcdctl, or upload the index again with --replace") from error
 
 

@@ -6,6 +6,7 @@ the index. Shape letters: Q queries, D width, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from dcdctl.core.search import (
     unit,
 )
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
-from dcdctl.core.stores.retry import FOR_A_QUESTION, repeated
+from dcdctl.core.stores.retry import FOR_A_QUESTION, T, repeated
 
 CANDIDATES = 50
 """Minimum number of candidates of a query that are scored again; at least twice the number of answers."""
@@ -93,11 +94,21 @@ class StoreIndex(ImageIndex):
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = unit(vectors_QD, self.dim)
         k = min(k, max(self.facts.rows, 1))
-        tables, model = repeated(self.store.search, FOR_A_QUESTION, queries_QD, max(CANDIDATES, 2 * k), where)
+        tables, model = self._ask(self.store.search, queries_QD, max(CANDIDATES, 2 * k), where)
         if model != self.fingerprint:
             message = f"{self.location} was filled with another model ({model[:8]}, not {self.fingerprint[:8]})"
             raise StaleError(message, hint="start again, to search with that model")
         return [self._best(query_D, images, k) for query_D, images in zip(queries_QD, tables, strict=True)]
+
+    def _ask(self, work: Callable[..., T], *arguments: Any) -> T:
+        """The answer of the store, whose facts may be of other images."""
+        try:
+            return repeated(work, FOR_A_QUESTION, *arguments)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            message = f"{self.location} does not hold what its facts say: {str(error)[:200]}"
+            raise StaleError(
+                message, hint="does another program write to it? Fill it again with `dcdctl index INDEX --to --replace`"
+            ) from error
 
     def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
         scores = cosines(query_D, half_of(images.column("vector")))
@@ -113,10 +124,10 @@ class StoreIndex(ImageIndex):
     def spread_rows(self, count: int) -> list[int]:
         count, num_rows = min(count, self.facts.rows), self.facts.rows
         rows = np.array([(2 * part + 1) * num_rows // (2 * count) for part in range(count)], dtype=np.int64)
-        return repeated(self.store.fetch, FOR_A_QUESTION, rows).column("row").to_pylist()
+        return self._ask(self.store.fetch, rows).column("row").to_pylist()
 
     def vectors(self, rows: Rows) -> Half:
-        fetched = repeated(self.store.fetch, FOR_A_QUESTION, rows)
+        fetched = self._ask(self.store.fetch, rows)
         found_R = fetched.column("row").to_numpy()
         if len(missing := np.setdiff1d(rows, found_R)):
             raise IndexError(f"{self.location} has no row {missing[0]}")
@@ -131,7 +142,7 @@ class StoreIndex(ImageIndex):
         known = self._known.get(row)
         if known is not None:
             return known
-        fetched = repeated(self.store.fetch, FOR_A_QUESTION, np.array([row], dtype=np.int64))
+        fetched = self._ask(self.store.fetch, np.array([row], dtype=np.int64))
         if not len(fetched):
             raise MissingError(f"{self.location} has no image {row}")
         return self._remember(fetched.drop_columns(["vector"]).to_pylist()[0])
