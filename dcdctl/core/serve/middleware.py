@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from threading import Event
-from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import KiB, MiB, ServiceConfig
-from dcdctl.core.serve.keys import Keys
+from dcdctl.core.serve.keys import Keys, WrongKeys
 from dcdctl.core.serve.metrics import Metrics
 
 ALWAYS_ANSWERED = ("/health", "/live", "/metrics")
@@ -25,7 +24,10 @@ KEY_IN_URL = (
     "addresses are logged and shared, so a key must not be in one: send the header Authorization: Bearer "
     "KEY, and replace this key"
 )
-NO_KEY = "a key is required: send the header Authorization: Bearer KEY"
+NO_KEY = "a key is required: send the header Authorization: Bearer KEY; a key in an address is not read"
+HAS_KEY = "(has a key)"
+"""What the log shows in place of an address or an id with a key."""
+CHALLENGE = {"WWW-Authenticate": 'Bearer realm="dcdctl"'}
 HEADERS = {
     # No other site may embed or read a response; responses other than our pages may run and load nothing.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -41,11 +43,13 @@ class LimitsMiddleware:
     """An ASGI app around another.
 
     While `ending` is set, it answers the requests that arrive, says so in /health, and ends each connection with its
-    answer.
+    answer. `keys` are never logged, wherever a request has them.
     """
 
-    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, ending: Event) -> None:
-        self._app, self._config, self.metrics, self.ending = app, config, metrics, ending
+    def __init__(
+        self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, ending: Event, keys: Keys | None = None
+    ) -> None:
+        self._app, self._config, self._keys, self.metrics, self.ending = app, config, keys, metrics, ending
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +58,9 @@ class LimitsMiddleware:
             return
         # 500 is what the client gets if the app fails before it responds.
         started, status = time.perf_counter(), 500
-        notes = logs.RequestNotes(logs.request_id(Headers(scope=scope).get("x-request-id", "")))
+        request_id = logs.request_id(Headers(scope=scope).get("x-request-id", ""))
+        # In the log only: a response that hides what is a key would tell who guesses.
+        notes = logs.RequestNotes(HAS_KEY if self._has_key(request_id) else request_id)
         # Not reset: the server logs an error of this request after this function has ended.
         logs.CURRENT.set(notes)
 
@@ -63,7 +69,7 @@ class LimitsMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = notes.id
+                headers["X-Request-ID"] = request_id
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 if self.ending.is_set():
@@ -82,7 +88,8 @@ class LimitsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, _method(scope), status, seconds)
             if self._config.access_log:
-                _log(scope, notes, status, seconds, with_query=self._config.log_queries)
+                path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
+                _log(scope, notes, path, status, seconds, with_query=self._config.log_queries)
 
     def _answer(self, scope: Scope) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
@@ -100,6 +107,9 @@ class LimitsMiddleware:
             return refusal("too many requests", self._config, self.metrics)
         return self._app
 
+    def _has_key(self, text: str) -> bool:
+        return self._keys is not None and self._keys.are_in(text)
+
     def _count(self, change: int) -> None:
         self._in_flight += change
         self.metrics.in_flight.set(self._in_flight)
@@ -110,30 +120,38 @@ class KeyMiddleware:
 
     def __init__(self, app: ASGIApp, keys: Keys, config: ServiceConfig, metrics: Metrics) -> None:
         self._app, self._keys, self._config, self._metrics = app, keys, config, metrics
+        self._wrong = WrongKeys(config.max_wrong_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._refusal(scope) if scope["type"] == "http" else None
         await (answer or self._app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        # Before the key is read: an address with a key is refused even if a header has the right one.
-        # latin-1 decodes any byte, and keys are ASCII.
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if any(self._keys.accept(value) for _, value in query):
-            self._metrics.rejected("key in the address")
-            return JSONResponse({"error": KEY_IN_URL}, status_code=400)
         path = scope["path"]
         if path in OPEN_PATHS or (path == "/metrics" and self._config.metrics_without_key):
             return None
+        client = (scope.get("client") or ("",))[0]
+        # Before any key is compared, right ones too: the answer must not say that a guess is right.
+        if seconds := self._wrong.wait_s(client):
+            error = f"too many wrong keys came from this address; ask again in {seconds} s"
+            return self._refused("too many wrong keys", error, 429, {"Retry-After": str(seconds)})
         headers = Headers(scope=scope)
         scheme, _, value = headers.get("authorization", "").partition(" ")
         # A proxy that checks passwords may pass `Authorization: Basic` on, and adds the key as X-API-Key.
         sent = value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if sent and self._keys.accept(sent):
-            return None
-        self._metrics.rejected("wrong key" if sent else "no key")
-        error = "this key is not accepted" if sent else NO_KEY
-        return JSONResponse({"error": error}, status_code=401, headers={"WWW-Authenticate": 'Bearer realm="dcdctl"'})
+        if not sent:
+            return self._refused("no key", NO_KEY, 401, CHALLENGE)
+        if not self._keys.accept(sent):
+            self._wrong.note(client)
+            return self._refused("wrong key", "this key is not accepted", 401, CHALLENGE)
+        # Only beside a right key: otherwise anyone could guess keys in addresses, thousands in each, without limit.
+        if self._keys.are_in(_address(scope)):
+            return self._refused("key in the address", KEY_IN_URL, 400, {})
+        return None
+
+    def _refused(self, reason: str, error: str, status: int, headers: dict[str, str]) -> JSONResponse:
+        self._metrics.rejected(reason)
+        return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
 def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONResponse:
@@ -179,21 +197,26 @@ class _LimitedBody:
             )
 
 
-def _log(scope: Scope, notes: logs.RequestNotes, status: int, seconds: float, *, with_query: bool) -> None:
+def _log(scope: Scope, notes: logs.RequestNotes, path: str, status: int, seconds: float, *, with_query: bool) -> None:
     client = scope.get("client")
     facts = {
         "request_id": notes.id,
         "method": _method(scope),
-        "path": logs.printable(scope["path"])[: logs.MAX_PATH_CHARS],
+        "path": path[: logs.MAX_PATH_CHARS],
         "status": status,
         "ms": round(1000 * seconds, 1),
         "hits": notes.hits,
         "client": client[0] if client else None,
     }
-    # A query that is refused may hold a key.
-    if with_query and status not in (400, 401):
+    # A query that is refused may hold a wrong key, such as the previous one.
+    if with_query and path != HAS_KEY and status not in (400, 401, 429):
         facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
     logs.ACCESS.info("request", extra={"facts": facts})
+
+
+def _address(scope: Scope) -> str:
+    """The path and the query of a request as they were sent; latin-1 decodes any byte, and keys are ASCII."""
+    return (scope["raw_path"] + b"?" + scope["query_string"]).decode("latin-1")
 
 
 def _method(scope: Scope) -> str:
