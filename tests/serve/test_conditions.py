@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import date, datetime
 
 import pytest
@@ -65,6 +66,41 @@ def test_each_query_of_a_batch_has_its_own_condition(client):
     with_owner, of_2020 = kept(lambda _, owner: owner), kept(lambda year, owner: owner and year == 2020)
     assert [names[0], names[1], names[3]] == [of_2020, with_owner, of_2020]
     assert "unknown column yaer" in names[2]
+
+
+WRONG = {
+    "owner = '\ud83d'": "is not Unicode text",
+    "\ud83d = 1": "is not Unicode text",
+    f"rating > {'9' * 400}": "...' compares rating, which is a number, with 9",
+    "rating < 1e400": "compares rating, which is a number, with 1e400",
+    "taken > '0001-01-01T00:00:00+23:00'": "compares taken, which is a date and time, with '0001",
+    "owner like 'a\\'": "ends in a backslash",
+}
+
+
+def test_no_condition_of_a_batch_fails_the_other_queries(tmp_path):
+    made = served.make(tmp_path / "all").with_columns(
+        owner=OWNERS, rating=[0.5] * NUM, taken=[datetime(2024, 1, 1)] * NUM
+    )
+    client = served.client_of(made.searcher, ServiceConfig())
+    wrong = [{"text": "a", "where": where} for where in WRONG]
+    others = [{"text": "a \ud83d"}, {"text": "a", "\ud83d": 1}]
+    # By `content`, because httpx does not encode lone surrogates.
+    response = client.post(
+        "/search",
+        content=json.dumps({"queries": [*wrong, *others, {"text": "two dogs", "where": "rating > 0"}]}),
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 200
+    *refused, answer = response.json()["answers"]
+    assert len(answer["results"]) == NUM
+    errors = [one["error"] for one in refused]
+    for error, message in zip(errors, [*WRONG.values(), "valid string", "valid string"], strict=True):
+        assert message in error
+        assert len(error) < 400
+    for where in list(WRONG)[2:]:
+        alone = client.get("/search", params={"text": "a", "where": where})
+        assert (alone.status_code, alone.json()["error"]) == (422, errors[list(WRONG).index(where)])
 
 
 def test_an_answer_without_images_is_no_error(client):

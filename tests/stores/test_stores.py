@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from made_edges import CASES, EDGES, LIKES, ORDERS, PATTERNS, edge_condition, edge_facts, edge_images
 from made_index import Killed, exact, unit_vectors, write_index
 from made_store import COLUMNS, COUNT, DIM, URLS, made_facts, made_images, vectors_of
 
@@ -49,6 +50,13 @@ def read_only(request, tmp_path_factory):
     store = fill(open_store(URLS[request.param](request, tmp_path_factory.mktemp("stores"))))
     yield store
     store.close()
+
+
+def pairs(images, name, values):
+    """For each image its value and the one that it was compared with."""
+    images = images.sort_by("row")
+    tested = [values[block] for block in images["tested"].to_pylist()]
+    return [(str(value), other) for value, other in zip(images[name], tested, strict=True)]
 
 
 def hit_rows(hits):
@@ -120,6 +128,38 @@ def test_a_condition_holds_for_the_same_images_as_in_an_index(read_only, text):
     query = unit_vectors(1, DIM, seed=5)
     (hits,) = StoreIndex.open(read_only).search(query, 12, condition)
     assert hit_rows(hits) == exact(vectors_of(images), query[0], 12, removed=np.flatnonzero(~held).tolist())
+
+
+@pytest.fixture(scope="module", params=URLS)
+def edges(request, tmp_path_factory):
+    """A store with values at the edges of each type of column, and its images."""
+    store = open_store(URLS[request.param](request, tmp_path_factory.mktemp("stores")))
+    images = edge_images()
+    if store.kind == "postgresql":  # which keeps no NUL
+        images = images.filter(np.array(["\0" not in (text or "") for text in images["text"].to_pylist()]))
+    store.create(edge_facts())
+    store.upsert(images)
+    store.finish()
+    yield store, images
+    store.close()
+
+
+@pytest.mark.parametrize(("name", "operator"), CASES)
+def test_values_at_the_edges_of_their_types_compare_as_in_an_index(edges, name, operator):
+    store, images = edges
+    values = PATTERNS if operator in LIKES else EDGES[name][1]
+    if store.kind == "postgresql":
+        values = [value for value in values if value != "a\0b"]
+    if store.kind == "qdrant" and operator in ORDERS and name == "whole":
+        values = [value for value in values if abs(value) <= 2**53]
+    condition = parse_where(edge_condition(name, operator, values), edge_facts().schema)
+    if store.kind == "qdrant" and (operator in LIKES or (operator in ORDERS and name in ("text", "flag"))):
+        with pytest.raises(InputError, match="Qdrant"):
+            store.count(condition)
+        return
+    (found,), _ = store.search(unit_vectors(1, images["vector"].type.list_size), len(images), condition)
+    expected = images.filter(matches(condition, images))
+    assert pairs(found, name, values) == pairs(expected, name, values)
 
 
 def test_a_condition_that_no_image_meets_finds_nothing(read_only):

@@ -234,7 +234,8 @@ def _sql(condition: Condition, facts: StoreFacts) -> str:
 
 
 def _literal(value: Value, type_: pa.DataType) -> str:
-    if type_ == pa.float64():
-        return f"cast('{value}' as double)"
+    # As texts: LanceDB does not read the least whole number, nor all digits of a float.
+    if number := {pa.float64(): "double", pa.int64(): "bigint"}.get(type_):
+        return f"cast('{value}' as {number})"
     text = quoted_value(value)
     return f"{'timestamp' if isinstance(value, datetime) else 'date'} {text}" if isinstance(value, date) else text

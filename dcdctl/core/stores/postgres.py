@@ -259,8 +259,7 @@ class PostgresStore(Store):
             return _quoted(sql.Identifier(name)).as_string(None)
 
         _, facts, _ = self._version()
-        # Under "C" only the letters of ASCII have another case.
-        text = condition_sql(condition, facts.image_schema, column, parameter, collation=' COLLATE "und-x-icu"')
+        text = condition_sql(condition, facts.image_schema, column, parameter, has_regex=True)
         return sql.SQL(f" WHERE {text}"), parameters
 
     def _run(self, statement: str, parameters: Sequence[Any] = (), **named: sql.Composable) -> list[tuple[Any, ...]]:

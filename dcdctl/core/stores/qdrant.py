@@ -320,8 +320,9 @@ def _compare(condition: Compare, value: Value, type_: pa.DataType) -> Any:
     if ends == _EQUAL and type_ != pa.float64():
         return models.FieldCondition(key=key, match=models.MatchValue(value=value))
     if isinstance(value, str | bool):
+        what = "texts" if isinstance(value, str) else "true and false"
         raise InputError(
-            f"Qdrant does not order texts, which the condition asks of {condition.column}",
+            f"Qdrant does not order {what}, which the condition asks of {condition.column}",
             hint="use =, IN or another store",
         )
     if type_ == pa.int64() and abs(value) > EXACT_INTEGERS:

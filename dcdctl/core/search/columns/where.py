@@ -8,9 +8,13 @@ comparison with a missing value does not hold, and neither does its opposite; on
 from __future__ import annotations
 
 import difflib
+import math
+import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -42,6 +46,8 @@ COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
 BUILT_IN = pa.schema([("image_id", pa.string()), ("path", pa.string())])
 """Columns that every index has: the id of an image, and its path in the image folder, which images of a corpus lack."""
 EXAMPLE = "for example year >= 2020 and owner = 'x'"
+MAX_SHOWN = 100
+"""Characters of a condition, and of a part of it, that a message shows."""
 _PAIRS: tuple[tuple[Operator, Operator], ...] = (
     ("=", "!="),
     ("<", ">="),
@@ -105,18 +111,23 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
     from sqlglot import errors, exp
 
     try:
+        # Bytes of a command line that are not UTF-8, and half of a surrogate pair in JSON, do not encode.
+        text.encode()
         # This dialect has ILIKE and quotes names by double quotes, as PostgreSQL does.
         parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
         return _read(parsed, pa.schema([*columns, *BUILT_IN]))
     except errors.SqlglotError as error:
         first_error = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
-        place = f" near {first_error['highlight'] or 'its end'!r}" if first_error.get("highlight") is not None else ""
-        raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
+        found = first_error.get("highlight")
+        place = "" if found is None else f" near {_short(found) or 'its end'!r}"
+        raise InputError(f"the condition {_short(text)!r} cannot be read{place}", hint=EXAMPLE) from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"the condition {_short(text)!r} is not Unicode text", hint="use UTF-8") from error
     # sqlglot and `_read` call themselves for each parenthesis.
     except RecursionError as error:
-        raise InputError(f"the condition {text!r:.60} is nested too deeply", hint=EXAMPLE) from error
+        raise InputError(f"the condition {_short(text)!r} is nested too deeply", hint=EXAMPLE) from error
     except InputError as error:
-        raise InputError(f"the condition {text!r} {error.args[0]}", hint=error.hint) from error
+        raise InputError(f"the condition {_short(text)!r} {error.args[0]}", hint=error.hint) from error
 
 
 def parse_all(texts: Sequence[str], columns: pa.Schema) -> Condition | None:
@@ -158,14 +169,48 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
         held = _COMPARE[test](column, pa.scalar(value, column.type))
     elif test == "in":
         # A missing value is in no list, and its opposite must not hold either.
-        held = pc.if_else(pc.is_valid(column), pc.is_in(column, pa.array(value, column.type)), None)
+        values = pa.array(value, column.type)
+        if column.type == pa.float64():
+            # `is_in` distinguishes -0.0 from 0.0, and a sum with 0.0 is never -0.0.
+            values, column = pc.add(values, 0.0), pc.add(column, 0.0)
+        held = pc.if_else(pc.is_valid(column), pc.is_in(column, values), None)
     elif test.endswith("like"):
-        held = pc.match_like(column, value, ignore_case=test == "ilike")
+        assert isinstance(value, str)
+        if test == "like" and "\\" not in value:
+            held = pc.match_like(column, value)
+        else:
+            # `match_like` takes some backslashes for letters.
+            held = pc.match_substring_regex(column, like_regex(value, ignore_case=test == "ilike"))
     else:
         held = pc.is_null(column) if test == "is null" else pc.is_valid(column)
     if test != condition.operator:
         held = pc.invert(held)
     return np.asarray(pc.fill_null(held, False))
+
+
+def like_regex(pattern: str, *, ignore_case: bool) -> str:
+    """A pattern of LIKE or ILIKE as a regular expression that means the same to Arrow and PostgreSQL.
+
+    >>> like_regex("5\\\\%_k%", ignore_case=True)
+    '(?s)^5%.[Kk\u212a].*$'
+    """
+    cases = _cases() if ignore_case else {}
+    parts = [
+        ".*" if part[0] == "%" else "." if part == "_" else cases.get(part[-1]) or re.escape(part[-1])
+        for part in re.findall(r"%+|\\.|.", pattern, re.DOTALL)
+    ]
+    return f"(?s)^{''.join(parts)}$"
+
+
+@cache
+def _cases() -> dict[str, str]:
+    """For each letter that has another case, the set of its cases as a regular expression; by the simple case folding
+    of Unicode, in which one letter stays one."""
+    groups: dict[str, str] = defaultdict(str)
+    # Letters above have one case.
+    for letter in map(chr, range(0x1F000)):
+        groups[folded if len(folded := letter.casefold()) == 1 else letter.lower()] += letter
+    return {letter: f"[{group}]" for group in groups.values() if len(group) > 1 for letter in group}
 
 
 def columns_of(condition: Condition) -> set[str]:
@@ -211,6 +256,10 @@ def _read(node: exp.Expr, columns: pa.Schema) -> Condition:
             "ilike" if isinstance(node, exp.ILike) else "like",
             node.expression.name,
         )
+        if (len(node.expression.name) - len(node.expression.name.rstrip("\\"))) % 2:
+            raise InputError(
+                f"has the pattern {_sql(node.expression)}, which ends in a backslash", hint="double it to find one"
+            )
         # sqlglot reads `not like` as an argument of the node, and every other NOT as a node.
         return _opposite(like) if node.args.get("negate") else like
     if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
@@ -232,7 +281,7 @@ def _column(node: exp.Expr, columns: pa.Schema, type_: pa.DataType | None = None
             if len(columns) > len(BUILT_IN)
             else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
         )
-        raise InputError(f"has the unknown column {node.name}", hint=hint)
+        raise InputError(f"has the unknown column {_short(node.name)}", hint=hint)
     if type_ is not None and (actual := columns.field(node.name).type) != type_:
         raise InputError(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[actual]}", hint=EXAMPLE)
     return str(node.name)
@@ -243,12 +292,19 @@ def _value(node: exp.Expr, column: str, columns: pa.Schema) -> Value:
     type_ = columns.field(column).type
     try:
         return _as_type(_literal(node), type_)
-    except ValueError as error:
+    # OverflowError: a number above all floats, or a moment that is before year 1 or after 9999 in UTC.
+    except (ValueError, OverflowError) as error:
         raise InputError(f"compares {column}, which is {TYPES[type_]}, with {_sql(node)}", hint=EXAMPLE) from error
 
 
 def _sql(node: exp.Expr) -> str:
-    return node.sql(dialect="duckdb")
+    return _short(node.sql(dialect="duckdb"))
+
+
+def _short(text: str) -> str:
+    """A text as messages of one line show it."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}..."
 
 
 def _literal(node: exp.Expr) -> str | bool | int | float:
@@ -274,10 +330,11 @@ def _literal(node: exp.Expr) -> str | bool | int | float:
 def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
     """A literal as a value of a column's type; ValueError if it is none."""
     kind = type(value)
-    if type_ == pa.float64() and kind in (int, float):
+    if type_ == pa.float64() and kind in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
         return float(value)
     # A whole number of Arrow has 64 bits; 2020.0 is one too.
-    if type_ == pa.int64() and (kind is int or (kind is float and float(value).is_integer())) and abs(value) < 2**63:  # type: ignore[arg-type]
+    is_whole = kind is int or (kind is float and float(value).is_integer())
+    if type_ == pa.int64() and is_whole and -(2**63) <= int(value) < 2**63:
         return int(value)
     if (type_, kind) in ((pa.string(), str), (pa.bool_(), bool)):
         return value
