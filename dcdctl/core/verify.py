@@ -238,7 +238,7 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
     artifact.add(*(folder / "tensorboard").rglob("*"))
     with artifact.noting():
         run.facts()
-    artifact.damages += run.log_damages()
+        artifact.damages += run.log_damages()
     for name, read_file in readers.items():
         if (folder / name).exists():
             with artifact.noting():

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, locks, models
 from dcdctl.core.data import Corpus
+from dcdctl.core.training import runs
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def folders(scenes_corpus_dir, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     vilt, dual = make_models(Corpus.open(scenes_corpus_dir, "test").captions)
     models.save(vilt, folder / "vilt")
-    models.save(dual, folder / "run" / "model")
     artifacts.write_document(folder / "run" / "run.json", {"seed": 0})
+    runs.finish(runs.Run(folder / "run"), dual)
     return folder
 
 
@@ -46,7 +47,11 @@ def run_eval(scenes_corpus_dir):
 
 def read(path: Path):
     """What the command prints of a document: all but its checksums and its run."""
-    return {key: value for key, value in artifacts.read_document(path).items() if key not in ("files", "run")}
+    return {
+        key: value
+        for key, value in artifacts.read_document(path).items()
+        if key not in ("files", "run", "model_fingerprint")
+    }
 
 
 def test_it_prints_one_document_and_writes_it_into_the_run(run, run_eval, scenes_corpus_dir):

@@ -23,7 +23,7 @@ import torch
 import transformers
 import typer
 from made_index import unit_vectors, write_index
-from made_runs import scores_of, write_evaluation, write_run
+from made_runs import finish_run, scores_of, write_evaluation, write_run
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
@@ -360,10 +360,11 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A folder with one of everything that a command reads. Models have a configuration and no weights that load."""
     folder = tmp_path_factory.mktemp("stage")
     (folder / "CORPUS").symlink_to(scenes_corpus_dir)
+    write_run(folder / "DUAL", "demo-dual")
     for name, kind in (("FUSION", "vilt"), ("DUAL", "vision-text-dual-encoder"), ("INDEX", "vision-text-dual-encoder")):
         (folder / name / "model").mkdir(parents=True)
         (folder / name / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
-    write_run(folder / "DUAL", "demo-dual")
+    finish_run(folder / "DUAL")
     write_index(folder / "INDEX", [unit_vectors(4)])
     corpus = Corpus.open(scenes_corpus_dir, "test")
     for seed, name in enumerate(["EVALUATION", "EVALUATION2"]):

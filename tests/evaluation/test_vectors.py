@@ -13,13 +13,14 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, models
+from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.evaluation.ranks import rank_embeddings
 from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
+from dcdctl.core.training import runs
 
 IMAGES, WIDTH = 24, 20
 IMAGE_T = np.repeat(np.arange(IMAGES), 2)
@@ -108,9 +109,9 @@ def test_a_model_without_vectors_and_a_cascade_refuse_a_form():
 
 def test_the_table_has_the_recalls_of_each_form_and_leaves_the_run_as_it_is(scenes_corpus_dir, tmp_path):
     dual = make_models(Corpus.open(scenes_corpus_dir, "test").captions)[1]
-    models.save(dual, tmp_path / "run" / "model")
     recipe = {"loss": {"dims": [4]}}
     artifacts.write_document(tmp_path / "run" / "run.json", {"seed": 0, "recipe": recipe})
+    runs.finish(runs.Run(tmp_path / "run"), dual)
 
     def evaluated(*words: str) -> dict:
         command = ["eval", str(tmp_path / "run"), "--data", str(scenes_corpus_dir), "--device", "cpu", "--json", *words]

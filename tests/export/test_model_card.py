@@ -6,7 +6,7 @@ import json
 from functools import cache
 
 import pytest
-from evaluations import write_json
+from evaluations import write_json, write_metrics
 from huggingface_hub import ModelCard
 from made_runs import scores_of, write_bench, write_evaluation, write_run
 from tiny import make_corpus, make_models
@@ -18,7 +18,6 @@ from dcdctl.core.export.history import read_history
 from dcdctl.core.export.model_card import missing_parts
 from dcdctl.core.export.to_onnx import Onnx
 from dcdctl.core.report import MissingPart
-from dcdctl.core.training import runs
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +216,7 @@ def tuned(run, gallery, model=TRAINED, validation=(), logged=()):
         lines[0] |= {f"start_{name}": value for name, value in zip(RECALLS, logged[0], strict=True)} | {
             "start_rsum": sum(logged[0])
         }
-    (run / "metrics.jsonl").write_text("".join(map(runs.log_line, lines)))
+    write_metrics(run, lines)
     return run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from damage import Artifact
-from made_runs import cascade_changes, scores_of, write_bench, write_evaluation, write_run
+from made_runs import cascade_changes, finish_run, scores_of, write_bench, write_evaluation, write_run
 from tiny import make_corpus, make_teacher, make_wide_dual
 from torch import nn
 
@@ -89,7 +89,7 @@ def _write_runs(folder: Path) -> None:
     corpus = make_corpus(folder / "corpus", TEXTS)
     for name, seed in (("made", 0), ("other", 1)):
         run = folder / name
-        write_run(run, seed=seed, is_measured=True)
+        finish_run(write_run(run, seed=seed, is_measured=True))
         write_evaluation(run, corpus, scores_of(corpus, 2, seed))
         write_evaluation(
             run,
@@ -99,7 +99,6 @@ def _write_runs(folder: Path) -> None:
             **cascade_changes("teacher", {5: (300.0, 4.0 + seed)}),
         )
         write_bench(run, "teacher", student_ms=2.0 + seed)
-        (run / "model").mkdir()  # a finished run
 
 
 def report_kind(folder: Path) -> Artifact:

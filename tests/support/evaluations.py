@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, files
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.evaluation import RankTable, recall, significance
+from dcdctl.core.training import runs
 
 
 def write_evaluation(
@@ -36,9 +37,28 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     run = {} if path.name == "run.json" else artifacts.run_of(path.parent)
     artifacts.write_document(path, {key: value for key, value in document.items() if key != artifacts.CHECKSUM} | run)
     if path.name == "run.json":
-        for name in ("result.json", "cascade.json", "bench.json", "metrics.json"):
-            if (path.parent / name).exists():
-                change_json(path.parent / name)
+        _name_run_again(path.parent)
+
+
+def _name_run_again(folder: Path) -> None:
+    """Name the run in the other files of its folder, after run.json was changed."""
+    digest = files.digest_of(artifacts.read_document(folder / "run.json"))
+    model = folder / "model" / "dcdctl.json"
+    if model.exists():
+        artifacts.write_document(model, {**artifacts.read_document(model), artifacts.RUN: digest})
+    log = folder / "metrics.jsonl"
+    if log.exists():
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        write_metrics(folder, [{key: line[key] for key in line if key != artifacts.CHECKSUM} for line in lines])
+    for name in ("result.json", "cascade.json", "bench.json"):
+        if (folder / name).exists():
+            change_json(folder / name)
+
+
+def write_metrics(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """metrics.jsonl of a run, and metrics.json."""
+    (folder / "metrics.jsonl").write_text("".join(map(runs.Run(folder).log_line, lines)))
+    write_json(folder / "metrics.json", {"files": artifacts.list_files(folder, ["metrics.jsonl"])})
 
 
 def change_json(path: Path, **changes: Any) -> None:

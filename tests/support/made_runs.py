@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bench_fakes import bench
-from evaluations import document_of, reseal, write_json, write_ranks
+from evaluations import document_of, reseal, write_json, write_metrics, write_ranks
 from numpy.typing import NDArray
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, files
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
-from dcdctl.core.training import recipe, runs
+from dcdctl.core.models import saved_folder
+from dcdctl.core.training import recipe
 
 NUM_TOP = 10
 
@@ -111,8 +112,15 @@ def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measur
         parts = {term: weight * 2.0 / (1 + step) for term, weight in config.loss.terms.items()}
         line = {"step": step, "loss": sum(parts.values()), **parts, "lr": 1e-3 * (1 - step / 40), "seconds": 0.1}
         lines.append({**line, "val_rsum": 100.0 + step} if is_measured else line)
-    (folder / "metrics.jsonl").write_text("".join(map(runs.log_line, lines)))
-    write_json(folder / "metrics.json", {"files": artifacts.list_files(folder, ["metrics.jsonl"])})
+    write_metrics(folder, lines)
+    return folder
+
+
+def finish_run(folder: Path) -> Path:
+    """The dcdctl.json of a model of the run, over the files that are in its folder; returns the folder of the run."""
+    (folder / "model").mkdir(exist_ok=True)
+    digest = files.digest_of(artifacts.read_document(folder / "run.json"))
+    saved_folder.seal(folder / "model", {artifacts.RUN: digest, artifacts.FINGERPRINT: 64 * "f"})
     return folder
 
 

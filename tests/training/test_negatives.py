@@ -349,9 +349,8 @@ def test_with_a_cache_the_negatives_are_its_own():
 def test_vectors_of_features_are_those_of_the_images(corpus, tmp_path, monkeypatch):
     refs = save_vision("tokens", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
     dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
-    (tmp_path / "run").mkdir()
-    models.save(dual, tmp_path / "run" / "model")
     artifacts.write_document(tmp_path / "run" / "run.json", {"seed": 0})
+    runs.finish(runs.Run(tmp_path / "run"), dual)
     expected = embed.embed_source(str(tmp_path / "run"), CorpusSource(corpus, dual.preprocess), torch.device("cpu"))
     stored = features.open_or_build(tmp_path / "features", corpus, dual)
     monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("an image was read"))

@@ -132,7 +132,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
     assert dual.digest != digest  # the weights have moved
     dual.network.load_state_dict(before)
     assert dual.digest == digest
-    models.save(dual, tmp_path / "model")
+    runs.finish(run, dual)
     again = models.load_dual(tmp_path / "model")
     assert again.digest == digest
     assert (again.calibration.log_scale.item(), again.calibration.offset.item()) == (0, 0)

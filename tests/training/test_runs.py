@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from dcdctl.core import models
+from dcdctl.core.artifacts import write_document
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.training import checkpoints, loggers, runs
@@ -108,7 +109,7 @@ def test_every_flipped_byte_of_the_metrics_is_named_with_its_line(tmp_path):
             continue
         with pytest.raises(
             InputError,
-            match=rf"line {1 + sum(end < k for end in ends)} of .*metrics\.jsonl is damaged: .*; restore it, or",
+            match=rf"line {1 + sum(end < k for end in ends)} of .*metrics\.jsonl is damaged, .*; restore it, or",
         ):
             run.metrics()
 
@@ -135,7 +136,7 @@ def test_a_log_that_resumes_after_an_incomplete_line_has_equal_bytes(tmp_path):
 def test_a_finished_run_names_metrics_that_it_did_not_write(tmp_path, monkeypatch):
     run = start(tmp_path / "run")
     content = logged(run, 1.5, 0.25)
-    monkeypatch.setattr(models, "save", lambda model, folder, half: folder.mkdir())
+    monkeypatch.setattr(models, "save", lambda _, folder, half, run: write_document(folder / "dcdctl.json", run))
     runs.finish(run, nn.Linear(1, 1))
     assert [line["loss"] for line in run.metrics()] == [1.5, 0.25]
     (run.folder / "metrics.jsonl").write_bytes(content[: content.index(b"\n") + 1])  # every line of it is intact

@@ -181,9 +181,9 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
     return model
 
 
-def save(model: Model, folder: Path, *, half: bool = False) -> None:
+def save(model: Model, folder: Path, *, half: bool = False, run: Mapping[str, str] | None = None) -> None:
     """Write a folder that `load` reads without other files, atomically; the weights are float16 if `half`, else
-    float32.
+    float32. `run` is the entry that names the run whose model it is.
 
     A model that is already in the folder is replaced. ModelError if the folder holds anything else.
     """
@@ -191,7 +191,9 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     with files.atomic_folder(folder) as partial:
         model.save_network(partial, half=half)
         model.preprocess.save(partial)
-        saved_folder.seal(partial, model.settings)
+        # Half precision rounds the weights, so the loaded model has another fingerprint.
+        known = {} if half else {artifacts.FINGERPRINT: model.digest}
+        saved_folder.seal(partial, {**model.settings, **(run or {}), **known})
         # safetensors creates files that only their owner may read; give them the mode of the other files.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
@@ -247,9 +249,13 @@ def _locate(ref: str | Path) -> tuple[Form, str]:
 
 
 def _model_folder(path: Path) -> Path:
-    """The folder itself, or `model/` in a run folder; ModelError if neither holds a model."""
+    """The folder itself, or `model/` in a run folder; ModelError if neither holds a model, or if the run has another
+    one's."""
     for folder in (path, path / "model"):
         if (folder / SETTINGS_FILE).exists() or folders.holds_model(folder):
+            run = folder.absolute().parent
+            if folder.absolute().name == "model" and (run / "run.json").exists():
+                artifacts.read_run(run, error=ModelError)
             return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")

@@ -16,13 +16,15 @@ from dcdctl.core.models.references.folders import SETTINGS_FILE
 
 FORMAT_VERSION = 2
 REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
+NOT_KEPT = ("format", artifacts.FILES, artifacts.FINGERPRINT)
+"""Entries that follow from the files."""
 NOTES = ("*.md", "LICENSE*", ".*")
 """Files that may be added to a saved model, because no loader reads them."""
 
 
 def seal_again(folder: Path) -> None:
     """List the files of a folder that `save` wrote again, after files were added or changed."""
-    seal(folder, {key: value for key, value in read_seal(folder).items() if key not in ("format", artifacts.FILES)})
+    seal(folder, {key: value for key, value in read_seal(folder).items() if key not in NOT_KEPT})
 
 
 def seal(folder: Path, settings: Mapping[str, Any]) -> None:

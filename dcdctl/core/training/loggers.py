@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dcdctl.core import artifacts, distributed, files
 from dcdctl.core.errors import InputError, require_extra
-from dcdctl.core.training.runs import METRICS_FILE, Run, log_line
+from dcdctl.core.training.runs import METRICS_FILE, Run
 
 Write = Callable[[int, Mapping[str, float]], None]
 """Writes the numbers of a step."""
@@ -28,7 +28,7 @@ def open_logs(run: Run, first_step: int, project: str | None = None) -> Iterator
         return
     path = run.folder / METRICS_FILE
     earlier = [line for line in run.metrics() if line["step"] < first_step]
-    files.write_text(path, "".join(map(log_line, earlier)))
+    files.write_text(path, "".join(map(run.log_line, earlier)))
     with ExitStack() as stack:
         # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
         events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
@@ -41,7 +41,7 @@ def open_logs(run: Run, first_step: int, project: str | None = None) -> Iterator
         def write(step: int, values: Mapping[str, float]) -> None:
             # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
             with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(log_line({"step": step, **values}))
+                file.write(run.log_line({"step": step, **values}))
             for name, value in values.items():
                 events.add_scalar(name, value, step)
             if wandb_run is not None:

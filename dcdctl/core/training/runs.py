@@ -78,43 +78,84 @@ class Run:
         return self.model_folder.is_dir()
 
     def facts(self) -> dict[str, Any]:
-        """run.json."""
-        return artifacts.read_document(
-            self.folder / "run.json", error=InputError, hint="restore it, or train into another folder"
-        )
+        """run.json; InputError if it is damaged, or if the model in the folder is another run's."""
+        return artifacts.read_run(self.folder, error=InputError)[0]
 
     @cached_property
     def digest(self) -> str:
-        """Names the run in the seals of its checkpoints: SHA-256 of run.json."""
+        """Names the run in its other files: SHA-256 of run.json."""
         return files.digest_of(self.facts())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, oldest first; see `read_lines`.
 
-        InputError that names a damaged line, or the file if a finished run has another one than it wrote.
+        InputError that names a damaged line, or the file if a run has another one than it wrote.
         """
         path = self.folder / METRICS_FILE
         if path.exists() and self.is_finished:
             listed = self.metrics_seal()
             artifacts.check_files(self.folder, listed, error=InputError, hint=RESTORE_METRICS)
-        return read_lines(path, RESTORE_METRICS)
+        return self.read_lines(METRICS_FILE, RESTORE_METRICS)
+
+    def log_line(self, values: Mapping[str, Any]) -> str:
+        """A line of metrics.jsonl or shards.jsonl, with a checksum that only this run gives it."""
+        return json.dumps({**values, artifacts.CHECKSUM: self._line_checksum(values)}) + "\n"
+
+    def read_lines(self, name: str, hint: str) -> list[dict[str, Any]]:
+        """The lines that `log_line` made, without a last one that a killed run left incomplete; none without a file.
+
+        InputError with `hint` names a damaged line, or one of another run.
+        """
+        path = self.folder / name
+        return [self._read_line(path, number, line, hint) for number, line in _complete_lines(path)]
+
+    def _line_damages(self, name: str, hint: str) -> Iterator[str]:
+        """What is wrong with each damaged line of a file of `log_line`; one sentence if all lines are another run's."""
+        damages, lines = [], list(_complete_lines(self.folder / name))
+        for number, line in lines:
+            try:
+                self._read_line(self.folder / name, number, line, hint)
+            except InputError as error:
+                damages.append(str(error.args[0]))
+        if len(damages) == len(lines) > 1:
+            damages = [f"{self.folder / name} does not belong to the run of run.json beside it: no line matches"]
+        yield from damages
+
+    def _line_checksum(self, values: Mapping[str, Any]) -> str:
+        return files.digest_of({**values, artifacts.RUN: self.digest})[:SHORT]
+
+    def _read_line(self, path: Path, number: int, line: bytes, hint: str) -> dict[str, Any]:
+        try:
+            values = json.loads(line.decode())
+            is_intact = isinstance(values, dict) and values.pop(artifacts.CHECKSUM, "") == self._line_checksum(values)
+        # RecursionError: a damaged line may hold any number of brackets.
+        except (ValueError, RecursionError):
+            is_intact = False
+        if not is_intact:
+            problem = f"line {number} of {path} is damaged, or of another run: it does not match its checksum"
+            raise InputError(problem, hint=hint)
+        result: dict[str, Any] = values
+        return result
 
     def log_damages(self) -> Iterator[str]:
-        """What is wrong with metrics.jsonl and shards.jsonl, every damaged line included."""
+        """What is wrong with metrics.jsonl and shards.jsonl, every damaged line included; InputError for a damaged
+        run.json."""
         path = self.folder / METRICS_FILE
         if self.is_finished and ((self.folder / METRICS_SEAL).exists() or path.exists()):
             try:
                 yield from artifacts.damages(self.folder, self.metrics_seal())
-            except DcdError as error:  # also of run.json
+            except DcdError as error:
                 yield str(error.args[0])
-        yield from _line_damages(path, RESTORE_METRICS)
-        yield from _line_damages(self.folder / SHARDS_FILE, RECOUNT_SHARDS)
+        yield from self._line_damages(METRICS_FILE, RESTORE_METRICS)
+        yield from self._line_damages(SHARDS_FILE, RECOUNT_SHARDS)
 
     def metrics_seal(self) -> dict[str, artifacts.Document]:
         """What metrics.json of a finished run lists."""
         path = self.folder / METRICS_SEAL
         document = artifacts.read_document(path, error=InputError, hint=RESTORE_METRICS)
-        artifacts.expect_run(path, document, error=InputError, hint=RESTORE_METRICS)
+        # Not `expect_run`: it is written before the model.
+        if document.get(artifacts.RUN) != self.digest:
+            raise InputError(f"{path} does not belong to the run of run.json beside it", hint=RESTORE_METRICS)
         return artifacts.listed_files(path, document, error=InputError, hint=RESTORE_METRICS)
 
     def checkpoint_steps(self) -> list[int]:
@@ -130,46 +171,11 @@ RECOUNT_SHARDS = "delete it: the shards are then counted again"
 RESTORE_METRICS = f"restore it, or delete {METRICS_FILE}: the curves of a report need it, and nothing else does"
 
 
-def log_line(values: Mapping[str, Any]) -> str:
-    """A line of metrics.jsonl or shards.jsonl, with its checksum."""
-    return json.dumps({**values, artifacts.CHECKSUM: files.digest_of(values)[:SHORT]}) + "\n"
-
-
-def read_lines(path: Path, hint: str) -> list[dict[str, Any]]:
-    """The lines that `log_line` made, without a last one that a killed run left incomplete; none without a file.
-
-    InputError with `hint` names a damaged line.
-    """
-    return [_read_line(path, number, line, hint) for number, line in _complete_lines(path)]
-
-
 def _complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if path.exists():
         # Bytes, because a damaged line may be no UTF-8. A killed run leaves at most one line without its end.
         with path.open("rb") as file:
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
-
-
-def _line_damages(path: Path, hint: str) -> Iterator[str]:
-    """What is wrong with each damaged line of a file of `log_line`."""
-    for number, line in _complete_lines(path):
-        try:
-            _read_line(path, number, line, hint)
-        except InputError as error:
-            yield str(error.args[0])
-
-
-def _read_line(path: Path, number: int, line: bytes, hint: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line.decode())
-        is_intact = isinstance(values, dict) and values.pop(artifacts.CHECKSUM, "") == files.digest_of(values)[:SHORT]
-    # RecursionError: a damaged line may hold any number of brackets.
-    except (ValueError, RecursionError):
-        is_intact = False
-    if not is_intact:
-        raise InputError(f"line {number} of {path} is damaged: it does not match its checksum", hint=hint)
-    result: dict[str, Any] = values
-    return result
 
 
 class SeededConfig(Protocol):
@@ -280,4 +286,4 @@ def finish(run: Run, model: Model, *, half: bool = False) -> None:
         # Before the model, whose folder marks the run as finished: from then on the seal is expected.
         listed = artifacts.list_files(run.folder, [METRICS_FILE])
         artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.RUN: run.digest, artifacts.FILES: listed})
-    models.save(model.to("cpu"), run.model_folder, half=half)
+    models.save(model.to("cpu"), run.model_folder, half=half, run={artifacts.RUN: run.digest})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from dcdctl.core import files
@@ -88,7 +87,7 @@ class StreamData(TrainingData):
     stream_teacher: StreamTeacher | None = None
     counted: list[ShardCount]
     """The shards that were read to their ends."""
-    counts_file: Path | None = None
+    run: Run | None = None
     """Where each further one is written, once the run has started."""
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -138,7 +137,7 @@ class StreamData(TrainingData):
         if job.resume:
             # Before anything is read or loaded: a shard that has changed is the end.
             runs.check_inputs(job.out, {"shards": self.stream.versions()})
-        self.counted = self._counted_before(job.out / runs.SHARDS_FILE)
+        self.counted = self._counted_before(Run(job.out))
         self.stream.counts.update((count.shard, count.samples) for count in self.counted)
         self.stream.on_count = self._count
         if self.has_scores:
@@ -175,9 +174,11 @@ class StreamData(TrainingData):
         """The counts of the shards, each further one of which goes to the run's folder too."""
 
         def keep(run: Run) -> None:
-            self.counts_file = run.folder / runs.SHARDS_FILE
+            self.run = run
             # All of them, because a killed run may have left an incomplete last line.
-            files.write_text(self.counts_file, "".join(runs.log_line(asdict(count)) for count in self.counted))
+            files.write_text(
+                run.folder / runs.SHARDS_FILE, "".join(run.log_line(asdict(count)) for count in self.counted)
+            )
 
         return keep
 
@@ -187,19 +188,19 @@ class StreamData(TrainingData):
         plan = replace(plan, by_side=self.recipe.model.kind == "dual")
         return StreamBatches(self.stream, self.model.preprocess, self.recipe.batch, plan, self.stream_teacher)
 
-    def _counted_before(self, path: Path) -> list[ShardCount]:
+    def _counted_before(self, run: Run) -> list[ShardCount]:
         """What an earlier start of the run has counted; InputError for a damaged line, MissingError for a shard that is
         not there."""
-        counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in runs.read_lines(path, runs.RECOUNT_SHARDS)]
+        lines = run.read_lines(runs.SHARDS_FILE, runs.RECOUNT_SHARDS)
+        counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in lines]
         num_shards = len(self.stream.shards)
         if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
-            raise MissingError(
-                f"{path} counts shard {outside}, and the stream has {num_shards}", hint=runs.RECOUNT_SHARDS
-            )
+            problem = f"{run.folder / runs.SHARDS_FILE} counts shard {outside}, and the stream has {num_shards}"
+            raise MissingError(problem, hint=runs.RECOUNT_SHARDS)
         return counts
 
     def _count(self, count: ShardCount) -> None:
         self.counted.append(count)
-        if self.counts_file is not None:
-            with self.counts_file.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(runs.log_line(asdict(count)))
+        if self.run is not None:
+            with (self.run.folder / runs.SHARDS_FILE).open("a", encoding="utf-8", newline="\n") as file:
+                file.write(self.run.log_line(asdict(count)))
