@@ -104,6 +104,14 @@ def test_a_caption_that_is_no_text_is_refused_by_name(tmp_path, form, case):
         prepare(tmp_path, form, rows_with(form, REFUSED[case]))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_caption_of_more_than_a_megabyte_is_refused_by_name(tmp_path, form):
+    with pytest.raises(
+        InputError, match=r'rows (line 2|line 1|.*0).*"a.jpg": .*caption.* is larger than 1,048,576 bytes'
+    ):
+        prepare(tmp_path, form, rows_with(form, "é" * 600_000))
+
+
 @pytest.mark.parametrize("name", ["\x1b[31mred.jpg", "\u202egnp.jpg", "[bold]x.jpg"])
 def test_an_image_id_cannot_control_the_terminal(tmp_path, name):
     (tmp_path / name).write_bytes(encoded("JPEG"))

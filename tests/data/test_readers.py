@@ -222,6 +222,11 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
         {"jpg": DATA[0], "json": b"[]"},
         r"its JSON is a list \(\[\]\), expected an object",
     ),
+    "webdataset: a large text": (
+        "webdataset",
+        {"jpg": DATA[0], "txt": b"a dog " * 200_000},
+        "its txt is larger than 1,048,576 bytes",
+    ),
     "webdataset: Latin-1": (
         "webdataset",
         {"jpg": DATA[0], "txt": "größer".encode("latin-1")},

@@ -31,6 +31,9 @@ HELD_OUT = ("test", "val")
 """Splits that `divide` fills. Recipes validate on val, and eval measures on test."""
 MAX_HELD_OUT = 0.3
 """Maximum share of each, so that train stays the largest split."""
+MAX_TEXT_BYTES = 1 << 20
+"""Larger captions, and files of captions in a tar, are rejected: to compare and tokenize a text takes 60 to 170 times
+its size."""
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 
 
@@ -296,10 +299,16 @@ def read_caption(value: Any, name: str) -> str:
         raise RowError(f"{name} is empty")
     # JSON may hold half of a surrogate pair, which UTF-8 cannot store.
     try:
-        value.encode()
+        reject_large_text(len(value.encode()), name)
     except UnicodeEncodeError as error:
         raise RowError(f"{name} is not Unicode text ({error.reason})") from error
     return value
+
+
+def reject_large_text(num_bytes: int, name: str) -> None:
+    """RowError for a text of more than `MAX_TEXT_BYTES`."""
+    if num_bytes > MAX_TEXT_BYTES:
+        raise RowError(f"{name} is larger than {MAX_TEXT_BYTES:,} bytes")
 
 
 def read_caption_ids(value: Any, count: int) -> list[int] | None:

@@ -21,6 +21,7 @@ from dcdctl.core.data.readers.rows import (
     group_by_image,
     make_listing,
     read_captions,
+    reject_large_text,
 )
 from dcdctl.core.data.text_encoding import describe_value
 
@@ -122,6 +123,7 @@ def captions_of(suffixes: Collection[str], read: Callable[[str], bytes]) -> list
 
 
 def _decoded(data: bytes, suffix: str) -> str:
+    reject_large_text(len(data), f"its {suffix}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
