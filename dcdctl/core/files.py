@@ -35,7 +35,9 @@ KEPT_S = 24 * 3600.0
 lives."""
 PACKAGE = Path(dcdctl.__file__).parent
 # pathlib writes s3://bucket/x as s3:/bucket/x. A scheme has two letters or more: C:/ is a drive of Windows.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_URL = re.compile(r"((?:[A-Za-z]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+# Between the links of a chain, but not inside an IPv6 address.
+_CHAINED = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]+:[:/])")
 
 
 def url_of(place: str | Path) -> str | None:
@@ -64,11 +66,20 @@ def shown(place: str | Path) -> str:
     if url is None:
         return str(place)
     try:
-        parts = urlsplit(url)
+        links = [urlsplit(link) for link in links_of(url)]
     except ValueError:  # such as https://[::1/a.tar
         return f"{url.partition('/')[0]}//..."
     # `@` is part of hf://datasets/me/birds@main, whose host is "datasets".
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return "::".join(urlunsplit((link.scheme, link.netloc.rpartition("@")[2], link.path, "", "")) for link in links)
+
+
+def links_of(url: str) -> list[str]:
+    """The links of a chained URL of fsspec.
+
+    >>> links_of("zip://a.tar::simplecache::s3://bucket/a.zip"), links_of("https://[fe80::1]/a.tar")
+    (['zip://a.tar', 'simplecache', 's3://bucket/a.zip'], ['https://[fe80::1]/a.tar'])
+    """
+    return _CHAINED.split(url)
 
 
 def refuse_url(place: Path, why: str, hint: str) -> None:

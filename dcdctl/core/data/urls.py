@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
+import tarfile
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
-from dcdctl.core.files import atomic_path, local_path, shown, unreadable, url_of
+from dcdctl.core.files import atomic_path, links_of, local_path, shown, unreadable, url_of
 from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 T = TypeVar("T")
-_NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+_NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _VERSION_KEYS = (
     "ETag",
@@ -42,6 +45,9 @@ _VERSION_KEYS = (
     "created",
 )
 """What file systems of fsspec call the version of a file, the most exact first."""
+MAX_NAMES = 1_000_000
+"""Files that a pattern may name: the pairs of LAION-5B in tars of 10,000 are 585,000 files. A training looks up each
+name before it starts."""
 READ_BYTES = 4 << 20
 """What is requested at once where a file is read from start to end."""
 
@@ -50,7 +56,8 @@ def expand(pattern: str) -> list[str]:
     """The places that a pattern names: {0000..0331} and {a,b} in the order written, then *, locally also ? and [...],
     by name.
 
-    InputError or SourceError if nothing matches, ConfigError for a * on a plain web server, which lists no files.
+    InputError or SourceError if nothing matches. ConfigError for a * on a plain web server, which lists no files, and
+    for braces that name none or more than `MAX_NAMES`.
     """
     places = [place for written in _expand_braces(pattern) for place in _expand_stars(written)]
     if repeated := next((place for place, group in itertools.groupby(sorted(places)) if len(list(group)) > 1), None):
@@ -59,19 +66,19 @@ def expand(pattern: str) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    if numbers := _NUMBERS.fullmatch(match[1]):
-        width = len(numbers[1])
-        choices = [f"{number:0{width}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
-    else:
-        choices = match[1].split(",")
-    return [
-        place
-        for choice in choices
-        for place in _expand_braces(f"{pattern[: match.start()]}{choice}{pattern[match.end() :]}")
-    ]
+    parts: list[tuple[Sequence[object], int]] = []
+    # What is between braces is at the odd positions.
+    for position, text in enumerate(_BRACES.split(pattern)):
+        if position % 2 and (numbers := _NUMBERS.fullmatch(text)):
+            parts.append((range(int(numbers[1]), int(numbers[2]) + 1), len(numbers[1])))
+        else:
+            parts.append((text.split(",") if position % 2 else [text], 0))
+    num_names = math.prod(len(choices) for choices, _ in parts)
+    if not 0 < num_names <= MAX_NAMES:
+        message = f"{shown(pattern)} names {num_names:,} files, expected 1 to {MAX_NAMES:,}"
+        raise ConfigError(message, hint="check the braces")
+    choices_of_parts = ([str(choice).zfill(width) for choice in choices] for choices, width in parts)
+    return ["".join(names) for names in itertools.product(*choices_of_parts)]
 
 
 def _expand_stars(pattern: str) -> list[str]:
@@ -106,7 +113,7 @@ def size_and_version(place: str | Path) -> tuple[int, str]:
         status = path.stat()
     except OSError as error:
         raise unreadable(path, error, hint="check the path") from error
-    return status.st_size, str(int(status.st_mtime))
+    return status.st_size, str(status.st_mtime_ns)
 
 
 def open_file(place: str | Path, *, buffer_bytes: int = 0) -> io.BufferedReader | RangeFile:
@@ -203,7 +210,7 @@ def _attempted(request: Callable[[], T], url: str) -> T:
             raise SourceError(f"{shown(url)} does not exist", hint="check the URL") from error
         except PermissionError as error:
             raise SourceError(f"{shown(url)} was refused", hint="check the credentials of its protocol") from error
-        except (OSError, EOFError, httpx2.HTTPError, _UnfinishedError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, httpx2.HTTPError, _UnfinishedError) as error:
             if attempt == http.ATTEMPTS:
                 # Not the text of the error, in which libraries quote URLs with their queries.
                 reason = str(error) if isinstance(error, _UnfinishedError) else type(error).__name__
@@ -322,8 +329,11 @@ def _file_system(url: str) -> tuple[Any, str]:
     refuse_password(url)
     protocol = urlsplit(url).scheme
     try:
-        system, path = url_to_fs(url)
+        # Opens the archive of zip://NAME::URL.
+        system, path = _attempted(lambda: url_to_fs(url), url)
     except ImportError as error:
+        # simplecache::s3://bucket needs what s3:// needs.
+        protocol = urlsplit(links_of(url)[-1]).scheme
         package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(
             protocol
         )
@@ -340,7 +350,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 def refuse_password(url: str) -> None:
     """ConfigError for a password in a URL, which would end up in command histories and in saved command lines."""
-    if ":" in urlsplit(url).netloc.rpartition("@")[0]:
+    if any(":" in urlsplit(link).netloc.rpartition("@")[0] for link in links_of(url)):
         raise ConfigError(
             f"{shown(url)} is given with a password", hint="use the settings or environment variables of its protocol"
         )
