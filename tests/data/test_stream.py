@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import threading
 from itertools import chain
@@ -14,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import png
-from shards import add, captions_of, parquet_of, rows_of, stream_of, tar_of, write_shards
+from shards import add, captions_of, parquet_of, rows_of, stream_of, tar_of, with_bad_rows, write_shards
 
-from dcdctl.core.data import is_stream, open_shards, urls
+from dcdctl.core.data import ShardStream, is_stream, open_shards, urls
 from dcdctl.core.data.download import http
-from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
+from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError, SourceError, StaleError
 
 SIZES = (7, 11, 9, 6)  # 33 samples: 8 batches of 4, and one sample that fills none
 
@@ -76,6 +77,18 @@ def test_the_batches_from_a_step_on_do_not_depend_on_what_was_read_before(read_w
     assert captions_of(resumed, range(step, step + 3)) == expected
     # Without the counts the shards are read again.
     assert captions_of(stream_of(places, on_error=on_error), range(step, step + 3)) == expected
+
+
+@pytest.mark.parametrize("ending", [".tar", ".parquet"])
+def test_a_resumed_stream_that_skips_samples_gives_the_batches_of_an_uninterrupted_one(tmp_path, ending):
+    places = write_shards(tmp_path, with_bad_rows(rows_of((9, 13, 11, 8))), ending)
+    options = {"on_error": "skip", "max_skipped": 0.3}
+    expected = captions_of(stream_of(places, **options), range(22))
+    for step in range(1, 20):
+        killed, resumed = stream_of(places, **options), stream_of(places, **options)
+        captions_of(killed, range(step))
+        resumed.counts = dict(killed.counts)
+        assert captions_of(resumed, range(step, step + 3)) == expected[step : step + 3]
 
 
 def test_a_resumed_stream_does_not_open_the_shards_before_its_step(tars):
@@ -203,6 +216,34 @@ def test_wrong_places_say_what_is_wrong(tmp_path, tars):
     assert is_stream(tars[:1])
 
 
+@pytest.mark.parametrize("pattern", ["{0}", "{0}/*.tar"])
+def test_a_chained_url_that_does_not_exist_or_is_no_archive_is_one_line(monkeypatch, pattern):
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.0)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/birds/bad.zip", b"no archive" * 99)
+    for url, words in (
+        ("zip://0.tar::memory://absent.zip", "does not exist"),
+        ("tar://0.tar::memory://absent.tar", "does not exist"),
+        ("zip://0.tar::memory://birds/bad.zip", "gave up after 5 attempts"),
+        ("simplecache::memory://absent/0.tar", "does not exist"),
+        ("simplecache::s3://bucket/0.tar", "pip install s3fs"),
+        ("zip://0.tar::https://me:secret@host/a.zip?sig=secret", "is given with a password"),
+    ):
+        place = pattern.format(url)
+        with pytest.raises(DcdError) as error:
+            urls.size_and_version(urls.expand(place)[0])
+        message = str(error.value)
+        assert words in message or ("*" in place and "no file matches" in message)
+        assert "secret" not in message
+        assert "\n" not in message
+
+
+def test_a_chained_url_is_read(tars):
+    fsspec.filesystem("memory").pipe("/birds/0.tar", Path(tars[0]).read_bytes())
+    (shard,) = open_shards(["simplecache::memory://birds/0.tar"])
+    assert (shard.name, shard.size) == ("simplecache::memory://birds/0.tar", Path(tars[0]).stat().st_size)
+
+
 def damaged(kind, tmp_path):
     """A shard of ten samples, of which the third is damaged."""
     rows = rows_of([10])[0]
@@ -256,6 +297,42 @@ def test_a_shard_that_is_cut_off_is_an_error(tmp_path, cut):
             captions_of(stream_of([str(tmp_path / name)], on_error="skip"), range(3))
 
 
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("name", "data"), [("1.tar", bytes(20_480)), ("1.tar", tar_of([])), ("1.parquet", parquet_of(rows_of([5])[0]))]
+)
+def test_a_shard_without_samples_is_an_error_that_names_it(tmp_path, tars, name, data, on_error):
+    (tmp_path / name).write_bytes(data)
+    if name.endswith(".parquet"):
+        pq.write_table(pq.read_table(tmp_path / name).slice(0, 0), tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} has no samples; download it again, or leave it out"):
+        captions_of(stream_of([*tars, str(tmp_path / name)], on_error=on_error), range(9))
+
+
+def test_a_parquet_file_without_rows_is_an_error_before_the_training(tmp_path):
+    places = write_shards(tmp_path, [rows_of([9])[0], []], ".parquet")
+    with pytest.raises(InputError, match=r"1.parquet has no samples"):
+        stream_of(places).batches_per_epoch()
+
+
+@pytest.mark.parametrize("ending", [".tar", ".parquet"])
+def test_a_text_of_more_than_a_megabyte_is_an_error_that_names_its_sample(tmp_path, ending):
+    (rows,) = rows_of([6])
+    rows[2] = (rows[2][0], ["a dog " * 200_000])
+    places, sample = write_shards(tmp_path, [rows], ending), {".tar": "s0002", ".parquet": "row 2"}[ending]
+    with pytest.raises(InputError, match=rf"0{ending} {sample}: .* is larger than 1,048,576 bytes"):
+        captions_of(stream_of(places), range(1))
+    stream = stream_of(places, on_error="skip", max_skipped=0.2)
+    assert len(captions_of(stream, range(2))) == 2
+    assert stream.counts == {0: 5}
+
+
+def test_a_local_shard_that_changes_within_a_second_has_another_version(tars):
+    for when in (1_700_000_000_000_000_000, 1_700_000_000_000_001_000):
+        os.utime(tars[0], ns=(when, when))
+        assert open_shards(tars)[0].version == str(when)
+
+
 def test_a_damaged_header_is_not_taken_for_the_end_of_a_tar(tmp_path):
     data = bytearray(tar_of(rows_of([10])[0]))
     at = data.index(b"s0006.png")
@@ -283,6 +360,29 @@ def test_fewer_images_than_a_batch_and_a_small_window_are_errors(tmp_path):
         captions_of(stream_of(places), range(1))
     with pytest.raises(ConfigError, match=r"stream.window is 3, less than batch.size 4"):
         stream_of(places, window=3)
+
+
+@pytest.mark.parametrize("read", [ShardStream.first_batch, ShardStream.first_window, ShardStream.batches_per_epoch])
+def test_fewer_images_than_a_batch_are_an_error_of_a_trial_too(tmp_path, read):
+    ending = ".parquet" if read == ShardStream.batches_per_epoch else ".tar"
+    with pytest.raises(ConfigError, match=r"batch.size is 4, the 2 shards have 3 images that can be used; set"):
+        read(stream_of(write_shards(tmp_path, rows_of([2, 1]), ending)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("{000..999999999}.tar", "1,000,000,000"), ("{0..9999}-{a,b}{0..99}.tar", "2,000,000"), ("{3..2}.tar", "0")],
+)
+def test_a_pattern_that_names_no_file_or_too_many_is_an_error_with_their_number(pattern, count):
+    with pytest.raises(ConfigError) as error:
+        open_shards([pattern])
+    assert str(error.value).startswith(f"{pattern} names {count} files, expected 1 to 1,000,000; ")
+
+
+def test_braces_name_files_in_the_order_written():
+    assert urls.expand("{b,a}/{08..10}-x{1..2}.tar") == [
+        f"{folder}/{number}-x{part}.tar" for folder in "ba" for number in ("08", "09", "10") for part in "12"
+    ]
 
 
 def test_the_batches_of_an_epoch_are_known_for_parquet_alone(tmp_path):

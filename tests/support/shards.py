@@ -29,6 +29,11 @@ def rows_of(sizes: Sequence[int], num_captions: int = 1) -> list[list[Row]]:
     ]
 
 
+def with_bad_rows(shards: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The samples with the first image of each shard damaged, and without the captions of the fifth."""
+    return [[(rows[0][0][:60], rows[0][1]), *rows[1:4], (rows[4][0], []), *rows[5:]] for rows in shards]
+
+
 def tar_of(rows: Sequence[Row], key: str = "s") -> bytes:
     """A WebDataset tar of samples."""
     stream = io.BytesIO()

@@ -30,6 +30,7 @@ from dcdctl.core.errors import InputError
 FORMATS = (".tar", ".parquet")
 """Endings of the names of shards."""
 _CUT_OFF = "a download may have been cut off"
+_EMPTY = "download it again, or leave it out"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +92,7 @@ def count_rows(shard: StreamShard) -> int:
 def read_samples(shard: StreamShard, columns: ParquetSource, start: int = 0) -> Iterator[StreamSample]:
     """The samples of a shard from number `start` on. `columns` names the columns of a Parquet file.
 
-    InputError if the shard is missing, cut off or damaged, SourceError if it cannot be fetched.
+    InputError if the shard is missing, empty, cut off or damaged, SourceError if it cannot be fetched.
     """
     samples = _tar_samples(shard) if shard.is_tar else _parquet_samples(shard, columns, start)
     for number, sample in enumerate(samples):
@@ -131,8 +132,9 @@ def _grouped(shard: StreamShard, archive: tarfile.TarFile, file: Any) -> Iterato
     block = file.read(TAR_BLOCK_BYTES)
     if not block or block.strip(b"\0"):
         raise InputError(f"the tar {shard.name} is damaged or incomplete at byte {archive.offset:,}", hint=_CUT_OFF)
-    if sample.parts:
-        yield sample.finish()
+    if not sample.parts:
+        raise InputError(f"{shard.name} has no samples", hint=_EMPTY)
+    yield sample.finish()
 
 
 class _TarSample:
@@ -175,7 +177,7 @@ class _TarSample:
 
 @contextmanager
 def _open_parquet(shard: StreamShard) -> Iterator[pq.ParquetFile]:
-    """The Parquet file of a shard; InputError if it is none."""
+    """The Parquet file of a shard; InputError if it is none, or has no rows."""
     with closing(urls.open_file(shard.place)) as stream:
         is_remote = files.url_of(shard.place) is not None
         buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
@@ -185,6 +187,8 @@ def _open_parquet(shard: StreamShard) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{shard.name} is not a Parquet file ({error})", hint=_CUT_OFF) from error
         with file:
+            if not file.metadata.num_rows:
+                raise InputError(f"{shard.name} has no samples", hint=_EMPTY)
             yield file
 
 

@@ -134,8 +134,7 @@ class ShardStream:
         if self.config.on_error == "stop":  # otherwise some rows may not count
             # A resumed run then starts at its step without reading the shards before it.
             self.counts.update(enumerate(rows))
-        if sum(rows) < self.batch_size:
-            raise ConfigError(f"batch.size is {self.batch_size}, the shards have only {sum(rows)} images")
+        self._require_batch(sum(rows))
         return float(sum(rows) // self.batch_size)
 
     def order(self, epoch: int) -> list[int]:
@@ -147,7 +146,10 @@ class ShardStream:
         """The samples of the first window, unshuffled; they stay in memory until the batches of the training are
         read."""
         if self._first is None:
-            self._first = next(self._windows(0, 0, threading.Event()), [])
+            first = next(self._windows(0, 0, threading.Event()), [])
+            # A window holds a batch or more, unless it is all there is.
+            self._require_batch(len(first))
+            self._first = first
         return self._first
 
     def first_batch(self) -> list[StreamSample]:
@@ -167,12 +169,17 @@ class ShardStream:
                     yield item
                     step += 1
                 number, batch = number + 1, 0
-            is_empty = step == started
-            if is_empty and not sum(self.counts.values()) // self.batch_size:
-                usable = f"the {len(self.shards)} shards have {sum(self.counts.values())} images that can be used"
-                raise ConfigError(f"batch.size is {self.batch_size}, {usable}")
+            if is_empty := step == started:
+                self._require_batch(sum(self.counts.values()))
             # Nothing was read where the counts of a resumed run are lost: now they are known.
             epoch, batch = self._locate(step) if is_empty else (epoch + 1, 0)
+
+    def _require_batch(self, num_images: int) -> None:
+        """ConfigError if the shards have fewer images than a batch."""
+        if num_images < self.batch_size:
+            usable = f"the {len(self.shards)} shards have {num_images} images that can be used"
+            hint = "set batch.size lower, or name more shards"
+            raise ConfigError(f"batch.size is {self.batch_size}, {usable}", hint=hint)
 
     def _locate(self, step: int) -> tuple[int, int]:
         """The epoch of a step, and its batch in it."""
