@@ -188,6 +188,25 @@ def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_
     assert not any(batches[step].teacher_RC.isnan().any() for step in range(8))
 
 
+def test_each_step_reads_the_caption_that_its_seed_draws(tmp_path):
+    texts = [[f"text {image} {k}" for k in range(1 + image % 5)] for image in range(13)]
+    corpus = make_corpus(tmp_path / "corpus", texts, has_colors=True)
+    batches, known = pair_batches(CorpusSource(corpus, Named()), BatchConfig(size=6), 5, None), Known(corpus)
+    for step in range(9):
+        image_QG, text_QG = known(batches[step])
+        images = sorted(image_QG[:, 0].tolist())
+        draws = np.random.default_rng([5, 1, step]).integers(0, [len(texts[image]) for image in images])
+        expected = {image: texts[image][k] for image, k in zip(images, draws, strict=True)}
+        assert [text_QG[q][q] for q in range(6)] == [expected[image] for image in image_QG[:, 0].tolist()]
+
+
+def test_the_positives_of_lists_are_the_captions_in_the_order_that_the_seed_gives(corpus, known):
+    batches = list_batches(CorpusSource(corpus, Named()), BatchConfig(size=30, random_negatives=3), 5, None)
+    orders = [np.random.default_rng([5, 0, epoch]).permutation(corpus.num_captions) for epoch in range(2)]
+    expected = [corpus.captions[text] for text in np.concatenate(orders)[:270]]
+    assert [row[0] for step in range(9) for row in known(batches[step])[1]] == expected
+
+
 def test_a_corpus_of_one_picture_has_no_negatives(tmp_path):
     alone = make_corpus(tmp_path / "corpus", [["a", "b"]])
     with pytest.raises(MissingError, match="no negatives to draw"):

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from duals import save_dual
 from safetensors.torch import load_file
-from shards import rows_of, stream_of, tar_of, write_shards
+from shards import rows_of, stream_of, tar_of, with_bad_rows, write_shards
 from tiny import make_models, make_wide_dual
 from torch.nn import functional
 from training_steps import DUAL
@@ -106,6 +108,17 @@ def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, 
     assert counts == dict(enumerate(SIZES))
 
 
+def test_a_killed_training_that_skips_samples_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path):
+    shards = with_bad_rows(rows_of((9, 13, 11, 8), num_captions=2))
+    places, skip = write_shards(tmp_path / "bad", shards), ["stream.on_error=skip", "stream.max_skipped=0.3"]
+    whole = run(places, tmp_path / "whole", *skip)
+    with pytest.raises(KilledError):
+        run(places, tmp_path / "killed", *skip, watch=killed_after(13))
+    assert_equal_weights(whole, run(places, tmp_path / "killed", *skip, resume=True))
+    counts = [(line["samples"], line["skipped"]) for line in read_lines(tmp_path / "killed" / "shards.jsonl", "")]
+    assert sorted(counts) == [(6, 2), (7, 2), (9, 2), (11, 2)]
+
+
 def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, whole, tmp_path):
     folder = shutil.copytree(whole.folder, tmp_path / "run")
     path = folder / "shards.jsonl"
@@ -189,6 +202,38 @@ def test_a_dual_teacher_gives_the_scores_and_vectors_of_its_model(tars):
     torch.testing.assert_close(batch.teacher_texts_TE, texts)
 
 
+def test_the_bias_of_a_siglip_is_part_of_the_logits_of_teacher_and_student(tars, tmp_path):
+    dual = models.load_dual(save_dual("SigLIP", ["a thing 0 1"], tmp_path / "siglip")).eval()
+    dual.network.logit_bias.data.fill_(-3.0)
+    batches = StreamBatches(
+        stream_of(tars), dual.preprocess, BatchConfig(size=4), teacher=StreamTeacher(dual, Compute(), False)
+    )
+    for batch in batches.read(range(3), 0):
+        with torch.no_grad():
+            images, texts = dual.embed_images(batch.images), dual.embed_texts(batch.texts)
+            logits, _ = dual.logits(dual.outputs(batch), batch)
+            expected = dual.logit_scale * images @ texts.T - 3.0
+        # Images in the order of the rows, each with all captions in the order of the columns.
+        assert batch.image_ix_RC.tolist() == [[row] * 4 for row in range(4)]
+        torch.testing.assert_close(batch.teacher_RC, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_step_reads_the_caption_that_its_seed_draws(tmp_path):
+    shards = [
+        [(image, [*captions, *captions][: 1 + row % 4]) for row, (image, captions) in enumerate(rows)]
+        for rows in rows_of(SIZES, num_captions=4)
+    ]
+    places, preprocess = write_shards(tmp_path, shards), make_wide_dual(["a thing 0 1 2 3"]).preprocess
+    stream = stream_of(places, seed=5)
+    batches = StreamBatches(stream_of(places, seed=5), preprocess, BatchConfig(size=4)).read(range(12), 0)
+    # Two passes and a half: an image has other captions in each.
+    for step, batch, samples in zip(range(12), batches, stream.read(0), strict=False):
+        rng = np.random.default_rng([5, 2, step])
+        drawn = [sample.captions[int(rng.integers(0, len(sample.captions)))] for sample in samples]
+        assert torch.equal(batch.texts.input_ids, preprocess.texts(drawn).input_ids)
+
+
 def test_equal_captions_and_equal_files_are_no_negatives(tmp_path):
     (rows,) = rows_of([4])
     rows[1] = (rows[1][0], ["another", "A thing 0 0  0!"])  # the text of row 0 as its second caption
@@ -255,10 +300,10 @@ def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
     with pytest.raises(KilledError):
         run(tars, tmp_path / "run", watch=killed_after(6))
     status = Path(tars[2]).stat()
-    os.utime(tars[2], (status.st_atime, status.st_mtime + 60))
+    os.utime(tars[2], ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
     with pytest.raises(StaleError, match=r"was made with another inputs.shards.*2.tar \(.*version.*not.*version"):
         run(tars, tmp_path / "run", resume=True)
-    os.utime(tars[2], (status.st_atime, status.st_mtime))
+    os.utime(tars[2], ns=(status.st_atime_ns, status.st_mtime_ns))
     assert run(tars, tmp_path / "run", resume=True).is_finished
     with pytest.raises(StaleError, match="already holds a run"):
         run(tars, tmp_path / "run")
