@@ -42,44 +42,43 @@ def missing() -> str:
 @contextmanager
 def server() -> Iterator[str]:
     """The URL of the database of a fresh server, without a password; a table is to be added as `table`."""
+    with cluster() as folder, running(folder) as url:
+        yield url
+
+
+@contextmanager
+def cluster() -> Iterator[Path]:
+    """A folder with the empty data of a server."""
     binaries = find_binaries()
     assert binaries is not None
     # Not below pytest's folder: its path is too long for a socket, and only its owner may enter it.
     folder = Path(tempfile.mkdtemp(prefix="dcdctl-pg-"))
-    as_user = _account(folder)
-    data = folder / "data"
-    initdb = [
-        binaries / "initdb",
-        "-D",
-        data,
-        "--no-sync",
-        "--no-instructions",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale",
-        "C",
-        "-U",
-        "tester",
-    ]
+    options = ["--no-sync", "--no-instructions", "-A", "trust", "-E", "UTF8", "--locale", "C", "-U", "tester"]
     try:
-        processes.run(initdb, check=True, capture_output=True, cwd="/", **as_user)
-        settings = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off", "shared_buffers": "16MB"}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with (folder / "log").open("wb") as log:
-            running = subprocess.Popen(
-                [binaries / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **as_user
-            )
-        try:
-            _wait(binaries, folder, running)
-            yield f"postgresql://tester@/postgres?host={quote(str(folder), safe='')}"
-        finally:
-            # Immediate shutdown: connections are cut, and the files are removed anyway.
-            running.send_signal(signal.SIGQUIT)
-            running.wait(processes.TIMEOUT_S)
+        initdb = [binaries / "initdb", "-D", folder / "data", *options]
+        processes.run(initdb, check=True, capture_output=True, cwd="/", **_account(folder))
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
+    """The URL of the database of a server on this data."""
+    binaries = find_binaries()
+    assert binaries is not None
+    settings = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off", "shared_buffers": "16MB"}
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    command = [binaries / "postgres", "-D", folder / "data", *options]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_account(folder))
+    try:
+        _wait(binaries, folder, process)
+        yield f"postgresql://tester@/postgres?host={quote(str(folder), safe='')}"
+    finally:
+        # Immediate shutdown: connections are cut.
+        process.send_signal(signal.SIGQUIT)
+        process.wait(processes.TIMEOUT_S)
 
 
 def _account(folder: Path) -> dict[str, object]:

@@ -80,6 +80,10 @@ class ImageIndex(ABC):
         """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search
         waits for it."""
 
+    def is_ready(self) -> bool:
+        """Whether searches are answered now. Files are there once they are open."""
+        return True
+
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the vectors."""
         if fingerprint != self.fingerprint:

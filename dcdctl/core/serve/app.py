@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -28,11 +29,14 @@ from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
 from dcdctl.core.serve.middleware import KeyMiddleware, LimitsMiddleware, refusal
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, WaitingText, Workers
+from dcdctl.core.stores import UnavailableError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
 # Rows are int64 numbers.
 MAX_ROW = 2**63 - 1
+READY_S = 2.0
+"""How long /health waits for a store; balancers and containers wait for some seconds."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,14 @@ class ServiceState:
         self.texts = TextBatcher(live, self.searching, config, self.metrics)
         self.ending = Event()
         """Set while it answers its last requests."""
+        self._asked: asyncio.Task[bool] | None = None
+
+    async def is_ready(self) -> bool:
+        """Whether the index answers within `READY_S`; one call at a time: a silent store holds each for long."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(asyncio.to_thread(self.searcher.now().index.is_ready))
+        done, _ = await asyncio.wait([self._asked], timeout=READY_S)
+        return any(task.result() for task in done)
 
 
 def build(
@@ -127,7 +139,10 @@ def build(
 
     errors: dict[int | str, dict[str, Any]] = {
         422: {"model": ErrorResponse, "description": "The request is not valid."},
-        503: {"model": ErrorResponse, "description": "The service is busy; Retry-After says when to try again."},
+        503: {
+            "model": ErrorResponse,
+            "description": "The service is busy, or its store does not answer; Retry-After says when to try again.",
+        },
     }
     app = FastAPI(
         title="dcdctl serve",
@@ -327,12 +342,15 @@ def _state_routes(service: ServiceState) -> APIRouter:
     @router.get(
         "/health",
         summary="Whether the service takes requests, and what it searches.",
-        responses={503: {"model": HealthResponse, "description": "The service is about to end."}},
+        responses={
+            503: {"model": HealthResponse, "description": "The service is about to end, or its store does not answer."}
+        },
     )
     async def health(response: Response) -> HealthResponse:
-        searcher, is_ending = service.searcher.now(), service.ending.is_set()
+        searcher = service.searcher.now()
         index, reranker = searcher.index, searcher.reranker
-        status, response.status_code = ("stopping", 503) if is_ending else ("ok", 200)
+        status = "stopping" if service.ending.is_set() else "ok" if await service.is_ready() else "store unavailable"
+        response.status_code = 200 if status == "ok" else 503
         second = reranker.ref if reranker else None
         return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
 
@@ -362,6 +380,9 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
         match error:
             case BusyError():
                 return refusal(message, service.config, service.metrics)
+            case UnavailableError():
+                logging.getLogger("dcdctl").error("a request failed: %s", error)
+                return refusal("the store does not answer", service.config, service.metrics)
             case RequestValidationError():
                 message = in_words(error.errors())
             case HTTPException():

@@ -13,6 +13,7 @@ from dcdctl.core.data import ImageError, decode_image, media_type, thumbnail
 from dcdctl.core.errors import DcdError
 from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.stores import UnavailableError
 
 Size = Literal["thumbnail", "original"]
 START_OF_SCAN = b"\xff\xda"
@@ -75,6 +76,8 @@ def caching(tag: str) -> dict[str, str]:
 def _image_bytes(index: ImageIndex, row: int) -> bytes:
     try:
         return index.image_bytes(row)
+    except UnavailableError:
+        raise
     except DcdError as error:  # its message contains paths of this machine
         raise _gone(row) from error
 

@@ -27,6 +27,7 @@ from dcdctl.core.search import (
 )
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.stores import UnavailableError
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
@@ -238,8 +239,9 @@ class TextBatcher:
             first, k = texts[0], max(text.k for text in texts)
             answers = self._searcher.now().by_texts([text.text for text in texts], k, first.where, hybrid=first.hybrid)
         except Exception as error:  # any error is raised in the request of its text
-            if len(texts) == 1:
-                texts[0].answer.set_exception(error)
+            if len(texts) == 1 or isinstance(error, UnavailableError):
+                for text in texts:
+                    text.answer.set_exception(error)
                 return
             # One text cannot be answered; the others can.
             for text in texts:

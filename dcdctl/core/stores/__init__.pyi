@@ -1,4 +1,5 @@
 from .protocol import StoreFacts
+from .retry import UnavailableError
 from .store_index import StoreIndex
 from .summary import store_document, store_facts
 from .upload import Upload, upload_index
@@ -7,6 +8,7 @@ from .url import is_store, location_of, open_index, open_store
 __all__ = [
     "StoreFacts",
     "StoreIndex",
+    "UnavailableError",
     "Upload",
     "is_store",
     "location_of",

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import DcdError, MissingError, StaleError
 from dcdctl.core.search import (
     Condition,
     Floats,
@@ -84,6 +84,14 @@ class StoreIndex(ImageIndex):
                 message,
                 hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?",
             )
+
+    def is_ready(self) -> bool:
+        """Whether the store answers, and still holds the vectors of this model."""
+        try:
+            facts = repeated(self.store.facts, FOR_A_QUESTION)
+        except DcdError:
+            return False
+        return facts is not None and facts.model == self.fingerprint
 
     def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
         """For each query the k images of the highest exact cosines among the candidates of the engine; ties by row.
