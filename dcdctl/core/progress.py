@@ -42,6 +42,18 @@ def silent(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     yield lambda count: None
 
 
+def byte_size(num_bytes: float) -> str:
+    """Bytes with the unit that fits.
+
+    >>> byte_size(13_500_000_000), byte_size(56_700_000), byte_size(1234), byte_size(12)
+    ('13.50 GB', '56.7 MB', '1.2 KB', '12 B')
+    """
+    for factor, unit, decimals in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "KB", 1)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.{decimals}f} {unit}"
+    return f"{num_bytes:,.0f} B"
+
+
 def unsaid(line: str) -> None:
     """A `Say` that shows nothing."""
 

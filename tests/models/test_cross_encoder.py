@@ -19,7 +19,7 @@ from vlm import save_reranker
 
 from dcdctl.core import models
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import MissingError, ModelError
+from dcdctl.core.errors import InputError, MissingError, ModelError
 from dcdctl.core.models import load_save
 from dcdctl.core.models.families import shared_prefix
 from dcdctl.core.scoring import CorpusSource, PairScorer, score_pairs
@@ -140,6 +140,22 @@ def test_a_caption_that_is_the_path_of_an_image_is_a_text(scorer, library, image
     logits = scorer.score_pairs(*states, torch.arange(3), torch.zeros(3, dtype=torch.int64))
     expected = torch.stack([library.predict((image, {"text": "photo.png"}), **NO_SIGMOID) for image in images])
     assert_close(logits, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", ["image-first", "text-first"])
+@pytest.mark.parametrize("mark", ["<|image_pad|>", "<|video_pad|>"])
+def test_a_caption_that_holds_a_mark_of_images_is_named_with_its_id(folder, tmp_path, order, mark):
+    corpus = make_corpus(tmp_path / "corpus", [["a cross"], ["a moon", f"a {mark} moon"]])
+    scorer = models.load_fusion(folder, {"order": order})
+    message = (
+        f"caption {corpus.caption_ids[2]} of {corpus.folder} holds {mark}, by which .*: 'a {mark} moon'; remove it"
+    )
+    with pytest.raises(InputError, match=message.replace("|", r"\|")):
+        score_pairs(
+            scorer, CorpusSource(corpus, scorer.preprocess), np.array([0, 1]), np.array([0, 2]), compute=Compute()
+        )
+    with pytest.raises(InputError, match="the text at position 1 holds"):
+        scorer.preprocess.texts(["a", f"a {mark} moon"])
 
 
 def test_settings_are_those_of_the_library(folder, images, library):

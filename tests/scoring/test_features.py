@@ -21,6 +21,7 @@ from dcdctl.core import artifacts, files, locks, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
+from dcdctl.core.progress import byte_size
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
 from dcdctl.core.teacher import CandidateConfig, build
 from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe
@@ -103,7 +104,7 @@ def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
     size = features.size_in_bytes(stored.plan)
     of_images = [f"images-0000{part}.npy" for part in range(3)]
     assert labels == [
-        (f"encode 32 images, then 160 captions, {size / 1e9:,.2f} GB in all", 32, []),
+        (f"encode 32 images, then 160 captions, {byte_size(size)} in all", 32, []),
         ("encode 160 captions", 160, of_images),
     ]
     paths = list(stored.folder.glob("*-*.npy"))
@@ -112,7 +113,7 @@ def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
 
 def test_no_room_on_the_disk_is_said_before_anything_is_encoded(tmp_path, corpus, pair, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
-    with pytest.raises(InputError, match=r"the features need 0\.00 GB more in .*, and 0\.00 GB are free"):
+    with pytest.raises(InputError, match=r"the features need [\d.]+ KB more in .*, and 1\.0 KB are free"):
         open_or_build(tmp_path, corpus, pair)
     assert not list(tmp_path.rglob("*-*.npy"))
 

@@ -241,7 +241,7 @@ def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_pat
 
 def test_missing_disk_space_and_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * (200 + 3 * 8) - 1))
-    with pytest.raises(InputError, match=r"7 images need 0\.00 GB in .*, and 0\.00 GB are free"):
+    with pytest.raises(InputError, match=r"7 images need 1\.6 KB in .*, and 1\.6 KB are free"):
         build(dual, pictures, tmp_path / "index", FLAT)
     monkeypatch.setattr(os, "access", lambda path, mode: path.exists() and mode != os.W_OK | os.X_OK)
     with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views.terminal import clock, note
+from dcdctl.cli.views.terminal import amount, clock, note
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ def show_estimate(estimate: CacheCost) -> None:
     )
     note(
         f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most "
-        f"{estimate.disk_bytes / 1e6:,.1f} MB on disk"
+        f"{amount(estimate.disk_bytes, 'bytes')} on disk"
     )
 
 

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from dcdctl.cli.views.help import write_panels
 from dcdctl.core.errors import DcdError, as_user_error
-from dcdctl.core.progress import Advance
+from dcdctl.core.progress import Advance, byte_size
 
 if TYPE_CHECKING:
     from dcdctl.core.templates import Table
@@ -260,14 +260,12 @@ def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
 
 
 def amount(count: int, unit: str) -> str:
-    """A count with its unit; bytes as MB or GB.
+    """A count with its unit.
 
-    >>> amount(1234, "pairs"), amount(56_700_000, "bytes"), amount(13_500_000_000, "bytes")
-    ('1,234 pairs', '56.7 MB', '13.50 GB')
+    >>> amount(1234, "pairs"), amount(56_700_000, "bytes")
+    ('1,234 pairs', '56.7 MB')
     """
-    if unit != "bytes":
-        return f"{count:,} {unit}"
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    return byte_size(count) if unit == "bytes" else f"{count:,} {unit}"
 
 
 def rate(done: int, unit: str, seconds: float) -> str:
@@ -276,7 +274,7 @@ def rate(done: int, unit: str, seconds: float) -> str:
         return ""
     per_second = done / seconds
     if unit == "bytes":
-        return f", {amount(round(per_second), unit)}/s"
+        return f", {byte_size(per_second)}/s"
     return f", {per_second:,.0f} {unit}/s" if per_second >= 10 else f", {per_second:.2g} {unit}/s"
 
 

@@ -25,7 +25,7 @@ from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import url_of
-from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.progress import Advance, Track, byte_size, silent
 
 Kind = Literal["cache", "corpus", "index"]
 MAX_WORDS_COUNTED = 40
@@ -251,7 +251,7 @@ def _split_facts(split: SplitInspection) -> dict[str, str]:
         "width [px]": _in_words(split.width_px),
         "height [px]": _in_words(split.height_px),
         "shorter side [px]": _in_words(split.shorter_side_px),
-        "image files": f"{split.image_bytes / 1e6:,.1f} MB",
+        "image files": byte_size(split.image_bytes),
         "formats": ", ".join(f"{name} {count:,}" for name, count in split.formats.items()),
         "fingerprint": split.fingerprint[:8],
     }

@@ -11,7 +11,7 @@ from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, new_dual
 from .fusion import FusionScorer
-from .inputs import ImageBatch, PairBatch, States, TextBatch
+from .inputs import ImageBatch, PairBatch, RefusedTextError, States, TextBatch
 from .load_save import (
     check_ref,
     convert,
@@ -72,6 +72,7 @@ __all__ = [
     "ProjectionSize",
     "RawPairScorer",
     "RawPreprocess",
+    "RefusedTextError",
     "States",
     "TextBatch",
     "TextEncoder",

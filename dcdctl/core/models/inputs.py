@@ -19,10 +19,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core.devices import on_device
+from dcdctl.core.errors import InputError
 
 Device = torch.device | str | int
 T = TypeVar("T")
 Raw = TypeVar("Raw", "ImageBatch", "TextBatch")
+
+
+class RefusedTextError(InputError):
+    """A text that a model cannot read, by its position in a batch."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"the text at position {position} {reason}", hint="remove it from the text")
+        self.position, self.reason = position, reason
 
 
 class _Rows:

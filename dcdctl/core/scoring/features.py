@@ -31,14 +31,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dcdctl.core import files
 from dcdctl.core.artifacts import Build, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, in_fitting_parts
-from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
-from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, RefusedTextError, States, TextBatch
+from dcdctl.core.progress import Advance, Track, byte_size, silent
 from dcdctl.core.scoring.feature_files import FEATURES
 
 IMAGES_PER_FILE = 256
@@ -77,7 +78,15 @@ class CorpusSource:
 
     def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
         """The tokenized captions, in the order given."""
-        return self.preprocess.texts([self.corpus.captions[int(text)] for text in text_ix])
+        try:
+            return self.preprocess.texts([self.corpus.captions[int(text)] for text in text_ix])
+        except RefusedTextError as error:
+            text = int(text_ix[error.position])
+            raise InputError(
+                f"caption {self.corpus.caption_ids[text]} of {files.shown(self.corpus.folder)} {error.reason}: "
+                f"{self.corpus.captions[text][:80]!r}",
+                hint="remove it from the caption, and prepare the corpus again",
+            ) from error
 
     def _read(self, image_ix: list[int]) -> list[Image.Image]:
         missing = [index for index in image_ix if index not in self._decoded]
@@ -279,9 +288,7 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
-        raise InputError(
-            f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free"
-        )
+        raise InputError(f"the features need {byte_size(bytes_left)} more in {folder}, and {byte_size(free)} are free")
     return build, lengths
 
 
@@ -300,9 +307,9 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
     # Without autocast, whatever precision the user sets for scores: features serve runs of every precision.
     if num_images:
-        size = f"{_gigabytes(size_in_bytes(build.plan))} in all"
+        in_all = f"{byte_size(size_in_bytes(build.plan))} in all"
         with track(
-            f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images"
+            f"encode {num_images:,} images, then {num_texts:,} captions, {in_all}", total=num_images, unit="images"
         ) as advance:
             _build_images(build, images, source, encoders, compute, advance)
     if num_texts:
@@ -395,7 +402,3 @@ def _mapped(path: Path, sha256: str) -> Half:
     """A file of features, compared with its checksum and memory-mapped; the files that were read last stay open."""
     # As a plain array: indexing np.memmap takes longer than reading one image or caption.
     return np.asarray(np.load(FEATURES.checked(path, sha256), mmap_mode="r"))
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"

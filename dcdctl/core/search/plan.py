@@ -16,6 +16,7 @@ from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.progress import byte_size
 from dcdctl.core.search import part_files, sources, storage
 from dcdctl.core.search.index import FolderIndex
 from dcdctl.core.search.part_files import PlannedParts, SkippedFile, SourceImage
@@ -143,7 +144,5 @@ def _plan_parts(build: Build, index: FolderIndex) -> PlannedParts:
     # A full disk is an error here, not after the images were embedded.
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * index.dim)
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(
-            f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free"
-        )
+        raise InputError(f"{sum(rows):,} images need {byte_size(needed)} in {folder}, and {byte_size(free)} are free")
     return PlannedParts(first_part=first, rows=tuple(rows), skipped=tuple(skipped))

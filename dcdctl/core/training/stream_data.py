@@ -18,7 +18,7 @@ from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models import Model
-from dcdctl.core.progress import Track
+from dcdctl.core.progress import Track, byte_size
 from dcdctl.core.training import runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import count_steps
@@ -121,13 +121,14 @@ class StreamData(TrainingData):
         if batches is None and self.recipe.optimizer.steps is None:
             problem = "optimizer.epochs counts passes over the data, and tars do not say how many samples they have"
             raise ConfigError(problem, hint="set optimizer.steps")
-        num_shards, num_gb = len(self.stream.shards), self.stream.num_bytes / 1e9
+        num_shards = len(self.stream.shards)
         self.preview = Preview(
             recipe=self.recipe,
             num_steps=count_steps(self.recipe, batches or 0),
             batches_per_epoch=batches,
             has_dual_teachers=self.has_scores,
-            not_counted=f"those of a batch, of a stream of {num_shards:,} shards with {num_gb:,.2f} GB",
+            not_counted=f"those of a batch, of a stream of {num_shards:,} shards with "
+            f"{byte_size(self.stream.num_bytes)}",
         )
         return self.preview
 

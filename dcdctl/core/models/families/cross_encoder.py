@@ -175,7 +175,12 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     prompt = overrides.prompt
     if prompt is None:
         prompt = encoder.prompts[encoder.default_prompt_name] if encoder.default_prompt_name is not None else ""
-    preprocess = RawPreprocess(tokenizer=encoder[0].tokenizer, max_text_len=overrides.max_text_len or 0)
+    marks = (getattr(encoder[0].processor, f"{kind}_token", None) for kind in ("image", "video"))
+    preprocess = RawPreprocess(
+        tokenizer=encoder[0].tokenizer,
+        max_text_len=overrides.max_text_len or 0,
+        refused=tuple(mark for mark in marks if isinstance(mark, str)),
+    )
     scorer = CrossEncoderScorer(encoder, preprocess, ref=ref, prompt=prompt, order=overrides.order or IMAGE_FIRST)
     # One pair shows whether processor and chat template can carry an image with a caption.
     scorer._predict([scorer._pair(Image.new("RGB", (64, 64)), "a")])

@@ -24,7 +24,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.fusion import FusionScorer
-from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, unencoded
+from dcdctl.core.models.inputs import ImageBatch, RefusedTextError, States, TextBatch, unencoded
 
 HEADER = 2
 """Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""
@@ -39,6 +39,8 @@ class RawPreprocess:
     image_processor: Any = None
     max_text_len: int = 0
     """Maximum number of tokens or characters of a caption; 0 for no limit."""
+    refused: Sequence[str] = ()
+    """Texts that stand for an image in the model's prompt, so that no caption may hold one."""
     image_size_px: int = 0
     """0, because images keep their size."""
 
@@ -57,10 +59,17 @@ class RawPreprocess:
         return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask))
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
-        """The bytes of the captions, T x L, uint8; each caption is cut to `max_text_len`, if that is not 0."""
+        """The bytes of the captions, T x L, uint8; each caption is cut to `max_text_len`, if that is not 0.
+
+        RefusedTextError for a caption that holds a text of `refused`.
+        """
         if not texts:
             raise ValueError("no texts to preprocess")
-        encoded = [self._cut(text).encode() for text in texts]
+        cut = [self._cut(text) for text in texts]
+        for position, text in enumerate(cut):
+            if token := next((token for token in self.refused if token in text), None):
+                raise RefusedTextError(position, f"holds {token}, by which the model marks an image or a video")
+        encoded = [text.encode() for text in cut]
         # One byte for empty captions, because a batch of width 0 has no states.
         ids = np.zeros((len(texts), max(1, *map(len, encoded))), dtype=np.uint8)
         mask = np.zeros_like(ids, dtype=np.int64)
