@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -267,3 +269,45 @@ def test_a_path_without_artifacts_is_the_users_error(tmp_path):
         verify.verify(tmp_path / "letter.txt")
     with pytest.raises(InputError, match="absent is not there, a folder is expected"):
         verify.verify(tmp_path / "absent")
+
+
+def test_what_cannot_be_read_is_skipped_and_named(copied, run_verify, monkeypatch):
+    walk, denied = os.walk, PermissionError(errno.EACCES, "Permission denied", str(copied / "locked"))
+
+    def walk_denied(path, onerror):
+        onerror(denied)
+        return walk(path, onerror=onerror)
+
+    def stat_denied(folder, track):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "run.json"))
+
+    monkeypatch.setattr(os, "walk", walk_denied)
+    checks = [(names, stat_denied if "run.json" in names else check) for names, check in verify.CHECKS]
+    monkeypatch.setattr(verify, "CHECKS", checks)
+    result = run_verify(copied)
+    assert result.exit_code == 1
+    assert f"skipped: {copied / 'locked'}: Permission denied" in result.stdout
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    assert problems == [f"problem: {copied / 'run' / 'run.json'} cannot be read: Permission denied"]
+    (copied / "locked").mkdir()
+    with pytest.raises(InputError, match="locked cannot be read: Permission denied; change its permissions"):
+        verify.verify(copied / "locked")
+
+
+def test_files_of_no_artifact_are_counted_after_the_first(copied, run_verify):
+    for number in range(103):
+        (copied / f"note-{number:03}").touch()
+    lines = [line for line in run_verify(copied).stdout.splitlines() if line.startswith("not part of it: ")]
+    assert lines[-2:] == [f"not part of it: {copied}/note-099", "not part of it: 3 more files, which --json names"]
+
+
+@pytest.mark.parametrize("kind", ["corpus", "cache", "index"])
+def test_a_document_that_names_a_file_with_a_nul_is_one_line(copied, kind):
+    """Its checksum fits, as in a document of a stranger."""
+    folder = copied / "index" if kind == "index" else copied / "data" / kind
+    path = folder / f"{kind}.json"
+    text = json.dumps(artifacts.read_document(path))
+    name = re.search(r'"([\w.-]+\.(?:parquet|npy|bin|f16))"', text)[1]
+    artifacts.write_document(path, json.loads(text.replace(f'"{name}"', json.dumps(f"a\0{name}"))))
+    problems = verify.verify(folder).problems
+    assert any(problem.endswith((f"folder: a\0{name}", f"a\0{name} is missing")) for problem in problems)

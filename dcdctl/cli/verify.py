@@ -16,6 +16,8 @@ Folder = Annotated[
         help="Corpus, cache, features, index, run, model or evaluation, or a folder of them.", metavar="PATH"
     ),
 ]
+MOST_NAMED = 100
+"""Files that belong to no artifact: a folder may be a whole disk."""
 
 
 def verify(path: Folder, json: Json = False) -> None:
@@ -31,8 +33,12 @@ def verify(path: Folder, json: Json = False) -> None:
             for item in verification.artifacts
         ]
         show_table("", ["path", "kind", "files", "bytes", "state"], rows)
-        for unknown in verification.unknown:
+        for unknown in verification.unknown[:MOST_NAMED]:
             show(f"not part of it: {unknown}")
+        if (more := len(verification.unknown) - MOST_NAMED) > 0:
+            show(f"not part of it: {more:,} more files, which --json names")
+        for skipped in verification.skipped:
+            show(f"skipped: {skipped}")
         for problem in verification.problems:
             show(f"problem: {problem}")
     # For scripts. A damage is the result of the command, on stdout, and no error of it.

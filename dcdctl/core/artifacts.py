@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import files, locks
-from dcdctl.core.errors import DcdError, MissingError, StaleError
+from dcdctl.core.errors import RUN_AGAIN, DcdError, MissingError, StaleError, resumed_by
 from dcdctl.core.progress import Track
 
 Document = dict[str, Any]
@@ -221,7 +221,8 @@ class Build:
     @contextmanager
     def write(self, part: str) -> Iterator[Path]:
         """A path to write a part to; it appears when the block ends well, with a checksum beside it until the seal."""
-        with files.atomic_path(self.folder / part) as partial:
+        resumes = resumed_by(RUN_AGAIN, lambda: any(self.folder.rglob(f"*{DIGEST_SUFFIX}")))
+        with resumes, files.atomic_path(self.folder / part) as partial:
             yield partial
             digest = files.sha256_of(partial)  # while it is in memory
             # Before the part, so that no part is without its checksum.
@@ -392,7 +393,7 @@ def check_file(
         if sha256 is not None and (digest := sha256_of(path)) != sha256:
             names = "its SHA-256 is {}, not {}".format(*_named(digest, sha256))
             raise error(f"{path} is damaged: {names}", hint=hint)
-    except FileNotFoundError as reason:
+    except (FileNotFoundError, ValueError) as reason:  # ValueError: no file has a name with a NUL
         raise error(f"{path} is missing", hint=hint) from reason
     except OSError as reason:
         raise files.unreadable(path, reason, error=error, hint=hint) from reason

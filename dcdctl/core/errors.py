@@ -19,7 +19,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,7 +121,8 @@ class Faults:
             raise InputError(f"{self.what}: {', '.join(parts)}", hint="nothing was stored; correct them and try again")
 
 
-_MAKE_ROOM = "make room and run the same command again: finished files are kept"
+_MAKE_ROOM = "make room and try again"
+RUN_AGAIN = "run the same command again: finished files are kept"
 _PERMISSIONS = "change its permissions, or those of the folders above it"
 _ELSEWHERE = "name another file or folder"
 _OS_HINTS = {
@@ -195,6 +197,18 @@ def as_user_error(
     if number == errno.ENOENT and name is not None and Path(name).is_symlink():
         return kind(f"{name} is a link to {Path(name).readlink()}, which does not exist", hint="mend the link")
     return kind(f"{name or 'a file'} cannot be used: {os.strerror(number)}", hint=_OS_HINTS[number])
+
+
+@contextmanager
+def resumed_by(step: str, is_kept: Callable[[], bool]) -> Iterator[None]:
+    """Let the error for a disk that is full in the block name the step that resumes, if work is kept."""
+    try:
+        yield
+    except Exception as error:
+        full = as_user_error(error)
+        if full is None or full.hint != _MAKE_ROOM or not is_kept():
+            raise
+        raise type(full)(full.args[0], hint=f"make room and {step}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -300,12 +300,18 @@ def _expand(name: str, suffixes: Sequence[str], what: str, option: str) -> list[
 
 
 def escapes_root(name: str) -> bool:
-    """Whether a file name, read as a POSIX or as a Windows path, leads out of the folder in which it is looked up."""
+    """Whether a file name, read as a POSIX or as a Windows path, leads out of the folder in which it is looked up, or
+    holds a NUL, which no file name can."""
     # Of all but a few names in a million, because parsing paths takes a third of the time to find an image.
-    if name[:1] not in ("/", "\\") and ".." not in name and ":" not in name:
+    if name[:1] not in ("/", "\\") and ".." not in name and ":" not in name and "\0" not in name:
         return False
     windows = PureWindowsPath(name)
-    return PurePosixPath(name).is_absolute() or bool(windows.drive or windows.root) or ".." in windows.parts
+    return (
+        PurePosixPath(name).is_absolute()
+        or bool(windows.drive or windows.root)
+        or ".." in windows.parts
+        or "\0" in name
+    )
 
 
 def is_file_name(name: str) -> bool:
@@ -393,6 +399,9 @@ def _check_writable(folder: Path) -> None:
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
+        # Windows has no statvfs.
+        if hasattr(os, "statvfs") and os.statvfs(existing).f_flag & os.ST_RDONLY:
+            raise InputError(f"{existing} cannot be written to: read-only file system", hint="name another folder")
         raise InputError(
             f"{existing} cannot be written to: permission denied", hint="change its permissions, or name another folder"
         )

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dcdctl.core import artifacts, bench, data, evaluation, models, scoring, search, teacher, training
+from dcdctl.core import artifacts, bench, data, evaluation, files, models, scoring, search, teacher, training
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.errors import DcdError, InputError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES
@@ -90,6 +90,8 @@ class Verification:
     artifacts: tuple[VerifiedArtifact, ...]
     unknown: tuple[Path, ...]
     """Files that belong to none of the artifacts."""
+    skipped: tuple[str, ...] = ()
+    """Folders that cannot be read, each with the reason."""
 
     @property
     def is_well(self) -> bool:
@@ -118,11 +120,16 @@ class Verification:
             }
             for artifact in self.artifacts
         ]
-        return {"ok": self.is_well, "artifacts": rows, "not_part": [str(path) for path in self.unknown]}
+        return {
+            "ok": self.is_well,
+            "artifacts": rows,
+            "not_part": [str(path) for path in self.unknown],
+            "skipped": list(self.skipped),
+        }
 
 
 def verify(path: Path, track: Track = silent) -> Verification:
-    """Check all artifacts in a folder, however deep. InputError if there is none."""
+    """Check all artifacts in a folder, however deep; links to folders are not followed. InputError if there is none."""
     if not path.is_dir():
         raise InputError(
             f"{path} is {'a file' if path.exists() else 'not there'}, a folder is expected",
@@ -130,28 +137,41 @@ def verify(path: Path, track: Track = silent) -> Verification:
         )
     verified: list[VerifiedArtifact] = []
     present: set[Path] = set()
-    for parent, folders, names in os.walk(path):
+    skipped: list[OSError] = []
+    for parent, folders, names in os.walk(path, onerror=skipped.append):
         folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
         folder = Path(parent)
         present |= {folder / name for name in names if not name.startswith(".")}
-        verified += [check(folder, track) for markers, check in CHECKS if any(marker in names for marker in markers)]
+        checks = [check for markers, check in CHECKS if any(marker in names for marker in markers)]
         if "plan.json" in names and not any(kind.seal_file in names for kind in PLANNED):
-            verified.append(_unfinished(folder))
+            checks.append(_unfinished)
+        for check in checks:
+            try:
+                verified.append(check(folder, track))
+            except OSError as error:  # such as a folder whose files may be listed and not read
+                damage = files.unreadable(Path(error.filename or folder), error).args[0]
+                verified.append(VerifiedArtifact(path=folder, kind="artifact", damages=[damage]))
     if not verified:
+        if skipped and Path(skipped[0].filename) == path:
+            raise files.unreadable(path, skipped[0])
         content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise InputError(
             f"{path} holds no artifact of dcdctl, but {content}",
             hint="name a corpus, a cache, an index, a run or a model",
         )
     known = {file for artifact in verified for file in artifact.files}
-    return Verification(artifacts=tuple(verified), unknown=tuple(sorted(present - known)))
+    return Verification(
+        artifacts=tuple(verified),
+        unknown=tuple(sorted(present - known)),
+        skipped=tuple(f"{error.filename}: {error.strerror}" for error in skipped),
+    )
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _unfinished(folder: Path) -> VerifiedArtifact:
+def _unfinished(folder: Path, _: Track) -> VerifiedArtifact:
     kind = next((kind for kind in PLANNED if any(any(folder.glob(pattern)) for pattern in kind.files)), None)
     artifact = VerifiedArtifact(path=folder, kind="artifact" if kind is None else kind.name, is_finished=False)
     artifact.add(folder / "plan.json")

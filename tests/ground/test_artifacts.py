@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -489,3 +490,13 @@ def test_a_list_that_is_none_or_leads_outside_is_refused(tmp_path, listed):
         StaleError, match=r"seal\.json (does not list the size|lists a file outside of its folder: (/dev/zero|\.\./a))"
     ):
         artifacts.listed_files(tmp_path / "seal.json", {"files": listed})
+
+
+def test_a_full_disk_says_that_finished_parts_are_kept_only_if_there_are_any(tmp_path):
+    build = Build(tmp_path / "toy", {"format": TOY.format}, TOY)
+    build.begin()
+    for hint in ("make room and try again", "make room and run the same command again: finished files are kept"):
+        with pytest.raises(InputError, match=f"there is no room left for .*part-0; {hint}$"), build.write("part-0"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with build.write("part-1") as partial:
+            partial.touch()

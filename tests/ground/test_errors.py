@@ -34,7 +34,7 @@ def os_error(number: int, path: str | None = "a.json") -> OSError:
     return OSError(number, os.strerror(number), path)
 
 
-FULL = "there is no room left for out/model; make room and run the same command again: finished files are kept"
+FULL = "there is no room left for out/model; make room and try again"
 TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
 
 

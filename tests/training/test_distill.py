@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from training_steps import distill
 
 from dcdctl.core import locks, models, training
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError, as_user_error
 from dcdctl.core.report import report, tables
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
@@ -26,6 +28,7 @@ from dcdctl.core.training import (
     TrainingOptions,
     grad_cache,
     initial_model,
+    train,
 )
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairs
@@ -188,6 +191,22 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
         distill(inputs, tmp_path / "run", *sets, resume=True, options=half)
     assert contents(tmp_path / "run") == before
+
+
+def test_a_full_disk_names_resume_once_there_is_a_run(inputs, tmp_path, monkeypatch):
+    def fill_up(*_: object, **__: object) -> None:
+        raise as_user_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk"))
+
+    job = TrainingJob("distill", "tiny-student", [*DUAL, "optimizer.steps=1"], tmp_path / "run")
+    hints = {"make_model": "try again", "run": "resume with --resume"}
+    for name, hint in hints.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(initial_model if name == "make_model" else train, name, fill_up)
+            with pytest.raises(InputError, match=f"no room left for disk; make room and {hint}$"):
+                training.train_model(job, inputs, options=OPTIONS)
+    monkeypatch.setattr(train, "run", fill_up)
+    with pytest.raises(InputError, match=r"make room and run the same command again$"):
+        training.train_model(replace(job, resume=True), inputs, options=OPTIONS)
 
 
 def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):

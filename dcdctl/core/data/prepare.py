@@ -44,7 +44,7 @@ from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SourceRow, SplitCounts, empty_split_hint
 from dcdctl.core.data.shards import CorpusRow, RowFacts, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import RUN_AGAIN, InputError, resumed_by
 from dcdctl.core.machine import num_cores, read_in_threads
 from dcdctl.core.progress import Advance, Track, silent
 
@@ -307,7 +307,8 @@ def _write_splits(
                     written = list(map(RowFacts.of, read_shard(path), (int(value, 16) for value in note.hashes)))
                     advance(len(part))
                 else:
-                    note, written = _write_shard(path, part, options, advance)
+                    with resumed_by(RUN_AGAIN, lambda: bool(notes)):
+                        note, written = _write_shard(path, part, options, advance)
                     notes[path.name] = note
                     # After each shard: a killed run loses at most the shard that it was writing.
                     build.note(shards=config.to_table(notes))

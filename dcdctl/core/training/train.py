@@ -20,7 +20,7 @@ from torch import nn
 
 from dcdctl.core import distributed, files
 from dcdctl.core.config import to_table
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, resumed_by
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.training import grad_cache, initial_model, loggers, loop, memory, negatives, runs, stream_data, wise_ft
@@ -71,7 +71,8 @@ def train_model(
     """
     # Before the folder is locked: a misspelled recipe is an error before anything is opened.
     plan = resolve(job, inputs, options)
-    with distributed.lock(job.out):
+    again = "run the same command again" if job.resume else "resume with --resume"
+    with distributed.lock(job.out), resumed_by(again, (job.out / "run.json").exists):
         # Opening a stream looks up every shard, also on the network, and a finished run needs none.
         if _is_stream(inputs) and Run(job.out).is_finished:
             return Run(job.out)

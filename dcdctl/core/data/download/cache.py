@@ -18,7 +18,7 @@ from dcdctl.core import config
 from dcdctl.core.config import Key
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
-from dcdctl.core.errors import ConfigError, InputError, SourceError
+from dcdctl.core.errors import RUN_AGAIN, ConfigError, InputError, SourceError, resumed_by
 from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, sync, user_errors, write_json
 from dcdctl.core.locks import lock
 from dcdctl.core.progress import Advance, Track, silent
@@ -293,7 +293,7 @@ def _not_cached(file: RemoteFile, reason: str) -> SourceError:
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
     """Turns a full disk and missing permissions into InputErrors that say what to do."""
-    with user_errors(folder):
+    with resumed_by(RUN_AGAIN, lambda: any(folder.iterdir())), user_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             yield
