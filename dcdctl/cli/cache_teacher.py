@@ -226,7 +226,7 @@ def _estimate(job: CacheJob) -> dict[str, Any]:
 
 def _score(job: CacheJob, external: External) -> tuple[str, dict[str, Any]]:
     """The cache of a job, by its teacher or from the files of another program."""
-    from dcdctl.core.teacher import CACHE, cache_scores, take_scores
+    from dcdctl.core.teacher import CACHE, cache_scores, lack_of_order, take_scores
 
     # Before the work, since the seal is always there afterwards.
     started, already_there = time.monotonic(), (job.out / CACHE.seal_file).exists()
@@ -234,6 +234,8 @@ def _score(job: CacheJob, external: External) -> tuple[str, dict[str, Any]]:
         cache = take_scores(job, external.scores, external.teacher_name or "", track=bar)
     else:
         cache = cast("TeacherCache", cache_scores(job, track=bar, on_estimate=show_estimate))
+    if not already_there and (lack := lack_of_order(cache.score_P)):
+        note(lack)
     counts = {"pairs": cache.num_pairs, "images": cache.num_images, "captions": cache.num_texts}
     document = {"cache": str(cache.folder), **counts, "teacher": cache.teacher_name or cache.plan["teacher"]}
     document |= {"seconds": round(time.monotonic() - started, 3), "already_there": already_there}

@@ -114,7 +114,12 @@ def _python_type(annotation: Any) -> Any:
 
 
 def path(ref: Ref) -> Path:
-    """The path that a reference names; ~ is the user's folder."""
+    """The path that a reference names; ~ is the user's folder. InputError for an empty one, which would be the current
+    folder."""
+    if not os.fspath(ref):
+        from dcdctl.core.errors import InputError
+
+        raise InputError("a path is empty", hint="name a file or a folder; . is the current folder")
     return Path(ref).expanduser()
 
 

@@ -251,8 +251,10 @@ Workers = Annotated[
         metavar="N",
     ),
 ]
+# The most is machine.MOST_THREADS, which is not imported for --help.
 Threads = Annotated[
-    int | None, computes("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")
+    int | None,
+    computes("--threads", help="CPU threads of torch; by default torch decides.", min=1, max=1024, metavar="N"),
 ]
 
 # What a command writes

@@ -107,10 +107,11 @@ def own_gpu() -> int:
 
 
 def use_threads(count: int | None) -> None:
-    """Set the number of CPU threads of torch; None keeps torch's default. ConfigError for less than 1."""
+    """Set the number of CPU threads of torch; None keeps torch's default. ConfigError outside of 1 to
+    MOST_THREADS."""
     if count is not None:
-        if count < 1:
-            raise ConfigError(f"threads must be at least 1, got {count}")
+        if not 1 <= count <= machine.MOST_THREADS:
+            raise ConfigError(f"threads must lie in [1, {machine.MOST_THREADS}], got {count}")
         torch.set_num_threads(count)
 
 

@@ -16,6 +16,8 @@ K = TypeVar("K")
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt, from glibc's malloc.h."""
+MOST_THREADS = 1024
+"""To compute with. A process ends without a word if it may not start as many as torch asks for."""
 _RETURNS = False
 """Whether this process returns freed memory to the system."""
 

@@ -178,7 +178,7 @@ def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(more,
 def test_a_dry_run_shows_the_estimate_and_scores_nothing(scored, tmp_path):
     result = run(f"{scored} --out {tmp_path}/cache {FOUR} --dry-run")
     assert re.search(
-        r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most 0\.0 MB on disk", result.stderr
+        r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most [\d.]+ KB on disk", result.stderr
     )
     assert result.stdout == ""
     assert not list((tmp_path / "cache").glob("pairs-*"))
@@ -218,6 +218,19 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(scenes_corpus_dir, cache
     assert "elsewhere" not in run(f"inspect {cache}").stdout
     refused = error_of(f"cache-teacher --data {scenes_corpus_dir} --teacher vilt-coco --out {out} --verify 5")
     assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in refused
+
+
+def test_scores_without_an_order_get_a_note(scenes_corpus_dir, tmp_path):
+    line = f"cache-teacher --data {scenes_corpus_dir} --out {tmp_path}/cache {FOUR}"
+    run(f"{line} --plan-only")
+    rows = pq.read_table(tmp_path / "cache" / "work")
+    is_own = np.random.default_rng(0).random(len(rows)) < 0.5
+    pq.write_table(rows.append_column("score", pa.array(is_own.astype(float))), tmp_path / "scores.parquet")
+    taken = run(f"{line} --scores {tmp_path}/scores.parquet --teacher-name judge")
+    sentence = "every score is 0 or 1: nothing can be learned from the order of the scores"
+    assert sentence in taken.stderr
+    assert sentence in run(f"inspect {tmp_path}/cache").stdout
+    assert json.loads(run(f"inspect {tmp_path}/cache --json").stdout)["lack_of_order"] == sentence
 
 
 def test_joined_splits_go_from_cache_to_student_to_recall(scored, scenes_corpus_dir, teacher, cache, tmp_path):

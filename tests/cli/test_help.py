@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 from typed_commands import parse
+from typer.testing import CliRunner
 
 from dcdctl.cli.app import COMMANDS, app
 from dcdctl.cli.views import help as layout
@@ -121,3 +122,33 @@ def test_a_name_with_hyphens_is_not_broken():
         "  --x  reads cache-teacher or",
         "       finetune-teacher twice",
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "verify ''",
+        "eval '' --data x",
+        "prepare --csv a.csv --out ''",
+        "distill r --data= --out x",
+        "index x --images ''",
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(line):
+    result = CliRunner().invoke(app, shlex.split(line))
+    assert result.exit_code == 2
+    assert "is empty, expected a path or a name" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("bench x --data y --threads 99999999", "Input should be less than or equal to 1024"),
+        ("bench x --data y --threads 1_0", "'1_0' is not a number from 1 to 1024"),
+        ("eval x --data y --batch-size=1_000", "'1_000' is not a number from 1"),
+    ],
+)
+def test_a_number_out_of_range_or_with_underscores_is_refused(line, message):
+    result = CliRunner().invoke(app, shlex.split(line))
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dcdctl.core import artifacts, devices
 from dcdctl.core.devices import Compute, read_ahead
-from dcdctl.core.errors import CorpusError, InputError
+from dcdctl.core.errors import ConfigError, CorpusError, InputError
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -67,6 +67,12 @@ def test_a_started_worker_knows_the_checksums_of_its_parent(tmp_path, monkeypatc
     monkeypatch.setattr(artifacts.files, "sha256_of", lambda path: pytest.fail("hashed again"))
     pickle.loads(sent)
     assert artifacts.sha256_of(tmp_path / "part") == digest
+
+
+@pytest.mark.parametrize("count", [0, 1025, 99_999_999])
+def test_a_number_of_threads_that_no_machine_has_is_refused(count):
+    with pytest.raises(ConfigError, match=rf"threads must lie in \[1, 1024\], got {count}"):
+        devices.use_threads(count)
 
 
 def test_float32_is_never_computed_in_tf32(monkeypatch):

@@ -250,7 +250,7 @@ def more_row(table: pa.Table, **values: object) -> pa.Table:
         (lambda t: t.set_column(2, "score", pa.array([1e39] * len(t))), r"\d+ scores that are not finite"),
         (
             lambda t: t.append_column("caption", pa.array(["a cat"] * len(t))),
-            r"\d+ rows with another caption than the corpus",
+            r"\d+ rows with another caption than the corpus \(image '.*' with caption \d+: 'a cat' and '.*' in scores",
         ),
         (lambda t: t.append_column("caption_index", pa.array([0] * len(t))), r"\d+ rows of unknown captions"),
     ],

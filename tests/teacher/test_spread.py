@@ -43,6 +43,15 @@ def test_scores_without_an_order_have_no_temperature():
     )
 
 
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [([2.5, 2.5], "2.5"), ([0, 1, 1], "0 or 1"), ([0], "0"), ([0, 2], None), ([0, 1, 0.5], None), ([], None)],
+)
+def test_equal_scores_and_true_or_false_have_no_order(scores, found):
+    sentence = f"every score is {found}: nothing can be learned from the order of the scores"
+    assert spread.lack_of_order(np.array(scores, dtype=np.float32)) == (found and sentence)
+
+
 def test_a_list_has_its_own_pair_first_and_different_candidates_of_its_query(corpus, teacher, tmp_path):
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=20))
     lists = spread._lists(cache)

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from dcdctl.cli.options import refuse_urls
@@ -20,11 +21,29 @@ MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
 NAME_COLUMNS = 26
 """Longest name that has its text on the same line."""
+PATHS = re.compile("CACHE|CKPT|DATA|DIR|FILE|FOLDER|INDEX|MANIFEST|PATH|RECIPE|REF|RUN|SYSTEM")
+"""Metavars of parameters that name a file or a folder."""
 ORDER = ("Input", "Settings", "Compute", "Output", "Other")
 
 
 class HelpCommand(TyperCommand):
     """A command whose help is laid out here, and whose paths are checked before it runs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command; a usage error for two kinds that Typer takes: an empty path, which would be the
+        current folder, and a number such as 1_000."""
+        words = self.make_parser(ctx).parse_args(list(args))[0]
+        parameters: list[Any] = [] if ctx.resilient_parsing else self.params
+        for parameter in parameters:
+            given = words.get(parameter.name)
+            for word in given if isinstance(given, list | tuple) else [given]:
+                if word == "" and PATHS.fullmatch(parameter.metavar):
+                    raise typer.BadParameter("is empty, expected a path or a name", ctx=ctx, param=parameter)
+                limits = parameter.type_descriptor.parameter_info
+                if isinstance(word, str) and "_" in word and limits.min is not None:
+                    allowed = f"from {limits.min}" + (f" to {limits.max}" if limits.max is not None else "")
+                    raise typer.BadParameter(f"{word!r} is not a number {allowed}", ctx=ctx, param=parameter)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; InputError for a URL where it takes a path of this machine."""

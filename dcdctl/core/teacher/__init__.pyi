@@ -9,7 +9,7 @@ from .external_scores import plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheJob, cache_scores, verify_cache
 from .scores import TeacherScores, check_weights
-from .spread import measure_spread
+from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 from .work_list import parse_extras
 
@@ -35,6 +35,7 @@ __all__ = [
     "check_weights",
     "embedded_teachers",
     "false_negative_filter",
+    "lack_of_order",
     "measure_spread",
     "mine_candidates",
     "parse_extras",

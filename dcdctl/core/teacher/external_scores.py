@@ -164,13 +164,17 @@ class _GivenScores:
         is_planned = (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
         is_open = np.ones(len(score_B), dtype=bool)
 
-        def fault(kind: str, is_wrong: NDArray[np.bool_], other_B: NDArray[np.float32] | None = None) -> None:
+        def fault(kind: str, is_wrong: NDArray[np.bool_], column: str = "score", other_B: Any = None) -> None:
             nonlocal is_open
             rows, examples = np.flatnonzero(is_wrong & is_open), []
             for row in rows[:NUM_EXAMPLES].tolist():
-                image, caption, score = (batch.column(name)[row].as_py() for name in score_files.REQUIRED)
-                other = "" if other_B is None else f" and {other_B[row]}"
-                examples.append(f"image {image!r} with caption {caption}: {score}{other} in {where}")
+                image, caption, *found = (
+                    batch.column(name)[row].as_py() for name in ("image_id", "caption_id", column)
+                )
+                found += [] if other_B is None else [other_B[row]]
+                # A caption may be as long as a book.
+                values = " and ".join(repr(value)[:80] if isinstance(value, str) else str(value) for value in found)
+                examples.append(f"image {image!r} with caption {caption}: {values} in {where}")
             self.faults.add(kind, examples, len(rows))
             is_open &= ~is_wrong
 
@@ -181,6 +185,8 @@ class _GivenScores:
             fault(
                 "rows with another caption than the corpus",
                 ~pc.equal(texts, batch.column("caption")).fill_null(False).to_numpy(False),
+                "caption",
+                texts.to_pylist(),
             )
         fault("rows of pairs that are not planned", ~is_planned)
         fault("scores that are not finite", ~np.isfinite(score_B))
@@ -188,7 +194,7 @@ class _GivenScores:
         self._score_P[position_B[rows]] = np.where(np.isnan(known_B[rows]), score_B[rows], known_B[rows])
         # After the assignment, so that two rows of this batch are compared, too.
         known_B = self._score_P[position_B]
-        fault("rows of pairs with two different scores", known_B != score_B, known_B)
+        fault("rows of pairs with two different scores", known_B != score_B, other_B=known_B)
 
     def _index(self, batch: pa.RecordBatch, what: str) -> Index:
         """The index of the image or the caption that each row names by its id; -1 for none.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
-from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, measure_spread
+from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, lack_of_order, measure_spread
 
 # They fit one line of blocks in a terminal of 80 columns, labels included.
 NUM_BINS = 24
@@ -66,6 +66,8 @@ class CacheSummary:
     positives: list[int]
     negatives: list[int]
     spread: ScoreSpread
+    lack_of_order: str | None
+    """Why nothing can be learned from the order of the scores, if that is so."""
     hardest: list[Negative]
     """Sorted by the lead over the best positive caption of the same image, largest first."""
 
@@ -92,6 +94,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
         positives=np.histogram(cache.score_P[is_own], edges)[0].tolist(),
         negatives=np.histogram(cache.score_P[is_negative], edges)[0].tolist(),
         spread=measure_spread(cache),
+        lack_of_order=lack_of_order(cache.score_P),
         hardest=_hardest(cache, image_P, text_P, best_I, num_hardest),
     )
 
@@ -182,6 +185,8 @@ def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
             shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
             facts.append((name, f"{direction.num_queries:,} queries, {direction.num_negatives:,} negatives: {shares}"))
     facts += _spread_facts(summary.spread)
+    if summary.lack_of_order:
+        facts.append(("note", summary.lack_of_order))
     if summary.dropped:
         facts.append(("removed", ", ".join(f"{count:,} by {reason}" for reason, count in summary.dropped.items())))
     return facts
