@@ -114,8 +114,9 @@ def test_a_killed_training_that_skips_samples_resumes_to_the_weights_of_an_unint
     whole = run(places, tmp_path / "whole", *skip)
     with pytest.raises(KilledError):
         run(places, tmp_path / "killed", *skip, watch=killed_after(13))
-    assert_equal_weights(whole, run(places, tmp_path / "killed", *skip, resume=True))
-    counts = [(line["samples"], line["skipped"]) for line in read_lines(tmp_path / "killed" / "shards.jsonl", "")]
+    resumed = run(places, tmp_path / "killed", *skip, resume=True)
+    assert_equal_weights(whole, resumed)
+    counts = [(line["samples"], line["skipped"]) for line in resumed.read_lines("shards.jsonl", "")]
     assert sorted(counts) == [(6, 2), (7, 2), (9, 2), (11, 2)]
 
 
