@@ -41,7 +41,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = Path("dcdctl", "core")
-ROOMS = ("data", "models", "scoring", "teacher", "evaluation", "training", "search")
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -72,7 +71,13 @@ class Mutant:
 
     @property
     def room(self) -> str:
-        return Path(self.file).parts[2]
+        return _room_of(self.file)
+
+
+def _room_of(file: str) -> str:
+    """The room of a file of the core; `ground` for the modules beside the rooms, whose tests are in tests/ground."""
+    room, *inside = Path(file).relative_to(CORE).parts
+    return room if inside else "ground"
 
 
 def say(line: str) -> None:
@@ -289,10 +294,7 @@ def run(work: Path, seed: int, count: int, budget: float, processes: int, only: 
     """Test the mutants of a draw that have no result yet."""
     line_map = LineMap(work / "map.json")
     everything = [
-        mutant
-        for room in ROOMS
-        for path in sorted((ROOT / CORE / room).rglob("*.py"))
-        for mutant in mutants_of(str(path.relative_to(ROOT)))
+        mutant for path in sorted((ROOT / CORE).rglob("*.py")) for mutant in mutants_of(str(path.relative_to(ROOT)))
     ]
     shuffled = random.Random(seed).sample(everything, len(everything))
     drawn = list(itertools.islice(filter(_compiles, shuffled), count))
@@ -460,7 +462,7 @@ def table(work: Path) -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for (draw, identity), result in latest.items():
         outcome = "equivalent" if result["outcome"] == "survived" and identity in reasons else result["outcome"]
-        for row in (Path(result["file"]).parts[2], f"all, {draw}"):
+        for row in (_room_of(result["file"]), f"all, {draw}"):
             counts[row][outcome] += 1
         if outcome == "survived":
             say(f"{identity} {result['file']}:{result['line']} ({result['tests']} of {result['of']} tests)")

@@ -171,6 +171,34 @@ def test_settings_are_those_of_the_library(folder, images, library):
     assert abs(expected - library.predict(pair, **NO_SIGMOID)) > 0.01
 
 
+@pytest.mark.parametrize(("side", "length"), [(16, 30), (64, 38)])
+def test_a_prompt_that_is_cut_at_the_token_limit_has_the_score_of_predict(
+    folder, images, tmp_path, monkeypatch, side, length
+):
+    def limit(target):
+        path = target / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
+
+    limited = changed_copy(folder, tmp_path / "limited", limit)
+    # A stand-in image with fewer tokens than the image, so that captions which seem to fit are cut; and with more, so
+    # that captions which seem to be cut fit.
+    monkeypatch.setattr(shared_prefix, "STAND_IN", (side, side))
+    scorer, library = models.load_fusion(limited), CrossEncoder(str(limited), device="cpu")
+    assert scorer._shared is not None
+    captions, whole = sorted(TEXTS, key=len), CrossEncoder(str(folder), device="cpu")
+    # Short captions come first: with these, sharing passes its check.
+    parts = torch.arange(len(captions)).split(4)
+    states = scorer.encode_images(scorer.preprocess.images([images[1]]))
+    texts = scorer.encode_texts(scorer.preprocess.texts(captions))
+    scores = torch.cat([scorer.score_pairs(states, texts, torch.zeros_like(part), part) for part in parts])
+    expected, uncut = (
+        torch.stack([one.predict((images[1], caption), **NO_SIGMOID) for caption in captions])
+        for one in (library, whole)
+    )
+    assert_close(scores, expected, rtol=0, atol=2e-5)
+    assert (expected != uncut).any() == (side == 16)
+
+
 def test_half_precision_shares_too_and_stays_near(folder, images, alone):
     half = models.load_fusion(folder, {"dtype": "bfloat16"})
     assert next(half.parameters()).dtype == torch.bfloat16

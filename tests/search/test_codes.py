@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ModelError, StaleError
-from dcdctl.core.search import INDEX_FILE, FolderIndex, part_files
+from dcdctl.core.scoring import quantize
+from dcdctl.core.search import INDEX_FILE, FolderIndex, ann, part_files
 from dcdctl.core.search.config import IndexConfig
 
 pytestmark = pytest.mark.usefixtures("_duals_read_once")
@@ -57,6 +58,30 @@ def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_o
         assert rows_K == exact(VECTORS, query_D, 5, others)
         by_bits_alone += rows_K != exact(VECTORS, query_D, 5)
     assert (by_bits_alone > 0) == (kind == "binary")
+
+
+def test_a_number_of_exactly_zero_has_the_bit_0_on_disk_in_a_search_and_in_an_evaluation(tmp_path):
+    rng = np.random.default_rng(2)
+    # 1e-9 is 0 in the float16 of an index. A first number of 1 keeps the vectors from being zero.
+    sides = [rng.choice([-1.0, -0.0, 0.0, 1e-9, 1.0], (count, 70)) for count in (90, 7)]
+    for side in sides:
+        side[:, 0] = 1
+    vectors_RD, queries_QD = sides[0].astype(np.float16), sides[1].astype(np.float16).astype(np.float32)
+    index = write_index(tmp_path / "index", [vectors_RD], kind="binary", **{**SETTINGS, "segment_rows": 90})
+    by_hand = [[number > 0 for number in vector] for vector in vectors_RD.tolist()]
+    words_RW = np.load(index.folder / "ann" / index.segments[0].file)
+    assert np.unpackbits(words_RW.view(np.uint8), axis=1, count=70).astype(bool).tolist() == by_hand
+
+    segment = ann.open_segment(index.folder / "ann", index.segments[0], 70, index.document.settings)
+    equal_QR = [
+        [sum((q > 0) == bit for q, bit in zip(query, bits, strict=True)) for bits in by_hand]
+        for query in queries_QD.tolist()
+    ]
+    assert len({count for counts in equal_QR for count in counts}) < 60  # many ties, which are in the order of rows
+    expected = [sorted(range(90), key=lambda row, counts=counts: -counts[row])[:20] for counts in equal_QR]
+    assert segment.candidates(queries_QD, 20).tolist() == expected
+    codes = [quantize.decoded(side, "binary") for side in (queries_QD, vectors_RD.astype(np.float32))]
+    np.testing.assert_allclose(codes[0] @ codes[1].T, 2 * np.array(equal_QR) / 70 - 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["int8", "binary"])

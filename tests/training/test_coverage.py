@@ -78,14 +78,14 @@ def count_by_hand(batches: CorpusBatches, queries: dict[Direction, Any]) -> dict
     }
 
 
-def expected_different(cached: int, num_lists: float) -> float:
-    """Different negatives in lists of the KEPT hardest of DRAWN drawn: the sum over ranks of the chance to be kept at
+def expected_different(cached: int, num_lists: float, drawn: int = DRAWN, kept: int = KEPT) -> float:
+    """Different negatives in lists of the `kept` hardest of `drawn`: the sum over ranks of the chance to be kept at
     least once."""
     total = 0.0
     for better in range(cached):
-        # Drawn, with fewer than KEPT of the better ones.
-        ways = sum(comb(better, n) * comb(cached - 1 - better, DRAWN - 1 - n) for n in range(KEPT))
-        total += 1 - (1 - ways / comb(cached, DRAWN)) ** num_lists
+        # Drawn, with fewer than `kept` of the better ones.
+        ways = sum(comb(better, n) * comb(cached - 1 - better, drawn - 1 - n) for n in range(kept))
+        total += 1 - (1 - ways / comb(cached, drawn)) ** num_lists
     return total
 
 
@@ -235,6 +235,25 @@ def test_the_recipes_of_the_paper_cache_ten_times_what_an_image_draws(name):
         # A caption has a tenth of an image's lists.
         assert per_caption >= 2 * drawn
     assert set(shipped.batch.directions) <= set(config.directions)
+
+
+@pytest.mark.parametrize("data", ["flickr30k", "coco"])
+def test_a_caption_of_the_paper_recipes_meets_a_negative_no_more_often_than_an_image_does(data):
+    def repeats(name: str, captions_per_query: int, cached: int) -> float:
+        shipped = load_recipe(name)
+        drawn, kept = shipped.batch.random_negatives, shipped.batch.hard_negatives
+        assert (kept, shipped.optimizer.epochs) == (7, 10)
+        num_lists = shipped.optimizer.epochs * captions_per_query / len(shipped.batch.directions)
+        return kept * num_lists / expected_different(cached, num_lists, drawn, kept)
+
+    config = load_recipe(f"vilt-{data}").candidates
+    of_caption = repeats(f"vilt-{data}", 1, (config.block_size - 1) * config.rounds)
+    of_image = repeats(f"vilt-{data}", 5, (config.block_size - 1) * config.rounds * config.captions_per_image)
+    of_meter = repeats(f"meter-{data}", 5, load_recipe(f"meter-{data}").candidates.per_query)
+    assert of_caption < 1.02 * of_image < of_meter
+    head = recipe.check_recipe_name(f"vilt-{data}").read_text(encoding="utf-8")
+    assert f"meets each of them about {of_caption:.1f} times" in head
+    assert f"meter-{data} repeats each {of_meter:.1f} times" in head
 
 
 def test_the_cost_of_a_paper_cache_is_in_the_recipes_head():

@@ -131,6 +131,19 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, student_of, 
     assert_same_gradients(gradients, expected)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_term_that_is_not_finite_is_named_with_its_step_in_micro_batches_too(inputs, student_of, count, bad):
+    class Broken(PairObjective):
+        def loss(self, *args: Any) -> dict[str, torch.Tensor]:
+            terms = super().loss(*args)
+            return {**terms, "dcd-kl": terms["dcd-kl"] * bad}
+
+    named = rf"the loss of step 1 is {bad} \(infonce \d\S*, dcd-kl {bad}\)"
+    with pytest.raises(ConfigError, match=named):
+        gradients_of(inputs, student_of("dual all pairs"), MicroBatchPlan(count, range(count)), objective=Broken)
+
+
 @pytest.mark.parametrize("kind", STARTS)
 def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs, student_of, whole_gradients, kind):
     _, gradients = gradients_of(inputs, student_of(kind), MicroBatchPlan(3, range(3)))

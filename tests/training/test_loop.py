@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -130,18 +131,35 @@ def test_the_last_step_leaves_no_checkpoint_because_the_model_follows(tmp_path):
     assert run.checkpoint_steps() == [3]
 
 
-def test_a_loss_that_is_not_a_number_is_an_error_that_names_step_and_part(tmp_path):
+@pytest.mark.parametrize(("bad", "loss"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+@pytest.mark.parametrize("name", ["square", "absolute"])
+def test_a_loss_that_is_not_finite_is_an_error_that_names_step_and_part_and_changes_no_weight(
+    tmp_path, name, bad, loss
+):
+    before: list[torch.Tensor] = []
+    models_seen: list[nn.Module] = []
+
     def broken(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         parts = squares(model, batch)
-        return (
-            {**parts, "absolute": parts["absolute"] * math.nan}
-            if float(batch.x[0]) == float(Lines()[7].x[0])
-            else parts
-        )
+        if float(batch.x[0]) == float(Lines()[7].x[0]):
+            models_seen.append(model)
+            before.extend(parameter.detach().clone() for parameter in model.parameters())
+            parts[name] = parts[name] * bad
+        return parts
 
-    with pytest.raises(
-        ConfigError, match=r"the loss of step 7 is nan \(square \d.*, absolute nan\); try a lower optimizer\.lr"
-    ):
+    values = {part: re.escape(loss) if part == name else r"\d.*" for part in ("square", "absolute")}
+    listed = rf"the loss of step 7 is {re.escape(loss)} \(square {values['square']}, absolute {values['absolute']}\)"
+    with pytest.raises(ConfigError, match=f"^{listed}") as error:
+        train(tmp_path, broken)
+    assert error.value.hint == "try a lower optimizer.lr or set optimizer.max_grad_norm"
+    assert all(torch.equal(*both) for both in zip(before, models_seen[0].parameters(), strict=True))
+
+
+def test_terms_that_are_finite_and_whose_sum_is_not_are_an_error_too(tmp_path):
+    def broken(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        return {name: part * 0 + 3e38 for name, part in squares(model, batch).items()}
+
+    with pytest.raises(ConfigError, match=r"the loss of step 0 is inf \(square 3\.\S*e\+38, absolute 3\.\S*e\+38\)"):
         train(tmp_path, broken)
 
 
