@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,29 @@ def test_removed_rows_do_not_displace_others(tmp_path):
     _, rows_QK, share = recall(index, VECTORS, gone)
     assert share >= 0.95
     assert not set(rows_QK.ravel().tolist()) & set(gone)
+
+
+def test_a_graph_that_reaches_fewer_vectors_than_asked_gives_minus_1_for_the_others():
+    class View:
+        def __len__(self) -> int:
+            return 10
+
+        def search(self, codes_QD, count, threads):
+            assert (codes_QD.dtype, count, threads) == (np.int8, 3, 1)
+            keys_QC = np.array([[7, 3, 9], [4, 0, 0], [0, 0, 0]], dtype=np.uint64)
+            return SimpleNamespace(keys=keys_QC, counts=np.array([3, 1, 0], dtype=np.uint64))
+
+    reached = object.__new__(ann.Graph)
+    reached._views = [View()]
+    found = reached.candidates(np.ones((3, 4), np.float32), 3)
+    assert found.tolist() == [[7, 3, 9], [4, -1, -1], [-1, -1, -1]]
+
+
+@pytest.mark.parametrize("row", [-1, 50])
+def test_a_row_outside_the_index_has_no_vector(row, tmp_path):
+    index = write_index(tmp_path / "index", [unit_vectors(30), unit_vectors(20, seed=1)])
+    with pytest.raises(IndexError, match=f"row {row} of 50"):
+        index.vectors(np.array([row]))
 
 
 def test_k_may_exceed_the_size_of_a_segment(graph):
