@@ -16,12 +16,12 @@ ENV PATH=/opt/dcdctl/bin:$PATH
 RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch==$TORCH" "torchvision==$TORCHVISION"; \
     fi
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY data_manifests data_manifests
 COPY dcdctl dcdctl
-# pyproject.toml has the versions.
+# constraints.txt has the versions.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ".[$EXTRAS]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]"
 
 FROM python:3.11-slim
 # A fixed number, so that mounted folders can belong to it.

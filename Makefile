@@ -4,13 +4,16 @@
 # make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
 # make check          format, lint, types and the size of the package
 # make docs           the documentation as a site, in site/
+# make constraints    constraints.txt anew: the newest versions of all packages, on which the tests then run
 # make clean          remove what these made, with the environment
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The versions that the tests ran on: what is released tomorrow cannot break a build of today.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow results-small check docs clean
+.PHONY: demo test test-slow results-small check docs constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
@@ -35,21 +38,29 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which hides warnings and lets them pass
 
+# Without torch, torchvision and what comes with them: which build is right depends on the machine's GPU.
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	build/constraints/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' > constraints.txt
+	rm -rf build/constraints
+
 clean:
 	rm -rf $(VENV) build dist demo site work/small .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
-# Installed in place: only a change of pyproject.toml needs a new install.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+# Installed in place: only a change of these two files needs a new install.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[docs]'
 	touch $@
 
 $(BIN)/python:

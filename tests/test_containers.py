@@ -53,7 +53,7 @@ def test_everything_that_the_image_copies_exists_and_is_sent_to_the_builder():
         *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
     }
     build_needs |= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"])
-    assert build_needs | {"pyproject.toml"} == set(copied)
+    assert build_needs | {"pyproject.toml", "constraints.txt"} == set(copied)
     extras = re.search(r"^ARG EXTRAS=(.*)", DOCKERFILE, re.MULTILINE)[1].split(",")
     assert set(extras) <= set(project["project"]["optional-dependencies"])
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import processes
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from paths import ROOT
 
 from dcdctl import __version__
@@ -35,6 +37,24 @@ def test_the_dev_extra_brings_what_the_other_extras_need():
     assert own is not None
     # wandb is tested with a stand-in, and only `make docs` needs docs.
     assert sorted(own[1].split(",")) == sorted(set(extras) - {"dev", "docs", "wandb"})
+
+
+def test_every_package_is_constrained_to_a_version_that_is_allowed_but_the_builds_of_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    # wandb is not installed for the tests.
+    extras = [texts for name, texts in project["optional-dependencies"].items() if name != "wandb"]
+    needed = [Requirement(text) for texts in [project["dependencies"], *extras] for text in texts]
+    outside = [
+        str(need)
+        for need in needed
+        if need.name not in ("dcdctl", "torch", "torchvision")
+        and pinned.get(canonicalize_name(need.name), "0") not in need.specifier
+    ]
+    assert outside == []
+    # A pin would choose between the builds for processors and for GPUs.
+    assert not [name for name in pinned if name in ("torch", "torchvision", "triton") or name.startswith("nvidia")]
 
 
 def names_in(wheel: Path) -> set[str]:
