@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,12 +24,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, models, verify
+from dcdctl.core import artifacts, models, search, verify
 from dcdctl.core.data.shards import read_shard, write_shard
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
 from dcdctl.core.search import INDEX
+from dcdctl.core.stores import upload_index
 from dcdctl.core.teacher import CACHE, CandidateConfig, build_cache
 from dcdctl.core.training import checkpoints, loggers, runs
 from dcdctl.core.training.recipe import Recipe
@@ -62,8 +64,9 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair = make_pair(corpus.captions, root.parent / f"{root.name}-encoders")
     open_or_build(root / "data" / "features", corpus, pair)
     dual = make_wide_dual(corpus.captions)
-    write_index(root / "index", [unit_vectors(8, dim=8)], removed=[3])
-    write_index(root / "codes", [unit_vectors(8, dim=8)], kind="int8", flat_up_to=0, segment_rows=5)
+    write_index(root / "index", [unit_vectors(8, dim=8)], removed=[3], fingerprint=dual.digest)
+    codes = {"kind": "int8", "flat_up_to": 0, "segment_rows": 5}
+    write_index(root / "codes", [unit_vectors(8, dim=8)], fingerprint=dual.digest, **codes)
     for index in ("index", "codes"):
         models.save(dual, root / index / "model")
     make_run(root / "run", corpus.folder)
@@ -202,6 +205,47 @@ def test_unfinished_artifacts_are_said_to_be_so(copied):
         (seal.parent / "plan.json").unlink() if kind == "index" else None
     shutil.rmtree(copied / "run" / "model")
     assert [f"{copied / 'run'}: the run is not finished"] == verify.verify(copied / "run").problems
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "part"),
+    [
+        ("data/corpus/corpus.json", "corpus", "train-00000-of-00001.parquet"),
+        ("data/cache/cache.json", "teacher cache", "items.parquet"),
+        ("data/features/*/features.json", "features", "images-00000.npy"),
+        ("index/index.json", "index", "vectors/part-00000.parquet"),
+        ("run/run.json", "run", "checkpoints/best/checkpoint.json"),
+        ("models/dual/dcdctl.json", "model", "model.safetensors"),
+    ],
+)
+def test_a_folder_that_lost_its_document_is_a_problem_alone_and_among_others(copied, place, kind, part):
+    (document,) = copied.glob(place)
+    document.unlink()
+    for plan in document.parent.glob("p*.json"):
+        plan.unlink()  # else it is an unfinished artifact
+    problem = f"{document.parent} holds {part} and no {document.name}: its {kind} cannot be checked"
+    for folder in (document.parent, copied):
+        assert problem in verify.verify(folder).problems
+
+
+def test_an_index_with_the_model_of_another_one_is_named_by_verify_inspect_and_an_upload(copied):
+    index = search.FolderIndex.open(copied / "index")
+    other = models.load_dual(copied / "models" / "dual")
+    other.network.logit_scale.data.add_(1)
+    models.save(other, copied / "index" / "model")
+    named = f"{copied / 'index' / 'model'} is not the model {index.fingerprint[:8]}, which made the vectors"
+    assert named in verify.verify(copied / "index").problems
+    with pytest.raises(StaleError, match=re.escape(named)):
+        search.index_document(index)
+    with pytest.raises(StaleError, match=re.escape(named)):
+        upload_index(index, cast(Any, None))
+
+
+def test_a_lock_and_a_checksum_that_a_kill_left_are_listed(copied):
+    left = [copied / "data" / ".cache.lock-0", copied / "data" / "cache" / "pairs-00000.parquet.sha256"]
+    for path in left:
+        path.touch()
+    assert verify.verify(copied).unknown == tuple(sorted(left))
 
 
 def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damaged(copied):

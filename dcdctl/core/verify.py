@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -136,12 +136,13 @@ def verify(path: Path, track: Track = silent) -> Verification:
             hint="name a folder of artifacts",
         )
     verified: list[VerifiedArtifact] = []
-    present: set[Path] = set()
+    present, walked = set[Path](), list[tuple[Path, list[str]]]()
     skipped: list[OSError] = []
     for parent, folders, names in os.walk(path, onerror=skipped.append):
         folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
         folder = Path(parent)
-        present |= {folder / name for name in names if not name.startswith(".")}
+        walked.append((folder, names))
+        present |= {folder / name for name in names if not name.startswith(".") or ".lock-" in name}
         checks = [check for markers, check in CHECKS if any(marker in names for marker in markers)]
         if "plan.json" in names and not any(kind.seal_file in names for kind in PLANNED):
             checks.append(_unfinished)
@@ -151,6 +152,8 @@ def verify(path: Path, track: Track = silent) -> Verification:
             except OSError as error:  # such as a folder whose files may be listed and not read
                 damage = files.unreadable(Path(error.filename or folder), error).args[0]
                 verified.append(VerifiedArtifact(path=folder, kind="artifact", damages=[damage]))
+    known = {file for artifact in verified for file in artifact.files}
+    verified += [artifact for place in walked for artifact in _without_document(*place, present - known)]
     if not verified:
         if skipped and Path(skipped[0].filename) == path:
             raise files.unreadable(path, skipped[0])
@@ -165,6 +168,28 @@ def verify(path: Path, track: Track = silent) -> Verification:
         unknown=tuple(sorted(present - known)),
         skipped=tuple(f"{error.filename}: {error.strerror}" for error in skipped),
     )
+
+
+def _without_document(folder: Path, names: list[str], left: set[Path]) -> Iterator[VerifiedArtifact]:
+    """The artifacts of a folder that lost the document by which they are recognized, by the files that are `left`."""
+    for kind, document, patterns in (
+        ("corpus", data.CORPUS_FILE, data.CORPUS.files),
+        ("teacher cache", teacher.CACHE.seal_file, teacher.CACHE.files),
+        ("features", scoring.FEATURES.seal_file, scoring.FEATURES.files),
+        # Not its other files: many programs have a folder `text`.
+        ("index", search.INDEX.seal_file, ("vectors/part-*.parquet",)),
+        ("run", "run.json", ("metrics.json", "metrics.jsonl", "checkpoints/*/checkpoint.json")),
+        ("model", models.SETTINGS_FILE, ("model*.safetensors",)),
+    ):
+        parts = left & {path for pattern in patterns for path in folder.glob(pattern)}
+        # With a plan it is an unfinished one.
+        if parts and not {document, "plan.json", data.CORPUS.plan_file} & set(names):
+            name = min(parts).relative_to(folder)
+            damage = f"{folder} holds {name} and no {document}: its {kind} cannot be checked"
+            artifact = VerifiedArtifact(path=folder, kind=kind, damages=[damage])
+            with suppress(OSError):  # a folder whose files may be listed and not read
+                artifact.add(*parts)
+            yield artifact
 
 
 def _size(path: Path) -> int:
@@ -238,6 +263,8 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
     if artifact.is_intact(listed, track):
         with artifact.noting():
             search.check_vectors(folder, document)
+    with artifact.noting():
+        search.check_model(folder, document)
     # The files of the model are compared by its own document, as of any model.
     if not (folder / "model" / "dcdctl.json").exists():
         artifact.damages.append(f"{folder / 'model'} is missing, or has no dcdctl.json")

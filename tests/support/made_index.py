@@ -65,12 +65,13 @@ def seal_index(
     *,
     dim: int,
     removed: Sequence[int] | None = None,
+    fingerprint: str = 64 * "a",
     **settings: object,
 ) -> FolderIndex:
     """The index of files of vectors that are written, of images of one source."""
     document = IndexDocument(
         generation=1,
-        model=IndexedModel(dim=dim, fingerprint="a" * 64),
+        model=IndexedModel(dim=dim, fingerprint=fingerprint),
         precision="float32",
         settings=config.build(IndexConfig, settings),
         sources=(source,),

@@ -44,7 +44,7 @@ from .protocols import Encoders, ExportSpec, Preprocessor
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
 from .references.published import list_published
-from .saved_folder import find_damages, seal_again
+from .saved_folder import find_damages, saved_fingerprint, seal_again
 from .text_tower import TextEncoder, TextTower
 from .weights_file import check_finite_file
 
@@ -114,6 +114,7 @@ __all__ = [
     "require_onnx",
     "require_peft",
     "save",
+    "saved_fingerprint",
     "seal_again",
     "silence_transformers",
     "text_pooling",

@@ -58,6 +58,11 @@ def read_seal(folder: Path) -> dict[str, Any]:
     return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
 
 
+def saved_fingerprint(folder: Path) -> str | None:
+    """The fingerprint that dcdctl.json gives, if it does."""
+    return read_seal(folder).get(artifacts.FINGERPRINT)
+
+
 def listed_in(folder: Path) -> dict[str, artifacts.Document]:
     """The files that dcdctl.json lists."""
     return artifacts.listed_files(folder / SETTINGS_FILE, read_seal(folder), error=ModelError, hint=REMAKE)

@@ -32,7 +32,7 @@ from .query import (
 )
 from .searcher import IndexSearcher
 from .sources import SourceImages
-from .storage import INDEX, INDEX_FILE, ImageSource, read_document, text_side_note
+from .storage import INDEX, INDEX_FILE, ImageSource, check_model, read_document, text_side_note
 from .summary import index_document, index_facts
 from .vector_files import NUM_VERIFIED, write_image_list
 
@@ -65,6 +65,7 @@ __all__ = [
     "answer_document",
     "as_text",
     "best_first",
+    "check_model",
     "check_query",
     "check_vectors",
     "columns_text",

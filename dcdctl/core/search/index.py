@@ -90,6 +90,10 @@ class FolderIndex(ImageIndex):
     def __fspath__(self) -> str:
         return str(self.folder)
 
+    def check_model(self) -> None:
+        """StaleError if another model was put in the folder of the index."""
+        storage.check_model(self.folder, self.document)
+
     def check(self) -> None:
         for name, (_, sha256) in self.document.files.items():
             INDEX.checked(self.folder / name, sha256)

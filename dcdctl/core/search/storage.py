@@ -27,6 +27,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dcdctl.core import config as configs
+from dcdctl.core import models
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import Key
 from dcdctl.core.errors import ConfigError, StaleError
@@ -244,6 +245,14 @@ def read_document(folder: Path) -> IndexDocument:
     for name, (size, _) in document.files.items():
         INDEX.check_part(folder, name, size)
     return document
+
+
+def check_model(folder: Path, document: IndexDocument) -> None:
+    """StaleError if the folder of the model, where there is one, holds another one; opens no weights."""
+    model = folder / "model"
+    if (model / "dcdctl.json").exists() and models.saved_fingerprint(model) != document.model.fingerprint:
+        message = f"{model} is not the model {document.model.fingerprint[:8]}, which made the vectors"
+        raise StaleError(message, hint="restore it, or index the images again")
 
 
 def _contradiction(document: IndexDocument) -> str | None:

@@ -41,6 +41,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
 
     StaleError if it holds the images of another index or of another model, or has another number of images in the end.
     """
+    index.check_model()
     wanted = facts_of(index)
     published = repeated(store.facts, FOR_A_QUESTION)
     if published is not None and not replace:
