@@ -151,9 +151,11 @@ def test_the_tables_say_who_how_far_and_how_sure_within_75_columns_beside_the_na
     assert any(line.startswith("│ text R@1") and "+40.00" in line for line in lines)
     assert "ranks of images: 3 better with gain than with base, 2 equal, 0 worse" in lines
     assert "ranks of captions: 3 better with gain than with base, 3 equal, 1 worse" in lines
-    assert lines[-2:] == [
+    assert lines[-4:] == [
         "p: two-sided, for no difference in RSUM; all patterns of signs counted.",
         "In parentheses after p: adjusted for 2 comparisons (Holm).",
+        "Intervals and p are about these trainings; they cover no other seed.",
+        "Fewer than 3 seeds per system: a claim about methods needs at least 3.",
     ]
 
 
@@ -169,6 +171,32 @@ def test_drawn_seeds_widen_the_interval_and_are_named(here):
     assert "  draws: 200 of images and of runs, seed 0" in result.stdout.splitlines()
     assert "95% interval over images and runs." in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 75 + len("gain + 1 more") + 3
+
+
+def test_where_seeds_are_drawn_the_t_test_over_runs_stands_beside_the_bootstrap(here):
+    words = ("base,mixed", "gain,mixed", "--resamples", 200)
+    (comparison,) = document_of(*words, "--draw-seeds")["comparisons"]
+    assert document_of(*words)["comparisons"][0]["t_test"] is None
+    # The systems share a run, so the difference is half of gain's +177, and the spread of each is wider than it.
+    assert comparison["t_test"]["p_value"] == comparison["t_test"]["holm_p_value"] > 0.2
+    lines = run_cli(*words, "--draw-seeds").stdout.splitlines()
+    assert any("t-test p" in line and "sign-flip" not in line for line in lines)
+    assert lines[-2] == "t-test: over runs. A difference is shown if both p are at most 0.05."
+
+
+def test_fewer_than_three_seeds_are_warned_of_with_the_number_that_would_do(here, made):
+    for seed, ranks in enumerate((BASE, GAIN, GAIN)):
+        write_evaluation(here / f"run{seed}", made, *ranks)
+    two = run_cli("base,base", "gain,mixed", "--draw-seeds", "--resamples", 200).stdout.splitlines()[-1]
+    assert two.startswith("Fewer than 3 seeds per system: a difference of +")
+    assert two.endswith(" to be shown.")
+    assert document_of("base,base", "gain,mixed")["comparisons"][0]["seed_warning"] == two
+    three = run_cli("run0,run1,run2", "gain,gain,mixed", "--draw-seeds", "--resamples", 200)
+    assert "Fewer than" not in three.stdout
+    assert run_cli("base", "gain", "--html", here / "page.html", "--resamples", 100).exit_code == 0
+    page = (here / "page.html").read_text()
+    assert "<p>Intervals and p are about these trainings; they cover no other seed.</p>" in page
+    assert "<p>Fewer than 3 seeds per system: a claim about methods needs at least 3.</p>" in page
 
 
 def test_a_cascade_is_named_with_its_depth(here, made):

@@ -26,6 +26,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import RECALL_NAMES, EvalOptions, Evaluation, RankTable, cascade, compare_ranks
+from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.significance import RankComparison
 from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
@@ -229,6 +230,12 @@ def test_the_differences_are_paired_over_all_seeds(finished: Path):
         [expected.rsum.interval.low, expected.rsum.interval.high],
     )
     assert found["distilled", "fine-tuned"]["interval_over"] == "images and seeds"
+    # Only the differences from the baselines decide, adjusted for their number; a t-test needs seeds of both.
+    planned = document(finished)["planned_p_values"]
+    assert list(planned) == ["fine-tuned", "fine-tuned, random batches"]
+    raw = [max(found["distilled", base]["p_value"], found["distilled", base]["t_test_p_value"]) for base in planned]
+    assert list(planned.values()) == holm(raw)
+    assert found["fine-tuned", "zero-shot"]["t_test_p_value"] is None
     # One evaluation of the start has no seeds to draw.
     assert found["fine-tuned", "zero-shot"]["interval_over"] == "images"
     assert list(found) == [
@@ -489,7 +496,12 @@ def ranks(text: int, image: int, count: int = 4) -> RankTable:
 
 
 def difference(ours: RankTable, base: RankTable, name: str = "fine-tuned") -> Difference:
-    comparison: RankComparison = compare_ranks([ours], [base])
+    """Of three equal runs each."""
+    return difference_of_runs([ours] * 3, [base] * 3, name)
+
+
+def difference_of_runs(ours: list[RankTable], base: list[RankTable], name: str = "fine-tuned") -> Difference:
+    comparison: RankComparison = compare_ranks(ours, base, draw_seeds=len(ours) > 1)
     return Difference("distilled", name, comparison, "images")
 
 
@@ -507,6 +519,46 @@ def test_the_verdict_says_in_words_whether_the_teacher_paid():
     assert verdict([difference(second, best)], 0.0) == lost
     same = "No difference was shown: distillation changed RSUM by +0.0 [0.0, 0.0] points compared with fine-tuning."
     assert verdict([difference(best, best)], 0.0) == same
+
+
+def test_a_verdict_from_one_seed_is_about_these_trainings():
+    best, second = ranks(1, 1), ranks(2, 2)
+    more = "Fewer than 3 seeds per system: a claim about methods needs at least 3."
+    added, lost, same = (
+        verdict([difference_of_runs([ours], [base])], 0.0)
+        for ours, base in ((best, second), (second, best), (best, best))
+    )
+    assert added == (
+        f"For these trainings, the teacher added 200.0 [200.0, 200.0] points of RSUM over fine-tuning. {more}"
+    )
+    assert lost.startswith("For these trainings, the teacher did not pay: distillation changed RSUM by -200.0 ")
+    assert same.startswith("For these trainings, no difference was shown: distillation changed RSUM by +0.0 ")
+    assert lost.endswith(f" {more}")
+    assert same.endswith(f" {more}")
+
+
+def test_a_verdict_from_two_seeds_says_how_many_would_show_the_difference():
+    # RSUM 600 and 400 against 400 and 300, variances 20,000 and 5,000: t = 150 sqrt(n / 25,000). With 6 seeds 2.32 of
+    # t(0.975, 7.4) = 2.34, with 7 seeds 2.51 of t(0.975, 8.8) = 2.27.
+    found = verdict([difference_of_runs([ranks(1, 1), ranks(2, 2)], [ranks(2, 2), ranks(2, 6)])], 0.0)
+    assert found.startswith("No difference was shown: distillation changed RSUM by +150.0 [")
+    assert found.endswith(
+        "compared with fine-tuning. Fewer than 3 seeds per system: a difference of +150.0 needs 7 to be shown."
+    )
+
+
+def test_an_interval_without_zero_is_no_difference_if_seeds_differ_too_much():
+    # RSUM 600, 400 and 300 against 200: every draw is above 0, but t = 233.3 / 88.2 with 2 degrees of freedom, and
+    # p = 1 - t / sqrt(2 + t^2) = 0.118.
+    runs = difference_of_runs([ranks(1, 1), ranks(2, 2), ranks(2, 6)], [ranks(6, 6)] * 3)
+    expected = (
+        "No difference was shown: distillation changed RSUM by +233.3 [100.0, 400.0] points (adjusted p 0.12) "
+        "compared with fine-tuning."
+    )
+    assert verdict([runs], 0.0) == expected
+    # Beside a weaker baseline the larger p-value stays; that of an equal baseline doubles it.
+    assert verdict([runs, difference(ranks(1, 1), ranks(11, 11), "other")], 0.0) == expected
+    assert "(adjusted p 0.24)" in verdict([runs, replace(runs, base="other")], 0.0)
 
 
 def test_the_verdict_is_against_the_better_baseline():

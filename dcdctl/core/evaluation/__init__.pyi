@@ -1,3 +1,4 @@
+from .bootstrap import ALPHA, holm
 from .compare import compare_systems
 from .comparison import (
     Comparison,
@@ -25,6 +26,7 @@ from .recall import KS, RECALL_NAMES, on_front
 from .significance import LEVEL, Estimate, RankComparison, compare_ranks
 
 __all__ = [
+    "ALPHA",
     "CASCADE_FILES",
     "KS",
     "LEVEL",
@@ -49,6 +51,7 @@ __all__ = [
     "comparison_tables",
     "evaluate_model",
     "evaluation_tables",
+    "holm",
     "how_to_read",
     "on_front",
     "run_evaluation",

@@ -1,10 +1,12 @@
-"""Resampling: bootstrap draws of images, the sign-flip test, and p-values of several tests.
+"""Tests: bootstrap draws of images, the sign-flip test, the t-test over runs, and p-values of several tests.
 
 Shape letters: I images; R draws, B draws of a block; C columns; P patterns of signs; W words of 64 bits.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +19,10 @@ MAX_EXACT_IMAGES = 16
 """Up to this many images that differ, all 65,536 patterns of signs are counted; beyond that, patterns are drawn."""
 _SIGN_STREAM = 1
 """Stream of the random signs, so that they do not depend on the bootstrap's draws with the same seed."""
+ALPHA = 0.05
+"""A p-value above it shows no difference."""
+MIN_RUNS, MAX_RUNS = 3, 100
+"""Fewest runs per system for a claim about its method, and the most that are looked for."""
 
 
 def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
@@ -56,6 +62,54 @@ def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> 
         bits_BI = np.unpackbits(words_BW.view(np.uint8), axis=1, count=len(nonzero_I))
         num_as_far += int(np.count_nonzero(np.abs(_signed_sums(bits_BI, nonzero_I)) >= observed))
     return num_as_far / (flips + 1), False
+
+
+def welch_test(ours: Sequence[float], base: Sequence[float]) -> float:
+    """Two-sided p-value for no difference between the means of two systems, from a number per run (Welch 1947,
+    Biometrika 34).
+
+    t is the difference of the means over the root of the sum of s^2 / n, of a t distribution with (sum of s^2 / n)^2 /
+    (sum of (s^2 / n)^2 / (n - 1)) degrees of freedom. The spreads of the systems may differ.
+
+    >>> round(welch_test([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]), 4)  # t = -2.449, 4 degrees of freedom
+    0.0705
+    """
+    difference = statistics.fmean(ours) - statistics.fmean(base)
+    return _welch_p(difference, [(statistics.variance(side), len(side)) for side in (ours, base)])
+
+
+def runs_needed(ours: Sequence[float], base: Sequence[float]) -> int | None:
+    """Runs per system with which Welch's t-test would show the measured difference, if it and the spreads stay as they
+    are: the smallest n from MIN_RUNS on with p <= ALPHA. None if a system has one run, or for more than MAX_RUNS.
+
+    The test is solved for n: n >= t(1 - ALPHA / 2, f)^2 (s1^2 + s2^2) / difference^2, with f = (n - 1)
+    (s1^2 + s2^2)^2 / (s1^4 + s2^4) degrees of freedom. Runs of a smaller true difference would need more.
+
+    >>> runs_needed([1.0, 2.0], [3.0, 4.0])  # s1^2 = s2^2 = 0.5; at n = 3, t = 3.46 and t(0.975, 4) = 2.78
+    3
+    >>> runs_needed([1.0, 3.0], [3.0, 4.0])  # s1^2 = 2; t = 2.12 of 2.36 at n = 5, 2.32 of 2.26 at n = 6
+    7
+    """
+    if min(len(ours), len(base)) < 2:
+        return None
+    difference = statistics.fmean(ours) - statistics.fmean(base)
+    variances = [statistics.variance(side) for side in (ours, base)]
+    counts = range(MIN_RUNS, MAX_RUNS + 1)
+    return next((n for n in counts if _welch_p(difference, [(variance, n) for variance in variances]) <= ALPHA), None)
+
+
+def _welch_p(difference: float, sides: Sequence[tuple[float, int]]) -> float:
+    """`welch_test` from the variance and the number of runs of each side."""
+    total = sum(variance / count for variance, count in sides)
+    if not total:
+        return float(not difference)
+    freedom = total**2 / sum((variance / count) ** 2 / (count - 1) for variance, count in sides)
+    # NumPy has no t distribution. With t = sqrt(f) / tan(u^2), its tail is an integral of a power of the sine; the
+    # square keeps the integrand smooth at 0 where f is below 2.
+    angle = math.atan2(math.sqrt(freedom * total), abs(difference))
+    u, step = np.linspace(0, math.sqrt(angle), 2001, retstep=True)
+    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    return min(1.0, scale * float(np.trapezoid(2 * u * np.sin(u**2) ** (freedom - 1), dx=step)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

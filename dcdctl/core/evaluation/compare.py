@@ -72,22 +72,21 @@ def compare_systems(
     named = dict(zip(systems, short_names(names), strict=True))
     tables = {named[letter]: of_system for letter, of_system in others.items()}
     comparisons = significance.compare_all(tables, base_tables, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
-    p_values = [comparison.p_value for comparison in comparisons]
-    flip_p_values = [comparison.sign_flip_p_value for comparison in comparisons]
+    p_values = [(one.p_value, one.sign_flip_p_value, one.t_test_p_value or 0.0) for one in comparisons]
+    adjusted = map(holm, zip(*p_values, strict=True))
     pairwise = [
         PairwiseComparison(
             letter=letter,
             comparison=comparison,
             holm_p_value=holm_p,
             holm_sign_flip_p_value=holm_flip_p,
+            holm_t_test_p_value=holm_t_p if draw_seeds else None,
             shifts={
                 direction: find_rank_shifts(others[letter], base_tables, direction, num_queries)
                 for direction in Direction
             },
         )
-        for letter, comparison, holm_p, holm_flip_p in zip(
-            others, comparisons, holm(p_values), holm(flip_p_values), strict=True
-        )
+        for letter, comparison, holm_p, holm_flip_p, holm_t_p in zip(others, comparisons, *adjusted, strict=True)
     ]
     return Comparison(
         systems=systems,

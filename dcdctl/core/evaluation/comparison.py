@@ -72,6 +72,8 @@ class PairwiseComparison:
     holm_p_value: float
     """p-value of the bootstrap, adjusted for all comparisons of the report (`bootstrap.holm`)."""
     holm_sign_flip_p_value: float
+    holm_t_test_p_value: float | None
+    """None unless the seeds are drawn: otherwise the comparison is about these trainings alone."""
     shifts: dict[Direction, RankShifts]
 
 
@@ -115,7 +117,7 @@ class Comparison:
     def __repr__(self) -> str:
         differences = [
             f"{self.systems[pairwise.letter].name!r} {pairwise.comparison.difference.rsum.value:+.2f} RSUM, p "
-            f"{pairwise.holm_sign_flip_p_value:.2g}"
+            f"{_tests(pairwise)[0][1]:.2g}"
             for pairwise in self.comparisons
         ]
         return f"Comparison(against {self.systems[self.base].name!r}: {'; '.join(differences)})"
@@ -197,6 +199,10 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str,
             "exact": ranks.sign_flip_is_exact,
         },
         "bootstrap": {"p_value": ranks.p_value, "holm_p_value": pairwise.holm_p_value},
+        "t_test": None
+        if pairwise.holm_t_test_p_value is None
+        else {"p_value": ranks.t_test_p_value, "holm_p_value": pairwise.holm_t_test_p_value},
+        "seed_warning": ranks.seed_warning or None,
         **{
             f"{direction}_queries": {
                 "better": shifts.num_better,
@@ -257,21 +263,28 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def _summary(comparison: Comparison) -> Table:
     """RSUM of each system, its difference from the base, and the p-values of the difference."""
-    columns = ["", "RSUM", "difference", "sign-flip p", "bootstrap p"]
+    test = "t-test p" if comparison.draws_seeds else "sign-flip p"
+    columns = ["", "RSUM", "difference", test, "bootstrap p"]
     rows = []
     compared = {pairwise.letter: pairwise for pairwise in comparison.comparisons}
     for letter, estimates in comparison.estimates.items():
         cells = [comparison.names[letter], f"{estimates.rsum.value:.2f}"]
         if pairwise := compared.get(letter):
-            ranks, rsum = pairwise.comparison, pairwise.comparison.difference.rsum
-            p_values = [
-                (ranks.sign_flip_p_value, pairwise.holm_sign_flip_p_value),
-                (ranks.p_value, pairwise.holm_p_value),
-            ]
+            rsum = pairwise.comparison.difference.rsum
             cells += [f"{signed(rsum.value)} {_interval(rsum)}"]
-            cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in p_values]
+            cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in _tests(pairwise)]
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
     return Table("", columns, rows)
+
+
+def _tests(pairwise: PairwiseComparison) -> list[tuple[float, float]]:
+    """p-values of the two tests that are shown, raw and adjusted: the bootstrap's last. The sign-flip test averages the
+    runs, so the t-test takes its place where seeds are drawn."""
+    ranks = pairwise.comparison
+    first = (ranks.sign_flip_p_value, pairwise.holm_sign_flip_p_value)
+    if ranks.t_test_p_value is not None and pairwise.holm_t_test_p_value is not None:
+        first = (ranks.t_test_p_value, pairwise.holm_t_test_p_value)
+    return [first, (ranks.p_value, pairwise.holm_p_value)]
 
 
 def _details(comparison: Comparison, pairwise: PairwiseComparison) -> Table:
@@ -300,17 +313,22 @@ def _flat(estimates: Estimates) -> dict[str, Estimate]:
 
 def how_to_read(comparison: Comparison) -> list[str]:
     """Notes on the intervals and p-values of the tables."""
-    is_exact = all(pairwise.comparison.sign_flip_is_exact for pairwise in comparison.comparisons)
+    is_exact = not comparison.draws_seeds and all(
+        pairwise.comparison.sign_flip_is_exact for pairwise in comparison.comparisons
+    )
     interval = "interval over images and runs" if comparison.draws_seeds else "bootstrap interval over images"
     lines = [
         f"[low, high]: {100 * LEVEL:g}% {interval}. {RECIPROCAL_RANK}: mean of 100 / rank.",
         f"p: two-sided, for no difference in RSUM{'; all patterns of signs counted' if is_exact else ''}.",
     ]
-    if comparison.draws_seeds:
-        lines.append("The bootstrap draws the runs of a system; the sign-flip test averages them.")
     if (count := len(comparison.comparisons)) > 1:
         lines.append(f"In parentheses after p: adjusted for {count} comparisons (Holm).")
-    return lines
+    if comparison.draws_seeds:
+        lines.append("t-test: over runs. A difference is shown if both p are at most 0.05.")
+    else:
+        lines.append("Intervals and p are about these trainings; they cover no other seed.")
+    warnings = dict.fromkeys(pairwise.comparison.seed_warning for pairwise in comparison.comparisons)
+    return [*lines, *filter(None, warnings)]
 
 
 def signed(value: float) -> str:

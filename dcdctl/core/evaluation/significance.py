@@ -15,6 +15,10 @@ equal: what a seed does to both of them makes the interval too wide rather than 
 Sign-flip test: how often would a difference in RSUM be as large if, image by image, it were chance which of two systems
 has which hits?
 
+A few runs can differ less in the draws than they would in trainings: of two runs a draw takes one, so the interval is
+too narrow where seeds differ much. A claim about methods therefore needs the t-test over the RSUM of the runs too
+(`RankComparison.method_p_value`).
+
 Shape letters: I images, T texts (captions); R draws, the first of them every image once; S systems, the base last; C
 columns of a system, half of them for text retrieval and half for image retrieval: hits at each K, and the reciprocal
 rank; N runs of a system.
@@ -31,9 +35,9 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation.bootstrap import bootstrap_sums, sign_flip_test
+from dcdctl.core.evaluation.bootstrap import MAX_RUNS, MIN_RUNS, bootstrap_sums, runs_needed, sign_flip_test, welch_test
 from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.recall import KS, RECALL_NAMES
+from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 
 LEVEL = 0.95
 """Share of the draws within an interval."""
@@ -88,6 +92,35 @@ class RankComparison:
     """Two-sided p-value for no difference in RSUM, with a sign for each image and its captions
     (`bootstrap.sign_flip_test`)."""
     sign_flip_is_exact: bool
+    rsums: tuple[tuple[float, ...], tuple[float, ...]]
+    """RSUM of each run, ours and the base's."""
+
+    @property
+    def num_runs(self) -> int:
+        """Of the system that has fewer."""
+        return min(map(len, self.rsums))
+
+    @property
+    def t_test_p_value(self) -> float | None:
+        """Two-sided p-value of the t-test over runs (`bootstrap.welch_test`); None for a system with one run."""
+        return welch_test(*self.rsums) if self.num_runs > 1 else None
+
+    @property
+    def method_p_value(self) -> float:
+        """The larger one of bootstrap and t-test: a difference has to show over images, and over runs if there are
+        several."""
+        return max(self.p_value, self.t_test_p_value or 0.0)
+
+    @property
+    def seed_warning(self) -> str:
+        """How many seeds a claim about methods needs (`bootstrap.runs_needed`); empty with MIN_RUNS runs or more."""
+        if self.num_runs >= MIN_RUNS:
+            return ""
+        few = f"Fewer than {MIN_RUNS} seeds per system:"
+        if self.num_runs == 1:
+            return f"{few} a claim about methods needs at least {MIN_RUNS}."
+        needed = runs_needed(*self.rsums) or f"more than {MAX_RUNS}"
+        return f"{few} a difference of {self.difference.rsum.value:+.1f} needs {needed} to be shown."
 
 
 def compare_ranks(
@@ -166,6 +199,8 @@ class _Draws:
     """Number of captions of each draw."""
     taken_RS: NDArray[np.float64]
     """Number of runs of each system that a draw takes, a run that is taken twice counted twice; first all runs."""
+    rsums_S: tuple[tuple[float, ...], ...]
+    """RSUM of each run."""
 
 
 def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
@@ -192,6 +227,10 @@ def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int,
         np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
         np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
         np.vstack([np.array(runs_S, dtype=np.float64), taken_RS]),
+        tuple(
+            tuple(rsum(recall_at_k(table.text_ranks), recall_at_k(table.image_ranks)) for table in tables)
+            for tables in systems.values()
+        ),
     )
 
 
@@ -248,6 +287,7 @@ def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Rank
         p_value=min(1.0, 2 * (num_rarer + 1) / (resamples + 1)),
         sign_flip_p_value=sign_flip_p_value,
         sign_flip_is_exact=is_exact,
+        rsums=(draws.rsums_S[system], draws.rsums_S[-1]),
     )
 
 

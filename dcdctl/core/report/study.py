@@ -18,6 +18,7 @@ from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import MissingError
 from dcdctl.core.evaluation import (
+    ALPHA,
     CASCADE_FILES,
     LEVEL,
     MODEL_FILES,
@@ -29,6 +30,7 @@ from dcdctl.core.evaluation import (
     SavedEvaluation,
     check_comparable,
     compare_ranks,
+    holm,
 )
 from dcdctl.core.report import html
 from dcdctl.core.report.tables import NOTHING, RECALLS
@@ -108,6 +110,7 @@ class Study:
             **{name.replace(" ", "_"): text for name, text in self.facts},
             "models": [_row_document(row) for row in self.rows],
             "differences": [_difference_document(difference) for difference in self.differences],
+            "planned_p_values": planned_p_values(self.differences),
             "level": LEVEL,
             "notes": list(self.notes),
             "left_out": list(self.left_out),
@@ -154,27 +157,39 @@ def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, st
     return differences
 
 
+def planned_p_values(differences: Sequence[Difference]) -> dict[str, float]:
+    """The p-values of the planned differences, distillation from each baseline, adjusted for their number (Holm).
+
+    All other differences are exploratory. Adjusted for them too, a verdict would depend on what else is evaluated.
+    """
+    planned = [difference for difference in differences if difference.ours == DISTILLED]
+    p_values = holm([difference.comparison.method_p_value for difference in planned])
+    return {difference.base: p_value for difference, p_value in zip(planned, p_values, strict=True)}
+
+
 def verdict(differences: Sequence[Difference], untrained: float) -> str:
     """Whether the teacher paid, from the differences to the baselines without it; `untrained` is the RSUM of the start.
 
     The baseline with the highest RSUM counts: a teacher that only beats the weaker one adds nothing that is not free.
+    With one seed, the verdict is about these trainings, not about the method.
     """
     strongest = max(differences, key=lambda difference: difference.comparison.base.rsum.value)
-    rsum, base = strongest.comparison.difference.rsum, _as_training(strongest.base)
-    interval = f"[{rsum.interval.low:.1f}, {rsum.interval.high:.1f}]"
-    is_start_best = untrained > max(strongest.comparison.ours.rsum.value, strongest.comparison.base.rsum.value)
+    comparison, p_value = strongest.comparison, planned_p_values(differences)[strongest.base]
+    rsum, base = comparison.difference.rsum, _as_training(strongest.base)
+    is_shown = p_value <= ALPHA
+    interval = f"[{rsum.interval.low:.1f}, {rsum.interval.high:.1f}] points"
+    if not is_shown and not rsum.interval.low <= 0 <= rsum.interval.high:
+        interval += f" (adjusted p {p_value:.2g})"
+    is_start_best = untrained > max(comparison.ours.rsum.value, comparison.base.rsum.value)
     end = "; the start without any training has a higher RSUM than both." if is_start_best else "."
-    if rsum.interval.low > 0:
-        return f"The teacher added {rsum.value:.1f} {interval} points of RSUM over {base}{end}"
-    if rsum.interval.high < 0:
-        return (
-            f"The teacher did not pay: distillation changed RSUM by {rsum.value:.1f} {interval} points compared "
-            f"with {base}{end}"
-        )
-    return (
-        f"No difference was shown: distillation changed RSUM by {rsum.value:+.1f} {interval} points compared with "
-        f"{base}{end}"
-    )
+    if is_shown and rsum.value > 0:
+        text = f"The teacher added {rsum.value:.1f} {interval} of RSUM over {base}{end}"
+    else:
+        found = "The teacher did not pay" if is_shown else "No difference was shown"
+        text = f"{found}: distillation changed RSUM by {rsum.value:+.1f} {interval} compared with {base}{end}"
+    if comparison.num_runs == 1:
+        text = f"For these trainings, {text[0].lower()}{text[1:]}"
+    return f"{text} {comparison.seed_warning}".rstrip()
 
 
 def _as_training(name: str) -> str:
@@ -241,10 +256,11 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
         estimates = difference.comparison.difference
         recalls = [estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"], estimates.rsum]
         name = f"{difference.ours} \N{MINUS SIGN} {difference.base}"
-        rows.append((name, *map(_estimate, recalls), difference.covers))
+        kind = "planned" if difference.ours == DISTILLED else "exploratory"
+        rows.append((name, *map(_estimate, recalls), difference.covers, kind))
     return Table(
         "Differences in percentage points",
-        ("difference", "text R@1", "image R@1", "RSUM", "interval over"),
+        ("difference", "text R@1", "image R@1", "RSUM", "interval over", "kind"),
         tuple(rows),
     )
 
@@ -293,4 +309,5 @@ def _difference_document(difference: Difference) -> dict[str, Any]:
         },
         "interval_over": difference.covers,
         "p_value": difference.comparison.p_value,
+        "t_test_p_value": difference.comparison.t_test_p_value,
     }

@@ -387,6 +387,11 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both "
         "models have several."
     )
+    yield (
+        "Planned: distilled compared with fine-tuned. The verdict takes the larger p-value of the bootstrap and of the "
+        "t-test over seeds, adjusted for the number of baselines (Holm). "
+        "Exploratory differences are not adjusted, and show what to test next."
+    )
     if several and plan.caches:
         yield "All seeds share one cache, so no interval covers the draw of the candidates."
     yield (

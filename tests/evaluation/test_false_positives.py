@@ -1,0 +1,99 @@
+"""Studies in which nothing differs: how often a difference is claimed, and what the tests say in numbers worked out by
+hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dcdctl.core.evaluation import RankTable, compare_ranks
+from dcdctl.core.evaluation.bootstrap import holm, runs_needed, welch_test
+from dcdctl.core.report.study import Difference, verdict
+
+NUM_IMAGES, NUM_STUDIES = 60, 80
+
+
+def run(rng: np.random.Generator, easy_I: np.ndarray, spread: float) -> RankTable:
+    """A training: each query is hit or missed by chance, and all of them are easier or harder by its seed."""
+    share_I = easy_I + rng.normal(0, spread)
+    texts, images = (np.where(rng.random(NUM_IMAGES) < share_I, 1, 99) for _ in "ti")
+    return RankTable(tuple(map(str, range(NUM_IMAGES))), np.arange(NUM_IMAGES), np.arange(NUM_IMAGES), texts, images)
+
+
+def null_verdicts(num_seeds: int, spread: float) -> list[str]:
+    """The verdicts of studies whose distilled models and two baselines are trainings of one distribution."""
+    rng, verdicts = np.random.default_rng(0), []
+    for _ in range(NUM_STUDIES):
+        easy_I = rng.beta(2, 2, NUM_IMAGES)
+        distilled, *baselines = ([run(rng, easy_I, spread) for _ in range(num_seeds)] for _ in range(3))
+        differences = [
+            Difference(
+                "distilled", name, compare_ranks(distilled, base, resamples=200, draw_seeds=num_seeds > 1), "images"
+            )
+            for name, base in zip(("fine-tuned", "fine-tuned, random batches"), baselines, strict=True)
+        ]
+        verdicts.append(verdict(differences, 0.0))
+    return verdicts
+
+
+def claims(verdicts: Sequence[str]) -> int:
+    return sum("No difference was shown" not in text for text in verdicts)
+
+
+@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.2), (3, 0.2), (5, 0.1)])
+def test_studies_of_several_seeds_claim_a_difference_no_more_often_than_the_level_says(num_seeds: int, spread: float):
+    # Two standard errors of a share of 5 %.
+    assert claims(null_verdicts(num_seeds, spread)) / NUM_STUDIES <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / NUM_STUDIES)
+
+
+def test_one_seed_claims_a_difference_between_trainings_alone():
+    """A difference of two trainings is real, and says nothing about the method: nothing differs here but the seed."""
+    verdicts = null_verdicts(1, 0.2)
+    assert claims([text.replace("no difference", "No difference") for text in verdicts]) / NUM_STUDIES > 0.2
+    assert all(text.startswith("For these trainings, ") for text in verdicts)
+    assert all(
+        text.endswith("Fewer than 3 seeds per system: a claim about methods needs at least 3.") for text in verdicts
+    )
+
+
+def test_holm_by_hand():
+    # In order 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 are 0.04, 0.06, 0.06, 0.04; none falls below the one before.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.05]) == [0.05]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (2, 9), (3, 3), (5, 3), (40, 30)])
+def test_the_t_test_over_runs_is_welchs(counts: tuple[int, int]):
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 1, 30):
+        ours, base = rng.normal(301, 1, counts[0]), rng.normal(300, scale, counts[1])
+        expected = stats.ttest_ind(ours, base, equal_var=False).pvalue
+        assert welch_test(ours.tolist(), base.tolist()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_runs_that_are_all_equal_differ_surely_or_not_at_all():
+    assert welch_test([300.0, 300.0], [300.0, 300.0, 300.0]) == 1
+    assert welch_test([301.0, 301.0], [300.0, 300.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "base"), [([300, 304], [299, 300]), ([300, 301], [299.5, 300]), ([303, 305], [300, 301])]
+)
+def test_the_seeds_needed_are_the_fewest_whose_t_test_shows_the_difference(ours: list[float], base: list[float]):
+    def p_value(count: int) -> float:
+        sides = [(np.mean(side), np.std(side, ddof=1), count) for side in (ours, base)]
+        return stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue
+
+    needed = runs_needed(ours, base)
+    assert needed is not None
+    assert p_value(needed) <= 0.05
+    assert needed == 3 or p_value(needed - 1) > 0.05
+
+
+def test_no_number_of_seeds_shows_a_difference_of_nothing_or_is_known_from_one():
+    assert runs_needed([300.0, 302.0], [301.0, 301.0]) is None
+    assert runs_needed([300.0], [301.0, 302.0]) is None
