@@ -170,3 +170,27 @@ def test_beyond_the_request_limit_only_health_and_metrics_answer(searcher):
         return [*statuses, (await first).status_code]
 
     assert served.asking(serve_app.build(held, replace(CONFIG, max_requests=1)), work) == [503, 503, 503, 200, 200, 200]
+
+
+def test_slow_uploads_leave_room_for_searches(searcher):
+    """More of them than requests may be in progress."""
+
+    async def work(client: httpx2.AsyncClient) -> list[int]:
+        sent = {"Content-Type": "multipart/form-data; boundary=x"}
+        uploads = [asyncio.create_task(client.post("/search", content=stuck(), headers=sent)) for _ in range(12)]
+        refused, arriving = await asyncio.wait(uploads, return_when=asyncio.FIRST_COMPLETED)
+        while len(refused) < 9:
+            done, arriving = await asyncio.wait(arriving, return_when=asyncio.FIRST_COMPLETED)
+            refused |= done
+        assert {(await one).status_code for one in refused} == {503}
+        assert "too many uploads" in (await next(iter(refused))).json()["error"]
+        found = [(await client.get("/search?text=a+bus")).status_code for _ in range(3)]
+        for one in arriving:
+            one.cancel()
+        await asyncio.wait(arriving)
+        # Their places are free again.
+        found.append((await client.post("/search", json={"queries": [{"text": "a bus"}]})).status_code)
+        return found
+
+    config = replace(CONFIG, max_requests=6, max_waiting=0)
+    assert served.asking(serve_app.build(searcher, config), work) == [200] * 4

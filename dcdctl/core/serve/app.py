@@ -24,7 +24,7 @@ from dcdctl.core.search import Background, Condition, Hit, IndexSearcher, Search
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.batch import BatchQuery, BatchReader, in_words
 from dcdctl.core.serve.config import ServiceConfig
-from dcdctl.core.serve.facets import ColumnResponse, columns_of
+from dcdctl.core.serve.facets import ColumnResponse, columns_of, shortened
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
 from dcdctl.core.serve.middleware import KeyMiddleware, LimitsMiddleware, refusal
@@ -37,6 +37,9 @@ NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
 MAX_ROW = 2**63 - 1
 READY_S = 2.0
 """How long /health waits for a store; balancers and containers wait for some seconds."""
+# A thousand columns in each of 24 results would be megabytes, and all other requests wait while they are written.
+MAX_COLUMNS = 50
+"""Columns of a result, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ class SearchResponse:
         # A file that is found by its name is no weak match, whatever its cosine.
         is_hybrid = any(hit.fused is not None for hit in answer.hits)
         weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit
-        return SearchResponse(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
+        hits = tuple(
+            replace(hit, columns={name: shortened(hit.columns[name]) for name in list(hit.columns)[:MAX_COLUMNS]})
+            for hit in answer.hits
+        )
+        return SearchResponse(hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dcdctl.core.search import ColumnSummary, FolderIndex, ImageIndex, quoted_name, quoted_value, value_for_json
 
@@ -13,6 +13,8 @@ NUM_FACETS = 2
 """Columns that the page offers: more would push the images out of a phone's screen."""
 MAX_CHOICES = 50
 """Maximum number of values of a column that are offered as choices."""
+MAX_CHARS = 500
+"""Maximum length of a condition that is offered, and of a text in an answer."""
 MOMENTS = ("date", "date and time")
 
 
@@ -69,12 +71,18 @@ def choose_facets(summaries: Sequence[ColumnSummary]) -> dict[str, Literal["valu
     return kinds
 
 
+def shortened(value: Any) -> Any:
+    """A value; of a text at most the first `MAX_CHARS` characters."""
+    return f"{value[:MAX_CHARS]}..." if isinstance(value, str) and len(value) > MAX_CHARS else value
+
+
 def _response(summary: ColumnSummary, facet: Literal["values", "range"] | None) -> ColumnResponse:
     name = quoted_name(summary.name)
     values = tuple(
-        Choice(value=value_for_json(value), images=count, condition=f"{name} = {quoted_value(value)}")
+        Choice(value=value_for_json(value), images=count, condition=condition)
         for value, count in summary.frequent[:MAX_CHOICES]
+        if len(condition := f"{name} = {quoted_value(value)}") <= MAX_CHARS
     )
-    low, high = (None if end is None else value_for_json(end) for end in (summary.low, summary.high))
+    low, high = (None if end is None else shortened(value_for_json(end)) for end in (summary.low, summary.high))
     facts = summary.name, name, summary.type, summary.missing, summary.distinct
     return ColumnResponse(*facts, values=values, low=low, high=high, facet=facet)

@@ -93,14 +93,12 @@ class WrongKeys:
 
 
 def _network(address: str) -> str:
-    """What one client may have of addresses: an IPv4 address, or the first half of an IPv6 address."""
+    """The first half of an IPv6 address, of which one client may have any second half; otherwise the address."""
     try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:  # a proxy may forward any word
+        ip = ipaddress.IPv6Address(address)
+    except ValueError:  # IPv4, or any word that a proxy forwards
         return address
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is None:
-        return str(int(ip) >> 64)
-    return address
+    return address if ip.ipv4_mapped else str(int(ip) >> 64)
 
 
 def _digest(key: str) -> bytes:

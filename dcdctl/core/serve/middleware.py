@@ -51,6 +51,8 @@ class LimitsMiddleware:
     ) -> None:
         self._app, self._config, self._keys, self.metrics, self.ending = app, config, keys, metrics, ending
         self._in_flight = 0
+        self._arriving: set[_LimitedBody] = set()
+        """Bodies that have not arrived yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,12 +79,12 @@ class LimitsMiddleware:
             await send(message)
 
         self._count(1)
+        body = _LimitedBody(scope, receive, self._config, self.metrics, self._arriving)
         try:
-            await self._answer(scope)(
-                scope, _LimitedBody(scope, receive, self._config, self.metrics), send_with_headers
-            )
+            await self._answer(scope, body)(scope, body, send_with_headers)
         finally:
             self._count(-1)
+            self._arriving.discard(body)
             seconds = time.perf_counter() - started
             # The route, never the path: single images are not counted, for privacy.
             route = getattr(scope.get("route"), "path", "other")
@@ -91,7 +93,7 @@ class LimitsMiddleware:
                 path = HAS_KEY if self._has_key(_address(scope)) else logs.printable(scope["path"])
                 _log(scope, notes, path, status, seconds, with_query=self._config.log_queries)
 
-    def _answer(self, scope: Scope) -> ASGIApp:
+    def _answer(self, scope: Scope, body: _LimitedBody) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
         # Of the request line and the headers. The parser compares it only while they are incomplete.
         num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
@@ -105,6 +107,9 @@ class LimitsMiddleware:
             return JSONResponse({"error": error}, status_code=431, headers={"Connection": "close"})
         if self._in_flight > self._config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
             return refusal("too many requests", self._config, self.metrics)
+        # Slow uploads must leave room for searches.
+        if body in self._arriving and len(self._arriving) > (self._config.max_requests + 1) // 2:
+            return refusal("too many uploads", self._config, self.metrics)
         return self._app
 
     def _has_key(self, text: str) -> bool:
@@ -165,13 +170,19 @@ def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONRespons
 class _LimitedBody:
     """The body of a request as it arrives; refused when it is too large or too slow."""
 
-    def __init__(self, scope: Scope, receive: Receive, config: ServiceConfig, metrics: Metrics) -> None:
-        self._receive, self._config, self._metrics = receive, config, metrics
-        length = Headers(scope=scope).get("content-length", "")
+    def __init__(
+        self, scope: Scope, receive: Receive, config: ServiceConfig, metrics: Metrics, arriving: set[_LimitedBody]
+    ) -> None:
+        """It is in `arriving` until it is complete."""
+        self._receive, self._config, self._metrics, self._arriving = receive, config, metrics, arriving
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
         # If the announced size is too large, nothing is read.
         self._size = int(length) if length.isdecimal() else 0
         self._deadline = time.monotonic() + config.max_upload_s
         self._read, self._is_complete = 0, False
+        if self._size or "transfer-encoding" in headers:
+            arriving.add(self)
 
     async def __call__(self) -> Message:
         # After the body only a disconnect can arrive, at any time.
@@ -186,6 +197,8 @@ class _LimitedBody:
             raise HTTPException(408, f"the upload has not arrived within {self._config.max_upload_s:g} s") from error
         self._read += len(message.get("body", b""))
         self._is_complete = not message.get("more_body", False)
+        if self._is_complete:
+            self._arriving.discard(self)
         self._check(self._read)
         return message
 
