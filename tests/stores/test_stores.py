@@ -393,6 +393,38 @@ def test_a_failing_batch_is_sent_again_and_bad_input_is_not(index, store, monkey
         upload_index(index, store, replace=True)
 
 
+def test_of_two_uploads_at_once_one_stops_and_the_other_is_whole(index, store, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(store), "batch_rows", 20)
+    other, second, upsert = (
+        write_index(tmp_path / "other", [unit_vectors(53, seed=7)]),
+        open_store(url),
+        type(store).upsert,
+    )
+    other_upload, stopped = [lambda: upload_index(other, second)], []
+
+    def beside(self, images):
+        upsert(self, images)
+        if other_upload:
+            try:
+                other_upload.pop()()
+            except StaleError as error:
+                stopped.append(str(error))
+
+    monkeypatch.setattr(type(store), "upsert", beside)
+    try:
+        upload_index(index, store)
+        winner = index
+    except StaleError as error:
+        stopped.append(str(error))
+        winner = other
+    assert len(stopped) == 1
+    assert f"another upload writes to {store.location}" in stopped[0]
+    assert (winner is index) == (store.kind == "postgresql")
+    queries = unit_vectors(6, seed=3)
+    assert StoreIndex.open(store).search(queries, 60) == winner.search(queries, 60)
+    second.close()
+
+
 def test_a_count_that_does_not_fit_is_an_error(index, store, monkeypatch):
     monkeypatch.setattr(type(store), "count", lambda self, where=None: 52)
     with pytest.raises(StaleError, match=r"has 52 images after the upload, and the index .* has 53"):

@@ -21,7 +21,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors, sql
 
-from dcdctl.core.errors import DcdError, InputError
+from dcdctl.core.errors import DcdError, InputError, StaleError
 from dcdctl.core.search import Condition, Floats, Rows, Value
 from dcdctl.core.stores.protocol import Store, StoreFacts, half_of
 from dcdctl.core.stores.retry import UnavailableError
@@ -107,6 +107,23 @@ class PostgresStore(Store):
 
     def close(self) -> None:
         _close_all(self._opened)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        schema, _, name = self._qualified.rpartition(".")
+        # In a transaction of a connection of its own, which a pooler such as pgbouncer does not share, and which reads
+        # no table. It ends with its process.
+        holder = self.draft()
+        try:
+            holder._run("BEGIN")
+            query = """SELECT pg_try_advisory_xact_lock(hashtextextended(
+                           coalesce(nullif(%s::text, ''), current_schema()::text) || '.' || %s::text, 0)),
+                       set_config('idle_in_transaction_session_timeout', '0', true)"""
+            if not holder._run(query, [schema, name])[0][0]:
+                raise StaleError(f"another upload writes to {self.location}", hint="upload again when it has ended")
+            yield
+        finally:
+            holder.close()
 
     def draft(self) -> PostgresStore:
         return PostgresStore(self._conninfo, f"{self._qualified}{_DRAFT}", self.location)

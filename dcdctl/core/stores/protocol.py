@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,12 @@ class Store(ABC):
     def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> tuple[list[pa.Table], str]:
         """About the `count` nearest images of each query among those that meet a condition, or all of these if they are
         fewer, in no fixed order; and the fingerprint of the model that made their vectors."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other uploads out during a block; StaleError if one runs. A store without locks does nothing: an upload
+        then notices that another one has changed the facts."""
+        yield
 
     @abstractmethod
     def draft(self) -> Store:

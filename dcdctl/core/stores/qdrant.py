@@ -178,9 +178,9 @@ class QdrantStore(Store):
         return [answer.points for answer in self._client.query_batch_points(collection, requests)]
 
     def publish(self) -> None:
+        # The collection whose facts were compared, so that the draft of another upload is never published.
+        collection, _ = self._known()
         with self._errors():
-            collection = self._resolve(self._name)
-            assert collection is not None
             self._move(self._name.removesuffix(_DRAFT), collection, _without(self._name))
 
     def drop(self) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +40,15 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
     """Make a store hold the images of an index. `replace` fills it again as a whole, in place of whatever images it
     holds.
 
-    StaleError if it holds the images of another index or of another model, or has another number of images in the end.
+    StaleError if it holds the images of another index or model, or another number of images in the end, or if
+    another upload writes to it.
     """
     index.check_model()
+    with store.lock():
+        return _upload(index, store, replace=replace, track=track)
+
+
+def _upload(index: FolderIndex, store: Store, *, replace: bool, track: Track) -> Upload:
     wanted = facts_of(index)
     published = repeated(store.facts, FOR_A_QUESTION)
     if published is not None and not replace:
@@ -49,7 +56,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
             hint = "name another table or collection, or replace what is there with --replace"
             raise StaleError(f"{store.location} holds the images of another index than {index.folder}", hint=hint)
         if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
-            return _fill(index, store, wanted, is_new=False, track=track)
+            return _fill(index, store, published, is_new=False, track=track)
     draft = store.draft()
     try:
         existing = repeated(draft.facts, FOR_A_QUESTION)
@@ -61,11 +68,19 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
         ):
             repeated(draft.drop, FOR_A_BATCH)
             repeated(draft.create, FOR_A_BATCH, wanted)
-        upload = _fill(index, draft, wanted, is_new=True, track=track)
-        repeated(draft.publish, FOR_A_BATCH)
+            existing = wanted
+        upload = _fill(index, draft, existing, is_new=True, track=track)
+        repeated(_write, FOR_A_BATCH, draft, wanted, draft.publish)
         return upload
     finally:
         draft.close()
+
+
+def _write(store: Store, expected: StoreFacts, work: Callable[..., None], *arguments: Any) -> None:
+    """Change a store; StaleError if another upload has replaced or described it."""
+    if store.facts() != expected:
+        raise StaleError(f"another upload writes to {store.location}", hint="upload again when it has ended")
+    work(*arguments)
 
 
 def facts_of(index: FolderIndex) -> StoreFacts:
@@ -115,9 +130,10 @@ def _continues(facts: StoreFacts, index: FolderIndex) -> bool:
     return is_same and facts.content == content_digest(index, facts.rows)
 
 
-def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool, track: Track) -> Upload:
+def _fill(index: FolderIndex, store: Store, before: StoreFacts, *, is_new: bool, track: Track) -> Upload:
     """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers
     agree."""
+    wanted = facts_of(index)
     sent, deleted = 0, 0
     with track("upload", total=index.num_rows, unit="images") as advance:
         for first, table in _parts(index, wanted):
@@ -125,13 +141,13 @@ def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool,
             there = repeated(store.rows_in, FOR_A_BATCH, span)
             live = np.flatnonzero(index.is_live[span.start : span.stop]) + first
             if len(gone := np.setdiff1d(there, live)):
-                repeated(store.delete, FOR_A_BATCH, gone)
+                repeated(_write, FOR_A_BATCH, store, before, store.delete, gone)
                 deleted += len(gone)
             missing = np.setdiff1d(live, there)
             advance(len(table) - len(missing))
             for start in range(0, len(missing), store.batch_rows):
                 rows = missing[start : start + store.batch_rows]
-                repeated(store.upsert, FOR_A_BATCH, table.take(pa.array(rows - first)))
+                repeated(_write, FOR_A_BATCH, store, before, store.upsert, table.take(pa.array(rows - first)))
                 advance(len(rows))
             sent += len(missing)
     if sent:
@@ -144,7 +160,7 @@ def _fill(index: FolderIndex, store: Store, wanted: StoreFacts, *, is_new: bool,
             f"{wanted.images:,}"
         )
         raise StaleError(message, hint="does another program write to it? Fill it again with --replace")
-    repeated(store.describe, FOR_A_BATCH, wanted)
+    repeated(_write, FOR_A_BATCH, store, before, store.describe, wanted)
     return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
 
 
