@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +70,15 @@ def _upload(index: FolderIndex, store: Store, *, replace: bool, track: Track) ->
             repeated(draft.create, FOR_A_BATCH, wanted)
             existing = wanted
         upload = _fill(index, draft, existing, is_new=True, track=track)
-        repeated(_write, FOR_A_BATCH, draft, wanted, draft.publish)
+        repeated(_write, FOR_A_BATCH, draft, [wanted], draft.publish)
         return upload
     finally:
         draft.close()
 
 
-def _write(store: Store, expected: StoreFacts, work: Callable[..., None], *arguments: Any) -> None:
+def _write(store: Store, expected: Sequence[StoreFacts], work: Callable[..., None], *arguments: Any) -> None:
     """Change a store; StaleError if another upload has replaced or described it."""
-    if store.facts() != expected:
+    if store.facts() not in expected:
         raise StaleError(f"another upload writes to {store.location}", hint="upload again when it has ended")
     work(*arguments)
 
@@ -141,13 +141,13 @@ def _fill(index: FolderIndex, store: Store, before: StoreFacts, *, is_new: bool,
             there = repeated(store.rows_in, FOR_A_BATCH, span)
             live = np.flatnonzero(index.is_live[span.start : span.stop]) + first
             if len(gone := np.setdiff1d(there, live)):
-                repeated(_write, FOR_A_BATCH, store, before, store.delete, gone)
+                repeated(_write, FOR_A_BATCH, store, [before], store.delete, gone)
                 deleted += len(gone)
             missing = np.setdiff1d(live, there)
             advance(len(table) - len(missing))
             for start in range(0, len(missing), store.batch_rows):
                 rows = missing[start : start + store.batch_rows]
-                repeated(_write, FOR_A_BATCH, store, before, store.upsert, table.take(pa.array(rows - first)))
+                repeated(_write, FOR_A_BATCH, store, [before], store.upsert, table.take(pa.array(rows - first)))
                 advance(len(rows))
             sent += len(missing)
     if sent:
@@ -160,7 +160,8 @@ def _fill(index: FolderIndex, store: Store, before: StoreFacts, *, is_new: bool,
             f"{wanted.images:,}"
         )
         raise StaleError(message, hint="does another program write to it? Fill it again with --replace")
-    repeated(_write, FOR_A_BATCH, store, before, store.describe, wanted)
+    # Both, because an answer that was lost may follow a change that was made.
+    repeated(_write, FOR_A_BATCH, store, [before, wanted], store.describe, wanted)
     return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
 
 
