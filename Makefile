@@ -4,7 +4,7 @@
 # make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
 # make check          format, lint, types and the size of the package
 # make docs           the documentation as a site, in site/
-# make constraints    constraints.txt anew: the newest versions of all packages, on which the tests then run
+# make constraints    constraints.txt again: the newest versions of all packages, on which the tests then run
 # make clean          remove what these made, with the environment
 
 PYTHON ?= python3

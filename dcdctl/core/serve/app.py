@@ -146,10 +146,7 @@ def build(
 
     errors: dict[int | str, dict[str, Any]] = {
         422: {"model": ErrorResponse, "description": "The request is not valid."},
-        503: {
-            "model": ErrorResponse,
-            "description": "The service is busy, or its store does not answer; Retry-After says when to try again.",
-        },
+        503: {"model": ErrorResponse, "description": "Busy, or the store does not answer: see Retry-After."},
     }
     app = FastAPI(
         title="dcdctl serve",
