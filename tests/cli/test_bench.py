@@ -17,6 +17,7 @@ from dcdctl.cli.bench import Timing
 from dcdctl.cli.views import bench as bench_view
 from dcdctl.core import artifacts, models
 from dcdctl.core.bench import BenchConfig
+from dcdctl.core.training import runs
 
 SMALL = [
     "--num-images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000",
@@ -30,8 +31,8 @@ def folders(teacher, dual_run, tmp_path_factory):
     """A teacher, and a dual student in a run folder."""
     root = tmp_path_factory.mktemp("bench")
     models.save(teacher, root / "teacher")
-    shutil.copytree(dual_run / "model", root / "run" / "model")
     artifacts.write_document(root / "run" / "run.json", {"seed": 0})
+    runs.finish(runs.Run(root / "run"), models.load(dual_run))
     return root
 
 
