@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -156,3 +157,10 @@ def run_script(script: str, *arguments: object) -> str:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def model_contents(folder: Path) -> dict[str, Any]:
+    """Every file of the model of a run, without the run that its settings name."""
+    files = contents(folder)
+    settings = json.loads(files["dcdctl.json"])
+    return {**files, "dcdctl.json": {key: settings[key] for key in settings if key not in ("run", "checksum")}}

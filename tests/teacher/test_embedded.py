@@ -13,7 +13,7 @@ import torch
 from batches import recipe_batches
 from duals import save_dual
 from encoders import save_text, save_vision
-from tiny import contents, make_wide_dual
+from tiny import contents, make_wide_dual, model_contents
 
 from dcdctl.core import artifacts, models, training
 from dcdctl.core.devices import Compute
@@ -277,7 +277,7 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
                 train(corpus, folder, others, named, resume=True)
     resumed = train(corpus, folder, duals, weights, resume=True)
     assert losses_of(resumed) == losses_of(whole)
-    assert contents(resumed.model_folder) == contents(whole.model_folder)
+    assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddedTeacher, "embed", None)  # a finished run needs no scores
         assert train(corpus, folder, duals, weights, resume=True).is_finished

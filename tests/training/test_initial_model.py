@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import frozen_dual, refs
 from official import load_meter
-from tiny import contents
+from tiny import model_contents
 from torch import nn
 from torch.testing import assert_close
 
@@ -100,7 +100,7 @@ def test_a_resumed_run_has_the_dropout_of_its_recipe(vilt, corpus, tmp_path, mon
         run(tmp_path / "killed", "model.dropout=0.3")
     monkeypatch.undo()
     assert run(tmp_path / "killed", "model.dropout=0.3", resume=True) == whole
-    assert contents(tmp_path / "killed" / "model") == contents(tmp_path / "whole" / "model")
+    assert model_contents(tmp_path / "killed" / "model") == model_contents(tmp_path / "whole" / "model")
     assert run(tmp_path / "without") != whole
 
 

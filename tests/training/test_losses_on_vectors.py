@@ -17,7 +17,7 @@ import torch
 from batches import recipe_batches
 from paths import DOCS
 from safetensors.torch import load_file
-from tiny import contents, make_teacher, make_wide_dual
+from tiny import make_teacher, make_wide_dual, model_contents
 from torch.testing import assert_close
 from training_steps import distill
 from typer.testing import CliRunner
@@ -269,7 +269,7 @@ def test_a_killed_training_resumes_with_its_projection_to_the_same_weights(corpu
     assert weights["projection.weight"].shape == (8, 5)
     assert not torch.equal(weights["projection.weight"], torch.eye(8, 5))
     killed = trained(corpus, dual, tmp_path / "killed")
-    assert contents(killed.model_folder) == contents(whole.model_folder)
+    assert model_contents(killed.model_folder) == model_contents(whole.model_folder)
     assert [line["embedding-cosine"] for line in killed.metrics()] == [
         line["embedding-cosine"] for line in whole.metrics()
     ]
