@@ -43,7 +43,8 @@ constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --editable '.[dev,docs]'
-	build/constraints/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' > constraints.txt
+	build/constraints/bin/python -m pip freeze --exclude-editable > build/constraints/all.txt
+	grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' build/constraints/all.txt > constraints.txt
 	rm -rf build/constraints
 
 clean:

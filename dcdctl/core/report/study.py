@@ -185,8 +185,8 @@ def verdict(differences: Sequence[Difference], untrained: float) -> str:
     if is_shown and rsum.value > 0:
         text = f"The teacher added {rsum.value:.1f} {interval} of RSUM over {base}{end}"
     else:
-        found = "The teacher did not pay" if is_shown else "No difference was shown"
-        text = f"{found}: distillation changed RSUM by {rsum.value:+.1f} {interval} compared with {base}{end}"
+        outcome = "The teacher did not pay" if is_shown else "No difference was shown"
+        text = f"{outcome}: distillation changed RSUM by {rsum.value:+.1f} {interval} compared with {base}{end}"
     if comparison.num_runs == 1:
         text = f"For these trainings, {text[0].lower()}{text[1:]}"
     return f"{text} {comparison.seed_warning}".rstrip()

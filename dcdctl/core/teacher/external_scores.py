@@ -168,12 +168,12 @@ class _GivenScores:
             nonlocal is_open
             rows, examples = np.flatnonzero(is_wrong & is_open), []
             for row in rows[:NUM_EXAMPLES].tolist():
-                image, caption, *found = (
+                image, caption, *shown = (
                     batch.column(name)[row].as_py() for name in ("image_id", "caption_id", column)
                 )
-                found += [] if other_B is None else [other_B[row]]
+                shown += [] if other_B is None else [other_B[row]]
                 # A caption may be as long as a book.
-                values = " and ".join(repr(value)[:80] if isinstance(value, str) else str(value) for value in found)
+                values = " and ".join(repr(value)[:80] if isinstance(value, str) else str(value) for value in shown)
                 examples.append(f"image {image!r} with caption {caption}: {values} in {where}")
             self.faults.add(kind, examples, len(rows))
             is_open &= ~is_wrong

@@ -75,8 +75,8 @@ def lack_of_order(score_P: NDArray[np.float32]) -> str | None:
     """Why nothing can be learned from the order of scores; None if something can."""
     if not len(score_P) or not (np.isin(score_P, (0, 1)).all() or (score_P == score_P[0]).all()):
         return None
-    found = " or ".join(f"{value:g}" for value in np.unique(score_P))
-    return f"every score is {found}: nothing can be learned from the order of the scores"
+    values = " or ".join(f"{value:g}" for value in np.unique(score_P))
+    return f"every score is {values}: nothing can be learned from the order of the scores"
 
 
 def recommend_temperature(lists_LK: Lists) -> float | None:

@@ -118,8 +118,8 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
         return _read(parsed, pa.schema([*columns, *BUILT_IN]))
     except errors.SqlglotError as error:
         first_error = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
-        found = first_error.get("highlight")
-        place = "" if found is None else f" near {_short(found) or 'its end'!r}"
+        highlight = first_error.get("highlight")
+        place = "" if highlight is None else f" near {_short(highlight) or 'its end'!r}"
         raise InputError(f"the condition {_short(text)!r} cannot be read{place}", hint=EXAMPLE) from error
     except UnicodeEncodeError as error:
         raise InputError(f"the condition {_short(text)!r} is not Unicode text", hint="use UTF-8") from error
