@@ -61,7 +61,7 @@ def inspect(arguments: Inspect) -> None:
     """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest
     negatives."""
     from dcdctl.core.data import artifact_kind
-    from dcdctl.core.files import shown
+    from dcdctl.core.places import shown
     from dcdctl.core.stores import is_store
 
     place, folder = arguments.place, Path(arguments.place)
@@ -92,7 +92,7 @@ def _inspect_corpus(folder: Path, arguments: Inspect) -> None:
     from dcdctl.core import data, report
     from dcdctl.core.config import to_table
     from dcdctl.core.data import Corpus
-    from dcdctl.core.files import shown
+    from dcdctl.core.places import shown
 
     max_images, num_images = arguments.max_images, arguments.show_images
     summary = data.summarize_corpus(folder, arguments.split, max_images=max_images, track=bar)

@@ -55,7 +55,7 @@ def refuse_urls(context: Any) -> None:
         value = context.params.get(parameter.name)
         for given in value if isinstance(value, list | tuple) else [value]:
             if isinstance(given, Path):
-                from dcdctl.core.files import refuse_url
+                from dcdctl.core.places import refuse_url
 
                 name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
                 refuse_url(

@@ -17,7 +17,7 @@ import dcdctl
 from dcdctl.cli.app import app
 from dcdctl.cli.options import ALSO_READ_FROM_URLS, READ_FROM_URLS
 from dcdctl.core.errors import InputError
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 
 TREE = typer.main.get_command(app)
 LOCAL = [

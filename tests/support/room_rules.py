@@ -23,6 +23,7 @@ WHOLE = ("demo", "verify")
 GROUND = (
     "errors",
     "progress",
+    "places",
     "files",
     "locks",
     "artifacts",

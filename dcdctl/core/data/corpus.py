@@ -31,6 +31,7 @@ from dcdctl.core.data.corpus_json import CORPUS, CORPUS_FILE, JOIN, CorpusFile, 
 from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard
 from dcdctl.core.errors import CorpusError
+from dcdctl.core.places import local_path, shown, url_of
 from dcdctl.core.progress import Advance
 
 Side = TypeVar("Side")
@@ -90,7 +91,7 @@ class Corpus:
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._columns: list[CorpusFile] = []
         self._open = threading.local()
-        self.is_remote = files.url_of(folder) is not None
+        self.is_remote = url_of(folder) is not None
         """Whether its folder is a URL."""
 
     @staticmethod
@@ -101,8 +102,8 @@ class Corpus:
         A folder may be a URL (`urls`), also as a Path. Its shards are then read by row groups, and not copied.
         `train+val` is the images of train, followed by val's: one gallery with a fingerprint of its own.
         """
-        is_remote = files.url_of(folder) is not None
-        folder = Path(folder) if is_remote else files.local_path(folder)
+        is_remote = url_of(folder) is not None
+        folder = Path(folder) if is_remote else local_path(folder)
         document, names = read_corpus_json(folder), split.split(JOIN)
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise CorpusError(f"split {split!r} has {repeated!r} twice", hint="name each split once")
@@ -113,9 +114,7 @@ class Corpus:
             if not is_remote:
                 CORPUS.check_part(folder, part.file, part.bytes)
             elif files.escapes_root(part.file):
-                raise CorpusError(
-                    f"{files.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {part.file}"
-                )
+                raise CorpusError(f"{shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {part.file}")
         prints = [entry.fingerprint for entry in entries]
         # One split keeps its own, so that caches that were made from it stay valid.
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
@@ -134,7 +133,7 @@ class Corpus:
         self.__dict__.update(state, _open=threading.local())
 
     def __repr__(self) -> str:
-        return f"Corpus({files.shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
+        return f"Corpus({shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -209,7 +208,7 @@ class Corpus:
                 try:
                     decoded[ix] = images.decode_image(column[self._locate(ix)[2]].as_py())
                 except images.ImageError as error:
-                    where = f"image {self.image_ids[ix]!r} of split {self.split} in {files.shown(self.folder)}"
+                    where = f"image {self.image_ids[ix]!r} of split {self.split} in {shown(self.folder)}"
                     raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
         return [decoded[int(ix)] for ix in image_ix]
 
@@ -231,7 +230,7 @@ class Corpus:
 
         Every image is decoded, ids and captions are counted, and the fingerprint is computed again.
         """
-        where = f"split {self.split} of {files.shown(self.folder)}"
+        where = f"split {self.split} of {shown(self.folder)}"
         digests: list[bytes] = []
         ids: set[str] = set()
         num_captions = 0
@@ -321,8 +320,8 @@ class Corpus:
         """A shard of a remote corpus. Its SHA-256 would take all its bytes: its size and rows are compared, and the
         CRC-32 of each page."""
         entry = self._shards[shard]
-        where = f"{files.shown(self.folder)}/{entry.file}"
-        stream = urls.open_file(f"{files.url_of(self.folder)}/{entry.file}")
+        where = f"{shown(self.folder)}/{entry.file}"
+        stream = urls.open_file(f"{url_of(self.folder)}/{entry.file}")
         # First, because it costs no further request.
         if stream.seek(0, os.SEEK_END) != entry.bytes:
             raise CorpusError(
@@ -344,7 +343,7 @@ class Corpus:
         except (pa.ArrowException, OSError) as error:
             if not self.is_remote:
                 raise
-            where = f"{files.shown(self.folder)}/{self._shards[shard].file}"
+            where = f"{shown(self.folder)}/{self._shards[shard].file}"
             raise CorpusError(f"{where} is damaged ({error})", hint=_COPY_AGAIN) from error
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from dcdctl.core import config, files
+from dcdctl.core import config
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import Key
 from dcdctl.core.data import urls
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.errors import CorpusError
+from dcdctl.core.places import shown, url_of
 
 CORPUS_FILE = "corpus.json"
 JOIN = "+"
@@ -95,13 +96,13 @@ class CorpusDocument:
         if len(self.splits) > 1:
             known += f"; {JOIN} joins splits, as in {JOIN.join(list(self.splits)[:2])}"
         of = "" if name == requested else f", a part of {requested!r}"
-        raise CorpusError(f"{files.shown(folder)} has no split {name!r}{of}", hint=known)
+        raise CorpusError(f"{shown(folder)} has no split {name!r}{of}", hint=known)
 
 
 def read_corpus_json(folder: Path) -> CorpusDocument:
     """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another
     format."""
-    url, name = files.url_of(folder), f"{files.shown(folder)}/{CORPUS_FILE}"
+    url, name = url_of(folder), f"{shown(folder)}/{CORPUS_FILE}"
     seal = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
     return config.build_document(CorpusDocument, seal, name, error=CorpusError, hint=CORPUS.remake)
 

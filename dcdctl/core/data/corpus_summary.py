@@ -24,7 +24,7 @@ from dcdctl.core.data.corpus_json import CORPUS_FILE, read_corpus_json
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
-from dcdctl.core.files import url_of
+from dcdctl.core.places import url_of
 from dcdctl.core.progress import Advance, Track, byte_size, silent
 
 Kind = Literal["cache", "corpus", "index"]

@@ -36,7 +36,7 @@ from dcdctl.core import config, files
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, SplitCounts, check_splits
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.files import url_of
+from dcdctl.core.places import url_of
 
 TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
 _COUNTS_HINT = (

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import files
 from dcdctl.core.data import urls
 from dcdctl.core.data.images import (
     PARQUET_BATCH_ROWS,
@@ -26,6 +25,7 @@ from dcdctl.core.data.images import (
 from dcdctl.core.data.readers.parquet import ParquetSource, captions_of_row, find_columns, image_bytes_of_row, read_rows
 from dcdctl.core.data.readers.webdataset import captions_of, image_suffix, key_and_suffix, require_image
 from dcdctl.core.errors import InputError
+from dcdctl.core.places import shown, url_of
 
 FORMATS = (".tar", ".parquet")
 """Endings of the names of shards."""
@@ -46,7 +46,7 @@ class StreamShard:
     @property
     def name(self) -> str:
         """The place without user, password and query."""
-        return files.shown(self.place)
+        return shown(self.place)
 
     @property
     def is_tar(self) -> bool:
@@ -75,10 +75,8 @@ class StreamSample:
 def open_shard(place: str) -> StreamShard:
     """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known
     ending."""
-    if not files.shown(place).endswith(FORMATS):
-        raise InputError(
-            f"{files.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}"
-        )
+    if not shown(place).endswith(FORMATS):
+        raise InputError(f"{shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}")
     size, version = urls.size_and_version(place)
     return StreamShard(place=place, size=size, version=version)
 
@@ -179,7 +177,7 @@ class _TarSample:
 def _open_parquet(shard: StreamShard) -> Iterator[pq.ParquetFile]:
     """The Parquet file of a shard; InputError if it is none, or has no rows."""
     with closing(urls.open_file(shard.place)) as stream:
-        is_remote = files.url_of(shard.place) is not None
+        is_remote = url_of(shard.place) is not None
         buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
         try:
             # pre_buffer would read the columns of a whole row group into memory before the first batch.

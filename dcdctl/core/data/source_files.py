@@ -14,7 +14,7 @@ from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
 from dcdctl.core.data.readers.rows import Paths, SourceConfig
 from dcdctl.core.data.urls import copy_to, expand, refuse_password
 from dcdctl.core.errors import InputError, SourceError
-from dcdctl.core.files import shown, url_of
+from dcdctl.core.places import shown, url_of
 from dcdctl.core.progress import Track, silent
 
 

@@ -34,7 +34,7 @@ from dcdctl.core.data.shard_reader import (
     read_samples,
 )
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 
 SKIP_HINT = "correct it, or leave such samples out with --set stream.on_error=skip"
 OPENERS = 16

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
-from dcdctl.core.files import atomic_path, links_of, local_path, shown, unreadable, url_of
+from dcdctl.core.files import atomic_path, unreadable
+from dcdctl.core.places import links_of, local_path, shown, url_of
 from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:

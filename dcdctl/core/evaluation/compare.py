@@ -41,7 +41,7 @@ from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluati
 from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
 from dcdctl.core.evaluation.ranking import RankTable
 from dcdctl.core.evaluation.significance import check_queries
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
 DECIMALS = 9

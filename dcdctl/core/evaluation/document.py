@@ -18,7 +18,7 @@ from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.evaluation.significance import LEVEL, Estimate, Interval
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
-from dcdctl.core.files import shown, url_of
+from dcdctl.core.places import shown, url_of
 from dcdctl.core.templates import Table
 
 Kind = Literal["dual", "fusion", "cascade"]

@@ -26,7 +26,7 @@ from dcdctl.core.errors import ConfigError, CorpusError, require_extra
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranking import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 
 PROTOCOL = "coco-5k"
 """The protocol whose gallery the judgments cover."""

@@ -14,7 +14,7 @@ import numpy as np
 from dcdctl.core import data
 from dcdctl.core.data import Corpus, read_corpus_json
 from dcdctl.core.errors import ConfigError, CorpusError
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 
 FIRST_N = re.compile(r"first-([1-9]\d*)")
 

@@ -16,7 +16,7 @@ from dcdctl.core import evaluation
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import StaleError
 from dcdctl.core.evaluation import Comparison, PairwiseComparison, RankShift, RankTable
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 from dcdctl.core.report import html
 from dcdctl.core.report.gallery import ModelColumn, Query, captions_of, first_answers, query_of
 from dcdctl.core.report.html import EmbeddedImage

@@ -18,7 +18,7 @@ from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, share_split
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, Evaluation, RankComparison, RankTable, SavedEvaluation
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 from dcdctl.core.training import Run, command_of
 
 Role = Literal["teacher", "baseline", "student"]

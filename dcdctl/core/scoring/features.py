@@ -31,7 +31,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core import files
 from dcdctl.core.artifacts import Build, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute
@@ -39,6 +38,7 @@ from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.memory import Fitting, in_fitting_parts
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, RefusedTextError, States, TextBatch
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Advance, Track, byte_size, silent
 from dcdctl.core.scoring.feature_files import FEATURES
 
@@ -83,7 +83,7 @@ class CorpusSource:
         except RefusedTextError as error:
             text = int(text_ix[error.position])
             raise InputError(
-                f"caption {self.corpus.caption_ids[text]} of {files.shown(self.corpus.folder)} {error.reason}: "
+                f"caption {self.corpus.caption_ids[text]} of {shown(self.corpus.folder)} {error.reason}: "
                 f"{self.corpus.captions[text][:80]!r}",
                 hint="remove it from the caption, and prepare the corpus again",
             ) from error

@@ -22,7 +22,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import ImageColumns
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, DcdError, InputError, ModelError
-from dcdctl.core.files import refuse_url
+from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, keywords, part_files, plan, segments, sources, vector_files
 from dcdctl.core.search.columns import change

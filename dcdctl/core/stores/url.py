@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from dcdctl.core import files
 from dcdctl.core.errors import InputError, require_extra
+from dcdctl.core.places import shown, url_of
 from dcdctl.core.search import FolderIndex, ImageIndex
 from dcdctl.core.stores.protocol import Store
 from dcdctl.core.stores.store_index import StoreIndex
@@ -109,7 +109,7 @@ def is_store(place: str) -> bool:
 
 def _no_store(place: str | Path) -> InputError:
     *forms, last = _FORMS.values()
-    return InputError(f"{files.shown(place)!r} is not the URL of a store", hint=f"write {', '.join(forms)} or {last}")
+    return InputError(f"{shown(place)!r} is not the URL of a store", hint=f"write {', '.join(forms)} or {last}")
 
 
 def open_store(url: str) -> Store:
@@ -132,7 +132,7 @@ def open_index(place: str | Path, model: Path | None = None) -> ImageIndex:
     """
     if is_store(str(place)):
         return StoreIndex.open(open_store(str(place)), model)
-    if files.url_of(place) is not None:
+    if url_of(place) is not None:
         raise _no_store(place)
     if model is not None:
         raise InputError(

@@ -25,7 +25,7 @@ from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, SavedEvaluation
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload

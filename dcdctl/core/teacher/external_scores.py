@@ -25,7 +25,7 @@ from dcdctl.core import distributed, files
 from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Index, offsets_of
 from dcdctl.core.errors import NUM_EXAMPLES, ConfigError, Faults, InputError, MissingError, StaleError
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, score_files
 from dcdctl.core.teacher.cache import TeacherCache, read_cache

@@ -15,8 +15,8 @@ from typing import Literal
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, is_stream, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
-from dcdctl.core.files import shown
 from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.recipe import Recipe

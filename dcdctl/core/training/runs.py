@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import DcdError, InputError, StaleError
-from dcdctl.core.files import shown
+from dcdctl.core.places import shown
 
 if TYPE_CHECKING:  # a run is read without torch
     from dcdctl.core.models import Model
