@@ -49,8 +49,6 @@ RUN = "run"
 """The entry of a document in a run folder, and of its model's dcdctl.json, that names the run."""
 FINGERPRINT = "fingerprint"
 """The entry of dcdctl.json with the fingerprint of the model."""
-MODEL = "model_fingerprint"
-"""The entry of a document in a run folder that names the run's model."""
 ELSEWHERE = "name another folder, or delete this one"
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 _FOLDERS = {
@@ -330,35 +328,6 @@ def _checked(
 def seal_of(path: Path, **facts: Any) -> Document:
     """What a seal says about a part: its size, its SHA-256, and facts that readers need."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path), **facts}
-
-
-def read_run(folder: Path, *, error: type[DcdError] = StaleError) -> tuple[Document, Document]:
-    """run.json of a run, and dcdctl.json of its model, empty for an unfinished run; `error` also if the model is
-    another run's."""
-    path, model = folder / "run.json", folder / "model"
-    facts = read_document(path, error=error, hint="restore it, or train into another folder")
-    hint = f"restore {model}, or train into another folder"
-    saved = read_document(model / "dcdctl.json", error=error, hint=hint) if model.is_dir() else {}
-    if saved and saved.get(RUN) != files.digest_of(facts):
-        raise error(f"{model} does not belong to the run of {path.name} beside it", hint=hint)
-    return facts, saved
-
-
-def run_of(folder: Path) -> Document:
-    """What a document says of the run in whose folder it lies: the SHA-256 of run.json, and the fingerprint of its
-    model; nothing outside of runs."""
-    if not (folder / "run.json").exists():
-        return {}
-    facts, saved = read_run(folder)
-    return {RUN: files.digest_of(facts), **({MODEL: saved.get(FINGERPRINT)} if saved else {})}
-
-
-def expect_run(path: Path, document: Mapping[str, Any], *, error: type[DcdError], hint: str) -> None:
-    """`error` if a document lies in the folder of a run and was written for another one, or for another model."""
-    for key, value in run_of(path.parent).items():
-        if document.get(key) != value:
-            other = "run of run.json" if key == RUN else "model in the folder model"
-            raise error(f"{path} does not belong to the {other} beside it", hint=hint)
 
 
 def list_files(folder: Path, names: Iterable[str]) -> Document:

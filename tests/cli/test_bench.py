@@ -53,7 +53,7 @@ def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders,
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     written = artifacts.read_document(folders / "run" / "bench.json")
-    assert written == {**document, **artifacts.run_of(folders / "run")}
+    assert written == {**document, **models.run_of(folders / "run")}
     assert (document["student_model"], document["teacher_model"]) == (str(folders / "run"), str(folders / "teacher"))
     assert document["settings"]["gallery_sizes"] == [10, 1000000]
     assert (document["settings"]["num_repeats"], document["settings"]["budget_s"]) == (4, 0.02)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dcdctl.core import artifacts, files
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.evaluation import RankTable, recall, significance
 from dcdctl.core.training import runs
@@ -34,7 +34,7 @@ def write_evaluation(
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A document as dcdctl writes it, with its checksum and, in a run folder, its run, in place of the one that is
     there."""
-    run = {} if path.name == "run.json" else artifacts.run_of(path.parent)
+    run = {} if path.name == "run.json" else models.run_of(path.parent)
     artifacts.write_document(path, {key: value for key, value in document.items() if key != artifacts.CHECKSUM} | run)
     if path.name == "run.json":
         _name_run_again(path.parent)

@@ -17,7 +17,7 @@ from processes import IS_PLAIN, make_once
 from quick_libraries import operators_once
 from tiny import contents, make_teacher, make_wide_dual
 
-from dcdctl.core import artifacts, files, models
+from dcdctl.core import files, models
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalJob, evaluate
@@ -136,7 +136,7 @@ def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     captions."""
     gallery = Corpus.open(scenes_corpus_dir, "test")
     run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
-    models.save(make_wide_dual(gallery.captions), run / "model", run=artifacts.run_of(run))
+    models.save(make_wide_dual(gallery.captions), run / "model", run=models.run_of(run))
     evaluate.run_evaluation(EvalJob(model=str(run), data=scenes_corpus_dir, compute=Compute(batch_size=64)))
     return run
 

@@ -50,7 +50,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
     result_file = Path(pair.student, "bench.json") if Path(pair.student, "run.json").exists() else None
     if result_file is not None:
         files.check_output_file(result_file)
-        artifacts.run_of(result_file.parent)  # an error before any work if run.json is damaged
+        models.run_of(result_file.parent)  # an error before any work if run.json is damaged
     clock = _clock(config, device)
     corpus = Corpus.open(pair.data, pair.split)
     saved = {TEACHER: models.load(pair.teacher, pair.overrides, track), STUDENT: models.load(pair.student)}
@@ -60,7 +60,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
     bench = compare(on_device, corpus, config, fresh=fresh, clock=clock, track=track)
     bench = dataclasses.replace(bench, student_model=pair.student, teacher_model=pair.teacher)
     if result_file is not None:
-        artifacts.write_document(result_file, {**bench.to_json(), **artifacts.run_of(result_file.parent)})
+        artifacts.write_document(result_file, {**bench.to_json(), **models.run_of(result_file.parent)})
     return bench
 
 

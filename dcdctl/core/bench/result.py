@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, models
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.timer import Quantity, Repeats
 from dcdctl.core.config import build_document, to_table
@@ -279,7 +279,7 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
     if not path.exists():
         return None
     document = artifacts.read_document(path, error=InputError, hint=MAKE_AGAIN)
-    artifacts.expect_run(path, document, error=InputError, hint=MAKE_AGAIN)
+    models.expect_run(path, document, error=InputError, hint=MAKE_AGAIN)
     bench = build_document(Bench, document, path, error=InputError, hint=MAKE_AGAIN)
     size, times = bench.settings.reference_gallery, getattr(bench, model)
     teacher, student = (each.query(size, is_cached=True) for each in (bench.teacher, times))

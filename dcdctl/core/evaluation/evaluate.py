@@ -166,7 +166,7 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
     if folder is None and form == FULL_VECTORS and job.loaded is None and Path(job.model, "run.json").exists():
         folder = Path(job.model)
     if folder is not None:
-        artifacts.run_of(folder)  # an error before any work if the run's own run.json is damaged
+        models.run_of(folder)  # an error before any work if the run's own run.json is damaged
     for path in (folder, job.compute.features):
         if path is not None:
             files.check_output_folder(path)

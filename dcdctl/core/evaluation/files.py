@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import artifacts, files
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
@@ -98,7 +98,7 @@ class SavedEvaluation:
             return SavedEvaluation(folder, names, ref)
         hint = f"`dcdctl eval {folder} --data DIR` writes it again"
         document = artifacts.read_document(path, error=InputError, hint=hint)
-        artifacts.expect_run(path, document, error=InputError, hint=hint)
+        models.expect_run(path, document, error=InputError, hint=hint)
         listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
         evaluation = build_document(Evaluation, document, path, error=InputError, hint=hint)
         return SavedEvaluation(folder, names, ref, replace(evaluation, folder=folder), listed)
@@ -242,7 +242,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -
     write_ranks(folder / names.ranks, measured.table)
     _write(folder / names.top, [_top_table(direction, measured) for direction in Direction])
     listed = artifacts.list_files(folder, [names.ranks, names.top])
-    artifacts.write_document(result_file, {**evaluation.document, **artifacts.run_of(folder), artifacts.FILES: listed})
+    artifacts.write_document(result_file, {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed})
     return replace(evaluation, folder=folder)
 
 

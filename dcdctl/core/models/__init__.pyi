@@ -44,6 +44,7 @@ from .protocols import Encoders, ExportSpec, Preprocessor
 from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source, without_bars
 from .references.published import list_published
+from .run_documents import expect_run, read_run, run_of
 from .saved_folder import find_damages, saved_fingerprint, seal_again
 from .text_tower import TextEncoder, TextTower
 from .weights_file import check_finite_file
@@ -86,6 +87,7 @@ __all__ = [
     "check_ref",
     "convert",
     "dual_from_backbones",
+    "expect_run",
     "export_onnx",
     "export_text_tower",
     "exports_text_towers",
@@ -111,8 +113,10 @@ __all__ = [
     "prefix_vectors",
     "quantize_dynamic",
     "quiet_open_clip",
+    "read_run",
     "require_onnx",
     "require_peft",
+    "run_of",
     "save",
     "saved_fingerprint",
     "seal_again",

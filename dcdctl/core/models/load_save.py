@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import saved_folder
+from dcdctl.core.models import run_documents, saved_folder
 from dcdctl.core.models.overrides import check_no_cross_encoder, parse_overrides, read_overrides
 from dcdctl.core.models.references import folders, hub, plugins, published
 from dcdctl.core.models.references.folders import (
@@ -255,7 +255,7 @@ def _model_folder(path: Path) -> Path:
         if (folder / SETTINGS_FILE).exists() or folders.holds_model(folder):
             run = folder.absolute().parent
             if folder.absolute().name == "model" and (run / "run.json").exists():
-                artifacts.read_run(run, error=ModelError)
+                run_documents.read_run(run, error=ModelError)
             return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")

@@ -79,7 +79,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """run.json; InputError if it is damaged, or if the model in the folder is another run's."""
-        return artifacts.read_run(self.folder, error=InputError)[0]
+        return models.read_run(self.folder, error=InputError)[0]
 
     @cached_property
     def digest(self) -> str:
