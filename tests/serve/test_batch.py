@@ -93,7 +93,7 @@ def test_a_body_that_is_no_batch_is_refused(searcher, body, message):
     response = served.client_of(searcher, CONFIG).post(
         "/search", content=body, headers={"Content-Type": "application/json; charset=utf-8"}
     )
-    assert response.status_code == 422
+    assert response.status_code == 400
     assert message in response.json()["error"]
 
 

@@ -100,7 +100,7 @@ def test_no_condition_of_a_batch_fails_the_other_queries(tmp_path):
         assert len(error) < 400
     for where in list(WRONG)[2:]:
         alone = client.get("/search", params={"text": "a", "where": where})
-        assert (alone.status_code, alone.json()["error"]) == (422, errors[list(WRONG).index(where)])
+        assert (alone.status_code, alone.json()["error"]) == (400, errors[list(WRONG).index(where)])
 
 
 def test_an_answer_without_images_is_no_error(client):
@@ -117,9 +117,9 @@ def test_an_answer_without_images_is_no_error(client):
         ("x" * 61, "the conditions have 61 characters, at most 60 are read"),
     ],
 )
-def test_a_refused_condition_is_422_with_the_reason(client, where, message):
+def test_a_refused_condition_is_400_with_the_reason(client, where, message):
     response = client.get("/search", params={"text": "dogs", "where": where})
-    assert response.status_code == 422
+    assert response.status_code == 400
     assert message in response.json()["error"]
 
 

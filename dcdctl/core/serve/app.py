@@ -145,6 +145,7 @@ def build(
             workers.close()
 
     errors: dict[int | str, dict[str, Any]] = {
+        400: {"model": ErrorResponse, "description": "The query cannot be answered."},
         422: {"model": ErrorResponse, "description": "The request is not valid."},
         503: {"model": ErrorResponse, "description": "Busy, or the store does not answer: see Retry-After."},
     }
@@ -380,7 +381,7 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
     only."""
 
     async def respond(_: Request, error: Exception) -> Response:
-        status, message, headers = 422, str(error), None
+        status, message, headers = 400, str(error), None
         match error:
             case BusyError():
                 return refusal(message, service.config, service.metrics)
@@ -388,7 +389,7 @@ def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
                 logging.getLogger("dcdctl").error("a request failed: %s", error)
                 return refusal("the store does not answer", service.config, service.metrics)
             case RequestValidationError():
-                message = in_words(error.errors())
+                status, message = 422, in_words(error.errors())
             case HTTPException():
                 status, message, headers = error.status_code, error.detail, error.headers
             case InputError() | ConfigError() | ImageError():
