@@ -119,9 +119,8 @@ class FolderIndex(ImageIndex):
 
     def _summarize_columns(self) -> list[ColumnSummary]:
         """Each column with its type, the number of images without a value, and its most frequent values."""
-        return [
-            summarize_column(name, self.stored_columns.column(name), self.is_removed) for name in self.columns.names
-        ]
+        table = self.stored_columns.table()
+        return [summarize_column(name, table.column(name), self.is_removed) for name in table.column_names]
 
     @property
     def model(self) -> Path:
@@ -245,7 +244,7 @@ class FolderIndex(ImageIndex):
 
     def _hit(self, row: int, score: float) -> Hit:
         _, image = self.source_image(row)
-        columns = self.stored_columns.values(row)
+        columns = self.stored_columns.values(row, self.num_shown)
         return Hit(row, image.image_id, image.path or image.image_id, score, columns=columns)
 
     def spread_rows(self, count: int) -> list[int]:

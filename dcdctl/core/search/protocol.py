@@ -32,7 +32,7 @@ class Hit:
     reranked: float | None = None
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
-    """The values of the image in the columns of the index."""
+    """The values of the image in the columns of the index (`ImageIndex.num_shown`)."""
     bm25: float | None = None
     """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without
     a common word."""
@@ -55,6 +55,8 @@ class ImageIndex(ABC):
     columns: pa.Schema
     """The columns that conditions may read, besides `where.BUILT_IN`; the types are keys of `where.TYPES`."""
     images: SourceImages
+    num_shown: int | None = None
+    """Columns of a hit, the first ones; all if None."""
     has_keywords: bool = False
     """Whether the words of captions and file names are indexed too."""
 

@@ -37,9 +37,6 @@ NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
 MAX_ROW = 2**63 - 1
 READY_S = 2.0
 """How long /health waits for a store; balancers and containers wait for some seconds."""
-# A thousand columns in each of 24 results would be megabytes, and all other requests wait while they are written.
-MAX_COLUMNS = 50
-"""Columns of a result, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,7 @@ class SearchResponse:
         is_hybrid = any(hit.fused is not None for hit in answer.hits)
         weak = is_text and not is_hybrid and background is not None and bool(scores) and max(scores) <= background.limit
         hits = tuple(
-            replace(hit, columns={name: shortened(hit.columns[name]) for name in list(hit.columns)[:MAX_COLUMNS]})
-            for hit in answer.hits
+            replace(hit, columns={name: shortened(value) for name, value in hit.columns.items()}) for hit in answer.hits
         )
         return SearchResponse(hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 

@@ -126,7 +126,7 @@ class StoreIndex(ImageIndex):
 
     def _hit(self, values: dict[str, Any], score: float) -> Hit:
         _, image = self._remember(values)
-        columns = {name: values[name] for name in self.columns.names}
+        columns = {name: values[name] for name in self.columns.names[: self.num_shown]}
         return Hit(values["row"], image.image_id, image.path or image.image_id, score, columns=columns)
 
     def spread_rows(self, count: int) -> list[int]:
