@@ -19,6 +19,7 @@ from shards import add, captions_of, parquet_of, rows_of, stream_of, tar_of, wit
 
 from dcdctl.core.data import ShardStream, is_stream, open_shards, urls
 from dcdctl.core.data.download import http
+from dcdctl.core.data.images import ImageStore
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError, SourceError, StaleError
 
 SIZES = (7, 11, 9, 6)  # 33 samples: 8 batches of 4, and one sample that fills none
@@ -338,8 +339,25 @@ def test_a_damaged_header_is_not_taken_for_the_end_of_a_tar(tmp_path):
     at = data.index(b"s0006.png")
     data[at + 130] ^= 0xFF
     (tmp_path / "0.tar").write_bytes(data)
-    with pytest.raises(InputError, match=r"is damaged or incomplete at byte|cannot be read as a tar"):
+    with pytest.raises(InputError, match=r"is damaged at byte|cannot be read as a tar"):
         captions_of(stream_of([str(tmp_path / "0.tar")]), range(3))
+
+
+@pytest.mark.parametrize("length", [512, 1024, 4096])
+@pytest.mark.parametrize("read", ["stream", "images"])
+def test_data_after_the_end_of_a_tar_is_an_error_and_zeros_are_not(tmp_path, length, read):
+    path, data = tmp_path / "0.tar", bytearray(tar_of(rows_of([10])[0]))
+
+    def samples():
+        return captions_of(stream_of([str(path)]), range(1)) if read == "stream" else ImageStore(path).members()
+
+    path.write_bytes(data + bytes(1 << 21))
+    assert samples()
+    at = data.index(b"s0006.png")
+    data[at : at + length] = bytes(length)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"0.tar is damaged at byte {at:,}: it ends there, and data follows"):
+        samples()
 
 
 def test_links_and_paths_that_lead_out_of_a_tar_are_refused(tmp_path):

@@ -16,8 +16,8 @@ from dcdctl.core.data import urls
 from dcdctl.core.data.images import (
     PARQUET_BATCH_ROWS,
     PARQUET_BUFFER_BYTES,
-    TAR_BLOCK_BYTES,
     RowError,
+    check_tar_end,
     is_macos_metadata,
     reject_large_file,
     why_refused,
@@ -124,12 +124,11 @@ def _grouped(shard: StreamShard, archive: tarfile.TarFile, file: Any) -> Iterato
                 yield sample.finish()
             sample = _TarSample(shard.name, key)
         sample.add(info, suffix, file)
-    # Before the last sample, whose captions may be missing because the file was cut off. A tar ends with a block of
-    # zeros, but tarfile also takes a damaged header, and the end of the file, for its end.
-    file.seek(archive.offset)
-    block = file.read(TAR_BLOCK_BYTES)
-    if not block or block.strip(b"\0"):
-        raise InputError(f"the tar {shard.name} is damaged or incomplete at byte {archive.offset:,}", hint=_CUT_OFF)
+    # Before the last sample, whose captions may be missing because the file was cut off. A tar ends with zeros, but
+    # tarfile also takes the end of the file for its end.
+    check_tar_end(file, archive.offset, shard.name)
+    if archive.offset >= shard.size:
+        raise InputError(f"the tar {shard.name} is incomplete at byte {archive.offset:,}", hint=_CUT_OFF)
     if not sample.parts:
         raise InputError(f"{shard.name} has no samples", hint=_EMPTY)
     yield sample.finish()

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
@@ -334,12 +334,19 @@ def _tar_members(path: Path) -> dict[str, ImageFile | str]:
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is not a tar ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
-    # tarfile takes a damaged header for the end of the archive. A real end is a block of zeros.
     with path.open("rb") as file:
-        file.seek(end)
-        if file.read(TAR_BLOCK_BYTES).strip(b"\0"):
-            raise InputError(f"the tar {path} is damaged at byte {end:,}", hint="a download may have been cut off")
+        check_tar_end(file, end, str(path))
     return members
+
+
+def check_tar_end(file: Any, end: int, name: str) -> None:
+    """InputError unless only zeros follow the byte where tarfile stops: it takes a damaged header, or zeros in place of
+    files, for the end."""
+    file.seek(end)
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            message = f"the tar {name} is damaged at byte {end:,}: it ends there, and data follows"
+            raise InputError(message, hint="a download may have been cut off, or several tars joined into one")
 
 
 def why_refused(info: tarfile.TarInfo) -> str:
