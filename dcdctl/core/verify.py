@@ -227,7 +227,7 @@ def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
     if document is None:
         return artifact
     for split, entry in document.splits.items():
-        parts = [*entry.shards, *([document.columns[split]] if split in document.columns else [])]
+        parts = [*entry.parts, *([document.columns[split]] if split in document.columns else [])]
         listed = {part.file: vars(part) for part in parts}
         if artifact.is_intact(listed, track):
             with artifact.noting(), track(f"read {split}", total=entry.images, unit="images") as advance:

@@ -20,7 +20,7 @@ from PIL import Image
 from dcdctl.core import models
 from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus
-from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write_shard
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, text_digest, write_shard, write_texts
 
 SIZE = models.ViltSize(
     hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16
@@ -96,6 +96,31 @@ def make_splits(
     }
     write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": entries})
     return Corpus.open(folder, next(iter(splits)))
+
+
+def make_pool(folder: Path, captions: Sequence[Sequence[str]], *, split: str = "train", **colors: bool) -> Corpus:
+    """A pool of the images and the captions of `make_corpus`, whose pairing is hidden: the captions are in another
+    order, with the numbers of their places in the corpus."""
+    folder.mkdir(parents=True)
+    entry = write_pool(folder, split, captions, np.random.default_rng(1), **colors)
+    write_document(folder / "corpus.json", {"format": 2, "name": "made pool", "splits": {split: entry}})
+    return Corpus.open(folder, split)
+
+
+def write_pool(
+    folder: Path, split: str, captions: Sequence[Sequence[str]], rng: np.random.Generator, *, has_colors: bool = False
+) -> dict[str, Any]:
+    """Write a split that is a pool; returns its entry in corpus.json."""
+    noise = np.random.default_rng(0)
+    rows = [_row(noise, image, [], has_colors=has_colors) for image in range(len(captions))]
+    entry = write_split(folder, split, rows)
+    flat = [text for texts in captions for text in texts]
+    order = rng.permutation(len(flat)).tolist()
+    texts, file = [flat[i] for i in order], f"texts-{split}.parquet"
+    write_texts(folder / file, texts, order)
+    digests = [*(row.digest() for row in rows), *map(text_digest, texts)]
+    seal = {"file": file, **seal_of(folder / file, rows=len(texts))}
+    return {**entry, "captions": len(texts), "fingerprint": fingerprint_of(digests), "texts": seal}
 
 
 def _write_noise(

@@ -1,9 +1,10 @@
 """A prepared corpus: a folder of Parquet shards `SPLIT-00000-of-00003.parquet`, and `corpus.json`, written last.
 
 One row per image, in the order of the source. An image index is a row of its split; a caption index counts captions in
-row order. The fingerprint of a split covers ids, captions and image bytes, and not the division into shards. Opening a
-corpus reads corpus.json; a shard's SHA-256 is compared when the shard is first read. The folder may be a URL; the pages
-that are read are then compared with their CRC-32 instead.
+row order. A split may be a pool: its images have no captions, and its texts, in `texts-SPLIT.parquet`, no image. The
+fingerprint of a split covers ids, captions and image bytes, and not the division into shards. Opening a corpus reads
+corpus.json; a shard's SHA-256 is compared when the shard is first read. The folder may be a URL; the pages that are
+read are then compared with their CRC-32 instead.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dcdctl.core import files
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.corpus_json import CORPUS, CORPUS_FILE, JOIN, CorpusFile, ShardFile, read_corpus_json
 from dcdctl.core.data.ragged_array import offsets_of
-from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard, text_digest
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.places import local_path, shown, url_of
 from dcdctl.core.progress import Advance
@@ -90,6 +91,9 @@ class Corpus:
         self._shards = tuple(shards)
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._columns: list[CorpusFile] = []
+        self.is_pool = False
+        """Whether no text belongs to an image: its `captions` are then texts without an image, such as queries."""
+        self._texts: list[ShardFile] = []
         self._open = threading.local()
         self.is_remote = url_of(folder) is not None
         """Whether its folder is a URL."""
@@ -110,7 +114,15 @@ class Corpus:
         entries = [document.split(name, folder, split) for name in names]
         shards = [shard for entry in entries for shard in entry.shards]
         columns = [document.columns[name] for name in names if name in document.columns]
-        for part in (*shards, *columns):
+        texts = [entry.texts for entry in entries if entry.texts is not None]
+        is_pool = [entry.is_pool for entry in entries]
+        if any(is_pool) and not all(is_pool):
+            pool, captioned = names[is_pool.index(True)], names[is_pool.index(False)]
+            raise CorpusError(
+                f"{pool} of {shown(folder)} is a pool and {captioned} has captions: they cannot be read as one",
+                hint=f"--data DATA --split {captioned} --pool DATA trains on both",
+            )
+        for part in (*shards, *texts, *columns):
             if not is_remote:
                 CORPUS.check_part(folder, part.file, part.bytes)
             elif files.escapes_root(part.file):
@@ -122,7 +134,7 @@ class Corpus:
         corpus = Corpus(
             folder, split, name=document.name, fingerprint=fingerprint, shards=shards, num_images=num_images
         )
-        corpus._columns = columns
+        corpus._columns, corpus._texts, corpus.is_pool = columns, texts, any(is_pool)
         return corpus if max_images is None else corpus.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,7 +176,9 @@ class Corpus:
 
     @cached_property
     def captions(self) -> list[str]:
-        """The text of each caption."""
+        """The text of each caption, or of each text of a pool."""
+        if self.is_pool:
+            return [text for table in self._text_tables for text in table["text"].to_pylist()]
         return [text for column in self._column("captions") for text in column.flatten().to_pylist()][
             : self.num_captions
         ]
@@ -172,21 +186,26 @@ class Corpus:
     @cached_property
     def caption_ids(self) -> npt.NDArray[np.int64]:
         """The source's number of each caption."""
+        if self.is_pool:
+            numbers = [table["caption_id"].to_numpy() for table in self._text_tables]
+            return np.concatenate([*numbers, np.empty(0, np.int64)])
         numbers = [column.flatten().to_numpy() for column in self._column("caption_ids")]
         # With an empty array, because np.concatenate refuses an empty list.
         return np.concatenate([*numbers, np.empty(0, np.int64)])[: self.num_captions]
 
     @cached_property
     def caption_image(self) -> npt.NDArray[np.int64]:
-        """The image index of each caption, ascending."""
+        """The image index of each caption, ascending; -1 for the texts of a pool."""
+        if self.is_pool:
+            return np.full(self.num_captions, -1)
         return np.repeat(np.arange(self.num_images), np.diff(self._caption_starts))
 
     @property
     def num_captions(self) -> int:
-        return int(self._caption_starts[-1])
+        return sum(file.rows for file in self._texts) if self.is_pool else int(self._caption_starts[-1])
 
     def captions_of(self, image_ix: int) -> range:
-        """The caption indices of an image."""
+        """The caption indices of an image; none in a pool."""
         return range(int(self._caption_starts[image_ix]), int(self._caption_starts[image_ix + 1]))
 
     def image_bytes(self, image_ix: int) -> bytes:
@@ -213,7 +232,8 @@ class Corpus:
         return [decoded[int(ix)] for ix in image_ix]
 
     def subset(self, max_images: int) -> Corpus:
-        """The first images as a corpus with its own fingerprint; the corpus itself if it has no more images."""
+        """The first images as a corpus with its own fingerprint; the corpus itself if it has no more images. A pool
+        keeps all texts."""
         if max_images < 1:
             raise ValueError(f"max_images must be at least 1, got {max_images}")
         if max_images >= self.num_images:
@@ -222,7 +242,7 @@ class Corpus:
         first = Corpus(
             self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images
         )
-        first.whole = self.whole
+        first.whole, first.is_pool, first._texts = self.whole, self.is_pool, self._texts
         return first
 
     def find_faults(self, advance: Advance) -> Iterator[str]:
@@ -238,20 +258,35 @@ class Corpus:
             for row in read_shard(self.shard_path(shard)):
                 digests.append(row.digest())
                 num_captions += len(row.captions)
-                yield from (f"image {row.image_id!r} of {where} {fault}" for fault in _row_faults(row))
+                faults = _row_faults(row, is_pool=self.is_pool)
+                yield from (f"image {row.image_id!r} of {where} {fault}" for fault in faults)
                 if row.image_id in ids:
                     # Ids name images in caches and rankings: two images of one id could not be told apart.
                     yield f"image {row.image_id!r} of {where} is there twice"
                 ids.add(row.image_id)
                 advance(1)
         entry = read_corpus_json(self.folder).splits[self.split]
+        if self.is_pool:
+            num_captions += self.num_captions
+            digests += [text_digest(text) for text in self.captions]
         for what, actual, expected in (
-            ("images", len(digests), entry.images),
+            ("images", len(ids), entry.images),
             ("captions", num_captions, entry.captions),
             ("fingerprint", fingerprint_of(digests), entry.fingerprint),
         ):
             if actual != expected:
                 yield f"{where}: {CORPUS_FILE} has {what} {expected}, and its rows have {actual}"
+
+    @cached_property
+    def _text_tables(self) -> list[pa.Table]:
+        """The files of a pool's texts."""
+        return [self._read_texts(entry) for entry in self._texts]
+
+    def _read_texts(self, entry: ShardFile) -> pa.Table:
+        if not self.is_remote:
+            return pq.read_table(CORPUS.checked(self.folder / entry.file, entry.sha256))
+        with self._readable(entry):
+            return self._open_remote(entry).read(use_threads=False)
 
     @property
     def num_shards(self) -> int:
@@ -273,7 +308,7 @@ class Corpus:
 
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):
-            with self._readable(shard):
+            with self._readable(self._shards[shard]):
                 # In this thread: a remote file has one position.
                 table = self._file(shard)[0].read(columns=[name], use_threads=not self.is_remote)
             yield from table.column(name.partition(".")[0]).chunks
@@ -298,7 +333,7 @@ class Corpus:
         if self._open.group_key != (shard, group):
             # The old row group is released first, so that only one is in memory.
             self._open.group_key = self._open.group = None
-            with self._readable(shard):
+            with self._readable(self._shards[shard]):
                 table = self._file(shard)[0].read_row_group(
                     group, columns=["image.bytes"], use_threads=not self.is_remote
                 )
@@ -311,15 +346,14 @@ class Corpus:
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
         if shard not in self._open.files:
-            file = self._open_remote(shard) if self.is_remote else pq.ParquetFile(self.shard_path(shard))
+            file = self._open_remote(self._shards[shard]) if self.is_remote else pq.ParquetFile(self.shard_path(shard))
             sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             self._open.files[shard] = file, list(itertools.accumulate(sizes))
         return self._open.files[shard]
 
-    def _open_remote(self, shard: int) -> pq.ParquetFile:
+    def _open_remote(self, entry: ShardFile) -> pq.ParquetFile:
         """A shard of a remote corpus. Its SHA-256 would take all its bytes: its size and rows are compared, and the
         CRC-32 of each page."""
-        entry = self._shards[shard]
         where = f"{shown(self.folder)}/{entry.file}"
         stream = urls.open_file(f"{url_of(self.folder)}/{entry.file}")
         # First, because it costs no further request.
@@ -327,7 +361,7 @@ class Corpus:
             raise CorpusError(
                 f"{where} is damaged: it has {stream.tell():,} bytes, not {entry.bytes:,}", hint=_COPY_AGAIN
             )
-        with self._readable(shard):
+        with self._readable(entry):
             file = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
         if file.metadata.num_rows != entry.rows:
             raise CorpusError(
@@ -336,20 +370,22 @@ class Corpus:
         return file
 
     @contextmanager
-    def _readable(self, shard: int) -> Iterator[None]:
+    def _readable(self, entry: ShardFile) -> Iterator[None]:
         """CorpusError where a remote shard turns out damaged; a local one was compared with its SHA-256."""
         try:
             yield
         except (pa.ArrowException, OSError) as error:
             if not self.is_remote:
                 raise
-            where = f"{shown(self.folder)}/{self._shards[shard].file}"
+            where = f"{shown(self.folder)}/{entry.file}"
             raise CorpusError(f"{where} is damaged ({error})", hint=_COPY_AGAIN) from error
 
 
-def _row_faults(row: CorpusRow) -> Iterator[str]:
-    if not row.captions:
+def _row_faults(row: CorpusRow, *, is_pool: bool) -> Iterator[str]:
+    if not row.captions and not is_pool:
         yield "has no caption"
+    if row.captions and is_pool:
+        yield "has captions in a pool"
     if len(row.caption_ids) not in (0, len(row.captions)):
         yield f"has {len(row.captions)} captions and {len(row.caption_ids)} caption ids"
     try:

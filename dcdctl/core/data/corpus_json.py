@@ -24,7 +24,7 @@ CORPUS = Kind(
     seal_file=CORPUS_FILE,
     plan_file="prepare.json",
     keeps_plan=False,
-    files=("*-?????-of-?????.parquet", "columns-*.parquet"),
+    files=("*-?????-of-?????.parquet", "columns-*.parquet", "texts-*.parquet"),
     make="make one with `dcdctl prepare`",
     make_again="run the same `dcdctl prepare` again",
     error=CorpusError,
@@ -50,12 +50,26 @@ class ShardFile(CorpusFile):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSplit:
-    """A split and its shards."""
+    """A split and its shards: images with their captions, or a pool, whose images have none and whose texts have no
+    image."""
 
     images: int
     captions: int
     fingerprint: str
     shards: tuple[ShardFile, ...]
+    texts: Annotated[ShardFile | None, Key(omits_default=True)] = None
+    """The texts of a pool; None for captioned images, and for a pool of images alone."""
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether no text belongs to an image."""
+        # Every image of any other split has a caption.
+        return self.texts is not None or not self.captions
+
+    @property
+    def parts(self) -> tuple[ShardFile, ...]:
+        """All files of the split but its columns."""
+        return self.shards if self.texts is None else (*self.shards, self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,7 +164,7 @@ def prepare_corpus(
                 split: _write_columns(out / f"columns-{split}.parquet", kept, facts) for split, facts in rows.items()
             }
             document = replace(document, columns=columns)
-        parts = [*document.columns.values(), *(shard for split in document.splits.values() for shard in split.shards)]
+        parts = [*document.columns.values(), *(shard for split in document.splits.values() for shard in split.parts)]
         build.seal(config.to_table(document), [part.file for part in parts])
     notes = () if kept is None else (f"columns: {', '.join(kept.table.column_names)}", *kept.notes)
     return _summary(out, document, (*located.notes, *notes), already_there=False)
@@ -238,7 +238,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
     if document.plan != digest:
         message = f"{out} holds a finished corpus, {document.name}, made from other files or with other options"
         raise InputError(message, hint="remove it, or write elsewhere with --out")
-    for shard in (shard for split in document.splits.values() for shard in split.shards):
+    for shard in (shard for split in document.splits.values() for shard in split.parts):
         CORPUS.check_part(out, shard.file, shard.bytes)
     # A run that is killed after the seal leaves the plan.
     (out / CORPUS.plan_file).unlink(missing_ok=True)

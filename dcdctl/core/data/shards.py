@@ -81,6 +81,21 @@ class RowFacts:
         return RowFacts(row.image_id, len(row.captions), row.digest(image_digest), image_digest, hash_bits)
 
 
+def text_digest(text: str) -> bytes:
+    """The SHA-256 of a text of a pool; never that of a row."""
+    return hashlib.sha256(b"text " + text.encode()).digest()
+
+
+_TEXTS_SCHEMA = pa.schema([("text", pa.string()), ("caption_id", pa.int64())])
+
+
+def write_texts(path: Path, texts: Sequence[str], caption_ids: Sequence[int]) -> None:
+    """Write the texts of a pool with their numbers in the source, atomically."""
+    table = pa.table({"text": texts, "caption_id": caption_ids}, schema=_TEXTS_SCHEMA)
+    with files.atomic_path(path) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+
 def shard_name(split: str, shard: int, num_shards: int) -> str:
     """The file name of a shard.
 

@@ -3,7 +3,8 @@
     ROOT/SPLIT-CORPUS-ENCODERS/plan.json          fingerprints and sizes, written first
     ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption; 1 each if the encoders pool texts
     ROOT/SPLIT-CORPUS-ENCODERS/images-00000.npy   float16, I x V x D, the images of a range
-    ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions, concatenated without padding
+    ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions, or of a range of a pool's
+        texts, concatenated without padding
     ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
 
 The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. The
@@ -22,7 +23,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,8 @@ from dcdctl.core.scoring.feature_files import FEATURES
 
 IMAGES_PER_FILE = 256
 """Images in a file, and what a killed run loses at most."""
+TEXTS_PER_FILE = 1280
+"""Texts of a pool in a file; captions lie in the file of their image's number."""
 IMAGE_CHUNK = 32
 """Images encoded in one forward pass."""
 TEXT_CHUNK = 256
@@ -125,7 +128,7 @@ class Features:
         """Text features in the order given, T x L x D, padded with zeros to the longest."""
         index_T = np.asarray(text_ix, dtype=np.int64)
         lengths, starts = self._lengths[index_T], self._starts[index_T]
-        parts = self.corpus.caption_image[index_T] // IMAGES_PER_FILE
+        parts = self._text_parts[index_T]
         tokens = np.zeros((len(index_T), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
         for text_tokens, part, start, length in zip(
             tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True
@@ -147,9 +150,19 @@ class Features:
     def _starts(self) -> Index:
         """Start of each caption's tokens in its file."""
         starts = np.cumsum(self._lengths) - self._lengths
-        parts = self.corpus.caption_image // IMAGES_PER_FILE
-        # Captions are sorted by image, so a part begins with its first caption.
-        return starts - starts[np.searchsorted(parts, parts)]
+        # Captions are sorted by part, so a part begins with its first caption.
+        return starts - starts[np.searchsorted(self._text_parts, self._text_parts)]
+
+    @cached_property
+    def _text_parts(self) -> Index:
+        return _text_parts(self.corpus)
+
+
+def _text_parts(corpus: Corpus) -> Index:
+    """The file of each caption, ascending."""
+    if corpus.is_pool:
+        return np.arange(corpus.num_captions) // TEXTS_PER_FILE
+    return corpus.caption_image // IMAGES_PER_FILE
 
 
 def read_images(source: Source, image_ix: Sequence[int] | Index, compute: Compute) -> ImageBatch | States:
@@ -248,7 +261,10 @@ def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
             "texts": stored.plan.get("text_encoder") == text_digest,
         }
         kinds = [kind for kind, is_same in has_same.items() if is_same]
-        for name in build.missing(_name(kind, part) for kind in kinds for part in range(shared // IMAGES_PER_FILE)):
+        num_parts = {"images": shared // IMAGES_PER_FILE, "texts": shared // IMAGES_PER_FILE}
+        if corpus.is_pool:  # all of its subsets have all of its texts
+            num_parts["texts"] = -(-corpus.num_captions // TEXTS_PER_FILE)
+        for name in build.missing(_name(kind, part) for kind in kinds for part in range(num_parts[kind])):
             # Compared with its checksum first, so that damage stays where it is.
             checked = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
             with build.write(name) as partial:
@@ -295,12 +311,14 @@ def _begin(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
 @torch.inference_mode()
 def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Compute, track: Track) -> None:
     build, lengths = _begin(planned, source, encoders, compute)
-    corpus, parts = source.corpus, range(-(-source.corpus.num_images // IMAGES_PER_FILE))
-    # The first image of each part and the first caption of these images; last, their numbers.
+    corpus, text_parts = source.corpus, _text_parts(source.corpus)
+    num_parts = -(-corpus.num_images // IMAGES_PER_FILE)
+    num_text_parts = int(text_parts[-1]) + 1 if corpus.is_pool else num_parts
+    # The first image and the first caption of each part; last, their numbers.
     first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
-    first_text = np.searchsorted(corpus.caption_image, first_image).tolist()
+    first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()
     images, texts = (
-        {part: np.arange(first[part], first[part + 1]) for part in parts if build.missing([_name(kind, part)])}
+        {part: np.arange(*bounds) for part, bounds in enumerate(pairwise(first)) if build.missing([_name(kind, part)])}
         for kind, first in (("images", first_image), ("texts", first_text))
     )
     num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
@@ -321,7 +339,8 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
                 lambda part: encoders.text_features(source.texts(part).to(compute.device)),
                 advance,
             )
-    names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
+    names = ["lengths.npy", *(_name("images", part) for part in range(num_parts))]
+    names += [_name("texts", part) for part in range(num_text_parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(build.folder / name) for name in names}}, names)
 
 
