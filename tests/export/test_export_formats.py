@@ -1,15 +1,17 @@
-"""Folders for transformers by model; tests in fresh processes are in test_export.py."""
+"""Folders by model, read by their libraries; tests in fresh processes are in test_export.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from duals import save_dual
 from encoders import save_text, save_vision
+from open_clips import save_open_clip
 from tiny import make_teacher
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.export import ExportJob, to_transformers
+from dcdctl.core.export import ExportJob, to_open_clip, to_sentence_transformers, to_transformers
 from dcdctl.core.export import check as export_check
 from dcdctl.core.export.check import Samples
 from dcdctl.core.scoring import Vectors
@@ -58,6 +60,24 @@ def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, s
     )
     models.save(teacher, tmp_path / "as it is")
     assert (to_transformers.score(tmp_path / "as it is", teacher, samples) - wanted).abs().max() > 1e-2
+
+
+def test_sentence_transformers_pads_short_captions_without_a_mask_as_siglip_does(corpus, samples, tmp_path):
+    siglip = models.load_dual(save_dual("SigLIP", corpus.captions, tmp_path / "siglip"))
+    job = ExportJob(ref="siglip", out=tmp_path / "out", to="sentence-transformers")
+    target = to_sentence_transformers.SentenceTransformers(job, siglip, job.out)
+    target.write()
+    wanted = export_check.vectors_of(siglip, samples).texts_TD
+    torch.testing.assert_close(target.embed(samples).texts_TD, wanted, atol=1e-6, rtol=0)
+
+
+def test_open_clip_alone_prepares_images_and_captions_as_the_model_does(corpus, samples, tmp_path):
+    preprocess = models.load_dual(save_open_clip("open_clip SigLIP", corpus.captions, tmp_path)).preprocess
+    (tmp_path / "out").mkdir()
+    preprocess.self_contained().save(tmp_path / "out")
+    images, texts = to_open_clip.preprocessing(tmp_path / "out")
+    assert torch.equal(images(samples.images)["pixel_values"], preprocess.images(samples.images).pixel_values)
+    assert torch.equal(texts(samples.captions)["input_ids"], preprocess.texts(samples.captions).input_ids)
 
 
 def test_the_lowest_cosine_decides():

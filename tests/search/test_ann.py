@@ -184,6 +184,13 @@ def test_opening_an_index_opens_no_segment(graph, monkeypatch):
     assert len(FolderIndex.open(graph.folder).segments) == 3
 
 
+def test_a_graph_stays_in_its_file_and_has_no_table_of_its_keys(graph):
+    opened = ann.Graph(graph.folder / "ann", graph.segments[0], 16, HnswConfig())
+    (view,) = opened._views
+    assert view.memory_usage < graph.segments[0].bytes
+    assert not view.contains(0)
+
+
 def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     command = re.escape(install_command("index"))

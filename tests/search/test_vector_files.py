@@ -138,6 +138,9 @@ def test_rows_that_do_not_fit_are_counted_by_kind_and_nothing_is_stored(dual, mo
         r"2 of 8 files have no vector, and 'sub/5\.png' is an image",
         error(NAMES[:5] + NAMES[6:], good[[0, 1, 2, 3, 4, 6]]),
     )
+    # A null number is no number; a null vector is none.
+    nulls = pa.array([[None, *good[0][1:]], *good[1:]])
+    assert "1 vectors that are zero, NaN or infinite ('0.png' in bad.parquet)" in error(NAMES, nulls)
     nulls = pa.array([None, *good[1:]])
     assert re.search(r"2 of 8 files have no vector, and '0\.png' is an image", error(NAMES, nulls))
     width = good.shape[1]

@@ -1,4 +1,4 @@
-"""A service of two processes: one start, and all that happens to it until it is stopped."""
+"""Processes of a service: signals, failed starts, and all that happens to two of them until they are stopped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
+import pytest
 import served
 from paths import ROOT
 from processes import TIMEOUT_S
+
+from dcdctl.core.errors import DcdError
+from dcdctl.core.serve import Job, ServiceConfig, child, processes
+from dcdctl.core.serve import listener as sockets
+from dcdctl.core.serve.workers import LiveSearcher
 
 SCRIPT = """
 import sys
@@ -202,6 +210,43 @@ def point_to(link: Path, folder: Path) -> None:
     """Replace a link by one to another folder, atomically."""
     link.with_suffix(".new").symlink_to(folder)
     link.with_suffix(".new").replace(link)
+
+
+@pytest.mark.parametrize(("num_failed", "other_ready", "ends"), [(3, None, True), (3, 5.0, False), (2, None, False)])
+def test_failed_starts_end_the_service_if_no_other_process_answers(tmp_path, num_failed, other_ready, ends):
+    process = SimpleNamespace(join=lambda: None, exitcode=1)
+    control = SimpleNamespace(close=lambda: None)
+    failed = processes._Child(1, process, control, num_failed=num_failed)
+    supervisor = object.__new__(processes._Supervisor)
+    supervisor._folder, supervisor._on_ready, supervisor._to_reload = tmp_path, None, deque()
+    supervisor._children = [failed, processes._Child(2, process, control, ready_since=other_ready)]
+    if ends:
+        with pytest.raises(DcdError, match="process 1 of 2 ended with exit code 1 while it started"):
+            supervisor._ended(failed)
+    else:
+        supervisor._ended(failed)
+    assert (failed.starts_at is None, failed.num_failed) == (ends, num_failed + (not ends))
+
+
+def test_a_single_process_reloads_in_a_thread_that_its_end_does_not_wait_for(searcher, monkeypatch):
+    reloads = []
+
+    class Server:
+        def run(self, sockets):
+            before = set(threading.enumerate())
+            signal.getsignal(signal.SIGHUP)(signal.SIGHUP, None)
+            for thread in set(threading.enumerate()) - before:
+                thread.join()
+
+    monkeypatch.setattr(child, "_searcher_of", lambda *_, **__: searcher)
+    monkeypatch.setattr(child, "http_server", lambda *_, **__: Server())
+    monkeypatch.setattr(
+        child, "reload", lambda job, live: reloads.append((job, type(live), threading.current_thread().daemon))
+    )
+    job = Job("index", ServiceConfig(), device="cpu")
+    with sockets.bound("127.0.0.1", 0) as listener:
+        child.run(job, searcher.index, listener, print)
+    assert reloads == [(job, LiveSearcher, True)]
 
 
 def test_two_processes_behind_one_port_from_their_start_to_their_end(tmp_path):

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pyarrow as pa
 import pytest
-from made_store import COLUMNS, made_facts, made_images
+from made_index import unit_vectors
+from made_store import COLUMNS, DIM, made_facts, made_images
 
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.search.columns.where import parse_where
@@ -93,6 +94,22 @@ def test_a_collection_of_another_program_is_never_touched(store):
     store._client.create_collection("photos", vectors_config=vectors)
     with pytest.raises(StaleError, match=r"is there, and dcdctl did not make it; .*nothing was changed"):
         store.facts()
+
+
+def test_the_graph_is_searched_for_more_than_is_asked_and_exactly_if_it_gives_less(store, monkeypatch):
+    store.create(made_facts())
+    store.upsert(made_images().slice(0, 90))
+    ask, params = store._client.query_batch_points, []
+
+    def noted(collection, requests):
+        params.extend((request.params.hnsw_ef, bool(request.params.exact)) for request in requests)
+        return ask(collection, requests)
+
+    monkeypatch.setattr(store._client, "query_batch_points", noted)
+    for count, expected in ((1, [(128, False)]), (80, [(160, False)]), (100, [(200, False), (None, True)])):
+        params.clear()
+        store.search(unit_vectors(1, DIM), count)
+        assert params == expected
 
 
 def test_what_qdrant_does_not_keep_or_compare_is_refused(store):

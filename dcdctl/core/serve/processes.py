@@ -207,8 +207,7 @@ class _Supervisor:
         error = child.error or DcdError(f"{how} while it started", hint="its messages are above")
         if is_first_start:
             raise error
-        others = [one for one in self._children if one is not child and one.ready_since is not None]
-        if child.ready_since is None and child.num_failed >= MAX_FAILED_STARTS and not others:
+        if child.num_failed >= MAX_FAILED_STARTS and all(one.ready_since is None for one in self._children):
             raise error
         # The first end may be chance; a process that ends again and again must not use all the time for starts.
         delay = min(MAX_DELAY_S, 2.0 ** (child.num_failed - 1)) if child.num_failed else 0.0
