@@ -10,6 +10,8 @@ from dcdctl.core.errors import InputError
 
 # pathlib writes s3://bucket/x as s3:/bucket/x. A scheme has two letters or more: C:/ is a drive of Windows.
 _URL = re.compile(r"((?:[A-Za-z]+::)*[A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+# A later link of a chain, of which pathlib makes the same; file:///PATH has no host, and file:/PATH is the same.
+_LINK = re.compile(r"::(?!file:)([A-Za-z][A-Za-z0-9+.-]+):/+")
 # Between the links of a chain, but not inside an IPv6 address.
 _CHAINED = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]+:[:/])")
 
@@ -21,7 +23,9 @@ def url_of(place: str | Path) -> str | None:
     ('s3://bucket/photos', None, None)
     """
     match = _URL.fullmatch(str(place))
-    return None if match is None or match[1].lower() == "file" else f"{match[1].lower()}://{match[2]}"
+    if match is None or match[1].lower() == "file":
+        return None
+    return _LINK.sub(r"::\1://", f"{match[1].lower()}://{match[2]}")
 
 
 def local_path(place: str | Path) -> Path:

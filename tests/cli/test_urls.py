@@ -120,6 +120,32 @@ def test_messages_and_pages_show_a_url_as_it_was_typed(line, code, said, remote,
     assert not ONE_SLASH.search(result.output + written)
 
 
-@pytest.mark.parametrize("place", ["hf://datasets/me/birds@main", "https://host/a.tar", "s3://bucket/a b"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "inspect URL",
+        "distill demo-dual-alone --data URL --out run",
+        "prepare --csv URL --images URL --out made",
+        "index DUAL --images URL --out made",
+    ],
+)
+@pytest.mark.parametrize("link", ["zip://c::https", "simplecache::zip://c::ftp"])
+def test_a_password_in_a_later_link_of_a_chain_is_refused_and_not_shown(line, link, dual_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = f"{link}://me:secret@127.0.0.1:1/a.zip"
+    result = run(line.replace("DUAL", str(dual_run)).replace("URL", url), code=1)
+    written = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert "secret" not in result.output + written
+    assert f"{link}://127.0.0.1:1/a.zip" in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("hf://datasets/me/birds@main", "https://host/a.tar", "s3://bucket/a b"),
+        *("zip://c::https://host/a.zip", "zip://c::file:///photos/a.zip"),
+    ],
+)
 def test_a_url_survives_pathlib(place):
     assert shown(Path(place)) == place

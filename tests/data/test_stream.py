@@ -204,6 +204,11 @@ def test_wrong_places_say_what_is_wrong(tmp_path, tars):
             "s3://bucket/a.tar needs a package of s3:// that is not installed: s3fs; pip install s3fs",
         ),
         ("bird://bucket/a.tar", ConfigError, "the protocol bird:// is unknown; known are s3://"),
+        *(
+            (f"{protocol}://x{rest}", ConfigError, f"the protocol {protocol}:// names no files by a URL alone")
+            for protocol in ("reference", "data", "dir", "generic", "jupyter", "github")
+            for rest in ("/a.tar", "/*.tar")
+        ),
         ("https://host/*.tar", ConfigError, "a web server lists no files; write the names as in"),
         ("memory://nowhere/a.tar", SourceError, "memory://nowhere/a.tar does not exist"),
         (tars[0].replace("0.tar", "{0,0}.tar"), ConfigError, "is named twice"),

@@ -97,7 +97,7 @@ def _expand_stars(pattern: str) -> list[str]:
         paths = [parts.folder + name for name in parts.matching(hub.sizes(parts))]
     else:
         system, within = _file_system(url)
-        paths = [str(system.unstrip_protocol(name)) for name in sorted(_attempted(lambda: system.glob(within), url))]
+        paths = [str(system.unstrip_protocol(name)) for name in sorted(_asked(lambda: system.glob(within), url))]
     if not paths:
         raise InputError(f"no file matches {shown(pattern)}", hint="check the pattern, and quote it for the shell")
     return paths
@@ -303,7 +303,7 @@ class _FileSystemFile:
     def __init__(self, url: str) -> None:
         self.url = url
         self._system, self._path = _file_system(url)
-        facts = _attempted(lambda: self._system.info(self._path), url)
+        facts = _asked(lambda: self._system.info(self._path), url)
         if facts.get("type") == "directory" or facts.get("size") is None:
             raise SourceError(f"{shown(url)} is not a file", hint="check the URL")
         self.size = int(facts["size"])
@@ -331,7 +331,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     protocol = urlsplit(url).scheme
     try:
         # Opens the archive of zip://NAME::URL.
-        system, path = _attempted(lambda: url_to_fs(url), url)
+        system, path = _asked(lambda: url_to_fs(url), url)
     except ImportError as error:
         # simplecache::s3://bucket needs what s3:// needs.
         protocol = urlsplit(links_of(url)[-1]).scheme
@@ -343,10 +343,18 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise MissingError(
             f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}", hint=hint
         ) from error
-    except ValueError as error:
-        hint = "known are s3://, gs://, az://, https://, hf:// and the other protocols of fsspec"
-        raise ConfigError(f"{shown(url)}: the protocol {protocol}:// is unknown", hint=hint) from error
     return system, path
+
+
+def _asked(request: Callable[[], T], url: str) -> T:
+    """`_attempted` for fsspec; ConfigError for a protocol that it lacks, or that takes more than a URL (reference://)."""
+    try:
+        return _attempted(request, url)
+    except (ValueError, TypeError, AttributeError) as error:
+        known = "s3://, gs://, az://, https://, hf:// and the other protocols of fsspec"
+        reason = "is unknown" if "not known" in str(error) else "names no files by a URL alone"
+        message = f"{shown(url)}: the protocol {urlsplit(url).scheme}:// {reason}"
+        raise ConfigError(message, hint=f"known are {known}") from error
 
 
 def refuse_password(url: str) -> None:
