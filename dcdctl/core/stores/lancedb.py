@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, HnswSq
 
+from dcdctl.core import locks
 from dcdctl.core.errors import InputError
 from dcdctl.core.search import Condition, Floats, Rows, Value, quoted_value
 from dcdctl.core.stores.protocol import Store, StoreFacts
@@ -61,6 +63,12 @@ class LanceStore(Store):
         self._uri, self._table = uri, table
         with self._errors():
             self._database = lancedb.connect(uri)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        # Object storage has no locks.
+        with super().lock() if "://" in self._uri else locks.lock(Path(self._uri, f"{self._table}.lance")):
+            yield
 
     def draft(self) -> LanceStore:
         return LanceStore(self._uri, f"{self._table}{_DRAFT}", self.location)
