@@ -213,6 +213,8 @@ def test_use_and_place_leave_the_fingerprint(saved, variant, tmp_path):
     models.save(model, tmp_path / "half", half=True)
     half = models.load(tmp_path / "half")
     assert half.digest != before[0]
+    assert models.saved_fingerprint(tmp_path / "half") == half.digest
+    assert both(model) == before
     models.save(half, tmp_path / "half again")
     assert both(models.load(tmp_path / "half again")) == both(half)
 

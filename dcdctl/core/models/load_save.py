@@ -12,6 +12,7 @@ in `FAMILIES`, and one in tests/support/families.py.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -188,12 +189,13 @@ def save(model: Model, folder: Path, *, half: bool = False, run: Mapping[str, st
     A model that is already in the folder is replaced. ModelError if the folder holds anything else.
     """
     _check_folder(folder)
+    if half:
+        # Rounded as they are loaded, so that the fingerprint is that of the loaded model.
+        model = copy.deepcopy(model).half().float()
     with files.atomic_folder(folder) as partial:
         model.save_network(partial, half=half)
         model.preprocess.save(partial)
-        # Half precision rounds the weights, so the loaded model has another fingerprint.
-        known = {} if half else {artifacts.FINGERPRINT: model.digest}
-        saved_folder.seal(partial, {**model.settings, **(run or {}), **known})
+        saved_folder.seal(partial, {**model.settings, **(run or {}), artifacts.FINGERPRINT: model.digest})
         # safetensors creates files that only their owner may read; give them the mode of the other files.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
