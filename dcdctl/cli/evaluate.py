@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
+from dcdctl.cli.completion import complete_teacher
 from dcdctl.cli.declare import Ref, assignments, optional_path, path
 from dcdctl.cli.options import (
     CODES_HELP,
@@ -21,9 +22,11 @@ from dcdctl.cli.options import (
     Rerank,
     RerankSet,
     Split,
+    announce_code,
     check_output_file,
     configures,
     model_argument,
+    reads,
     writes,
 )
 from dcdctl.cli.views.scoring import show_workload
@@ -58,6 +61,17 @@ class Evaluate(Inference):
     depth: Annotated[
         int | Sequence[int] | None,
         configures("--depth", help=DEPTH_HELP, show_default="50", metavar="N,..."),
+        str,
+    ] = None
+    against: Annotated[
+        Ref | None,
+        reads(
+            "--against",
+            help="Teacher whose order is compared, without labels: a model, or a teacher cache of the split.",
+            callback=announce_code,
+            autocompletion=complete_teacher,
+            metavar="TEACHER",
+        ),
         str,
     ] = None
     max_images: MaxImages = None
@@ -101,6 +115,7 @@ class Evaluate(Inference):
             max_images=self.max_images,
             rerank=None if self.rerank is None else os.fspath(self.rerank),
             rerank_sets=assignments(self.rerank_overrides),
+            against=None if self.against is None else os.fspath(self.against),
             depth=depths if depths is None or isinstance(depths, str) else ",".join(map(str, depths)),
             model_sets=assignments(self.model_overrides),
             with_eccv=self.eccv,

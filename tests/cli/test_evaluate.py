@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, locks, models
 from dcdctl.core.data import Corpus
+from dcdctl.core.teacher import CandidateConfig, build_cache
 from dcdctl.core.training import runs
 
 
@@ -179,3 +180,62 @@ def test_a_missing_run_is_an_error_with_the_next_step(run_eval, tmp_path):
     assert result.exit_code == 1
     assert "dcdctl distill" in result.stderr
     assert "absent" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def val_cache(folders, scenes_corpus_dir, tmp_path_factory) -> Path:
+    """A cache of the test split by the ViLT."""
+    corpus, out = Corpus.open(scenes_corpus_dir, "test"), tmp_path_factory.mktemp("caches") / "test"
+    config = CandidateConfig(block_size=8, rounds=1)
+    build_cache(corpus, models.load_fusion(str(folders / "vilt")), out, config)
+    return out
+
+
+def test_a_model_agrees_with_itself_and_the_results_keep_its_agreement(folders, run, run_eval):
+    result = run_eval(run, "--against", folders / "run", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert read(run / "result.json") == document
+    agreement = document["agreement"]
+    assert (agreement["teacher"], agreement["over"], agreement["ndcg"]) == (str(folders / "run"), "all", 100)
+    assert agreement["teacher_fingerprint"] == models.load(str(folders / "run")).digest
+    for key, num_candidates, num_queries in (("text_retrieval", 80, 16), ("image_retrieval", 16, 80)):
+        measures = agreement[key]
+        assert (measures["queries"], measures["candidates"]) == (num_queries, num_candidates)
+        assert (measures["same_first"], measures["nDCG@10"]) == (100, 100)
+        assert measures["spearman"] == pytest.approx(1)
+    # Recalls are those of an evaluation without a teacher.
+    alone = json.loads(run_eval(run, "--json").stdout)
+    assert {**document, "seconds": 0} == {**alone, "seconds": 0, "agreement": agreement}
+
+
+def test_a_fusion_teacher_and_its_cache_give_the_agreement_on_what_they_score(folders, run, run_eval, val_cache):
+    sampled = run_eval(run, "--against", folders / "vilt", "--json")
+    assert sampled.exit_code == 0, sampled.output
+    agreement = json.loads(sampled.stdout)["agreement"]
+    assert (agreement["over"], agreement["sample"]) == ("sampled", {"first": 32, "random": 32, "seed": 0})
+    # Of 16 images, 32 are all.
+    assert agreement["image_retrieval"]["candidates"] == 16
+    assert 32 < agreement["text_retrieval"]["candidates"] < 64
+    assert "pairs to score" in sampled.stderr
+    cached = run_eval(run, "--against", val_cache)
+    assert cached.exit_code == 0, cached.output
+    assert f"agreement with {val_cache}" in cached.stdout
+    assert "over the candidates that the cache has scores of" in cached.stdout
+    result = read(run / "result.json")["agreement"]
+    assert result["over"] == "cached"
+    assert "sample" not in result
+    assert result["teacher_fingerprint"] == agreement["teacher_fingerprint"]
+
+
+def test_a_teacher_that_cannot_be_compared_is_one_line(folders, run, run_eval, val_cache, tmp_path):
+    for arguments, message in (
+        (("--against", tmp_path / "absent"), "absent"),
+        (("--against", val_cache, "--split", "val"), "corpus"),
+        (("--against", folders / "vilt", "--rerank", folders / "vilt"), "leave --rerank"),
+        (("--against", folders / "vilt", "--codes", "int8"), "leave --rerank"),
+    ):
+        result = run_eval(run, *arguments)
+        assert result.exit_code == 1, result.output
+        assert message in result.stderr
+    assert not (run / "result.json").exists()

@@ -125,7 +125,7 @@ def test_a_cascade_keeps_more_candidates_than_it_reranks():
     corpus = Numbers(OWNER)
     task = rankers.RankingTask(corpus, EvalOptions(depths=(2,), num_top=5), silent, None)
     (rankings,) = rankers.rank_by_cascade(make_dual(), make_fusion(), task)[0]
-    ((first,),) = rankers.rank_by_forms(make_dual(), [FULL_VECTORS], task)
+    ((first,),) = rankers.rank_by_forms(rankers.embed(make_dual(), task), [FULL_VECTORS], task)
     for ranking, before in ((rankings.text, first.text), (rankings.image, first.image)):
         assert ranking.top_QK.shape[1] == 5
         assert ranking.top_QK[:, 2:].tolist() == before.top_QK[:, 2:].tolist()

@@ -12,6 +12,7 @@ from paths import DOCS
 
 from dcdctl.core.data import manifest
 from dcdctl.core.evaluation import RankTable, recall, significance
+from dcdctl.core.evaluation.agreement import compare_orders
 from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
 from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 from dcdctl.core.evaluation.recall import average_precision_at_r
@@ -31,7 +32,7 @@ def tables() -> list[list[list[str]]]:
     return [[table[0], *table[2:]] for table in rows]
 
 
-SCORES, TEXT, IMAGE, MEASURES, DRAWS, PROTOCOLS = tables()
+SCORES, TEXT, IMAGE, MEASURES, _, AGREEMENT, DRAWS, PROTOCOLS = tables()
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,18 @@ def test_the_measures(rankings):
         assert row[1:] == [*(f"{value:.2f}" for value in percents), f"{median:.1f}", f"{mean:.2f}"]
     rsum = recall.rsum(recall.recall_at_k(rankings.text.ranks), recall.recall_at_k(rankings.image.ranks))
     assert f"RSUM is {rsum:.2f}, the mean recall {rsum / 6:.2f}." in PAGE
+
+
+def test_the_agreement_of_a_query():
+    teacher, gains, model = ([float(cell) for cell in row[1:]] for row in AGREEMENT[1:])
+    same_first, ndcg, correlation = compare_orders(np.float32(model), np.float32(teacher))
+    assert not same_first
+    assert f"nDCG@10 is {100 * ndcg:.2f}, and the correlation is {correlation:.2f}." in PAGE
+    order = sorted(range(4), key=lambda candidate: (-model[candidate], gains[candidate]))
+    assert f"The model's order is {', '.join('abcd'[candidate] for candidate in order)}:" in PAGE
+    discounts = np.log2([2, 3, 4, 5])
+    dcg, best = (sum(np.array(sorted_gains) / discounts) for sorted_gains in ([gains[c] for c in order], gains))
+    assert ndcg == pytest.approx(dcg / best, abs=1e-4)
 
 
 def test_the_draws(rankings):

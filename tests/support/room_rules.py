@@ -7,7 +7,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("data",),
     "scoring": ("data", "models"),
     "teacher": ("data", "models", "scoring"),
-    "evaluation": ("data", "models", "scoring"),
+    "evaluation": ("data", "models", "scoring", "teacher"),
     "training": ("data", "models", "scoring", "teacher", "evaluation"),
     "bench": ("data", "models"),
     "search": ("data", "models", "scoring"),

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from dcdctl.core import templates
 from dcdctl.core.config import Key, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
+from dcdctl.core.evaluation.agreement import MEASURES, NDCG, PERCENT, Agreements, Over, Sample
+from dcdctl.core.evaluation.bootstrap import bootstrap_sums
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.evaluation.significance import LEVEL, Estimate, Interval
@@ -38,9 +42,10 @@ class FileNames:
     ranks: str
     top: str = ""
     result: str = ""
+    agreement: str = ""
 
 
-MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json")
+MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json", "agreement.parquet")
 CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
 
 
@@ -90,6 +95,58 @@ class Depth:
     """Whether no other depth is at least as good and as fast, and better or faster."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How well a model's order agrees with a teacher's, in percent, correlations in [-1, 1] (`agreement`)."""
+
+    teacher: str
+    teacher_fingerprint: str
+    over: Over
+    sample: Annotated[Sample | None, OMITTED] = None
+    """sampled: which candidates the teacher scored."""
+    text_retrieval: Annotated[Measures | None, OMITTED] = None
+    """The means of `agreement.MEASURES` over `queries`, and the mean number of `candidates` per query; None if no query
+    of the direction has two."""
+    image_retrieval: Annotated[Measures | None, OMITTED] = None
+    ndcg: float
+    """nDCG@10, the mean of both directions."""
+    level: float = LEVEL
+    resamples: int = RESAMPLES
+    intervals: dict[str, dict[str, Bounds]]
+    """Bootstrap intervals by direction, over images with their captions."""
+
+    @staticmethod
+    def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str, sample: Sample) -> Agreement:
+        """The agreement with the teacher of this name."""
+        means: dict[str, Any] = {}
+        intervals: dict[str, dict[str, Bounds]] = {}
+        for direction, agreement in agreements.by_direction.items():
+            query_Q, measures_QM = agreement.query_Q, agreement.measures_QM * PERCENT
+            # Captions of one image are drawn together, as for recalls.
+            drawn_Q = corpus.caption_image[query_Q] if direction == Direction.IMAGE else query_Q
+            unit_Q = np.unique(drawn_Q, return_inverse=True)[1]
+            columns_UC = np.zeros((unit_Q.max() + 1, len(MEASURES) + 1))
+            np.add.at(columns_UC, unit_Q, np.column_stack([measures_QM, np.ones(len(query_Q))]))
+            # Always with seed 0, so that evaluating again gives the same intervals.
+            sums_RC = bootstrap_sums(columns_UC, RESAMPLES, seed=0)
+            bounds_2M = np.quantile(sums_RC[:, :-1] / sums_RC[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+            means[direction.key] = {
+                "queries": len(query_Q),
+                "candidates": float(agreement.num_candidates_Q.mean()),
+                **dict(zip(MEASURES, measures_QM.mean(axis=0).tolist(), strict=True)),
+            }
+            intervals[direction.key] = dict(zip(MEASURES, map(tuple, bounds_2M.T.tolist()), strict=True))
+        return Agreement(
+            teacher=teacher,
+            teacher_fingerprint=fingerprint,
+            over=agreements.over,
+            sample=sample if agreements.over == "sampled" else None,
+            ndcg=agreements.ndcg,
+            intervals=intervals,
+            **means,
+        )
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """How a model retrieves on a split; recalls and mAP@R in percent, with bootstrap intervals over images."""
@@ -120,6 +177,8 @@ class Evaluation:
     eccv_caption: Annotated[dict[str, Measures] | None, OMITTED] = None
     """By direction, including the positives that COCO's own pairs lack (`eccv`)."""
     cxc: Annotated[dict[str, Measures] | None, OMITTED] = None
+    agreement: Annotated[Agreement | None, OMITTED] = None
+    """With a teacher, if one was named."""
     folder: Annotated[Path | None, OMITTED] = None
     """Where it was written, or read from; no entry of the document."""
 
@@ -211,6 +270,7 @@ class Measured:
     depths: tuple[Depth, ...]
     pairs_scored: int
     seconds: float
+    agreements: Agreements | None = None
 
     @property
     def rsum(self) -> float:
@@ -218,7 +278,6 @@ class Measured:
 
     def evaluation(self, model: str, **more: Any) -> Evaluation:
         """The evaluation of the model of this name, with its intervals; `more` are further entries."""
-        folder = self.corpus.folder
         # Always with seed 0, so that evaluating again gives the same intervals.
         estimates = significance.bootstrap([self.table], resamples=RESAMPLES)
         of_recalls = {
@@ -239,22 +298,53 @@ class Measured:
             pairs_scored=self.pairs_scored,
             seconds=self.seconds,
             corpus_fingerprint=self.corpus.fingerprint,
-            # Absolute, so that a report or a comparison finds the images from any folder.
-            data=shown(folder if url_of(folder) else Path(folder).absolute()),
+            data=folder_of(self.corpus),
             depths=self.depths,
             **more,
         )
 
 
+def folder_of(corpus: Corpus) -> str:
+    """The folder of a corpus, absolute: a report or a comparison finds the images from any folder."""
+    return shown(corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute())
+
+
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
-    """Recalls with their intervals; then the depths of a cascade, and the judgments of ECCV Caption, if there are
-    any."""
+    """Recalls with their intervals; then the depths of a cascade, the judgments of ECCV Caption, and the agreement with
+    a teacher, if there are any."""
     tables = [_recalls(evaluation)]
     if evaluation.depths:
         tables.append(_depths(evaluation))
     if evaluation.eccv_caption and evaluation.cxc:
         tables.append(_judgments({"ECCV Caption": evaluation.eccv_caption, "CrissCrossed Captions": evaluation.cxc}))
+    if evaluation.agreement is not None:
+        tables.append(_agreement(evaluation.agreement))
     return tables
+
+
+def _agreement(agreement: Agreement) -> Table:
+    rows = []
+    both = {Direction.TEXT: agreement.text_retrieval, Direction.IMAGE: agreement.image_retrieval}
+    for direction, measures in both.items():
+        if measures is not None:
+            cells = [f"{measures[name]:.2f}" for name in MEASURES]
+            rows.append([direction.title, *cells, f"{measures['queries']:,}", f"{measures['candidates']:,.1f}"])
+            bounds = (agreement.intervals[direction.key][name] for name in MEASURES)
+            interval = f"  {agreement.level:.0%} interval"
+            rows.append([interval, *(f"{low:.2f} to {high:.2f}" for low, high in bounds), "", ""])
+    over = {
+        "all": "all candidates",
+        "cached": "the candidates that the cache has scores of",
+        "sampled": ""
+        if agreement.sample is None
+        else f"the model's first {agreement.sample.first} candidates and {agreement.sample.random} random ones",
+    }[agreement.over]
+    return Table(
+        f"agreement with {agreement.teacher}",
+        ["", "same first", *MEASURES[NDCG:], "queries", "candidates"],
+        rows,
+        f"nDCG@10 {agreement.ndcg:.2f}, the mean of both directions; over {over}.",
+    )
 
 
 def _recalls(evaluation: Evaluation) -> Table:

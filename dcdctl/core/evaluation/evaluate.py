@@ -12,12 +12,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
+from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, vectors
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, TIES, Depth, Evaluation, HowMeasured, Measured
+from dcdctl.core.evaluation.against import Against
+from dcdctl.core.evaluation.agreement import Lookup
+from dcdctl.core.evaluation.document import (
+    CASCADE_FILES,
+    MODEL_FILES,
+    TIES,
+    Agreement,
+    Depth,
+    Evaluation,
+    HowMeasured,
+    Measured,
+)
 from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
@@ -36,11 +50,13 @@ def evaluate_model(
     corpus: Corpus,
     *,
     rerank: FusionScorer | None = None,
+    against: Against | None = None,
     options: EvalOptions = DEFAULT,
     track: Track = silent,
     on_workload: OnWorkload | None = None,
 ) -> Measured:
-    """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again.
+    """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again,
+    and `against` is a teacher whose order is compared.
 
     `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer
     scores them. ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or
@@ -49,12 +65,18 @@ def evaluate_model(
     started, num_pairs, depths = time.perf_counter(), 0, tuple[Depth, ...]()
     _check_options(model, rerank, options)
     task = RankingTask(corpus, options, track, on_workload)
+    order: Lookup | None = None
     if model.kind == "fusion":
-        folds, num_pairs = rankers.rank_by_fusion(model, task)
+        kept_IT = None if against is None else np.empty((corpus.num_images, corpus.num_captions), np.float32)
+        folds, num_pairs = rankers.rank_by_fusion(model, task, kept_IT)
+        order = None if kept_IT is None else lambda image_ix, text_ix: kept_IT[image_ix, text_ix]
     elif rerank is None:
-        (folds,) = rankers.rank_by_forms(model, [options.form], task)
+        embedded = rankers.embed(model, task, [options.form])
+        (folds,) = rankers.rank_by_forms(embedded, [options.form], task)
+        order = teachers.vector_order(embedded)
     else:
         folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
+    agreements = None if against is None or order is None else teachers.compare_with(against, order, task)
     # The rankings of all folds, with candidates as indices of the corpus.
     rankings = Rankings(
         ranks.concatenate([fold.text for fold in folds], [fold.texts.start for fold in task.folds]),
@@ -80,6 +102,7 @@ def evaluate_model(
         depths=depths,
         pairs_scored=num_pairs,
         seconds=time.perf_counter() - started,
+        agreements=agreements,
     )
 
 
@@ -121,6 +144,8 @@ class EvalJob:
     codes: VectorKind = "float32"
     rescore: int | None = None
     """int8, binary: first candidates of each query that are scored again by their float32 vectors."""
+    against: str | None = None
+    """Teacher whose order of candidates is compared: a model, or a teacher cache of the split."""
     loaded: Model | None = None
     """The model itself, if it is in memory; `model` is then only what results call it."""
     compute: Compute = ON_CPU
@@ -157,6 +182,11 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         models.check_ref(job.rerank, rerank_overrides)
     elif rerank_overrides:
         raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
+    if job.against is not None:
+        if job.rerank is not None or form != FULL_VECTORS:
+            message = "--against compares the order of a model alone, by its full vectors"
+            raise ConfigError(message, hint="leave --rerank, --dims, --codes and --rescore out")
+        teachers.check_teacher(job.against)
     if job.with_eccv:
         eccv.load_package()
     if form != FULL_VECTORS and job.rerank is not None:
@@ -225,9 +255,16 @@ def run_evaluation(
         model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded
         overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, overrides, track)
-        measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
-        judged = {} if judge is None else judge.measure(measured.rankings)
-        evaluation = measured.evaluation(job.model, reranker=job.rerank, **judged)
+        against = None if job.against is None else teachers.open_teacher(job.against, corpus, job.compute, track)
+        measured = evaluate_model(
+            model, corpus, rerank=reranker, against=against, options=options, track=track, on_workload=on_workload
+        )
+        more: dict[str, Any] = {} if judge is None else judge.measure(measured.rankings)
+        if against is not None and measured.agreements is not None:
+            more["agreement"] = Agreement.of(
+                measured.agreements, corpus, against.name, against.fingerprint, options.sample
+            )
+        evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
         if job.ranks is not None:
             write_ranks(job.ranks, measured.table)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured)
@@ -242,9 +279,10 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
     """
-    if (job.codes, job.rerank, job.with_eccv, job.out, job.ranks) != ("float32", None, False, None, None):
+    given = (job.codes, job.rerank, job.with_eccv, job.out, job.ranks, job.against)
+    if given != ("float32", None, False, None, None, None):
         message = "--vector-table measures all kinds of vectors of one model, and writes no file"
-        raise ConfigError(message, hint="leave --codes, --rerank, --eccv, --out and --ranks out")
+        raise ConfigError(message, hint="leave --codes, --rerank, --eccv, --out, --ranks and --against out")
     options, _ = resolve(replace(job, dims=None, rescore=None))
     widths = parse_widths(job.dims) or vectors.trained_widths(job.model)
     corpus, protocol = _open_split(job, say)
@@ -252,7 +290,8 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     if model.kind != "dual":
         raise _no_vectors()
     forms = vectors.forms_of(model.embedding_dim, widths, job.rescore)
-    ranked = rankers.rank_by_forms(model, forms, RankingTask(corpus, replace(options, protocol=protocol), track, None))
+    task = RankingTask(corpus, replace(options, protocol=protocol), track, None)
+    ranked = rankers.rank_by_forms(rankers.embed(model, task, forms), forms, task)
     return {
         "model": job.model,
         "split": corpus.split,
@@ -275,6 +314,9 @@ def _no_vectors() -> ModelError:
 def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
     """The split of a job and its protocol; says so if the model was trained on the split."""
     corpus, protocol = open_split(job.data, job.split, job.protocol, job.max_images)
+    if job.against is not None and protocol.num_folds > 1:
+        message = f"--against compares orders of one gallery, and the protocol {protocol.name} has {protocol.num_folds}"
+        raise ConfigError(message, hint="add --protocol whole")
     if (trained := _training_split(job.model, corpus)) is not None:
         say(
             f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other "

@@ -3,6 +3,7 @@ reads them back.
 
     DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score
     DIR/top.parquet              direction, query, place, candidate, score, is_own
+    DIR/agreement.parquet        direction, query, candidates, same_first, ndcg, spearman; only with a teacher
     DIR/result.json              `Evaluation.document`, written last
 
 The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of
@@ -29,10 +30,11 @@ from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation.agreement import Agreements
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames, Measured
 from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
 
-TABLES_HINT = "`dcdctl eval` writes both tables again"
+TABLES_HINT = "`dcdctl eval` writes the tables again"
 _CHECKSUM = b"dcdctl.checksum"
 """The key of a table's metadata that holds the checksum of its rows."""
 _RANKS = {
@@ -42,6 +44,8 @@ _RANKS = {
     "caption_id": pa.int64(),
     "rank": pa.int64(),
 }
+AGREEMENT_COLUMNS = ("same_first", "ndcg", "spearman")
+"""Of the MEASURES of `agreement`."""
 _OPTIONAL = {"caption": pa.string(), "score": pa.float32()}
 """Columns that a table of ranks by another program may lack: a comparison needs ranks alone."""
 _TOP = {
@@ -113,8 +117,8 @@ class SavedEvaluation:
         if not self.ranks_file.exists():
             return None
         # Without a document, any table is right.
-        for name in () if self.evaluation is None else (self.names.ranks, self.names.top):
-            if not (self.folder / name).exists():
+        for name in () if self.evaluation is None else (self.names.ranks, self.names.top, self.names.agreement):
+            if not name or not (self.folder / name).exists():
                 continue
             if name not in self.listed:
                 fault = f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it"
@@ -234,14 +238,20 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -> Evaluation:
-    """Write the two tables, and the document last; returns the evaluation with its folder."""
+    """Write the tables, and the document last; returns the evaluation with its folder."""
     names = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
     result_file = folder / names.result
     # First, so that a killed evaluation leaves no numbers beside other ranks.
     result_file.unlink(missing_ok=True)
+    tables = [names.ranks, names.top]
     write_ranks(folder / names.ranks, measured.table)
     _write(folder / names.top, [_top_table(direction, measured) for direction in Direction])
-    listed = artifacts.list_files(folder, [names.ranks, names.top])
+    if names.agreement:
+        (folder / names.agreement).unlink(missing_ok=True)
+    if measured.agreements is not None:
+        tables.append(names.agreement)
+        _write(folder / names.agreement, _agreement_tables(measured.agreements))
+    listed = artifacts.list_files(folder, tables)
     artifacts.write_document(result_file, {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed})
     return replace(evaluation, folder=folder)
 
@@ -291,6 +301,21 @@ def _top_table(direction: Direction, measured: Measured) -> pd.DataFrame:
         "is_own": is_positive(direction, top_QK, measured.table.caption_image).ravel(),
     }
     return pd.DataFrame(columns)
+
+
+def _agreement_tables(agreements: Agreements) -> list[pd.DataFrame]:
+    """One row per query."""
+    return [
+        pd.DataFrame(
+            {
+                "direction": direction.value,
+                "query": agreement.query_Q,
+                "candidates": agreement.num_candidates_Q,
+                **dict(zip(AGREEMENT_COLUMNS, agreement.measures_QM.T, strict=True)),
+            }
+        )
+        for direction, agreement in agreements.by_direction.items()
+    ]
 
 
 def _write(path: Path, frames: list[pd.DataFrame]) -> None:

@@ -22,7 +22,6 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dcdctl.core import scoring
 from dcdctl.core.config import ASCENDING, NOT_EMPTY, at_least, check_fields
@@ -30,6 +29,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
+from dcdctl.core.evaluation.agreement import DEFAULT_SAMPLE, Sample
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.document import Depth
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
@@ -39,7 +39,7 @@ from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
-from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Workload, dual_embedder, embed_all, open_source
+from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Vectors, Workload, dual_embedder, embed_all, open_source
 
 OnWorkload = Callable[[Workload], None]
 """Receives the cost of scoring, before a fusion scorer starts."""
@@ -58,6 +58,8 @@ class EvalOptions:
     """Candidates of each query that are kept."""
     form: VectorForm = FULL_VECTORS
     """dual: how its vectors are compared."""
+    sample: Sample = DEFAULT_SAMPLE
+    """Agreement with a fusion teacher: the candidates that it scores."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -83,26 +85,43 @@ class RankingTask:
         return self.corpus.caption_image[fold.texts.start : fold.texts.stop] - fold.images.start
 
 
-def rank_by_forms(model: DualEncoder, forms: Sequence[VectorForm], task: RankingTask) -> list[list[Rankings]]:
-    """The rankings of each fold, for each form of vectors, from one embedding of the split. ConfigError for a form that
-    is too wide."""
+def embed(model: DualEncoder, task: RankingTask, forms: Sequence[VectorForm] = (FULL_VECTORS,)) -> Vectors:
+    """The vectors of all images and all captions, to be ranked in these forms. ConfigError for a form that is too
+    wide."""
     widest = max((form.dims for form in forms if form.dims is not None), default=None)
     if widest is not None and widest > model.embedding_dim:
         message = f"--dims is {widest}, and the vectors of the model have {model.embedding_dim} numbers"
         raise ConfigError(message, hint=f"at most --dims {model.embedding_dim}")
-    image_ID, text_TD = _embed(model, task)
-    return [_rank_embeddings(image_ID, text_TD, task, task.options.num_top, form) for form in forms]
+    compute = task.options.compute
+    embedder = dual_embedder(model, compute.device)
+    # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
+    source = open_source(
+        task.corpus, model, compute if model.encoders is not None else replace(compute, features=None), task.track
+    )
+    # The vectors have length 1 already; normalizing them again would only move their last bits.
+    return embed_all(embedder, source, compute, normalize=False, track=task.track)
 
 
-def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> tuple[list[Rankings], int]:
-    """The rankings of each fold by the logits of all pairs, and the number of pairs."""
+def rank_by_forms(vectors: Vectors, forms: Sequence[VectorForm], task: RankingTask) -> list[list[Rankings]]:
+    """The rankings of each fold, for each form of vectors."""
+    return [_rank_embeddings(vectors, task, task.options.num_top, form) for form in forms]
+
+
+def rank_by_fusion(
+    scorer: FusionScorer, task: RankingTask, kept_IT: NDArray[np.float32] | None = None
+) -> tuple[list[Rankings], int]:
+    """The rankings of each fold by the logits of all pairs, and the number of pairs.
+
+    `kept_IT` receives all logits, if the protocol has one fold.
+    """
     num_pairs = sum(len(fold.images) * len(fold.texts) for fold in task.folds)
-    open_fold = _fold_scorers(scorer, task)
+    open_fold = fold_scorers(scorer, task)
     # Images are encoded once for their positives and once for all other pairs.
-    _report_workload(task, open_fold(task.folds[0]), num_pairs, 2 * task.corpus.num_images)
+    report_workload(task, open_fold(task.folds[0]), num_pairs, 2 * task.corpus.num_images)
     with task.track("score", total=num_pairs, unit="pairs") as advance:
         folds = [
-            _rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance) for fold in task.folds
+            _rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance, kept_IT)
+            for fold in task.folds
         ]
     return folds, num_pairs
 
@@ -113,15 +132,15 @@ def rank_by_cascade(
     """The rankings of each fold by the logits of what a dual encoder finds, at the last depth; the number of scored
     pairs; with several depths, also what each gains and costs."""
     depths, num_top = task.options.depths, task.options.num_top
-    image_ID, text_TD = _embed(model, task)
+    vectors = embed(model, task)
     # The result keeps `num_top` candidates, also at a smaller depth.
-    firsts = _rank_embeddings(image_ID, text_TD, task, max(depths[-1], num_top))
+    firsts = _rank_embeddings(vectors, task, max(depths[-1], num_top))
     shortlists = [
         Shortlists(first, task.image_T(fold), depths[-1]) for first, fold in zip(firsts, task.folds, strict=True)
     ]
     num_pairs = sum(len(shortlist.pair_P) for shortlist in shortlists)
-    open_fold = _fold_scorers(scorer, task)
-    _report_workload(task, open_fold(task.folds[0]), num_pairs, task.corpus.num_images)
+    open_fold = fold_scorers(scorer, task)
+    report_workload(task, open_fold(task.folds[0]), num_pairs, task.corpus.num_images)
     with task.track("re-rank", total=num_pairs, unit="pairs") as advance:
         scores = [
             open_fold(fold).score(*shortlist.pairs, advance)
@@ -137,7 +156,7 @@ def rank_by_cascade(
     if len(depths) == 1:
         return at(depths[-1]), num_pairs, ()
     times_ms = cascade.query_ms(
-        model, image_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths
+        model, vectors.images_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths
     )
     ranked = [at(depth) for depth in depths]
     measures = [recall.mean_measures(folds) for folds in ranked]
@@ -159,26 +178,13 @@ def rank_by_cascade(
     return ranked[-1], num_pairs, tuple(results)
 
 
-def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:
-    """The vectors of all images and all captions."""
-    compute = task.options.compute
-    embedder = dual_embedder(model, compute.device)
-    # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
-    source = open_source(
-        task.corpus, model, compute if model.encoders is not None else replace(compute, features=None), task.track
-    )
-    # The vectors have length 1 already; normalizing them again would only move their last bits.
-    vectors = embed_all(embedder, source, compute, normalize=False, track=task.track)
-    return vectors.images_ID, vectors.texts_TD
-
-
 def _rank_embeddings(
-    image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int, form: VectorForm = FULL_VECTORS
+    vectors: Vectors, task: RankingTask, num_top: int, form: VectorForm = FULL_VECTORS
 ) -> list[Rankings]:
     return [
         rank_vectors(
-            image_ID[fold.images.start : fold.images.stop],
-            text_TD[fold.texts.start : fold.texts.stop],
+            vectors.images_ID[fold.images.start : fold.images.stop],
+            vectors.texts_TD[fold.texts.start : fold.texts.stop],
             task.image_T(fold),
             form,
             num_top=num_top,
@@ -187,7 +193,13 @@ def _rank_embeddings(
     ]
 
 
-def _rank_all_pairs(scorer: PairScorer, image_T: NDArray[np.int64], num_top: int, advance: Advance) -> Rankings:
+def _rank_all_pairs(
+    scorer: PairScorer,
+    image_T: NDArray[np.int64],
+    num_top: int,
+    advance: Advance,
+    kept_IT: NDArray[np.float32] | None,
+) -> Rankings:
     positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
     counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)
     for first in range(0, len(scorer.images), scoring.IMAGE_CHUNK):
@@ -197,10 +209,12 @@ def _rank_all_pairs(scorer: PairScorer, image_T: NDArray[np.int64], num_top: int
         scores_IT = np.tile(positive_T, (len(images), 1))
         scores_IT[image_P, text_P] = scorer.score(image_P + first, text_P, advance)
         counter.add(scores_IT, first_image=first)
+        if kept_IT is not None:
+            kept_IT[images] = scores_IT
     return counter.rankings()
 
 
-def _fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
+def fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
     """A function that gives the pair scorer of a fold."""
     compute = task.options.compute
     scorer.to(compute.device).eval()
@@ -210,6 +224,6 @@ def _fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], P
     return lambda fold: PairScorer(scorer=scorer, source=source, images=fold.images, texts=fold.texts, compute=compute)
 
 
-def _report_workload(task: RankingTask, scorer: PairScorer, num_pairs: int, num_images: int) -> None:
+def report_workload(task: RankingTask, scorer: PairScorer, num_pairs: int, num_images: int) -> None:
     if task.on_workload is not None:
         task.on_workload(scorer.workload(num_pairs, num_images, task.corpus.num_captions))

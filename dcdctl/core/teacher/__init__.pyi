@@ -3,7 +3,7 @@ from .cache import TeacherCache, read_cache, read_caches
 from .cache_format import CACHE, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
-from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
+from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
 from .estimate import CacheCost
 from .external_scores import plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
@@ -40,6 +40,7 @@ __all__ = [
     "mine_candidates",
     "parse_extras",
     "plan_work",
+    "products_of",
     "read_cache",
     "read_caches",
     "summarize_cache",

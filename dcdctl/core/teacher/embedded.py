@@ -75,15 +75,7 @@ class EmbeddedTeacher(TeacherScores):
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
         """The scores of these pairs, in their common shape. A column of images and a row of captions cost one matrix
         product."""
-        images, texts = in_range(image_ix, text_ix, len(self._images_ID), len(self._texts_TD))
-        if images.ndim == texts.ndim == 2 and images.shape[1] == texts.shape[0] == 1:
-            scores = self._images_ID[torch.tensor(images[:, 0])] @ self._texts_TD[torch.tensor(texts[0])].T
-        else:
-            images, texts = np.broadcast_arrays(images, texts)
-            # Copies, because broadcast arrays are read-only, and torch warns of that.
-            flat = torch.from_numpy(images.flatten()), torch.from_numpy(texts.flatten())
-            scores = models.pair_products(self._images_ID, self._texts_TD, *flat).view(images.shape)
-        return (self._scale * scores + self._bias).numpy()
+        return self._scale * products_of(self._images_ID, self._texts_TD, image_ix, text_ix) + self._bias
 
     def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
         """The unit vectors of these images and of these captions."""
@@ -162,6 +154,18 @@ def embedded_teachers(
         teachers[model.digest] = name, EmbeddedTeacher(model, corpus, compute)
     first, *others = (teacher for _, teacher in teachers.values())
     return EmbeddedTeachers([first, *others], weights) if others else first
+
+
+def products_of(images_ID: Tensor, texts_TD: Tensor, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+    """Inner products of pairs of vectors on the CPU, in the common shape of their indices. A column of images and a row
+    of captions cost one matrix product."""
+    images, texts = in_range(image_ix, text_ix, len(images_ID), len(texts_TD))
+    if images.ndim == texts.ndim == 2 and images.shape[1] == texts.shape[0] == 1:
+        return (images_ID[torch.tensor(images[:, 0])] @ texts_TD[torch.tensor(texts[0])].T).numpy()
+    images, texts = np.broadcast_arrays(images, texts)
+    # Copies, because broadcast arrays are read-only, and torch warns of that.
+    flat = torch.from_numpy(images.flatten()), torch.from_numpy(texts.flatten())
+    return models.pair_products(images_ID, texts_TD, *flat).view(images.shape).numpy()
 
 
 def _mean_and_products(vectors_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,101 @@
+"""Teachers that a model's order is compared with, and what each costs.
+
+- dual encoder: it embeds the split once, and all candidates of every query are compared.
+- teacher cache: the pairs that it has scores of; no model is loaded.
+- fusion scorer: it scores a sample of the candidates of every query (`agreement.Sample`), each pair once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dcdctl.core import artifacts, models
+from dcdctl.core.data import Corpus, Index
+from dcdctl.core.devices import Compute
+from dcdctl.core.evaluation import agreement, rankers
+from dcdctl.core.evaluation.agreement import Agreements, Lookup, Scores
+from dcdctl.core.evaluation.protocols import Fold
+from dcdctl.core.evaluation.rankers import RankingTask
+from dcdctl.core.models import FusionScorer
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.scoring import Vectors, finite_vectors
+from dcdctl.core.teacher import EmbeddedTeacher, TeacherScores, products_of, read_cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """A teacher of a corpus: either its scores, or what computes them."""
+
+    name: str
+    fingerprint: str
+    scores: TeacherScores | None = None
+    scorer: FusionScorer | None = None
+
+
+def is_cache(ref: str) -> bool:
+    """Whether a teacher is named by the folder of its cache."""
+    return artifacts.kind_of_folder(Path(ref)) == "a teacher cache"
+
+
+def check_teacher(ref: str) -> None:
+    """An error for a reference that names no teacher, before anything is opened."""
+    if is_cache(ref):
+        read_cache(Path(ref))
+    else:
+        models.check_ref(ref)
+
+
+def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track = silent) -> Against:
+    """The teacher that a reference names: a model that scores, or a teacher cache of the corpus. StaleError for a cache
+    of another corpus."""
+    if is_cache(ref):
+        cache = read_cache(Path(ref), corpus=corpus)
+        return Against(name=ref, fingerprint=cache.plan["teacher"], scores=cache)
+    model = models.load(ref, track=track)
+    if model.kind == "fusion":
+        return Against(name=ref, fingerprint=model.digest, scorer=model)
+    embedded = EmbeddedTeacher(model, corpus, compute)
+    embedded.embed(track)
+    return Against(name=ref, fingerprint=model.digest, scores=embedded)
+
+
+def compare_with(against: Against, ours: Lookup, task: RankingTask) -> Agreements:
+    """The agreement of a model's scores with a teacher's."""
+    if against.scorer is not None:
+        return _compare_sample(against.scorer, ours, task)
+    assert against.scores is not None
+    pairs = against.scores.scored_pairs
+    if pairs is None:
+        return agreement.agree(ours, against.scores.lookup, task.corpus, "all", {})
+    lists = agreement.scored_lists(*pairs, task.corpus)
+    return agreement.agree(ours, against.scores.lookup, task.corpus, "cached", lists)
+
+
+def _compare_sample(scorer: FusionScorer, ours: Lookup, task: RankingTask) -> Agreements:
+    corpus, num_texts = task.corpus, task.corpus.num_captions
+    lists = agreement.sampled_lists(ours, corpus, task.options.sample)
+    both = [direction.query_first(each.rows, each.values) for direction, each in lists.items()]
+    # Once for both directions.
+    key_P = np.unique(np.concatenate([images * num_texts + texts for images, texts in both]))
+    # Features may be those of the model alone.
+    compute = task.options.compute
+    compute = compute if scorer.encoders is not None else replace(compute, features=None)
+    asked = replace(task, options=replace(task.options, compute=compute))
+    opened = rankers.fold_scorers(scorer, asked)(Fold(range(corpus.num_images), range(num_texts)))
+    rankers.report_workload(asked, opened, len(key_P), corpus.num_images)
+    with task.track("score with the teacher", total=len(key_P), unit="pairs") as advance:
+        score_P = opened.score(*np.divmod(key_P, num_texts), advance)
+
+    def teacher(image_ix: Index, text_ix: Index) -> Scores:
+        return score_P[np.searchsorted(key_P, image_ix * num_texts + text_ix)]
+
+    return agreement.agree(ours, teacher, corpus, "sampled", lists)
+
+
+def vector_order(vectors: Vectors) -> Lookup:
+    """The scores of a dual encoder by its vectors: cosines, whose order is that of its logits."""
+    return partial(products_of, finite_vectors(vectors.images_ID).cpu(), finite_vectors(vectors.texts_TD).cpu())

@@ -1,0 +1,192 @@
+"""How well a model's order of candidates agrees with a teacher's, which needs no labels; docs/metrics.md works out each
+number by hand.
+
+- same_first: whether the teacher scores no candidate above the model's first one.
+- nDCG@10: the teacher's first ten candidates have the gains 1, 1/2, ..., 1/10, all others 0. Gains by place, not by
+  score: the softmax of a teacher's scores is nearly 1 for one candidate of a CLIP (scale 100), and nearly equal for
+  grades in [0, 1], where the nDCG of any order is near 1.
+- spearman: Spearman's rank correlation over all candidates.
+
+Candidates that the teacher scores alike share their gains. A tie of the model counts against it: among equal scores,
+the candidate with the lowest gain comes first.
+
+Shape letters: I images, T texts; Q queries, G gallery, C candidates of a query, M measures; U units of the bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core.config import at_least, check_fields
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.errors import InputError
+
+Scores = NDArray[np.float32]
+Lookup = Callable[[Index, Index], Scores]
+"""The scores of pairs, given as images and texts of shapes that broadcast."""
+Over = Literal["all", "sampled", "cached"]
+MEASURES = ("same_first", "nDCG@10", "spearman")
+NDCG = MEASURES.index("nDCG@10")
+DEPTH = 10
+DISCOUNTS = 1 / np.log2(np.arange(2, DEPTH + 2))
+PERCENT = np.array([100.0, 100.0, 1.0])
+"""What the measures are multiplied by in results: a correlation stays in [-1, 1]."""
+PAIRS_AT_A_TIME = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Which candidates of each query a fusion teacher scores."""
+
+    first: Annotated[int, at_least(1)] = 32
+    """First candidates of the model."""
+    random: Annotated[int, at_least(0)] = 32
+    """Random ones beside them, the same for every model; some may be among the first."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "sample")
+
+
+DEFAULT_SAMPLE = Sample()
+
+
+@dataclass(frozen=True, eq=False)
+class QueryAgreement:
+    """The agreement of each query of a direction that has two candidates or more."""
+
+    query_Q: Index
+    num_candidates_Q: Index
+    measures_QM: NDArray[np.float64]
+    """The MEASURES, from 0 or -1 to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Agreements:
+    """The agreement of a model with a teacher, query by query."""
+
+    over: Over
+    """Which candidates were compared: all, a sample, or those in a teacher cache."""
+    by_direction: dict[Direction, QueryAgreement]
+    """Without a direction in which no query has two candidates."""
+
+    @property
+    def ndcg(self) -> float:
+        """nDCG@10 in percent, the mean over directions."""
+        means = [100 * agreement.measures_QM[:, NDCG].mean() for agreement in self.by_direction.values()]
+        return float(np.mean(means))
+
+
+def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict[Direction, RaggedArray]) -> Agreements:
+    """Compare the order of two scorers on the candidates of `lists`, or on all pairs without any.
+
+    InputError if no query has two candidates, whose order could be compared.
+    """
+    by_direction = {}
+    for direction in Direction:
+        queries, counts, rows = [], [], []
+        for query, ours_C, teacher_C in _scored(ours, teacher, corpus, direction, lists.get(direction)):
+            if len(ours_C) > 1:
+                queries.append(query)
+                counts.append(len(ours_C))
+                rows.append(compare_orders(ours_C, teacher_C))
+        if rows:
+            by_direction[direction] = QueryAgreement(np.array(queries), np.array(counts), np.array(rows))
+    if not by_direction:
+        raise InputError(
+            f"no query of split {corpus.split} has two candidates whose order could be compared",
+            hint="the split needs images and texts, and a teacher cache several candidates per query",
+        )
+    return Agreements(over, by_direction)
+
+
+def _scored(
+    ours: Lookup, teacher: Lookup, corpus: Corpus, direction: Direction, lists: RaggedArray | None
+) -> Iterator[tuple[int, Scores, Scores]]:
+    """Each query of a direction with the model's and the teacher's scores of its candidates."""
+    num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
+    block = max(1, PAIRS_AT_A_TIME // max(1, gallery))
+    for first in range(0, num_queries, block):
+        queries = np.arange(first, min(first + block, num_queries))
+        if lists is None:
+            # A column of images and a row of texts, which lookups of vectors answer by one product.
+            image_ix, text_ix = direction.query_first(queries, np.arange(gallery))
+            both = [scores(image_ix[:, None], text_ix[None, :]) for scores in (ours, teacher)]
+            by_query = zip(
+                *(scores_IT if direction == Direction.TEXT else scores_IT.T for scores_IT in both), strict=True
+            )
+        else:
+            starts = lists.offsets[first : queries[-1] + 2]
+            candidates = lists.values[starts[0] : starts[-1]]
+            pairs = direction.query_first(np.repeat(queries, np.diff(starts)), candidates)
+            ends = (starts - starts[0])[1:-1]
+            by_query = zip(*(np.split(scores(*pairs), ends) for scores in (ours, teacher)), strict=True)
+        for query, (ours_C, teacher_C) in zip(queries.tolist(), by_query, strict=True):
+            yield query, ours_C, teacher_C
+
+
+def compare_orders(ours_C: Scores, teacher_C: Scores) -> tuple[float, float, float]:
+    """The MEASURES of one query, from the scores of its candidates; higher is better in both.
+
+    A correlation with equal scores for all candidates is 0.
+
+    >>> same_first, ndcg, spearman = compare_orders(np.array([2.0, 3.0, 1.0]), np.array([9.0, 5.0, 1.0]))
+    >>> same_first, round(ndcg, 4), spearman  # (1/2 + 0.631 + 0.5 / 3) / (1 + 0.631 / 2 + 0.5 / 3)
+    (0.0, 0.8755, 0.5)
+    """
+    gains = np.zeros(len(ours_C))
+    gains[:DEPTH] = 1 / np.arange(1, DEPTH + 1)[: len(gains)]
+    places = np.arange(len(ours_C), dtype=np.float64)
+    gain_C, place_C = _by_place(teacher_C, np.stack([gains, places]))
+    (our_place_C,) = _by_place(ours_C, places[None])
+    depth = min(DEPTH, len(ours_C))
+    # All candidates that tie with the last of the first ten, because ties count against the model.
+    head = np.flatnonzero(ours_C >= np.partition(ours_C, -depth)[-depth])
+    ordered = gain_C[head[np.lexsort((gain_C[head], -ours_C[head]))][:depth]]
+    ideal = np.sort(np.partition(gain_C, -depth)[-depth:])[::-1]
+    discounts = DISCOUNTS[:depth]
+    deviations = [side - side.mean() for side in (our_place_C, place_C)]
+    spread = np.sqrt(np.prod([side @ side for side in deviations]))
+    correlation = float(deviations[0] @ deviations[1] / spread) if spread else 0.0
+    return float(ordered[0] == ideal[0]), float(ordered @ discounts / (ideal @ discounts)), correlation
+
+
+def _by_place(scores_C: Scores, values_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, C): the value of each candidate, where the values belong to the places from the highest score on; candidates
+    with one score have the mean of their places' values."""
+    order_C = np.argsort(-scores_C)
+    is_new = np.diff(scores_C[order_C], prepend=np.nan) != 0
+    starts, tie_C = np.flatnonzero(is_new), np.cumsum(is_new) - 1
+    means = np.add.reduceat(values_NC, starts, axis=1) / np.bincount(tie_C)
+    by_candidate = np.empty_like(values_NC)
+    by_candidate[:, order_C] = means[:, tie_C]
+    return by_candidate
+
+
+def scored_lists(image_P: Index, text_P: NDArray[np.int32] | Index, corpus: Corpus) -> dict[Direction, RaggedArray]:
+    """The candidates of every query among scored pairs, which are sorted by image."""
+    by_text = np.argsort(text_P, kind="stable")
+    return {
+        Direction.TEXT: RaggedArray.from_sorted(image_P, text_P.astype(np.int64), corpus.num_images),
+        Direction.IMAGE: RaggedArray.from_sorted(text_P[by_text], image_P[by_text], corpus.num_captions),
+    }
+
+
+def sampled_lists(ours: Lookup, corpus: Corpus, sample: Sample) -> dict[Direction, RaggedArray]:
+    """The candidates of every query that a fusion teacher scores: the model's first ones, and random ones."""
+    lists = {}
+    for number, direction in enumerate(Direction):
+        num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
+        rng, chosen = np.random.default_rng((sample.seed, number)), [np.empty(0, np.int64)]
+        num_first, num_random = min(sample.first, gallery), min(sample.random, gallery)
+        for _, ours_G, _ in _scored(ours, ours, corpus, direction, None):
+            first = np.argpartition(-ours_G, num_first - 1)[:num_first] if gallery else chosen[0]
+            chosen.append(np.union1d(first, rng.choice(gallery, num_random, replace=False)))
+        rows = np.repeat(np.arange(num_queries), [len(each) for each in chosen[1:]])
+        lists[direction] = RaggedArray.from_sorted(rows, np.concatenate(chosen), num_queries)
+    return lists

@@ -1,0 +1,252 @@
+"""Agreement of a model's order with a teacher's: one query by hand and by libraries, then whole evaluations."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from forks import run_forked
+from numpy.typing import NDArray
+from scipy import stats
+from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
+
+from dcdctl.core.data import Direction
+from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation import EvalOptions, agreement, evaluate, files
+from dcdctl.core.evaluation.against import Against
+from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement, Sample, compare_orders
+from dcdctl.core.evaluation.document import Agreement
+from dcdctl.core.evaluation.files import SavedEvaluation
+from dcdctl.core.teacher import TeacherScores
+
+CORPUS = Numbers(OWNER)
+TABLE_IT = make_fusion().table_IT.numpy()
+"""A teacher's scores of all pairs."""
+
+
+class TableScores(TeacherScores):
+    """A teacher whose scores are a table, of all pairs or of some."""
+
+    def __init__(self, scores_IT: NDArray[np.float32], pairs: tuple[NDArray, NDArray] | None = None) -> None:
+        self.scores_IT, self.pairs = scores_IT, pairs
+
+    @property
+    def scored_pairs(self):
+        return self.pairs
+
+    def lookup(self, image_ix, text_ix):
+        return self.scores_IT[image_ix, text_ix]
+
+
+def given(scores_IT: NDArray[np.float32], pairs=None) -> Against:
+    return Against(name="table", fingerprint="1", scores=TableScores(scores_IT, pairs))
+
+
+def cosines() -> NDArray[np.float32]:
+    dual = make_dual()
+    return (dual.image_ID @ dual.text_TD.T).numpy()
+
+
+def slowly(ours: list[float], teacher: list[float]) -> tuple[float, float]:
+    """same_first and nDCG@10 by loops over places."""
+    count = len(ours)
+    by_teacher = sorted(range(count), key=lambda candidate: -teacher[candidate])
+    gain = {}
+    for candidate in range(count):
+        tied = [place for place, other in enumerate(by_teacher, 1) if teacher[other] == teacher[candidate]]
+        gain[candidate] = sum(1 / place if place <= 10 else 0.0 for place in tied) / len(tied)
+    ordered = sorted(range(count), key=lambda candidate: (-ours[candidate], gain[candidate]))
+    ideal = sorted(gain.values(), reverse=True)
+    dcg, best = (
+        sum(gain_of / np.log2(place + 1) for place, gain_of in enumerate(gains[:10], 1))
+        for gains in ([gain[candidate] for candidate in ordered], ideal)
+    )
+    return float(gain[ordered[0]] == ideal[0]), dcg / best
+
+
+@pytest.mark.parametrize("num_values", [2, 5, 1000])
+@pytest.mark.parametrize("count", [2, 7, 10, 11, 40])
+def test_a_query_is_measured_as_by_loops_and_by_scipy(count, num_values):
+    rng = np.random.default_rng(count)
+    for _ in range(20):
+        ours, teacher = rng.integers(num_values, size=(2, count)).astype(np.float32)
+        same_first, ndcg, correlation = compare_orders(ours, teacher)
+        assert (same_first, ndcg) == pytest.approx(slowly(ours.tolist(), teacher.tolist()))
+        # scipy has no number for equal scores of all candidates.
+        is_constant = 1 in (len(set(ours)), len(set(teacher)))
+        assert correlation == pytest.approx(0 if is_constant else stats.spearmanr(ours, teacher).statistic)
+
+
+RANX = """
+import json, sys
+import numba
+numba.config.DISABLE_JIT = True  # compiling takes longer than all else
+from ranx import Qrels, Run, evaluate
+qrels, run = json.load(open(sys.argv[1]))
+print(json.dumps(evaluate(Qrels(qrels), Run(run), "ndcg@10", return_mean=False).tolist()))
+"""
+
+
+def test_ndcg_is_that_of_ranx(tmp_path):
+    rng = np.random.default_rng(0)
+    ours_QC, teacher_QC = rng.permuted(np.tile(np.arange(30.0), (2, 8, 1)), axis=2)
+    # ranx takes whole numbers, which all of 1/1 to 1/10 times 2,520 are.
+    places_QC = 30 - teacher_QC
+    qrels = {
+        f"q{query}": {f"c{candidate}": int(2520 / place) for candidate, place in enumerate(row) if place <= 10}
+        for query, row in enumerate(places_QC)
+    }
+    run = {
+        f"q{query}": {f"c{candidate}": score for candidate, score in enumerate(row)}
+        for query, row in enumerate(ours_QC)
+    }
+    (tmp_path / "both.json").write_text(json.dumps([qrels, run]))
+    theirs = json.loads(run_forked(RANX, tmp_path / "both.json")[0])
+    ours = [compare_orders(*scores)[1] for scores in zip(ours_QC, teacher_QC, strict=True)]
+    assert ours == pytest.approx(theirs)
+    assert 0.02 < min(ours) < max(ours) < 0.8
+
+
+def test_no_score_of_a_constant_model_agrees_and_the_scale_of_a_teacher_does_not_matter():
+    teacher = np.random.default_rng(0).normal(size=200).astype(np.float32)
+    same_first, ndcg, correlation = compare_orders(np.ones(200, np.float32), teacher)
+    assert (same_first, ndcg, correlation) == (0, 0, 0)
+    ours = np.random.default_rng(1).normal(size=200).astype(np.float32)
+    assert compare_orders(ours, teacher) == compare_orders(ours, 100 * teacher) == compare_orders(ours - 7, teacher)
+    assert compare_orders(teacher, teacher) == pytest.approx((1, 1, 1))
+    assert compare_orders(-teacher, teacher) == pytest.approx((0, 0, -1))
+
+
+def test_all_candidates_of_a_dual_encoder_are_compared_in_both_directions(monkeypatch):
+    # Blocks of three queries of one direction, and of two of the other.
+    monkeypatch.setattr(agreement, "PAIRS_AT_A_TIME", 36)
+    measured = evaluate.evaluate_model(make_dual(), CORPUS, against=given(TABLE_IT))
+    assert measured.agreements.over == "all"
+    for direction, ours, teacher in (
+        (Direction.TEXT, cosines(), TABLE_IT),
+        (Direction.IMAGE, cosines().T, TABLE_IT.T),
+    ):
+        by_query = measured.agreements.by_direction[direction]
+        expected = [compare_orders(*scores) for scores in zip(ours, teacher, strict=True)]
+        assert by_query.measures_QM.tolist() == pytest.approx(np.array(expected))
+        assert by_query.query_Q.tolist() == list(range(len(ours)))
+        assert set(by_query.num_candidates_Q.tolist()) == {ours.shape[1]}
+    assert 0.1 < measured.agreements.ndcg / 100 < 0.99
+
+
+def test_a_cache_is_compared_over_the_pairs_that_it_has_scores_of():
+    # Image 0 has three pairs, image 1 one, image 4 two; caption 5 has two, all others one or none.
+    pairs = np.array([0, 0, 0, 1, 4, 4]), np.array([1, 5, 9, 5, 2, 17])
+    elsewhere = np.full_like(TABLE_IT, np.nan)
+    elsewhere[pairs] = TABLE_IT[pairs]
+    measured = evaluate.evaluate_model(make_dual(), CORPUS, against=given(elsewhere, pairs))
+    text, image = measured.agreements.by_direction.values()
+    assert (text.query_Q.tolist(), text.num_candidates_Q.tolist()) == ([0, 4], [3, 2])
+    assert (image.query_Q.tolist(), image.num_candidates_Q.tolist()) == ([5], [2])
+    expected = compare_orders(cosines()[0, [1, 5, 9]], TABLE_IT[0, [1, 5, 9]])
+    assert text.measures_QM[0].tolist() == pytest.approx(expected)
+    assert image.measures_QM[0].tolist() == pytest.approx(compare_orders(cosines()[[0, 1], 5], TABLE_IT[[0, 1], 5]))
+
+
+def test_a_split_without_two_candidates_of_a_query_is_an_error():
+    with pytest.raises(InputError, match="no query of split test has two candidates"):
+        evaluate.evaluate_model(make_dual(), CORPUS, against=given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
+
+
+def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once():
+    teacher, workloads = make_fusion(), []
+    options = EvalOptions(sample=Sample(first=3, random=2, seed=5))
+    against = Against(name="fusion", fingerprint="1", scorer=teacher)
+    measured = evaluate.evaluate_model(
+        make_dual(), CORPUS, against=against, options=options, on_workload=workloads.append
+    )
+    assert measured.agreements.over == "sampled"
+    expected, num_random = set(), 0
+    for direction, ours_QG in ((Direction.TEXT, cosines()), (Direction.IMAGE, cosines().T)):
+        lists = agreement.sampled_lists(lambda image_ix, text_ix: cosines()[image_ix, text_ix], CORPUS, options.sample)[
+            direction
+        ]
+        by_query = measured.agreements.by_direction[direction]
+        assert by_query.num_candidates_Q.tolist() == lists.lengths.tolist()
+        for query, scores_G in enumerate(ours_QG):
+            candidates = lists[query].tolist()
+            assert set(np.argsort(-scores_G)[:3].tolist()) <= set(candidates)
+            assert 3 <= len(candidates) == len(set(candidates)) <= 5
+            num_random += len(candidates) - 3
+            expected |= {direction.query_first(query, candidate) for candidate in candidates}
+            table_G = TABLE_IT[query] if direction == Direction.TEXT else TABLE_IT[:, query]
+            assert by_query.measures_QM[query].tolist() == pytest.approx(
+                compare_orders(scores_G[candidates], table_G[candidates])
+            )
+    assert num_random > 28  # of 56; others are among the first
+    # A trial for the estimate scores other pairs, beforehand.
+    assert sorted(teacher.pairs[-len(expected) :]) == sorted(expected)
+    assert workloads[0].num_pairs == len(expected) < TABLE_IT.size
+
+
+def test_random_candidates_are_the_same_for_every_model():
+    options = Sample(first=1, random=4)
+    drawn = [
+        agreement.sampled_lists(lambda image_ix, text_ix: sign * TABLE_IT[image_ix, text_ix], CORPUS, options)  # noqa: B023
+        for sign in (1, -1)
+    ]
+    for ours, theirs in zip(*(lists.values() for lists in drawn), strict=True):
+        assert all(len(np.intersect1d(ours[query], theirs[query])) >= 3 for query in range(len(ours)))
+    other = agreement.sampled_lists(lambda *pair: TABLE_IT[pair], CORPUS, Sample(first=1, random=4, seed=1))
+    assert other[Direction.TEXT].values.tolist() != drawn[0][Direction.TEXT].values.tolist()
+
+
+def test_a_fusion_model_keeps_its_scores_for_the_comparison():
+    model = TableFusion(torch.from_numpy(TABLE_IT))
+    alone = evaluate.evaluate_model(model, CORPUS)
+    measured = evaluate.evaluate_model(model, CORPUS, against=given(-TABLE_IT))
+    assert measured.table.text_ranks.tolist() == alone.table.text_ranks.tolist()
+    # The pairs of one evaluation, and no more.
+    assert len(model.pairs) == 2 * TABLE_IT.size
+    for by_query in measured.agreements.by_direction.values():
+        assert by_query.measures_QM[:, 2].tolist() == pytest.approx([-1] * len(by_query.query_Q))
+
+
+def document_of(by_direction: dict[Direction, QueryAgreement], corpus: Numbers) -> Agreement:
+    return Agreement.of(Agreements("all", by_direction), corpus, "teacher", "1", Sample())
+
+
+def test_intervals_are_over_images_with_all_their_captions():
+    # One image is all of every draw; over captions, the means of draws would differ.
+    measures_QM = np.array([[1, 0.5, -0.5], [0, 0.25, 0.5]])
+    by_query = QueryAgreement(np.arange(2), np.full(2, 9), measures_QM)
+    document = document_of({Direction.IMAGE: by_query}, Numbers([0, 0]))
+    assert document.image_retrieval == {
+        "queries": 2, "candidates": 9, "same_first": 50, "nDCG@10": 37.5, "spearman": 0,
+    }  # fmt: skip
+    assert document.intervals == {
+        "image_retrieval": {"same_first": (50, 50), "nDCG@10": (37.5, 37.5), "spearman": (0, 0)}
+    }
+    assert (document.text_retrieval, document.ndcg) == (None, 37.5)
+    # Of two images, half of the draws take both, and a quarter each of them alone.
+    document = document_of({Direction.TEXT: by_query}, Numbers([0, 1]))
+    assert document.intervals["text_retrieval"]["nDCG@10"] == (25, 50)
+
+
+def test_the_results_hold_the_agreement_and_a_later_evaluation_without_it_removes_it(tmp_path):
+    measured = evaluate.evaluate_model(make_dual(), CORPUS, against=given(TABLE_IT))
+    document = Agreement.of(measured.agreements, CORPUS, "table", "1", Sample())
+    files.write_evaluation(tmp_path, measured.evaluation("dual", agreement=document), measured)
+    saved = SavedEvaluation.load(tmp_path)
+    assert saved.evaluation.agreement == document
+    rows = pd.read_parquet(tmp_path / "agreement.parquet")
+    assert list(rows) == ["direction", "query", "candidates", "same_first", "ndcg", "spearman"]
+    assert rows.groupby("direction").ndcg.mean().mean() == pytest.approx(document.ndcg / 100)
+    assert len(rows) == 28
+    assert saved.table is not None
+    path = tmp_path / "agreement.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"agreement\.parquet is damaged"):
+        _ = SavedEvaluation.load(tmp_path).table
+    alone = evaluate.evaluate_model(make_dual(), CORPUS)
+    files.write_evaluation(tmp_path, alone.evaluation("dual"), alone)
+    assert not path.exists()
+    assert "agreement" not in json.loads((tmp_path / "result.json").read_text())
