@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, search, verify
-from dcdctl.core.data.shards import read_shard, write_shard
+from dcdctl.core.data.shards import LABEL_COLUMNS, read_shard, write_shard
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
@@ -262,7 +262,8 @@ def resealed_corpus(folder: Path, change: Callable[[list], None]) -> None:
     path = folder / "train-00000-of-00001.parquet"
     rows = list(read_shard(path))
     change(rows)
-    list(write_shard(path, rows))
+    labels = [name for name in LABEL_COLUMNS if any(getattr(row, name) for row in rows)]
+    list(write_shard(path, rows, labels))
     document = artifacts.read_document(folder / "corpus.json")
     document["splits"]["train"]["shards"][0] |= artifacts.seal_of(path, rows=len(rows))
     artifacts.write_document(folder / "corpus.json", document)
@@ -275,6 +276,7 @@ def resealed_corpus(folder: Path, change: Callable[[list], None]) -> None:
         ({"width": 31}, r"image 'i2' .* is 32 x 32 pixels, and its row says 31 x 32"),
         ({"captions": []}, r"image 'i2' .* has no caption"),
         ({"caption_ids": [7]}, r"image 'i2' .* has 2 captions and 1 caption ids"),
+        ({"caption_weights": [1.0]}, r"image 'i2' .* has 2 captions and 1 caption weights"),
         ({"image_id": "i3"}, r"image 'i3' .* is there twice"),
         ({"captions": ["other", "words"]}, r"corpus\.json has fingerprint [0-9a-f]+, and its rows have [0-9a-f]+"),
     ],

@@ -29,14 +29,16 @@ from PIL import Image
 from dcdctl.core import files
 from dcdctl.core.data import images, urls
 from dcdctl.core.data.corpus_json import CORPUS, CORPUS_FILE, JOIN, CorpusFile, ShardFile, read_corpus_json
-from dcdctl.core.data.ragged_array import offsets_of
-from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard, text_digest
+from dcdctl.core.data.ragged_array import Index, offsets_of
+from dcdctl.core.data.shards import LABEL_COLUMNS, CorpusRow, fingerprint_of, read_shard, text_digest
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.places import local_path, shown, url_of
 from dcdctl.core.progress import Advance
 
 Side = TypeVar("Side")
 _COPY_AGAIN = "copy the corpus to its place again"
+MAX_SOURCES = 10
+"""Sources of captions that reports name; the others are counted together."""
 
 
 class Direction(StrEnum):
@@ -194,6 +196,28 @@ class Corpus:
         return np.concatenate([*numbers, np.empty(0, np.int64)])[: self.num_captions]
 
     @cached_property
+    def caption_sources(self) -> list[str] | None:
+        """Who wrote each caption: human, synthetic, ..., empty where the table does not say; None without sources."""
+        values = self._labels("caption_sources")
+        return None if values is None else values.to_pylist()
+
+    @cached_property
+    def caption_weights(self) -> npt.NDArray[np.float64] | None:
+        """How often training draws each caption, beside the others; None if all are equal."""
+        values = self._labels("caption_weights")
+        return None if values is None else values.to_numpy()
+
+    @cached_property
+    def captions_by_source(self) -> dict[str, Index]:
+        """The captions of each source, the source with most first, at most `MAX_SOURCES`; empty without sources."""
+        sources = pa.array([name or "unknown" for name in self.caption_sources or ()], pa.string()).dictionary_encode()
+        names, source_T = sources.dictionary.to_pylist(), sources.indices.to_numpy()
+        order = np.argsort(-np.bincount(source_T, minlength=len(names)), kind="stable")
+        groups = {names[i]: np.flatnonzero(source_T == i) for i in order[:MAX_SOURCES]}
+        others = np.flatnonzero(np.isin(source_T, order[MAX_SOURCES:]))
+        return groups | ({"others": others} if len(others) else {})
+
+    @cached_property
     def caption_image(self) -> npt.NDArray[np.int64]:
         """The image index of each caption, ascending; -1 for the texts of a pool."""
         if self.is_pool:
@@ -306,6 +330,13 @@ class Corpus:
         counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
         return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])
 
+    def _labels(self, name: str) -> pa.ChunkedArray | None:
+        """A column of `LABEL_COLUMNS`, flat; None if the corpus lacks it."""
+        # All shards of a corpus have the same columns.
+        if self.is_pool or name not in self._file(0)[0].schema_arrow.names:
+            return None
+        return pa.chunked_array([column.flatten() for column in self._column(name)]).slice(0, self.num_captions)
+
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):
             with self._readable(self._shards[shard]):
@@ -388,6 +419,10 @@ def _row_faults(row: CorpusRow, *, is_pool: bool) -> Iterator[str]:
         yield "has captions in a pool"
     if len(row.caption_ids) not in (0, len(row.captions)):
         yield f"has {len(row.captions)} captions and {len(row.caption_ids)} caption ids"
+    for name in LABEL_COLUMNS:
+        values = getattr(row, name)
+        if values is not None and len(values) != len(row.captions):
+            yield f"has {len(row.captions)} captions and {len(values)} {name.replace('_', ' ')}"
     try:
         size = images.decode_image(row.data).size
     except images.ImageError as error:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
+from dcdctl.core.config import Key
 from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import CORPUS_FILE, read_corpus_json
@@ -80,6 +81,8 @@ class SplitInspection:
     """The number of captions with 0, 1, 2, ... words; the last bin, `MAX_WORDS_COUNTED`, includes longer ones."""
     different_words: int
     """Words as in `captions.words_of`: they hold a letter or a digit, and case makes no difference."""
+    captions_by_source: Annotated[dict[str, int], Key(omits_default=True)] = field(default_factory=dict)
+    """Empty for a corpus without sources of captions."""
     repeated: float
     """The share of captions with the text of another caption of the split (`captions.text_key`)."""
 
@@ -185,6 +188,7 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
         words_per_caption=_spread(np.array(lengths)),
         captions_by_words=np.bincount(np.minimum(lengths, MAX_WORDS_COUNTED)).tolist(),
         different_words=len(words),
+        captions_by_source={name: len(of_source) for name, of_source in corpus.captions_by_source.items()},
         repeated=sum(count for count in texts.values() if count > 1) / len(lengths),
     )
 
@@ -237,13 +241,15 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of the counts: one row per fact, one column per split."""
     facts = [_split_facts(split) for split in inspection.splits.values()]
-    return ["", *inspection.splits], [[name, *(fact[name] for fact in facts)] for name in facts[0]]
+    rows = [[name, *(fact[name] for fact in facts)] for name in facts[0]]
+    return ["", *inspection.splits], [row for row in rows if any(row[1:])]
 
 
 def _split_facts(split: SplitInspection) -> dict[str, str]:
     return {
         "images": f"{split.images:,}",
         "captions": f"{split.captions:,}",
+        "captions by source": ", ".join(f"{name} {count:,}" for name, count in split.captions_by_source.items()),
         "captions per image": _in_words(split.captions_per_image),
         "words per caption": _in_words(split.words_per_caption),
         "different words": f"{split.different_words:,}",

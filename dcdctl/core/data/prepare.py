@@ -167,6 +167,9 @@ def prepare_corpus(
         parts = [*document.columns.values(), *(shard for split in document.splits.values() for shard in split.parts)]
         build.seal(config.to_table(document), [part.file for part in parts])
     notes = () if kept is None else (f"columns: {', '.join(kept.table.column_names)}", *kept.notes)
+    if listing.label_columns:
+        named = " and ".join(name.removeprefix("caption_") for name in listing.label_columns)
+        notes = (f"captions have {named}, from the columns source and weight", *notes)
     return _summary(out, document, (*located.notes, *notes), already_there=False)
 
 
@@ -264,6 +267,8 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
     if (hold_out := source.get("hold_out")) is not None:
         if hold_out["splits"]:
             names = f"{' and '.join(hold_out['splits'])}, {hold_out['share']:.0%} of the images each"
+            if without := hold_out.get("synthetic_left_out"):
+                names += f", without {without:,} synthetic captions"
             yield f"held out: {names}, by a hash of the image id; --hold-out 0 keeps all in train"
         else:
             yield f"held out: nothing, because {hold_out['share']:.0%} of so few images is less than one"
@@ -308,7 +313,7 @@ def _write_splits(
                     advance(len(part))
                 else:
                     with resumed_by(RUN_AGAIN, lambda: bool(notes)):
-                        note, written = _write_shard(path, part, options, advance)
+                        note, written = _write_shard(path, part, listing.label_columns, options, advance)
                     notes[path.name] = note
                     # After each shard: a killed run loses at most the shard that it was writing.
                     build.note(shards=config.to_table(notes))
@@ -318,7 +323,7 @@ def _write_splits(
 
 
 def _write_shard(
-    path: Path, rows: Sequence[SourceRow], options: PrepareOptions, advance: Advance
+    path: Path, rows: Sequence[SourceRow], labels: Sequence[str], options: PrepareOptions, advance: Advance
 ) -> tuple[ShardNote, list[RowFacts]]:
     hashes: list[int] = []
     skipped: list[SkippedRow] = []
@@ -345,6 +350,7 @@ def _write_shard(
                     height=result.height,
                     captions=row.captions,
                     caption_ids=row.caption_ids,
+                    **row.label_columns(labels),
                 )
             elif options.on_error == "skip":
                 skipped.append(SkippedRow(row=row.where, image=row.path, reason=result))
@@ -354,6 +360,6 @@ def _write_shard(
     readers = 0 if options.workers == 1 else options.workers
     # Closed here, because the traceback of an error would keep the generator, and with it the threads.
     with closing(read_in_threads(check, rows, readers, ahead=AHEAD_PER_WORKER * readers)) as results:
-        written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(results)))]
+        written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(results), labels))]
     entry = ShardFile(file=path.name, **seal_of(path, rows=len(written)))
     return ShardNote(entry=entry, skipped=tuple(skipped), hashes=tuple(f"{value:016x}" for value in hashes)), written

@@ -28,7 +28,11 @@ _FEATURES: dict[str, Any] = {
     "image": {"_type": "Image"},
     "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
     "caption_ids": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"},
+    "caption_sources": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
+    "caption_weights": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
 }
+LABEL_COLUMNS = ("caption_sources", "caption_weights")
+"""Columns of a corpus whose table says who wrote a caption, or how often to draw it; each has a value per caption."""
 _COLUMNS = [
     ("image_id", pa.string()),
     ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -36,11 +40,9 @@ _COLUMNS = [
     ("height", pa.int32()),
     ("captions", pa.list_(pa.string())),
     ("caption_ids", pa.list_(pa.int64())),
+    ("caption_sources", pa.list_(pa.string())),
+    ("caption_weights", pa.list_(pa.float64())),
 ]
-SCHEMA = pa.schema(
-    _COLUMNS,
-    metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})},
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +56,15 @@ class CorpusRow:
     height: int
     captions: Sequence[str]
     caption_ids: Sequence[int]
+    caption_sources: Sequence[str] | None = None
+    caption_weights: Sequence[float] | None = None
 
     def digest(self, image_digest: bytes | None = None) -> bytes:
-        """The SHA-256 of id, captions and image bytes. A known `image_digest` saves hashing the image again."""
+        """The SHA-256 of id, captions with their labels, and image bytes. A known `image_digest` saves hashing the
+        image again."""
+        labels = [self.caption_sources, self.caption_weights]
         # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
-        id_and_captions = json.dumps([self.image_id, list(self.captions)]).encode()
+        id_and_captions = json.dumps([self.image_id, list(self.captions), *(labels if any(labels) else [])]).encode()
         image_digest = image_digest or hashlib.sha256(self.data).digest()
         return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + image_digest).digest()
 
@@ -105,8 +111,12 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05}-of-{num_shards:05}.parquet"
 
 
-def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
-    """Write rows to a shard atomically, and yield each row once it is written."""
+def write_shard(path: Path, rows: Iterable[CorpusRow], labels: Sequence[str] = ()) -> Iterator[CorpusRow]:
+    """Write rows to a shard atomically, and yield each row once it is written; `labels` are those of `LABEL_COLUMNS`
+    that the corpus has."""
+    columns = [(name, kind) for name, kind in _COLUMNS if name not in LABEL_COLUMNS or name in labels]
+    features = {name: _FEATURES[name] for name, _ in columns}
+    schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
     # Not the image bytes, which are compressed already.
     # Checksums of pages, because a corpus at a URL is compared with them instead of its SHA-256.
     options = {"use_dictionary": False, "write_statistics": ["image_id"], "write_page_checksum": True}
@@ -115,13 +125,14 @@ def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
         "image.path": "zstd",
         "captions.list.element": "zstd",
         "caption_ids.list.element": "zstd",
+        **{f"{name}.list.element": "zstd" for name in labels},
     }
     with (
         files.atomic_path(path) as partial,
-        pq.ParquetWriter(partial, SCHEMA, compression=compression, **options) as writer,
+        pq.ParquetWriter(partial, schema, compression=compression, **options) as writer,
     ):
         for group in _row_groups(rows):
-            writer.write_table(_to_table(group), row_group_size=len(group))
+            writer.write_table(_to_table(group, schema), row_group_size=len(group))
             yield from group
 
 
@@ -156,9 +167,9 @@ def _row_groups(rows: Iterable[CorpusRow]) -> Iterator[list[CorpusRow]]:
         yield group
 
 
-def _to_table(rows: Sequence[CorpusRow]) -> pa.Table:
-    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names if name != "image"}
+def _to_table(rows: Sequence[CorpusRow], schema: pa.Schema) -> pa.Table:
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in schema.names if name != "image"}
     # Not a list of dicts, which takes twice as long.
     parts = [pa.array([row.data for row in rows], pa.binary()), pa.array([row.path for row in rows], pa.string())]
-    columns["image"] = pa.StructArray.from_arrays(parts, fields=list(SCHEMA.field("image").type))
-    return pa.Table.from_pydict(columns, schema=SCHEMA)
+    columns["image"] = pa.StructArray.from_arrays(parts, fields=list(schema.field("image").type))
+    return pa.Table.from_pydict(columns, schema=schema)

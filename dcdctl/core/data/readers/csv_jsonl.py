@@ -33,6 +33,7 @@ from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     MAX_HELD_OUT,
     SPLITS,
+    CaptionLabel,
     EntryWithFile,
     Listing,
     Paths,
@@ -41,10 +42,12 @@ from dcdctl.core.data.readers.rows import (
     divide,
     file_checksum,
     group_by_image,
+    is_synthetic,
     make_listing,
     read_caption,
     read_caption_ids,
     read_captions,
+    read_labels,
     read_split,
 )
 from dcdctl.core.data.text_encoding import check_encoding, describe_value, find_encoding, json_lines
@@ -55,7 +58,8 @@ Rows = list[tuple[int, dict[str, Any]]]
 _IMAGE_COLUMNS = ("image", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
-_WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", "sentids", *KEYS}
+_OF_CAPTIONS = ("sentids", "source", "weight")
+_WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
 # Enough images to choose settings on; 1,500 photos give 150.
 _HELD_OUT_BY_DEFAULT = 0.1
 # A line of a terminal.
@@ -112,13 +116,17 @@ class CsvSource(SourceConfig):
             provenance["columns"] = columns.table.column_names
         splits: Mapping[str, str] = {}
         if (share := _share_held_out(self, rows)) > 0:
-            splits = divide(filter(None, images), share)
+            human = (image for image, (_, cells) in zip(images, rows, strict=True) if not _is_synthetic(cells))
+            splits = divide(filter(None, human), share)
             held_out = [split for split in SPLITS if split in HELD_OUT and split in splits.values()]
             provenance["hold_out"] = {"share": share, "splits": held_out, "by": "SHA-256 of image_id"}
         elif self.split is not None:
             splits = dict.fromkeys(filter(None, images), self.split)
         entries = (TableEntry(f"{self.pairs.name} line {line}", cells, store, splits) for line, cells in rows)
-        listing = make_listing(group_by_image(entries, check, merge=True), check, provenance, self.images)
+        grouped = group_by_image(entries, check, merge=True, is_divided=share > 0)
+        if check.num_synthetic:
+            provenance["hold_out"]["synthetic_left_out"] = check.num_synthetic
+        listing = make_listing(grouped, check, provenance, self.images)
         return replace(listing, columns=columns)
 
 
@@ -130,7 +138,7 @@ class JsonlSource(CsvSource):
 
 @dataclass(frozen=True, slots=True)
 class TableEntry(EntryWithFile):
-    """A row: `value` has its cells by role, which are image, caption or captions, split, sentids."""
+    """A row: `value` has its cells by role, which are image, caption or captions, split, sentids, source, weight."""
 
     splits: Mapping[str, str]
     """The split of an image by its path, for a row that names none; "train" for images that it lacks."""
@@ -151,11 +159,18 @@ class TableEntry(EntryWithFile):
             texts = read_captions(self.value["captions"])
         return texts, read_caption_ids(self.value.get("sentids"), len(texts))
 
+    def labels(self, count: int) -> list[CaptionLabel]:
+        return read_labels(self.value, count)
+
 
 def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> ImageColumns | None:
     """The columns without a role, by image; None if there are none. InputError for a column to keep that the table
     lacks."""
     where = source.pairs.name
+    if of_captions := [name for name in source.columns or () if name in _OF_CAPTIONS]:
+        raise InputError(
+            f"the column {of_captions[0]!r} of {where} is about its captions, not its images", hint="rename it"
+        )
     known = list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
     check_chosen(source.columns or (), known, where)
     kept, notes = [], []
@@ -189,6 +204,12 @@ def _path_or_none(cells: Mapping[str, Any]) -> str | None:
         return _image_path(cells)
     except RowError:
         return None
+
+
+def _is_synthetic(cells: Mapping[str, Any]) -> bool:
+    """Whether a row has only captions that a model wrote."""
+    source = cells.get("source")
+    return all(map(is_synthetic, source if isinstance(source, list) else [source]))
 
 
 # The rows of an image are adjacent in most tables.
@@ -269,7 +290,7 @@ def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
         "captions": _LIST_COLUMNS,
         "caption": _CAPTION_COLUMNS,
         "split": ("split",),
-        "sentids": ("sentids",),
+        **{name: (name,) for name in _OF_CAPTIONS},
     }
     # Reversed, so that the first known name wins.
     by_role = {role: name for role, known in choices.items() for name in known[::-1] if name in names}
@@ -287,9 +308,9 @@ def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def _parse_cell(role: str, text: str) -> Any:
-    """The value of a cell: for captions and their numbers a JSON list, number or null if the whole text is one, else
-    the text."""
-    if role not in ("caption", "captions", "sentids"):
+    """The value of a cell: for captions and what belongs to them a JSON list, number or null if the whole text is one,
+    else the text."""
+    if role not in ("caption", "captions", *_OF_CAPTIONS):
         return text
     # Most captions start as no JSON value does, and to parse them in vain takes a tenth of the time to list a table.
     if not text.startswith(_STARTS_OF_JSON):
@@ -309,7 +330,7 @@ def _read_jsonl(path: Path, encoding: str) -> Rows:
 
 def cells_of(value: Mapping[str, Any]) -> dict[str, Any]:
     """The cells of a JSON object, by role."""
-    cells = {key: value[key] for key in ("split", "sentids") if key in value}
+    cells = {key: value[key] for key in ("split", *_OF_CAPTIONS) if key in value}
     cells["image"] = next((value[key] for key in _IMAGE_COLUMNS if key in value), None)
     caption = next((value[key] for key in (*_CAPTION_COLUMNS, *_LIST_COLUMNS) if key in value), None)
     others = {key: item for key, item in value.items() if key not in _WITH_A_ROLE}

@@ -18,6 +18,7 @@ from dcdctl.core.data.images import ImageFile, ParquetImageFile, RowError, refus
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
     SPLITS,
+    CaptionLabel,
     Entry,
     Listing,
     Paths,
@@ -31,6 +32,7 @@ from dcdctl.core.data.readers.rows import (
     read_caption,
     read_caption_ids,
     read_captions,
+    read_labels,
     read_split,
 )
 from dcdctl.core.data.text_encoding import describe_value
@@ -38,6 +40,8 @@ from dcdctl.core.errors import InputError
 
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
 _NUMBER_COLUMNS = ("caption_ids", "sentids")
+_LABEL_COLUMNS = {"source": ("source", "caption_sources"), "weight": ("weight", "caption_weights")}
+"""The second name is that of a prepared corpus, which can be read as Parquet files."""
 LISTED_ROWS = 1 << 14
 """Rows that are listed at a time: their texts are a few megabytes."""
 _NUMBERED = re.compile(r"caption_(\d+)")
@@ -90,6 +94,8 @@ class ParquetColumns:
     numbers: str
     split: str
     image_id: str
+    labels: dict[str, str]
+    """By `source` and `weight` of the captions, as far as there are such columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,9 @@ class ParquetEntry(Entry):
         captions = captions_of_row(self.value, self.columns.captions)
         return captions, read_caption_ids(self.value.get(self.columns.numbers), len(captions))
 
+    def labels(self, count: int) -> list[CaptionLabel]:
+        return read_labels({label: self.value[name] for label, name in self.columns.labels.items()}, count)
+
     def image_file(self, path: str) -> ImageFile:
         return self.stored
 
@@ -139,7 +148,11 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
             columns = find_columns(path, file.schema_arrow, source, has_split=name == "all" and splits is None)
             # The image column is not read, except for the path in it: its bytes are read later, by the workers.
             caption_columns = [name.partition(".")[0] for name in columns.captions]
-            names = [*caption_columns, *filter(None, (columns.numbers, columns.split, columns.image_id))]
+            names = [
+                *caption_columns,
+                *filter(None, (columns.numbers, columns.split, columns.image_id)),
+                *columns.labels.values(),
+            ]
             first = 0
             for group in range(file.num_row_groups):
                 for i, value in enumerate(read_rows(str(path), file, group, names, LISTED_ROWS)):
@@ -210,7 +223,8 @@ def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, 
         named = next((name for name in _CAPTION_COLUMNS if name in schema.names), None)
         captions = tuple(numbered) or (named or require("captions", "the captions"),)
     numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")
-    return ParquetColumns(captions, numbers, require("split", "the split") if has_split else "", image_id)
+    labels = {label: name for label, known in _LABEL_COLUMNS.items() for name in known if name in schema.names}
+    return ParquetColumns(captions, numbers, require("split", "the split") if has_split else "", image_id, labels)
 
 
 def captions_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
@@ -244,5 +258,6 @@ def _captions_digest(rows: Mapping[str, Sequence[SourceRow]]) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
         for row in rows[split]:
-            digest.update(json.dumps([split, row.path, row.captions, row.caption_ids]).encode())
+            labels = [row.labels] if row.labels else []
+            digest.update(json.dumps([split, row.path, row.captions, row.caption_ids, *labels]).encode())
     return digest.hexdigest()

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dcdctl.core import files
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import SkippedRow
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
+from dcdctl.core.data.shards import LABEL_COLUMNS
 from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import ConfigError, InputError
 
@@ -35,6 +37,22 @@ MAX_TEXT_BYTES = 1 << 20
 """Larger captions, and files of captions in a tar, are rejected: to compare and tokenize a text takes 60 to 170 times
 its size."""
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
+MAX_WEIGHT = 1e9
+"""The largest weight of a caption: sums of such weights keep their precision."""
+MAX_SOURCE_LETTERS = 60
+"""The longest name of a source, which tables show as a heading."""
+
+
+class CaptionLabel(NamedTuple):
+    """What a table says of a caption besides its text."""
+
+    source: str = ""
+    """Who wrote it: human, alt text, synthetic, ...; empty if the table does not say."""
+    weight: float = 1.0
+    """How often training draws it, beside the other captions."""
+
+
+NO_LABEL = CaptionLabel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +99,10 @@ class Entry(ABC):
     def captions(self) -> tuple[list[str], list[int] | None]:
         """At least one, and the source's number of each; None if they have no numbers."""
 
+    def labels(self, count: int) -> list[CaptionLabel]:
+        """The label of each of `count` captions; empty if the row has none."""
+        return []
+
     @abstractmethod
     def image_file(self, path: str) -> ImageFile:
         """The image with that `image_path`."""
@@ -108,6 +130,13 @@ class SourceRow:
     image_file: ImageFile
     captions: list[str]
     caption_ids: list[int]
+    labels: list[CaptionLabel] = field(default_factory=list)
+    """Those of the first captions; the others have none."""
+
+    def label_columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Columns of `LABEL_COLUMNS`, with a value for each caption."""
+        labels = self.labels + [NO_LABEL] * (len(self.captions) - len(self.labels))
+        return {name: [label[i] for label in labels] for i, name in enumerate(LABEL_COLUMNS) if name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +160,8 @@ class Listing:
     skipped: Sequence[SkippedRow] = ()
     columns: ImageColumns | None = None
     """Columns of the images by their ids, such as a year; None if there are none."""
+    label_columns: tuple[str, ...] = ()
+    """The columns of `LABEL_COLUMNS` that say something of a caption."""
 
 
 @dataclass(kw_only=True)
@@ -146,6 +177,8 @@ class RowCheck:
     skipped: list[SkippedRow] = field(default_factory=list)
     seen_splits: set[str] = field(default_factory=set)
     """The requested splits that rows name, usable or not."""
+    num_synthetic: int = 0
+    """Synthetic captions that were left out of held-out splits."""
 
     def reject(self, where: str, image: str, reason: str) -> None:
         """Record a row that cannot be used, or raise InputError."""
@@ -162,11 +195,14 @@ class RowCheck:
         return True
 
 
-def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) -> dict[str, list[SourceRow]]:
+def group_by_image(
+    entries: Iterable[Entry], check: RowCheck, *, merge: bool, is_divided: bool = False
+) -> dict[str, list[SourceRow]]:
     """The rows of each split, in the order in which their images first appear.
 
     With `merge`, entries of the same image become one row; else every entry after the first is rejected. Captions
-    without a number get their position in the split.
+    without a number get their position in the split. A synthetic caption of a held-out split is left out if `divide`
+    made the splits, else its row is rejected.
     """
     rows: dict[str, list[SourceRow]] = {split: [] for split in SPLITS}
     by_path: dict[str, tuple[str, SourceRow]] = {}
@@ -186,18 +222,40 @@ def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) ->
             if not is_new and by_path[path][0] != split:
                 raise RowError(f"its split is {split}, but {by_path[path][0]} in {by_path[path][1].where}")
             # All that may fail precedes the first change, so that a rejected row leaves nothing behind.
-            captions, caption_ids = entry.captions()
+            captions, caption_ids, labels = _captions_in(entry, split, check, is_divided=is_divided)
+            if not captions:
+                continue
             if is_new:
                 by_path[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
                 rows[split].append(by_path[path][1])
         except RowError as error:
             check.reject(entry.where, entry.image_name, str(error))
             continue
+        if labels:
+            row = by_path[path][1]
+            row.labels.extend([*[NO_LABEL] * (len(row.captions) - len(row.labels)), *labels])
         by_path[path][1].captions.extend(captions)
         first = num_captions[split]
         by_path[path][1].caption_ids.extend(range(first, first + len(captions)) if caption_ids is None else caption_ids)
         num_captions[split] += len(captions)
     return rows
+
+
+def _captions_in(
+    entry: Entry, split: str, check: RowCheck, *, is_divided: bool
+) -> tuple[list[str], list[int] | None, list[CaptionLabel]]:
+    """The captions of an entry that belong into its split, their numbers and their labels."""
+    captions, caption_ids = entry.captions()
+    labels = entry.labels(len(captions))
+    kept = [i for i, label in enumerate(labels) if split not in HELD_OUT or not is_synthetic(label.source)]
+    if len(kept) == len(labels):
+        return captions, caption_ids, labels
+    # Recall on captions that a model wrote is no measure of a search by people.
+    if not is_divided:
+        raise RowError(f"it has a synthetic caption, and split {split} is for captions that people wrote")
+    check.num_synthetic += len(labels) - len(kept)
+    kept_ids = None if caption_ids is None else [caption_ids[i] for i in kept]
+    return [captions[i] for i in kept], kept_ids, [labels[i] for i in kept]
 
 
 def make_listing(
@@ -215,11 +273,15 @@ def make_listing(
         for split in SPLITS
         if rows[split]
     }
+    labels = {label for split in SPLITS for row in rows[split] for label in row.labels}
     return Listing(
         counts=counts,
         rows=lambda split: iter(rows[split]),
         provenance=provenance,
         skipped=tuple(check.skipped),
+        label_columns=tuple(
+            name for i, name in enumerate(LABEL_COLUMNS) if any(label[i] != NO_LABEL[i] for label in labels)
+        ),
     )
 
 
@@ -321,3 +383,51 @@ def read_caption_ids(value: Any, count: int) -> list[int] | None:
     ):
         return value
     return None
+
+
+def read_labels(cells: Mapping[str, Any], count: int) -> list[CaptionLabel]:
+    """The labels of `count` captions, from cells `source` and `weight`: one value for all, or a list; empty if the row
+    has neither."""
+    if "source" not in cells and "weight" not in cells:
+        return []
+    columns: list[list[Any]] = []
+    for name, read in (("source", _read_source), ("weight", _read_weight)):
+        value = cells.get(name)
+        values = value if isinstance(value, list) else [value] * count
+        if len(values) != count:
+            raise RowError(f'"{name}" has {len(values)} values for {count} captions')
+        columns.append([read(each) for each in values])
+    return list(map(CaptionLabel, *columns))
+
+
+def is_synthetic(source: Any) -> bool:
+    """Whether a model wrote the captions of a source: its name starts with `synthetic`, in upper or lower case.
+
+    >>> is_synthetic("synthetic"), is_synthetic("Synthetic BLIP-2"), is_synthetic("alt text")
+    (True, True, False)
+    """
+    return isinstance(source, str) and source.strip().lower().startswith("synthetic")
+
+
+def _read_source(value: Any) -> str:
+    if value is None or value == "":
+        return NO_LABEL.source
+    source = read_caption(value, "the source").strip()
+    if len(source) > MAX_SOURCE_LETTERS or not source.isprintable():
+        raise RowError(f"the source is {source[:MAX_SOURCE_LETTERS]!r}, expected a short name such as synthetic")
+    return source
+
+
+def _read_weight(value: Any) -> float:
+    if value is None or value == "":
+        return NO_LABEL.weight
+    try:
+        # Not isinstance, because a bool is an int.
+        weight = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        weight = math.nan
+    if not 0 < weight <= MAX_WEIGHT:
+        raise RowError(
+            f"the weight of a caption is {value!s:.60}, expected a number above 0 and at most {MAX_WEIGHT:g}"
+        )
+    return weight
