@@ -46,6 +46,15 @@ class Distill(options.TrainingRun):
         ),
         list[str],
     ] = None
+    pool: Annotated[
+        Ref | None,
+        reads(
+            "--pool",
+            help="Also learn from this pool: images without captions, and texts without images.",
+            metavar="DIR",
+        ),
+        Path,
+    ] = None
     validation_data: Annotated[
         Ref | None,
         reads(
@@ -64,6 +73,7 @@ class Distill(options.TrainingRun):
             data=many(self.data),
             split=self.split,
             max_images=self.max_images,
+            pool=optional_path(self.pool),
             caches=[path(folder) for folder in many(self.cache)],
             teachers=many(self.teacher),
             model_set=assignments(self.model_overrides),

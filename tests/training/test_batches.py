@@ -298,7 +298,7 @@ def test_images_that_share_most_scored_pairs_come_together():
     image, other = np.nonzero(counts)
     neighbors = (RaggedArray.from_sorted(image, other, 4), counts[image, other])
     for seed in range(8):
-        batches = neighbor_batches(neighbors, 2, np.random.default_rng(seed))
+        batches = neighbor_batches(neighbors, np.ones(len(neighbors[0]), dtype=bool), 2, np.random.default_rng(seed))
         assert sorted(sorted(batch.tolist()) for batch in batches) == [[0, 3], [1, 2]]
 
 
@@ -309,7 +309,7 @@ def test_shared_pairs_are_counted_from_both_sides(corpus, drawn):
         if owner != image:
             counts[image, owner] += 1
             counts[owner, image] += 1
-    images, num_pairs = find_neighbors(drawn, corpus)
+    images, num_pairs = find_neighbors(drawn, corpus.caption_image, corpus.num_images)
     assert counts.max() > 1
     assert num_pairs.tolist() == counts[counts > 0].tolist()
     assert images.values.tolist() == np.nonzero(counts)[1].tolist()

@@ -336,7 +336,7 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
 
 def read_all(refs: InputRefs) -> None:
     """Open the files, then load the teacher, as a training does."""
-    refs.load_teacher(refs.open()[1])
+    refs.load_teacher(refs.open()[0][1])
 
 
 def test_inputs_that_do_not_belong_together_are_refused(

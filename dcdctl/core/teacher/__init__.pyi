@@ -1,12 +1,12 @@
 from .build import build_cache
-from .cache import TeacherCache, read_cache, read_caches
+from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, WORK_FOLDER
 from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
 from .estimate import CacheCost
 from .external_scores import plan_work, take_scores
-from .false_negatives import FalseNegativeFilter, false_negative_filter
+from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
 from .job import CacheJob, cache_scores, verify_cache
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
@@ -27,6 +27,7 @@ __all__ = [
     "FalseNegativeFilter",
     "Negative",
     "TeacherCache",
+    "TeacherEnsemble",
     "TeacherScores",
     "build_cache",
     "cache_document",
@@ -45,5 +46,6 @@ __all__ = [
     "read_caches",
     "summarize_cache",
     "take_scores",
+    "text_classes",
     "verify_cache",
 ]

@@ -1,21 +1,26 @@
-"""A training on a prepared corpus: with caches of its teachers' scores, with dual teachers that embed it, or with no
-teacher."""
+"""A training on a prepared corpus, captioned images or a pool, or on one of each: with caches of its teachers' scores,
+with dual teachers that embed it, or with no teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from dcdctl.core import distributed, scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Model
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import (
     EmbeddedScores,
+    TeacherCache,
+    TeacherEnsemble,
     TeacherScores,
     embedded_teachers,
     false_negative_filter,
@@ -25,9 +30,12 @@ from dcdctl.core.teacher import (
 from dcdctl.core.training import negatives, runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import choose_pairs
-from dcdctl.core.training.batches.step_pairs import CorpusBatches, StepPairs
+from dcdctl.core.training.batches.pool import pseudo_positives
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import Preview, measure_preview
 from dcdctl.core.training.inputs import embeds_corpus, scores_batches
+from dcdctl.core.training.losses.table import LossConfig
+from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import TrainingData, TrainingPlan
 
@@ -36,91 +44,147 @@ IMAGE_CACHE_BYTES = 512 * 2**20
 training."""
 
 
-class CorpusData(TrainingData):
-    """A corpus and the scores of its pairs: of all caches together, or of dual teachers that score every batch."""
+@dataclass
+class ScoredCorpus:
+    """The captioned images of a training, or its pool, and the scores of their pairs: of all caches together, or of
+    dual teachers that score every batch."""
 
+    corpus: Corpus
+    caches: Sequence[TeacherCache]
+    cached: TeacherCache | TeacherEnsemble | None
     source: Source | None = None
-    pairs: StepPairs
+    pairs: StepPairs | None = None
     embedded: EmbeddedScores | None = None
     """The dual teachers, if they score the batches or the loss compares vectors."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a run depends on."""
+        return {
+            "corpus": self.corpus.fingerprint,
+            "split": self.corpus.split,
+            "images": self.corpus.num_images,
+            "cache": None if self.cached is None else self.cached.plan,
+        }
+
+
+class CorpusData(TrainingData):
+    """Captioned images, a pool, or both, with the scores of their pairs."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
         recipe, inputs = plan.recipe, plan.inputs
-        self.corpus, self.caches = inputs.open()
         self._embeds = embeds_corpus(recipe, inputs)
         self._scores_batches = scores_batches(recipe, inputs)
         # With dual teachers alone, teachers.weights are their shares.
-        weights = () if self._embeds and not self.caches else recipe.teachers.weights
-        self.cached = read_caches(self.caches, weights)
+        weights = () if self._embeds and not inputs.caches else recipe.teachers.weights
+        self.parts = [ScoredCorpus(corpus, caches, read_caches(caches, weights)) for corpus, caches in inputs.open()]
+        self.main = self.parts[0]
+        self._check_pool()
         if recipe.validation.every:
-            self.validation = validation.open_corpus(self.corpus, recipe.validation, inputs.validation_data)
+            self.validation = validation.open_corpus(self.main.corpus, recipe.validation, inputs.validation_data)
         # From the scores alone, so that a preview shows it without a model.
         if recipe.loss.temperature == "auto":
-            assert self.cached is not None
-            self.temperature = measure_spread(self.cached).temperature
+            self.temperature = measure_spread(next(part.cached for part in self.parts if part.cached)).temperature
             if self.temperature is None:
                 raise ConfigError(
                     "loss.temperature is auto, and the best scores of too many lists of the cache are equal",
                     hint="set a number",
                 )
 
+    def _check_pool(self) -> None:
+        """ConfigError if the loss needs of a pool what it has not."""
+        loss, pool = self.recipe.loss, self.parts[-1]
+        if not pool.corpus.is_pool:
+            return
+        name = f"{shown(pool.corpus.folder)} is a pool: no text of it belongs to an image"
+        is_alone = pool is self.main
+        if self.plan.job.kind != "distill":
+            raise ConfigError(f"{name}, and finetune-teacher needs positives", hint="name captioned images")
+        if not pool.corpus.num_images or not pool.corpus.num_captions:
+            lacks = "images" if pool.corpus.num_captions else "texts"
+            raise ConfigError(f"{shown(pool.corpus.folder)} has no {lacks}", hint=f"prepare it with {lacks}")
+        is_pseudo = self.recipe.pool.pseudo_positive_above is not None
+        if is_pseudo and loss.on_lists:
+            raise ConfigError(
+                f"pool.pseudo_positive_above is for losses on all pairs, and loss {', '.join(loss.terms)} is on lists",
+                hint="leave it out, or take a loss such as infonce",
+            )
+        if loss.with_positive and is_alone and not is_pseudo:
+            raise ConfigError(
+                f"loss {', '.join(loss.with_positive)} needs a positive, and {name}",
+                hint="leave it out, add captioned images (--data PAIRS --pool POOL), or set pool.pseudo_positive_above",
+            )
+        has_teacher = self._embeds or pool.cached is not None
+        if not has_teacher or not (loss.needs_teacher or loss.vector_terms):
+            raise ConfigError(
+                f"{name}, and no loss of the recipe has scores for it",
+                hint="take a loss that has a teacher, such as kl, and name a cache of the pool or a dual --teacher",
+            )
+
     @property
     def captions(self) -> Sequence[str]:
-        """All captions of the corpus."""
-        return self.corpus.captions
+        """All captions and texts."""
+        return [text for part in self.parts for text in part.corpus.captions]
 
     @property
     def has_scores(self) -> bool:
         """Whether caches or dual teachers score the pairs."""
-        return self.cached is not None or self._scores_batches
+        return self.main.cached is not None or self._scores_batches
 
     def load_teachers(self, track: Track) -> None:
         """Load the dual teachers, or the model that the student starts from."""
         recipe, inputs = self.recipe, self.plan.inputs
         if not self._embeds:
-            self.teacher = inputs.load_teacher(self.caches, track)
+            self.teacher = inputs.load_teacher([cache for part in self.parts for cache in part.caches], track)
             return
         # With caches the weights are the caches' shares, and the dual teachers have equal ones.
-        weights = () if self.caches else recipe.teachers.weights
+        weights = () if inputs.caches else recipe.teachers.weights
         duals = inputs.load_dual_teachers()
-        self.embedded = embedded_teachers(duals, self.corpus, self.plan.options.compute, weights)
-        self.vector_width = self.embedded.width if recipe.loss.vector_terms else None
+        for part in self.parts:
+            part.embedded = embedded_teachers(duals, part.corpus, self.plan.options.compute, weights)
+            self.vector_width = part.embedded.width if recipe.loss.vector_terms else None
 
     def read_for(self, model: Model, track: Track) -> None:
-        """Open the images, or the stored features of the model's encoders, and embed the corpus with dual teachers that
-        score the batches."""
-        # The main process stores the features; the others then find them complete.
-        with distributed.main_first():
-            self.source = make_source(model, self.corpus, self.plan.options.compute, track)
-        self._choose_pairs(track)
+        """Open the images, or the stored features of the model's encoders, and embed the corpora with dual teachers
+        that score the batches."""
+        for part in self.parts:
+            # The main process stores the features; the others then find them complete.
+            with distributed.main_first():
+                part.source = make_source(model, part.corpus, self.plan.options.compute, track)
+            # A pool's pseudo positives are known after the teachers have embedded it.
+            if not part.corpus.is_pool:
+                self._choose_pairs(part, part.embedded, track)
         out = self.plan.job.out
-        if self.embedded is not None and not Run(out).is_finished:
+        if self._embeds and not Run(out).is_finished:
             # Before the run folder is made, so that a failure leaves no folder, and after a folder of other teachers is
             # refused.
             runs.check_inputs(out, self._facts_of_files(model.digest, self.plan.options.compute))
-            self.embedded.embed(track)
+            for part in self.parts:
+                assert part.embedded is not None
+                part.embedded.embed(track)
 
     def measure(self, track: Track) -> Preview:
         """Count the steps and, for lists, the different negatives."""
-        if self.source is None:
-            self._choose_pairs(track)
-        is_read = self.embedded is not None and not Run(self.plan.job.out).is_finished
+        is_read = self._embeds and self.main.source is not None and not Run(self.plan.job.out).is_finished
+        for part in self.parts:
+            if part.pairs is None or part.corpus.is_pool:
+                self._choose_pairs(part, part.embedded if is_read else None, track)
+        assert self.main.pairs is not None
         self.preview = measure_preview(
             self.recipe,
-            self.caches,
-            self.pairs,
+            self.main.caches,
+            self.main.pairs,
             dual_teachers="none" if not self._scores_batches else "embedded" if is_read else "unread",
             temperature=self.temperature,
         )
         return self.preview
 
-    def _choose_pairs(self, track: Track) -> None:
+    def _choose_pairs(self, part: ScoredCorpus, embedded: EmbeddedScores | None, track: Track) -> None:
         # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
-        false_negatives = false_negative_filter(self.corpus, self.recipe.candidates.duplicate_bits, track)
+        false_negatives = false_negative_filter(part.corpus, self.recipe.candidates.duplicate_bits, track)
         # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
-        scores: TeacherScores | None = self.embedded if self._scores_batches else self.cached
-        self.pairs = choose_pairs(self.corpus, self.recipe, scores, false_negatives)
+        scores: TeacherScores | None = embedded if self._scores_batches else part.cached
+        part.pairs = choose_pairs(part.corpus, self.recipe, scores, false_negatives)
 
     def check(self) -> Iterator[str]:
         """The lines of the preview; ConfigError if the caches cover too little of what the recipe needs."""
@@ -128,25 +192,47 @@ class CorpusData(TrainingData):
         if self.preview.coverage is not None:
             self.preview.coverage.check()
         yield from (*self.preview.lines(), *self.preview.warnings())
+        if self.parts[1:] and self.parts[1].cached is not None:
+            assert self.parts[1].pairs is not None
+            coverage = self.parts[1].pairs.coverage(self.preview.num_steps)
+            coverage.check()
+            yield f"the scores of the pool cover {coverage}"
+        yield from self._pseudo_lines()
         if self.temperature is not None:
             yield f"loss.temperature is auto: {self.temperature:g} for these scores"
 
+    def _pseudo_lines(self) -> Iterator[str]:
+        """How many texts have a pseudo positive, and how many of those of captioned images are right."""
+        threshold = self.recipe.pool.pseudo_positive_above
+        if threshold is None:
+            return
+        for part in self.parts:
+            scores = part.cached or (part.embedded if self.preview.dual_teachers == "embedded" else None)
+            if scores is None:
+                continue
+            image_T = pseudo_positives(scores, part.corpus, threshold)
+            texts = np.flatnonzero(image_T >= 0)
+            name = "texts of the pool" if part.corpus.is_pool else "captions"
+            line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
+            if not part.corpus.is_pool and len(texts):
+                right = (image_T[texts] == part.corpus.caption_image[texts]).mean()
+                line += f", which is the own image of {right:.1%} of them"
+            yield line
+
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
-        """The fingerprints of corpus, caches and teachers, and what the caches cover."""
+        """The fingerprints of corpora, caches and teachers, and what the caches cover."""
         return {**self._facts_of_files(start, compute), **self.preview.inputs()}
 
     def _facts_of_files(self, start: str, compute: Compute) -> dict[str, Any]:
         return {
-            "corpus": self.corpus.fingerprint,
-            "split": self.corpus.split,
-            "images": self.corpus.num_images,
-            "cache": None if self.cached is None else self.cached.plan,
+            **self.main.facts(),
             "start": start,
             "precision": compute.precision,
             # Stored features are rounded to float16, so they change numbers; their folder does not.
             "features": None if compute.features is None else "float16",
             "validation": None if self.validation is None else self.validation.fingerprint,
-            **({} if self.embedded is None else {"teachers": self.embedded.plan}),
+            **({"pool": self.parts[1].facts()} if self.parts[1:] else {}),
+            **({} if self.main.embedded is None else {"teachers": self.main.embedded.plan}),
             **({} if self.temperature is None else {"temperature": self.temperature}),
         }
 
@@ -154,20 +240,36 @@ class CorpusData(TrainingData):
         """Mine the negatives of the recipe, or read the mined ones of a run that resumes; what writes them."""
         if self.recipe.batch.negatives != "mined":
             return lambda run: None
-        assert self.source is not None
-        mined = negatives.read_or_mine(self.plan.job.out, self.source, self.recipe, compute.device, track)
-        return lambda run: negatives.save_mined(run.folder, mined, self.corpus, self.recipe)
+        assert self.main.source is not None
+        mined = negatives.read_or_mine(self.plan.job.out, self.main.source, self.recipe, compute.device, track)
+        return lambda run: negatives.save_mined(run.folder, mined, self.main.corpus, self.recipe)
 
-    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> CorpusBatches:
+    def objective(self, config: LossConfig) -> PairObjective:
+        """The loss of captioned images and of the pool; each has the terms that it has what they need for."""
+        share, pool = self.recipe.pool.weight, self.parts[1:]
+        if not pool:
+            return PairObjective(config)
+        has_scores = self.has_scores
+        needs_positive = set() if self.recipe.pool.pseudo_positive_above is not None else set(config.with_positive)
+        return PairObjective(
+            config.with_terms(lambda name: has_scores or name in config.own_terms, 1 - share),
+            config.with_terms(lambda name: name not in needs_positive, share),
+        )
+
+    def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> CorpusBatches | MixedBatches:
         """A trial has random negatives in the place of mined ones, which take the same time and memory."""
-        assert self.source is not None
-        pairs = self.pairs
-        if run is not None and self.recipe.batch.negatives == "mined":
-            mined = negatives.read_shared(run.folder, self.source, self.recipe)
-            pairs = choose_pairs(self.corpus, self.recipe, None, pairs.false_negatives, mined)
-        vectors = self.embedded if self.recipe.loss.vector_terms else None
         plan = replace(plan, by_side=self.recipe.model.kind == "dual")
-        return CorpusBatches(self.source, pairs, plan, vectors)
+        batches = [self._batches_of(part, plan, run) for part in self.parts]
+        return MixedBatches(*batches) if self.parts[1:] else batches[0]
+
+    def _batches_of(self, part: ScoredCorpus, plan: MicroBatchPlan, run: Run | None) -> CorpusBatches:
+        assert part.source is not None
+        assert part.pairs is not None
+        pairs = part.pairs
+        if run is not None and part is self.main and self.recipe.batch.negatives == "mined":
+            mined = negatives.read_shared(run.folder, part.source, self.recipe)
+            pairs = choose_pairs(part.corpus, self.recipe, None, pairs.false_negatives, mined)
+        return CorpusBatches(part.source, pairs, plan, part.embedded if self.recipe.loss.vector_terms else None)
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:

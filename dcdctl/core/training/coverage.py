@@ -105,8 +105,7 @@ class Preview:
     """Whether lists are drawn from the candidates of a cache."""
     coverage: Coverage | None = None
     """None without a cache, and for a loss without a teacher."""
-    has_dual_teachers: bool = False
-    """Whether dual teachers score every pair of a batch."""
+    dual_teachers: DualTeachers = "none"
     negatives: Mapping[Direction, DifferentNegatives] = field(default_factory=dict)
     """Empty where they are not counted."""
     not_counted: str = ""
@@ -116,7 +115,7 @@ class Preview:
         """What the caches cover and the queries meet."""
         if self.coverage is not None:
             yield f"the cache covers {self.coverage}"
-        if self.has_dual_teachers:
+        if self.dual_teachers != "none":
             yield "the dual teacher scores every pair, so batches are drawn as without a teacher"
         if self.negatives:
             yield "; ".join(f"each {direction.query} meets {count}" for direction, count in self.negatives.items())
@@ -151,7 +150,7 @@ class Preview:
                 "covered_queries": round(self.coverage.queries, 4),
                 "scored_share": round(self.coverage.scored, 4),
             }
-        if self.has_dual_teachers:
+        if self.dual_teachers != "none":
             table |= {"covered_queries": 1.0, "scored_share": 1.0}
         return table
 
@@ -225,7 +224,7 @@ def measure_preview(
         differences=differences,
         has_cache=bool(caches),
         coverage=pairs.coverage(num_steps) if caches and recipe.loss.needs_teacher else None,
-        has_dual_teachers=dual_teachers != "none",
+        dual_teachers=dual_teachers,
         negatives=negatives,
         not_counted=not_counted,
     )

@@ -56,11 +56,23 @@ def backward(model: nn.Module, objective: Objective, batch: Any, step: Step) -> 
     """Add the gradient of a batch's loss, times the scale of the scaler, to the parameters; the loss and its terms by
     name.
 
-    ConfigError if the loss is not finite; the weights are then unchanged.
+    The losses of a mixed batch are added. ConfigError if the loss is not finite; the weights are then unchanged.
     """
+    if not isinstance(objective, PairObjective):
+        return _backward_whole(model, objective, batch, step)
+    values: dict[str, float] = {}
+    for prefix, part, of_part in objective.parts(batch):
+        backward_part = _backward_in_micro_batches if step.micro_batch_plan.count > 1 else _backward_whole
+        terms = backward_part(model, part, of_part, step)
+        loss = values.get("loss", 0.0) + terms.pop("loss")
+        values |= {"loss": loss, **{f"{prefix}{name}": value for name, value in terms.items()}}
     if step.micro_batch_plan.count > 1:
-        assert isinstance(objective, PairObjective)
-        return _backward_in_micro_batches(model, objective, batch, step)
+        # A sum, not the mean of DistributedDataParallel: the loss already covers the whole batch.
+        distributed.sum_gradients(model.parameters())
+    return values
+
+
+def _backward_whole(model: nn.Module, objective: Objective, batch: Any, step: Step) -> dict[str, float]:
     step.seed_dropout()
     batch = batch.to(step.compute.device)
     with step.compute.forward_pass():
@@ -93,8 +105,6 @@ def _backward_in_micro_batches(model: Any, objective: PairObjective, batch: Batc
     del last_outputs
     for number, micro_batch in earlier:
         _backprop_micro_batch(outputs(number, micro_batch), leaves, micro_batch.row_ranges)
-    # A sum, not the mean of DistributedDataParallel: the loss already covers the whole batch.
-    distributed.sum_gradients(model.parameters())
     return _finite(read_values(), step.number)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dcdctl.core import models
-from dcdctl.core.data import Corpus, is_stream, split_to_measure
+from dcdctl.core import artifacts, models
+from dcdctl.core.data import Corpus, is_stream, read_corpus_json, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.places import shown
@@ -35,7 +35,11 @@ class InputRefs:
     URLs."""
     split: str = "train"
     max_images: int | None = None
+    pool: Path | None = None
+    """A pool to learn from beside the captioned images of `data`: the folder of a corpus with a split `pool`, or whose
+    split train is one."""
     caches: Sequence[Path] = ()
+    """Each belongs to `data` or to `pool`, by the fingerprint in it."""
     teachers: Sequence[str] = ()
     model_set: Sequence[str] = ()
     """Settings that the teachers' files lack: image_size=384."""
@@ -75,16 +79,22 @@ class InputRefs:
         """The options of a command line that name the same."""
         return flags(
             *corpus_flags(self.places, self.split),
+            ("--pool", None if self.pool is None else shown(self.pool)),
             *_read_flags(self.caches, self.teachers, self.validation_data),
             ("--max-images", self.max_images),
             *(("--model-set", text) for text in self.model_set),
         )
 
-    def open(self) -> tuple[Corpus, list[TeacherCache]]:
-        """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another
-        corpus."""
+    def open(self) -> list[OpenCorpus]:
+        """Open the corpus, then the pool if there is one, each with its caches, whose scores are read later.
+
+        StaleError if a cache was made from neither, ConfigError if the pool is none.
+        """
         corpus = Corpus.open(Path(*self.places), self.split, self.max_images)
-        return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
+        if self.pool is None:
+            return [(corpus, [read_cache(cache, corpus=corpus) for cache in self.caches])]
+        pool = Corpus.open(self.pool, "pool" if "pool" in read_corpus_json(self.pool).splits else "train")
+        return _with_caches(corpus, pool, [read_cache(cache) for cache in self.caches])
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher.
@@ -116,6 +126,7 @@ class OpenInputs:
 
     corpus: Corpus
     caches: Sequence[TeacherCache]
+    """Each of the corpus or of the pool."""
     teacher: FusionScorer | None
     """The model that a student starts from, if there is one."""
     dual_teachers: Sequence[DualEncoder] = ()
@@ -123,6 +134,8 @@ class OpenInputs:
     validation_data: Path | None = None
     teacher_ref: str = UNNAMED
     """The name of `teacher`, for the command line in run.json."""
+    pool: Corpus | None = None
+    """A pool to learn from beside the captioned images of the corpus."""
 
     @property
     def teacher_kinds(self) -> list[NamedKind]:
@@ -135,11 +148,14 @@ class OpenInputs:
         teachers = [*([] if self.teacher is None else [self.teacher_ref]), *(UNNAMED for _ in self.dual_teachers)]
         caches = [cache.folder for cache in self.caches]
         corpus = corpus_flags([self.corpus.folder], self.corpus.split)
-        return flags(*corpus, *_read_flags(caches, teachers, self.validation_data))
+        pool = ("--pool", None if self.pool is None else shown(self.pool.folder))
+        return flags(*corpus, pool, *_read_flags(caches, teachers, self.validation_data))
 
-    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
-        """The corpus and the caches, which are open."""
-        return self.corpus, self.caches
+    def open(self) -> list[OpenCorpus]:
+        """The corpus and the pool with their caches, which are open."""
+        if self.pool is None:
+            return [(self.corpus, self.caches)]
+        return _with_caches(self.corpus, self.pool, self.caches)
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """The teacher, which is loaded."""
@@ -151,6 +167,23 @@ class OpenInputs:
 
 
 TrainingInputs = InputRefs | OpenInputs
+OpenCorpus = tuple[Corpus, Sequence[TeacherCache]]
+"""A corpus, and the caches of its pairs."""
+
+
+def _with_caches(corpus: Corpus, pool: Corpus, caches: Sequence[TeacherCache]) -> list[OpenCorpus]:
+    """The captioned images and the pool of a mixed training, each with its caches."""
+    for each, is_pool in ((corpus, False), (pool, True)):
+        if each.is_pool != is_pool:
+            raise ConfigError(
+                f"{shown(each.folder)} ({each.split}) {'is a pool' if each.is_pool else 'has captions'}",
+                hint="--data names captioned images and --pool a pool; a pool alone is named by --data",
+            )
+    of_pool = [cache for cache in caches if cache.plan["corpus"] == pool.fingerprint]
+    others = [cache for cache in caches if cache not in of_pool]
+    for cache in others:
+        artifacts.expect(cache.folder, cache.plan, {"corpus": corpus.fingerprint})
+    return [(corpus, others), (pool, of_pool)]
 
 
 Flag = tuple[str, object]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.models import Model, PairBatch
-from dcdctl.core.training.batches.batch import Batch
+from dcdctl.core.training.batches.batch import Batch, MixedBatch
 from dcdctl.core.training.losses.matryoshka import mean_over_widths
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, LossConfig, TermInputs
 
@@ -20,15 +20,28 @@ class PairObjective:
     (`grad_cache`)."""
 
     config: LossConfig
+    of_pool: LossConfig | None = None
+    """The terms for the pool of a mixed training, whose batches have both (`MixedBatch`)."""
+
+    def parts(self, batch: Batch | MixedBatch) -> list[tuple[str, PairObjective, Batch]]:
+        """What is computed of a step: the batches, each with its loss and what precedes its names in logs."""
+        if isinstance(batch, Batch):
+            return [("", self, batch)]
+        assert self.of_pool is not None
+        return [("", self, batch.pairs), ("pool_", PairObjective(self.of_pool), batch.pool)]
 
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms of a whole batch."""
         return self.loss(model, self.outputs(model, batch), batch)
 
-    def logged(self, batch: Batch) -> dict[str, float]:
+    def logged(self, batch: Batch | MixedBatch) -> dict[str, float]:
         """What is logged of a batch beside its loss: the share of its negatives with a teacher score, if the loss needs
         these."""
-        return {"scored": batch.scored_share} if self.config.needs_teacher else {}
+        return {
+            f"{prefix}scored": part.scored_share
+            for prefix, objective, part in self.parts(batch)
+            if objective.config.needs_teacher
+        }
 
     def outputs(self, model: Model, pairs: PairBatch) -> tuple[Tensor, ...]:
         """The model's outputs for a micro-batch, from which `loss` computes the logits."""

@@ -54,6 +54,8 @@ def _needs_corpus(plan: TrainingPlan, refs: InputRefs) -> Iterator[tuple[str, st
     recipe = plan.recipe
     if plan.job.kind != "distill":
         yield "finetune-teacher draws negatives from the whole corpus", "use `dcdctl distill`"
+    if refs.pool is not None:
+        yield "--pool is for captioned images of a corpus", "leave it out"
     if refs.caches:
         yield (
             "--cache holds scores of the pairs of a corpus",
@@ -126,7 +128,7 @@ class StreamData(TrainingData):
             recipe=self.recipe,
             num_steps=count_steps(self.recipe, batches or 0),
             batches_per_epoch=batches,
-            has_dual_teachers=self.has_scores,
+            dual_teachers="embedded" if self.has_scores else "none",
             not_counted=f"those of a batch, of a stream of {num_shards:,} shards with "
             f"{byte_size(self.stream.num_bytes)}",
         )

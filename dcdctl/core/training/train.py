@@ -151,7 +151,7 @@ def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Se
     data.measure(track)
     for line in data.check():
         say(line)
-    objective = PairObjective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
+    objective = data.objective(replace(recipe.loss, temperature=data.temperature or recipe.loss.temperature))
     # Before the trial, which measures what fits into memory with it.
     if plan.options.checkpoint_activations:
         model.checkpoint_activations()

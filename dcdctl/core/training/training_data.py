@@ -13,15 +13,17 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track
 from dcdctl.core.training.batches.batch import MicroBatchPlan
-from dcdctl.core.training.batches.step_pairs import CorpusBatches
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.inputs import TrainingInputs
 from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.losses.table import LossConfig
+from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.runs import Run, TrainingJob
 
-Batches = CorpusBatches | StreamBatches
+Batches = CorpusBatches | MixedBatches | StreamBatches
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class TrainingData(ABC):
     def facts(self, start: str, compute: Compute) -> dict[str, Any]:
         """What the run depends on besides its recipe, for run.json; a run resumes only with equal facts. `start` is the
         digest of the initial model."""
+
+    def objective(self, config: LossConfig) -> PairObjective:
+        """The loss, whose temperature is a number."""
+        return PairObjective(config)
 
     @abstractmethod
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> Batches:

@@ -22,7 +22,8 @@ class AllPairs(StepPairs):
     """Images with one caption each, all pairs of which are candidates.
 
     With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
-    of one query are the positives of others.
+    of one query are the positives of others. `image_T` pairs texts of a pool with images, -1 for none: pseudo
+    positives, and images without one are left out.
     """
 
     def __init__(
@@ -32,14 +33,21 @@ class AllPairs(StepPairs):
         seed: int,
         cache: TeacherScores | None,
         false_negatives: FalseNegativeFilter | None = None,
+        image_T: Index | None = None,
     ) -> None:
         super().__init__(corpus, config, seed, false_negatives)
-        if corpus.num_images < config.size:
-            raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
+        owner_T = corpus.caption_image if image_T is None else image_T
+        texts = np.flatnonzero(owner_T >= 0)
+        self._texts_of = RaggedArray.from_pairs(owner_T[texts], texts, corpus.num_images)
+        self._has_text_I = self._texts_of.lengths > 0
+        num_images = int(self._has_text_I.sum())
+        if num_images < config.size:
+            paired = "the split has only" if image_T is None else "pseudo positives have only"
+            raise ConfigError(f"batch.size is {config.size}, {paired} {num_images} images")
         self.cache = cache
-        self.batches_per_epoch = float(corpus.num_images // config.size)
+        self.batches_per_epoch = float(num_images // config.size)
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
-        self._neighbors = None if cache is None else find_neighbors(cache, corpus)
+        self._neighbors = None if cache is None else find_neighbors(cache, owner_T, corpus.num_images)
 
     def coverage(self, num_steps: int) -> Coverage:
         """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are
@@ -72,12 +80,11 @@ class AllPairs(StepPairs):
 
     def _pairs(self, step: int) -> tuple[Index, Index]:
         """The images and captions of all pairs of a batch."""
-        epoch, position = divmod(step, self.corpus.num_images // self.config.size)
+        epoch, position = divmod(step, int(self.batches_per_epoch))
         # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
         image_Q = np.sort(self._epoch_batches(epoch)[position])
-        # The captions of an image are consecutive in a corpus.
-        first_Q, end_Q = (np.searchsorted(self.corpus.caption_image, image_Q, side) for side in ("left", "right"))
-        text_G = first_Q + self._rng(1, step).integers(end_Q - first_Q)
+        texts_of = self._texts_of
+        text_G = texts_of.values[texts_of.offsets[image_Q] + self._rng(1, step).integers(texts_of.lengths[image_Q])]
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
         return image_QG, text_QG
 
@@ -96,9 +103,8 @@ class AllPairs(StepPairs):
         if epoch != self._epoch:
             rng, size = self._rng(0, epoch), self.config.size
             near = self._neighbors
-            batches = (
-                random_batches(self.corpus.num_images, size, rng) if near is None else neighbor_batches(near, size, rng)
-            )
+            is_free = self._has_text_I.copy()
+            batches = random_batches(is_free, size, rng) if near is None else neighbor_batches(near, is_free, size, rng)
             self._epoch, self._epoch_images = epoch, batches
         return self._epoch_images
 
@@ -107,14 +113,16 @@ Neighbors = tuple[RaggedArray, Index]
 """For each image, the images that it shares scored pairs with, and how many pairs."""
 
 
-def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
-    """The images that share scored pairs: a caption of one is scored with the other. None if every pair is scored."""
+def find_neighbors(scores: TeacherScores, owner_T: Index, num_images: int) -> Neighbors | None:
+    """The images that share scored pairs: a caption of one is scored with the other. None if every pair is scored.
+
+    `owner_T` is the image of each caption, -1 for none.
+    """
     if scores.scored_pairs is None:
         return None
     image_P, text_P = scores.scored_pairs
-    num_images = corpus.num_images
-    owner_P = corpus.caption_image[text_P]
-    is_between_P = image_P != owner_P
+    owner_P = owner_T[text_P]
+    is_between_P = (image_P != owner_P) & (owner_P >= 0)
     image, other = image_P[is_between_P], owner_P[is_between_P]
     keys, counts = np.unique(
         np.concatenate([image * num_images + other, other * num_images + image]), return_counts=True
@@ -122,17 +130,18 @@ def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
     return RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts
 
 
-def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) -> list[Index]:
-    """Batches of one size, in random order, each image in at most one.
+def neighbor_batches(
+    neighbors: Neighbors, is_free: NDArray[np.bool_], size: int, rng: np.random.Generator
+) -> list[Index]:
+    """Batches of one size of the free images, in random order, each in at most one; `is_free` is changed.
 
     A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random.
     Images that fill no batch at the end are left out.
     """
     near, num_pairs = neighbors
     num_images = len(near)
-    is_free = np.ones(num_images, dtype=bool)
     batches = []
-    for _ in range(num_images // size):
+    for _ in range(int(is_free.sum()) // size):
         # Shared pairs are integers, so a random number in [0, 1) decides only between equal counts.
         priority = np.where(is_free, rng.random(num_images), -np.inf)
         # Minus infinity stays itself whatever is added to it, so an image that is taken is not chosen again.
@@ -148,13 +157,12 @@ def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def random_batches(num_images: int, size: int, rng: np.random.Generator) -> list[Index]:
+def random_batches(is_free: NDArray[np.bool_], size: int, rng: np.random.Generator) -> list[Index]:
     """The batches of `neighbor_batches` for images without neighbors, up to the order within a batch, without its
     search per image."""
-    is_free = np.ones(num_images, dtype=bool)
     batches = []
-    for _ in range(num_images // size):
-        priority = np.where(is_free, rng.random(num_images), -np.inf)
+    for _ in range(int(is_free.sum()) // size):
+        priority = np.where(is_free, rng.random(len(is_free)), -np.inf)
         # A partition and no sort: the order within a batch does not matter.
         batch = np.argpartition(priority, -size)[-size:]
         is_free[batch] = False

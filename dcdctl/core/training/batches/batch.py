@@ -91,3 +91,15 @@ class Batch(PairBatch):
         return replace(
             in_pinned_memory(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches)
         )
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """What a step sees of captioned images and of a pool."""
+
+    pairs: Batch
+    pool: Batch
+
+    def pin_memory(self) -> MixedBatch:
+        """The same in pinned memory, which a GPU reads directly."""
+        return MixedBatch(self.pairs.pin_memory(), self.pool.pin_memory())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dcdctl.core.data import Corpus
-from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores
+from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores, text_classes
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.lists import CandidateLists
+from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
 from dcdctl.core.training.batches.step_pairs import StepPairs
 from dcdctl.core.training.recipe import Recipe
 
@@ -18,6 +21,15 @@ def choose_pairs(
     mined: Candidates | None = None,
 ) -> StepPairs:
     """Which pairs each step of a recipe sees. Negatives of lists without scores are `mined`, or random."""
+    if corpus.is_pool:
+        if (threshold := recipe.pool.pseudo_positive_above) is not None and scores is not None:
+            image_T = pseudo_positives(scores, corpus, threshold)
+            batch = replace(recipe.batch, size=recipe.pool.images or recipe.batch.size)
+            matches = FalseNegativeFilter(image_T, text_classes(corpus.captions))
+            return AllPairs(corpus, batch, recipe.seed, scores, matches, image_T)
+        if recipe.loss.on_lists:
+            return PoolLists(corpus, recipe.batch, recipe.seed, scores)
+        return PoolPairs(corpus, recipe, scores)
     if recipe.loss.on_lists:
         return CandidateLists(corpus, recipe.batch, recipe.seed, scores, false_negatives, mined)
     return AllPairs(corpus, recipe.batch, recipe.seed, scores, false_negatives)

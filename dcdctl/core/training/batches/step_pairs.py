@@ -29,6 +29,7 @@ from dcdctl.core.training.batches.batch import (
     Batch,
     MicroBatch,
     MicroBatchPlan,
+    MixedBatch,
 )
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -139,6 +140,16 @@ class CorpusBatches(torch.utils.data.Dataset[Batch]):
             return batch
         images_IE, texts_TE = self.vectors.vectors(np.unique(pairs.image_RC), np.unique(pairs.text_RC))
         return replace(batch, teacher_images_IE=images_IE, teacher_texts_TE=texts_TE)
+
+
+class MixedBatches(torch.utils.data.Dataset[MixedBatch]):
+    """The batches of captioned images and those of a pool, step by step."""
+
+    def __init__(self, pairs: CorpusBatches, pool: CorpusBatches) -> None:
+        self.pairs, self.pool = pairs, pool
+
+    def __getitem__(self, step: int) -> MixedBatch:
+        return MixedBatch(self.pairs[step], self.pool[step])
 
 
 class Reader(Protocol):

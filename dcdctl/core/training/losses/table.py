@@ -7,7 +7,7 @@ To add one: a function in this package, an entry here, and a row in docs/losses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from torch import Tensor
@@ -112,6 +112,22 @@ class LossConfig:
         return any(loss.teacher for loss in self._of_scores)
 
     @property
+    def with_positive(self) -> list[str]:
+        """The terms that need a positive of each query."""
+        return [name for name in self.terms if name in LOSSES and LOSSES[name].positive]
+
+    def with_terms(self, is_kept: Callable[[str], bool], share: float) -> LossConfig:
+        """The same loss with some of its terms, each times `share`; without the settings that none of them reads."""
+        terms = {name: weight * share for name, weight in self.terms.items() if is_kept(name)}
+        read = {option for name in terms if name in LOSSES for option in LOSSES[name].options}
+        return replace(
+            self,
+            terms=terms,
+            label_smoothing=self.label_smoothing if "label_smoothing" in read else 0.0,
+            weight_group=self.weight_group if "weight_group" in read else None,
+        )
+
+    @property
     def own_terms(self) -> dict[str, float]:
         """The terms that need no teacher, with their weights."""
         return {name: weight for name, weight in self.terms.items() if name in LOSSES and not LOSSES[name].teacher}
@@ -153,6 +169,8 @@ class Loss:
     on: Literal["lists", "all pairs"]
     teacher: bool = False
     """Whether it needs the teacher's scores."""
+    positive: bool = False
+    """Whether it needs to know a positive of each query, which a pool has not."""
     calibrated: bool = False
     """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale
     (`DualEncoder.calibration`)."""
@@ -185,9 +203,9 @@ def _infonce(t: TermInputs) -> Tensor:
 
 _GROUPED = frozenset({"weight_group"})
 LOSSES: dict[str, Loss] = {
-    "dcd": Loss(term=_dcd, on="lists", teacher=True, calibrated=True, options=_GROUPED),
+    "dcd": Loss(term=_dcd, on="lists", teacher=True, positive=True, calibrated=True, options=_GROUPED),
     "dcd-released": Loss(
-        term=lambda t: _in_groups(t, official.dcd_official), on="lists", teacher=True, options=_GROUPED
+        term=lambda t: _in_groups(t, official.dcd_official), on="lists", teacher=True, positive=True, options=_GROUPED
     ),
     "mse": Loss(
         term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.temperature),
@@ -196,15 +214,18 @@ LOSSES: dict[str, Loss] = {
         calibrated=True,
     ),
     "wsl": Loss(
-        term=lambda t: lists.wsl(t.student_RC, t.batch.teacher_RC, temperature=t.temperature), on="lists", teacher=True
+        term=lambda t: lists.wsl(t.student_RC, t.batch.teacher_RC, temperature=t.temperature),
+        on="lists",
+        teacher=True,
+        positive=True,
     ),
     "wsl-released": Loss(
-        term=lambda t: _in_groups(t, official.wsl_official), on="lists", teacher=True, options=_GROUPED
+        term=lambda t: _in_groups(t, official.wsl_official), on="lists", teacher=True, positive=True, options=_GROUPED
     ),
-    "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists"),
-    "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists"),
-    "infonce-hard": Loss(term=_infonce_hard, on="lists"),
-    "infonce": Loss(term=_infonce, on="all pairs", options=frozenset({"label_smoothing"})),
+    "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists", positive=True),
+    "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists", positive=True),
+    "infonce-hard": Loss(term=_infonce_hard, on="lists", positive=True),
+    "infonce": Loss(term=_infonce, on="all pairs", positive=True, options=frozenset({"label_smoothing"})),
     "kl": Loss(
         term=lambda t: all_pairs.kl(t.student_RC, *t.scored, temperature=t.temperature), on="all pairs", teacher=True
     ),

@@ -1,8 +1,8 @@
 """A recipe: one experiment, with everything that can change a number, in one TOML file.
 
 Its tables are `[candidates]` (the pairs that the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`,
-`[batch]`, `[stream]` (the order of a training on shards), `[optimizer]` and `[validation]`. Every field has a default,
-every key can be set on the command line (`--set loss.alpha=0.5`), and run.json stores the resolved recipe.
+`[batch]`, `[pool]`, `[stream]` (the order of a training on shards), `[optimizer]` and `[validation]`. Every field has
+a default, every key can be set on the command line (`--set loss.alpha=0.5`), and run.json stores the resolved recipe.
 """
 
 from __future__ import annotations
@@ -227,6 +227,24 @@ class BatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The `[pool]` table: what a step sees of a pool, images and texts of which none belong together."""
+
+    weight: Annotated[float, between(0, 1, "()")] = 0.5
+    """With captioned images too (--pool): the pool's share of the loss; theirs is the rest."""
+    images: Count | None = None
+    """All pairs: images of the pool in a step; as many as batch.size if not set."""
+    texts: Count | None = None
+    """All pairs: texts of the pool in a step; as many as images if not set."""
+    pseudo_positive_above: float | None = None
+    """Take a text and its best image, by the teacher, for a pair if the score is above this: losses that need a
+    positive then learn from the pool too. Unset: they do not."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "pool")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The `[optimizer]` table: how the weights are trained, and for how long."""
 
@@ -299,6 +317,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

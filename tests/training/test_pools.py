@@ -1,0 +1,283 @@
+"""Training on pools: batches without positives, the losses that they take, and captioned images beside a pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_corpus, make_pool, make_wide_dual, model_contents
+from torch.testing import assert_close
+from training_steps import TINY_DUAL, distill
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.teacher import TeacherScores
+from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
+from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
+from dcdctl.core.training.batches.make import choose_pairs
+from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, best_images, pseudo_positives
+from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
+from dcdctl.core.training.grad_cache import Step, backward
+from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
+from dcdctl.core.training.objective import PairObjective
+
+CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ["red", "blue", "tan"]
+            for thing in ["car", "dog", "hat", "bus"]]  # fmt: skip
+ON_POOL = [*TINY_DUAL[:-1], "loss.terms={ kl = 1.0 }", "optimizer.steps=6", "optimizer.save_every=4"]
+
+
+@dataclass
+class Table(TeacherScores):
+    """The scores of a matrix of images and texts; NaN where there is none."""
+
+    matrix: Any
+    plan: Any = None
+
+    @property
+    def scored_pairs(self) -> Any:
+        if not np.isnan(self.matrix).any():
+            return None
+        image_P, text_P = np.nonzero(~np.isnan(self.matrix))
+        return image_P, text_P.astype(np.int32)
+
+    def lookup(self, image_ix: Any, text_ix: Any) -> Any:
+        return self.matrix[image_ix, text_ix]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Corpus:
+    return make_pool(tmp_path_factory.mktemp("pool") / "pool", CAPTIONS, has_colors=True)
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("captioned") / "captioned", CAPTIONS[:9], has_colors=True)
+
+
+@pytest.fixture(scope="module")
+def teacher(captioned) -> Any:
+    return make_wide_dual([text for texts in CAPTIONS for text in texts])
+
+
+def scores_of(rng_seed: int = 0, blocks: int = 0) -> Table:
+    """All scores of 12 images and 24 texts or, with `blocks`, those of so many blocks, at places in no order."""
+    rng = np.random.default_rng(rng_seed)
+    matrix = rng.normal(size=(12, 24)).astype(np.float32)
+    if blocks:
+        image_block, text_block = (rng.permutation(np.arange(count) % blocks) for count in matrix.shape)
+        matrix[image_block[:, None] != text_block] = np.nan
+    return Table(matrix)
+
+
+def recipe(*sets: str) -> Any:
+    return load_recipe("tiny-student", [*ON_POOL, *sets])
+
+
+def test_a_step_sees_all_pairs_of_some_images_and_texts(pool):
+    scores = scores_of()
+    pairs = PoolPairs(pool, recipe("pool.images=4", "pool.texts=6"), scores)
+    assert pairs.batches_per_epoch == 3
+    steps = [pairs.of_step(step) for step in range(3)]
+    for step in steps:
+        assert (step.image_RC.shape, step.text_RC.shape) == ((4, 1), (1, 6))
+        np.testing.assert_array_equal(step.teacher_RC, scores.matrix[step.image_RC, step.text_RC])
+        assert not step.same_RC.any()
+    # Each image once in an epoch; another order in the next.
+    assert sorted(np.concatenate([step.image_RC.ravel() for step in steps])) == list(range(12))
+    assert [step.image_RC.tolist() for step in steps] != [pairs.of_step(step).image_RC.tolist() for step in (3, 4, 5)]
+
+
+def test_the_batches_of_a_cache_are_its_neighborhoods(pool):
+    scores = scores_of(blocks=3)
+    pairs = PoolPairs(pool, recipe("pool.images=4", "pool.texts=8"), scores)
+    for step in range(6):
+        batch = pairs.of_step(step)
+        assert not np.isnan(batch.teacher_RC).any(), "images and texts of one block come together"
+    coverage = pairs.coverage(6)
+    assert (coverage.queries, coverage.scored) == (1.0, 1.0)
+    # Two blocks in a batch: half of its pairs have no score.
+    wide = PoolPairs(pool, recipe("pool.images=8", "pool.texts=16"), scores).coverage(6)
+    assert (wide.queries, wide.scored) == (1.0, 0.5)
+
+
+def test_a_batch_is_no_larger_than_the_pool(pool):
+    batch = PoolPairs(pool, recipe("pool.images=500"), scores_of()).of_step(0)
+    assert batch.teacher_RC.shape == (12, 12)
+
+
+def test_a_list_of_a_pool_begins_with_the_best_of_the_drawn_candidates(pool):
+    scores = scores_of(blocks=3)
+    sets = ["loss.terms={ mse = 1.0 }", "batch.size=6", "batch.random_negatives=3", "batch.hard_negatives=2"]
+    lists = choose_pairs(pool, recipe(*sets), scores, None)
+    assert isinstance(lists, PoolLists)
+    seen = set()
+    for step in range(12):
+        batch = lists.of_step(step)
+        assert batch.teacher_RC.shape == (6, 3)
+        assert (np.diff(batch.teacher_RC, axis=1) <= 0).all()
+        np.testing.assert_array_equal(batch.teacher_RC, scores.matrix[batch.image_RC, batch.text_RC])
+        for images, texts in zip(batch.image_RC, batch.text_RC, strict=True):
+            is_image = len(set(images)) == 1
+            assert is_image != (len(set(texts)) == 1)
+            seen.add(("image", images[0]) if is_image else ("text", texts[0]))
+    assert len(seen) == 12 + 24, "every image and every text has a list"
+
+
+def test_lists_need_enough_candidates(pool):
+    sets = ["loss.terms={ mse = 1.0 }", "batch.random_negatives=5", "batch.hard_negatives=2"]
+    with pytest.raises(ConfigError, match=r"no caption of the pool has 6 scored candidates \(at most 4\)"):
+        choose_pairs(pool, recipe(*sets), scores_of(blocks=3), None)
+
+
+def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatch):
+    from dcdctl.core.training.batches import pool as batches_of_pool
+
+    monkeypatch.setattr(batches_of_pool, "_ROWS_AT_ONCE", 5)
+    for scores in (scores_of(), scores_of(blocks=3)):
+        image_T, score_T = best_images(scores, pool)
+        np.testing.assert_array_equal(image_T, np.nanargmax(scores.matrix, axis=0))
+        np.testing.assert_array_equal(score_T, np.nanmax(scores.matrix, axis=0))
+        chosen = pseudo_positives(scores, pool, 1.0)
+        np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, image_T, -1))
+        sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=3"]
+        pairs = choose_pairs(pool, recipe(*sets), scores, None)
+        for step in range(8):
+            batch = pairs.of_step(step)
+            images, texts = batch.image_RC.ravel(), batch.text_RC.ravel()
+            np.testing.assert_array_equal(chosen[texts], images)
+            # Another text with this image as its best is no negative of it.
+            np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~np.eye(3, dtype=bool))
+    unscored = Table(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
+    assert best_images(unscored, pool)[0][20:].tolist() == [-1] * 4
+
+
+def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    inputs = OpenInputs(pool, [], None, [teacher])
+    whole = distill(inputs, tmp_path / "whole", *ON_POOL)
+    losses = [line["loss"] for line in whole.metrics()]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert [line["scored"] for line in whole.metrics()] == [1.0] * 6
+    assert whole.facts()["inputs"]["corpus"] == pool.fingerprint
+
+    def killed(*arguments: Any, save: Any = checkpoints.save_checkpoint) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill(inputs, tmp_path / "killed", *ON_POOL)
+    resumed = distill(inputs, tmp_path / "killed", *ON_POOL, resume=True)
+    assert [line["loss"] for line in resumed.metrics()] == losses
+    assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
+
+
+@pytest.mark.parametrize("loss", sorted({*LOSSES, *VECTOR_LOSSES}))
+def test_each_loss_takes_a_pool_or_says_that_it_needs_a_positive(loss, pool, teacher, tmp_path):
+    sets = [*ON_POOL, f"loss.terms={{ {loss} = 1.0 }}", "batch.random_negatives=3", "batch.hard_negatives=2"]
+    inputs = OpenInputs(pool, [], None, [teacher] if loss in VECTOR_LOSSES or LOSSES[loss].teacher else [])
+    if loss in VECTOR_LOSSES or not LOSSES[loss].positive:
+        assert distill(inputs, tmp_path / "run", *sets).is_finished
+        return
+    with pytest.raises(ConfigError, match=rf"loss {loss} needs a positive, and .* is a pool: no text of it belongs to"):
+        distill(inputs, tmp_path / "run", *sets)
+    assert not (tmp_path / "run").exists()
+
+
+MIXED = [*ON_POOL, "loss.terms={ infonce = 1.0, kl = 2.0 }", "batch.size=4", "pool.images=6", "pool.texts=5"]
+
+
+def test_a_mixed_step_is_the_weighted_sum_of_its_parts(pool, captioned, teacher):
+    config = load_recipe("tiny-student", [*MIXED, "pool.weight=0.25"])
+    student = make_wide_dual([text for texts in CAPTIONS for text in texts]).eval()
+    parts = []
+    for corpus, seed in ((captioned, 1), (pool, 2)):
+        matrix = np.random.default_rng(seed).normal(size=(corpus.num_images, corpus.num_captions))
+        pairs = choose_pairs(corpus, config, Table(matrix.astype(np.float32)), None)
+        parts.append((CorpusSource(corpus, student.preprocess), pairs))
+
+    def gradient(objective: PairObjective, batch: Any, plan: MicroBatchPlan) -> tuple[dict[str, float], list[Any]]:
+        student.zero_grad()
+        values = backward(student, objective, batch, Step(number=0, seed=0, micro_batch_plan=plan))
+        return values, [each.grad.clone() for each in student.parameters() if each.grad is not None]
+
+    def batches(plan: MicroBatchPlan) -> list[CorpusBatches]:
+        return [CorpusBatches(source, pairs, plan) for source, pairs in parts]
+
+    loss = config.loss
+    mixed = PairObjective(
+        loss.with_terms(lambda name: True, 0.75), loss.with_terms(lambda name: name not in loss.with_positive, 0.25)
+    )
+    whole = MicroBatchPlan()
+    values, actual = gradient(mixed, MixedBatches(*batches(whole))[0], whole)
+    assert set(values) == {"loss", "infonce", "kl", "pool_kl"}
+    alone = [
+        gradient(PairObjective(terms), part[0], whole)
+        for terms, part in zip((loss, load_recipe("tiny-student", ON_POOL).loss), batches(whole), strict=True)
+    ]
+    # The pool's loss is that of its term of weight 2.
+    assert values["loss"] == pytest.approx(0.75 * alone[0][0]["loss"] + 0.25 * 2 * alone[1][0]["loss"], rel=1e-5)
+    for total, pairs, of_pool in zip(actual, alone[0][1], alone[1][1], strict=True):
+        assert_close(total, 0.75 * pairs + 0.5 * of_pool, rtol=1e-4, atol=1e-6)
+    split = MicroBatchPlan(3, range(3), by_side=True)
+    assert isinstance(MixedBatches(*batches(split))[0], MixedBatch)
+    again, in_parts = gradient(mixed, MixedBatches(*batches(split))[0], split)
+    assert again == pytest.approx(values, rel=1e-5)
+    for total, split_total in zip(actual, in_parts, strict=True):
+        assert_close(split_total, total, rtol=1e-4, atol=1e-6)
+
+
+def test_captioned_images_and_a_pool_are_learned_from_together(pool, captioned, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    said: list[str] = []
+    inputs = OpenInputs(captioned, [], None, [teacher], pool=pool)
+    run = distill(inputs, tmp_path / "run", *MIXED, "pool.weight=0.3", say=said.append)
+    line = run.metrics()[0]
+    assert {"infonce", "kl", "pool_kl", "scored", "pool_scored"} <= line.keys()
+    assert line["loss"] == pytest.approx(line["infonce"] + line["kl"] + line["pool_kl"], rel=1e-5)
+    facts = run.facts()["inputs"]
+    assert (facts["corpus"], facts["pool"]["corpus"]) == (captioned.fingerprint, pool.fingerprint)
+    # A run with another pool is another run.
+    other = OpenInputs(captioned, [], None, [teacher], pool=pool.subset(8))
+    with pytest.raises(Exception, match=r"inputs\.pool"):
+        distill(other, tmp_path / "run", *MIXED, "pool.weight=0.3", resume=True)
+    assert torch.isfinite(torch.tensor(line["loss"]))
+
+
+def test_pseudo_positives_are_counted_and_measured_where_there_are_labels(pool, captioned, teacher, tmp_path):
+    said: list[str] = []
+    inputs = OpenInputs(captioned, [], None, [teacher], pool=pool)
+    sets = [*MIXED, "pool.pseudo_positive_above=-1000", "pool.images=2"]
+    run = distill(inputs, tmp_path / "run", *sets, say=said.append)
+    assert "pool_infonce" in run.metrics()[0]
+    lines = [line for line in said if "pseudo positive" in line]
+    assert lines[0].startswith("18 of 18 captions have a pseudo positive above -1000, which is the own image of ")
+    assert lines[1] == "24 of 24 texts of the pool have a pseudo positive above -1000"
+
+
+def refused(inputs: OpenInputs, *sets: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        preview(TrainingJob("distill", "tiny-student", [*ON_POOL, *sets], Path("unused")), inputs, TrainingOptions())
+    return str(caught.value)
+
+
+def test_what_a_pool_cannot_give_is_named(pool, captioned, teacher, tmp_path):
+    assert "no loss of the recipe has scores for it" in refused(
+        OpenInputs(captioned, [], None, pool=pool), "loss.terms={ infonce = 1.0 }"
+    )
+    assert "has captions; --data names captioned images and --pool a pool" in refused(
+        OpenInputs(captioned, [], None, [teacher], pool=captioned)
+    )
+    assert "is a pool; --data names captioned images" in refused(OpenInputs(pool, [], None, [teacher], pool=pool))
+    one_side = make_pool(tmp_path / "images", [[] for _ in range(3)])
+    assert "has no texts; prepare it with texts" in refused(OpenInputs(one_side, [], None, [teacher]))
+    assert "is for losses on all pairs, and loss mse is on lists" in refused(
+        OpenInputs(pool, [], None, [teacher]), "loss.terms={ mse = 1.0 }", "pool.pseudo_positive_above=1"
+    )
