@@ -43,9 +43,9 @@ class Compare:
         Path,
     ] = None
     html: Page = None
-    queries: Annotated[
+    show_queries: Annotated[
         int,
-        writes("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
+        writes("--show-queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
     ] = 6
     resamples: Annotated[
         int,
@@ -76,7 +76,7 @@ class Compare:
             resamples=self.resamples,
             seed=self.seed,
             draw_seeds=self.draw_seeds,
-            num_queries=self.queries,
+            num_queries=self.show_queries,
         )
 
     def write_page(self, comparison: Comparison) -> bool:

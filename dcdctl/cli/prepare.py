@@ -51,6 +51,16 @@ class Prepare:
     images: Annotated[
         Refs | None, reads("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH"), list[Path]
     ] = None
+    queries: Annotated[
+        Refs | None,
+        reads(
+            "--queries",
+            help="Texts without an image, for a pool: .txt with one a line, or .csv, .tsv, .jsonl, .parquet with a "
+            "column query, caption or text; repeatable.",
+            metavar="FILE",
+        ),
+        list[Path],
+    ] = None
     data_name: Annotated[
         str | None,
         configures("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME"),
@@ -59,13 +69,13 @@ class Prepare:
         float | None,
         configures(
             "--hold-out",
-            help="Share of images for each of val and test in a CSV or JSON lines without splits (0.1).",
+            help="Share of images, and of a pool's texts, for each of val and test in a source without splits (0.1).",
             metavar="SHARE",
         ),
     ] = None
     encoding: Annotated[
         str | None,
-        configures("--encoding", help="Encoding of a CSV or JSON lines that is not Unicode.", metavar="NAME"),
+        configures("--encoding", help="Encoding of a table or of texts that are not Unicode.", metavar="NAME"),
     ] = None
     columns: Annotated[
         Sequence[str] | None, configures("--columns", help=COLUMNS_HELP, show_default="all", metavar="NAMES"), str
@@ -133,6 +143,7 @@ class Prepare:
             csv=optional_path(self.csv),
             jsonl=optional_path(self.jsonl),
             images=[path(folder) for folder in many(self.images)],
+            queries=[path(file) for file in many(self.queries)],
             folder=out,
             sets=assignments(self.overrides),
             name=self.data_name,

@@ -46,9 +46,11 @@ class Report:
             "--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE"
         ),
     ] = None
-    queries: Annotated[
+    show_queries: Annotated[
         int | None,
-        writes("--queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N"),
+        writes(
+            "--show-queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N"
+        ),
     ] = None
     json: Json = False
 
@@ -69,7 +71,7 @@ def report(arguments: Report) -> None:
         arguments.runs, teacher=arguments.teacher_eval, baseline=arguments.baseline, data=arguments.data
     )
     # Its default is a constant of the core, which no import may load before --help.
-    num_queries = NUM_QUERIES if arguments.queries is None else arguments.queries
+    num_queries = NUM_QUERIES if arguments.show_queries is None else arguments.show_queries
     write_report_page(arguments.out, result, num_queries=num_queries, track=bar)
     if arguments.markdown is not None:
         write_markdown(arguments.markdown, result)

@@ -174,7 +174,7 @@ def test_a_work_list_names_the_command_that_takes_its_scores(scenes_corpus_dir, 
 def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
     teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
     page, table = tmp_path / "r.html", tmp_path / "r.csv"
-    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-csv {table} --queries 1")
+    found = document_of(f"report {dual} --teacher-eval {teacher} --out {page} --to-csv {table} --show-queries 1")
     assert (found["page"], found["csv"], "markdown" in found) == (str(page), str(table), False)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -53,6 +53,7 @@ def test_a_named_encoding_is_in_the_summary_and_in_corpus_json_with_a_caption(tm
     assert note in str(prepare("named", "cp1252"))
     assert note in str(prepare("named", "windows-1252"))  # the same corpus
     assert json.loads((tmp_path / "named" / "corpus.json").read_text())["source"]["encoding"] == {
+        "file": "rows.csv",
         "name": "cp1252",
         "example": "größer",
     }

@@ -88,7 +88,7 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
 
 
 def test_the_document_names_the_queries_that_differ_most_both_ways(here):
-    comparison = document_of("base", "gain", "--queries", 2)["comparisons"][0]
+    comparison = document_of("base", "gain", "--show-queries", 2)["comparisons"][0]
     assert {key: comparison["text_queries"][key] for key in ("better", "equal", "worse")} == {
         "better": 3,
         "equal": 2,
@@ -226,7 +226,7 @@ def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, ma
         (["base", "gain", "--resamples", 99], 2, "--resamples"),
         (["base", "gain", "--seed", -1], 2, "--seed"),
         (["base,mixed", "gain", "--draw-seeds"], 1, "gain has 1 run, drawing its seeds needs 2 or more"),
-        (["base", "gain", "--queries", 31], 2, "--queries"),
+        (["base", "gain", "--show-queries", 31], 2, "--show-queries"),
         (["base", "gain", "--data", "x"], 2, "--html"),
         ([], 2, "SYSTEM"),
     ],

@@ -92,7 +92,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice:
-    """The data set that a user names: a manifest, or a file of captions with its images."""
+    """The data set that a user names: a manifest, a file of captions with its images, or a pool."""
 
     manifest: str | None = None
     """A name, or a .toml file."""
@@ -100,7 +100,9 @@ class DataChoice:
     csv: Path | None = None
     jsonl: Path | None = None
     images: Sequence[Path] = ()
-    """Folders and archives."""
+    """Folders and archives; for a pool, also Parquet files."""
+    queries: Sequence[Path] = ()
+    """Files of texts: without a file of captions, those of a pool, else of the split `pool`."""
     folder: Path | None = None
     """The folder of the corpus; None for the default, which the name gives."""
     sets: Sequence[str] = ()
@@ -163,25 +165,27 @@ def choose_manifest(choice: DataChoice) -> Manifest:
     flags = {"--karpathy": choice.karpathy, "--csv": choice.csv, "--jsonl": choice.jsonl}
     tables = {flag: path for flag, path in flags.items() if path is not None}
     given = [*(["a manifest"] if choice.manifest is not None else []), *tables]
-    if len(given) != 1:
+    places = {"images": list(map(str, choice.images)), "queries": list(map(str, choice.queries))}
+    is_pool = not given and any(places.values())
+    if len(given) != 1 and not is_pool:
         problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
-        message = f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl"
+        message = f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl, or --queries for a pool"
         raise InputError(message, hint="dcdctl prepare --list shows the manifests")
     if choice.manifest is not None:
-        if choice.images:
+        if any(places.values()):
             raise InputError(
-                "--images goes with --karpathy, --csv or --jsonl",
-                hint="a manifest names its own images; --from DIR says where they are",
+                f"{'--images' if choice.images else '--queries'} goes with --karpathy, --csv or --jsonl",
+                hint="a manifest names its own files; --from DIR says where they are",
             )
         return find_manifest(choice.manifest, choice.overrides())
-    if not choice.images:
+    if is_pool:
+        table, path = {"format": "pool", **places}, next(iter((*choice.images, *choice.queries)))
+    elif not choice.images:
         raise InputError(f"{given[0]} also needs images", hint="add --images FOLDER or --images FILE.zip")
-    [(flag, path)] = tables.items()
-    table = {
-        "format": flag.removeprefix("--"),
-        "annotations" if flag == "--karpathy" else "pairs": str(path),
-        "images": [str(folder) for folder in choice.images],
-    }
+    else:
+        [(flag, path)] = tables.items()
+        annotations = "annotations" if flag == "--karpathy" else "pairs"
+        table = {"format": flag.removeprefix("--"), annotations: str(path), **places}
     return _parse_manifest(config.apply_sets(table, choice.overrides()), choice.default_name(path), Path())
 
 

@@ -42,7 +42,16 @@ from dcdctl.core.data.manifest import Manifest, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SourceRow, SplitCounts, empty_split_hint
-from dcdctl.core.data.shards import CorpusRow, RowFacts, fingerprint_of, read_shard, shard_name, write_shard
+from dcdctl.core.data.shards import (
+    CorpusRow,
+    RowFacts,
+    fingerprint_of,
+    read_shard,
+    shard_name,
+    text_digest,
+    write_shard,
+    write_texts,
+)
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.errors import RUN_AGAIN, InputError, resumed_by
 from dcdctl.core.machine import num_cores, read_in_threads
@@ -87,7 +96,7 @@ class CorpusSummary:
     name: str
     folder: str
     splits: dict[str, dict[str, Any]]
-    """By split: images, captions, fingerprint, shards."""
+    """By split: images, captions (the texts of a pool), fingerprint, shards, is_pool."""
     protocol: str
     """The published protocol that the corpus reproduces, or "none: " and the reason."""
     leakage: Leakage
@@ -107,6 +116,13 @@ class CorpusSummary:
     @property
     def next_step(self) -> str:
         """A command that reads a split of this corpus: a training on train, or an evaluation where there is none."""
+        train = self.splits.get("train", {"is_pool": False})
+        if train["is_pool"] and not (train["images"] and train["captions"]):
+            return f"dcdctl inspect {self.folder}"
+        if train["is_pool"]:
+            return f"dcdctl cache-teacher --data {self.folder} --teacher TEACHER --recipe pool-distilled --out CACHE"
+        if "pool" in self.splits:
+            return f"dcdctl distill RECIPE --data {self.folder} --pool {self.folder} --out RUN"
         if "train" in self.splits:
             return f"dcdctl distill RECIPE --data {self.folder} --out RUN"
         split = split_to_measure(Path(self.folder), "train")
@@ -115,7 +131,8 @@ class CorpusSummary:
     def __str__(self) -> str:
         lines = [f"{self.name}: {'already prepared in' if self.already_there else 'prepared in'} {self.folder}"]
         for split, entry in self.splits.items():
-            counts = f"{entry['images']:,} images, {entry['captions']:,} captions"
+            texts = "texts without pairing" if entry["is_pool"] else "captions"
+            counts = f"{entry['images']:,} images, {entry['captions']:,} {texts}"
             lines.append(f"  {split:<5} {counts}, fingerprint {entry['fingerprint'][:8]}")
         lines.append(f"  protocol: {self.protocol}")
         lines += [f"  {name}: {value}" for name, value in self.leakage.facts()]
@@ -158,7 +175,10 @@ def prepare_corpus(
         if build.is_sealed:
             return _already_there(out, digest)
         shards, rows = _write_splits(listing, build, options, track)
-        document = replace(_document(manifest, located, listing, shards, rows, options), plan=digest)
+        entries = {split: _entry(out, split, shards[split], facts, listing) for split, facts in rows.items()}
+        skipped = (*listing.skipped, *(skip for notes in shards.values() for note in notes for skip in note.skipped))
+        document = _document(manifest, located, listing, entries, skipped, options)
+        document = replace(document, plan=digest, leakage=near_duplicates.find_leakage(rows))
         if (kept := listing.columns) is not None:
             columns = {
                 split: _write_columns(out / f"columns-{split}.parquet", kept, facts) for split, facts in rows.items()
@@ -192,23 +212,14 @@ def _document(
     manifest: Manifest,
     located: LocatedSource,
     listing: Listing,
-    shards: Mapping[str, Sequence[ShardNote]],
-    rows: Mapping[str, Sequence[RowFacts]],
+    entries: dict[str, CorpusSplit],
+    skipped: tuple[SkippedRow, ...],
     options: PrepareOptions,
 ) -> CorpusDocument:
-    """The content of corpus.json, without columns and the digest of the plan; InputError for an empty split."""
-    skipped = (*listing.skipped, *(skip for notes in shards.values() for note in notes for skip in note.skipped))
-    entries = {
-        split: CorpusSplit(
-            images=len(facts),
-            captions=sum(row.num_captions for row in facts),
-            fingerprint=fingerprint_of(row.digest for row in facts),
-            shards=tuple(note.entry for note in shards[split]),
-        )
-        for split, facts in rows.items()
-    }
-    for split, facts in rows.items():
-        if not facts:
+    """The content of corpus.json, without columns, leakage and the digest of the plan; InputError for an empty
+    split."""
+    for split, entry in entries.items():
+        if not entry.images and not entry.captions:
             raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
     written = {split: SplitCounts(images=entry.images, captions=entry.captions) for split, entry in entries.items()}
     # A manifest without named files has one source, which is the user's own.
@@ -218,12 +229,29 @@ def _document(
         name=manifest.name,
         splits=entries,
         protocol=check_protocol(manifest, written, options.splits, options.max_images),
-        leakage=near_duplicates.find_leakage(rows),
         source={**listing.provenance, **origin, "options": options.to_plan()},
         license=manifest.license,
         citation=manifest.citation,
         homepage=manifest.homepage,
         skipped=skipped,
+    )
+
+
+def _entry(
+    out: Path, split: str, notes: Sequence[ShardNote], rows: Sequence[RowFacts], listing: Listing
+) -> CorpusSplit:
+    """A split as corpus.json names it; writes the texts of a pool."""
+    texts, file = listing.pools.get(split, {}), None
+    if texts:
+        path = out / f"texts-{split}.parquet"
+        write_texts(path, list(texts), list(texts.values()))
+        file = ShardFile(file=path.name, **seal_of(path, rows=len(texts)))
+    return CorpusSplit(
+        images=len(rows),
+        captions=sum(row.num_captions for row in rows) + len(texts),
+        fingerprint=fingerprint_of([*(row.digest for row in rows), *map(text_digest, texts)]),
+        shards=tuple(note.entry for note in notes),
+        texts=file,
     )
 
 
@@ -249,7 +277,10 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
 
 
 def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
-    splits = {name: config.to_table(split) | {"shards": len(split.shards)} for name, split in document.splits.items()}
+    splits = {
+        name: config.to_table(split) | {"shards": len(split.shards), "is_pool": split.is_pool}
+        for name, split in document.splits.items()
+    }
     return CorpusSummary(
         name=document.name,
         folder=str(out),
@@ -264,18 +295,24 @@ def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, 
 
 def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
     """How a table without splits was divided, and in which encoding a table was read."""
+    is_pool = source.get("kind") == "pool"
+    what, by = ("images and texts", "hashes of id and text") if is_pool else ("images", "a hash of the image id")
     if (hold_out := source.get("hold_out")) is not None:
         if hold_out["splits"]:
-            names = f"{' and '.join(hold_out['splits'])}, {hold_out['share']:.0%} of the images each"
+            names = f"{' and '.join(hold_out['splits'])}, {hold_out['share']:.0%} of the {what} each"
             if without := hold_out.get("synthetic_left_out"):
                 names += f", without {without:,} synthetic captions"
-            yield f"held out: {names}, by a hash of the image id; --hold-out 0 keeps all in train"
+            yield f"held out: {names}, by {by}; --hold-out 0 keeps all in train"
         else:
-            yield f"held out: nothing, because {hold_out['share']:.0%} of so few images is less than one"
+            yield f"held out: nothing, because {hold_out['share']:.0%} of so few {what} is less than one"
     if (encoding := source.get("encoding")) is not None:
         example = encoding["example"]
         wrong = f"; if this caption is wrong, name another with --encoding: {example}" if example else ""
-        yield f"{source['pairs']['file']} was read as {encoding['name']}{wrong}"
+        yield f"{encoding['file']} was read as {encoding['name']}{wrong}"
+    if repeated := source.get("queries", {}).get("repeated"):
+        yield f"repeated texts: {repeated:,}, each kept once"
+    if others := source.get("other_files"):
+        yield f"files that are no images by their names: {others:,}"
 
 
 @dataclass(frozen=True, kw_only=True)

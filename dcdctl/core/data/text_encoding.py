@@ -84,16 +84,17 @@ def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]
     """The number and the object of each line that is not blank; InputError for a line that is no JSON object."""
     hint = 'expected one JSON object per line, such as {"image": "a.jpg", "caption": "a dog"}'
     # Not splitlines, because a caption may contain a Unicode line separator.
-    for line, text in enumerate(path.read_text(encoding=encoding).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path.name} line {line} is not JSON: {error}", hint=hint) from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path.name} line {line} is {describe_value(value)}, expected an object", hint=hint)
-        yield line, value
+    with path.open(encoding=encoding) as lines:
+        for line, text in enumerate(lines, start=1):
+            if not text.strip():
+                continue
+            try:
+                value = json.loads(text.removesuffix("\n"))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path.name} line {line} is not JSON: {error}", hint=hint) from error
+            if not isinstance(value, dict):
+                raise InputError(f"{path.name} line {line} is {describe_value(value)}, expected an object", hint=hint)
+            yield line, value
 
 
 def describe_value(value: Any) -> str:

@@ -31,6 +31,7 @@ from dcdctl.core.data.columns import (
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
+    HELD_OUT_BY_DEFAULT,
     MAX_HELD_OUT,
     SPLITS,
     CaptionLabel,
@@ -40,6 +41,7 @@ from dcdctl.core.data.readers.rows import (
     RowCheck,
     SourceConfig,
     divide,
+    encoding_note,
     file_checksum,
     group_by_image,
     is_synthetic,
@@ -60,10 +62,6 @@ _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
 _OF_CAPTIONS = ("sentids", "source", "weight")
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
-# Enough images to choose settings on; 1,500 photos give 150.
-_HELD_OUT_BY_DEFAULT = 0.1
-# A line of a terminal.
-_EXAMPLE_LETTERS = 80
 _STARTS_OF_JSON = (*"[{-0123456789 \t\r\n", "true", "false", "null", "NaN", "Infinity")
 """How the text of a JSON value starts, unless it is a string."""
 _CSV_HINT = 'a caption with a comma needs quotes: x.jpg,"a dog, running"'
@@ -107,9 +105,7 @@ class CsvSource(SourceConfig):
         rows = read_csv(self.pairs, encoding) if is_csv else _read_jsonl(self.pairs, encoding)
         provenance: dict[str, Any] = {"kind": self.format, "pairs": file_checksum(self.pairs)}
         if encoding != "utf-8-sig":
-            # The first caption with other letters than ASCII shows whether the encoding is right.
-            example = next((text for text in _captions_of(rows) if not text.isascii()), "")
-            provenance["encoding"] = {"name": encoding, "example": " ".join(example.split())[:_EXAMPLE_LETTERS]}
+            provenance["encoding"] = encoding_note(self.pairs, encoding, _captions_of(rows))
         images = [_path_or_none(cells) for _, cells in rows]
         columns = _other_columns(self, rows, images)
         if columns is not None:
@@ -230,7 +226,7 @@ def _share_held_out(source: CsvSource, rows: Rows) -> float:
         return 0.0
     if source.split is not None or source.hold_out is not None:
         return source.hold_out or 0.0
-    return _HELD_OUT_BY_DEFAULT
+    return HELD_OUT_BY_DEFAULT
 
 
 def _captions_of(rows: Rows) -> Iterator[str]:

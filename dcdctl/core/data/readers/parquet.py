@@ -141,11 +141,21 @@ class ParquetEntry(Entry):
         return self.stored
 
 
-def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None) -> Iterator[ParquetEntry]:
+def list_images(path: Path) -> Iterator[tuple[str, str, ParquetImageFile]]:
+    """Of each row of a Parquet file that needs no captions: where it is, the path of its image, or else a number, and
+    the image."""
+    for entry in _entries(ParquetSource(rows={"all": (path,)}), "all", {}, has_captions=False):
+        yield entry.where, entry.image_path(), entry.stored
+
+
+def _entries(
+    source: ParquetSource, name: str, splits: Mapping[str, str] | None, *, has_captions: bool = True
+) -> Iterator[ParquetEntry]:
     position = 0
     for path in source.rows[name]:
-        with _open_file(path) as file:
-            columns = find_columns(path, file.schema_arrow, source, has_split=name == "all" and splits is None)
+        with open_parquet(path) as file:
+            has_split = name == "all" and splits is None
+            columns = find_columns(path, file.schema_arrow, source, has_split=has_split, has_captions=has_captions)
             # The image column is not read, except for the path in it: its bytes are read later, by the workers.
             caption_columns = [name.partition(".")[0] for name in columns.captions]
             names = [
@@ -179,7 +189,8 @@ def read_rows(
         raise InputError(f"row group {group} of {name} cannot be read ({error})", hint=hint) from error
 
 
-def _open_file(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An open Parquet file; InputError if it is none."""
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError as error:
@@ -190,7 +201,9 @@ def _open_file(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not a Parquet file ({error})", hint="a download may have been cut off") from error
 
 
-def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, has_split: bool) -> ParquetColumns:
+def find_columns(
+    path: Path | str, schema: pa.Schema, source: ParquetSource, *, has_split: bool, has_captions: bool = True
+) -> ParquetColumns:
     """The columns of a file, by the names in the source or by usual ones; InputError if one is missing or holds no
     image files."""
 
@@ -217,9 +230,10 @@ def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, 
     numbered = sorted(
         (name for name in schema.names if _NUMBERED.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2])
     )
+    captions: tuple[str, ...] = ()
     if source.caption_column:
         captions = (require(source.caption_column, "the captions"),)
-    else:
+    elif has_captions:
         named = next((name for name in _CAPTION_COLUMNS if name in schema.names), None)
         captions = tuple(numbered) or (named or require("captions", "the captions"),)
     numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")

@@ -24,18 +24,24 @@ from dcdctl.core.data.shards import LABEL_COLUMNS
 from dcdctl.core.data.text_encoding import describe_value
 from dcdctl.core.errors import ConfigError, InputError
 
-SPLITS = ("train", "val", "test")
+CAPTIONED_SPLITS = ("train", "val", "test")
+SPLITS = (*CAPTIONED_SPLITS, "pool")
+"""In the order in which they are written. `pool` is the unpaired part of a captioned corpus; no row names it."""
 SPLIT_ALIASES = {"restval": "train", "validation": "val", "dev": "val"}
 """COCO's `restval` images belong to train: 82,783 + 30,504. `validation` and `dev` are the names that the Hub and
 Flickr8k use for val."""
 Paths = tuple[Path, ...]
 HELD_OUT = ("test", "val")
 """Splits that `divide` fills. Recipes validate on val, and eval measures on test."""
+# Enough images to choose settings on; 1,500 photos give 150.
+HELD_OUT_BY_DEFAULT = 0.1
 MAX_HELD_OUT = 0.3
 """Maximum share of each, so that train stays the largest split."""
 MAX_TEXT_BYTES = 1 << 20
 """Larger captions, and files of captions in a tar, are rejected: to compare and tokenize a text takes 60 to 170 times
 its size."""
+# A line of a terminal.
+_EXAMPLE_LETTERS = 80
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 MAX_WEIGHT = 1e9
 """The largest weight of a caption: sums of such weights keep their precision."""
@@ -65,6 +71,9 @@ class SourceConfig(ABC):
 
     format: ClassVar[str]
     """The name of the format in manifests."""
+
+    queries: Paths = ()
+    """Files of texts: they become the split `pool`, with the images in the source's places that no row names."""
 
     @abstractmethod
     def list_rows(self, check: RowCheck) -> Listing:
@@ -162,6 +171,8 @@ class Listing:
     """Columns of the images by their ids, such as a year; None if there are none."""
     label_columns: tuple[str, ...] = ()
     """The columns of `LABEL_COLUMNS` that say something of a caption."""
+    pools: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By split that is a pool: its texts, with their numbers in the source."""
 
 
 @dataclass(kw_only=True)
@@ -259,21 +270,27 @@ def _captions_in(
 
 
 def make_listing(
-    rows: Mapping[str, list[SourceRow]], check: RowCheck, provenance: dict[str, Any], images: Sequence[Path]
+    rows: Mapping[str, list[SourceRow]],
+    check: RowCheck,
+    provenance: dict[str, Any],
+    images: Sequence[Path],
+    pools: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Listing:
     """A listing of rows that are all in memory; adds the files with the images to the provenance."""
-    stamps = hashlib.sha256()
-    for row in (row for split in SPLITS for row in rows[split]):
+    stamps, texts = hashlib.sha256(), pools or {}
+    for row in (row for split in rows for row in rows[split]):
         stamps.update(f"{row.path} {row.image_file.stamp()}\n".encode())
     # Names and sizes (and checksums in a zip) stand for the images, because reading them all would take as long as
     # preparing them.
     provenance |= {"images": {"files": [path.name for path in images], "listing_sha256": stamps.hexdigest()}}
     counts = {
-        split: SplitCounts(images=len(rows[split]), captions=sum(len(row.captions) for row in rows[split]))
-        for split in SPLITS
-        if rows[split]
+        split: SplitCounts(
+            images=len(rows[split]), captions=sum(len(row.captions) for row in rows[split]) + len(texts.get(split, ()))
+        )
+        for split in rows
+        if rows[split] or texts.get(split)
     }
-    labels = {label for split in SPLITS for row in rows[split] for label in row.labels}
+    labels = {label for split in rows for row in rows[split] for label in row.labels}
     return Listing(
         counts=counts,
         rows=lambda split: iter(rows[split]),
@@ -282,6 +299,7 @@ def make_listing(
         label_columns=tuple(
             name for i, name in enumerate(LABEL_COLUMNS) if any(label[i] != NO_LABEL[i] for label in labels)
         ),
+        pools={split: texts[split] for split in texts if split in counts},
     )
 
 
@@ -291,10 +309,17 @@ def empty_split_hint(skipped: Sequence[SkippedRow]) -> str:
 
 
 def check_splits(where: str, keys: Iterable[str]) -> None:
-    """ConfigError for a key that is not a split."""
+    """ConfigError for a key that is not a split with captions."""
     for split in keys:
-        if split not in SPLITS:
-            raise ConfigError(f"{where}.{split} is not a split", hint=f"known splits: {', '.join(SPLITS)}")
+        if split not in CAPTIONED_SPLITS:
+            raise ConfigError(f"{where}.{split} is not a split", hint=f"known splits: {', '.join(CAPTIONED_SPLITS)}")
+
+
+def encoding_note(path: Path, encoding: str, texts: Iterable[str]) -> dict[str, str]:
+    """An encoding as `corpus.json` records it, with the first text that shows whether it is right: one with other
+    letters than ASCII."""
+    example = next((text for text in texts if not text.isascii()), "")
+    return {"file": path.name, "name": encoding, "example": " ".join(example.split())[:_EXAMPLE_LETTERS]}
 
 
 def file_checksum(path: Path) -> dict[str, str]:
@@ -334,8 +359,8 @@ def divide(image_ids: Iterable[str], share: float) -> dict[str, str]:
 def read_split(value: Any) -> str:
     """The split that a row names."""
     split = SPLIT_ALIASES.get(value, value) if isinstance(value, str) else value
-    if split not in SPLITS:
-        known = ", ".join([*SPLITS, *SPLIT_ALIASES])
+    if split not in CAPTIONED_SPLITS:
+        known = ", ".join([*CAPTIONED_SPLITS, *SPLIT_ALIASES])
         raise RowError(
             f"unknown split {value!r} (known: {known})"
             if isinstance(value, str)

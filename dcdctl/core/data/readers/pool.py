@@ -1,0 +1,243 @@
+"""Pools: images without captions, and texts without images, such as the queries of a log.
+
+Images are files in folders, zips and tars, or rows of Parquet files. Texts are the lines of a .txt, or a column of a
+.csv, .tsv, .jsonl or .parquet that is named query, caption or text. Equal texts (`captions.text_key`) are kept once.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from dcdctl.core.config import between, check_fields
+from dcdctl.core.data.captions import text_key
+from dcdctl.core.data.images import ImageStore, RowError
+from dcdctl.core.data.readers.parquet import LISTED_ROWS, list_images, open_parquet, read_rows
+from dcdctl.core.data.readers.rows import (
+    HELD_OUT,
+    HELD_OUT_BY_DEFAULT,
+    MAX_HELD_OUT,
+    SPLITS,
+    Listing,
+    Paths,
+    RowCheck,
+    SourceConfig,
+    SourceRow,
+    divide,
+    encoding_note,
+    file_checksum,
+    make_listing,
+    read_caption,
+)
+from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
+from dcdctl.core.data.text_encoding import check_encoding, find_encoding, json_lines
+from dcdctl.core.errors import InputError
+
+_COLUMNS = ("query", "caption", "text")
+_TABLES = (".csv", ".tsv")
+_JSON_LINES = (".jsonl", ".ndjson")
+_TEXTS_HINT = "--queries takes a .txt with one text a line, or a .csv, .tsv, .jsonl or .parquet with a column query"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSource(SourceConfig):
+    """Images of `images` and texts of `queries`, without pairing. Either may be left out."""
+
+    format: ClassVar[str] = "pool"
+    images: Paths = ()
+    """Folders, zips, tars, and Parquet files with images."""
+    hold_out: Annotated[float, between(0, MAX_HELD_OUT)] | None = None
+    """The share of images and of texts that is test, and as many are val; 0 for none, None for 0.1 of a pool with
+    both."""
+    encoding: str | None = None
+    """The encoding of the files of texts; None to recognize it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.encoding is not None:
+            object.__setattr__(self, "encoding", check_encoding(self.encoding))
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The images and texts, each divided by a hash of the id or of the text's words."""
+        provenance: dict[str, Any] = {"kind": "pool"}
+        images = {row.image_id: row for row in _list_images(self.images, check, provenance)}
+        texts = _list_texts(self, check, provenance)
+        if self.images and len(images) < 2:
+            what = f"only one, {next(iter(images))}" if images else "none"
+            places = ", ".join(map(str, self.images))
+            raise InputError(f"a pool needs two images to choose from, and {places} has {what}", hint=_images_hint())
+        split_of_image, split_of_text = self._divide(images, texts, provenance)
+        rows: dict[str, list[SourceRow]] = {split: [] for split in SPLITS}
+        for image_id, row in images.items():
+            split = split_of_image[image_id]
+            if check.includes(split) and (check.max_images is None or len(rows[split]) < check.max_images):
+                rows[split].append(row)
+        pools: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+        for key, (text, number) in texts.items():
+            if check.includes(split_of_text[key]):
+                pools[split_of_text[key]][text] = number
+        return make_listing(rows, check, provenance, self.images, pools)
+
+    def _divide(
+        self, images: dict[str, SourceRow], texts: dict[str, tuple[str, int]], provenance: dict[str, Any]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The split of each image and of each text. Both are held out or neither, as an evaluation needs both."""
+        sides = [side for side in (images, texts) if side]
+        share = self.hold_out
+        if share is None:
+            share = HELD_OUT_BY_DEFAULT if len(sides) == 2 else 0.0
+        if share:
+            is_enough = share * min(map(len, sides)) >= 1
+            names = list(reversed(HELD_OUT)) if is_enough else []
+            provenance["hold_out"] = {
+                "share": share,
+                "splits": names,
+                "by": "SHA-256 of image_id, and of a text's words",
+            }
+            share = share if is_enough else 0.0
+        return divide(images, share), divide(texts, share)
+
+
+def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing:
+    """A listing with one more split, `pool`: the texts of the source's `queries`, and the images in its places that no
+    row names."""
+    if not check.includes("pool"):
+        return listing
+    provenance = dict(listing.provenance)
+    texts = _list_texts(source, check, provenance)
+    # Without the limits of this run: an image of val is not in the pool because val was not asked for.
+    whole = source.list_rows(RowCheck(splits=(), max_images=None, skip_bad=True))
+    named = {row.image_file for split in whole.counts for row in whole.rows(split)}
+    places: Paths = getattr(source, "images", ())
+    images = [row for row in _list_images(places, check, provenance) if row.image_file not in named]
+    pool = make_listing({"pool": images[: check.max_images]}, check, {}, places, {"pool": dict(texts.values())})
+    provenance["pool_images"] = pool.provenance["images"]
+    return replace(
+        listing,
+        counts={**listing.counts, **pool.counts},
+        rows=lambda split: pool.rows(split) if split == "pool" else listing.rows(split),
+        provenance=provenance,
+        skipped=pool.skipped,
+        pools=pool.pools,
+    )
+
+
+def _images_hint() -> str:
+    return f"their names end with .{', .'.join(IMAGE_SUFFIXES)}; or name Parquet files: --images 'DIR/*.parquet'"
+
+
+def _list_images(places: Sequence[Path], check: RowCheck, provenance: dict[str, Any]) -> Iterator[SourceRow]:
+    """The images of each place, with their path in it as the id; a name that an earlier place has gets the name of its
+    own place before it. Files that are no images by their names are counted."""
+    seen: set[str] = set()
+    others = 0
+    for place in places:
+        if place.suffix == ".parquet":
+            for where, image_id, stored in list_images(place):
+                if image_id not in seen:  # else a further caption of the image
+                    seen.add(image_id)
+                    yield SourceRow(where, image_id, image_id, stored, [], [])
+            continue
+        store = ImageStore(place)
+        for name in store.members():
+            is_hidden = any(part.startswith(".") for part in name.split("/"))
+            if is_hidden or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+                others += not is_hidden
+                continue
+            image_id = f"{place.stem}/{name}" if name in seen else name
+            try:
+                if image_id in seen:
+                    raise RowError("another image has this name and that of its folder")
+                file = store.find(name)
+            except RowError as error:
+                check.reject(place.name, name, str(error))
+                continue
+            seen.add(image_id)
+            yield SourceRow(place.name, image_id, name, file, [], [])
+    if others:
+        provenance["other_files"] = others
+
+
+def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """The texts, each with its number among all texts, by `text_key`; the first of equal ones."""
+    texts: dict[str, tuple[str, int]] = {}
+    number = 0
+    for path in source.queries:
+        encoding, first = _find_encoding(path, getattr(source, "encoding", None)), number
+        for line, value in _read_values(path, encoding):
+            where = f"{path.name} {'row' if path.suffix == '.parquet' else 'line'} {line}"
+            try:
+                text = read_caption(value, "the text")
+            except RowError as error:
+                check.reject(where, "", str(error))
+                continue
+            texts.setdefault(text_key(text), (text, number))
+            number += 1
+        if number == first:
+            raise InputError(f"{path} has no text", hint=_TEXTS_HINT)
+        if encoding not in ("", "utf-8-sig"):
+            of_file = (text for text, ix in texts.values() if ix >= first)
+            provenance.setdefault("encoding", encoding_note(path, encoding, of_file))
+    if source.queries:
+        files = [file_checksum(path) for path in source.queries]
+        provenance["queries"] = {"files": files, "repeated": number - len(texts)}
+    return texts
+
+
+def _find_encoding(path: Path, forced: str | None) -> str:
+    """The encoding of a file of texts; empty for Parquet."""
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".parquet", *_TABLES, *_JSON_LINES):
+        raise InputError(f"{path} is no file of texts, its name ends with {suffix or 'nothing'!r}", hint=_TEXTS_HINT)
+    try:
+        return "" if suffix == ".parquet" else find_encoding(path, forced)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", hint=_TEXTS_HINT) from error
+
+
+def _read_values(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+    """The line, or the row of a Parquet, and the value of each text, unchecked; blank lines are left out."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        with open_parquet(path) as file:
+            name = _find_column(path, file.schema_arrow.names)
+            groups = (read_rows(str(path), file, group, [name], LISTED_ROWS) for group in range(file.num_row_groups))
+            yield from enumerate(row[name] for rows in groups for row in rows)
+    elif suffix in _JSON_LINES:
+        for line, value in json_lines(path, encoding):
+            yield line, value[_find_column(f"{path} line {line}", list(value))]
+    elif suffix in _TABLES:
+        yield from _read_table(path, encoding, "," if suffix == ".csv" else "\t")
+    else:
+        with path.open(encoding=encoding) as lines:
+            yield from ((line, text.rstrip("\n")) for line, text in enumerate(lines, start=1) if text.strip())
+
+
+def _read_table(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, str]]:
+    with path.open(encoding=encoding, newline="") as file:
+        # strict, because a quotation mark that is never closed would swallow the rows after it.
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            names = [name.strip() for name in next(reader, [])]
+            place = names.index(_find_column(path, names))
+            for cells in reader:
+                if len(cells) > len(names):
+                    message = (
+                        f"{path} line {reader.line_num} has {len(cells)} cells, and line 1 names {len(names)} columns"
+                    )
+                    raise InputError(message, hint='a text with a comma needs quotes: "a dog, running"')
+                if any(cells):
+                    yield reader.line_num, cells[place] if place < len(cells) else ""
+        except csv.Error as error:
+            raise InputError(f"{path} line {reader.line_num} cannot be read ({error})", hint=_TEXTS_HINT) from error
+
+
+def _find_column(where: Path | str, names: Sequence[str]) -> str:
+    """The column of the texts."""
+    if (name := next((name for name in _COLUMNS if name in names), None)) is None:
+        columns = f"its columns are {', '.join(names[:8])}" if names else "it is empty"
+        raise InputError(f"{where} has no column query, caption or text: {columns:.300}", hint=_TEXTS_HINT)
+    return name

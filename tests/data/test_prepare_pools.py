@@ -1,0 +1,284 @@
+"""`dcdctl prepare` of pools: images and texts without pairing, alone and beside a captioned corpus."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from captioned_photos import jpeg
+from shards import parquet_of
+
+from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data.readers.rows import MAX_TEXT_BYTES, divide
+from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.verify import verify
+
+NAMES = [f"{'sub/' if number % 2 else ''}{number}.jpg" for number in range(30)]
+TEXTS = [f"query {number}" for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool") / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(NAMES):
+        (folder / name).write_bytes(jpeg(number))
+    (folder / "readme.md").write_text("not an image")
+    (folder / ".hidden.jpg").write_text("not an image either")
+    return folder
+
+
+@pytest.fixture
+def queries(tmp_path):
+    path = tmp_path / "queries.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return path
+
+
+def prepare(out, *, options=None, **choice):
+    settings = {key: [value] if isinstance(value, Path) else value for key, value in choice.items()}
+    settings |= {key: choice[key] for key in ("csv", "jsonl", "karpathy") if key in choice}
+    manifest = choose_manifest(DataChoice(folder=out, **settings))
+    return prepare_corpus(manifest, out, options=PrepareOptions(workers=1, **(options or {})))
+
+
+def splits_of(folder):
+    splits = json.loads((folder / "corpus.json").read_text())["splits"]
+    return {split: Corpus.open(folder, split) for split in splits}
+
+
+def texts_of(folder):
+    return [text for corpus in splits_of(folder).values() for text in corpus.captions]
+
+
+def test_images_and_texts_are_each_held_out_by_their_hashes(tmp_path, photos, queries):
+    summary = prepare(tmp_path / "out", images=photos, queries=queries, hold_out=0.2)
+    splits = splits_of(tmp_path / "out")
+    assert list(splits) == ["train", "val", "test"]
+    assert all(corpus.is_pool for corpus in splits.values())
+    images, texts = divide(NAMES, 0.2), divide(TEXTS, 0.2)
+    for split, corpus in splits.items():
+        assert corpus.image_ids == [name for name in sorted(NAMES) if images[name] == split]
+        assert corpus.captions == [text for text in TEXTS if texts[text] == split]
+        assert [TEXTS[number] for number in corpus.caption_ids] == corpus.captions
+        assert corpus.image_bytes(0) == (photos / corpus.image_ids[0]).read_bytes()
+    assert verify(tmp_path / "out").problems == []
+    counts = f"{splits['train'].num_images} images, {splits['train'].num_captions} texts without pairing"
+    assert f"train {counts}" in str(summary)
+    assert "files that are no images by their names: 1" in str(summary)
+    assert "next: dcdctl cache-teacher" in str(summary)
+
+
+def test_equal_texts_are_kept_once_and_counted(tmp_path, photos):
+    path = tmp_path / "log.txt"
+    path.write_text("Two dogs!\n\n   \na cat\ntwo  dogs\na cat\n")
+    summary = prepare(tmp_path / "out", images=photos, queries=path, hold_out=0.0)
+    train = Corpus.open(tmp_path / "out", "train")
+    assert (train.captions, train.caption_ids.tolist()) == (["Two dogs!", "a cat"], [0, 1])
+    assert "repeated texts: 2, each kept once" in str(summary)
+
+
+@pytest.mark.parametrize("side", ["images", "queries"])
+def test_a_pool_of_one_side_is_all_train(tmp_path, photos, queries, side):
+    places = {"images": photos, "queries": queries}
+    summary = prepare(tmp_path / "out", **{side: places[side]})
+    corpus = Corpus.open(tmp_path / "out", "train")
+    assert list(summary.splits) == ["train"]
+    assert corpus.is_pool
+    assert (corpus.num_images, corpus.num_captions) == {"images": (30, 0), "queries": (0, 40)}[side]
+    assert f"next: dcdctl inspect {tmp_path / 'out'}" in str(summary)
+    assert verify(tmp_path / "out").problems == []
+
+
+def test_too_few_texts_hold_out_no_image_either(tmp_path, photos):
+    (tmp_path / "few.txt").write_text("a\nb\n")
+    summary = prepare(tmp_path / "out", images=photos, queries=tmp_path / "few.txt")
+    assert list(summary.splits) == ["train"]
+    assert "held out: nothing, because 10% of so few images and texts is less than one" in str(summary)
+
+
+def write_texts(folder, suffix):
+    path = folder / f"texts.{suffix}"
+    rows = ["a dog, running", 'a "big" cat', "grün"]
+    if suffix == "txt":
+        path.write_text("\n".join(rows))
+    elif suffix == "csv":
+        path.write_text('id,query\n1,"a dog, running"\n\n2,"a ""big"" cat"\n3,grün\n')
+    elif suffix == "tsv":
+        path.write_text('caption\tid\na dog, running\t1\n"a ""big"" cat"\t2\ngrün\t3\n')
+    elif suffix == "jsonl":
+        path.write_text("\n".join(json.dumps({"text": row, "id": 1}) for row in rows))
+    else:
+        pq.write_table(pa.table({"query": rows, "count": [1, 2, 3]}), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl", "parquet"])
+def test_texts_of_each_format(tmp_path, suffix):
+    prepare(tmp_path / "out", queries=write_texts(tmp_path, suffix))
+    train = Corpus.open(tmp_path / "out", "train")
+    assert (train.captions, train.caption_ids.tolist()) == (["a dog, running", 'a "big" cat', "grün"], [0, 1, 2])
+
+
+def test_images_of_a_folder_a_zip_and_a_parquet(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(jpeg(1))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("1.jpg", jpeg(2))
+        archive.writestr("2.jpg", jpeg(3))
+    (tmp_path / "c.parquet").write_bytes(parquet_of([(jpeg(4), ["a dog"]), (jpeg(5), ["a cat"])]))
+    prepare(tmp_path / "out", images=[tmp_path / "a", tmp_path / "b.zip", tmp_path / "c.parquet"])
+    train = Corpus.open(tmp_path / "out", "train")
+    assert train.image_ids[:3] == ["1.jpg", "b/1.jpg", "2.jpg"]
+    assert [train.image_bytes(image) for image in range(5)] == [jpeg(number) for number in range(1, 6)]
+    assert train.captions == []
+
+
+def test_urls_of_images_and_texts(tmp_path, photos, queries, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "cache"))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as images:
+        for name in NAMES:
+            images.writestr(name, (photos / name).read_bytes())
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/pool/images.zip", archive.getvalue())
+    memory.pipe("/pool/queries.txt", queries.read_bytes())
+    prepare(tmp_path / "remote", images=Path("memory://pool/images.zip"), queries=Path("memory://pool/queries.txt"))
+    prepare(tmp_path / "local", images=photos, queries=queries)
+    remote, local = splits_of(tmp_path / "remote"), splits_of(tmp_path / "local")
+    assert {split: set(corpus.image_ids) for split, corpus in remote.items()} == {
+        split: set(corpus.image_ids) for split, corpus in local.items()
+    }
+    assert texts_of(tmp_path / "remote") == texts_of(tmp_path / "local")
+
+
+def test_a_manifest_names_a_pool(tmp_path, photos, queries):
+    (tmp_path / "mine.toml").write_text(
+        f'format = "pool"\nimages = ["{photos}"]\nqueries = ["{queries.name}"]\nhold_out = 0.2\n'
+    )
+    named = prepare_corpus(choose_manifest(DataChoice(manifest=str(tmp_path / "mine.toml"))), tmp_path / "out")
+    given = prepare(tmp_path / "given", images=photos, queries=queries, hold_out=0.2)
+    assert {split: entry["fingerprint"] for split, entry in named.splits.items()} == {
+        split: entry["fingerprint"] for split, entry in given.splits.items()
+    }
+
+
+def test_a_table_with_queries_gets_a_pool_of_the_images_that_it_does_not_name(tmp_path, photos, queries):
+    table = tmp_path / "pairs.csv"
+    # Some by their file name alone, and one as in a folder above.
+    rows = [f"{Path(name).name},the photo" for name in NAMES[:19]] + [f"photos/{NAMES[19]},the photo"]
+    table.write_text("\n".join(["image,caption", *rows]))
+    alone = prepare(tmp_path / "alone", csv=table, images=photos)
+    summary = prepare(tmp_path / "out", csv=table, images=photos, queries=queries)
+    splits = splits_of(tmp_path / "out")
+    assert list(splits) == ["train", "val", "test", "pool"]
+    assert {split: corpus.is_pool for split, corpus in splits.items() if corpus.is_pool} == {"pool": True}
+    assert splits["pool"].image_ids == sorted(NAMES[20:])
+    assert splits["pool"].captions == TEXTS
+    for split, entry in alone.splits.items():
+        assert summary.splits[split]["fingerprint"] == entry["fingerprint"]
+    assert f"next: dcdctl distill RECIPE --data {tmp_path / 'out'} --pool {tmp_path / 'out'}" in str(summary)
+    assert verify(tmp_path / "out").problems == []
+
+
+def test_a_pool_has_no_image_of_splits_that_were_not_asked_for(tmp_path, photos, queries):
+    table = tmp_path / "pairs.jsonl"
+    rows = [
+        {"image": name, "caption": "a photo", "split": "test" if number < 10 else "train"}
+        for number, name in enumerate(NAMES[:20])
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    options = {"splits": ("train", "pool"), "max_images": 7}
+    prepare(tmp_path / "out", jsonl=table, images=photos, queries=queries, options=options)
+    splits = splits_of(tmp_path / "out")
+    assert list(splits) == ["train", "pool"]
+    assert splits["pool"].image_ids == sorted(NAMES[20:])[:7]
+
+
+def test_a_row_cannot_name_the_split_pool(tmp_path, photos):
+    (tmp_path / "pairs.csv").write_text(f"image,caption,split\n{NAMES[0]},a dog,pool\n")
+    with pytest.raises(InputError, match="unknown split 'pool'"):
+        prepare(tmp_path / "out", csv=tmp_path / "pairs.csv", images=photos)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", None, r"a\.txt cannot be read \(No such file or directory\)"),
+        ("a.csv", b"id,words\n1,a dog\n", r"a\.csv has no column query, caption or text: its columns are id, words"),
+        ("a.csv", b"", r"a\.csv has no column query, caption or text: it is empty"),
+        ("a.csv", b"query\na dog, running\n", r"a\.csv line 2 has 2 cells, and line 1 names 1 columns"),
+        ("a.csv", b'query\n"a dog\n', r"a\.csv line 2 cannot be read \(unexpected end of data\)"),
+        ("a.csv", b"id,query\n1,a dog\n2,\n", r"a\.csv line 3: the text is empty"),
+        (
+            "a.jsonl",
+            b'{"query": "a"}\n{"words": "b"}\n',
+            r"a\.jsonl line 2 has no column query, .*: its columns are words",
+        ),
+        ("a.jsonl", b'{"query": "a"}\n{"query": 5}\n', r"a\.jsonl line 2: the text is a number \(5\), expected text"),
+        ("a.jsonl", b'{"query": \n', r"a\.jsonl line 1 is not JSON"),
+        ("a.txt", jpeg(0), r"a\.txt is not UTF-8 text"),
+        ("a.txt", "grün\n".encode("cp1252"), r"a\.txt is not UTF-8 text .* on line 1.*--encoding"),
+        ("a.txt", b"\n  \n", r"a\.txt has no text"),
+        ("a.txt", b"a dog\n" + b"x" * (MAX_TEXT_BYTES + 1), r"a\.txt line 2: the text is larger than 1,048,576 bytes"),
+        ("a.parquet", b"PAR1", r"a\.parquet is not a Parquet file"),
+        ("a.xlsx", b"PK", r"a\.xlsx is no file of texts, its name ends with '\.xlsx'"),
+    ],
+)
+def test_a_file_of_texts_that_cannot_be_used(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        prepare(tmp_path / "out", queries=tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_unusable_texts_and_images_may_be_skipped(tmp_path, photos):
+    (tmp_path / "a.csv").write_text("id,query\n1,a dog\n2,\n3,a cat\n")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "broken.jpg").write_bytes(jpeg(0)[:200])
+    places = {"images": [photos, tmp_path / "more"], "queries": tmp_path / "a.csv", "hold_out": 0.0}
+    with pytest.raises(InputError, match=r"a\.csv line 3: the text is empty"):
+        prepare(tmp_path / "out", **places)
+    summary = prepare(tmp_path / "out", **places, options={"on_error": "skip"})
+    assert [(row.row, row.image) for row in summary.skipped] == [("a.csv line 3", ""), ("more", "broken.jpg")]
+    assert Corpus.open(tmp_path / "out", "train").captions == ["a dog", "a cat"]
+
+
+def test_a_named_encoding_is_that_of_the_texts(tmp_path):
+    (tmp_path / "a.txt").write_bytes("grün\n".encode("cp1252"))
+    summary = prepare(tmp_path / "out", queries=tmp_path / "a.txt", encoding="windows-1252")
+    assert Corpus.open(tmp_path / "out", "train").captions == ["grün"]
+    assert "a.txt was read as cp1252; if this caption is wrong, name another with --encoding: grün" in str(summary)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "a pool needs two images to choose from, and .*/found has none"),
+        ({"a.txt": b"x"}, "a pool needs two images to choose from, and .*/found has none"),
+        ({"a.jpg": jpeg(0)}, r"a pool needs two images to choose from, and .*/found has only one, a\.jpg"),
+    ],
+)
+def test_a_folder_without_two_images_is_an_error(tmp_path, files, message):
+    (tmp_path / "found").mkdir()
+    for name, data in files.items():
+        (tmp_path / "found" / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        prepare(tmp_path / "out", images=tmp_path / "found")
+
+
+def test_places_that_are_not_there_and_wrong_settings(tmp_path, queries):
+    with pytest.raises(InputError, match=r"the images .*absent do not exist"):
+        prepare(tmp_path / "out", images=tmp_path / "absent", queries=queries)
+    with pytest.raises(ConfigError, match=r"hold_out must lie in \[0, 0\.3\], got 0\.9"):
+        prepare(tmp_path / "out", queries=queries, hold_out=0.9)
+    with pytest.raises(InputError, match="--queries goes with --karpathy, --csv or --jsonl"):
+        choose_manifest(DataChoice(manifest="scenes", queries=[queries]))
