@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, search, verify
 from dcdctl.core.data.shards import LABEL_COLUMNS, read_shard, write_shard
-from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
 from dcdctl.core.search import INDEX
@@ -64,11 +64,11 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair = make_pair(corpus.captions, root.parent / f"{root.name}-encoders")
     open_or_build(root / "data" / "features", corpus, pair)
     dual = make_wide_dual(corpus.captions)
+    for index in ("index", "codes"):
+        models.save(dual, root / index / "model")
     write_index(root / "index", [unit_vectors(8, dim=8)], removed=[3], fingerprint=dual.digest)
     codes = {"kind": "int8", "flat_up_to": 0, "segment_rows": 5}
     write_index(root / "codes", [unit_vectors(8, dim=8)], fingerprint=dual.digest, **codes)
-    for index in ("index", "codes"):
-        models.save(dual, root / index / "model")
     make_run(root / "run", corpus.folder)
     write_evaluation(root / "run", corpus, scores_of(corpus, 2))
     models.save(dual, root / "models" / "dual")
@@ -246,6 +246,7 @@ def test_a_lock_and_a_checksum_that_a_kill_left_are_listed(copied):
     for path in left:
         path.touch()
     assert verify.verify(copied).unknown == tuple(sorted(left))
+    assert verify.verify(copied / "data" / "cache").unknown == tuple(sorted(left))
 
 
 def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damaged(copied):
@@ -253,7 +254,13 @@ def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damage
     shutil.rmtree(copied / "index" / "model")
     problems = verify.verify(copied).problems
     assert f"{copied / 'run' / 'top.parquet'} is missing" in problems
-    assert f"{copied / 'index' / 'model'} is missing, or has no dcdctl.json" in problems
+    named = f"{copied / 'index' / 'model'} is missing, or has no dcdctl.json"
+    assert named in problems
+    index = search.FolderIndex.open(copied / "index")
+    with pytest.raises(MissingError, match=re.escape(named)):
+        search.index_document(index)
+    with pytest.raises(MissingError, match=re.escape(named)):
+        upload_index(index, cast(Any, None))
     assert SavedEvaluation.load(copied / "run").top == {}
 
 

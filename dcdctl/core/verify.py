@@ -7,6 +7,7 @@ artifacts.
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -136,7 +137,8 @@ def verify(path: Path, track: Track = silent) -> Verification:
             hint="name a folder of artifacts",
         )
     verified: list[VerifiedArtifact] = []
-    present, walked = set[Path](), list[tuple[Path, list[str]]]()
+    locks = f"{glob.escape(files.lock_prefix(path))}*"  # of the folder itself, which are beside it
+    present, walked = set(Path(os.path.realpath(path)).parent.glob(locks)), list[tuple[Path, list[str]]]()
     skipped: list[OSError] = []
     for parent, folders, names in os.walk(path, onerror=skipped.append):
         folders.sort()  # os.walk descends in this order, and the order of a file system is by chance
@@ -266,8 +268,6 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
     with artifact.noting():
         search.check_model(folder, document)
     # The files of the model are compared by its own document, as of any model.
-    if not (folder / "model" / "dcdctl.json").exists():
-        artifact.damages.append(f"{folder / 'model'} is missing, or has no dcdctl.json")
     return artifact
 
 

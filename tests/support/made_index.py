@@ -1,4 +1,4 @@
-"""Image indices of made-up vectors, without a model; a test adds image files where it needs them."""
+"""Image indices of made-up vectors, without weights of a model; a test adds image files where it needs them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core import config
+from dcdctl.core import artifacts, config
 from dcdctl.core.devices import Compute
+from dcdctl.core.models import saved_folder
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import (
     Changes,
@@ -77,6 +78,9 @@ def seal_index(
         sources=(source,),
         parts=tuple(parts),
     )
+    if not (model := folder / "model").exists():
+        model.mkdir(parents=True)
+        saved_folder.seal(model, {artifacts.FINGERPRINT: fingerprint})
     commit.commit(folder, document, removed=None if removed is None else np.array(removed, dtype=np.int64))
     return FolderIndex.open(folder)
 

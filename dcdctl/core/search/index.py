@@ -91,7 +91,7 @@ class FolderIndex(ImageIndex):
         return str(self.folder)
 
     def check_model(self) -> None:
-        """StaleError if another model was put in the folder of the index."""
+        """StaleError if another model was put in the folder of the index, MissingError if its model is gone."""
         storage.check_model(self.folder, self.document)
 
     def check(self) -> None:

@@ -30,7 +30,7 @@ from dcdctl.core import config as configs
 from dcdctl.core import models
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.config import Key
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search.columns.where import COLUMN_TYPES
 from dcdctl.core.search.config import IndexConfig
 
@@ -248,9 +248,11 @@ def read_document(folder: Path) -> IndexDocument:
 
 
 def check_model(folder: Path, document: IndexDocument) -> None:
-    """StaleError if the folder of the model, where there is one, holds another one; opens no weights."""
+    """StaleError if the folder of the model holds another one, MissingError if it holds none; opens no weights."""
     model = folder / "model"
-    if (model / "dcdctl.json").exists() and models.saved_fingerprint(model) != document.model.fingerprint:
+    if not (model / "dcdctl.json").exists():
+        raise MissingError(f"{model} is missing, or has no dcdctl.json", hint="restore it, or index the images again")
+    if models.saved_fingerprint(model) != document.model.fingerprint:
         message = f"{model} is not the model {document.model.fingerprint[:8]}, which made the vectors"
         raise StaleError(message, hint="restore it, or index the images again")
 

@@ -21,7 +21,7 @@ NUM_SHOWN = 4
 
 def index_document(index: FolderIndex) -> dict[str, Any]:
     """The content of an open index as a JSON-able document; dates are texts. Reads no file besides those that opening
-    read, the columns and the model's dcdctl.json; StaleError for another model."""
+    read, the columns and the model's dcdctl.json; StaleError for another model, MissingError for none."""
     index.check_model()
     document, words, text = index.document, index.document.keywords, index.document.text
     in_segments = index.segments[-1].stop if index.segments else 0

@@ -41,7 +41,7 @@ def upload_index(index: FolderIndex, store: Store, *, replace: bool = False, tra
     holds.
 
     StaleError if it holds the images of another index or model, or another number of images in the end, or if
-    another upload writes to it.
+    another upload writes to it. MissingError if the index lacks its model.
     """
     index.check_model()
     with store.lock():
