@@ -98,6 +98,11 @@ def embed_all(
     Captions of similar length share a batch if `by_length` is set, so that little of it is padding.
     """
     corpus = source.corpus
+    if embedder.images is None and corpus.is_pool:
+        raise ModelError(
+            "a text encoder represents an image by its captions, and the images of a pool have none",
+            hint="name a dual encoder with candidates.model",
+        )
     order: Sequence[int] = range(corpus.num_captions)
     if by_length:
         order = sorted(order, key=lambda text: len(corpus.captions[text]))
@@ -107,11 +112,6 @@ def embed_all(
             embedder.texts, (source.texts(batch) for batch in batches), compute, normalize, advance
         )
     texts_TD = torch.empty_like(sorted_TD).index_copy_(0, torch.tensor(order, device=sorted_TD.device), sorted_TD)
-    if embedder.images is None and corpus.is_pool:
-        raise ModelError(
-            "a text encoder represents an image by its captions, and the images of a pool have none",
-            hint="name a dual encoder with candidates.model",
-        )
     if embedder.images is None:
         image_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
         # The sum has the direction of the mean, and its length is normalized.

@@ -47,7 +47,8 @@ from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES
 from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.false_negatives import false_negative_filter
 
-# 8 bytes are enough for a caption, which is only compared with the captions of its image.
+# 8 bytes are enough for a caption, which is compared with the captions of its image, or with the texts of a pool: of
+# ten million texts and ten million others, two differ and have one digest with a chance of 5 in a million.
 _SCHEMA = pa.schema([("image", pa.binary(16)), ("captions", pa.list_(pa.binary(8)))])
 # A score depends on nothing else in a plan.
 SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
@@ -55,13 +56,18 @@ SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
 
 
 def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
-    """Write the digest of each image and of each of its captions to a file."""
-    images, captions = [], []
+    """Write the digest of each image and of each of its captions to a file; the texts of a pool are those of a last row
+    without an image."""
+    images: list[bytes | None] = []
+    captions: list[list[bytes]] = []
     with track("read images", total=corpus.num_images, unit="images") as advance:
         for image in range(corpus.num_images):
             images.append(_digest(corpus.image_bytes(image), 16))
-            captions.append([_digest(corpus.captions[text].encode(), 8) for text in corpus.captions_of(image)])
+            captions.append(_text_digests(corpus, corpus.captions_of(image)))
             advance(1)
+    if corpus.is_pool:
+        images.append(None)
+        captions.append(_text_digests(corpus, range(corpus.num_captions)))
     # Digests look like random bytes, so compression and dictionaries would gain nothing.
     pq.write_table(
         pa.table({"image": images, "captions": captions}, schema=_SCHEMA),
@@ -92,12 +98,13 @@ def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
 def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, track: Track = silent) -> Pairs:
     """Pairs of an old cache with their scores, and with only the roles that the new plan allows.
 
-    A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. The
-    margins of the new plan apply to all candidates when the cache is read.
+    A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. A
+    pool has no positives. The margins of the new plan apply to all candidates when the cache is read.
     """
+    own = 0 if corpus.is_pool else POSITIVE
     reason_against = false_negative_filter(corpus, config.duplicate_bits, track)
     allowed = sum(role for direction, role in ROLES.items() if direction in config.directions)
-    role_P = np.where(reason_against(old.image, old.text) > 0, old.role & POSITIVE, old.role & (POSITIVE | allowed))
+    role_P = np.where(reason_against(old.image, old.text) > 0, old.role & own, old.role & (own | allowed))
     return replace(old, role=role_P.astype(np.uint8))
 
 
@@ -116,15 +123,22 @@ def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
     """The index in the corpus of each old image and each old caption; -1 if the corpus lacks it."""
     # Reversed, so that the first of several equal images is found.
     images = {_digest(corpus.image_bytes(image), 16): image for image in reversed(range(corpus.num_images))}
-    table = pq.read_table(path)
+    table, of_pool = pq.read_table(path), _by_digest(corpus, range(corpus.num_captions)) if corpus.is_pool else {}
     new_image, new_text = [], []
     for digest, captions in zip(table["image"].to_pylist(), table["captions"].to_pylist(), strict=True):
         image = images.get(digest, -1)
         new_image.append(image)
-        texts = [] if image < 0 else reversed(corpus.captions_of(image))
-        new_text_of = {_digest(corpus.captions[text].encode(), 8): text for text in texts}
+        new_text_of = of_pool if corpus.is_pool or image < 0 else _by_digest(corpus, corpus.captions_of(image))
         new_text += [new_text_of.get(caption, -1) for caption in captions]
     return np.array(new_image, dtype=np.int64), np.array(new_text, dtype=np.int64)
+
+
+def _by_digest(corpus: Corpus, texts: range) -> dict[bytes, int]:
+    return dict(zip(reversed(_text_digests(corpus, texts)), reversed(texts), strict=True))
+
+
+def _text_digests(corpus: Corpus, texts: range) -> list[bytes]:
+    return [_digest(corpus.captions[text].encode(), 8) for text in texts]
 
 
 def _digest(data: bytes, size: int) -> bytes:

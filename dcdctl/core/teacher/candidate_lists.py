@@ -36,11 +36,11 @@ class Candidates:
     def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
         """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image
         and caption."""
-        num_texts = len(caption_image)
+        num_texts, own = len(caption_image), np.flatnonzero(caption_image >= 0)  # none in a pool
         # One number per pair and role, so that a single in-place sort is enough: there may be 40 million.
         coded = np.concatenate(
             [
-                (caption_image * num_texts + np.arange(num_texts)) * 8 + POSITIVE,
+                (caption_image[own] * num_texts + own) * 8 + POSITIVE,
                 (self.texts_of_image.rows * num_texts + self.texts_of_image.values) * 8 + TEXT_CANDIDATE,
                 (self.images_of_text.values * num_texts + self.images_of_text.rows) * 8 + IMAGE_CANDIDATE,
             ]

@@ -1,11 +1,13 @@
 """The candidates of every query: the pairs of images and captions that the teacher scores.
 
 The candidates of an image are captions, and of a caption images. The positives (the captions of an image, the
-image of a caption) are always candidates and are not drawn. Every result is a function of the corpus and the seed.
+image of a caption) are always candidates and are not drawn; a pool has none. Every result is a function of the corpus
+and the seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,7 +18,8 @@ from dcdctl.core import scoring
 from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, at_least, between, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ConfigError, CorpusError, ModelError
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import miners
 from dcdctl.core.teacher.candidate_lists import Candidates
@@ -30,9 +33,10 @@ class CandidateConfig:
 
     kind: Literal["random", "lexical", "embedding", "blocks"] = "random"
     """random: negatives drawn separately for each query, as in the released code. lexical: by BM25; an image is
-    represented by its captions. embedding: by the vectors of `model`. blocks: images
-    are grouped into blocks, and every caption of a block is scored against every image of it. A batch of one block then
-    has a teacher score for every pair."""
+    represented by its captions, and in a pool by the words of its path and its columns. embedding: by the vectors of
+    `model`. blocks: images are grouped into blocks, and every caption of a block is scored against every image of it. A
+    batch of one block then has a teacher score for every pair. A block of a pool has the texts nearest to its images by
+    `model`, else random ones."""
     per_query: Count = 15
     """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every
     list of a query has the same ones."""
@@ -40,8 +44,8 @@ class CandidateConfig:
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for
     each caption."""
     model: str = ""
-    """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: the same, instead of the words
-    of the captions."""
+    """embedding: a run of a dual encoder, a CLIP-like model or a text encoder (not for a pool). blocks: the same,
+    instead of the words of the captions."""
     duplicate_bits: Annotated[int, between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative
     for the other's captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
@@ -55,9 +59,10 @@ class CandidateConfig:
     rounds: Count = 1
     """blocks: how often all images are grouped again."""
     group_size: Count = 4
-    """blocks: size of the clusters of similar images that are put into one block together; 1 for none."""
+    """blocks: size of the clusters of similar images that are put into one block together; 1 for none, as in a pool
+    without a `model`."""
     captions_per_image: Count = 5
-    """blocks: captions per image that are used in each round."""
+    """blocks: captions per image that are used in each round; in a pool, texts of a block per image."""
     seed: Annotated[int, at_least(0)] = 0
     """Seed of the draws."""
 
@@ -81,6 +86,22 @@ class CandidateConfig:
             return bool(self.model) and scoring.embeds_by_first_token(self.model)
         except ModelError:
             return False
+
+
+def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
+    """CorpusError for a pool that has no pairs, ConfigError for settings that need the positives that it lacks."""
+    if not corpus.is_pool:
+        return
+    name = f"the pool {shown(corpus.folder)} (split {corpus.split})"
+    for what, count in (("images", corpus.num_images), ("texts", corpus.num_captions)):
+        if not count:
+            raise CorpusError(f"{name} has no {what}, and a teacher scores pairs of both")
+    for setting in ("absolute_margin", "relative_margin", "duplicate_bits"):
+        if (value := getattr(config, setting)) is not None:
+            raise ConfigError(
+                f"candidates.{setting} is {value:g} and needs positives, which {name} lacks",
+                hint=f"use a recipe without candidates.{setting}",
+            )
 
 
 def draw_candidates(
@@ -123,9 +144,7 @@ def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[st
 def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: scoring.Vectors | None) -> Miner:
     """The miner of a recipe for one direction."""
     if config.kind == "lexical":
-        images = range(corpus.num_images)
-        of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in images]
-        return miners.lexical_miner(*direction.query_first(of_image, corpus.captions))
+        return miners.lexical_miner(*direction.query_first(_words_of_images(corpus), corpus.captions))
     if config.kind == "embedding":
         assert vectors is not None
         return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
@@ -134,14 +153,35 @@ def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vector
     return miners.random_miner(seed, *direction.query_first(corpus.num_images, corpus.num_captions))
 
 
+def _words_of_images(corpus: Corpus) -> list[str]:
+    """What is written of each image: its captions, or in a pool its path and its columns; ConfigError if no word is in
+    them."""
+    if not corpus.is_pool:
+        return [" ".join(corpus.captions[text] for text in corpus.captions_of(i)) for i in range(corpus.num_images)]
+    rows = [{}] * corpus.num_images if corpus.columns is None else corpus.columns.to_pylist()
+    words = [
+        " ".join([path.rpartition(".")[0] or path, *(str(value) for value in row.values() if value is not None)])
+        for path, row in zip(corpus.image_paths, rows, strict=True)
+    ]
+    if not any(character.isalpha() for text in words for character in text):
+        raise ConfigError(
+            "candidates.kind is lexical, and the paths and columns of the pool's images have no words, such as "
+            f"{words[0]!r}",
+            hint="use candidates.kind embedding, or random",
+        )
+    return words
+
+
 def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None, track: Track) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
-    groups = clusters(corpus, config.group_size, None if vectors is None else vectors.images_ID.cpu().numpy())
+    # The images of a pool without a model have no words to compare.
+    size = 1 if corpus.is_pool and vectors is None else config.group_size
+    groups = clusters(corpus, size, None if vectors is None else vectors.images_ID.cpu().numpy())
     image_parts, text_parts = [], []
     for _ in range(config.rounds):
         order = np.concatenate([groups[i] for i in rng.permutation(len(groups))])
-        for images in _blocks(order, config.block_size):
-            texts = np.concatenate([_some_captions(rng, corpus, int(i), config.captions_per_image) for i in images])
+        blocks = _blocks(order, config.block_size)
+        for images, texts in zip(blocks, _texts_of_blocks(rng, corpus, config, blocks, vectors), strict=True):
             image_parts.append(np.repeat(images, len(texts)))
             text_parts.append(np.tile(texts, len(images)))
     keys = np.unique(np.concatenate(image_parts) * corpus.num_captions + np.concatenate(text_parts))
@@ -168,6 +208,26 @@ def _blocks(order: Index, size: int) -> list[Index]:
     size = min(size, len(order))
     num_blocks = -(-len(order) // size)
     return np.split(np.resize(order, num_blocks * size), num_blocks)
+
+
+def _texts_of_blocks(
+    rng: np.random.Generator,
+    corpus: Corpus,
+    config: CandidateConfig,
+    blocks: list[Index],
+    vectors: scoring.Vectors | None,
+) -> Iterable[Index]:
+    """The texts of each block: captions of its images; in a pool, each text in one block of a round while texts
+    last."""
+    if not corpus.is_pool:
+        count = config.captions_per_image
+        return (np.concatenate([_some_captions(rng, corpus, int(i), count) for i in images]) for images in blocks)
+    size = min(len(blocks[0]) * config.captions_per_image, corpus.num_captions)
+    if vectors is None:
+        order = rng.permutation(corpus.num_captions)
+        return np.resize(order, len(blocks) * size).reshape(-1, size)
+    centroids_BD = torch.stack([vectors.images_ID[torch.from_numpy(images)].mean(dim=0) for images in blocks])
+    return miners.share_out(centroids_BD, vectors.texts_TD, size)
 
 
 def _some_captions(rng: np.random.Generator, corpus: Corpus, image: int, count: int) -> Index:

@@ -116,7 +116,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, str |
     """The corpus of a job, its planned cache, whose folder is locked, and the teacher whose scores it has."""
     assert job.candidates is not None
     config = job.candidates
-    corpus = Corpus.open(job.data, job.split, job.max_images)
+    corpus = job.open_corpus()
     old = None if job.extend is None else read_cache(job.extend)
     if old is not None and old.teacher_name is None:
         raise StaleError(

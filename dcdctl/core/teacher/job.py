@@ -16,7 +16,7 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, estimate
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import CACHE
-from dcdctl.core.teacher.candidates import CandidateConfig
+from dcdctl.core.teacher.candidates import CandidateConfig, check_candidates
 from dcdctl.core.teacher.estimate import CacheCost
 
 
@@ -38,6 +38,13 @@ class CacheJob:
     """Finished cache of the same teacher whose scores are reused."""
     compute: Compute = ON_CPU
     """Its folder of features is made if it does not exist."""
+
+    def open_corpus(self) -> Corpus:
+        """The corpus; an error for candidates that it cannot have."""
+        corpus = Corpus.open(self.data, self.split, self.max_images)
+        if self.candidates is not None:
+            check_candidates(corpus, self.candidates)
+        return corpus
 
 
 def _resolve(job: CacheJob) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def cache_scores(
     """
     assert job.candidates is not None
     overrides = _resolve(job)
-    corpus = Corpus.open(job.data, job.split, job.max_images)
+    corpus = job.open_corpus()
     # A missing or damaged cache is an error before the teacher is loaded.
     if job.extend is not None:
         read_cache(job.extend)
@@ -92,7 +99,7 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
     StaleError if it is larger than rounding explains, or if the cache belongs to another corpus, teacher or precision.
     """
     overrides = _resolve(job)
-    corpus = Corpus.open(job.data, job.split, job.max_images)
+    corpus = job.open_corpus()
     if (name := read_cache(job.out, corpus=corpus).teacher_name) is not None:
         raise StaleError(
             f"the scores of {job.out} are those of {name}, which dcdctl cannot compute again",

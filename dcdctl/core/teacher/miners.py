@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,6 +32,8 @@ MAX_MATRIX_ENTRIES = 1 << 22
 """Bounds the memory when queries need many candidates to find enough."""
 _SEEDS_PER_CHUNK = 256
 """Images compared with all free images at once."""
+_TEXTS_PER_CHUNK = 8192
+"""Texts compared with all blocks at once."""
 _MAX_WORDS = 2048
 """Words used for clustering, the most frequent first. The bound limits memory; rarer words connect few images."""
 
@@ -93,6 +96,39 @@ def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
         return index_QK.cpu().numpy()
 
     return mine
+
+
+def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Index]:
+    """`size` different texts for each of B blocks, the nearest by inner product with its centroid, balanced greedily.
+
+    Each text goes to the nearest block that has room; a block that is chosen by too many takes the nearest, and the
+    others go to their next block. A text is in one block until all texts are; then all are shared out again. O(B T D)
+    per pass over the free texts.
+    """
+    chosen = [np.empty(0, dtype=np.int64) for _ in centroids_BD]
+    free = np.arange(len(texts_TD))
+    while (room_B := size - np.array([len(texts) for texts in chosen])).any():
+        near, best = [], []
+        held_H, block_H = np.concatenate(chosen), np.repeat(np.arange(len(chosen)), size - room_B)
+        for part in np.split(free, range(_TEXTS_PER_CHUNK, len(free), _TEXTS_PER_CHUNK)):
+            similarity_BF = (centroids_BD @ texts_TD[torch.from_numpy(part)].T).cpu().numpy()
+            similarity_BF[room_B == 0] = -np.inf
+            # No block takes a text twice; those of `part` ascend.
+            place_H = np.minimum(np.searchsorted(part, held_H), len(part) - 1)
+            is_here = part[place_H] == held_H
+            similarity_BF[block_H[is_here], place_H[is_here]] = -np.inf
+            near.append(similarity_BF.argmax(axis=0))
+            best.append(similarity_BF.max(axis=0))
+        near_F, best_F = np.concatenate(near), np.concatenate(best)
+        taken = []
+        for block in np.flatnonzero(room_B).tolist():
+            fits = np.flatnonzero((near_F == block) & (best_F > -np.inf))
+            taken.append(fits[np.argsort(-best_F[fits], kind="stable")[: room_B[block]]])
+            chosen[block] = np.concatenate([chosen[block], free[taken[-1]]])
+        left = np.delete(free, np.concatenate(taken))
+        # Texts that no open block can take leave none to wait for.
+        free = left if 0 < len(left) < len(free) else np.arange(len(texts_TD))
+    return chosen
 
 
 def mine(

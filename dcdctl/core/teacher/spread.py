@@ -1,15 +1,15 @@
 """How far a teacher's scores are apart within a list, and the temperature that follows.
 
 A list is a caption's own pair and NUM_NEGATIVES of its query's candidates: the image with candidate captions, or the
-caption with candidate images. Lists of one size make caches comparable: the spread of a teacher's scores does not
-depend on how many candidates were cached.
+caption with candidate images. In a pool, a list is 1 + NUM_NEGATIVES candidates of a query. Lists of one size make
+caches comparable: the spread of a teacher's scores does not depend on how many candidates were cached.
 
 The softmax of scores at temperature T has an entropy between 0 (one-hot: the teacher adds nothing to the label) and log
 K (uniform: it says nothing of the order). The recommended T puts the mean of entropy / log K halfway. Setting a
 bandwidth by a target entropy is the rule of t-SNE (van der Maaten and Hinton 2008, perplexity); the target of one half
 is ours (docs/losses.md).
 
-Shape letters: L lists, K pairs of a list, the own pair in column 0.
+Shape letters: L lists, K pairs of a list, the own pair in column 0 unless it is a pool's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class ScoreSpread:
     within_list_std: float
     """The same within a list, as a mean over lists: what a softmax over a list sees."""
     gap: float
-    """Score of the own pair minus the score of the hardest negative of its list, as a mean over lists."""
+    """Score of the own pair minus the score of the hardest negative of its list, as a mean over lists; NaN for a
+    pool."""
     entropy: float
     """Entropy of the softmax of a list at temperature 1, in nats, as a mean over lists."""
     entropy_share: float
@@ -64,7 +65,7 @@ def measure_spread(scores: TeacherCache | TeacherEnsemble) -> ScoreSpread:
         num_lists=len(lists),
         std=std,
         within_list_std=float(np.nanstd(lists, axis=1).mean()),
-        gap=float((lists[:, 0] - np.nanmax(lists[:, 1:], axis=1)).mean()),
+        gap=float((lists[:, 0] - np.nanmax(lists[:, 1:], axis=1)).mean()) if len(_own_pairs(scores)[0]) else math.nan,
         entropy=float(_entropy(lists, 1.0).mean()),
         entropy_share=_share(lists, 1.0),
         temperature=recommend_temperature(lists),
@@ -116,36 +117,41 @@ def _entropy(lists_LK: Lists, temperature: float) -> NDArray[np.float64]:
     return np.log(total) - (share * np.where(share > 0, logits, 0)).sum(axis=1) / total
 
 
+def _own_pairs(scores: TeacherCache | TeacherEnsemble) -> tuple[Index, Index]:
+    """The image and the caption of each positive; none in a pool."""
+    first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
+    own = np.flatnonzero(first.role_P & POSITIVE)
+    return first.image_P[own], first.text_P[own].astype(np.int64)
+
+
 def _lists(scores: TeacherCache | TeacherEnsemble) -> Lists:
     """The scores of the lists of both directions, L x K."""
-    first = scores if isinstance(scores, TeacherCache) else scores.teachers[0]
-    is_positive = (first.role_P & POSITIVE) > 0
-    image_L, text_L = first.image_P[is_positive], first.text_P[is_positive].astype(np.int64)
+    image_L, text_L = _own_pairs(scores)
+    is_pool = not len(image_L)
     # Always the same draws, so that a cache has one recommended temperature.
     rng, parts = np.random.default_rng(0), []
     for direction in Direction:
-        candidates, (query, _) = scores.candidates.lists(direction), direction.query_first(image_L, text_L)
-        kept = np.flatnonzero(candidates.lengths[query] > 0)
+        candidates = scores.candidates.lists(direction)
+        query = np.arange(len(candidates)) if is_pool else direction.query_first(image_L, text_L)[0]
+        kept = np.flatnonzero(candidates.lengths[query] > int(is_pool))
         kept = kept[np.linspace(0, len(kept) - 1, min(len(kept), MAX_LISTS)).astype(np.int64)] if len(kept) else kept
-        drawn_LK = _draw(rng, candidates, query[kept])
+        drawn_LK = _draw(rng, candidates, query[kept], NUM_NEGATIVES + int(is_pool))
         other_LK = np.maximum(drawn_LK, 0)
         query_LK = np.broadcast_to(query[kept][:, None], drawn_LK.shape)
         negative_LK = scores.lookup(*direction.query_first(query_LK, other_LK))
-        own_L = scores.lookup(image_L[kept], text_L[kept])
-        part = np.column_stack([own_L, np.where(drawn_LK >= 0, negative_LK, np.nan)]).astype(np.float64)
+        part = np.where(drawn_LK >= 0, negative_LK, np.nan).astype(np.float64)
+        if not is_pool:
+            part = np.column_stack([scores.lookup(image_L[kept], text_L[kept]), part])
         # Of several teachers, not all may have scored the own pair.
         parts.append(part[~np.isnan(part[:, 0])])
     return np.concatenate(parts)
 
 
-def _draw(rng: np.random.Generator, candidates: RaggedArray, query_L: Index) -> Index:
-    """NUM_NEGATIVES different candidates of each query, L x NUM_NEGATIVES; -1 in the places of a query that has
-    fewer."""
-    drawn = np.full((len(query_L), NUM_NEGATIVES), -1, dtype=np.int64)
+def _draw(rng: np.random.Generator, candidates: RaggedArray, query_L: Index, count: int) -> Index:
+    """`count` different candidates of each query, L x count; -1 in the places of a query that has fewer."""
+    drawn = np.full((len(query_L), count), -1, dtype=np.int64)
     for row, query in enumerate(query_L.tolist()):
         drawn_from = candidates[query]
-        chosen = (
-            drawn_from if len(drawn_from) <= NUM_NEGATIVES else rng.choice(drawn_from, NUM_NEGATIVES, replace=False)
-        )
+        chosen = drawn_from if len(drawn_from) <= count else rng.choice(drawn_from, count, replace=False)
         drawn[row, : len(chosen)] = chosen
     return drawn

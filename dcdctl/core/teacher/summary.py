@@ -8,6 +8,7 @@ Shape letters: P pairs, Q queries.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,9 +32,9 @@ class DirectionSummary:
     """Queries with at least one negative."""
     num_negatives: int
     positive_first: float
-    """Share of queries whose best positive scores above every negative; a tie counts as a miss."""
+    """Share of queries whose best positive scores above every negative; a tie counts as a miss. NaN for a pool."""
     outranking: float
-    """Share of negatives that score at least as high as the query's best positive."""
+    """Share of negatives that score at least as high as the query's best positive. NaN for a pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class CacheSummary:
     lack_of_order: str | None
     """Why nothing can be learned from the order of the scores, if that is so."""
     hardest: list[Negative]
-    """Sorted by the lead over the best positive caption of the same image, largest first."""
+    """Sorted by the lead over the best positive caption of the same image, largest first; none in a pool."""
 
 
 def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
@@ -111,19 +112,21 @@ def _summarize_direction(cache: TeacherCache, direction: Direction, best_Q: NDAr
     query = negatives.rows
     outranks = cache.lookup(*direction.query_first(query, negatives.values)) >= best_Q[query]
     has_any = negatives.lengths > 0
+    is_pool = not np.isfinite(best_Q).any()
     is_beaten = np.bincount(query[outranks], minlength=len(negatives)) > 0
     return DirectionSummary(
         num_queries=int(has_any.sum()),
         num_negatives=len(query),
-        positive_first=float((~is_beaten[has_any]).mean()) if has_any.any() else float("nan"),
-        outranking=float(outranks.mean()) if len(query) else float("nan"),
+        positive_first=float((~is_beaten[has_any]).mean()) if has_any.any() and not is_pool else float("nan"),
+        outranking=float(outranks.mean()) if len(query) and not is_pool else float("nan"),
     )
 
 
 def _hardest(
     cache: TeacherCache, image_P: NDArray[np.int64], text_P: NDArray[np.int64], best_I: NDArray[np.float32], count: int
 ) -> list[Negative]:
-    is_negative = (cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0
+    # A pool has no positive that a negative could be compared with.
+    is_negative = ((cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0) & np.isfinite(best_I).any()
     lead_P = np.where(is_negative, cache.score_P - best_I[image_P], -np.inf)
     negatives = []
     for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
@@ -159,9 +162,8 @@ def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[
 def _spread_facts(spread: ScoreSpread) -> list[tuple[str, str]]:
     if not spread.num_lists:
         return []
-    apart = (
-        f"standard deviation {spread.std:.2f} of all, {spread.within_list_std:.2f} within a list; positive "
-        f"{spread.gap:+.2f} to the hardest"
+    apart = f"standard deviation {spread.std:.2f} of all, {spread.within_list_std:.2f} within a list" + (
+        "" if math.isnan(spread.gap) else f"; positive {spread.gap:+.2f} to the hardest"
     )
     entropy = f"{spread.entropy:.2f} nats, {spread.entropy_share:.0%} of the largest possible, at temperature 1"
     if spread.temperature is None:
@@ -174,16 +176,19 @@ def _spread_facts(spread: ScoreSpread) -> list[tuple[str, str]]:
 
 def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
     """The summary as pairs of name and value, in words."""
+    num_true = sum(summary.positives)
+    is_pool = not num_true
     facts = [
         ("images, captions", f"{summary.num_images:,}, {summary.num_captions:,}"),
-        ("pairs", f"{summary.num_pairs:,}, of which {sum(summary.positives):,} true"),
+        ("pairs", f"{summary.num_pairs:,}" + (" of a pool" if is_pool else f", of which {num_true:,} true")),
     ]
     if summary.teacher_name is not None:
         facts.append(("scores from elsewhere", summary.teacher_name))
     for name, direction in (("text retrieval", summary.text_retrieval), ("image retrieval", summary.image_retrieval)):
         if direction.num_queries:
-            shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
-            facts.append((name, f"{direction.num_queries:,} queries, {direction.num_negatives:,} negatives: {shares}"))
+            shares = f": positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
+            counts = f"{direction.num_queries:,} queries, {direction.num_negatives:,} "
+            facts.append((name, f"{counts}candidates" if is_pool else f"{counts}negatives{shares}"))
     facts += _spread_facts(summary.spread)
     if summary.lack_of_order:
         facts.append(("note", summary.lack_of_order))
