@@ -133,6 +133,16 @@ def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, whol
     assert_equal_weights(whole, run(tars, tmp_path / "killed", resume=True))
 
 
+def test_the_counts_of_another_run_of_the_recipe_are_refused(tars, whole, tmp_path):
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "killed", watch=killed_after(6))
+    shutil.copy(whole.folder / "shards.jsonl", tmp_path / "killed")
+    with pytest.raises(
+        InputError, match=r"line 1 of .*killed/shards\.jsonl is damaged, or of another run: .*; delete it"
+    ):
+        run(tars, tmp_path / "killed", resume=True)
+
+
 def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_folder, monkeypatch):
     opened = []
     start = f"model.start={dual_folder}"
