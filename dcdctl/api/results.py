@@ -15,12 +15,12 @@ from dcdctl.cli.export import Export
 from dcdctl.core import bench as bench_room
 from dcdctl.core import devices, evaluation
 from dcdctl.core.bench import Bench, BenchConfig
-from dcdctl.core.evaluation import Comparison, Evaluation
+from dcdctl.core.evaluation import Comparison, Evaluation, PoolEvaluation
 from dcdctl.core.export import Exported
 
 
 @takes(Evaluate)
-def evaluate(arguments: Evaluate) -> Evaluation:
+def evaluate(arguments: Evaluate) -> Evaluation | PoolEvaluation:
     """Measure the retrieval of a model, or of a cascade with `rerank`; written into `out`, or into the run folder if
     `model` is a run.
 
@@ -28,7 +28,7 @@ def evaluate(arguments: Evaluate) -> Evaluation:
 
     `depth` is the number of candidates that are re-ranked per query (50), or several of them, whose times are then
     measured too. `dims`, `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by
-    codes, as an index does.
+    codes, as an index does. `against` is a teacher whose order is compared without labels; a pool has that alone.
     """
     with api.same_threads():
         return evaluation.run_evaluation(arguments.job(say), track=api.track(arguments.progress), say=say)

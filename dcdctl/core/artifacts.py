@@ -58,7 +58,7 @@ _FOLDERS = {
     "stored features": (("features.json",), "give the folder above it to --features"),
     "a run": (("run.json",), "give it as RUN"),
     "a saved model": (("dcdctl.json", "config.json"), "give it as RUN or --teacher"),
-    "an evaluation": (("result.json", "cascade.json"), "give it to `dcdctl report` or `dcdctl compare`"),
+    "an evaluation": (("result.json", "cascade.json", "pool.json"), "give it to `dcdctl report` or `dcdctl compare`"),
 }
 """The folders that dcdctl writes: the files that tell them, and where such a folder belongs; the first match counts."""
 

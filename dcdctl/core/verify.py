@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from dcdctl.core import artifacts, bench, data, evaluation, files, models, scoring, search, teacher, training
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.errors import DcdError, InputError, StaleError
-from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, POOL_FILES
 from dcdctl.core.progress import Track, silent
 
 Read = TypeVar("Read")
@@ -320,7 +320,7 @@ def _model(folder: Path, track: Track) -> VerifiedArtifact:
 
 def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
     artifact = VerifiedArtifact(path=folder, kind="evaluation")
-    for names in (MODEL_FILES, CASCADE_FILES):
+    for names in (MODEL_FILES, CASCADE_FILES, POOL_FILES):
         if not (folder / str(names.result)).exists():
             continue
         path = folder / str(names.result)
@@ -329,7 +329,8 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
             artifact.compare(folder, artifacts.listed_files(path, artifacts.read_document(path)), track)
         # In a block of its own: a damaged file must not hide that another one does not fit.
         with artifact.noting():
-            _ = evaluation.SavedEvaluation.load(folder, names).top  # read, to see that both tables fit the document
+            if names.ranks:  # of a pool there are none
+                _ = evaluation.SavedEvaluation.load(folder, names).top  # read, to see that all tables fit the document
     return artifact
 
 
@@ -340,6 +341,6 @@ CHECKS: list[tuple[tuple[str, ...], Callable[[Path, Track], VerifiedArtifact]]] 
     ((search.INDEX.seal_file,), _index),
     (("run.json",), _run),
     ((models.SETTINGS_FILE,), _model),
-    ((str(MODEL_FILES.result), str(CASCADE_FILES.result)), _evaluation),
+    ((MODEL_FILES.result, CASCADE_FILES.result, POOL_FILES.result), _evaluation),
 ]
 """The documents by which an artifact is recognized, and its check."""

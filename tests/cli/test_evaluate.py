@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny import make_models
+from tiny import make_models, make_pool
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -220,7 +220,7 @@ def test_a_fusion_teacher_and_its_cache_give_the_agreement_on_what_they_score(fo
     assert "pairs to score" in sampled.stderr
     cached = run_eval(run, "--against", val_cache)
     assert cached.exit_code == 0, cached.output
-    assert f"agreement with {val_cache}" in cached.stdout
+    assert f"agreement of {run} with {val_cache} on test" in cached.stdout
     assert "over the candidates that the cache has scores of" in cached.stdout
     result = read(run / "result.json")["agreement"]
     assert result["over"] == "cached"
@@ -239,3 +239,48 @@ def test_a_teacher_that_cannot_be_compared_is_one_line(folders, run, run_eval, v
         assert result.exit_code == 1, result.output
         assert message in result.stderr
     assert not (run / "result.json").exists()
+
+
+@pytest.fixture
+def pool(tmp_path) -> Path:
+    """A pool of six images and nine texts."""
+    captions = [[f"a red circle {image}", "a blue square"][: 1 + image % 2] for image in range(6)]
+    return make_pool(tmp_path / "pool", captions, split="test", has_colors=True).folder
+
+
+@pytest.mark.parametrize("teacher", ["run", "vilt"])
+def test_a_pool_has_an_agreement_and_no_recalls(folders, run, run_eval, pool, teacher):
+    assert run_eval(run).exit_code == 0
+    before = (run / "result.json").read_bytes()
+    arguments = ["eval", str(run), "--data", str(pool), "--device", "cpu", "--against", str(folders / teacher)]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert read(run / "pool.json") == document
+    assert (document["images"], document["captions"], document["protocol"]["kind"]) == (6, 9, "dual")
+    assert "rsum" not in document
+    assert "text_retrieval" not in document
+    agreement = document["agreement"]
+    assert agreement["text_retrieval"]["queries"] == agreement["image_retrieval"]["candidates"] == 6
+    assert (agreement["ndcg"] == 100) == (teacher == "run")
+    assert len(pd.read_parquet(run / "pool-agreement.parquet")) == 15
+    # The recalls of the run stay as they are.
+    assert (run / "result.json").read_bytes() == before
+    shown = CliRunner().invoke(app, arguments)
+    assert "6 images, 9 texts" in " ".join(shown.stdout.split())
+    verified = CliRunner().invoke(app, ["verify", str(run)])
+    assert verified.exit_code == 0, verified.output
+    (run / "pool-agreement.parquet").write_bytes(b"other")
+    assert "pool-agreement.parquet" in CliRunner().invoke(app, ["verify", str(run)]).output
+
+
+def test_a_pool_without_a_teacher_or_with_ranks_is_one_line(folders, run, pool, tmp_path):
+    for options, message in (
+        ((), "is a pool, whose images and texts are not paired: there are no recalls"),
+        (("--vector-table",), "is a pool"),
+        (("--against", str(folders / "vilt"), "--ranks", str(tmp_path / "ranks.parquet")), "leave --ranks out"),
+    ):
+        result = CliRunner().invoke(app, ["eval", str(run), "--data", str(pool), "--device", "cpu", *options])
+        assert result.exit_code == 1, result.output
+        assert message in " ".join(result.stderr.split())
+    assert not (run / "pool.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
+from dcdctl.core import scoring
 from dcdctl.core.data import Direction
-from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import EvalOptions, agreement, evaluate, files
-from dcdctl.core.evaluation.against import Against
+from dcdctl.core.errors import InputError, ModelError
+from dcdctl.core.evaluation import EvalOptions, agreement, evaluate, files, rankers
+from dcdctl.core.evaluation.against import Against, compare_with
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement, Sample, compare_orders
 from dcdctl.core.evaluation.document import Agreement
 from dcdctl.core.evaluation.files import SavedEvaluation
+from dcdctl.core.evaluation.rankers import RankingTask
+from dcdctl.core.progress import silent
 from dcdctl.core.teacher import TeacherScores
 
 CORPUS = Numbers(OWNER)
@@ -43,6 +47,15 @@ class TableScores(TeacherScores):
 
 def given(scores_IT: NDArray[np.float32], pairs=None) -> Against:
     return Against(name="table", fingerprint="1", scores=TableScores(scores_IT, pairs))
+
+
+def task_of(corpus: Numbers, options: EvalOptions | None = None, on_workload=None) -> RankingTask:
+    return RankingTask(corpus, options or EvalOptions(), silent, on_workload)
+
+
+def compared(model, against: Against, options: EvalOptions | None = None, on_workload=None) -> Agreements:
+    measured = evaluate.evaluate_model(model, CORPUS, options=EvalOptions(keeps_order=True))
+    return compare_with(against, measured.order, task_of(CORPUS, options, on_workload))
 
 
 def cosines() -> NDArray[np.float32]:
@@ -123,18 +136,18 @@ def test_no_score_of_a_constant_model_agrees_and_the_scale_of_a_teacher_does_not
 def test_all_candidates_of_a_dual_encoder_are_compared_in_both_directions(monkeypatch):
     # Blocks of three queries of one direction, and of two of the other.
     monkeypatch.setattr(agreement, "PAIRS_AT_A_TIME", 36)
-    measured = evaluate.evaluate_model(make_dual(), CORPUS, against=given(TABLE_IT))
-    assert measured.agreements.over == "all"
+    agreements = compared(make_dual(), given(TABLE_IT))
+    assert agreements.over == "all"
     for direction, ours, teacher in (
         (Direction.TEXT, cosines(), TABLE_IT),
         (Direction.IMAGE, cosines().T, TABLE_IT.T),
     ):
-        by_query = measured.agreements.by_direction[direction]
+        by_query = agreements.by_direction[direction]
         expected = [compare_orders(*scores) for scores in zip(ours, teacher, strict=True)]
         assert by_query.measures_QM.tolist() == pytest.approx(np.array(expected))
         assert by_query.query_Q.tolist() == list(range(len(ours)))
         assert set(by_query.num_candidates_Q.tolist()) == {ours.shape[1]}
-    assert 0.1 < measured.agreements.ndcg / 100 < 0.99
+    assert 0.1 < agreements.ndcg / 100 < 0.99
 
 
 def test_a_cache_is_compared_over_the_pairs_that_it_has_scores_of():
@@ -142,8 +155,8 @@ def test_a_cache_is_compared_over_the_pairs_that_it_has_scores_of():
     pairs = np.array([0, 0, 0, 1, 4, 4]), np.array([1, 5, 9, 5, 2, 17])
     elsewhere = np.full_like(TABLE_IT, np.nan)
     elsewhere[pairs] = TABLE_IT[pairs]
-    measured = evaluate.evaluate_model(make_dual(), CORPUS, against=given(elsewhere, pairs))
-    text, image = measured.agreements.by_direction.values()
+    agreements = compared(make_dual(), given(elsewhere, pairs))
+    text, image = agreements.by_direction.values()
     assert (text.query_Q.tolist(), text.num_candidates_Q.tolist()) == ([0, 4], [3, 2])
     assert (image.query_Q.tolist(), image.num_candidates_Q.tolist()) == ([5], [2])
     expected = compare_orders(cosines()[0, [1, 5, 9]], TABLE_IT[0, [1, 5, 9]])
@@ -153,23 +166,21 @@ def test_a_cache_is_compared_over_the_pairs_that_it_has_scores_of():
 
 def test_a_split_without_two_candidates_of_a_query_is_an_error():
     with pytest.raises(InputError, match="no query of split test has two candidates"):
-        evaluate.evaluate_model(make_dual(), CORPUS, against=given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
+        compared(make_dual(), given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
 
 
 def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once():
     teacher, workloads = make_fusion(), []
     options = EvalOptions(sample=Sample(first=3, random=2, seed=5))
     against = Against(name="fusion", fingerprint="1", scorer=teacher)
-    measured = evaluate.evaluate_model(
-        make_dual(), CORPUS, against=against, options=options, on_workload=workloads.append
-    )
-    assert measured.agreements.over == "sampled"
+    agreements = compared(make_dual(), against, options, workloads.append)
+    assert agreements.over == "sampled"
     expected, num_random = set(), 0
     for direction, ours_QG in ((Direction.TEXT, cosines()), (Direction.IMAGE, cosines().T)):
         lists = agreement.sampled_lists(lambda image_ix, text_ix: cosines()[image_ix, text_ix], CORPUS, options.sample)[
             direction
         ]
-        by_query = measured.agreements.by_direction[direction]
+        by_query = agreements.by_direction[direction]
         assert by_query.num_candidates_Q.tolist() == lists.lengths.tolist()
         for query, scores_G in enumerate(ours_QG):
             candidates = lists[query].tolist()
@@ -199,14 +210,17 @@ def test_random_candidates_are_the_same_for_every_model():
     assert other[Direction.TEXT].values.tolist() != drawn[0][Direction.TEXT].values.tolist()
 
 
-def test_a_fusion_model_keeps_its_scores_for_the_comparison():
+def test_a_fusion_model_keeps_its_scores_for_the_comparison(monkeypatch):
+    monkeypatch.setattr(scoring, "IMAGE_CHUNK", 3)
     model = TableFusion(torch.from_numpy(TABLE_IT))
     alone = evaluate.evaluate_model(model, CORPUS)
-    measured = evaluate.evaluate_model(model, CORPUS, against=given(-TABLE_IT))
+    assert alone.order is None
+    measured = evaluate.evaluate_model(model, CORPUS, options=EvalOptions(keeps_order=True))
+    agreements = compare_with(given(-TABLE_IT), measured.order, task_of(CORPUS))
     assert measured.table.text_ranks.tolist() == alone.table.text_ranks.tolist()
     # The pairs of one evaluation, and no more.
     assert len(model.pairs) == 2 * TABLE_IT.size
-    for by_query in measured.agreements.by_direction.values():
+    for by_query in agreements.by_direction.values():
         assert by_query.measures_QM[:, 2].tolist() == pytest.approx([-1] * len(by_query.query_Q))
 
 
@@ -232,7 +246,8 @@ def test_intervals_are_over_images_with_all_their_captions():
 
 
 def test_the_results_hold_the_agreement_and_a_later_evaluation_without_it_removes_it(tmp_path):
-    measured = evaluate.evaluate_model(make_dual(), CORPUS, against=given(TABLE_IT))
+    measured = evaluate.evaluate_model(make_dual(), CORPUS)
+    measured = replace(measured, agreements=compared(make_dual(), given(TABLE_IT)))
     document = Agreement.of(measured.agreements, CORPUS, "table", "1", Sample())
     files.write_evaluation(tmp_path, measured.evaluation("dual", agreement=document), measured)
     saved = SavedEvaluation.load(tmp_path)
@@ -250,3 +265,36 @@ def test_the_results_hold_the_agreement_and_a_later_evaluation_without_it_remove
     files.write_evaluation(tmp_path, alone.evaluation("dual"), alone)
     assert not path.exists()
     assert "agreement" not in json.loads((tmp_path / "result.json").read_text())
+
+
+class Pool(Numbers):
+    """The same images and texts, unpaired."""
+
+    def __init__(self, owner: list[int]) -> None:
+        super().__init__(owner)
+        self.is_pool, self.caption_image = True, np.full(len(owner), -1)
+
+
+@pytest.mark.parametrize("model", [make_dual(), TableFusion(torch.from_numpy(cosines()))])
+def test_a_pool_is_compared_like_the_corpus_without_its_captions_images(monkeypatch, model):
+    monkeypatch.setattr(scoring, "IMAGE_CHUNK", 3)
+    pool = Pool(OWNER)
+    order = rankers.order_of(model, task_of(pool))
+    agreements, expected = compare_with(given(TABLE_IT), order, task_of(pool)), compared(make_dual(), given(TABLE_IT))
+    for ours, theirs in zip(agreements.by_direction.values(), expected.by_direction.values(), strict=True):
+        assert ours.measures_QM.tolist() == pytest.approx(theirs.measures_QM)
+    document = Agreement.of(agreements, pool, "table", "1", Sample())
+    assert document.ndcg == pytest.approx(expected.ndcg)
+    # Texts of a pool are drawn each by itself.
+    low, high = document.intervals["image_retrieval"]["nDCG@10"]
+    assert low < document.image_retrieval["nDCG@10"] < high
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    table_IT = torch.from_numpy(TABLE_IT.copy())
+    table_IT[3, 4] = torch.nan
+    with pytest.raises(ModelError, match="NaN"):
+        rankers.order_of(TableFusion(table_IT), task_of(Pool(OWNER)))
+    options = EvalOptions(sample=Sample(first=18, random=0))
+    with pytest.raises(ModelError, match="NaN"):
+        compared(make_dual(), Against(name="fusion", fingerprint="1", scorer=TableFusion(table_IT)), options)

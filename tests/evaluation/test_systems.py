@@ -118,7 +118,7 @@ def test_models_of_different_kinds_are_two_systems_and_not_one(here, made, chang
 
 def test_ranks_of_another_evaluation_than_the_result_are_refused(here, made):
     write_ranks(here / "good" / "ranks.parquet", made, *BAD)
-    with pytest.raises(InputError, match=r"good/ranks\.parquet is damaged: .*, not .*; `dcdctl eval` writes both"):
+    with pytest.raises(InputError, match=r"good/ranks\.parquet is damaged: .*, not .*; `dcdctl eval` writes"):
         compare.read_systems(["good"])
 
 

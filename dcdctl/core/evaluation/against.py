@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,11 @@ from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup, Scores
-from dcdctl.core.evaluation.protocols import Fold
 from dcdctl.core.evaluation.rankers import RankingTask
+from dcdctl.core.evaluation.ranks import checked_scores
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import Vectors, finite_vectors
-from dcdctl.core.teacher import EmbeddedTeacher, TeacherScores, products_of, read_cache
+from dcdctl.core.teacher import EmbeddedTeacher, TeacherScores, read_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +83,12 @@ def _compare_sample(scorer: FusionScorer, ours: Lookup, task: RankingTask) -> Ag
     compute = task.options.compute
     compute = compute if scorer.encoders is not None else replace(compute, features=None)
     asked = replace(task, options=replace(task.options, compute=compute))
-    opened = rankers.fold_scorers(scorer, asked)(Fold(range(corpus.num_images), range(num_texts)))
+    opened = rankers.fold_scorers(scorer, asked)(task.folds[0])
     rankers.report_workload(asked, opened, len(key_P), corpus.num_images)
     with task.track("score with the teacher", total=len(key_P), unit="pairs") as advance:
-        score_P = opened.score(*np.divmod(key_P, num_texts), advance)
+        score_P = checked_scores(opened.score(*np.divmod(key_P, num_texts), advance))
 
     def teacher(image_ix: Index, text_ix: Index) -> Scores:
         return score_P[np.searchsorted(key_P, image_ix * num_texts + text_ix)]
 
     return agreement.agree(ours, teacher, corpus, "sampled", lists)
-
-
-def vector_order(vectors: Vectors) -> Lookup:
-    """The scores of a dual encoder by its vectors: cosines, whose order is that of its logits."""
-    return partial(products_of, finite_vectors(vectors.images_ID).cpu(), finite_vectors(vectors.texts_TD).cpu())

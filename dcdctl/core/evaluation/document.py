@@ -16,7 +16,7 @@ from dcdctl.core.config import Key, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
-from dcdctl.core.evaluation.agreement import MEASURES, NDCG, PERCENT, Agreements, Over, Sample
+from dcdctl.core.evaluation.agreement import MEASURES, NDCG, PERCENT, Agreements, Lookup, Over, Sample
 from dcdctl.core.evaluation.bootstrap import bootstrap_sums
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
@@ -47,6 +47,8 @@ class FileNames:
 
 MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json", "agreement.parquet")
 CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+POOL_FILES = FileNames("", "", "pool.json", "pool-agreement.parquet")
+"""Of a pool, in which no query has a rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Agreement:
     level: float = LEVEL
     resamples: int = RESAMPLES
     intervals: dict[str, dict[str, Bounds]]
-    """Bootstrap intervals by direction, over images with their captions."""
+    """Bootstrap intervals by direction: over images with their captions; for the texts of a pool, over texts."""
 
     @staticmethod
     def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str, sample: Sample) -> Agreement:
@@ -123,7 +125,9 @@ class Agreement:
         for direction, agreement in agreements.by_direction.items():
             query_Q, measures_QM = agreement.query_Q, agreement.measures_QM * PERCENT
             # Captions of one image are drawn together, as for recalls.
-            drawn_Q = corpus.caption_image[query_Q] if direction == Direction.IMAGE else query_Q
+            # The texts of a pool have no images.
+            by_image = direction == Direction.IMAGE and not corpus.is_pool
+            drawn_Q = corpus.caption_image[query_Q] if by_image else query_Q
             unit_Q = np.unique(drawn_Q, return_inverse=True)[1]
             columns_UC = np.zeros((unit_Q.max() + 1, len(MEASURES) + 1))
             np.add.at(columns_UC, unit_Q, np.column_stack([measures_QM, np.ones(len(query_Q))]))
@@ -145,6 +149,33 @@ class Agreement:
             intervals=intervals,
             **means,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolEvaluation:
+    """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
+
+    model: str
+    split: str
+    images: int
+    captions: int
+    """Texts of the pool."""
+    protocol: HowMeasured
+    agreement: Agreement
+    seconds: float
+    corpus_fingerprint: str
+    data: str
+    folder: Annotated[Path | None, OMITTED] = None
+    """Where it was written; no entry of the document."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The contents of pool.json as plain values."""
+        document: dict[str, Any] = to_table(dataclasses.replace(self, folder=None))
+        return document
+
+    def _repr_html_(self) -> str:
+        return templates.render("notebook.html", title="", tables=evaluation_tables(self), cards=[], notes=[])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -270,6 +301,8 @@ class Measured:
     depths: tuple[Depth, ...]
     pairs_scored: int
     seconds: float
+    order: Lookup | None = None
+    """What gives the model's score of any pair, if it was kept."""
     agreements: Agreements | None = None
 
     @property
@@ -309,20 +342,22 @@ def folder_of(corpus: Corpus) -> str:
     return shown(corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute())
 
 
-def evaluation_tables(evaluation: Evaluation) -> list[Table]:
+def evaluation_tables(evaluation: Evaluation | PoolEvaluation) -> list[Table]:
     """Recalls with their intervals; then the depths of a cascade, the judgments of ECCV Caption, and the agreement with
-    a teacher, if there are any."""
+    a teacher, if there are any. A pool has that alone."""
+    if isinstance(evaluation, PoolEvaluation):
+        return [_agreement(evaluation.agreement, evaluation)]
     tables = [_recalls(evaluation)]
     if evaluation.depths:
         tables.append(_depths(evaluation))
     if evaluation.eccv_caption and evaluation.cxc:
         tables.append(_judgments({"ECCV Caption": evaluation.eccv_caption, "CrissCrossed Captions": evaluation.cxc}))
     if evaluation.agreement is not None:
-        tables.append(_agreement(evaluation.agreement))
+        tables.append(_agreement(evaluation.agreement, evaluation))
     return tables
 
 
-def _agreement(agreement: Agreement) -> Table:
+def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) -> Table:
     rows = []
     both = {Direction.TEXT: agreement.text_retrieval, Direction.IMAGE: agreement.image_retrieval}
     for direction, measures in both.items():
@@ -340,7 +375,8 @@ def _agreement(agreement: Agreement) -> Table:
         else f"the model's first {agreement.sample.first} candidates and {agreement.sample.random} random ones",
     }[agreement.over]
     return Table(
-        f"agreement with {agreement.teacher}",
+        f"agreement of {evaluation.model} with {agreement.teacher} on {evaluation.split}: "
+        f"{evaluation.images:,} images, {evaluation.captions:,} texts",
         ["", "same first", *MEASURES[NDCG:], "queries", "candidates"],
         rows,
         f"nDCG@10 {agreement.ndcg:.2f}, the mean of both directions; over {over}.",

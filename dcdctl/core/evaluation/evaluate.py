@@ -31,13 +31,16 @@ from dcdctl.core.evaluation.document import (
     Evaluation,
     HowMeasured,
     Measured,
+    PoolEvaluation,
+    folder_of,
 )
-from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
+from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_pool, write_ranks
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm, parse_widths
 from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.scoring import VectorKind
 
@@ -50,13 +53,11 @@ def evaluate_model(
     corpus: Corpus,
     *,
     rerank: FusionScorer | None = None,
-    against: Against | None = None,
     options: EvalOptions = DEFAULT,
     track: Track = silent,
     on_workload: OnWorkload | None = None,
 ) -> Measured:
-    """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again,
-    and `against` is a teacher whose order is compared.
+    """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again.
 
     `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer
     scores them. ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or
@@ -67,16 +68,15 @@ def evaluate_model(
     task = RankingTask(corpus, options, track, on_workload)
     order: Lookup | None = None
     if model.kind == "fusion":
-        kept_IT = None if against is None else np.empty((corpus.num_images, corpus.num_captions), np.float32)
+        kept_IT = np.empty((corpus.num_images, corpus.num_captions), np.float32) if options.keeps_order else None
         folds, num_pairs = rankers.rank_by_fusion(model, task, kept_IT)
         order = None if kept_IT is None else lambda image_ix, text_ix: kept_IT[image_ix, text_ix]
     elif rerank is None:
         embedded = rankers.embed(model, task, [options.form])
         (folds,) = rankers.rank_by_forms(embedded, [options.form], task)
-        order = teachers.vector_order(embedded)
+        order = rankers.vector_order(embedded) if options.keeps_order else None
     else:
         folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
-    agreements = None if against is None or order is None else teachers.compare_with(against, order, task)
     # The rankings of all folds, with candidates as indices of the corpus.
     rankings = Rankings(
         ranks.concatenate([fold.text for fold in folds], [fold.texts.start for fold in task.folds]),
@@ -85,16 +85,7 @@ def evaluate_model(
     text_retrieval, image_retrieval = recall.mean_measures(folds)
     return Measured(
         corpus=corpus,
-        protocol=HowMeasured(
-            name=options.protocol.name,
-            folds=options.protocol.num_folds,
-            kind=model.kind if rerank is None else "cascade",
-            depth=None if rerank is None else options.depths[-1],
-            features=None if options.compute.features is None else "float16",
-            ties=TIES,
-            precision=options.compute.precision,
-            vectors=options.form,
-        ),
+        protocol=_how(model, rerank, options),
         text_retrieval=text_retrieval,
         image_retrieval=image_retrieval,
         rankings=rankings,
@@ -102,7 +93,20 @@ def evaluate_model(
         depths=depths,
         pairs_scored=num_pairs,
         seconds=time.perf_counter() - started,
-        agreements=agreements,
+        order=order,
+    )
+
+
+def _how(model: Model, rerank: FusionScorer | None, options: EvalOptions) -> HowMeasured:
+    return HowMeasured(
+        name=options.protocol.name,
+        folds=options.protocol.num_folds,
+        kind=model.kind if rerank is None else "cascade",
+        depth=None if rerank is None else options.depths[-1],
+        features=None if options.compute.features is None else "float16",
+        ties=TIES,
+        precision=options.compute.precision,
+        vectors=options.form,
     )
 
 
@@ -237,8 +241,9 @@ def _depths(job: EvalJob) -> tuple[int, ...]:
 
 def run_evaluation(
     job: EvalJob, *, track: Track = silent, on_workload: OnWorkload | None = None, say: Say = unsaid
-) -> Evaluation:
-    """Evaluate and write what a job asks for. `say` gets a line if the model's run was trained on the split.
+) -> Evaluation | PoolEvaluation:
+    """Evaluate and write what a job asks for; of a pool, the agreement with a teacher alone. `say` gets a line if the
+    model's run was trained on the split.
 
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same
     folder.
@@ -250,24 +255,43 @@ def run_evaluation(
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
-        options = replace(options, protocol=protocol, num_top=num_top)
+        options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
         overrides = models.parse_overrides(job.model_sets)
         model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded
         overrides = models.parse_overrides(job.rerank_sets, RERANK_SET)
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, overrides, track)
         against = None if job.against is None else teachers.open_teacher(job.against, corpus, job.compute, track)
-        measured = evaluate_model(
-            model, corpus, rerank=reranker, against=against, options=options, track=track, on_workload=on_workload
-        )
+        task = RankingTask(corpus, options, track, on_workload)
+        if corpus.is_pool:
+            assert against is not None
+            return _evaluate_pool(job.model, model, against, task, folder)
+        measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         more: dict[str, Any] = {} if judge is None else judge.measure(measured.rankings)
-        if against is not None and measured.agreements is not None:
-            more["agreement"] = Agreement.of(
-                measured.agreements, corpus, against.name, against.fingerprint, options.sample
-            )
+        if against is not None and measured.order is not None:
+            agreements = teachers.compare_with(against, measured.order, task)
+            measured = replace(measured, agreements=agreements)
+            more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint, options.sample)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
         if job.ranks is not None:
             write_ranks(job.ranks, measured.table)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured)
+
+
+def _evaluate_pool(name: str, model: Model, against: Against, task: RankingTask, folder: Path | None) -> PoolEvaluation:
+    started, corpus = time.perf_counter(), task.corpus
+    agreements = teachers.compare_with(against, rankers.order_of(model, task), task)
+    evaluation = PoolEvaluation(
+        model=name,
+        split=corpus.split,
+        images=corpus.num_images,
+        captions=corpus.num_captions,
+        protocol=_how(model, None, task.options),
+        agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint, task.options.sample),
+        seconds=time.perf_counter() - started,
+        corpus_fingerprint=corpus.fingerprint,
+        data=folder_of(corpus),
+    )
+    return evaluation if folder is None else write_pool(folder, evaluation, agreements)
 
 
 def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> dict[str, Any]:
@@ -314,6 +338,17 @@ def _no_vectors() -> ModelError:
 def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
     """The split of a job and its protocol; says so if the model was trained on the split."""
     corpus, protocol = open_split(job.data, job.split, job.protocol, job.max_images)
+    if corpus.is_pool:
+        where = f"split {corpus.split} of {shown(corpus.folder)} is a pool"
+        if job.against is None:
+            raise CorpusError(
+                f"{where}, whose images and texts are not paired: there are no recalls",
+                hint="compare with a teacher: --against TEACHER",
+            )
+        if not (corpus.num_images and corpus.num_captions):
+            raise CorpusError(f"{where} without {'texts' if corpus.num_images else 'images'}: nothing can be ranked")
+        if job.ranks is not None:
+            raise ConfigError(f"{where}, which has no ranks", hint="leave --ranks out")
     if job.against is not None and protocol.num_folds > 1:
         message = f"--against compares orders of one gallery, and the protocol {protocol.name} has {protocol.num_folds}"
         raise ConfigError(message, hint="add --protocol whole")

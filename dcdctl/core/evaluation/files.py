@@ -7,9 +7,10 @@ reads them back.
     DIR/result.json              `Evaluation.document`, written last
 
 The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of
-its dual encoder. docs/formats.md describes the columns. The document lists size and SHA-256 of both tables, which are
-compared before a table is read. A table also holds a checksum of its rows, for copies without a document. The old
-document is removed first: a killed evaluation leaves no document, and never one that belongs to other ranks.
+its dual encoder; those of a pool are pool-agreement.parquet and pool.json alone. docs/formats.md describes the columns.
+The document lists size and SHA-256 of the tables, which are compared before a table is read. A table also holds a
+checksum of its rows, for copies without a document. The old document is removed first: a killed evaluation leaves no
+document, and never one that belongs to other ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from dcdctl.core.config import build_document
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import Agreements
-from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames, Measured
+from dcdctl.core.evaluation.document import (
+    CASCADE_FILES,
+    MODEL_FILES,
+    POOL_FILES,
+    Evaluation,
+    FileNames,
+    Measured,
+    PoolEvaluation,
+)
 from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
 
 TABLES_HINT = "`dcdctl eval` writes the tables again"
@@ -253,6 +262,16 @@ def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -
         _write(folder / names.agreement, _agreement_tables(measured.agreements))
     listed = artifacts.list_files(folder, tables)
     artifacts.write_document(result_file, {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed})
+    return replace(evaluation, folder=folder)
+
+
+def write_pool(folder: Path, evaluation: PoolEvaluation, agreements: Agreements) -> PoolEvaluation:
+    """Write the table of a pool's queries, and the document last; returns the evaluation with its folder."""
+    (folder / POOL_FILES.result).unlink(missing_ok=True)
+    _write(folder / POOL_FILES.agreement, _agreement_tables(agreements))
+    listed = artifacts.list_files(folder, [POOL_FILES.agreement])
+    document = {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed}
+    artifacts.write_document(folder / POOL_FILES.result, document)
     return replace(evaluation, folder=folder)
 
 

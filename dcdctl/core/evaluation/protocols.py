@@ -75,6 +75,8 @@ def open_split(folder: Path, split: str, name: str = "auto", max_images: int | N
 
 def folds_of(corpus: Corpus, protocol: Protocol) -> list[Fold]:
     """The galleries of a protocol, of equal size up to one image."""
+    if protocol.num_folds == 1:  # also of a pool, whose texts have no images
+        return [Fold(range(corpus.num_images), range(corpus.num_captions))]
     ends = [corpus.num_images * fold // protocol.num_folds for fold in range(protocol.num_folds + 1)]
     # Captions are in the order of their images, so consecutive images have consecutive captions.
     text_ends = np.searchsorted(corpus.caption_image, ends).tolist()

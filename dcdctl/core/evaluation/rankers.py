@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated
 
 import numpy as np
@@ -29,17 +29,27 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
-from dcdctl.core.evaluation.agreement import DEFAULT_SAMPLE, Sample
+from dcdctl.core.evaluation.agreement import DEFAULT_SAMPLE, Lookup, Sample
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.document import Depth
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
 from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
-from dcdctl.core.evaluation.ranks import RankCounter
+from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
-from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.models import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Advance, Track
-from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Vectors, Workload, dual_embedder, embed_all, open_source
+from dcdctl.core.scoring import (
+    LOGIT_ROUNDING,
+    PairScorer,
+    Vectors,
+    Workload,
+    dual_embedder,
+    embed_all,
+    finite_vectors,
+    open_source,
+)
+from dcdctl.core.teacher import products_of
 
 OnWorkload = Callable[[Workload], None]
 """Receives the cost of scoring, before a fusion scorer starts."""
@@ -58,6 +68,8 @@ class EvalOptions:
     """Candidates of each query that are kept."""
     form: VectorForm = FULL_VECTORS
     """dual: how its vectors are compared."""
+    keeps_order: bool = False
+    """Keep what gives the model's score of any pair, for its agreement with a teacher; not of a cascade."""
     sample: Sample = DEFAULT_SAMPLE
     """Agreement with a fusion teacher: the candidates that it scores."""
 
@@ -124,6 +136,27 @@ def rank_by_fusion(
             for fold in task.folds
         ]
     return folds, num_pairs
+
+
+def order_of(model: Model, task: RankingTask) -> Lookup:
+    """What gives a model's score of any pair, without ranks, for which captions need their images. A fusion scorer
+    scores all pairs; ModelError for scores that are not finite."""
+    if model.kind == "dual":
+        return vector_order(embed(model, task))
+    scorer, num_texts = fold_scorers(model, task)(task.folds[0]), task.corpus.num_captions
+    scores_IT = np.empty((task.corpus.num_images, num_texts), np.float32)
+    report_workload(task, scorer, scores_IT.size, task.corpus.num_images)
+    with task.track("score", total=scores_IT.size, unit="pairs") as advance:
+        for first in range(0, len(scores_IT), scoring.IMAGE_CHUNK):
+            images = np.arange(first, min(first + scoring.IMAGE_CHUNK, len(scores_IT)))
+            pairs = np.repeat(images, num_texts), np.tile(np.arange(num_texts), len(images))
+            scores_IT[images] = checked_scores(scorer.score(*pairs, advance)).reshape(len(images), num_texts)
+    return lambda image_ix, text_ix: scores_IT[image_ix, text_ix]
+
+
+def vector_order(vectors: Vectors) -> Lookup:
+    """What gives a dual encoder's cosine of any pair, from its vectors."""
+    return partial(products_of, finite_vectors(vectors.images_ID).cpu(), finite_vectors(vectors.texts_TD).cpu())
 
 
 def rank_by_cascade(

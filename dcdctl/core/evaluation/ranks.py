@@ -57,7 +57,7 @@ class RankCounter:
         num_top: int = NUM_TOP,
         margin: float = 0.0,
     ) -> None:
-        positive_T, self._image_T = _checked(positive_T), caption_image
+        positive_T, self._image_T = checked_scores(positive_T), caption_image
         self._num_positives_I = counts_I = np.bincount(caption_image)
         # The positives of each image, best first: threshold r of an image belongs to its r-th best caption.
         order_T = np.lexsort((-positive_T, self._image_T))
@@ -92,7 +92,7 @@ class RankCounter:
 
         `kth_best_T` is the property of that name, now or at an earlier moment.
         """
-        scores_IT = _checked(scores_IT)
+        scores_IT = checked_scores(scores_IT)
         images, texts = (
             slice(first, first + size) for first, size in zip((first_image, first_text), scores_IT.shape, strict=True)
         )
@@ -324,7 +324,7 @@ def _count_in_columns(is_above: NDArray[np.bool_]) -> NDArray[np.int64]:
     )
 
 
-def _checked(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def checked_scores(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """The scores as contiguous float32; ModelError if one is NaN or infinite."""
     # NaN and infinity reach the minimum or the maximum, which need no mask as large as the block.
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
