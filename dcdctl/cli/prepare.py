@@ -61,6 +61,15 @@ class Prepare:
         ),
         list[Path],
     ] = None
+    decontaminate: Annotated[
+        Refs | None,
+        reads(
+            "--decontaminate",
+            help="Prepared corpus, whose val and test images and texts a pool is left without; repeatable.",
+            metavar="DIR",
+        ),
+        list[Path],
+    ] = None
     data_name: Annotated[
         str | None,
         configures("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME"),
@@ -166,6 +175,7 @@ class Prepare:
             out or Path("data") / manifest.name,
             options=build(data.PrepareOptions, rows),
             source_options=sources,
+            decontaminate=[path(folder) for folder in many(self.decontaminate)],
             track=track,
         )
 

@@ -7,15 +7,18 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from captioned_photos import jpeg
+from PIL import Image
 from shards import parquet_of
 
-from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, prepare_corpus
+from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, near_duplicates, prepare_corpus
+from dcdctl.core.data import prepare as prepare_module
 from dcdctl.core.data.readers.rows import MAX_TEXT_BYTES, divide
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.verify import verify
 
 NAMES = [f"{'sub/' if number % 2 else ''}{number}.jpg" for number in range(30)]
@@ -40,11 +43,16 @@ def queries(tmp_path):
     return path
 
 
-def prepare(out, *, options=None, **choice):
+def prepare(out, *, options=None, decontaminate=(), **choice):
     settings = {key: [value] if isinstance(value, Path) else value for key, value in choice.items()}
     settings |= {key: choice[key] for key in ("csv", "jsonl", "karpathy") if key in choice}
     manifest = choose_manifest(DataChoice(folder=out, **settings))
-    return prepare_corpus(manifest, out, options=PrepareOptions(workers=1, **(options or {})))
+    options = PrepareOptions(workers=1, **(options or {}))
+    return prepare_corpus(manifest, out, options=options, decontaminate=decontaminate)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def splits_of(folder):
@@ -282,3 +290,163 @@ def test_places_that_are_not_there_and_wrong_settings(tmp_path, queries):
         prepare(tmp_path / "out", queries=queries, hold_out=0.9)
     with pytest.raises(InputError, match="--queries goes with --karpathy, --csv or --jsonl"):
         choose_manifest(DataChoice(manifest="scenes", queries=[queries]))
+
+
+# What is measured on is left out
+
+
+def saved_again(number, quality=60):
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(jpeg_photo(number))) as image:
+        image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def jpeg_photo(number):
+    """A smooth picture, whose copies have nearly its hash."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A table of 12 photos, 4 of them test, beside 6 photos that it does not name: copies of a test and of a train
+    photo, and a test photo saved again."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = []
+    for number in range(12):
+        (folder / f"{number}.jpg").write_bytes(jpeg_photo(number))
+        split = "test" if number < 4 else "val" if number < 6 else "train"
+        rows.append(f"{number}.jpg,The photo {number}.,{split}")
+    for number in range(12, 15):
+        (folder / f"other-{number}.jpg").write_bytes(jpeg_photo(number))
+    (folder / "other-copy.jpg").write_bytes(jpeg_photo(2))
+    (folder / "other-again.jpg").write_bytes(saved_again(5))
+    (folder / "other-train.jpg").write_bytes(jpeg_photo(8))
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption,split", *rows]))
+    (tmp_path / "q.txt").write_text("the photo 1\na new text\nthe photo 9\nTHE PHOTO 5!\n")
+    return {"csv": tmp_path / "pairs.csv", "images": folder, "queries": tmp_path / "q.txt"}
+
+
+KEPT_IMAGES = ["other-12.jpg", "other-13.jpg", "other-14.jpg", "other-train.jpg"]
+
+
+def test_images_and_texts_of_val_and_test_are_left_out_of_the_pool(tmp_path, mixed):
+    summary = prepare(tmp_path / "out", **mixed)
+    pool = Corpus.open(tmp_path / "out", "pool")
+    assert pool.image_ids == KEPT_IMAGES
+    assert (pool.captions, pool.caption_ids.tolist()) == (["a new text", "the photo 9"], [1, 2])
+    left_out = json.loads((tmp_path / "out" / "corpus.json").read_text())["leakage"]["left_out"]["pool"]
+    again = left_out["examples"][1]
+    assert left_out == {
+        "same_file": 1,
+        "near": 1,
+        "texts": 2,
+        "examples": [{"image": "other-copy.jpg", "like": "2.jpg of test", "bits": None}, again],
+        "example_texts": ["the photo 1", "THE PHOTO 5!"],
+    }
+    assert (again["image"], again["like"]) == ("other-again.jpg", "5.jpg of val")
+    assert 0 <= again["bits"] <= near_duplicates.NEAR_BITS
+    line = (
+        "left out of pool: 1 images by their files, 1 that look the same, 2 texts, which are measured on; "
+        "the first: other-copy.jpg, 2.jpg of test"
+    )
+    assert line in str(summary)
+    assert line in str(prepare(tmp_path / "out", **mixed))
+    assert verify(tmp_path / "out").problems == []
+
+
+def test_a_copy_of_a_held_out_image_is_not_in_the_train_of_a_pool(tmp_path, photos, queries):
+    held_out = [name for name, split in divide(NAMES, 0.2).items() if split == "test"]
+    (tmp_path / "more").mkdir()
+    names = divide([*NAMES, *(f"copy-{number}.jpg" for number in range(40))], 0.2)
+    copy = next(name for name, split in names.items() if split == "train" and name.startswith("copy"))
+    (tmp_path / "more" / copy).write_bytes((photos / held_out[0]).read_bytes())
+    summary = prepare(tmp_path / "out", images=[photos, tmp_path / "more"], queries=queries, hold_out=0.2)
+    assert copy not in Corpus.open(tmp_path / "out", "train").image_ids
+    counts = "1 images by their files, 0 that look the same, 0 texts, which are measured on"
+    assert f"left out of train: {counts}; the first: {copy}, {held_out[0]} of test" in str(summary)
+
+
+def test_a_pool_is_left_without_the_val_and_test_of_other_corpora(tmp_path, mixed):
+    other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
+    summary = prepare(
+        tmp_path / "out", images=mixed["images"], queries=mixed["queries"], decontaminate=[Path(other)], hold_out=0.0
+    )
+    pool = Corpus.open(tmp_path / "out", "train")
+    # All but the six held-out photos and two copies of them.
+    assert pool.image_ids == [*(f"{number}.jpg" for number in (10, 11, 6, 7, 8, 9)), *KEPT_IMAGES]
+    assert pool.captions == ["a new text", "the photo 9"]
+    assert "left out of train: 7 images by their files, 1 that look the same, 2 texts" in str(summary)
+    assert "0.jpg of other test" in str(summary)
+    assert "without images and texts of other val, other test" in str(summary)
+    with pytest.raises(InputError, match="made from other files or with other options"):
+        prepare(tmp_path / "out", images=mixed["images"], queries=mixed["queries"], hold_out=0.0)
+
+
+def test_all_splits_count_of_a_corpus_without_val_and_test(tmp_path, photos, queries):
+    (tmp_path / "few").mkdir()
+    for name in NAMES[:2]:
+        (tmp_path / "few" / Path(name).name).write_bytes((photos / name).read_bytes())
+    prepare(tmp_path / "other", images=tmp_path / "few")
+    prepare(tmp_path / "out", images=photos, queries=queries, decontaminate=[tmp_path / "other"], hold_out=0.0)
+    assert Corpus.open(tmp_path / "out", "train").image_ids == sorted(NAMES[2:])
+
+
+def test_decontaminate_needs_a_pool_and_a_corpus(tmp_path, mixed):
+    prepare(tmp_path / "other", **mixed)
+    with pytest.raises(InputError, match="there is none to train on"):
+        prepare(tmp_path / "out", csv=mixed["csv"], images=mixed["images"], decontaminate=[tmp_path / "other"])
+    with pytest.raises(CorpusError, match=r"there is no corpus in .*photos"):
+        prepare(tmp_path / "out", **mixed, decontaminate=[mixed["images"]])
+
+
+@pytest.mark.parametrize("is_pool", [False, True])
+def test_a_killed_preparation_of_a_pool_resumes_to_the_same_bytes(tmp_path, mixed, monkeypatch, is_pool):
+    other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
+    if is_pool:
+        mixed = {"images": mixed["images"], "queries": mixed["queries"], "hold_out": 0.3}
+    mixed |= {"decontaminate": [Path(other)], "options": {"shard_size": 2}}
+    prepare(tmp_path / "whole", name="x", **mixed)
+    whole = contents(tmp_path / "whole")
+    write_shard, num_kills = prepare_module._write_shard, 0
+    for kill_after in range(1, 20):
+        written = []
+
+        def killed(path, *arguments, kill_after=kill_after, written=written):
+            if len(written) == kill_after:
+                raise KeyboardInterrupt
+            written.append(path)
+            return write_shard(path, *arguments)
+
+        monkeypatch.setattr(prepare_module, "_write_shard", killed)
+        out = tmp_path / f"killed-{kill_after}"
+        try:
+            prepare(out, name="x", **mixed)
+        except KeyboardInterrupt:
+            num_kills += 1
+            monkeypatch.setattr(prepare_module, "_write_shard", write_shard)
+            prepare(out, name="x", **mixed)
+        assert contents(out) == whole
+    assert 3 < num_kills < 19
+
+
+def test_an_unfinished_preparation_does_not_resume_with_another_corpus_to_decontaminate_from(
+    tmp_path, mixed, monkeypatch
+):
+    other = prepare(tmp_path / "other", csv=mixed["csv"], images=mixed["images"])
+    pool = {"images": mixed["images"], "queries": mixed["queries"], "hold_out": 0.0, "options": {"shard_size": 2}}
+    write_texts = prepare_module.write_texts
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "write_texts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "out", **pool)
+    monkeypatch.setattr(prepare_module, "write_texts", write_texts)
+    prepare(tmp_path / "out", **pool, decontaminate=[Path(other)])
+    assert "0.jpg" not in Corpus.open(tmp_path / "out", "train").image_ids

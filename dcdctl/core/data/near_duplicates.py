@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.config import Key
 from dcdctl.core.data.shards import RowFacts
 
 # The first is the one that makes a published number wrong: the model has seen the images that it is measured on.
@@ -51,6 +53,41 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What a pool was left without, because something is measured on it."""
+
+    same_file: int
+    near: int
+    """Images that look like a measured one, in another file."""
+    texts: int
+    examples: tuple[Match, ...]
+    """The first few images, the same files first."""
+    example_texts: tuple[str, ...]
+
+    @staticmethod
+    def of(matches: Sequence[Match], texts: Sequence[str]) -> LeftOut:
+        """The counts and the first of images and texts that were left out."""
+        same = [match for match in matches if match.bits is None]
+        near = [match for match in matches if match.bits is not None]
+        return LeftOut(
+            same_file=len(same),
+            near=len(near),
+            texts=len(texts),
+            examples=tuple([*same, *near][:NUM_EXAMPLES]),
+            example_texts=tuple(texts[:NUM_EXAMPLES]),
+        )
+
+    def __str__(self) -> str:
+        first = ""
+        if self.examples:
+            first = f"; the first: {self.examples[0].image}, {self.examples[0].like}"
+        elif self.example_texts:
+            first = f"; the first: {self.example_texts[0][:80]}"
+        counts = f"{self.same_file:,} images by their files, {self.near:,} that look the same, {self.texts:,} texts"
+        return f"{counts}, which are measured on{first}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Leakage:
     """Images that splits share."""
 
@@ -60,6 +97,9 @@ class Leakage:
     """By pair of splits that the corpus has: "test in train", "val in train", "test in val"."""
     repeats: dict[str, int] = field(default_factory=dict)
     """By split: images with the same file as an earlier row of the split."""
+
+    left_out: Annotated[dict[str, LeftOut], Key(omits_default=True)] = field(default_factory=dict)
+    """By split that is a pool to train on: what it was left without."""
 
     def facts(self) -> list[tuple[str, str]]:
         """Names and values, in words; empty if no split shares an image with another and none has one twice."""
@@ -74,7 +114,12 @@ class Leakage:
             for split, count in self.repeats.items()
             if count
         ]
-        return facts + repeats
+        left_out = [
+            (f"left out of {split}", str(left))
+            for split, left in self.left_out.items()
+            if left.same_file or left.near or left.texts
+        ]
+        return facts + repeats + left_out
 
 
 def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:

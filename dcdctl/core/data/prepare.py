@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import PIL
 import pyarrow as pa
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import config, files
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
-from dcdctl.core.config import Count
-from dcdctl.core.data import images, near_duplicates, source_files
+from dcdctl.core.config import Count, Key
+from dcdctl.core.data import decontamination, images, near_duplicates, source_files
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import (
     CORPUS,
@@ -37,11 +37,21 @@ from dcdctl.core.data.corpus_json import (
     read_corpus_json,
     split_to_measure,
 )
+from dcdctl.core.data.decontamination import HeldOut
 from dcdctl.core.data.images import CheckedImage, ImageError, RowError
 from dcdctl.core.data.manifest import Manifest, check_protocol
-from dcdctl.core.data.near_duplicates import Leakage
+from dcdctl.core.data.near_duplicates import Leakage, LeftOut, Match
 from dcdctl.core.data.readers import list_source
-from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SourceRow, SplitCounts, empty_split_hint
+from dcdctl.core.data.readers.rows import (
+    HELD_OUT,
+    SKIP_HINT,
+    SPLITS,
+    Listing,
+    RowCheck,
+    SourceRow,
+    SplitCounts,
+    empty_split_hint,
+)
 from dcdctl.core.data.shards import (
     CorpusRow,
     RowFacts,
@@ -150,10 +160,12 @@ def prepare_corpus(
     *,
     options: PrepareOptions | None = None,
     source_options: SourceOptions | None = None,
+    decontaminate: Sequence[Path] = (),
     track: Track = silent,
 ) -> CorpusSummary:
     """Write a corpus, or resume an interrupted one; does nothing if the corpus is finished.
 
+    A pool is left without the images and texts of val and test, and of those of the corpora to `decontaminate` from.
     InputError if a row cannot be used, or if the test split is not the one of the manifest's protocol; StaleError if
     another run is writing to the folder, or if the folder holds something else.
     """
@@ -166,6 +178,7 @@ def prepare_corpus(
     )
     # Before any image is read, and again below, because damaged images may be skipped.
     check_protocol(manifest, listing.counts, options.splits, options.max_images)
+    measured, listing = decontamination.open_measured(decontaminate, listing)
     digest = _plan_digest(manifest, listing, options)
     # Shards of other library versions are not mixed, because their bytes may differ. A finished corpus is valid with
     # any version.
@@ -174,11 +187,13 @@ def prepare_corpus(
     with build.lock():
         if build.is_sealed:
             return _already_there(out, digest)
-        shards, rows = _write_splits(listing, build, options, track)
-        entries = {split: _entry(out, split, shards[split], facts, listing) for split, facts in rows.items()}
-        skipped = (*listing.skipped, *(skip for notes in shards.values() for note in notes for skip in note.skipped))
-        document = _document(manifest, located, listing, entries, skipped, options)
-        document = replace(document, plan=digest, leakage=near_duplicates.find_leakage(rows))
+        held_out = decontamination.read_measured(measured, options.workers, track) if measured else HeldOut()
+        shards, rows = _write_splits(listing, build, options, held_out, track)
+        pools, left_out = decontamination.leave_texts_out(listing, held_out)
+        entries = {split: _entry(out, split, shards[split], rows[split], pools.get(split, {})) for split in rows}
+        skipped = tuple(skip for notes in shards.values() for note in notes for skip in note.skipped)
+        document = _document(manifest, located, listing, entries, (*listing.skipped, *skipped), options)
+        document = replace(document, plan=digest, leakage=_leakage(shards, rows, left_out))
         if (kept := listing.columns) is not None:
             columns = {
                 split: _write_columns(out / f"columns-{split}.parquet", kept, facts) for split, facts in rows.items()
@@ -186,11 +201,7 @@ def prepare_corpus(
             document = replace(document, columns=columns)
         parts = [*document.columns.values(), *(shard for split in document.splits.values() for shard in split.parts)]
         build.seal(config.to_table(document), [part.file for part in parts])
-    notes = () if kept is None else (f"columns: {', '.join(kept.table.column_names)}", *kept.notes)
-    if listing.label_columns:
-        named = " and ".join(name.removeprefix("caption_") for name in listing.label_columns)
-        notes = (f"captions have {named}, from the columns source and weight", *notes)
-    return _summary(out, document, (*located.notes, *notes), already_there=False)
+    return _summary(out, document, (*located.notes, *_column_notes(listing)), already_there=False)
 
 
 def _plan_digest(manifest: Manifest, listing: Listing, options: PrepareOptions) -> str:
@@ -237,11 +248,23 @@ def _document(
     )
 
 
+def _leakage(
+    shards: Mapping[str, Sequence[ShardNote]],
+    rows: Mapping[str, Sequence[RowFacts]],
+    texts: Mapping[str, Sequence[str]],
+) -> Leakage:
+    """The images that splits share, and what the pools are left without: images by the notes, and these texts."""
+    left_out = {
+        split: LeftOut.of([match for note in shards[split] for match in note.left_out], texts[split]) for split in texts
+    }
+    return replace(near_duplicates.find_leakage(rows), left_out=left_out)
+
+
 def _entry(
-    out: Path, split: str, notes: Sequence[ShardNote], rows: Sequence[RowFacts], listing: Listing
+    out: Path, split: str, notes: Sequence[ShardNote], rows: Sequence[RowFacts], texts: Mapping[str, int]
 ) -> CorpusSplit:
     """A split as corpus.json names it; writes the texts of a pool."""
-    texts, file = listing.pools.get(split, {}), None
+    file = None
     if texts:
         path = out / f"texts-{split}.parquet"
         write_texts(path, list(texts), list(texts.values()))
@@ -293,6 +316,16 @@ def _summary(out: Path, document: CorpusDocument, notes: Sequence[str] = (), *, 
     )
 
 
+def _column_notes(listing: Listing) -> Iterator[str]:
+    """Which columns of a table are kept."""
+    if listing.label_columns:
+        named = " and ".join(name.removeprefix("caption_") for name in listing.label_columns)
+        yield f"captions have {named}, from the columns source and weight"
+    if listing.columns is not None:
+        yield f"columns: {', '.join(listing.columns.table.column_names)}"
+        yield from listing.columns.notes
+
+
 def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
     """How a table without splits was divided, and in which encoding a table was read."""
     is_pool = source.get("kind") == "pool"
@@ -309,6 +342,8 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
         example = encoding["example"]
         wrong = f"; if this caption is wrong, name another with --encoding: {example}" if example else ""
         yield f"{encoding['file']} was read as {encoding['name']}{wrong}"
+    if decontaminated := source.get("decontaminate"):
+        yield f"without images and texts of {', '.join(name for name, _ in decontaminated)}"
     if repeated := source.get("queries", {}).get("repeated"):
         yield f"repeated texts: {repeated:,}, each kept once"
     if others := source.get("other_files"):
@@ -323,22 +358,27 @@ class ShardNote:
     skipped: tuple[SkippedRow, ...]
     hashes: tuple[str, ...]
     """In hex. They are kept because computing them again would decode every image."""
+    left_out: Annotated[tuple[Match, ...], Key(omits_default=True)] = ()
+    """Images of a pool that are measured on."""
 
 
 def _write_splits(
-    listing: Listing, build: Build, options: PrepareOptions, track: Track
+    listing: Listing, build: Build, options: PrepareOptions, held_out: HeldOut, track: Track
 ) -> tuple[dict[str, list[ShardNote]], dict[str, list[RowFacts]]]:
-    """The shards and the rows of each split; a shard is written unless an earlier run did."""
+    """The shards and the rows of each split; a shard is written unless an earlier run did. Images that are measured on
+    are added to `held_out`."""
     # The shards of an earlier run of the same plan with the same library versions; the others are removed.
     noted = build.begin(restart=True).get("shards", {})
     build.clean(noted)
     notes = {name: config.build(ShardNote, note) for name, note in noted.items()}
     shards: dict[str, list[ShardNote]] = {split: [] for split in listing.counts}
     facts: dict[str, list[RowFacts]] = {split: [] for split in listing.counts}
+    trained = decontamination.trained_pools(listing)
     with track("prepare", total=sum(count.images for count in listing.counts.values()), unit="images") as advance:
-        for split, count in listing.counts.items():
-            rows = listing.rows(split)
-            num_shards = math.ceil(count.images / options.shard_size)
+        # The pools to train on last, because they are left without what the other splits hold.
+        for split in sorted(listing.counts, key=lambda split: split in trained):
+            rows, unwanted = listing.rows(split), held_out if split in trained else HeldOut()
+            num_shards = math.ceil(listing.counts[split].images / options.shard_size)
             for number in range(num_shards):
                 path = build.folder / shard_name(split, number, num_shards)
                 # Taken for a finished shard too, because `rows` is an iterator.
@@ -350,20 +390,30 @@ def _write_splits(
                     advance(len(part))
                 else:
                     with resumed_by(RUN_AGAIN, lambda: bool(notes)):
-                        note, written = _write_shard(path, part, listing.label_columns, options, advance)
+                        note, written = _write_shard(path, part, listing.label_columns, unwanted, options, advance)
                     notes[path.name] = note
                     # After each shard: a killed run loses at most the shard that it was writing.
                     build.note(shards=config.to_table(notes))
                 shards[split].append(note)
                 facts[split] += written
+            if split in HELD_OUT and trained:
+                for fact in facts[split]:
+                    held_out.add(fact.image_id, fact.image_digest, fact.hash, split)
+                held_out.add_texts(text for row in listing.rows(split) for text in row.captions)
     return shards, facts
 
 
 def _write_shard(
-    path: Path, rows: Sequence[SourceRow], labels: Sequence[str], options: PrepareOptions, advance: Advance
+    path: Path,
+    rows: Sequence[SourceRow],
+    labels: Sequence[str],
+    unwanted: HeldOut,
+    options: PrepareOptions,
+    advance: Advance,
 ) -> tuple[ShardNote, list[RowFacts]]:
     hashes: list[int] = []
     skipped: list[SkippedRow] = []
+    left_out: list[Match] = []
 
     def check(row: SourceRow) -> CheckedImage | str:
         """The image file, shrunk if it is too large, or why it cannot be used."""
@@ -376,6 +426,9 @@ def _write_shard(
         for row, result in zip(rows, results, strict=True):
             advance(1)
             if isinstance(result, CheckedImage):
+                if (match := unwanted.find(row.image_id, result)) is not None:
+                    left_out.append(match)
+                    continue
                 hashes.append(result.hash)
                 # An image that was shrunk may have become a PNG.
                 name = str(PurePosixPath(row.path).with_suffix(".png")) if result.became_png else row.path
@@ -399,4 +452,10 @@ def _write_shard(
     with closing(read_in_threads(check, rows, readers, ahead=AHEAD_PER_WORKER * readers)) as results:
         written = [RowFacts.of(row, hashes[i]) for i, row in enumerate(write_shard(path, usable_rows(results), labels))]
     entry = ShardFile(file=path.name, **seal_of(path, rows=len(written)))
-    return ShardNote(entry=entry, skipped=tuple(skipped), hashes=tuple(f"{value:016x}" for value in hashes)), written
+    note = ShardNote(
+        entry=entry,
+        skipped=tuple(skipped),
+        hashes=tuple(f"{value:016x}" for value in hashes),
+        left_out=tuple(left_out),
+    )
+    return note, written

@@ -1,0 +1,111 @@
+"""Images and texts that a pool must not train on, because something is measured on them: those of val and test of the
+same corpus, and of other corpora.
+
+An image of a pool is left out if its file is one of theirs or looks like one (`near_duplicates`), a text if its words
+are (`captions.text_key`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dcdctl.core.data import images
+from dcdctl.core.data.captions import text_key
+from dcdctl.core.data.corpus import Corpus
+from dcdctl.core.data.corpus_json import read_corpus_json
+from dcdctl.core.data.near_duplicates import NEAR_BITS, Match, nearest_hashes
+from dcdctl.core.data.readers.rows import HELD_OUT, Listing
+from dcdctl.core.errors import InputError
+from dcdctl.core.machine import read_in_threads
+from dcdctl.core.progress import Track
+
+
+class HeldOut:
+    """What is measured on, as far as it is known yet: a pool is written last."""
+
+    def __init__(self) -> None:
+        self._places: list[str] = []
+        self._first: dict[bytes, int] = {}
+        self._hashes: list[int] = []
+        self._array = np.empty(0, np.uint64)
+        self.text_keys: set[str] = set()
+
+    def add(self, image_id: str, digest: bytes, hash_bits: int, where: str) -> None:
+        """Add an image by the SHA-256 of its file and its difference hash; `where` is its corpus or split."""
+        self._first.setdefault(digest, len(self._places))
+        self._places.append(f"{image_id} of {where}")
+        self._hashes.append(hash_bits)
+
+    def add_texts(self, texts: Iterable[str]) -> None:
+        """Add captions, or texts of a pool."""
+        self.text_keys.update(map(text_key, texts))
+
+    def find(self, image_id: str, image: images.CheckedImage) -> Match | None:
+        """The image that an image of a pool equals or looks like; None if there is none."""
+        if not self._places:
+            return None
+        if (same := self._first.get(hashlib.sha256(image.data).digest())) is not None:
+            return Match(image=image_id, like=self._places[same], bits=None)
+        if len(self._array) < len(self._hashes):
+            self._array = np.array(self._hashes, np.uint64)
+        [nearest], [bits] = nearest_hashes(np.array([image.hash], np.uint64), self._array)
+        return Match(image=image_id, like=self._places[nearest], bits=int(bits)) if bits <= NEAR_BITS else None
+
+
+def open_measured(folders: Sequence[Path], listing: Listing) -> tuple[list[Corpus], Listing]:
+    """The splits of prepared corpora that are measured on, which are val and test, or all splits of a corpus that has
+    neither; and the listing, with their fingerprints."""
+    opened = []
+    for folder in folders:
+        splits = list(read_corpus_json(folder).splits)
+        opened += [Corpus.open(folder, split) for split in [name for name in splits if name in HELD_OUT] or splits]
+    if not opened:
+        return opened, listing
+    if not trained_pools(listing):
+        hint = "add --queries, or leave --decontaminate out"
+        raise InputError(
+            "--decontaminate leaves images and texts out of a pool, and there is none to train on", hint=hint
+        )
+    fingerprints = [[f"{corpus.name} {corpus.split}", corpus.fingerprint] for corpus in opened]
+    return opened, replace(listing, provenance={**listing.provenance, "decontaminate": fingerprints})
+
+
+def read_measured(corpora: Sequence[Corpus], workers: int, track: Track) -> HeldOut:
+    """The images of other corpora, which are decoded, and their texts."""
+    held_out = HeldOut()
+    with track("decontaminate", total=sum(corpus.num_images for corpus in corpora), unit="images") as advance:
+
+        def hashed(data: bytes) -> tuple[bytes, int]:
+            return hashlib.sha256(data).digest(), images.check_image(data).hash
+
+        for corpus in corpora:
+            # One thread reads: each of several would read the row group of an image again.
+            files = map(corpus.image_bytes, range(corpus.num_images))
+            with closing(read_in_threads(hashed, files, 0 if workers == 1 else workers)) as results:
+                for image_id, (digest, hash_bits) in zip(corpus.image_ids, results, strict=True):
+                    held_out.add(image_id, digest, hash_bits, f"{corpus.name} {corpus.split}")
+                    advance(1)
+            held_out.add_texts(corpus.captions)
+    return held_out
+
+
+def trained_pools(listing: Listing) -> list[str]:
+    """The splits of a listing that are pools to train on."""
+    return [split for split in listing.pools if split not in HELD_OUT]
+
+
+def leave_texts_out(listing: Listing, held_out: HeldOut) -> tuple[dict[str, Mapping[str, int]], dict[str, list[str]]]:
+    """The texts that each pool keeps, with their numbers; and those that each pool to train on is left without."""
+    pools = dict(listing.pools)
+    left_out: dict[str, list[str]] = {}
+    for split in trained_pools(listing):
+        keys = {text: text_key(text) for text in pools[split]} if held_out.text_keys else {}
+        left_out[split] = [text for text, key in keys.items() if key in held_out.text_keys]
+        pools[split] = {text: pools[split][text] for text in pools[split] if keys.get(text) not in held_out.text_keys}
+    return pools, left_out
