@@ -48,7 +48,7 @@ class FileNames:
 MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json", "agreement.parquet")
 CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
 POOL_FILES = FileNames("", "", "pool.json", "pool-agreement.parquet")
-"""Of a pool, in which no query has a rank."""
+"""The files of a pool, whose queries have no ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
