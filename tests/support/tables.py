@@ -24,6 +24,7 @@ class Numbers:
         self.image_ids = [f"image {image}" for image in range(self.num_images)]
         self.caption_ids = np.arange(len(owner)) + 100
         self.fingerprint = f"numbers {len(owner)}"
+        self.captions_by_source: dict[str, np.ndarray] = {}
         self.folder, self.split, self.is_pool = Path("numbers"), "test", False
 
     def images(self, image_ix):

@@ -208,6 +208,8 @@ class Evaluation:
     eccv_caption: Annotated[dict[str, Measures] | None, OMITTED] = None
     """By direction, including the positives that COCO's own pairs lack (`eccv`)."""
     cxc: Annotated[dict[str, Measures] | None, OMITTED] = None
+    image_recalls_by_source: Annotated[dict[str, Measures], OMITTED] = dataclasses.field(default_factory=dict)
+    """R@1, R@5 and R@10 of image retrieval for the captions of each source; empty for a split without sources."""
     agreement: Annotated[Agreement | None, OMITTED] = None
     """With a teacher, if one was named."""
     folder: Annotated[Path | None, OMITTED] = None
@@ -309,6 +311,12 @@ class Measured:
     def rsum(self) -> float:
         return recall.rsum(self.text_retrieval, self.image_retrieval)
 
+    @property
+    def image_recalls_by_source(self) -> dict[str, Measures]:
+        """R@1, R@5 and R@10 of image retrieval for the captions of each source, over all folds together."""
+        of_sources = self.corpus.captions_by_source
+        return {name: recall.recall_at_k(self.table.image_ranks[texts]) for name, texts in of_sources.items()}
+
     def evaluation(self, model: str, **more: Any) -> Evaluation:
         """The evaluation of the model of this name, with its intervals; `more` are further entries."""
         # Always with seed 0, so that evaluating again gives the same intervals.
@@ -333,6 +341,7 @@ class Measured:
             corpus_fingerprint=self.corpus.fingerprint,
             data=folder_of(self.corpus),
             depths=self.depths,
+            image_recalls_by_source=self.image_recalls_by_source,
             **more,
         )
 
@@ -343,11 +352,17 @@ def folder_of(corpus: Corpus) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation | PoolEvaluation) -> list[Table]:
-    """Recalls with their intervals; then the depths of a cascade, the judgments of ECCV Caption, and the agreement with
-    a teacher, if there are any. A pool has that alone."""
+    """Recalls with their intervals, and by source of the captions; then the depths of a cascade, the judgments of ECCV
+    Caption, and the agreement with a teacher, if there are any. A pool has that alone."""
     if isinstance(evaluation, PoolEvaluation):
         return [_agreement(evaluation.agreement, evaluation)]
     tables = [_recalls(evaluation)]
+    if evaluation.image_recalls_by_source:
+        rows = [
+            [name, *(f"{recalls[k]:.2f}" for k in RECALL_NAMES)]
+            for name, recalls in evaluation.image_recalls_by_source.items()
+        ]
+        tables.append(Table("image retrieval by source of the caption", ["", *RECALL_NAMES], rows))
     if evaluation.depths:
         tables.append(_depths(evaluation))
     if evaluation.eccv_caption and evaluation.cxc:

@@ -28,7 +28,8 @@ class Validation:
     compute: Compute
 
     def measure(self, model: Any, done: int) -> dict[str, float]:
-        """Recalls of both directions in percent, their sum, and the best sum so far; nothing outside the main process.
+        """Recalls of both directions in percent, also of the captions of each source, their sum, and the best sum so
+        far; nothing outside the main process.
 
         Saves the weights if their sum is the best so far. Leaves the model in evaluation mode.
         """
@@ -42,6 +43,8 @@ class Validation:
                 (Direction.IMAGE, measured.image_retrieval),
             ):
                 values |= {f"val_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
+            for name, recalls in measured.image_recalls_by_source.items():
+                values |= {f"val_image_r{k}_{name.replace(' ', '_')}": recalls[f"R@{k}"] for k in KS}
             best = checkpoints.best_rsum(self.run)
             if measured.rsum > best:
                 checkpoints.save_best(self.run, done, measured.rsum, model)

@@ -49,6 +49,14 @@ class AllPairs(StepPairs):
         # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if cache is None else find_neighbors(cache, owner_T, corpus.num_images)
 
+    @property
+    def caption_shares(self) -> NDArray[np.float64]:
+        """Images have equal shares, which their captions divide by their weights."""
+        owner_T = self.corpus.caption_image
+        weight_T = np.ones(len(owner_T)) if self.weight_T is None else self.weight_T
+        share_T: NDArray[np.float64] = weight_T / np.bincount(owner_T, weight_T)[owner_T] / self.corpus.num_images
+        return share_T
+
     def coverage(self, num_steps: int) -> Coverage:
         """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are
         scored."""
@@ -83,8 +91,17 @@ class AllPairs(StepPairs):
         epoch, position = divmod(step, int(self.batches_per_epoch))
         # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
         image_Q = np.sort(self._epoch_batches(epoch)[position])
-        texts_of = self._texts_of
-        text_G = texts_of.values[texts_of.offsets[image_Q] + self._rng(1, step).integers(texts_of.lengths[image_Q])]
+        texts_of, rng = self._texts_of, self._rng(1, step)
+        first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
+        if self.weight_T is None:
+            chosen_Q = first_Q + rng.integers(end_Q - first_Q)
+        else:
+            # Each caption is a stretch as long as its weight: a random point of its image falls into one.
+            starts = np.concatenate([[0], self.weight_T[texts_of.values].cumsum()])
+            point_Q = starts[first_Q] + rng.random(len(first_Q)) * (starts[end_Q] - starts[first_Q])
+            # Rounding may put a point on the end of the last stretch.
+            chosen_Q = np.clip(np.searchsorted(starts, point_Q, side="right") - 1, first_Q, end_Q - 1)
+        text_G = texts_of.values[chosen_Q]
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
         return image_QG, text_QG
 

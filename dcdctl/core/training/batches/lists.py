@@ -49,6 +49,13 @@ class CandidateLists(StepPairs):
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / config.size
 
+    @property
+    def caption_shares(self) -> NDArray[np.float64]:
+        """Proportional to the weights of the captions that lists are made for."""
+        share_T = np.zeros(self.corpus.num_captions)
+        share_T[self._captions] = 1 if self.weight_T is None else self.weight_T[self._captions]
+        return share_T / share_T.sum()
+
     def coverage(self, num_steps: int) -> Coverage:
         """How many captions lists are made for; every negative of a list has a teacher score."""
         return Coverage(
@@ -152,7 +159,15 @@ class CandidateLists(StepPairs):
     def _order(self, epoch: int) -> Index:
         if epoch != self._epoch:
             # Kept for the epoch, all of whose lists read it.
-            self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self._captions)
+            rng = self._rng(0, epoch)
+            order = rng.permutation(self._captions)
+            if self.weight_T is not None:
+                # Systematic sampling: equal steps through the summed weights. A caption of n times the mean weight
+                # has n lists in an epoch, rounded up or down at random.
+                sums = self.weight_T[order].cumsum()
+                points = (np.arange(len(order)) + rng.random()) / len(order) * sums[-1]
+                order = rng.permutation(order[np.searchsorted(sums, points)])
+            self._epoch, self._epoch_order = epoch, order
         return self._epoch_order
 
     def _negative_texts(self, rng: np.random.Generator, image: int) -> Index:

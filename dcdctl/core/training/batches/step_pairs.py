@@ -93,12 +93,19 @@ class StepPairs(ABC):
         self, corpus: Corpus, config: BatchConfig, seed: int, false_negatives: FalseNegativeFilter | None = None
     ) -> None:
         self.corpus, self.config, self.seed = corpus, config, seed
+        self.weight_T = corpus.caption_weights
+        """Captions are drawn in proportion to it; None if all are equal, and the draws are then the same as ever."""
         self.false_negatives = false_negatives or false_negative_filter(corpus, None)
         self._epoch = -1
 
     @abstractmethod
     def of_step(self, step: int) -> PairsOfStep:
         """The pairs of a step."""
+
+    @property
+    def caption_shares(self) -> NDArray[np.float64]:
+        """(T,): how often each caption is drawn, on average; sums to 1. The texts of a pool have equal shares."""
+        return np.full(self.corpus.num_captions, 1 / self.corpus.num_captions)
 
     @abstractmethod
     def coverage(self, num_steps: int) -> Coverage:
