@@ -55,15 +55,6 @@ class Distill(options.TrainingRun):
         ),
         Path,
     ] = None
-    validation_data: Annotated[
-        Ref | None,
-        reads(
-            "--validation-data",
-            help="Corpus to validate on, if it is not that of --data: folder or URL.",
-            metavar="DIR",
-        ),
-        Path,
-    ] = None
 
     def refs(self) -> InputRefs:
         """What to train on."""
@@ -77,7 +68,7 @@ class Distill(options.TrainingRun):
             caches=[path(folder) for folder in many(self.cache)],
             teachers=many(self.teacher),
             model_set=assignments(self.model_overrides),
-            validation_data=optional_path(self.validation_data),
+            validation_data=[path(folder) for folder in many(self.validation_data)],
         )
 
 

@@ -34,6 +34,7 @@ class FinetuneTeacher(options.TrainingRun):
             max_images=self.max_images,
             teachers=many(self.teacher or None),
             model_set=assignments(self.model_overrides),
+            validation_data=[path(folder) for folder in many(self.validation_data)],
         )
 
 

@@ -372,6 +372,16 @@ class TrainingRun(Training, ABC):
     split: Split = "train"
     max_images: MaxImages = None
     model_overrides: ModelSet = None
+    validation_data: Annotated[
+        Refs | None,
+        reads(
+            "--validation-data",
+            help="Corpus to validate on, if it is not that of --data: folder or URL. Repeatable: the first chooses the "
+            "weights, and further ones show what is lost elsewhere.",
+            metavar="DIR",
+        ),
+        list[Path],
+    ] = None
     wandb: Annotated[
         str | None,
         writes("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT"),

@@ -65,6 +65,12 @@ def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, 
         "steps": 6,
         "kept": "best",
         "best": found["best"],
+        "validation": {
+            "corpora": [{"corpus": "scenes", "start": None, "saved": found["best"]["rsum"]}],
+            "share": 0.0,
+            "curve": [],
+            "stopped": None,
+        },
         "seconds": found["seconds"],
         "already_there": False,
         "next": f"dcdctl eval '{out}' --data {scenes_corpus_dir}",
@@ -87,7 +93,7 @@ def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, 
 def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path):
     def line(step: int, prefix: str, rsum: float) -> dict[str, float]:
         recalls = {f"{prefix}_{way}_r{k}": 1.0 * k for way in ("text", "image") for k in (1, 5, 10)}
-        return {"step": step, **recalls, f"{prefix}_rsum": rsum}
+        return {"step": step, **recalls, f"{prefix}_rsum": rsum, "val_best_rsum": 33.0}
 
     from dcdctl.core.training.validation import _best
 

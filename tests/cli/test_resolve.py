@@ -286,6 +286,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("a.tar", r"loss kl needs the teacher's scores", f"{TAUGHT} --teacher=UNSET"),
     ],
     ("distill", "--validation-data"): [replace(CORPUS, needs=MEASURED)],
+    ("finetune-teacher", "--validation-data"): [replace(CORPUS, needs=MEASURED)],
     ("distill", "--teacher"): [
         MODEL,
         Mistake(

@@ -298,17 +298,11 @@ def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("keep", "share", "end"),
-    [
-        ("best", 0.0, "with the weights after step 1"), ("last", 0.0, "with the weights after step 11"),
-        ("best", 0.3, "with the weights after step 1, before they were averaged with the start's"),
-    ],
-)  # fmt: skip
-def test_the_validation_compares_the_kept_weights_with_the_start(keep, share, end, run, gallery):
+    ("keep", "end"), [("best", "with the weights after step 1"), ("last", "with the weights after step 11")]
+)
+def test_the_validation_compares_the_kept_weights_with_the_start(keep, end, run, gallery):
     logged = [(10, 20, 30, 10, 20, 30), (11.5, 20, 30, 10, 20, 30), (10, 20, 30, 10, 20, 29)]
-    (table,) = lineage_of(tuned(run, gallery, {**TRAINED, "average_with_start": share}, {"keep": keep}, logged))[
-        "tables"
-    ]
+    (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": keep}, logged))["tables"]
     assert table["measured_on"] == f"On scenes, split val, by the training's own validation, {end}"
     wanted = (
         ("difference", *["+1.50", *["+0.00"] * 5, "+1.50"])

@@ -585,7 +585,7 @@ def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_d
     first epoch."""
     folder, (kind, more, _) = together[0], TOGETHER["stream"]
     shards = [str(path) for path in sorted((folder / "shards").glob("*.tar"))]
-    refs = InputRefs(data=shards, teachers=[str(folder / "dual")], validation_data=scenes_corpus_dir)
+    refs = InputRefs(data=shards, teachers=[str(folder / "dual")], validation_data=[scenes_corpus_dir])
     job = TrainingJob("distill", "tiny-student", [*KINDS[kind], *SHORT, *MEASURED, *more], tmp_path / "alone")
     alone = training.train_model(job, refs, options=TrainingOptions())
     shared = training_runs.Run(folder / "stream")

@@ -288,7 +288,9 @@ def test_epochs_count_the_rows_of_parquet_files(tmp_path):
 
 
 def test_validation_is_on_a_prepared_corpus(tars, scenes_corpus_dir, tmp_path):
-    trained = run(tars, tmp_path / "run", "optimizer.steps=2", "validation.every=1", validation_data=scenes_corpus_dir)
+    trained = run(
+        tars, tmp_path / "run", "optimizer.steps=2", "validation.every=1", validation_data=[scenes_corpus_dir]
+    )
     assert [line["step"] for line in trained.metrics() if "val_rsum" in line] == [0, 1]
 
 
@@ -302,7 +304,7 @@ def test_a_training_on_a_corpus_may_validate_on_another_one(scenes_corpus_dir, t
     assert (
         "val_rsum"
         in training.train_model(
-            job, InputRefs(data=scenes_corpus_dir, validation_data=other), options=OPTIONS
+            job, InputRefs(data=scenes_corpus_dir, validation_data=[other]), options=OPTIONS
         ).metrics()[-1]
     )
 

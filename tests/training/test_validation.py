@@ -166,5 +166,5 @@ def test_the_next_step_names_a_split_that_the_corpus_has(tmp_path, splits, train
 
 def test_the_next_step_after_a_stream_names_the_corpus_of_the_validation(tmp_path):
     make_splits(tmp_path / "corpus", {"val": [["a"]]})
-    refs = InputRefs(data=["a-{0..3}.tar"], validation_data=tmp_path / "corpus")
+    refs = InputRefs(data=["a-{0..3}.tar"], validation_data=[tmp_path / "corpus"])
     assert refs.evaluation_flags == f"--data {tmp_path / 'corpus'} --split val"

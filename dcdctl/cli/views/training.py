@@ -18,6 +18,7 @@ from dcdctl.cli.views.terminal import (
     rate,
     show,
     show_json,
+    show_tables,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +77,13 @@ class TrainingProgress:
         """The last validation and the best one; empty if there was none."""
         if "val_rsum" not in self.values:
             return ""
-        return f"val RSUM {self.values['val_rsum']:.1f}, best {self.values['val_best_rsum']:.1f}"
+        own, elsewhere = "val_rsum", "/val_rsum"
+        others = (
+            f", {key.removesuffix(elsewhere)} {value:.1f}"
+            for key, value in self.values.items()
+            if key.endswith(elsewhere)
+        )
+        return f"val RSUM {self.values[own]:.1f}, best {self.values['val_best_rsum']:.1f}{''.join(others)}"
 
     def table(self) -> Table:
         """The state as a table, one loss per row."""
@@ -92,7 +99,7 @@ class TrainingProgress:
         rows |= {
             name: f"{value:.4f}"
             for name, value in self.values.items()
-            if name not in hidden and not name.startswith("val_")
+            if name not in hidden and not name.rpartition("/")[2].startswith("val_")
         }
         rows |= {"learning rate": f"{self.values['lr']:.3g}"} if "lr" in self.values else {}
         rows |= {"speed": self.speed(), "time": self.left(), "validation": self.measured()}
@@ -160,14 +167,17 @@ def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
 
 def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *, dry_run: bool, json: bool) -> None:
     """Train, and print the model and the next command, or one JSON document; or print what the training would do."""
-    from dcdctl.core.training import Run, command_after_training, preview, run_document, train_model
+    from dcdctl.core import training
+    from dcdctl.core.training import Run, command_after_training
 
     if dry_run:
-        overview = preview(job, refs, options, track=bar)
+        overview = training.preview(job, refs, options, track=bar)
         return show_json(overview.to_json()) if json else _show_preview(overview)
     started, already_there = time.monotonic(), Run(job.out).is_finished
-    run = train_model(job, refs, options=options, track=bar, watch=view, say=note)
+    run = training.train_model(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:
+        if is_main() and (validated := training.validation_document(run)) is not None:
+            show_tables(training.validation_tables(validated))
         return show(
             f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: "
             f"{command_after_training(job, refs)}"
@@ -176,7 +186,7 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
         seconds = round(time.monotonic() - started, 3)
         show_json(
             {
-                **run_document(run),
+                **training.run_document(run),
                 "seconds": seconds,
                 "already_there": already_there,
                 "next": command_after_training(job, refs),

@@ -38,15 +38,16 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     tables, missing = _compared(history, history.start)
     return {
         "start": f"{words} (fingerprint {history.facts['inputs']['start'][:12]})",
-        "trained": _trained_in_words(history.recipe),
+        "trained": _trained_in_words(history),
         "columns": COLUMNS,
-        "tables": [*_validation_table(history), *tables],
+        "tables": [*_validation_tables(history), *tables],
         "missing": missing,
     }
 
 
-def _trained_in_words(recipe: dict[str, Any]) -> str:
+def _trained_in_words(history: RunHistory) -> str:
     """Which weights the training changed, in sentences."""
+    recipe = history.recipe
     last = "layer" if recipe["model.trained_layers"] == 1 else f"{recipe['model.trained_layers']} layers"
     sentences = [
         {
@@ -64,7 +65,11 @@ def _trained_in_words(recipe: dict[str, Any]) -> str:
         for side, layers in kept.items()
         if layers
     ]
-    if share := recipe["model.average_with_start"]:
+    share = recipe["model.average_with_start"]
+    if share == "auto":
+        # The last one logged is that of the saved model.
+        share = next((line["share"] for line in reversed(history.metrics) if "share" in line), 0)
+    if share:
         average = (
             f"The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)"
         )
@@ -96,7 +101,7 @@ def _compared(history: RunHistory, start: str) -> tuple[list[dict[str, Any]], li
         evaluated_on = history.corpus(student.split, student.corpus_fingerprint, student.images)
         has_other_corpus |= bool(trained_on and evaluated_on and trained_on[0].name != evaluated_on[0].name)
     # What training on one corpus loses shows only on another one.
-    if not has_other_corpus:
+    if not has_other_corpus and "validation_elsewhere" not in (history.facts or {}).get("inputs", {}):
         commands = (
             shlex.join(["dcdctl", "eval", public(ref), "--data", "OTHER", "--out", f"EVALUATION{number}"])
             for number, ref in enumerate((start, history.ref), start=1)
@@ -106,28 +111,38 @@ def _compared(history: RunHistory, start: str) -> tuple[list[dict[str, Any]], li
     return tables, missing
 
 
-def _validation_table(history: RunHistory) -> list[dict[str, Any]]:
-    """The recalls of the validation before the first step and of the weights that were kept; empty if one of them was
-    not measured."""
+def _validation_tables(history: RunHistory) -> list[dict[str, Any]]:
+    """The recalls of the validation before the first step and of the weights that were kept, for each corpus; empty if
+    one of them was not measured."""
     logged, recipe = [line for line in history.metrics if "val_rsum" in line], history.recipe
     first = next((line for line in history.metrics if "start_rsum" in line), None)
     if first is None or not logged or history.facts is None:
         return []
-    start = _logged(first, "start")
-    kept, when = _logged(logged[-1], "val"), f"after step {logged[-1]['step'] + 1:,}"
+    kept, prefix, when = logged[-1], "val", f"weights after step {logged[-1]['step'] + 1:,}"
     if recipe["validation.keep"] == "best":
         best = max(logged, key=lambda line: line["val_rsum"])
+        kept, when = best, f"weights after step {best['step'] + 1:,}"
         # Later weights replace earlier ones only if they are better.
-        is_start = best["val_rsum"] <= first["start_rsum"]
-        kept, when = (
-            (start, "before the first step") if is_start else (_logged(best, "val"), f"after step {best['step'] + 1:,}")
-        )
-    split, most = recipe["validation.split"], recipe["validation.max_images"]
-    corpus = history.corpus_name(split, history.facts["inputs"]["validation"], most)
-    # The training validates before it averages, so these are not the recalls of the exported weights.
-    before = ", before they were averaged with the start's" if recipe["model.average_with_start"] else ""
-    measured_on = f"On {corpus}, split {split}, by the training's own validation, with the weights {when}{before}"
-    return [{"measured_on": measured_on, "rows": _rows(start, kept, "trained weights")}]
+        if best["val_rsum"] <= first["start_rsum"]:
+            kept, prefix, when = first, "start", "weights before the first step"
+    # The last is the saved model; earlier ones are other averages with the start.
+    if saved := [line for line in history.metrics if "saved_rsum" in line]:
+        kept, prefix, when = saved[-1], "saved", "saved weights"
+    split, most, inputs = recipe["validation.split"], recipe["validation.max_images"], history.facts["inputs"]
+    prints = {"": inputs["validation"]}
+    prints |= {f"{name}/": digest for name, digest in inputs.get("validation_elsewhere", {}).items()}
+    return [
+        {
+            "measured_on": f"On {history.corpus_name(split, fingerprint, most)}, split {split}, by the training's own "
+            f"validation, with the {when}",
+            "rows": _rows(
+                _logged(first, f"{corpus}start"),
+                _logged(kept, f"{corpus}{prefix}"),
+                "trained weights" if prefix != "saved" else "this model",
+            ),
+        }
+        for corpus, fingerprint in prints.items()
+    ]
 
 
 def _logged(line: dict[str, Any], prefix: str) -> list[float]:

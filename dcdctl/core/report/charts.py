@@ -136,7 +136,9 @@ def training_curves(report: Report) -> list[Markup]:
 def _loss(number: int, training: Training) -> Markup:
     # The first line also has the recalls of the start, if it is validated.
     recalls = ("val_", "start_")
-    parts = [key for key in training.metrics[0] if key not in _NOT_A_LOSS and not key.startswith(recalls)]
+    parts = [
+        key for key in training.metrics[0] if key not in _NOT_A_LOSS and not key.rpartition("/")[2].startswith(recalls)
+    ]
     # A loss with a single part equals that part.
     keys = ["loss", *parts] if len(parts) > 1 else ["loss"]
     names = {"loss": "all" if len(parts) > 1 else (parts or ["loss"])[0]}

@@ -24,7 +24,7 @@ from .recipe import (
 from .runs import UNNAMED, Run, TrainingJob, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 from .train import preview, resolve, train_model
-from .validation import run_document
+from .validation import run_document, validation_document, validation_tables
 
 __all__ = [
     "UNNAMED",
@@ -65,4 +65,6 @@ __all__ = [
     "start_run",
     "toml_value",
     "train_model",
+    "validation_document",
+    "validation_tables",
 ]

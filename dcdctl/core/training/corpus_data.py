@@ -80,8 +80,7 @@ class CorpusData(TrainingData):
         self.parts = [ScoredCorpus(corpus, caches, read_caches(caches, weights)) for corpus, caches in inputs.open()]
         self.main = self.parts[0]
         self._check_pool()
-        if recipe.validation.every:
-            self.validation = validation.open_corpus(self.main.corpus, recipe.validation, inputs.validation_data)
+        self.validation = validation.open_corpora(recipe.validation, inputs.validation_data, self.main.corpus)
         # From the scores alone, so that a preview shows it without a model.
         if recipe.loss.temperature == "auto":
             self.temperature = measure_spread(next(part.cached for part in self.parts if part.cached)).temperature
@@ -230,7 +229,7 @@ class CorpusData(TrainingData):
             "precision": compute.precision,
             # Stored features are rounded to float16, so they change numbers; their folder does not.
             "features": None if compute.features is None else "float16",
-            "validation": None if self.validation is None else self.validation.fingerprint,
+            **validation.facts_of(self.validation),
             **({"pool": self.parts[1].facts()} if self.parts[1:] else {}),
             **({} if self.main.embedded is None else {"teachers": self.main.embedded.plan}),
             **({} if self.temperature is None else {"temperature": self.temperature}),

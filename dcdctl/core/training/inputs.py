@@ -43,7 +43,8 @@ class InputRefs:
     teachers: Sequence[str] = ()
     model_set: Sequence[str] = ()
     """Settings that the teachers' files lack: image_size=384."""
-    validation_data: Path | None = None
+    validation_data: Sequence[Path] = ()
+    """The corpora to validate on, in place of that of `data`: the first chooses the weights."""
     teacher_kinds: Sequence[NamedKind] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,10 +70,10 @@ class InputRefs:
     @property
     def evaluation_flags(self) -> str:
         """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
-        if self.validation_data is None and self.is_stream:
+        if not self.validation_data and self.is_stream:
             return "--data CORPUS"
-        folder = self.validation_data or Path(*self.places)
-        split = split_to_measure(folder, self.split if self.validation_data is None else "")
+        folder = self.validation_data[0] if self.validation_data else Path(*self.places)
+        split = split_to_measure(folder, "" if self.validation_data else self.split)
         return f"--data {shown(folder)}{'' if split == 'test' else f' --split {split}'}"
 
     def options(self) -> list[str]:
@@ -131,7 +132,7 @@ class OpenInputs:
     """The model that a student starts from, if there is one."""
     dual_teachers: Sequence[DualEncoder] = ()
     """The models that score the batches, if no cache does."""
-    validation_data: Path | None = None
+    validation_data: Sequence[Path] = ()
     teacher_ref: str = UNNAMED
     """The name of `teacher`, for the command line in run.json."""
     pool: Corpus | None = None
@@ -199,9 +200,9 @@ def corpus_flags(places: Iterable[str | Path], split: str) -> list[Flag]:
     return [*(("--data", shown(place)) for place in places), ("--split", None if split == "train" else split)]
 
 
-def _read_flags(caches: Sequence[Path], teachers: Sequence[str], validation_data: Path | None) -> list[Flag]:
+def _read_flags(caches: Sequence[Path], teachers: Sequence[str], validation_data: Sequence[Path]) -> list[Flag]:
     named: list[Flag] = [*(("--cache", cache) for cache in caches), *(("--teacher", teacher) for teacher in teachers)]
-    return [*named, ("--validation-data", None if validation_data is None else shown(validation_data))]
+    return [*named, *(("--validation-data", shown(folder)) for folder in validation_data)]
 
 
 def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:

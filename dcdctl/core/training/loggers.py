@@ -26,9 +26,8 @@ def open_logs(run: Run, first_step: int, project: str | None = None) -> Iterator
     if not distributed.is_main():
         yield lambda step, values: None
         return
-    path = run.folder / METRICS_FILE
     earlier = [line for line in run.metrics() if line["step"] < first_step]
-    files.write_text(path, "".join(map(run.log_line, earlier)))
+    files.write_text(run.folder / METRICS_FILE, "".join(map(run.log_line, earlier)))
     with ExitStack() as stack:
         # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
         events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
@@ -39,9 +38,7 @@ def open_logs(run: Run, first_step: int, project: str | None = None) -> Iterator
             stack.callback(wandb_run.finish)
 
         def write(step: int, values: Mapping[str, float]) -> None:
-            # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(run.log_line({"step": step, **values}))
+            run.append(METRICS_FILE, {"step": step, **values})
             for name, value in values.items():
                 events.add_scalar(name, value, step)
             if wandb_run is not None:

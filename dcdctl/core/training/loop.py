@@ -120,13 +120,10 @@ def train(
     )
     # A run that resumes has logged the recalls of its start.
     at_start: dict[str, float] = {}
-    if first == 0 and validation is not None and validation.config.at_start:
-        measured = validation.measure(model, 0)
+    if first == 0 and validation is not None and validation.at_start:
+        at_start = validation.measure(model, 0)
         # `measure` leaves the model in evaluation mode.
         model.train()
-        at_start = {
-            f"start_{name.removeprefix('val_')}": value for name, value in measured.items() if name != "val_best_rsum"
-        }
     with (
         loggers.open_logs(run, first, options.wandb) as log,
         watch(total=num_steps, done=first) as on_step,
@@ -134,11 +131,14 @@ def train(
         for step, batch in enumerate(ahead, start=first):
             values = learner.step(batch, step)
             done = step + 1
-            if validation is not None and (done % validation.config.every == 0 or done == num_steps):
+            if validation is not None and (validation.is_due(done) or done == num_steps):
                 values |= validation.measure(model, done)
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
                 log(step, values if step else {**values, **at_start})
+            if validation is not None and validation.is_over:
+                on_step(done, values)
+                break
             # Not after the last step: the model itself is saved next.
             if done % learner.config.save_every == 0 and done < num_steps and distributed.is_main():
                 checkpoints.save_checkpoint(run, done, model, learner.optimizer, learner.scaler)

@@ -101,6 +101,12 @@ class Run:
         """A line of metrics.jsonl or shards.jsonl, with a checksum that only this run gives it."""
         return json.dumps({**values, artifacts.CHECKSUM: self._line_checksum(values)}) + "\n"
 
+    def append(self, name: str, values: Mapping[str, Any]) -> None:
+        """Append a line of `log_line` to metrics.jsonl or shards.jsonl."""
+        # Closed after each line, so a killed run leaves at most one incomplete line, which `read_lines` skips.
+        with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(self.log_line(values))
+
     def read_lines(self, name: str, hint: str) -> list[dict[str, Any]]:
         """The lines that `log_line` made, without a last one that a killed run left incomplete; none without a file.
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from dcdctl.core import files
 from dcdctl.core.config import build
-from dcdctl.core.data import Corpus, ShardCount, ShardStream, open_shards
+from dcdctl.core.data import ShardCount, ShardStream, open_shards
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, byte_size
-from dcdctl.core.training import runs
+from dcdctl.core.training import runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import count_steps
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
@@ -42,7 +42,7 @@ def check(plan: TrainingPlan) -> None:
             "stream has none"
         )
         raise ConfigError(problem, hint=f"name one, {PREPARE_HINT}")
-    if plan.recipe.validation.every and plan.inputs.validation_data is None:
+    if plan.recipe.validation.every and not plan.inputs.validation_data:
         raise ConfigError(
             "validation.every is set, and a stream has no split to validate on",
             hint="name a corpus with --validation-data",
@@ -95,13 +95,11 @@ class StreamData(TrainingData):
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
         assert isinstance(plan.inputs, InputRefs)
-        self.refs, config = plan.inputs, plan.recipe.validation
+        self.refs = plan.inputs
         self.stream = ShardStream(
             open_shards(self.refs.places), plan.recipe.stream, plan.recipe.batch.size, plan.recipe.seed
         )
-        if config.every:
-            assert self.refs.validation_data is not None
-            self.validation = Corpus.open(self.refs.validation_data, config.split, config.max_images)
+        self.validation = validation.open_corpora(plan.recipe.validation, self.refs.validation_data)
 
     @property
     def captions(self) -> Sequence[str]:
@@ -168,7 +166,7 @@ class StreamData(TrainingData):
             "start": start,
             "precision": compute.precision,
             "features": None,
-            "validation": None if self.validation is None else self.validation.fingerprint,
+            **validation.facts_of(self.validation),
             "steps": self.preview.num_steps,
             **({} if teacher is None else {"teachers": [teacher.model.digest]}),
         }
@@ -205,5 +203,4 @@ class StreamData(TrainingData):
     def _count(self, count: ShardCount) -> None:
         self.counted.append(count)
         if self.run is not None:
-            with (self.run.folder / runs.SHARDS_FILE).open("a", encoding="utf-8", newline="\n") as file:
-                file.write(self.run.log_line(asdict(count)))
+            self.run.append(runs.SHARDS_FILE, asdict(count))

@@ -36,7 +36,7 @@ from dcdctl.core.training.recipe import load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.stream_data import StreamData
 from dcdctl.core.training.training_data import TrainingData, TrainingPlan
-from dcdctl.core.training.validation import Validation
+from dcdctl.core.training.validation import Validation, check_corpora
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def train_model(
         started = start(plan, data, settings, track)
         if not started.is_finished:
             with memory.memory_errors(settings.options, plan.recipe.batch.size):
-                run(started, plan, data, settings, watch or step_bar(track))
+                run(started, plan, data, settings, watch or step_bar(track), say)
     return started
 
 
@@ -114,6 +114,7 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
         loggers.require()
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
     check_teachers(recipe, inputs)
+    check_corpora(recipe, inputs.validation_data)
     if recipe.loss.temperature == "auto" and not inputs.caches:
         problem = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
         raise ConfigError(problem, hint="name one with --cache, or set a number")
@@ -173,6 +174,7 @@ def start(plan: TrainingPlan, data: TrainingData, settings: Settings, track: Tra
         **preview.measured(),
         "micro_batches": options.micro_batches,
         "batches_per_epoch": preview.batches_per_epoch,
+        "validated_on": list(data.validation),
         **runs.equivalent_command(job, plan.inputs.options()),
     }
     with distributed.main_first():
@@ -184,12 +186,10 @@ def start(plan: TrainingPlan, data: TrainingData, settings: Settings, track: Tra
     return Run(job.out)
 
 
-def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings, watch: Watch) -> None:
+def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings, watch: Watch, say: Say) -> None:
     """Train the model, and save it or the best one by validation, averaged with its start if the recipe says so."""
     recipe, model, options = plan.recipe, settings.model, settings.options
-    validation = (
-        None if data.validation is None else Validation(started, data.validation, recipe.validation, options.compute)
-    )
+    validation = Validation(started, data.validation, recipe, options.compute) if data.validation else None
     unit, per_step = work_per_step(recipe, has_scores=data.has_scores)
     learner = loop.Learner(
         cast(nn.Module, model),
@@ -208,11 +208,28 @@ def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings
     )
     with distributed.main_first():
         if distributed.is_main():
-            # First, because the best weights were saved with the adapters still apart.
-            if validation is not None:
-                validation.choose(model)
-            # Before the average: the start has no adapters, and its weights have other names than adapted ones.
-            if model.kind == "dual":
-                model.merge_adapters()
-            wise_ft.average_with_start(model, recipe, data.captions, data.teacher, started.facts()["inputs"]["start"])
-            runs.finish(started, model)
+            finish(started, plan, data, model, validation, say)
+
+
+def finish(
+    started: Run, plan: TrainingPlan, data: TrainingData, model: Model, validation: Validation | None, say: Say
+) -> None:
+    """Choose and average the weights of a trained model, and save it."""
+    # First, because the best weights were saved with the adapters still apart.
+    if validation is not None:
+        validation.choose(model, say)
+    # Before the average: the start has no adapters, and its weights have other names than adapted ones.
+    if model.kind == "dual":
+        model.merge_adapters()
+    share = plan.recipe.model.average_with_start
+    if share:
+        start = started.facts()["inputs"]["start"]
+        average = wise_ft.averages_with_start(model, plan.recipe, data.captions, data.teacher, start)
+        if share == "auto":
+            assert validation is not None
+            say(f"model.average_with_start is auto: {validation.choose_share(model, average):g}")
+        else:
+            average(share)
+    if validation is not None and share != "auto" and (share or len(data.validation) > 1):
+        validation.log_saved(model, share)
+    runs.finish(started, model)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from dcdctl.core.data import Corpus
@@ -39,8 +40,8 @@ class TrainingPlan:
 class TrainingData(ABC):
     """The opened files of a training. `load_teachers` and then `read_for` complete it; its batches come last."""
 
-    validation: Corpus | None = None
-    """The split that the model is validated on, if it is."""
+    validation: Mapping[str, Corpus] = MappingProxyType({})
+    """The splits that the model is validated on, by name; the first chooses the weights."""
     temperature: float | None = None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
     teacher: FusionScorer | None = None

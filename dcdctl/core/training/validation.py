@@ -1,77 +1,235 @@
-"""Validation during a training: recalls on a split between steps, the weights with the highest sum of recalls, and the
-best validation of a finished run."""
+"""Validation during a training: recalls between steps on one corpus, which chooses the weights, and on further ones,
+which show what the training loses elsewhere; and what a finished run has of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dcdctl.core import distributed, evaluation, models
 from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.evaluation import KS, EvalOptions
+from dcdctl.core.places import shown
+from dcdctl.core.progress import Say
+from dcdctl.core.templates import Table
 from dcdctl.core.training import checkpoints
-from dcdctl.core.training.recipe import ValidationConfig
-from dcdctl.core.training.runs import Run
+from dcdctl.core.training.recipe import Recipe, ValidationConfig
+from dcdctl.core.training.runs import ELSEWHERE, METRICS_FILE, Run
+
+SHARES = tuple(tenth / 10 for tenth in range(11))
+"""The shares of the start that `model.average_with_start` auto compares."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Validation:
     """Validates a model between the steps of a run. If there are several processes, the main one does so while the
-    others wait."""
+    others wait.
+
+    Recalls of the first corpus are logged as val_text_r1, ..., val_rsum, those of a further one as NAME/val_rsum. The
+    start has start_ in the place of val_, and the saved model saved_.
+    """
 
     run: Run
-    corpus: Corpus
-    config: ValidationConfig
+    corpora: Mapping[str, Corpus]
+    """By name; the first chooses the best weights."""
+    recipe: Recipe
     compute: Compute
+    is_over: bool = False
+    """Whether the training ends here, because its weights lose more elsewhere than `validation.max_loss_elsewhere`."""
+    _start: list[float] = field(default_factory=list)
+    """RSUM of the start on each corpus."""
+    _done: int = 0
+    _lost: float = 0.0
+    """The largest loss of RSUM on a further corpus, at the last validation."""
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the start is validated: losses are counted from it."""
+        return self.recipe.validation.at_start or len(self.corpora) > 1
+
+    def is_due(self, done: int) -> bool:
+        """Whether the model is validated after so many steps; after the last one it always is."""
+        every = self.recipe.validation.every
+        return bool(every) and done % every == 0
 
     def measure(self, model: Any, done: int) -> dict[str, float]:
-        """Recalls of both directions in percent, also of the captions of each source, their sum, and the best sum so
-        far; nothing outside the main process.
+        """Recalls of both directions in percent, also of the captions of each source, and their sum; after the start
+        also the best sum so far. Nothing outside the main process.
 
-        Saves the weights if their sum is the best so far. Leaves the model in evaluation mode.
+        Further corpora are measured at the start, and later only if a loss there may end the training. Saves the
+        weights if their sum is the best so far and they lose no more elsewhere than they may. Leaves the model in
+        evaluation mode.
         """
         values: dict[str, float] = {}
+        is_over = False
         if distributed.is_main():
-            # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
-            options = EvalOptions(compute=replace(self.compute, precision="float32"))
-            measured = evaluation.evaluate_model(model, self.corpus, options=options)
+            self._done, when = done, "val" if done else "start"
+            is_first_alone = done and not self.recipe.stops_elsewhere
+            values = self._recalls(model, when, list(self.corpora)[: 1 if is_first_alone else None])
+            if not done:
+                self._start = _rsums(values, when, self.corpora)
+            elif self.recipe.stops_elsewhere:
+                self._lost = _loss_elsewhere(self._of_start(), _rsums(values, when, self.corpora))
+                is_over = self._lost > (self.recipe.validation.max_loss_elsewhere or 0.0)
+            rsum, best = values[f"{when}_rsum"], checkpoints.best_rsum(self.run)
+            if rsum > best and not is_over:
+                checkpoints.save_best(self.run, done, rsum, model)
+                best = rsum
+            if done:
+                values["val_best_rsum"] = best
+        # Also a barrier: all processes end with the main one.
+        self.is_over = bool(distributed.all_sum(torch.tensor(float(is_over))).item())
+        return values
+
+    def choose(self, model: Any, say: Say) -> None:
+        """Load the best weights into a trained model if the recipe keeps these; it has the last ones. `say` gets why
+        the training ended before its last step, if it did."""
+        if self.is_over and (seal := checkpoints.read_best_seal(self.run)) is not None:
+            say(
+                f"the training ended after step {self._done}: RSUM on another corpus is {self._lost:.2f} below the "
+                f"start's, and validation.max_loss_elsewhere is {self.recipe.validation.max_loss_elsewhere:g}; the "
+                f"model has the weights after step {seal['step']}, the best before; lower optimizer.lr, raise the "
+                "bound, or set model.average_with_start to auto, in another folder"
+            )
+        if self.recipe.validation.keep == "best":
+            checkpoints.load_best(self.run, model)
+
+    def choose_share(self, model: Any, average: Callable[[float], None]) -> float:
+        """The best of `SHARES` for a model to which `average` gives the weights of a share (`best_share`), which the
+        model has then."""
+        lines = []
+        for share in SHARES:
+            average(share)
+            lines.append(self.log_saved(model, share))
+        bound = self.recipe.validation.max_loss_elsewhere
+        best = best_share([_rsums(line, "saved", self.corpora) for line in lines], bound)
+        average(SHARES[best])
+        # The last line is that of the saved model.
+        self.run.append(METRICS_FILE, lines[best])
+        return SHARES[best]
+
+    def log_saved(self, model: Any, share: float) -> dict[str, float]:
+        """The line of the log with the recalls on every corpus of a model as it is saved, with this share of its
+        start."""
+        line = {"step": self._done - 1, "share": share, **self._recalls(model, "saved", self.corpora)}
+        self.run.append(METRICS_FILE, line)
+        return line
+
+    def _recalls(self, model: Any, when: str, names: Iterable[str]) -> dict[str, float]:
+        # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
+        options = EvalOptions(compute=replace(self.compute, precision="float32"))
+        values: dict[str, float] = {}
+        for key, name in zip(_keys(when, self.corpora), names, strict=False):
+            measured = evaluation.evaluate_model(model, self.corpora[name], options=options)
             for direction, measures in (
                 (Direction.TEXT, measured.text_retrieval),
                 (Direction.IMAGE, measured.image_retrieval),
             ):
-                values |= {f"val_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
-            for name, recalls in measured.image_recalls_by_source.items():
-                values |= {f"val_image_r{k}_{name.replace(' ', '_')}": recalls[f"R@{k}"] for k in KS}
-            best = checkpoints.best_rsum(self.run)
-            if measured.rsum > best:
-                checkpoints.save_best(self.run, done, measured.rsum, model)
-            values |= {"val_rsum": measured.rsum, "val_best_rsum": max(best, measured.rsum)}
-        distributed.barrier()
+                values |= {f"{key}_{direction}_r{k}": measures[f"R@{k}"] for k in KS}
+            for source, recalls in measured.image_recalls_by_source.items():
+                values |= {f"{key}_image_r{k}_{source.replace(' ', '_')}": recalls[f"R@{k}"] for k in KS}
+            values[f"{key}_rsum"] = measured.rsum
         return values
 
-    def choose(self, model: Any) -> None:
-        """Load the best weights into a trained model if the recipe keeps these; it has the last ones."""
-        if self.config.keep == "best":
-            checkpoints.load_best(self.run, model)
+    def _of_start(self) -> list[float]:
+        """RSUM of the start on each corpus, which a run that resumes has logged."""
+        if not self._start:
+            line = _first(self.run.metrics(), "start_rsum")
+            if line is None:
+                problem = f"{self.run.folder / METRICS_FILE} has no recalls of the start, from which losses are counted"
+                raise InputError(problem, hint=f"restore it, or {ELSEWHERE}")
+            self._start = _rsums(line, "start", self.corpora)
+        return self._start
 
 
-def open_corpus(corpus: Corpus, config: ValidationConfig, folder: Path | None = None) -> Corpus:
-    """The split that a training on `corpus` is validated on, of that corpus or of another one; CorpusError if there is
-    no such split.
+def _keys(when: str, names: Iterable[str]) -> list[str]:
+    """How the names of the logged recalls of each corpus begin; the first has no name in them."""
+    return [when, *(f"{name}/{when}" for name in list(names)[1:])]
+
+
+def _rsums(values: Mapping[str, float], when: str, names: Iterable[str]) -> list[float]:
+    return [values[f"{key}_rsum"] for key in _keys(when, names)]
+
+
+def _first(metrics: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    return next((line for line in metrics if key in line), None)
+
+
+def _loss_elsewhere(start: Sequence[float], rsums: Sequence[float]) -> float:
+    """The largest loss of RSUM on a corpus after the first."""
+    return max(before - after for before, after in zip(start[1:], rsums[1:], strict=True))
+
+
+def best_share(curve: Sequence[Sequence[float]], bound: float | None) -> int:
+    """The index of the best average with the start, by the RSUM of each average on each corpus; the last average is the
+    start itself.
+
+    With a bound, the highest RSUM on the first corpus among the averages that lose at most that many points on any
+    other one. Without, the highest sum over all corpora. The first of equals, which has more of the training.
+
+    >>> curve = [(300.0, 410.0), (290.0, 418.0), (200.0, 420.0)]
+    >>> best_share(curve, bound=5.0), best_share(curve, bound=1.0), best_share(curve, bound=None)
+    (1, 2, 0)
+    """
+    if bound is None:
+        return max(range(len(curve)), key=lambda i: sum(curve[i]))
+    # The start loses nothing, so there is always one.
+    return max(
+        (i for i, rsums in enumerate(curve) if _loss_elsewhere(curve[-1], rsums) <= bound), key=lambda i: curve[i][0]
+    )
+
+
+def check_corpora(recipe: Recipe, folders: Sequence[Path]) -> None:
+    """ConfigError for settings of a recipe that need corpora which are not named."""
+    if recipe.validation.max_loss_elsewhere is not None and len(folders) < 2:
+        raise ConfigError(
+            "validation.max_loss_elsewhere is set, and no second --validation-data is named",
+            hint="name the corpus that chooses the weights first: --validation-data OWN --validation-data OTHER",
+        )
+    if recipe.model.average_with_start == "auto" and not (recipe.validation.every or folders):
+        raise ConfigError(
+            "model.average_with_start is auto, which is chosen on a validation corpus, and there is none",
+            hint="set validation.every, name a corpus with --validation-data, or set a share",
+        )
+
+
+def open_corpora(config: ValidationConfig, folders: Sequence[Path], trained: Corpus | None = None) -> dict[str, Corpus]:
+    """The splits that a training is validated on, by the names of their corpora: those of `folders`, or without any
+    that of the corpus `trained`; none without validation. CorpusError if there is no such split.
 
     ConfigError if the training reads that split too: recalls on its own images would choose the weights that know them
     best by heart.
     """
-    is_same = folder is None or folder == corpus.folder
-    if is_same and share_split(corpus.split, config.split):
-        hint = f"set validation.split to another split, set validation.every to 0, or train without {config.split}"
-        raise ConfigError(
-            f"validation.split is {config.split}, and the training reads --split {corpus.split}", hint=hint
-        )
-    return Corpus.open(folder or corpus.folder, config.split, config.max_images)
+    if trained is not None and config.every:
+        folders = folders or [trained.folder]
+    opened: dict[str, Corpus] = {}
+    for number, folder in enumerate(folders, start=1):
+        if trained is not None and folder == trained.folder and share_split(trained.split, config.split):
+            hint = f"set validation.split to another split, set validation.every to 0, or train without {config.split}"
+            raise ConfigError(
+                f"validation.split is {config.split}, and the training reads --split {trained.split}", hint=hint
+            )
+        corpus = Corpus.open(folder, config.split, config.max_images)
+        if corpus.is_pool:
+            raise ConfigError(
+                f"{shown(folder)} is a pool, and recalls need captions",
+                hint="name captioned images with --validation-data, or set validation.every to 0",
+            )
+        opened[f"{corpus.name}-{number}" if corpus.name in opened else corpus.name] = corpus
+    return opened
+
+
+def facts_of(corpora: Mapping[str, Corpus]) -> dict[str, Any]:
+    """The fingerprints of the validation corpora, for run.json."""
+    prints = {name: corpus.fingerprint for name, corpus in corpora.items()}
+    first = prints.pop(next(iter(prints), ""), None)
+    return {"validation": first, **({"validation_elsewhere": prints} if prints else {})}
 
 
 def run_document(run: Run) -> dict[str, Any]:
@@ -82,20 +240,27 @@ def run_document(run: Run) -> dict[str, Any]:
     model has. InputError for a damaged log.
     """
     facts, metrics = run.facts(), run.metrics()
+    best = _best(metrics, facts.get("batches_per_epoch"))
     return {
         "run": str(run.folder),
         "model": str(run.model_folder),
         "model_digest": models.load(str(run.folder)).digest,
         "steps": metrics[-1]["step"] + 1,
-        "kept": facts["recipe"]["validation"]["keep"] if facts["recipe"]["validation"]["every"] else "last",
-        "best": _best(metrics, facts.get("batches_per_epoch")),
+        "kept": "last" if best is None else facts["recipe"]["validation"]["keep"],
+        "best": best,
+        "validation": validation_document(run),
     }
 
 
 def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
     # The names of the initial model's recalls begin with start_, all others with val_.
     lines = [("start", 0, line) for line in metrics if "start_rsum" in line]
-    lines += [("val", line["step"] + 1, line) for line in metrics if "val_rsum" in line]
+    # A higher RSUM than the best one is of weights that lose too much elsewhere.
+    lines += [
+        ("val", line["step"] + 1, line)
+        for line in metrics
+        if "val_rsum" in line and line["val_rsum"] <= line["val_best_rsum"]
+    ]
     if not lines:
         return None
     # The first of equals: later weights replace earlier ones only if they are better.
@@ -103,3 +268,64 @@ def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dic
     recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in Direction}
     epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)
     return {"step": step, "epoch": epoch, **recalls, "rsum": float(line[f"{prefix}_rsum"])}
+
+
+def validation_document(run: Run) -> dict[str, Any] | None:
+    """What a finished run gained and lost; None without validation.
+
+    `corpora` has the RSUM of the start, None if it was not measured, and of the saved model on each corpus. `share` is
+    that of the start in the saved weights. `curve` has the RSUM of each share that was compared, in the order of the
+    corpora. `stopped` is the step at which the training ended because it lost too much elsewhere, with that loss; None
+    if it went to its end.
+    """
+    facts, metrics = run.facts(), run.metrics()
+    names, validated = facts.get("validated_on", []), [line for line in metrics if "val_rsum" in line]
+    if not names or not validated:
+        return None
+    start, last = _first(metrics, "start_rsum"), validated[-1]
+    starts = [] if start is None else _rsums(start, "start", names)
+    compared = [line for line in metrics if "saved_rsum" in line]
+    if compared:
+        saved, share = _rsums(compared[-1], "saved", names), compared[-1]["share"]
+    else:
+        kept, share = facts["recipe"]["validation"]["keep"], 0.0
+        saved = [last["val_rsum" if kept == "last" else "val_best_rsum"]]
+    stopped = None
+    bound = facts["recipe"]["validation"].get("max_loss_elsewhere")
+    # Further corpora are validated only if a loss there may end the training.
+    if bound is not None and f"{names[-1]}/val_rsum" in last:
+        lost = _loss_elsewhere(starts, _rsums(last, "val", names))
+        stopped = {"step": last["step"] + 1, "lost": lost} if lost > bound else None
+    return {
+        "corpora": [
+            {"corpus": name, "start": starts[i] if starts else None, "saved": saved[i]} for i, name in enumerate(names)
+        ],
+        "share": share,
+        "curve": [{"share": line["share"], "rsum": _rsums(line, "saved", names)} for line in compared[:-1]],
+        "stopped": stopped,
+    }
+
+
+def validation_tables(document: Mapping[str, Any]) -> list[Table]:
+    """The RSUM of start and saved model on each corpus, and the curve by which the share of the start was chosen."""
+    rows = [
+        [each["corpus"], *("-", f"{each['saved']:.2f}", "-")]
+        if each["start"] is None
+        else [
+            each["corpus"],
+            f"{each['start']:.2f}",
+            f"{each['saved']:.2f}",
+            f"{each['saved'] - each['start']:+.2f}",
+        ]
+        for each in document["corpora"]
+    ]
+    stopped, note = document["stopped"], ""
+    if stopped is not None:
+        note = f"The training ended after step {stopped['step']:,}, where it had lost {stopped['lost']:.2f} elsewhere."
+    tables = [Table("Validation, RSUM", ["corpus", "start", "saved model", "change"], rows, note=note)]
+    if document["curve"]:
+        names = [each["corpus"] for each in document["corpora"]]
+        rows = [[f"{each['share']:g}", *(f"{rsum:.2f}" for rsum in each["rsum"])] for each in document["curve"]]
+        note = f"The saved model has the share {document['share']:g}."
+        tables.append(Table("Averages with the start, RSUM", ["share of the start", *names], rows, note=note))
+    return tables

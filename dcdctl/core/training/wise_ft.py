@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dcdctl.core.errors import StaleError
@@ -12,18 +12,15 @@ from dcdctl.core.training.initial_model import make_model
 from dcdctl.core.training.recipe import LORA, Recipe
 
 
-def average_with_start(
+def averages_with_start(
     model: Model, recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, start_digest: str
-) -> None:
-    """Replace the weights w of a trained model by (1 - s) w + s w_0, with the recipe's share s and the weights w_0 of
-    its start.
+) -> Callable[[float], None]:
+    """A function that gives a trained model of weights w the weights (1 - s) w + s w_0 for a share s, with the weights
+    w_0 of its start. Both stay in memory on the CPU.
 
     The start is made again; StaleError if its digest is not that of the run's start, because the reference names
     another model now.
     """
-    share = recipe.model.average_with_start
-    if not share:
-        return
     # Adapters are modules of other names, so the start is made without them.
     unadapted = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
     start = make_model(replace(recipe, model=unadapted), captions, teacher)
@@ -31,8 +28,13 @@ def average_with_start(
         problem = f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {start_digest[:8]})"
         raise StaleError(problem, hint="restore it, and resume with --resume to average with it")
     initial = start.network.state_dict()
-    for name, tensor in model.network.state_dict().items():
-        # Whole numbers, such as positions, are equal in both.
-        if tensor.is_floating_point():
-            # On the CPU in float32, so that the result does not depend on the device.
-            tensor.copy_((1 - share) * tensor.cpu() + share * initial[name].cpu())
+    # Whole numbers, such as positions, are equal in both.
+    averaged = {name: tensor for name, tensor in model.network.state_dict().items() if tensor.is_floating_point()}
+    # On the CPU in float32, so that the result does not depend on the device.
+    trained = {name: tensor.to("cpu", copy=True) for name, tensor in averaged.items()}
+
+    def average(share: float) -> None:
+        for name, tensor in averaged.items():
+            tensor.copy_((1 - share) * trained[name] + share * initial[name].cpu())
+
+    return average

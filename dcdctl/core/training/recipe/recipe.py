@@ -83,9 +83,10 @@ class ModelConfig:
     """dual: layers of the start's image encoder to keep, counted from 0; empty for all."""
     text_layers: Annotated[tuple[int, ...], ASCENDING] = ()
     """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
-    average_with_start: Share = 0.0
+    average_with_start: float | Literal["auto"] = 0.0
     """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones
-    (WiSE-FT, Wortsman et al. 2022). It returns some of the zero-shot quality that a training costs."""
+    (WiSE-FT, Wortsman et al. 2022). It returns some of the zero-shot quality that a training costs. auto: the best of
+    0, 0.1, ..., 1 on the validation corpora, within validation.max_loss_elsewhere if it is set."""
     dual_init: str = ""
     """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit;
     empty for none."""
@@ -159,6 +160,9 @@ class ModelConfig:
                     f"model.{name} is for a dual encoder with a pretrained start",
                     hint="leave it out, or set model.start",
                 )
+        if self.average_with_start != "auto" and not between(0, 1).admits(self.average_with_start):
+            message = f"model.average_with_start must lie in [0, 1] or be auto, got {self.average_with_start}"
+            raise ConfigError(message)
         if self.average_with_start and self.start == "new":
             raise ConfigError(
                 "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
@@ -283,17 +287,23 @@ class ValidationConfig:
     """The `[validation]` table: how a model is validated during its training."""
 
     every: Annotated[int, at_least(0)] = 0
-    """Steps between validations, the last of which is always at the end; 0 for no validation."""
+    """Steps between validations, the last of which is always at the end; 0 for none, or with --validation-data for the
+    last one alone."""
     at_start: bool = False
-    """Also validate before the first step. The start's recalls are logged as start_..., and its weights may be the best
-    ones."""
+    """Also validate before the first step; always with several --validation-data. The start's recalls are logged as
+    start_..., and its weights may be the best ones."""
     split: str = "val"
-    """Split of the training corpus; an error if the training reads it too (--split train+val)."""
+    """Split of the training corpus, or of each --validation-data; an error if the training reads it too (--split
+    train+val)."""
     max_images: Count | None = None
     """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so
     a few hundred images are practical."""
     keep: Literal["best", "last"] = "best"
-    """The weights that become the model: those with the highest sum of recalls, or the last."""
+    """The weights that become the model: those with the highest sum of recalls on the first corpus, or the last."""
+    max_loss_elsewhere: Annotated[float, at_least(0)] | None = None
+    """RSUM points that the model may lose on any --validation-data after the first, from its start. A training that
+    loses more ends there, and the best weights before become the model. With model.average_with_start auto it goes to
+    its end, and the average keeps the bound."""
 
     def __post_init__(self) -> None:
         check_fields(self, "validation")
@@ -333,6 +343,11 @@ class Recipe:
             widths = ", ".join(map(str, self.loss.dims))
             message = f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none"
             raise ConfigError(message, hint="set model.kind to dual, or leave loss.dims out")
+        if self.stops_elsewhere and self.validation.keep == "last":
+            raise ConfigError(
+                "validation.max_loss_elsewhere ends a training at weights that lose more, and validation.keep is last",
+                hint="set validation.keep to best, or model.average_with_start to auto",
+            )
         # Without a teacher all drawn negatives are kept.
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
@@ -343,6 +358,11 @@ class Recipe:
 
     def __repr__(self) -> str:
         return changed_fields(self)
+
+    @property
+    def stops_elsewhere(self) -> bool:
+        """Whether `validation.max_loss_elsewhere` may end the training; an average with the start keeps it."""
+        return self.validation.max_loss_elsewhere is not None and self.model.average_with_start != "auto"
 
 
 def require_recipe_of_cache() -> NoReturn:
