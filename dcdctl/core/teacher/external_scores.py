@@ -33,6 +33,7 @@ from dcdctl.core.teacher.cache_format import (
     CACHE,
     NUM_GIVEN,
     SCORES_DIGEST,
+    SCORES_FROM,
     TEACHER_NAME,
     pairs_name,
     planned_name,
@@ -71,7 +72,7 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
     A pair may be in several rows with the same score, since engines repeat a task that failed. InputError for rows that
     do not fit, by kind with examples; then nothing is stored. MissingError if pairs still have no score; then what was
     given is stored, and a further call may bring the rest. StaleError if the folder or `job.extend` holds scores of
-    another teacher.
+    another teacher, or of another kind (`score_files.SCORES`).
     """
     _resolve(job)
     if not teacher.strip() or not teacher.isprintable():
@@ -79,11 +80,12 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
             f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt"
         )
     paths = files.find_named(names, tuple(score_files.READERS), what="file of scores", option="--scores")
-    with _planned(job, track) as (corpus, planned, earlier):
-        if earlier not in (None, teacher):
-            where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
+    with _planned(job, track) as (corpus, planned, noted):
+        where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
+        if noted.get(TEACHER_NAME, teacher) != teacher:
             raise StaleError(
-                f"{where} has scores of {earlier!r}, not of {teacher!r}", hint="name another folder with --out"
+                f"{where} has scores of {noted[TEACHER_NAME]!r}, not of {teacher!r}",
+                hint="name another folder with --out",
             )
         given = _GivenScores(corpus, planned)
         with track("read scores", total=len(paths), unit="files") as advance:
@@ -92,8 +94,14 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
                     given.take(batch, path.name)
                 advance(1)
         given.faults.check()
+        form, earlier = score_files.SCORES[given.column or "score"], noted.get(SCORES_FROM)
+        if TEACHER_NAME in noted and form != earlier:
+            raise StaleError(
+                f"{where} has scores from {earlier or 'score'}, not from {form or 'score'}",
+                hint="name another folder with --out",
+            )
         if not planned.is_sealed:
-            given.store(teacher)
+            given.store({TEACHER_NAME: teacher, **({} if form is None else {SCORES_FROM: form})})
         given.check_complete()
         build.seal(planned)
     return read_cache(job.out, corpus=corpus)
@@ -112,8 +120,8 @@ def _resolve(job: CacheJob) -> None:
 
 
 @contextmanager
-def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, str | None]]:
-    """The corpus of a job, its planned cache, whose folder is locked, and the teacher whose scores it has."""
+def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, dict[str, Any]]]:
+    """The corpus of a job, its planned cache, whose folder is locked, and what is noted of the scores that it has."""
     assert job.candidates is not None
     config = job.candidates
     corpus = job.open_corpus()
@@ -124,13 +132,11 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, str |
         )
     planned = Build(job.out, build.plan_of(corpus, config, NO_SCORER, job.extend), CACHE)
     with distributed.lock(job.out):
-        teacher = build.begin(planned, corpus, config, job.compute.device, extend=job.extend, track=track).get(
-            TEACHER_NAME
-        )
-        if old is not None and teacher is None:
-            teacher = old.teacher_name
-            planned.note(**{TEACHER_NAME: teacher})
-        yield corpus, planned, teacher
+        noted = build.begin(planned, corpus, config, job.compute.device, extend=job.extend, track=track)
+        if old is not None and TEACHER_NAME not in noted:
+            noted = {name: old.plan[name] for name in (TEACHER_NAME, SCORES_FROM) if name in old.plan}
+            planned.note(**noted)
+        yield corpus, planned, noted
 
 
 class _GivenScores:
@@ -141,6 +147,8 @@ class _GivenScores:
         self._ids = {"image": pa.array(corpus.image_ids, pa.string()), "caption": pa.array(corpus.caption_ids)}
         self._texts = pa.array(corpus.captions, pa.string())
         self.faults = Faults("the scores do not fit the plan")
+        self.column: str | None = None
+        """The column that gives the scores, the same in all files; None before a row is taken."""
         self._is_whole = [not planned.missing([pairs_name(shard)]) for shard in range(len(shards_of(planned.plan)))]
         shards = [read_shard(planned, shard) for shard in range(len(self._is_whole))]
         self._first = offsets_of([len(pairs) for pairs in shards])
@@ -155,6 +163,13 @@ class _GivenScores:
     def take(self, batch: pa.RecordBatch, where: str) -> None:
         """Take the scores of some rows of a file; rows that do not fit are noted in `faults`, each as one, the first
         that it has."""
+        names = batch.schema.names
+        column = next((name for name in ("relevance", "clicks") if name in names), "score")
+        if self.column not in (None, column):
+            raise InputError(
+                f"{where} gives {column}, and a file before it {self.column}", hint="make a cache of each kind"
+            )
+        self.column = column
         image_B, text_B = self._index(batch, "image"), self._index(batch, "caption")
         with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, which is a fault
             score_B = batch.column("score").fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
@@ -164,23 +179,23 @@ class _GivenScores:
         is_planned = (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
         is_open = np.ones(len(score_B), dtype=bool)
 
-        def fault(kind: str, is_wrong: NDArray[np.bool_], column: str = "score", other_B: Any = None) -> None:
+        def fault(kind: str, is_wrong: NDArray[np.bool_], column: str = column, other_B: Any = None) -> None:
             nonlocal is_open
             rows, examples = np.flatnonzero(is_wrong & is_open), []
             for row in rows[:NUM_EXAMPLES].tolist():
                 image, caption, *shown = (
-                    batch.column(name)[row].as_py() for name in ("image_id", "caption_id", column)
+                    batch.column(name)[row].as_py() for name in ("image_id", self._name_of(batch, "caption"), column)
                 )
                 shown += [] if other_B is None else [other_B[row]]
                 # A caption may be as long as a book.
                 values = " and ".join(repr(value)[:80] if isinstance(value, str) else str(value) for value in shown)
-                examples.append(f"image {image!r} with caption {caption}: {values} in {where}")
+                examples.append(f"image {image!r} with caption {str(caption)[:80]}: {values} in {where}")
             self.faults.add(kind, examples, len(rows))
             is_open &= ~is_wrong
 
         fault("rows of unknown images", image_B < 0)
         fault("rows of unknown captions", text_B < 0)
-        if "caption" in batch.schema.names:
+        if "caption" in names:
             texts = self._texts.take(pa.array(np.maximum(text_B, 0)))
             fault(
                 "rows with another caption than the corpus",
@@ -194,22 +209,29 @@ class _GivenScores:
         self._score_P[position_B[rows]] = np.where(np.isnan(known_B[rows]), score_B[rows], known_B[rows])
         # After the assignment, so that two rows of this batch are compared, too.
         known_B = self._score_P[position_B]
-        fault("rows of pairs with two different scores", known_B != score_B, other_B=known_B)
+        fault("rows of pairs with two different scores", known_B != score_B, "score", known_B)
+
+    def _name_of(self, batch: pa.RecordBatch, what: str) -> str:
+        """The column that names the image or the caption of each row: an id, or the text."""
+        return f"{what}_id" if f"{what}_id" in batch.schema.names else what
 
     def _index(self, batch: pa.RecordBatch, what: str) -> Index:
-        """The index of the image or the caption that each row names by its id; -1 for none.
+        """The index of the image or the caption that each row names by its id or text; -1 for none.
 
         By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
         may have one id.
         """
-        known, ids = self._ids[what], batch.column(f"{what}_id")
+        name = self._name_of(batch, what)
+        known, ids = self._texts if name == "caption" else self._ids[what], batch.column(name)
         if f"{what}_index" not in batch.schema.names:
-            counts = pc.value_counts(known)
-            if len(counts) < len(known):
+            # Of those that the rows name: many captions of a corpus have the same text.
+            named = known.filter(pc.is_in(known, value_set=ids.unique()))
+            counts = pc.value_counts(named)
+            if len(counts) < len(named):
                 repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
                 raise InputError(
-                    f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split "
-                    f"{self.corpus.split}",
+                    f"{shown(self.corpus.folder)} has several {what}s with the {'text' if name == what else 'id'} "
+                    f"{repeated!r:.80} in split {self.corpus.split}",
                     hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
                     "apart",
                 )
@@ -219,10 +241,9 @@ class _GivenScores:
         is_own = pc.equal(known.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
         return np.where(is_own.to_numpy(zero_copy_only=False), index_B, -1)
 
-    def store(self, teacher: str) -> None:
+    def store(self, notes: dict[str, Any]) -> None:
         """Write the shards that have all scores, and keep the other scores with the planned pairs."""
         # The note comes first: from then on no other plan replaces this one.
-        notes: dict[str, Any] = {TEACHER_NAME: teacher}
         self.build.note(**notes, **{NUM_GIVEN: self._count(slice(None))})
         for shard, is_whole in enumerate(self._is_whole):
             here = slice(self._first[shard], self._first[shard + 1])
@@ -237,7 +258,7 @@ class _GivenScores:
                     write_pairs(partial, replace(pairs, score=self._score_P[here]))
         if self._count(slice(None)) == len(self._key_P):
             # A prefix, so that no name can pass for a fingerprint.
-            self.build.note(**notes, teacher=f"external:{teacher}", **{SCORES_DIGEST: self._digest()})
+            self.build.note(**notes, teacher=f"external:{notes[TEACHER_NAME]}", **{SCORES_DIGEST: self._digest()})
 
     def _digest(self) -> str:
         """The SHA-256 of all pairs and their scores, whatever order and format they came in."""

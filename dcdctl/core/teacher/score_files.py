@@ -1,7 +1,7 @@
 """Files of scores from elsewhere, read in batches: Parquet, CSV or JSON lines, one pair a row.
 
 Columns: image_id, caption_id and score; image_index, caption_index and caption of the work list are read where a file
-still has them.
+still has them. A caption may stand in for caption_id, and relevance or clicks for score.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import csv
 import io
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
@@ -26,26 +28,36 @@ COLUMNS = {
     "image_id": pa.string(),
     "caption_id": pa.int64(),
     "score": pa.float64(),
+    "relevance": pa.float64(),
+    # Not whole numbers: pandas writes 3.0 where another row has no value.
+    "clicks": pa.float64(),
     "image_index": pa.int64(),
     "caption_index": pa.int64(),
     "caption": pa.string(),
 }
 """Every column that is read, with the type to which it is converted."""
-REQUIRED = ("image_id", "caption_id", "score")
+SCORES = {"score": None, "relevance": "relevance", "clicks": "log(1 + clicks)"}
+"""The columns that give a score, and how the plan of a cache describes it; None for a model's score as it is."""
 # About 10 MB of columns.
 ROWS_PER_BATCH = 2**18
 BYTES_PER_BATCH = 2**25
 """Of a text file."""
-_ROWS_HINT = f"give a row per pair with {', '.join(REQUIRED)}"
+_ROWS_HINT = "give a row per pair with image_id, caption_id (or caption) and score (or relevance, or clicks)"
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, with the COLUMNS that it has, in their types; InputError for a file that cannot
-    be used."""
+    """The rows of a file, with the COLUMNS that it has, in their types, and a score that relevance or clicks give;
+    InputError for a file that cannot be used."""
     try:
         for batch in READERS[path.suffix.lower()](path):
-            known = {name: batch.column(name) for name in batch.schema.names if name in COLUMNS}
-            yield pa.record_batch({name: column.cast(COLUMNS[name]) for name, column in known.items()})
+            known = {name: batch.column(name).cast(COLUMNS[name]) for name in batch.schema.names if name in COLUMNS}
+            if "clicks" in known:
+                # The logarithm, because twice the clicks do not make a pair twice as relevant.
+                clicks = known["clicks"]
+                known["score"] = pc.log1p(pc.if_else(pc.less(clicks, 0), math.nan, clicks))
+            elif "relevance" in known:
+                known["score"] = known["relevance"]
+            yield pa.record_batch(known)
     except OSError as error:
         raise files.unreadable(path, error) from error
     except (pa.ArrowException, ValueError) as error:
@@ -53,8 +65,13 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
-    if missing := [name for name in REQUIRED if name not in names]:
-        raise InputError(f"{path} has no column {missing[0]} (it has {', '.join(names) or 'none'})", hint=_ROWS_HINT)
+    for choices in (("image_id",), ("caption_id", "caption"), tuple(SCORES)):
+        if not set(choices) & set(names):
+            raise InputError(
+                f"{path} has no column {choices[0]} (it has {', '.join(names) or 'none'})", hint=_ROWS_HINT
+            )
+    if len(given := [name for name in SCORES if name in names]) > 1:
+        raise InputError(f"{path} has columns {' and '.join(given)}, expected one of them", hint=_ROWS_HINT)
     if repeated := next((name for name in COLUMNS if list(names).count(name) > 1), None):
         raise InputError(f"{path} has the column {repeated} twice", hint=_ROWS_HINT)
 
