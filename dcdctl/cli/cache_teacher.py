@@ -60,6 +60,16 @@ class CacheTeacher(options.Inference):
         Ref | None, reads("--extend", help="Finished cache whose scores are reused.", metavar="CACHE"), Path
     ] = None
 
+    max_pairs: Annotated[
+        int | None,
+        options.configures(
+            "--max-pairs",
+            help="Score at most N pairs, beside those of --extend: first where student and teacher may disagree.",
+            min=1,
+            metavar="N",
+        ),
+    ] = None
+
     def job(self, say: Say, sets: Sequence[str] | None = None) -> CacheJob:
         """What to score, and where."""
         from dcdctl.core.teacher import CacheJob
@@ -74,6 +84,7 @@ class CacheTeacher(options.Inference):
             max_images=self.max_images,
             model_set=assignments(self.model_overrides),
             extend=optional_path(self.extend),
+            max_pairs=self.max_pairs,
             compute=self.compute(say),
         )
 
@@ -215,6 +226,7 @@ def _estimate(job: CacheJob) -> dict[str, Any]:
         document.update(
             pairs=cost.num_pairs,
             to_score=cost.num_to_score,
+            left_out=cost.num_left_out,
             pairs_per_s=cost.pairs_per_s,
             seconds=cost.seconds,
             disk_bytes=cost.disk_bytes,

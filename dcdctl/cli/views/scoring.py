@@ -21,8 +21,9 @@ def show_estimate(estimate: CacheCost) -> None:
         if estimate.num_to_score
         else "nothing to do"
     )
+    left_out = f" ({estimate.num_left_out:,} more exceed --max-pairs)" if estimate.num_left_out else ""
     note(
-        f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most "
+        f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score{left_out}: {rate}; at most "
         f"{amount(estimate.disk_bytes, 'bytes')} on disk"
     )
 

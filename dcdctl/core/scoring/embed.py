@@ -69,6 +69,8 @@ class Embedder:
     images: Callable[[Images], Tensor] | None
     """None for a text encoder."""
     device: torch.device
+    logit_scale: float | None = None
+    """The logit of two vectors is this times their cosine; None for a text encoder."""
 
 
 def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute, fitting: Fitting | None = None) -> Tensor:
@@ -170,7 +172,13 @@ def embed_with_model(model: DualEncoder, source: Source, device: torch.device, t
 def dual_embedder(model: DualEncoder, device: torch.device) -> Embedder:
     """The embedder of a dual encoder, which is put on the device in eval mode."""
     model.to(device).eval()
-    return Embedder(preprocess=model.preprocess, texts=model.embed_texts, images=model.embed_images, device=device)
+    return Embedder(
+        preprocess=model.preprocess,
+        texts=model.embed_texts,
+        images=model.embed_images,
+        device=device,
+        logit_scale=model.logit_scale.item(),
+    )
 
 
 def load_embedder(ref: str, device: torch.device) -> Embedder:

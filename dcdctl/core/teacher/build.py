@@ -200,9 +200,10 @@ def plan_cache(
     *,
     compute: Compute = ON_CPU,
     extend: Path | None = None,
+    max_pairs: int | None = None,
     track: Track = silent,
 ) -> PlannedCache:
-    """Write into the folder which pairs are to be scored; nothing is scored."""
+    """Write into the folder which pairs are to be scored, at most `max_pairs`; nothing is scored."""
     scorer = {
         # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
         "image_size_px": teacher.preprocess.image_size_px,
@@ -211,7 +212,7 @@ def plan_cache(
         "precision": compute.precision,
         "features": kind_of(compute),
     }
-    build = Build(folder, plan_of(corpus, config, scorer, extend), CACHE)
+    build = Build(folder, plan_of(corpus, config, scorer, extend, max_pairs), CACHE)
     # The main process encodes missing features, and the others find them.
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
@@ -224,7 +225,9 @@ def plan_cache(
     return PlannedCache(build, corpus, teacher, source, compute)
 
 
-def plan_of(corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], extend: Path | None) -> dict[str, Any]:
+def plan_of(
+    corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], extend: Path | None, max_pairs: int | None
+) -> dict[str, Any]:
     """Everything that a cache's content depends on: the corpus, its candidates, and what is known of the scorer."""
     return {
         "format": CACHE.format,
@@ -239,6 +242,7 @@ def plan_of(corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], 
         # The seal holds the checksum of every shard, so its own checksum stands for the cache.
         "extends": None if extend is None else files.sha256_of(extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
+        "max_pairs": max_pairs,
     }
 
 
@@ -312,12 +316,13 @@ def begin(
     # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
     if not is_planned or build.missing([DROPPED_FILE]):
-        drawn = candidates.draw_candidates(corpus, config, device=device, track=track)
+        old = None if extend is None else reusable_pairs(extend, corpus, build.plan)
+        max_pairs = build.plan["max_pairs"]
+        drawn = candidates.draw_candidates(corpus, config, device=device, max_pairs=max_pairs, scored=old, track=track)
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
-        if extend is not None:
-            old = without_refused_roles(reusable_pairs(extend, corpus, build.plan), corpus, config, track)
-            pairs = merge(pairs, old, corpus.num_captions)
+        if old is not None:
+            pairs = merge(pairs, without_refused_roles(old, corpus, config, track), corpus.num_captions)
         artifacts.write_document(build.folder / DROPPED_FILE, drawn.dropped)
         for shard, images in enumerate(shards_of(build.plan)):
             inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())

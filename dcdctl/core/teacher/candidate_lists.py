@@ -6,6 +6,7 @@ Only NumPy is imported here, because `dcdctl inspect` and `verify` read caches w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ class Candidates:
     images_of_text: RaggedArray
     dropped: dict[str, int] = field(default_factory=dict)
     """Number of removed candidates by reason, for both directions together."""
+    ranks: dict[Direction, NDArray[Any]] = field(default_factory=dict)
+    """The rank of each value of the lists that were mined, in their order; the first of its query has the least."""
 
     def lists(self, direction: Direction) -> RaggedArray:
         """The negatives of the queries of a direction."""

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dcdctl.core import scoring
+from dcdctl.core import models, scoring
 from dcdctl.core.config import DISTINCT, NOT_EMPTY, Count, at_least, between, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import miners
+from dcdctl.core.teacher import budget, miners
+from dcdctl.core.teacher.cache_format import Pairs
 from dcdctl.core.teacher.candidate_lists import Candidates
-from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, false_negative_filter
-from dcdctl.core.teacher.miners import Miner, clusters
+from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, Reasons, false_negative_filter
+from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
+
+_MINED = 255
+"""The reason against a random candidate that was mined; no reason of a filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class CandidateConfig:
     per_query: Count = 15
     """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every
     list of a query has the same ones."""
+    random_per_query: Annotated[int, at_least(0)] = 0
+    """embedding, lexical: so many of `per_query` are random, so that the teacher also scores what no miner proposes."""
     directions: Annotated[tuple[Direction, ...], NOT_EMPTY, DISTINCT] = tuple(Direction)
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for
     each caption."""
@@ -71,6 +78,17 @@ class CandidateConfig:
         if self.kind == "embedding" and not self.model:
             raise ConfigError(
                 "candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder"
+            )
+
+        if self.random_per_query >= self.per_query:
+            raise ConfigError(
+                f"candidates.random_per_query must be less than per_query, got {self.random_per_query} of "
+                f"{self.per_query}"
+            )
+        if self.random_per_query and self.kind in ("random", "blocks"):
+            raise ConfigError(
+                f"candidates.random_per_query is for mined candidates, and the kind is {self.kind}",
+                hint="set candidates.kind to embedding or lexical",
             )
 
     def require_packages(self) -> None:
@@ -105,16 +123,44 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
 
 
 def draw_candidates(
-    corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent
+    corpus: Corpus,
+    config: CandidateConfig,
+    *,
+    device: torch.device = CPU,
+    max_pairs: int | None = None,
+    scored: Pairs | None = None,
+    track: Track = silent,
 ) -> Candidates:
-    """The negatives of every query of a corpus, without false negatives."""
+    """The negatives of every query of a corpus, without false negatives.
+
+    With `max_pairs` as many as leave at most so many pairs to score, positives included (`budget`); pairs that are
+    `scored` already are free, and their scores tell where the vectors of `model` disagree with the teacher.
+    """
+    embedder = scoring.load_embedder(config.model, device) if config.model else None
     # Once for both directions and for all rounds.
-    vectors = scoring.embed_corpus(scoring.load_embedder(config.model, device), corpus, track) if config.model else None
-    return (
-        _draw_blocks(corpus, config, vectors, track)
-        if config.kind == "blocks"
-        else mine_candidates(corpus, config, vectors, track)
-    )
+    vectors = None if embedder is None else scoring.embed_corpus(embedder, corpus, track)
+    if max_pairs is None and config.kind != "blocks":
+        return mine_candidates(corpus, config, vectors, track)
+    scored_P = np.empty(0, np.int64) if scored is None else scored.image * corpus.num_captions + scored.text
+    count = None if max_pairs is None else budget.num_candidates(corpus, max_pairs, scored_P)
+    if config.kind == "blocks":
+        return _draw_blocks(corpus, config, vectors, count, scored_P, track)
+    assert count is not None
+    weights = {Direction.TEXT: np.ones(corpus.num_images), Direction.IMAGE: np.ones(corpus.num_captions)}
+    if scored is not None and len(scored) and vectors is not None and embedder is not None and embedder.logit_scale:
+        pair_ix = torch.from_numpy(scored.image), torch.from_numpy(scored.text)
+        # On the CPU, where it takes the pairs in parts: a cache has millions.
+        products_P = models.pair_products(vectors.images_ID.cpu(), vectors.texts_TD.cpu(), *pair_ix).numpy()
+        weights = {
+            direction: budget.disagreement(
+                direction.query_first(scored.image, scored.text)[0],
+                scored.score,
+                embedder.logit_scale * products_P,
+                len(ones_Q),
+            )
+            for direction, ones_Q in weights.items()
+        }
+    return budget.within_budget(mine_candidates(corpus, config, vectors, track), count, scored_P, weights, config.seed)
 
 
 def mine_candidates(
@@ -126,15 +172,48 @@ def mine_candidates(
     false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
     lists = {Direction.TEXT: RaggedArray.empty(num_images), Direction.IMAGE: RaggedArray.empty(num_texts)}
     num_dropped = np.zeros(256, dtype=np.int64)
+    ranks: dict[Direction, NDArray[Any]] = {}
     for direction in map(Direction, config.directions):
         sizes = direction.query_first(num_images, num_texts)
         reason_against = false_negatives if direction == Direction.TEXT else false_negatives.for_captions
-        queries, ranked, dropped = miners.mine(
-            _miner(corpus, config, direction, vectors), *sizes, config.per_query, reason_against
+        num_mined = config.per_query - config.random_per_query
+        queries, values, rank_P, dropped = miners.mine(
+            _miner(corpus, config, direction, vectors), *sizes, num_mined, reason_against
         )
-        lists[direction] = RaggedArray.from_sorted(queries, ranked, sizes[0])
+        key_P, ranks[direction] = queries * sizes[1] + values, rank_P + 0.5
         num_dropped += dropped
-    return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped))
+        if config.random_per_query:
+            other_P, rank_P, dropped = _random_others(config, direction, sizes, key_P, reason_against)
+            num_dropped += dropped
+            # In steps as wide as the lists are long, so that a budget keeps the shares of mined and random ones.
+            steps = num_mined * (rank_P + 0.5) / config.random_per_query
+            order = np.argsort(keys := np.concatenate([key_P, other_P]))
+            key_P, ranks[direction] = keys[order], np.concatenate([ranks[direction], steps])[order]
+        lists[direction] = RaggedArray.from_sorted(key_P // sizes[1], key_P % sizes[1], sizes[0])
+    return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped), ranks)
+
+
+def _random_others(
+    config: CandidateConfig, direction: Direction, sizes: tuple[int, int], mined_P: Index, reason_against: PairFilter
+) -> tuple[Index, Index, Index]:
+    """Random candidates that were not mined: their sorted keys, as those of the mined ones; ranks; counts by reason."""
+    # Above all keys, so that a search never ends behind the last.
+    mined_P = np.append(mined_P, np.iinfo(np.int64).max)
+
+    def reason_against_others(queries: Index, values: Index) -> Reasons:
+        keys, reasons = queries * sizes[1] + values, reason_against(queries, values)
+        reasons[mined_P[np.searchsorted(mined_P, keys)] == keys] = _MINED
+        return reasons
+
+    queries, values, rank_P, dropped = miners.mine(
+        _random_miner(config, direction, sizes), *sizes, config.random_per_query, reason_against_others
+    )
+    return queries * sizes[1] + values, rank_P, dropped
+
+
+def _random_miner(config: CandidateConfig, direction: Direction, sizes: tuple[int, int]) -> Miner:
+    # Each direction has its own random draws.
+    return miners.random_miner([config.seed, 1 if direction == Direction.TEXT else 2], *sizes)
 
 
 def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[str, int]:
@@ -148,9 +227,7 @@ def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vector
     if config.kind == "embedding":
         assert vectors is not None
         return miners.embedding_miner(*direction.query_first(vectors.images_ID, vectors.texts_TD))
-    # Each direction has its own random draws.
-    seed = [config.seed, 1 if direction == Direction.TEXT else 2]
-    return miners.random_miner(seed, *direction.query_first(corpus.num_images, corpus.num_captions))
+    return _random_miner(config, direction, direction.query_first(corpus.num_images, corpus.num_captions))
 
 
 def _words_of_images(corpus: Corpus) -> list[str]:
@@ -172,7 +249,14 @@ def _words_of_images(corpus: Corpus) -> list[str]:
     return words
 
 
-def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None, track: Track) -> Candidates:
+def _draw_blocks(
+    corpus: Corpus,
+    config: CandidateConfig,
+    vectors: scoring.Vectors | None,
+    count: int | None,
+    scored_P: Index,
+    track: Track,
+) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
     # The images of a pool without a model have no words to compare.
     size = 1 if corpus.is_pool and vectors is None else config.group_size
@@ -184,10 +268,19 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vecto
         for images, texts in zip(blocks, _texts_of_blocks(rng, corpus, config, blocks, vectors), strict=True):
             image_parts.append(np.repeat(images, len(texts)))
             text_parts.append(np.tile(texts, len(images)))
-    keys = np.unique(np.concatenate(image_parts) * corpus.num_captions + np.concatenate(text_parts))
+    keys, first = np.unique(
+        np.concatenate(image_parts) * corpus.num_captions + np.concatenate(text_parts), return_index=True
+    )
     image, text = keys // corpus.num_captions, keys % corpus.num_captions
     false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
     reason = false_negatives(image, text)
+    left_out = {}
+    if count is not None:
+        block = np.searchsorted(np.cumsum([len(part) for part in image_parts]), first, side="right")
+        is_open = (reason == 0) & ~np.isin(keys, scored_P)
+        num_blocks, left_out[budget.LEFT_OUT] = budget.num_blocks(count, block[is_open], len(image_parts))
+        is_kept = block < num_blocks
+        image, text, reason = image[is_kept], text[is_kept], reason[is_kept]
     image, text = image[reason == 0], text[reason == 0]
     sides = ((Direction.TEXT, image, text, corpus.num_images), (Direction.IMAGE, text, image, corpus.num_captions))
     texts_of_image, images_of_text = (
@@ -198,7 +291,7 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vecto
     return Candidates(
         texts_of_image,
         images_of_text,
-        _counts(false_negatives, np.bincount(reason, minlength=256) * len(config.directions)),
+        _counts(false_negatives, np.bincount(reason, minlength=256) * len(config.directions)) | left_out,
     )
 
 

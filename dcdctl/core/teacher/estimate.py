@@ -17,9 +17,10 @@ from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import PairScorer, measure_rate, open_source
+from dcdctl.core.teacher.budget import LEFT_OUT
 from dcdctl.core.teacher.build import BYTES_PER_PAIR, PlannedCache, kind_of, score_pairs
 from dcdctl.core.teacher.cache import read_cache
-from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
+from dcdctl.core.teacher.cache_format import CACHE, DROPPED_FILE, Pairs, pairs_name, planned_name, read_pairs
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
@@ -35,6 +36,8 @@ class CacheCost:
     num_pairs: int
     num_to_score: int
     """Pairs without a score. The others have one from the extended cache or from an earlier run."""
+    num_left_out: int
+    """Candidates that exceed `--max-pairs`."""
     pairs_per_s: float
     """Rate of a short trial by this process on this device."""
     seconds: float
@@ -50,11 +53,14 @@ def estimate_cost(job: PlannedCache) -> CacheCost:
     num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
     whole = sorted(set(job.shards) - set(missing))
     num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.build.written(pairs_name(shard)))) for shard in whole)
+    dropped_file = job.build.folder / DROPPED_FILE
+    dropped = artifacts.read_document(dropped_file, hint=CACHE.remake) if dropped_file.exists() else {}
     rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
     seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
     return CacheCost(
         num_pairs=num_pairs,
         num_to_score=num_to_score,
+        num_left_out=dropped.get(LEFT_OUT, 0),
         pairs_per_s=rate,
         seconds=seconds,
         disk_bytes=BYTES_PER_PAIR * num_pairs,

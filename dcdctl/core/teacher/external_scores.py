@@ -130,7 +130,7 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, dict[
         raise StaleError(
             f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher"
         )
-    planned = Build(job.out, build.plan_of(corpus, config, NO_SCORER, job.extend), CACHE)
+    planned = Build(job.out, build.plan_of(corpus, config, NO_SCORER, job.extend, job.max_pairs), CACHE)
     with distributed.lock(job.out):
         noted = build.begin(planned, corpus, config, job.compute.device, extend=job.extend, track=track)
         if old is not None and TEACHER_NAME not in noted:

@@ -36,6 +36,9 @@ class CacheJob:
     """Settings that the teacher's files lack: image_size=384."""
     extend: Path | None = None
     """Finished cache of the same teacher whose scores are reused."""
+    max_pairs: int | None = None
+    """At most so many pairs are scored, beside those that have a score: the best candidates of each query, and the
+    queries first about which `candidates.model` disagrees with the scores of `extend`."""
     compute: Compute = ON_CPU
     """Its folder of features is made if it does not exist."""
 
@@ -85,7 +88,14 @@ def cache_scores(
     # Over planning and scoring: another plan must not replace this one in between.
     with distributed.lock(job.out):
         planned = build.plan_cache(
-            corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track
+            corpus,
+            teacher,
+            job.out,
+            job.candidates,
+            compute=job.compute,
+            extend=job.extend,
+            max_pairs=job.max_pairs,
+            track=track,
         )
         if on_estimate is not None:
             on_estimate(estimate.estimate_cost(planned))

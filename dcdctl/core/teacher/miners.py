@@ -133,36 +133,40 @@ def share_out(centroids_BD: Tensor, texts_TD: Tensor, size: int) -> list[Index]:
 
 def mine(
     miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter
-) -> tuple[Index, Index, Index]:
+) -> tuple[Index, Index, Index, Index]:
     """The first `count` different allowed candidates of each query, or all of them if there are fewer: queries and
-    candidates, sorted by both; and the number of pairs that would be here but for each reason."""
+    candidates, sorted by both; the rank of each candidate in the miner's order; and the number of pairs that would be
+    here but for each reason."""
     parts = []
     for start in range(0, num_queries, QUERIES_PER_CHUNK):
         remaining = np.arange(start, min(start + QUERIES_PER_CHUNK, num_queries))
         # Twice the count leaves room for repeats and false negatives. Reasons are uint8, hence 256 counts.
-        keys, num_dropped, width = [], np.zeros(256, dtype=np.int64), 2 * count + 8
+        keys, ranks, num_dropped, width = [], [], np.zeros(256, dtype=np.int64), 2 * count + 8
         while len(remaining):
             short, num_at_once = [], max(1, MAX_MATRIX_ENTRIES // min(width, population))
             for first in range(0, len(remaining), num_at_once):
                 queries = remaining[first : first + num_at_once]
-                is_enough, new_keys, dropped = _choose(
+                is_enough, new_keys, new_ranks, dropped = _choose(
                     miner(queries, width), queries, population, count, reason_against
                 )
                 keys.append(new_keys)
+                ranks.append(new_ranks)
                 num_dropped += dropped
                 short.append(queries[~is_enough])
             remaining, width = np.concatenate(short), 4 * width
-        sorted_keys = np.sort(np.concatenate(keys))
-        parts.append((sorted_keys // population, sorted_keys % population, num_dropped))
-    of_queries, candidates, by_reason = zip(*parts, strict=True)
-    return np.concatenate(of_queries), np.concatenate(candidates), np.sum(by_reason, axis=0)
+        all_keys = np.concatenate(keys)
+        order = np.argsort(all_keys)
+        sorted_keys = all_keys[order]
+        parts.append((sorted_keys // population, sorted_keys % population, np.concatenate(ranks)[order], num_dropped))
+    of_queries, candidates, rank_P, by_reason = zip(*parts, strict=True)
+    return np.concatenate(of_queries), np.concatenate(candidates), np.concatenate(rank_P), np.sum(by_reason, axis=0)
 
 
 def _choose(
     matrix_QK: Index, queries: Index, population: int, count: int, reason_against: PairFilter
-) -> tuple[NDArray[np.bool_], Index, Index]:
-    """Which queries have enough candidates or have seen all; the keys of their pairs; for each reason, how many pairs
-    it removed."""
+) -> tuple[NDArray[np.bool_], Index, Index, Index]:
+    """Which queries have enough candidates or have seen all; the keys of their pairs, and the rank of each; for each
+    reason, how many pairs it removed."""
     query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
     reason_QK, is_first_QK = reason_against(query_QK, matrix_QK), _is_first(matrix_QK)
     is_allowed_QK = is_first_QK & (reason_QK == 0)
@@ -174,6 +178,7 @@ def _choose(
     return (
         is_enough_Q,
         query_QK[kept_QK] * population + matrix_QK[kept_QK],
+        num_before_QK[kept_QK],
         np.bincount(reason_QK[dropped_QK], minlength=256),
     )
 

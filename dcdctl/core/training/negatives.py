@@ -98,8 +98,10 @@ def read_or_mine(
         return mine(source, recipe, device, track)
     header, arrays = read_mined(folder / FILE)
     artifacts.expect(folder / FILE, header, build.plan, hint="name another folder with --out")
-    parts = {name: [arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
-    return Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=header["dropped"])
+    texts_of_image, images_of_text = (
+        RaggedArray(*(arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values"))) for name in LISTS
+    )
+    return Candidates(texts_of_image, images_of_text, header["dropped"])
 
 
 def read_shared(folder: Path, source: Source, recipe: Recipe) -> Candidates:
