@@ -403,6 +403,21 @@ def _write_splits(
     return shards, facts
 
 
+def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:
+    # An image that was shrunk may have become a PNG.
+    name = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
+    return CorpusRow(
+        image_id=row.image_id,
+        path=name,
+        data=image.data,
+        width=image.width,
+        height=image.height,
+        captions=row.captions,
+        caption_ids=row.caption_ids,
+        **row.label_columns(labels),
+    )
+
+
 def _write_shard(
     path: Path,
     rows: Sequence[SourceRow],
@@ -430,18 +445,7 @@ def _write_shard(
                     left_out.append(match)
                     continue
                 hashes.append(result.hash)
-                # An image that was shrunk may have become a PNG.
-                name = str(PurePosixPath(row.path).with_suffix(".png")) if result.became_png else row.path
-                yield CorpusRow(
-                    image_id=row.image_id,
-                    path=name,
-                    data=result.data,
-                    width=result.width,
-                    height=result.height,
-                    captions=row.captions,
-                    caption_ids=row.caption_ids,
-                    **row.label_columns(labels),
-                )
+                yield _corpus_row(row, result, labels)
             elif options.on_error == "skip":
                 skipped.append(SkippedRow(row=row.where, image=row.path, reason=result))
             else:

@@ -453,6 +453,7 @@ def _read_weight(value: Any) -> float:
         weight = math.nan
     if not 0 < weight <= MAX_WEIGHT:
         raise RowError(
-            f"the weight of a caption is {value!s:.60}, expected a number above 0 and at most {MAX_WEIGHT:g}"
+            f"the weight of a caption is {value!s:.60}, expected a number above 0 and at most {MAX_WEIGHT:g} "
+            "(rename the column if it is about images)"
         )
     return weight

@@ -40,6 +40,8 @@ class AllPairs(StepPairs):
         texts = np.flatnonzero(owner_T >= 0)
         self._texts_of = RaggedArray.from_pairs(owner_T[texts], texts, corpus.num_images)
         self._has_text_I = self._texts_of.lengths > 0
+        weight_T = self.weight_T
+        self._sums = None if weight_T is None else np.concatenate([[0], weight_T[self._texts_of.values].cumsum()])
         num_images = int(self._has_text_I.sum())
         if num_images < config.size:
             paired = "the split has only" if image_T is None else "pseudo positives have only"
@@ -93,14 +95,13 @@ class AllPairs(StepPairs):
         image_Q = np.sort(self._epoch_batches(epoch)[position])
         texts_of, rng = self._texts_of, self._rng(1, step)
         first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
-        if self.weight_T is None:
+        if self._sums is None:
             chosen_Q = first_Q + rng.integers(end_Q - first_Q)
         else:
             # Each caption is a stretch as long as its weight: a random point of its image falls into one.
-            starts = np.concatenate([[0], self.weight_T[texts_of.values].cumsum()])
-            point_Q = starts[first_Q] + rng.random(len(first_Q)) * (starts[end_Q] - starts[first_Q])
+            point_Q = self._sums[first_Q] + rng.random(len(first_Q)) * (self._sums[end_Q] - self._sums[first_Q])
             # Rounding may put a point on the end of the last stretch.
-            chosen_Q = np.clip(np.searchsorted(starts, point_Q, side="right") - 1, first_Q, end_Q - 1)
+            chosen_Q = np.clip(np.searchsorted(self._sums, point_Q, side="right") - 1, first_Q, end_Q - 1)
         text_G = texts_of.values[chosen_Q]
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
         return image_QG, text_QG
