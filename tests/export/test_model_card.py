@@ -317,6 +317,26 @@ def test_the_validation_compares_the_kept_weights_with_the_start(keep, end, run,
     )
 
 
+def test_a_chosen_average_and_what_it_lost_elsewhere_are_on_the_card(run, gallery):
+    tuned(run, gallery, {**TRAINED, "average_with_start": "auto"}, {"keep": "best"}, [[10.0] * 6, [20.0] * 6])
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"]["validation_elsewhere"] = {"other": 64 * "b"}
+    write_json(run / "run.json", facts)
+    named = {f"{corpus}{when}_{name}": value for corpus, when, value in (
+        ("", "val", 20.0), ("", "start", 10.0), ("", "saved", 15.0),
+        ("other/", "start", 50.0), ("other/", "saved", 49.0),
+    ) for name in RECALLS}  # fmt: skip
+    sums = {"val_rsum": 120, "start_rsum": 60, "other/start_rsum": 300, "saved_rsum": 90, "other/saved_rsum": 294}
+    # Another average comes before the one that is saved.
+    worse = {"step": 0, "share": 0.9, **{key: 0.0 for key in (*named, *sums) if "saved" in key}}
+    write_metrics(run, [worse, {"step": 0, "share": 0.4, **named, **sums}])
+    found = lineage_of(run)
+    assert "The weights are 0.4 times those of the start plus 0.6 times the trained ones (WiSE-FT)." in found["trained"]
+    assert [table["rows"][2][-1] for table in found["tables"]] == ["+30.00", "-6.00"]
+    assert found["tables"][1]["measured_on"].startswith("On a corpus that is not available (fingerprint bbbbbbbbbbbb)")
+    assert not any(part.what.startswith("losses") for part in found["missing"])
+
+
 def test_an_evaluation_of_another_model_is_refused(run, gallery, tmp_path):
     other = write_evaluation(tmp_path / "other", gallery, scores_of(gallery, 1), model="someone/else")
     with pytest.raises(

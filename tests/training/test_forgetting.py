@@ -136,6 +136,23 @@ def test_a_training_that_loses_too_much_elsewhere_ends_with_the_best_weights_bef
     assert contents(train(tmp_path / "run", *sets, resume=True).folder) == before
 
 
+def test_weights_that_lose_too_much_elsewhere_are_not_kept_if_they_are_better(
+    train, scenes_corpus_dir, other, tmp_path
+):
+    """At the first validation RSUM rises on the first corpus, and falls on the other one."""
+    sets = ["validation.every=1", "validation.max_loss_elsewhere=1"]
+    run = train(tmp_path / "run", *sets, data=(other, scenes_corpus_dir))
+    (line, saved) = run.metrics()
+    assert line["val_rsum"] > line["start_rsum"] == line["val_best_rsum"] == saved["saved_rsum"]
+    assert line["scenes/start_rsum"] - line["scenes/val_rsum"] > 1
+    start, kept = (
+        load_file(Path(folder) / "model.safetensors")
+        for folder in (run.facts()["recipe"]["model"]["start"], run.model_folder)
+    )
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in start.items())
+    assert validation.run_document(run)["best"]["step"] == 0
+
+
 @contextmanager
 def killed_after_three(**_: Any) -> Iterator[Any]:
     def on_step(done: int, _: Any) -> None:
