@@ -217,7 +217,7 @@ def path_fields(source: type[SourceConfig]) -> dict[str, Any]:
 
     >>> from dcdctl.core.data.readers.lavis import LavisSource
     >>> list(path_fields(LavisSource))
-    ['annotations', 'images']
+    ['queries', 'annotations', 'images']
     """
     return {name: hint for name, hint in typing.get_type_hints(source).items() if _has_path(hint)}
 
