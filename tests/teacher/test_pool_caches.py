@@ -274,9 +274,15 @@ def test_lexical_candidates_of_a_pool_are_found_by_paths_and_columns(tmp_path):
     assert of_dog == [2]
 
 
-def test_lexical_candidates_of_images_that_are_numbers_are_refused(pool):
+def test_lexical_candidates_of_images_that_are_numbers_are_refused_before_the_teacher_is_loaded(pool, tmp_path):
+    job = CacheJob(
+        data=pool.folder,
+        out=tmp_path / "cache",
+        candidates=CandidateConfig(kind="lexical"),
+        teacher="vilt-flickr30k",
+    )
     with pytest.raises(ConfigError, match=r"have no words, such as '0'"):
-        candidates.draw_candidates(pool, CandidateConfig(kind="lexical"))
+        cache_scores(job)
 
 
 def test_embedding_candidates_of_a_pool_are_the_nearest(pool, dual):

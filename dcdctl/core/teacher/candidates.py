@@ -79,7 +79,6 @@ class CandidateConfig:
             raise ConfigError(
                 "candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder"
             )
-
         if self.random_per_query >= self.per_query:
             raise ConfigError(
                 f"candidates.random_per_query must be less than per_query, got {self.random_per_query} of "
@@ -120,6 +119,8 @@ def check_candidates(corpus: Corpus, config: CandidateConfig) -> None:
                 f"candidates.{setting} is {value:g} and needs positives, which {name} lacks",
                 hint=f"use a recipe without candidates.{setting}",
             )
+    if config.kind == "lexical":
+        _words_of_images(corpus)
 
 
 def draw_candidates(
