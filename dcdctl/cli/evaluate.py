@@ -74,6 +74,15 @@ class Evaluate(Inference):
         ),
         str,
     ] = None
+    relevance: Annotated[
+        Ref | None,
+        reads(
+            "--relevance",
+            help="Parquet, CSV or JSON lines with image_id, caption_id and relevance: also measure nDCG@10.",
+            metavar="FILE",
+        ),
+        Path,
+    ] = None
     max_images: MaxImages = None
     model_overrides: ModelSet = None
     eccv: Annotated[
@@ -116,6 +125,7 @@ class Evaluate(Inference):
             rerank=None if self.rerank is None else os.fspath(self.rerank),
             rerank_sets=assignments(self.rerank_overrides),
             against=None if self.against is None else os.fspath(self.against),
+            relevance=optional_path(self.relevance),
             depth=depths if depths is None or isinstance(depths, str) else ",".join(map(str, depths)),
             model_sets=assignments(self.model_overrides),
             with_eccv=self.eccv,

@@ -278,9 +278,45 @@ def test_a_pool_without_a_teacher_or_with_ranks_is_one_line(folders, run, pool, 
     for options, message in (
         ((), "is a pool, whose images and texts are not paired: there are no recalls"),
         (("--vector-table",), "is a pool"),
-        (("--against", str(folders / "vilt"), "--ranks", str(tmp_path / "ranks.parquet")), "leave --ranks out"),
+        (("--against", str(folders / "vilt"), "--ranks", str(tmp_path / "ranks.parquet")), "leave --ranks and"),
     ):
         result = CliRunner().invoke(app, ["eval", str(run), "--data", str(pool), "--device", "cpu", *options])
         assert result.exit_code == 1, result.output
         assert message in " ".join(result.stderr.split())
     assert not (run / "pool.json").exists()
+
+
+def test_relevance_adds_ndcg_to_recalls_and_comparisons(folders, run, run_eval, scenes_corpus_dir, tmp_path):
+    corpus = Corpus.open(scenes_corpus_dir, "test")
+    alone = json.loads(run_eval(run, "--json").stdout)
+    rows = {
+        "image_id": [corpus.image_ids[0], corpus.image_ids[1]],
+        "caption_id": corpus.caption_ids[:2],
+        "relevance": [2, 1],
+    }
+    pd.DataFrame(rows).to_csv(tmp_path / "relevance.csv", index=False)
+    result = run_eval(run, "--relevance", tmp_path / "relevance.csv", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert read(run / "result.json") == document
+    assert document["relevance"] == artifacts.sha256_of(tmp_path / "relevance.csv")
+    for key in ("text_retrieval", "image_retrieval"):
+        assert {name: value for name, value in document[key].items() if name != "nDCG@10"} == alone[key]
+        low, high = document["intervals"][key]["nDCG@10"]
+        assert 0 <= low <= document[key]["nDCG@10"] <= high <= 100
+    ranks = pd.read_parquet(run / "ranks.parquet")
+    assert ranks.ndcg.count() == 4
+    assert ranks[ranks.direction == "text"].ndcg.mean() == pytest.approx(document["text_retrieval"]["nDCG@10"] / 100)
+    assert len(pd.read_parquet(run / "top.parquet")) == 960
+    assert "nDCG@10" in run_eval(run, "--relevance", tmp_path / "relevance.csv").stdout
+    arguments = ["--relevance", str(tmp_path / "relevance.csv"), "--out", str(tmp_path / "vilt")]
+    assert run_eval(folders / "vilt", *arguments).exit_code == 0
+    compared = CliRunner().invoke(app, ["compare", str(run), str(tmp_path / "vilt"), "--json"])
+    assert compared.exit_code == 0, compared.output
+    (comparison,) = json.loads(compared.stdout)["comparisons"]
+    assert set(comparison["ndcg"]) == {"text_retrieval", "image_retrieval"}
+    assert "nDCG@10" in comparison["difference"]["text_retrieval"]
+    # Of another file, or of none, they are not comparable.
+    assert run_eval(folders / "vilt", "--out", tmp_path / "vilt").exit_code == 0
+    refused = CliRunner().invoke(app, ["compare", str(run), str(tmp_path / "vilt")])
+    assert "the relevance is" in " ".join(refused.stderr.split())

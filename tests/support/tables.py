@@ -25,7 +25,7 @@ class Numbers:
         self.caption_ids = np.arange(len(owner)) + 100
         self.fingerprint = f"numbers {len(owner)}"
         self.captions_by_source: dict[str, np.ndarray] = {}
-        self.folder, self.split, self.is_pool = Path("numbers"), "test", False
+        self.folder, self.split, self.is_pool, self.whole = Path("numbers"), "test", False, self
 
     def images(self, image_ix):
         return list(image_ix)

@@ -32,6 +32,7 @@ Lookup = Callable[[Index, Index], Scores]
 Over = Literal["all", "sampled", "cached"]
 MEASURES = ("same_first", "nDCG@10", "spearman")
 NDCG = MEASURES.index("nDCG@10")
+NDCG_NAME = MEASURES[NDCG]
 DEPTH = 10
 DISCOUNTS = 1 / np.log2(np.arange(2, DEPTH + 2))
 PERCENT = np.array([100.0, 100.0, 1.0])

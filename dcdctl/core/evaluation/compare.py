@@ -146,6 +146,7 @@ def read_systems(names: Sequence[str]) -> list[System]:
             "split": evaluation.split,
             **{f"protocol's {name}": getattr(evaluation.protocol, name) for name in ("name", "folds", "ties")},
             "corpus": evaluation.corpus_fingerprint[:8],
+            "relevance": evaluation.relevance,
         },
         "were evaluated differently",
         "evaluate both the same way with `dcdctl eval`",

@@ -198,6 +198,7 @@ def _pairwise(comparison: Comparison, pairwise: PairwiseComparison) -> dict[str,
             "holm_p_value": pairwise.holm_sign_flip_p_value,
             "exact": ranks.sign_flip_is_exact,
         },
+        **({"ndcg": to_table(ranks.ndcg_tests)} if ranks.ndcg_tests else {}),
         "bootstrap": {"p_value": ranks.p_value, "holm_p_value": pairwise.holm_p_value},
         "t_test": None
         if pairwise.holm_t_test_p_value is None

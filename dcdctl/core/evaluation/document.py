@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-
 from dcdctl.core import templates
 from dcdctl.core.config import Key, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
-from dcdctl.core.evaluation.agreement import MEASURES, NDCG, PERCENT, Agreements, Lookup, Over, Sample
-from dcdctl.core.evaluation.bootstrap import bootstrap_sums
+from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME, PERCENT, Agreements, Lookup, Over, Sample
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
-from dcdctl.core.evaluation.significance import LEVEL, Estimate, Interval
+from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Interval
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.places import shown, url_of
 from dcdctl.core.templates import Table
@@ -128,18 +125,14 @@ class Agreement:
             # The texts of a pool have no images.
             by_image = direction == Direction.IMAGE and not corpus.is_pool
             drawn_Q = corpus.caption_image[query_Q] if by_image else query_Q
-            unit_Q = np.unique(drawn_Q, return_inverse=True)[1]
-            columns_UC = np.zeros((unit_Q.max() + 1, len(MEASURES) + 1))
-            np.add.at(columns_UC, unit_Q, np.column_stack([measures_QM, np.ones(len(query_Q))]))
             # Always with seed 0, so that evaluating again gives the same intervals.
-            sums_RC = bootstrap_sums(columns_UC, RESAMPLES, seed=0)
-            bounds_2M = np.quantile(sums_RC[:, :-1] / sums_RC[:, -1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+            estimates = significance.estimate_means(measures_QM, drawn_Q, RESAMPLES, seed=0)
             means[direction.key] = {
                 "queries": len(query_Q),
                 "candidates": float(agreement.num_candidates_Q.mean()),
-                **dict(zip(MEASURES, measures_QM.mean(axis=0).tolist(), strict=True)),
+                **{name: estimate.value for name, estimate in zip(MEASURES, estimates, strict=True)},
             }
-            intervals[direction.key] = dict(zip(MEASURES, map(tuple, bounds_2M.T.tolist()), strict=True))
+            intervals[direction.key] = {name: each.interval for name, each in zip(MEASURES, estimates, strict=True)}
         return Agreement(
             teacher=teacher,
             teacher_fingerprint=fingerprint,
@@ -212,6 +205,8 @@ class Evaluation:
     """R@1, R@5 and R@10 of image retrieval for the captions of each source; empty for a split without sources."""
     agreement: Annotated[Agreement | None, OMITTED] = None
     """With a teacher, if one was named."""
+    relevance: Annotated[str | None, OMITTED] = None
+    """SHA-256 of the file of relevance, if one was named; the measures then have nDCG@10."""
     folder: Annotated[Path | None, OMITTED] = None
     """Where it was written, or read from; no entry of the document."""
 
@@ -322,7 +317,9 @@ class Measured:
         # Always with seed 0, so that evaluating again gives the same intervals.
         estimates = significance.bootstrap([self.table], resamples=RESAMPLES)
         of_recalls = {
-            direction.key: {name: estimates.of(direction)[name].interval for name in RECALL_NAMES}
+            direction.key: {
+                name: each.interval for name, each in estimates.of(direction).items() if name != RECIPROCAL_RANK
+            }
             for direction in Direction
         }
         return Evaluation(
@@ -400,13 +397,22 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
 
 def _recalls(evaluation: Evaluation) -> Table:
     protocol, rows = evaluation.protocol, []
+    is_graded = any(NDCG_NAME in evaluation.measures(direction) for direction in Direction)
     for direction in Direction:
         measures = evaluation.measures(direction)
         ranks = [f"{measures['median_rank']:,.1f}".removesuffix(".0"), f"{measures['mean_rank']:,.1f}"]
         rows.append([direction.title, *(f"{measures[name]:.2f}" for name in (*RECALL_NAMES, "mAP@R")), *ranks])
-        bounds = (evaluation.recall(direction, name).interval for name in RECALL_NAMES)
-        interval = f"  {evaluation.intervals.level:.0%} interval"
-        rows.append([interval, *(f"{low:.1f} to {high:.1f}" for low, high in bounds), "", "", ""])
+        bounds = [
+            f"{low:.1f} to {high:.1f}"
+            for low, high in (evaluation.recall(direction, name).interval for name in RECALL_NAMES)
+        ]
+        rows.append([f"  {evaluation.intervals.level:.0%} interval", *bounds, "", "", ""])
+        if NDCG_NAME in measures:
+            graded = evaluation.recall(direction, NDCG_NAME)
+            rows[-2].append(f"{graded.value:.2f}")
+            rows[-1].append(f"{graded.interval.low:.1f} to {graded.interval.high:.1f}")
+        elif is_graded:
+            rows[-2:] = [[*row, ""] for row in rows[-2:]]
     kind = f"{protocol.kind} of depth {protocol.depth}" if protocol.depth else protocol.kind
     folds = f" ({protocol.folds} folds)" if protocol.folds > 1 else ""
     precision = "" if protocol.precision == "float32" else f", {protocol.precision}"
@@ -414,7 +420,7 @@ def _recalls(evaluation: Evaluation) -> Table:
     return Table(
         f"{evaluation.model} ({kind}) on {evaluation.split}, protocol {protocol.name}{folds}: "
         f"{evaluation.images:,} images, {evaluation.captions:,} captions{precision}",
-        ["", *RECALL_NAMES, "mAP@R", "median rank", "mean rank"],
+        ["", *RECALL_NAMES, "mAP@R", "median rank", "mean rank", *([NDCG_NAME] if is_graded else [])],
         rows,
         f"rsum {evaluation.rsum:.2f} ({low:.1f} to {high:.1f}), mean recall {evaluation.mean_recall:.2f}, "
         f"{evaluation.seconds:,.1f} s",

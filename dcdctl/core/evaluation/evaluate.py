@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from dcdctl.core import artifacts, files, locks, models
-from dcdctl.core.data import Corpus, share_split
+from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
-from dcdctl.core.evaluation import eccv, rankers, ranks, recall, vectors
+from dcdctl.core.evaluation import eccv, rankers, ranks, recall, relevance, vectors
 from dcdctl.core.evaluation.against import Against
-from dcdctl.core.evaluation.agreement import Lookup
+from dcdctl.core.evaluation.agreement import NDCG_NAME, Lookup
 from dcdctl.core.evaluation.document import (
     CASCADE_FILES,
     MODEL_FILES,
@@ -38,6 +38,7 @@ from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_poo
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
+from dcdctl.core.evaluation.relevance import Relevance
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm, parse_widths
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown
@@ -150,6 +151,8 @@ class EvalJob:
     """int8, binary: first candidates of each query that are scored again by their float32 vectors."""
     against: str | None = None
     """Teacher whose order of candidates is compared: a model, or a teacher cache of the split."""
+    relevance: Path | None = None
+    """File with graded relevance of pairs, for nDCG@10."""
     loaded: Model | None = None
     """The model itself, if it is in memory; `model` is then only what results call it."""
     compute: Compute = ON_CPU
@@ -254,7 +257,10 @@ def run_evaluation(
         corpus, protocol = _open_split(job, say)
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = eccv.open_judge(corpus, protocol) if job.with_eccv else None
-        num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
+        graded = None if job.relevance is None else relevance.read_relevance(job.relevance, corpus)
+        num_top = max(
+            options.num_top, 0 if judge is None else judge.num_top, 0 if graded is None else relevance.NUM_TOP
+        )
         options = replace(options, protocol=protocol, num_top=num_top, keeps_order=job.against is not None)
         overrides = models.parse_overrides(job.model_sets)
         model = models.load(job.model, overrides, track) if job.loaded is None else job.loaded
@@ -266,15 +272,32 @@ def run_evaluation(
             assert against is not None
             return _evaluate_pool(job.model, model, against, task, folder)
         measured = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
+        if graded is not None:
+            measured = _with_ndcg(measured, graded)
         more: dict[str, Any] = {} if judge is None else judge.measure(measured.rankings)
         if against is not None and measured.order is not None:
             agreements = teachers.compare_with(against, measured.order, task)
             measured = replace(measured, agreements=agreements)
             more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint, options.sample)
+        if job.relevance is not None:
+            more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
         if job.ranks is not None:
             write_ranks(job.ranks, measured.table)
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured)
+
+
+def _with_ndcg(measured: Measured, graded: Relevance) -> Measured:
+    """The same with the nDCG@10 of all queries that have a relevant candidate."""
+    changes: dict[str, Any] = {}
+    ndcg = {}
+    for direction in Direction:
+        _, gallery = direction.query_first(measured.corpus.num_images, measured.corpus.num_captions)
+        ndcg[direction] = ndcg_Q = graded.ndcg(direction, measured.rankings.of(direction), gallery)
+        if np.isfinite(ndcg_Q).any():
+            of_recalls = measured.text_retrieval if direction == Direction.TEXT else measured.image_retrieval
+            changes[direction.key] = {**of_recalls, NDCG_NAME: 100 * float(np.nanmean(ndcg_Q))}
+    return replace(measured, table=replace(measured.table, ndcg=ndcg), **changes)
 
 
 def _evaluate_pool(name: str, model: Model, against: Against, task: RankingTask, folder: Path | None) -> PoolEvaluation:
@@ -303,10 +326,10 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
 
     Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
     """
-    given = (job.codes, job.rerank, job.with_eccv, job.out, job.ranks, job.against)
-    if given != ("float32", None, False, None, None, None):
+    given = (job.codes, job.rerank, job.with_eccv, job.out, job.ranks, job.against, job.relevance)
+    if given != ("float32", None, False, None, None, None, None):
         message = "--vector-table measures all kinds of vectors of one model, and writes no file"
-        raise ConfigError(message, hint="leave --codes, --rerank, --eccv, --out, --ranks and --against out")
+        raise ConfigError(message, hint="leave all options of one evaluation out")
     options, _ = resolve(replace(job, dims=None, rescore=None))
     widths = parse_widths(job.dims) or vectors.trained_widths(job.model)
     corpus, protocol = _open_split(job, say)
@@ -347,10 +370,12 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
             )
         if not (corpus.num_images and corpus.num_captions):
             raise CorpusError(f"{where} without {'texts' if corpus.num_images else 'images'}: nothing can be ranked")
-        if job.ranks is not None:
-            raise ConfigError(f"{where}, which has no ranks", hint="leave --ranks out")
-    if job.against is not None and protocol.num_folds > 1:
-        message = f"--against compares orders of one gallery, and the protocol {protocol.name} has {protocol.num_folds}"
+        if (job.ranks, job.relevance) != (None, None):
+            raise ConfigError(f"{where}, which has no ranks", hint="leave --ranks and --relevance out")
+    if (job.against, job.relevance) != (None, None) and protocol.num_folds > 1:
+        message = (
+            f"--against and --relevance are for one gallery, and the protocol {protocol.name} has {protocol.num_folds}"
+        )
         raise ConfigError(message, hint="add --protocol whole")
     if (trained := _training_split(job.model, corpus)) is not None:
         say(

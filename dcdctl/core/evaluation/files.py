@@ -1,7 +1,7 @@
 """The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `SavedEvaluation.load`
 reads them back.
 
-    DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score
+    DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score; ndcg with relevance
     DIR/top.parquet              direction, query, place, candidate, score, is_own
     DIR/agreement.parquet        direction, query, candidates, same_first, ndcg, spearman; only with a teacher
     DIR/result.json              `Evaluation.document`, written last
@@ -55,7 +55,7 @@ _RANKS = {
 }
 AGREEMENT_COLUMNS = ("same_first", "ndcg", "spearman")
 """Of the MEASURES of `agreement`."""
-_OPTIONAL = {"caption": pa.string(), "score": pa.float32()}
+_OPTIONAL = {"caption": pa.string(), "score": pa.float32(), "ndcg": pa.float64()}
 """Columns that a table of ranks by another program may lack: a comparison needs ranks alone."""
 _TOP = {
     "direction": pa.string(),
@@ -180,6 +180,11 @@ def read_ranks(path: Path) -> RankTable:
             else np.full(rows.num_rows, np.nan, "f4")
             for direction, rows in zip(Direction, (text, image), strict=True)
         },
+        {
+            direction: rows["ndcg"].to_numpy()
+            for direction, rows in zip(Direction, (text, image), strict=True)
+            if "ndcg" in rows.column_names
+        },
     )
 
 
@@ -299,6 +304,7 @@ def write_ranks(path: Path, table: RankTable) -> None:
                 **names,
                 "rank": table.ranks(direction),
                 "score": table.scores[direction].astype(np.float32),
+                **({"ndcg": table.ndcg[direction]} if table.ndcg else {}),
             }
         )
         for direction, names in named.items()

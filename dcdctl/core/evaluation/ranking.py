@@ -68,6 +68,9 @@ class RankTable:
     """(T,): empty strings if the table of ranks has no captions; none if it was not read for them."""
     scores: dict[Direction, NDArray[np.float32]] = field(default_factory=dict)
     """(Q,): score of each query's best positive, by direction; NaN if the table of ranks has no scores."""
+    ndcg: dict[Direction, NDArray[np.float64]] = field(default_factory=dict)
+    """(Q,): nDCG@10 by a file of relevance, from 0 to 1; NaN for queries without a relevant candidate. Empty if there
+    was no file."""
 
     @staticmethod
     def of(corpus: Corpus, rankings: Rankings) -> RankTable:

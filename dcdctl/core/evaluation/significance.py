@@ -26,15 +26,16 @@ rank; N runs of a system.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.evaluation.agreement import NDCG_NAME
 from dcdctl.core.evaluation.bootstrap import MAX_RUNS, MIN_RUNS, bootstrap_sums, runs_needed, sign_flip_test, welch_test
 from dcdctl.core.evaluation.ranking import RankTable
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
@@ -42,6 +43,8 @@ from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 LEVEL = 0.95
 """Share of the draws within an interval."""
 RECIPROCAL_RANK = "MRR"
+WHOLE = 10**9
+"""Differences of values in [0, 1] are tested as whole numbers of this fraction."""
 MIN_DRAWN_SEEDS = 2
 """Fewest runs of a system whose seeds can be drawn: one run does not show how runs differ."""
 _OUR_SEEDS, _BASE_SEEDS = 2, 3
@@ -77,6 +80,15 @@ class Estimates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeanTest:
+    """Two-sided p-values for no difference in a mean over queries, as those of RSUM."""
+
+    p_value: float
+    sign_flip_p_value: float
+    sign_flip_is_exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankComparison:
     """The ranks of a system against the base's."""
 
@@ -94,6 +106,8 @@ class RankComparison:
     sign_flip_is_exact: bool
     rsums: tuple[tuple[float, ...], tuple[float, ...]]
     """RSUM of each run, ours and the base's."""
+    ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
+    """By direction, if both systems were evaluated with relevance."""
 
     @property
     def num_runs(self) -> int:
@@ -155,12 +169,87 @@ def compare_all(
 ) -> list[RankComparison]:
     """Each system, by name, against the base, all on the same draws. Raises what `compare_ranks` raises."""
     draws = _draw({**systems, "the base": base}, resamples, seed, draw_seeds=draw_seeds)
-    return [_against_base(draws, system, resamples, seed) for system in range(len(systems))]
+    comparisons = [_against_base(draws, system, resamples, seed) for system in range(len(systems))]
+    if draw_seeds:  # draws of runs are those of recalls alone
+        return comparisons
+    return [
+        _with_ndcg(comparison, ours, base, resamples, seed)
+        for comparison, ours in zip(comparisons, systems.values(), strict=True)
+    ]
 
 
 def bootstrap(tables: Sequence[RankTable], *, resamples: int = 10_000, seed: int = 0) -> Estimates:
     """The recalls of one system, averaged over its runs. Raises what `compare_ranks` raises."""
-    return _system_estimates(_draw({"this system": tables}, resamples, seed), 0)
+    estimates = _system_estimates(_draw({"this system": tables}, resamples, seed), 0)
+    by_direction: dict[str, Any] = {
+        direction.key: {**estimates.of(direction), NDCG_NAME: estimate_means(100 * ndcg_Q1, unit_Q, resamples, seed)[0]}
+        for direction, ndcg_Q1, unit_Q in _graded([tables])
+    }
+    return replace(estimates, **by_direction)
+
+
+def estimate_means(
+    values_QM: NDArray[np.float64], unit_Q: NDArray[np.int64], resamples: int, seed: int
+) -> list[Estimate]:
+    """The means of columns over queries, with intervals from draws of units: the queries of one unit, such as the
+    captions of an image, are drawn together."""
+    drawn_RM = _drawn_means(values_QM, unit_Q, resamples, seed)
+    bounds_2M = np.quantile(drawn_RM, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    columns = np.vstack([values_QM.mean(axis=0), bounds_2M]).T.tolist()
+    return [Estimate(value, Interval(*bounds)) for value, *bounds in columns]
+
+
+def compare_means(
+    ours_Q: NDArray[np.float64], base_Q: NDArray[np.float64], unit_Q: NDArray[np.int64], resamples: int, seed: int
+) -> MeanTest:
+    """Whether a mean over queries differs between two systems, from their values of each query."""
+    # Whole numbers, so that sums are exact: a draw without a difference gives exactly zero.
+    difference_Q: NDArray[np.float64] = np.round((ours_Q - base_Q) * WHOLE)
+    drawn_R = _drawn_means(difference_Q[:, None], unit_Q, resamples, seed)[:, 0]
+    by_unit = np.bincount(np.unique(unit_Q, return_inverse=True)[1], difference_Q).astype(np.float64)
+    sign_flip_p_value, is_exact = sign_flip_test(by_unit, resamples, seed)
+    return MeanTest(p_value=_bootstrap_p(drawn_R), sign_flip_p_value=sign_flip_p_value, sign_flip_is_exact=is_exact)
+
+
+def _drawn_means(
+    values_QM: NDArray[np.float64], unit_Q: NDArray[np.int64], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """(R, M): the means of the columns over the queries of each draw of units."""
+    index_Q = np.unique(unit_Q, return_inverse=True)[1]
+    columns_UC = np.zeros((index_Q.max() + 1, values_QM.shape[1] + 1))
+    np.add.at(columns_UC, index_Q, np.column_stack([values_QM, np.ones(len(index_Q))]))
+    sums_RC = bootstrap_sums(columns_UC, resamples, seed)
+    return sums_RC[:, :-1] / sums_RC[:, -1:]
+
+
+def _graded(
+    systems: Sequence[Sequence[RankTable]],
+) -> Iterator[tuple[Direction, NDArray[np.float64], NDArray[np.int64]]]:
+    """Each direction in which all runs have the nDCG of the same queries: (Q, S) of these queries, averaged over runs,
+    and the image of each."""
+    first = systems[0][0]
+    if not all(table.ndcg for tables in systems for table in tables):
+        return
+    for direction in Direction:
+        ndcg_QS = np.stack([np.mean([table.ndcg[direction] for table in tables], axis=0) for tables in systems], axis=1)
+        is_graded_Q = np.isfinite(ndcg_QS).all(axis=1)
+        if is_graded_Q.any():
+            image_Q = np.arange(len(ndcg_QS)) if direction == Direction.TEXT else first.caption_image
+            yield direction, ndcg_QS[is_graded_Q], image_Q[is_graded_Q]
+
+
+def _with_ndcg(
+    comparison: RankComparison, ours: Sequence[RankTable], base: Sequence[RankTable], resamples: int, seed: int
+) -> RankComparison:
+    sides: dict[str, Any] = {"ours": comparison.ours, "base": comparison.base, "difference": comparison.difference}
+    tests = {}
+    for direction, ndcg_QS, image_Q in _graded([ours, base]):
+        values_QM = 100 * np.column_stack([ndcg_QS, ndcg_QS[:, 0] - ndcg_QS[:, 1]])
+        for name, estimate in zip(sides, estimate_means(values_QM, image_Q, resamples, seed), strict=True):
+            graded = {**sides[name].of(direction), NDCG_NAME: estimate}
+            sides[name] = replace(sides[name], **{direction.key: graded})
+        tests[direction.key] = compare_means(ndcg_QS[:, 0], ndcg_QS[:, 1], image_Q, resamples, seed)
+    return replace(comparison, **sides, ndcg_tests=tests)
 
 
 def check_queries(named: Mapping[str, RankTable]) -> None:
@@ -277,18 +366,21 @@ def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Rank
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
     share_I = num_captions * text_IC[:, :-1].sum(axis=1) + num_images * image_IC[:, :-1].sum(axis=1)
-    rsum_R = percents_RC[1:, -1]
-    num_rarer = int(min(np.count_nonzero(rsum_R <= 0), np.count_nonzero(rsum_R >= 0)))
     sign_flip_p_value, is_exact = sign_flip_test(share_I, resamples, seed)
     return RankComparison(
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
         base=_system_estimates(draws, -1),
-        p_value=min(1.0, 2 * (num_rarer + 1) / (resamples + 1)),
+        p_value=_bootstrap_p(percents_RC[1:, -1]),
         sign_flip_p_value=sign_flip_p_value,
         sign_flip_is_exact=is_exact,
         rsums=(draws.rsums_S[system], draws.rsums_S[-1]),
     )
+
+
+def _bootstrap_p(difference_R: NDArray[np.float64]) -> float:
+    num_rarer = int(min(np.count_nonzero(difference_R <= 0), np.count_nonzero(difference_R >= 0)))
+    return min(1.0, 2 * (num_rarer + 1) / (len(difference_R) + 1))
 
 
 def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,9 +5,10 @@ from .candidate_lists import Candidates
 from .candidates import CandidateConfig, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers, products_of
 from .estimate import CacheCost
-from .external_scores import plan_work, take_scores
+from .external_scores import RowNames, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter, text_classes
 from .job import CacheJob, cache_scores, verify_cache
+from .score_files import READERS, read_batches
 from .scores import TeacherScores, check_weights
 from .spread import lack_of_order, measure_spread
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
@@ -15,6 +16,7 @@ from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
+    "READERS",
     "WORK_FOLDER",
     "CacheCost",
     "CacheJob",
@@ -26,6 +28,7 @@ __all__ = [
     "EmbeddedTeachers",
     "FalseNegativeFilter",
     "Negative",
+    "RowNames",
     "TeacherCache",
     "TeacherEnsemble",
     "TeacherScores",
@@ -42,6 +45,7 @@ __all__ = [
     "parse_extras",
     "plan_work",
     "products_of",
+    "read_batches",
     "read_cache",
     "read_caches",
     "summarize_cache",

@@ -139,13 +139,51 @@ def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, dict[
         yield corpus, planned, noted
 
 
+class RowNames:
+    """The images and captions of a corpus, as the rows of files name them."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self._ids = {"image": pa.array(corpus.image_ids, pa.string()), "caption": pa.array(corpus.caption_ids)}
+        self.texts = pa.array(corpus.captions, pa.string())
+
+    def name_of(self, batch: pa.RecordBatch, what: str) -> str:
+        """The column that names the image or the caption of each row: an id, or the text."""
+        return f"{what}_id" if f"{what}_id" in batch.schema.names else what
+
+    def index(self, batch: pa.RecordBatch, what: str) -> Index:
+        """The index of the image or the caption that each row names by its id or text; -1 for none.
+
+        By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
+        may have one id.
+        """
+        name = self.name_of(batch, what)
+        known, ids = self.texts if name == "caption" else self._ids[what], batch.column(name)
+        if f"{what}_index" not in batch.schema.names:
+            # Of those that the rows name: many captions of a corpus have the same text.
+            named = known.filter(pc.is_in(known, value_set=ids.unique()))
+            counts = pc.value_counts(named)
+            if len(counts) < len(named):
+                repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
+                raise InputError(
+                    f"{shown(self.corpus.folder)} has several {what}s with the {'text' if name == what else 'id'} "
+                    f"{repeated!r:.80} in split {self.corpus.split}",
+                    hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
+                    "apart",
+                )
+            return _numbers(pc.index_in(ids, value_set=known))
+        index_B = _numbers(batch.column(f"{what}_index"))
+        index_B = np.where((index_B >= 0) & (index_B < len(known)), index_B, -1)
+        is_own = pc.equal(known.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
+        return np.where(is_own.to_numpy(zero_copy_only=False), index_B, -1)
+
+
 class _GivenScores:
     """The planned pairs of a cache, and the scores that are known of them."""
 
     def __init__(self, corpus: Corpus, planned: Build) -> None:
         self.corpus, self.build = corpus, planned
-        self._ids = {"image": pa.array(corpus.image_ids, pa.string()), "caption": pa.array(corpus.caption_ids)}
-        self._texts = pa.array(corpus.captions, pa.string())
+        self.names = RowNames(corpus)
         self.faults = Faults("the scores do not fit the plan")
         self.column: str | None = None
         """The column that gives the scores, the same in all files; None before a row is taken."""
@@ -170,7 +208,7 @@ class _GivenScores:
                 f"{where} gives {column}, and a file before it {self.column}", hint="make a cache of each kind"
             )
         self.column = column
-        image_B, text_B = self._index(batch, "image"), self._index(batch, "caption")
+        image_B, text_B = self.names.index(batch, "image"), self.names.index(batch, "caption")
         with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, which is a fault
             score_B = batch.column("score").fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
         key_B = image_B * self.corpus.num_captions + text_B
@@ -184,7 +222,8 @@ class _GivenScores:
             rows, examples = np.flatnonzero(is_wrong & is_open), []
             for row in rows[:NUM_EXAMPLES].tolist():
                 image, caption, *shown = (
-                    batch.column(name)[row].as_py() for name in ("image_id", self._name_of(batch, "caption"), column)
+                    batch.column(name)[row].as_py()
+                    for name in ("image_id", self.names.name_of(batch, "caption"), column)
                 )
                 shown += [] if other_B is None else [other_B[row]]
                 # A caption may be as long as a book.
@@ -196,7 +235,7 @@ class _GivenScores:
         fault("rows of unknown images", image_B < 0)
         fault("rows of unknown captions", text_B < 0)
         if "caption" in names:
-            texts = self._texts.take(pa.array(np.maximum(text_B, 0)))
+            texts = self.names.texts.take(pa.array(np.maximum(text_B, 0)))
             fault(
                 "rows with another caption than the corpus",
                 ~pc.equal(texts, batch.column("caption")).fill_null(False).to_numpy(False),
@@ -210,36 +249,6 @@ class _GivenScores:
         # After the assignment, so that two rows of this batch are compared, too.
         known_B = self._score_P[position_B]
         fault("rows of pairs with two different scores", known_B != score_B, "score", known_B)
-
-    def _name_of(self, batch: pa.RecordBatch, what: str) -> str:
-        """The column that names the image or the caption of each row: an id, or the text."""
-        return f"{what}_id" if f"{what}_id" in batch.schema.names else what
-
-    def _index(self, batch: pa.RecordBatch, what: str) -> Index:
-        """The index of the image or the caption that each row names by its id or text; -1 for none.
-
-        By the index of the row, if it has one, which must agree with the id: in joined splits, several captions
-        may have one id.
-        """
-        name = self._name_of(batch, what)
-        known, ids = self._texts if name == "caption" else self._ids[what], batch.column(name)
-        if f"{what}_index" not in batch.schema.names:
-            # Of those that the rows name: many captions of a corpus have the same text.
-            named = known.filter(pc.is_in(known, value_set=ids.unique()))
-            counts = pc.value_counts(named)
-            if len(counts) < len(named):
-                repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
-                raise InputError(
-                    f"{shown(self.corpus.folder)} has several {what}s with the {'text' if name == what else 'id'} "
-                    f"{repeated!r:.80} in split {self.corpus.split}",
-                    hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s "
-                    "apart",
-                )
-            return _numbers(pc.index_in(ids, value_set=known))
-        index_B = _numbers(batch.column(f"{what}_index"))
-        index_B = np.where((index_B >= 0) & (index_B < len(known)), index_B, -1)
-        is_own = pc.equal(known.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False)
-        return np.where(is_own.to_numpy(zero_copy_only=False), index_B, -1)
 
     def store(self, notes: dict[str, Any]) -> None:
         """Write the shards that have all scores, and keep the other scores with the planned pairs."""
