@@ -12,13 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from captioned_photos import jpeg
+from command_line import run
 from PIL import Image
 from shards import parquet_of
 
 from dcdctl.core.data import Corpus, DataChoice, PrepareOptions, choose_manifest, near_duplicates, prepare_corpus
 from dcdctl.core.data import prepare as prepare_module
+from dcdctl.core.data.corpus_json import all_splits, split_to_measure
+from dcdctl.core.data.corpus_summary import corpus_table, summarize_corpus
 from dcdctl.core.data.readers.rows import MAX_TEXT_BYTES, divide
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
+from dcdctl.core.export.check import samples_of
+from dcdctl.core.study import StudyJob
+from dcdctl.core.study import plan as study_plan
 from dcdctl.core.verify import verify
 
 NAMES = [f"{'sub/' if number % 2 else ''}{number}.jpg" for number in range(30)]
@@ -450,3 +456,56 @@ def test_an_unfinished_preparation_does_not_resume_with_another_corpus_to_decont
     monkeypatch.setattr(prepare_module, "write_texts", write_texts)
     prepare(tmp_path / "out", **pool, decontaminate=[Path(other)])
     assert "0.jpg" not in Corpus.open(tmp_path / "out", "train").image_ids
+
+
+# Pools in other commands
+
+
+@pytest.fixture
+def beside(tmp_path, photos, queries):
+    """A captioned corpus with a split pool."""
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{name},a photo\n" for name in NAMES[:20]))
+    return Path(prepare(tmp_path / "beside", csv=tmp_path / "pairs.csv", images=photos, queries=queries))
+
+
+def test_inspect_shows_a_pool_in_its_own_words(beside):
+    head, rows = corpus_table(summarize_corpus(beside))
+    facts = {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in rows}
+    assert list(facts["images"]) == ["train", "val", "test", "pool"]
+    assert (facts["texts without pairing"]["pool"], facts["captions"]["pool"]) == ("40", "")
+    assert (facts["texts without pairing"]["val"], facts["captions per image"]["val"]) == ("", "1")
+    assert (facts["captions per image"]["pool"], facts["words per text"]["pool"]) == ("", "2")
+
+
+@pytest.mark.parametrize("side", ["images", "queries"])
+def test_inspect_of_a_pool_of_one_side(tmp_path, photos, queries, side):
+    folder = Path(prepare(tmp_path / "out", **{side: {"images": photos, "queries": queries}[side]}))
+    page = tmp_path / "page.html"
+    result = run("inspect", folder, "--html", page)
+    assert "captions" not in result.stdout
+    assert ("texts without pairing" in result.stdout, "width [px]" in result.stdout) == (True, side == "images")
+    assert page.read_text().count("<figure>") == (0 if side == "queries" else 30)
+    assert ("Words per text, train" in page.read_text()) == (side == "queries")
+
+
+def test_splits_that_are_read_as_one_or_measured_are_captioned_ones(beside, tmp_path, photos, queries):
+    assert all_splits(beside) == "train+val+test"
+    assert split_to_measure(beside, "train+val+test") == "train"
+    pool = Path(prepare(tmp_path / "out", images=photos, queries=queries))
+    assert (all_splits(pool), split_to_measure(pool, "train")) == ("train+val+test", "test")
+
+
+def test_an_export_is_checked_with_images_and_texts_of_a_pool(beside):
+    samples, pool = samples_of(beside, "pool"), Corpus.open(beside, "pool")
+    assert samples.captions == pool.captions[: len(samples.captions)]
+    assert len(samples.images) == len(samples.captions)
+
+
+def test_bench_needs_images_and_texts_and_a_study_captions(tmp_path, photos, queries):
+    texts = Path(prepare(tmp_path / "texts", queries=queries))
+    result = run("bench scenes-vilt --teacher scenes-vilt --split train --data", texts, code=1)
+    assert f"error: {texts} has 0 images and 40 texts in train; a search needs both" in result.stderr
+    pool = Path(prepare(tmp_path / "pool", images=photos, queries=queries))
+    job = StudyJob(recipe="x", data=pool, teachers=("x",), out=tmp_path / "study")
+    with pytest.raises(CorpusError, match=r"split train of .* is a pool, and a study compares recalls"):
+        study_plan._open(job)

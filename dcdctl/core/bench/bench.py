@@ -34,7 +34,7 @@ from dcdctl.core.bench.steps import BenchModel, TimedDual, device_of, prepare_mo
 from dcdctl.core.bench.timer import Timer
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, DcdError, MissingError
+from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
 
@@ -53,6 +53,11 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
         models.run_of(result_file.parent)  # an error before any work if run.json is damaged
     clock = _clock(config, device)
     corpus = Corpus.open(pair.data, pair.split)
+    if not (corpus.num_images and corpus.num_captions):
+        raise CorpusError(
+            f"{pair.data} has {corpus.num_images:,} images and {corpus.num_captions:,} texts in {pair.split}",
+            hint="a search needs both: name another corpus, or a split with --split",
+        )
     saved = {TEACHER: models.load(pair.teacher, pair.overrides, track), STUDENT: models.load(pair.student)}
     # Before the models are moved to a GPU, so that the processes have all of its memory.
     fresh = cold_start.measure(pair, config, device, track) if config.num_fresh_processes else {}

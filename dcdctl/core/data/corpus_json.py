@@ -122,8 +122,9 @@ def read_corpus_json(folder: Path) -> CorpusDocument:
 
 
 def all_splits(folder: Path) -> str:
-    """The name under which all splits of a corpus are read as one: train+val+test."""
-    return JOIN.join(read_corpus_json(folder).splits)
+    """The name under which all splits of a corpus are read as one: train+val+test. The pool beside captioned splits is
+    not among them, because it cannot be read with them."""
+    return JOIN.join(_paired(read_corpus_json(folder).splits))
 
 
 def split_to_measure(folder: Path, trained: str) -> str:
@@ -132,9 +133,14 @@ def split_to_measure(folder: Path, trained: str) -> str:
 
     The first split if it was trained on all.
     """
-    splits = list(read_corpus_json(folder).splits)
+    splits = _paired(read_corpus_json(folder).splits)
     unseen = [split for split in ("test", "val", *splits) if split in splits and not share_split(split, trained)]
     return next(iter(unseen), splits[0])
+
+
+def _paired(splits: Mapping[str, CorpusSplit]) -> list[str]:
+    """The splits with captions; all splits of a pool."""
+    return [name for name, split in splits.items() if not split.is_pool] or list(splits)
 
 
 def share_split(split: str, other: str) -> bool:

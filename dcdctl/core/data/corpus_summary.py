@@ -63,20 +63,24 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInspection:
-    """The content of a split, or of its first images."""
+    """The content of a split, or of its first images. A Spread is None where there is nothing to count."""
 
     images: int
     captions: int
+    """Or the texts of a pool."""
+    is_pool: Annotated[bool, Key(omits_default=True)] = False
+    """Whether no text belongs to an image."""
     fingerprint: str
     image_bytes: int
     """The size of all image files together."""
     formats: dict[str, int]
     """Images of each format, by the first bytes of their files; "other" if these are unknown."""
-    width_px: Spread
-    height_px: Spread
-    shorter_side_px: Spread
-    captions_per_image: Spread
-    words_per_caption: Spread
+    width_px: Spread | None
+    height_px: Spread | None
+    shorter_side_px: Spread | None
+    captions_per_image: Spread | None
+    """None for a pool."""
+    words_per_caption: Spread | None
     captions_by_words: list[int]
     """The number of captions with 0, 1, 2, ... words; the last bin, `MAX_WORDS_COUNTED`, includes longer ones."""
     different_words: int
@@ -158,8 +162,17 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
     formats: Counter[str] = Counter()
     texts: Counter[str] = Counter()
     words: set[str] = set()
-    widths, heights, captions, lengths = [], [], [], []
+    lengths: list[int] = []
+    # With an empty array each, because np.concatenate refuses an empty list.
+    widths, heights, captions = ([np.empty(0, np.int32)] for _ in range(3))
     num_bytes = 0
+
+    def count(text: str) -> None:
+        caption_words = words_of(text)
+        lengths.append(len(caption_words))
+        words.update(caption_words)
+        texts[text_key(text)] += 1
+
     for rows in _rows(corpus):
         data = rows.column("image").field("bytes")
         num_bytes += pc.sum(pc.binary_length(data).cast(pa.int64())).as_py()
@@ -169,27 +182,27 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
         heights.append(rows.column("height").to_numpy())
         captions.append(rows.column("captions").value_lengths().to_numpy())
         for text in rows.column("captions").flatten().to_pylist():
-            caption_words = words_of(text)
-            lengths.append(len(caption_words))
-            words.update(caption_words)
-            texts[text_key(text)] += 1
+            count(text)
         advance(rows.num_rows)
+    for text in corpus.captions if corpus.is_pool else ():
+        count(text)
     width, height = np.concatenate(widths), np.concatenate(heights)
     return SplitInspection(
         images=corpus.num_images,
         captions=len(lengths),
+        is_pool=corpus.is_pool,
         fingerprint=corpus.fingerprint,
         image_bytes=num_bytes,
         formats=dict(formats.most_common()),
         width_px=_spread(width),
         height_px=_spread(height),
         shorter_side_px=_spread(np.minimum(width, height)),
-        captions_per_image=_spread(np.concatenate(captions)),
+        captions_per_image=None if corpus.is_pool else _spread(np.concatenate(captions)),
         words_per_caption=_spread(np.array(lengths)),
-        captions_by_words=np.bincount(np.minimum(lengths, MAX_WORDS_COUNTED)).tolist(),
+        captions_by_words=np.bincount(np.minimum(np.array(lengths, np.int64), MAX_WORDS_COUNTED)).tolist(),
         different_words=len(words),
         captions_by_source={name: len(of_source) for name, of_source in corpus.captions_by_source.items()},
-        repeated=sum(count for count in texts.values() if count > 1) / len(lengths),
+        repeated=sum(count for count in texts.values() if count > 1) / max(len(lengths), 1),
     )
 
 
@@ -208,7 +221,9 @@ def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
                 return
 
 
-def _spread(values: NDArray[Any]) -> Spread:
+def _spread(values: NDArray[Any]) -> Spread | None:
+    if not len(values):
+        return None
     return Spread(
         min=int(values.min()), mean=float(values.mean()), median=float(np.median(values)), max=int(values.max())
     )
@@ -246,14 +261,17 @@ def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str
 
 
 def _split_facts(split: SplitInspection) -> dict[str, str]:
+    words = _in_words(split.words_per_caption)
     return {
         "images": f"{split.images:,}",
-        "captions": f"{split.captions:,}",
+        "captions": "" if split.is_pool else f"{split.captions:,}",
+        "texts without pairing": f"{split.captions:,}" if split.is_pool else "",
         "captions by source": ", ".join(f"{name} {count:,}" for name, count in split.captions_by_source.items()),
         "captions per image": _in_words(split.captions_per_image),
-        "words per caption": _in_words(split.words_per_caption),
+        "words per caption": "" if split.is_pool else words,
+        "words per text": words if split.is_pool else "",
         "different words": f"{split.different_words:,}",
-        "repeated captions": f"{split.repeated:.1%}",
+        "repeated captions": "" if split.is_pool else f"{split.repeated:.1%}",
         "width [px]": _in_words(split.width_px),
         "height [px]": _in_words(split.height_px),
         "shorter side [px]": _in_words(split.shorter_side_px),
@@ -263,7 +281,9 @@ def _split_facts(split: SplitInspection) -> dict[str, str]:
     }
 
 
-def _in_words(spread: Spread) -> str:
+def _in_words(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
     if spread.min == spread.max:
         return f"{spread.min:,}"
     return f"{spread.min:,} to {spread.max:,}, median {spread.median:,g}, mean {spread.mean:,.1f}"

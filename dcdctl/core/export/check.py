@@ -64,8 +64,8 @@ class Check:
 
 
 def samples_of(data: Path | None, split: str | None) -> Samples:
-    """The first images of a split with their first captions; of the last split if there is none of that name. Scenes
-    without `data`."""
+    """The first images of a split with their first captions, or with any texts of a pool; of the last split if there is
+    none of that name. Scenes without `data`."""
     if data is None:
         described = list(islice(describe_scenes(0, "test", 1), NUM_SAMPLES))
         images = [draw_scene(description.scene) for description in described]
@@ -77,10 +77,11 @@ def samples_of(data: Path | None, split: str | None) -> Samples:
     document = read_corpus_json(data)
     names = list(document.splits)
     corpus = Corpus.open(data, split if split in names else names[-1])
-    count = min(NUM_SAMPLES, corpus.num_images)
+    count = min(NUM_SAMPLES, corpus.num_images, corpus.num_captions)
     if not count:
-        raise CorpusError(f"{data} has no image in {corpus.split}", hint="name another corpus with --data")
-    captions = [corpus.captions[corpus.captions_of(image)[0]] for image in range(count)]
+        raise CorpusError(f"{data} has no image or no text in {corpus.split}", hint="name another corpus with --data")
+    of_image = range(count) if corpus.is_pool else (corpus.captions_of(image)[0] for image in range(count))
+    captions = [corpus.captions[caption] for caption in of_image]
     return Samples(corpus.images(range(count)), captions, f"{count} images of {document.name}, split {corpus.split}")
 
 

@@ -28,7 +28,7 @@ def write_corpus_page(
     splits."""
     counts = inspection.splits[corpus.split].captions_by_words
     # Bins below the shortest caption would be empty.
-    shortest = next(words for words, count in enumerate(counts) if count)
+    shortest = next((words for words, count in enumerate(counts) if count), 0)
     bins = [f"{words}+" if words == MAX_WORDS_COUNTED else str(words) for words in range(shortest, len(counts))]
     html.write(
         path,
@@ -37,7 +37,8 @@ def write_corpus_page(
         facts=corpus_facts(inspection),
         splits=corpus_table(inspection),
         split=corpus.split,
-        words=Histogram("words", bins, {"captions": counts[shortest:]}),
+        is_pool=corpus.is_pool,
+        words=Histogram("words", bins, {"texts" if corpus.is_pool else "captions": counts[shortest:]}),
         num_images=corpus.num_images,
         cards=[_corpus_card(corpus, image) for image in spread_over(corpus.num_images, num_images)],
     )

@@ -24,7 +24,7 @@ from dcdctl.core.bench import BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, StaleError
 from dcdctl.core.report import DISTILLED
 from dcdctl.core.teacher import CacheJob
 from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
@@ -171,7 +171,7 @@ def resolve(job: StudyJob) -> StudyPlan:
     }
     if caches:
         recipe.candidates.require_packages()
-    corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
+    corpora = _open(job)
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
@@ -192,6 +192,15 @@ def resolve(job: StudyJob) -> StudyPlan:
     for variant, seed, _ in plan.runs:
         training.resolve(plan.training_job(variant, seed), plan.inputs(variant), job.training)
     return plan
+
+
+def _open(job: StudyJob) -> list[Corpus]:
+    """The split to train on and the one to measure on; CorpusError for a pool."""
+    corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
+    if pool := next((corpus for corpus in corpora if corpus.is_pool), None):
+        message = f"split {pool.split} of {job.data} is a pool, and a study compares recalls, which need captions"
+        raise CorpusError(message, hint="name captioned images")
+    return corpora
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
