@@ -463,17 +463,3 @@ def _write_shard(
         left_out=tuple(left_out),
     )
     return note, written
-
-
-def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:
-    return CorpusRow(
-        image_id=row.image_id,
-        # An image that was shrunk may have become a PNG.
-        path=str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path,
-        data=image.data,
-        width=image.width,
-        height=image.height,
-        captions=row.captions,
-        caption_ids=row.caption_ids,
-        **row.label_columns(labels),
-    )
