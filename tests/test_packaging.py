@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -55,6 +56,23 @@ def test_every_package_is_constrained_to_a_version_that_is_allowed_but_the_build
     assert outside == []
     # A pin would choose between the builds for processors and for GPUs.
     assert not [name for name in pinned if name in ("torch", "torchvision", "triton") or name.startswith("nvidia")]
+
+
+@pytest.mark.slow
+def test_the_suite_passes_with_the_lowest_versions_that_are_allowed(tmp_path):
+    """Of the packages that pyproject.toml names, the lowest versions; of theirs, what those admit. Some gigabytes are
+    downloaded."""
+    venv.create(tmp_path / "resolver", with_pip=True)
+    resolver = tmp_path / "resolver" / "bin"
+    processes.run([resolver / "pip", "install", "--quiet", "uv"], check=True)
+    processes.run([resolver / "uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "lowest"], check=True)
+    python = tmp_path / "lowest" / "bin" / "python"
+    install = [resolver / "uv", "pip", "install", "--quiet", "--python", python, "--resolution", "lowest-direct"]
+    # Without the time limit of `processes`: downloads and the whole suite take longer.
+    subprocess.run([*install, "--editable", f"{ROOT}[dev]"], check=True)
+    suite = [python, "-m", "pytest", "-q", "--numprocesses", "auto", "--maxprocesses", "8", "tests"]
+    done = subprocess.run(suite, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
 def names_in(wheel: Path) -> set[str]:
