@@ -94,6 +94,6 @@ def _train(kind: TrainingKind, arguments: TrainingRun) -> Run:
     # Before `request`, which sets the threads.
     with api.same_threads():
         job, refs, options = arguments.request(kind)
-        return training.train_model(
+        return training.train_in_rounds(
             job, refs, options=options, track=api.track(progress), watch=api.watch(progress), say=say
         )

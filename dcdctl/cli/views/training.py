@@ -174,7 +174,7 @@ def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *,
         overview = training.preview(job, refs, options, track=bar)
         return show_json(overview.to_json()) if json else _show_preview(overview)
     started, already_there = time.monotonic(), Run(job.out).is_finished
-    run = training.train_model(job, refs, options=options, track=bar, watch=view, say=note)
+    run = training.train_in_rounds(job, refs, options=options, track=bar, watch=view, say=note)
     if not json:
         if is_main() and (validated := training.validation_document(run)) is not None:
             show_tables(training.validation_tables(validated))

@@ -21,6 +21,7 @@ from .recipe import (
     require_recipe_of_cache,
     toml_value,
 )
+from .rounds import train_in_rounds
 from .runs import UNNAMED, Run, TrainingJob, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 from .train import preview, resolve, train_model
@@ -64,6 +65,7 @@ __all__ = [
     "seals_of",
     "start_run",
     "toml_value",
+    "train_in_rounds",
     "train_model",
     "validation_document",
     "validation_tables",

@@ -68,6 +68,13 @@ class InputRefs:
         return is_stream(self.places)
 
     @property
+    def pool_place(self) -> tuple[Path, str]:
+        """The folder and the split of the pool; the data themselves without `pool`."""
+        if self.pool is None:
+            return Path(*self.places), self.split
+        return self.pool, "pool" if "pool" in read_corpus_json(self.pool).splits else "train"
+
+    @property
     def evaluation_flags(self) -> str:
         """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
         if not self.validation_data and self.is_stream:
@@ -94,7 +101,7 @@ class InputRefs:
         corpus = Corpus.open(Path(*self.places), self.split, self.max_images)
         if self.pool is None:
             return [(corpus, [read_cache(cache, corpus=corpus) for cache in self.caches])]
-        pool = Corpus.open(self.pool, "pool" if "pool" in read_corpus_json(self.pool).splits else "train")
+        pool = Corpus.open(*self.pool_place)
         return _with_caches(corpus, pool, [read_cache(cache) for cache in self.caches])
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:

@@ -243,9 +243,21 @@ class PoolConfig:
     pseudo_positive_above: float | None = None
     """Take a text and its best image, by the teacher, for a pair if the score is above this: losses that need a
     positive then learn from the pool too. Unset: they do not."""
+    rounds: Count | None = None
+    """Without a cache: let --teacher score the `[candidates]` of the pool, train, and from the second round on mine
+    further ones with the student. Unset: the scores come from --cache, or from a dual --teacher for every pair."""
+    max_pairs: Count | None = None
+    """rounds: pairs that the teacher scores in all, in equal parts; all candidates if not set."""
 
     def __post_init__(self) -> None:
         check_fields(self, "pool")
+        if self.max_pairs is not None and self.max_pairs < (self.rounds or 0):
+            raise ConfigError(f"pool.max_pairs is {self.max_pairs}, fewer than pool.rounds", hint="set it higher")
+        if self.max_pairs is not None and self.rounds is None:
+            raise ConfigError(
+                "pool.max_pairs is the budget of pool.rounds, which is not set",
+                hint="set pool.rounds, or make a cache with `dcdctl cache-teacher --max-pairs`",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,105 @@
+"""Rounds of a training on a pool: mine candidates with the student, score them, train again.
+
+    OUT-rounds/cache-N   the cache of round N, which extends the one before
+    OUT-rounds/run-N     its student; the last round's is the run itself, OUT
+
+The first round has the candidates of the recipe. Each further one has what the student of the round before finds, or
+with candidates.kind blocks the blocks of images and texts that are near for it; a killed training resumes in the round
+where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
+from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores
+from dcdctl.core.training.inputs import InputRefs
+from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.recipe import Recipe, load_recipe
+from dcdctl.core.training.runs import Run, TrainingJob
+from dcdctl.core.training.train import train_model
+
+
+def train_in_rounds(
+    job: TrainingJob,
+    inputs: InputRefs,
+    *,
+    options: TrainingOptions,
+    track: Track = silent,
+    watch: Watch | None = None,
+    say: Say = unsaid,
+) -> Run:
+    """The run of a training by `train_model`, in rounds if the recipe has `pool.rounds` and no cache is given.
+
+    Use it where the teacher is too slow to score all pairs of a pool. ConfigError if there is not one teacher, or no
+    pool; besides, what `cache_scores` and `train_model` raise.
+    """
+    recipe = load_recipe(job.recipe, job.sets)
+    rounds = recipe.pool.rounds
+    if rounds is None or inputs.caches:
+        return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
+    _check(inputs, rounds)
+    # The student of a dual teacher learns from the cached scores; a fusion student also starts from its teacher.
+    teachers = inputs.teachers if recipe.model.kind == "fusion" and recipe.model.start == "teacher" else ()
+    folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
+    for number in range(1, rounds + 1):
+        candidates = recipe.candidates if number == 1 else _mined(recipe.candidates, run, number)
+        this = CacheJob(
+            data=inputs.pool_place[0],
+            split=inputs.pool_place[1],
+            out=folder / f"cache-{number}",
+            candidates=candidates,
+            teacher=inputs.teachers[0],
+            model_set=inputs.model_set,
+            extend=cache,
+            max_pairs=_share(recipe, number),
+            compute=replace(options.compute, precision="float32", features=None),
+        )
+        scored = cache_scores(this, track=track)
+        assert scored is not None
+        say(f"round {number} of {rounds}: {scored.num_pairs:,} pairs have a score")
+        cache = this.out
+        out = job.out if number == rounds else folder / f"run-{number}"
+        run = train_model(
+            replace(job, out=out),
+            replace(inputs, caches=[cache], teachers=teachers, model_set=inputs.model_set if teachers else ()),
+            options=options,
+            track=track,
+            watch=watch,
+            say=say,
+        )
+    return run
+
+
+def _check(inputs: InputRefs, rounds: int) -> None:
+    """ConfigError if there is no teacher to score, or no pool to score."""
+    if inputs.is_stream or len(inputs.teachers) != 1:
+        found = f"--teacher names {len(inputs.teachers)} models"
+        found = "--data names shards to stream" if inputs.is_stream else found
+        raise ConfigError(
+            f"pool.rounds is {rounds}, and {found}",
+            hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
+        )
+
+
+def _mined(candidates: CandidateConfig, run: Run, number: int) -> CandidateConfig:
+    """The candidates of a further round, by the student of the one before; a sixth of those of a query are random if
+    the recipe does not say how many."""
+    # Another seed, so that random candidates are new ones.
+    mined = replace(candidates, model=str(run.folder), seed=candidates.seed + number - 1)
+    if candidates.kind == "blocks":
+        return mined
+    return replace(
+        mined, kind="embedding", random_per_query=candidates.random_per_query or candidates.per_query // 6
+    )
+
+
+def _share(recipe: Recipe, number: int) -> int | None:
+    """New pairs of a round; the first rounds have those that are left over."""
+    if recipe.pool.max_pairs is None:
+        return None
+    each, left = divmod(recipe.pool.max_pairs, recipe.pool.rounds or 1)
+    return each + (number <= left)

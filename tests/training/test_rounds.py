@@ -1,0 +1,94 @@
+"""Rounds of a training on a pool: mine with the student, score, train again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import make_pool, make_teacher, model_contents
+from training_steps import TINY_DUAL
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.teacher import read_cache
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, rounds, train_in_rounds
+
+CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
+            for thing in ("car", "dog", "hat")]  # fmt: skip
+SETS = [
+    *TINY_DUAL[:-1],
+    *("loss.terms={ kl = 1.0 }", "optimizer.steps=3", "pool.images=6", "pool.texts=8"),
+    *("candidates.kind=random", "candidates.per_query=3", "candidates.directions=['image']"),
+]
+
+
+@pytest.fixture(scope="module")
+def refs(tmp_path_factory) -> InputRefs:
+    """A pool, and a fusion teacher, which cannot score every pair of a step."""
+    folder = tmp_path_factory.mktemp("rounds")
+    pool = make_pool(folder / "pool", CAPTIONS, has_colors=True)
+    models.save(make_teacher(pool.captions), folder / "teacher")
+    return InputRefs(data=folder / "pool", teachers=[str(folder / "teacher")])
+
+
+def train(refs: InputRefs, out: Any, *sets: str, resume: bool = False, **more: Any) -> Any:
+    job = TrainingJob("distill", "tiny-student", [*SETS, *sets], out, resume)
+    return train_in_rounds(job, refs, options=TrainingOptions(), **more)
+
+
+def test_each_round_adds_what_the_student_of_the_one_before_finds(refs, tmp_path):
+    said: list[str] = []
+    run = train(refs, tmp_path / "run", "pool.rounds=3", "candidates.per_query=6", say=said.append)
+    folder = tmp_path / "run-rounds"
+    assert run.folder == tmp_path / "run"
+    assert sorted(path.name for path in folder.iterdir()) == ["cache-1", "cache-2", "cache-3", "run-1", "run-2"]
+    caches = [read_cache(folder / f"cache-{number}") for number in (1, 2, 3)]
+    kinds = [(cache.plan["candidates"]["kind"], cache.plan["candidates"]["model"]) for cache in caches]
+    assert [cache.plan["candidates"]["random_per_query"] for cache in caches] == [0, 1, 1]
+    assert kinds == [("random", ""), *(("embedding", str(folder / f"run-{number}")) for number in (1, 2))]
+    pairs = [set(zip(cache.image_P.tolist(), cache.text_P.tolist(), strict=True)) for cache in caches]
+    assert pairs[0] < pairs[1] < pairs[2]
+    assert [line for line in said if line.startswith("round")] == [
+        f"round {number} of 3: {len(part):,} pairs have a score" for number, part in enumerate(pairs, start=1)
+    ]
+    # The run learned from the last cache.
+    assert run.facts()["inputs"]["cache"] == caches[-1].plan
+
+
+def test_the_budget_is_of_all_rounds(refs, tmp_path):
+    train(refs, tmp_path / "run", "pool.rounds=3", "pool.max_pairs=50")
+    caches = [read_cache(tmp_path / "run-rounds" / f"cache-{number}") for number in (1, 2, 3)]
+    counts = np.diff([0, *(cache.num_pairs for cache in caches)])
+    assert (counts <= [17, 17, 16]).all()
+    assert counts.sum() > 40
+
+
+def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):
+    whole = train(refs, tmp_path / "whole", "pool.rounds=2")
+
+    def killed(*arguments: Any, train: Any = rounds.train_model, **more: Any) -> Any:
+        done = train(*arguments, **more)
+        if done.folder.name == "run-1":
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "train_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(refs, tmp_path / "killed", "pool.rounds=2")
+    resumed = train(refs, tmp_path / "killed", "pool.rounds=2", resume=True)
+    # The candidates of the second round name the folder of the first run, so only what they found is compared.
+    scores = [read_cache(tmp_path / f"{name}-rounds" / "cache-2").score_P.tolist() for name in ("whole", "killed")]
+    assert scores[0] == scores[1]
+    assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
+
+
+def test_what_rounds_need_is_named(refs, tmp_path):
+    with pytest.raises(ConfigError, match=r"pool\.rounds is 2, and --teacher names 0 models; name a pool and the one"):
+        train(InputRefs(data=refs.data), tmp_path / "run", "pool.rounds=2")
+    with pytest.raises(ConfigError, match=r"pool\.max_pairs is the budget of pool\.rounds, which is not set"):
+        train(refs, tmp_path / "run", "pool.max_pairs=5")
+    with pytest.raises(ConfigError, match=r"pool\.max_pairs is 2, fewer than pool\.rounds"):
+        train(refs, tmp_path / "run", "pool.max_pairs=2", "pool.rounds=3")
+    assert not list(tmp_path.iterdir())
