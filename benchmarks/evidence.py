@@ -34,6 +34,7 @@ import evidence_clip
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
+import evidence_pools
 import evidence_scenes
 import evidence_tables
 from evidence_steps import Step
@@ -46,6 +47,7 @@ PLANS = {
     "clip-scenes": evidence_clip.clip_scenes,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
+    "pools": evidence_pools.pools,
     "scenes": evidence_scenes.scenes,
     "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
@@ -255,6 +257,8 @@ def main() -> None:
             link.symlink_to(path.resolve())
     if args.plan == "fair" and args.karpathy is not None:
         evidence_fair.write_choosing_split(args.karpathy, args.work / "choosing.json")
+    if args.plan == "pools" and args.karpathy is not None:
+        evidence_pools.write_inputs(args.karpathy, args.images, args.work)
     if args.plan == "clip-scenes" and not args.tables_only:
         evidence_clip.write_inputs(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks), PLANS[args.plan]()
