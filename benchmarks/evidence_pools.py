@@ -168,7 +168,7 @@ BUDGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     },
     **{
         f"mined-{count}": (
-            f"{count} photos for each text, {count // 6} random and the others mined by a first student ({3990 * count:,})",
+            f"{count} photos for each text, {count // 6} random, the others mined by a student ({3990 * count:,})",
             (
                 *LISTS,
                 *sets(candidates__kind="embedding", candidates__per_query=count, candidates__model="runs/random-12-0"),
