@@ -57,11 +57,11 @@ def test_each_round_adds_what_the_student_of_the_one_before_finds(refs, tmp_path
 
 
 def test_the_budget_is_of_all_rounds(refs, tmp_path):
-    train(refs, tmp_path / "run", "pool.rounds=3", "pool.max_pairs=50")
+    train(refs, tmp_path / "run", "pool.rounds=3", "pool.max_pairs=100")
     caches = [read_cache(tmp_path / "run-rounds" / f"cache-{number}") for number in (1, 2, 3)]
     counts = np.diff([0, *(cache.num_pairs for cache in caches)])
-    assert (counts <= [17, 17, 16]).all()
-    assert counts.sum() > 40
+    assert (counts <= [34, 33, 33]).all()
+    assert counts.sum() > 80
 
 
 def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):

@@ -92,9 +92,7 @@ def _mined(candidates: CandidateConfig, run: Run, number: int) -> CandidateConfi
     mined = replace(candidates, model=str(run.folder), seed=candidates.seed + number - 1)
     if candidates.kind == "blocks":
         return mined
-    return replace(
-        mined, kind="embedding", random_per_query=candidates.random_per_query or candidates.per_query // 6
-    )
+    return replace(mined, kind="embedding", random_per_query=candidates.random_per_query or candidates.per_query // 6)
 
 
 def _share(recipe: Recipe, number: int) -> int | None:
