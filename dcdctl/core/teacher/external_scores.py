@@ -221,10 +221,8 @@ class _GivenScores:
             nonlocal is_open
             rows, examples = np.flatnonzero(is_wrong & is_open), []
             for row in rows[:NUM_EXAMPLES].tolist():
-                image, caption, *shown = (
-                    batch.column(name)[row].as_py()
-                    for name in ("image_id", self.names.name_of(batch, "caption"), column)
-                )
+                columns = "image_id", self.names.name_of(batch, "caption"), column
+                image, caption, *shown = (batch.column(name)[row].as_py() for name in columns)
                 shown += [] if other_B is None else [other_B[row]]
                 # A caption may be as long as a book.
                 values = " and ".join(repr(value)[:80] if isinstance(value, str) else str(value) for value in shown)
