@@ -252,6 +252,12 @@ def test_a_list_of_a_pool_has_as_many_pairs_as_one_with_an_own_pair(pool, rerank
     assert not np.isnan(lists).any()
 
 
+def test_a_single_candidate_of_a_pool_is_no_list(pool, reranker, tmp_path):
+    one = replace(CONFIG, per_query=1, directions=(Direction.TEXT,))
+    measured = measure_spread(build_cache(pool, reranker, tmp_path / "cache", one, compute=COMPUTE))
+    assert (measured.num_lists, measured.temperature) == (0, None)
+
+
 def test_inspect_shows_no_comparison_with_positives(folder):
     summary = summarize_cache(read_cache(folder))
     assert (sum(summary.positives), sum(summary.negatives), summary.hardest) == (0, summary.num_pairs, [])
