@@ -131,6 +131,10 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--rerank": [MODEL],
     "--extend": [CACHE],
     "--cache": [CACHE],
+    "--pool": [CORPUS, Mistake("CORPUS", r"CORPUS \(train\) has captions; --data names captioned images and --pool a")],
+    "--queries": [Mistake("ABSENT", r"ABSENT is no file of texts, .*; --queries takes a \.txt", "manifest=UNSET")],
+    "--decontaminate": [replace(CORPUS, needs="manifest=UNSET --images=PHOTOS")],
+    "--against": [MODEL],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],
@@ -323,7 +327,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("eval", "--codes"): [
         Mistake("int4", r"'int4'", code=2),
         Mistake("float32", r"--rescore 5 .* --codes is float32; add --codes int8", "--rescore=5"),
-        Mistake("int8", r"--vector-table measures all kinds.*; leave --codes", "--vector-table="),
+        Mistake("int8", r"--vector-table measures all kinds.*; leave all options", "--vector-table="),
     ],
     ("export", "--to"): [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
     ("index", "--to"): [

@@ -60,8 +60,9 @@ def test_the_budget_is_of_all_rounds(refs, tmp_path):
     train(refs, tmp_path / "run", "pool.rounds=3", "pool.max_pairs=100")
     caches = [read_cache(tmp_path / "run-rounds" / f"cache-{number}") for number in (1, 2, 3)]
     counts = np.diff([0, *(cache.num_pairs for cache in caches)])
-    assert (counts <= [34, 33, 33]).all()
-    assert counts.sum() > 80
+    # The third student finds few pairs that have no score yet.
+    assert counts[:2].tolist() == [34, 33]
+    assert 0 < counts[2] <= 33
 
 
 def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):
