@@ -133,7 +133,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--cache": [CACHE],
     "--pool": [CORPUS, Mistake("CORPUS", r"CORPUS \(train\) has captions; --data names captioned images and --pool a")],
     "--queries": [Mistake("ABSENT", r"ABSENT is no file of texts, .*; --queries takes a \.txt", "manifest=UNSET")],
-    "--decontaminate": [replace(CORPUS, needs="manifest=UNSET --images=PHOTOS")],
+    "--decontaminate": [replace(CORPUS, needs="manifest=UNSET --queries=PAIRS.csv")],
     "--against": [MODEL],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
