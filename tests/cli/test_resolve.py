@@ -135,6 +135,10 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--queries": [Mistake("ABSENT", r"ABSENT is no file of texts, .*; --queries takes a \.txt", "manifest=UNSET")],
     "--decontaminate": [replace(CORPUS, needs="manifest=UNSET --queries=PAIRS.csv")],
     "--against": [MODEL],
+    "--relevance": [
+        Mistake("ABSENT", r"ABSENT is no file of relevance by its name; it ends with \.parquet"),
+        Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read.*No such file"),
+    ],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
     "place": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "--model": [Mistake("RUN", r"INDEX has its model in it; leave --model out")],

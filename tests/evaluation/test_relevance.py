@@ -186,8 +186,10 @@ def test_systems_are_compared_by_the_ndcg_of_the_same_queries(relevance):
     assert "nDCG@10" in significance.bootstrap([base], resamples=50).text_retrieval
 
 
-@pytest.mark.parametrize("name", ["absent.csv", "relevance.txt"])
+@pytest.mark.parametrize("name", ["absent.csv", "relevance.txt", "folder", "folder.csv"])
 def test_a_file_that_is_missing_or_of_another_kind_is_one_line(tmp_path, name):
     (tmp_path / "relevance.txt").write_text("image_id,caption_id,relevance\n")
+    for folder in ("folder", "folder.csv"):
+        (tmp_path / folder).mkdir()
     with pytest.raises(InputError, match=name):
         read_relevance(tmp_path / name, CORPUS)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core import files
 from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError
 from dcdctl.core.evaluation.agreement import DEPTH, DISCOUNTS
@@ -66,7 +65,8 @@ def read_relevance(path: Path, corpus: Corpus) -> Relevance:
     split does not have, for a relevance that is negative or not finite, for a pair with two of them, and if no pair is
     relevant.
     """
-    files.find_named([str(path)], tuple(READERS), what="file of relevance", option="--relevance")
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"{path} is no file of relevance by its name", hint=f"it ends with {', '.join(READERS)}")
     names = RowNames(corpus.whole)
     num_texts, faults = corpus.whole.num_captions, Faults(f"{path} does not fit split {corpus.split}")
     keys, gains = [np.empty(0, np.int64)], [np.empty(0)]
