@@ -8,9 +8,6 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from dcdctl.core.report import charts
 from dcdctl.core.report.charts import ChartLabels, Series
@@ -117,47 +114,24 @@ def test_times_within_a_power_of_ten_have_ticks_with_numbers():
     assert {"2", "3", "4"} <= set(texts)
 
 
-@pytest.mark.parametrize("count", [2, 6])
-def test_names_of_points_that_are_close_together_do_not_overlap(count):
+@pytest.mark.parametrize("kind", ["lines", "scatter"])
+def test_labels_stand_beside_the_axes(kind):
     series = [
-        Series(label=f"model {i}", color="c0", x=[10 + 0.05 * i], y=[300 + i], names=[f"model {i}"])
-        for i in range(count)
+        Series(label=f"model {i}", color="c0", x=[10, 11], y=[300, 300 + i], names=["top 1", f"model {i}"])
+        for i in range(6)
     ]
-    series.append(Series(label="far", color="c1", x=[900.0], y=[500.0], names=["far"]))
-    axes = Figure(figsize=(6, 4), dpi=72, layout="constrained").add_subplot()
-    axes.set_xscale("log")
-    for points in series:
-        axes.scatter(points.x, points.y)
-    charts._name_points(axes, series)
-    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
-    assert len(boxes) == count + 1
-    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
-
-
-def test_depths_that_find_no_place_are_left_out_and_models_are_named():
-    crowd = Series(
-        label="all",
-        color="c0",
-        x=[10 + 0.001 * i for i in range(40)],
-        y=[300.0] * 40,
-        names=[*(f"top {i}" for i in range(39)), "all"],
-    )
-    texts = [
-        "".join(one.itertext())
-        for one in svg_of(charts.scatter(labels(), [crowd], [])).iter("{http://www.w3.org/2000/svg}text")
-    ]
-    assert "all" in texts
-    assert 0 < len([text for text in texts if text.startswith("top")]) < 39
+    figure = charts.lines(labels(), series) if kind == "lines" else charts.scatter(labels(), series, [])
+    texts = {
+        "".join(one.itertext()): (float(one.attrib["x"]), float(one.attrib["y"]))
+        for one in svg_of(figure).iter("{http://www.w3.org/2000/svg}text")
+    }
+    places = [texts[f"model {i}"] for i in range(6)]
+    assert len({x for x, _ in places}) == 1
+    assert all(lower - upper > 10 for (_, upper), (_, lower) in itertools.pairwise(places))
+    assert places[0][0] > max(x for name, (x, _) in texts.items() if not name.startswith("model"))
+    assert ("top 1" in texts) == (kind == "scatter")
 
 
 @pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0)])
 def test_a_single_point_and_a_constant_curve_can_be_drawn(y):
     assert "<path" in charts.lines(labels(), [curve("flat", *y)])
-
-
-@given(places=st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_labels_are_moved_apart_in_order_and_stay_below_the_top(places):
-    moved = charts.spread(places, gap=0.1)
-    ordered = [moved[i] for i in sorted(range(len(places)), key=lambda i: places[i])]
-    assert max(moved) <= 1
-    assert all(upper - lower > 0.1 - 1e-5 for lower, upper in itertools.pairwise(ordered))

@@ -7,26 +7,23 @@ matplotlib draws each chart; its SVG is then adapted to a page with other charts
 from __future__ import annotations
 
 import io
-import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from dcdctl.core import templates
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import on_front
+from dcdctl.core.report.gallery import TITLES
 from dcdctl.core.report.report import ModelResults, Report, Training
 
 NUM_COLORS = 8
@@ -61,19 +58,6 @@ _LOOK: dict[Any, Any] = {
     "grid.color": _PLACEHOLDERS["line"],
     "text.color": _PLACEHOLDERS["text"],
 }
-_DISTANCES = (6, 20, 34, 48)
-"""Distances of a name from its point in pixels; the first place that is free is taken, and a line leads to the farther
-ones."""
-_SIDES: tuple[tuple[int, int, Literal["left", "right", "center"], Literal["top", "bottom", "center"]], ...] = (
-    (1, -1, "left", "top"),
-    (-1, 1, "right", "bottom"),
-    (1, 1, "left", "bottom"),
-    (-1, -1, "right", "top"),
-    (0, -1, "center", "top"),
-    (0, 1, "center", "bottom"),
-)
-"""The directions in which a name may be, and the corner of the name at that place. A rising front does not cross the
-lower right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +70,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     names: Sequence[str] = ()
-    """The label of each point of a scatter plot."""
+    """The name of each point of a scatter plot; one that is the label is not written beside its point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +224,7 @@ def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
     )
     labels = ChartLabels(
         name=name,
-        title=f"{model.label}: {'captions of an image' if direction == Direction.TEXT else 'images of a caption'}",
+        title=f"{model.label}: {dict(TITLES)[direction]}",
         description=f"best positive: median {np.median(own_Q):.3g}; hardest negative: median {np.median(other_Q):.3g}"
         if len(other_Q)
         else "",
@@ -251,23 +235,18 @@ def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
 
 
 def lines(labels: ChartLabels, curves: Sequence[Series]) -> Markup:
-    """Curves, each with its label at its end."""
+    """Curves, with their labels beside them."""
 
     def draw(axes: Axes) -> None:
         for number, curve in enumerate(curves):
             # Dashes too, for readers who cannot tell the colors apart.
             dashes: Any = "-" if number == 0 else (0, (6, 1 + number)) if number < 4 else (0, (1 + number, 2, 1, 2))
-            axes.plot(curve.x, curve.y, color=_PLACEHOLDERS[curve.color], linewidth=1.4, linestyle=dashes)
+            color = _PLACEHOLDERS[curve.color]
+            axes.plot(curve.x, curve.y, label=curve.label, color=color, linewidth=1.4, linestyle=dashes)
         # The first and the last point do not touch the frame.
         axes.margins(x=0.02)
         axes.grid(axis="y")
-        low, high = axes.get_ylim()
-        # Labels are placed in shares of the height of the axes, which take about 0.78 of the chart's.
-        ends = [(curve.y[-1] - low) / (high - low) for curve in curves]
-        for curve, height in zip(curves, spread(ends, gap=1.25 * _FONT_PX / (0.78 * SMALL[1])), strict=True):
-            axes.text(
-                1.02, height, curve.label, color=_PLACEHOLDERS[curve.color], transform=axes.transAxes, va="center"
-            )
+        _name_series(axes)
 
     return _chart(labels, SMALL, draw)
 
@@ -293,44 +272,25 @@ def mirrored(labels: ChartLabels, edges: Sequence[float], above: Series, below: 
 
 
 def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple[float, float]]) -> Markup:
-    """Points with their names over a logarithmic x axis; a broken line joins the points of `front`."""
+    """Points over a logarithmic x axis, with the labels of the series beside them; a broken line joins the points of
+    `front`."""
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
         axes.plot(*zip(*front, strict=True), color=_PLACEHOLDERS["quiet"], linewidth=1, linestyle="--", zorder=1)
         for number, points in enumerate(series):
-            axes.scatter(
-                points.x,
-                points.y,
-                s=44,
-                color=_PLACEHOLDERS[points.color],
-                marker=_MARKERS[number % len(_MARKERS)],
-                zorder=2,
-            )
+            color, marker = _PLACEHOLDERS[points.color], _MARKERS[number % len(_MARKERS)]
+            axes.scatter(points.x, points.y, s=44, label=points.label, color=color, marker=marker, zorder=2)
+            for x, y, name in zip(points.x, points.y, points.names, strict=True):
+                if name != points.label:
+                    axes.annotate(name, (x, y), (8, -12), textcoords="offset pixels", color=color)
         # Room for the names beside the outermost points.
         axes.margins(0.14, 0.12)
         axes.grid(which="major")
         _label_times(axes, [x for points in series for x in points.x])
-        _name_points(axes, series)
+        _name_series(axes)
 
     return _chart(labels, LARGE, draw)
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights from 0 to 1, moved apart so that neighbors differ by at least `gap`; none above 1.
-
-    >>> spread([0.5, 0.5], gap=0.1), spread([1.0, 0.2, 1.0], gap=0.25)
-    ([0.5, 0.6], [0.75, 0.2, 1.0])
-    """
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    moved = list(heights)
-    for before, i in itertools.pairwise(order):
-        moved[i] = max(moved[i], moved[before] + gap)
-    ceiling = 1.0
-    for i in reversed(order):
-        moved[i] = min(moved[i], ceiling)
-        ceiling = moved[i] - gap
-    return [round(height, 6) for height in moved]
 
 
 def _label_times(axes: Axes, times: Sequence[float]) -> None:
@@ -345,70 +305,9 @@ def _label_times(axes: Axes, times: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _name_points(axes: Axes, series: Sequence[Series]) -> None:
-    """Write the name of each point where it overlaps no point, no line and no other name.
-
-    The names of models come first. The depths of a cascade that find no place are left out: the description of the
-    chart has them.
-    """
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    # This canvas keeps the renderer that measures texts; the one of a new figure makes a renderer for each measurement.
-    FigureCanvasAgg(figure)
-    # The constrained layout moves the axes when it is drawn; positions are final only then.
-    figure.draw_without_rendering()
-    named = [
-        (x, y, name, points.color, name == points.label)
-        for points in series
-        for x, y, name in zip(points.x, points.y, points.names, strict=True)
-    ]
-    markers = axes.transData.transform([(x, y) for x, y, *_ in named])
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in markers] + _line_boxes(axes)
-    for x, y, name, color, is_model in sorted(named, key=lambda point: not point[-1]):
-        text = axes.annotate(name, (x, y), (0, 0), textcoords="offset pixels", color=_PLACEHOLDERS[color])
-        places = [(side, distance) for distance in _DISTANCES for side in _SIDES]
-        place = next((place for place in places if not _overlap(_moved(text, *place), axes, taken)), None)
-        if place is None and not is_model:
-            text.remove()
-            continue
-        side, distance = place or min(places, key=lambda place: _overlap(_moved(text, *place), axes, taken))
-        box = _moved(text, side, distance)
-        if distance > _DISTANCES[0]:
-            corner = text.get_position()
-            line = {"arrowstyle": "-", "color": _PLACEHOLDERS["quiet"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-            axes.annotate("", (x, y), corner, textcoords="offset pixels", arrowprops=line, zorder=1)
-        taken.append(box)
-
-
-def _line_boxes(axes: Axes) -> list[Bbox]:
-    """Small boxes along the lines of the axes."""
-    boxes = []
-    for line in axes.lines:
-        corners = axes.transData.transform(line.get_xydata())
-        for first, last in itertools.pairwise(corners):
-            count = max(2, int(np.hypot(*(last - first)) / 4))
-            boxes += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in np.linspace(first, last, count)]
-    return boxes
-
-
-def _moved(text: Annotation, side: tuple[int, int, Any, Any], distance: int) -> Bbox:
-    """The box of a name after it was moved to a side of its point."""
-    across, up, horizontal, vertical = side
-    # Half of the height is enough above and below.
-    text.set(
-        position=(distance * across, distance * up / (2 if across else 1)),
-        horizontalalignment=horizontal,
-        verticalalignment=vertical,
-    )
-    return text.get_window_extent()
-
-
-def _overlap(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> float:
-    """The area of a name that is covered by others or outside the axes."""
-    shared = (Bbox.intersection(box, other) for other in taken)
-    inside = Bbox.intersection(box, axes.bbox)
-    outside = box.width * box.height - (0 if inside is None else inside.width * inside.height)
-    return outside + sum(part.width * part.height for part in shared if part is not None)
+def _name_series(axes: Axes) -> None:
+    # Beside the axes, where no name covers a point or a curve.
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, labelcolor="linecolor")
 
 
 def _chart(labels: ChartLabels, size: tuple[int, int], draw: Callable[[Axes], None]) -> Markup:
