@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.evaluation import EvalOptions, agreement, evaluate, files, rankers
 from dcdctl.core.evaluation.against import Against, compare_with
-from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement, Sample, compare_orders
+from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement, compare_orders
 from dcdctl.core.evaluation.document import Agreement
 from dcdctl.core.evaluation.files import SavedEvaluation
 from dcdctl.core.evaluation.rankers import RankingTask
@@ -49,13 +48,13 @@ def given(scores_IT: NDArray[np.float32], pairs=None) -> Against:
     return Against(name="table", fingerprint="1", scores=TableScores(scores_IT, pairs))
 
 
-def task_of(corpus: Numbers, options: EvalOptions | None = None, on_workload=None) -> RankingTask:
-    return RankingTask(corpus, options or EvalOptions(), silent, on_workload)
+def task_of(corpus: Numbers, on_workload=None) -> RankingTask:
+    return RankingTask(corpus, EvalOptions(), silent, on_workload)
 
 
-def compared(model, against: Against, options: EvalOptions | None = None, on_workload=None) -> Agreements:
+def compared(model, against: Against, on_workload=None) -> Agreements:
     measured = evaluate.evaluate_model(model, CORPUS, options=EvalOptions(keeps_order=True))
-    return compare_with(against, measured.order, task_of(CORPUS, options, on_workload))
+    return compare_with(against, measured.order, task_of(CORPUS, on_workload))
 
 
 def cosines() -> NDArray[np.float32]:
@@ -169,17 +168,20 @@ def test_a_split_without_two_candidates_of_a_query_is_an_error():
         compared(make_dual(), given(TABLE_IT, (np.array([0, 1]), np.array([3, 2]))))
 
 
-def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once():
+def sample(monkeypatch, num_first: int, num_random: int) -> None:
+    monkeypatch.setattr(agreement, "NUM_FIRST", num_first)
+    monkeypatch.setattr(agreement, "NUM_RANDOM", num_random)
+
+
+def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once(monkeypatch):
     teacher, workloads = make_fusion(), []
-    options = EvalOptions(sample=Sample(first=3, random=2, seed=5))
+    sample(monkeypatch, 3, 2)
     against = Against(name="fusion", fingerprint="1", scorer=teacher)
-    agreements = compared(make_dual(), against, options, workloads.append)
+    agreements = compared(make_dual(), against, workloads.append)
     assert agreements.over == "sampled"
     expected, num_random = set(), 0
     for direction, ours_QG in ((Direction.TEXT, cosines()), (Direction.IMAGE, cosines().T)):
-        lists = agreement.sampled_lists(lambda image_ix, text_ix: cosines()[image_ix, text_ix], CORPUS, options.sample)[
-            direction
-        ]
+        lists = agreement.sampled_lists(lambda *pair: cosines()[pair], CORPUS)[direction]
         by_query = agreements.by_direction[direction]
         assert by_query.num_candidates_Q.tolist() == lists.lengths.tolist()
         for query, scores_G in enumerate(ours_QG):
@@ -198,16 +200,14 @@ def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once():
     assert workloads[0].num_pairs == len(expected) < TABLE_IT.size
 
 
-def test_random_candidates_are_the_same_for_every_model():
-    options = Sample(first=1, random=4)
+def test_random_candidates_are_the_same_for_every_model(monkeypatch):
+    sample(monkeypatch, 1, 4)
     drawn = [
-        agreement.sampled_lists(lambda image_ix, text_ix: sign * TABLE_IT[image_ix, text_ix], CORPUS, options)  # noqa: B023
+        agreement.sampled_lists(lambda image_ix, text_ix: sign * TABLE_IT[image_ix, text_ix], CORPUS)  # noqa: B023
         for sign in (1, -1)
     ]
     for ours, theirs in zip(*(lists.values() for lists in drawn), strict=True):
         assert all(len(np.intersect1d(ours[query], theirs[query])) >= 3 for query in range(len(ours)))
-    other = agreement.sampled_lists(lambda *pair: TABLE_IT[pair], CORPUS, Sample(first=1, random=4, seed=1))
-    assert other[Direction.TEXT].values.tolist() != drawn[0][Direction.TEXT].values.tolist()
 
 
 def test_a_fusion_model_keeps_its_scores_for_the_comparison(monkeypatch):
@@ -225,7 +225,7 @@ def test_a_fusion_model_keeps_its_scores_for_the_comparison(monkeypatch):
 
 
 def document_of(by_direction: dict[Direction, QueryAgreement], corpus: Numbers) -> Agreement:
-    return Agreement.of(Agreements("all", by_direction), corpus, "teacher", "1", Sample())
+    return Agreement.of(Agreements("all", by_direction), corpus, "teacher", "1")
 
 
 def test_intervals_are_over_images_with_all_their_captions():
@@ -247,9 +247,9 @@ def test_intervals_are_over_images_with_all_their_captions():
 
 def test_the_results_hold_the_agreement_and_a_later_evaluation_without_it_removes_it(tmp_path):
     measured = evaluate.evaluate_model(make_dual(), CORPUS)
-    measured = replace(measured, agreements=compared(make_dual(), given(TABLE_IT)))
-    document = Agreement.of(measured.agreements, CORPUS, "table", "1", Sample())
-    files.write_evaluation(tmp_path, measured.evaluation("dual", agreement=document), measured)
+    agreements = compared(make_dual(), given(TABLE_IT))
+    document = Agreement.of(agreements, CORPUS, "table", "1")
+    files.write_evaluation(tmp_path, measured.evaluation("dual", agreement=document), measured, agreements)
     saved = SavedEvaluation.load(tmp_path)
     assert saved.evaluation.agreement == document
     rows = pd.read_parquet(tmp_path / "agreement.parquet")
@@ -283,18 +283,18 @@ def test_a_pool_is_compared_like_the_corpus_without_its_captions_images(monkeypa
     agreements, expected = compare_with(given(TABLE_IT), order, task_of(pool)), compared(make_dual(), given(TABLE_IT))
     for ours, theirs in zip(agreements.by_direction.values(), expected.by_direction.values(), strict=True):
         assert ours.measures_QM.tolist() == pytest.approx(theirs.measures_QM)
-    document = Agreement.of(agreements, pool, "table", "1", Sample())
+    document = Agreement.of(agreements, pool, "table", "1")
     assert document.ndcg == pytest.approx(expected.ndcg)
     # Texts of a pool are drawn each by itself.
     low, high = document.intervals["image_retrieval"]["nDCG@10"]
     assert low < document.image_retrieval["nDCG@10"] < high
 
 
-def test_scores_that_are_not_finite_are_an_error():
+def test_scores_that_are_not_finite_are_an_error(monkeypatch):
     table_IT = torch.from_numpy(TABLE_IT.copy())
     table_IT[3, 4] = torch.nan
     with pytest.raises(ModelError, match="NaN"):
         rankers.order_of(TableFusion(table_IT), task_of(Pool(OWNER)))
-    options = EvalOptions(sample=Sample(first=18, random=0))
+    sample(monkeypatch, 18, 0)
     with pytest.raises(ModelError, match="NaN"):
-        compared(make_dual(), Against(name="fusion", fingerprint="1", scorer=TableFusion(table_IT)), options)
+        compared(make_dual(), Against(name="fusion", fingerprint="1", scorer=TableFusion(table_IT)))

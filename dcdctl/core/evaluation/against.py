@@ -2,7 +2,7 @@
 
 - dual encoder: it embeds the split once, and all candidates of every query are compared.
 - teacher cache: the pairs that it has scores of; no model is loaded.
-- fusion scorer: it scores a sample of the candidates of every query (`agreement.Sample`), each pair once.
+- fusion scorer: it scores a sample of the candidates of every query (`agreement.sampled_lists`), each pair once.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compare_with(against: Against, ours: Lookup, task: RankingTask) -> Agreement
 
 def _compare_sample(scorer: FusionScorer, ours: Lookup, task: RankingTask) -> Agreements:
     corpus, num_texts = task.corpus, task.corpus.num_captions
-    lists = agreement.sampled_lists(ours, corpus, task.options.sample)
+    lists = agreement.sampled_lists(ours, corpus)
     both = [direction.query_first(each.rows, each.values) for direction, each in lists.items()]
     # Once for both directions.
     key_P = np.unique(np.concatenate([images * num_texts + texts for images, texts in both]))

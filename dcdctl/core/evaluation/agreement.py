@@ -15,15 +15,14 @@ Shape letters: I images, T texts; Q queries, G gallery, C candidates of a query,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.config import at_least, check_fields
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import InputError
 
 Scores = NDArray[np.float32]
@@ -38,23 +37,9 @@ DISCOUNTS = 1 / np.log2(np.arange(2, DEPTH + 2))
 PERCENT = np.array([100.0, 100.0, 1.0])
 """What the measures are multiplied by in results: a correlation stays in [-1, 1]."""
 PAIRS_AT_A_TIME = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Which candidates of each query a fusion teacher scores."""
-
-    first: Annotated[int, at_least(1)] = 32
-    """First candidates of the model."""
-    random: Annotated[int, at_least(0)] = 32
-    """Random ones beside them, the same for every model; some may be among the first."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "sample")
-
-
-DEFAULT_SAMPLE = Sample()
+NUM_FIRST, NUM_RANDOM = 32, 32
+"""Candidates of each query that a fusion teacher scores: the model's first, and random ones beside them, the same for
+every model; some may be among the first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +76,7 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
     by_direction = {}
     for direction in Direction:
         queries, counts, rows = [], [], []
-        for query, ours_C, teacher_C in _scored(ours, teacher, corpus, direction, lists.get(direction)):
+        for query, ours_C, teacher_C in _scored((ours, teacher), corpus, direction, lists.get(direction)):
             if len(ours_C) > 1:
                 queries.append(query)
                 counts.append(len(ours_C))
@@ -107,9 +92,9 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
 
 
 def _scored(
-    ours: Lookup, teacher: Lookup, corpus: Corpus, direction: Direction, lists: RaggedArray | None
-) -> Iterator[tuple[int, Scores, Scores]]:
-    """Each query of a direction with the model's and the teacher's scores of its candidates."""
+    scorers: Sequence[Lookup], corpus: Corpus, direction: Direction, lists: RaggedArray | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Each query of a direction with the scores of its candidates by each scorer."""
     num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
     block = max(1, PAIRS_AT_A_TIME // max(1, gallery))
     for first in range(0, num_queries, block):
@@ -117,18 +102,14 @@ def _scored(
         if lists is None:
             # A column of images and a row of texts, which lookups of vectors answer by one product.
             image_ix, text_ix = direction.query_first(queries, np.arange(gallery))
-            both = [scores(image_ix[:, None], text_ix[None, :]) for scores in (ours, teacher)]
-            by_query = zip(
-                *(scores_IT if direction == Direction.TEXT else scores_IT.T for scores_IT in both), strict=True
-            )
+            scores = [score(image_ix[:, None], text_ix[None, :]) for score in scorers]
+            by_query = scores if direction == Direction.TEXT else [scores_IT.T for scores_IT in scores]
         else:
             starts = lists.offsets[first : queries[-1] + 2]
             candidates = lists.values[starts[0] : starts[-1]]
             pairs = direction.query_first(np.repeat(queries, np.diff(starts)), candidates)
-            ends = (starts - starts[0])[1:-1]
-            by_query = zip(*(np.split(scores(*pairs), ends) for scores in (ours, teacher)), strict=True)
-        for query, (ours_C, teacher_C) in zip(queries.tolist(), by_query, strict=True):
-            yield query, ours_C, teacher_C
+            by_query = [np.split(score(*pairs), (starts - starts[0])[1:-1]) for score in scorers]
+        yield from zip(queries.tolist(), *by_query, strict=True)
 
 
 def compare_orders(ours_C: Scores, teacher_C: Scores) -> tuple[float, float, float]:
@@ -178,16 +159,14 @@ def scored_lists(image_P: Index, text_P: NDArray[np.int32] | Index, corpus: Corp
     }
 
 
-def sampled_lists(ours: Lookup, corpus: Corpus, sample: Sample) -> dict[Direction, RaggedArray]:
+def sampled_lists(ours: Lookup, corpus: Corpus) -> dict[Direction, RaggedArray]:
     """The candidates of every query that a fusion teacher scores: the model's first ones, and random ones."""
     lists = {}
     for number, direction in enumerate(Direction):
-        num_queries, gallery = direction.query_first(corpus.num_images, corpus.num_captions)
-        rng, chosen = np.random.default_rng((sample.seed, number)), [np.empty(0, np.int64)]
-        num_first, num_random = min(sample.first, gallery), min(sample.random, gallery)
-        for _, ours_G, _ in _scored(ours, ours, corpus, direction, None):
-            first = np.argpartition(-ours_G, num_first - 1)[:num_first] if gallery else chosen[0]
-            chosen.append(np.union1d(first, rng.choice(gallery, num_random, replace=False)))
-        rows = np.repeat(np.arange(num_queries), [len(each) for each in chosen[1:]])
-        lists[direction] = RaggedArray.from_sorted(rows, np.concatenate(chosen), num_queries)
+        rng, chosen = np.random.default_rng((0, number)), []
+        for _, ours_G in _scored([ours], corpus, direction):
+            num_first, num_random = (min(count, len(ours_G)) for count in (NUM_FIRST, NUM_RANDOM))
+            first = np.argpartition(-ours_G, num_first - 1)[:num_first]
+            chosen.append(np.union1d(first, rng.choice(len(ours_G), num_random, replace=False)))
+        lists[direction] = RaggedArray(offsets_of([len(each) for each in chosen]), np.concatenate(chosen))
     return lists

@@ -14,7 +14,17 @@ from dcdctl.core.config import Key, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
-from dcdctl.core.evaluation.agreement import MEASURES, NDCG, NDCG_NAME, PERCENT, Agreements, Lookup, Over, Sample
+from dcdctl.core.evaluation.agreement import (
+    MEASURES,
+    NDCG,
+    NDCG_NAME,
+    NUM_FIRST,
+    NUM_RANDOM,
+    PERCENT,
+    Agreements,
+    Lookup,
+    Over,
+)
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
 from dcdctl.core.evaluation.recall import RECALL_NAMES
 from dcdctl.core.evaluation.significance import LEVEL, RECIPROCAL_RANK, Estimate, Interval
@@ -101,8 +111,6 @@ class Agreement:
     teacher: str
     teacher_fingerprint: str
     over: Over
-    sample: Annotated[Sample | None, OMITTED] = None
-    """sampled: which candidates the teacher scored."""
     text_retrieval: Annotated[Measures | None, OMITTED] = None
     """The means of `agreement.MEASURES` over `queries`, and the mean number of `candidates` per query; None if no query
     of the direction has two."""
@@ -115,7 +123,7 @@ class Agreement:
     """Bootstrap intervals by direction: over images with their captions; for the texts of a pool, over texts."""
 
     @staticmethod
-    def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str, sample: Sample) -> Agreement:
+    def of(agreements: Agreements, corpus: Corpus, teacher: str, fingerprint: str) -> Agreement:
         """The agreement with the teacher of this name."""
         means: dict[str, Any] = {}
         intervals: dict[str, dict[str, Bounds]] = {}
@@ -137,7 +145,6 @@ class Agreement:
             teacher=teacher,
             teacher_fingerprint=fingerprint,
             over=agreements.over,
-            sample=sample if agreements.over == "sampled" else None,
             ndcg=agreements.ndcg,
             intervals=intervals,
             **means,
@@ -300,7 +307,6 @@ class Measured:
     seconds: float
     order: Lookup | None = None
     """What gives the model's score of any pair, if it was kept."""
-    agreements: Agreements | None = None
 
     @property
     def rsum(self) -> float:
@@ -382,9 +388,7 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
     over = {
         "all": "all candidates",
         "cached": "the candidates that the cache has scores of",
-        "sampled": ""
-        if agreement.sample is None
-        else f"the model's first {agreement.sample.first} candidates and {agreement.sample.random} random ones",
+        "sampled": f"the model's first {NUM_FIRST} candidates and {NUM_RANDOM} random ones",
     }[agreement.over]
     return Table(
         f"agreement of {evaluation.model} with {agreement.teacher} on {evaluation.split}: "

@@ -34,7 +34,7 @@ from dcdctl.core.evaluation.document import (
     PoolEvaluation,
     folder_of,
 )
-from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_pool, write_ranks
+from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
@@ -275,16 +275,16 @@ def run_evaluation(
         if graded is not None:
             measured = _with_ndcg(measured, graded)
         more: dict[str, Any] = {} if judge is None else judge.measure(measured.rankings)
+        agreements = None
         if against is not None and measured.order is not None:
             agreements = teachers.compare_with(against, measured.order, task)
-            measured = replace(measured, agreements=agreements)
-            more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint, options.sample)
+            more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint)
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)
         evaluation = measured.evaluation(job.model, reranker=job.rerank, **more)
         if job.ranks is not None:
             write_ranks(job.ranks, measured.table)
-        return evaluation if folder is None else write_evaluation(folder, evaluation, measured)
+        return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
 
 
 def _with_ndcg(measured: Measured, graded: Relevance) -> Measured:
@@ -309,12 +309,12 @@ def _evaluate_pool(name: str, model: Model, against: Against, task: RankingTask,
         images=corpus.num_images,
         captions=corpus.num_captions,
         protocol=_how(model, None, task.options),
-        agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint, task.options.sample),
+        agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint),
         seconds=time.perf_counter() - started,
         corpus_fingerprint=corpus.fingerprint,
         data=folder_of(corpus),
     )
-    return evaluation if folder is None else write_pool(folder, evaluation, agreements)
+    return evaluation if folder is None else write_evaluation(folder, evaluation, agreements=agreements)
 
 
 def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) -> dict[str, Any]:

@@ -8,17 +8,17 @@ reads them back.
 
 The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of
 its dual encoder; those of a pool are pool-agreement.parquet and pool.json alone. docs/formats.md describes the columns.
-The document lists size and SHA-256 of the tables, which are compared before a table is read. A table also holds a
-checksum of its rows, for copies without a document. The old document is removed first: a killed evaluation leaves no
+The document lists size and SHA-256 of the tables, which are compared before a table is read. The pages of a table also
+have checksums, for copies without a document. The old document is removed first: a killed evaluation leaves no
 document, and never one that belongs to other ranks.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -43,9 +43,8 @@ from dcdctl.core.evaluation.document import (
 )
 from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
 
+Result = TypeVar("Result", Evaluation, PoolEvaluation)
 TABLES_HINT = "`dcdctl eval` writes the tables again"
-_CHECKSUM = b"dcdctl.checksum"
-"""The key of a table's metadata that holds the checksum of its rows."""
 _RANKS = {
     "direction": pa.string(),
     "query": pa.int64(),
@@ -191,28 +190,22 @@ def read_ranks(path: Path) -> RankTable:
 def _read(
     path: Path, what: str, columns: dict[str, pa.DataType], hint: str, *, optional: dict[str, pa.DataType] | None = None
 ) -> pa.Table:
-    """The columns of a table, in this order, with those optional ones that it has. InputError for another file, and for
-    rows that do not match the table's checksum."""
+    """The columns of a table, in this order, with those optional ones that it has. InputError for another file, and
+    for a damaged one."""
     try:
         # pyarrow takes a relative path with a colon for an address.
-        with pq.ParquetFile(path.absolute()) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             present = set(file.schema_arrow.names)
             if missing := set(columns) - present:
                 raise InputError(f"{path} is not {what}: it has no column {min(missing)!r}", hint=hint)
             schema = pa.schema(columns | {name: kind for name, kind in (optional or {}).items() if name in present})
             # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
-            whole = file.read()
-            table = whole.select(schema.names).cast(schema)
+            return file.read(schema.names).select(schema.names).cast(schema)
     except PermissionError as error:
         raise files.unreadable(path, error) from error
     # pyarrow reports a damaged page as OSError, which is no ArrowException.
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not {what} ({error})", hint=hint) from error
-    # Tables of other programs have no checksum.
-    expected = (whole.schema.metadata or {}).get(_CHECKSUM)
-    if expected is not None and expected != _digest(whole):
-        raise InputError(f"{path} is damaged: its rows do not match its checksum", hint=hint)
-    return table
 
 
 def _by_direction(table: pa.Table) -> dict[Direction, pa.Table]:
@@ -251,32 +244,26 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
             )
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, measured: Measured) -> Evaluation:
-    """Write the tables, and the document last; returns the evaluation with its folder."""
-    names = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
-    result_file = folder / names.result
+def write_evaluation(
+    folder: Path, evaluation: Result, measured: Measured | None = None, agreements: Agreements | None = None
+) -> Result:
+    """Write the tables, of which a pool has no ranks, and the document last; returns the evaluation with its folder."""
+    paired = CASCADE_FILES if evaluation.protocol.kind == "cascade" else MODEL_FILES
+    names = POOL_FILES if measured is None else paired
     # First, so that a killed evaluation leaves no numbers beside other ranks.
-    result_file.unlink(missing_ok=True)
-    tables = [names.ranks, names.top]
-    write_ranks(folder / names.ranks, measured.table)
-    _write(folder / names.top, [_top_table(direction, measured) for direction in Direction])
-    if names.agreement:
-        (folder / names.agreement).unlink(missing_ok=True)
-    if measured.agreements is not None:
+    for name in filter(None, (names.result, names.agreement)):
+        (folder / name).unlink(missing_ok=True)
+    tables = []
+    if measured is not None:
+        tables = [names.ranks, names.top]
+        write_ranks(folder / names.ranks, measured.table)
+        _write(folder / names.top, [_top_table(direction, measured) for direction in Direction])
+    if agreements is not None:
         tables.append(names.agreement)
-        _write(folder / names.agreement, _agreement_tables(measured.agreements))
+        _write(folder / names.agreement, _agreement_tables(agreements))
     listed = artifacts.list_files(folder, tables)
-    artifacts.write_document(result_file, {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed})
-    return replace(evaluation, folder=folder)
-
-
-def write_pool(folder: Path, evaluation: PoolEvaluation, agreements: Agreements) -> PoolEvaluation:
-    """Write the table of a pool's queries, and the document last; returns the evaluation with its folder."""
-    (folder / POOL_FILES.result).unlink(missing_ok=True)
-    _write(folder / POOL_FILES.agreement, _agreement_tables(agreements))
-    listed = artifacts.list_files(folder, [POOL_FILES.agreement])
     document = {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed}
-    artifacts.write_document(folder / POOL_FILES.result, document)
+    artifacts.write_document(folder / names.result, document)
     return replace(evaluation, folder=folder)
 
 
@@ -345,25 +332,5 @@ def _agreement_tables(agreements: Agreements) -> list[pd.DataFrame]:
 
 def _write(path: Path, frames: list[pd.DataFrame]) -> None:
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), _CHECKSUM: _digest(table)}
     with files.atomic_path(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial)
-
-
-def _digest(table: pa.Table) -> bytes:
-    """Checksum of the columns of a table: names, types and values, independent of how Parquet stores them."""
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        digest.update(f"{name} {column.type}\n".encode())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            digest.update(files.digest_of(column.to_pylist()).encode())
-        else:
-            # The value below a missing one is not stored.
-            digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
-            digest.update(
-                column.fill_null(False if pa.types.is_boolean(column.type) else 0)
-                .to_numpy(zero_copy_only=False)
-                .tobytes()
-            )
-    return digest.hexdigest().encode()
+        pq.write_table(table, partial, write_page_checksum=True)

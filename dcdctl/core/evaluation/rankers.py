@@ -29,7 +29,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
-from dcdctl.core.evaluation.agreement import DEFAULT_SAMPLE, Lookup, Sample
+from dcdctl.core.evaluation.agreement import Lookup
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.document import Depth
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
@@ -70,8 +70,6 @@ class EvalOptions:
     """dual: how its vectors are compared."""
     keeps_order: bool = False
     """Keep what gives the model's score of any pair, for its agreement with a teacher; not of a cascade."""
-    sample: Sample = DEFAULT_SAMPLE
-    """Agreement with a fusion teacher: the candidates that it scores."""
 
     def __post_init__(self) -> None:
         check_fields(self)
