@@ -159,7 +159,8 @@ def test_average_precision_counts_positives_among_the_first_r_only():
 
 def test_measures_of_folds_are_averaged():
     matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
-    text, image = recall.mean_measures([rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
+    measured = recall.mean_measures([rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
+    text, image = measured.values()
     assert (
         text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
     )

@@ -8,6 +8,7 @@ from .comparison import (
     comparison_facts,
     comparison_tables,
     how_to_read,
+    short_names,
 )
 from .document import (
     CASCADE_FILES,
@@ -60,6 +61,7 @@ __all__ = [
     "on_front",
     "run_evaluation",
     "run_vector_table",
+    "short_names",
     "vector_table",
     "write_evaluation",
 ]

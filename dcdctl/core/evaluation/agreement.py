@@ -103,7 +103,7 @@ def _scored(
             # A column of images and a row of texts, which lookups of vectors answer by one product.
             image_ix, text_ix = direction.query_first(queries, np.arange(gallery))
             scores = [score(image_ix[:, None], text_ix[None, :]) for score in scorers]
-            by_query = scores if direction == Direction.TEXT else [scores_IT.T for scores_IT in scores]
+            by_query: list[Any] = scores if direction == Direction.TEXT else [scores_IT.T for scores_IT in scores]
         else:
             starts = lists.offsets[first : queries[-1] + 2]
             candidates = lists.values[starts[0] : starts[-1]]

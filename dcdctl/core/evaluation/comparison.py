@@ -133,12 +133,13 @@ class Comparison:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The ends of the names of systems, with as many folders as make them differ; seeds by the first one.
+    """The ends of the names of systems, with as many folders as make them differ; seeds by the first one. The same name
+    twice is numbered.
 
     >>> short_names(["runs/a", "runs/b-0,runs/b-1", "old/a:cascade"])
     ['a', 'b-0 + 1 more', 'a:cascade']
     >>> short_names(["runs/1/a", "runs/2/a"]), short_names(["a", "a"])
-    (['1/a', '2/a'], ['a (A)', 'a (B)'])
+    (['1/a', '2/a'], ['a (1)', 'a (2)'])
     """
     refs = [refs_of(name) for name in names]
     parts = [Path(first).parts for first, *_ in refs]
@@ -147,7 +148,7 @@ def short_names(names: Sequence[str]) -> list[str]:
         short = ["/".join(part[-length:]) + end for part, end in zip(parts, ends, strict=True)]
         if len(set(short)) == len(short):
             return short
-    return [f"{name} ({letter})" for name, letter in zip(short, LETTERS, strict=False)]
+    return [f"{name} ({number})" for number, name in enumerate(short, start=1)]
 
 
 def refs_of(name: str) -> list[str]:

@@ -401,32 +401,22 @@ def _agreement(agreement: Agreement, evaluation: Evaluation | PoolEvaluation) ->
 
 def _recalls(evaluation: Evaluation) -> Table:
     protocol, rows = evaluation.protocol, []
-    is_graded = any(NDCG_NAME in evaluation.measures(direction) for direction in Direction)
+    names = [*RECALL_NAMES, *[NDCG_NAME] * (NDCG_NAME in evaluation.text_retrieval)]
     for direction in Direction:
         measures = evaluation.measures(direction)
         ranks = [f"{measures['median_rank']:,.1f}".removesuffix(".0"), f"{measures['mean_rank']:,.1f}"]
-        rows.append([direction.title, *(f"{measures[name]:.2f}" for name in (*RECALL_NAMES, "mAP@R")), *ranks])
-        bounds = [
-            f"{low:.1f} to {high:.1f}"
-            for low, high in (evaluation.recall(direction, name).interval for name in RECALL_NAMES)
-        ]
+        rows.append([direction.title, *(f"{measures[name]:.2f}" for name in (*names, "mAP@R")), *ranks])
+        bounds = (str(evaluation.recall(direction, name).interval) for name in names)
         rows.append([f"  {evaluation.intervals.level:.0%} interval", *bounds, "", "", ""])
-        if NDCG_NAME in measures:
-            graded = evaluation.recall(direction, NDCG_NAME)
-            rows[-2].append(f"{graded.value:.2f}")
-            rows[-1].append(f"{graded.interval.low:.1f} to {graded.interval.high:.1f}")
-        elif is_graded:
-            rows[-2:] = [[*row, ""] for row in rows[-2:]]
     kind = f"{protocol.kind} of depth {protocol.depth}" if protocol.depth else protocol.kind
     folds = f" ({protocol.folds} folds)" if protocol.folds > 1 else ""
     precision = "" if protocol.precision == "float32" else f", {protocol.precision}"
-    low, high = evaluation.intervals.rsum
     return Table(
         f"{evaluation.model} ({kind}) on {evaluation.split}, protocol {protocol.name}{folds}: "
         f"{evaluation.images:,} images, {evaluation.captions:,} captions{precision}",
-        ["", *RECALL_NAMES, "mAP@R", "median rank", "mean rank", *([NDCG_NAME] if is_graded else [])],
+        ["", *names, "mAP@R", "median rank", "mean rank"],
         rows,
-        f"rsum {evaluation.rsum:.2f} ({low:.1f} to {high:.1f}), mean recall {evaluation.mean_recall:.2f}, "
+        f"rsum {evaluation.rsum:.2f} ({evaluation.rsum_estimate.interval}), mean recall {evaluation.mean_recall:.2f}, "
         f"{evaluation.seconds:,.1f} s",
     )
 

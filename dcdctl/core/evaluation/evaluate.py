@@ -83,12 +83,10 @@ def evaluate_model(
         ranks.concatenate([fold.text for fold in folds], [fold.texts.start for fold in task.folds]),
         ranks.concatenate([fold.image for fold in folds], [fold.images.start for fold in task.folds]),
     )
-    text_retrieval, image_retrieval = recall.mean_measures(folds)
     return Measured(
         corpus=corpus,
         protocol=_how(model, rerank, options),
-        text_retrieval=text_retrieval,
-        image_retrieval=image_retrieval,
+        **recall.mean_measures(folds),
         rankings=rankings,
         table=RankTable.of(corpus, rankings),
         depths=depths,
@@ -294,9 +292,8 @@ def _with_ndcg(measured: Measured, graded: Relevance) -> Measured:
     for direction in Direction:
         _, gallery = direction.query_first(measured.corpus.num_images, measured.corpus.num_captions)
         ndcg[direction] = ndcg_Q = graded.ndcg(direction, measured.rankings.of(direction), gallery)
-        if np.isfinite(ndcg_Q).any():
-            of_recalls = measured.text_retrieval if direction == Direction.TEXT else measured.image_retrieval
-            changes[direction.key] = {**of_recalls, NDCG_NAME: 100 * float(np.nanmean(ndcg_Q))}
+        of_recalls = measured.text_retrieval if direction == Direction.TEXT else measured.image_retrieval
+        changes[direction.key] = {**of_recalls, NDCG_NAME: 100 * float(np.nanmean(ndcg_Q))}
     return replace(measured, table=replace(measured.table, ndcg=ndcg), **changes)
 
 
@@ -387,9 +384,7 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
 
 def _training_split(ref: str, corpus: Corpus) -> str | None:
     """The split that a run was trained on, if it shares images with this one."""
-    # Other models than runs do not say what they were trained on.
-    path = Path(ref, "run.json")
-    inputs: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("inputs", {}) if path.exists() else {}
+    inputs = vectors.facts_of(ref, "inputs")
     split = inputs.get("split", "")
     try:
         is_same = share_split(corpus.split, split) and Corpus.open(

@@ -191,18 +191,17 @@ def rank_by_cascade(
     )
     ranked = [at(depth) for depth in depths]
     measures = [recall.mean_measures(folds) for folds in ranked]
-    rsums = [recall.rsum(*both) for both in measures]
+    rsums = [recall.rsum(**both) for both in measures]
     results = [
         Depth(
             depth=depth,
-            text_retrieval=text,
-            image_retrieval=image,
+            **both,
             rsum=rsum,
             ms_per_query=ms,
             pairs=sum(shortlist.num_pairs(depth) for shortlist in shortlists),
             on_front=is_on_front,
         )
-        for depth, (text, image), rsum, ms, is_on_front in zip(
+        for depth, both, rsum, ms, is_on_front in zip(
             depths, measures, rsums, times_ms, recall.on_front(rsums, times_ms), strict=True
         )
     ]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.data import Direction
 from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
 
 KS = (1, 5, 10)
@@ -71,8 +72,9 @@ def measures(ranking: Ranking) -> dict[str, float]:
     }
 
 
-def mean_measures(folds: Sequence[Rankings]) -> tuple[dict[str, float], dict[str, float]]:
-    """The measures of text retrieval and of image retrieval, averaged over folds."""
-    both = [measures(fold.text) for fold in folds], [measures(fold.image) for fold in folds]
-    text, image = ({name: float(np.mean([fold[name] for fold in side])) for name in side[0]} for side in both)
-    return text, image
+def mean_measures(folds: Sequence[Rankings]) -> dict[str, dict[str, float]]:
+    """The measures of text_retrieval and of image_retrieval, averaged over folds."""
+    both = {way.key: [measures(fold.of(way)) for fold in folds] for way in Direction}
+    return {
+        key: {name: float(np.mean([fold[name] for fold in side])) for name in side[0]} for key, side in both.items()
+    }

@@ -56,6 +56,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.low:.1f} to {self.high:.1f}"
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -81,29 +84,25 @@ class Estimates:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTest:
-    """Two-sided p-values for no difference in a mean over queries, as those of RSUM."""
+    """Two-sided p-values for no difference in a mean over queries, or in RSUM."""
 
     p_value: float
+    """Of the bootstrap: twice the share of draws on the rarer side of zero.
+
+    Draws at zero count on both sides, and each side counts one draw more, so it is at least 2 / (R + 1)."""
     sign_flip_p_value: float
+    """With a sign for each unit: an image and its captions, or a text of a pool (`bootstrap.sign_flip_test`)."""
     sign_flip_is_exact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankComparison:
-    """The ranks of a system against the base's."""
+class RankComparison(MeanTest):
+    """The ranks of a system against the base's; the tests are of RSUM."""
 
     difference: Estimates
     """Ours minus the base's."""
     ours: Estimates
     base: Estimates
-    p_value: float
-    """Two-sided bootstrap p-value for no difference in RSUM: twice the share of draws on the rarer side of zero.
-
-    Draws at zero count on both sides, and each side counts one draw more, so it is at least 2 / (R + 1)."""
-    sign_flip_p_value: float
-    """Two-sided p-value for no difference in RSUM, with a sign for each image and its captions
-    (`bootstrap.sign_flip_test`)."""
-    sign_flip_is_exact: bool
     rsums: tuple[tuple[float, ...], tuple[float, ...]]
     """RSUM of each run, ours and the base's."""
     ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
@@ -169,7 +168,7 @@ def compare_all(
 ) -> list[RankComparison]:
     """Each system, by name, against the base, all on the same draws. Raises what `compare_ranks` raises."""
     draws = _draw({**systems, "the base": base}, resamples, seed, draw_seeds=draw_seeds)
-    comparisons = [_against_base(draws, system, resamples, seed) for system in range(len(systems))]
+    comparisons = [_against_base(draws, system, seed) for system in range(len(systems))]
     if draw_seeds:  # draws of runs are those of recalls alone
         return comparisons
     return [
@@ -207,8 +206,7 @@ def compare_means(
     difference_Q: NDArray[np.float64] = np.round((ours_Q - base_Q) * WHOLE)
     drawn_R = _drawn_means(difference_Q[:, None], unit_Q, resamples, seed)[:, 0]
     by_unit = np.bincount(np.unique(unit_Q, return_inverse=True)[1], difference_Q).astype(np.float64)
-    sign_flip_p_value, is_exact = sign_flip_test(by_unit, resamples, seed)
-    return MeanTest(p_value=_bootstrap_p(drawn_R), sign_flip_p_value=sign_flip_p_value, sign_flip_is_exact=is_exact)
+    return MeanTest(**_tests(drawn_R, by_unit, seed))
 
 
 def _drawn_means(
@@ -356,7 +354,7 @@ def _system_estimates(draws: _Draws, system: int) -> Estimates:
     return _estimates(_percents(draws.sums_RSC[:, system], draws, draws.taken_RS[:, system]))
 
 
-def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> RankComparison:
+def _against_base(draws: _Draws, system: int, seed: int) -> RankComparison:
     # Hits are whole numbers. Multiplied crosswise they stay whole, so a draw without a difference gives exactly zero.
     our_taken_R, base_taken_R = draws.taken_RS[:, system], draws.taken_RS[:, -1]
     sums_RC = draws.sums_RSC[:, system] * base_taken_R[:, None] - draws.sums_RSC[:, -1] * our_taken_R[:, None]
@@ -366,21 +364,24 @@ def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Rank
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
     share_I = num_captions * text_IC[:, :-1].sum(axis=1) + num_images * image_IC[:, :-1].sum(axis=1)
-    sign_flip_p_value, is_exact = sign_flip_test(share_I, resamples, seed)
     return RankComparison(
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
         base=_system_estimates(draws, -1),
-        p_value=_bootstrap_p(percents_RC[1:, -1]),
-        sign_flip_p_value=sign_flip_p_value,
-        sign_flip_is_exact=is_exact,
         rsums=(draws.rsums_S[system], draws.rsums_S[-1]),
+        **_tests(percents_RC[1:, -1], share_I, seed),
     )
 
 
-def _bootstrap_p(difference_R: NDArray[np.float64]) -> float:
+def _tests(difference_R: NDArray[np.float64], difference_U: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """The fields of a `MeanTest`, from the difference of each draw and each unit's share of the difference."""
     num_rarer = int(min(np.count_nonzero(difference_R <= 0), np.count_nonzero(difference_R >= 0)))
-    return min(1.0, 2 * (num_rarer + 1) / (len(difference_R) + 1))
+    sign_flip_p_value, is_exact = sign_flip_test(difference_U, len(difference_R), seed)
+    return {
+        "p_value": min(1.0, 2 * (num_rarer + 1) / (len(difference_R) + 1)),
+        "sign_flip_p_value": sign_flip_p_value,
+        "sign_flip_is_exact": is_exact,
+    }
 
 
 def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import ranks, recall
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.ranking import Rankings
@@ -74,12 +73,19 @@ def _cosines(
     return cosines
 
 
+def facts_of(ref: str, part: str) -> dict[str, Any]:
+    """The recipe or the inputs in the run.json of a run; empty for other models, which do not say what they were
+    trained on."""
+    path = Path(ref, "run.json")
+    facts: dict[str, Any] = artifacts.read_document(path, hint="restore it") if path.exists() else {}
+    part_of_facts: dict[str, Any] = facts.get(part, {})
+    return part_of_facts
+
+
 def trained_widths(ref: str) -> tuple[int, ...]:
     """`loss.dims` of the recipe of a run; empty for other models, and for a run that was trained for the full width
     alone."""
-    path = Path(ref, "run.json")
-    recipe: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("recipe", {}) if path.exists() else {}
-    return tuple(recipe.get("loss", {}).get("dims", ()))
+    return tuple(facts_of(ref, "recipe").get("loss", {}).get("dims", ()))
 
 
 def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[VectorForm]:
@@ -107,14 +113,13 @@ def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]
     rows = []
     for form, folds in zip(forms, ranked, strict=True):
         assert form.dims is not None
-        text, image = recall.mean_measures(folds)
+        measures = recall.mean_measures(folds)
         rows.append(
             {
                 **to_table(form),
                 "bytes_per_image": bytes_per_vector(form.dims, form.kind),
-                Direction.TEXT.key: text,
-                Direction.IMAGE.key: image,
-                "rsum": recall.rsum(text, image),
+                **measures,
+                "rsum": recall.rsum(**measures),
             }
         )
     full = next(row for row in rows if row["kind"] == "float32" and row["dims"] == forms[-1].dims)

@@ -145,7 +145,7 @@ def _recall(history: RunHistory) -> dict[str, Any] | None:
 
 
 def _with_interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} ({estimate.interval.low:.1f} to {estimate.interval.high:.1f})"
+    return f"{estimate.value:.2f} ({estimate.interval})"
 
 
 def _training(history: RunHistory) -> dict[str, Any] | None:

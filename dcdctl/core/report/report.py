@@ -148,7 +148,8 @@ def read_report(
         folder: "teacher" if folder == teacher else "baseline" if folder == baseline else "student"
         for folder in folders
     }
-    labels = _labels(folders)
+    # Absolute, because the current folder has no name.
+    labels = dict(zip(folders, evaluation.short_names([str(folder.resolve()) for folder in folders]), strict=True))
     models = [model for folder in folders for model in _models(folder, labels[folder], roles[folder])]
     trainings = tuple(
         Training(
@@ -172,17 +173,6 @@ def read_report(
     if corpus is None and report.result is not None:
         missing.append(MissingPart("images", _command("report", *map(str, runs), "--data", "DIR")))
     return replace(report, models=_compared(report), missing=_by_command(missing), corpus=corpus)
-
-
-def _labels(folders: Sequence[Path]) -> dict[Path, str]:
-    """The name of each folder, with as many parent folders as make the names unique."""
-    parts = {folder: folder.resolve().parts for folder in folders}
-    for length in range(1, max(map(len, parts.values())) + 1):
-        labels = {folder: "/".join(names[-length:]) for folder, names in parts.items()}
-        if len(set(labels.values())) == len(labels):
-            return labels
-    # One folder was given by two paths.
-    return {folder: str(folder) for folder in folders}
 
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:

@@ -227,7 +227,5 @@ def _name(model: ModelResults) -> str:
 
 def _with_interval(estimate: Estimate, sign: str = "") -> str:
     """A number and, as small print, its interval; with `sign` "+", positive numbers have their sign."""
-    value, low, high = (
-        f"{number:{sign}.1f}" for number in (estimate.value, estimate.interval.low, estimate.interval.high)
-    )
-    return f"{value}\n{low} to {high}"
+    low, high = estimate.interval
+    return f"{estimate.value:{sign}.1f}\n{low:{sign}.1f} to {high:{sign}.1f}"
