@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -18,6 +17,7 @@ import matplotlib as mpl
 from evidence_steps import Step
 
 from dcdctl.core import artifacts
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import files as evaluation_files
 from dcdctl.core.evaluation import significance
@@ -107,7 +107,7 @@ def _compared(
         tables = [[evaluation_files.read_ranks(file) for file in paths] for paths in files]
         draws_seeds = draw_seeds and min(map(len, tables)) >= significance.MIN_DRAWN_SEEDS
         comparison = significance.compare_ranks(*tables, draw_seeds=draws_seeds)
-        compared[name] = {"base": base_label, "draws_seeds": draws_seeds, **asdict(comparison)}
+        compared[name] = {"base": base_label, "draws_seeds": draws_seeds, **to_table(comparison)}
     results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(compared, indent=1) + "\n")
     return compared

@@ -16,11 +16,13 @@ import httpx2
 import pytest
 import served
 from paths import DOCS, ROOT
+from tiny import make_teacher, make_wide_dual
 from typed_commands import typed_lines
 from typer.testing import CliRunner
 
 import dcdctl
 from dcdctl.cli.app import app
+from dcdctl.core import models
 from dcdctl.core.data import describe_scenes, draw_scene
 from dcdctl.core.search import IndexSearcher
 from dcdctl.core.serve import ServiceConfig
@@ -28,7 +30,8 @@ from dcdctl.core.serve import app as serve_app
 from dcdctl.core.training import load_recipe
 
 README = ROOT / "README.md"
-TUTORIALS = [DOCS / "tutorial-own-data.md", DOCS / "tutorial-reranker.md", DOCS / "tutorial-paper.md"]
+POOLS = DOCS / "tutorial-pools.md"
+TUTORIALS = [DOCS / "tutorial-own-data.md", DOCS / "tutorial-reranker.md", DOCS / "tutorial-paper.md", POOLS]
 TINY = {
     "model.vision_levels": "[3, 4]",
     "model.vision_grid": "1",
@@ -119,6 +122,34 @@ def test_the_commands_of_the_first_tutorial_lead_from_photos_to_a_search_page(ow
         serve_app.build(IndexSearcher.open(Path("photos.index"), device=served.CPU), config), config
     ) as url:
         answer = httpx2.get(f"{url}/search", params={"text": "a red circle", "k": "3"}).json()
+    assert [len(answer["results"]), Path("photos", answer["results"][0]["name"]).is_file()] == [3, True]
+
+
+def test_the_commands_of_the_tutorial_of_pools_lead_from_photos_and_queries_to_a_search_page(own_photos):
+    """A dual encoder is the teacher, and from the cache on a cross-encoder."""
+    with Path("captions.csv").open(newline="", encoding="utf-8") as file:
+        texts = [row["caption"] for row in csv.DictReader(file)]
+    Path("queries.txt").write_text("\n".join(texts[::2]) + "\n", encoding="utf-8")
+    models.save(make_wide_dual(texts), Path("dual"))
+    models.save(make_teacher(texts), Path("cross-encoder"))
+    tiny = TINY | own_photos | {"model.projection_dim": "8", "optimizer.steps": "2"}
+    sets = [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
+    commands = [words for words in commands_of(POOLS) if words[0] != "serve"]
+    assert [words[0] for words in commands[:5]] == ["prepare", "distill", "eval", "index", "search"]
+    teacher = "dual"
+    for words in commands:
+        if words[0] == "cache-teacher":
+            teacher = "cross-encoder"
+        elif "--pool" in words:
+            teacher = "dual"  # it scores every pair of a step, also of the captioned photos
+        typed = [teacher if word == "TEACHER" else word for word in words]
+        result = CliRunner().invoke(app, [*typed, *(sets if words[0] == "distill" else [])])
+        assert result.exit_code == 0, f"{' '.join(words)}: {result.output}"
+    config = ServiceConfig()
+    with served.serving(
+        serve_app.build(IndexSearcher.open(Path("photos.index"), device=served.CPU), config), config
+    ) as url:
+        answer = httpx2.get(f"{url}/search", params={"text": texts[0], "k": "3"}).json()
     assert [len(answer["results"]), Path("photos", answer["results"][0]["name"]).is_file()] == [3, True]
 
 
