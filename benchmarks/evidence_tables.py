@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,7 +18,6 @@ import matplotlib as mpl
 from evidence_steps import Step
 
 from dcdctl.core import artifacts
-from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import files as evaluation_files
 from dcdctl.core.evaluation import significance
@@ -107,7 +107,7 @@ def _compared(
         tables = [[evaluation_files.read_ranks(file) for file in paths] for paths in files]
         draws_seeds = draw_seeds and min(map(len, tables)) >= significance.MIN_DRAWN_SEEDS
         comparison = significance.compare_ranks(*tables, draw_seeds=draws_seeds)
-        compared[name] = {"base": base_label, "draws_seeds": draws_seeds, **to_table(comparison)}
+        compared[name] = {"base": base_label, "draws_seeds": draws_seeds, **asdict(comparison)}
     results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(compared, indent=1) + "\n")
     return compared
@@ -125,7 +125,9 @@ def _difference(compared: dict[str, Any] | None) -> str:
     if compared is None:
         return ""
     rsum = compared["difference"]["rsum"]
-    return f"{rsum['value']:+.1f} ({rsum['interval']['low']:+.1f} to {rsum['interval']['high']:+.1f})"
+    interval = rsum["interval"]
+    low, high = interval.values() if isinstance(interval, dict) else interval  # of published comparisons, or a new one
+    return f"{rsum['value']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
