@@ -179,8 +179,8 @@ def test_types_of_parquet_become_those_of_columns(tmp_path):
         ('image,"a""b"\na,1\n', "has a name with quotation marks", "rename it"),
         (f"image,{'x' * 61}\na,1\n", "more than 60 bytes", "rename it"),
         ("image,year,year\na,1,2\n", "has the column 'year' twice", "rename one"),
-        ("image,owner\na,b, c\n", "line 2 has 3 cells, and the first line names 2", "quotation marks"),
-        ('image,owner\na,"b\n', "cannot be read: unexpected end of data", "a table of metadata is"),
+        ("image,owner\na,b, c\n", "line 2 has 3 cells, and line 1 names 2", "quotation marks"),
+        ('image,owner\na,"b\n', "cannot be read: unexpected end of data", "quotation marks"),
     ],
 )
 def test_a_table_that_is_no_metadata_is_refused(tmp_path, text, message, hint):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import re
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.text_encoding import find_encoding, json_lines
+from dcdctl.core.data.text_encoding import csv_rows, find_encoding, json_lines
 from dcdctl.core.errors import InputError
 
 Cells = dict[str, pa.Array | None]
@@ -69,7 +68,7 @@ def read_columns(path: Path, chosen: Sequence[str] | None = None) -> ImageColumn
         raise InputError(f"{path} is no table of metadata, its name ends with {path.suffix or 'nothing'!r}", hint=hint)
     try:
         cells = read(path)
-    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=hint) from error
     return columns_by_image(cells, str(path), chosen)
 
@@ -244,27 +243,10 @@ def _encoding(path: Path) -> str:
 
 
 def _read_csv(path: Path) -> Cells:
-    with path.open(encoding=_encoding(path), newline="") as file:
-        # strict, because a quotation mark that is never closed would swallow the rows after it.
-        reader = csv.reader(file, strict=True)
-        header = [name.strip() for name in next(reader, [])]
-        if repeated := [name for name in header if header.count(name) > 1]:
-            raise InputError(f"{path} has the column {repeated[0]!r} twice", hint="rename one of them")
-        rows = []
-        for row in reader:
-            if len(row) > len(header):
-                message = (
-                    f"{path} line {reader.line_num} has {len(row)} cells, and the first line names {len(header)} "
-                    "columns"
-                )
-                raise InputError(message, hint="a text with a comma needs quotation marks")
-            # Spreadsheets end tables with blank lines, and leave out empty cells at the end of a line.
-            if any(row):
-                rows.append([*row, *[""] * (len(header) - len(row))])
-    columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    names, *rows = [cells for _, cells in csv_rows(path, _encoding(path))] or [[]]
+    columns = zip(*rows, strict=True) if rows else ([] for _ in names)
     return {
-        name: pa.array(cells) if name in KEYS else from_cells(cells)
-        for name, cells in zip(header, columns, strict=True)
+        name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(names, columns, strict=True)
     }
 
 

@@ -1,4 +1,5 @@
-"""Text files: UTF-8, UTF-16 or UTF-32 by their bytes, or in the encoding that the user names; and lines of JSON.
+"""Text files: UTF-8, UTF-16 or UTF-32 by their bytes, or in the encoding that the user names; lines of
+JSON, and rows of CSV.
 
 An encoding is never guessed: tables of spreadsheets in cp1252 or GB18030 need a name, because wrong characters in
 captions would go unnoticed.
@@ -7,8 +8,10 @@ captions would go unnoticed.
 from __future__ import annotations
 
 import codecs
+import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,47 @@ def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]
             if not isinstance(value, dict):
                 raise InputError(f"{path.name} line {line} is {describe_value(value)}, expected an object", hint=hint)
             yield line, value
+
+
+def csv_rows(path: Path, encoding: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The first line and the cells of each row that is not blank: the names of the columns first, then rows with a cell
+    for each.
+
+    InputError for a name that is there twice, for a row with more cells than names, and for damaged quotes.
+    """
+    # Of Python, and meant for wrong quotes; a longer caption is refused with its row.
+    csv.field_size_limit(2**31 - 1)
+    names: list[str] = []
+    with path.open(encoding=encoding, newline="") as file:
+        # strict, because a quotation mark that is never closed would swallow the rows after it.
+        reader, line = csv.reader(file, delimiter=delimiter, strict=True), 1
+        try:
+            for cells in reader:
+                if line == 1:
+                    names = [name.strip() for name in cells]
+                    if repeated := next((name for name, count in Counter(names).items() if name and count > 1), None):
+                        raise InputError(f"{path} has the column {repeated!r} twice", hint="rename one of them")
+                    yield line, names
+                elif len(cells) > len(names):
+                    message = f"{path} line {line} has {len(cells)} cells, and line 1 names {len(names)} columns"
+                    raise InputError(message, hint='a text with a comma needs quotation marks: "a dog, running"')
+                # Spreadsheets end tables with blank lines, and leave out empty cells at the end of a line.
+                elif any(cells):
+                    yield line, [*cells, *[""] * (len(names) - len(cells))]
+                # A quoted cell may contain line breaks.
+                line = reader.line_num + 1
+        except csv.Error as error:
+            hint = "save the table again as CSV, with quotation marks around texts"
+            raise InputError(f"{path} line {line} cannot be read: {error}", hint=hint) from error
+
+
+def find_column(where: Path | str, names: Sequence[str], known: Sequence[str], hint: str) -> str:
+    """The first of the known names that a table has; InputError if it has none of them."""
+    if (name := next((name for name in known if name in names), None)) is None:
+        more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
+        columns = f"its columns are {', '.join(names[:8]):.300}{more}" if names else "it is empty"
+        raise InputError(f"{where} has no column {', '.join(known)}: {columns}", hint=hint)
+    return name
 
 
 def describe_value(value: Any) -> str:

@@ -9,9 +9,7 @@ A table without splits is divided into train, val and test.
 
 from __future__ import annotations
 
-import csv
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -52,7 +50,14 @@ from dcdctl.core.data.readers.rows import (
     read_labels,
     read_split,
 )
-from dcdctl.core.data.text_encoding import check_encoding, describe_value, find_encoding, json_lines
+from dcdctl.core.data.text_encoding import (
+    check_encoding,
+    csv_rows,
+    describe_value,
+    find_column,
+    find_encoding,
+    json_lines,
+)
 from dcdctl.core.errors import ConfigError, InputError
 
 Rows = list[tuple[int, dict[str, Any]]]
@@ -64,7 +69,7 @@ _OF_CAPTIONS = ("sentids", "source", "weight")
 _WITH_A_ROLE = {*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_LIST_COLUMNS, "split", *_OF_CAPTIONS, *KEYS}
 _STARTS_OF_JSON = (*"[{-0123456789 \t\r\n", "true", "false", "null", "NaN", "Infinity")
 """How the text of a JSON value starts, unless it is a string."""
-_CSV_HINT = 'a caption with a comma needs quotes: x.jpg,"a dog, running"'
+_HEADER_HINT = "the first line names the columns: image,caption[,split]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +153,6 @@ class TableEntry(EntryWithFile):
     def captions(self) -> tuple[list[str], list[int] | None]:
         if "captions" not in self.value:
             texts = [read_caption(self.value.get("caption"), "the caption")]
-        # A list in another notation than JSON's would be taken for one caption.
         elif not isinstance(self.value["captions"], list):
             raise RowError(f"the captions are {describe_value(self.value['captions'])}, expected a list")
         else:
@@ -238,75 +242,24 @@ def _captions_of(rows: Rows) -> Iterator[str]:
 def read_csv(path: Path, encoding: str) -> Rows:
     """Line number and cells of each row that is not blank; InputError if there is no image column or no caption
     column."""
-    import pandas as pd  # not at the top: most commands import this module, and pandas takes half a second
-
-    # Before pandas reads the file, because a JSON passed as a CSV has a header of a million columns.
-    by_role = _find_columns(path, _read_header(path, encoding))
-    try:
-        with warnings.catch_warnings():
-            # Surplus cells, as from a caption with an unquoted comma: with index_col=False pandas drops them with a
-            # warning. Without it, pandas may take the first column for an index.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            # keep_default_na=False, because a caption may be "None" or "NA". Blank lines are kept, so that lines can be
-            # counted.
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding=encoding
-            ).fillna("")
-    except (ValueError, pd.errors.ParserWarning) as error:
-        raise InputError(
-            f"{path} is not a CSV of image and caption: {' '.join(str(error).split())}", hint=_CSV_HINT
-        ) from error
-    table.columns = table.columns.str.strip()
-    names = table.columns.tolist()
-    rows, line = [], 2
-    for cells in table.itertuples(index=False, name=None):
-        if any(cells):
-            by_name = dict(zip(names, cells, strict=True))
-            row = {role: _parse_cell(role, by_name[name]) for role, name in by_role.items()}
-            others = {name: cell for name, cell in by_name.items() if name and name not in _WITH_A_ROLE}
-            rows.append((line, row | ({"columns": others} if others else {})))
-        # A quoted cell may contain line breaks, so the number of a row is not its line.
-        line += 1 + sum(cell.count("\n") for cell in cells)
+    table = csv_rows(path, encoding)
+    _, names = next(table, (1, []))
+    find_column(path, names, _IMAGE_COLUMNS, _HEADER_HINT)
+    is_list = find_column(path, names, (*_CAPTION_COLUMNS, *_LIST_COLUMNS), _HEADER_HINT) in _LIST_COLUMNS
+    rows = []
+    for line, cells in table:
+        row = cells_of({name: _parse_cell(name, cell) for name, cell in zip(names, cells, strict=True) if name})
+        if is_list:
+            # A list in another notation than JSON's would be taken for one caption.
+            row.setdefault("captions", row.pop("caption", None))
+        rows.append((line, row))
     return rows
 
 
-def _read_header(path: Path, encoding: str) -> list[str]:
-    """The names of the columns."""
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV of image and caption: {error}", hint=_CSV_HINT) from error
-
-
-def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
-    """The name of the column with each role."""
-    choices = {
-        "image": _IMAGE_COLUMNS,
-        "captions": _LIST_COLUMNS,
-        "caption": _CAPTION_COLUMNS,
-        "split": ("split",),
-        **{name: (name,) for name in _OF_CAPTIONS},
-    }
-    # Reversed, so that the first known name wins.
-    by_role = {role: name for role, known in choices.items() for name in known[::-1] if name in names}
-    has_captions = "caption" in by_role or "captions" in by_role
-    if "image" not in by_role or not has_captions:
-        if not names:
-            raise InputError(f"{path} is not a CSV of image and caption: it is empty", hint=_CSV_HINT)
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-        missing = "caption" if "image" in by_role else "image"
-        message = f"{path} has no column {missing!r}, its columns are {shown:.300}"
-        raise InputError(message, hint="the first line names the columns: image,caption[,split]")
-    if "caption" in by_role:
-        by_role.pop("captions", None)
-    return by_role
-
-
-def _parse_cell(role: str, text: str) -> Any:
+def _parse_cell(name: str, text: str) -> Any:
     """The value of a cell: for captions and what belongs to them a JSON list, number or null if the whole text is one,
     else the text."""
-    if role not in ("caption", "captions", *_OF_CAPTIONS):
+    if name not in (*_CAPTION_COLUMNS, *_LIST_COLUMNS, *_OF_CAPTIONS):
         return text
     # Most captions start as no JSON value does, and to parse them in vain takes a tenth of the time to list a table.
     if not text.startswith(_STARTS_OF_JSON):

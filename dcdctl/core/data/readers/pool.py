@@ -6,7 +6,6 @@ Images are files in folders, zips and tars, or rows of Parquet files. Texts are 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from dcdctl.core.data.readers.rows import (
     read_caption,
 )
 from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
-from dcdctl.core.data.text_encoding import check_encoding, find_encoding, json_lines
+from dcdctl.core.data.text_encoding import check_encoding, csv_rows, find_column, find_encoding, json_lines
 from dcdctl.core.errors import InputError
 
 _COLUMNS = ("query", "caption", "text")
@@ -203,41 +202,17 @@ def _read_values(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         with open_parquet(path) as file:
-            name = _find_column(path, file.schema_arrow.names)
+            name = find_column(path, file.schema_arrow.names, _COLUMNS, _TEXTS_HINT)
             groups = (read_rows(str(path), file, group, [name], LISTED_ROWS) for group in range(file.num_row_groups))
             yield from enumerate(row[name] for rows in groups for row in rows)
     elif suffix in _JSON_LINES:
         for line, value in json_lines(path, encoding):
-            yield line, value[_find_column(f"{path} line {line}", list(value))]
+            yield line, value[find_column(f"{path} line {line}", list(value), _COLUMNS, _TEXTS_HINT)]
     elif suffix in _TABLES:
-        yield from _read_table(path, encoding, "," if suffix == ".csv" else "\t")
+        table = csv_rows(path, encoding, "," if suffix == ".csv" else "\t")
+        _, names = next(table, (1, []))
+        place = names.index(find_column(path, names, _COLUMNS, _TEXTS_HINT))
+        yield from ((line, cells[place]) for line, cells in table)
     else:
         with path.open(encoding=encoding) as lines:
             yield from ((line, text.rstrip("\n")) for line, text in enumerate(lines, start=1) if text.strip())
-
-
-def _read_table(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, str]]:
-    with path.open(encoding=encoding, newline="") as file:
-        # strict, because a quotation mark that is never closed would swallow the rows after it.
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            place = names.index(_find_column(path, names))
-            for cells in reader:
-                if len(cells) > len(names):
-                    message = (
-                        f"{path} line {reader.line_num} has {len(cells)} cells, and line 1 names {len(names)} columns"
-                    )
-                    raise InputError(message, hint='a text with a comma needs quotes: "a dog, running"')
-                if any(cells):
-                    yield reader.line_num, cells[place] if place < len(cells) else ""
-        except csv.Error as error:
-            raise InputError(f"{path} line {reader.line_num} cannot be read ({error})", hint=_TEXTS_HINT) from error
-
-
-def _find_column(where: Path | str, names: Sequence[str]) -> str:
-    """The column of the texts."""
-    if (name := next((name for name in _COLUMNS if name in names), None)) is None:
-        columns = f"its columns are {', '.join(names[:8])}" if names else "it is empty"
-        raise InputError(f"{where} has no column query, caption or text: {columns:.300}", hint=_TEXTS_HINT)
-    return name
