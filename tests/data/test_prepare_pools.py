@@ -357,8 +357,8 @@ def test_images_and_texts_of_val_and_test_are_left_out_of_the_pool(tmp_path, mix
     assert (again["image"], again["like"]) == ("other-again.jpg", "5.jpg of val")
     assert 0 <= again["bits"] <= near_duplicates.NEAR_BITS
     line = (
-        "left out of pool: 1 images by their files, 1 that look the same, 2 texts, which are measured on; "
-        "the first: other-copy.jpg, 2.jpg of test"
+        "left out of pool: 2 texts that are measured on, and images: 1 the same file, 1 look the same; "
+        "the first: other-copy.jpg and 2.jpg of test"
     )
     assert line in str(summary)
     assert line in str(prepare(tmp_path / "out", **mixed))
@@ -373,8 +373,8 @@ def test_a_copy_of_a_held_out_image_is_not_in_the_train_of_a_pool(tmp_path, phot
     (tmp_path / "more" / copy).write_bytes((photos / held_out[0]).read_bytes())
     summary = prepare(tmp_path / "out", images=[photos, tmp_path / "more"], queries=queries, hold_out=0.2)
     assert copy not in Corpus.open(tmp_path / "out", "train").image_ids
-    counts = "1 images by their files, 0 that look the same, 0 texts, which are measured on"
-    assert f"left out of train: {counts}; the first: {copy}, {held_out[0]} of test" in str(summary)
+    counts = "0 texts that are measured on, and images: 1 the same file, 0 look the same"
+    assert f"left out of train: {counts}; the first: {copy} and {held_out[0]} of test" in str(summary)
 
 
 def test_a_pool_is_left_without_the_val_and_test_of_other_corpora(tmp_path, mixed):
@@ -386,7 +386,9 @@ def test_a_pool_is_left_without_the_val_and_test_of_other_corpora(tmp_path, mixe
     # All but the six held-out photos and two copies of them.
     assert pool.image_ids == [*(f"{number}.jpg" for number in (10, 11, 6, 7, 8, 9)), *KEPT_IMAGES]
     assert pool.captions == ["a new text", "the photo 9"]
-    assert "left out of train: 7 images by their files, 1 that look the same, 2 texts" in str(summary)
+    assert "left out of train: 2 texts that are measured on, and images: 7 the same file, 1 look the same" in str(
+        summary
+    )
     assert "0.jpg of other test" in str(summary)
     assert "without images and texts of other val, other test" in str(summary)
     with pytest.raises(InputError, match="made from other files or with other options"):

@@ -179,33 +179,26 @@ class Corpus:
     @cached_property
     def captions(self) -> list[str]:
         """The text of each caption, or of each text of a pool."""
-        if self.is_pool:
-            return [text for table in self._text_tables for text in table["text"].to_pylist()]
-        return [text for column in self._column("captions") for text in column.flatten().to_pylist()][
-            : self.num_captions
-        ]
+        return self._of_captions("captions", "text", pa.string()).to_pylist()
 
     @cached_property
     def caption_ids(self) -> npt.NDArray[np.int64]:
         """The source's number of each caption."""
-        if self.is_pool:
-            numbers = [table["caption_id"].to_numpy() for table in self._text_tables]
-            return np.concatenate([*numbers, np.empty(0, np.int64)])
-        numbers = [column.flatten().to_numpy() for column in self._column("caption_ids")]
-        # With an empty array, because np.concatenate refuses an empty list.
-        return np.concatenate([*numbers, np.empty(0, np.int64)])[: self.num_captions]
+        return self._of_captions("caption_ids", "caption_id", pa.int64()).to_numpy()
 
     @cached_property
     def caption_sources(self) -> list[str] | None:
         """Who wrote each caption: human, synthetic, ..., empty where the table does not say; None without sources."""
-        values = self._labels("caption_sources")
-        return None if values is None else values.to_pylist()
+        return (
+            self._of_captions("caption_sources", "", pa.string()).to_pylist() if self._has("caption_sources") else None
+        )
 
     @cached_property
     def caption_weights(self) -> npt.NDArray[np.float64] | None:
         """How often training draws each caption, beside the others; None if all are equal."""
-        values = self._labels("caption_weights")
-        return None if values is None else values.to_numpy()
+        return (
+            self._of_captions("caption_weights", "", pa.float64()).to_numpy() if self._has("caption_weights") else None
+        )
 
     @cached_property
     def captions_by_source(self) -> dict[str, Index]:
@@ -304,13 +297,15 @@ class Corpus:
     @cached_property
     def _text_tables(self) -> list[pa.Table]:
         """The files of a pool's texts."""
-        return [self._read_texts(entry) for entry in self._texts]
-
-    def _read_texts(self, entry: ShardFile) -> pa.Table:
-        if not self.is_remote:
-            return pq.read_table(CORPUS.checked(self.folder / entry.file, entry.sha256))
-        with self._readable(entry):
-            return self._open_remote(entry).read(use_threads=False)
+        tables = []
+        for entry in self._texts:
+            with self._readable(entry):
+                tables.append(
+                    self._open_remote(entry).read(use_threads=False)
+                    if self.is_remote
+                    else pq.read_table(CORPUS.checked(self.folder / entry.file, entry.sha256))
+                )
+        return tables
 
     @property
     def num_shards(self) -> int:
@@ -330,12 +325,16 @@ class Corpus:
         counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
         return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])
 
-    def _labels(self, name: str) -> pa.ChunkedArray | None:
-        """A column of `LABEL_COLUMNS`, flat; None if the corpus lacks it."""
-        # All shards of a corpus have the same columns.
-        if self.is_pool or name not in self._file(0)[0].schema_arrow.names:
-            return None
-        return pa.chunked_array([column.flatten() for column in self._column(name)]).slice(0, self.num_captions)
+    def _has(self, name: str) -> bool:
+        """Whether it has a column of `LABEL_COLUMNS`, as all shards or none."""
+        return not self.is_pool and name in self._file(0)[0].schema_arrow.names
+
+    def _of_captions(self, name: str, name_of_texts: str, kind: pa.DataType) -> pa.ChunkedArray:
+        """A column with a value for each caption, and for each text of a pool."""
+        chunks = (column.flatten() for column in self._column(name))
+        if self.is_pool:
+            chunks = (chunk for table in self._text_tables for chunk in table[name_of_texts].chunks)
+        return pa.chunked_array(chunks, kind).slice(0, self.num_captions)
 
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):

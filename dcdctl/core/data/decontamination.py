@@ -13,49 +13,27 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from dcdctl.core.data import images
 from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.corpus import Corpus
 from dcdctl.core.data.corpus_json import read_corpus_json
-from dcdctl.core.data.near_duplicates import NEAR_BITS, Match, nearest_hashes
+from dcdctl.core.data.near_duplicates import SeenImages
 from dcdctl.core.data.readers.rows import HELD_OUT, Listing
 from dcdctl.core.errors import InputError
 from dcdctl.core.machine import read_in_threads
 from dcdctl.core.progress import Track
 
 
-class HeldOut:
+class HeldOut(SeenImages):
     """What is measured on, as far as it is known yet: a pool is written last."""
 
     def __init__(self) -> None:
-        self._places: list[str] = []
-        self._first: dict[bytes, int] = {}
-        self._hashes: list[int] = []
-        self._array = np.empty(0, np.uint64)
+        super().__init__()
         self.text_keys: set[str] = set()
-
-    def add(self, image_id: str, digest: bytes, hash_bits: int, where: str) -> None:
-        """Add an image by the SHA-256 of its file and its difference hash; `where` is its corpus or split."""
-        self._first.setdefault(digest, len(self._places))
-        self._places.append(f"{image_id} of {where}")
-        self._hashes.append(hash_bits)
 
     def add_texts(self, texts: Iterable[str]) -> None:
         """Add captions, or texts of a pool."""
         self.text_keys.update(map(text_key, texts))
-
-    def find(self, image_id: str, image: images.CheckedImage) -> Match | None:
-        """The image that an image of a pool equals or looks like; None if there is none."""
-        if not self._places:
-            return None
-        if (same := self._first.get(hashlib.sha256(image.data).digest())) is not None:
-            return Match(image=image_id, like=self._places[same], bits=None)
-        if len(self._array) < len(self._hashes):
-            self._array = np.array(self._hashes, np.uint64)
-        [nearest], [bits] = nearest_hashes(np.array([image.hash], np.uint64), self._array)
-        return Match(image=image_id, like=self._places[nearest], bits=int(bits)) if bits <= NEAR_BITS else None
 
 
 def open_measured(folders: Sequence[Path], listing: Listing) -> tuple[list[Corpus], Listing]:
@@ -89,7 +67,7 @@ def read_measured(corpora: Sequence[Corpus], workers: int, track: Track) -> Held
             files = map(corpus.image_bytes, range(corpus.num_images))
             with closing(read_in_threads(hashed, files, 0 if workers == 1 else workers)) as results:
                 for image_id, (digest, hash_bits) in zip(corpus.image_ids, results, strict=True):
-                    held_out.add(image_id, digest, hash_bits, f"{corpus.name} {corpus.split}")
+                    held_out.add(f"{image_id} of {corpus.name} {corpus.split}", digest, hash_bits)
                     advance(1)
             held_out.add_texts(corpus.captions)
     return held_out

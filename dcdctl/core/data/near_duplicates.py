@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcdctl.core.config import Key
 from dcdctl.core.data.shards import RowFacts
@@ -27,8 +26,6 @@ NEAR_BITS = 3
 unlike pairs."""
 # Enough to judge by eye whether the matches are real.
 NUM_EXAMPLES = 5
-_BLOCK = 1 << 16
-"""Pairs of hashes compared at a time, so that the intermediate results stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,40 +48,27 @@ class Overlap:
     examples: tuple[Match, ...]
     """The first few, the same files first."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """What a pool was left without, because something is measured on it."""
-
-    same_file: int
-    near: int
-    """Images that look like a measured one, in another file."""
-    texts: int
-    examples: tuple[Match, ...]
-    """The first few images, the same files first."""
-    example_texts: tuple[str, ...]
-
-    @staticmethod
-    def of(matches: Sequence[Match], texts: Sequence[str]) -> LeftOut:
-        """The counts and the first of images and texts that were left out."""
-        same = [match for match in matches if match.bits is None]
-        near = [match for match in matches if match.bits is not None]
-        return LeftOut(
-            same_file=len(same),
-            near=len(near),
-            texts=len(texts),
-            examples=tuple([*same, *near][:NUM_EXAMPLES]),
-            example_texts=tuple(texts[:NUM_EXAMPLES]),
-        )
+    @classmethod
+    def of(cls, matches: Sequence[Match], **more: Any) -> Self:
+        """The counts and the first of matches."""
+        ordered = sorted(matches, key=lambda match: match.bits is not None)
+        same = sum(match.bits is None for match in matches)
+        return cls(same_file=same, near=len(matches) - same, examples=tuple(ordered[:NUM_EXAMPLES]), **more)
 
     def __str__(self) -> str:
-        first = ""
-        if self.examples:
-            first = f"; the first: {self.examples[0].image}, {self.examples[0].like}"
-        elif self.example_texts:
-            first = f"; the first: {self.example_texts[0][:80]}"
-        counts = f"{self.same_file:,} images by their files, {self.near:,} that look the same, {self.texts:,} texts"
-        return f"{counts}, which are measured on{first}"
+        first = "".join(f"; the first: {match.image} and {match.like}" for match in self.examples[:1])
+        return f"{self.same_file:,} the same file, {self.near:,} look the same{first}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut(Overlap):
+    """What a pool was left without, because something is measured on it: images, and texts."""
+
+    texts: int
+    example_texts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.texts:,} texts that are measured on, and images: {super().__str__()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +87,46 @@ class Leakage:
 
     def facts(self) -> list[tuple[str, str]]:
         """Names and values, in words; empty if no split shares an image with another and none has one twice."""
-        facts = []
-        for pair, overlap in self.overlaps.items():
-            if overlap.same_file or overlap.near:
-                first = overlap.examples[0]
-                counts = f"{overlap.same_file:,} the same file, {overlap.near:,} look the same"
-                facts.append((f"images of {pair}", f"{counts}; the first: {first.image} and {first.like}"))
-        repeats = [
+        facts = [(f"images of {pair}", str(found)) for pair, found in self.overlaps.items() if found.examples]
+        facts += [
             (f"repeated images in {split}", f"{count:,}, by their files")
             for split, count in self.repeats.items()
             if count
         ]
-        left_out = [
+        return facts + [
             (f"left out of {split}", str(left))
             for split, left in self.left_out.items()
-            if left.same_file or left.near or left.texts
+            if left.examples or left.example_texts
         ]
-        return facts + repeats + left_out
+
+
+class SeenImages:
+    """Images that others are compared with."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._first: dict[bytes, int] = {}
+        self._hashes: list[int] = []
+        self._array = np.empty(0, np.uint64)
+
+    def add(self, name: str, digest: bytes, hash_bits: int) -> None:
+        """Add an image by the SHA-256 of its file and its difference hash."""
+        self._first.setdefault(digest, len(self._names))
+        self._names.append(name)
+        self._hashes.append(hash_bits)
+
+    def find(self, image_id: str, digest: bytes, hash_bits: int) -> Match | None:
+        """The first image with the same file, else the first of those that look most like it; None if none is near."""
+        if (same := self._first.get(digest)) is not None:
+            return Match(image=image_id, like=self._names[same], bits=None)
+        if not self._names:
+            return None
+        if len(self._array) < len(self._hashes):
+            self._array = np.array(self._hashes, np.uint64)
+        bits = np.bitwise_count(self._array ^ np.uint64(hash_bits))
+        nearest = int(bits.argmin())
+        is_near = bits[nearest] <= NEAR_BITS
+        return Match(image=image_id, like=self._names[nearest], bits=int(bits[nearest])) if is_near else None
 
 
 def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:
@@ -133,43 +140,9 @@ def find_leakage(splits: Mapping[str, Sequence[RowFacts]]) -> Leakage:
     return Leakage(overlaps=overlaps, repeats=repeats)
 
 
-def nearest_hashes(
-    hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each hash of A: the index of the nearest hash of B, the first of equally near ones, and the number of bits in
-    which they differ.
-
-    >>> index, bits = nearest_hashes(np.array([7, 8], np.uint64), np.array([0, 3], np.uint64))
-    >>> index.tolist(), bits.tolist()
-    ([1, 0], [1, 1])
-    """
-    nearest_A = np.zeros(len(hashes_A), dtype=np.int64)
-    bits_A = np.full(len(hashes_A), 65, dtype=np.int64)  # more than any distance of 64-bit hashes
-    # As many rows of A as fit beside one block of B.
-    rows = max(1, _BLOCK // max(1, min(len(hashes_B), _BLOCK)))
-    for start in range(0, len(hashes_A), rows):
-        part = slice(start, start + rows)
-        for offset in range(0, len(hashes_B), _BLOCK):
-            distance_RC = np.bitwise_count(hashes_A[part, None] ^ hashes_B[None, offset : offset + _BLOCK])
-            nearest_R = distance_RC.argmin(axis=1)
-            bits_R = distance_RC[np.arange(len(nearest_R)), nearest_R]
-            # Strictly nearer, so that the first of equally near hashes wins across blocks too.
-            is_nearer_R = bits_R < bits_A[part]
-            nearest_A[part] = np.where(is_nearer_R, nearest_R + offset, nearest_A[part])
-            bits_A[part] = np.where(is_nearer_R, bits_R, bits_A[part])
-    return nearest_A, bits_A
-
-
 def _overlap(held_out: Sequence[RowFacts], other: Sequence[RowFacts]) -> Overlap:
-    # Reversed, so that the first of several rows with the same file wins.
-    first = {row.image_digest: row for row in reversed(other)}
-    nearest, bits = nearest_hashes(
-        np.array([row.hash for row in held_out], np.uint64), np.array([row.hash for row in other], np.uint64)
-    )
-    same, near = [], []
-    for row, place, distance in zip(held_out, nearest.tolist(), bits.tolist(), strict=True):
-        if row.image_digest in first:
-            same.append(Match(image=row.image_id, like=first[row.image_digest].image_id, bits=None))
-        elif distance <= NEAR_BITS:
-            near.append(Match(image=row.image_id, like=other[place].image_id, bits=distance))
-    return Overlap(same_file=len(same), near=len(near), examples=tuple([*same, *near][:NUM_EXAMPLES]))
+    seen = SeenImages()
+    for row in other:
+        seen.add(row.image_id, row.image_digest, row.hash)
+    found = (seen.find(row.image_id, row.image_digest, row.hash) for row in held_out)
+    return Overlap.of([match for match in found if match is not None])

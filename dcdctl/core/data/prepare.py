@@ -7,6 +7,7 @@ A shard holds a fixed range of source rows. `prepare.json` notes the finished sh
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -255,7 +256,12 @@ def _leakage(
 ) -> Leakage:
     """The images that splits share, and what the pools are left without: images by the notes, and these texts."""
     left_out = {
-        split: LeftOut.of([match for note in shards[split] for match in note.left_out], texts[split]) for split in texts
+        split: LeftOut.of(
+            [match for note in shards[split] for match in note.left_out],
+            texts=len(unwanted),
+            example_texts=tuple(unwanted[: near_duplicates.NUM_EXAMPLES]),
+        )
+        for split, unwanted in texts.items()
     }
     return replace(near_duplicates.find_leakage(rows), left_out=left_out)
 
@@ -398,7 +404,7 @@ def _write_splits(
                 facts[split] += written
             if split in HELD_OUT and trained:
                 for fact in facts[split]:
-                    held_out.add(fact.image_id, fact.image_digest, fact.hash, split)
+                    held_out.add(f"{fact.image_id} of {split}", fact.image_digest, fact.hash)
                 held_out.add_texts(text for row in listing.rows(split) for text in row.captions)
     return shards, facts
 
@@ -441,7 +447,8 @@ def _write_shard(
         for row, result in zip(rows, results, strict=True):
             advance(1)
             if isinstance(result, CheckedImage):
-                if (match := unwanted.find(row.image_id, result)) is not None:
+                digest = hashlib.sha256(result.data).digest()
+                if (match := unwanted.find(row.image_id, digest, result.hash)) is not None:
                     left_out.append(match)
                     continue
                 hashes.append(result.hash)

@@ -21,16 +21,6 @@ from dcdctl.core import files
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 2 << 20
 """Row groups are small because reading one image reads its row group."""
-_VALUES = {"image_id": "string", "width": "int32", "height": "int32"}
-# "Sequence" and not its newer name "List", because every version of `datasets` reads it.
-_FEATURES: dict[str, Any] = {
-    **{name: {"dtype": dtype, "_type": "Value"} for name, dtype in _VALUES.items()},
-    "image": {"_type": "Image"},
-    "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
-    "caption_ids": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"},
-    "caption_sources": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
-    "caption_weights": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
-}
 LABEL_COLUMNS = ("caption_sources", "caption_weights")
 """Columns of a corpus whose table says who wrote a caption, or how often to draw it; each has a value per caption."""
 _COLUMNS = [
@@ -43,6 +33,15 @@ _COLUMNS = [
     ("caption_sources", pa.list_(pa.string())),
     ("caption_weights", pa.list_(pa.float64())),
 ]
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """A column as `datasets` describes it."""
+    if pa.types.is_list(kind):
+        # Not its newer name "List", because every version of `datasets` reads it.
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    dtype = "float64" if kind == pa.float64() else str(kind)
+    return {"_type": "Image"} if pa.types.is_struct(kind) else {"dtype": dtype, "_type": "Value"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +114,7 @@ def write_shard(path: Path, rows: Iterable[CorpusRow], labels: Sequence[str] = (
     """Write rows to a shard atomically, and yield each row once it is written; `labels` are those of `LABEL_COLUMNS`
     that the corpus has."""
     columns = [(name, kind) for name, kind in _COLUMNS if name not in LABEL_COLUMNS or name in labels]
-    features = {name: _FEATURES[name] for name, _ in columns}
+    features = {name: _feature(kind) for name, kind in columns}
     schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
     # Not the image bytes, which are compressed already.
     # Checksums of pages, because a corpus at a URL is compared with them instead of its SHA-256.

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from dcdctl.core.data.images import ImageFile, ParquetImageFile, RowError, refuse_inflation, reject_large_file
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
+    NO_LABEL,
     SPLITS,
     CaptionLabel,
     Entry,
@@ -272,6 +273,6 @@ def _captions_digest(rows: Mapping[str, Sequence[SourceRow]]) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
         for row in rows[split]:
-            labels = [row.labels] if row.labels else []
+            labels = [row.labels] if set(row.labels) != {NO_LABEL} else []
             digest.update(json.dumps([split, row.path, row.captions, row.caption_ids, *labels]).encode())
     return digest.hexdigest()

@@ -109,8 +109,8 @@ class Entry(ABC):
         """At least one, and the source's number of each; None if they have no numbers."""
 
     def labels(self, count: int) -> list[CaptionLabel]:
-        """The label of each of `count` captions; empty if the row has none."""
-        return []
+        """The label of each of `count` captions."""
+        return [NO_LABEL] * count
 
     @abstractmethod
     def image_file(self, path: str) -> ImageFile:
@@ -140,12 +140,10 @@ class SourceRow:
     captions: list[str]
     caption_ids: list[int]
     labels: list[CaptionLabel] = field(default_factory=list)
-    """Those of the first captions; the others have none."""
 
     def label_columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
         """Columns of `LABEL_COLUMNS`, with a value for each caption."""
-        labels = self.labels + [NO_LABEL] * (len(self.captions) - len(self.labels))
-        return {name: [label[i] for label in labels] for i, name in enumerate(LABEL_COLUMNS) if name in names}
+        return {name: [label[i] for label in self.labels] for i, name in enumerate(LABEL_COLUMNS) if name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,31 +222,30 @@ def group_by_image(
             if split is None or not check.includes(split):
                 continue
             path = entry.image_path()
-            is_new = path not in by_path
+            known = by_path.get(path)
             # A full split still accepts further captions of its images.
-            if is_new and check.max_images is not None and len(rows[split]) >= check.max_images:
+            if known is None and check.max_images is not None and len(rows[split]) >= check.max_images:
                 continue
-            if not is_new and not merge:
-                raise RowError(f"the same image as {by_path[path][1].where}")
-            if not is_new and by_path[path][0] != split:
-                raise RowError(f"its split is {split}, but {by_path[path][0]} in {by_path[path][1].where}")
+            if known is not None and not merge:
+                raise RowError(f"the same image as {known[1].where}")
+            if known is not None and known[0] != split:
+                raise RowError(f"its split is {split}, but {known[0]} in {known[1].where}")
             # All that may fail precedes the first change, so that a rejected row leaves nothing behind.
             captions, caption_ids, labels = _captions_in(entry, split, check, is_divided=is_divided)
             if not captions:
                 continue
-            if is_new:
-                by_path[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
-                rows[split].append(by_path[path][1])
+            if known is None:
+                known = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
+                by_path[path] = known
+                rows[split].append(known[1])
         except RowError as error:
             check.reject(entry.where, entry.image_name, str(error))
             continue
-        if labels:
-            row = by_path[path][1]
-            row.labels.extend([*[NO_LABEL] * (len(row.captions) - len(row.labels)), *labels])
-        by_path[path][1].captions.extend(captions)
-        first = num_captions[split]
-        by_path[path][1].caption_ids.extend(range(first, first + len(captions)) if caption_ids is None else caption_ids)
+        row, first = known[1], num_captions[split]
         num_captions[split] += len(captions)
+        row.captions.extend(captions)
+        row.caption_ids.extend(range(first, num_captions[split]) if caption_ids is None else caption_ids)
+        row.labels.extend(labels)
     return rows
 
 
@@ -259,12 +256,10 @@ def _captions_in(
     captions, caption_ids = entry.captions()
     labels = entry.labels(len(captions))
     kept = [i for i, label in enumerate(labels) if split not in HELD_OUT or not is_synthetic(label.source)]
-    if len(kept) == len(labels):
-        return captions, caption_ids, labels
     # Recall on captions that a model wrote is no measure of a search by people.
-    if not is_divided:
+    if len(kept) < len(captions) and not is_divided:
         raise RowError(f"it has a synthetic caption, and split {split} is for captions that people wrote")
-    check.num_synthetic += len(labels) - len(kept)
+    check.num_synthetic += len(captions) - len(kept)
     kept_ids = None if caption_ids is None else [caption_ids[i] for i in kept]
     return [captions[i] for i in kept], kept_ids, [labels[i] for i in kept]
 
@@ -411,10 +406,9 @@ def read_caption_ids(value: Any, count: int) -> list[int] | None:
 
 
 def read_labels(cells: Mapping[str, Any], count: int) -> list[CaptionLabel]:
-    """The labels of `count` captions, from cells `source` and `weight`: one value for all, or a list; empty if the row
-    has neither."""
+    """The labels of `count` captions, from cells `source` and `weight`: one value for all, or a list."""
     if "source" not in cells and "weight" not in cells:
-        return []
+        return [NO_LABEL] * count
     columns: list[list[Any]] = []
     for name, read in (("source", _read_source), ("weight", _read_weight)):
         value = cells.get(name)
