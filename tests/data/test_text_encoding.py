@@ -26,9 +26,7 @@ def test_another_encoding_needs_its_name(tmp_path):
 
 def test_a_mark_of_utf_16_before_other_bytes_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_bytes("image,caption".encode("utf-16") + b"a")
-    with pytest.raises(
-        InputError, match=r"is not UTF-16 text \(truncated data on line 1\), and its first bytes say so"
-    ):
+    with pytest.raises(InputError, match=r"is not UTF-16 text \(truncated data on line 1\)"):
         find_encoding(tmp_path / "a.csv")
 
 
@@ -36,7 +34,7 @@ def test_a_named_encoding_is_taken_or_refused_with_the_line(tmp_path):
     (tmp_path / "a.csv").write_bytes("image,caption\na.jpg,größer\n".encode("cp1252"))
     assert find_encoding(tmp_path / "a.csv", "cp1251") == "cp1251"
     with pytest.raises(
-        InputError, match=r"is not utf-8 text \(invalid start byte on line 2\); leave --encoding out, or name another"
+        InputError, match=r"is not UTF-8 text \(invalid start byte on line 2\); name the encoding with --encoding"
     ):
         find_encoding(tmp_path / "a.csv", "utf-8")
 

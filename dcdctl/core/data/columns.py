@@ -28,6 +28,8 @@ RESERVED = ("row", "image_id", "path", "source", "corpus_row", "vector", "score"
 """Names of an index and of its answers, which columns cannot have."""
 MAX_NAME_BYTES = 60
 """PostgreSQL cuts longer names off, at 63 bytes."""
+# Only `prepare` has --encoding.
+_AS_UTF8 = "save the file as UTF-8"
 _DAY = r"\d{4}-\d{2}-\d{2}"
 _WHOLE = r"[+-]?(0|[1-9]\d*)"
 _FORMS: dict[pa.DataType, re.Pattern[str]] = {
@@ -88,14 +90,8 @@ def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = No
             f"{where} names no images, its columns are {listed:.300}", hint=f"one column must: {', '.join(KEYS)}"
         )
     named = [name for name in cells if name not in KEYS]
-    check_chosen(chosen or (), named, where)
     kept = list(named if chosen is None else dict.fromkeys(chosen))
-    for name in kept:
-        if problem := problem_of_name(name):
-            raise InputError(
-                f"the column {name!r:.80} of {where} {problem}",
-                hint="rename it, or name the other columns with --columns",
-            )
+    check_chosen(kept, named, where)
     if not kept:
         raise InputError(f"{where} has no columns besides the names of images", hint="add some, such as year or owner")
     return by_first_row(
@@ -130,7 +126,7 @@ def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | No
 
 
 def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> None:
-    """InputError for a chosen column that is not among those that a table names."""
+    """InputError for a chosen column that is not among those that a table names, or whose name no column can have."""
     for name in chosen:
         if name not in named:
             near = difflib.get_close_matches(name, named, n=1)
@@ -138,6 +134,9 @@ def check_chosen(chosen: Sequence[str], named: Sequence[str], where: str) -> Non
                 f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
             )
             raise InputError(f"{where} has no column {name!r}", hint=known)
+        if problem := problem_of_name(name):
+            hint = "rename it, or name the other columns with --columns"
+            raise InputError(f"the column {name!r:.80} of {where} {problem}", hint=hint)
 
 
 def problem_of_name(name: str) -> str:
@@ -233,17 +232,8 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
     )
 
 
-def _encoding(path: Path) -> str:
-    """The encoding of a text file; InputError if it is none of Unicode."""
-    try:
-        return find_encoding(path)
-    except InputError as error:
-        # Only `prepare` has --encoding.
-        raise InputError(str(error.args[0]), hint="save the file as UTF-8") from error
-
-
 def _read_csv(path: Path) -> Cells:
-    names, *rows = [cells for _, cells in csv_rows(path, _encoding(path))] or [[]]
+    names, *rows = [cells for _, cells in csv_rows(path, find_encoding(path, hint=_AS_UTF8))] or [[]]
     columns = zip(*rows, strict=True) if rows else ([] for _ in names)
     return {
         name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(names, columns, strict=True)
@@ -251,7 +241,7 @@ def _read_csv(path: Path) -> Cells:
 
 
 def _read_jsonl(path: Path) -> Cells:
-    rows = [value for _, value in json_lines(path, _encoding(path))]
+    rows = [value for _, value in json_lines(path, find_encoding(path, hint=_AS_UTF8))]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: from_json([row.get(name) for row in rows]) for name in names}
 

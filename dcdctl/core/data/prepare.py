@@ -128,9 +128,9 @@ class CorpusSummary:
     def next_step(self) -> str:
         """A command that reads a split of this corpus: a training on train, or an evaluation where there is none."""
         train = self.splits.get("train", {"is_pool": False})
-        if train["is_pool"] and not (train["images"] and train["captions"]):
-            return f"dcdctl inspect {self.folder}"
         if train["is_pool"]:
+            if not (train["images"] and train["captions"]):
+                return f"dcdctl inspect {self.folder}"
             return f"dcdctl cache-teacher --data {self.folder} --teacher TEACHER --recipe pool-distilled --out CACHE"
         if "pool" in self.splits:
             return f"dcdctl distill RECIPE --data {self.folder} --pool {self.folder} --out RUN"
@@ -352,8 +352,6 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
         yield f"without images and texts of {', '.join(name for name, _ in decontaminated)}"
     if repeated := source.get("queries", {}).get("repeated"):
         yield f"repeated texts: {repeated:,}, each kept once"
-    if others := source.get("other_files"):
-        yield f"files that are no images by their names: {others:,}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,39 +48,25 @@ def check_encoding(name: str) -> str:
     return codecs.lookup(name).name
 
 
-def find_encoding(path: Path, forced: str | None = None) -> str:
+def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> str:
     """The encoding that the whole file decodes in: `forced`, or the one that its bytes show; utf-8-sig for UTF-8.
 
-    InputError if it does not decode.
+    InputError, with the hint, if it does not decode.
     """
     data = path.read_bytes()
-    if forced is not None:
-        # A byte order mark would become a part of the first column's name.
-        name = "utf-8-sig" if forced == "utf-8" else forced
-        if wrong := _fault(data, name):
-            raise InputError(f"{path} is not {forced} text ({wrong})", hint="leave --encoding out, or name another")
-        return name
-    for mark, name in _MARKS.items():
-        if data.startswith(mark):
-            if wrong := _fault(data, name):
-                raise InputError(
-                    f"{path} is not {name.removesuffix('-sig').upper()} text ({wrong}), and its first bytes say so",
-                    hint=FORCE,
-                )
-            return name
-    if (wide := _without_mark(data)) is not None and not _fault(data, wide):
-        return wide
-    if not (wrong := _fault(data, "utf-8")):
-        return "utf-8-sig"
-    raise InputError(f"{path} is not UTF-8 text ({wrong})", hint=FORCE)
+    marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    # A byte order mark would become a part of the first column's name.
+    name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or _without_mark(data) or "utf-8-sig"
+    if wrong := _fault(data, name):
+        raise InputError(f"{path} is not {name.removesuffix('-sig').upper()} text ({wrong})", hint=hint)
+    return name
 
 
 def not_utf8(path: Path) -> InputError:
     """The error for a file that is not UTF-8: what it looks like, or the first line that is not."""
-    data = path.read_bytes()
-    wide = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None) or _without_mark(data)
-    reason = f"it looks like {wide[:6].upper()}" if wide not in (None, "utf-8-sig") else _fault(data, "utf-8")
-    return InputError(f"{path} is not UTF-8 text ({reason})", hint="save it as UTF-8")
+    hint = "save it as UTF-8"
+    wide = find_encoding(path, hint=hint)
+    return InputError(f"{path} is not UTF-8 text (it looks like {wide[:6].upper()})", hint=hint)
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -236,17 +236,18 @@ class Transfer:
         partial file."""
         span = CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         length = headers.get("content-length", "")
-        problem = ""
-        if span is None or int(span["first"]) != start or not start:
-            problem = "it sent a part of the file that was not requested"
-        elif int(span["last"]) < start or (length.isdecimal() and int(length) != int(span["last"]) + 1 - start):
-            problem = "the part that it sent has another length than it says"
-        # Some servers ignore If-Range: the rest may then come from another version of the file.
-        elif notes.get("validator", "") != _validator(headers) or _differ(notes.get("size"), _total(headers, start)):
-            problem = "the file has changed on the server"
-        if problem:
+        # Some servers send another part, or ignore If-Range: the rest may then come from another version of the file.
+        if (
+            span is None
+            or int(span["first"]) != start
+            or not start
+            or int(span["last"]) < start
+            or (length.isdecimal() and int(length) != int(span["last"]) + 1 - start)
+            or notes.get("validator", "") != _validator(headers)
+            or _differ(notes.get("size"), _total(headers, start))
+        ):
             self._drop()
-            raise _RetryError(problem)
+            raise _RetryError("it sent a part of the file that was not requested, or the file has changed")
 
 
 def _differ(size: int | None, other: int | None) -> bool:

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from dcdctl.core.config import between, check_fields
 from dcdctl.core.data.columns import (
     KEYS,
     ImageColumns,
@@ -30,14 +29,13 @@ from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     HELD_OUT_BY_DEFAULT,
-    MAX_HELD_OUT,
     SPLITS,
     CaptionLabel,
     EntryWithFile,
     Listing,
     Paths,
     RowCheck,
-    SourceConfig,
+    TextSource,
     divide,
     encoding_note,
     file_checksum,
@@ -51,7 +49,6 @@ from dcdctl.core.data.readers.rows import (
     read_split,
 )
 from dcdctl.core.data.text_encoding import (
-    check_encoding,
     csv_rows,
     describe_value,
     find_column,
@@ -73,7 +70,7 @@ _HEADER_HINT = "the first line names the columns: image,caption[,split]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CsvSource(SourceConfig):
+class CsvSource(TextSource):
     """A CSV with columns image and caption, or with the columns of the Hub's image folders or of nlphuji/flickr30k."""
 
     format: ClassVar[str] = "csv"
@@ -81,23 +78,16 @@ class CsvSource(SourceConfig):
     images: Paths
     split: Literal["train", "val", "test"] | None = None
     """The split of all rows if the file has no split column; None to hold images out instead."""
-    hold_out: Annotated[float, between(0, MAX_HELD_OUT)] | None = None
-    """The share of images that is test, and as many are val, if the file has no split column; 0 for none, None for
-    0.1."""
-    encoding: str | None = None
-    """The encoding of the file; None to recognize it."""
     columns: tuple[str, ...] | None = None
     """The other columns that the corpus keeps, such as year; None for all."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.split is not None and self.hold_out:
             raise ConfigError(
                 f"hold_out is {self.hold_out:g}, and split = {self.split!r} leaves nothing to divide",
                 hint="set one of them",
             )
-        if self.encoding is not None:
-            object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the table; rows of the same image become one."""
@@ -172,18 +162,15 @@ def _other_columns(source: CsvSource, rows: Rows, images: list[str | None]) -> I
             f"the column {of_captions[0]!r} of {where} is about its captions, not its images", hint="rename it"
         )
     known = list(dict.fromkeys(name for _, cells in rows for name in cells.get("columns", {})))
-    check_chosen(source.columns or (), known, where)
-    kept, notes = [], []
-    for name in known if source.columns is None else source.columns:
-        if not (problem := problem_of_name(name)):
-            kept.append(name)
-        elif source.columns is None:
-            notes.append(f"column {name} of {where} is left out: it {problem}")
-        else:
-            raise InputError(f"the column {name!r} of {where} {problem}", hint="rename it")
+    chosen, notes = source.columns, list[str]()
+    if chosen is None:
+        problems = {name: problem_of_name(name) for name in known}
+        chosen = tuple(name for name in known if not problems[name])
+        notes = [f"column {name} of {where} is left out: it {problem}" for name, problem in problems.items() if problem]
+    check_chosen(chosen, known, where)
     make = from_cells if source.format == "csv" else from_json
     empty = "" if source.format == "csv" else None
-    values = {name: make([cells.get("columns", {}).get(name, empty) for _, cells in rows]) for name in kept}
+    values = {name: make([cells.get("columns", {}).get(name, empty) for _, cells in rows]) for name in chosen}
     columns = by_first_row(images, values, where)
     return replace(columns, notes=(*columns.notes, *notes)) if columns.table.column_names else None
 

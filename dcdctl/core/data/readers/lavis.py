@@ -12,7 +12,6 @@ from dcdctl.core.data.images import ImageStore
 from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.csv_jsonl import TableEntry, cells_of
 from dcdctl.core.data.readers.rows import (
-    SPLITS,
     Listing,
     Paths,
     RowCheck,
@@ -46,9 +45,7 @@ class LavisSource(SourceConfig):
         store = ImageStore(self.images)
 
         def entries() -> Iterator[TableEntry]:
-            for split in SPLITS:
-                if split not in self.annotations or (check.splits and split not in check.splits):
-                    continue
+            for split in check.requested(self.annotations):
                 path = self.annotations[split]
                 try:
                     for i, value in enumerate(json_stream.items(path, "", _HINT)):
@@ -60,9 +57,5 @@ class LavisSource(SourceConfig):
                     raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_HINT) from error
 
         rows = group_by_image(entries(), check, merge=True)
-        annotations = {
-            split: file_checksum(path)
-            for split, path in self.annotations.items()
-            if not check.splits or split in check.splits
-        }
+        annotations = {split: file_checksum(self.annotations[split]) for split in check.requested(self.annotations)}
         return make_listing(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)

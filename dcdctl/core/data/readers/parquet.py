@@ -74,9 +74,8 @@ class ParquetSource(SourceConfig):
         files = [path for part in self.rows.values() for path in part]
 
         def entries() -> Iterator[ParquetEntry]:
-            for name in ("all", *SPLITS):
-                if name in self.rows and (name == "all" or not check.splits or name in check.splits):
-                    yield from _entries(self, name, splits)
+            for name in ["all"] if "all" in self.rows else check.requested(self.rows):
+                yield from _entries(self, name, splits)
 
         rows = group_by_image(entries(), check, merge=True)
         # Not a checksum of the files, because listing does not read the image bytes in them.

@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from dcdctl.core.config import between, check_fields
 from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.images import ImageStore, RowError
 from dcdctl.core.data.readers.parquet import LISTED_ROWS, list_images, open_parquet, read_rows
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     HELD_OUT_BY_DEFAULT,
-    MAX_HELD_OUT,
     SPLITS,
     Listing,
     Paths,
     RowCheck,
     SourceConfig,
     SourceRow,
+    TextSource,
     divide,
     encoding_note,
     file_checksum,
@@ -32,7 +31,7 @@ from dcdctl.core.data.readers.rows import (
     read_caption,
 )
 from dcdctl.core.data.readers.webdataset import IMAGE_SUFFIXES
-from dcdctl.core.data.text_encoding import check_encoding, csv_rows, find_column, find_encoding, json_lines
+from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding, json_lines
 from dcdctl.core.errors import InputError
 
 _COLUMNS = ("query", "caption", "text")
@@ -42,32 +41,25 @@ _TEXTS_HINT = "--queries takes a .txt with one text a line, or a .csv, .tsv, .js
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSource(SourceConfig):
+class PoolSource(TextSource):
     """Images of `images` and texts of `queries`, without pairing. Either may be left out."""
 
     format: ClassVar[str] = "pool"
     images: Paths = ()
     """Folders, zips, tars, and Parquet files with images."""
-    hold_out: Annotated[float, between(0, MAX_HELD_OUT)] | None = None
-    """The share of images and of texts that is test, and as many are val; 0 for none, None for 0.1 of a pool with
-    both."""
-    encoding: str | None = None
-    """The encoding of the files of texts; None to recognize it."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.encoding is not None:
-            object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The images and texts, each divided by a hash of the id or of the text's words."""
         provenance: dict[str, Any] = {"kind": "pool"}
-        images = {row.image_id: row for row in _list_images(self.images, check, provenance)}
+        images = {row.image_id: row for row in _list_images(self.images, check)}
         texts = _list_texts(self, check, provenance)
         if self.images and len(images) < 2:
             what = f"only one, {next(iter(images))}" if images else "none"
             places = ", ".join(map(str, self.images))
-            raise InputError(f"a pool needs two images to choose from, and {places} has {what}", hint=_images_hint())
+            hint = (
+                f"their names end with .{', .'.join(IMAGE_SUFFIXES)}; or name Parquet files: --images 'DIR/*.parquet'"
+            )
+            raise InputError(f"a pool needs two images to choose from, and {places} has {what}", hint=hint)
         split_of_image, split_of_text = self._divide(images, texts, provenance)
         rows: dict[str, list[SourceRow]] = {split: [] for split in SPLITS}
         for image_id, row in images.items():
@@ -84,19 +76,16 @@ class PoolSource(SourceConfig):
         self, images: dict[str, SourceRow], texts: dict[str, tuple[str, int]], provenance: dict[str, Any]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The split of each image and of each text. Both are held out or neither, as an evaluation needs both."""
-        sides = [side for side in (images, texts) if side]
-        share = self.hold_out
-        if share is None:
-            share = HELD_OUT_BY_DEFAULT if len(sides) == 2 else 0.0
+        sides = [len(side) for side in (images, texts) if side]
+        share = (HELD_OUT_BY_DEFAULT if len(sides) == 2 else 0.0) if self.hold_out is None else self.hold_out
         if share:
-            is_enough = share * min(map(len, sides)) >= 1
-            names = list(reversed(HELD_OUT)) if is_enough else []
+            is_enough = share * min(sides) >= 1
             provenance["hold_out"] = {
                 "share": share,
-                "splits": names,
+                "splits": list(reversed(HELD_OUT)) if is_enough else [],
                 "by": "SHA-256 of image_id, and of a text's words",
             }
-            share = share if is_enough else 0.0
+            share *= is_enough
         return divide(images, share), divide(texts, share)
 
 
@@ -111,7 +100,7 @@ def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing
     whole = source.list_rows(RowCheck(splits=(), max_images=None, skip_bad=True))
     named = {row.image_file for split in whole.counts for row in whole.rows(split)}
     places: Paths = getattr(source, "images", ())
-    images = [row for row in _list_images(places, check, provenance) if row.image_file not in named]
+    images = [row for row in _list_images(places, check) if row.image_file not in named]
     pool = make_listing({"pool": images[: check.max_images]}, check, {}, places, {"pool": dict(texts.values())})
     provenance["pool_images"] = pool.provenance["images"]
     return replace(
@@ -124,15 +113,10 @@ def add_pool(source: SourceConfig, listing: Listing, check: RowCheck) -> Listing
     )
 
 
-def _images_hint() -> str:
-    return f"their names end with .{', .'.join(IMAGE_SUFFIXES)}; or name Parquet files: --images 'DIR/*.parquet'"
-
-
-def _list_images(places: Sequence[Path], check: RowCheck, provenance: dict[str, Any]) -> Iterator[SourceRow]:
+def _list_images(places: Sequence[Path], check: RowCheck) -> Iterator[SourceRow]:
     """The images of each place, with their path in it as the id; a name that an earlier place has gets the name of its
-    own place before it. Files that are no images by their names are counted."""
+    own place before it. Other files are left out."""
     seen: set[str] = set()
-    others = 0
     for place in places:
         if place.suffix == ".parquet":
             for where, image_id, stored in list_images(place):
@@ -142,9 +126,7 @@ def _list_images(places: Sequence[Path], check: RowCheck, provenance: dict[str, 
             continue
         store = ImageStore(place)
         for name in store.members():
-            is_hidden = any(part.startswith(".") for part in name.split("/"))
-            if is_hidden or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
-                others += not is_hidden
+            if "/." in f"/{name}" or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
                 continue
             image_id = f"{place.stem}/{name}" if name in seen else name
             try:
@@ -156,8 +138,6 @@ def _list_images(places: Sequence[Path], check: RowCheck, provenance: dict[str, 
                 continue
             seen.add(image_id)
             yield SourceRow(place.name, image_id, name, file, [], [])
-    if others:
-        provenance["other_files"] = others
 
 
 def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any]) -> dict[str, tuple[str, int]]:

@@ -11,17 +11,18 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from dcdctl.core import files
+from dcdctl.core.config import between, check_fields
 from dcdctl.core.data.columns import ImageColumns
 from dcdctl.core.data.corpus_json import SkippedRow
 from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.shards import LABEL_COLUMNS
-from dcdctl.core.data.text_encoding import describe_value
+from dcdctl.core.data.text_encoding import check_encoding, describe_value
 from dcdctl.core.errors import ConfigError, InputError
 
 CAPTIONED_SPLITS = ("train", "val", "test")
@@ -78,6 +79,22 @@ class SourceConfig(ABC):
     @abstractmethod
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the source; rows of the same image become one where the format allows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource(SourceConfig):
+    """The settings of a source in text files, which is divided unless it has splits of its own."""
+
+    hold_out: Annotated[float, between(0, MAX_HELD_OUT)] | None = None
+    """The share of images, and of a pool's texts, that is test, and as many are val; 0 for none. None for 0.1 of a
+    table without splits, and of a pool with images and texts."""
+    encoding: str | None = None
+    """The encoding of the file, or of the files of texts; None to recognize it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.encoding is not None:
+            object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +212,10 @@ class RowCheck:
             quoted = f" {json.dumps(image, ensure_ascii=False)}" if image else ""
             raise InputError(f"{where}{quoted}: {reason}", hint=SKIP_HINT)
         self.skipped.append(SkippedRow(row=where, image=image, reason=reason))
+
+    def requested(self, keys: Collection[str]) -> list[str]:
+        """The splits among the keys that are requested, in the order in which they are written."""
+        return [split for split in SPLITS if split in keys and (not self.splits or split in self.splits)]
 
     def includes(self, split: str) -> bool:
         """Whether a split is requested; such a split must not turn out empty."""

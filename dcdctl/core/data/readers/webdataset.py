@@ -43,8 +43,8 @@ class WebDatasetSource(SourceConfig):
         """The samples of each split's tars, in order."""
 
         def samples() -> Iterator[WebDatasetEntry]:
-            for split in SPLITS:
-                for path in self.shards.get(split, ()) if not check.splits or split in check.splits else ():
+            for split in check.requested(self.shards):
+                for path in self.shards[split]:
                     yield from _samples(path, split)
 
         rows = group_by_image(samples(), check, merge=False)
