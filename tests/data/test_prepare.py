@@ -317,7 +317,7 @@ def test_missing_files_are_named(tmp_path, images, karpathy):
             manifest.choose_manifest(manifest.DataChoice(karpathy=tmp_path / "absent.json", images=[images])),
             tmp_path / "out",
         )
-    with pytest.raises(InputError, match=r"absent.csv cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"absent.csv cannot be read: No such file"):
         prepare_corpus(
             manifest.choose_manifest(manifest.DataChoice(csv=tmp_path / "absent.csv", images=[images])),
             tmp_path / "out",

@@ -1,6 +1,6 @@
 """Summary of a prepared corpus: counts, captions, sizes and formats of images, and the origin from corpus.json.
 
-A few rows are in memory at a time, and no image is decoded.
+A few image files are in memory at a time, and none is decoded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
 # A summary is read on one screen; corpus.json has all of them.
 MAX_REASONS = 5
-_COLUMNS = ["width", "height", "captions", "image.bytes"]
+_COLUMNS = ["width", "height", "image.bytes"]
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -164,14 +164,8 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
     words: set[str] = set()
     lengths: list[int] = []
     # With an empty array each, because np.concatenate refuses an empty list.
-    widths, heights, captions = ([np.empty(0, np.int32)] for _ in range(3))
+    widths, heights = ([np.empty(0, np.int32)] for _ in range(2))
     num_bytes = 0
-
-    def count(text: str) -> None:
-        caption_words = words_of(text)
-        lengths.append(len(caption_words))
-        words.update(caption_words)
-        texts[text_key(text)] += 1
 
     for rows in _rows(corpus):
         data = rows.column("image").field("bytes")
@@ -180,12 +174,12 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
         formats.update(format_of(head) for head in pc.binary_slice(data, 0, _SIGNATURE_BYTES).to_pylist())
         widths.append(rows.column("width").to_numpy())
         heights.append(rows.column("height").to_numpy())
-        captions.append(rows.column("captions").value_lengths().to_numpy())
-        for text in rows.column("captions").flatten().to_pylist():
-            count(text)
         advance(rows.num_rows)
-    for text in corpus.captions if corpus.is_pool else ():
-        count(text)
+    for text in corpus.captions:
+        caption_words = words_of(text)
+        lengths.append(len(caption_words))
+        words.update(caption_words)
+        texts[text_key(text)] += 1
     width, height = np.concatenate(widths), np.concatenate(heights)
     return SplitInspection(
         images=corpus.num_images,
@@ -197,7 +191,7 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
         width_px=_spread(width),
         height_px=_spread(height),
         shorter_side_px=_spread(np.minimum(width, height)),
-        captions_per_image=None if corpus.is_pool else _spread(np.concatenate(captions)),
+        captions_per_image=None if corpus.is_pool else _spread(np.bincount(corpus.caption_image)),
         words_per_caption=_spread(np.array(lengths)),
         captions_by_words=np.bincount(np.minimum(np.array(lengths, np.int64), MAX_WORDS_COUNTED)).tolist(),
         different_words=len(words),

@@ -83,7 +83,7 @@ def leave_texts_out(listing: Listing, held_out: HeldOut) -> tuple[dict[str, Mapp
     pools = dict(listing.pools)
     left_out: dict[str, list[str]] = {}
     for split in trained_pools(listing):
-        keys = {text: text_key(text) for text in pools[split]} if held_out.text_keys else {}
-        left_out[split] = [text for text, key in keys.items() if key in held_out.text_keys]
-        pools[split] = {text: pools[split][text] for text in pools[split] if keys.get(text) not in held_out.text_keys}
+        left_out[split] = [text for text in pools[split] if text_key(text) in held_out.text_keys]
+        unwanted = set(left_out[split])
+        pools[split] = {text: number for text, number in pools[split].items() if text not in unwanted}
     return pools, left_out

@@ -194,12 +194,12 @@ def prepare_corpus(
         entries = {split: _entry(out, split, shards[split], rows[split], pools.get(split, {})) for split in rows}
         skipped = tuple(skip for notes in shards.values() for note in notes for skip in note.skipped)
         document = _document(manifest, located, listing, entries, (*listing.skipped, *skipped), options)
-        document = replace(document, plan=digest, leakage=_leakage(shards, rows, left_out))
-        if (kept := listing.columns) is not None:
-            columns = {
-                split: _write_columns(out / f"columns-{split}.parquet", kept, facts) for split, facts in rows.items()
-            }
-            document = replace(document, columns=columns)
+        document = replace(
+            document,
+            plan=digest,
+            leakage=_leakage(shards, rows, left_out),
+            columns={} if listing.columns is None else _write_columns(out, listing.columns, rows),
+        )
         parts = [*document.columns.values(), *(shard for split in document.splits.values() for shard in split.parts)]
         build.seal(config.to_table(document), [part.file for part in parts])
     return _summary(out, document, (*located.notes, *_column_notes(listing)), already_there=False)
@@ -284,13 +284,17 @@ def _entry(
     )
 
 
-def _write_columns(path: Path, columns: ImageColumns, rows: Sequence[RowFacts]) -> CorpusFile:
-    """Write the columns of a split's images, in their order."""
-    ids = pa.array([row.image_id for row in rows], pa.string())
-    places = pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))
-    with files.atomic_path(path) as partial:
-        pq.write_table(columns.table.take(places), partial, compression="zstd")
-    return CorpusFile(file=path.name, **seal_of(path))
+def _write_columns(out: Path, columns: ImageColumns, rows: Mapping[str, Sequence[RowFacts]]) -> dict[str, CorpusFile]:
+    """Write the columns of each split's images, in their order."""
+    written = {}
+    for split, facts in rows.items():
+        path = out / f"columns-{split}.parquet"
+        ids = pa.array([row.image_id for row in facts], pa.string())
+        places = pc.index_in(ids, value_set=pa.array(columns.images, pa.string()))
+        with files.atomic_path(path) as partial:
+            pq.write_table(columns.table.take(places), partial, compression="zstd")
+        written[split] = CorpusFile(file=path.name, **seal_of(path))
+    return written
 
 
 def _already_there(out: Path, digest: str) -> CorpusSummary:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.files import unreadable
 
 FORCE = "name the encoding with --encoding, such as --encoding cp1252, or save the file as UTF-8"
 _WIDE = {
@@ -51,9 +52,12 @@ def check_encoding(name: str) -> str:
 def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> str:
     """The encoding that the whole file decodes in: `forced`, or the one that its bytes show; utf-8-sig for UTF-8.
 
-    InputError, with the hint, if it does not decode.
+    InputError if it cannot be read, and, with the hint, if it does not decode.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     # A byte order mark would become a part of the first column's name.
     name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or _without_mark(data) or "utf-8-sig"

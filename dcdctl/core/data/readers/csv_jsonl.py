@@ -91,13 +91,8 @@ class CsvSource(TextSource):
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the table; rows of the same image become one."""
-        store, is_csv = ImageStore(self.images), self.format == "csv"
-        try:
-            encoding = find_encoding(self.pairs, self.encoding)
-        except OSError as error:
-            hint = "--csv takes a CSV file" if is_csv else "--jsonl takes a file with one JSON object per line"
-            raise InputError(f"{self.pairs} cannot be read ({error.strerror})", hint=hint) from error
-        rows = read_csv(self.pairs, encoding) if is_csv else _read_jsonl(self.pairs, encoding)
+        store, encoding = ImageStore(self.images), find_encoding(self.pairs, self.encoding)
+        rows = read_csv(self.pairs, encoding) if self.format == "csv" else _read_jsonl(self.pairs, encoding)
         provenance: dict[str, Any] = {"kind": self.format, "pairs": file_checksum(self.pairs)}
         if encoding != "utf-8-sig":
             provenance["encoding"] = encoding_note(self.pairs, encoding, _captions_of(rows))

@@ -25,7 +25,6 @@ from dcdctl.core.data.readers.rows import (
     SourceRow,
     TextSource,
     divide,
-    encoding_note,
     file_checksum,
     make_listing,
     read_caption,
@@ -35,8 +34,6 @@ from dcdctl.core.data.text_encoding import csv_rows, find_column, find_encoding,
 from dcdctl.core.errors import InputError
 
 _COLUMNS = ("query", "caption", "text")
-_TABLES = (".csv", ".tsv")
-_JSON_LINES = (".jsonl", ".ndjson")
 _TEXTS_HINT = "--queries takes a .txt with one text a line, or a .csv, .tsv, .jsonl or .parquet with a column query"
 
 
@@ -61,15 +58,14 @@ class PoolSource(TextSource):
             )
             raise InputError(f"a pool needs two images to choose from, and {places} has {what}", hint=hint)
         split_of_image, split_of_text = self._divide(images, texts, provenance)
-        rows: dict[str, list[SourceRow]] = {split: [] for split in SPLITS}
-        for image_id, row in images.items():
-            split = split_of_image[image_id]
-            if check.includes(split) and (check.max_images is None or len(rows[split]) < check.max_images):
-                rows[split].append(row)
-        pools: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-        for key, (text, number) in texts.items():
-            if check.includes(split_of_text[key]):
-                pools[split_of_text[key]][text] = number
+        rows = {
+            split: [row for image_id, row in images.items() if split_of_image[image_id] == split][: check.max_images]
+            for split in check.requested(SPLITS)
+        }
+        pools = {
+            split: {text: number for key, (text, number) in texts.items() if split_of_text[key] == split}
+            for split in rows
+        }
         return make_listing(rows, check, provenance, self.images, pools)
 
     def _divide(
@@ -145,8 +141,8 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
     texts: dict[str, tuple[str, int]] = {}
     number = 0
     for path in source.queries:
-        encoding, first = _find_encoding(path, getattr(source, "encoding", None)), number
-        for line, value in _read_values(path, encoding):
+        first = number
+        for line, value in _read_values(path, getattr(source, "encoding", None)):
             where = f"{path.name} {'row' if path.suffix == '.parquet' else 'line'} {line}"
             try:
                 text = read_caption(value, "the text")
@@ -157,42 +153,35 @@ def _list_texts(source: SourceConfig, check: RowCheck, provenance: dict[str, Any
             number += 1
         if number == first:
             raise InputError(f"{path} has no text", hint=_TEXTS_HINT)
-        if encoding not in ("", "utf-8-sig"):
-            of_file = (text for text, ix in texts.values() if ix >= first)
-            provenance.setdefault("encoding", encoding_note(path, encoding, of_file))
     if source.queries:
         files = [file_checksum(path) for path in source.queries]
         provenance["queries"] = {"files": files, "repeated": number - len(texts)}
+        # Read with another encoding, the same file has other texts.
+        if encoding := getattr(source, "encoding", None):
+            provenance["queries"]["encoding"] = encoding
     return texts
 
 
-def _find_encoding(path: Path, forced: str | None) -> str:
-    """The encoding of a file of texts; empty for Parquet."""
-    suffix = path.suffix.lower()
-    if suffix not in (".txt", ".parquet", *_TABLES, *_JSON_LINES):
-        raise InputError(f"{path} is no file of texts, its name ends with {suffix or 'nothing'!r}", hint=_TEXTS_HINT)
-    try:
-        return "" if suffix == ".parquet" else find_encoding(path, forced)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", hint=_TEXTS_HINT) from error
-
-
-def _read_values(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+def _read_values(path: Path, forced: str | None) -> Iterator[tuple[int, Any]]:
     """The line, or the row of a Parquet, and the value of each text, unchecked; blank lines are left out."""
     suffix = path.suffix.lower()
+    if suffix not in (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
+        raise InputError(f"{path} is no file of texts, its name ends with {suffix or 'nothing'!r}", hint=_TEXTS_HINT)
     if suffix == ".parquet":
         with open_parquet(path) as file:
             name = find_column(path, file.schema_arrow.names, _COLUMNS, _TEXTS_HINT)
             groups = (read_rows(str(path), file, group, [name], LISTED_ROWS) for group in range(file.num_row_groups))
             yield from enumerate(row[name] for rows in groups for row in rows)
-    elif suffix in _JSON_LINES:
-        for line, value in json_lines(path, encoding):
-            yield line, value[find_column(f"{path} line {line}", list(value), _COLUMNS, _TEXTS_HINT)]
-    elif suffix in _TABLES:
+        return
+    encoding = find_encoding(path, forced)
+    if suffix == ".txt":
+        with path.open(encoding=encoding) as lines:
+            yield from ((line, text.rstrip("\n")) for line, text in enumerate(lines, start=1) if text.strip())
+    elif suffix in (".csv", ".tsv"):
         table = csv_rows(path, encoding, "," if suffix == ".csv" else "\t")
         _, names = next(table, (1, []))
         place = names.index(find_column(path, names, _COLUMNS, _TEXTS_HINT))
         yield from ((line, cells[place]) for line, cells in table)
     else:
-        with path.open(encoding=encoding) as lines:
-            yield from ((line, text.rstrip("\n")) for line, text in enumerate(lines, start=1) if text.strip())
+        for line, value in json_lines(path, encoding):
+            yield line, value[find_column(f"{path} line {line}", list(value), _COLUMNS, _TEXTS_HINT)]
