@@ -197,29 +197,15 @@ def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
 
 START = "openai/clip-vit-base-patch32@3d74acf9"
 TRAINED = {"start": START, "trained": "lora", "lora_rank": 4, "lora_alpha": 8.0, "average_with_start": 0.3}
-RECALLS = [f"{way}_r{k}" for way in ("text", "image") for k in (1, 5, 10)]
 
 
-def tuned(run, gallery, model=TRAINED, validation=(), logged=()):
-    """The run with a start; `logged` are the recalls of the start and of each validation, by six numbers."""
+def tuned(run, gallery, model=TRAINED):
+    """The run with a start."""
     facts = json.loads((run / "run.json").read_text())
     facts["recipe"]["model"] |= model
-    facts["recipe"]["validation"] |= {"split": "val", **dict(validation)}
     facts["inputs"] |= {"validation": Corpus.open(gallery.folder, "val").fingerprint, "images": 0}
     write_json(run / "run.json", facts)
-    lines = [
-        {
-            "step": 10 * i,
-            **{f"val_{name}": value for name, value in zip(RECALLS, values, strict=True)},
-            "val_rsum": sum(values),
-        }
-        for i, values in enumerate(logged[1:])
-    ]
-    if logged:
-        lines[0] |= {f"start_{name}": value for name, value in zip(RECALLS, logged[0], strict=True)} | {
-            "start_rsum": sum(logged[0])
-        }
-    write_metrics(run, lines)
+    write_metrics(run, [])
     return run
 
 
@@ -297,44 +283,26 @@ def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path)
     assert f"Not measured: {elsewhere} (`{command}`)." in text
 
 
-@pytest.mark.parametrize(
-    ("keep", "end"), [("best", "with the weights after step 1"), ("last", "with the weights after step 11")]
-)
-def test_the_validation_compares_the_kept_weights_with_the_start(keep, end, run, gallery):
-    logged = [(10, 20, 30, 10, 20, 30), (11.5, 20, 30, 10, 20, 30), (10, 20, 30, 10, 20, 29)]
-    (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": keep}, logged))["tables"]
-    assert table["measured_on"] == f"On scenes, split val, by the training's own validation, {end}"
-    wanted = (
-        ("difference", *["+1.50", *["+0.00"] * 5, "+1.50"])
-        if keep == "best"
-        else ("difference", *["+0.00"] * 5, "-1.00", "-1.00")
-    )
-    assert table["rows"][2] == wanted
-    logged[1] = logged[2]
-    (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": "best"}, logged))["tables"]
-    assert table["measured_on"].startswith(
-        "On scenes, split val, by the training's own validation, with the weights before the first step"
-    )
-
-
-def test_a_chosen_average_and_what_it_lost_elsewhere_are_on_the_card(run, gallery):
-    tuned(run, gallery, {**TRAINED, "average_with_start": "auto"}, {"keep": "best"}, [[10.0] * 6, [20.0] * 6])
+def test_what_the_training_validated_is_on_the_card(run, gallery, tmp_path):
+    tuned(run, gallery, {**TRAINED, "average_with_start": "auto"})
     facts = json.loads((run / "run.json").read_text())
+    facts["validated_on"] = ["scenes", "other"]
     facts["inputs"]["validation_elsewhere"] = {"other": 64 * "b"}
     write_json(run / "run.json", facts)
-    named = {f"{corpus}{when}_{name}": value for corpus, when, value in (
-        ("", "val", 20.0), ("", "start", 10.0), ("", "saved", 15.0),
-        ("other/", "start", 50.0), ("other/", "saved", 49.0),
-    ) for name in RECALLS}  # fmt: skip
-    sums = {"val_rsum": 120, "start_rsum": 60, "other/start_rsum": 300, "saved_rsum": 90, "other/saved_rsum": 294}
+    sums = {"val_rsum": 120, "start_rsum": 60, "other/start_rsum": 300}
     # Another average comes before the one that is saved.
-    worse = {"step": 0, "share": 0.9, **{key: 0.0 for key in (*named, *sums) if "saved" in key}}
-    write_metrics(run, [worse, {"step": 0, "share": 0.4, **named, **sums}])
+    averages = [
+        {"step": 0, "share": share, "saved_rsum": rsum, "other/saved_rsum": elsewhere}
+        for share, rsum, elsewhere in ((0.9, 70, 299), (0.4, 90, 294), (0.4, 90, 294))
+    ]
+    write_metrics(run, [{"step": 0, **sums}, *averages])
     found = lineage_of(run)
     assert "The weights are 0.4 times those of the start plus 0.6 times the trained ones (WiSE-FT)." in found["trained"]
-    assert [table["rows"][2][-1] for table in found["tables"]] == ["+30.00", "-6.00"]
-    assert found["tables"][1]["measured_on"].startswith("On a corpus that is not available (fingerprint bbbbbbbbbbbb)")
     assert not any(part.what.startswith("losses") for part in found["missing"])
+    _, text = card_of(run, tmp_path)
+    assert "Validation, RSUM, by the training itself:\n\n| corpus | start | saved model | change |\n" in text
+    assert "| scenes | 60.00 | 90.00 | +30.00 |\n| other | 300.00 | 294.00 | -6.00 |\n" in text
+    assert "| 0.9 | 70.00 | 299.00 |\n| 0.4 | 90.00 | 294.00 |\n" in text
 
 
 def test_an_evaluation_of_another_model_is_refused(run, gallery, tmp_path):

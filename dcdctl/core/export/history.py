@@ -25,8 +25,6 @@ class RunHistory:
     ref: str
     facts: dict[str, Any] | None = None
     """run.json."""
-    metrics: tuple[dict[str, Any], ...] = ()
-    """The lines of metrics.jsonl."""
     result: Evaluation | None = None
     evaluations: tuple[Evaluation, ...] = ()
     """Evaluations of the model or its start, in folders that the user names."""
@@ -85,13 +83,9 @@ def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path]
     ConfigError for an evaluation of neither the model nor its start.
     """
     folder = Path(ref)
-    run = Run(folder)
-    has_run = (folder / "run.json").exists()
-    facts = run.facts() if has_run else None
+    facts = Run(folder).facts() if (folder / "run.json").exists() else None
     result, times = SavedEvaluation.load(folder).evaluation, read_times(folder / "bench.json", "student")
-    history = RunHistory(
-        ref=ref, facts=facts, metrics=tuple(run.metrics()) if has_run else (), result=result, times=times
-    )
+    history = RunHistory(ref=ref, facts=facts, result=result, times=times)
     if evaluations and history.start is None:
         raise ConfigError(
             f"--evaluation is for a run that started from a dual encoder, and {ref} is none", hint="leave it out"

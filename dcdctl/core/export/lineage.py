@@ -16,6 +16,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import KS
 from dcdctl.core.export.history import RunHistory, is_same_model, public
 from dcdctl.core.report import MissingPart
+from dcdctl.core.training import Run, validation_document, validation_tables
 
 _NAMES = tuple((direction, k) for direction in Direction for k in KS)
 """The six recalls, in the order of the columns."""
@@ -25,8 +26,8 @@ COLUMNS = ("", *(f"{direction.title.capitalize()} R@{k}" for direction, k in _NA
 def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     """The part of the card on the start of a dual encoder, for its template; None for a model without a start.
 
-    `tables` have the recalls of the start and of the model on one split each, and their differences; `missing` are the
-    recalls that were not measured (`MissingPart`).
+    `tables` have the recalls of the start and of the model on one split each, and their differences; `validation` are
+    those of `training.validation_tables`, and `missing` the recalls that were not measured (`MissingPart`).
     """
     if history.start is None or history.facts is None:
         return None
@@ -36,17 +37,20 @@ def lineage_of(history: RunHistory) -> dict[str, Any] | None:
     if Path(history.start).exists() or name.count("/") != 1:
         words = public(history.start)
     tables, missing = _compared(history, history.start)
+    validated = validation_document(Run(Path(history.ref)))
     return {
         "start": f"{words} (fingerprint {history.facts['inputs']['start'][:12]})",
-        "trained": _trained_in_words(history),
+        "trained": _trained_in_words(history, 0 if validated is None else validated["share"]),
         "columns": COLUMNS,
-        "tables": [*_validation_tables(history), *tables],
+        "tables": tables,
+        "validation": [] if validated is None else validation_tables(validated),
         "missing": missing,
     }
 
 
-def _trained_in_words(history: RunHistory) -> str:
-    """Which weights the training changed, in sentences."""
+def _trained_in_words(history: RunHistory, chosen: float) -> str:
+    """Which weights the training changed, in sentences; `chosen` is the share of the start that its validation chose,
+    if the recipe has `auto`."""
     recipe = history.recipe
     last = "layer" if recipe["model.trained_layers"] == 1 else f"{recipe['model.trained_layers']} layers"
     sentences = [
@@ -66,10 +70,7 @@ def _trained_in_words(history: RunHistory) -> str:
         if layers
     ]
     share = recipe["model.average_with_start"]
-    if share == "auto":
-        # The last one logged is that of the saved model.
-        share = next((line["share"] for line in reversed(history.metrics) if "share" in line), 0)
-    if share:
+    if share := chosen if share == "auto" else share:
         average = (
             f"The weights are {share:g} times those of the start plus {1 - share:g} times the trained ones (WiSE-FT)"
         )
@@ -94,7 +95,7 @@ def _compared(history: RunHistory, start: str) -> tuple[list[dict[str, Any]], li
             [*(each.measures(way)[f"R@{k}"] for way, k in _NAMES), each.rsum] for each in (starts[basis], student)
         )
         measured_on = f"On {history.measured_on(student)}, by `dcdctl eval`"
-        tables.append({"measured_on": measured_on, "rows": _rows(before, after, "this model")})
+        tables.append({"measured_on": measured_on, "rows": _rows(before, after)})
         assert history.facts is not None
         inputs = history.facts["inputs"]
         trained_on = history.corpus(inputs["split"], inputs["corpus"], inputs.get("images"))
@@ -111,53 +112,15 @@ def _compared(history: RunHistory, start: str) -> tuple[list[dict[str, Any]], li
     return tables, missing
 
 
-def _validation_tables(history: RunHistory) -> list[dict[str, Any]]:
-    """The recalls of the validation before the first step and of the weights that were kept, for each corpus; empty if
-    one of them was not measured."""
-    logged, recipe = [line for line in history.metrics if "val_rsum" in line], history.recipe
-    first = next((line for line in history.metrics if "start_rsum" in line), None)
-    if first is None or not logged or history.facts is None:
-        return []
-    kept, prefix, when = logged[-1], "val", f"weights after step {logged[-1]['step'] + 1:,}"
-    if recipe["validation.keep"] == "best":
-        best = max(logged, key=lambda line: line["val_rsum"])
-        kept, when = best, f"weights after step {best['step'] + 1:,}"
-        # Later weights replace earlier ones only if they are better.
-        if best["val_rsum"] <= first["start_rsum"]:
-            kept, prefix, when = first, "start", "weights before the first step"
-    # The last is the saved model; earlier ones are other averages with the start.
-    if saved := [line for line in history.metrics if "saved_rsum" in line]:
-        kept, prefix, when = saved[-1], "saved", "saved weights"
-    split, most, inputs = recipe["validation.split"], recipe["validation.max_images"], history.facts["inputs"]
-    prints = {"": inputs["validation"]}
-    prints |= {f"{name}/": digest for name, digest in inputs.get("validation_elsewhere", {}).items()}
-    return [
-        {
-            "measured_on": f"On {history.corpus_name(split, fingerprint, most)}, split {split}, by the training's own "
-            f"validation, with the {when}",
-            "rows": _rows(
-                _logged(first, f"{corpus}start"),
-                _logged(kept, f"{corpus}{prefix}"),
-                "trained weights" if prefix != "saved" else "this model",
-            ),
-        }
-        for corpus, fingerprint in prints.items()
-    ]
+def _rows(start: Sequence[float], student: Sequence[float]) -> tuple[tuple[str, ...], ...]:
+    """The rows of a table.
 
-
-def _logged(line: dict[str, Any], prefix: str) -> list[float]:
-    return [*(float(line[f"{prefix}_{way}_r{k}"]) for way, k in _NAMES), float(line[f"{prefix}_rsum"])]
-
-
-def _rows(start: Sequence[float], student: Sequence[float], name: str) -> tuple[tuple[str, ...], ...]:
-    """The rows of a table; `name` is the label of the second.
-
-    >>> _rows([50.0, 120.0], [52.5, 119.0], "this model")
+    >>> _rows([50.0, 120.0], [52.5, 119.0])
     (('start', '50.00', '120.00'), ('this model', '52.50', '119.00'), ('difference', '+2.50', '-1.00'))
     """
     differences = [f"{after - before:+.2f}" for before, after in zip(start, student, strict=True)]
     return (
         ("start", *(f"{value:.2f}" for value in start)),
-        (name, *(f"{value:.2f}" for value in student)),
+        ("this model", *(f"{value:.2f}" for value in student)),
         ("difference", *differences),
     )
