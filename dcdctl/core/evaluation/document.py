@@ -152,40 +152,57 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolEvaluation:
-    """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
+class _OnSplit:
+    """What every evaluation has."""
 
     model: str
     split: str
     images: int
     captions: int
-    """Texts of the pool."""
+    """Captions, or the texts of a pool."""
     protocol: HowMeasured
-    agreement: Agreement
     seconds: float
+    """Wall-clock time, reading the images included."""
     corpus_fingerprint: str
     data: str
+    """Folder of the corpus."""
     folder: Annotated[Path | None, OMITTED] = None
-    """Where it was written; no entry of the document."""
+    """Where it was written, or read from; no entry of the document."""
+
+    @staticmethod
+    def facts(corpus: Corpus) -> dict[str, Any]:
+        """The fields that say what was measured on."""
+        # Absolute, so that a report or a comparison finds the images from any folder.
+        folder = corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute()
+        return {
+            "split": corpus.split,
+            "images": corpus.num_images,
+            "captions": corpus.num_captions,
+            "corpus_fingerprint": corpus.fingerprint,
+            "data": shown(folder),
+        }
 
     @property
     def document(self) -> dict[str, Any]:
-        """The contents of pool.json as plain values."""
+        """The contents of its JSON document as plain values."""
         document: dict[str, Any] = to_table(dataclasses.replace(self, folder=None))
         return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolEvaluation(_OnSplit):
+    """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
+
+    agreement: Agreement
 
     def _repr_html_(self) -> str:
         return templates.render("notebook.html", title="", tables=evaluation_tables(self), cards=[], notes=[])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Evaluation:
+class Evaluation(_OnSplit):
     """How a model retrieves on a split; recalls and mAP@R in percent, with bootstrap intervals over images."""
 
-    model: str
-    split: str
-    images: int
-    captions: int
     text_retrieval: Measures
     """Images as queries, captions as answers; the mean over the protocol's folds."""
     image_retrieval: Measures
@@ -194,14 +211,8 @@ class Evaluation:
     """Sum of R@1, R@5 and R@10 in both directions, at most 600."""
     mean_recall: float
     intervals: Intervals
-    protocol: HowMeasured
     pairs_scored: int
     """Pairs that went through fusion layers."""
-    seconds: float
-    """Wall-clock time, reading the images included."""
-    corpus_fingerprint: str
-    data: str
-    """Folder of the corpus."""
     depths: Annotated[tuple[Depth, ...], OMITTED] = ()
     """cascade: each of several depths; empty for one depth."""
     reranker: Annotated[str | None, OMITTED] = None
@@ -214,8 +225,6 @@ class Evaluation:
     """With a teacher, if one was named."""
     relevance: Annotated[str | None, OMITTED] = None
     """SHA-256 of the file of relevance, if one was named; the measures then have nDCG@10."""
-    folder: Annotated[Path | None, OMITTED] = None
-    """Where it was written, or read from; no entry of the document."""
 
     def measures(self, direction: Direction) -> Measures:
         return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
@@ -255,12 +264,6 @@ class Evaluation:
         """The basis in words."""
         folds = f" in {self.protocol.folds} folds" if self.protocol.folds > 1 else ""
         return f"split {self.split} of the corpus {self.corpus_fingerprint[:12]}, protocol {self.protocol.name}{folds}"
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The contents of result.json or cascade.json as plain values."""
-        document: dict[str, Any] = to_table(dataclasses.replace(self, folder=None))
-        return document
 
     def __fspath__(self) -> str:
         if self.folder is None:
@@ -329,10 +332,8 @@ class Measured:
             for direction in Direction
         }
         return Evaluation(
+            **_OnSplit.facts(self.corpus),
             model=model,
-            split=self.corpus.split,
-            images=len(self.table.text_ranks),
-            captions=len(self.table.image_ranks),
             text_retrieval=self.text_retrieval,
             image_retrieval=self.image_retrieval,
             rsum=self.rsum,
@@ -341,17 +342,10 @@ class Measured:
             protocol=self.protocol,
             pairs_scored=self.pairs_scored,
             seconds=self.seconds,
-            corpus_fingerprint=self.corpus.fingerprint,
-            data=folder_of(self.corpus),
             depths=self.depths,
             image_recalls_by_source=self.image_recalls_by_source,
             **more,
         )
-
-
-def folder_of(corpus: Corpus) -> str:
-    """The folder of a corpus, absolute: a report or a comparison finds the images from any folder."""
-    return shown(corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute())
 
 
 def evaluation_tables(evaluation: Evaluation | PoolEvaluation) -> list[Table]:

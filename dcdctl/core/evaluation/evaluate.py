@@ -32,7 +32,6 @@ from dcdctl.core.evaluation.document import (
     HowMeasured,
     Measured,
     PoolEvaluation,
-    folder_of,
 )
 from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Protocol, open_split
@@ -301,15 +300,11 @@ def _evaluate_pool(name: str, model: Model, against: Against, task: RankingTask,
     started, corpus = time.perf_counter(), task.corpus
     agreements = teachers.compare_with(against, rankers.order_of(model, task), task)
     evaluation = PoolEvaluation(
+        **PoolEvaluation.facts(corpus),
         model=name,
-        split=corpus.split,
-        images=corpus.num_images,
-        captions=corpus.num_captions,
         protocol=_how(model, None, task.options),
         agreement=Agreement.of(agreements, corpus, against.name, against.fingerprint),
         seconds=time.perf_counter() - started,
-        corpus_fingerprint=corpus.fingerprint,
-        data=folder_of(corpus),
     )
     return evaluation if folder is None else write_evaluation(folder, evaluation, agreements=agreements)
 
