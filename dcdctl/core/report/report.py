@@ -15,7 +15,7 @@ from typing import Any, Literal
 from dcdctl.core import artifacts, evaluation
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
-from dcdctl.core.data import CORPUS_FILE, Corpus, share_split
+from dcdctl.core.data import CORPUS_FILE, Corpus
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, Evaluation, RankComparison, RankTable, SavedEvaluation
 from dcdctl.core.places import shown
@@ -169,7 +169,11 @@ def read_report(
     report = replace(report, models=_with_teacher_times(report))
     corpus = _corpus(report.result, data)
     missing = [part for model in report.models for part in _missing_of_model(model, report)]
-    missing += [part for training in trainings for part in _missing_of_training(training)]
+    missing += [
+        MissingPart(f"training curves of {training.label}", shlex.join(training.command))
+        for training in trainings
+        if not training.metrics
+    ]
     if corpus is None and report.result is not None:
         missing.append(MissingPart("images", _command("report", *map(str, runs), "--data", "DIR")))
     return replace(report, models=_compared(report), missing=_by_command(missing), corpus=corpus)
@@ -303,21 +307,6 @@ def _bench_command(model: ModelResults, report: Report, data: str) -> str:
     student = model if model is not teacher else next((other for other in report.models if other is not teacher), None)
     ref = "REF" if teacher is None else str(teacher.folder) if teacher.result is None else teacher.result.model
     return _command("bench", "RUN" if student is None else str(student.folder), "--teacher", ref, "--data", data)
-
-
-def _missing_of_training(training: Training) -> list[MissingPart]:
-    """What a training has not logged."""
-    command = training.command
-    if not training.metrics:
-        return [MissingPart(f"training curves of {training.label}", shlex.join(command))]
-    is_measured = any("val_rsum" in line for line in training.metrics)
-    if is_measured or not {"distill", "finetune-teacher"} & set(command[:2]):
-        return []
-    # A training does not validate on a split that it reads, and the default is val.
-    if share_split(str(training.facts["inputs"].get("split")), "val"):
-        return []
-    again = shlex.join([*command, "--set", "validation.every=100"])
-    return [MissingPart(f"recall during the training of {training.label}, by a new run", again)]
 
 
 def _by_command(missing: Iterable[MissingPart]) -> tuple[MissingPart, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +11,6 @@ from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import LEVEL, RECALL_NAMES, Estimate
 from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
 from dcdctl.core.templates import Table
-from dcdctl.core.training import UNNAMED
 
 NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
@@ -129,50 +127,24 @@ def _runs(report: Report) -> Table:
     }
     rows = tuple((name, *values) for name, values in facts.items() if any(value != NOTHING for value in values))
     return Table(
-        "Runs; inputs by the names in the commands",
+        "Runs; inputs by the first digits of their fingerprints",
         ("fact", *(training.label for training in trainings)),
         rows if trainings else (),
     )
 
 
-_OPTION_OF_INPUT = {
-    "corpus": "--data",
-    "cache": "--cache",
-    "validation": "--validation-data",
-    "start": "--teacher",
-    "teachers": "--teacher",
-}
-"""The option that names an input whose fingerprint is in run.json."""
-
-
 def _inputs(training: Training) -> dict[str, str]:
-    """The inputs of a training, by the names in its command line, or else by the first digits of their fingerprints.
+    """The inputs of a training, by the first digits of their fingerprints; the commands have their names.
 
-    For scores, the caches or the teachers. Their corpus and candidates are those of the training and its recipe.
+    For scores, the teachers. Their corpus and candidates are those of the training and its recipe.
     """
-    inputs, command = training.facts["inputs"], training.command
-    named = {
-        name: ", ".join(value for word, value in itertools.pairwise(command) if word == option and value != UNNAMED)
-        for name, option in _OPTION_OF_INPUT.items()
-    }
-    # The recipe says what a student starts from; the name of its teacher is in the command.
-    named["start"] = {"teacher": named["start"], "new": "random weights"}.get(
-        start := training.recipe["model.start"], start
-    )
-    if validation := named["validation"] or named["corpus"]:
-        named["validation"] = f"{validation}, split {training.recipe['validation.split']}"
-    teachers = teachers_of(inputs)
-    scores = (
-        (named["cache"] if inputs.get("cache") else named["teachers"]) or ", ".join(map(_value, teachers))
-        if teachers
-        else NOTHING
-    )
+    inputs = training.facts["inputs"]
     others = {
-        f"input: {name}": (named.get(name) if is_digest(value) else None) or _value(value)
+        f"input: {name}": _value(value)
         for name, value in flatten(inputs).items()
         if not name.startswith(("cache", "teachers"))
     }
-    return {**others, "input: scores": scores}
+    return {**others, "input: scores": ", ".join(map(_value, teachers_of(inputs))) or NOTHING}
 
 
 def _negatives(training: Training) -> dict[str, str]:
@@ -212,13 +184,9 @@ def _value(value: Any) -> str:
     """A value as in a recipe; the first digits of a fingerprint."""
     if isinstance(value, str):
         # An empty cell would look like a field that the recipe lacks.
-        return value[:FINGERPRINT_DIGITS] if is_digest(value) else value or '""'
+        is_digest = len(value) == 64 and set(value) <= set("0123456789abcdef")
+        return value[:FINGERPRINT_DIGITS] if is_digest else value or '""'
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def is_digest(value: Any) -> bool:
-    """Whether a value is a SHA-256 in hexadecimal."""
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _name(model: ModelResults) -> str:

@@ -100,19 +100,19 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
 
 
 def write_markdown(path: Path, report: Report) -> None:
-    """Write the facts, the tables and the missing parts as Markdown."""
+    """Write the facts, the tables, the commands and the missing parts as Markdown."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
     missing = (
         ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)]
         if report.missing
         else []
     )
+    commands = [f"- {_plain(training.label)}: {_code(shlex.join(training.command))}" for training in report.trainings]
+    if commands:
+        commands = ["## Commands", "", *commands, ""]
     all_tables = map(_markdown_table, [*tables.result_tables(report), *tables.run_tables(report)])
-    files.write_text(
-        path,
-        "\n".join(["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *missing]).rstrip("\n")
-        + "\n",
-    )
+    lines = ["# Report", "", *map(_plain, headline(report)), "", *facts, "", *all_tables, *commands, *missing]
+    files.write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
 def write_csv(path: Path, report: Report) -> None:
