@@ -22,13 +22,12 @@ from .recipe import (
     toml_value,
 )
 from .rounds import train_in_rounds
-from .runs import UNNAMED, Run, TrainingJob, command_of, start_run
+from .runs import Run, TrainingJob, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 from .train import preview, resolve, train_model
 from .validation import run_document, validation_document, validation_tables
 
 __all__ = [
-    "UNNAMED",
     "BatchConfig",
     "GradingConfig",
     "InputRefs",
