@@ -143,6 +143,7 @@ def test_json_lines_keep_their_types(tmp_path):
         "ok": [True, None],
         "mixed": ["1", "y"],
     }
+    assert read.table.schema.types == [pa.int64(), pa.float64(), pa.string(), pa.date32(), pa.bool_(), pa.string()]
     assert "column tags of" in read.notes[0]
 
 

@@ -224,7 +224,7 @@ def from_json(values: Sequence[Any]) -> pa.Array | None:
         return cells if cells.type in (pa.date32(), MOMENT) else typed_column(pa.array(values, pa.string()))
     if kinds == {float, int} or len(kinds) <= 1:
         try:
-            return typed_column(pa.array(values, pa.float64() if float in kinds else None))
+            return typed_column(pa.array(values))
         except (OverflowError, pa.ArrowInvalid):  # a number of more than 64 bits
             pass
     return pa.array(
