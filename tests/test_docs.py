@@ -23,6 +23,7 @@ from typed_commands import PAGES, commands, commands_of_head, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
 from dcdctl.core.config import to_table
+from dcdctl.core.search import IndexConfig
 from dcdctl.core.training import list_recipes, load_recipe
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.recipe.packaged import names as recipe_names
@@ -229,6 +230,17 @@ def test_every_recipe_has_its_needs_and_minutes_on_the_page_about_hardware():
     page = (DOCS / "hardware.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if line.startswith("| `")]
     assert rows == [[f"`{entry.name}`", entry.needs, entry.minutes] for entry in list_recipes()]
+
+
+def test_the_settings_of_an_index_are_on_its_page_with_their_defaults():
+    section = (DOCS / "indexing.md").read_text(encoding="utf-8").split("\n## Settings\n")[1].split("\n## ")[0]
+    shown: dict[str, str] = {}
+    for names, values in re.findall(r"^\| `([a-z].*?)` \| (.*?) \|", section, re.MULTILINE):
+        shown |= zip(names.split("`, `"), values.split(", "), strict=True)
+    settings = dict(vars(IndexConfig()))
+    settings |= {f"hnsw.{name}": value for name, value in vars(settings.pop("hnsw")).items()}
+    words = {"hnsw": '`"hnsw"`', None: "none", False: "false"}
+    assert shown == {name: words.get(value) or f"{value:,}" for name, value in settings.items()}
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "dcdctl" / "core").glob("*/__init__.pyi")))

@@ -22,6 +22,14 @@ def test_warm_up_is_dropped_and_the_number_of_repeats_is_as_set():
     assert sample.seconds_NK.ravel() == pytest.approx([0.1] * 30)
 
 
+@pytest.mark.parametrize(("milliseconds", "num_warmup"), [(99, 3), (101, 1)])
+def test_only_work_faster_than_a_tenth_of_the_budget_is_warmed_up_again(milliseconds, num_warmup):
+    clock, calls = Clock(), []
+    work = {"a": lambda number: calls.append(number) or clock.spend(milliseconds)}
+    timer(clock, num_warmup=3, num_repeats=1, budget_s=1).time_in_turn(work)
+    assert len(calls) == num_warmup + 1
+
+
 def test_repeats_stay_within_the_budget_after_the_minimum_of_rounds():
     clock = Clock()
     slow = {"a": lambda number: clock.spend(400)}

@@ -70,6 +70,12 @@ def test_a_table_with_one_caption_per_row(folder):
     assert contents(out) == {"train": EXPECTED["train"], "val": [("ü.jpg", DATA[2], ["two birds"])]}
 
 
+def test_a_column_of_single_captions_wins_over_one_of_lists(folder):
+    (folder / "metadata.csv").write_text("image,caption,captions\na.jpg,a dog,[]\n")
+    out = made(folder, 'format = "csv"\npairs = "metadata.csv"\nimages = "jpg"\n')
+    assert contents(out) == {"train": [("a.jpg", DATA[0], ["a dog"])]}
+
+
 def test_the_table_of_nlphuji_flickr30k(folder):
     rows = [
         f'"{json.dumps(texts).replace(chr(34), chr(34) * 2)}","[{i}, {i + 1}]",{split},{name},{i}'

@@ -168,6 +168,10 @@ def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
     rows, columns = np.nonzero(is_drawn)
     assert (rows.min() >= 64, rows.max() < 96, columns.min() >= 32, columns.max() < 64) == (True,) * 4
     assert (pixels == scenes.COLORS["red"]).all(axis=2).sum() > 100
+    if shape not in ("moon", "arrow"):
+        cell = is_drawn[64:96, 32:64]
+        # Apart from a few pixels at the edges.
+        assert (cell != cell[:, ::-1]).sum() < 0.1 * cell.sum()
 
 
 def test_a_large_object_is_larger_than_a_small_one():

@@ -84,6 +84,11 @@ def test_a_constant_fusion_scorer_finds_nothing_first(corpus):
     assert result.text_retrieval["R@1"] == result.image_retrieval["R@5"] == 0
 
 
+def test_stored_features_of_a_dual_encoder_without_frozen_encoders_are_an_error(corpus, dual, tmp_path):
+    with pytest.raises(ModelError, match="features are its vectors"):
+        evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(features=tmp_path)))
+
+
 def test_nan_scores_and_a_fusion_scorer_that_is_reranked_are_errors(corpus, fusion):
     with pytest.raises(ModelError, match="re-ranked"):
         evaluate.evaluate_model(fusion, corpus, rerank=fusion)

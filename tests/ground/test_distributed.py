@@ -17,6 +17,7 @@ import pytest
 from tiny import contents, make_teacher
 
 from dcdctl.core import distributed, models
+from dcdctl.core.errors import DcdError
 
 SCRIPT = """
 import os, sys
@@ -109,6 +110,15 @@ def test_another_run_completes_the_cache_after_a_process_died(single_process_cac
     assert completed.returncode == 0, completed.stderr
     assert contents(tmp_path / "cache") == contents(single_process_cache)
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}.items()
+
+
+def test_a_failure_stops_the_other_processes_at_the_barrier(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "_connect", lambda: None)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda failures: failures.fill_(1))
+    distributed.barrier(has_failed=True)
+    with pytest.raises(DcdError, match="another one failed"):
+        distributed.barrier()
 
 
 def test_every_index_belongs_to_one_process(monkeypatch):

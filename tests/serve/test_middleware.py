@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import httpx2
+import pytest
 import served
 from starlette.types import ASGIApp
 
@@ -55,6 +56,22 @@ def test_an_upload_announced_as_too_large_is_not_read(searcher):
 
 def test_an_upload_that_stalls_is_refused(searcher):
     assert sent(serve_app.build(searcher, replace(CONFIG, max_upload_s=0.01)), stuck()) == (408, 1)
+
+
+def test_a_request_that_ends_without_an_answer_counts_as_500(searcher, monkeypatch):
+    app = serve_app.build(searcher, CONFIG)
+
+    async def fail(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async def work(client: httpx2.AsyncClient) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(app, "_app", fail)
+            with pytest.raises(asyncio.CancelledError):
+                await client.get("/search?text=a+bus")
+        return (await client.get("/metrics")).text
+
+    assert 'dcdctl_requests_total{method="GET",route="other",status="500"} 1.0' in served.asking(app, work)
 
 
 def test_a_full_queue_is_refused_at_once_and_health_still_answers(searcher):
