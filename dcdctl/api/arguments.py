@@ -52,7 +52,7 @@ def _steps(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> 
     with tqdm(total=total, initial=done, desc="train", unit=" steps") as bar:
 
         def on_step(steps: int, values: Mapping[str, float]) -> None:
-            shown = {name: values[name] for name in ("loss", "val_best_rsum") if name in values}
+            shown = {name: values[name] for name in ("loss", "val_best_rsum", "val_best_ndcg") if name in values}
             bar.set_postfix(shown, refresh=False)  # `update` draws, at most ten times a second
             bar.update(1)
 

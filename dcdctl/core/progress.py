@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 Advance = Callable[[int], None]
 """Called with the number of units done since the last call."""
 OnStep = Callable[[int, Mapping[str, float]], None]
 """Called after a training step with the number of steps done and the step's values: `loss`, its terms and `lr`, and
-after a validation also `val_rsum` and `val_best_rsum`."""
+after a validation also those of `chosen_by`, such as `val_rsum` and `val_best_rsum`."""
+CHOSEN = {"rsum": "RSUM", "ndcg": "nDCG@10"}
+"""What a validation may choose weights by, as it is logged and in words."""
+
+
+def chosen_by(values: Mapping[str, Any], when: str = "val") -> str:
+    """Which of `CHOSEN` a line of the log has; empty for one without a validation.
+
+    >>> chosen_by({"val_ndcg": 91.5}), chosen_by({"loss": 0.5})
+    ('ndcg', '')
+    """
+    return next((name for name in CHOSEN if f"{when}_{name}" in values), "")
 
 
 Say = Callable[[str], None]

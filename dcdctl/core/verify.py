@@ -301,8 +301,8 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
             for name in artifact.compare(checkpoint, artifacts.listed_files(path, seal), track):
                 if name.endswith(".safetensors"):
                     models.check_finite_file(checkpoint / name, error=StaleError)
-            # A checkpoint to resume from; the seal of the best weights has an rsum of its own.
-            if "best_rsum" in seal:
+            # A checkpoint to resume from; the seal of the best weights has a value of its own.
+            if "best" in seal:
                 training.check_best(run, seal)
     return artifact
 

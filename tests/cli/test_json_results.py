@@ -66,6 +66,7 @@ def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, 
         "kept": "best",
         "best": found["best"],
         "validation": {
+            "measure": "RSUM",
             "corpora": [{"corpus": "scenes", "start": None, "saved": found["best"]["rsum"]}],
             "share": 0.0,
             "curve": [],

@@ -52,13 +52,13 @@ def test_on_a_terminal_a_table_shows_every_part_of_the_loss_and_does_not_touch_s
         clock.now = 8.1
         on_step(5, {"loss": 7.75})
         clock.now = 16.0
-        on_step(8, {"val_rsum": 200.0, "val_best_rsum": 201.0})
+        on_step(8, {"val_ndcg": 80.0, "val_best_ndcg": 81.0, "other/val_ndcg": 70.0})
         terminal.show("a result")
     shown = screen.getvalue()
     assert all(
         text in shown for text in ("4 of 1,000", "1.5000", "1.2500", "[red]", "2.5e-05", "32 images/s", "33:12 left")
     )
-    assert "val RSUM 200.0, best 201.0" in shown
+    assert "val nDCG@10 80.0, best 81.0, other 70.0" in shown
     # Not redrawn so soon after the last frame.
     assert "5 of 1,000" not in shown
     assert "val_text_r1" not in shown

@@ -17,7 +17,7 @@ from dcdctl.core import scoring
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.evaluation import EvalOptions, agreement, evaluate, files, rankers
-from dcdctl.core.evaluation.against import Against, compare_with
+from dcdctl.core.evaluation.against import compare_with
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement, compare_orders
 from dcdctl.core.evaluation.document import Agreement
 from dcdctl.core.evaluation.files import SavedEvaluation
@@ -44,15 +44,15 @@ class TableScores(TeacherScores):
         return self.scores_IT[image_ix, text_ix]
 
 
-def given(scores_IT: NDArray[np.float32], pairs=None) -> Against:
-    return Against(name="table", fingerprint="1", scores=TableScores(scores_IT, pairs))
+def given(scores_IT: NDArray[np.float32], pairs=None) -> TableScores:
+    return TableScores(scores_IT, pairs)
 
 
 def task_of(corpus: Numbers, on_workload=None) -> RankingTask:
     return RankingTask(corpus, EvalOptions(), silent, on_workload)
 
 
-def compared(model, against: Against, on_workload=None) -> Agreements:
+def compared(model, against, on_workload=None) -> Agreements:
     measured = evaluate.evaluate_model(model, CORPUS, options=EvalOptions(keeps_order=True))
     return compare_with(against, measured.order, task_of(CORPUS, on_workload))
 
@@ -176,8 +176,7 @@ def sample(monkeypatch, num_first: int, num_random: int) -> None:
 def test_a_fusion_teacher_scores_the_first_candidates_and_random_ones_once(monkeypatch):
     teacher, workloads = make_fusion(), []
     sample(monkeypatch, 3, 2)
-    against = Against(name="fusion", fingerprint="1", scorer=teacher)
-    agreements = compared(make_dual(), against, workloads.append)
+    agreements = compared(make_dual(), teacher, workloads.append)
     assert agreements.over == "sampled"
     expected, num_random = set(), 0
     for direction, ours_QG in ((Direction.TEXT, cosines()), (Direction.IMAGE, cosines().T)):
@@ -297,4 +296,4 @@ def test_scores_that_are_not_finite_are_an_error(monkeypatch):
         rankers.order_of(TableFusion(table_IT), task_of(Pool(OWNER)))
     sample(monkeypatch, 18, 0)
     with pytest.raises(ModelError, match="NaN"):
-        compared(make_dual(), Against(name="fusion", fingerprint="1", scorer=TableFusion(table_IT)))
+        compared(make_dual(), TableFusion(table_IT))

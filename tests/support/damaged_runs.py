@@ -46,7 +46,7 @@ def checkpoint_kind(folder: Path) -> Artifact:
             model.state_dict(),
             optimizer.state_dict(),
             scaler.state_dict(),
-            checkpoints.best_rsum(run),
+            checkpoints.best_value(run),
             best.state_dict(),
         )
 

@@ -282,7 +282,7 @@ def test_settings_that_need_more_are_named_before_anything_is_written(
 
 def test_a_pool_has_no_recalls(train, scenes_corpus_dir, tmp_path):
     make_pool(tmp_path / "pool", [["a cat"], ["a dog"]], split="val")
-    with pytest.raises(ConfigError, match=r"pool is a pool, and recalls need captions; name captioned images"):
+    with pytest.raises(ConfigError, match=r"is a pool, and recalls need captions; set validation.metric to agreement"):
         train(tmp_path / "run", data=(scenes_corpus_dir, tmp_path / "pool"))
     assert not (tmp_path / "run").exists()
 

@@ -361,7 +361,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_losses_and_weights(scen
     ]
     assert timeless[0] == timeless[1]
     assert [line["step"] for line in timeless[0]] == [0, 6, 10, 13, 15]
-    assert [checkpoints.best_rsum(run) for run in (whole, victim)] == [
+    assert [checkpoints.best_value(run) for run in (whole, victim)] == [
         max(line.get("val_rsum", 0) for line in timeless[0])
     ] * 2
     files = [(run.model_folder / "model.safetensors").read_bytes() for run in (whole, victim)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from training_steps import TINY_DUAL
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.teacher import read_cache
+from dcdctl.core.evaluation import EvalJob, run_evaluation
+from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, rounds, train_in_rounds
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
@@ -83,6 +85,22 @@ def test_killed_rounds_resume_to_the_same_model(refs, tmp_path, monkeypatch):
     scores = [read_cache(tmp_path / f"{name}-rounds" / "cache-2").score_P.tolist() for name in ("whole", "killed")]
     assert scores[0] == scores[1]
     assert model_contents(resumed.model_folder) == model_contents(whole.model_folder)
+
+
+def test_rounds_are_validated_with_a_cache_of_the_validation_split(refs, tmp_path):
+    make_pool(tmp_path / "val", CAPTIONS[:4], split="val", has_colors=True)
+    job = CacheJob(data=tmp_path / "val", split="val", out=tmp_path / "cache", teacher=refs.teachers[0],
+                   candidates=CandidateConfig(per_query=3))  # fmt: skip
+    cache_scores(job)
+    sets = ["pool.rounds=2", "validation.metric=agreement", "validation.every=3"]
+    judged = replace(refs, caches=[job.out], validation_data=[job.data])
+    run = train(judged, tmp_path / "run", *sets)
+    evaluated = EvalJob(model=str(run.folder), data=job.data, split="val", against=str(job.out))
+    assert run.metrics()[-1]["val_ndcg"] == pytest.approx(run_evaluation(evaluated).agreement.ndcg, abs=1e-9)
+    assert len(list((tmp_path / "run-rounds").iterdir())) == 3
+    with pytest.raises(ConfigError, match=r"pool\.rounds is 2, and validation\.metric agreement needs a cache of the"):
+        train(refs, tmp_path / "other", *sets)
+    assert not list(tmp_path.glob("other*"))
 
 
 def test_what_rounds_need_is_named(refs, tmp_path):

@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_step_or_run_is_noticed(trained, tmp_path):
     other = start(tmp_path / "other", Recipe(seed=4))
     shutil.copytree(run.folder / "checkpoints", other.folder / "checkpoints")
     with pytest.raises(StaleError, match=r"other/checkpoints/best holds a checkpoint of another run"):
-        checkpoints.best_rsum(other)
+        checkpoints.best_value(other)
     with pytest.raises(StaleError, match=r"other/checkpoints/step-3 holds a checkpoint of another run"):
         resume(other)
     shutil.copy(two / "weights.safetensors", three)
@@ -297,12 +297,12 @@ def test_seals_of_a_checkpoint_and_of_the_best_weights_are_not_exchanged(trained
     best, newest = (path.read_text() for path in paths)
     paths[0].write_text(newest)
     with pytest.raises(
-        StaleError, match=r"best/checkpoint\.json belongs to another folder of checkpoints: it has no rsum"
+        StaleError, match=r"best/checkpoint\.json belongs to another folder of checkpoints: it has no value"
     ):
-        checkpoints.best_rsum(run)
+        checkpoints.best_value(run)
     paths[1].write_text(best)
     with pytest.raises(
-        StaleError, match=r"step-3/checkpoint\.json belongs to another folder of checkpoints: it has no best_rsum"
+        StaleError, match=r"step-3/checkpoint\.json belongs to another folder of checkpoints: it has no best"
     ):
         resume()
     assert len(verify(run.folder).problems) > 2
@@ -321,7 +321,7 @@ def test_weights_of_a_checkpoint_that_are_not_finite_are_named(tmp_path):
 
 def test_the_best_weights_are_those_that_their_seal_names(trained):
     run, resume = trained
-    assert checkpoints.best_rsum(run) == 1 / 3
+    assert checkpoints.best_value(run) == 1 / 3
     best = Tied()
     checkpoints.save_best(run, 3, 0.5, best)
     folder = run.folder / "checkpoints" / "best"
@@ -343,7 +343,7 @@ def test_the_best_weights_are_those_that_their_seal_names(trained):
             checkpoints.load_best(run, Tied())
     (folder / "checkpoint.json").unlink()
     with pytest.raises(
-        StaleError, match=r"best/checkpoint\.json is missing or old: at step 3 the best RSUM was 0\.333"
+        StaleError, match=r"best/checkpoint\.json is missing or old: at step 3 the best validation was 0\.333"
     ):
         resume()
 

@@ -14,7 +14,7 @@ import torch
 from duals import save_dual
 from safetensors.torch import load_file
 from shards import rows_of, stream_of, tar_of, with_bad_rows, write_shards
-from tiny import make_models, make_wide_dual
+from tiny import make_models, make_pool, make_wide_dual
 from torch.nn import functional
 from training_steps import DUAL
 
@@ -22,6 +22,7 @@ from dcdctl.core import models, training, verify
 from dcdctl.core.data import decode_image, stream
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
@@ -292,6 +293,18 @@ def test_validation_is_on_a_prepared_corpus(tars, scenes_corpus_dir, tmp_path):
         tars, tmp_path / "run", "optimizer.steps=2", "validation.every=1", validation_data=[scenes_corpus_dir]
     )
     assert [line["step"] for line in trained.metrics() if "val_rsum" in line] == [0, 1]
+
+
+def test_a_dual_teacher_of_a_stream_validates_on_a_pool(tars, dual_folder, tmp_path):
+    make_pool(tmp_path / "pool", [["a red dog"], ["a blue cat"], ["a hat"]], split="val", has_colors=True)
+    sets = ["loss.terms={ kl = 1.0 }", "optimizer.steps=2", "validation.every=1", "validation.metric=agreement"]
+    inputs = {"validation_data": [tmp_path / "pool"], "teachers": [str(dual_folder)]}
+    trained = run(tars, tmp_path / "run", *sets, **inputs)
+    job = EvalJob(model=str(trained.folder), data=tmp_path / "pool", split="val", against=str(dual_folder))
+    best = max(line["val_ndcg"] for line in trained.metrics())
+    assert run_evaluation(job).agreement.ndcg == pytest.approx(best, abs=1e-9)
+    with pytest.raises(ConfigError, match=r"validation\.metric is agreement, and no teacher has scores of"):
+        run(tars, tmp_path / "other", "validation.metric=agreement", validation_data=[tmp_path / "pool"])
 
 
 def test_a_training_on_a_corpus_may_validate_on_another_one(scenes_corpus_dir, tmp_path):

@@ -68,7 +68,7 @@ def test_the_weights_that_did_best_become_the_model(measured, val):
     best = max(lines, key=lambda line: line["val_rsum"])
     assert rsum(measured, val) == best["val_rsum"]
     seal = checkpoints.read_best_seal(measured)
-    assert (seal["step"], seal["rsum"]) == (best["step"] + 1, best["val_rsum"])
+    assert (seal["step"], seal["value"]) == (best["step"] + 1, best["val_rsum"])
     assert list(seal["files"]) == [f"weights-{best['step'] + 1}.safetensors"]
 
 
@@ -82,7 +82,7 @@ def test_measuring_changes_no_loss_and_a_run_without_has_no_best(corpus, measure
     run = train(corpus, tmp_path / "run")
     losses = {line["step"]: line["loss"] for line in run.metrics()}
     assert losses.items() <= {line["step"]: line["loss"] for line in measured.metrics()}.items()
-    assert checkpoints.best_rsum(run) == -1
+    assert checkpoints.best_value(run) == -1
     assert not any("best" in name for name in contents(run.folder))
 
 

@@ -75,15 +75,19 @@ class TrainingProgress:
 
     def measured(self) -> str:
         """The last validation and the best one; empty if there was none."""
-        if "val_rsum" not in self.values:
+        from dcdctl.core.progress import CHOSEN, chosen_by
+
+        name = chosen_by(self.values)
+        if not name:
             return ""
-        own, elsewhere = "val_rsum", "/val_rsum"
+        elsewhere = f"/val_{name}"
         others = (
             f", {key.removesuffix(elsewhere)} {value:.1f}"
             for key, value in self.values.items()
             if key.endswith(elsewhere)
         )
-        return f"val RSUM {self.values[own]:.1f}, best {self.values['val_best_rsum']:.1f}{''.join(others)}"
+        own, best = self.values[f"val_{name}"], self.values[f"val_best_{name}"]
+        return f"val {CHOSEN[name]} {own:.1f}, best {best:.1f}{''.join(others)}"
 
     def table(self) -> Table:
         """The state as a table, one loss per row."""

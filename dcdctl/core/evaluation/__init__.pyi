@@ -1,3 +1,4 @@
+from .against import agreement_of
 from .bootstrap import ALPHA, holm
 from .compare import compare_systems
 from .comparison import (
@@ -23,7 +24,7 @@ from .document import (
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import SavedEvaluation, write_evaluation
-from .rankers import EvalOptions
+from .rankers import EvalOptions, RankingTask
 from .ranking import RankTable
 from .recall import KS, RECALL_NAMES, on_front
 from .significance import LEVEL, Estimate, RankComparison, compare_ranks
@@ -47,7 +48,9 @@ __all__ = [
     "RankComparison",
     "RankShift",
     "RankTable",
+    "RankingTask",
     "SavedEvaluation",
+    "agreement_of",
     "check_comparable",
     "compare_ranks",
     "compare_systems",

@@ -19,19 +19,18 @@ from dcdctl.core.evaluation import agreement, rankers
 from dcdctl.core.evaluation.agreement import Agreements, Lookup, Scores
 from dcdctl.core.evaluation.rankers import RankingTask
 from dcdctl.core.evaluation.ranks import checked_scores
-from dcdctl.core.models import FusionScorer
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import EmbeddedTeacher, TeacherScores, read_cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """A teacher of a corpus: either its scores, or what computes them."""
+    """A teacher of a corpus: its scores, or what computes them."""
 
     name: str
     fingerprint: str
-    scores: TeacherScores | None = None
-    scorer: FusionScorer | None = None
+    teacher: TeacherScores | FusionScorer
 
 
 def is_cache(ref: str) -> bool:
@@ -52,25 +51,28 @@ def open_teacher(ref: str, corpus: Corpus, compute: Compute, track: Track = sile
     of another corpus."""
     if is_cache(ref):
         cache = read_cache(Path(ref), corpus=corpus)
-        return Against(name=ref, fingerprint=cache.plan["teacher"], scores=cache)
+        return Against(name=ref, fingerprint=cache.plan["teacher"], teacher=cache)
     model = models.load(ref, track=track)
     if model.kind == "fusion":
-        return Against(name=ref, fingerprint=model.digest, scorer=model)
+        return Against(name=ref, fingerprint=model.digest, teacher=model)
     embedded = EmbeddedTeacher(model, corpus, compute)
     embedded.embed(track)
-    return Against(name=ref, fingerprint=model.digest, scores=embedded)
+    return Against(name=ref, fingerprint=model.digest, teacher=embedded)
 
 
-def compare_with(against: Against, ours: Lookup, task: RankingTask) -> Agreements:
+def agreement_of(model: Model, teacher: TeacherScores | FusionScorer, task: RankingTask) -> Agreements:
+    """The agreement of a model with a teacher on a corpus, which may be a pool."""
+    return compare_with(teacher, rankers.order_of(model, task), task)
+
+
+def compare_with(teacher: TeacherScores | FusionScorer, ours: Lookup, task: RankingTask) -> Agreements:
     """The agreement of a model's scores with a teacher's."""
-    if against.scorer is not None:
-        return _compare_sample(against.scorer, ours, task)
-    assert against.scores is not None
-    pairs = against.scores.scored_pairs
+    if not isinstance(teacher, TeacherScores):
+        return _compare_sample(teacher, ours, task)
+    pairs = teacher.scored_pairs
     if pairs is None:
-        return agreement.agree(ours, against.scores.lookup, task.corpus, "all", {})
-    lists = agreement.scored_lists(*pairs, task.corpus)
-    return agreement.agree(ours, against.scores.lookup, task.corpus, "cached", lists)
+        return agreement.agree(ours, teacher.lookup, task.corpus, "all", {})
+    return agreement.agree(ours, teacher.lookup, task.corpus, "cached", agreement.scored_lists(*pairs, task.corpus))
 
 
 def _compare_sample(scorer: FusionScorer, ours: Lookup, task: RankingTask) -> Agreements:

@@ -274,7 +274,7 @@ def run_evaluation(
         more: dict[str, Any] = {} if judge is None else judge.measure(measured.rankings)
         agreements = None
         if against is not None and measured.order is not None:
-            agreements = teachers.compare_with(against, measured.order, task)
+            agreements = teachers.compare_with(against.teacher, measured.order, task)
             more["agreement"] = Agreement.of(agreements, corpus, against.name, against.fingerprint)
         if job.relevance is not None:
             more["relevance"] = artifacts.sha256_of(job.relevance)
@@ -298,7 +298,7 @@ def _with_ndcg(measured: Measured, graded: Relevance) -> Measured:
 
 def _evaluate_pool(name: str, model: Model, against: Against, task: RankingTask, folder: Path | None) -> PoolEvaluation:
     started, corpus = time.perf_counter(), task.corpus
-    agreements = teachers.compare_with(against, rankers.order_of(model, task), task)
+    agreements = teachers.agreement_of(model, against.teacher, task)
     evaluation = PoolEvaluation(
         **PoolEvaluation.facts(corpus),
         model=name,
@@ -329,7 +329,7 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     if model.kind != "dual":
         raise _no_vectors()
     forms = vectors.forms_of(model.embedding_dim, widths, job.rescore)
-    task = RankingTask(corpus, replace(options, protocol=protocol), track, None)
+    task = RankingTask(corpus, replace(options, protocol=protocol), track)
     ranked = rankers.rank_by_forms(rankers.embed(model, task, forms), forms, task)
     return {
         "model": job.model,

@@ -38,7 +38,7 @@ from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
 from dcdctl.core.models import DualEncoder, FusionScorer, Model
-from dcdctl.core.progress import Advance, Track
+from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import (
     LOGIT_ROUNDING,
     PairScorer,
@@ -83,8 +83,8 @@ class RankingTask:
 
     corpus: Corpus
     options: EvalOptions
-    track: Track
-    on_workload: OnWorkload | None
+    track: Track = silent
+    on_workload: OnWorkload | None = None
 
     @cached_property
     def folds(self) -> list[Fold]:

@@ -102,6 +102,7 @@ def training_curves(report: Report) -> list[Markup]:
     color = colors(report)
     for name, title, key, label in (
         ("recall", "Recall on the validation split", "val_rsum", "RSUM"),
+        ("agreement", "Agreement with the teacher on the validation split", "val_ndcg", "nDCG@10"),
         ("rate", "Learning rate", "lr", "learning rate"),
     ):
         series = [

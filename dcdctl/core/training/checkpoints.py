@@ -34,7 +34,7 @@ def seals_of(run: Run) -> dict[Path, Callable[[], artifacts.Document]]:
         _folder(run, step): partial(_read_checkpoint_seal, run, step) for step in run.checkpoint_steps()
     }
     if (run.folder / BEST / SEAL_FILE).exists():
-        seals[run.folder / BEST] = partial(_read_seal, run, run.folder / BEST, "rsum", "")
+        seals[run.folder / BEST] = partial(_read_seal, run, run.folder / BEST, "value", "")
     return seals
 
 
@@ -53,7 +53,7 @@ def save_checkpoint(
         if scaler.is_enabled():
             files.write_json(partial / SCALER_FILE, scaler.state_dict())
             names.append(SCALER_FILE)
-        _write_seal(partial, run, names, step=step, best_rsum=best_rsum(run))
+        _write_seal(partial, run, names, step=step, best=best_value(run))
     # Only after the new checkpoint is complete, so that a kill at any time leaves one.
     for old in run.checkpoint_steps()[:-KEPT]:
         shutil.rmtree(_folder(run, old))
@@ -88,10 +88,10 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def check_best(run: Run, seal: artifacts.Document) -> None:
     """StaleError if the best weights that a run had at a checkpoint are gone: it would take worse ones for the best."""
-    if best_rsum(run) < seal["best_rsum"]:
+    if best_value(run) < seal["best"]:
         problem = (
-            f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best RSUM was "
-            f"{seal['best_rsum']:.3f}"
+            f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best validation was "
+            f"{seal['best']:.3f}"
         )
         raise StaleError(problem, hint="restore it, or train into another folder")
 
@@ -114,7 +114,7 @@ def _read_checkpoint_seal(run: Run, step: int, hint: str = "") -> artifacts.Docu
     """The seal of the checkpoint of a step; StaleError if it is missing, damaged, of another format, of another step,
     or of another run."""
     folder = _folder(run, step)
-    seal = _read_seal(run, folder, "best_rsum", hint)
+    seal = _read_seal(run, folder, "best", hint)
     if seal["step"] != step:
         raise StaleError(f"{folder} holds the checkpoint of step {seal['step']}", hint=hint)
     return seal
@@ -128,7 +128,7 @@ def _read_seal(run: Run, folder: Path, own_key: str, hint: str) -> artifacts.Doc
         raise StaleError(
             f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint
         )
-    # Only the best weights have an RSUM of their own, and only checkpoints know the best one of their run.
+    # Only the best weights have a value of their own, and only checkpoints know the best one of their run.
     if own_key not in seal:
         raise StaleError(f"{path} belongs to another folder of checkpoints: it has no {own_key}", hint=hint)
     return seal
@@ -145,11 +145,11 @@ def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def best_rsum(run: Run) -> float:
-    """The sum of recalls of the best weights saved so far; -1 if there are none."""
+def best_value(run: Run) -> float:
+    """The validation of the best weights saved so far, as `validation.metric` measures it; -1 if there are none."""
     seal = read_best_seal(run)
-    # Below every sum of recalls, so the first validation is the best so far.
-    return -1.0 if seal is None else float(seal["rsum"])
+    # Below every value, so the first validation is the best so far.
+    return -1.0 if seal is None else float(seal["value"])
 
 
 def read_best_seal(run: Run) -> artifacts.Document | None:
@@ -157,10 +157,10 @@ def read_best_seal(run: Run) -> artifacts.Document | None:
     folder = run.folder / BEST
     if not (folder / SEAL_FILE).exists():
         return None
-    return _read_seal(run, folder, "rsum", f"restore {folder}, or train into another folder")
+    return _read_seal(run, folder, "value", f"restore {folder}, or train into another folder")
 
 
-def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
+def save_best(run: Run, step: int, value: float, model: nn.Module) -> None:
     """Save atomically the weights after `step` steps as the best so far."""
     from safetensors.torch import save_file
 
@@ -169,7 +169,7 @@ def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     name = f"weights-{step}.safetensors"
     with files.atomic_path(folder / name) as partial:
         save_file(_unshared(model), partial)
-    _write_seal(folder, run, [name], step=step, rsum=rsum)
+    _write_seal(folder, run, [name], step=step, value=value)
     # After the new seal: until then the old one names these weights.
     for old in folder.glob("weights*.safetensors"):
         if old.name != name:

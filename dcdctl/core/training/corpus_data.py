@@ -33,7 +33,7 @@ from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.pool import pseudo_positives
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches, StepPairs
 from dcdctl.core.training.coverage import Preview, measure_preview
-from dcdctl.core.training.inputs import embeds_corpus, scores_batches
+from dcdctl.core.training.inputs import caches_of, embeds_corpus, scores_batches
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.runs import Run
@@ -77,10 +77,18 @@ class CorpusData(TrainingData):
         self._scores_batches = scores_batches(recipe, inputs)
         # With dual teachers alone, teachers.weights are their shares.
         weights = () if self._embeds and not inputs.caches else recipe.teachers.weights
-        self.parts = [ScoredCorpus(corpus, caches, read_caches(caches, weights)) for corpus, caches in inputs.open()]
+        corpora, caches = inputs.open()
+        self.validation = validation.open_corpora(recipe.validation, inputs.validation_data, corpora[0])
+        groups = [
+            (group, read_caches(group, weights if group else ()))
+            for group in caches_of([*corpora, *self.judged.values()], caches)
+        ]
+        self.parts = [ScoredCorpus(corpus, *group) for corpus, group in zip(corpora, groups, strict=False)]
         self.main = self.parts[0]
         self._check_pool()
-        self.validation = validation.open_corpora(recipe.validation, inputs.validation_data, self.main.corpus)
+        by_name = zip(self.judged, groups[len(corpora) :], strict=True)
+        self.validation_teachers = {name: scores for name, (_, scores) in by_name if scores is not None}
+        validation.check_judged(self.judged, self.judged if self._embeds else self.validation_teachers)
         # From the scores alone, so that a preview shows it without a model.
         if recipe.loss.temperature == "auto":
             self.temperature = measure_spread(next(part.cached for part in self.parts if part.cached)).temperature
@@ -93,7 +101,18 @@ class CorpusData(TrainingData):
     def _check_pool(self) -> None:
         """ConfigError if the loss needs of a pool what it has not."""
         loss, pool = self.recipe.loss, self.parts[-1]
+        for part, is_pool in zip(self.parts if self.parts[1:] else (), (False, True), strict=False):
+            if part.corpus.is_pool != is_pool:
+                raise ConfigError(
+                    f"{shown(part.corpus.folder)} ({part.corpus.split}) {'has captions' if is_pool else 'is a pool'}",
+                    hint="--data names captioned images and --pool a pool; a pool alone is named by --data",
+                )
         if not pool.corpus.is_pool:
+            if loss.needs_teacher and not (pool.cached or self._scores_batches):
+                raise ConfigError(
+                    f"loss {', '.join(loss.terms)} needs the teacher's scores, and no cache is of the training's split",
+                    hint="name one with --cache, which `dcdctl cache-teacher` makes",
+                )
             return
         name = f"{shown(pool.corpus.folder)} is a pool: no text of it belongs to an image"
         is_alone = pool is self.main
@@ -142,6 +161,11 @@ class CorpusData(TrainingData):
         for part in self.parts:
             part.embedded = embedded_teachers(duals, part.corpus, self.plan.options.compute, weights)
             self.vector_width = part.embedded.width if recipe.loss.vector_terms else None
+        self.validation_teachers = {
+            name: self.validation_teachers.get(name)
+            or embedded_teachers(duals, corpus, self.plan.options.compute, weights)
+            for name, corpus in self.judged.items()
+        }
 
     def read_for(self, model: Model, track: Track) -> None:
         """Open the images, or the stored features of the model's encoders, and embed the corpora with dual teachers
@@ -158,9 +182,9 @@ class CorpusData(TrainingData):
             # Before the run folder is made, so that a failure leaves no folder, and after a folder of other teachers is
             # refused.
             runs.check_inputs(out, self._facts_of_files(model.digest, self.plan.options.compute))
-            for part in self.parts:
-                assert part.embedded is not None
-                part.embedded.embed(track)
+            for scores in (*(part.embedded for part in self.parts), *self.validation_teachers.values()):
+                if isinstance(scores, EmbeddedScores):
+                    scores.embed(track)
 
     def measure(self, track: Track) -> Preview:
         """Count the steps and, for lists, the different negatives."""
@@ -229,7 +253,7 @@ class CorpusData(TrainingData):
             "precision": compute.precision,
             # Stored features are rounded to float16, so they change numbers; their folder does not.
             "features": None if compute.features is None else "float16",
-            **validation.facts_of(self.validation),
+            **validation.facts_of(self.validation, self.validation_teachers),
             **({"pool": self.parts[1].facts()} if self.parts[1:] else {}),
             **({} if self.main.embedded is None else {"teachers": self.main.embedded.plan}),
             **({} if self.temperature is None else {"temperature": self.temperature}),

@@ -39,7 +39,7 @@ class InputRefs:
     """A pool to learn from beside the captioned images of `data`: the folder of a corpus with a split `pool`, or whose
     split train is one."""
     caches: Sequence[Path] = ()
-    """Each belongs to `data` or to `pool`, by the fingerprint in it."""
+    """Each belongs to `data`, to `pool` or to a validation corpus, by the fingerprint in it."""
     teachers: Sequence[str] = ()
     model_set: Sequence[str] = ()
     """Settings that the teachers' files lack: image_size=384."""
@@ -93,16 +93,11 @@ class InputRefs:
             *(("--model-set", text) for text in self.model_set),
         )
 
-    def open(self) -> list[OpenCorpus]:
-        """Open the corpus, then the pool if there is one, each with its caches, whose scores are read later.
-
-        StaleError if a cache was made from neither, ConfigError if the pool is none.
-        """
-        corpus = Corpus.open(Path(*self.places), self.split, self.max_images)
-        if self.pool is None:
-            return [(corpus, [read_cache(cache, corpus=corpus) for cache in self.caches])]
-        pool = Corpus.open(*self.pool_place)
-        return _with_caches(corpus, pool, [read_cache(cache) for cache in self.caches])
+    def open(self) -> tuple[list[Corpus], list[TeacherCache]]:
+        """The corpus, then the pool if there is one; and the caches, whose scores are read later."""
+        corpora = [Corpus.open(Path(*self.places), self.split, self.max_images)]
+        corpora += [] if self.pool is None else [Corpus.open(*self.pool_place)]
+        return corpora, [read_cache(cache) for cache in self.caches]
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher.
@@ -159,11 +154,9 @@ class OpenInputs:
         pool = ("--pool", None if self.pool is None else shown(self.pool.folder))
         return flags(*corpus, pool, *_read_flags(caches, teachers, self.validation_data))
 
-    def open(self) -> list[OpenCorpus]:
-        """The corpus and the pool with their caches, which are open."""
-        if self.pool is None:
-            return [(self.corpus, self.caches)]
-        return _with_caches(self.corpus, self.pool, self.caches)
+    def open(self) -> tuple[list[Corpus], Sequence[TeacherCache]]:
+        """The corpus, the pool and the caches, which are open."""
+        return [self.corpus, *([] if self.pool is None else [self.pool])], self.caches
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """The teacher, which is loaded."""
@@ -175,23 +168,15 @@ class OpenInputs:
 
 
 TrainingInputs = InputRefs | OpenInputs
-OpenCorpus = tuple[Corpus, Sequence[TeacherCache]]
-"""A corpus, and the caches of its pairs."""
 
 
-def _with_caches(corpus: Corpus, pool: Corpus, caches: Sequence[TeacherCache]) -> list[OpenCorpus]:
-    """The captioned images and the pool of a mixed training, each with its caches."""
-    for each, is_pool in ((corpus, False), (pool, True)):
-        if each.is_pool != is_pool:
-            raise ConfigError(
-                f"{shown(each.folder)} ({each.split}) {'is a pool' if each.is_pool else 'has captions'}",
-                hint="--data names captioned images and --pool a pool; a pool alone is named by --data",
-            )
-    of_pool = [cache for cache in caches if cache.plan["corpus"] == pool.fingerprint]
-    others = [cache for cache in caches if cache not in of_pool]
-    for cache in others:
-        artifacts.expect(cache.folder, cache.plan, {"corpus": corpus.fingerprint})
-    return [(corpus, others), (pool, of_pool)]
+def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list[list[TeacherCache]]:
+    """The caches of each corpus, by the fingerprint in them; StaleError for one of no corpus."""
+    prints = [corpus.fingerprint for corpus in corpora]
+    for cache in caches:
+        if cache.plan["corpus"] not in prints:
+            artifacts.expect(cache.folder, cache.plan, {"corpus": prints[0]})
+    return [[cache for cache in caches if cache.plan["corpus"] == fingerprint] for fingerprint in prints]
 
 
 Flag = tuple[str, object]

@@ -131,10 +131,11 @@ def train(
         for step, batch in enumerate(ahead, start=first):
             values = learner.step(batch, step)
             done = step + 1
-            if validation is not None and (validation.is_due(done) or done == num_steps):
+            is_validated = validation is not None and (validation.is_due(done) or done == num_steps)
+            if validation is not None and is_validated:
                 values |= validation.measure(model, done)
                 model.train()
-            if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
+            if step % LOG_EVERY == 0 or done == num_steps or is_validated:
                 log(step, values if step else {**values, **at_start})
             if validation is not None and validation.is_over:
                 on_step(done, values)

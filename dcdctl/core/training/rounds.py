@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
-from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores
+from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
 from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.recipe import Recipe, load_recipe
@@ -32,26 +33,25 @@ def train_in_rounds(
     watch: Watch | None = None,
     say: Say = unsaid,
 ) -> Run:
-    """The run of a training by `train_model`, in rounds if the recipe has `pool.rounds` and no cache is given.
+    """The run of a training by `train_model`, in rounds with `pool.rounds` if no cache is of the pool.
 
     Use it where the teacher is too slow to score all pairs of a pool. ConfigError if there is not one teacher, or no
     pool; besides, what `cache_scores` and `train_model` raise.
     """
     recipe = load_recipe(job.recipe, job.sets)
-    rounds = recipe.pool.rounds
-    if rounds is None or inputs.caches:
+    rounds = _num_rounds(inputs, recipe)
+    if not rounds:
         return train_model(job, inputs, options=options, track=track, watch=watch, say=say)
-    _check(inputs, rounds)
     # The student of a dual teacher learns from the cached scores; a fusion student also starts from its teacher.
     teachers = inputs.teachers if recipe.model.kind == "fusion" and recipe.model.start == "teacher" else ()
+    learned = replace(inputs, teachers=teachers, model_set=inputs.model_set if teachers else ())
     folder, cache, run = Path(f"{job.out}-rounds"), None, Run(job.out)
     for number in range(1, rounds + 1):
-        candidates = recipe.candidates if number == 1 else _mined(recipe.candidates, run, number)
         this = CacheJob(
             data=inputs.pool_place[0],
             split=inputs.pool_place[1],
             out=folder / f"cache-{number}",
-            candidates=candidates,
+            candidates=recipe.candidates if number == 1 else _mined(recipe.candidates, run, number),
             teacher=inputs.teachers[0],
             model_set=inputs.model_set,
             extend=cache,
@@ -65,7 +65,7 @@ def train_in_rounds(
         out = job.out if number == rounds else folder / f"run-{number}"
         run = train_model(
             replace(job, out=out),
-            replace(inputs, caches=[cache], teachers=teachers, model_set=inputs.model_set if teachers else ()),
+            replace(learned, caches=[cache, *inputs.caches]),
             options=options,
             track=track,
             watch=watch,
@@ -74,8 +74,19 @@ def train_in_rounds(
     return run
 
 
-def _check(inputs: InputRefs, rounds: int) -> None:
-    """ConfigError if there is no teacher to score, or no pool to score."""
+def _num_rounds(inputs: InputRefs, recipe: Recipe) -> int:
+    """`pool.rounds`; 0 if it is not set, or if a cache is of the pool. ConfigError if there is no teacher to score, no
+    pool to score, or no scores to validate with."""
+    rounds = recipe.pool.rounds
+    if rounds is None or any(
+        read_cache(cache).plan["corpus"] == Corpus.open(*inputs.pool_place).fingerprint for cache in inputs.caches
+    ):
+        return 0
+    if recipe.validation.metric == "agreement" and not inputs.caches:
+        raise ConfigError(
+            f"pool.rounds is {rounds}, and validation.metric agreement needs a cache of the validation split",
+            hint="make it with `dcdctl cache-teacher --split val`, and name it with --cache",
+        )
     if inputs.is_stream or len(inputs.teachers) != 1:
         found = f"--teacher names {len(inputs.teachers)} models"
         found = "--data names shards to stream" if inputs.is_stream else found
@@ -83,6 +94,7 @@ def _check(inputs: InputRefs, rounds: int) -> None:
             f"pool.rounds is {rounds}, and {found}",
             hint="name a pool and the one model that scores it, or set pool.rounds to none and name a cache",
         )
+    return rounds
 
 
 def _mined(candidates: CandidateConfig, run: Run, number: int) -> CandidateConfig:

@@ -19,6 +19,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, byte_size
+from dcdctl.core.teacher import embedded_teachers
 from dcdctl.core.training import runs, validation
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import count_steps
@@ -100,6 +101,7 @@ class StreamData(TrainingData):
             open_shards(self.refs.places), plan.recipe.stream, plan.recipe.batch.size, plan.recipe.seed
         )
         self.validation = validation.open_corpora(plan.recipe.validation, self.refs.validation_data)
+        validation.check_judged(self.judged, self.judged if self.has_scores else {})
 
     @property
     def captions(self) -> Sequence[str]:
@@ -142,7 +144,12 @@ class StreamData(TrainingData):
         self.stream.counts.update((count.shard, count.samples) for count in self.counted)
         self.stream.on_count = self._count
         if self.has_scores:
-            ((_, dual),) = self.refs.load_dual_teachers()
+            duals = self.refs.load_dual_teachers()
+            embedded = {name: embedded_teachers(duals, corpus, compute) for name, corpus in self.judged.items()}
+            for scores in embedded.values():
+                scores.embed(track)
+            self.validation_teachers = embedded
+            ((_, dual),) = duals
             dual.to(compute.device).eval()
             self.stream_teacher = StreamTeacher(dual, compute, bool(self.recipe.loss.vector_terms))
             self.vector_width = dual.embedding_dim if self.recipe.loss.vector_terms else None
@@ -166,7 +173,7 @@ class StreamData(TrainingData):
             "start": start,
             "precision": compute.precision,
             "features": None,
-            **validation.facts_of(self.validation),
+            **validation.facts_of(self.validation, self.validation_teachers),
             "steps": self.preview.num_steps,
             **({} if teacher is None else {"teachers": [teacher.model.digest]}),
         }

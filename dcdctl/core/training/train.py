@@ -189,7 +189,11 @@ def start(plan: TrainingPlan, data: TrainingData, settings: Settings, track: Tra
 def run(started: Run, plan: TrainingPlan, data: TrainingData, settings: Settings, watch: Watch, say: Say) -> None:
     """Train the model, and save it or the best one by validation, averaged with its start if the recipe says so."""
     recipe, model, options = plan.recipe, settings.model, settings.options
-    validation = Validation(started, data.validation, recipe, options.compute) if data.validation else None
+    validation = (
+        Validation(started, data.validation, recipe, options.compute, data.validation_teachers)
+        if data.validation
+        else None
+    )
     unit, per_step = work_per_step(recipe, has_scores=data.has_scores)
     learner = loop.Learner(
         cast(nn.Module, model),

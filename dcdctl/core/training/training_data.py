@@ -13,6 +13,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track
+from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.batches.stream import StreamBatches
@@ -42,6 +43,8 @@ class TrainingData(ABC):
 
     validation: Mapping[str, Corpus] = MappingProxyType({})
     """The splits that the model is validated on, by name; the first chooses the weights."""
+    validation_teachers: Mapping[str, TeacherScores] = MappingProxyType({})
+    """The scores of these corpora that `validation.metric` agreement compares with."""
     temperature: float | None = None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
     teacher: FusionScorer | None = None
@@ -54,6 +57,11 @@ class TrainingData(ABC):
 
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan, self.recipe = plan, plan.recipe
+
+    @property
+    def judged(self) -> Mapping[str, Corpus]:
+        """The validation corpora that need the teacher's scores."""
+        return self.validation if self.recipe.validation.metric == "agreement" else {}
 
     @property
     @abstractmethod

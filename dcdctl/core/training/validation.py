@@ -1,9 +1,9 @@
-"""Validation during a training: recalls between steps on one corpus, which chooses the weights, and on further ones,
-which show what the training loses elsewhere; and what a finished run has of them."""
+"""Validation during a training: recalls or agreement with the teacher between steps on one corpus, which chooses the
+weights, and on further ones, which show what the training loses elsewhere; and what a finished run has of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from dcdctl.core import distributed, evaluation, models
 from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.evaluation import KS, EvalOptions
+from dcdctl.core.evaluation import KS, EvalOptions, RankingTask
 from dcdctl.core.places import shown
-from dcdctl.core.progress import Say
+from dcdctl.core.progress import CHOSEN, Say, chosen_by
+from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.templates import Table
 from dcdctl.core.training import checkpoints
 from dcdctl.core.training.recipe import Recipe, ValidationConfig
@@ -31,8 +32,8 @@ class Validation:
     """Validates a model between the steps of a run. If there are several processes, the main one does so while the
     others wait.
 
-    Recalls of the first corpus are logged as val_text_r1, ..., val_rsum, those of a further one as NAME/val_rsum. The
-    start has start_ in the place of val_, and the saved model saved_.
+    Recalls of the first corpus are logged as val_text_r1, ..., val_rsum, its agreement as val_ndcg, those of a further
+    one as NAME/val_rsum. The start has start_ in the place of val_, and the saved model saved_.
     """
 
     run: Run
@@ -40,6 +41,8 @@ class Validation:
     """By name; the first chooses the best weights."""
     recipe: Recipe
     compute: Compute
+    teachers: Mapping[str, TeacherScores] = field(default_factory=dict)
+    """The scores of each corpus with `validation.metric` agreement, else none."""
     is_over: bool = False
     """Whether the training ends here, because its weights lose more elsewhere than `validation.max_loss_elsewhere`."""
     _start: list[float] = field(default_factory=list)
@@ -59,11 +62,11 @@ class Validation:
         return bool(every) and done % every == 0
 
     def measure(self, model: Any, done: int) -> dict[str, float]:
-        """Recalls of both directions in percent, also of the captions of each source, and their sum; after the start
-        also the best sum so far. Nothing outside the main process.
+        """Recalls of both directions in percent, also of the captions of each source, and their sum, or the agreement
+        with the teacher; after the start also the best so far. Nothing outside the main process.
 
         Further corpora are measured at the start, and later only if a loss there may end the training. Saves the
-        weights if their sum is the best so far and they lose no more elsewhere than they may. Leaves the model in
+        weights if they are the best so far and they lose no more elsewhere than they may. Leaves the model in
         evaluation mode.
         """
         values: dict[str, float] = {}
@@ -71,18 +74,19 @@ class Validation:
         if distributed.is_main():
             self._done, when = done, "val" if done else "start"
             is_first_alone = done and not self.recipe.stops_elsewhere
-            values = self._recalls(model, when, list(self.corpora)[: 1 if is_first_alone else None])
+            values = self._measures(model, when, list(self.corpora)[: 1 if is_first_alone else None])
             if not done:
-                self._start = _rsums(values, when, self.corpora)
+                self._start = _values(values, when, self.corpora)
             elif self.recipe.stops_elsewhere:
-                self._lost = _loss_elsewhere(self._of_start(), _rsums(values, when, self.corpora))
+                self._lost = _loss_elsewhere(self._of_start(), _values(values, when, self.corpora))
                 is_over = self._lost > (self.recipe.validation.max_loss_elsewhere or 0.0)
-            rsum, best = values[f"{when}_rsum"], checkpoints.best_rsum(self.run)
-            if rsum > best and not is_over:
-                checkpoints.save_best(self.run, done, rsum, model)
-                best = rsum
+            name = chosen_by(values, when)
+            value, best = values[f"{when}_{name}"], checkpoints.best_value(self.run)
+            if value > best and not is_over:
+                checkpoints.save_best(self.run, done, value, model)
+                best = value
             if done:
-                values["val_best_rsum"] = best
+                values[f"val_best_{name}"] = best
         # Also a barrier: all processes end with the main one.
         self.is_over = bool(distributed.all_sum(torch.tensor(float(is_over))).item())
         return values
@@ -108,7 +112,7 @@ class Validation:
             average(share)
             lines.append(self.log_saved(model, share))
         bound = self.recipe.validation.max_loss_elsewhere
-        best = best_share([_rsums(line, "saved", self.corpora) for line in lines], bound)
+        best = best_share([_values(line, "saved", self.corpora) for line in lines], bound)
         average(SHARES[best])
         # The last line is that of the saved model.
         self.run.append(METRICS_FILE, lines[best])
@@ -117,15 +121,19 @@ class Validation:
     def log_saved(self, model: Any, share: float) -> dict[str, float]:
         """The line of the log with the recalls on every corpus of a model as it is saved, with this share of its
         start."""
-        line = {"step": self._done - 1, "share": share, **self._recalls(model, "saved", self.corpora)}
+        line = {"step": self._done - 1, "share": share, **self._measures(model, "saved", self.corpora)}
         self.run.append(METRICS_FILE, line)
         return line
 
-    def _recalls(self, model: Any, when: str, names: Iterable[str]) -> dict[str, float]:
+    def _measures(self, model: Any, when: str, names: Iterable[str]) -> dict[str, float]:
         # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
         options = EvalOptions(compute=replace(self.compute, precision="float32"))
         values: dict[str, float] = {}
         for key, name in zip(_keys(when, self.corpora), names, strict=False):
+            if name in self.teachers:
+                task = RankingTask(self.corpora[name], options)
+                values[f"{key}_ndcg"] = evaluation.agreement_of(model, self.teachers[name], task).ndcg
+                continue
             measured = evaluation.evaluate_model(model, self.corpora[name], options=options)
             for direction, measures in (
                 (Direction.TEXT, measured.text_retrieval),
@@ -140,11 +148,11 @@ class Validation:
     def _of_start(self) -> list[float]:
         """RSUM of the start on each corpus, which a run that resumes has logged."""
         if not self._start:
-            line = _first(self.run.metrics(), "start_rsum")
-            if line is None:
+            lines = _lines(self.run.metrics(), "start")
+            if not lines:
                 problem = f"{self.run.folder / METRICS_FILE} has no recalls of the start, from which losses are counted"
                 raise InputError(problem, hint=f"restore it, or {ELSEWHERE}")
-            self._start = _rsums(line, "start", self.corpora)
+            self._start = _values(lines[0], "start", self.corpora)
         return self._start
 
 
@@ -153,12 +161,13 @@ def _keys(when: str, names: Iterable[str]) -> list[str]:
     return [when, *(f"{name}/{when}" for name in list(names)[1:])]
 
 
-def _rsums(values: Mapping[str, float], when: str, names: Iterable[str]) -> list[float]:
-    return [values[f"{key}_rsum"] for key in _keys(when, names)]
+def _values(values: Mapping[str, float], when: str, names: Iterable[str]) -> list[float]:
+    name = chosen_by(values, when)
+    return [values[f"{key}_{name}"] for key in _keys(when, names)]
 
 
-def _first(metrics: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    return next((line for line in metrics if key in line), None)
+def _lines(metrics: Sequence[dict[str, Any]], when: str) -> list[dict[str, Any]]:
+    return [line for line in metrics if chosen_by(line, when)]
 
 
 def _loss_elsewhere(start: Sequence[float], rsums: Sequence[float]) -> float:
@@ -216,27 +225,44 @@ def open_corpora(config: ValidationConfig, folders: Sequence[Path], trained: Cor
                 f"validation.split is {config.split}, and the training reads --split {trained.split}", hint=hint
             )
         corpus = Corpus.open(folder, config.split, config.max_images)
-        if corpus.is_pool:
+        if corpus.is_pool and config.metric == "rsum":
             raise ConfigError(
                 f"{shown(folder)} is a pool, and recalls need captions",
-                hint="name captioned images with --validation-data, or set validation.every to 0",
+                hint="set validation.metric to agreement, name captioned images with --validation-data, or set "
+                "validation.every to 0",
             )
         opened[f"{corpus.name}-{number}" if corpus.name in opened else corpus.name] = corpus
     return opened
 
 
-def facts_of(corpora: Mapping[str, Corpus]) -> dict[str, Any]:
-    """The fingerprints of the validation corpora, for run.json."""
+def check_judged(judged: Mapping[str, Corpus], scored: Container[str]) -> None:
+    """ConfigError for a corpus without scores of the teacher, if `validation.metric` needs them."""
+    for name, corpus in judged.items():
+        if name not in scored:
+            where = f"--data {shown(corpus.folder)} --split {corpus.split}"
+            raise ConfigError(
+                f"validation.metric is agreement, and no teacher has scores of {shown(corpus.folder)} ({corpus.split})",
+                hint=f"make a cache with `dcdctl cache-teacher {where}` and name it with --cache too, or learn from a "
+                "dual --teacher",
+            )
+
+
+def facts_of(corpora: Mapping[str, Corpus], teachers: Mapping[str, TeacherScores]) -> dict[str, Any]:
+    """The fingerprints of the validation corpora and their teachers, for run.json."""
     prints = {name: corpus.fingerprint for name, corpus in corpora.items()}
     first = prints.pop(next(iter(prints), ""), None)
-    return {"validation": first, **({"validation_elsewhere": prints} if prints else {})}
+    facts = {"validation": first, **({"validation_elsewhere": prints} if prints else {})}
+    return {
+        **facts,
+        **({"validation_teachers": {name: each.plan for name, each in teachers.items()}} if teachers else {}),
+    }
 
 
 def run_document(run: Run) -> dict[str, Any]:
     """The result of a finished run for JSON. Loads the model, whose fingerprint is that of caches and indexes made with
     it.
 
-    `best` is the validation with the highest sum of recalls, None for a run without one; `kept` says which weights the
+    `best` is the validation that chose the weights, None for a run without one; `kept` says which weights the
     model has. InputError for a damaged log.
     """
     facts, metrics = run.facts(), run.metrics()
@@ -254,60 +280,59 @@ def run_document(run: Run) -> dict[str, Any]:
 
 def _best(metrics: list[dict[str, Any]], batches_per_epoch: float | None) -> dict[str, Any] | None:
     # The names of the initial model's recalls begin with start_, all others with val_.
-    lines = [("start", 0, line) for line in metrics if "start_rsum" in line]
-    # A higher RSUM than the best one is of weights that lose too much elsewhere.
-    lines += [
-        ("val", line["step"] + 1, line)
-        for line in metrics
-        if "val_rsum" in line and line["val_rsum"] <= line["val_best_rsum"]
-    ]
-    if not lines:
+    lines = [("start", 0, line) for line in _lines(metrics, "start")]
+    # A higher value than the best one is of weights that lose too much elsewhere.
+    validated = _lines(metrics, "val")
+    if not validated:
         return None
+    name = chosen_by(validated[0])
+    lines += [("val", line["step"] + 1, line) for line in validated if line[f"val_{name}"] <= line[f"val_best_{name}"]]
     # The first of equals: later weights replace earlier ones only if they are better.
-    prefix, step, line = max(lines, key=lambda each: float(each[2][f"{each[0]}_rsum"]))
-    recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in Direction}
+    prefix, step, line = max(lines, key=lambda each: float(each[2][f"{each[0]}_{name}"]))
+    directions = Direction if name == "rsum" else ()
+    recalls = {direction.key: {f"R@{k}": line[f"{prefix}_{direction}_r{k}"] for k in KS} for direction in directions}
     epoch = None if batches_per_epoch is None else round(step / batches_per_epoch, 3)
-    return {"step": step, "epoch": epoch, **recalls, "rsum": float(line[f"{prefix}_rsum"])}
+    return {"step": step, "epoch": epoch, **recalls, name: float(line[f"{prefix}_{name}"])}
 
 
 def validation_document(run: Run) -> dict[str, Any] | None:
     """What a finished run gained and lost; None without validation.
 
-    `corpora` has the RSUM of the start, None if it was not measured, and of the saved model on each corpus. `share` is
-    that of the start in the saved weights. `curve` has the RSUM of each share that was compared, in the order of the
-    corpora. `stopped` is the step at which the training ended because it lost too much elsewhere, with that loss; None
-    if it went to its end.
+    `corpora` has the `measure` (RSUM or nDCG@10) of the start, None if it was not measured, and of the saved model on
+    each corpus. `share` is that of the start in the saved weights. `curve` has the RSUM of each share that was
+    compared, in the order of the corpora. `stopped` is the step at which the training ended because it lost too much
+    elsewhere, with that loss; None if it went to its end.
     """
     facts, metrics = run.facts(), run.metrics()
-    names, validated = facts.get("validated_on", []), [line for line in metrics if "val_rsum" in line]
+    names, validated = facts.get("validated_on", []), _lines(metrics, "val")
     if not names or not validated:
         return None
-    start, last = _first(metrics, "start_rsum"), validated[-1]
-    starts = [] if start is None else _rsums(start, "start", names)
-    compared = [line for line in metrics if "saved_rsum" in line]
+    start, last, compared = _lines(metrics, "start"), validated[-1], _lines(metrics, "saved")
+    starts, name = _values(start[0], "start", names) if start else [], chosen_by(last)
     if compared:
-        saved, share = _rsums(compared[-1], "saved", names), compared[-1]["share"]
+        saved, share = _values(compared[-1], "saved", names), compared[-1]["share"]
     else:
         kept, share = facts["recipe"]["validation"]["keep"], 0.0
-        saved = [last["val_rsum" if kept == "last" else "val_best_rsum"]]
+        saved = [last[f"val_{name}" if kept == "last" else f"val_best_{name}"]]
     stopped = None
     bound = facts["recipe"]["validation"].get("max_loss_elsewhere")
     # Further corpora are validated only if a loss there may end the training.
     if bound is not None and f"{names[-1]}/val_rsum" in last:
-        lost = _loss_elsewhere(starts, _rsums(last, "val", names))
+        lost = _loss_elsewhere(starts, _values(last, "val", names))
         stopped = {"step": last["step"] + 1, "lost": lost} if lost > bound else None
     return {
+        "measure": CHOSEN[name],
         "corpora": [
             {"corpus": name, "start": starts[i] if starts else None, "saved": saved[i]} for i, name in enumerate(names)
         ],
         "share": share,
-        "curve": [{"share": line["share"], "rsum": _rsums(line, "saved", names)} for line in compared[:-1]],
+        "curve": [{"share": line["share"], "rsum": _values(line, "saved", names)} for line in compared[:-1]],
         "stopped": stopped,
     }
 
 
 def validation_tables(document: Mapping[str, Any]) -> list[Table]:
-    """The RSUM of start and saved model on each corpus, and the curve by which the share of the start was chosen."""
+    """The measure of start and saved model on each corpus, and the curve by which the share of the start was chosen."""
     rows = [
         [each["corpus"], *("-", f"{each['saved']:.2f}", "-")]
         if each["start"] is None
@@ -322,7 +347,9 @@ def validation_tables(document: Mapping[str, Any]) -> list[Table]:
     stopped, note = document["stopped"], ""
     if stopped is not None:
         note = f"The training ended after step {stopped['step']:,}, where it had lost {stopped['lost']:.2f} elsewhere."
-    tables = [Table("Validation, RSUM", ["corpus", "start", "saved model", "change"], rows, note=note)]
+    tables = [
+        Table(f"Validation, {document['measure']}", ["corpus", "start", "saved model", "change"], rows, note=note)
+    ]
     if document["curve"]:
         names = [each["corpus"] for each in document["corpora"]]
         rows = [[f"{each['share']:g}", *(f"{rsum:.2f}" for rsum in each["rsum"])] for each in document["curve"]]

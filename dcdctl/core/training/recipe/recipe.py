@@ -310,8 +310,11 @@ class ValidationConfig:
     max_images: Count | None = None
     """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so
     a few hundred images are practical."""
+    metric: Literal["rsum", "agreement"] = "rsum"
+    """What is measured: the sum of recalls, or nDCG@10 against the order of the training's teacher, for which a corpus
+    may be a pool. A teacher that is no dual encoder needs a cache of the split (--cache)."""
     keep: Literal["best", "last"] = "best"
-    """The weights that become the model: those with the highest sum of recalls on the first corpus, or the last."""
+    """The weights that become the model: the best ones by `metric` on the first corpus, or the last."""
     max_loss_elsewhere: Annotated[float, at_least(0)] | None = None
     """RSUM points that the model may lose on any --validation-data after the first, from its start. A training that
     loses more ends there, and the best weights before become the model. With model.average_with_start auto it goes to
@@ -359,6 +362,14 @@ class Recipe:
             raise ConfigError(
                 "validation.max_loss_elsewhere ends a training at weights that lose more, and validation.keep is last",
                 hint="set validation.keep to best, or model.average_with_start to auto",
+            )
+        if self.validation.metric == "agreement" and (
+            self.validation.max_loss_elsewhere is not None or self.model.average_with_start == "auto"
+        ):
+            raise ConfigError(
+                "validation.max_loss_elsewhere and model.average_with_start auto count points of RSUM, and "
+                "validation.metric is agreement",
+                hint="set validation.metric to rsum, or leave them out",
             )
         # Without a teacher all drawn negatives are kept.
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
