@@ -311,7 +311,7 @@ def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
         ('format = "parquet"\nrows = { train = "broken.parquet" }\n', "broken.parquet is not a Parquet file"),
         (
             'format = "parquet"\nrows = { train = "bare.parquet" }\n',
-            "has no column 'image' for the image, its columns are text",
+            "has no column image: its columns are text",
         ),
         (
             'format = "parquet"\nimage_column = "text"\nrows = { train = "bare.parquet" }\n',
@@ -319,13 +319,13 @@ def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
         ),
         (
             'format = "parquet"\nrows = { train = "silent.parquet" }\n',
-            "has no column 'captions' for the captions, its columns are image",
+            "has no column captions, caption, sentences, raw, text: its columns are image",
         ),
         (
             'format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n',
-            "has no column 'id' for the identity of images",
+            "has no column id: its columns are image, captions",
         ),
-        ('format = "parquet"\nrows = { all = "fine.parquet" }\n', "has no column 'split' for the split"),
+        ('format = "parquet"\nrows = { all = "fine.parquet" }\n', "has no column split: its columns are"),
         ('format = "webdataset"\nshards = { train = "none.tar" }\n', "none.tar do not exist"),
         ('format = "webdataset"\nshards = { train = "broken.parquet" }\n', "broken.parquet is not a zip"),
         ('format = "jsonl"\npairs = "none.jsonl"\nimages = "jpg"\n', "none.jsonl cannot be read"),

@@ -250,20 +250,18 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of the counts: one row per fact, one column per split."""
     facts = [_split_facts(split) for split in inspection.splits.values()]
-    rows = [[name, *(fact[name] for fact in facts)] for name in facts[0]]
-    return ["", *inspection.splits], [row for row in rows if any(row[1:])]
+    names = dict.fromkeys(name for fact in facts for name, value in fact.items() if value)
+    return ["", *inspection.splits], [[name, *(fact.get(name, "") for fact in facts)] for name in names]
 
 
 def _split_facts(split: SplitInspection) -> dict[str, str]:
-    words = _in_words(split.words_per_caption)
+    texts, text = ("texts without pairing", "text") if split.is_pool else ("captions", "caption")
     return {
         "images": f"{split.images:,}",
-        "captions": "" if split.is_pool else f"{split.captions:,}",
-        "texts without pairing": f"{split.captions:,}" if split.is_pool else "",
+        texts: f"{split.captions:,}",
         "captions by source": ", ".join(f"{name} {count:,}" for name, count in split.captions_by_source.items()),
         "captions per image": _in_words(split.captions_per_image),
-        "words per caption": "" if split.is_pool else words,
-        "words per text": words if split.is_pool else "",
+        f"words per {text}": _in_words(split.words_per_caption),
         "different words": f"{split.different_words:,}",
         "repeated captions": "" if split.is_pool else f"{split.repeated:.1%}",
         "width [px]": _in_words(split.width_px),

@@ -352,8 +352,6 @@ def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
         example = encoding["example"]
         wrong = f"; if this caption is wrong, name another with --encoding: {example}" if example else ""
         yield f"{encoding['file']} was read as {encoding['name']}{wrong}"
-    if decontaminated := source.get("decontaminate"):
-        yield f"without images and texts of {', '.join(name for name, _ in decontaminated)}"
     if repeated := source.get("queries", {}).get("repeated"):
         yield f"repeated texts: {repeated:,}, each kept once"
 
@@ -412,11 +410,10 @@ def _write_splits(
 
 
 def _corpus_row(row: SourceRow, image: CheckedImage, labels: Sequence[str]) -> CorpusRow:
-    # An image that was shrunk may have become a PNG.
-    name = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
     return CorpusRow(
         image_id=row.image_id,
-        path=name,
+        # An image that was shrunk may have become a PNG.
+        path=str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path,
         data=image.data,
         width=image.width,
         height=image.height,

@@ -122,9 +122,7 @@ def write_shard(path: Path, rows: Iterable[CorpusRow], labels: Sequence[str] = (
     compression = {
         "image_id": "zstd",
         "image.path": "zstd",
-        "captions.list.element": "zstd",
-        "caption_ids.list.element": "zstd",
-        **{f"{name}.list.element": "zstd" for name in labels},
+        **{f"{name}.list.element": "zstd" for name, kind in columns if pa.types.is_list(kind)},
     }
     with (
         files.atomic_path(path) as partial,

@@ -313,7 +313,7 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, compute: Co
     build, lengths = _begin(planned, source, encoders, compute)
     corpus, text_parts = source.corpus, _text_parts(source.corpus)
     num_parts = -(-corpus.num_images // IMAGES_PER_FILE)
-    num_text_parts = int(text_parts[-1]) + 1 if corpus.is_pool else num_parts
+    num_text_parts = int(text_parts.max(initial=-1)) + 1
     # The first image and the first caption of each part; last, their numbers.
     first_image = [*range(0, corpus.num_images, IMAGES_PER_FILE), corpus.num_images]
     first_text = np.searchsorted(text_parts, range(num_text_parts + 1)).tolist()

@@ -114,18 +114,15 @@ class ZipImageFile:
         try:
             with _READ_ZIP:
                 data = self._content(info)
+            if len(data) != info.file_size:
+                length = "more" if len(data) > info.file_size else f"{len(data):,}"
+                raise ValueError(f"the zip says {info.file_size:,} bytes, it holds {length}")
+            if zlib.crc32(data) != info.CRC:
+                raise ValueError("its CRC-32 differs")
+            return data
         # RuntimeError: the member is encrypted.
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError) as error:
             raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error
-        if len(data) != info.file_size:
-            length = "more" if len(data) > info.file_size else f"{len(data):,}"
-            raise RowError(
-                f"its image cannot be read from {self.archive.name} (the zip says {info.file_size:,} bytes, it holds "
-                f"{length})"
-            )
-        if zlib.crc32(data) != info.CRC:
-            raise RowError(f"its image cannot be read from {self.archive.name} (its CRC-32 differs)")
-        return data
 
     def _content(self, info: zipfile.ZipInfo) -> bytes:
         """The bytes of the member, at most one more than the directory of the zip says: the directory may lie."""
@@ -169,12 +166,11 @@ class TarImageFile:
             with self.archive.open("rb", buffering=0) as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
+            if len(data) < self.size:
+                raise OSError(f"the archive ends {self.size - len(data):,} bytes early")
+            return data
         except OSError as error:
             raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error
-        if len(data) < self.size:
-            missing = f"the archive ends {self.size - len(data):,} bytes early"
-            raise RowError(f"its image cannot be read from {self.archive.name} ({missing})")
-        return data
 
     def stamp(self) -> str:
         return f"{self.member} {self.size} {self.modified}"

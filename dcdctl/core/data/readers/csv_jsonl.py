@@ -10,7 +10,7 @@ A table without splits is divided into train, val and test.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -94,8 +94,6 @@ class CsvSource(TextSource):
         store, encoding = ImageStore(self.images), find_encoding(self.pairs, self.encoding)
         rows = read_csv(self.pairs, encoding) if self.format == "csv" else _read_jsonl(self.pairs, encoding)
         provenance: dict[str, Any] = {"kind": self.format, "pairs": file_checksum(self.pairs)}
-        if encoding != "utf-8-sig":
-            provenance["encoding"] = encoding_note(self.pairs, encoding, _captions_of(rows))
         images = [_path_or_none(cells) for _, cells in rows]
         columns = _other_columns(self, rows, images)
         if columns is not None:
@@ -110,6 +108,9 @@ class CsvSource(TextSource):
             splits = dict.fromkeys(filter(None, images), self.split)
         entries = (TableEntry(f"{self.pairs.name} line {line}", cells, store, splits) for line, cells in rows)
         grouped = group_by_image(entries, check, merge=True, is_divided=share > 0)
+        if encoding != "utf-8-sig":
+            texts = (text for split in grouped.values() for row in split for text in row.captions)
+            provenance["encoding"] = encoding_note(self.pairs, encoding, texts)
         if check.num_synthetic:
             provenance["hold_out"]["synthetic_left_out"] = check.num_synthetic
         listing = make_listing(grouped, check, provenance, self.images)
@@ -213,12 +214,6 @@ def _share_held_out(source: CsvSource, rows: Rows) -> float:
     if source.split is not None or source.hold_out is not None:
         return source.hold_out or 0.0
     return HELD_OUT_BY_DEFAULT
-
-
-def _captions_of(rows: Rows) -> Iterator[str]:
-    for _, cells in rows:
-        captions = cells.get("captions", cells.get("caption"))
-        yield from (text for text in (captions if isinstance(captions, list) else [captions]) if isinstance(text, str))
 
 
 def read_csv(path: Path, encoding: str) -> Rows:

@@ -82,11 +82,8 @@ class KarpathyEntry(EntryWithFile):
             raise RowError(f'"sentences" is {describe_value(sentences)}, expected a list')
         if not sentences:
             raise RowError("the image has no caption")
-        for i, sentence in enumerate(sentences):
-            if not isinstance(sentence, dict):
-                raise RowError(f'sentences[{i}] is {describe_value(sentence)}, expected an object with "raw"')
-        texts = [read_caption(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
-        return texts, self.numbers
+        texts = (sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences)
+        return [read_caption(text, f"caption {i}") for i, text in enumerate(texts)], self.numbers
 
 
 def read_images(path: Path) -> Iterator[Any]:

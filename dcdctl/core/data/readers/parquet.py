@@ -36,7 +36,7 @@ from dcdctl.core.data.readers.rows import (
     read_labels,
     read_split,
 )
-from dcdctl.core.data.text_encoding import describe_value
+from dcdctl.core.data.text_encoding import describe_value, find_column
 from dcdctl.core.errors import InputError
 
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
@@ -45,6 +45,7 @@ _LABEL_COLUMNS = {"source": ("source", "caption_sources"), "weight": ("weight", 
 """The second name is that of a prepared corpus, which can be read as Parquet files."""
 LISTED_ROWS = 1 << 14
 """Rows that are listed at a time: their texts are a few megabytes."""
+_COLUMNS_HINT = "name others with image_column, id_column or caption_column"
 _NUMBERED = re.compile(r"caption_(\d+)")
 
 
@@ -207,12 +208,11 @@ def find_columns(
     """The columns of a file, by the names in the source or by usual ones; InputError if one is missing or holds no
     image files."""
 
-    def require(name: str, purpose: str) -> str:
-        if name.partition(".")[0] not in schema.names:
-            raise InputError(f"{path} has no column {name!r} for {purpose}, its columns are {', '.join(schema.names)}")
-        return name
+    def require(*known: str) -> str:
+        columns = {name.partition(".")[0]: name for name in known}
+        return columns[find_column(path, schema.names, tuple(columns), _COLUMNS_HINT)]
 
-    image = require(source.image_column, "the image")
+    image = require(source.image_column)
     kind = schema.field(image).type
     if pa.types.is_struct(kind):
         has_bytes = kind.get_field_index("bytes") >= 0
@@ -223,7 +223,7 @@ def find_columns(
             f"{path}: column {image!r} is {kind}, expected image files",
             hint="set image_column, or download the images too",
         )
-    image_id = require(source.id_column, "the identity of images") if source.id_column else ""
+    image_id = require(source.id_column) if source.id_column else ""
     if not image_id and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         image_id = f"{image}.path"
     # By number: as text, caption_10 precedes caption_2.
@@ -232,13 +232,12 @@ def find_columns(
     )
     captions: tuple[str, ...] = ()
     if source.caption_column:
-        captions = (require(source.caption_column, "the captions"),)
+        captions = (require(source.caption_column),)
     elif has_captions:
-        named = next((name for name in _CAPTION_COLUMNS if name in schema.names), None)
-        captions = tuple(numbered) or (named or require("captions", "the captions"),)
+        captions = tuple(numbered) or (require(*_CAPTION_COLUMNS),)
     numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")
     labels = {label: name for label, known in _LABEL_COLUMNS.items() for name in known if name in schema.names}
-    return ParquetColumns(captions, numbers, require("split", "the split") if has_split else "", image_id, labels)
+    return ParquetColumns(captions, numbers, require("split") if has_split else "", image_id, labels)
 
 
 def captions_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
