@@ -59,7 +59,7 @@ def test_a_table_without_splits_is_divided_by_the_hash_of_the_image_id(tmp_path,
     assert found == {name: split_by_hand(name, 0.2) for name in NAMES}
     assert {"train", "val", "test"} == set(found.values())
     assert (
-        "held out: val and test, 20% of the images each, by a hash of the image id; --hold-out 0 keeps all in train"
+        "held out: val and test, 20% of the images each, by SHA-256 of image_id; --hold-out 0 keeps all in train"
         in str(summary)
     )
     source = json.loads((tmp_path / "out" / "corpus.json").read_text())["source"]

@@ -414,8 +414,6 @@ class Corpus:
 def _row_faults(row: CorpusRow, *, is_pool: bool) -> Iterator[str]:
     if not row.captions and not is_pool:
         yield "has no caption"
-    if row.captions and is_pool:
-        yield "has captions in a pool"
     if len(row.caption_ids) not in (0, len(row.captions)):
         yield f"has {len(row.captions)} captions and {len(row.caption_ids)} caption ids"
     for name in LABEL_COLUMNS:

@@ -338,14 +338,13 @@ def _column_notes(listing: Listing) -> Iterator[str]:
 
 def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
     """How a table without splits was divided, and in which encoding a table was read."""
-    is_pool = source.get("kind") == "pool"
-    what, by = ("images and texts", "hashes of id and text") if is_pool else ("images", "a hash of the image id")
+    what = "images and texts" if source.get("kind") == "pool" else "images"
     if (hold_out := source.get("hold_out")) is not None:
         if hold_out["splits"]:
             names = f"{' and '.join(hold_out['splits'])}, {hold_out['share']:.0%} of the {what} each"
             if without := hold_out.get("synthetic_left_out"):
                 names += f", without {without:,} synthetic captions"
-            yield f"held out: {names}, by {by}; --hold-out 0 keeps all in train"
+            yield f"held out: {names}, by {hold_out['by']}; --hold-out 0 keeps all in train"
         else:
             yield f"held out: nothing, because {hold_out['share']:.0%} of so few {what} is less than one"
     if (encoding := source.get("encoding")) is not None:

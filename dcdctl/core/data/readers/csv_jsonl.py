@@ -37,7 +37,6 @@ from dcdctl.core.data.readers.rows import (
     RowCheck,
     TextSource,
     divide,
-    encoding_note,
     file_checksum,
     group_by_image,
     is_synthetic,
@@ -110,7 +109,9 @@ class CsvSource(TextSource):
         grouped = group_by_image(entries, check, merge=True, is_divided=share > 0)
         if encoding != "utf-8-sig":
             texts = (text for split in grouped.values() for row in split for text in row.captions)
-            provenance["encoding"] = encoding_note(self.pairs, encoding, texts)
+            # The first that shows whether it is right, in a line of a terminal.
+            example = " ".join(next((text for text in texts if not text.isascii()), "").split())[:80]
+            provenance["encoding"] = {"file": self.pairs.name, "name": encoding, "example": example}
         if check.num_synthetic:
             provenance["hold_out"]["synthetic_left_out"] = check.num_synthetic
         listing = make_listing(grouped, check, provenance, self.images)

@@ -41,8 +41,6 @@ MAX_HELD_OUT = 0.3
 MAX_TEXT_BYTES = 1 << 20
 """Larger captions, and files of captions in a tar, are rejected: to compare and tokenize a text takes 60 to 170 times
 its size."""
-# A line of a terminal.
-_EXAMPLE_LETTERS = 80
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 MAX_WEIGHT = 1e9
 """The largest weight of a caption: sums of such weights keep their precision."""
@@ -329,13 +327,6 @@ def check_splits(where: str, keys: Iterable[str]) -> None:
     for split in keys:
         if split not in CAPTIONED_SPLITS:
             raise ConfigError(f"{where}.{split} is not a split", hint=f"known splits: {', '.join(CAPTIONED_SPLITS)}")
-
-
-def encoding_note(path: Path, encoding: str, texts: Iterable[str]) -> dict[str, str]:
-    """An encoding as `corpus.json` records it, with the first text that shows whether it is right: one with other
-    letters than ASCII."""
-    example = next((text for text in texts if not text.isascii()), "")
-    return {"file": path.name, "name": encoding, "example": " ".join(example.split())[:_EXAMPLE_LETTERS]}
 
 
 def file_checksum(path: Path) -> dict[str, str]:
