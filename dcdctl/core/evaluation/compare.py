@@ -180,32 +180,23 @@ def _find(ref: str) -> tuple[Path, FileNames]:
         path, is_cascade = Path(ref.removesuffix(CASCADE_SUFFIX)), True
     # A folder may end so as well.
     if path.suffix == ".parquet" and not path.is_dir():
-        return path.parent, next(
-            (names for names in (MODEL_FILES, CASCADE_FILES) if names.ranks == path.name), FileNames(path.name)
-        )
+        known = {names.ranks: names for names in (MODEL_FILES, CASCADE_FILES)}
+        return path.parent, known.get(path.name, FileNames(path.name))
+    choices = (CASCADE_FILES,) if is_cascade else (MODEL_FILES, CASCADE_FILES)
+    names = next((names for names in choices if (path / names.ranks).is_file()), None)
+    if names is not None and (path / names.result).is_file():
+        return path, names
     if not path.is_dir():
-        raise InputError(f"there is no folder {shown(path)}, expected an evaluation", hint=_how_to_make("RUN"))
-    for names in (CASCADE_FILES,) if is_cascade else (MODEL_FILES, CASCADE_FILES):
-        if (path / names.ranks).is_file():
-            if not (path / names.result).is_file():
-                raise InputError(
-                    f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off",
-                    hint=_how_to_make(path),
-                )
-            return path, names
-    if kind_of_folder(path) not in ("a run", "an evaluation") and (
-        other := other_folder_error(path, "evaluation", error=InputError)
-    ):
-        raise other
-    missing = (CASCADE_FILES if is_cascade else MODEL_FILES).ranks
-    raise InputError(
-        f"{path} has no {missing}, so it is no evaluation",
-        hint=_how_to_make(path, " --rerank REF" if is_cascade else ""),
-    )
-
-
-def _how_to_make(ref: Path | str, more: str = "") -> str:
-    return f"`dcdctl eval {ref} --data DIR{more}` makes one"
+        fault = f"there is no folder {shown(path)}, expected an evaluation"
+    elif names is not None:
+        fault = f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off"
+    else:
+        other = other_folder_error(path, "evaluation", error=InputError)
+        if other is not None and kind_of_folder(path) != "a run":
+            raise other
+        fault = f"{path} has no {choices[0].ranks}, so it is no evaluation"
+    more = " --rerank REF" if is_cascade else ""
+    raise InputError(fault, hint=f"`dcdctl eval {path if path.is_dir() else 'RUN'} --data DIR{more}` makes one")
 
 
 def _check_alike(

@@ -333,12 +333,9 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     ranked = rankers.rank_by_forms(rankers.embed(model, task, forms), forms, task)
     return {
         "model": job.model,
-        "split": corpus.split,
-        "images": corpus.num_images,
-        "captions": corpus.num_captions,
+        **Evaluation.facts(corpus),
         "protocol": {"name": protocol.name, "folds": protocol.num_folds, "ties": TIES},
         "precision": job.compute.precision,
-        "corpus_fingerprint": corpus.fingerprint,
         "rows": vectors.table_rows(forms, ranked),
     }
 

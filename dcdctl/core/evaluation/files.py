@@ -163,7 +163,8 @@ def read_ranks(path: Path) -> RankTable:
     table = _read(path, "a table of ranks", _RANKS, RANKS_HINT, optional=_OPTIONAL)
     if fault := _fault(table):
         raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
-    text, image = _by_direction(table).values()
+    rows_of = _by_direction(table)
+    text, image = rows_of.values()
     captions = image["caption"].fill_null("").to_pylist() if "caption" in table.column_names else [""] * image.num_rows
     return RankTable(
         tuple(text["image_id"].to_pylist()),
@@ -177,13 +178,9 @@ def read_ranks(path: Path) -> RankTable:
             direction: rows["score"].to_numpy()
             if "score" in rows.column_names
             else np.full(rows.num_rows, np.nan, "f4")
-            for direction, rows in zip(Direction, (text, image), strict=True)
+            for direction, rows in rows_of.items()
         },
-        {
-            direction: rows["ndcg"].to_numpy()
-            for direction, rows in zip(Direction, (text, image), strict=True)
-            if "ndcg" in rows.column_names
-        },
+        {direction: rows["ndcg"].to_numpy() for direction, rows in rows_of.items() if "ndcg" in rows.column_names},
     )
 
 

@@ -192,10 +192,7 @@ def estimate_means(
 ) -> list[Estimate]:
     """The means of columns over queries, with intervals from draws of units: the queries of one unit, such as the
     captions of an image, are drawn together."""
-    drawn_RM = _drawn_means(values_QM, unit_Q, resamples, seed)
-    bounds_2M = np.quantile(drawn_RM, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    columns = np.vstack([values_QM.mean(axis=0), bounds_2M]).T.tolist()
-    return [Estimate(value, Interval(*bounds)) for value, *bounds in columns]
+    return _with_intervals(np.vstack([values_QM.mean(axis=0), _drawn_means(values_QM, unit_Q, resamples, seed)]))
 
 
 def compare_means(
@@ -393,11 +390,15 @@ def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[n
     return (100 / num_runs_R)[:, None] * np.column_stack([text_RC / num_images, image_RC / draws.captions_R1, rsum_R])
 
 
+def _with_intervals(values_RC: NDArray[np.float64]) -> list[Estimate]:
+    """The first row of each column, with the interval of the draws in the other rows."""
+    bounds_2C = np.quantile(values_RC[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    columns = np.vstack([values_RC[0], bounds_2C]).T.tolist()
+    return [Estimate(value, Interval(*bounds)) for value, *bounds in columns]
+
+
 def _estimates(percents_RC: NDArray[np.float64]) -> Estimates:
-    bounds_2C = np.quantile(percents_RC[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    *columns, rsum = [
-        Estimate(value, Interval(*bounds)) for value, *bounds in np.vstack([percents_RC[0], bounds_2C]).T.tolist()
-    ]
+    *columns, rsum = _with_intervals(percents_RC)
     names = (*RECALL_NAMES, RECIPROCAL_RANK)
     text, image = columns[: len(names)], columns[len(names) :]
     return Estimates(

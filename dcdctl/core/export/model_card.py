@@ -184,17 +184,11 @@ def _stream(facts: dict[str, Any]) -> str:
 
 
 def _teacher(facts: dict[str, Any]) -> str:
-    """The models whose scores it learned from, in a sentence."""
-    fingerprints = teachers_of(facts["inputs"])
-    refs = [public(str(ref)) for ref in option_values(facts, "--teacher")]
-    if not fingerprints and not refs:
-        return "No teacher."
-    if fingerprints:
-        caches = ", ".join(public(str(folder)) for folder in option_values(facts, "--cache"))
-        kind = f"cached scores{f' ({caches})' if caches else ''}" if facts["inputs"].get("cache") else "scores"
-        teachers = "a teacher" if len(fingerprints) == 1 else f"{len(fingerprints)} teachers"
-        refs.append(f"{kind} of {teachers} (fingerprint {', '.join(fingerprint[:12] for fingerprint in fingerprints)})")
-    return f"Teacher: {', '.join(refs)}."
+    """The models and caches that it learned from, in a sentence."""
+    named = [public(str(ref)) for option in ("--teacher", "--cache") for ref in option_values(facts, option)]
+    fingerprints = ", ".join(fingerprint[:12] for fingerprint in teachers_of(facts["inputs"]))
+    about = [", ".join(named), *([f"(fingerprint {fingerprints})"] if fingerprints else [])]
+    return f"Teacher: {' '.join(filter(None, about))}." if any(about) else "No teacher."
 
 
 def _training_data(history: RunHistory) -> str:

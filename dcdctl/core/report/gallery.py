@@ -77,9 +77,8 @@ def choose(
 def _extremes(gain_Q: NDArray[np.float64], order_Q: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     """Queries with a gain below zero, lowest first, and queries with a gain above zero, highest first; ties in the
     order of `order_Q`."""
-    by_gain = order_Q[np.argsort(gain_Q[order_Q], kind="stable")]
-    by_loss = order_Q[np.argsort(-gain_Q[order_Q], kind="stable")]
-    return by_gain[gain_Q[by_gain] < 0].tolist(), by_loss[gain_Q[by_loss] > 0].tolist()
+    by_size = order_Q[np.argsort(-np.abs(gain_Q[order_Q]), kind="stable")]
+    return by_size[gain_Q[by_size] < 0].tolist(), by_size[gain_Q[by_size] > 0].tolist()
 
 
 @dataclass(frozen=True)

@@ -70,15 +70,12 @@ def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
     outcome = f"keeps {rsum}" if loses else f"reaches {rsum}"
     if not model.query_ms:
         return f"{subject} {outcome}."
-    speed_up = None if model.times is None else model.times.speed_up
-    if speed_up is None:
-        return f"{subject} answers in {tables.shown_ms(model.query_ms[-1])} ms and {outcome}."
-    mark = "about " if model.times is not None and model.times.is_extrapolated else ""
-    ratio = (
-        f"{mark}{tables.shown_ratio(max(speed_up, 1 / speed_up))} times "
-        f"{'faster' if speed_up >= 1 else 'slower'} than the teacher"
-    )
-    return f"{subject} answers in {tables.shown_ms(model.query_ms[-1])} ms, {ratio}, and {outcome}."
+    answers, times = f"answers in {tables.shown_ms(model.query_ms[-1])} ms", model.times
+    if times is None or times.speed_up is None:
+        return f"{subject} {answers} and {outcome}."
+    mark, ratio = "about " if times.is_extrapolated else "", tables.shown_ratio(max(times.speed_up, 1 / times.speed_up))
+    than = "faster" if times.speed_up >= 1 else "slower"
+    return f"{subject} {answers}, {mark}{ratio} times {than} than the teacher, and {outcome}."
 
 
 def facts_of(report: Report) -> list[tuple[str, str]]:
