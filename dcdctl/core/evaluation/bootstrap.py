@@ -21,8 +21,8 @@ _SIGN_STREAM = 1
 """Stream of the random signs, so that they do not depend on the bootstrap's draws with the same seed."""
 ALPHA = 0.05
 """A p-value above it shows no difference."""
-MIN_RUNS, MAX_RUNS = 3, 100
-"""Fewest runs per system for a claim about its method, and the most that are looked for."""
+MIN_RUNS = 3
+"""Fewest runs per system for a claim about its method."""
 
 
 def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
@@ -75,31 +75,7 @@ def welch_test(ours: Sequence[float], base: Sequence[float]) -> float:
     0.0705
     """
     difference = statistics.fmean(ours) - statistics.fmean(base)
-    return _welch_p(difference, [(statistics.variance(side), len(side)) for side in (ours, base)])
-
-
-def runs_needed(ours: Sequence[float], base: Sequence[float]) -> int | None:
-    """Runs per system with which Welch's t-test would show the measured difference, if it and the spreads stay as they
-    are: the smallest n from MIN_RUNS on with p <= ALPHA. None if a system has one run, or for more than MAX_RUNS.
-
-    The test is solved for n: n >= t(1 - ALPHA / 2, f)^2 (s1^2 + s2^2) / difference^2, with f = (n - 1)
-    (s1^2 + s2^2)^2 / (s1^4 + s2^4) degrees of freedom. Runs of a smaller true difference would need more.
-
-    >>> runs_needed([1.0, 2.0], [3.0, 4.0])  # s1^2 = s2^2 = 0.5; at n = 3, t = 3.46 and t(0.975, 4) = 2.78
-    3
-    >>> runs_needed([1.0, 3.0], [3.0, 4.0])  # s1^2 = 2; t = 2.12 of 2.36 at n = 5, 2.32 of 2.26 at n = 6
-    7
-    """
-    if min(len(ours), len(base)) < 2:
-        return None
-    difference = statistics.fmean(ours) - statistics.fmean(base)
-    variances = [statistics.variance(side) for side in (ours, base)]
-    counts = range(MIN_RUNS, MAX_RUNS + 1)
-    return next((n for n in counts if _welch_p(difference, [(variance, n) for variance in variances]) <= ALPHA), None)
-
-
-def _welch_p(difference: float, sides: Sequence[tuple[float, int]]) -> float:
-    """`welch_test` from the variance and the number of runs of each side."""
+    sides = [(statistics.variance(side), len(side)) for side in (ours, base)]
     total = sum(variance / count for variance, count in sides)
     if not total:
         return float(not difference)
