@@ -80,7 +80,7 @@ class CorpusData(TrainingData):
         corpora, caches = inputs.open()
         self.validation = validation.open_corpora(recipe.validation, inputs.validation_data, corpora[0])
         groups = [
-            (group, read_caches(group, weights if group else ()))
+            (group, read_caches(group, weights if group or not caches else ()))
             for group in caches_of([*corpora, *self.judged.values()], caches)
         ]
         self.parts = [ScoredCorpus(corpus, *group) for corpus, group in zip(corpora, groups, strict=False)]

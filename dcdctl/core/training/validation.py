@@ -251,11 +251,8 @@ def facts_of(corpora: Mapping[str, Corpus], teachers: Mapping[str, TeacherScores
     """The fingerprints of the validation corpora and their teachers, for run.json."""
     prints = {name: corpus.fingerprint for name, corpus in corpora.items()}
     first = prints.pop(next(iter(prints), ""), None)
-    facts = {"validation": first, **({"validation_elsewhere": prints} if prints else {})}
-    return {
-        **facts,
-        **({"validation_teachers": {name: each.plan for name, each in teachers.items()}} if teachers else {}),
-    }
+    more = {"validation_elsewhere": prints, "validation_teachers": {name: each.plan for name, each in teachers.items()}}
+    return {"validation": first, **{key: value for key, value in more.items() if value}}
 
 
 def run_document(run: Run) -> dict[str, Any]:
