@@ -20,7 +20,7 @@ from dcdctl.core.teacher import TeacherScores
 from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
 from dcdctl.core.training.batches.make import choose_pairs
-from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, best_images, pseudo_positives
+from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.grad_cache import Step, backward
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
@@ -139,11 +139,9 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
 
     monkeypatch.setattr(batches_of_pool, "_ROWS_AT_ONCE", 5)
     for scores in (scores_of(), scores_of(blocks=3)):
-        image_T, score_T = best_images(scores, pool)
-        np.testing.assert_array_equal(image_T, np.nanargmax(scores.matrix, axis=0))
-        np.testing.assert_array_equal(score_T, np.nanmax(scores.matrix, axis=0))
+        best_T, score_T = np.nanargmax(scores.matrix, axis=0), np.nanmax(scores.matrix, axis=0)
         chosen = pseudo_positives(scores, pool, 1.0)
-        np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, image_T, -1))
+        np.testing.assert_array_equal(chosen, np.where(score_T > 1.0, best_T, -1))
         sets = ["loss.terms={ infonce = 1.0 }", "pool.pseudo_positive_above=1.0", "batch.size=3"]
         pairs = choose_pairs(pool, recipe(*sets), scores, None)
         for step in range(8):
@@ -153,7 +151,7 @@ def test_pseudo_positives_are_the_best_images_above_a_threshold(pool, monkeypatc
             # Another text with this image as its best is no negative of it.
             np.testing.assert_array_equal(batch.same_RC, (chosen[texts] == images[:, None]) & ~np.eye(3, dtype=bool))
     unscored = Table(np.where(np.arange(24) < 20, scores_of().matrix, np.nan))
-    assert best_images(unscored, pool)[0][20:].tolist() == [-1] * 4
+    assert pseudo_positives(unscored, pool, -1000)[20:].tolist() == [-1] * 4
 
 
 def test_a_student_learns_from_a_pool_and_resumes(pool, teacher, tmp_path, monkeypatch):

@@ -13,12 +13,13 @@ Shape letters: P pairs, Q queries.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher.candidate_lists import Candidates
 
@@ -47,7 +48,7 @@ def within_budget(
     num_texts, keys, priorities = len(drawn.images_of_text), [], []
     for direction, rank_P in drawn.ranks.items():
         lists = drawn.lists(direction)
-        key_P = _keys(lists, direction, num_texts)
+        key_P = drawn.keys(direction)
         is_open = ~np.isin(key_P, scored_P)
         rows = lists.rows[is_open]
         order = np.lexsort((rank_P[is_open], rows))
@@ -61,13 +62,8 @@ def within_budget(
     # Without a draw, pairs of the first images would come first.
     tie_P = np.random.default_rng([seed, 3]).permutation(len(open_P))
     allowed_P = np.union1d(open_P[np.lexsort((tie_P, -priority_P))[:count]], scored_P)
-    kept = {}
-    for direction in Direction:
-        lists = drawn.lists(direction)
-        is_kept = np.isin(_keys(lists, direction, num_texts), allowed_P)
-        kept[direction] = RaggedArray.from_sorted(lists.rows[is_kept], lists.values[is_kept], len(lists))
-    dropped = {**drawn.dropped, LEFT_OUT: max(len(open_P) - count, 0)}
-    return Candidates(kept[Direction.TEXT], kept[Direction.IMAGE], dropped)
+    kept = drawn.where(lambda image_P, text_P: np.isin(image_P * num_texts + text_P, allowed_P))
+    return replace(kept, dropped={**drawn.dropped, LEFT_OUT: max(len(open_P) - count, 0)})
 
 
 def num_blocks(count: int, block_P: Index, total: int) -> tuple[int, int]:
@@ -82,11 +78,6 @@ def num_blocks(count: int, block_P: Index, total: int) -> tuple[int, int]:
             hint="raise it, or set candidates.block_size lower",
         )
     return kept, int(costs[-1] - costs[kept - 1])
-
-
-def _keys(lists: RaggedArray, direction: Direction, num_texts: int) -> Index:
-    image_P, text_P = direction.query_first(lists.rows, lists.values)
-    return image_P * num_texts + text_P
 
 
 def disagreement(

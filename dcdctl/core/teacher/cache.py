@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
+from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import (
     CACHE,
@@ -27,7 +27,7 @@ from dcdctl.core.teacher.cache_format import (
     read_pairs,
     shards_of,
 )
-from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
+from dcdctl.core.teacher.candidate_lists import IMAGE_CANDIDATE, POSITIVE, ROLES, TEXT_CANDIDATE, Candidates
 from dcdctl.core.teacher.scores import AverageScores, TeacherScores, check_weights, in_range
 
 
@@ -114,26 +114,30 @@ class TeacherCache(TeacherScores):
     def candidates(self) -> Candidates:
         """The negatives of every query, without those that score too close to the query's positives (the margins of the
         plan)."""
-        image_P, text_P, role_P = self.image_P, self.text_P, self.role_P
-        is_text, is_image = (role_P & TEXT_CANDIDATE) > 0, (role_P & IMAGE_CANDIDATE) > 0
-        dropped = {}
-        if any(self.plan["candidates"][f"{kind}_margin"] is not None for kind in ("absolute", "relative")):
-            near_text = is_text & self._is_near(image_P, self.num_images)
-            near_image = is_image & self._is_near(text_P, self.num_texts)
-            dropped["margins"] = int(near_text.sum() + near_image.sum())
-            is_text, is_image = is_text & ~near_text, is_image & ~near_image
-        texts_of_image = RaggedArray.from_sorted(image_P[is_text], text_P[is_text].astype(np.int64), self.num_images)
-        # Stable, so that the images of a caption stay sorted.
-        by_text = np.argsort(text_P[is_image], kind="stable")
-        images_of_text = RaggedArray.from_sorted(text_P[is_image][by_text], image_P[is_image][by_text], self.num_texts)
-        return Candidates(texts_of_image, images_of_text, dropped)
+        image_P, text_P = self.image_P, self.text_P.astype(np.int64)
+        margins = [self.plan["candidates"][f"{kind}_margin"] for kind in ("absolute", "relative")]
+        lists, num_near = [], 0
+        for direction, role in ROLES.items():
+            query_P, value_P = direction.query_first(image_P, text_P)
+            count, _ = direction.query_first(self.num_images, self.num_texts)
+            is_candidate = (self.role_P & role) > 0
+            if margins != [None, None]:
+                is_near = is_candidate & self._is_near(query_P, count, *margins)
+                num_near += int(is_near.sum())
+                is_candidate &= ~is_near
+            # Stable, so that the images of a caption stay sorted.
+            order = np.flatnonzero(is_candidate)
+            order = order[np.argsort(query_P[order], kind="stable")]
+            lists.append(RaggedArray.from_sorted(query_P[order], value_P[order], count))
+        return Candidates(lists[0], lists[1], {} if margins == [None, None] else {"margins": num_near})
 
-    def _is_near(self, query_P: NDArray[Any], num_queries: int) -> NDArray[np.bool_]:
+    def _is_near(
+        self, query_P: NDArray[Any], num_queries: int, absolute: float | None, relative: float | None
+    ) -> NDArray[np.bool_]:
         """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
         is_positive = (self.role_P & POSITIVE) > 0
         sums = np.bincount(query_P[is_positive], self.score_P[is_positive], num_queries)
         mean_P = (sums / np.maximum(np.bincount(query_P[is_positive], minlength=num_queries), 1))[query_P]
-        absolute, relative = self.plan["candidates"]["absolute_margin"], self.plan["candidates"]["relative_margin"]
         is_near = np.zeros(self.num_pairs, dtype=bool)
         if absolute is not None:
             is_near |= self.score_P > mean_P - absolute
@@ -222,15 +226,9 @@ class TeacherEnsemble(AverageScores):
     @cached_property
     def candidates(self) -> Candidates:
         """The first cache's candidates that all teachers have scored."""
-        first = self.teachers[0].candidates
-
-        def shared(direction: Direction) -> RaggedArray:
-            lists = first.lists(direction)
-            pairs = direction.query_first(lists.rows, lists.values)
-            kept = ~np.isnan([cache.lookup(*pairs) for cache in self.teachers]).any(axis=0)
-            return RaggedArray.from_sorted(lists.rows[kept], lists.values[kept], len(lists))
-
-        return Candidates(shared(Direction.TEXT), shared(Direction.IMAGE), first.dropped)
+        return self.teachers[0].candidates.where(
+            lambda *pair: ~np.isnan([cache.lookup(*pair) for cache in self.teachers]).any(axis=0)
+        )
 
     @cached_property
     def _scores_KP(self) -> NDArray[np.float32]:

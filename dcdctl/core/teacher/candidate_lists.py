@@ -5,6 +5,7 @@ Only NumPy is imported here, because `dcdctl inspect` and `verify` read caches w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Direction, Index, RaggedArray
-from dcdctl.core.teacher.false_negatives import FalseNegativeFilter
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate
@@ -36,6 +36,12 @@ class Candidates:
         """The negatives of the queries of a direction."""
         return self.texts_of_image if direction == Direction.TEXT else self.images_of_text
 
+    def keys(self, direction: Direction) -> Index:
+        """One number for each pair of a direction, in the order of its lists: image * captions + caption."""
+        lists = self.lists(direction)
+        image_P, text_P = direction.query_first(lists.rows, lists.values)
+        return image_P * len(self.images_of_text) + text_P
+
     def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
         """All pairs to score, positives included, each once: image, caption and the sum of the roles, sorted by image
         and caption."""
@@ -44,8 +50,7 @@ class Candidates:
         coded = np.concatenate(
             [
                 (caption_image[own] * num_texts + own) * 8 + POSITIVE,
-                (self.texts_of_image.rows * num_texts + self.texts_of_image.values) * 8 + TEXT_CANDIDATE,
-                (self.images_of_text.values * num_texts + self.images_of_text.rows) * 8 + IMAGE_CANDIDATE,
+                *(self.keys(direction) * 8 + role for direction, role in ROLES.items()),
             ]
         )
         coded.sort()
@@ -54,13 +59,12 @@ class Candidates:
         keys = coded[starts] >> 3
         return keys // num_texts, keys % num_texts, role
 
-    def without_false_negatives(self, reason_against: FalseNegativeFilter) -> Candidates:
-        """The candidates that a filter has no reason against."""
-        images, texts = self.texts_of_image.rows, self.images_of_text.rows
-        is_text = reason_against(images, self.texts_of_image.values) == 0
-        is_image = reason_against(self.images_of_text.values, texts) == 0
-        return Candidates(
-            RaggedArray.from_sorted(images[is_text], self.texts_of_image.values[is_text], len(self.texts_of_image)),
-            RaggedArray.from_sorted(texts[is_image], self.images_of_text.values[is_image], len(self.images_of_text)),
-            self.dropped,
-        )
+    def where(self, is_kept: Callable[[Index, Index], Any]) -> Candidates:
+        """The candidates whose images and captions `is_kept` tells to keep; without ranks."""
+
+        def kept(direction: Direction) -> RaggedArray:
+            lists = self.lists(direction)
+            here = is_kept(*direction.query_first(lists.rows, lists.values))
+            return RaggedArray.from_sorted(lists.rows[here], lists.values[here], len(lists))
+
+        return Candidates(kept(Direction.TEXT), kept(Direction.IMAGE), self.dropped)

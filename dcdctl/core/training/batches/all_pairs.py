@@ -5,6 +5,10 @@ Shape letters as in `batches`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,93 +22,51 @@ COVERED_STEPS = 16
 """Batches over which coverage is measured before a training: a single batch varies by a few percent."""
 
 
-class AllPairs(StepPairs):
-    """Images with one caption each, all pairs of which are candidates.
+class PairGrid(StepPairs):
+    """Some images and some captions, all pairs of which are candidates."""
 
-    With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
-    of one query are the positives of others. `image_T` pairs texts of a pool with images, -1 for none: pseudo
-    positives, and images without one are left out.
-    """
+    counted: str
+    """The queries that `coverage` counts, and what to do if they are few."""
+    hint: str
+    has_positives = True
+    """Whether the captions of a batch belong to its images, in their order."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        config: BatchConfig,
-        seed: int,
-        cache: TeacherScores | None,
-        false_negatives: FalseNegativeFilter | None = None,
-        image_T: Index | None = None,
-    ) -> None:
-        super().__init__(corpus, config, seed, false_negatives)
-        owner_T = corpus.caption_image if image_T is None else image_T
-        texts = np.flatnonzero(owner_T >= 0)
-        self._texts_of = RaggedArray.from_pairs(owner_T[texts], texts, corpus.num_images)
-        self._has_text_I = self._texts_of.lengths > 0
-        weight_T = self.weight_T
-        self._sums = None if weight_T is None else np.concatenate([[0], weight_T[self._texts_of.values].cumsum()])
-        num_images = int(self._has_text_I.sum())
-        if num_images < config.size:
-            paired = "the split has only" if image_T is None else "pseudo positives have only"
-            raise ConfigError(f"batch.size is {config.size}, {paired} {num_images} images")
-        self.cache = cache
-        self.batches_per_epoch = float(num_images // config.size)
-        # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
-        self._neighbors = None if cache is None else find_neighbors(cache, owner_T, corpus.num_images)
+    @abstractmethod
+    def _pairs(self, step: int) -> tuple[Index, Index]:
+        """A column of the images and a row of the captions of a batch."""
 
-    @property
-    def caption_shares(self) -> NDArray[np.float64]:
-        """Images have equal shares, which their captions divide by their weights."""
-        owner_T = self.corpus.caption_image
-        weight_T = np.ones(len(owner_T)) if self.weight_T is None else self.weight_T
-        share_T: NDArray[np.float64] = weight_T / np.bincount(owner_T, weight_T)[owner_T] / self.corpus.num_images
-        return share_T
-
-    def coverage(self, num_steps: int) -> Coverage:
-        """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are
-        scored."""
-        assert self.cache is not None
-        is_negative_QG = ~np.eye(self.config.size, dtype=bool)
-        pairs = (self._pairs(step) for step in range(min(num_steps, COVERED_STEPS)))
-        scored = np.stack([~np.isnan(self.cache.lookup(*pair)) & is_negative_QG for pair in pairs])
-        return Coverage(
-            # A query with its positive alone has no order to teach: the losses leave it out.
-            queries=float((scored.any(axis=1).mean() + scored.any(axis=2).mean()) / 2),
-            of_queries="the queries of a batch with a negative or more",
-            scored=float(scored[:, is_negative_QG].mean()),
-            hint="make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set batch.size to "
-            "candidates.block_size",
-        )
+    @abstractmethod
+    def _batches(self, rng: np.random.Generator) -> Iterable[Any]:
+        """The batches of an epoch."""
 
     def of_step(self, step: int) -> PairsOfStep:
         """All pairs of the images and captions of a batch."""
-        image_QG, text_QG = self._pairs(step)
-        missing_QG = np.full(image_QG.shape, np.nan, dtype=np.float32)
-        teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG[:, :1], text_QG[:1])
+        image_Q1, text_1G = self._pairs(step)
+        teacher_QG = self._known(image_Q1, text_1G)
         return PairsOfStep(
-            image_RC=image_QG[:, :1],
-            text_RC=text_QG[:1],
+            image_RC=image_Q1,
+            text_RC=text_1G,
             teacher_RC=teacher_QG,
             official_RC=teacher_QG,
-            same_RC=self._is_same(image_QG, text_QG),
+            same_RC=self._is_same(*np.broadcast_arrays(image_Q1, text_1G)),
         )
 
-    def _pairs(self, step: int) -> tuple[Index, Index]:
-        """The images and captions of all pairs of a batch."""
-        epoch, position = divmod(step, int(self.batches_per_epoch))
-        # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
-        image_Q = np.sort(self._epoch_batches(epoch)[position])
-        texts_of, rng = self._texts_of, self._rng(1, step)
-        first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
-        if self._sums is None:
-            chosen_Q = first_Q + rng.integers(end_Q - first_Q)
-        else:
-            # Each caption is a stretch as long as its weight: a random point of its image falls into one.
-            point_Q = self._sums[first_Q] + rng.random(len(first_Q)) * (self._sums[end_Q] - self._sums[first_Q])
-            # Rounding may put a point on the end of the last stretch.
-            chosen_Q = np.clip(np.searchsorted(self._sums, point_Q, side="right") - 1, first_Q, end_Q - 1)
-        text_G = texts_of.values[chosen_Q]
-        image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
-        return image_QG, text_QG
+    def coverage(self, num_steps: int) -> Coverage:
+        """How many queries of the first batches, in both directions, have two scored candidates, the positive among
+        them, and how many pairs are scored, without the positives."""
+        steps = range(min(num_steps, COVERED_STEPS))
+        scored = np.stack([~np.isnan(self._known(*self._pairs(step))) for step in steps])
+        is_counted_QG = np.ones(scored.shape[1:], dtype=bool)
+        if self.has_positives:
+            np.fill_diagonal(is_counted_QG, False)
+        # A query with its positive alone has no order to teach: the losses leave it out.
+        is_enough = [(scored & is_counted_QG).sum(axis=axis) >= 2 - self.has_positives for axis in (1, 2)]
+        return Coverage(
+            queries=float((is_enough[0].mean() + is_enough[1].mean()) / 2),
+            of_queries=f"the queries of a batch {self.counted}",
+            scored=float(scored[:, is_counted_QG].mean()),
+            hint=f"make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set {self.hint}",
+        )
 
     def _is_same(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
         """Off the diagonal: whether the caption of another image also matches this one."""
@@ -116,15 +78,75 @@ class AllPairs(StepPairs):
         np.fill_diagonal(same_QG, False)
         return same_QG
 
-    def _epoch_batches(self, epoch: int) -> list[Index]:
+    def _batch(self, step: int) -> Any:
+        epoch, position = divmod(step, int(self.batches_per_epoch))
         # Kept for the epoch, whose images are all grouped at once.
         if epoch != self._epoch:
-            rng, size = self._rng(0, epoch), self.config.size
-            near = self._neighbors
-            is_free = self._has_text_I.copy()
-            batches = random_batches(is_free, size, rng) if near is None else neighbor_batches(near, is_free, size, rng)
-            self._epoch, self._epoch_images = epoch, batches
-        return self._epoch_images
+            self._epoch, self._of_epoch = epoch, list(self._batches(self._rng(0, epoch)))
+        return self._of_epoch[position]
+
+
+class AllPairs(PairGrid):
+    """Images with one caption each, all pairs of which are candidates.
+
+    With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates
+    of one query are the positives of others. `image_T` pairs texts of a pool with images, -1 for none: pseudo
+    positives, and images without one are left out.
+    """
+
+    counted, hint = "with a negative or more", "batch.size to candidates.block_size"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: BatchConfig,
+        seed: int,
+        scores: TeacherScores | None,
+        false_negatives: FalseNegativeFilter | None = None,
+        image_T: Index | None = None,
+    ) -> None:
+        super().__init__(corpus, config, seed, scores, false_negatives)
+        owner_T = corpus.caption_image if image_T is None else image_T
+        texts = np.flatnonzero(owner_T >= 0)
+        self._texts_of = RaggedArray.from_pairs(owner_T[texts], texts, corpus.num_images)
+        self._has_text_I = self._texts_of.lengths > 0
+        weight_T = self.weight_T
+        self._sums = None if weight_T is None else np.concatenate([[0], weight_T[self._texts_of.values].cumsum()])
+        num_images = int(self._has_text_I.sum())
+        if num_images < config.size:
+            paired = "the split has only" if image_T is None else "pseudo positives have only"
+            raise ConfigError(f"batch.size is {config.size}, {paired} {num_images} images")
+        self.batches_per_epoch = float(num_images // config.size)
+        # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
+        self._neighbors = None if scores is None else find_neighbors(scores, owner_T, corpus.num_images)
+
+    @property
+    def caption_shares(self) -> NDArray[np.float64]:
+        """Images have equal shares, which their captions divide by their weights."""
+        texts, images, share_T = self._texts_of.values, self._texts_of.rows, np.zeros(self.corpus.num_captions)
+        weights = np.ones(len(texts)) if self.weight_T is None else self.weight_T[texts]
+        share_T[texts] = weights / np.bincount(images, weights)[images] / self._has_text_I.sum()
+        return share_T
+
+    def _pairs(self, step: int) -> tuple[Index, Index]:
+        # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
+        image_Q = np.sort(self._batch(step))
+        texts_of, rng = self._texts_of, self._rng(1, step)
+        first_Q, end_Q = texts_of.offsets[image_Q], texts_of.offsets[image_Q + 1]
+        if self._sums is None:
+            chosen_Q = first_Q + rng.integers(end_Q - first_Q)
+        else:
+            # Each caption is a stretch as long as its weight: a random point of its image falls into one.
+            point_Q = self._sums[first_Q] + rng.random(len(first_Q)) * (self._sums[end_Q] - self._sums[first_Q])
+            # Rounding may put a point on the end of the last stretch.
+            chosen_Q = np.clip(np.searchsorted(self._sums, point_Q, side="right") - 1, first_Q, end_Q - 1)
+        return image_Q[:, None], texts_of.values[chosen_Q][None]
+
+    def _batches(self, rng: np.random.Generator) -> list[Index]:
+        is_free, size = self._has_text_I.copy(), self.config.size
+        if self._neighbors is None:
+            return random_batches(is_free, size, rng)
+        return neighbor_batches(self._neighbors, is_free, size, rng)
 
 
 Neighbors = tuple[RaggedArray, Index]

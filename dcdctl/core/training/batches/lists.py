@@ -6,11 +6,13 @@ Shape letters as in `batches`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.errors import ConfigError
@@ -21,7 +23,53 @@ from dcdctl.core.training.losses.weights import select_as_official
 from dcdctl.core.training.recipe import BatchConfig
 
 
-class CandidateLists(StepPairs):
+class Lists(StepPairs):
+    """Candidate lists: queries, each with some of its candidates."""
+
+    @abstractmethod
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
+        """The query of a list, and its drawn candidates. Seeded by the number of the list, so that a resumed run draws
+        it without drawing the earlier ones."""
+
+    @abstractmethod
+    def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Of drawn candidates with scores the columns to keep, and the scores that the released losses read."""
+
+    def of_step(self, step: int) -> PairsOfStep:
+        """The lists of a batch."""
+        image_BN, text_BN, teacher_BN, official_BN = self.kept(
+            range(step * self.config.size, (step + 1) * self.config.size)
+        )
+        return PairsOfStep(
+            image_RC=image_BN,
+            text_RC=text_BN,
+            teacher_RC=teacher_BN,
+            official_RC=official_BN,
+            same_RC=np.zeros(image_BN.shape, dtype=bool),
+            true_IT=self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))),
+        )
+
+    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, NDArray[np.float32], NDArray[np.float32]]:
+        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two
+        orders (`Batch`)."""
+        image_BK, text_BK = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
+        teacher_BK = self._known(image_BK, text_BK)
+        if self.scores is None:
+            return image_BK, text_BK, teacher_BK, teacher_BK
+        column_BN, official_BN = self._select(torch.from_numpy(teacher_BK))
+        image_BN, text_BN, teacher_BN = (
+            np.take_along_axis(side, column_BN.numpy(), axis=1) for side in (image_BK, text_BK, teacher_BK)
+        )
+        return image_BN, text_BN, teacher_BN, official_BN.numpy()
+
+    def _list(self, sample: int) -> tuple[Index, Index]:
+        """Images and captions of one list. List s has the direction s modulo their number."""
+        direction = Direction(self.config.directions[sample % len(self.config.directions)])
+        query, candidates = self._draw(direction, sample)
+        return direction.query_first(np.full(len(candidates), query), candidates)
+
+
+class CandidateLists(Lists):
     """Candidate lists: a query, its positive and its hardest negatives.
 
     With a cache, the negatives are drawn from the query's cached candidates and the hardest by the teacher's score are
@@ -33,16 +81,17 @@ class CandidateLists(StepPairs):
         corpus: Corpus,
         config: BatchConfig,
         seed: int,
-        cache: TeacherScores | None,
+        scores: TeacherScores | None,
         false_negatives: FalseNegativeFilter | None = None,
         mined: Candidates | None = None,
     ) -> None:
-        super().__init__(corpus, config, seed, false_negatives)
-        self.cache, self.mined = cache, mined
-        self._candidates = None if cache is None else cache.candidates
+        super().__init__(corpus, config, seed, scores, false_negatives)
+        self.mined = mined
+        self._candidates = None if scores is None else scores.candidates
         if self._candidates is not None and self.false_negatives.knows_duplicates:
             # The cache may have been made without looking for duplicate images.
-            self._candidates = self._candidates.without_false_negatives(self.false_negatives)
+            reason_against = self.false_negatives
+            self._candidates = self._candidates.where(lambda image, text: reason_against(image, text) == 0)
         self._captions = (
             np.arange(corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
         )
@@ -80,20 +129,6 @@ class CandidateLists(StepPairs):
             )
         return captions
 
-    def of_step(self, step: int) -> PairsOfStep:
-        """The lists of a batch."""
-        image_BN, text_BN, teacher_BN, official_BN = self.kept(
-            range(step * self.config.size, (step + 1) * self.config.size)
-        )
-        return PairsOfStep(
-            image_RC=image_BN,
-            text_RC=text_BN,
-            teacher_RC=teacher_BN,
-            official_RC=official_BN,
-            same_RC=np.zeros(image_BN.shape, dtype=bool),
-            true_IT=self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN))),
-        )
-
     def queries(self, direction: Direction) -> Index:
         """The images (text retrieval) or the captions that lists are made for, ascending."""
         return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
@@ -102,8 +137,7 @@ class CandidateLists(StepPairs):
         """How many candidates a query's negatives are drawn from: those of the cache or, without one, the captions or
         images of others."""
         if self._candidates is not None:
-            lists = self._candidates.texts_of_image if direction == Direction.TEXT else self._candidates.images_of_text
-            return len(lists[query])
+            return len(self._candidates.lists(direction)[query])
         return (
             self.corpus.num_captions - len(self.corpus.captions_of(query))
             if direction == Direction.TEXT
@@ -124,37 +158,16 @@ class CandidateLists(StepPairs):
         )
         return sample_S[(sample_S < num_lists) & (sample_S % len(sides) == sides.index(direction))]
 
-    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, NDArray[np.float32], NDArray[np.float32]]:
-        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two
-        orders (`Batch`)."""
-        image_BN, text_BN = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
-        if self.cache is None:
-            missing_BN = np.full(image_BN.shape, np.nan, dtype=np.float32)
-            return image_BN, text_BN, missing_BN, missing_BN
-        teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
+    def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
         # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released
         # losses read these.
-        column_BN, official_BN = select_as_official(teacher_BK, self.config.hard_negatives)
-        return (
-            np.take_along_axis(image_BN, column_BN.numpy(), axis=1),
-            np.take_along_axis(text_BN, column_BN.numpy(), axis=1),
-            teacher_BK.gather(1, column_BN).numpy(),
-            official_BN.numpy(),
-        )
+        return select_as_official(teacher_BK, self.config.hard_negatives)
 
-    def _list(self, sample: int) -> tuple[Index, Index]:
-        """Images and captions of one list: the positive, then the drawn negatives."""
+    def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
         epoch, position = divmod(sample, len(self._captions))
         text = int(self._order(epoch)[position])
-        image = int(self.corpus.caption_image[text])
-        # Seeded by the number of the list, so that a resumed run draws it without drawing the earlier ones.
-        rng = self._rng(1, sample)
-        direction = self.config.directions[sample % len(self.config.directions)]
-        if direction == Direction.TEXT:
-            texts = np.concatenate([[text], self._negative_texts(rng, image)])
-            return np.full(len(texts), image), texts
-        images = np.concatenate([[image], self._negative_images(rng, text)])
-        return images, np.full(len(images), text)
+        query, own = direction.query_first(int(self.corpus.caption_image[text]), text)
+        return query, np.concatenate([[own], self._negatives(self._rng(1, sample), direction, query)])
 
     def _order(self, epoch: int) -> Index:
         if epoch != self._epoch:
@@ -170,39 +183,28 @@ class CandidateLists(StepPairs):
             self._epoch, self._epoch_order = epoch, order
         return self._epoch_order
 
-    def _negative_texts(self, rng: np.random.Generator, image: int) -> Index:
+    def _negatives(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
+        count, owner_T = self.config.random_negatives, self.corpus.caption_image
         if self._candidates is not None:
             # Distinct, as cached candidates are; the released code draws from all captions, with replacement.
-            return rng.choice(self._candidates.texts_of_image[image], self.config.random_negatives, replace=False)
-        text_class, duplicates = self.false_negatives.text_class, self.false_negatives.duplicates_of(image)
-        positive_classes = set(text_class[list(self.corpus.captions_of(image))].tolist())
-
-        def is_positive(text: int) -> bool:
-            return int(text_class[text]) in positive_classes or int(self.corpus.caption_image[text]) in duplicates
-
-        mined = None if self.mined is None else self.mined.texts_of_image[image]
-        return self._draw(rng, mined, self.corpus.num_captions, is_positive, lambda text: int(text_class[text]))
-
-    def _negative_images(self, rng: np.random.Generator, text: int) -> Index:
-        if self._candidates is not None:
-            return rng.choice(self._candidates.images_of_text[text], self.config.random_negatives, replace=False)
-        # An image whose caption has the same text matches too, so it is no negative.
-        text_class = self.false_negatives.text_class
-        positives = set(self.corpus.caption_image[text_class == text_class[text]].tolist())
-        positives |= self.false_negatives.duplicates_of(int(self.corpus.caption_image[text]))
-        mined = None if self.mined is None else self.mined.images_of_text[text]
-        return self._draw(rng, mined, self.corpus.num_images, positives.__contains__, int)
-
-    def _draw(
-        self,
-        rng: np.random.Generator,
-        mined: Index | None,
-        population: int,
-        is_positive: Callable[[int], bool],
-        class_of: Callable[[int], int],
-    ) -> Index:
-        count = self.config.random_negatives
-        if mined is None:
+            return rng.choice(self._candidates.lists(direction)[query], count, replace=False)
+        text_class, duplicates_of = self.false_negatives.text_class, self.false_negatives.duplicates_of
+        draw: tuple[int, Callable[[int], bool], Callable[[int], int]]
+        if direction == Direction.TEXT:
+            duplicates = duplicates_of(query)
+            classes = set(text_class[list(self.corpus.captions_of(query))].tolist())
+            draw = (
+                self.corpus.num_captions,
+                lambda text: int(text_class[text]) in classes or int(owner_T[text]) in duplicates,
+                lambda text: int(text_class[text]),
+            )
+        else:
+            # An image whose caption has the same text matches too, so it is no negative.
+            positives = set(owner_T[text_class == text_class[query]].tolist()) | duplicates_of(int(owner_T[query]))
+            draw = self.corpus.num_images, positives.__contains__, int
+        population, is_positive, class_of = draw
+        if self.mined is None:
             return negatives.draw(rng, population, count, is_positive)
+        mined = self.mined.lists(direction)[query]
         drawn = rng.choice(mined, min(count, len(mined)), replace=False)
         return negatives.pad_with_random(rng, drawn, count, population, is_positive, class_of)

@@ -20,7 +20,7 @@ from dcdctl.core.data import Corpus, Index
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, false_negative_filter
+from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, TeacherScores, false_negative_filter
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
     NO_PAIRS,
@@ -90,9 +90,15 @@ class StepPairs(ABC):
     batches_per_epoch: float
 
     def __init__(
-        self, corpus: Corpus, config: BatchConfig, seed: int, false_negatives: FalseNegativeFilter | None = None
+        self,
+        corpus: Corpus,
+        config: BatchConfig,
+        seed: int,
+        scores: TeacherScores | None,
+        false_negatives: FalseNegativeFilter | None = None,
     ) -> None:
-        self.corpus, self.config, self.seed = corpus, config, seed
+        """`scores` are None where the loss has no teacher, or before dual teachers are loaded."""
+        self.corpus, self.config, self.seed, self.scores = corpus, config, seed, scores
         self.weight_T = corpus.caption_weights
         """Captions are drawn in proportion to it; None if all are equal, and the draws are then the same as ever."""
         self.false_negatives = false_negatives or false_negative_filter(corpus, None)
@@ -115,6 +121,12 @@ class StepPairs(ABC):
         """Whether each caption belongs to its image, or cannot be its negative for another reason
         (`FalseNegativeFilter`)."""
         return self.false_negatives(image_QG, text_QG) > 0
+
+    def _known(self, image_RC: Index, text_RC: Index) -> NDArray[np.float32]:
+        """The teacher's scores of pairs; NaN where it has none."""
+        if self.scores is None:
+            return np.full(np.broadcast_shapes(image_RC.shape, text_RC.shape), np.nan, dtype=np.float32)
+        return self.scores.lookup(image_RC, text_RC)
 
     def _rng(self, *key: int) -> np.random.Generator:
         # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
