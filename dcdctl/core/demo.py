@@ -15,7 +15,7 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Measured
 from dcdctl.core.progress import Say, Track, silent, unsaid
 from dcdctl.core.teacher import TeacherCache, build_cache
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
@@ -170,9 +170,7 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
         scorer = teacher.to(job.compute.device)
         caches[name] = build_cache(corpus, scorer, out / folder, candidates, compute=job.compute, track=track)
     announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
-    students = {
-        name: _distill(job, name, teacher_ref, teacher, caches.get(name), track) for name in (DUAL, DUAL_ALONE, FUSION)
-    }
+    students = {name: _distill(job, name, teacher_ref, caches.get(name), track) for name in (DUAL, DUAL_ALONE, FUSION)}
     announce("4. eval and bench: recall in both directions, time per query")
     result = _measure(job, teacher_ref, teacher, students, track)
     announce("5. report: all results on one page")
@@ -194,14 +192,17 @@ def _train_teacher(job: DemoJob, track: Track) -> Path:
     return run.folder
 
 
-def _distill(job: DemoJob, name: str, teacher_ref: str, teacher: Any, cache: TeacherCache | None, track: Track) -> Any:
+def _distill(job: DemoJob, name: str, teacher_ref: str, cache: TeacherCache | None, track: Track) -> Any:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
     sets += [] if job.steps is None else [f"optimizer.steps={job.steps}"]
     sets += job.sets
-    start = teacher if training.load_recipe(name).model.kind == "fusion" else None
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = OpenInputs(job.corpus("train"), [] if cache is None else [cache], start, teacher_ref=teacher_ref)
+    inputs = InputRefs(
+        data=job.out / "data",
+        caches=[] if cache is None else [cache.folder],
+        teachers=[teacher_ref] if training.load_recipe(name).model.kind == "fusion" else [],
+    )
     training_job = TrainingJob("distill", name, sets, job.folder(name), resume=True)
     run = training.train_model(training_job, inputs, options=TrainingOptions(compute=job.compute), track=track)
     return models.load(run.folder)

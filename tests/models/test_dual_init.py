@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import save_text, save_vision
+from open_inputs import OpenInputs
 from tiny import make_teacher
 from torch.testing import assert_close
 
@@ -19,7 +20,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe
+from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
 from dcdctl.core.training.batches.batch import MicroBatch
 from dcdctl.core.training.recipe import ModelConfig
 

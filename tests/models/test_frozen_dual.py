@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from encoders import VISION, save_text, save_vision
+from open_inputs import OpenInputs
 from torch.testing import assert_close
 
 from dcdctl.core import models
@@ -14,7 +15,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import FeatureSpec, FrozenDual, ProjectionSize
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, train_model
+from dcdctl.core.training import TrainingJob, TrainingOptions, train_model
 from dcdctl.core.training.recipe import ModelConfig
 
 SIZE = ProjectionSize(projection_dim=8, dropout=0.5)

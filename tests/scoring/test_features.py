@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import make_pair
+from open_inputs import OpenInputs
 from tiny import contents, make_corpus
 from torch.testing import assert_close
 
@@ -24,7 +25,7 @@ from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.progress import byte_size
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
 from dcdctl.core.teacher import CandidateConfig, build
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe
+from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
 
 HALF = {"rtol": 2**-10, "atol": 1e-4}
 """Half a unit in the last of float16's 11 digits, and something for numbers near 0."""

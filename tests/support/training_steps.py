@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from batches import recipe_batches
+from open_inputs import OpenInputs
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import read_cache
-from dcdctl.core.training import InputRefs, OpenInputs, Run, TrainingJob, TrainingOptions, initial_model, train_model
+from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, initial_model, train_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import Step, backward

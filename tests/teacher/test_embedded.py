@@ -13,6 +13,7 @@ import torch
 from batches import recipe_batches
 from duals import save_dual
 from encoders import save_text, save_vision
+from open_inputs import OpenInputs
 from tiny import contents, make_wide_dual, model_contents
 
 from dcdctl.core import artifacts, models, training
@@ -33,7 +34,6 @@ from dcdctl.core.teacher import (
 from dcdctl.core.teacher.cache import TeacherEnsemble
 from dcdctl.core.training import (
     InputRefs,
-    OpenInputs,
     TrainingJob,
     TrainingOptions,
     checkpoints,

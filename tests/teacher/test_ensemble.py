@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from open_inputs import OpenInputs
 from tiny import make_teacher
 
 from dcdctl.core import training
@@ -13,7 +14,7 @@ from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher import CandidateConfig, build, read_caches
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher.cache import TeacherEnsemble
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, recipe
+from dcdctl.core.training import TrainingJob, TrainingOptions, recipe
 
 
 @pytest.fixture(scope="module")

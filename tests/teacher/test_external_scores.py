@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from open_inputs import OpenInputs
 from tiny import contents
 
 from dcdctl.core import scoring, training
@@ -27,7 +28,7 @@ from dcdctl.core.teacher import (
     read_caches,
     take_scores,
 )
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions
+from dcdctl.core.training import TrainingJob, TrainingOptions
 
 CONFIG = CandidateConfig(per_query=4)
 COMPUTE = Compute(batch_size=64)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import list_batches, recipe_batches
+from open_inputs import OpenInputs
 
 from dcdctl.core import training
 from dcdctl.core.config import read_toml
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.report import report, tables
 from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, coverage, initial_model, recipe, runs
+from dcdctl.core.training import TrainingJob, TrainingOptions, coverage, initial_model, recipe, runs
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, load_recipe

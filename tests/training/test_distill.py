@@ -12,6 +12,7 @@ import pytest
 import torch
 from batches import list_batches, pair_batches, recipe_batches
 from huggingface_hub import constants
+from open_inputs import OpenInputs
 from tiny import contents, make_models, make_teacher
 from training_steps import distill
 
@@ -23,7 +24,6 @@ from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
 from dcdctl.core.training import (
     InputRefs,
-    OpenInputs,
     TrainingJob,
     TrainingOptions,
     grad_cache,

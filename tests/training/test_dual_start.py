@@ -14,6 +14,7 @@ import pytest
 import torch
 from duals import DUALS, save_dual
 from families import frozen_dual
+from open_inputs import OpenInputs
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -22,7 +23,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import evaluate
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, initial_model, recipe, runs, wise_ft
+from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe, runs, wise_ft
 from dcdctl.core.training.loop import make_optimizer
 
 STEPS = [

@@ -23,6 +23,7 @@ from batches import recipe_batches
 from duals import save_dual
 from encoders import VISION, make_pair
 from forks import run_forked
+from open_inputs import OpenInputs
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
 from shards import rows_of, write_shards
@@ -46,7 +47,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
-from dcdctl.core.training import InputRefs, OpenInputs, TrainingJob, TrainingOptions, initial_model
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan

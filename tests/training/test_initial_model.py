@@ -10,13 +10,14 @@ import pytest
 import torch
 from families import frozen_dual, refs
 from official import load_meter
+from open_inputs import OpenInputs
 from tiny import model_contents
 from torch import nn
 from torch.testing import assert_close
 
 from dcdctl.core import files, models, training
 from dcdctl.core.errors import ModelError
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, checkpoints, initial_model, recipe
+from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, initial_model, recipe
 
 STEPS = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3"]
 

@@ -9,11 +9,12 @@ import types
 from typing import Any
 
 import pytest
+from open_inputs import OpenInputs
 from training_steps import TINY_DUAL, distill
 
 from dcdctl.core import artifacts, training
 from dcdctl.core.errors import InputError, MissingError
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, runs
+from dcdctl.core.training import TrainingJob, TrainingOptions, runs
 
 SETS = [
     *TINY_DUAL,

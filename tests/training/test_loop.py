@@ -336,7 +336,7 @@ from kills import kill_often
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig, build_cache
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, train_model
+from dcdctl.core.training import TrainingJob, TrainingOptions, train_model
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batch.hard_negatives=3",
 "candidates.per_query=6",

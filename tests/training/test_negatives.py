@@ -19,6 +19,7 @@ import torch
 from batches import list_batches
 from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
+from open_inputs import OpenInputs
 from paths import FIXTURES
 from safetensors.numpy import save
 from tiny import make_corpus
@@ -31,7 +32,7 @@ from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource, embed, features
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, negatives, runs
+from dcdctl.core.training import TrainingJob, TrainingOptions, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
 from dcdctl.core.training.recipe import BatchConfig, Recipe

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_inputs import OpenInputs
 from tiny import make_corpus, make_pool, make_wide_dual, model_contents
 from torch.testing import assert_close
 from training_steps import TINY_DUAL, distill
@@ -17,7 +18,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import TeacherScores
-from dcdctl.core.training import OpenInputs, TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
+from dcdctl.core.training import TrainingJob, TrainingOptions, checkpoints, load_recipe, loop, preview
 from dcdctl.core.training.batches.batch import MicroBatchPlan, MixedBatch
 from dcdctl.core.training.batches.make import choose_pairs
 from dcdctl.core.training.batches.pool import PoolLists, PoolPairs, pseudo_positives
@@ -211,7 +212,7 @@ def test_a_mixed_step_is_the_weighted_sum_of_its_parts(pool, captioned, teacher)
 
     loss = config.loss
     mixed = PairObjective(
-        loss.with_terms(lambda name: True, 0.75), loss.with_terms(lambda name: name not in loss.with_positive, 0.25)
+        loss.with_terms(loss.terms, 0.75), loss.with_terms(loss.terms.keys() - loss.with_positive, 0.25)
     )
     whole = MicroBatchPlan()
     values, actual = gradient(mixed, MixedBatches(*batches(whole))[0], whole)

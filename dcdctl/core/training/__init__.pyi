@@ -1,6 +1,6 @@
 from .checkpoints import check_best, seals_of
 from .coverage import Preview
-from .inputs import InputRefs, OpenInputs
+from .inputs import InputRefs
 from .loop import TrainingOptions
 from .losses.table import LossConfig
 from .negatives import read_mined
@@ -33,7 +33,6 @@ __all__ = [
     "InputRefs",
     "LossConfig",
     "ModelConfig",
-    "OpenInputs",
     "OptimizerConfig",
     "PretrainingConfig",
     "Preview",

@@ -174,9 +174,6 @@ class CorpusData(TrainingData):
             # The main process stores the features; the others then find them complete.
             with distributed.main_first():
                 part.source = make_source(model, part.corpus, self.plan.options.compute, track)
-            # A pool's pseudo positives are known after the teachers have embedded it.
-            if not part.corpus.is_pool:
-                self._choose_pairs(part, part.embedded, track)
         out = self.plan.job.out
         if self._embeds and not Run(out).is_finished:
             # Before the run folder is made, so that a failure leaves no folder, and after a folder of other teachers is
@@ -190,8 +187,13 @@ class CorpusData(TrainingData):
         """Count the steps and, for lists, the different negatives."""
         is_read = self._embeds and self.main.source is not None and not Run(self.plan.job.out).is_finished
         for part in self.parts:
-            if part.pairs is None or part.corpus.is_pool:
-                self._choose_pairs(part, part.embedded if is_read else None, track)
+            # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
+            false_negatives = false_negative_filter(part.corpus, self.recipe.candidates.duplicate_bits, track)
+            scores: TeacherScores | None = part.cached
+            if self._scores_batches:
+                # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
+                scores = part.embedded if is_read else None
+            part.pairs = choose_pairs(part.corpus, self.recipe, scores, false_negatives)
         assert self.main.pairs is not None
         self.preview = measure_preview(
             self.recipe,
@@ -202,38 +204,28 @@ class CorpusData(TrainingData):
         )
         return self.preview
 
-    def _choose_pairs(self, part: ScoredCorpus, embedded: EmbeddedScores | None, track: Track) -> None:
-        # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
-        false_negatives = false_negative_filter(part.corpus, self.recipe.candidates.duplicate_bits, track)
-        # Dual teachers that are not loaded choose no batch: they choose among the drawn negatives.
-        scores: TeacherScores | None = embedded if self._scores_batches else part.cached
-        part.pairs = choose_pairs(part.corpus, self.recipe, scores, false_negatives)
-
     def check(self) -> Iterator[str]:
         """The lines of the preview; ConfigError if the caches cover too little of what the recipe needs."""
         yield from self.preview.differences
         if self.preview.coverage is not None:
             self.preview.coverage.check()
         yield from (*self.preview.lines(), *self.preview.warnings())
-        if self.parts[1:] and self.parts[1].cached is not None:
-            assert self.parts[1].pairs is not None
-            coverage = self.parts[1].pairs.coverage(self.preview.num_steps)
-            coverage.check()
-            yield f"the scores of the pool cover {coverage}"
-        yield from self._pseudo_lines()
+        for part in self.parts[1:]:
+            if part.pairs is not None and part.cached is not None:
+                coverage = part.pairs.coverage(self.preview.num_steps)
+                coverage.check()
+                yield f"the scores of the pool cover {coverage}"
+        if (threshold := self.recipe.pool.pseudo_positive_above) is not None:
+            yield from self._pseudo_lines(threshold)
         if self.temperature is not None:
             yield f"loss.temperature is auto: {self.temperature:g} for these scores"
 
-    def _pseudo_lines(self) -> Iterator[str]:
+    def _pseudo_lines(self, threshold: float) -> Iterator[str]:
         """How many texts have a pseudo positive, and how many of those of captioned images are right."""
-        threshold = self.recipe.pool.pseudo_positive_above
-        if threshold is None:
-            return
         for part in self.parts:
-            scores = part.cached or (part.embedded if self.preview.dual_teachers == "embedded" else None)
-            if scores is None:
+            if part.pairs is None or part.pairs.scores is None:
                 continue
-            image_T = pseudo_positives(scores, part.corpus, threshold)
+            image_T = pseudo_positives(part.pairs.scores, part.corpus, threshold)
             texts = np.flatnonzero(image_T >= 0)
             name = "texts of the pool" if part.corpus.is_pool else "captions"
             line = f"{len(texts):,} of {len(image_T):,} {name} have a pseudo positive above {threshold:g}"
@@ -269,15 +261,12 @@ class CorpusData(TrainingData):
 
     def objective(self, config: LossConfig) -> PairObjective:
         """The loss of captioned images and of the pool; each has the terms that it has what they need for."""
-        share, pool = self.recipe.pool.weight, self.parts[1:]
-        if not pool:
+        if not self.parts[1:]:
             return PairObjective(config)
-        has_scores = self.has_scores
-        needs_positive = set() if self.recipe.pool.pseudo_positive_above is not None else set(config.with_positive)
-        return PairObjective(
-            config.with_terms(lambda name: has_scores or name in config.own_terms, 1 - share),
-            config.with_terms(lambda name: name not in needs_positive, share),
-        )
+        pool = self.recipe.pool
+        of_pairs = config.terms if self.has_scores else config.own_terms
+        of_pool = config.terms.keys() - ([] if pool.pseudo_positive_above is not None else config.with_positive)
+        return PairObjective(config.with_terms(of_pairs, 1 - pool.weight), config.with_terms(of_pool, pool.weight))
 
     def batches(self, plan: MicroBatchPlan, run: Run | None = None) -> CorpusBatches | MixedBatches:
         """A trial has random negatives in the place of mined ones, which take the same time and memory."""
@@ -301,6 +290,8 @@ def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) ->
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess, IMAGE_CACHE_BYTES)
     if model.encoders is not None and not model.encoders.is_frozen:
-        hint = "set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out"
-        raise ConfigError("--features stores the outputs of frozen encoders, and these encoders are trained", hint=hint)
+        raise ConfigError(
+            "--features stores the outputs of frozen encoders, and these encoders are trained",
+            hint="set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out",
+        )
     return scoring.open_source(corpus, model, compute, track)

@@ -151,6 +151,8 @@ def _finite(values: dict[str, float], step: int) -> dict[str, float]:
     """The values themselves; ConfigError if the loss is not finite, and the gradient is not to be used."""
     if not math.isfinite(values["loss"]):
         listed = ", ".join(f"{name} {value}" for name, value in values.items() if name != "loss")
-        hint = "try a lower optimizer.lr or set optimizer.max_grad_norm"
-        raise ConfigError(f"the loss of step {step} is {values['loss']} ({listed})", hint=hint)
+        raise ConfigError(
+            f"the loss of step {step} is {values['loss']} ({listed})",
+            hint="try a lower optimizer.lr or set optimizer.max_grad_norm",
+        )
     return values

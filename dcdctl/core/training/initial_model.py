@@ -54,8 +54,10 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
 def check_dims(dims: Sequence[int], model: Model) -> None:
     """ConfigError if a width of `loss.dims` is above the width of the model's vectors."""
     if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
-        message = f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers"
-        raise ConfigError(message, hint=f"end it with {model.embedding_dim}, the full width")
+        raise ConfigError(
+            f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers",
+            hint=f"end it with {model.embedding_dim}, the full width",
+        )
 
 
 def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track) -> FusionScorer:

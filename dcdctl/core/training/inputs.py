@@ -1,5 +1,4 @@
-"""What a training reads: a corpus, the caches of its teachers' scores, and the teachers themselves; by name or in
-memory.
+"""What a training reads: a corpus, the caches of its teachers' scores, and the teachers themselves, by name.
 
 A teacher model is one of two things. Dual encoders score the batches of a loss that needs scores, where no cache does.
 Otherwise the only one is the fusion scorer that the student starts from.
@@ -20,7 +19,6 @@ from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.recipe import Recipe
-from dcdctl.core.training.runs import UNNAMED
 
 NamedKind = tuple[str, Literal["fusion", "dual"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
@@ -85,13 +83,11 @@ class InputRefs:
 
     def options(self) -> list[str]:
         """The options of a command line that name the same."""
-        return flags(
-            *corpus_flags(self.places, self.split),
-            ("--pool", None if self.pool is None else shown(self.pool)),
-            *_read_flags(self.caches, self.teachers, self.validation_data),
-            ("--max-images", self.max_images),
-            *(("--model-set", text) for text in self.model_set),
-        )
+        named: list[Flag] = [("--pool", None if self.pool is None else shown(self.pool))]
+        named += [*(("--cache", cache) for cache in self.caches), *(("--teacher", ref) for ref in self.teachers)]
+        named += [("--validation-data", shown(folder)) for folder in self.validation_data]
+        named += [("--max-images", self.max_images), *(("--model-set", text) for text in self.model_set)]
+        return flags(*corpus_flags(self.places, self.split), *named)
 
     def open(self) -> tuple[list[Corpus], list[TeacherCache]]:
         """The corpus, then the pool if there is one; and the caches, whose scores are read later."""
@@ -123,53 +119,6 @@ class InputRefs:
         return [(ref, models.load_dual(ref, overrides)) for ref in self.teachers]
 
 
-@dataclass(frozen=True)
-class OpenInputs:
-    """What a training reads, in memory: opened files, and loaded models."""
-
-    corpus: Corpus
-    caches: Sequence[TeacherCache]
-    """Each of the corpus or of the pool."""
-    teacher: FusionScorer | None
-    """The model that a student starts from, if there is one."""
-    dual_teachers: Sequence[DualEncoder] = ()
-    """The models that score the batches, if no cache does."""
-    validation_data: Sequence[Path] = ()
-    teacher_ref: str = UNNAMED
-    """The name of `teacher`, for the command line in run.json."""
-    pool: Corpus | None = None
-    """A pool to learn from beside the captioned images of the corpus."""
-
-    @property
-    def teacher_kinds(self) -> list[NamedKind]:
-        """All teacher models."""
-        fusion: list[NamedKind] = [] if self.teacher is None else [("the teacher", "fusion")]
-        return [*fusion, *((name, model.kind) for name, model in self.load_dual_teachers())]
-
-    def options(self) -> list[str]:
-        """The options of a command line that name the same; REF for a model without a name."""
-        teachers = [*([] if self.teacher is None else [self.teacher_ref]), *(UNNAMED for _ in self.dual_teachers)]
-        caches = [cache.folder for cache in self.caches]
-        corpus = corpus_flags([self.corpus.folder], self.corpus.split)
-        pool = ("--pool", None if self.pool is None else shown(self.pool.folder))
-        return flags(*corpus, pool, *_read_flags(caches, teachers, self.validation_data))
-
-    def open(self) -> tuple[list[Corpus], Sequence[TeacherCache]]:
-        """The corpus, the pool and the caches, which are open."""
-        return [self.corpus, *([] if self.pool is None else [self.pool])], self.caches
-
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
-        """The teacher, which is loaded."""
-        return self.teacher
-
-    def load_dual_teachers(self) -> list[tuple[str, DualEncoder]]:
-        """The dual teachers, which are loaded."""
-        return [(f"dual teacher {number}", model) for number, model in enumerate(self.dual_teachers, start=1)]
-
-
-TrainingInputs = InputRefs | OpenInputs
-
-
 def caches_of(corpora: Sequence[Corpus], caches: Sequence[TeacherCache]) -> list[list[TeacherCache]]:
     """The caches of each corpus, by the fingerprint in them; StaleError for one of no corpus."""
     prints = [corpus.fingerprint for corpus in corpora]
@@ -192,12 +141,7 @@ def corpus_flags(places: Iterable[str | Path], split: str) -> list[Flag]:
     return [*(("--data", shown(place)) for place in places), ("--split", None if split == "train" else split)]
 
 
-def _read_flags(caches: Sequence[Path], teachers: Sequence[str], validation_data: Sequence[Path]) -> list[Flag]:
-    named: list[Flag] = [*(("--cache", cache) for cache in caches), *(("--teacher", teacher) for teacher in teachers)]
-    return [*named, *(("--validation-data", shown(folder)) for folder in validation_data)]
-
-
-def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
+def scores_batches(recipe: Recipe, inputs: InputRefs) -> bool:
     """Whether the teacher models score the batches; otherwise caches do, or nothing does."""
     # A model that starts from its teacher has a fusion teacher, which takes a forward pass per pair: its scores come
     # from a cache only.
@@ -205,13 +149,13 @@ def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
     return is_needed and bool(inputs.teacher_kinds)
 
 
-def embeds_corpus(recipe: Recipe, inputs: TrainingInputs) -> bool:
+def embeds_corpus(recipe: Recipe, inputs: InputRefs) -> bool:
     """Whether the teacher models are dual encoders that embed the corpus: to score the batches, or for a loss of their
     vectors."""
     return bool(inputs.teacher_kinds) and (scores_batches(recipe, inputs) or bool(recipe.loss.vector_terms))
 
 
-def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
+def check_teachers(recipe: Recipe, inputs: InputRefs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong
     kind."""
     losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
@@ -236,7 +180,7 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
             f"--cache and the dual encoder {duals[0]} both give scores",
             hint="leave one out; to average both, cache the dual encoder too and name both caches",
         )
-    if duals and not inputs.caches:
+    if duals:
         problem = (
             f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no "
             "teacher"
@@ -247,7 +191,7 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
         raise ConfigError(problem, hint="several teachers are several --cache, or dual encoders without a cache")
 
 
-def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str) -> None:
+def _check_dual_teachers(recipe: Recipe, inputs: InputRefs, losses: str) -> None:
     """An error if the teacher models cannot score the batches of a recipe."""
     if not scores_batches(recipe, inputs) or any(kind == "fusion" for _, kind in inputs.teacher_kinds):
         raise ConfigError(

@@ -55,21 +55,25 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
     if recipe.batch.negatives != "mined":
         return
     if has_cache:
-        hint = "set it to random and mine for the cache: --set candidates.kind=KIND of cache-teacher"
-        raise ConfigError("batch.negatives is mined, and with a cache the negatives are those of the cache", hint=hint)
-    if not recipe.loss.on_lists:
-        hint = "take a loss on lists, such as ranking"
         raise ConfigError(
-            f"batch.negatives is mined, and loss {', '.join(recipe.loss.terms)} is on all pairs of a batch", hint=hint
+            "batch.negatives is mined, and with a cache the negatives are those of the cache",
+            hint="set it to random and mine for the cache: --set candidates.kind=KIND of cache-teacher",
+        )
+    if not recipe.loss.on_lists:
+        raise ConfigError(
+            f"batch.negatives is mined, and loss {', '.join(recipe.loss.terms)} is on all pairs of a batch",
+            hint="take a loss on lists, such as ranking",
         )
     if recipe.candidates.kind == "blocks":
-        hint = "set it to random, lexical or embedding"
         raise ConfigError(
-            "batch.negatives is mined, and candidates.kind blocks makes batches, not candidates of a query", hint=hint
+            "batch.negatives is mined, and candidates.kind blocks makes batches, not candidates of a query",
+            hint="set it to random, lexical or embedding",
         )
     if missing := [direction for direction in recipe.batch.directions if direction not in recipe.candidates.directions]:
-        hint = "set candidates.directions to those of the batch"
-        raise ConfigError(f"batch.negatives is mined, and candidates.directions lacks {', '.join(missing)}", hint=hint)
+        raise ConfigError(
+            f"batch.negatives is mined, and candidates.directions lacks {', '.join(missing)}",
+            hint="set candidates.directions to those of the batch",
+        )
     for name in ("absolute_margin", "relative_margin"):
         if getattr(recipe.candidates, name) is not None:
             raise ConfigError(
@@ -126,8 +130,10 @@ def read_mined(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MINED.damaged(path, f"its header cannot be read ({error})") from error
     if actual != MINED.format:
-        hint = f"delete it and {MINED.make_again}"
-        raise MINED.error(f"{path} is of format {actual!r}, this dcdctl reads format {MINED.format}", hint=hint)
+        raise MINED.error(
+            f"{path} is of format {actual!r}, this dcdctl reads format {MINED.format}",
+            hint=f"delete it and {MINED.make_again}",
+        )
     # Of the whole file, because a changed digit in the header may be valid, too.
     if checksum != hashlib.sha256(data.replace(checksum, NO_CHECKSUM.encode(), 1)).hexdigest().encode():
         raise MINED.damaged(path, "its content does not match its checksum")

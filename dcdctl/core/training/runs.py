@@ -35,8 +35,6 @@ if TYPE_CHECKING:  # a run is read without torch
     from dcdctl.core.training.recipe import Recipe
 
 BEST = Path("checkpoints", "best")
-UNNAMED = "REF"
-"""In a command line: a model that was given in memory, without a name."""
 SHARDS_FILE = "shards.jsonl"
 METRICS_FILE, METRICS_SEAL = "metrics.jsonl", "metrics.json"
 SHORT = 16
@@ -138,8 +136,9 @@ class Run:
         except (ValueError, RecursionError):
             is_intact = False
         if not is_intact:
-            problem = f"line {number} of {path} is damaged, or of another run: it does not match its checksum"
-            raise InputError(problem, hint=hint)
+            raise InputError(
+                f"line {number} of {path} is damaged, or of another run: it does not match its checksum", hint=hint
+            )
         result: dict[str, Any] = values
         return result
 

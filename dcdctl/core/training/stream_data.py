@@ -25,7 +25,6 @@ from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import count_steps
 from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.training_data import TrainingData, TrainingPlan
 
@@ -34,15 +33,14 @@ PREPARE_HINT = "or prepare a corpus with `dcdctl prepare`"
 
 def check(plan: TrainingPlan) -> None:
     """ConfigError for whatever needs a prepared corpus; opens no shard."""
-    assert isinstance(plan.inputs, InputRefs)
-    for problem, hint in _needs_corpus(plan, plan.inputs):
+    for problem, hint in _needs_corpus(plan):
         raise ConfigError(f"{problem}, and --data names shards to stream", hint=f"{hint}, {PREPARE_HINT}")
     if len(plan.inputs.teachers) > 1:
-        problem = (
+        raise ConfigError(
             f"--teacher names {len(plan.inputs.teachers)} models; their scores are averaged over a whole corpus, and a "
-            "stream has none"
+            "stream has none",
+            hint=f"name one, {PREPARE_HINT}",
         )
-        raise ConfigError(problem, hint=f"name one, {PREPARE_HINT}")
     if plan.recipe.validation.every and not plan.inputs.validation_data:
         raise ConfigError(
             "validation.every is set, and a stream has no split to validate on",
@@ -50,9 +48,9 @@ def check(plan: TrainingPlan) -> None:
         )
 
 
-def _needs_corpus(plan: TrainingPlan, refs: InputRefs) -> Iterator[tuple[str, str]]:
+def _needs_corpus(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
     """What the training asks for that a stream cannot give, with what to do."""
-    recipe = plan.recipe
+    recipe, refs = plan.recipe, plan.inputs
     if plan.job.kind != "distill":
         yield "finetune-teacher draws negatives from the whole corpus", "use `dcdctl distill`"
     if refs.pool is not None:
@@ -95,7 +93,6 @@ class StreamData(TrainingData):
 
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
-        assert isinstance(plan.inputs, InputRefs)
         self.refs = plan.inputs
         self.stream = ShardStream(
             open_shards(self.refs.places), plan.recipe.stream, plan.recipe.batch.size, plan.recipe.seed
@@ -121,8 +118,10 @@ class StreamData(TrainingData):
         is_counted = self.model is None or self.recipe.optimizer.steps is None
         batches = self.stream.batches_per_epoch() if is_counted else None
         if batches is None and self.recipe.optimizer.steps is None:
-            problem = "optimizer.epochs counts passes over the data, and tars do not say how many samples they have"
-            raise ConfigError(problem, hint="set optimizer.steps")
+            raise ConfigError(
+                "optimizer.epochs counts passes over the data, and tars do not say how many samples they have",
+                hint="set optimizer.steps",
+            )
         num_shards = len(self.stream.shards)
         self.preview = Preview(
             recipe=self.recipe,
@@ -203,8 +202,10 @@ class StreamData(TrainingData):
         counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in lines]
         num_shards = len(self.stream.shards)
         if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
-            problem = f"{run.folder / runs.SHARDS_FILE} counts shard {outside}, and the stream has {num_shards}"
-            raise MissingError(problem, hint=runs.RECOUNT_SHARDS)
+            raise MissingError(
+                f"{run.folder / runs.SHARDS_FILE} counts shard {outside}, and the stream has {num_shards}",
+                hint=runs.RECOUNT_SHARDS,
+            )
         return counts
 
     def _count(self, count: ShardCount) -> None:

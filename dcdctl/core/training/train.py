@@ -29,7 +29,7 @@ from dcdctl.core.training.batches.step_pairs import check_size
 from dcdctl.core.training.corpus_data import CorpusData
 from dcdctl.core.training.coverage import Preview
 from dcdctl.core.training.grad_cache import Step
-from dcdctl.core.training.inputs import InputRefs, TrainingInputs, check_teachers, embeds_corpus
+from dcdctl.core.training.inputs import InputRefs, check_teachers, embeds_corpus
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import load_recipe
@@ -53,7 +53,7 @@ class Settings:
 
 def train_model(
     job: TrainingJob,
-    inputs: TrainingInputs,
+    inputs: InputRefs,
     *,
     options: TrainingOptions,
     track: Track = silent,
@@ -74,7 +74,7 @@ def train_model(
     again = "run the same command again" if job.resume else "resume with --resume"
     with distributed.lock(job.out), resumed_by(again, (job.out / "run.json").exists):
         # Opening a stream looks up every shard, also on the network, and a finished run needs none.
-        if _is_stream(inputs) and Run(job.out).is_finished:
+        if inputs.is_stream and Run(job.out).is_finished:
             return Run(job.out)
         data = open_data(plan)
         settings = settle(plan, data, say, track)
@@ -85,7 +85,7 @@ def train_model(
     return started
 
 
-def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, track: Track = silent) -> Preview:
+def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track: Track = silent) -> Preview:
     """What `train_model` would do: its steps, and how its batches and caches fit the recipe. Opens files, loads no
     model and writes nothing.
 
@@ -94,7 +94,7 @@ def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, 
     return open_data(resolve(job, inputs, options)).measure(track)
 
 
-def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
+def resolve(job: TrainingJob, inputs: InputRefs, options: TrainingOptions) -> TrainingPlan:
     """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache, no shard and
     no weights.
 
@@ -105,19 +105,23 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     """
     recipe = load_recipe(job.recipe, job.sets)
     plan = TrainingPlan(job, inputs, recipe, options)
-    if _is_stream(inputs):
+    if inputs.is_stream:
         stream_data.check(plan)
     elif job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
-        hint = "finetune-teacher expects a fusion model and a loss without a teacher, such as ranking"
-        raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
+        raise ConfigError(
+            f"recipe {job.recipe} trains a student",
+            hint="finetune-teacher expects a fusion model and a loss without a teacher, such as ranking",
+        )
     if options.wandb is not None:
         loggers.require()
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not embeds_corpus(recipe, inputs))
     check_teachers(recipe, inputs)
     check_corpora(recipe, inputs.validation_data)
     if recipe.loss.temperature == "auto" and not inputs.caches:
-        problem = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
-        raise ConfigError(problem, hint="name one with --cache, or set a number")
+        raise ConfigError(
+            "loss.temperature is auto, which is taken from the scores of a cache, and there is none",
+            hint="name one with --cache, or set a number",
+        )
     negatives.check(recipe, has_cache=bool(inputs.caches))
     if recipe.batch.negatives == "mined":
         recipe.candidates.require_packages()
@@ -129,13 +133,9 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     return replace(plan, options=memory.recorded(options, earlier))
 
 
-def _is_stream(inputs: TrainingInputs) -> bool:
-    return isinstance(inputs, InputRefs) and inputs.is_stream
-
-
 def open_data(plan: TrainingPlan) -> TrainingData:
     """The files of a training; they are read later."""
-    return StreamData(plan) if _is_stream(plan.inputs) else CorpusData(plan)
+    return StreamData(plan) if plan.inputs.is_stream else CorpusData(plan)
 
 
 def settle(plan: TrainingPlan, data: TrainingData, say: Say, track: Track) -> Settings:

@@ -18,7 +18,7 @@ from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.step_pairs import CorpusBatches, MixedBatches
 from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.coverage import Preview
-from dcdctl.core.training.inputs import TrainingInputs
+from dcdctl.core.training.inputs import InputRefs
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.losses.table import LossConfig
 from dcdctl.core.training.objective import PairObjective
@@ -33,7 +33,7 @@ class TrainingPlan:
     """A training whose recipe and settings are checked, with nothing opened yet."""
 
     job: TrainingJob
-    inputs: TrainingInputs
+    inputs: InputRefs
     recipe: Recipe
     options: TrainingOptions
 

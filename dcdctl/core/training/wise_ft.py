@@ -25,8 +25,10 @@ def averages_with_start(
     unadapted = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
     start = make_model(replace(recipe, model=unadapted), captions, teacher)
     if start.digest != start_digest:
-        problem = f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {start_digest[:8]})"
-        raise StaleError(problem, hint="restore it, and resume with --resume to average with it")
+        raise StaleError(
+            f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {start_digest[:8]})",
+            hint="restore it, and resume with --resume to average with it",
+        )
     initial = start.network.state_dict()
     # Whole numbers, such as positions, are equal in both.
     averaged = {name: tensor for name, tensor in model.network.state_dict().items() if tensor.is_floating_point()}

@@ -41,9 +41,9 @@ LEAST_QUERIES = 1 / 3
 def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
     """ConfigError if a batch has fewer rows than micro-batches."""
     if config.size < plan.count:
-        hint = "set a smaller --accumulate, or start fewer processes"
         raise ConfigError(
-            f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together", hint=hint
+            f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together",
+            hint="set a smaller --accumulate, or start fewer processes",
         )
 
 

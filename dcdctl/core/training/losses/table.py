@@ -6,9 +6,9 @@ To add one: a function in this package, an entry here, and a row in docs/losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from dcdctl.core.config import ASCENDING, Count, Positive, Share, above, between
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, vectors
+
+UNSET = {"label_smoothing": 0.0, "weight_group": None}
+"""The settings that only some losses read, with the value that stands for no setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +54,16 @@ class LossConfig:
             known = ", ".join([*LOSSES, *VECTOR_LOSSES])
             raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {known}")
         if len({loss.on for loss in self._of_scores}) > 1:
-            named = {
-                on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on) for on in ("lists", "all pairs")
-            }
             raise ConfigError(
                 "loss.terms mixes losses on candidate lists with losses on all pairs of a batch: "
                 f"{', '.join(self.terms)}",
-                hint="; ".join(f"{on}: {names}" for on, names in named.items()),
+                hint="; ".join(
+                    f"{on}: {names}"
+                    for on, names in {
+                        on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on)
+                        for on in ("lists", "all pairs")
+                    }.items()
+                ),
             )
         self._check_temperature()
         self._check_options()
@@ -78,7 +84,7 @@ class LossConfig:
 
     def _check_options(self) -> None:
         # A setting that no loss reads would have no effect, and nobody would notice.
-        for name, value_if_unset in (("label_smoothing", 0.0), ("weight_group", None)):
+        for name, value_if_unset in UNSET.items():
             readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
             value = getattr(self, name)
             if value != value_if_unset and not self.terms.keys() & set(readers):
@@ -90,11 +96,11 @@ class LossConfig:
                 )
 
         if self.dims and not self._of_scores:
-            message = (
+            raise ConfigError(
                 f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.terms)}, which take "
-                "vectors of full width"
+                "vectors of full width",
+                hint="leave loss.dims out, or add a loss of scores, such as infonce",
             )
-            raise ConfigError(message, hint="leave loss.dims out, or add a loss of scores, such as infonce")
 
     @property
     def _of_scores(self) -> list[Loss]:
@@ -116,16 +122,13 @@ class LossConfig:
         """The terms that need a positive of each query."""
         return [name for name in self.terms if name in LOSSES and LOSSES[name].positive]
 
-    def with_terms(self, is_kept: Callable[[str], bool], share: float) -> LossConfig:
-        """The same loss with some of its terms, each times `share`; without the settings that none of them reads."""
-        terms = {name: weight * share for name, weight in self.terms.items() if is_kept(name)}
+    def with_terms(self, names: Collection[str], share: float) -> LossConfig:
+        """The same loss with the terms of these names, each times `share`; without the settings that none of them
+        reads."""
+        terms = {name: weight * share for name, weight in self.terms.items() if name in names}
         read = {option for name in terms if name in LOSSES for option in LOSSES[name].options}
-        return replace(
-            self,
-            terms=terms,
-            label_smoothing=self.label_smoothing if "label_smoothing" in read else 0.0,
-            weight_group=self.weight_group if "weight_group" in read else None,
-        )
+        unread: dict[str, Any] = {name: value for name, value in UNSET.items() if name not in read}
+        return replace(self, terms=terms, **unread)
 
     @property
     def own_terms(self) -> dict[str, float]:

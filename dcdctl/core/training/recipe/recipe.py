@@ -124,8 +124,10 @@ class ModelConfig:
         if bool(self.vision) != bool(self.text):
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
         if self.kind == "dual" and self.layers:
-            hint = "choose layers of a dual encoder with model.vision_layers and model.text_layers"
-            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual", hint=hint)
+            raise ConfigError(
+                "model.layers chooses layers of a fusion model, and model.kind is dual",
+                hint="choose layers of a dual encoder with model.vision_layers and model.text_layers",
+            )
         if self.kind == "dual" and self.start == "teacher":
             raise ConfigError(
                 "a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder"
@@ -137,10 +139,10 @@ class ModelConfig:
                 "model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text"
             )
         if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
-            message = (
-                "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
+            raise ConfigError(
+                "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text",
+                hint="set model.frozen_encoders, and name both encoders",
             )
-            raise ConfigError(message, hint="set model.frozen_encoders, and name both encoders")
         if self.dual_init and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
             raise ConfigError(
                 "model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders"
@@ -161,25 +163,26 @@ class ModelConfig:
                     hint="leave it out, or set model.start",
                 )
         if self.average_with_start != "auto" and not between(0, 1).admits(self.average_with_start):
-            message = f"model.average_with_start must lie in [0, 1] or be auto, got {self.average_with_start}"
-            raise ConfigError(message)
+            raise ConfigError(f"model.average_with_start must lie in [0, 1] or be auto, got {self.average_with_start}")
         if self.average_with_start and self.start == "new":
             raise ConfigError(
                 "model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0"
             )
         if self.average_with_start and (self.layers or self.vision_layers or self.text_layers):
-            problem = (
+            raise ConfigError(
                 "model.average_with_start averages with the start's weights, and a model of fewer layers does "
-                "not compute what they do"
+                "not compute what they do",
+                hint="set it to 0, or keep all layers",
             )
-            raise ConfigError(problem, hint="set it to 0, or keep all layers")
 
     def _check_trained(self) -> None:
         """ConfigError for a choice of trained parts that this kind of model does not have, or that its own settings
         contradict."""
         if self.trained != "all" and not self._is_pretrained_dual:
-            problem = f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start"
-            raise ConfigError(problem, hint="set it to all; model.frozen_encoders trains the layers over two encoders")
+            raise ConfigError(
+                f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start",
+                hint="set it to all; model.frozen_encoders trains the layers over two encoders",
+            )
         if self.trained == "last-layers" and self.trained_layers is None:
             raise ConfigError(
                 "model.trained is last-layers, and model.trained_layers is not set",
@@ -190,8 +193,10 @@ class ModelConfig:
                 f"model.trained_layers is for model.trained last-layers, and it is {self.trained}", hint="leave it out"
             )
         if (self.lora_rank, self.lora_alpha) != (LORA.rank, LORA.alpha) and self.trained != "lora":
-            problem = f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}"
-            raise ConfigError(problem, hint="leave them out")
+            raise ConfigError(
+                f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}",
+                hint="leave them out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,8 +361,10 @@ class Recipe:
             )
         if self.loss.dims and self.model.kind != "dual":
             widths = ", ".join(map(str, self.loss.dims))
-            message = f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none"
-            raise ConfigError(message, hint="set model.kind to dual, or leave loss.dims out")
+            raise ConfigError(
+                f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none",
+                hint="set model.kind to dual, or leave loss.dims out",
+            )
         if self.stops_elsewhere and self.validation.keep == "last":
             raise ConfigError(
                 "validation.max_loss_elsewhere ends a training at weights that lose more, and validation.keep is last",
@@ -376,8 +383,10 @@ class Recipe:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
         if self.optimizer.layer_decay < 1 and self.model.kind != "dual":
-            hint = "set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model"
-            raise ConfigError("optimizer.layer_decay is for dual encoders, and model.kind is fusion", hint=hint)
+            raise ConfigError(
+                "optimizer.layer_decay is for dual encoders, and model.kind is fusion",
+                hint="set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model",
+            )
 
     def __repr__(self) -> str:
         return changed_fields(self)
