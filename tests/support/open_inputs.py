@@ -17,8 +17,6 @@ from dcdctl.core.training import inputs
 class OpenInputs:
     """What a training reads, in memory: opened files, and loaded models."""
 
-    is_stream = False
-
     corpus: Corpus
     caches: Sequence[TeacherCache]
     """Each of the corpus or of the pool."""
@@ -29,6 +27,8 @@ class OpenInputs:
     validation_data: Sequence[Path] = ()
     pool: Corpus | None = None
     """A pool to learn from beside the captioned images of the corpus."""
+
+    is_stream = False
 
     @property
     def teacher_kinds(self) -> list[inputs.NamedKind]:

@@ -333,6 +333,7 @@ from typing import Any
 import torch
 torch.set_num_threads(1)
 from kills import kill_often
+from open_inputs import OpenInputs
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig, build_cache
