@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import make_pair
+from made_caches import build_cache
 from made_index import unit_vectors, write_index
 from made_runs import scores_of, write_bench, write_evaluation
 from safetensors.torch import load_file, save_file
@@ -31,7 +32,7 @@ from dcdctl.core.evaluation import SavedEvaluation
 from dcdctl.core.scoring import FEATURES, open_or_build
 from dcdctl.core.search import INDEX
 from dcdctl.core.stores import upload_index
-from dcdctl.core.teacher import CACHE, CandidateConfig, build_cache
+from dcdctl.core.teacher import CACHE, CandidateConfig
 from dcdctl.core.training import checkpoints, loggers, runs
 from dcdctl.core.training.recipe import Recipe
 

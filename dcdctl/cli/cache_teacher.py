@@ -72,13 +72,15 @@ class CacheTeacher(options.Inference):
 
     def job(self, say: Say, sets: Sequence[str] | None = None) -> CacheJob:
         """What to score, and where."""
-        from dcdctl.core.teacher import CacheJob
+        from dcdctl.core.teacher import CacheJob, CandidateConfig
         from dcdctl.core.training import load_recipe
 
         return CacheJob(
             data=path(self.data),
             out=path(self.out),
-            candidates=None if self.recipe is None else load_recipe(options.named(self.recipe), sets or ()).candidates,
+            candidates=CandidateConfig()
+            if self.recipe is None
+            else load_recipe(options.named(self.recipe), sets or ()).candidates,
             teacher=os.fspath(self.teacher or ""),
             split=self.split,
             max_images=self.max_images,
@@ -223,14 +225,7 @@ def _estimate(job: CacheJob) -> dict[str, Any]:
 
     def on_estimate(cost: CacheCost) -> None:
         show_estimate(cost)
-        document.update(
-            pairs=cost.num_pairs,
-            to_score=cost.num_to_score,
-            left_out=cost.num_left_out,
-            pairs_per_s=cost.pairs_per_s,
-            seconds=cost.seconds,
-            disk_bytes=cost.disk_bytes,
-        )
+        document.update({name.removeprefix("num_"): value for name, value in vars(cost).items()})
 
     cache_scores(job, dry_run=True, track=bar, on_estimate=on_estimate)
     return document

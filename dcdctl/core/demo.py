@@ -14,7 +14,7 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, Measured
 from dcdctl.core.progress import Say, Track, silent, unsaid
-from dcdctl.core.teacher import TeacherCache, build_cache
+from dcdctl.core.teacher import CacheJob, cache_scores
 from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
@@ -161,16 +161,17 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
     if job.train_teacher:
         announce("   train the teacher again: this takes long")
         teacher_ref = str(_train_teacher(job, track))
-    teacher = models.load_fusion(teacher_ref)
+    teacher = models.load_fusion(teacher_ref).to(job.compute.device).eval()
     announce("2. cache-teacher: score the candidates of both kinds of students once")
     # Two caches, because each kind of student learns from other negatives.
-    corpus, caches = job.corpus("train"), {}
     for name, folder in CACHES.items():
         candidates = training.load_recipe(name, job.sets).candidates
-        scorer = teacher.to(job.compute.device)
-        caches[name] = build_cache(corpus, scorer, out / folder, candidates, compute=job.compute, track=track)
+        cache_job = CacheJob(
+            data=out / "data", out=out / folder, candidates=candidates, teacher=teacher_ref, compute=job.compute
+        )
+        cache_scores(cache_job, track=track)
     announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
-    students = {name: _distill(job, name, teacher_ref, caches.get(name), track) for name in (DUAL, DUAL_ALONE, FUSION)}
+    students = {name: _distill(job, name, teacher_ref, track) for name in (DUAL, DUAL_ALONE, FUSION)}
     announce("4. eval and bench: recall in both directions, time per query")
     result = _measure(job, teacher_ref, teacher, students, track)
     announce("5. report: all results on one page")
@@ -192,7 +193,7 @@ def _train_teacher(job: DemoJob, track: Track) -> Path:
     return run.folder
 
 
-def _distill(job: DemoJob, name: str, teacher_ref: str, cache: TeacherCache | None, track: Track) -> Any:
+def _distill(job: DemoJob, name: str, teacher_ref: str, track: Track) -> Any:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={job.measure_every}", "validation.keep=last"]
     sets += [] if job.steps is None else [f"optimizer.steps={job.steps}"]
@@ -200,7 +201,7 @@ def _distill(job: DemoJob, name: str, teacher_ref: str, cache: TeacherCache | No
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
     inputs = InputRefs(
         data=job.out / "data",
-        caches=[] if cache is None else [cache.folder],
+        caches=[job.out / CACHES[name]] if name in CACHES else [],
         teachers=[teacher_ref] if training.load_recipe(name).model.kind == "fusion" else [],
     )
     training_job = TrainingJob("distill", name, sets, job.folder(name), resume=True)

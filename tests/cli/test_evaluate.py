@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_caches import build_cache
 from tiny import make_models, make_pool
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, locks, models
 from dcdctl.core.data import Corpus
-from dcdctl.core.teacher import CandidateConfig, build_cache
+from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import runs
 
 

@@ -159,7 +159,6 @@ def test_the_training_after_a_cache_names_the_teacher_where_it_reads_more_than_s
         model_set=["max_text_len=9"],
         data=Path("hf://datasets/me/birds"),
         out=Path("c"),
-        candidates=None,
     )
     assert (
         command_after_cache(job, "demo-dual", [])

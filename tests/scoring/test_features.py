@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import make_pair
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from tiny import contents, make_corpus
 from torch.testing import assert_close
@@ -24,7 +25,7 @@ from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.progress import byte_size
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
-from dcdctl.core.teacher import CandidateConfig, build
+from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, recipe
 
 HALF = {"rtol": 2**-10, "atol": 1e-4}
@@ -331,12 +332,12 @@ def test_batches_that_do_not_fit_are_encoded_in_halves_and_stay_small(tmp_path, 
 def test_caches_and_losses_are_those_of_the_encoders(root, corpus, pair, tmp_path):
     config = CandidateConfig(kind="random", per_query=3)
     caches = [
-        build.build_cache(corpus, pair, tmp_path / str(i), config, compute=Compute(features=features_root))
+        build_cache(corpus, pair, tmp_path / str(i), config, compute=Compute(features=features_root))
         for i, features_root in enumerate((None, root))
     ]
     np.testing.assert_allclose(caches[1].score_P, caches[0].score_P, **LOGITS)
     with pytest.raises(StaleError, match=r"made with another features \(null, not float16\)"):
-        build.build_cache(corpus, pair, tmp_path / "0", config, compute=Compute(features=root))
+        build_cache(corpus, pair, tmp_path / "0", config, compute=Compute(features=root))
     runs = []
     for folder in (None, root):
         inputs, options = OpenInputs(corpus, [caches[0]], pair), TrainingOptions(compute=Compute(features=folder))

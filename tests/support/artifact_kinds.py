@@ -14,6 +14,7 @@ import pytest
 from damage import Artifact
 from damaged_runs import RUN_KINDS, TEXTS
 from encoders import make_pair
+from made_caches import build_cache
 from made_index import unit_vectors, update, write_index
 from noise_index import CAPTIONS, make_index
 from tiny import make_corpus, make_teacher
@@ -48,7 +49,7 @@ def cache_kind(folder: Path) -> Artifact:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build, "IMAGES_PER_SHARD", 5)
         for name, seed in (("made", 0), ("other", 1)):
-            build.build_cache(corpus, teacher, folder / name, CandidateConfig(per_query=3, seed=seed))
+            build_cache(corpus, teacher, folder / name, CandidateConfig(per_query=3, seed=seed))
     plan, subset = read_cache(folder / "made").plan, corpus.subset(9)
 
     def read(path: Path) -> Any:

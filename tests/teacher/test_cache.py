@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from encoders import save_text, set_pooling
 from forks import run_forked
+from made_caches import build_cache, plan_cache
 from tiny import contents, make_corpus, make_teacher
 
 from dcdctl.core import artifacts, distributed, models
@@ -53,7 +54,7 @@ def sharded():
 def folder(corpus, teacher, tmp_path_factory, sharded) -> Path:
     """A finished cache of seven shards, read-only; tests that write use `copied`."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    build.build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
     return folder
 
 
@@ -156,10 +157,10 @@ def test_a_caption_index_out_of_range_is_an_error(folder):
 def test_two_builds_give_the_same_bytes_and_a_finished_cache_is_not_rewritten(
     corpus, teacher, folder, tmp_path, sharded
 ):
-    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "again") == contents(folder)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
-    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == before
 
 
@@ -178,7 +179,7 @@ build.IMAGES_PER_SHARD = 2
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 def work(folder):
     compute = Compute(batch_size=64)
-    build.build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=4), compute=compute)
+    build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=4), compute=compute)
 kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 """
 
@@ -192,7 +193,7 @@ def test_a_build_killed_repeatedly_resumes_to_the_same_bytes(scenes_corpus_dir, 
 def test_a_build_killed_while_it_wrote_the_plan_starts_again(corpus, teacher, folder, tmp_path, sharded):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "plan.json.77.partial").write_text("{")
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
@@ -209,7 +210,7 @@ def unfinished(corpus, teacher, tmp_path_factory, sharded) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build, "write_pairs", write_or_die)
         with pytest.raises(KeyboardInterrupt):
-            build.build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
+            build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
     return folder
 
 
@@ -218,7 +219,7 @@ def test_a_file_of_an_unfinished_cache_that_is_damaged_is_named(corpus, teacher,
     path = shutil.copytree(unfinished, tmp_path / "cache") / name
     path.write_bytes(path.read_bytes().replace(b"0", b"1") if name == "dropped.json" else path.read_bytes()[:-1] + b"x")
     with pytest.raises(StaleError, match=rf"{name} is damaged: .*; delete"):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
 
 
 def test_an_unfinished_cache_is_refused(copied, tmp_path):
@@ -258,7 +259,7 @@ def test_a_build_with_another_plan_does_not_resume(corpus, teacher, copied, shar
     scorer = at_size(corpus, change["image_size"]) if "image_size" in change else teacher
     scorer = make_teacher(corpus.captions, seed=1) if "teacher" in change else scorer
     with pytest.raises(StaleError, match=message):
-        build.build_cache(other, scorer, copied, change.get("config", CONFIG), compute=change.get("compute", COMPUTE))
+        build_cache(other, scorer, copied, change.get("config", CONFIG), compute=change.get("compute", COMPUTE))
     assert contents(copied) == before
 
 
@@ -268,7 +269,7 @@ def test_a_cache_mined_with_the_mean_of_tokens_is_stale_for_a_model_of_first_tok
     )
 
     def build_again() -> dict[str, bytes]:
-        build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
+        build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
         return contents(tmp_path / "cache")
 
     old = build_again()
@@ -296,7 +297,7 @@ def test_a_missing_file_is_named_and_the_hint_restores_it(name, corpus, teacher,
     ):
         teacher_cache.read_cache(copied)
     (copied / "cache.json").unlink()
-    build.build_cache(corpus, teacher, copied, CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, copied, CONFIG, compute=COMPUTE)
     assert contents(copied) == contents(folder)
 
 
@@ -334,13 +335,13 @@ def test_scores_that_are_not_finite_are_refused(copied, bad):
 
 def test_a_teacher_in_train_mode_is_scored_without_dropout(corpus, teacher, folder, tmp_path, sharded):
     teacher.train()
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
 def test_bfloat16_is_used_and_recorded(corpus, teacher, folder, tmp_path):
     compute = Compute(batch_size=64, precision="bfloat16")
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=compute)
+    cache = build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=compute)
     assert cache.plan["precision"] == "bfloat16"
     assert 1e-5 < np.abs(cache.score_P - teacher_cache.read_cache(folder).score_P).max() < 1
 
@@ -370,7 +371,7 @@ def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tm
     old = teacher_cache.read_cache(folder)
     more = CandidateConfig(per_query=9, seed=1)
     counter = PairCounter(teacher, monkeypatch)
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", more, compute=COMPUTE, extend=folder)
+    cache = build_cache(corpus, teacher, tmp_path / "cache", more, compute=COMPUTE, extend=folder)
     assert counter.num_pairs == cache.num_pairs - old.num_pairs > 0
     assert np.array_equal(cache.lookup(old.image_P, old.text_P), old.score_P)
     drawn = candidates.draw_candidates(corpus, more)
@@ -383,10 +384,10 @@ def test_extending_a_grown_corpus_matches_images_and_captions_by_content(
     corpus, teacher, tmp_path, sharded, monkeypatch
 ):
     few, compute = corpus.subset(20), Compute(batch_size=64)
-    build.build_cache(few, teacher, tmp_path / "few", CONFIG, compute=compute)
+    build_cache(few, teacher, tmp_path / "few", CONFIG, compute=compute)
     larger = ReversedCorpus(corpus)
     counter = PairCounter(teacher, monkeypatch)
-    cache = build.build_cache(larger, teacher, tmp_path / "grown", CONFIG, compute=compute, extend=tmp_path / "few")
+    cache = build_cache(larger, teacher, tmp_path / "grown", CONFIG, compute=compute, extend=tmp_path / "few")
     old = teacher_cache.read_cache(tmp_path / "few")
     image, text = larger.image_of[old.image_P], larger.text_of[old.text_P]
     assert np.array_equal(cache.lookup(image, text), old.score_P)
@@ -433,7 +434,7 @@ def twins(tmp_path_factory):
 @pytest.fixture(scope="module")
 def all_scored(twins, teacher, tmp_path_factory):
     """A cache of every pair, made without looking for duplicates: those of images 0 and 3 are negatives."""
-    return build.build_cache(twins, teacher, tmp_path_factory.mktemp("all") / "cache", ALL)
+    return build_cache(twins, teacher, tmp_path_factory.mktemp("all") / "cache", ALL)
 
 
 def lists_of(cache: teacher_cache.TeacherCache) -> tuple[list[list[int]], list[list[int]]]:
@@ -444,7 +445,7 @@ def lists_of(cache: teacher_cache.TeacherCache) -> tuple[list[list[int]], list[l
 
 def test_an_extended_cache_keeps_scores_of_duplicates_and_not_their_roles(twins, teacher, all_scored, tmp_path):
     assert all_scored.candidates.texts_of_image[0].tolist() == list(range(2, 12))
-    cache = build.build_cache(
+    cache = build_cache(
         twins, teacher, tmp_path / "cache", dataclasses.replace(ALL, duplicate_bits=0), extend=all_scored.folder
     )
     not_of = {0: {0, 1, 6, 7}, 3: {0, 1, 6, 7}}
@@ -465,7 +466,7 @@ def test_an_extended_cache_keeps_scores_of_duplicates_and_not_their_roles(twins,
 
 def test_an_extended_cache_has_candidates_of_the_new_directions_alone(twins, teacher, all_scored, tmp_path):
     only = CandidateConfig(per_query=1, directions=("image",))
-    cache = build.build_cache(twins, teacher, tmp_path / "cache", only, extend=all_scored.folder)
+    cache = build_cache(twins, teacher, tmp_path / "cache", only, extend=all_scored.folder)
     assert cache.candidates.texts_of_image.lengths.tolist() == [0] * 6
     assert cache.candidates.images_of_text.lengths.tolist() == [5] * 12
     assert cache.num_pairs == all_scored.num_pairs
@@ -477,9 +478,9 @@ def test_an_extended_cache_has_candidates_of_the_new_directions_alone(twins, tea
 def test_an_extended_cache_with_pairs_that_are_no_candidates_any_more_is_intact(
     config, change, twins, teacher, tmp_path
 ):
-    old = build.build_cache(twins, teacher, tmp_path / "old", config)
+    old = build_cache(twins, teacher, tmp_path / "old", config)
     config = dataclasses.replace(config, **change)
-    cache = build.build_cache(twins, teacher, tmp_path / "cache", config, extend=old.folder)
+    cache = build_cache(twins, teacher, tmp_path / "cache", config, extend=old.folder)
     assert (cache.role_P == 0).any()
     assert verify(cache.folder).problems == []
     name = cache_format.pairs_name(0)
@@ -495,7 +496,7 @@ def test_an_extended_cache_with_pairs_that_are_no_candidates_any_more_is_intact(
 
 def test_a_margin_that_drops_is_counted_in_the_seal(corpus, teacher, tmp_path):
     config = dataclasses.replace(CONFIG, relative_margin=0.1)
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
+    cache = build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
     assert cache.seal["dropped"]["margins"] == cache.candidates.dropped["margins"] > 0
 
 
@@ -510,7 +511,7 @@ def test_a_missing_cache_to_extend_is_named_before_the_teacher_is_loaded(scenes_
 
 def test_the_margins_of_an_extended_cache_hold_for_old_candidates(twins, teacher, all_scored, tmp_path):
     none = CandidateConfig(per_query=1, absolute_margin=1e6)
-    cache = build.build_cache(twins, teacher, tmp_path / "cache", none, extend=all_scored.folder)
+    cache = build_cache(twins, teacher, tmp_path / "cache", none, extend=all_scored.folder)
     assert cache.candidates.texts_of_image.lengths.sum() == cache.candidates.images_of_text.lengths.sum() == 0
     assert cache.num_pairs == all_scored.num_pairs
 
@@ -519,9 +520,7 @@ def test_a_text_that_a_new_caption_makes_equal_is_no_candidate_of_the_extended_c
     twins, teacher, all_scored, tmp_path
 ):
     grown = make_corpus(tmp_path / "corpus", [PAIRS[0], [*PAIRS[1], PAIRS[2][1].upper()], *PAIRS[2:]])
-    cache = build.build_cache(
-        grown, teacher, tmp_path / "cache", CandidateConfig(per_query=1), extend=all_scored.folder
-    )
+    cache = build_cache(grown, teacher, tmp_path / "cache", CandidateConfig(per_query=1), extend=all_scored.folder)
     # Image 1 has captions 2, 3 and 4; captions 5 and 6 are those of image 2, and 4 equals 6.
     assert {4, 6}.isdisjoint(cache.candidates.texts_of_image[1].tolist())
     assert 1 not in cache.candidates.images_of_text[6]
@@ -538,17 +537,17 @@ def test_a_cache_with_another_teacher_precision_or_image_size_is_not_extended(
     )
     compute = Compute(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
     with pytest.raises(StaleError, match=f"was made with another {change}"):
-        build.build_cache(corpus, scorer, tmp_path / "cache", CONFIG, compute=compute, extend=folder)
+        build_cache(corpus, scorer, tmp_path / "cache", CONFIG, compute=compute, extend=folder)
 
 
 def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
-    job = build.plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), compute=COMPUTE)
+    job = plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), compute=COMPUTE)
     estimate = teacher_estimate.estimate_cost(job)
     assert estimate.num_pairs == estimate.num_to_score > 32 * 7
     assert estimate.pairs_per_s > 0
     assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
     assert not list((tmp_path / "cache").glob("pairs-*"))
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
@@ -572,8 +571,8 @@ def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path
         distributed.lock(tmp_path / "cache"),
         pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"),
     ):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
@@ -590,11 +589,11 @@ def test_a_full_disk_is_an_error_and_finished_shards_are_kept(corpus, teacher, f
     with pytest.raises(
         InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"
     ):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+        build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     monkeypatch.undo()
     assert len(list((tmp_path / "cache").glob("pairs-*.parquet"))) == 2
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
@@ -627,7 +626,7 @@ def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(c
         monkeypatch.setattr(build, "IMAGES_PER_SHARD", images_per_shard)
         monkeypatch.setattr(CountedBuild, "num_asked", 0)
         folder = tmp_path / str(images_per_shard)
-        job = build.plan_cache(corpus, teacher, folder, CandidateConfig(per_query=2), compute=COMPUTE)
+        job = plan_cache(corpus, teacher, folder, CandidateConfig(per_query=2), compute=COMPUTE)
         teacher_estimate.estimate_cost(job)
         build.score_planned(job)
         finished = teacher_estimate.estimate_cost(job)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from command_line import QUICK_BENCH, document_of, error_of, run
 from encoders import save_text, save_vision
+from made_caches import build_cache
 from tiny import make_teacher, make_wide_dual
 
 from dcdctl.core import models, scoring
@@ -19,7 +20,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualScorer, ImageBatch, States
 from dcdctl.core.scoring import CorpusSource, score_pairs
-from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, build_cache, estimate, read_cache, read_caches
+from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build, estimate, read_cache, read_caches
 
 FOUR = "--recipe tiny-student --set candidates.per_query=4 --device cpu"
 CONFIG = CandidateConfig(per_query=4)

@@ -6,12 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from tiny import make_teacher
 
 from dcdctl.core import training
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher import CandidateConfig, build, read_caches
+from dcdctl.core.teacher import CandidateConfig, read_caches
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher.cache import TeacherEnsemble
 from dcdctl.core.training import TrainingJob, TrainingOptions, recipe
@@ -21,10 +22,8 @@ from dcdctl.core.training import TrainingJob, TrainingOptions, recipe
 def folders(corpus, teacher, tmp_path_factory):
     """Caches of two teachers; the second has scored fewer pairs."""
     root = tmp_path_factory.mktemp("caches")
-    build.build_cache(corpus, teacher, root / "first", CandidateConfig(per_query=12))
-    build.build_cache(
-        corpus, make_teacher(corpus.captions, seed=3), root / "second", CandidateConfig(per_query=9, seed=5)
-    )
+    build_cache(corpus, teacher, root / "first", CandidateConfig(per_query=12))
+    build_cache(corpus, make_teacher(corpus.captions, seed=3), root / "second", CandidateConfig(per_query=9, seed=5))
     return root / "first", root / "second"
 
 
@@ -108,7 +107,7 @@ def test_a_cache_named_twice_is_refused_however_it_is_named(folders, tmp_path, h
 
 
 def test_caches_of_different_corpora_are_refused(corpus, teacher, caches, tmp_path):
-    few = build.build_cache(corpus.subset(8), teacher, tmp_path / "few", CandidateConfig(per_query=3))
+    few = build_cache(corpus.subset(8), teacher, tmp_path / "few", CandidateConfig(per_query=3))
     with pytest.raises(StaleError, match="of different corpora"):
         TeacherEnsemble([caches[0], few])
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from encoders import save_text
 from forks import run_forked
+from made_caches import build_cache
 from tiny import contents, make_corpus, make_pool, make_teacher, make_wide_dual, write_pool
 from typer.testing import CliRunner
 
@@ -28,7 +29,6 @@ from dcdctl.core.teacher import (
     CacheJob,
     CandidateConfig,
     build,
-    build_cache,
     cache_facts,
     cache_scores,
     candidates,
@@ -139,7 +139,7 @@ from dcdctl.core.teacher import CandidateConfig, build
 build.IMAGES_PER_SHARD = 2
 pool = Corpus.open(Path(sys.argv[1]), "train")
 def work(folder):
-    build.build_cache(
+    build_cache(
         pool, make_teacher(pool.captions), folder, CandidateConfig(per_query=4), compute=Compute(batch_size=64)
     )
 kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
@@ -226,7 +226,7 @@ def test_a_work_list_of_a_pool_gives_a_cache_of_other_scores(pool, folder, tmp_p
 
 def test_verify_scores_pairs_of_a_pool_again(pool, reranker, folder, tmp_path):
     models.save(reranker, tmp_path / "teacher")
-    job = CacheJob(data=pool.folder, out=folder, candidates=None, teacher=str(tmp_path / "teacher"), compute=COMPUTE)
+    job = CacheJob(data=pool.folder, out=folder, teacher=str(tmp_path / "teacher"), compute=COMPUTE)
     assert verify_cache(job, 20) < 1e-4
 
 

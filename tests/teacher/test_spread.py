@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made_caches import build_cache
 
-from dcdctl.core.teacher import CandidateConfig, build, spread
+from dcdctl.core.teacher import CandidateConfig, spread
 from dcdctl.core.teacher.cache import TeacherEnsemble
 
 NAN = np.nan
@@ -53,7 +54,7 @@ def test_equal_scores_and_true_or_false_have_no_order(scores, found):
 
 
 def test_a_list_has_its_own_pair_first_and_different_candidates_of_its_query(corpus, teacher, tmp_path):
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=20))
+    cache = build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=20))
     lists = spread._lists(cache)
     assert lists.shape == (2 * 160, 16)
     for position, row in enumerate(lists):
@@ -72,8 +73,7 @@ def test_a_list_has_its_own_pair_first_and_different_candidates_of_its_query(cor
 
 def test_the_temperature_does_not_depend_on_how_many_candidates_are_cached(corpus, teacher, tmp_path):
     few, many = (
-        build.build_cache(corpus, teacher, tmp_path / str(count), CandidateConfig(per_query=count))
-        for count in (15, 25)
+        build_cache(corpus, teacher, tmp_path / str(count), CandidateConfig(per_query=count)) for count in (15, 25)
     )
     found = [spread.measure_spread(cache) for cache in (few, many, TeacherEnsemble([many, many]))]
     assert found[1].temperature == pytest.approx(found[0].temperature, rel=0.03)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from batches import list_batches, pair_batches, recipe_batches
+from made_caches import build_cache
 from tiny import make_corpus
 
 from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, build, false_negative_filter
+from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, false_negative_filter
 from dcdctl.core.training import load_recipe
 from dcdctl.core.training.batches.all_pairs import find_neighbors, neighbor_batches
 from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
@@ -25,13 +26,13 @@ from dcdctl.core.training.recipe import BatchConfig
 
 @pytest.fixture(scope="module")
 def drawn(corpus, teacher, tmp_path_factory) -> TeacherCache:
-    return build.build_cache(corpus, teacher, tmp_path_factory.mktemp("random") / "cache", CandidateConfig(per_query=9))
+    return build_cache(corpus, teacher, tmp_path_factory.mktemp("random") / "cache", CandidateConfig(per_query=9))
 
 
 @pytest.fixture(scope="module")
 def blocks(corpus, teacher, tmp_path_factory) -> TeacherCache:
     config = CandidateConfig(kind="blocks", block_size=8)
-    return build.build_cache(corpus, teacher, tmp_path_factory.mktemp("blocks") / "cache", config)
+    return build_cache(corpus, teacher, tmp_path_factory.mktemp("blocks") / "cache", config)
 
 
 class Named:
@@ -180,7 +181,7 @@ def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
     config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config)
+    cache = build_cache(corpus, teacher, tmp_path / "cache", config)
     batches = list_batches(
         CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache
     )
@@ -384,9 +385,7 @@ def test_no_list_has_a_duplicate_image_as_a_negative_wherever_its_negatives_come
 ):
     # Neither the cache nor the mined lists are made with duplicate_bits.
     cache = (
-        build.build_cache(clones, teacher, tmp_path / "cache", CandidateConfig(per_query=99))
-        if source == "cache"
-        else None
+        build_cache(clones, teacher, tmp_path / "cache", CandidateConfig(per_query=99)) if source == "cache" else None
     )
     for bits, is_found in ((None, True), (0, False)):
         config = {

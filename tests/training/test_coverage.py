@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import list_batches, recipe_batches
+from made_caches import build_cache
 from open_inputs import OpenInputs
 
 from dcdctl.core import training
 from dcdctl.core.config import read_toml
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.report import report, tables
-from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
+from dcdctl.core.teacher import CandidateConfig, TeacherCache
 from dcdctl.core.training import TrainingJob, TrainingOptions, coverage, initial_model, recipe, runs
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.step_pairs import CorpusBatches
@@ -45,7 +46,7 @@ def caches(corpus, teacher, tmp_path_factory) -> dict[int, TeacherCache]:
     """Caches with as many candidates as are drawn, and ten times as many."""
     folder = tmp_path_factory.mktemp("caches")
     return {
-        times: build.build_cache(corpus, teacher, folder / str(times), CandidateConfig(per_query=times * DRAWN))
+        times: build_cache(corpus, teacher, folder / str(times), CandidateConfig(per_query=times * DRAWN))
         for times in (1, 10)
     }
 

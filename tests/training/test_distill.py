@@ -12,6 +12,7 @@ import pytest
 import torch
 from batches import list_batches, pair_batches, recipe_batches
 from huggingface_hub import constants
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from tiny import contents, make_models, make_teacher
 from training_steps import distill
@@ -21,7 +22,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError, as_user_error
 from dcdctl.core.report import report, tables
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
+from dcdctl.core.teacher import CandidateConfig, cache, measure_spread
 from dcdctl.core.training import (
     InputRefs,
     TrainingJob,
@@ -61,7 +62,7 @@ def teacher_folder(teacher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache_folder(corpus, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    build.build_cache(corpus, teacher, folder, CandidateConfig(kind="blocks", block_size=8))
+    build_cache(corpus, teacher, folder, CandidateConfig(kind="blocks", block_size=8))
     return folder
 
 
@@ -465,7 +466,7 @@ def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_que
 
 
 def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused(corpus, teacher, tmp_path):
-    few = build.build_cache(corpus, teacher, tmp_path / "few", CandidateConfig(per_query=1, directions=("text",)))
+    few = build_cache(corpus, teacher, tmp_path / "few", CandidateConfig(per_query=1, directions=("text",)))
     given = OpenInputs(corpus, [few], teacher)
     # Every image has one negative, and a batch has a fifth of all captions: about a fifth of the queries have theirs.
     everything = [*DUAL, "batch.size=32", terms("infonce", "kl"), "optimizer.steps=2"]
@@ -492,4 +493,4 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
 
 
 def inputs_of(corpus: Any, teacher: Any, folder: Path, config: CandidateConfig) -> OpenInputs:
-    return OpenInputs(corpus, [build.build_cache(corpus, teacher, folder, config)], teacher)
+    return OpenInputs(corpus, [build_cache(corpus, teacher, folder, config)], teacher)

@@ -23,6 +23,7 @@ from batches import recipe_batches
 from duals import save_dual
 from encoders import VISION, make_pair
 from forks import run_forked
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
@@ -79,7 +80,7 @@ def calm(corpus) -> models.ViltScorer:
 @pytest.fixture(scope="module")
 def cache_folder(corpus, calm, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    build.build_cache(corpus, calm, folder, CandidateConfig(kind="blocks", block_size=8))
+    build_cache(corpus, calm, folder, CandidateConfig(kind="blocks", block_size=8))
     return folder
 
 

@@ -333,10 +333,11 @@ from typing import Any
 import torch
 torch.set_num_threads(1)
 from kills import kill_often
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
-from dcdctl.core.teacher import CandidateConfig, build_cache
+from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import TrainingJob, TrainingOptions, train_model
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batch.hard_negatives=3",

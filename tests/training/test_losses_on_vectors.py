@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from batches import recipe_batches
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from paths import DOCS
 from safetensors.torch import load_file
@@ -28,7 +29,7 @@ from dcdctl.core import models, training
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build_cache, embedded_teachers
+from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, embedded_teachers
 from dcdctl.core.training import TrainingJob, TrainingOptions, initial_model, load_recipe, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import Step, backward

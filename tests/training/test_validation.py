@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from made_caches import build_cache
 from open_inputs import OpenInputs
 from tiny import contents, make_splits
 from training_steps import distill
@@ -14,7 +15,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import Measured, evaluate
-from dcdctl.core.teacher import CandidateConfig, build_cache
+from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training import InputRefs, TrainingOptions, checkpoints, recipe, runs
 from dcdctl.core.training.objective import PairObjective
 

@@ -1,4 +1,3 @@
-from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE, WORK_FOLDER
 from .candidate_lists import Candidates
@@ -32,7 +31,6 @@ __all__ = [
     "TeacherCache",
     "TeacherEnsemble",
     "TeacherScores",
-    "build_cache",
     "cache_document",
     "cache_facts",
     "cache_scores",

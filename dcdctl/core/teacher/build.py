@@ -10,12 +10,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, distributed, files, scoring
@@ -46,6 +45,9 @@ from dcdctl.core.teacher.cache_format import (
 from dcdctl.core.teacher.candidate_lists import POSITIVE, ROLES
 from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.false_negatives import false_negative_filter
+
+if TYPE_CHECKING:
+    from dcdctl.core.teacher.job import CacheJob
 
 # 8 bytes are enough for a caption, which is compared with the captions of its image, or with the texts of a pool: of
 # ten million texts and ten million others, two differ and have one digest with a chance of 5 in a million.
@@ -169,41 +171,13 @@ class PlannedCache:
         return [shard for shard in self.shards if self.build.missing([pairs_name(shard)])]
 
 
-def build_cache(
-    corpus: Corpus,
-    teacher: FusionScorer,
-    folder: Path,
-    config: CandidateConfig,
-    *,
-    compute: Compute = ON_CPU,
-    extend: Path | None = None,
-    track: Track = silent,
-) -> TeacherCache:
-    """Score the candidates of every query and store the scores; a killed run of the same plan resumes.
+def plan_cache(job: CacheJob, corpus: Corpus, teacher: FusionScorer, track: Track = silent) -> PlannedCache:
+    """Write into the folder of a job which pairs are to be scored; nothing is scored.
 
-    The teacher is put in eval mode, because dropout would make its scores random. `extend` is a finished cache of the
-    same teacher: its pairs whose image and caption are also in this corpus are reused with their scores. StaleError if
-    the folder holds a cache of another corpus, teacher or plan.
+    The teacher is put in eval mode, because dropout would make its scores random. StaleError if the folder holds a
+    cache of another corpus, teacher or plan.
     """
-    with distributed.lock(folder):
-        return score_planned(
-            plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, track=track),
-            track=track,
-        )
-
-
-def plan_cache(
-    corpus: Corpus,
-    teacher: FusionScorer,
-    folder: Path,
-    config: CandidateConfig,
-    *,
-    compute: Compute = ON_CPU,
-    extend: Path | None = None,
-    max_pairs: int | None = None,
-    track: Track = silent,
-) -> PlannedCache:
-    """Write into the folder which pairs are to be scored, at most `max_pairs`; nothing is scored."""
+    compute = job.compute
     scorer = {
         # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
         "image_size_px": teacher.preprocess.image_size_px,
@@ -212,22 +186,20 @@ def plan_cache(
         "precision": compute.precision,
         "features": kind_of(compute),
     }
-    build = Build(folder, plan_of(corpus, config, scorer, extend, max_pairs), CACHE)
+    build = Build(job.out, plan_of(job, corpus, scorer), CACHE)
     # The main process encodes missing features, and the others find them.
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
 
     with distributed.main_first():
         if distributed.is_main():
-            begin(build, corpus, config, compute.device, extend=extend, track=track)
+            begin(build, job, corpus, track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     return PlannedCache(build, corpus, teacher, source, compute)
 
 
-def plan_of(
-    corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], extend: Path | None, max_pairs: int | None
-) -> dict[str, Any]:
+def plan_of(job: CacheJob, corpus: Corpus, scorer: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a cache's content depends on: the corpus, its candidates, and what is known of the scorer."""
     return {
         "format": CACHE.format,
@@ -236,13 +208,13 @@ def plan_of(
         "images": corpus.num_images,
         "captions": corpus.num_captions,
         **scorer,
-        "candidates": to_table(config),
+        "candidates": to_table(job.candidates),
         # No entry for other models, whose caches stay what they were.
-        **({POOLING: "cls"} if config.embeds_by_first_token else {}),
+        **({POOLING: "cls"} if job.candidates.embeds_by_first_token else {}),
         # The seal holds the checksum of every shard, so its own checksum stands for the cache.
-        "extends": None if extend is None else files.sha256_of(extend / CACHE.seal_file),
+        "extends": None if job.extend is None else files.sha256_of(job.extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
-        "max_pairs": max_pairs,
+        "max_pairs": job.max_pairs,
     }
 
 
@@ -292,15 +264,7 @@ def score_pairs(
     return scores_P
 
 
-def begin(
-    build: Build,
-    corpus: Corpus,
-    config: CandidateConfig,
-    device: torch.device,
-    *,
-    extend: Path | None = None,
-    track: Track = silent,
-) -> dict[str, Any]:
+def begin(build: Build, job: CacheJob, corpus: Corpus, track: Track) -> dict[str, Any]:
     """Make the folder this plan's, with the pairs of every shard that is not scored, and return the notes of the plan.
 
     Another plan is replaced if none of it is scored.
@@ -316,9 +280,11 @@ def begin(
     # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
     if not is_planned or build.missing([DROPPED_FILE]):
-        old = None if extend is None else reusable_pairs(extend, corpus, build.plan)
-        max_pairs = build.plan["max_pairs"]
-        drawn = candidates.draw_candidates(corpus, config, device=device, max_pairs=max_pairs, scored=old, track=track)
+        config, device = job.candidates, job.compute.device
+        old = None if job.extend is None else reusable_pairs(job.extend, corpus, build.plan)
+        drawn = candidates.draw_candidates(
+            corpus, config, device=device, max_pairs=job.max_pairs, scored=old, track=track
+        )
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if old is not None:

@@ -46,8 +46,6 @@ from dcdctl.core.teacher.work_list import Extra, write_work_list
 
 NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
 """What a plan says of a teacher that dcdctl runs."""
-NUM_SHARDS_NAMED = 10
-"""Unfinished shards that a message names."""
 
 
 def plan_work(job: CacheJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> tuple[int, int]:
@@ -109,7 +107,6 @@ def take_scores(job: CacheJob, names: Sequence[str], teacher: str, *, track: Tra
 
 def _resolve(job: CacheJob) -> None:
     """An error for what can be checked before anything is opened."""
-    assert job.candidates is not None
     if distributed.world_size() > 1:
         raise ConfigError(
             f"--plan-only and --scores are for one process, and there are {distributed.world_size()}",
@@ -122,17 +119,15 @@ def _resolve(job: CacheJob) -> None:
 @contextmanager
 def _planned(job: CacheJob, track: Track) -> Iterator[tuple[Corpus, Build, dict[str, Any]]]:
     """The corpus of a job, its planned cache, whose folder is locked, and what is noted of the scores that it has."""
-    assert job.candidates is not None
-    config = job.candidates
     corpus = job.open_corpus()
     old = None if job.extend is None else read_cache(job.extend)
     if old is not None and old.teacher_name is None:
         raise StaleError(
             f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher"
         )
-    planned = Build(job.out, build.plan_of(corpus, config, NO_SCORER, job.extend, job.max_pairs), CACHE)
+    planned = Build(job.out, build.plan_of(job, corpus, NO_SCORER), CACHE)
     with distributed.lock(job.out):
-        noted = build.begin(planned, corpus, config, job.compute.device, extend=job.extend, track=track)
+        noted = build.begin(planned, job, corpus, track)
         if old is not None and TEACHER_NAME not in noted:
             noted = {name: old.plan[name] for name in (TEACHER_NAME, SCORES_FROM) if name in old.plan}
             planned.note(**noted)
@@ -276,20 +271,13 @@ class _GivenScores:
         return digest.hexdigest()
 
     def check_complete(self) -> None:
-        """MissingError that names the shards in which pairs have no score."""
-        is_missing, bounds = np.isnan(self._score_P), itertools.pairwise(self._first.tolist())
-        missing = [int(is_missing[first:end].sum()) for first, end in bounds]
-        unfinished = {shard: count for shard, count in enumerate(missing) if count}
-        if not unfinished:
-            return
-        named = [f"shard {shard}: {count:,}" for shard, count in list(unfinished.items())[:NUM_SHARDS_NAMED]]
-        more = f", and {len(unfinished) - len(named):,} more shards" if len(unfinished) > len(named) else ""
-        raise MissingError(
-            f"{sum(unfinished.values()):,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet, "
-            f"in {len(unfinished):,} of {len(missing):,} shards ({', '.join(named)}{more})",
-            hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of "
-            "what is missing",
-        )
+        """MissingError if pairs have no score."""
+        if missing := len(self._key_P) - self._count(slice(None)):
+            raise MissingError(
+                f"{missing:,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet",
+                hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of "
+                "what is missing",
+            )
 
 
 def _numbers(column: pa.Array) -> Index:

@@ -4,7 +4,7 @@ loaded last."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ class CacheJob:
 
     data: Path
     out: Path
-    candidates: CandidateConfig | None
-    """None for `verify_cache`: the finished cache has its own."""
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    """Not read by `verify_cache`: the finished cache has its own."""
     teacher: str = ""
     """Empty where another program scores (`external_scores`)."""
     split: str = "train"
@@ -45,8 +45,7 @@ class CacheJob:
     def open_corpus(self) -> Corpus:
         """The corpus; an error for candidates that it cannot have."""
         corpus = Corpus.open(self.data, self.split, self.max_images)
-        if self.candidates is not None:
-            check_candidates(corpus, self.candidates)
+        check_candidates(corpus, self.candidates)
         return corpus
 
 
@@ -58,8 +57,7 @@ def _resolve(job: CacheJob) -> dict[str, Any]:
     """
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides)
-    if job.candidates is not None:
-        job.candidates.require_packages()
+    job.candidates.require_packages()
     CACHE.check_folder(job.out)
     if job.compute.features is not None:
         files.check_output_folder(job.compute.features)
@@ -78,7 +76,6 @@ def cache_scores(
     `on_estimate` receives the number of pairs, the time and the disk space before anything is scored. Without it there
     is no trial, which takes seconds.
     """
-    assert job.candidates is not None
     overrides = _resolve(job)
     corpus = job.open_corpus()
     # A missing or damaged cache is an error before the teacher is loaded.
@@ -87,16 +84,7 @@ def cache_scores(
     teacher = models.load_scorer(job.teacher, overrides, track)
     # Over planning and scoring: another plan must not replace this one in between.
     with distributed.lock(job.out):
-        planned = build.plan_cache(
-            corpus,
-            teacher,
-            job.out,
-            job.candidates,
-            compute=job.compute,
-            extend=job.extend,
-            max_pairs=job.max_pairs,
-            track=track,
-        )
+        planned = build.plan_cache(job, corpus, teacher, track)
         if on_estimate is not None:
             on_estimate(estimate.estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)
