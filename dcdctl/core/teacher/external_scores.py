@@ -10,7 +10,6 @@ Memory: 12 bytes per planned pair, and one batch of rows. Shape letters: P plann
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -266,8 +265,7 @@ class _GivenScores:
         """The SHA-256 of all pairs and their scores, whatever order and format they came in."""
         digest = hashlib.sha256(b"dcdctl scores 1")
         for values, kind in ((self._key_P, "<i8"), (self._score_P, "<f4")):
-            for first, end in itertools.pairwise(self._first.tolist()):  # by shard, because tobytes copies
-                digest.update(values[first:end].astype(kind).tobytes())
+            digest.update(values.astype(kind, copy=False).data)
         return digest.hexdigest()
 
     def check_complete(self) -> None:
