@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from dcdctl.cli import options
 from dcdctl.cli.completion import complete_teacher
-from dcdctl.cli.declare import Ref, Refs, assignments, many, optional_path, path
+from dcdctl.cli.declare import Ref, Refs, many, optional_path, path
 from dcdctl.cli.options import reads
-
-if TYPE_CHECKING:
-    from dcdctl.core.training import InputRefs
 
 
 @dataclass(frozen=True)
@@ -56,20 +53,14 @@ class Distill(options.TrainingRun):
         Path,
     ] = None
 
-    def refs(self) -> InputRefs:
-        """What to train on."""
-        from dcdctl.core.training import InputRefs
-
-        return InputRefs(
-            data=many(self.data),
-            split=self.split,
-            max_images=self.max_images,
-            pool=optional_path(self.pool),
-            caches=[path(folder) for folder in many(self.cache)],
-            teachers=many(self.teacher),
-            model_set=assignments(self.model_overrides),
-            validation_data=[path(folder) for folder in many(self.validation_data)],
-        )
+    def own_refs(self) -> dict[str, Any]:
+        """Data, pool, caches and teachers."""
+        return {
+            "data": many(self.data),
+            "pool": optional_path(self.pool),
+            "caches": [path(folder) for folder in many(self.cache)],
+            "teachers": many(self.teacher),
+        }
 
 
 def distill(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from dcdctl.cli import options
-from dcdctl.cli.declare import Ref, assignments, many, path
-
-if TYPE_CHECKING:
-    from dcdctl.core.training import InputRefs
+from dcdctl.cli.declare import Ref, many, path
 
 
 @dataclass(frozen=True)
@@ -24,18 +21,9 @@ class FinetuneTeacher(options.TrainingRun):
         str,
     ] = None
 
-    def refs(self) -> InputRefs:
-        """What to train on."""
-        from dcdctl.core.training import InputRefs
-
-        return InputRefs(
-            data=path(self.data),
-            split=self.split,
-            max_images=self.max_images,
-            teachers=many(self.teacher or None),
-            model_set=assignments(self.model_overrides),
-            validation_data=[path(folder) for folder in many(self.validation_data)],
-        )
+    def own_refs(self) -> dict[str, Any]:
+        """Data and teacher."""
+        return {"data": path(self.data), "teachers": many(self.teacher or None)}
 
 
 def finetune_teacher(

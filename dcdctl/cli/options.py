@@ -389,17 +389,24 @@ class TrainingRun(Training, ABC):
     resume: Annotated[bool, writes("--resume", help="Resume an interrupted run.")] = False
 
     @abstractmethod
-    def refs(self) -> InputRefs:
-        """What to train on."""
+    def own_refs(self) -> dict[str, Any]:
+        """What this command reads beside the options of all trainings, by the fields of `InputRefs`."""
 
     def request(
         self, kind: TrainingKind, sets: Sequence[str] | None = None
     ) -> tuple[TrainingJob, InputRefs, TrainingOptions]:
         """What `kind` of training to do, on what, and how."""
-        from dcdctl.core.training import TrainingJob
+        from dcdctl.core.training import InputRefs, TrainingJob
 
+        refs = InputRefs(
+            split=self.split,
+            max_images=self.max_images,
+            model_set=assignments(self.model_overrides),
+            validation_data=[path(folder) for folder in many(self.validation_data)],
+            **self.own_refs(),
+        )
         job = TrainingJob(kind, named(self.recipe), sets or (), path(self.out), self.resume)
-        return job, self.refs(), self.options(wandb=self.wandb)
+        return job, refs, self.options(wandb=self.wandb)
 
 
 @dataclass(frozen=True, kw_only=True)

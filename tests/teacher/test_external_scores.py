@@ -191,7 +191,7 @@ def test_scores_of_some_shards_may_come_first_and_what_is_missing_is_listed(own,
         "pairs-00001.parquet",
     ]
     # The work list now holds the missing pairs alone.
-    assert plan_work(job) == (sum(missing), 5)
+    assert plan_work(job) == (missing, 5)
     rows = pa.concat_tables(pq.read_table(path) for path in work_files(job))
     assert rows["image_index"].to_pylist() == image_P[~early].tolist()
     # A call with nothing new changes nothing; another teacher or another plan is refused.

@@ -111,7 +111,7 @@ def read_or_mine(
 def read_shared(folder: Path, source: Source, recipe: Recipe) -> Candidates:
     """The mined negatives of a started run; ConfigError if the processes read different ones."""
     mined = read_or_mine(folder, source, recipe)
-    lists = (mined.texts_of_image, mined.images_of_text)
+    lists = (getattr(mined, name) for name in LISTS)
     # Processes with other negatives would build different batches: a silently wrong loss.
     checksum = zlib.crc32(b"".join(array.tobytes() for part in lists for array in (part.offsets, part.values)))
     distributed.check_equal(checksum, "their mined negatives")
@@ -146,10 +146,9 @@ def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) 
     if not build.is_sealed:
         # A checksum of a known length, so that the real one takes its place without moving the arrays.
         header = {**build.plan, "dropped": mined.dropped, "checksum": NO_CHECKSUM}
-        named = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
-        arrays = {f"{name}.offsets": lists.offsets for name, lists in named}
+        arrays = {f"{name}.offsets": getattr(mined, name).offsets for name in LISTS}
         # int32 halves the values on disk.
-        arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in named}
+        arrays |= {f"{name}.values": getattr(mined, name).values.astype(np.int32) for name in LISTS}
         data = save(arrays, metadata={"mined": json.dumps(header)})
         checksum = hashlib.sha256(data).hexdigest()
         with files.atomic_path(folder / FILE) as partial:
