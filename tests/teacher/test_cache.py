@@ -171,6 +171,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from kills import kill_often
+from made_caches import build_cache
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
