@@ -399,7 +399,7 @@ class ReversedCorpus:
     """A corpus with its images in reverse order."""
 
     def __init__(self, corpus):
-        self.corpus, self.split, self.is_pool = corpus, corpus.split, False
+        self.corpus, self.folder, self.split, self.is_pool = corpus, corpus.folder, corpus.split, False
         self.num_images, self.num_captions = corpus.num_images, corpus.num_captions
         self.fingerprint = "reversed" + corpus.fingerprint
         self.order = list(reversed(range(corpus.num_images)))

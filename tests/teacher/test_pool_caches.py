@@ -132,6 +132,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from kills import kill_often
+from made_caches import build_cache
 from tiny import make_teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
