@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from open_inputs import OpenInputs
 from tiny import make_corpus, make_splits, make_wide_dual, model_contents, write_pool
 from training_steps import TINY_DUAL, distill
 
@@ -21,7 +22,6 @@ from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores
 from dcdctl.core.training import (
     InputRefs,
-    OpenInputs,
     Run,
     checkpoints,
     load_recipe,
