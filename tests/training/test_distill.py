@@ -35,6 +35,7 @@ from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairs
 from dcdctl.core.training.batches.lists import CandidateLists
 from dcdctl.core.training.batches.make import count_steps
+from dcdctl.core.training.inputs import caches_of
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective
 
@@ -337,7 +338,8 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
 
 def read_all(refs: InputRefs) -> None:
     """Open the files, then load the teacher, as a training does."""
-    refs.load_teacher(refs.open()[0][1])
+    corpora, caches = refs.open()
+    refs.load_teacher(caches_of(corpora, caches)[0])
 
 
 def test_inputs_that_do_not_belong_together_are_refused(
