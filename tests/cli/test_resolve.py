@@ -181,7 +181,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("1 +", r"the condition '1 \+' cannot be read near .*; for example year >= 2020"),
     ],
     "--metadata": [
-        Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; a table of metadata is"),
+        Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; check the path"),
         Mistake("FILE", r"FILE is no table of metadata, .*; a table of metadata is a \.csv, \.jsonl or \.parquet file"),
     ],
     "--columns": [Mistake("yaer", r"PAIRS\.csv has no column 'yaer'; it has caption", "--metadata=PAIRS.csv")],
@@ -237,11 +237,13 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("prepare", "--csv"): [
         Mistake(
             "ABSENT.csv",
-            r"ABSENT\.csv cannot be read .*; --csv takes a CSV file",
+            r"ABSENT\.csv cannot be read: No such file.*; check the path",
             "manifest=UNSET --images=PHOTOS",
         )
     ],
-    ("prepare", "--jsonl"): [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", "manifest=UNSET --images=PHOTOS")],
+    ("prepare", "--jsonl"): [
+        Mistake("ABSENT", r"ABSENT cannot be read: No such file.*; check the path", "manifest=UNSET --images=PHOTOS")
+    ],
     ("prepare", "--hold-out"): [
         Mistake(
             "0.5",

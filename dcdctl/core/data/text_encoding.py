@@ -57,7 +57,7 @@ def find_encoding(path: Path, forced: str | None = None, hint: str = FORCE) -> s
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, hint="check the path") from error
     marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     # A byte order mark would become a part of the first column's name.
     name = ("utf-8-sig" if forced == "utf-8" else forced) or marked or _without_mark(data) or "utf-8-sig"
