@@ -323,7 +323,7 @@ def test_the_weights_of_a_recipe_reach_its_teachers(duals, corpus, tmp_path):
     plan = training.resolve(job, inputs, TrainingOptions())
     data = open_data(plan)
     data.load_teachers(silent)
-    scores = data.embedded
+    scores = data.main.embedded
     assert isinstance(scores, EmbeddedTeachers)
     assert scores.weights.tolist() == [0.75, 0.25]
 
