@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import random
 import zipfile
+from itertools import islice
 from pathlib import Path
 
+import evidence_clip
 from evidence_steps import SEEDS, Step, sets
+
+from dcdctl.core.data import scenes
 
 FROZEN = ("--features", "features", *sets(model__vision="vision", model__text="text"))
 TEACHERS = tuple(f"runs/teacher-{seed}" for seed in SEEDS)
@@ -21,6 +25,8 @@ KL, BOTH = sets(loss__terms="{kl=4.0}"), sets(loss__terms="{infonce=1.0,kl=4.0}"
 STEPS = sets(optimizer__steps=400)
 LABELS, PAIRS, WRONG = "With and without pairing, val", "Scored pairs of the pool, val", "Pools that fit less, val"
 ALL_PAIRS = "every pair (3,192,000)"
+SCENES = "A small CLIP on scenes, a ViLT as the teacher, 500 test scenes"
+NUM_CAPTIONED, NUM_SCENES = 128, 1024
 IMAGES = 800
 """Photos of the pool. Its texts are their captions, whose order says nothing."""
 
@@ -58,6 +64,16 @@ def write_inputs(karpathy: Path, images: Path, work: Path) -> None:
         lines = [sentence["raw"].strip() for image in part for sentence in image["sentences"]]
         random.Random(1).shuffle(lines)
         (work / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    evidence_clip.write_inputs(work)
+    (work / "photos" / "scenes").mkdir()
+    texts = []
+    described = scenes.describe_scenes(0, "train", evidence_clip.CAPTIONS)
+    for number, item in enumerate(islice(described, NUM_CAPTIONED, NUM_SCENES)):
+        drawn = scenes.to_png(scenes.draw_scene(item.scene, evidence_clip.SIDE_PX))
+        (work / "photos" / "scenes" / f"{number:04}.png").write_bytes(drawn)
+        texts += [statement.text for statement in item.statements]
+    random.Random(1).shuffle(texts)
+    (work / "scenes.txt").write_text("\n".join(texts) + "\n")
     (work / "pools.json").write_text("{}")
 
 
@@ -77,7 +93,7 @@ def pools() -> list[Step]:
         )
     steps += [step for seed in SEEDS for step in _labels(seed)]
     steps += [step for seed in SEEDS for step in _wrong(seed)]
-    return [*steps, *_budgets()]
+    return [*steps, *_budgets(), *_scenes()]
 
 
 POOLS = {
@@ -140,6 +156,58 @@ def _wrong(seed: int) -> list[Step]:
         _run(name, seed, WRONG, label, ("photos-distilled", "--data", f"data/{pool}", *BY_TEACHERS, *KL, *STEPS))
         for name, (label, pool) in rows.items()
     ]
+
+
+def _scenes() -> list[Step]:
+    """A small CLIP on scenes, with the built-in ViLT as the teacher: settings as in the plan clip-scenes."""
+    size = sets(counts__train=NUM_SCENES, counts__val=300, counts__test=500)
+    pretraining = sets(optimizer__steps=evidence_clip.PRETRAINING_STEPS, batch__size=64, model__start="new-0")
+    seed = sets(seed=evidence_clip.WEB_SEED)
+    data, pool, few = ("--data", "data/scenes"), ("--data", "data/scene-pool"), ("--max-images", str(NUM_CAPTIONED))
+    start, test = "runs/start", ("--data", "data/scenes", "--split", "test")
+    teacher = ("--teacher", evidence_clip.TEACHER, "--recipe")
+    words = ("--images", "photos/scenes", "--queries", "scenes.txt", "--hold-out", "0")
+    steps = [
+        Step("data/scenes", "prepare", ("scenes", "--image-size", str(evidence_clip.SIDE_PX), *size)),
+        Step("data/scene-pool", "prepare", words),
+        Step("data/web", "prepare", ("--jsonl", "web.jsonl", "--images", "web-images")),
+        Step(
+            start,
+            "distill",
+            ("demo-dual-alone", "--data", "data/web", *pretraining, *seed),
+            ("data/web", "data/scenes"),
+            SCENES,
+            "the start, zero-shot",
+            "",
+            test,
+        ),
+        Step("caches/scenes", "cache-teacher", (*data, *teacher, "demo-dual"), ("data/scenes",)),
+        Step("caches/few", "cache-teacher", (*data, *few, *teacher, "demo-dual"), ("data/scenes",)),
+        Step("caches/scene-pool", "cache-teacher", (*pool, *teacher, "pool-distilled"), ("data/scene-pool",)),
+    ]
+    of_few, of_pool = ("--cache", "caches/few"), ("--cache", "caches/scene-pool")
+    kl = sets(loss__terms="{kl=1.0}", loss__temperature="auto")
+    rows = {
+        "scenes-few-alone": ("128 captioned scenes, no teacher", (*data, *few, *evidence_clip.INFONCE)),
+        "scenes-few": ("the same, with the teacher's scores", (*data, *few, *of_few, *evidence_clip.KL)),
+        "scenes-mixed": (
+            "the same, and 896 scenes and their texts without pairing",
+            (*data, *few, *of_few, "--pool", "data/scene-pool", *of_pool, *evidence_clip.KL),
+        ),
+        "scenes-pool": ("only the 896 scenes and their texts", (*pool, *of_pool, *kl)),
+        "scenes-all-alone": ("1,024 captioned scenes, no teacher", (*data, *evidence_clip.INFONCE)),
+        "scenes-all": ("the same, with the teacher's scores", (*data, "--cache", "caches/scenes", *evidence_clip.KL)),
+    }
+    for seed_number in SEEDS:
+        for name, (label, words) in rows.items():
+            own = sets(model__start=f"{start}/model", seed=seed_number, optimizer__steps=evidence_clip.STEPS)
+            needs = tuple(word for word in words if word.startswith(("data/", "caches/")))
+            label = label if name != "scenes-all" else "1,024 captioned scenes, with the teacher's scores"
+            out = f"runs/{name}-{seed_number}"
+            run = ("demo-dual", *words, *own, *sets(optimizer__lr=1e-3))
+            base = "" if name == "scenes-few-alone" else rows["scenes-few-alone"][0]
+            steps.append(Step(out, "distill", run, (*needs, start), SCENES, label, base, test))
+    return steps
 
 
 BLOCKS = {"blocks": sets(candidates__kind="blocks", candidates__group_size=1)}
