@@ -1,5 +1,7 @@
 """The training of the built-in teacher: a small ViLT on drawn scenes, pretrained and then graded.
 
+    python benchmarks/scenes_teacher.py --out work/scenes-teacher      an hour on one thread; resumes
+
 Pretraining has four tasks, as for large models, on an endless stream of new images. Masked words: predict masked words
 of a caption, which the image shows. Objects: predict shape, color and size of the object in each patch, in place of an
 object detector's labels. Places: predict the patch of each object that a caption names, in place of the boxes of phrase
@@ -14,9 +16,11 @@ Shape letters: B images of a batch, K candidates with the true one first, L text
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -369,3 +373,19 @@ def grade(
     )
     loop.train(run, learner, GradingBatches(scorer.preprocess, config), watch=step_bar(track))
     runs.finish(run, scorer, half=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for both runs; the teacher is OUT/teacher")
+    out, options = parser.parse_args().out, loop.TrainingOptions()
+    first, last = PretrainingConfig(), GradingConfig()
+    run = runs.start_run(out / "pretrained", first, "pretrain-teacher", {}, resume=True)
+    pretrain(run, first, options=options)
+    scorer = models.load_fusion(str(run.folder))
+    run = runs.start_run(out / "teacher", last, "grade-teacher", {"start": scorer.digest}, resume=True)
+    grade(run, scorer, last, options=options)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 import torch
 from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.data import scenes
-from dcdctl.core.training import PretrainingConfig, TrainingOptions, runs, scenes_teacher
+from dcdctl.core.training import TrainingOptions, runs
 from dcdctl.core.training.recipe import OptimizerConfig
-from dcdctl.core.training.scenes_teacher import IGNORED, OBJECT_WORDS, PretrainingBatches
 
-SMALL = PretrainingConfig(
+scenes_teacher = scripts.load("scenes_teacher")
+IGNORED, OBJECT_WORDS = scenes_teacher.IGNORED, scenes_teacher.OBJECT_WORDS
+PretrainingBatches = scenes_teacher.PretrainingBatches
+
+SMALL = scenes_teacher.PretrainingConfig(
     families=3,
     other_negatives=2,
     words_only_steps=2,

@@ -6,14 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripts
 import torch
 
 from dcdctl.core import models
 from dcdctl.core.data import scenes
 from dcdctl.core.data.scenes import Mention, SceneObject, Statement
-from dcdctl.core.training import GradingConfig, TrainingOptions, runs, scenes_teacher
+from dcdctl.core.training import TrainingOptions, runs
 from dcdctl.core.training.recipe import OptimizerConfig
-from dcdctl.core.training.scenes_teacher import GradingBatch, GradingBatches
+
+scenes_teacher = scripts.load("scenes_teacher")
+GradingBatch, GradingBatches = scenes_teacher.GradingBatch, scenes_teacher.GradingBatches
+GradingConfig = scenes_teacher.GradingConfig
 
 SMALL = GradingConfig(families=3, other_negatives=2, optimizer=OptimizerConfig(lr=1e-3, steps=2))
 

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 OutFolder = Annotated[
     Path, writes("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")
 ]
-TrainTeacher = Annotated[
-    bool, configures("--train-teacher", help="First train the built-in teacher again (long on a CPU).")
-]
 Steps = Annotated[
     int | None, configures("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")
 ]
@@ -24,7 +21,6 @@ Steps = Annotated[
 
 def demo(
     out: OutFolder = Path("demo"),
-    train_teacher: TrainTeacher = False,
     steps: Steps = None,
     device: Device = "auto",
     json: Json = False,
@@ -35,7 +31,7 @@ def demo(
     from dcdctl.core.devices import Compute
 
     compute = Compute(device=devices.choose(device))
-    job = core.DemoJob(out=out, train_teacher=train_teacher, compute=compute, steps=steps)
+    job = core.DemoJob(out=out, compute=compute, steps=steps)
     result = core.run_demo(job, announce=note, track=bar)
     if json:
         show_json(result.to_json())

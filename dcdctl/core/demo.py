@@ -31,8 +31,6 @@ class DemoJob:
     """Where a demo is made, how large, and on which device."""
 
     out: Path
-    train_teacher: bool = False
-    """First train the built-in teacher again."""
     compute: Compute = ON_CPU
     train_images: int = 1024
     """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained
@@ -158,9 +156,6 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
     options = data.PrepareOptions(image_size_px=job.image_size_px)
     data.prepare_corpus(source, out / "data", options=options, track=track)
     teacher_ref = BUILT_IN_TEACHER
-    if job.train_teacher:
-        announce("   train the teacher again: this takes long")
-        teacher_ref = str(_train_teacher(job, track))
     teacher = models.load_fusion(teacher_ref).to(job.compute.device).eval()
     announce("2. cache-teacher: score the candidates of both kinds of students once")
     # Two caches, because each kind of student learns from other negatives.
@@ -180,17 +175,6 @@ def run_demo(job: DemoJob, *, announce: Say = unsaid, track: Track = silent) -> 
         result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=job.folder(DUAL_ALONE))
     )
     return result
-
-
-def _train_teacher(job: DemoJob, track: Track) -> Path:
-    options = TrainingOptions(compute=job.compute)
-    first, last = training.PretrainingConfig(), training.GradingConfig()
-    run = training.start_run(job.out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
-    training.pretrain(run, first, options=options, track=track)
-    scorer = models.load_fusion(run.folder)
-    run = training.start_run(job.out / TEACHER_FOLDER, last, "grade-teacher", {"start": scorer.digest}, resume=True)
-    training.grade(run, scorer, last, options=options, track=track)
-    return run.folder
 
 
 def _distill(job: DemoJob, name: str, teacher_ref: str, track: Track) -> Any:

@@ -23,18 +23,15 @@ from .recipe import (
 )
 from .rounds import train_in_rounds
 from .runs import Run, TrainingJob, command_of, start_run
-from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 from .train import preview, resolve, train_model
 from .validation import run_document, validation_document, validation_tables
 
 __all__ = [
     "BatchConfig",
-    "GradingConfig",
     "InputRefs",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "PretrainingConfig",
     "Preview",
     "Recipe",
     "RecipeEntry",
@@ -50,10 +47,8 @@ __all__ = [
     "command_after_training",
     "command_of",
     "field_names",
-    "grade",
     "list_recipes",
     "load_recipe",
-    "pretrain",
     "preview",
     "read_mined",
     "recipe_text",
