@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from dcdctl.core import data, models
+from dcdctl.core import models
+from dcdctl.core.data import scenes
 from dcdctl.core.devices import on_device
 from dcdctl.core.models import FusionScorer, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Track, silent, step_bar
@@ -46,14 +47,14 @@ NUM_VOCABULARY_SCENES = 2000
 """Scenes whose captions train the word pieces."""
 RELATION_WORDS = ("above", "below", "over", "under", "left", "right", "upper", "lower", "directly", "straight")
 CONTENT_WORDS = (
-    *data.SHAPES,
-    *data.COLORS,
-    *(word for words in data.SIZES.values() for word in words),
+    *scenes.SHAPES,
+    *scenes.COLORS,
+    *(word for words in scenes.SIZES.values() for word in words),
     *("top", "bottom"),
     *RELATION_WORDS,
 )
 """The words that describe a scene, and may be masked."""
-OBJECT_WORDS = (data.SHAPES, tuple(data.COLORS), tuple(data.SIZES))
+OBJECT_WORDS = (scenes.SHAPES, tuple(scenes.COLORS), tuple(scenes.SIZES))
 IGNORED = -100
 """Label of patches without an object and of tokens that name none; cross-entropy skips it."""
 MIDDLE_AGREEMENT = 4.5
@@ -66,11 +67,11 @@ OPTIMIZER = OptimizerConfig(weight_decay=0.05, schedule="cosine", max_grad_norm=
 
 def draw_families(
     preprocess: Preprocessor, rng: np.random.Generator, seed: int, families: range
-) -> tuple[list[data.DescribedScene], list[data.Statement], ImageBatch, TextBatch]:
+) -> tuple[list[scenes.DescribedScene], list[scenes.Statement], ImageBatch, TextBatch]:
     """The scenes of these families, and a caption of each: as they are, and preprocessed."""
-    described = [scene for index in families for scene in data.describe_family(seed, "train", index)]
+    described = [scene for index in families for scene in scenes.describe_family(seed, "train", index)]
     statements = [item.statements[rng.integers(len(item.statements))] for item in described]
-    images = preprocess.images([data.draw_scene(item.scene) for item in described])
+    images = preprocess.images([scenes.draw_scene(item.scene) for item in described])
     return described, statements, images, preprocess.texts([statement.text for statement in statements])
 
 
@@ -80,13 +81,15 @@ def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives
 
     Every column is a permutation, so each caption is also compared with K images.
     """
-    index_B = np.arange(num_families * data.FAMILY_SIZE)
-    family_B, member_B = np.divmod(index_B, data.FAMILY_SIZE)
-    columns = [family_B * data.FAMILY_SIZE + (member_B + k) % data.FAMILY_SIZE for k in range(data.FAMILY_SIZE)]
+    index_B = np.arange(num_families * scenes.FAMILY_SIZE)
+    family_B, member_B = np.divmod(index_B, scenes.FAMILY_SIZE)
+    columns = [family_B * scenes.FAMILY_SIZE + (member_B + k) % scenes.FAMILY_SIZE for k in range(scenes.FAMILY_SIZE)]
     # A rotation of whole families, so that every column stays a permutation.
     for shift in rng.choice(np.arange(1, num_families), other_negatives, replace=False):
-        rotation = rng.integers(data.FAMILY_SIZE)
-        columns.append((family_B + shift) % num_families * data.FAMILY_SIZE + (member_B + rotation) % data.FAMILY_SIZE)
+        rotation = rng.integers(scenes.FAMILY_SIZE)
+        columns.append(
+            (family_B + shift) % num_families * scenes.FAMILY_SIZE + (member_B + rotation) % scenes.FAMILY_SIZE
+        )
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
@@ -184,12 +187,12 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         is_masked_BL = torch.where(masks_content_B1, content & is_drawn_BL, relation)
         return ids_BL.masked_fill(is_masked_BL, tokenizer.mask_token_id)
 
-    def _labels(self, ids_L: Tensor, scene: data.Scene) -> tuple[Tensor, Tensor]:
+    def _labels(self, ids_L: Tensor, scene: scenes.Scene) -> tuple[Tensor, Tensor]:
         """Indices in OBJECT_WORDS of what lies in each patch, V x 3, and the patch of the object that each token names
         the shape of, L; IGNORED elsewhere."""
-        labels_V3, patches_L = torch.full((data.GRID**2, len(OBJECT_WORDS)), IGNORED), torch.full_like(ids_L, IGNORED)
+        labels_V3, patches_L = torch.full((scenes.GRID**2, len(OBJECT_WORDS)), IGNORED), torch.full_like(ids_L, IGNORED)
         for drawn_object in scene.objects:
-            patch = drawn_object.row * data.GRID + drawn_object.column
+            patch = drawn_object.row * scenes.GRID + drawn_object.column
             words = (drawn_object.shape, drawn_object.color, drawn_object.size)
             indices = [known.index(word) for known, word in zip(OBJECT_WORDS, words, strict=True)]
             labels_V3[patch] = torch.tensor(indices)
@@ -210,7 +213,7 @@ class PretrainingModel(nn.Module):
         words = scorer.network.vilt.embeddings.text_embeddings.word_embeddings.weight
         self.transform = nn.Linear(words.shape[1], words.shape[1])
         self.bias = nn.Parameter(torch.zeros(words.shape[0]))
-        self.place = nn.Linear(words.shape[1], data.GRID**2)
+        self.place = nn.Linear(words.shape[1], scenes.GRID**2)
         tokenizer = scorer.preprocess.tokenizer
         self.object_ids = [torch.tensor(tokenizer.convert_tokens_to_ids(list(known))) for known in OBJECT_WORDS]
 
@@ -281,7 +284,7 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
     """Pretrain the built-in teacher and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
-    described = islice(data.describe_scenes(config.seed, "train"), NUM_VOCABULARY_SCENES)
+    described = islice(scenes.describe_scenes(config.seed, "train"), NUM_VOCABULARY_SCENES)
     captions = [statement.text for item in described for statement in item.statements]
     scorer = new_teacher(config, captions)
     learner = loop.Learner(

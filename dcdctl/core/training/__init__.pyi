@@ -22,7 +22,7 @@ from .recipe import (
     toml_value,
 )
 from .rounds import train_in_rounds
-from .runs import Run, TrainingJob, command_of, start_run
+from .runs import Run, TrainingJob, command_of
 from .train import preview, resolve, train_model
 from .validation import run_document, validation_document, validation_tables
 
@@ -56,7 +56,6 @@ __all__ = [
     "resolve",
     "run_document",
     "seals_of",
-    "start_run",
     "toml_value",
     "train_in_rounds",
     "train_model",
