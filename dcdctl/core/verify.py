@@ -277,10 +277,15 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
     readers: dict[str, Callable[[Path], object]] = {
         "bench.json": partial(bench.read_times, model="student"),
         "wandb.json": artifacts.read_document,
-        "mined.safetensors": lambda path: training.read_mined(path),
+        "mined.json": lambda path: training.read_mined(path.parent),
     }
     artifact = VerifiedArtifact(path=folder, kind="run", is_finished=run.is_finished)
-    artifact.add(*(folder / name for name in ("run.json", "metrics.jsonl", "metrics.json", "shards.jsonl", *readers)))
+    artifact.add(
+        *(
+            folder / name
+            for name in ("run.json", "metrics.jsonl", "metrics.json", "shards.jsonl", "mined.safetensors", *readers)
+        )
+    )
     # TensorBoard has a checksum of its own in every record, and no number is read from its files.
     artifact.add(*(folder / "tensorboard").rglob("*"))
     with artifact.noting():

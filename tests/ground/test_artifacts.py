@@ -325,14 +325,14 @@ class BuiltArtifact:
 
 PATTERNS = {
     "image index": "*",
-    "mined negatives": "*",
+    "mined negatives": "*.safetensors",
     "corpus": "*.parquet",
     "teacher cache": "*.parquet",
     "features": "*.npy",
 }
 """The parts of each kind of artifact, which its seal lists."""
 SEALED = [kind for kind in PATTERNS if kind != "mined negatives"]
-"""The artifacts with a seal beside their parts; mined negatives are one file that contains its checksum."""
+"""The artifacts whose seal names its parts; that of mined negatives is of one file, whose name is known."""
 SEALS = ("index.json", "corpus.json", "cache.json", "features.json")
 
 

@@ -67,7 +67,7 @@ DOCUMENTS = {
         "dcdctl.json",
         "result.json",
     ),
-    *("cascade.json", "bench.json", "metrics.json", "checkpoint.json"),
+    *("cascade.json", "bench.json", "metrics.json", "checkpoint.json", "mined.json"),
 }
 """Files that no other file lists: they have a checksum of their content, which does not depend on spaces."""
 NOT_ALONE = {"mined negatives", "model of an image index", "run in a model card", "evaluation in a comparison"}

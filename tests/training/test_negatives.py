@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -21,7 +20,6 @@ from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
 from open_inputs import OpenInputs
 from paths import FIXTURES
-from safetensors.numpy import save
 from tiny import make_corpus
 from torch.testing import assert_close
 from typer.testing import CliRunner
@@ -236,7 +234,7 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
     ):
         recipe = training_recipe.load_recipe("tiny-teacher", [*SMALL, *sets])
         with pytest.raises(
-            StaleError, match=re.escape(f"mined.safetensors was made with {message}; name another folder with --out")
+            StaleError, match=re.escape(f"mined.json was made with {message}; name another folder with --out")
         ):
             negatives.read_or_mine(tmp_path / "run", Indices(other), recipe)
     with pytest.raises(StaleError, match=re.escape("was made with another corpus")):
@@ -245,39 +243,21 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
     whole = path.read_bytes()
     for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(damaged)
-        with pytest.raises(StaleError, match=r"mined.safetensors is damaged: .*; delete it and resume with --resume"):
+        with pytest.raises(StaleError, match=r"mined.safetensors is damaged: .*; delete mined.json there and resume"):
             trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
-    path.unlink()
+    path.with_name("mined.json").unlink()
     trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
     assert path.read_bytes() == whole
-
-
-def test_no_flipped_bits_of_mined_negatives_are_unnoticed(pairs_corpus, tmp_path):
-    recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=CandidateConfig(per_query=4))
-    negatives.save_mined(tmp_path, negatives.mine(Indices(pairs_corpus), recipe), pairs_corpus, recipe)
-    path = tmp_path / "mined.safetensors"
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    header_bits = 8 * (8 + int.from_bytes(whole[:8], "little"))
-    flips = [[bit] for bit in rng.choice(header_bits, 250, replace=False).tolist()]
-    # Two changed digits of a header may look like another valid header.
-    flips += rng.integers(0, header_bits, (350, 2)).tolist() + rng.integers(0, 8 * len(whole), (150, 2)).tolist()
-    for bits in flips:
-        damaged = bytearray(whole)
-        for bit in bits:
-            damaged[bit // 8] ^= 1 << bit % 8
-        if damaged == whole:
-            continue
-        path.write_bytes(damaged)
-        with pytest.raises(StaleError, match=r"mined\.safetensors is (damaged|of format)"):
-            negatives.read_or_mine(tmp_path, Indices(pairs_corpus), recipe)
+    path.unlink()
+    with pytest.raises(StaleError, match=r"mined.safetensors is missing; delete mined.json there and resume"):
+        trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
 
 
 def test_mined_negatives_of_an_earlier_format_are_refused_by_name(pairs_corpus, tmp_path):
-    header = {"mined": json.dumps({"format": 1, "checksum": 17})}
-    (tmp_path / "mined.safetensors").write_bytes(save({"texts_of_image.offsets": np.zeros(2)}, header))
+    artifacts.write_document(tmp_path / "mined.json", {"format": 2})
     message = (
-        r"mined\.safetensors is of format 1, this dcdctl reads format 2; delete it and resume with --resume: "
-        r"it is mined again"
+        r"mined\.json is of format 2, this dcdctl reads format 3; delete mined\.json there and resume with --resume: "
+        r"they are mined again"
     )
     with pytest.raises(StaleError, match=message):
         negatives.read_or_mine(tmp_path, Indices(pairs_corpus), Recipe(batch=MINED))

@@ -1,15 +1,13 @@
 """Negatives of candidate lists without a teacher cache: random ones from the whole corpus, or mined ones of the query.
 
-Mined negatives are a function of the corpus and the recipe. They are stored in the run's folder, RUN/mined.safetensors:
-the main process mines once; the other processes, and a run that resumes, read the file. Draws are a function of the
-given generator.
+Mined negatives are a function of the corpus and the recipe. They are stored in the run's folder, RUN/mined.safetensors
+with its seal, RUN/mined.json: the main process mines once; the other processes, and a run that resumes, read them.
+Draws are a function of the given generator.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,34 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import load_file, save_file
 
 from dcdctl.core import artifacts, distributed, files, scoring, teacher
-from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Index, RaggedArray
 from dcdctl.core.devices import CPU
-from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import CandidateConfig, Candidates
 from dcdctl.core.training.recipe import Recipe
 
 FILE = "mined.safetensors"
-"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, the plan and a checksum of
-the file."""
-MINED = Kind(
-    name="mined negatives",
-    format=2,
-    seal_file=FILE,
-    files=(FILE,),
-    make="resume with --resume",
-    make_again="resume with --resume: it is mined again",
-)
-"""The only part is its own seal."""
+"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS."""
+SEAL_FILE = "mined.json"
+"""What they were mined from, how many candidates were left out, and size and SHA-256 of FILE; written after it."""
+FORMAT = 3
 LISTS = ("texts_of_image", "images_of_text")
-NO_CHECKSUM = "0" * 64
-"""What stands in the place of the SHA-256 of the file while it is computed."""
 MAX_DRAW_ROUNDS = 50
 """Maximum number of rejection-sampling rounds before the population counts as exhausted."""
 
@@ -97,15 +85,14 @@ def read_or_mine(
     with: the folder belongs to another run then. For the same reason a candidates.model that has changed under its name
     is not used again. StaleError if the file is damaged.
     """
-    build = Build(folder, _plan(source.corpus, recipe), MINED)
-    if not build.is_sealed:
+    if not (folder / SEAL_FILE).exists():
         return mine(source, recipe, device, track)
-    header, arrays = read_mined(folder / FILE)
-    artifacts.expect(folder / FILE, header, build.plan, hint="name another folder with --out")
+    seal, arrays = read_mined(folder)
+    artifacts.expect(folder / SEAL_FILE, seal, _plan(source.corpus, recipe), hint="name another folder with --out")
     texts_of_image, images_of_text = (
         RaggedArray(*(arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values"))) for name in LISTS
     )
-    return Candidates(texts_of_image, images_of_text, header["dropped"])
+    return Candidates(texts_of_image, images_of_text, seal["dropped"])
 
 
 def read_shared(folder: Path, source: Source, recipe: Recipe) -> Candidates:
@@ -118,42 +105,25 @@ def read_shared(folder: Path, source: Source, recipe: Recipe) -> Candidates:
     return mined
 
 
-def read_mined(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The header and the arrays of a file of mined negatives; StaleError if it is damaged or of another format."""
-    try:
-        data = path.read_bytes()
-        header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["mined"])
-        actual, checksum = header["format"], str(header["checksum"]).encode()
-    except OSError as error:
-        raise MINED.damaged(path, f"it cannot be read ({error.strerror})") from error
-    # A damaged header may hold anything, and one of another program lacks the keys.
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise MINED.damaged(path, f"its header cannot be read ({error})") from error
-    if actual != MINED.format:
-        raise MINED.error(
-            f"{path} is of format {actual!r}, this dcdctl reads format {MINED.format}",
-            hint=f"delete it and {MINED.make_again}",
-        )
-    # Of the whole file, because a changed digit in the header may be valid, too.
-    if checksum != hashlib.sha256(data.replace(checksum, NO_CHECKSUM.encode(), 1)).hexdigest().encode():
-        raise MINED.damaged(path, "its content does not match its checksum")
-    return header, load(data)
+def read_mined(folder: Path) -> tuple[artifacts.Document, dict[str, NDArray[Any]]]:
+    """The seal and the arrays of a run's mined negatives; StaleError if they are damaged or of another format."""
+    hint = f"delete {SEAL_FILE} there and resume with --resume: they are mined again"
+    seal = artifacts.read_document(folder / SEAL_FILE, FORMAT, hint=hint)
+    artifacts.check_file(folder / FILE, seal["bytes"], seal["sha256"], error=StaleError, hint=hint)
+    return seal, load_file(folder / FILE)
 
 
 def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) -> None:
     """Save mined negatives in a run's folder, atomically, unless they are there already."""
-    build = Build(folder, _plan(corpus, recipe), MINED)
-    if not build.is_sealed:
-        # A checksum of a known length, so that the real one takes its place without moving the arrays.
-        header = {**build.plan, "dropped": mined.dropped, "checksum": NO_CHECKSUM}
-        arrays = {f"{name}.offsets": getattr(mined, name).offsets for name in LISTS}
-        # int32 halves the values on disk.
-        arrays |= {f"{name}.values": getattr(mined, name).values.astype(np.int32) for name in LISTS}
-        data = save(arrays, metadata={"mined": json.dumps(header)})
-        checksum = hashlib.sha256(data).hexdigest()
-        with files.atomic_path(folder / FILE) as partial:
-            # The first occurrence: the header comes before the arrays, which could hold the same bytes.
-            partial.write_bytes(data.replace(NO_CHECKSUM.encode(), checksum.encode(), 1))
+    if (folder / SEAL_FILE).exists():
+        return
+    arrays = {f"{name}.offsets": getattr(mined, name).offsets for name in LISTS}
+    # int32 halves the values on disk.
+    arrays |= {f"{name}.values": getattr(mined, name).values.astype(np.int32) for name in LISTS}
+    with files.atomic_path(folder / FILE) as partial:
+        save_file(arrays, partial)
+    seal = artifacts.seal_of(folder / FILE, dropped=mined.dropped, **_plan(corpus, recipe))
+    artifacts.write_document(folder / SEAL_FILE, seal)
 
 
 def _config(recipe: Recipe) -> CandidateConfig:
@@ -164,7 +134,7 @@ def _config(recipe: Recipe) -> CandidateConfig:
 def _plan(corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
     """Everything that mined negatives depend on, as JSON values."""
     settings = {f"candidates.{name}": value for name, value in to_table(_config(recipe)).items()}
-    return {"format": MINED.format, "corpus": corpus.fingerprint, **settings}
+    return {"format": FORMAT, "corpus": corpus.fingerprint, **settings}
 
 
 def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Index:

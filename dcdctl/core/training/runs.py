@@ -6,7 +6,7 @@ RUN/metrics.json         size and SHA-256 of metrics.jsonl, written when the tra
 RUN/tensorboard/         the same as TensorBoard events
 RUN/checkpoints/step-N/  weights (safetensors), optimizer state, loss scale (float16 only); the two newest are kept
 RUN/checkpoints/best/    weights with the highest sum of recalls so far
-RUN/mined.safetensors    mined negatives, if the recipe mines (`negatives.py`)
+RUN/mined.safetensors    mined negatives, if the recipe mines (`negatives.py`), with RUN/mined.json, their seal
 RUN/shards.jsonl         samples of each shard that was read to its end, in a training on a stream (`stream_data.py`)
 RUN/wandb.json           id of the run at Weights & Biases, with --wandb
 RUN/model/               the trained model, with tokenizer and image processor; completion marker, written last
