@@ -303,7 +303,7 @@ def test_a_benchmark_runs_the_family_and_counts_its_vectors(made, student):
     timed = made.ref if made.origin.kind == "dual" else student
     found = document_of(f"bench {timed} --teacher {made.ref} --split train {made.on_data} {QUICK_BENCH}")
     assert (found["teacher"]["kind"], found["student"]["kind"]) == (made.origin.kind, "dual")
-    assert all(found[side]["pairs_per_s"] > 0 for side in ("teacher", "student"))
+    assert all(found[side]["throughput"][0]["pairs_per_s"] > 0 for side in ("teacher", "student"))
     if made.origin.kind == "dual":
         for side in ("teacher", "student"):
             per_million = found[side]["footprint"]["index_bytes_per_million_images"]

@@ -56,7 +56,7 @@ def _show_footprints(result: Bench) -> None:
     )
     rows: list[tuple[str, Callable[[ModelTimes], str]]] = [
         ("model", lambda times: f"{times.kind}, {times.dtype}"),
-        ("parameters", lambda times: operations(times.num_parameters)),
+        ("parameters", lambda times: operations(times.footprint.num_parameters)),
         ("weights", lambda times: size(times.footprint.weight_bytes)),
         ("operations per image", lambda times: operations(times.footprint.flops.per_image)),
         ("operations per caption", lambda times: operations(times.footprint.flops.per_caption)),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -154,21 +154,13 @@ def _model_times(
     latencies = {name: result.latency(model.step_times[name]) for name in ("pair", "image", "caption")}
     if (query := model.query_times[True].get(config.reference_gallery)) is not None:
         latencies["query"] = result.latency(query)
-    pair = latencies["pair"]
     # A fusion model takes too long for all pairs to time a test set as a whole.
     test_set_s = model.test_set_s(corpus.num_images, corpus.num_captions)
     return ModelTimes(
         kind=model.steps.kind,
         runtime=runtime,
-        num_parameters=size.num_parameters,
         dtype=dtype,
-        pair_p50_ms=pair.p50.ms,
-        pair_p95_ms=pair.p95.ms,
-        pair_p99_ms=pair.p99.ms,
         latencies=latencies,
-        pairs_per_s=model.batch_times[config.batch_size]["pairs"].median.inverse(config.batch_size).value,
-        image_encode_ms=1000 * model.in_batch("images").value,
-        text_encode_ms=1000 * model.in_batch("captions").value,
         throughput=tuple(_throughput(model, count) for count in model.batch_times),
         queries=tuple(
             QueryTime(
@@ -194,18 +186,11 @@ def _query_duration(model: BenchModel, num_images: int, *, is_cached: bool) -> D
 
 
 def _throughput(model: BenchModel, size: int) -> Throughput:
-    pairs, images, captions = (
-        model.batch_times[size][kind].median.inverse(size) for kind in ("pairs", "images", "captions")
-    )
-    return Throughput(
-        batch_size=size,
-        pairs_per_s=pairs.value,
-        pairs_interval=pairs.interval,
-        images_per_s=images.value,
-        images_interval=images.interval,
-        captions_per_s=captions.value,
-        captions_interval=captions.interval,
-    )
+    rates: dict[str, Any] = {}
+    for kind, repeats in model.batch_times[size].items():
+        rate = repeats.median.inverse(size)
+        rates |= {f"{kind}_per_s": rate.value, f"{kind}_interval": rate.interval}
+    return Throughput(batch_size=size, **rates)
 
 
 def _speed_ups(teacher: BenchModel, other: BenchModel, corpus: Corpus, config: BenchConfig) -> tuple[SpeedUp, ...]:

@@ -22,7 +22,6 @@ PAPER = (
     'Rao et al. 2023: at least 129x, "compared to the existing ITR models"; its abstract names no model, '
     "hardware or way of timing"
 )
-NOT_COUNTED = "softmax, norms, activations, additions, look-ups, interpolation, sorting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,6 @@ class Flops:
     """To encode both and score the pair."""
     per_ranked_image: float
     """To rank one more encoded image for an encoded caption."""
-    not_counted: str = NOT_COUNTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,6 @@ class QueryTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Percentile:
-    percent: int
     ms: float
     interval_ms: Interval
     is_resolved: bool
@@ -144,21 +141,11 @@ class ModelTimes:
     kind: str
     runtime: str
     """torch or ONNX Runtime, with its version."""
-    num_parameters: int
     dtype: str
     """Number format of the weights."""
-    pair_p50_ms: float
-    pair_p95_ms: float
-    pair_p99_ms: float
     latencies: dict[str, Latency]
     """Latencies of a pair including encoding, one image, one caption, and a query over the encoded reference gallery
     (absent if extrapolated)."""
-    pairs_per_s: float
-    """In batches of `settings.batch_size`, encoding included."""
-    image_encode_ms: float
-    """One image in a batch."""
-    text_encode_ms: float
-    """One caption in a batch."""
     throughput: tuple[Throughput, ...]
     queries: tuple[QueryTime, ...]
     test_set: Duration
@@ -246,9 +233,7 @@ def latency(repeats: Repeats) -> Latency:
         ms = repeats.percentile(percent) * 1000
         # At least one repeat in the share above the percentile.
         is_resolved = repeats.num_repeats * (100 - percent) >= 100
-        percentiles[f"p{percent}"] = Percentile(
-            percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved
-        )
+        percentiles[f"p{percent}"] = Percentile(ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved)
     return Latency(num_repeats=repeats.num_repeats, num_rounds=len(repeats.seconds_NK), **percentiles)
 
 
@@ -287,7 +272,7 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
         query_ms=1000 * student.seconds,
         is_extrapolated=student.extrapolated,
         num_images=size,
-        num_parameters=times.num_parameters,
+        num_parameters=times.footprint.num_parameters,
         speed_up=None if model == "teacher" else teacher.seconds / student.seconds,
         teacher_model=bench.teacher_model,
         machine=f"{bench.machine_name}, torch {bench.machine['torch']}",
