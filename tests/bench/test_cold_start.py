@@ -35,11 +35,11 @@ def test_the_total_is_start_import_load_and_first_answer(times):
     parts = (times.start_s, times.import_s, times.load_s, times.first_answer_s)
     assert times.total_s == pytest.approx(sum(parts), abs=0.01)
     assert 0 < times.processor_s < 2 * times.total_s  # some of the work runs on two threads
-    assert min(*parts, times.encode_s, times.second_answer_s) > 0
+    assert min(*parts, times.second_answer_s) > 0
 
 
-def test_memory_grows_from_stage_to_stage(times):
-    assert 20 < times.rss_imported_mib <= times.rss_loaded_mib <= times.rss_peak_mib
+def test_memory_is_that_of_the_process_on_a_cpu(times):
+    assert times.rss_peak_mib > 20
     assert times.cuda_peak_mib is None
 
 

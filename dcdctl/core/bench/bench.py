@@ -246,8 +246,6 @@ def onnx_student(
             difference = models.check_onnx(onnx, model, in_torch.images[size], in_torch.texts[size])
     except DcdError as error:
         return None, OnnxTimes(note=f"does not run: {error.args[0]}")
-    # With the weights beside a large file; the folder may hold a smaller copy.
-    file_bytes = sum(path.stat().st_size for path in towers.glob("*.onnx*"))
     # It has only the members of a dual encoder that are timed.
     timed = dataclasses.replace(in_torch, steps=TimedDual(cast(DualEncoder, onnx)))
-    return timed, OnnxTimes(largest_difference=difference, file_bytes=file_bytes)
+    return timed, OnnxTimes(largest_difference=difference)

@@ -90,28 +90,25 @@ def answer(
     begun: float, started: float, name: str, pair_table: dict[str, Any], config_table: dict[str, Any], device_name: str
 ) -> None:
     """Run in a fresh process: load, encode, answer twice, and write `ColdStartTimes` to stdout as one line of JSON."""
-    imported, rss_imported = time.time(), peak_rss_mib()
+    imported = time.time()
     pair, config, device = build(ModelPair, pair_table), build(BenchConfig, config_table), devices.choose(device_name)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     overrides: Mapping[str, Any] = pair.overrides if name == TEACHER else {}
     model = models.load(getattr(pair, name), overrides).to(device).eval()
     devices.synchronize(device)
-    loaded, rss_loaded, worked = time.time(), peak_rss_mib(), time.process_time()
+    loaded, worked = time.time(), time.process_time()
     corpus = Corpus.open(pair.data, pair.split)
     with torch.inference_mode(), Compute(device=device, precision=config.precision).forward_pass():
-        encoded, first, second, first_worked = _answer_twice(model, corpus, config, device)
+        first, second, first_worked = _answer_twice(model, corpus, config, device)
     parts = {
         "start_s": begun - started,
         "import_s": imported - begun,
         "load_s": loaded - imported,
-        "encode_s": encoded,
         "first_answer_s": first,
         "second_answer_s": second,
         "total_s": loaded - started + first,
         "processor_s": worked + first_worked,
-        "rss_imported_mib": rss_imported,
-        "rss_loaded_mib": rss_loaded,
         "rss_peak_mib": peak_rss_mib(),
         "cuda_peak_mib": torch.cuda.max_memory_allocated(device) / MiB if device.type == "cuda" else None,
     }
@@ -120,10 +117,9 @@ def answer(
 
 def _answer_twice(
     model: Model, corpus: Corpus, config: BenchConfig, device: torch.device
-) -> tuple[float, float, float, float]:
-    """Seconds to encode, for the first and the second answer, and CPU seconds of the first."""
+) -> tuple[float, float, float]:
+    """Seconds for the first and the second answer of a caption, and CPU seconds of the first."""
     steps = timed_model(model, config.batch_size)
-    started = time.perf_counter()
     # One batch of images; the gallery repeats them if it is larger.
     batch = corpus.images(range(min(config.batch_size, config.num_images, corpus.num_images)))
     images = steps.encode_images(model.preprocess.images(batch).to(device))
@@ -139,7 +135,7 @@ def _answer_twice(
     search()
     answered, worked = time.perf_counter(), time.process_time() - worked
     search()
-    return encoded - started, answered - encoded, time.perf_counter() - answered, worked
+    return answered - encoded, time.perf_counter() - answered, worked
 
 
 def peak_rss_mib() -> float:

@@ -57,8 +57,6 @@ class ColdStartTimes:
     import_s: float
     load_s: float
     """To load the model and move it to its device."""
-    encode_s: float
-    """To read, preprocess and encode a batch of images; not part of the total, because an index holds them encoded."""
     first_answer_s: float
     """To tokenize and encode a caption, and to rank all encoded images for the first ten."""
     second_answer_s: float
@@ -67,12 +65,8 @@ class ColdStartTimes:
     """Start, import, load and first answer."""
     processor_s: float
     """CPU seconds of that, over all threads; the rest was waiting for files or for other processes."""
-    rss_imported_mib: float
-    """Peak memory of the process after the imports."""
-    rss_loaded_mib: float
-    """After loading."""
     rss_peak_mib: float
-    """At the end."""
+    """Peak memory of the process."""
     cuda_peak_mib: float | None
     """Peak memory that torch allocated on the GPU; None on a CPU."""
 
@@ -186,8 +180,6 @@ class OnnxTimes:
     times: ModelTimes | None = None
     largest_difference: float | None = None
     """Between a coordinate of its vectors and of torch's."""
-    file_bytes: int | None = None
-    """Size of both files together, with float32 weights."""
     speed_ups: tuple[SpeedUp, ...] = ()
 
 
