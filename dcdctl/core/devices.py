@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcdctl import __version__
 from dcdctl.core import artifacts, machine
-from dcdctl.core.errors import ConfigError, DcdError, InputError
+from dcdctl.core.errors import ConfigError, DcdError, InputError, first_line
 
 T = TypeVar("T")
 MOST_READERS = 8
@@ -93,8 +93,7 @@ def choose(name: str) -> torch.device:
         # without CUDA.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name} cannot be used here: {reason}", hint=hint) from error
+        raise ConfigError(f"device {name} cannot be used here: {first_line(error)}", hint=hint) from error
     return device
 
 

@@ -252,6 +252,17 @@ def _name_of(error: BaseException, path: Path | None) -> str | None:
     return named
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says in one line: its first one, with the next where it ends with a colon; its type if
+    it says nothing.
+
+    >>> first_line(ValueError("no such shape:\\n (2, 3)\\nat line 7")), first_line(KeyError())
+    ('no such shape: (2, 3)', 'KeyError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(map(str.strip, lines[: 1 + lines[0].endswith(":")]))
+
+
 def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") -> None:
     """MissingError if a package of an optional extra is not installed; it names `needed_by`, the package and the
     command to run.

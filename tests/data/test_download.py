@@ -637,15 +637,16 @@ def test_a_gated_repository_says_where_its_terms_are_and_opens_with_a_token(hub,
     [
         (
             "hf://datasets/me/cats/a.csv",
-            "there is no such dataset repository, or it is private (401); see {}/datasets/me/cats; for a private one "
-            "set HF_TOKEN",
+            "{}/datasets/me/cats does not exist or is private (401); check the name; for a private one set HF_TOKEN",
         ),
         (
             "hf://me/birds/a.csv",
-            "there is no such model repository, or it is private (401); see {}/me/birds; for a private one set "
-            "HF_TOKEN",
+            "{}/me/birds does not exist or is private (401); check the name; for a private one set HF_TOKEN",
         ),
-        ("hf://datasets/me/birds@v9/README.md", "there is no revision v9 (404); see {}/datasets/me/birds"),
+        (
+            "hf://datasets/me/birds@v9/README.md",
+            "{0}/datasets/me/birds has no such revision (404); see {0}/datasets/me/birds/tree/main",
+        ),
         ("hf://datasets/me/birds/a.csv", "there is no such file (404); see {}/datasets/me/birds/tree/main"),
     ],
 )
@@ -728,7 +729,9 @@ def test_a_pattern_that_matches_nothing_and_one_of_a_plain_url(hub):
         expand("hf://datasets/me/birds/*.tar")
     with pytest.raises(ConfigError, match=exactly("https://host/*.tar cannot be listed: only hf:// URLs may have *")):
         expand("https://host/*.tar")
-    with pytest.raises(SourceError, match=r"hf://datasets/me/cats/\*: there is no such dataset repository"):
+    with pytest.raises(
+        SourceError, match=r"hf://datasets/me/cats/\*: .*/datasets/me/cats does not exist or is private"
+    ):
         expand("hf://datasets/me/cats/*")
 
 

@@ -19,7 +19,7 @@ from .corpus_summary import (
     summarize_corpus,
 )
 from .download.cache import RemoteFile, fetch_file
-from .download.hub import hub_connection, hub_requests
+from .download.hub import hub_connection, hub_refusal, hub_requests
 from .images import (
     CAMERA_COLUMNS,
     MAX_PIXELS,
@@ -93,6 +93,7 @@ __all__ = [
     "fetch_file",
     "find_manifest",
     "hub_connection",
+    "hub_refusal",
     "hub_requests",
     "is_stream",
     "known_manifests",

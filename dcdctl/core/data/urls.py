@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from dcdctl.core.data.download import http, hub
-from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError, first_line
 from dcdctl.core.files import atomic_path, unreadable
 from dcdctl.core.places import links_of, local_path, shown, url_of
 from dcdctl.core.progress import Track, silent
@@ -338,7 +338,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(
             protocol
         )
-        what = package or str(error).splitlines()[0]
+        what = package or first_line(error)
         hint = f"pip install {package}" if package else f"install what fsspec needs for {protocol}"
         raise MissingError(
             f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}", hint=hint

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import data, models
-from dcdctl.core.errors import ConfigError, MissingError, SourceError
+from dcdctl.core.errors import ConfigError, MissingError, SourceError, first_line
 from dcdctl.core.progress import Track, silent
 
 COMMIT_MESSAGE = "Export by dcdctl"
@@ -57,9 +57,5 @@ def _explain(repo: str, error: Exception, again: str) -> SourceError:
         return SourceError(
             f"the Hub refuses to write to {repo} ({status})", hint=f"set HF_TOKEN to a token that may; {again}"
         )
-    reason = (
-        f"the Hub answers {status}"
-        if status is not None
-        else (str(error).strip().splitlines() or [type(error).__name__])[0]
-    )
+    reason = first_line(error) if status is None else f"the Hub answers {status}"
     return SourceError(f"{repo} was not pushed: {reason}", hint=again)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcdctl.core.errors import DcdError, ModelError
+from dcdctl.core.errors import DcdError, ModelError, first_line
 from dcdctl.core.models.preprocess import silence_transformers
 
 WEIGHTS_FILE = "model.safetensors"
@@ -157,5 +157,5 @@ def read_checkpoint(path: Path) -> Any:
         AttributeError,
         LookupError,
     ) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{path} is not a PyTorch checkpoint: {lines[0]}", hint="is the download complete?") from error
+        problem = f"{path} is not a PyTorch checkpoint: {first_line(error)}"
+        raise ModelError(problem, hint="is the download complete?") from error

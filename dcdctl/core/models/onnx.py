@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import artifacts, config, files
-from dcdctl.core.errors import MissingError, ModelError, is_installed, require_extra
+from dcdctl.core.errors import MissingError, ModelError, first_line, is_installed, require_extra
 from dcdctl.core.models import text_tower
 from dcdctl.core.models.dual import DualEncoder, Model
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
@@ -282,7 +282,7 @@ def _export_text_graph(model: DualEncoder, preprocess: Preprocessor, folder: Pat
         except ModelError as error:
             refusal = error
         except Exception as error:  # those of ONNX Runtime have no class of their own
-            refusal = ModelError(f"ONNX Runtime does not run its text side: {str(error).splitlines()[0][:200]}")
+            refusal = ModelError(f"ONNX Runtime does not run its text side: {first_line(error)[:200]}")
     raise refusal
 
 
@@ -378,7 +378,7 @@ def _exporting(path: Path) -> Iterator[None]:
             yield
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:
-        reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
+        reason = f"{type(error.__cause__ or error).__name__}: {first_line(error.__cause__ or error)[:200]}"
         side = "image" if path.stem == "image" else "text"
         raise ModelError(f"torch cannot export this model's {side} side to ONNX: {reason}") from error
     finally:

@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dcdctl.core.errors import DcdError, ModelError, as_user_error
+from dcdctl.core.errors import DcdError, ModelError, as_user_error, first_line
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.references import hub
@@ -390,11 +390,8 @@ def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
         is_named = isinstance(error, PermissionError | MemoryError)
         if is_named and (refusal := as_user_error(error, Path(ref), kind=ModelError)) is not None:
             raise refusal from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         is_clear = isinstance(error, OSError | ValueError | SafetensorError)
-        if lines[0].endswith(":"):  # what follows is the reason
-            lines[0] = " ".join(map(str.strip, lines[:2]))
-        reason = lines[0] if is_clear else f"{type(error).__name__}: {lines[0]}"
+        reason = first_line(error) if is_clear else f"{type(error).__name__}: {first_line(error)}"
         kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
         raise ModelError(f"cannot load {ref}{kind}: {reason}", hint=hint) from error
 

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import distributed, files, models
-from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, StaleError
+from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError, StaleError, first_line
 from dcdctl.core.models import ImageBatch
 from dcdctl.core.progress import Track
 from dcdctl.core.search import embed, part_files, sources
@@ -312,4 +312,4 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise files.unreadable(path, error) from error
     except pa.ArrowException as error:
-        raise InputError(f"{path} cannot be read as vectors: {str(error).splitlines()[0]}", hint=_HINT) from error
+        raise InputError(f"{path} cannot be read as vectors: {first_line(error)}", hint=_HINT) from error

@@ -22,7 +22,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from dcdctl.core import files
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import InputError, first_line
 
 COLUMNS = {
     "image_id": pa.string(),
@@ -61,7 +61,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     except OSError as error:
         raise files.unreadable(path, error) from error
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path} cannot be read as scores: {str(error).splitlines()[0]}", hint=_ROWS_HINT) from error
+        raise InputError(f"{path} cannot be read as scores: {first_line(error)}", hint=_ROWS_HINT) from error
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dcdctl.core.errors import ConfigError, SourceError
+from dcdctl.core.errors import ConfigError, SourceError, first_line
 from dcdctl.core.files import escapes_root
 from dcdctl.core.progress import Track
 
@@ -161,30 +161,38 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
         error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None else error
     )
     status = getattr(getattr(cause, "response", None), "status_code", None)
-    # First, because it is a subclass of RepositoryNotFoundError.
-    if isinstance(cause, errors.GatedRepoError):
-        hint = f"accept the terms at {file.page} and set HF_TOKEN to a token of that account"
-        return SourceError(f"{file.url} is gated ({status})", hint=hint)
-    if isinstance(cause, errors.RepositoryNotFoundError):
-        hint = f"see {file.page}; for a private one set HF_TOKEN"
-        return SourceError(
-            f"{file.url}: there is no such {file.kind} repository, or it is private ({status})", hint=hint
-        )
-    if isinstance(cause, errors.RevisionNotFoundError):
-        return SourceError(f"{file.url}: there is no revision {file.revision} ({status})", hint=f"see {file.page}")
+    if refused := hub_refusal(cause, file.url, file.page):
+        return SourceError(refused[0], hint=refused[1])
     if isinstance(cause, errors.RemoteEntryNotFoundError):
         return SourceError(
             f"{file.url}: there is no such file ({status})", hint=f"see {file.page}/tree/{file.revision}"
         )
-    if status in (401, 403):
-        return SourceError(
-            f"{file.url} was refused ({status})", hint=f"set HF_TOKEN to a token that may read {file.page}"
-        )
     if status is not None:
         return SourceError(f"{file.url}: the Hub answered {status}", hint="run the same command again later")
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    reason = first_line(cause)
     hint = "run the same command again, or with --offline if it is in the cache"
     return SourceError(f"{file.url} is not available from {_endpoint() or 'the Hub'} ({reason})", hint=hint)
+
+
+def hub_refusal(error: BaseException, name: str, page: str) -> tuple[str, str] | None:
+    """Why the Hub has no repository for the user, with what helps; None for another error. `name` is as messages call
+    the repository."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    # First, because it is a subclass of RepositoryNotFoundError.
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated ({status})", f"accept the terms at {page} and set HF_TOKEN to a token of that account"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{name}: {page} does not exist or is private ({status})",
+            "check the name; for a private one set HF_TOKEN",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name}: {page} has no such revision ({status})", f"see {page}/tree/main"
+    if status in (401, 403):
+        return f"{name} was refused ({status})", f"set HF_TOKEN to a token that may read {page}"
+    return None
 
 
 def _bar_class(label: str, track: Track) -> Any:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dcdctl.core.errors import MissingError, ModelError, install_command, require_extra
+from dcdctl.core.errors import MissingError, ModelError, first_line, install_command, require_extra
 from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess, check_read, processor_table
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.overrides import (
@@ -207,9 +207,8 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
                 activation_fn=nn.Identity(),
             )
         except ImportError as error:
-            reason = str(error).strip().splitlines()[0]
             raise MissingError(
-                f"{ref} needs a package that is not installed: {reason}", hint=install_command(EXTRA)
+                f"{ref} needs a package that is not installed: {first_line(error)}", hint=install_command(EXTRA)
             ) from error
 
 
@@ -245,7 +244,6 @@ def _named_errors(ref: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{ref} cannot score a pair: {reason}", hint="the model's processor or chat template refuses it"
+            f"{ref} cannot score a pair: {first_line(error)}", hint="the model's processor or chat template refuses it"
         ) from error

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
-from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.errors import ModelError, first_line, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
@@ -204,8 +204,7 @@ def check_sides(
             encode()
         # Encoders have no common error for an input that they do not support.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            problem = f"{ref} cannot be the {side} side of a model: {reason[0]}"
+            problem = f"{ref} cannot be the {side} side of a model: {first_line(error)}"
             raise ModelError(problem, hint=hint or HINTS[side]) from error
 
 

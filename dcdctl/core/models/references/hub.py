@@ -21,7 +21,7 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from dcdctl.core import data
-from dcdctl.core.errors import ModelError
+from dcdctl.core.errors import ModelError, first_line
 
 TIMEOUT_S = 10.0
 """How long the Hub may take to answer the first request, before the copy in its cache is read instead."""
@@ -151,30 +151,13 @@ def _problem(ref: str, endpoint: str) -> str:
         )
     except hub.EntryNotFoundError:
         return ""  # a repository without config.json, as the caller finds out
-    # First, because it is a subclass of RepositoryNotFoundError.
-    except hub.GatedRepoError as error:
-        hint = f"accept the terms at {page}, and set HF_TOKEN to a token of that account"
-        raise ModelError(f"{ref} is gated on the Hub ({_status(error)})", hint=hint) from error
-    except hub.RepositoryNotFoundError as error:
-        problem = f"{ref} is no file or folder here, and {page} does not exist or is private ({_status(error)})"
-        raise ModelError(problem, hint="check the name; for a private model set HF_TOKEN") from error
-    except hub.RevisionNotFoundError as error:
-        raise ModelError(
-            f"{page} has no revision {revision} ({_status(error)})", hint=f"see {page}/tree/main"
-        ) from error
     except hub.HfHubHTTPError as error:
-        if _status(error) in (401, 403):
-            raise ModelError(
-                f"{page} was refused ({_status(error)})", hint="set HF_TOKEN to a token that may read it"
-            ) from error
-        return f"it answered {_status(error)}"
+        if refused := data.hub_refusal(error, f"{ref} (no file or folder here)", page):
+            raise ModelError(refused[0], hint=refused[1]) from error
+        return f"it answered {error.response.status_code}"
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return ""
-
-
-def _status(error: hub.HfHubHTTPError) -> int:
-    return int(error.response.status_code)
 
 
 def _is_not_cached(error: BaseException | None) -> bool:
