@@ -188,15 +188,16 @@ class _OnSplit:
         document: dict[str, Any] = to_table(dataclasses.replace(self, folder=None))
         return document
 
+    def _repr_html_(self) -> str:
+        assert isinstance(self, Evaluation | PoolEvaluation)
+        return templates.render("notebook.html", title="", tables=evaluation_tables(self), cards=[], notes=[])
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolEvaluation(_OnSplit):
     """How a model agrees with a teacher on a pool, whose images and texts are not paired: there are no recalls."""
 
     agreement: Agreement
-
-    def _repr_html_(self) -> str:
-        return templates.render("notebook.html", title="", tables=evaluation_tables(self), cards=[], notes=[])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -276,9 +277,6 @@ class Evaluation(_OnSplit):
         text, image = self.text_retrieval["R@1"], self.image_retrieval["R@1"]
         about = f"{self.model!r} on {self.split}"
         return f"Evaluation({about}: text R@1 {text:.2f}, image R@1 {image:.2f}, RSUM {self.rsum:.2f})"
-
-    def _repr_html_(self) -> str:
-        return templates.render("notebook.html", title="", tables=evaluation_tables(self), cards=[], notes=[])
 
 
 def check_comparable(named: Sequence[tuple[object, Evaluation]], otherwise: str) -> None:

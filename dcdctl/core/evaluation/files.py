@@ -257,7 +257,19 @@ def write_evaluation(
         _write(folder / names.top, [_top_table(direction, measured) for direction in Direction])
     if agreements is not None:
         tables.append(names.agreement)
-        _write(folder / names.agreement, _agreement_tables(agreements))
+        # One row per query.
+        frames = [
+            pd.DataFrame(
+                {
+                    "direction": direction.value,
+                    "query": agreement.query_Q,
+                    "candidates": agreement.num_candidates_Q,
+                    **dict(zip(AGREEMENT_COLUMNS, agreement.measures_QM.T, strict=True)),
+                }
+            )
+            for direction, agreement in agreements.by_direction.items()
+        ]
+        _write(folder / names.agreement, frames)
     listed = artifacts.list_files(folder, tables)
     document = {**evaluation.document, **models.run_of(folder), artifacts.FILES: listed}
     artifacts.write_document(folder / names.result, document)
@@ -310,21 +322,6 @@ def _top_table(direction: Direction, measured: Measured) -> pd.DataFrame:
         "is_own": is_positive(direction, top_QK, measured.table.caption_image).ravel(),
     }
     return pd.DataFrame(columns)
-
-
-def _agreement_tables(agreements: Agreements) -> list[pd.DataFrame]:
-    """One row per query."""
-    return [
-        pd.DataFrame(
-            {
-                "direction": direction.value,
-                "query": agreement.query_Q,
-                "candidates": agreement.num_candidates_Q,
-                **dict(zip(AGREEMENT_COLUMNS, agreement.measures_QM.T, strict=True)),
-            }
-        )
-        for direction, agreement in agreements.by_direction.items()
-    ]
 
 
 def _write(path: Path, frames: list[pd.DataFrame]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -163,7 +162,14 @@ def make_gallery(report: Report, colors: dict[str, str], num_queries: int, track
         images=None if report.corpus is None else _embedded(report.corpus, _shown_images(models, chosen), track),
         queries=list(_queries(models, chosen)),
         # For the script.
-        outcomes=_outcomes(models, ranks),
+        outcomes={
+            "models": [model.label for model in models],
+            "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
+            "outcomes": {
+                direction: [[count_wins(ours_Q, base_Q) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
+                for direction in Direction
+            },
+        },
     )
 
 
@@ -209,17 +215,6 @@ def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, 
                 embedded[index] = html.embed_image(image, THUMBNAIL_PX, encoding="WEBP", quality=WEBP_QUALITY)
             advance(len(batch))
     return embedded
-
-
-def _outcomes(models: Sequence[ModelResults], ranks: dict[Direction, list[NDArray[np.int64]]]) -> dict[str, Any]:
-    return {
-        "models": [model.label for model in models],
-        "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
-        "outcomes": {
-            direction: [[count_wins(ours_Q, base_Q) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
-            for direction in Direction
-        },
-    }
 
 
 def _queries(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> Iterator[Query]:

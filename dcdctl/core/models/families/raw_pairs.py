@@ -163,14 +163,10 @@ class RawPairScorer(FusionScorer):
         images = self.encode_images(ImageBatch(pixel_values, pixel_mask))
         texts = self.encode_texts(TextBatch(input_ids, attention_mask))
         alone = (
-            self._score_alone(_image(images.tokens[b]), _text(texts.tokens[b], texts.mask[b]))
+            self._score([_image(images.tokens[b])], [_text(texts.tokens[b], texts.mask[b])], [0], [0])
             for b in range(len(images))
         )
         return torch.cat(list(alone))
-
-    def _score_alone(self, image: Image.Image, text: str) -> Tensor:
-        """The logit of one pair by the plainest way that the scorer has, a tensor of one number."""
-        return self._score([image], [text], [0], [0])
 
     def student(self, layers: Sequence[int]) -> Never:
         """ModelError: such a scorer has no student of fewer layers."""
