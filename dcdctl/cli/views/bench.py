@@ -36,11 +36,24 @@ def show_bench(result: Bench) -> None:
     show_table(
         "Latency, ms", names, _latency_rows(times, result.settings.reference_gallery), caption=_latency_caption(result)
     )
-    show_table("Throughput per second", names, _throughput_rows(times))
+    rates = [
+        (f"{unit}, batch size {batch.batch_size}", *(digits(getattr(model.throughput[i], key)) for model in times))
+        for unit, key in (("pairs", "pairs_per_s"), ("images", "images_per_s"), ("captions", "captions_per_s"))
+        for i, batch in enumerate(result.teacher.throughput)
+    ]
+    show_table("Throughput per second", names, rates)
+    queries = [
+        (
+            f"{point.num_images:,} encoded {'before' if point.is_cached else 'with it'}",
+            *(_time(model.query(point.num_images, is_cached=point.is_cached)) for model in times),
+            _factor(point.speed_up),
+        )
+        for point in result.curve
+    ]
     show_table(
         "One query over N images",
         [*names, "student's speed-up"],
-        _query_rows(result, times),
+        queries,
         caption=f"{EXTRAPOLATED}; {INTERVAL}",
     )
     show_table(
@@ -141,25 +154,6 @@ def _latency_caption(result: Bench) -> str:
         "models alternating"
     )
     return f"{steps}\n{repeats}\n{INTERVAL}; * too few repeats for this percentile: close to their maximum"
-
-
-def _throughput_rows(times: Sequence[ModelTimes]) -> list[Row]:
-    return [
-        (f"{unit}, batch size {batch.batch_size}", *(digits(getattr(model.throughput[i], key)) for model in times))
-        for unit, key in (("pairs", "pairs_per_s"), ("images", "images_per_s"), ("captions", "captions_per_s"))
-        for i, batch in enumerate(times[0].throughput)
-    ]
-
-
-def _query_rows(result: Bench, times: Sequence[ModelTimes]) -> list[Row]:
-    return [
-        (
-            f"{point.num_images:,} encoded {'before' if point.is_cached else 'with it'}",
-            *(_time(model.query(point.num_images, is_cached=point.is_cached)) for model in times),
-            _factor(point.speed_up),
-        )
-        for point in result.curve
-    ]
 
 
 def _speed_ups(result: Bench) -> tuple[list[str], list[list[str]]]:

@@ -1,5 +1,5 @@
 from .captions import text_key, tokens_of
-from .columns import MOMENT, ImageColumns, columns_of_table, read_columns
+from .columns import MOMENT, ImageColumns, columns_of_table, moment_of, read_columns
 from .corpus import Corpus, Direction
 from .corpus_json import (
     CORPUS,
@@ -99,6 +99,7 @@ __all__ = [
     "known_manifests",
     "manifests_folder",
     "media_type",
+    "moment_of",
     "offsets_of",
     "open_shards",
     "prepare_corpus",

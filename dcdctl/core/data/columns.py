@@ -204,7 +204,12 @@ def _parsed(cell: str, type_: pa.DataType) -> Any:
         return float(cell)
     if type_ == pa.date32():
         return date.fromisoformat(cell)
-    moment = datetime.fromisoformat(cell)
+    return moment_of(cell)
+
+
+def moment_of(text: str) -> datetime:
+    """A moment in ISO 8601, in UTC and without its zone; ValueError if the text is none."""
+    moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 

@@ -54,16 +54,19 @@ TEXT_CHUNK = 256
 Half = NDArray[np.float16]
 
 
-class Source(Protocol):
-    """Images and captions of a corpus by index, as a model reads them: preprocessed, or encoded by its frozen
-    encoders."""
-
-    @property
-    def corpus(self) -> Corpus: ...
+class Reader(Protocol):
+    """Images and captions by index, as a model reads them: preprocessed, or encoded by its frozen encoders."""
 
     def images(self, image_ix: Sequence[int] | Index) -> ImageBatch | States: ...
 
     def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
+
+
+class Source(Reader, Protocol):
+    """Images and captions of a corpus."""
+
+    @property
+    def corpus(self) -> Corpus: ...
 
 
 class CorpusSource:

@@ -17,7 +17,7 @@ from .columns.where import (
 from .config import IndexConfig
 from .exact import Floats, Half, Rows, best_first, cosines, unit
 from .index import FolderIndex
-from .part_files import SourceImage, check_vectors
+from .part_files import IMAGE_COLUMNS, SourceImage, check_vectors
 from .protocol import Hit, ImageIndex, text_side_beside
 from .query import (
     SearchAnswer,
@@ -38,6 +38,7 @@ from .vector_files import NUM_VERIFIED, write_image_list
 
 __all__ = [
     "COLUMN_TYPES",
+    "IMAGE_COLUMNS",
     "INDEX",
     "INDEX_FILE",
     "NUM_VERIFIED",

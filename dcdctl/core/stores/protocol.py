@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import COLUMN_TYPES, Condition, Floats, Half, ImageSource, Rows
+from dcdctl.core.search import COLUMN_TYPES, IMAGE_COLUMNS, Condition, Floats, Half, ImageSource, Rows
 
 # A store outlives the version of dcdctl that filled it.
 FORMAT = 1
@@ -110,9 +110,7 @@ class StoreFacts:
 IMAGE_FIELDS = (
     pa.field("row", pa.int64(), nullable=False),
     pa.field("source", pa.int32(), nullable=False),
-    pa.field("image_id", pa.string(), nullable=False),
-    pa.field("path", pa.string()),
-    pa.field("corpus_row", pa.int64()),
+    *IMAGE_COLUMNS,
 )
 """What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the
 index."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
@@ -95,20 +96,19 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
         return models.new_coattention(
             *sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, dual_init=dual_init
         )
-    # Inner layers of four times the width, as in BERT and ViT.
-    size = models.ViltSize(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=4 * config.hidden_size,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        max_text_len=config.max_text_len,
-        hidden_dropout_prob=config.dropout or 0.0,
-    )
+    size = models.ViltSize(num_hidden_layers=config.num_layers, **_transformer_size(config))
     return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
+
+
+def _transformer_size(config: ModelConfig) -> dict[str, Any]:
+    names = ("hidden_size", "image_size", "patch_size", "image_mean", "image_std", "max_text_len")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "num_attention_heads": config.num_heads,
+        # As in BERT, ViT and CLIP.
+        "intermediate_size": 4 * config.hidden_size,
+        "hidden_dropout_prob": config.dropout or 0.0,
+    }
 
 
 def _feature_spec(config: ModelConfig) -> FeatureSpec:
@@ -124,19 +124,10 @@ def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEn
         )
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
-    # Inner layers of four times the width, as in CLIP.
     size = models.DualSize(
-        hidden_size=config.hidden_size,
         num_vision_layers=config.num_layers,
         num_text_layers=config.num_text_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=4 * config.hidden_size,
         projection_dim=config.projection_dim,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        max_text_len=config.max_text_len,
-        hidden_dropout_prob=config.dropout or 0.0,
+        **_transformer_size(config),
     )
     return models.new_dual(size, models.word_piece(captions, config.vocab_size), seed)

@@ -9,8 +9,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +174,9 @@ class Transfer:
             self._drop()
             raise _RetryError(status_text)
         if status in RETRY_STATUS:
-            wait = _retry_after_seconds(response.headers)
+            asked = response.headers.get("retry-after", "").strip()
+            # A date, which servers may send too, is as good as nothing: the next attempts wait longer each.
+            wait = float(asked) if asked.isdecimal() else None
             if wait is not None and wait > LONGEST_WAIT_SECONDS:
                 hint = f"run the same command again then: {self.length():,} bytes are kept"
                 raise SourceError(f"{self.url} asks to wait {wait:,.0f} seconds ({status_text})", hint=hint)
@@ -273,14 +273,3 @@ def _validator(headers: Mapping[str, str]) -> str:
     etag = headers.get("etag", "")
     # If-Range requires a strong ETag (RFC 9110): a weak one may stay the same when bytes change.
     return etag if etag and not etag.startswith("W/") else headers.get("last-modified", "")
-
-
-def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """The wait that a server asks for, given in seconds or as a date; None if it asks for none."""
-    text = headers.get("retry-after", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dcdctl.core.data import MOMENT
+from dcdctl.core.data import MOMENT, moment_of
 from dcdctl.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -176,11 +176,8 @@ def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
         held = pc.if_else(pc.is_valid(column), pc.is_in(column, values), None)
     elif test.endswith("like"):
         assert isinstance(value, str)
-        if test == "like" and "\\" not in value:
-            held = pc.match_like(column, value)
-        else:
-            # `match_like` takes some backslashes for letters.
-            held = pc.match_substring_regex(column, like_regex(value, ignore_case=test == "ilike"))
+        # Not `pc.match_like`, which takes some backslashes for letters.
+        held = pc.match_substring_regex(column, like_regex(value, ignore_case=test == "ilike"))
     else:
         held = pc.is_null(column) if test == "is null" else pc.is_valid(column)
     if test != condition.operator:
@@ -341,7 +338,5 @@ def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
     if type_ == pa.date32() and isinstance(value, str):
         return date.fromisoformat(value)
     if type_ == MOMENT and isinstance(value, str):
-        # Moments are kept in UTC, without their zone.
-        moment = datetime.fromisoformat(value)
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+        return moment_of(value)
     raise ValueError

@@ -7,9 +7,8 @@ ways. Shape letters as in `batches`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
-from dcdctl.core.scoring import Features, Source
+from dcdctl.core.scoring import Features, Reader, Source
 from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, TeacherScores, false_negative_filter
 from dcdctl.core.training.batches.batch import (
     NO_IMAGES,
@@ -169,14 +168,6 @@ class MixedBatches(torch.utils.data.Dataset[MixedBatch]):
 
     def __getitem__(self, step: int) -> MixedBatch:
         return MixedBatch(self.pairs[step], self.pool[step])
-
-
-class Reader(Protocol):
-    """Images and captions by index, as a model reads them."""
-
-    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch | States: ...
-
-    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
 
 
 def assemble(source: Reader, plan: MicroBatchPlan, pairs: PairsOfStep) -> Batch:
