@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zipfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -92,8 +93,7 @@ def pools() -> list[Step]:
             Step(TEACHERS[seed], "distill", words, ("data/teach", "data/target"), "Teachers", "teacher", "", VAL)
         )
     steps += [step for seed in SEEDS for step in _labels(seed)]
-    steps += [step for seed in SEEDS for step in _wrong(seed)]
-    return [*steps, *_budgets(), *_scenes()]
+    return [*steps, *_budgets(), *(step for seed in SEEDS for step in _wrong(seed)), *_scenes()]
 
 
 POOLS = {
@@ -102,6 +102,7 @@ POOLS = {
     "half-other": ("half", "rest"),
     "no-photo": ("pool", "others"),
     "no-text": ("others", "pool"),
+    "drawn": ("scenes", "pool"),
 }
 """Photos and texts of each pool."""
 
@@ -147,14 +148,20 @@ def _labels(seed: int) -> list[Step]:
 
 def _wrong(seed: int) -> list[Step]:
     rows = {
-        "half": ("400 photos and their own texts", "half"),
-        "half-other": ("400 photos and the texts of 400 others", "half-other"),
-        "no-photo": ("800 photos, and texts that fit none of them", "no-photo"),
-        "no-text": ("800 photos of the teacher's, and texts that fit none of them", "no-text"),
+        "half": ("400 photos and their own texts", "half", BY_TEACHERS),
+        "half-other": ("400 photos and the texts of 400 others", "half-other", BY_TEACHERS),
+        "no-photo": ("800 photos, and texts that fit none of them", "no-photo", BY_TEACHERS),
+        "no-text": ("800 photos of the teacher's, and texts that fit none of them", "no-text", BY_TEACHERS),
+        "drawn": ("896 drawn scenes, and texts of photos", "drawn", BY_TEACHERS),
+        "weak": (WEAK.format("of 200 captioned photos"), "pool", ("--teacher", f"runs/few-alone-{seed}")),
+        "equal": (WEAK.format("of the same pool"), "pool", ("--teacher", f"runs/pool-{seed}")),
     }
     return [
-        _run(name, seed, WRONG, label, ("photos-distilled", "--data", f"data/{pool}", *BY_TEACHERS, *KL, *STEPS))
-        for name, (label, pool) in rows.items()
+        replace(
+            _run(name, seed, WRONG, label, ("photos-distilled", "--data", f"data/{pool}", *teacher, *KL, *STEPS)),
+            after=(f"data/{pool}", *TEACHERS, teacher[-1]),
+        )
+        for name, (label, pool, teacher) in rows.items()
     ]
 
 
@@ -210,6 +217,7 @@ def _scenes() -> list[Step]:
     return steps
 
 
+WEAK = "800 photos and 3,990 texts, the teacher a student {}"
 BLOCKS = {"blocks": sets(candidates__kind="blocks", candidates__group_size=1)}
 LISTS = sets(candidates__directions="['image']")
 BUDGETS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -232,7 +240,7 @@ BUDGETS: dict[str, tuple[str, tuple[str, ...]]] = {
             f"{count} random photos for each text ({3990 * count:,})",
             (*LISTS, *sets(candidates__kind="random", candidates__per_query=count)),
         )
-        for count in (3, 12, 48, 192)
+        for count in (3, 12, 48)
     },
     **{
         f"mined-{count}": (
@@ -243,7 +251,7 @@ BUDGETS: dict[str, tuple[str, tuple[str, ...]]] = {
                 *sets(candidates__random_per_query=count // 6),
             ),
         )
-        for count in (12, 48, 192)
+        for count in (12, 48)
     },
 }
 """Label and `[candidates]` of each cache."""
