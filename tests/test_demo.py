@@ -18,7 +18,8 @@ from processes import make_once
 from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files, models
 from dcdctl.core.bench import BenchConfig, ModelTimes, footprint
-from dcdctl.core.data import FAMILY_SIZE, Corpus, Direction
+from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data.scenes import FAMILY_SIZE
 from dcdctl.core.demo import DemoJob
 from dcdctl.core.evaluation import EvalOptions, Evaluation, cascade, evaluate_model
 from dcdctl.core.report import report

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -68,10 +67,10 @@ def test_the_suite_passes_with_the_lowest_versions_that_are_allowed(tmp_path):
     processes.run([resolver / "uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "lowest"], check=True)
     python = tmp_path / "lowest" / "bin" / "python"
     install = [resolver / "uv", "pip", "install", "--quiet", "--python", python, "--resolution", "lowest-direct"]
-    # Without the time limit of `processes`: downloads and the whole suite take longer.
-    subprocess.run([*install, "--editable", f"{ROOT}[dev]"], check=True)
+    # Downloads and the whole suite take longer than any other process of a test.
+    processes.run([*install, "--editable", f"{ROOT}[dev]"], check=True, timeout=processes.LONG_TIMEOUT_S)
     suite = [python, "-m", "pytest", "-q", "--numprocesses", "auto", "--maxprocesses", "8", "tests"]
-    done = subprocess.run(suite, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = processes.run(suite, cwd=ROOT, capture_output=True, text=True, check=False, timeout=processes.LONG_TIMEOUT_S)
     assert done.returncode == 0, done.stdout[-4000:]
 
 

@@ -54,7 +54,7 @@ LIGHT = {
     "inspect cache": ["pandas"],
     "verify cache": ["pandas"],
     "verify evaluation": ["pandas"],
-    "prepare --csv pairs.csv --images photos --out NEW --workers 1": [],
+    "prepare --csv pairs.csv --images photos --out NEW --workers 1": ["pandas"],
     "models": ["huggingface_hub"],
     "compare evaluation evaluation2": ["pandas"],
     "report evaluation evaluation2 run --out page.html": ["matplotlib", "pandas"],

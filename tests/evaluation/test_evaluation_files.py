@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -138,12 +139,23 @@ def test_a_copy_of_the_ranks_never_replaces_those_that_numbers_belong_to(tmp_pat
     check_copy(tmp_path / "ranks.parquet", None, MODEL_FILES)
 
 
+def is_json(content: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        json.loads(content)
+        return True
+    return False
+
+
 @pytest.mark.parametrize("name", ["ranks.parquet", "top.parquet", "result.json"])
 def test_a_flipped_bit_in_any_file_of_an_evaluation_is_named(tmp_path, alone, name):
     write(tmp_path, alone)
     content = (tmp_path / name).read_bytes()
     for at in range(0, len(content) - 1, len(content) // 40):  # the last byte of a document is a line end
-        (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+        (tmp_path / name).write_bytes(flipped)
+        # The 17th digit of a number may say the same number.
+        if name == "result.json" and is_json(flipped) and json.loads(flipped) == json.loads(content):
+            continue
         with pytest.raises(InputError, match=re.escape(name)):
             assert SavedEvaluation.load(tmp_path).top
     (tmp_path / name).write_bytes(content)

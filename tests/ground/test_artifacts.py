@@ -349,7 +349,11 @@ def artifact(request, made, tmp_path_factory) -> Iterator[BuiltArtifact]:
         root = tmp_path_factory.mktemp("made") / "root"
         root.mkdir()
         found = KINDS[request.param](root)
-        parts = [path for path in found.files if path.match(PATTERNS[request.param]) and path.name != "index.json"]
+        parts = [
+            path
+            for path in found.files
+            if path.match(PATTERNS[request.param]) and path.name not in ("index.json", "dcdctl.json")
+        ]
         made[request.param] = BuiltArtifact(parts, partial(found.read, found.folder), root)
         shutil.copytree(root, root.with_name("intact"))
     artifact = made[request.param]

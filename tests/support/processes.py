@@ -18,6 +18,8 @@ WORKER = "PYTEST_XDIST_WORKER"
 
 TIMEOUT_S = 600
 """How long tests wait for a process or a server. Generous, because a test that passes does not wait for it."""
+LONG_TIMEOUT_S = 7200
+"""The same for a download of gigabytes, or a whole suite."""
 USER_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "WANDB_", "DCDCTL_", "TORCHELASTIC_")
 """Beginnings of the names of environment variables that change what dcdctl and its libraries do; HF_DATASETS_* is one
 of the first."""
@@ -35,8 +37,8 @@ def clear_user_settings(environment: MutableMapping[str, str]) -> None:
 
 
 def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[Any]:
-    """`subprocess.run` with the time limit."""
-    return subprocess.run(list(map(str, command)), timeout=TIMEOUT_S, **options)
+    """`subprocess.run` with the time limit, unless the options have another."""
+    return subprocess.run(list(map(str, command)), **{"timeout": TIMEOUT_S, **options})
 
 
 def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:

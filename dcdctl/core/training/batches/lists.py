@@ -33,7 +33,7 @@ class Lists(StepPairs):
 
     @abstractmethod
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Of drawn candidates with scores the columns to keep, and the scores that the released losses read."""
+        """The columns to keep of drawn candidates with scores, and the scores that the released losses read."""
 
     def of_step(self, step: int) -> PairsOfStep:
         """The lists of a batch."""
