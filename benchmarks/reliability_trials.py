@@ -179,7 +179,9 @@ def trained(folder: Path) -> str:
     """A checksum of a run's model (weights, tokenizer, settings) and of its metrics without the times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     values = [{key: value for key, value in line.items() if key not in TIMES and "per_s" not in key} for line in lines]
-    return digest_of([values, models.load(folder).digest, contents(folder / "model")])
+    model = {path.name: path.read_bytes() for path in sorted((folder / "model").rglob("*")) if path.is_file()}
+    settings = json.loads(model.pop("dcdctl.json"))  # it names its run, and so the folder of that
+    return digest_of([values, models.load(folder).digest, model, {**settings, "run": "", "checksum": ""}])
 
 
 def measured(folder: Path) -> str:
@@ -187,7 +189,11 @@ def measured(folder: Path) -> str:
     tables = [path.read_bytes() for path in sorted((folder / "eval").glob("*.parquet"))]
     document = json.loads((folder / "eval" / "result.json").read_text(encoding="utf-8"))
     return digest_of(
-        [tables, {key: value for key, value in document.items() if key not in TIMES}, contents(folder / "features")]
+        [
+            tables,
+            {key: value for key, value in document.items() if key not in {*TIMES, "run"}},
+            contents(folder / "features"),
+        ]
     )
 
 
