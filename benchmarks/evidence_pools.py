@@ -25,8 +25,8 @@ FURTHER = {
 KL, BOTH = sets(loss__terms="{kl=4.0}"), sets(loss__terms="{infonce=1.0,kl=4.0}")
 STEPS = sets(optimizer__steps=400)
 LABELS, PAIRS, WRONG = "With and without pairing, val", "Scored pairs of the pool, val", "Pools that fit less, val"
-ALL_PAIRS = "every pair (3,192,000)"
 SCENES = "A small CLIP on scenes, a ViLT as the teacher, 500 test scenes"
+ALL_SCENES = "1,024 captioned scenes, with the teacher's scores"
 NUM_CAPTIONED, NUM_SCENES = 128, 1024
 IMAGES = 800
 """Photos of the pool. Its texts are their captions, whose order says nothing."""
@@ -203,13 +203,12 @@ def _scenes() -> list[Step]:
         ),
         "scenes-pool": ("only the 896 scenes and their texts", (*pool, *of_pool, *kl)),
         "scenes-all-alone": ("1,024 captioned scenes, no teacher", (*data, *evidence_clip.INFONCE)),
-        "scenes-all": ("the same, with the teacher's scores", (*data, "--cache", "caches/scenes", *evidence_clip.KL)),
+        "scenes-all": (ALL_SCENES, (*data, "--cache", "caches/scenes", *evidence_clip.KL)),
     }
     for seed_number in SEEDS:
         for name, (label, words) in rows.items():
             own = sets(model__start=f"{start}/model", seed=seed_number, optimizer__steps=evidence_clip.STEPS)
             needs = tuple(word for word in words if word.startswith(("data/", "caches/")))
-            label = label if name != "scenes-all" else "1,024 captioned scenes, with the teacher's scores"
             out = f"runs/{name}-{seed_number}"
             run = ("demo-dual", *words, *own, *sets(optimizer__lr=1e-3))
             base = "" if name == "scenes-few-alone" else rows["scenes-few-alone"][0]
@@ -218,14 +217,14 @@ def _scenes() -> list[Step]:
 
 
 WEAK = "800 photos and 3,990 texts, the teacher a student {}"
-BLOCKS = {"blocks": sets(candidates__kind="blocks", candidates__group_size=1)}
+BLOCKS = sets(candidates__kind="blocks", candidates__group_size=1)
 LISTS = sets(candidates__directions="['image']")
 BUDGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"blocks-{rounds}": (
             f"blocks of 16 photos and 64 texts ({51_200 * rounds:,})",
             (
-                *BLOCKS["blocks"],
+                *BLOCKS,
                 *sets(candidates__block_size=16, candidates__captions_per_image=4, candidates__rounds=rounds),
             ),
         )
@@ -233,7 +232,7 @@ BUDGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     },
     "blocks-small": (
         "blocks of 8 photos and 16 texts (12,800)",
-        (*BLOCKS["blocks"], *sets(candidates__block_size=8, candidates__captions_per_image=2)),
+        (*BLOCKS, *sets(candidates__block_size=8, candidates__captions_per_image=2)),
     ),
     **{
         f"random-{count}": (

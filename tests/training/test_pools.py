@@ -127,6 +127,11 @@ def test_a_list_of_a_pool_begins_with_the_best_of_the_drawn_candidates(pool):
             assert is_image != (len(set(texts)) == 1)
             seen.add(("image", images[0]) if is_image else ("text", texts[0]))
     assert len(seen) == 12 + 24, "every image and every text has a list"
+    # Each image once in an epoch, in another order in the next.
+    drawn = [lists._list(sample) for sample in range(48)]
+    images = [int(side[0][0]) for side in drawn if len(set(side[0])) == 1]
+    assert sorted(images[:12]) == sorted(images[12:24]) == list(range(12))
+    assert images[:12] != images[12:24]
 
 
 def test_lists_need_enough_candidates(pool):

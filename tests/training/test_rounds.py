@@ -14,7 +14,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalJob, run_evaluation
 from dcdctl.core.teacher import CacheJob, CandidateConfig, cache_scores, read_cache
-from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, rounds, train_in_rounds
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, rounds, train_in_rounds
 
 CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
             for thing in ("car", "dog", "hat")]  # fmt: skip
@@ -110,4 +110,7 @@ def test_what_rounds_need_is_named(refs, tmp_path):
         train(refs, tmp_path / "run", "pool.max_pairs=5")
     with pytest.raises(ConfigError, match=r"pool\.max_pairs is 2, fewer than pool\.rounds"):
         train(refs, tmp_path / "run", "pool.max_pairs=2", "pool.rounds=3")
+    job = TrainingJob("distill", "tiny-student", [*SETS, "pool.rounds=2"], tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"pool\.rounds is 2, and a dry run shows one training with its cache"):
+        preview(job, refs, TrainingOptions())
     assert not list(tmp_path.iterdir())

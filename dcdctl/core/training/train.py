@@ -91,6 +91,11 @@ def preview(job: TrainingJob, inputs: InputRefs, options: TrainingOptions, track
 
     Raises what `train_model` raises before it loads a model; too little coverage is part of the answer.
     """
+    if (rounds := load_recipe(job.recipe, job.sets).pool.rounds) is not None and not inputs.caches:
+        raise ConfigError(
+            f"pool.rounds is {rounds}, and a dry run shows one training with its cache",
+            hint="`dcdctl cache-teacher --dry-run` shows what the first round scores",
+        )
     return open_data(resolve(job, inputs, options)).measure(track)
 
 

@@ -91,6 +91,7 @@ class PoolLists(Lists):
         super().__init__(corpus, config, seed, scores)
         self._lists = _scored_lists(scores, corpus)
         self._queries = {direction: self._with_enough(direction) for direction in config.directions}
+        self._orders: dict[Direction, tuple[int, Index]] = {}
         self.batches_per_epoch = sum(map(len, self._queries.values())) / config.size
 
     def _select(self, teacher_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +127,11 @@ class PoolLists(Lists):
     def _draw(self, direction: Direction, sample: int) -> tuple[int, Index]:
         queries, count = self._queries[direction], self.config.random_negatives + 1
         epoch, position = divmod(sample // len(self.config.directions), len(queries))
-        query = int(self._rng(0, epoch, 1 if direction == Direction.TEXT else 2).permutation(queries)[position])
+        if self._orders.get(direction, (-1,))[0] != epoch:
+            # Kept for the epoch, all of whose lists read it.
+            rng = self._rng(0, epoch, 1 if direction == Direction.TEXT else 2)
+            self._orders[direction] = epoch, rng.permutation(queries)
+        query = int(self._orders[direction][1][position])
         if self._lists is None:
             drawn_from = np.arange(direction.query_first(self.corpus.num_captions, self.corpus.num_images)[0])
         else:
