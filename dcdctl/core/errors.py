@@ -29,7 +29,7 @@ EXTRAS = {
     "mine": ("bm25s>=0.2.7",),
     "wandb": ("wandb>=0.19",),
     "peft": ("peft>=0.18",),
-    "sentence-transformers": ("sentence-transformers>=5.4", "torchvision>=0.21"),
+    "sentence-transformers": ("sentence-transformers>=6.0", "torchvision>=0.22"),
     "open-clip": ("open_clip_torch>=3.3", "ftfy>=6"),
     "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"),
     "eccv": ("eccv-caption>=0.1",),

@@ -104,4 +104,4 @@ class SentenceTransformers(Target):
         return _USAGE.format(name=self.job.name, trust=self.trust_code)
 
     def requirements(self) -> list[str]:
-        return with_timm(["sentence-transformers>=5.4"], self.spec)
+        return with_timm(["sentence-transformers>=6.0"], self.spec)
