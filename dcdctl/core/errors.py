@@ -26,15 +26,15 @@ from pathlib import Path
 
 EXTRAS = {
     "timm": ("timm>=1.0.15",),
-    "mine": ("bm25s>=0.2.7",),
+    "mine": ("bm25s>=0.2.10",),
     "wandb": ("wandb>=0.19",),
     "peft": ("peft>=0.18",),
     "sentence-transformers": ("sentence-transformers>=6.0", "torchvision>=0.22"),
     "open-clip": ("open_clip_torch>=3.3", "ftfy>=6"),
-    "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"),
+    "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7"),
     "eccv": ("eccv-caption>=0.1",),
     "index": ("usearch>=2.21", "onnx>=1.19", "onnxruntime>=1.23"),
-    "hybrid": ("bm25s>=0.2.7",),
+    "hybrid": ("bm25s>=0.2.10",),
     "postgres": ("psycopg[binary]>=3.2",),
     "lancedb": ("lancedb>=0.30",),
     "qdrant": ("qdrant-client>=1.16",),

@@ -19,7 +19,7 @@ def photo(kind="JPEG", size=(8, 8), **parts):
     exif.update(parts.get("tags", {}))
     for block, name in ((IFD.Exif, "detail"), (IFD.GPSInfo, "place")):
         if name in parts:
-            exif.get_ifd(block).update(parts[name])
+            exif[block] = parts[name]
     stream = io.BytesIO()
     Image.new("RGB", size, "red").save(stream, kind, exif=exif.tobytes())  # Pillow drops the blocks of a TIFF otherwise
     return stream.getvalue()

@@ -336,17 +336,21 @@ def quantize_dynamic(folder: Path, target: Path) -> None:
     Vectors change by more than rounding; `dcdctl export` compares them (docs/export.md).
     """
     require_onnx()
+    import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
     target.mkdir(parents=True, exist_ok=True)
     for name in TOWERS:
         with files.atomic_path(target / name) as partial, _quietly():
+            model = onnx.load(folder / name)
+            # Until torch 2.10 it has the shapes of weights too, which are wrong once the quantizer has transposed them.
+            del model.graph.value_info[:]
             # Unsigned weights: on x86 without VNNI, sums of two products of unsigned and signed bytes overflow 16 bits,
             # and cosines fall from 0.99 to 0.91. One scale per column, since columns of a matrix differ. The
             # convolution that makes patches stays float32: ONNX Runtime lacks its int8 form on some processors.
             quantize(
-                folder / name,
+                model,
                 partial,
                 weight_type=QuantType.QUInt8,
                 per_channel=True,
