@@ -36,7 +36,7 @@ EXTRAS = {
     "index": ("usearch>=2.21", "onnx>=1.19", "onnxruntime>=1.23"),
     "hybrid": ("bm25s>=0.2.10",),
     "postgres": ("psycopg[binary]>=3.2",),
-    "lancedb": ("lancedb>=0.30",),
+    "lancedb": ("lancedb>=0.39",),
     "qdrant": ("qdrant-client>=1.16",),
     "serve": (
         "fastapi>=0.165",
