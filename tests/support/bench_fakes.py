@@ -88,6 +88,7 @@ class FakeDual(FakeModel):
 class FakeCorpus:
     """Images of cost 1 (or as given), captions unevenly spread: the first image has one, the others two."""
 
+    is_pool = False
     split = "test"
 
     def __init__(self, costs: list[int]) -> None:

@@ -200,15 +200,15 @@ def device_of(model: FusionScorer | DualEncoder) -> torch.device:
 
 
 def prepare_model(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> BenchModel:
-    """A model in evaluation mode with the first images of a corpus and their captions, preprocessed: singly, in
-    batches, and the remainders of the galleries."""
+    """A model in evaluation mode with the first images of a corpus and their captions (of a pool, its first texts),
+    preprocessed: singly, in batches, and the remainders of the galleries."""
     model.eval()
     preprocess, device, batch_size = model.preprocess, device_of(model), config.batch_size
     images = corpus.images(range(min(config.num_images, corpus.num_images)))
 
     def caption(k: int) -> str:
-        turn, image = divmod(k, len(images))
-        captions = corpus.captions_of(image)
+        turn, image = (k, 0) if corpus.is_pool else divmod(k, len(images))
+        captions = range(corpus.num_captions) if corpus.is_pool else corpus.captions_of(image)
         return corpus.captions[captions[turn % len(captions)]]
 
     sizes = config.all_batch_sizes

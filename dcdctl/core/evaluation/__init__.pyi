@@ -1,4 +1,5 @@
 from .against import agreement_of
+from .agreement import MEASURES, NDCG_NAME, Agreements
 from .bootstrap import ALPHA, holm
 from .compare import compare_systems
 from .comparison import (
@@ -23,20 +24,31 @@ from .document import (
     vector_table,
 )
 from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
-from .files import SavedEvaluation, write_evaluation
+from .files import SavedEvaluation, read_pool, write_evaluation
 from .rankers import EvalOptions, RankingTask
 from .ranking import RankTable
 from .recall import KS, RECALL_NAMES, on_front
-from .significance import LEVEL, Estimate, RankComparison, compare_ranks
+from .significance import (
+    LEVEL,
+    AgreementComparison,
+    Estimate,
+    RankComparison,
+    compare_agreements,
+    compare_ranks,
+)
 
 __all__ = [
     "ALPHA",
     "CASCADE_FILES",
     "KS",
     "LEVEL",
+    "MEASURES",
     "MODEL_FILES",
+    "NDCG_NAME",
     "POOL_FILES",
     "RECALL_NAMES",
+    "AgreementComparison",
+    "Agreements",
     "Comparison",
     "Estimate",
     "EvalJob",
@@ -52,6 +64,7 @@ __all__ = [
     "SavedEvaluation",
     "agreement_of",
     "check_comparable",
+    "compare_agreements",
     "compare_ranks",
     "compare_systems",
     "comparison_document",
@@ -62,6 +75,7 @@ __all__ = [
     "holm",
     "how_to_read",
     "on_front",
+    "read_pool",
     "run_evaluation",
     "run_vector_table",
     "short_names",

@@ -199,6 +199,18 @@ class PoolEvaluation(_OnSplit):
 
     agreement: Agreement
 
+    def measures(self, direction: Direction) -> Measures | None:
+        """None if no query of the direction has two candidates."""
+        return self.agreement.text_retrieval if direction == Direction.TEXT else self.agreement.image_retrieval
+
+    @property
+    def basis(self) -> tuple[object, ...]:
+        return self.corpus_fingerprint, self.split, self.agreement.teacher_fingerprint, self.agreement.over
+
+    @property
+    def about_basis(self) -> str:
+        return f"split {self.split} of the corpus {self.corpus_fingerprint[:12]}, teacher {self.agreement.teacher}"
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation(_OnSplit):
@@ -279,7 +291,7 @@ class Evaluation(_OnSplit):
         return f"Evaluation({about}: text R@1 {text:.2f}, image R@1 {image:.2f}, RSUM {self.rsum:.2f})"
 
 
-def check_comparable(named: Sequence[tuple[object, Evaluation]], otherwise: str) -> None:
+def check_comparable(named: Sequence[tuple[object, Evaluation | PoolEvaluation]], otherwise: str) -> None:
     """StaleError if an evaluation, by a name, has another basis than the first; the hint ends in what to do
     `otherwise` than to evaluate again."""
     for name, result in named[1:]:

@@ -31,7 +31,7 @@ from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.agreement import Agreements
+from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.document import (
     CASCADE_FILES,
     MODEL_FILES,
@@ -105,15 +105,10 @@ class SavedEvaluation:
     def load(folder: Path, names: FileNames = MODEL_FILES, ref: str = "") -> SavedEvaluation:
         """The evaluation in a folder: of a model, or of a cascade with `CASCADE_FILES`. InputError for a
         damaged document."""
-        ref, path = ref or str(folder), folder / names.result
-        if not names.result or not path.exists():
+        ref = ref or str(folder)
+        if not names.result or not (folder / names.result).exists():
             return SavedEvaluation(folder, names, ref)
-        hint = f"`dcdctl eval {folder} --data DIR` writes it again"
-        document = artifacts.read_document(path, error=InputError, hint=hint)
-        models.expect_run(path, document, error=InputError, hint=hint)
-        listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
-        evaluation = build_document(Evaluation, document, path, error=InputError, hint=hint)
-        return SavedEvaluation(folder, names, ref, replace(evaluation, folder=folder), listed)
+        return SavedEvaluation(folder, names, ref, *_read_document(Evaluation, folder / names.result))
 
     @property
     def ranks_file(self) -> Path:
@@ -154,6 +149,38 @@ class SavedEvaluation:
             )
             for direction in Direction
         }
+
+
+def _read_document(kind: type[Result], path: Path) -> tuple[Result, dict[str, artifacts.Document]]:
+    """An evaluation, and size and SHA-256 of the tables that it lists."""
+    hint = f"`dcdctl eval {path.parent} --data DIR` writes it again"
+    document = artifacts.read_document(path, error=InputError, hint=hint)
+    models.expect_run(path, document, error=InputError, hint=hint)
+    listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
+    evaluation = build_document(kind, document, path, error=InputError, hint=hint)
+    return replace(evaluation, folder=path.parent), listed
+
+
+def read_pool(folder: Path) -> tuple[PoolEvaluation, Agreements] | None:
+    """The evaluation of a pool in a folder, and its agreement query by query; None without one. InputError for damaged
+    files."""
+    if not (folder / POOL_FILES.result).exists():
+        return None
+    evaluation, listed = _read_document(PoolEvaluation, folder / POOL_FILES.result)
+    artifacts.check_files(folder, listed, error=InputError, hint=TABLES_HINT)
+    columns = {name: pa.float64() for name in AGREEMENT_COLUMNS}
+    columns = {"direction": pa.string(), "query": pa.int64(), "candidates": pa.int64(), **columns}
+    table = _read(folder / POOL_FILES.agreement, "a table of agreement", columns, TABLES_HINT)
+    by_direction = {
+        direction: QueryAgreement(
+            rows["query"].to_numpy(),
+            rows["candidates"].to_numpy(),
+            np.column_stack([rows[name].to_numpy() for name in AGREEMENT_COLUMNS]),
+        )
+        for direction, rows in _by_direction(table).items()
+        if rows.num_rows
+    }
+    return evaluation, Agreements(evaluation.agreement.over, by_direction)
 
 
 def read_ranks(path: Path) -> RankTable:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation.agreement import NDCG_NAME
+from dcdctl.core.evaluation.agreement import NDCG, NDCG_NAME, Agreements
 from dcdctl.core.evaluation.bootstrap import MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
 from dcdctl.core.evaluation.ranking import RankTable
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
@@ -45,6 +45,8 @@ LEVEL = 0.95
 RECIPROCAL_RANK = "MRR"
 WHOLE = 10**9
 """Differences of values in [0, 1] are tested as whole numbers of this fraction."""
+DECIMALS = 9
+"""Digits of an agreement in percent that are kept: further digits are rounding."""
 MIN_DRAWN_SEEDS = 2
 """Fewest runs of a system whose seeds can be drawn: one run does not show how runs differ."""
 _OUR_SEEDS, _BASE_SEEDS = 2, 3
@@ -96,27 +98,21 @@ class MeanTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankComparison(MeanTest):
-    """The ranks of a system against the base's; the tests are of RSUM."""
+class RunTest(MeanTest):
+    """A test over queries, and over the runs of both systems."""
 
-    difference: Estimates
-    """Ours minus the base's."""
-    ours: Estimates
-    base: Estimates
-    rsums: tuple[tuple[float, ...], tuple[float, ...]]
-    """RSUM of each run, ours and the base's."""
-    ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
-    """By direction, if both systems were evaluated with relevance."""
+    runs: tuple[tuple[float, ...], tuple[float, ...]]
+    """What is tested, of each run, ours and the base's."""
 
     @property
     def num_runs(self) -> int:
         """Of the system that has fewer."""
-        return min(map(len, self.rsums))
+        return min(map(len, self.runs))
 
     @property
     def t_test_p_value(self) -> float | None:
         """Two-sided p-value of the t-test over runs (`bootstrap.welch_test`); None for a system with one run."""
-        return welch_test(*self.rsums) if self.num_runs > 1 else None
+        return welch_test(*self.runs) if self.num_runs > 1 else None
 
     @property
     def method_p_value(self) -> float:
@@ -129,6 +125,28 @@ class RankComparison(MeanTest):
         """How many seeds a claim about methods needs; empty with MIN_RUNS runs or more."""
         few = f"Fewer than {MIN_RUNS} seeds per system: a claim about methods needs at least {MIN_RUNS}."
         return few if self.num_runs < MIN_RUNS else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankComparison(RunTest):
+    """The ranks of a system against the base's; the tests are of RSUM."""
+
+    difference: Estimates
+    """Ours minus the base's."""
+    ours: Estimates
+    base: Estimates
+    ndcg_tests: dict[str, MeanTest] = field(default_factory=dict)
+    """By direction, if both systems were evaluated with relevance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementComparison(RunTest):
+    """How much better a system agrees with a teacher than the base does: nDCG@10 in percent, the mean of both
+    directions."""
+
+    difference: Estimate
+    ours: Estimate
+    base: Estimate
 
 
 def compare_ranks(
@@ -199,6 +217,46 @@ def compare_means(
     drawn_R = _drawn_means(difference_Q[:, None], unit_Q, resamples, seed)[:, 0]
     by_unit = np.bincount(np.unique(unit_Q, return_inverse=True)[1], difference_Q).astype(np.float64)
     return MeanTest(**_tests(drawn_R, by_unit, seed))
+
+
+def compare_agreements(
+    ours: Sequence[Agreements],
+    base: Sequence[Agreements],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    draw_seeds: bool = False,
+) -> AgreementComparison:
+    """Compare the agreement of two systems with one teacher, from runs on the queries of one pool.
+
+    Queries are drawn in each direction for itself, because the texts of a pool have no images; the sign-flip test has a
+    sign for each query. Runs are drawn as by `compare_ranks`.
+    """
+    runs_S = len(ours), len(base)
+    means, shares = [], []
+    for number, direction in enumerate(ours[0].by_direction):
+        ndcg_QN = 100 * np.column_stack(
+            [agreements.by_direction[direction].measures_QM[:, NDCG] for agreements in (*ours, *base)]
+        )
+        drawn_RN = _drawn_means(ndcg_QN, np.arange(len(ndcg_QN)), resamples, seed + number)
+        means.append(np.vstack([ndcg_QN.mean(axis=0), drawn_RN]))
+        ours_Q, base_Q = (side.mean(axis=1) for side in np.split(ndcg_QN, [len(ours)], axis=1))
+        # Whole numbers, whose sums are exact.
+        shares.append(np.round((ours_Q - base_Q) / len(ndcg_QN) * WHOLE))
+    mean_RN = np.mean(means, axis=0)
+    all_SN = np.repeat(np.eye(2), runs_S, axis=1)
+    drawn_RSN = _drawn_runs(runs_S, resamples, seed) if draw_seeds else np.tile(all_SN, (resamples, 1, 1))
+    taken_RSN = np.concatenate([all_SN[None], drawn_RSN])
+    ours_R, base_R = (np.einsum("rsn,rn->sr", taken_RSN, mean_RN) / taken_RSN.sum(axis=2).T).round(DECIMALS)
+    of_ours, of_base, difference = _with_intervals(np.column_stack([ours_R, base_R, ours_R - base_R]))
+    own, others = np.split(mean_RN[0], [len(ours)])
+    return AgreementComparison(
+        ours=of_ours,
+        base=of_base,
+        difference=difference,
+        runs=(tuple(own.tolist()), tuple(others.tolist())),
+        **_tests((ours_R - base_R)[1:], np.concatenate(shares), seed),
+    )
 
 
 def _drawn_means(
@@ -360,7 +418,7 @@ def _against_base(draws: _Draws, system: int, seed: int) -> RankComparison:
         difference=_estimates(percents_RC),
         ours=_system_estimates(draws, system),
         base=_system_estimates(draws, -1),
-        rsums=(draws.rsums_S[system], draws.rsums_S[-1]),
+        runs=(draws.rsums_S[system], draws.rsums_S[-1]),
         **_tests(percents_RC[1:, -1], share_I, seed),
     )
 

@@ -2,13 +2,13 @@
 paid.
 
 A study trains several seeds. Recalls are means over the seeds; a difference is paired query by query, as in `dcdctl
-compare`.
+compare`. On a pool there are no recalls, and the models are compared by their agreement with the teacher.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,23 @@ from dcdctl.core.evaluation import (
     ALPHA,
     CASCADE_FILES,
     LEVEL,
+    MEASURES,
     MODEL_FILES,
+    NDCG_NAME,
     RECALL_NAMES,
+    AgreementComparison,
+    Agreements,
     Estimate,
     Evaluation,
+    PoolEvaluation,
     RankComparison,
     RankTable,
     SavedEvaluation,
     check_comparable,
+    compare_agreements,
     compare_ranks,
     holm,
+    read_pool,
 )
 from dcdctl.core.report import html
 from dcdctl.core.report.tables import NOTHING, RECALLS
@@ -47,29 +54,30 @@ class StudyRow:
     name: str
     folders: Sequence[Path]
     """An evaluation per seed; empty for a model that was not evaluated."""
-    results: tuple[Evaluation, ...]
+    results: tuple[Evaluation, ...] | tuple[PoolEvaluation, ...]
     """Per seed."""
-    tables: tuple[RankTable, ...]
-    """The ranks, per seed."""
+    tables: tuple[RankTable, ...] | tuple[Agreements, ...]
+    """The ranks, per seed; of a pool, the agreement of every query."""
     query_ms: float | None
     """One caption against the encoded images of the split; a mean over seeds for a cascade."""
     is_extrapolated: bool
     speed_up: float | None
     """The teacher's time over this model's."""
 
-    def recall(self, direction: Direction, name: str) -> float:
-        """A recall in percent, the mean over seeds."""
-        return statistics.fmean(result.measures(direction)[name] for result in self.results)
+    def measure(self, direction: Direction, name: str) -> float | None:
+        """A recall in percent, or a measure of agreement, the mean over seeds; None without one."""
+        values = [measures[name] for result in self.results if (measures := result.measures(direction)) is not None]
+        return statistics.fmean(values) if values else None
 
     @property
-    def rsums(self) -> list[float]:
-        """RSUM of each seed."""
-        return [result.rsum for result in self.results]
+    def totals(self) -> list[float]:
+        """RSUM of each seed; of a pool, nDCG@10."""
+        return [result.rsum if isinstance(result, Evaluation) else result.agreement.ndcg for result in self.results]
 
     @property
     def spread(self) -> float | None:
-        """The sample standard deviation of RSUM over seeds; None for fewer than two."""
-        return statistics.stdev(self.rsums) if len(self.rsums) > 1 else None
+        """The sample standard deviation of the totals; None for fewer than two."""
+        return statistics.stdev(self.totals) if len(self.totals) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,17 @@ class Difference:
 
     ours: str
     base: str
-    comparison: RankComparison
+    comparison: RankComparison | AgreementComparison
     covers: str
-    """What the intervals are over: the images, or the seeds too."""
+    """What the intervals are over: the images (of a pool, the queries), or the seeds too."""
+
+    @property
+    def totals(self) -> tuple[Estimate, Estimate, Estimate]:
+        """RSUM, or nDCG@10 of a pool: ours, the base's, and the difference."""
+        comparison = self.comparison
+        if isinstance(comparison, AgreementComparison):
+            return comparison.ours, comparison.base, comparison.difference
+        return comparison.ours.rsum, comparison.base.rsum, comparison.difference.rsum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +116,9 @@ class Study:
 
     @property
     def verdict(self) -> str:
-        """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest RSUM."""
+        """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest total."""
         about = [difference for difference in self.differences if difference.ours == DISTILLED]
-        return verdict(about, next(statistics.fmean(row.rsums) for row in self.rows if row.name == ZERO_SHOT))
+        return verdict(about, next(statistics.fmean(row.totals) for row in self.rows if row.name == ZERO_SHOT))
 
     def to_json(self) -> dict[str, Any]:
         """The contents of study.json; recalls in percent, intervals as [low, high]."""
@@ -133,10 +149,8 @@ def read_rows(models: Mapping[str, Sequence[Path]], timed_in: Mapping[str, Path]
         name: _row(name, folders, times.get(name), None if teacher is None else teacher.query_ms)
         for name, folders in models.items()
     }
-    check_comparable(
-        [(result.model, result) for row in rows.values() for result in row.results],
-        "run the study into another folder",
-    )
+    named = [(result.model, result) for row in rows.values() for result in row.results]
+    check_comparable(named, "run the study into another folder")
     return rows
 
 
@@ -152,8 +166,10 @@ def compare_rows(rows: Mapping[str, StudyRow], contrasts: Sequence[tuple[str, st
             tables = rows[ours].tables, rows[base].tables
             # One run of a system does not show how its runs differ (`compare_ranks`).
             draws_seeds = min(map(len, tables)) > 1
-            covers = "images and seeds" if draws_seeds else "images"
-            differences.append(Difference(ours, base, compare_ranks(*tables, draw_seeds=draws_seeds), covers))
+            is_pool = isinstance(tables[0][0], Agreements)
+            compare: Callable[..., Any] = compare_agreements if is_pool else compare_ranks
+            covers = f"{'queries' if is_pool else 'images'}{' and seeds' if draws_seeds else ''}"
+            differences.append(Difference(ours, base, compare(*tables, draw_seeds=draws_seeds), covers))
     return differences
 
 
@@ -168,25 +184,28 @@ def planned_p_values(differences: Sequence[Difference]) -> dict[str, float]:
 
 
 def verdict(differences: Sequence[Difference], untrained: float) -> str:
-    """Whether the teacher paid, from the differences to the baselines without it; `untrained` is the RSUM of the start.
+    """Whether the teacher paid, from the differences to the baselines without it; `untrained` is the total of the
+    start, which is the baseline of a training on a pool.
 
-    The baseline with the highest RSUM counts: a teacher that only beats the weaker one adds nothing that is not free.
+    The baseline with the highest total counts: a teacher that only beats the weaker one adds nothing that is not free.
     With one seed, the verdict is about these trainings, not about the method.
     """
-    strongest = max(differences, key=lambda difference: difference.comparison.base.rsum.value)
+    strongest = max(differences, key=lambda difference: difference.totals[1].value)
     comparison, p_value = strongest.comparison, planned_p_values(differences)[strongest.base]
-    rsum, base = comparison.difference.rsum, _as_training(strongest.base)
+    ours, theirs, gain = strongest.totals
+    base = "the start" if strongest.base == ZERO_SHOT else _as_training(strongest.base)
+    total = f"{NDCG_NAME} of agreement with it" if isinstance(comparison, AgreementComparison) else "RSUM"
     is_shown = p_value <= ALPHA
-    interval = f"[{rsum.interval.low:.1f}, {rsum.interval.high:.1f}] points"
-    if not is_shown and not rsum.interval.low <= 0 <= rsum.interval.high:
+    interval = f"[{gain.interval.low:.1f}, {gain.interval.high:.1f}] points"
+    if not is_shown and not gain.interval.low <= 0 <= gain.interval.high:
         interval += f" (adjusted p {p_value:.2g})"
-    is_start_best = untrained > max(comparison.ours.rsum.value, comparison.base.rsum.value)
-    end = "; the start without any training has a higher RSUM than both." if is_start_best else "."
-    if is_shown and rsum.value > 0:
-        text = f"The teacher added {rsum.value:.1f} {interval} of RSUM over {base}{end}"
+    is_start_best = untrained > max(ours.value, theirs.value)
+    end = f"; the start without any training has a higher {total} than both." if is_start_best else "."
+    if is_shown and gain.value > 0:
+        text = f"The teacher added {gain.value:.1f} {interval} of {total} over {base}{end}"
     else:
         outcome = "The teacher did not pay" if is_shown else "No difference was shown"
-        text = f"{outcome}: distillation changed RSUM by {rsum.value:+.1f} {interval} compared with {base}{end}"
+        text = f"{outcome}: distillation changed {total} by {gain.value:+.1f} {interval} compared with {base}{end}"
     if comparison.num_runs == 1:
         text = f"For these trainings, {text[0].lower()}{text[1:]}"
     return f"{text} {comparison.seed_warning}".rstrip()
@@ -204,8 +223,9 @@ def _as_training(name: str) -> str:
 
 def _row(name: str, folders: Sequence[Path], times: QueryTimes | None, teacher_ms: float | None) -> StudyRow:
     is_cascade = name == CASCADE
-    evaluations = [SavedEvaluation.load(folder, CASCADE_FILES if is_cascade else MODEL_FILES) for folder in folders]
-    results, tables = zip(*map(_read_evaluation, evaluations), strict=True) if evaluations else ((), ())
+    names = CASCADE_FILES if is_cascade else MODEL_FILES
+    evaluations = [read_pool(folder) or _read_evaluation(SavedEvaluation.load(folder, names)) for folder in folders]
+    results, tables = zip(*evaluations, strict=True) if evaluations else ((), ())
     query_ms = None if times is None else times.query_ms
     # The benchmark of a study times single models; the evaluation of a cascade times its query.
     if is_cascade and all(result.reranked for result in results):
@@ -237,32 +257,41 @@ def study_tables(study: Study) -> list[Table]:
 
 
 def _models_table(rows: Sequence[StudyRow]) -> Table:
-    cells = []
+    cells, is_pool = [], _is_pool(rows)
+    measures = [(direction, name) for direction in Direction for name in MEASURES] if is_pool else RECALLS
     for row in rows:
-        recalls = [f"{row.recall(direction, name):.1f}" if row.results else NOTHING for direction, name in RECALLS]
+        means = [row.measure(direction, name) for direction, name in measures]
+        # Correlations lie in [-1, 1], all others in percent.
+        shown = [
+            NOTHING if mean is None else f"{mean:.2f}" if name == MEASURES[-1] else f"{mean:.1f}"
+            for mean, (_, name) in zip(means, measures, strict=True)
+        ]
         spread = "" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.1f}"
-        rsum = f"{statistics.fmean(row.rsums):.1f}{spread}" if row.results else NOTHING
+        total = f"{statistics.fmean(row.totals):.1f}{spread}" if row.results else NOTHING
         mark = "~" if row.is_extrapolated else ""
         query = NOTHING if row.query_ms is None else f"{mark}{row.query_ms:,.2f} ms"
         speed_up = NOTHING if row.speed_up is None else f"{row.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
-        cells.append((row.name, *recalls, rsum, query, speed_up))
-    columns = ("model", *(f"{direction} {name}" for direction, name in RECALLS), "RSUM", "query", "speed-up")
+        cells.append((row.name, *shown, total, query, speed_up))
+    names = [f"{direction} {name.replace('_', ' ')}" for direction, name in measures]
+    columns = ("model", *names, NDCG_NAME if is_pool else "RSUM", "query", "speed-up")
     return Table("Models", columns, tuple(cells))
 
 
+def _is_pool(rows: Sequence[StudyRow]) -> bool:
+    return isinstance(rows[0].results[0], PoolEvaluation)
+
+
 def _differences_table(differences: Sequence[Difference]) -> Table:
-    rows = []
+    rows, names = [], [NDCG_NAME]
     for difference in differences:
-        estimates = difference.comparison.difference
-        recalls = [estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"], estimates.rsum]
+        estimates = [difference.totals[-1]]
+        if isinstance(difference.comparison, RankComparison):
+            recalls, names = difference.comparison.difference, ["text R@1", "image R@1", "RSUM"]
+            estimates = [recalls.text_retrieval["R@1"], recalls.image_retrieval["R@1"], *estimates]
         name = f"{difference.ours} \N{MINUS SIGN} {difference.base}"
         kind = "planned" if difference.ours == DISTILLED else "exploratory"
-        rows.append((name, *map(_estimate, recalls), difference.covers, kind))
-    return Table(
-        "Differences in percentage points",
-        ("difference", "text R@1", "image R@1", "RSUM", "interval over", "kind"),
-        tuple(rows),
-    )
+        rows.append((name, *map(_estimate, estimates), difference.covers, kind))
+    return Table("Differences in percentage points", ("difference", *names, "interval over", "kind"), tuple(rows))
 
 
 def _estimate(estimate: Estimate) -> str:
@@ -286,9 +315,11 @@ def write_study_page(path: Path, study: Study) -> None:
 def _row_document(row: StudyRow) -> dict[str, Any]:
     document: dict[str, Any] = {"name": row.name, "folders": list(map(str, row.folders))}
     if row.results:
+        is_pool = _is_pool([row])
+        key, names = ("ndcg", MEASURES) if is_pool else ("rsum", RECALL_NAMES)
         for direction in Direction:
-            document[direction.key] = {name: row.recall(direction, name) for of, name in RECALLS if of == direction}
-        document |= {"rsum": statistics.fmean(row.rsums), "rsum_by_seed": row.rsums, "rsum_spread": row.spread}
+            document[direction.key] = {name: row.measure(direction, name) for name in names}
+        document |= {key: statistics.fmean(row.totals), f"{key}_by_seed": row.totals, f"{key}_spread": row.spread}
     return {
         **document,
         "query_ms": row.query_ms,
@@ -298,15 +329,16 @@ def _row_document(row: StudyRow) -> dict[str, Any]:
 
 
 def _difference_document(difference: Difference) -> dict[str, Any]:
-    estimates = difference.comparison.difference
+    document: dict[str, Any] = {"ours": difference.ours, "base": difference.base}
+    if isinstance(difference.comparison, RankComparison):
+        estimates = difference.comparison.difference
+        document |= {"rsum": to_table(estimates.rsum)}
+        for direction in Direction:
+            document[direction.key] = {name: to_table(estimates.of(direction)[name]) for name in RECALL_NAMES}
+    else:
+        document |= {"ndcg": to_table(difference.comparison.difference)}
     return {
-        "ours": difference.ours,
-        "base": difference.base,
-        "rsum": to_table(estimates.rsum),
-        **{
-            direction.key: {name: to_table(estimates.of(direction)[name]) for name in RECALL_NAMES}
-            for direction in Direction
-        },
+        **document,
         "interval_over": difference.covers,
         "p_value": difference.comparison.p_value,
         "t_test_p_value": difference.comparison.t_test_p_value,

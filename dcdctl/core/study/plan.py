@@ -1,7 +1,7 @@
 """What a study does, from its request to its plan: the trainings, their fair baselines, and the settings that name it.
 
 A fair baseline differs from distillation in the teacher alone. It has the same start, steps, images, optimizer and
-seeds.
+seeds. A training on a pool has none, because nothing can be learned from a pool without a teacher.
 
 - Losses on all pairs, with a cache: batches are neighborhoods of the cache. They need no score of the teacher, so the
   baseline has them too. But neighborhoods may suit the teacher's losses better than InfoNCE, and a user without a
@@ -24,7 +24,7 @@ from dcdctl.core.bench import BenchConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.devices import ON_CPU, Compute
-from dcdctl.core.errors import ConfigError, CorpusError, StaleError
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.report import DISTILLED
 from dcdctl.core.teacher import CacheJob
 from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
@@ -37,7 +37,9 @@ BENCH = BenchConfig(
     budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False
 )
 """How queries are timed; the gallery is the evaluated split."""
-PARTS = ("cache", "evaluations", "runs")
+AGAINST = "against"
+"""The folder of a fusion teacher's scores of a pool that is evaluated."""
+PARTS = ("cache", AGAINST, "evaluations", "runs")
 """The folders of results, without the caches of further teachers."""
 NEXT = "name another folder with --out"
 
@@ -109,6 +111,13 @@ class StudyPlan:
         return self.job.out / "runs" / f"{name.replace(', ', '-').removesuffix(' batches')}-seed{seed}"
 
     @property
+    def against(self) -> str | None:
+        """What the models of a pool are compared with: a dual teacher, or the cache of a fusion teacher."""
+        if not self.corpus.is_pool:
+            return None
+        return self.job.teachers[0] if self.reranker is None else str(self.job.out / AGAINST)
+
+    @property
     def teacher(self) -> str:
         """The teacher that is timed and may be evaluated."""
         return self.reranker or self.job.teachers[0]
@@ -135,7 +144,7 @@ class StudyPlan:
         return CacheJob(
             teacher=ref,
             data=self.job.data,
-            split=self.job.train_split,
+            split=self.job.split if folder.name == AGAINST else self.job.train_split,
             out=folder,
             candidates=self.recipe.candidates,
             model_set=self.job.model_set,
@@ -171,7 +180,9 @@ def resolve(job: StudyJob) -> StudyPlan:
     }
     if caches:
         recipe.candidates.require_packages()
-    corpora = _open(job)
+    corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
+    if corpora[1].is_pool:
+        _check_pool(job, has_fusion=bool(fusions))
     distilled = Variant(
         name=DISTILLED,
         sets=sets,
@@ -181,8 +192,8 @@ def resolve(job: StudyJob) -> StudyPlan:
     plan = StudyPlan(
         job=job,
         recipe=recipe,
-        variants=(*_baselines(recipe, sets, tuple(caches)), distilled),
-        caches=caches,
+        variants=(*([] if corpora[0].is_pool else _baselines(recipe, sets, tuple(caches))), distilled),
+        caches=caches | ({job.out / AGAINST: fusions[0]} if fusions and corpora[1].is_pool else {}),
         reranker=fusions[0] if fusions else None,
         corpus=corpora[1],
         settings=_settings(job, recipe, corpora),
@@ -194,13 +205,13 @@ def resolve(job: StudyJob) -> StudyPlan:
     return plan
 
 
-def _open(job: StudyJob) -> list[Corpus]:
-    """The split to train on and the one to measure on; CorpusError for a pool."""
-    corpora = [Corpus.open(job.data, split) for split in (job.train_split, job.split)]
-    if pool := next((corpus for corpus in corpora if corpus.is_pool), None):
-        message = f"split {pool.split} of {job.data} is a pool, and a study compares recalls, which need captions"
-        raise CorpusError(message, hint="name captioned images")
-    return corpora
+def _check_pool(job: StudyJob, *, has_fusion: bool) -> None:
+    """ConfigError for what needs captions, where the evaluated split is a pool."""
+    about = f"split {job.split} is a pool, on which models are compared by their agreement with the teacher"
+    if job.with_teacher:
+        raise ConfigError(f"{about}: --with-teacher would compare it with itself", hint="leave --with-teacher out")
+    if job.model_set and not has_fusion:
+        raise ConfigError(f"{about}, which is opened without --model-set", hint="leave --model-set out")
 
 
 def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:

@@ -3,6 +3,7 @@
     OUT/settings.json                what the study is about; another study is refused (`plan`)
     OUT/evaluations/zero-shot        the start
     OUT/cache                        the scores of a fusion teacher; cache-2, ... of further ones
+    OUT/against                      the scores of a fusion teacher for a pool that is evaluated
     OUT/runs/fine-tuned-seed0        the recipe without the teacher's losses
     OUT/runs/fine-tuned-random-seed0 the same, with the batches of a training that has no cache
     OUT/runs/distilled-seed0         the recipe; with cascade.json, its first candidates re-ranked by the teacher
@@ -30,6 +31,7 @@ from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import CASCADE, DISTILLED, TEACHER, ZERO_SHOT, Study
 from dcdctl.core.scoring import Workload
 from dcdctl.core.study.plan import (
+    AGAINST,
     RANDOM,
     SETTINGS_FILE,
     StudyJob,
@@ -106,56 +108,58 @@ def preview_study(job: StudyJob, view: StudyView = UNSEEN) -> list[Step]:
     """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes
     nothing."""
     plan = resolve(job)
-    num_steps = _preview_training(plan, view).num_steps
+    preview = _preview_training(plan, view)
     size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
-    trained = {folder: f"{num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
+    work = "" if preview is None else f"{preview.num_steps:,} steps of {size:,} {unit}"
+    trained = {folder: work for _, _, folder in plan.runs}
     steps = [replace(step, work=step.work or trained.get(step.folder, "")) for step in make_steps(plan)]
     # A trial of the teacher says nothing if no pairs are left to score.
     has_pairs = any(not step.is_done() and (step.num_pairs or step.folder in plan.caches) for step in steps)
-    scorers = {*plan.caches.values(), *([] if plan.reranker is None else [plan.reranker])} if has_pairs else set()
-    trials = {ref: _trial(plan, ref, view) for ref in plan.job.teachers if ref in scorers}
+    trials = {folder: _trial(plan, ref, folder.name, view) for folder, ref in plan.caches.items()} if has_pairs else {}
     return [_estimated(plan, step, trials) for step in steps]
 
 
-def _preview_training(plan: StudyPlan, view: StudyView) -> Preview:
-    """What a training does, from the one variant that needs no cache; opens all files that do not depend on a
-    teacher."""
-    variant = next(variant for variant in plan.variants if not variant.caches and variant.name != DISTILLED)
+def _preview_training(plan: StudyPlan, view: StudyView) -> Preview | None:
+    """What a training does, from the first variant that needs no cache, None without one; opens all files that do not
+    depend on a teacher."""
+    variant = next((variant for variant in plan.variants if not variant.caches), None)
+    if variant is None:
+        return None
     return training.preview(
         plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.job.training, view.track
     )
 
 
-def _trial(plan: StudyPlan, ref: str, view: StudyView) -> CacheCost:
+def _trial(plan: StudyPlan, ref: str, name: str, view: StudyView) -> CacheCost:
     """The cost of the cache of a teacher. The plan of the cache goes to a temporary folder."""
     costs: list[CacheCost] = []
     with tempfile.TemporaryDirectory(prefix="dcdctl-study-") as folder:
-        cache_scores(
-            plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=costs.append
-        )
+        cache_scores(plan.cache_job(ref, Path(folder, name)), dry_run=True, track=view.track, on_estimate=costs.append)
     return costs[0]
 
 
-def _estimated(plan: StudyPlan, step: Step, trials: Mapping[str, CacheCost]) -> Step:
+def _estimated(plan: StudyPlan, step: Step, trials: Mapping[Path, CacheCost]) -> Step:
     if step.is_done():
         return step
-    if (estimate := trials.get(plan.caches.get(step.folder, ""))) is not None:
+    if (estimate := trials.get(step.folder)) is not None:
         return replace(
             step, work=f"{estimate.num_pairs:,} pairs", num_pairs=estimate.num_pairs, seconds=estimate.seconds
         )
-    if step.num_pairs and (estimate := trials.get(plan.teacher)) is not None and estimate.pairs_per_s:
-        return replace(step, seconds=step.num_pairs / estimate.pairs_per_s)
+    rates = [estimate.pairs_per_s for folder, estimate in trials.items() if plan.caches[folder] == plan.teacher]
+    if step.num_pairs and rates and rates[0]:
+        return replace(step, seconds=step.num_pairs / rates[0])
     return step
 
 
 def make_steps(plan: StudyPlan) -> list[Step]:
     """All steps in order. What they write is looked at when they are asked whether they are done."""
-    steps = [_evaluation_step(plan, ZERO_SHOT, plan.recipe.model.start)]
+    steps = []
     for folder, ref in plan.caches.items():
         run = partial(_score, plan, ref, folder)
-        steps.append(
-            Step(name=f"scores of {ref}", folder=folder, work="", is_done=(folder / CACHE.seal_file).exists, run=run)
-        )
+        name = f"scores of {ref}{f' for {plan.job.split}' if folder.name == AGAINST else ''}"
+        steps.append(Step(name=name, folder=folder, work="", is_done=(folder / CACHE.seal_file).exists, run=run))
+    # After the scores that the start is compared with, if there are any.
+    steps.insert(0 if plan.against is None else len(steps), _evaluation_step(plan, ZERO_SHOT, plan.recipe.model.start))
     for variant, seed, folder in plan.runs:
         run = partial(_train, plan, variant, seed)
         steps.append(
@@ -167,7 +171,7 @@ def make_steps(plan: StudyPlan) -> list[Step]:
                 run=run,
             )
         )
-        if variant.name == DISTILLED and plan.reranker is not None:
+        if variant.name == DISTILLED and plan.reranker is not None and plan.against is None:
             steps.append(_cascade_step(plan, seed, folder))
     if plan.job.with_teacher:
         step = _evaluation_step(plan, TEACHER, plan.teacher, plan.job.model_set)
@@ -181,7 +185,9 @@ def make_steps(plan: StudyPlan) -> list[Step]:
 def _evaluation_step(plan: StudyPlan, name: str, ref: str, model_set: Sequence[str] = ()) -> Step:
     """The evaluation of a model that is no run of the study."""
     folder, corpus = plan.job.out / "evaluations" / name, plan.corpus
-    job = EvalJob(model=ref, data=plan.job.data, split=plan.job.split, model_sets=tuple(model_set))
+    job = EvalJob(
+        model=ref, data=plan.job.data, split=plan.job.split, model_sets=tuple(model_set), against=plan.against
+    )
     return Step(
         name=name,
         folder=folder,
@@ -246,7 +252,8 @@ def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> Non
         training.train_model(
             job, plan.inputs(variant), options=options, track=view.track, watch=view.watch, say=view.say
         )
-    _evaluate(plan, EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split), None, view)
+    done = EvalJob(model=str(folder), data=plan.job.data, split=plan.job.split, against=plan.against)
+    _evaluate(plan, done, None, view)
 
 
 def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
@@ -280,6 +287,10 @@ def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
 
 def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
     """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
+    if plan.against is not None:
+        found = evaluation.read_pool(folder)
+        basis = plan.corpus.fingerprint, plan.corpus.split, plan.against
+        return found is not None and (*found[0].basis[:2], found[0].agreement.teacher) == basis
     names = CASCADE_FILES if is_cascade else MODEL_FILES
     numbers = SavedEvaluation.load(folder, names).evaluation
     if (
@@ -310,13 +321,13 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
     # A start of more layers than its students is slower, so their times are not its own.
     if plan.recipe.model.vision_layers or plan.recipe.model.text_layers:
         del timed_in[ZERO_SHOT]
-    if plan.reranker is not None:
+    if plan.reranker is not None and plan.against is None:
         folders[CASCADE] = folders[DISTILLED]
     folders[TEACHER] = [job.out / "evaluations" / TEACHER] if job.with_teacher else []
     rows = report.read_rows(folders, timed_in)
     baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
     contrasts = [
-        *((DISTILLED, name) for name in baselines),
+        *((DISTILLED, name) for name in baselines or [ZERO_SHOT]),
         *((name, ZERO_SHOT) for name in baselines),
         (CASCADE, DISTILLED),
         (CASCADE, TEACHER),
@@ -332,6 +343,9 @@ def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
 
 def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
     """What the study leaves out by its settings."""
+    if plan.against is not None:
+        yield "recalls: the split is a pool, without captions of its images"
+        return
     if plan.reranker is None:
         yield (
             "cascade: a dual teacher is a dual encoder itself, so it can search all images as fast as it could "
@@ -356,7 +370,45 @@ def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
 
 def _notes(plan: StudyPlan) -> Iterator[str]:
     """How the models were trained and measured, a fact per line."""
-    recipe, several = plan.recipe, len(plan.job.seeds) > 1
+    several = len(plan.job.seeds) > 1
+    if plan.against is not None:
+        yield (
+            f"Agreement with {plan.teacher}: how near its order of candidates the model's is. It favors models that "
+            "learned from that teacher, and does not say how good the teacher is (docs/metrics.md)."
+        )
+    if plan.variants[0].name == DISTILLED:
+        yield "There is no fine-tuned baseline: nothing can be learned from a pool without a teacher."
+    else:
+        yield from _baseline_notes(plan)
+    if plan.reranker is not None and plan.against is None:
+        yield f"Cascade: the first {plan.job.depth} candidates of the distilled model, re-ranked by {plan.reranker}."
+    measured, total = ("Recalls", "RSUM") if plan.against is None else ("Measures", "nDCG@10")
+    yield (
+        f"{measured} are means over the seeds; \N{PLUS-MINUS SIGN} is the standard deviation of {total} over them."
+        if several
+        else ("There is one seed: the intervals do not show how much another seed would change.")
+    )
+    yield (
+        "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both "
+        "models have several."
+    )
+    yield (
+        "Planned: distilled compared with its baselines. The verdict takes the larger p-value of the bootstrap and of "
+        "the t-test over seeds, adjusted for the number of baselines (Holm). "
+        "Exploratory differences are not adjusted, and show what to test next."
+    )
+    if several and plan.caches:
+        yield "All seeds share one cache, so no interval covers the draw of the candidates."
+    yield (
+        f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on "
+        f"{plan.job.scoring.device}; "
+        "~: extrapolated. Zero-shot, fine-tuned and distilled models of equal layers take the same time."
+    )
+
+
+def _baseline_notes(plan: StudyPlan) -> Iterator[str]:
+    """How the baselines were trained."""
+    recipe = plan.recipe
     added = "" if recipe.loss.own_terms else ", because the recipe has no loss without a teacher"
     yield f"Fine-tuned: the recipe without the teacher's losses, with {' and '.join(baseline_terms(recipe))}{added}."
     yield "Start, steps, images, optimizer and seeds of fine-tuning are those of distillation."
@@ -376,26 +428,3 @@ def _notes(plan: StudyPlan) -> Iterator[str]:
         )
     else:
         yield "Fine-tuned and distilled have the same batches, which are random."
-    if plan.reranker is not None:
-        yield f"Cascade: the first {plan.job.depth} candidates of the distilled model, re-ranked by {plan.reranker}."
-    yield (
-        "Recalls are means over the seeds; \N{PLUS-MINUS SIGN} is the standard deviation of RSUM over them."
-        if several
-        else ("There is one seed: the intervals do not show how much another seed would change.")
-    )
-    yield (
-        "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both "
-        "models have several."
-    )
-    yield (
-        "Planned: distilled compared with fine-tuned. The verdict takes the larger p-value of the bootstrap and of the "
-        "t-test over seeds, adjusted for the number of baselines (Holm). "
-        "Exploratory differences are not adjusted, and show what to test next."
-    )
-    if several and plan.caches:
-        yield "All seeds share one cache, so no interval covers the draw of the candidates."
-    yield (
-        f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on "
-        f"{plan.job.scoring.device}; "
-        "~: extrapolated. Zero-shot, fine-tuned and distilled models of equal layers take the same time."
-    )

@@ -1,0 +1,222 @@
+"""`dcdctl study` on pools: models are compared by their agreement with the teacher, and nothing reads a pairing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from duals import save_dual
+from tiny import make_corpus, make_teacher, write_pool
+
+from dcdctl.core import models
+from dcdctl.core.artifacts import read_document, write_document
+from dcdctl.core.bench import BenchConfig
+from dcdctl.core.data import Direction
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.evaluation import EvalJob, run_evaluation
+from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
+from dcdctl.core.evaluation.significance import compare_agreements, compare_means
+from dcdctl.core.report.study import Difference, verdict
+from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study
+from dcdctl.core.study.plan import resolve
+from dcdctl.core.teacher import cache_scores, read_cache
+
+CAPTIONS = [[f"a {color} {thing} {place}" for place in ("here", "there")] for color in ("red", "blue", "tan")
+            for thing in ("car", "dog", "hat", "bus")]  # fmt: skip
+RECIPE = """
+[candidates]
+kind = "blocks"
+block_size = 4
+group_size = 1
+captions_per_image = 2
+[model]
+kind = "dual"
+start = "openai/clip-vit-base-patch32"
+[loss]
+terms = { kl = 1.0 }
+[batch]
+size = 4
+[optimizer]
+lr = 1e-3
+steps = 3
+"""
+QUICK = BenchConfig(
+    num_images=2,
+    batch_size=2,
+    batch_sizes=(2,),
+    num_warmup=1,
+    num_repeats=2,
+    min_rounds=1,
+    budget_s=0.01,
+    gallery_sizes=(2,),
+    reference_gallery=2,
+    num_fresh_processes=0,
+    is_onnx_timed=False,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Models, a recipe, and a corpus with the captioned split `pairs` and the pools `train` and `test`."""
+    folder = tmp_path_factory.mktemp("pools")
+    data = make_corpus(folder / "data", CAPTIONS, has_colors=True).folder
+    document = read_document(data / "corpus.json", 2)
+    rng = np.random.default_rng(1)
+    pools = {split: write_pool(data, split, CAPTIONS[cut], rng, has_colors=True)
+             for split, cut in (("unpaired", slice(None)), ("test", slice(3, 10)))}  # fmt: skip
+    write_document(data / "corpus.json", {**document, "splits": {**document["splits"], **pools}})
+    words = [text for texts in CAPTIONS for text in texts]
+    for kind, name in (("CLIP", "clip"), ("SigLIP", "siglip")):
+        save_dual(kind, words, folder / name)
+    models.save(make_teacher(words), folder / "fusion")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def job(folder: Path, out: Path, teacher: str, train_split: str = "unpaired", **more: Any) -> StudyJob:
+    return StudyJob(
+        recipe=str(folder / "recipe.toml"),
+        start=str(folder / "clip"),
+        teachers=(str(folder / teacher),),
+        data=folder / "data",
+        out=out,
+        seeds=(0, 1),
+        train_split=train_split,
+        bench=QUICK,
+        **more,
+    )
+
+
+def document(out: Path) -> dict[str, Any]:
+    return json.loads((out / "study.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "train_split", "names"),
+    [
+        ("siglip", "unpaired", ["zero-shot", "distilled"]),
+        ("siglip", "train", ["zero-shot", "fine-tuned", "distilled"]),
+        ("fusion", "unpaired", ["zero-shot", "distilled"]),
+        ("fusion", "train", ["zero-shot", "fine-tuned", "fine-tuned, random batches", "distilled"]),
+    ],
+)
+def test_the_models_of_a_study_on_a_pool_have_the_agreement_that_eval_gives(
+    folder, tmp_path, teacher, train_split, names
+):
+    out = tmp_path / "study"
+    asked = job(folder, out, teacher, train_split)
+    run_study(asked)
+    rows = {row["name"]: row for row in document(out)["models"]}
+    assert [name for name in rows if rows[name]["folders"]] == names
+    against = str(folder / teacher if teacher == "siglip" else out / "against")
+    for name, row in rows.items():
+        found = [
+            run_evaluation(
+                EvalJob(
+                    model=str(folder / "clip") if name == "zero-shot" else each,
+                    data=folder / "data",
+                    against=against,
+                    out=tmp_path / "other",
+                )
+            )
+            for each in row["folders"]
+        ]
+        assert row.get("ndcg_by_seed", []) == pytest.approx([one.agreement.ndcg for one in found])
+        if found:
+            means = [one.agreement.image_retrieval["spearman"] for one in found]
+            assert row["image_retrieval"]["spearman"] == pytest.approx(np.mean(means))
+    baseline = "fine-tun" if train_split == "train" else "the start"
+    assert (
+        f"nDCG@10 of agreement with it {'over' if 'added' in document(out)['verdict'] else 'by'}"
+        in (document(out)["verdict"])
+    )
+    assert baseline in document(out)["verdict"]
+    assert "It favors models that learned from that teacher" in " ".join(document(out)["notes"])
+    assert rows["distilled"]["query_ms"] > 0
+    page = (out / "report.html").read_text()
+    assert "same first" in page
+    assert "RSUM" not in page
+    lines: list[str] = []
+    run_study(asked, StudyView(announce=lines.append))
+    assert [line for line in lines if "finished before" not in line] == []
+
+
+def test_a_dry_run_of_a_study_on_a_pool_counts_the_pairs_of_both_caches(folder, tmp_path):
+    steps = {step.name: step for step in preview_study(job(folder, tmp_path / "study", "fusion"))}
+    assert list(tmp_path.iterdir()) == []
+    counts = {step.folder.name: step.num_pairs for step in steps.values() if step.num_pairs}
+    plan = resolve(job(folder, tmp_path / "study", "fusion"))
+    for name, split in (("cache", "unpaired"), ("against", "test")):
+        asked = plan.cache_job(str(folder / "fusion"), tmp_path / name)
+        assert asked.split == split
+        cache_scores(asked)
+        assert counts[name] == len(read_cache(tmp_path / name).score_P)
+    assert counts["against"] < counts["cache"]
+
+
+def test_what_a_pool_has_no_captions_for_is_refused(folder, tmp_path):
+    with pytest.raises(ConfigError, match="--with-teacher would compare it with itself"):
+        run_study(job(folder, tmp_path / "study", "siglip", with_teacher=True))
+    with pytest.raises(ConfigError, match="opened without --model-set"):
+        run_study(job(folder, tmp_path / "study", "siglip", model_set=("image_size=32",)))
+
+
+def agreements(text_Q: list[float], image_Q: list[float]) -> Agreements:
+    """A run with this nDCG@10 of its queries."""
+    return Agreements(
+        "all",
+        {
+            direction: QueryAgreement(
+                np.arange(len(ndcg)), np.full(len(ndcg), 9), np.column_stack([np.zeros(len(ndcg)), ndcg, ndcg])
+            )
+            for direction, ndcg in zip(Direction, (text_Q, image_Q), strict=True)
+        },
+    )
+
+
+def test_agreement_is_compared_by_the_mean_of_both_directions():
+    # 60 and 40 of two images, 50 of four texts: (50 + 50) / 2; the base has 10 less everywhere.
+    ours = agreements([0.6, 0.4], [0.5] * 4)
+    base = agreements([0.5, 0.3], [0.4] * 4)
+    found = compare_agreements([ours], [base])
+    assert (found.ours.value, found.base.value, found.difference.value) == pytest.approx((50.0, 40.0, 10.0))
+    assert found.difference.interval == pytest.approx((10.0, 10.0))
+    # Draws of two images: 40 (both the second), 50 or 60; of texts always 50.
+    assert found.ours.interval == pytest.approx((45.0, 55.0))
+    assert found.p_value == pytest.approx(2 / 10_001)
+    # All six signs alike: 2 of 64 patterns.
+    assert (found.sign_flip_p_value, found.sign_flip_is_exact) == (2 / 64, True)
+    same = compare_agreements([ours], [ours])
+    assert (same.difference.value, same.difference.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_agreement_in_one_direction_is_tested_like_any_mean():
+    rng = np.random.default_rng(0)
+    ours_Q, base_Q = rng.random(40), rng.random(40)
+    runs = []
+    for values_Q in (ours_Q, base_Q):
+        whole = agreements(values_Q.tolist(), [0.0])
+        runs.append([Agreements("all", {Direction.TEXT: whole.by_direction[Direction.TEXT]})])
+    found, expected = compare_agreements(*runs), compare_means(ours_Q, base_Q, np.arange(40), 10_000, 0)
+    assert found.p_value == expected.p_value
+    assert found.sign_flip_p_value == pytest.approx(expected.sign_flip_p_value, abs=2e-4)
+
+
+def test_seeds_are_drawn_where_both_systems_have_several():
+    # Runs of 30, 50 and 70 everywhere: no draw of queries changes anything, the mean of two drawn runs does.
+    ours = [agreements([level] * 5, [level] * 5) for level in (0.3, 0.5, 0.7)]
+    base = [agreements([0.5] * 5, [0.5] * 5)] * 3
+    fixed, drawn = (compare_agreements(ours, base, draw_seeds=draws) for draws in (False, True))
+    assert fixed.difference.interval == (0.0, 0.0)
+    assert drawn.difference.interval == pytest.approx((-20.0, 20.0))
+    assert drawn.runs == (pytest.approx((30.0, 50.0, 70.0)), pytest.approx((50.0, 50.0, 50.0)))
+
+
+def test_a_verdict_by_agreement_says_so():
+    ours, base = [agreements([0.6] * 5, [0.6] * 5)] * 3, [agreements([0.5] * 5, [0.5] * 5)] * 3
+    comparison = compare_agreements(ours, base, draw_seeds=True)
+    found = verdict([Difference("distilled", "zero-shot", comparison, "queries and seeds")], 50.0)
+    assert found == "The teacher added 10.0 [10.0, 10.0] points of nDCG@10 of agreement with it over the start."
