@@ -76,6 +76,8 @@ class Key:
     omits_default: bool = False
 
 
+OMITTED = Key(omits_default=True)
+"""A field that tables leave out while it has its default."""
 Count = Annotated[int, at_least(1)]
 Positive = Annotated[float, above(0)]
 Share = Annotated[float, between(0, 1)]

@@ -139,7 +139,7 @@ def test_a_copy_of_the_ranks_is_written_to_the_given_file(folders, run, run_eval
 def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatch):
     assert run_eval(run).exit_code == 0
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    monkeypatch.setattr("dcdctl.core.evaluation.rankers.rank_by_forms", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("dcdctl.core.evaluation.rankers.rank_embedded", lambda *arguments: 1 / 0)
     assert isinstance(run_eval(run, "--max-images", 3).exception, ZeroDivisionError)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 

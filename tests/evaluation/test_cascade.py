@@ -13,7 +13,6 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, Measured, cascade, evaluate, rankers
 from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.recall import on_front
-from dcdctl.core.evaluation.vector_form import FULL_VECTORS
 from dcdctl.core.progress import silent
 
 
@@ -125,7 +124,7 @@ def test_a_cascade_keeps_more_candidates_than_it_reranks():
     corpus = Numbers(OWNER)
     task = rankers.RankingTask(corpus, EvalOptions(depths=(2,), num_top=5), silent, None)
     (rankings,) = rankers.rank_by_cascade(make_dual(), make_fusion(), task)[0]
-    ((first,),) = rankers.rank_by_forms(rankers.embed(make_dual(), task), [FULL_VECTORS], task)
+    (first,) = rankers.rank_embedded(rankers.embed(make_dual(), task), task)
     for ranking, before in ((rankings.text, first.text), (rankings.image, first.image)):
         assert ranking.top_QK.shape[1] == 5
         assert ranking.top_QK[:, 2:].tolist() == before.top_QK[:, 2:].tolist()

@@ -16,8 +16,9 @@ from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import agreement, rankers
-from dcdctl.core.evaluation.agreement import Agreements, Lookup, Scores
+from dcdctl.core.evaluation.agreement import Agreements, Lookup
 from dcdctl.core.evaluation.rankers import RankingTask
+from dcdctl.core.evaluation.ranking import Scores
 from dcdctl.core.evaluation.ranks import checked_scores
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, silent
@@ -70,9 +71,8 @@ def compare_with(teacher: TeacherScores | FusionScorer, ours: Lookup, task: Rank
     if not isinstance(teacher, TeacherScores):
         return _compare_sample(teacher, ours, task)
     pairs = teacher.scored_pairs
-    if pairs is None:
-        return agreement.agree(ours, teacher.lookup, task.corpus, "all", {})
-    return agreement.agree(ours, teacher.lookup, task.corpus, "cached", agreement.scored_lists(*pairs, task.corpus))
+    lists = {} if pairs is None else agreement.scored_lists(*pairs, task.corpus)
+    return agreement.agree(ours, teacher.lookup, task.corpus, "cached" if lists else "all", lists)
 
 
 def _compare_sample(scorer: FusionScorer, ours: Lookup, task: RankingTask) -> Agreements:
@@ -83,7 +83,8 @@ def _compare_sample(scorer: FusionScorer, ours: Lookup, task: RankingTask) -> Ag
     key_P = np.unique(np.concatenate([images * num_texts + texts for images, texts in both]))
     # Features may be those of the model alone.
     compute = task.options.compute
-    compute = compute if scorer.encoders is not None else replace(compute, features=None)
+    if scorer.encoders is None:
+        compute = replace(compute, features=None)
     asked = replace(task, options=replace(task.options, compute=compute))
     opened = rankers.fold_scorers(scorer, asked)(task.folds[0])
     rankers.report_workload(asked, opened, len(key_P), corpus.num_images)

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation.ranking import Scores, Values
 
-Scores = NDArray[np.float32]
 Lookup = Callable[[Index, Index], Scores]
 """The scores of pairs, given as images and texts of shapes that broadcast."""
 Over = Literal["all", "sampled", "cached"]
@@ -48,7 +47,7 @@ class QueryAgreement:
 
     query_Q: Index
     num_candidates_Q: Index
-    measures_QM: NDArray[np.float64]
+    measures_QM: Values
     """The MEASURES, from 0 or -1 to 1."""
 
 
@@ -64,8 +63,7 @@ class Agreements:
     @property
     def ndcg(self) -> float:
         """nDCG@10 in percent, the mean over directions."""
-        means = [100 * agreement.measures_QM[:, NDCG].mean() for agreement in self.by_direction.values()]
-        return float(np.mean(means))
+        return float(np.mean([100 * each.measures_QM[:, NDCG].mean() for each in self.by_direction.values()]))
 
 
 def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict[Direction, RaggedArray]) -> Agreements:
@@ -75,14 +73,13 @@ def agree(ours: Lookup, teacher: Lookup, corpus: Corpus, over: Over, lists: dict
     """
     by_direction = {}
     for direction in Direction:
-        queries, counts, rows = [], [], []
-        for query, ours_C, teacher_C in _scored((ours, teacher), corpus, direction, lists.get(direction)):
-            if len(ours_C) > 1:
-                queries.append(query)
-                counts.append(len(ours_C))
-                rows.append(compare_orders(ours_C, teacher_C))
-        if rows:
-            by_direction[direction] = QueryAgreement(np.array(queries), np.array(counts), np.array(rows))
+        compared = [
+            (query, len(ours_C), compare_orders(ours_C, teacher_C))
+            for query, ours_C, teacher_C in _scored((ours, teacher), corpus, direction, lists.get(direction))
+            if len(ours_C) > 1
+        ]
+        if compared:
+            by_direction[direction] = QueryAgreement(*map(np.array, zip(*compared, strict=True)))
     if not by_direction:
         raise InputError(
             f"no query of split {corpus.split} has two candidates whose order could be compared",
@@ -138,7 +135,7 @@ def compare_orders(ours_C: Scores, teacher_C: Scores) -> tuple[float, float, flo
     return float(ordered[0] == ideal[0]), float(ordered @ discounts / (ideal @ discounts)), correlation
 
 
-def _by_place(scores_C: Scores, values_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+def _by_place(scores_C: Scores, values_NC: Values) -> Values:
     """(N, C): the value of each candidate, where the values belong to the places from the highest score on; candidates
     with one score have the mean of their places' values."""
     order_C = np.argsort(-scores_C)
@@ -150,7 +147,7 @@ def _by_place(scores_C: Scores, values_NC: NDArray[np.float64]) -> NDArray[np.fl
     return by_candidate
 
 
-def scored_lists(image_P: Index, text_P: NDArray[np.int32] | Index, corpus: Corpus) -> dict[Direction, RaggedArray]:
+def scored_lists(image_P: Index, text_P: Index, corpus: Corpus) -> dict[Direction, RaggedArray]:
     """The candidates of every query among scored pairs, which are sorted by image."""
     by_text = np.argsort(text_P, kind="stable")
     return {

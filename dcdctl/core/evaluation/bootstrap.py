@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.evaluation.ranking import Values
+
 BLOCK_IMAGES = 1 << 16
 """Images drawn at a time, over all draws of a block: few enough for a processor's cache."""
 MAX_EXACT_IMAGES = 16
@@ -25,7 +27,7 @@ MIN_RUNS = 3
 """Fewest runs per system for a claim about its method."""
 
 
-def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+def bootstrap_sums(values_IC: Values, resamples: int, seed: int) -> Values:
     """(R, C): the sums of the columns over each draw of I images with replacement."""
     rng, num_images, sums = np.random.default_rng(seed), len(values_IC), []
     for size in _blocks(resamples, num_images):
@@ -38,7 +40,7 @@ def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) ->
     return np.concatenate(sums)
 
 
-def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> tuple[float, bool]:
+def sign_flip_test(difference_I: Values, flips: int, seed: int) -> tuple[float, bool]:
     """How often the sum of the differences would be at least as far from zero if each had a random sign: a two-sided
     p-value, and whether it is exact, by all patterns of signs.
 
@@ -105,7 +107,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _signed_sums(is_plus_BI: NDArray[Any], difference_I: NDArray[np.float64]) -> NDArray[np.float64]:
+def _signed_sums(is_plus_BI: NDArray[Any], difference_I: Values) -> Values:
     """(B,): the sums of the differences, with a plus where it is set and a minus elsewhere."""
     return 2 * (is_plus_BI.astype(np.float64) @ difference_I) - difference_I.sum()
 

@@ -14,12 +14,11 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import devices
-from dcdctl.core.data import Corpus, Direction
-from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, is_positive
+from dcdctl.core.data import Corpus, Direction, Index
+from dcdctl.core.evaluation.ranking import NUM_TOP, Ranking, Rankings, Scores, is_positive
 from dcdctl.core.evaluation.ranks import rerank
 from dcdctl.core.models import DualEncoder, TextBatch
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
@@ -39,18 +38,18 @@ class Shortlists:
 
     rankings: Rankings
     """With the first K candidates of every query; K is at least `depth`, or the gallery size."""
-    image_T: NDArray[np.int64]
+    image_T: Index
     """Image of each caption."""
     depth: int
 
     @cached_property
-    def pair_P(self) -> NDArray[np.int64]:
+    def pair_P(self) -> Index:
         """Image times the number of captions, plus caption; ascending. A pair that both directions ask for is there
         once."""
         return self._pairs(self.depth)
 
     @property
-    def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def pairs(self) -> tuple[Index, Index]:
         """Image and caption of each pair."""
         image_P, text_P = np.divmod(self.pair_P, len(self.image_T))
         return image_P, text_P
@@ -59,9 +58,7 @@ class Shortlists:
         """Number of pairs at a smaller depth."""
         return len(self._pairs(depth))
 
-    def rerank(
-        self, scores_P: NDArray[np.float32], depth: int, *, num_top: int, margin: float = LOGIT_ROUNDING
-    ) -> Rankings:
+    def rerank(self, scores_P: Scores, depth: int, *, num_top: int, margin: float = LOGIT_ROUNDING) -> Rankings:
         """The rankings at a depth, from the scores of all pairs; scores within `margin` of a positive tie with it."""
 
         def reranked(direction: Direction) -> Ranking:
@@ -72,10 +69,10 @@ class Shortlists:
 
         return Rankings(*map(reranked, Direction))
 
-    def _pairs(self, depth: int) -> NDArray[np.int64]:
+    def _pairs(self, depth: int) -> Index:
         return np.unique(np.concatenate([self._pairs_of(direction, depth).ravel() for direction in Direction]))
 
-    def _pairs_of(self, direction: Direction, depth: int) -> NDArray[np.int64]:
+    def _pairs_of(self, direction: Direction, depth: int) -> Index:
         """(Q, K): the pair of each query with each of its first candidates."""
         top_QK = self.rankings.of(direction).top_QK[:, :depth]
         image, text = direction.query_first(np.arange(len(top_QK))[:, None], top_QK)

@@ -40,7 +40,6 @@ from dcdctl.core.evaluation.comparison import (
 from dcdctl.core.evaluation.document import CASCADE_FILES, MODEL_FILES, Evaluation, FileNames
 from dcdctl.core.evaluation.files import SavedEvaluation, read_ranks
 from dcdctl.core.evaluation.ranking import RankTable
-from dcdctl.core.evaluation.significance import check_queries
 from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
@@ -151,7 +150,7 @@ def read_systems(names: Sequence[str]) -> list[System]:
         "were evaluated differently",
         "evaluate both the same way with `dcdctl eval`",
     )
-    check_queries({run.ref: run.table for run in runs if run.table is not None})
+    significance.check_queries({run.ref: run.table for run in runs if run.table is not None})
     return systems
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dcdctl.core import templates
-from dcdctl.core.config import Key, to_table
+from dcdctl.core.config import OMITTED, to_table
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import recall, significance
@@ -37,7 +37,6 @@ Bounds = tuple[float, float]
 Measures = dict[str, float]
 """`recall.measures`: R@1, R@5, R@10 and mAP@R in percent, median_rank and mean_rank."""
 TIES = "count against the positive"
-OMITTED = Key(omits_default=True)
 RESAMPLES = 10_000
 """Bootstrap draws of an interval."""
 
@@ -446,7 +445,7 @@ def _depths(evaluation: Evaluation) -> Table:
     )
 
 
-def _judgments(judgments: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+def _judgments(judgments: dict[str, dict[str, Measures]]) -> Table:
     columns = (*RECALL_NAMES, "mAP@R", "R-Precision")
     rows = [
         [
@@ -483,5 +482,5 @@ def vector_table(document: Mapping[str, Any]) -> Table:
     )
 
 
-def _three_recalls(measures: Mapping[str, float]) -> str:
+def _three_recalls(measures: Measures) -> str:
     return " / ".join(f"{measures[name]:.2f}" for name in RECALL_NAMES)

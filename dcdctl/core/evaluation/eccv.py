@@ -19,12 +19,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.errors import ConfigError, CorpusError, require_extra
 from dcdctl.core.evaluation.protocols import Protocol
-from dcdctl.core.evaluation.ranking import Ranking, Rankings
+from dcdctl.core.evaluation.ranking import Flags, Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 from dcdctl.core.places import shown
 
@@ -35,7 +34,6 @@ _KEYS = {Direction.TEXT: "i2t", Direction.IMAGE: "t2i"}
 ECCV = {"R@1": "eccv_r1", "R-Precision": "eccv_rprecision", "mAP@R": "eccv_map_at_r"}
 """Our and the package's names of the measures. The package computes the other two only together with mAP@R."""
 CXC = {f"R@{k}": f"cxc_r{k}" for k in KS}
-Numbers = NDArray[np.int64]
 Positives = Mapping[str, Mapping[int, list[int]]]
 """Positives of each query, by the package's name of the direction."""
 
@@ -117,9 +115,9 @@ def load_package() -> Any:
 def _candidate_lists(
     ranking: Ranking,
     positives: Mapping[int, list[int]],
-    query_ids: Numbers,
-    candidate_ids: Numbers,
-    is_known: NDArray[np.bool_],
+    query_ids: Index,
+    candidate_ids: Index,
+    is_known: Flags,
 ) -> dict[int, list[int]]:
     """The candidates of each judged query that the package knows, in order, as COCO numbers.
 

@@ -20,7 +20,6 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import against as teachers
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, relevance, vectors
-from dcdctl.core.evaluation.against import Against
 from dcdctl.core.evaluation.agreement import NDCG_NAME, Lookup
 from dcdctl.core.evaluation.document import (
     CASCADE_FILES,
@@ -37,7 +36,6 @@ from dcdctl.core.evaluation.files import check_copy, write_evaluation, write_ran
 from dcdctl.core.evaluation.protocols import Protocol, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranking import Rankings, RankTable
-from dcdctl.core.evaluation.relevance import Relevance
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm, parse_widths
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.places import shown
@@ -73,7 +71,7 @@ def evaluate_model(
         order = None if kept_IT is None else lambda image_ix, text_ix: kept_IT[image_ix, text_ix]
     elif rerank is None:
         embedded = rankers.embed(model, task, [options.form])
-        (folds,) = rankers.rank_by_forms(embedded, [options.form], task)
+        folds = rankers.rank_embedded(embedded, task, options.form)
         order = rankers.vector_order(embedded) if options.keeps_order else None
     else:
         folds, num_pairs, depths = rankers.rank_by_cascade(model, rerank, task)
@@ -188,8 +186,10 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
     if job.against is not None:
         if job.rerank is not None or form != FULL_VECTORS:
-            message = "--against compares the order of a model alone, by its full vectors"
-            raise ConfigError(message, hint="leave --rerank, --dims, --codes and --rescore out")
+            raise ConfigError(
+                "--against compares the order of a model alone, by its full vectors",
+                hint="leave --rerank, --dims, --codes and --rescore out",
+            )
         teachers.check_teacher(job.against)
     if job.with_eccv:
         eccv.load_package()
@@ -201,9 +201,8 @@ def resolve(job: EvalJob) -> tuple[EvalOptions, Path | None]:
         folder = Path(job.model)
     if folder is not None:
         models.run_of(folder)  # an error before any work if the run's own run.json is damaged
-    for path in (folder, job.compute.features):
-        if path is not None:
-            files.check_output_folder(path)
+    for path in filter(None, (folder, job.compute.features)):
+        files.check_output_folder(path)
     if job.ranks is not None:
         check_copy(job.ranks, folder, MODEL_FILES if job.rerank is None else CASCADE_FILES)
         files.check_output_file(job.ranks)
@@ -284,7 +283,7 @@ def run_evaluation(
         return evaluation if folder is None else write_evaluation(folder, evaluation, measured, agreements)
 
 
-def _with_ndcg(measured: Measured, graded: Relevance) -> Measured:
+def _with_ndcg(measured: Measured, graded: relevance.Relevance) -> Measured:
     """The same with the nDCG@10 of all queries that have a relevant candidate."""
     changes: dict[str, Any] = {}
     ndcg = {}
@@ -296,7 +295,9 @@ def _with_ndcg(measured: Measured, graded: Relevance) -> Measured:
     return replace(measured, table=replace(measured.table, ndcg=ndcg), **changes)
 
 
-def _evaluate_pool(name: str, model: Model, against: Against, task: RankingTask, folder: Path | None) -> PoolEvaluation:
+def _evaluate_pool(
+    name: str, model: Model, against: teachers.Against, task: RankingTask, folder: Path | None
+) -> PoolEvaluation:
     started, corpus = time.perf_counter(), task.corpus
     agreements = teachers.agreement_of(model, against.teacher, task)
     evaluation = PoolEvaluation(
@@ -320,17 +321,20 @@ def run_vector_table(job: EvalJob, *, track: Track = silent, say: Say = unsaid) 
     """
     given = (job.codes, job.rerank, job.with_eccv, job.out, job.ranks, job.against, job.relevance)
     if given != ("float32", None, False, None, None, None, None):
-        message = "--vector-table measures all kinds of vectors of one model, and writes no file"
-        raise ConfigError(message, hint="leave all options of one evaluation out")
+        raise ConfigError(
+            "--vector-table measures all kinds of vectors of one model, and writes no file",
+            hint="leave all options of one evaluation out",
+        )
     options, _ = resolve(replace(job, dims=None, rescore=None))
-    widths = parse_widths(job.dims) or vectors.trained_widths(job.model)
+    widths = parse_widths(job.dims) or vectors.facts_of(job.model, "recipe").get("loss", {}).get("dims", ())
     corpus, protocol = _open_split(job, say)
     model = models.load(job.model, models.parse_overrides(job.model_sets), track)
     if model.kind != "dual":
         raise _no_vectors()
     forms = vectors.forms_of(model.embedding_dim, widths, job.rescore)
     task = RankingTask(corpus, replace(options, protocol=protocol), track)
-    ranked = rankers.rank_by_forms(rankers.embed(model, task, forms), forms, task)
+    embedded = rankers.embed(model, task, forms)
+    ranked = [rankers.rank_embedded(embedded, task, form) for form in forms]
     return {
         "model": job.model,
         **Evaluation.facts(corpus),
@@ -362,10 +366,10 @@ def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
         if (job.ranks, job.relevance) != (None, None):
             raise ConfigError(f"{where}, which has no ranks", hint="leave --ranks and --relevance out")
     if (job.against, job.relevance) != (None, None) and protocol.num_folds > 1:
-        message = (
-            f"--against and --relevance are for one gallery, and the protocol {protocol.name} has {protocol.num_folds}"
+        raise ConfigError(
+            f"--against and --relevance are for one gallery, and the protocol {protocol.name} has {protocol.num_folds}",
+            hint="add --protocol whole",
         )
-        raise ConfigError(message, hint="add --protocol whole")
     if (trained := _training_split(job.model, corpus)) is not None:
         say(
             f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other "

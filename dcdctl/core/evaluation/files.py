@@ -25,11 +25,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import build_document
-from dcdctl.core.data import Direction
+from dcdctl.core.data import Direction, Index
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.agreement import Agreements, QueryAgreement
 from dcdctl.core.evaluation.document import (
@@ -41,28 +40,28 @@ from dcdctl.core.evaluation.document import (
     Measured,
     PoolEvaluation,
 )
-from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, RankTable, is_positive
+from dcdctl.core.evaluation.ranking import NUM_TOP, RANKS_HINT, Flags, RankTable, Scores, is_positive
 
 Result = TypeVar("Result", Evaluation, PoolEvaluation)
 TABLES_HINT = "`dcdctl eval` writes the tables again"
 _RANKS = {
-    "direction": pa.string(),
-    "query": pa.int64(),
-    "image_id": pa.string(),
-    "caption_id": pa.int64(),
-    "rank": pa.int64(),
+    "direction": "string",
+    "query": "int64",
+    "image_id": "string",
+    "caption_id": "int64",
+    "rank": "int64",
 }
 AGREEMENT_COLUMNS = ("same_first", "ndcg", "spearman")
 """Of the MEASURES of `agreement`."""
-_OPTIONAL = {"caption": pa.string(), "score": pa.float32(), "ndcg": pa.float64()}
+_OPTIONAL = {"caption": "string", "score": "float32", "ndcg": "float64"}
 """Columns that a table of ranks by another program may lack: a comparison needs ranks alone."""
 _TOP = {
-    "direction": pa.string(),
-    "query": pa.int64(),
-    "place": pa.int16(),
-    "candidate": pa.int64(),
-    "score": pa.float32(),
-    "is_own": pa.bool_(),
+    "direction": "string",
+    "query": "int64",
+    "place": "int16",
+    "candidate": "int64",
+    "score": "float32",
+    "is_own": "bool",
 }
 
 
@@ -70,13 +69,13 @@ _TOP = {
 class TopCandidates:
     """The best candidates of every query of a direction, best first."""
 
-    candidate_QK: NDArray[np.int64]
+    candidate_QK: Index
     """Caption indices for text retrieval, image indices for image retrieval."""
-    score_QK: NDArray[np.float32]
-    is_positive_QK: NDArray[np.bool_]
+    score_QK: Scores
+    is_positive_QK: Flags
 
     @property
-    def hardest_negative_Q(self) -> NDArray[np.float32]:
+    def hardest_negative_Q(self) -> Scores:
         """The highest score among the negatives of each query; NaN if its first K candidates are all positives.
 
         >>> scores_QK, is_positive_QK = np.array([[3.0, 1.0]], np.float32), np.array([[True, False]])
@@ -124,8 +123,10 @@ class SavedEvaluation:
             if not name or not (self.folder / name).exists():
                 continue
             if name not in self.listed:
-                fault = f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it"
-                raise InputError(fault, hint=TABLES_HINT)
+                raise InputError(
+                    f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it",
+                    hint=TABLES_HINT,
+                )
             artifacts.check_files(self.folder, {name: self.listed[name]}, error=InputError, hint=TABLES_HINT)
         return read_ranks(self.ranks_file)
 
@@ -135,19 +136,18 @@ class SavedEvaluation:
         path = self.folder / self.names.top
         if self.table is None or not self.names.top or not path.exists():
             return {}
-        rows = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
-        rows_of = _by_direction(rows.sort_by([("query", "ascending"), ("place", "ascending")]))
+        table = _read(path, "a table of best candidates", _TOP, TABLES_HINT)
         return {
-            # Booleans are bits in Arrow, so they cannot be read without a copy.
             direction: TopCandidates(
+                # Booleans are bits in Arrow, so they cannot be read without a copy.
                 *(
-                    rows_of[direction][name]
-                    .to_numpy(zero_copy_only=False)
-                    .reshape(len(self.table.ranks(direction)), -1)
+                    rows[name].to_numpy(zero_copy_only=False).reshape(len(self.table.ranks(direction)), -1)
                     for name in ("candidate", "score", "is_own")
                 )
             )
-            for direction in Direction
+            for direction, rows in _by_direction(
+                table.sort_by([("query", "ascending"), ("place", "ascending")])
+            ).items()
         }
 
 
@@ -168,8 +168,8 @@ def read_pool(folder: Path) -> tuple[PoolEvaluation, Agreements] | None:
         return None
     evaluation, listed = _read_document(PoolEvaluation, folder / POOL_FILES.result)
     artifacts.check_files(folder, listed, error=InputError, hint=TABLES_HINT)
-    columns = {name: pa.float64() for name in AGREEMENT_COLUMNS}
-    columns = {"direction": pa.string(), "query": pa.int64(), "candidates": pa.int64(), **columns}
+    columns = {"direction": "string", "query": "int64", "candidates": "int64"}
+    columns |= dict.fromkeys(AGREEMENT_COLUMNS, "float64")
     table = _read(folder / POOL_FILES.agreement, "a table of agreement", columns, TABLES_HINT)
     by_direction = {
         direction: QueryAgreement(
@@ -212,7 +212,7 @@ def read_ranks(path: Path) -> RankTable:
 
 
 def _read(
-    path: Path, what: str, columns: dict[str, pa.DataType], hint: str, *, optional: dict[str, pa.DataType] | None = None
+    path: Path, what: str, columns: dict[str, str], hint: str, *, optional: dict[str, str] | None = None
 ) -> pa.Table:
     """The columns of a table, in this order, with those optional ones that it has. InputError for another file, and
     for a damaged one."""
@@ -260,10 +260,11 @@ def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
     evaluation."""
     for other in (MODEL_FILES, CASCADE_FILES):
         is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
-        if path.name == other.ranks and path.with_name(str(other.result)).exists() and not is_own:
+        document = path.with_name(other.result)
+        if path.name == other.ranks and document.exists() and not is_own:
             raise InputError(
-                f"{path.with_name(str(other.result))} belongs to the ranks in {path}, which --ranks would replace by "
-                "those of another evaluation",
+                f"{document} belongs to the ranks in {path}, which --ranks would replace by those of another "
+                "evaluation",
                 hint="name another file with --ranks",
             )
 
@@ -340,15 +341,16 @@ def _top_table(direction: Direction, measured: Measured) -> pd.DataFrame:
     ranking = measured.rankings.of(direction)
     top_QK = ranking.top_QK[:, :NUM_TOP]
     num_queries, k = top_QK.shape
-    columns = {
-        "direction": direction.value,
-        "query": np.repeat(np.arange(num_queries), k),
-        "place": np.tile(np.arange(1, k + 1, dtype=np.int16), num_queries),
-        "candidate": top_QK.ravel(),
-        "score": ranking.top_score_QK[:, :NUM_TOP].ravel().astype(np.float32),
-        "is_own": is_positive(direction, top_QK, measured.table.caption_image).ravel(),
-    }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(
+        {
+            "direction": direction.value,
+            "query": np.repeat(np.arange(num_queries), k),
+            "place": np.tile(np.arange(1, k + 1, dtype=np.int16), num_queries),
+            "candidate": top_QK.ravel(),
+            "score": ranking.top_score_QK[:, :NUM_TOP].ravel().astype(np.float32),
+            "is_own": is_positive(direction, top_QK, measured.table.caption_image).ravel(),
+        }
+    )
 
 
 def _write(path: Path, frames: list[pd.DataFrame]) -> None:

@@ -54,8 +54,9 @@ def open_split(folder: Path, split: str, name: str = "auto", max_images: int | N
     """
     first = f"first-{max_images}"
     if max_images is not None and name not in ("auto", first):
-        message = f"--max-images {max_images} is the protocol {first}, but the protocol {name} is given"
-        raise ConfigError(message, hint="leave one out")
+        raise ConfigError(
+            f"--max-images {max_images} is the protocol {first}, but the protocol {name} is given", hint="leave one out"
+        )
     # After the check of the options, because a corpus at a URL takes seconds to open.
     whole = Corpus.open(folder, split)
     if match := FIRST_N.fullmatch(name if max_images is None else first):

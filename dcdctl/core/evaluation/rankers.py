@@ -21,19 +21,17 @@ from functools import cached_property, partial
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.config import ASCENDING, NOT_EMPTY, at_least, check_fields
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, recall
 from dcdctl.core.evaluation.agreement import Lookup
-from dcdctl.core.evaluation.cascade import Shortlists
 from dcdctl.core.evaluation.document import Depth
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol, folds_of
-from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings
+from dcdctl.core.evaluation.ranking import NUM_TOP, Rankings, Scores
 from dcdctl.core.evaluation.ranks import RankCounter, checked_scores
 from dcdctl.core.evaluation.vector_form import FULL_VECTORS, VectorForm
 from dcdctl.core.evaluation.vectors import rank_vectors
@@ -90,7 +88,7 @@ class RankingTask:
     def folds(self) -> list[Fold]:
         return folds_of(self.corpus, self.options.protocol)
 
-    def image_T(self, fold: Fold) -> NDArray[np.int64]:
+    def image_T(self, fold: Fold) -> Index:
         """The image of each caption of a fold, counted from the fold's first image."""
         return self.corpus.caption_image[fold.texts.start : fold.texts.stop] - fold.images.start
 
@@ -100,8 +98,10 @@ def embed(model: DualEncoder, task: RankingTask, forms: Sequence[VectorForm] = (
     wide."""
     widest = max((form.dims for form in forms if form.dims is not None), default=None)
     if widest is not None and widest > model.embedding_dim:
-        message = f"--dims is {widest}, and the vectors of the model have {model.embedding_dim} numbers"
-        raise ConfigError(message, hint=f"at most --dims {model.embedding_dim}")
+        raise ConfigError(
+            f"--dims is {widest}, and the vectors of the model have {model.embedding_dim} numbers",
+            hint=f"at most --dims {model.embedding_dim}",
+        )
     compute = task.options.compute
     embedder = dual_embedder(model, compute.device)
     # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
@@ -112,13 +112,24 @@ def embed(model: DualEncoder, task: RankingTask, forms: Sequence[VectorForm] = (
     return embed_all(embedder, source, compute, normalize=False, track=task.track)
 
 
-def rank_by_forms(vectors: Vectors, forms: Sequence[VectorForm], task: RankingTask) -> list[list[Rankings]]:
-    """The rankings of each fold, for each form of vectors."""
-    return [_rank_embeddings(vectors, task, task.options.num_top, form) for form in forms]
+def rank_embedded(
+    vectors: Vectors, task: RankingTask, form: VectorForm = FULL_VECTORS, num_top: int = 0
+) -> list[Rankings]:
+    """The rankings of each fold by vectors in a form, with at least `num_top` candidates."""
+    return [
+        rank_vectors(
+            vectors.images_ID[fold.images.start : fold.images.stop],
+            vectors.texts_TD[fold.texts.start : fold.texts.stop],
+            task.image_T(fold),
+            form,
+            num_top=max(num_top, task.options.num_top),
+        )
+        for fold in task.folds
+    ]
 
 
 def rank_by_fusion(
-    scorer: FusionScorer, task: RankingTask, kept_IT: NDArray[np.float32] | None = None
+    scorer: FusionScorer, task: RankingTask, kept_IT: Scores | None = None
 ) -> tuple[list[Rankings], int]:
     """The rankings of each fold by the logits of all pairs, and the number of pairs.
 
@@ -165,9 +176,10 @@ def rank_by_cascade(
     depths, num_top = task.options.depths, task.options.num_top
     vectors = embed(model, task)
     # The result keeps `num_top` candidates, also at a smaller depth.
-    firsts = _rank_embeddings(vectors, task, max(depths[-1], num_top))
+    firsts = rank_embedded(vectors, task, num_top=depths[-1])
     shortlists = [
-        Shortlists(first, task.image_T(fold), depths[-1]) for first, fold in zip(firsts, task.folds, strict=True)
+        cascade.Shortlists(first, task.image_T(fold), depths[-1])
+        for first, fold in zip(firsts, task.folds, strict=True)
     ]
     num_pairs = sum(len(shortlist.pair_P) for shortlist in shortlists)
     open_fold = fold_scorers(scorer, task)
@@ -208,27 +220,12 @@ def rank_by_cascade(
     return ranked[-1], num_pairs, tuple(results)
 
 
-def _rank_embeddings(
-    vectors: Vectors, task: RankingTask, num_top: int, form: VectorForm = FULL_VECTORS
-) -> list[Rankings]:
-    return [
-        rank_vectors(
-            vectors.images_ID[fold.images.start : fold.images.stop],
-            vectors.texts_TD[fold.texts.start : fold.texts.stop],
-            task.image_T(fold),
-            form,
-            num_top=num_top,
-        )
-        for fold in task.folds
-    ]
-
-
 def _rank_all_pairs(
     scorer: PairScorer,
-    image_T: NDArray[np.int64],
+    image_T: Index,
     num_top: int,
     advance: Advance,
-    kept_IT: NDArray[np.float32] | None,
+    kept_IT: Scores | None,
 ) -> Rankings:
     positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
     counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, Index
 
+Scores = NDArray[np.float32]
+Values = NDArray[np.float64]
+"""Numbers of a statistic: measures of queries, sums of draws."""
+Flags = NDArray[np.bool_]
 NUM_TOP = 10
 """Candidates of each query that are kept: as far as R@10 looks."""
 NO_POSITION = int(np.iinfo(np.int64).max)
@@ -21,21 +25,21 @@ NO_POSITION = int(np.iinfo(np.int64).max)
 RANKS_HINT = "`dcdctl eval ... --ranks FILE` writes such a table"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ranking:
     """How a gallery was ranked for the queries of one direction."""
 
-    positions_QR: NDArray[np.int64]
+    positions_QR: Index
     """Positions of the query's positives, from 1, ascending; NO_POSITION if it has fewer positives than R."""
-    positive_score_Q: NDArray[np.float32]
+    positive_score_Q: Scores
     """Score of the best positive."""
-    top_QK: NDArray[np.int64]
+    top_QK: Index
     """The first candidates, best first, positives last among equal scores; K is smaller than asked for if the gallery
     is."""
-    top_score_QK: NDArray[np.float32]
+    top_score_QK: Scores
 
     @property
-    def ranks(self) -> NDArray[np.int64]:
+    def ranks(self) -> Index:
         """(Q,): position of the best positive."""
         return self.positions_QR[:, 0]
 
@@ -56,19 +60,19 @@ class RankTable:
     """The rank of every query of an evaluation, from 1, with the names of the queries; every image has a caption."""
 
     image_ids: tuple[str, ...]
-    caption_ids: NDArray[np.int64]
+    caption_ids: Index
     """(T,): the source's number of each caption."""
-    caption_image: NDArray[np.int64]
+    caption_image: Index
     """(T,): the image index of each caption."""
-    text_ranks: NDArray[np.int64]
+    text_ranks: Index
     """(I,): rank of each image's best positive caption."""
-    image_ranks: NDArray[np.int64]
+    image_ranks: Index
     """(T,): rank of each caption's image."""
     captions: tuple[str, ...] = ()
     """(T,): empty strings if the table of ranks has no captions; none if it was not read for them."""
-    scores: dict[Direction, NDArray[np.float32]] = field(default_factory=dict)
+    scores: dict[Direction, Scores] = field(default_factory=dict)
     """(Q,): score of each query's best positive, by direction; NaN if the table of ranks has no scores."""
-    ndcg: dict[Direction, NDArray[np.float64]] = field(default_factory=dict)
+    ndcg: dict[Direction, Values] = field(default_factory=dict)
     """(Q,): nDCG@10 by a file of relevance, from 0 to 1; NaN for queries without a relevant candidate. Empty if there
     was no file."""
 
@@ -85,12 +89,12 @@ class RankTable:
             {direction: rankings.of(direction).positive_score_Q for direction in Direction},
         )
 
-    def ranks(self, direction: Direction) -> NDArray[np.int64]:
+    def ranks(self, direction: Direction) -> Index:
         """(Q,): rank of each query of a direction."""
         return self.text_ranks if direction == Direction.TEXT else self.image_ranks
 
 
-def is_positive(direction: Direction, top_QK: NDArray[np.int64], image_T: NDArray[np.int64]) -> NDArray[np.bool_]:
+def is_positive(direction: Direction, top_QK: Index, image_T: Index) -> Flags:
     """(Q, K): whether each candidate is a positive of its query; `image_T` is the image of each caption."""
     if direction == Direction.TEXT:
         return image_T[top_QK] == np.arange(len(top_QK))[:, None]

@@ -19,16 +19,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Direction
+from dcdctl.core.data import Direction, Index
 from dcdctl.core.errors import ModelError
-from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Ranking, Rankings, is_positive
+from dcdctl.core.evaluation.ranking import NO_POSITION, NUM_TOP, Flags, Ranking, Rankings, Scores, is_positive
 from dcdctl.core.evaluation.tops import ColumnTops, RowTops, Waiting
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
@@ -51,8 +50,8 @@ class RankCounter:
 
     def __init__(
         self,
-        positive_T: NDArray[np.float32],
-        caption_image: NDArray[np.int64],
+        positive_T: Scores,
+        caption_image: Index,
         *,
         num_top: int = NUM_TOP,
         margin: float = 0.0,
@@ -76,16 +75,16 @@ class RankCounter:
         self._top_images_T = ColumnTops(len(positive_T), min(num_top, len(counts_I)))
         self._num_counted = 0
 
-    def add(self, scores_IT: NDArray[np.float32], first_image: int = 0, first_text: int = 0) -> None:
+    def add(self, scores_IT: Scores, first_image: int = 0, first_text: int = 0) -> None:
         """Count a block that starts at this image and caption; ModelError if a score is NaN or infinite."""
         self.merge(self.count(scores_IT, first_image, first_text, self.kth_best_T))
 
     def count(
         self,
-        scores_IT: NDArray[np.float32],
+        scores_IT: Scores,
         first_image: int,
         first_text: int,
-        kth_best_T: NDArray[np.float32],
+        kth_best_T: Scores,
     ) -> BlockCounts:
         """What `merge` needs of a block, whose scores may then be overwritten; several threads may count blocks at the
         same time.
@@ -126,7 +125,7 @@ class RankCounter:
         self._num_counted += len(block.above_IR) * len(block.above_T)
 
     @property
-    def kth_best_T(self) -> NDArray[np.float32]:
+    def kth_best_T(self) -> Scores:
         """(T,): scores that an image must exceed to be among the first of a caption, so far; -inf without enough
         images."""
         return self._top_images_T.kth_best_Q
@@ -157,9 +156,9 @@ class BlockCounts:
 
     images: slice
     texts: slice
-    above_IR: NDArray[np.int64]
+    above_IR: Index
     """Candidates at or above each positive of the block's images, without other positives."""
-    above_T: NDArray[np.int64]
+    above_T: Index
     score_IK: Tensor
     text_IK: Tensor
     """The first captions of each image, in the block."""
@@ -168,7 +167,7 @@ class BlockCounts:
 
 
 def rank_embeddings(
-    image_ID: Tensor, text_TD: Tensor, caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP, block: int = BLOCK
+    image_ID: Tensor, text_TD: Tensor, caption_image: Index, *, num_top: int = NUM_TOP, block: int = BLOCK
 ) -> Rankings:
     """Rankings by inner product of unit vectors, `block` images at a time."""
     image_ID, text_TD = finite_vectors(image_ID), finite_vectors(text_TD)
@@ -197,7 +196,7 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
     num_ahead = min(num_threads, MOST_THREADS)
     memory = threading.local()
 
-    def counted(image: int, number: int, kth_best_T: NDArray[np.float32]) -> BlockCounts:
+    def counted(image: int, number: int, kth_best_T: Scores) -> BlockCounts:
         images, texts = image_ID[image : image + block], texts_BD[number]
         if not hasattr(memory, "scores"):
             memory.scores = image_ID.new_empty(min(block, len(image_ID)) * len(texts_BD[0]))
@@ -222,8 +221,8 @@ def _count_in_threads(counter: RankCounter, image_ID: Tensor, text_TD: Tensor, b
 
 def rerank(
     first: Ranking,
-    scores_QK: NDArray[np.float32],
-    is_positive_QK: NDArray[np.bool_],
+    scores_QK: Scores,
+    is_positive_QK: Flags,
     depth: int,
     *,
     margin: float = 0.0,
@@ -260,52 +259,45 @@ def rerank(
         positions_QR[:, nth] = np.where(score_Q > -np.inf, before_Q + nth + 1, positions_QR[:, nth])
     if within_QR.shape[1]:
         positive_score_Q = np.where(within_QR[:, 0] > -np.inf, within_QR[:, 0], first.positive_score_Q)
-    # The last key sorts first: by score, and positives after other candidates with the same score.
-    order_QD = np.lexsort((is_positive_QD, -scores_QD), axis=1)
-    top_QD = np.take_along_axis(first.top_QK[:, :depth], order_QD, axis=1)
-    top_score_QD = np.take_along_axis(scores_QD, order_QD, axis=1)
-    return Ranking(
-        positions_QR=positions_QR,
-        positive_score_Q=positive_score_Q,
-        top_QK=np.concatenate([top_QD, first.top_QK[:, depth:]], axis=1)[:, :num_top],
-        top_score_QK=np.concatenate([top_score_QD, first.top_score_QK[:, depth:]], axis=1)[:, :num_top],
+    ordered = _ranking(positions_QR, positive_score_Q, first.top_QK[:, :depth], scores_QD, is_positive_QD)
+    return replace(
+        ordered,
+        top_QK=np.concatenate([ordered.top_QK, first.top_QK[:, depth:]], axis=1)[:, :num_top],
+        top_score_QK=np.concatenate([ordered.top_score_QK, first.top_score_QK[:, depth:]], axis=1)[:, :num_top],
     )
 
 
 def concatenate(rankings: Sequence[Ranking], offsets: Sequence[int]) -> Ranking:
     """The rankings of several galleries as one; gallery i starts at index `offsets[i]` of the joint gallery."""
     # Galleries may differ in size, and rows of one array may not.
-    most, k = (
-        max(ranking.positions_QR.shape[1] for ranking in rankings),
-        min(ranking.top_QK.shape[1] for ranking in rankings),
-    )
-    padded = [
-        np.pad(ranking.positions_QR, ((0, 0), (0, most - ranking.positions_QR.shape[1])), constant_values=NO_POSITION)
-        for ranking in rankings
+    widths = [ranking.positions_QR.shape[1] for ranking in rankings]
+    k = min(ranking.top_QK.shape[1] for ranking in rankings)
+    parts = [
+        (
+            np.pad(ranking.positions_QR, ((0, 0), (0, max(widths) - width)), constant_values=NO_POSITION),
+            ranking.positive_score_Q,
+            ranking.top_QK[:, :k] + offset,
+            ranking.top_score_QK[:, :k],
+        )
+        for ranking, width, offset in zip(rankings, widths, offsets, strict=True)
     ]
-    return Ranking(
-        positions_QR=np.concatenate(padded),
-        positive_score_Q=np.concatenate([ranking.positive_score_Q for ranking in rankings]),
-        top_QK=np.concatenate(
-            [ranking.top_QK[:, :k] + offset for ranking, offset in zip(rankings, offsets, strict=True)]
-        ),
-        top_score_QK=np.concatenate([ranking.top_score_QK[:, :k] for ranking in rankings]),
-    )
+    return Ranking(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def tie_thresholds(scores: NDArray[np.float32], margin: float) -> NDArray[np.float32]:
+def tie_thresholds(scores: Scores, margin: float) -> Scores:
     """The lowest scores that tie with positives of these scores."""
     # Rounding errors grow with the magnitude of a score; below 1 the margin is absolute.
     return (scores - margin * np.maximum(np.abs(scores), 1)).astype(np.float32) if margin else scores
 
 
 def _ranking(
-    positions_QR: NDArray[np.int64],
-    positive_score_Q: NDArray[np.float32],
-    top_QK: NDArray[np.int64],
-    score_QK: NDArray[np.float32],
-    is_positive_QK: NDArray[np.bool_],
+    positions_QR: Index,
+    positive_score_Q: Scores,
+    top_QK: Index,
+    score_QK: Scores,
+    is_positive_QK: Flags,
 ) -> Ranking:
+    # The last key sorts first: by score, and positives after other candidates with the same score.
     order_QK = np.lexsort((is_positive_QK, -score_QK), axis=1)
     return Ranking(
         positions_QR=positions_QR,
@@ -315,7 +307,7 @@ def _ranking(
     )
 
 
-def _count_in_columns(is_above: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _count_in_columns(is_above: Flags) -> Index:
     """Number of True entries in each column. Sums of bytes are an order of magnitude faster than sums of int64."""
     blocks = (is_above[start : start + UINT8_ROWS].view(np.uint8) for start in range(0, len(is_above), UINT8_ROWS))
     return sum(
@@ -324,7 +316,7 @@ def _count_in_columns(is_above: NDArray[np.bool_]) -> NDArray[np.int64]:
     )
 
 
-def checked_scores(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def checked_scores(scores: Scores) -> Scores:
     """The scores as contiguous float32; ModelError if one is NaN or infinite."""
     # NaN and infinity reach the minimum or the maximum, which need no mask as large as the block.
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):

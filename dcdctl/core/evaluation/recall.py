@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction
-from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings
+from dcdctl.core.data import Direction, Index
+from dcdctl.core.evaluation.ranking import NO_POSITION, Ranking, Rankings, Values
 
 KS = (1, 5, 10)
 """The K of Recall@K that papers on image-text retrieval report."""
@@ -39,7 +38,7 @@ def on_front(rsums: Sequence[float], times_ms: Sequence[float]) -> list[bool]:
     ]
 
 
-def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
+def recall_at_k(ranks: Index | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
     """Recall@K for each K: the percentage of queries whose best positive has a rank of at most K.
 
     >>> recall_at_k([1, 2, 7, 30])
@@ -48,7 +47,7 @@ def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS
     return {f"R@{k}": 100 * int(np.count_nonzero(np.asarray(ranks) <= k)) / len(ranks) for k in ks}
 
 
-def average_precision_at_r(positions_QR: NDArray[np.int64]) -> NDArray[np.float64]:
+def average_precision_at_r(positions_QR: Index) -> Values:
     """AP@R of each query, in [0, 1] (Musgrave et al. 2020).
 
     R is the number of positives of the query. AP@R sums, over the positives among the first R candidates, the share of

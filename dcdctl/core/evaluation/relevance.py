@@ -4,7 +4,7 @@ The gain of a candidate is its relevance itself, as in trec_eval (not 2^relevanc
 does not name. A gain is divided by log2(1 + position), and their sum over the first ten candidates by that of the best
 order (Järvelin & Kekäläinen 2002). Among equal scores the least relevant candidate comes first.
 
-Shape letters: P pairs, T texts, B rows of a batch, Q queries, K candidates.
+Shape letters: P pairs, T texts, R rows of a file, B rows of a batch, Q queries, K candidates.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus, Direction, Index
 from dcdctl.core.errors import NUM_EXAMPLES, Faults, InputError
 from dcdctl.core.evaluation.agreement import DEPTH, DISCOUNTS
-from dcdctl.core.evaluation.ranking import Ranking
+from dcdctl.core.evaluation.ranking import Ranking, Values
 from dcdctl.core.teacher import READERS, RowNames, read_batches
 
 NUM_TOP = DEPTH + 1
@@ -32,9 +31,9 @@ class Relevance:
     num_texts: int
     key_P: Index
     """Image times the number of captions, plus caption; ascending."""
-    gain_P: NDArray[np.float64]
+    gain_P: Values
 
-    def ndcg(self, direction: Direction, ranking: Ranking, gallery: int) -> NDArray[np.float64]:
+    def ndcg(self, direction: Direction, ranking: Ranking, gallery: int) -> Values:
         """(Q,): nDCG@10 of each query, from its first NUM_TOP candidates; NaN for a query without a relevant one."""
         top_QK, score_QK = ranking.top_QK, ranking.top_score_QK
         images, texts = direction.query_first(np.arange(len(top_QK))[:, None], top_QK)
@@ -81,17 +80,17 @@ def read_relevance(path: Path, corpus: Corpus) -> Relevance:
             ("relevances that are no number of at least 0", ~np.isfinite(gain_B) | (gain_B < 0)),
         ):
             rows = np.flatnonzero(is_wrong)
-            faults.add(kind, [str(batch.slice(row, 1).to_pylist()[0]) for row in rows[:NUM_EXAMPLES]], len(rows))
+            faults.add(kind, list(map(str, batch.take(rows[:NUM_EXAMPLES]).to_pylist())), len(rows))
         keys.append(image_B * num_texts + text_B)
         gains.append(gain_B)
     faults.check()
     key_P, first_P, pair_P = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
-    gain_P = np.concatenate(gains)
-    rows = np.flatnonzero(gain_P[first_P][pair_P] != gain_P)
-    examples = [f"{gain_P[first_P][pair_P][row]:g} and {gain_P[row]:g}" for row in rows[:NUM_EXAMPLES].tolist()]
+    gain_R = np.concatenate(gains)
+    gain_P = gain_R[first_P]
+    rows = np.flatnonzero(gain_P[pair_P] != gain_R)
+    examples = [f"{gain_P[pair_P[row]]:g} and {gain_R[row]:g}" for row in rows[:NUM_EXAMPLES]]
     faults.add("rows of pairs with two relevances", examples, len(rows))
     faults.check()
-    gain_P = gain_P[first_P]
     images, texts = np.divmod(key_P, num_texts)
     kept = (images < corpus.num_images) & (texts < corpus.num_captions) & (gain_P > 0)
     if not kept.any():

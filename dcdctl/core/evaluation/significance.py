@@ -31,15 +31,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcdctl.core.data import Direction
+from dcdctl.core.data import Direction, Index
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation.agreement import NDCG, NDCG_NAME, Agreements
 from dcdctl.core.evaluation.bootstrap import MIN_RUNS, bootstrap_sums, sign_flip_test, welch_test
-from dcdctl.core.evaluation.ranking import RankTable
+from dcdctl.core.evaluation.ranking import RankTable, Values
 from dcdctl.core.evaluation.recall import KS, RECALL_NAMES, recall_at_k, rsum
 
+Runs = Sequence[RankTable]
+"""The ranks of a system, from each of its runs."""
 LEVEL = 0.95
 """Share of the draws within an interval."""
 RECIPROCAL_RANK = "MRR"
@@ -82,6 +83,11 @@ class Estimates:
 
     def of(self, direction: Direction) -> dict[str, Estimate]:
         return self.text_retrieval if direction == Direction.TEXT else self.image_retrieval
+
+    def with_ndcg(self, direction: Direction, estimate: Estimate) -> Estimates:
+        """The same with nDCG@10 among the measures of a direction."""
+        changed: dict[str, Any] = {direction.key: {**self.of(direction), NDCG_NAME: estimate}}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +156,8 @@ class AgreementComparison(RunTest):
 
 
 def compare_ranks(
-    ours: Sequence[RankTable],
-    base: Sequence[RankTable],
+    ours: Runs,
+    base: Runs,
     *,
     resamples: int = 10_000,
     seed: int = 0,
@@ -172,8 +178,8 @@ def compare_ranks(
 
 
 def compare_all(
-    systems: Mapping[str, Sequence[RankTable]],
-    base: Sequence[RankTable],
+    systems: Mapping[str, Runs],
+    base: Runs,
     *,
     resamples: int = 10_000,
     seed: int = 0,
@@ -190,30 +196,25 @@ def compare_all(
     ]
 
 
-def bootstrap(tables: Sequence[RankTable], *, resamples: int = 10_000, seed: int = 0) -> Estimates:
+def bootstrap(tables: Runs, *, resamples: int = 10_000, seed: int = 0) -> Estimates:
     """The recalls of one system, averaged over its runs. Raises what `compare_ranks` raises."""
     estimates = _system_estimates(_draw({"this system": tables}, resamples, seed), 0)
-    by_direction: dict[str, Any] = {
-        direction.key: {**estimates.of(direction), NDCG_NAME: estimate_means(100 * ndcg_Q1, unit_Q, resamples, seed)[0]}
-        for direction, ndcg_Q1, unit_Q in _graded([tables])
-    }
-    return replace(estimates, **by_direction)
+    for direction, ndcg_Q1, image_Q in _graded([tables]):
+        (estimate,) = estimate_means(100 * ndcg_Q1, image_Q, resamples, seed)
+        estimates = estimates.with_ndcg(direction, estimate)
+    return estimates
 
 
-def estimate_means(
-    values_QM: NDArray[np.float64], unit_Q: NDArray[np.int64], resamples: int, seed: int
-) -> list[Estimate]:
+def estimate_means(values_QM: Values, unit_Q: Index, resamples: int, seed: int) -> list[Estimate]:
     """The means of columns over queries, with intervals from draws of units: the queries of one unit, such as the
     captions of an image, are drawn together."""
     return _with_intervals(np.vstack([values_QM.mean(axis=0), _drawn_means(values_QM, unit_Q, resamples, seed)]))
 
 
-def compare_means(
-    ours_Q: NDArray[np.float64], base_Q: NDArray[np.float64], unit_Q: NDArray[np.int64], resamples: int, seed: int
-) -> MeanTest:
+def compare_means(ours_Q: Values, base_Q: Values, unit_Q: Index, resamples: int, seed: int) -> MeanTest:
     """Whether a mean over queries differs between two systems, from their values of each query."""
     # Whole numbers, so that sums are exact: a draw without a difference gives exactly zero.
-    difference_Q: NDArray[np.float64] = np.round((ours_Q - base_Q) * WHOLE)
+    difference_Q: Values = np.round((ours_Q - base_Q) * WHOLE)
     drawn_R = _drawn_means(difference_Q[:, None], unit_Q, resamples, seed)[:, 0]
     by_unit = np.bincount(np.unique(unit_Q, return_inverse=True)[1], difference_Q).astype(np.float64)
     return MeanTest(**_tests(drawn_R, by_unit, seed))
@@ -235,9 +236,7 @@ def compare_agreements(
     runs_S = len(ours), len(base)
     means, shares = [], []
     for number, direction in enumerate(ours[0].by_direction):
-        ndcg_QN = 100 * np.column_stack(
-            [agreements.by_direction[direction].measures_QM[:, NDCG] for agreements in (*ours, *base)]
-        )
+        ndcg_QN = 100 * np.column_stack([run.by_direction[direction].measures_QM[:, NDCG] for run in (*ours, *base)])
         drawn_RN = _drawn_means(ndcg_QN, np.arange(len(ndcg_QN)), resamples, seed + number)
         means.append(np.vstack([ndcg_QN.mean(axis=0), drawn_RN]))
         ours_Q, base_Q = (side.mean(axis=1) for side in np.split(ndcg_QN, [len(ours)], axis=1))
@@ -259,9 +258,7 @@ def compare_agreements(
     )
 
 
-def _drawn_means(
-    values_QM: NDArray[np.float64], unit_Q: NDArray[np.int64], resamples: int, seed: int
-) -> NDArray[np.float64]:
+def _drawn_means(values_QM: Values, unit_Q: Index, resamples: int, seed: int) -> Values:
     """(R, M): the means of the columns over the queries of each draw of units."""
     index_Q = np.unique(unit_Q, return_inverse=True)[1]
     columns_UC = np.zeros((index_Q.max() + 1, values_QM.shape[1] + 1))
@@ -271,8 +268,8 @@ def _drawn_means(
 
 
 def _graded(
-    systems: Sequence[Sequence[RankTable]],
-) -> Iterator[tuple[Direction, NDArray[np.float64], NDArray[np.int64]]]:
+    systems: Sequence[Runs],
+) -> Iterator[tuple[Direction, Values, Index]]:
     """Each direction in which all runs have the nDCG of the same queries: (Q, S) of these queries, averaged over runs,
     and the image of each."""
     first = systems[0][0]
@@ -286,17 +283,15 @@ def _graded(
             yield direction, ndcg_QS[is_graded_Q], image_Q[is_graded_Q]
 
 
-def _with_ndcg(
-    comparison: RankComparison, ours: Sequence[RankTable], base: Sequence[RankTable], resamples: int, seed: int
-) -> RankComparison:
+def _with_ndcg(comparison: RankComparison, ours: Runs, base: Runs, resamples: int, seed: int) -> RankComparison:
     sides: dict[str, Any] = {"ours": comparison.ours, "base": comparison.base, "difference": comparison.difference}
     tests = {}
     for direction, ndcg_QS, image_Q in _graded([ours, base]):
-        values_QM = 100 * np.column_stack([ndcg_QS, ndcg_QS[:, 0] - ndcg_QS[:, 1]])
+        ours_Q, base_Q = ndcg_QS.T
+        values_QM = 100 * np.column_stack([ours_Q, base_Q, ours_Q - base_Q])
         for name, estimate in zip(sides, estimate_means(values_QM, image_Q, resamples, seed), strict=True):
-            graded = {**sides[name].of(direction), NDCG_NAME: estimate}
-            sides[name] = replace(sides[name], **{direction.key: graded})
-        tests[direction.key] = compare_means(ndcg_QS[:, 0], ndcg_QS[:, 1], image_Q, resamples, seed)
+            sides[name] = sides[name].with_ndcg(direction, estimate)
+        tests[direction.key] = compare_means(ours_Q, base_Q, image_Q, resamples, seed)
     return replace(comparison, **sides, ndcg_tests=tests)
 
 
@@ -328,34 +323,36 @@ def _queries(table: RankTable) -> list[str]:
 class _Draws:
     """All systems on the same draws."""
 
-    columns_SIC: NDArray[np.float64]
+    columns_SIC: Values
     """Hits and reciprocal ranks of each image, summed over runs, and for image retrieval over its captions."""
-    sums_RSC: NDArray[np.float64]
+    sums_RSC: Values
     """The columns, summed over the images of each draw."""
-    captions_R1: NDArray[np.float64]
+    captions_R1: Values
     """Number of captions of each draw."""
-    taken_RS: NDArray[np.float64]
+    taken_RS: Values
     """Number of runs of each system that a draw takes, a run that is taken twice counted twice; first all runs."""
-    rsums_S: tuple[tuple[float, ...], ...]
+    rsums_S: list[tuple[float, ...]]
     """RSUM of each run."""
 
 
-def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
+def _draw(systems: Mapping[str, Runs], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
     if draw_seeds and (few := [name for name, tables in systems.items() if len(tables) < MIN_DRAWN_SEEDS]):
-        hint = "name the runs of each seed, separated by commas, or leave --draw-seeds out"
-        raise InputError(f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more", hint=hint)
-    check_queries(
-        {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
-    )
-    runs_S = tuple(map(len, systems.values()))
+        raise InputError(
+            f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more",
+            hint="name the runs of each seed, separated by commas, or leave --draw-seeds out",
+        )
+    named = {f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)}
+    check_queries(named)
+    runs_S = [len(tables) for tables in systems.values()]
     # Summed over runs, not averaged: sums of hits stay whole numbers.
     columns_SIC = np.stack([_columns(tables) for tables in systems.values()])
-    num_captions_I = np.bincount(next(iter(systems.values()))[0].caption_image)
+    num_captions_I = np.bincount(next(iter(named.values())).caption_image)
     # Runs that are drawn apart need sums apart.
-    apart = [_columns([table]) for tables in systems.values() for table in tables] if draw_seeds else list(columns_SIC)
+    apart = [_columns([table]) for table in named.values()] if draw_seeds else list(columns_SIC)
     drawn_RC = bootstrap_sums(np.column_stack([*apart, num_captions_I]), resamples, seed)
     drawn_RSC = drawn_RC[:, :-1].reshape(resamples, len(apart), -1)
-    taken_RS = np.broadcast_to(np.array(runs_S, dtype=np.float64), (resamples, len(runs_S)))
+    all_S = np.array(runs_S, dtype=np.float64)
+    taken_RS = np.broadcast_to(all_S, (resamples, len(runs_S)))
     if draw_seeds:
         taken_RSN = _drawn_runs(runs_S, resamples, seed)
         drawn_RSC, taken_RS = np.einsum("rsn,rnc->rsc", taken_RSN, drawn_RSC), taken_RSN.sum(axis=2)
@@ -363,15 +360,15 @@ def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int,
         columns_SIC,
         np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
         np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
-        np.vstack([np.array(runs_S, dtype=np.float64), taken_RS]),
-        tuple(
+        np.vstack([all_S, taken_RS]),
+        [
             tuple(rsum(recall_at_k(table.text_ranks), recall_at_k(table.image_ranks)) for table in tables)
             for tables in systems.values()
-        ),
+        ],
     )
 
 
-def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> NDArray[np.float64]:
+def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> Values:
     """(R, S, N): how often each draw takes each run of each system; N counts the runs of all systems, and those of
     others are 0."""
     taken_RSN, first = np.zeros((resamples, len(runs_S), sum(runs_S))), 0
@@ -386,7 +383,7 @@ def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> NDArray[np.
     return taken_RSN
 
 
-def _columns(tables: Sequence[RankTable]) -> NDArray[np.float64]:
+def _columns(tables: Runs) -> Values:
     """(I, C): hits and reciprocal ranks of each image, summed over tables."""
     text_IC, image_IC = np.zeros((2, len(tables[0].image_ids), len(KS) + 1))
     for table in tables:
@@ -396,7 +393,7 @@ def _columns(tables: Sequence[RankTable]) -> NDArray[np.float64]:
     return np.hstack([text_IC, image_IC])
 
 
-def _hits_and_reciprocals(rank_Q: NDArray[np.int64]) -> NDArray[np.float64]:
+def _hits_and_reciprocals(rank_Q: Index) -> Values:
     return np.column_stack([rank_Q[:, None] <= KS, 1 / rank_Q])
 
 
@@ -423,7 +420,7 @@ def _against_base(draws: _Draws, system: int, seed: int) -> RankComparison:
     )
 
 
-def _tests(difference_R: NDArray[np.float64], difference_U: NDArray[np.float64], seed: int) -> dict[str, Any]:
+def _tests(difference_R: Values, difference_U: Values, seed: int) -> dict[str, Any]:
     """The fields of a `MeanTest`, from the difference of each draw and each unit's share of the difference."""
     num_rarer = int(min(np.count_nonzero(difference_R <= 0), np.count_nonzero(difference_R >= 0)))
     sign_flip_p_value, is_exact = sign_flip_test(difference_U, len(difference_R), seed)
@@ -434,7 +431,7 @@ def _tests(difference_R: NDArray[np.float64], difference_U: NDArray[np.float64],
     }
 
 
-def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[np.float64]) -> NDArray[np.float64]:
+def _percents(sums_RC: Values, draws: _Draws, num_runs_R: Values) -> Values:
     """(R, C + 1): the columns as means over queries, and RSUM, in percent, from sums over `num_runs_R` runs."""
     num_images = draws.columns_SIC.shape[1]
     text_RC, image_RC = np.hsplit(sums_RC, 2)
@@ -443,19 +440,18 @@ def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[n
     return (100 / num_runs_R)[:, None] * np.column_stack([text_RC / num_images, image_RC / draws.captions_R1, rsum_R])
 
 
-def _with_intervals(values_RC: NDArray[np.float64]) -> list[Estimate]:
+def _with_intervals(values_RC: Values) -> list[Estimate]:
     """The first row of each column, with the interval of the draws in the other rows."""
     bounds_2C = np.quantile(values_RC[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     columns = np.vstack([values_RC[0], bounds_2C]).T.tolist()
     return [Estimate(value, Interval(*bounds)) for value, *bounds in columns]
 
 
-def _estimates(percents_RC: NDArray[np.float64]) -> Estimates:
+def _estimates(percents_RC: Values) -> Estimates:
     *columns, rsum = _with_intervals(percents_RC)
     names = (*RECALL_NAMES, RECIPROCAL_RANK)
-    text, image = columns[: len(names)], columns[len(names) :]
     return Estimates(
         rsum=rsum,
-        text_retrieval=dict(zip(names, text, strict=True)),
-        image_retrieval=dict(zip(names, image, strict=True)),
+        text_retrieval=dict(zip(names, columns, strict=False)),
+        image_retrieval=dict(zip(names, columns[len(names) :], strict=True)),
     )

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from dcdctl.core.data import Index
+from dcdctl.core.evaluation.ranking import Scores
 
 MOST_WAITING = 4
 """Candidates of a block that wait, in multiples of the number that is kept."""
-Waiting = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+Waiting = tuple[Index, Scores, Index]
 """Query, score and index of each candidate."""
 
 
@@ -33,7 +35,7 @@ class RowTops:
         self._score_QK[queries], kept = score.topk(self.k, dim=1)
         self._index_QK[queries] = index.gather(1, kept)
 
-    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def sorted(self) -> tuple[Index, Scores]:
         """Indices and scores, best first."""
         return self._index_QK.numpy(), self._score_QK.numpy()
 
@@ -52,9 +54,7 @@ class ColumnTops:
         self.kth_best_Q = self._score_QK[:, -1]
         """The K-th best score of each query when candidates were last sorted in."""
 
-    def candidates(
-        self, scores_GQ: NDArray[np.float32], first: int, queries: slice, above_Q: NDArray[np.float32]
-    ) -> Waiting:
+    def candidates(self, scores_GQ: Scores, first: int, queries: slice, above_Q: Scores) -> Waiting:
         """The scores of a block above a threshold of each query; without thresholds, those that may be among the first
         K of the block."""
         k = self._score_QK.shape[1]
@@ -79,7 +79,7 @@ class ColumnTops:
         if sum(len(query) for query, _, _ in self._waiting) > self._score_QK.size:
             self._sort_in()
 
-    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def sorted(self) -> tuple[Index, Scores]:
         """Indices and scores, best first."""
         self._sort_in()
         return self._index_QK, self._score_QK

@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.config import to_table
+from dcdctl.core.data import Index
 from dcdctl.core.evaluation import ranks, recall
 from dcdctl.core.evaluation.cascade import Shortlists
-from dcdctl.core.evaluation.ranking import Rankings
-from dcdctl.core.evaluation.ranks import COSINE_ROUNDING
+from dcdctl.core.evaluation.ranking import Rankings, Scores
 from dcdctl.core.evaluation.vector_form import VectorForm
 from dcdctl.core.scoring import VectorKind, bytes_per_vector, decoded
 
@@ -36,9 +34,7 @@ RESCORED = 50
 """Candidates of a table that are scored again, unless the user sets a number: as many as an index takes."""
 
 
-def rank_vectors(
-    image_ID: Tensor, text_TD: Tensor, image_T: NDArray[np.int64], form: VectorForm, *, num_top: int
-) -> Rankings:
+def rank_vectors(image_ID: Tensor, text_TD: Tensor, image_T: Index, form: VectorForm, *, num_top: int) -> Rankings:
     """The rankings of a gallery by vectors in a form; `image_T` is the image of each caption.
 
     A positive that ties with the last of the N candidates that are scored again counts as not among them.
@@ -57,19 +53,17 @@ def rank_vectors(
     # As a cascade: both order a shortlist again and count ties in the same way.
     shortlists = Shortlists(first, image_T, form.rescore)
     return shortlists.rerank(
-        _cosines(image_ID, text_TD, *shortlists.pairs), form.rescore, num_top=num_top, margin=COSINE_ROUNDING
+        _cosines(image_ID, text_TD, *shortlists.pairs), form.rescore, num_top=num_top, margin=ranks.COSINE_ROUNDING
     )
 
 
-def _cosines(
-    image_ID: Tensor, text_TD: Tensor, image_P: NDArray[np.int64], text_P: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def _cosines(image_ID: Tensor, text_TD: Tensor, image_P: Index, text_P: Index) -> Scores:
     image_ix, text_ix = (torch.from_numpy(ix).to(image_ID.device).split(PAIRS_AT_A_TIME) for ix in (image_P, text_P))
     products = [
         (image_ID[image].float() * text_TD[text].float()).sum(dim=1)
         for image, text in zip(image_ix, text_ix, strict=True)
     ]
-    cosines: NDArray[np.float32] = torch.cat(products).cpu().numpy()
+    cosines: Scores = torch.cat(products).cpu().numpy()
     return cosines
 
 
@@ -77,15 +71,7 @@ def facts_of(ref: str, part: str) -> dict[str, Any]:
     """The recipe or the inputs in the run.json of a run; empty for other models, which do not say what they were
     trained on."""
     path = Path(ref, "run.json")
-    facts: dict[str, Any] = artifacts.read_document(path, hint="restore it") if path.exists() else {}
-    part_of_facts: dict[str, Any] = facts.get(part, {})
-    return part_of_facts
-
-
-def trained_widths(ref: str) -> tuple[int, ...]:
-    """`loss.dims` of the recipe of a run; empty for other models, and for a run that was trained for the full width
-    alone."""
-    return tuple(facts_of(ref, "recipe").get("loss", {}).get("dims", ()))
+    return dict(artifacts.read_document(path, hint="restore it").get(part, {})) if path.exists() else {}
 
 
 def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[VectorForm]:
@@ -95,16 +81,16 @@ def forms_of(width: int, dims: Sequence[int], rescore: int | None) -> list[Vecto
     >>> [form.dims for form in forms_of(256, (), None)][::4]
     [32, 64, 128, 256]
     """
-    widths = sorted(
-        {*(dims or (width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings)), width}
-    )
-    kinds: tuple[tuple[VectorKind, int | None], ...] = (
-        ("float32", None),
-        ("int8", None),
-        ("binary", None),
-        ("binary", rescore or RESCORED),
-    )
-    return [VectorForm(dims=each, kind=kind, rescore=count) for each in widths for kind, count in kinds]
+    widths = {*(dims or (width >> halvings for halvings in range(NUM_HALVINGS + 1) if width >> halvings)), width}
+    kinds: list[VectorKind] = ["float32", "int8", "binary"]
+    return [
+        form
+        for each in sorted(widths)
+        for form in (
+            *(VectorForm(dims=each, kind=kind) for kind in kinds),
+            VectorForm(dims=each, kind="binary", rescore=rescore or RESCORED),
+        )
+    ]
 
 
 def table_rows(forms: Sequence[VectorForm], ranked: Sequence[Sequence[Rankings]]) -> list[dict[str, Any]]:
